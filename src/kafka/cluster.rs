@@ -1,0 +1,269 @@
+//! The cluster as this client knows it: brokers, topics and their leaders, coordinators of groups.
+//!
+//! A shared cache and the way to a connection; it holds no open connections of its users and starts no thread. What it
+//! knows can be stale at any time: whoever is told so by a broker ([`Retry::RefreshMetadata`](super::error::Retry)), or loses a connection,
+//! calls [`Cluster::refresh`] or [`Cluster::forget`] and asks again. Called by producer, reader, share consumer and admin.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
+use kafka_protocol::messages::{FindCoordinatorRequest, MetadataRequest, MetadataResponse, TopicName};
+use kafka_protocol::protocol::{Request, StrBytes};
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::address::BrokerAddress;
+use super::connection::{ClientOptions, Connection};
+use super::error::{ErrorCode, KafkaError, Result, Retry};
+
+/// One topic of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topic {
+    /// Its name.
+    pub name: String,
+    /// Its id (KIP-516): a topic deleted and created again has another one.
+    pub id: Uuid,
+    /// Its partitions in the order of their indexes.
+    pub partitions: Vec<Partition>,
+}
+
+/// One partition of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partition {
+    /// Its number, from 0.
+    pub index: i32,
+    /// Node id of the broker that leads it, -1 when none does.
+    pub leader: i32,
+}
+
+/// Handle on the shared knowledge; clones share it.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: ClientOptions,
+    known: Mutex<Known>,
+    /// Connection left over from the last question to any broker, so that questions in a row share one. It is taken out while
+    /// it is used: nobody holds the lock during I/O.
+    spare: Mutex<Option<Connection>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    brokers: BTreeMap<i32, BrokerAddress>,
+    topics: HashMap<String, Topic>,
+    coordinators: HashMap<String, i32>,
+}
+
+impl Cluster {
+    /// A cluster of which nothing is known but the bootstrap list. Opens no connection.
+    pub fn new(options: ClientOptions) -> Self {
+        Self { shared: Arc::new(Shared { options, known: Mutex::default(), spare: Mutex::default() }) }
+    }
+
+    /// The client's options.
+    pub fn options(&self) -> &ClientOptions {
+        &self.shared.options
+    }
+
+    /// A connection to the first broker that takes one: those known from metadata in random order, then the bootstrap list.
+    pub fn connect_any(&self) -> Result<Connection> {
+        let mut candidates: Vec<BrokerAddress> = self.shared.known.lock().brokers.values().cloned().collect();
+        fastrand::shuffle(&mut candidates);
+        for address in &self.options().bootstrap {
+            if !candidates.contains(address) {
+                candidates.push(address.clone());
+            }
+        }
+        let mut last = None;
+        for address in &candidates {
+            match Connection::open(address, self.options()) {
+                Ok(connection) => return Ok(connection),
+                Err(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
+                Err(error) => last = Some(error),
+            }
+        }
+        let tried = candidates.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        Err(match last {
+            Some(last) => KafkaError::NoBroker { tried, last: Box::new(last) },
+            None => KafkaError::Unsupported("no broker address is configured".into()),
+        })
+    }
+
+    /// A connection to the broker with this node id.
+    pub fn connect(&self, node: i32) -> Result<Connection> {
+        let address = match self.address(node) {
+            Some(address) => address,
+            None => {
+                self.refresh(&[])?;
+                self.address(node).ok_or_else(|| {
+                    KafkaError::broker("Metadata", ErrorCode::LEADER_NOT_AVAILABLE, Some("unknown node"))
+                })?
+            }
+        };
+        Connection::open(&address, self.options())
+    }
+
+    fn address(&self, node: i32) -> Option<BrokerAddress> {
+        self.shared.known.lock().brokers.get(&node).cloned()
+    }
+
+    /// Asks any broker. A connection that was idle may be dead without our knowing: one that fails then is replaced once,
+    /// so the request must be one that can be repeated.
+    pub fn ask<R: Request>(&self, version: i16, request: &R) -> Result<R::Response> {
+        self.ask_with(|connection| connection.call(version, request, self.options().request_timeout))
+    }
+
+    /// Runs `question` on a connection to any broker, like [`ask`](Self::ask).
+    pub fn ask_with<T>(&self, question: impl Fn(&mut Connection) -> Result<T>) -> Result<T> {
+        let spare = self.shared.spare.lock().take();
+        if let Some(mut connection) = spare {
+            match question(&mut connection) {
+                Err(error) if error.retry() == Retry::Reconnect => {}
+                answer => {
+                    self.put_back(connection);
+                    return answer;
+                }
+            }
+        }
+        let mut connection = self.connect_any()?;
+        let answer = question(&mut connection);
+        self.put_back(connection);
+        answer
+    }
+
+    fn put_back(&self, connection: Connection) {
+        if !connection.is_broken() {
+            // The one replaced, if another thread was faster, is closed outside the lock.
+            let replaced = self.shared.spare.lock().replace(connection);
+            drop(replaced);
+        }
+    }
+
+    /// The topic, from the cache or from the cluster. A topic that does not exist is error 3; it is never created by asking.
+    pub fn topic(&self, name: &str) -> Result<Topic> {
+        let cached = self.shared.known.lock().topics.get(name).cloned();
+        match cached {
+            Some(topic) => Ok(topic),
+            None => {
+                self.refresh(&[name])?;
+                let topic = self.shared.known.lock().topics.get(name).cloned();
+                topic.ok_or_else(|| KafkaError::broker("Metadata", ErrorCode::UNKNOWN_TOPIC_OR_PARTITION, Some(name)))
+            }
+        }
+    }
+
+    /// Asks the cluster for its brokers and for these topics (Metadata v12, KIP-516; `allow_auto_topic_creation` is false).
+    /// The first topic with an error makes the error; the others are known afterwards.
+    pub fn refresh(&self, topics: &[&str]) -> Result<()> {
+        let wanted = topics.iter().map(|name| MetadataRequestTopic::default().with_name(Some(topic_name(name))));
+        let request =
+            MetadataRequest::default().with_topics(Some(wanted.collect())).with_allow_auto_topic_creation(false);
+        let response = match self.ask(12, &request) {
+            Ok(response) => response,
+            Err(error) => {
+                // What was known did not help to reach anybody: start from the bootstrap list next time.
+                if error.retry() == Retry::Reconnect {
+                    self.forget();
+                }
+                return Err(error);
+            }
+        };
+        self.learn(response)
+    }
+
+    fn learn(&self, response: MetadataResponse) -> Result<()> {
+        let brokers = response.brokers.iter().filter_map(|broker| {
+            let port = u16::try_from(broker.port).ok()?;
+            Some((broker.node_id.0, BrokerAddress::new(broker.host.as_str(), port)))
+        });
+        let mut outcome = Ok(());
+        let mut known = self.shared.known.lock();
+        known.brokers = brokers.collect();
+        for topic in &response.topics {
+            let Some(name) = topic.name.as_ref().map(|name| name.as_str()) else { continue };
+            match ErrorCode(topic.error_code).check("Metadata", Some(name)) {
+                Ok(()) => {
+                    known.topics.insert(name.to_owned(), topic_of(name, topic));
+                }
+                Err(error) => {
+                    known.topics.remove(name);
+                    outcome = outcome.and(Err(error));
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Node id of the partition's leader; error 5 when it has none, error 3 when there is no such partition.
+    pub fn leader(&self, topic: &str, partition: i32) -> Result<i32> {
+        let topic = self.topic(topic)?;
+        let found = topic.partitions.iter().find(|known| known.index == partition).map(|known| known.leader);
+        let missing = match found {
+            Some(leader) if leader >= 0 => return Ok(leader),
+            Some(_) => ErrorCode::LEADER_NOT_AVAILABLE,
+            None => ErrorCode::UNKNOWN_TOPIC_OR_PARTITION,
+        };
+        Err(KafkaError::broker("Metadata", missing, Some(&format!("{}-{partition}", topic.name))))
+    }
+
+    /// Node id of the broker that coordinates the group (FindCoordinator v3, key type 0), from the cache or from the cluster.
+    /// Share groups use the same coordinator as consumer groups.
+    pub fn group_coordinator(&self, group: &str) -> Result<i32> {
+        let cached = self.shared.known.lock().coordinators.get(group).copied();
+        if let Some(node) = cached {
+            return Ok(node);
+        }
+        let request = FindCoordinatorRequest::default().with_key(str_bytes(group)).with_key_type(0);
+        let response = self.ask(3, &request)?;
+        let message = response.error_message.as_ref().map(|text| text.as_str());
+        ErrorCode(response.error_code).check("FindCoordinator", message)?;
+        let port = u16::try_from(response.port)
+            .map_err(|_| KafkaError::broker("FindCoordinator", ErrorCode::COORDINATOR_NOT_AVAILABLE, message))?;
+        let node = response.node_id.0;
+        let mut known = self.shared.known.lock();
+        known.brokers.insert(node, BrokerAddress::new(response.host.as_str(), port));
+        known.coordinators.insert(group.to_owned(), node);
+        Ok(node)
+    }
+
+    /// Forgets the group's coordinator: the next question asks the cluster.
+    pub fn forget_coordinator(&self, group: &str) {
+        self.shared.known.lock().coordinators.remove(group);
+    }
+
+    /// Forgets one topic: the next question asks the cluster.
+    pub fn forget_topic(&self, name: &str) {
+        self.shared.known.lock().topics.remove(name);
+    }
+
+    /// Forgets everything but the bootstrap list.
+    pub fn forget(&self) {
+        *self.shared.known.lock() = Known::default();
+    }
+}
+
+fn topic_of(name: &str, answer: &MetadataResponseTopic) -> Topic {
+    let mut partitions: Vec<Partition> = answer
+        .partitions
+        .iter()
+        .map(|partition| Partition { index: partition.partition_index, leader: partition.leader_id.0 })
+        .collect();
+    partitions.sort_unstable_by_key(|partition| partition.index);
+    Topic { name: name.to_owned(), id: answer.topic_id, partitions }
+}
+
+/// A text in the codec's type.
+pub(super) fn str_bytes(text: &str) -> StrBytes {
+    StrBytes::from_string(text.to_owned())
+}
+
+/// A topic's name in the codec's type.
+pub(super) fn topic_name(name: &str) -> TopicName {
+    TopicName(str_bytes(name))
+}

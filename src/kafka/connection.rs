@@ -1,0 +1,573 @@
+//! One TCP connection to one broker: requests out, answers in, in the order of the requests.
+//!
+//! Knows frames, headers, correlation ids and deadlines (<https://kafka.apache.org/protocol#protocol_common>); knows nothing
+//! of what the requests mean, and never opens a second connection by itself. Sending and receiving are separate and receiving can be
+//! resumed: a deadline that passes leaves the partial frame in the buffer, and the caller decides whether it goes on
+//! waiting or drops the connection. [`Connection::call`] is the usual combination and closes at its deadline.
+//!
+//! TLS and SASL belong here, between connecting and the first request, so that every user of a connection has them; they are
+//! a later piece of work.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse, RequestHeader, ResponseHeader};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
+
+use super::address::BrokerAddress;
+use super::error::{ErrorCode, KafkaError, Result};
+use super::interrupt::{Interrupter, Registration};
+
+/// Largest answer taken, in bytes. Far above every fetch this client asks for, far below what "HTTP" read as a length would be.
+const FRAME_CAP: usize = 256 << 20;
+/// Read buffer at rest, and the step in which it grows: memory follows what has arrived, not what a length field claims.
+const READ_STEP: usize = 16 << 10;
+const READ_STEP_MAX: usize = 1 << 20;
+/// Shortest wait the operating system can be asked for; zero would mean "for ever".
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+/// A write buffer larger than this is given back after the request.
+const WRITE_BUFFER_KEPT: usize = 256 << 10;
+
+/// What every connection of one client shares.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// Brokers asked first, and whenever none of the known ones answers. Kafka: `bootstrap.servers`.
+    pub bootstrap: Vec<BrokerAddress>,
+    /// Name of this client in the brokers' logs and quotas. Kafka: `client.id`.
+    pub client_id: String,
+    /// Longest wait for a TCP connection. Kafka: `socket.connection.setup.timeout.ms`.
+    pub connect_timeout: Duration,
+    /// Longest wait for an answer: the only thing that detects a frozen broker. Kafka: `request.timeout.ms`.
+    pub request_timeout: Duration,
+    /// Wakes everything of this client that waits.
+    pub interrupter: Interrupter,
+}
+
+impl ClientOptions {
+    /// Options with the default deadlines: 2 s to connect, 5 s for an answer.
+    pub fn new(bootstrap: Vec<BrokerAddress>, client_id: impl Into<String>) -> Self {
+        Self {
+            bootstrap,
+            client_id: client_id.into(),
+            connect_timeout: Duration::from_secs(2),
+            request_timeout: Duration::from_secs(5),
+            interrupter: Interrupter::new(),
+        }
+    }
+}
+
+/// A request whose answer has not come.
+#[derive(Debug)]
+struct Outstanding {
+    correlation: i32,
+    request: &'static str,
+    /// Whether the answer's header has tagged fields (response header version 1).
+    flexible: bool,
+}
+
+/// One connection. Dropping it closes it.
+#[derive(Debug)]
+pub struct Connection {
+    broker: BrokerAddress,
+    socket: Arc<TcpStream>,
+    interrupter: Interrupter,
+    client_id: StrBytes,
+    next_correlation: i32,
+    outstanding: VecDeque<Outstanding>,
+    outgoing: BytesMut,
+    incoming: BytesMut,
+    write_timeout: Duration,
+    broken: bool,
+    // Leaves the registry when the connection is dropped.
+    _registration: Registration,
+}
+
+impl Connection {
+    /// Connects to `broker`, trying each address of its name until the connect timeout is used up.
+    pub fn open(broker: &BrokerAddress, options: &ClientOptions) -> Result<Self> {
+        options.interrupter.check()?;
+        let failed = |source| KafkaError::Io { action: "cannot connect to", broker: broker.clone(), source };
+        let socket = connect(broker, options.connect_timeout).map_err(failed)?;
+        // A request is one write; waiting for more to fill a segment would add 40 ms to every call.
+        socket.set_nodelay(true).map_err(failed)?;
+        let socket = Arc::new(socket);
+        let registration = options.interrupter.register(&socket)?;
+        Ok(Self {
+            broker: broker.clone(),
+            socket,
+            interrupter: options.interrupter.clone(),
+            client_id: StrBytes::from_string(options.client_id.clone()),
+            next_correlation: 0,
+            outstanding: VecDeque::new(),
+            outgoing: BytesMut::new(),
+            incoming: BytesMut::new(),
+            write_timeout: options.request_timeout,
+            broken: false,
+            _registration: registration,
+        })
+    }
+
+    /// The broker as it was addressed.
+    pub fn broker(&self) -> &BrokerAddress {
+        &self.broker
+    }
+
+    /// Whether an error has closed the connection. Every later call fails.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Sends `request` and waits for its answer; closes the connection on any error and when `timeout` passes.
+    pub fn call<R: Request>(&mut self, version: i16, request: &R, timeout: Duration) -> Result<R::Response> {
+        let deadline = Instant::now() + timeout;
+        let correlation = self.send(version, request)?;
+        let Some(mut body) = self.receive(correlation, deadline.saturating_duration_since(Instant::now()))? else {
+            self.close();
+            return Err(KafkaError::Timeout { request: name_of::<R>(), broker: self.broker.clone(), waited: timeout });
+        };
+        self.decode::<R>(&mut body, version)
+    }
+
+    /// Decodes the body of the answer to a request of type `R`; closes the connection when it is not one.
+    pub fn decode<R: Request>(&mut self, body: &mut Bytes, version: i16) -> Result<R::Response> {
+        R::Response::decode(body, version)
+            .map_err(|error| self.malformed(format!("answer to {}: {error}", name_of::<R>())))
+    }
+
+    /// Sends `request` and returns the correlation id to receive its answer with. Answers come in the order of the requests.
+    pub fn send<R: Request>(&mut self, version: i16, request: &R) -> Result<i32> {
+        let header_version = R::header_version(version);
+        let flexible = R::Response::header_version(version) > 0;
+        self.send_frame(R::KEY, version, header_version, flexible, name_of::<R>(), |frame| {
+            request.encode(frame, version)
+        })
+    }
+
+    /// Sends a body already in the protocol's bytes: for versions that the codec does not know.
+    pub fn send_body(&mut self, api_key: i16, version: i16, flexible_header: bool, body: &[u8]) -> Result<i32> {
+        let header_version = if flexible_header { 2 } else { 1 };
+        let request = match api_key {
+            ApiVersions::SHARE_GROUP_HEARTBEAT => "ShareGroupHeartbeat",
+            ApiVersions::SHARE_FETCH => "ShareFetch",
+            ApiVersions::SHARE_ACKNOWLEDGE => "ShareAcknowledge",
+            _ => "request",
+        };
+        self.send_frame(api_key, version, header_version, flexible_header, request, |frame| {
+            frame.put_slice(body);
+            Ok::<(), std::convert::Infallible>(())
+        })
+    }
+
+    fn send_frame<E: std::fmt::Display>(
+        &mut self,
+        api_key: i16,
+        version: i16,
+        header_version: i16,
+        flexible: bool,
+        request: &'static str,
+        encode_body: impl FnOnce(&mut BytesMut) -> std::result::Result<(), E>,
+    ) -> Result<i32> {
+        self.usable()?;
+        let correlation = self.next_correlation;
+        let header = RequestHeader::default()
+            .with_request_api_key(api_key)
+            .with_request_api_version(version)
+            .with_correlation_id(correlation)
+            .with_client_id(Some(self.client_id.clone()));
+        let mut frame = std::mem::take(&mut self.outgoing);
+        frame.clear();
+        frame.put_i32(0);
+        let encoded = header.encode(&mut frame, header_version).map_err(|error| error.to_string());
+        encoded
+            .and_then(|()| encode_body(&mut frame).map_err(|error| error.to_string()))
+            .and_then(|()| i32::try_from(frame.len() - 4).map_err(|error| error.to_string()))
+            .map(|length| frame[..4].copy_from_slice(&length.to_be_bytes()))
+            .map_err(|detail| KafkaError::Unencodable { request, detail })?;
+        self.write(&frame)?;
+        if frame.capacity() <= WRITE_BUFFER_KEPT {
+            self.outgoing = frame;
+        }
+        self.next_correlation = self.next_correlation.wrapping_add(1);
+        self.outstanding.push_back(Outstanding { correlation, request, flexible });
+        Ok(correlation)
+    }
+
+    /// Writes the whole frame or breaks the connection: half a frame cannot be taken back.
+    fn write(&mut self, mut frame: &[u8]) -> Result<()> {
+        let deadline = Instant::now() + self.write_timeout;
+        while !frame.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let written = if left.is_zero() {
+                Err(ErrorKind::TimedOut.into())
+            } else {
+                // Failing to set the deadline is a failing socket: the write reports it.
+                let _ = self.socket.set_write_timeout(Some(left.max(SHORTEST_WAIT)));
+                (&*self.socket).write(frame)
+            };
+            match written {
+                Ok(count) => frame = &frame[count..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // The deadline is checked at the head of the loop.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(self.failed("cannot write to", error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits up to `wait` (at least a millisecond) for the answer with this correlation id and returns its body, behind the
+    /// header. `None`: not whole yet, the connection is good and the next call goes on where this one stopped.
+    ///
+    /// The body shares the memory of the whole frame; what is kept for long is better copied.
+    pub fn receive(&mut self, correlation: i32, wait: Duration) -> Result<Option<Bytes>> {
+        self.usable()?;
+        let deadline = Instant::now() + wait;
+        loop {
+            if let Some(frame) = self.take_frame()? {
+                return self.open_frame(frame, correlation).map(Some);
+            }
+            if !self.fill(deadline)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Cuts one whole frame, without its length field, from the front of the buffer.
+    fn take_frame(&mut self) -> Result<Option<Bytes>> {
+        let Some(length) = self.incoming.first_chunk::<4>().map(|bytes| i32::from_be_bytes(*bytes)) else {
+            return Ok(None);
+        };
+        let Some(length) = usize::try_from(length).ok().filter(|&length| (4..=FRAME_CAP).contains(&length)) else {
+            let text = self.incoming[..4].escape_ascii().to_string();
+            return Err(self.malformed(format!("a frame of {length} bytes (it begins \"{text}\")")));
+        };
+        if self.incoming.len() < 4 + length {
+            return Ok(None);
+        }
+        self.incoming.advance(4);
+        Ok(Some(self.incoming.split_to(length).freeze()))
+    }
+
+    /// Reads once. `false`: the deadline passed first.
+    fn fill(&mut self, deadline: Instant) -> Result<bool> {
+        let held = self.incoming.len();
+        // Doubling, within bounds: a large answer is read in few calls, a false length claims no memory.
+        let step = held.clamp(READ_STEP, READ_STEP_MAX);
+        let mut first = true;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Even a wait of zero looks once at what has arrived.
+            if left.is_zero() && !first {
+                return Ok(false);
+            }
+            first = false;
+            let timeout = self.socket.set_read_timeout(Some(left.max(SHORTEST_WAIT)));
+            self.incoming.resize(held + step, 0);
+            let read = timeout.and_then(|()| (&*self.socket).read(&mut self.incoming[held..]));
+            self.incoming.truncate(held + *read.as_ref().unwrap_or(&0));
+            match read {
+                Ok(0) => return Err(self.closed()),
+                Ok(_) => return Ok(true),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // A read deadline surfaces as WouldBlock; the head of the loop decides.
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => return Err(self.failed("cannot read from", error)),
+            }
+        }
+    }
+
+    /// Checks the header of an answer and returns what follows it.
+    fn open_frame(&mut self, mut frame: Bytes, correlation: i32) -> Result<Bytes> {
+        let Some(expected) = self.outstanding.pop_front() else {
+            return Err(self.malformed("an answer that nothing was asked for".into()));
+        };
+        let came = frame.first_chunk::<4>().map(|bytes| i32::from_be_bytes(*bytes));
+        if came != Some(expected.correlation) || correlation != expected.correlation {
+            return Err(self.malformed(format!(
+                "correlation id {came:?} in answer to {} {}, {correlation} wanted",
+                expected.request, expected.correlation
+            )));
+        }
+        ResponseHeader::decode(&mut frame, i16::from(expected.flexible))
+            .map_err(|error| self.malformed(format!("header of the answer to {}: {error}", expected.request)))?;
+        Ok(frame)
+    }
+
+    /// Asks which requests the broker speaks (ApiVersions v3, KIP-511) and which features its cluster has switched on (KIP-584).
+    pub fn api_versions(&mut self, timeout: Duration) -> Result<ApiVersions> {
+        const VERSION: i16 = 3;
+        let request = ApiVersionsRequest::default()
+            .with_client_software_name(StrBytes::from_static_str(env!("CARGO_PKG_NAME")))
+            .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));
+        let correlation = self.send(VERSION, &request)?;
+        let Some(mut body) = self.receive(correlation, timeout)? else {
+            self.close();
+            return Err(KafkaError::Timeout { request: "ApiVersions", broker: self.broker.clone(), waited: timeout });
+        };
+        // A broker older than 2.4 answers in version 0, which begins with the same field.
+        if body.first_chunk::<2>() == Some(&ErrorCode::UNSUPPORTED_VERSION.0.to_be_bytes()) {
+            return Err(KafkaError::broker("ApiVersions", ErrorCode::UNSUPPORTED_VERSION, None));
+        }
+        let response = self.decode::<ApiVersionsRequest>(&mut body, VERSION)?;
+        ErrorCode(response.error_code).check("ApiVersions", None)?;
+        Ok(ApiVersions(response))
+    }
+
+    /// Closes the connection; what was asked and not answered stays unknown.
+    pub fn close(&mut self) {
+        self.broken = true;
+        // Fails only when the peer was faster.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    fn usable(&self) -> Result<()> {
+        self.interrupter.check()?;
+        if self.broken { Err(KafkaError::Closed { broker: self.broker.clone() }) } else { Ok(()) }
+    }
+
+    fn closed(&mut self) -> KafkaError {
+        self.close();
+        // The interrupter shuts sockets down, which reads like the broker's end of the connection.
+        if self.interrupter.is_interrupted() {
+            return KafkaError::Interrupted;
+        }
+        KafkaError::Closed { broker: self.broker.clone() }
+    }
+
+    fn failed(&mut self, action: &'static str, source: std::io::Error) -> KafkaError {
+        match self.closed() {
+            KafkaError::Interrupted => KafkaError::Interrupted,
+            _ => KafkaError::Io { action, broker: self.broker.clone(), source },
+        }
+    }
+
+    fn malformed(&mut self, detail: String) -> KafkaError {
+        self.close();
+        KafkaError::Malformed { broker: self.broker.clone(), detail }
+    }
+}
+
+/// Connects to the first address of the broker's name that answers.
+fn connect(broker: &BrokerAddress, timeout: Duration) -> std::io::Result<TcpStream> {
+    let deadline = Instant::now() + timeout;
+    let mut last = std::io::Error::new(ErrorKind::NotFound, "the name has no address");
+    for address in (broker.host.as_str(), broker.port).to_socket_addrs()? {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        match TcpStream::connect_timeout(&address, left).and_then(|socket| refuse_self(socket, address)) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// While a broker on this machine is away, the system may pick its port for our own end: the socket is then connected to
+/// itself, and the broker cannot bind its port any more.
+fn refuse_self(socket: TcpStream, address: SocketAddr) -> std::io::Result<TcpStream> {
+    if socket.local_addr()? == address { Err(ErrorKind::ConnectionRefused.into()) } else { Ok(socket) }
+}
+
+/// `Metadata` for `kafka_protocol::messages::metadata_request::MetadataRequest`.
+fn name_of<R>() -> &'static str {
+    let path = std::any::type_name::<R>();
+    let name = path.rsplit("::").next().unwrap_or(path);
+    name.strip_suffix("Request").unwrap_or(name)
+}
+
+/// What a broker says about itself (KIP-35, KIP-584).
+#[derive(Clone, Debug)]
+pub struct ApiVersions(ApiVersionsResponse);
+
+impl ApiVersions {
+    /// API key of ShareGroupHeartbeat (KIP-932).
+    pub const SHARE_GROUP_HEARTBEAT: i16 = 76;
+    /// API key of ShareFetch (KIP-932).
+    pub const SHARE_FETCH: i16 = 78;
+    /// API key of ShareAcknowledge (KIP-932).
+    pub const SHARE_ACKNOWLEDGE: i16 = 79;
+
+    /// Whether the broker speaks this version of the request.
+    pub fn supports(&self, api_key: i16, version: i16) -> bool {
+        let mut keys = self.0.api_keys.iter();
+        keys.any(|api| api.api_key == api_key && (api.min_version..=api.max_version).contains(&version))
+    }
+
+    /// The level at which the cluster has switched a feature on; `None` when it has not.
+    pub fn feature_level(&self, name: &str) -> Option<i16> {
+        let mut features = self.0.finalized_features.iter();
+        features.find(|feature| feature.name.as_str() == name).map(|feature| feature.max_version_level)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use kafka_protocol::messages::MetadataRequest;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A connection of ours and the socket at its other end.
+    fn pair() -> (Connection, TcpStream, ClientOptions) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        let options = ClientOptions::new(vec![BrokerAddress::new("127.0.0.1", port)], "test");
+        let connection = Connection::open(&options.bootstrap[0], &options).expect("the listener takes it");
+        (connection, listener.accept().expect("our own connection").0, options)
+    }
+
+    fn read_frame(far: &mut TcpStream) -> Vec<u8> {
+        let mut length = [0; 4];
+        far.read_exact(&mut length).expect("a length");
+        let mut frame = vec![0; usize::try_from(i32::from_be_bytes(length)).expect("not negative")];
+        far.read_exact(&mut frame).expect("the frame");
+        frame
+    }
+
+    fn metadata() -> MetadataRequest {
+        MetadataRequest::default().with_topics(Some(Vec::new())).with_allow_auto_topic_creation(false)
+    }
+
+    #[test]
+    fn a_request_is_the_known_bytes() {
+        let (mut connection, mut far, _) = pair();
+        connection.send(12, &metadata()).expect("sent");
+        // Key 3, version 12, correlation 0, client id "test", no tags; no topics (compact: length + 1), no creation, no
+        // authorized operations, no tags.
+        let expected = b"\x00\x03\x00\x0c\x00\x00\x00\x00\x00\x04test\x00\x01\x00\x00\x00";
+        assert_eq!(read_frame(&mut far), expected);
+        connection.send_body(78, 2, true, b"body").expect("sent");
+        assert_eq!(read_frame(&mut far), b"\x00\x4e\x00\x02\x00\x00\x00\x01\x00\x04test\x00body");
+    }
+
+    #[test]
+    fn a_partial_frame_is_resumed() {
+        let (mut connection, mut far, _) = pair();
+        let correlation = connection.send_body(78, 2, true, b"").expect("sent");
+        // Length 10: correlation 0, no tags, five bytes of body. It comes in three pieces.
+        far.write_all(b"\x00\x00").expect("sent");
+        assert_eq!(connection.receive(correlation, Duration::from_millis(5)).expect("still good"), None);
+        far.write_all(b"\x00\x0a\x00\x00\x00\x00\x00he").expect("sent");
+        assert_eq!(connection.receive(correlation, Duration::from_millis(5)).expect("still good"), None);
+        assert!(!connection.is_broken());
+        far.write_all(b"llo").expect("sent");
+        let body = connection.receive(correlation, SECOND).expect("good").expect("whole");
+        assert_eq!(&body[..], b"hello");
+    }
+
+    #[test]
+    fn answers_that_arrive_together_are_taken_one_by_one() {
+        let (mut connection, mut far, _) = pair();
+        let first = connection.send_body(78, 2, true, b"").expect("sent");
+        let second = connection.send_body(79, 2, true, b"").expect("sent");
+        far.write_all(b"\x00\x00\x00\x06\x00\x00\x00\x00\x00a\x00\x00\x00\x06\x00\x00\x00\x01\x00b").expect("sent");
+        assert_eq!(&connection.receive(first, SECOND).expect("good").expect("whole")[..], b"a");
+        assert_eq!(&connection.receive(second, Duration::ZERO).expect("good").expect("already here")[..], b"b");
+    }
+
+    #[test]
+    fn a_wrong_correlation_closes_the_connection() {
+        let (mut connection, mut far, _) = pair();
+        far.write_all(b"\x00\x00\x00\x06\x00\x00\x00\x07\x00x").expect("sent");
+        let error = connection.call(12, &metadata(), SECOND).expect_err("not ours");
+        assert!(matches!(&error, KafkaError::Malformed { detail, .. } if detail.contains("correlation")), "{error}");
+        assert!(connection.is_broken());
+        assert!(matches!(connection.send(12, &metadata()), Err(KafkaError::Closed { .. })));
+        assert_eq!(far.read(&mut [0; 512]).ok().and_then(|_| far.read(&mut [0; 1]).ok()), Some(0), "we hung up");
+    }
+
+    #[test]
+    fn a_web_server_is_no_broker() {
+        let (mut connection, mut far, _) = pair();
+        far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").expect("sent");
+        let error = connection.call(12, &metadata(), SECOND).expect_err("not Kafka");
+        assert!(error.to_string().contains("HTTP"), "{error}");
+        assert_eq!(error.retry(), super::super::Retry::Reconnect);
+    }
+
+    #[test]
+    fn frames_of_impossible_size_are_refused() {
+        for length in [-1, 0, 3, i32::MAX] {
+            let (mut connection, mut far, _) = pair();
+            far.write_all(&length.to_be_bytes()).expect("sent");
+            let error = connection.call(12, &metadata(), SECOND).expect_err("not a frame");
+            assert!(matches!(error, KafkaError::Malformed { .. }), "{length}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_undecodable_answer_closes_the_connection() {
+        let (mut connection, mut far, _) = pair();
+        far.write_all(b"\x00\x00\x00\x08\x00\x00\x00\x00\x00\xff\xff\xff").expect("sent");
+        let error = connection.call(12, &metadata(), SECOND).expect_err("cut short");
+        assert!(matches!(&error, KafkaError::Malformed { detail, .. } if detail.contains("Metadata")), "{error}");
+        assert!(connection.is_broken());
+    }
+
+    #[test]
+    fn a_silent_broker_is_left_at_the_deadline() {
+        let (mut connection, _far, _) = pair();
+        let since = Instant::now();
+        let error = connection.call(12, &metadata(), Duration::from_millis(50)).expect_err("silence");
+        assert!(matches!(error, KafkaError::Timeout { request: "Metadata", .. }), "{error}");
+        assert!(connection.is_broken());
+        assert!((Duration::from_millis(50)..SECOND).contains(&since.elapsed()));
+    }
+
+    #[test]
+    fn a_broker_that_hangs_up_is_named() {
+        let (mut connection, far, options) = pair();
+        drop(far);
+        let error = connection.call(12, &metadata(), SECOND).expect_err("hung up");
+        assert!(matches!(error, KafkaError::Closed { .. } | KafkaError::Io { .. }), "{error}");
+        assert!(error.to_string().contains(&options.bootstrap[0].to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_write_that_nobody_reads_ends_at_its_deadline() {
+        let (mut connection, _far, _) = pair();
+        connection.write_timeout = Duration::from_millis(50);
+        let body = vec![0; 64 << 20];
+        let error = connection.send_body(0, 7, false, &body).expect_err("no buffer takes so much");
+        assert!(matches!(error, KafkaError::Io { .. }), "{error}");
+        assert!(connection.is_broken());
+    }
+
+    #[test]
+    fn an_interrupt_wakes_a_blocked_receive() {
+        let (mut connection, _far, options) = pair();
+        let correlation = connection.send(12, &metadata()).expect("sent");
+        let (blocked, started) = crossbeam_channel::bounded::<()>(1);
+        let since = std::thread::scope(|scope| {
+            let reader = scope.spawn(move || {
+                blocked.send(()).expect("the test waits for this");
+                connection.receive(correlation, Duration::from_secs(60))
+            });
+            started.recv().expect("the thread says when it starts");
+            let since = Instant::now();
+            options.interrupter.interrupt();
+            let answer = reader.join().expect("the read returns");
+            assert!(matches!(answer, Err(KafkaError::Interrupted)), "{answer:?}");
+            since.elapsed()
+        });
+        assert!(since < SECOND);
+        assert!(matches!(Connection::open(&options.bootstrap[0], &options), Err(KafkaError::Interrupted)));
+    }
+
+    #[test]
+    fn a_closed_port_is_named() {
+        let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+        let options = ClientOptions::new(vec![BrokerAddress::new("127.0.0.1", address.port())], "test");
+        let error = Connection::open(&options.bootstrap[0], &options).expect_err("nobody listens");
+        assert!(error.to_string().starts_with(&format!("cannot connect to {address}")), "{error}");
+    }
+}

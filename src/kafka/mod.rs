@@ -1,0 +1,25 @@
+//! The client of Apache Kafka: synchronous, small, and exactly what this system needs.
+//!
+//! Over the codec crate `kafka-protocol` (generated from Kafka's own schemas) and `std::net::TcpStream`. Every call blocks its
+//! thread until the answer or its own deadline; an [`Interrupter`] wakes them all. It is no general client: no
+//! transactions, no consumer groups, no compression.
+//!
+//! | module | for |
+//! |---|---|
+//! | [`address`] | broker addresses |
+//! | [`error`] | error codes and the one retry decision |
+//! | [`interrupt`] | waking blocked calls from another thread |
+//! | [`connection`] | one TCP connection: frames, correlation, deadlines |
+//! | [`cluster`] | bootstrap list, metadata, leaders, coordinators |
+
+pub mod address;
+pub mod cluster;
+pub mod connection;
+pub mod error;
+pub mod interrupt;
+
+pub use address::BrokerAddress;
+pub use cluster::{Cluster, Partition, Topic};
+pub use connection::{ApiVersions, ClientOptions, Connection};
+pub use error::{ErrorCode, KafkaError, Result, Retry};
+pub use interrupt::Interrupter;
