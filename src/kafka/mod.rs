@@ -17,6 +17,8 @@ pub mod cluster;
 pub mod connection;
 pub mod error;
 pub mod interrupt;
+pub mod partitioner;
+pub mod records;
 
 pub use address::BrokerAddress;
 pub use cluster::{Cluster, Partition, Topic};
