@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Cleans up after a test process, however that ends. The test process says on stdin what it has started and what is gone
+# again; when stdin ends, whatever is left is killed. A killed test process closes its pipes like any other.
+set -u
+kafka=$(dirname "$0")/../../../scripts/kafka
+declare -A processes=() brokers=() folders=()
+while IFS= read -r line; do
+  what=${line#* }
+  case $line in
+    'process '*) processes[$what]=1 ;;
+    'ended '*) unset "processes[$what]" ;;
+    'broker '*) brokers[$what]=1 ;;
+    'folder '*) folders[$what]=1 ;;
+  esac
+done
+for process in "${!processes[@]}"; do kill -KILL "$process" 2>/dev/null; done
+for data in "${!brokers[@]}"; do [ -d "$data" ] && "$kafka" stop --kill --data "$data" 2>/dev/null; done
+for folder in "${!folders[@]}"; do rm -rf "$folder"; done

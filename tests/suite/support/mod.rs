@@ -1,0 +1,306 @@
+//! What the tests are built from: a broker, the programs, a caller, an auditor. Nothing here knows the product's code.
+
+pub mod audit;
+pub mod broker;
+pub mod http;
+mod janitor;
+pub mod load;
+pub mod program;
+
+use std::{
+    net::TcpListener,
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use nix::{sys::signal::Signal, unistd::Pid};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use serde_json::{Value, json};
+
+use audit::Audit;
+use broker::Broker;
+use http::{Http, Response};
+use program::{Launch, Program};
+
+/// How long a program may take to start on a busy machine; no promise, only the end of the patience.
+pub const START: Duration = Duration::from_secs(20);
+
+/// How long a condition that is sure to come is waited for; no promise either.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// What may run at the same time: tests that measure a bound run alone.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+enum Turn {
+    Shared { _guard: RwLockReadGuard<'static, ()> },
+    Alone { _guard: RwLockWriteGuard<'static, ()> },
+}
+
+enum Kafka {
+    Shared(&'static Broker),
+    Own(Broker),
+}
+
+/// Topics and a worker group of a test's own on a broker, and the programs that use them.
+pub struct Rig {
+    kafka: Kafka,
+    prefix: String,
+    // Last: the others are gone when the next test gets its turn.
+    _turn: Turn,
+}
+
+impl Rig {
+    /// For tests that measure no time: others run beside them, on the same broker.
+    pub fn shared(name: &str) -> Rig {
+        let turn = Turn::Shared { _guard: MACHINE.read() };
+        Rig::new(name, Kafka::Shared(Broker::shared()), turn)
+    }
+
+    /// For tests of a bound: nothing else runs meanwhile.
+    pub fn alone(name: &str) -> Rig {
+        let turn = Turn::Alone { _guard: MACHINE.write() };
+        Rig::new(name, Kafka::Shared(Broker::shared()), turn)
+    }
+
+    /// For tests that stop, freeze or configure the broker: one of their own, and nothing else meanwhile. `arguments` go to
+    /// `scripts/kafka start`.
+    pub fn with_own_broker(name: &str, arguments: &[&str]) -> Rig {
+        let turn = Turn::Alone { _guard: MACHINE.write() };
+        Rig::new(name, Kafka::Own(Broker::new(arguments)), turn)
+    }
+
+    fn new(name: &str, kafka: Kafka, turn: Turn) -> Rig {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let prefix = format!("{name}-{}", COUNT.fetch_add(1, Relaxed));
+        Rig { kafka, prefix, _turn: turn }
+    }
+
+    /// The broker.
+    pub fn broker(&self) -> &Broker {
+        match &self.kafka {
+            Kafka::Shared(broker) => broker,
+            Kafka::Own(broker) => broker,
+        }
+    }
+
+    /// The tasks topic of this test.
+    pub fn tasks(&self) -> String {
+        format!("{}-tasks", self.prefix)
+    }
+
+    /// The results topic of this test.
+    pub fn results(&self) -> String {
+        format!("{}-results", self.prefix)
+    }
+
+    /// The share group of this test.
+    pub fn group(&self) -> String {
+        format!("{}-workers", self.prefix)
+    }
+
+    /// Any program, with the environment that both have in common.
+    pub fn launch(&self, name: &str, binary: impl Into<PathBuf>) -> Launch {
+        Launch::new(name, binary.into())
+            .env("KAFKA_BOOTSTRAP_SERVERS", self.broker().address())
+            .env("TASKS_TOPIC", self.tasks())
+            .env("RESULTS_TOPIC", self.results())
+            .env("WORKER_GROUP", self.group())
+            .env("ALLOW_WORK_MS", 1)
+    }
+
+    /// The worker as it ships.
+    pub fn worker(&self, id: &str) -> Launch {
+        self.launch(id, program("worker")).env("WORKER_ID", id)
+    }
+
+    /// The worker whose handler does what the text of the task says: see `tests/handlers/obedient.rs`.
+    pub fn obedient_worker(&self, id: &str) -> Launch {
+        self.launch(id, example("obedient")).env("WORKER_ID", id)
+    }
+
+    /// The gateway on a free port.
+    pub fn gateway(&self) -> Launch {
+        self.gateway_at(&free_address())
+    }
+
+    /// The gateway on this address.
+    pub fn gateway_at(&self, address: &str) -> Launch {
+        self.launch(&format!("gateway {address}"), program("gateway")).env("HTTP_ADDR", address)
+    }
+
+    /// Starts a worker as it ships and waits until it takes tasks.
+    pub fn start_worker(&self, id: &str) -> Program {
+        started(&self.worker(id))
+    }
+
+    /// Starts a gateway and waits until it is ready.
+    pub fn start_gateway(&self) -> Gateway {
+        Gateway::start(self.gateway_at(&free_address()))
+    }
+
+    /// What stands on the topics now.
+    pub fn audit(&self) -> Audit {
+        Audit::read(self.broker().address(), &self.tasks(), &self.results())
+    }
+}
+
+/// Starts a worker and waits until it says that it takes tasks.
+pub fn started(launch: &Launch) -> Program {
+    let worker = launch.start();
+    worker.wait_for_line("sent worker_started notification", START);
+    worker
+}
+
+/// A gateway and where it listens.
+pub struct Gateway {
+    pub program: Program,
+    pub address: String,
+}
+
+impl Gateway {
+    /// Starts it, and waits until `/readyz` is 200.
+    pub fn start(launch: Launch) -> Gateway {
+        let gateway = Gateway::launch(launch);
+        eventually(START, "the gateway is ready", || {
+            gateway.try_get("/readyz").is_some_and(|answer| answer.status == 200)
+        });
+        gateway
+    }
+
+    /// Starts it and waits for nothing.
+    pub fn launch(launch: Launch) -> Gateway {
+        let address = launch.environment("HTTP_ADDR").expect("a gateway has an address").to_owned();
+        Gateway { program: launch.start(), address }
+    }
+
+    /// A connection to it.
+    pub fn connect(&self) -> Http {
+        Http::connect(&self.address).expect("the gateway takes connections")
+    }
+
+    /// One request on a connection of its own.
+    pub fn get(&self, path: &str) -> Response {
+        self.connect().get(path).expect("the gateway answers")
+    }
+
+    /// The same where nobody may listen.
+    pub fn try_get(&self, path: &str) -> Option<Response> {
+        Http::connect(&self.address).and_then(|mut http| http.get(path)).ok()
+    }
+
+    /// One request with a JSON body on a connection of its own.
+    pub fn post(&self, path: &str, body: &Value) -> Response {
+        self.connect().post(path, body).expect("the gateway answers")
+    }
+
+    /// Analyses a text and waits for the answer.
+    pub fn analyze(&self, text: &str) -> Response {
+        self.post("/analyze", &json!({ "text": text }))
+    }
+
+    /// Has a task accepted that keeps a handler busy for so long, and gives its id.
+    pub fn submit(&self, text: &str, work: Duration) -> String {
+        let body = json!({ "text": text, "work_ms": u64::try_from(work.as_millis()).expect("a short time") });
+        let headers = [("Content-Type", "application/json"), ("Prefer", "respond-async")];
+        let answer = self.connect().request("POST", "/analyze", &headers, body.to_string().as_bytes());
+        let answer = answer.expect("the gateway answers");
+        assert_eq!(answer.status, 202, "{}", answer.text());
+        answer.task_id()
+    }
+
+    /// Waits for the result of a task.
+    pub fn wait_for_result(&self, task: &str, limit: Duration) -> Value {
+        eventually_some(limit, &format!("the result of {task}"), || {
+            let answer = self.get(&format!("/tasks/{task}"));
+            let value = answer.json();
+            (answer.status == 200 && value.get("success").is_some()).then_some(value)
+        })
+    }
+
+    /// Waits until a worker says that it has this task in hand.
+    pub fn wait_until_running(&self, task: &str, limit: Duration) -> String {
+        eventually_some(limit, &format!("task {task} runs somewhere"), || {
+            let status = self.get("/workers/status").json();
+            let workers = status["workers"].as_object().expect("an object of workers");
+            let runs =
+                workers.iter().find(|(_, worker)| worker["current_task"] == task && worker["is_responsive"] == true);
+            runs.map(|(id, _)| id.clone())
+        })
+    }
+
+    /// `/workers/status`
+    pub fn fleet(&self) -> Value {
+        let answer = self.get("/workers/status");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()
+    }
+}
+
+/// An address on loopback that nobody listens on. Its port is outside of those that the kernel gives to outgoing
+/// connections, so that it is still free when the program gets to it.
+pub fn free_address() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id() * 64;
+    (0..10_000)
+        .map(|_| format!("127.0.0.1:{}", 10_240 + (first + NEXT.fetch_add(1, Relaxed)) % 9_000))
+        .find(|address| TcpListener::bind(address).is_ok())
+        .expect("a free port")
+}
+
+/// Sends a signal to a process that this one started.
+pub fn signal_process(process: u32, signal: Signal) {
+    let process = Pid::from_raw(i32::try_from(process).expect("a process number"));
+    nix::sys::signal::kill(process, signal).expect("the process is there");
+}
+
+/// Waits until `condition` holds; fails the test when `limit` passes first.
+pub fn eventually(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    eventually_some(limit, what, || condition().then_some(()));
+}
+
+/// Waits until `probe` gives something, and returns it.
+pub fn eventually_some<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// One of the programs as it ships.
+fn program(name: &str) -> PathBuf {
+    let path = match name {
+        "worker" => option_env!("CARGO_BIN_EXE_worker"),
+        "gateway" => option_env!("CARGO_BIN_EXE_gateway"),
+        _ => None,
+    };
+    PathBuf::from(path.unwrap_or_else(|| panic!("there is no program {name}")))
+}
+
+/// An example of this package, built in the profile of the tests: `cargo test` names the binaries to a test, but no examples.
+fn example(name: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let folder = BUILT.get_or_init(|| {
+        let mut command = Command::new(env!("CARGO"));
+        command.args(["build", "--quiet", "--locked", "--examples", "--message-format=json"]);
+        command.args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")]);
+        if !cfg!(debug_assertions) {
+            command.arg("--release");
+        }
+        let output = command.stderr(Stdio::inherit()).output().expect("cargo starts");
+        assert!(output.status.success(), "the examples do not build");
+        let text = String::from_utf8(output.stdout).expect("cargo writes text");
+        let artifacts = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let executable = artifacts.filter_map(|it| it["executable"].as_str().map(PathBuf::from)).next();
+        executable.and_then(|path| path.parent().map(PathBuf::from)).expect("there are examples")
+    });
+    folder.join(name)
+}

@@ -1,0 +1,282 @@
+//! The project's programs as child processes, seen from outside: their lines with times, their exit codes, their receipts.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Read},
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use parking_lot::{Condvar, Mutex};
+use serde_json::Value;
+
+use super::{janitor, signal_process};
+
+/// How a program is to be started. The environment holds what is set here and nothing of the caller's but the search path.
+#[derive(Clone)]
+pub struct Launch {
+    name: String,
+    binary: PathBuf,
+    arguments: Vec<String>,
+    environment: BTreeMap<String, String>,
+}
+
+impl Launch {
+    /// `name` is for messages only.
+    pub fn new(name: impl Into<String>, binary: impl AsRef<Path>) -> Launch {
+        Launch {
+            name: name.into(),
+            binary: binary.as_ref().to_owned(),
+            arguments: Vec::new(),
+            environment: BTreeMap::new(),
+        }
+    }
+
+    /// One more argument.
+    pub fn arg(mut self, argument: impl Into<String>) -> Launch {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Sets an environment variable; the last value wins.
+    pub fn env(mut self, name: &str, value: impl ToString) -> Launch {
+        self.environment.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    /// What an environment variable was set to.
+    pub fn environment(&self, name: &str) -> Option<&str> {
+        self.environment.get(name).map(String::as_str)
+    }
+
+    /// Starts the process and does not wait for anything.
+    pub fn start(&self) -> Program {
+        let mut child = Command::new(&self.binary)
+            .args(&self.arguments)
+            .env_clear()
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+            .env("RUST_BACKTRACE", "1")
+            .envs(&self.environment)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{} does not start: {error}", self.binary.display()));
+        janitor::process_started(child.id());
+        let output = Arc::new(Output::default());
+        let readers = vec![
+            read_lines(child.stdout.take().expect("a pipe"), Stream::Stdout, &output),
+            read_lines(child.stderr.take().expect("a pipe"), Stream::Stderr, &output),
+        ];
+        let now = Instant::now();
+        Program { name: self.name.clone(), child, exit: None, output, readers, started: now, signalled: None }
+    }
+}
+
+/// Where a line was written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// One line that a program wrote, and when it arrived here.
+#[derive(Clone, Debug)]
+pub struct Line {
+    pub at: Instant,
+    pub stream: Stream,
+    pub text: String,
+}
+
+#[derive(Default)]
+struct Output {
+    lines: Mutex<Vec<Line>>,
+    grew: Condvar,
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Exit {
+    /// `None`: by a signal.
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    /// Since the last [`Program::signal`], or since the start if there was none.
+    pub elapsed: Duration,
+    pub at: Instant,
+}
+
+/// A running program; killed when dropped. If the test fails, everything it wrote is printed.
+pub struct Program {
+    name: String,
+    child: Child,
+    exit: Option<Exit>,
+    output: Arc<Output>,
+    readers: Vec<JoinHandle<()>>,
+    started: Instant,
+    signalled: Option<Instant>,
+}
+
+impl Program {
+    /// The process number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal; the time of the exit counts from the last one.
+    pub fn signal(&mut self, signal: Signal) -> Instant {
+        assert!(self.exit.is_none(), "{} has ended already", self.name);
+        let now = Instant::now();
+        signal_process(self.id(), signal);
+        self.signalled = Some(now);
+        now
+    }
+
+    /// SIGKILL, and waits for the end of the process.
+    pub fn kill(&mut self) -> Instant {
+        let now = self.signal(Signal::SIGKILL);
+        self.wait(Duration::from_secs(10));
+        now
+    }
+
+    /// Waits for the exit; fails the test when `limit` passes first.
+    pub fn wait(&mut self, limit: Duration) -> Exit {
+        if let Some(exit) = self.exit {
+            return exit;
+        }
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                let at = Instant::now();
+                janitor::process_ended(self.child.id());
+                // Both pipes end with the process, so what is read is complete from here on.
+                for reader in self.readers.drain(..) {
+                    reader.join().expect("a reader does not panic");
+                }
+                let since = self.signalled.unwrap_or(self.started);
+                let exit = Exit { code: status.code(), signal: status.signal(), elapsed: at - since, at };
+                self.exit = Some(exit);
+                return exit;
+            }
+            let waited = self.signalled.unwrap_or(self.started).elapsed();
+            assert!(Instant::now() < deadline, "{} still runs after {waited:?}", self.name);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// True while the process runs.
+    pub fn is_running(&mut self) -> bool {
+        self.exit.is_none() && self.child.try_wait().expect("a child can be waited for").is_none()
+    }
+
+    /// Waits for a line that contains `text`; one that is there already counts. Fails the test when `limit` passes first.
+    pub fn wait_for_line(&self, text: &str, limit: Duration) -> Line {
+        self.wait_for_lines(text, 1, limit)
+    }
+
+    /// Waits until `count` lines contain `text`, and gives the last of them.
+    pub fn wait_for_lines(&self, text: &str, count: usize, limit: Duration) -> Line {
+        assert!(count > 0, "no line can be waited for");
+        let deadline = Instant::now() + limit;
+        let mut lines = self.output.lines.lock();
+        loop {
+            if let Some(line) = lines.iter().filter(|line| line.text.contains(text)).nth(count - 1) {
+                return line.clone();
+            }
+            if self.output.grew.wait_until(&mut lines, deadline).timed_out() {
+                drop(lines);
+                panic!("{} did not write {text:?} ({count} times) within {limit:?}", self.name);
+            }
+        }
+    }
+
+    /// All lines so far.
+    pub fn lines(&self) -> Vec<Line> {
+        self.output.lines.lock().clone()
+    }
+
+    /// The lines so far that contain `text`.
+    pub fn lines_with(&self, text: &str) -> Vec<Line> {
+        self.lines().into_iter().filter(|line| line.text.contains(text)).collect()
+    }
+
+    /// What was written to standard error, as one text.
+    pub fn stderr(&self) -> String {
+        let lines = self.lines().into_iter().filter(|line| line.stream == Stream::Stderr);
+        lines.map(|line| line.text + "\n").collect()
+    }
+
+    /// The receipt: the last line on standard output of a program that has ended.
+    pub fn receipt(&self) -> Value {
+        assert!(self.exit.is_some(), "{} still runs: wait for it first", self.name);
+        let lines = self.lines();
+        let last = lines.iter().rev().find(|line| line.stream == Stream::Stdout);
+        let last = last.unwrap_or_else(|| panic!("{} wrote nothing", self.name));
+        serde_json::from_str(&last.text)
+            .unwrap_or_else(|error| panic!("{}: the last line {:?} is no receipt: {error}", self.name, last.text))
+    }
+
+    /// Asserts that there are lines which contain these texts in this order, each exactly once.
+    pub fn assert_lines_in_order(&self, texts: &[&str]) {
+        let lines = self.lines();
+        let mut before = None;
+        for text in texts {
+            let found: Vec<usize> =
+                lines.iter().enumerate().filter(|(_, line)| line.text.contains(text)).map(|(index, _)| index).collect();
+            assert_eq!(found.len(), 1, "{}: {text:?} stands on lines {found:?}, not on exactly one", self.name);
+            assert!(before < Some(found[0]), "{}: {text:?} stands too early, on line {}", self.name, found[0]);
+            before = Some(found[0]);
+        }
+    }
+
+    /// Resident memory in bytes, as the kernel counts it.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the process runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+        kib * 1024
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if self.exit.is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            janitor::process_ended(self.child.id());
+            for reader in self.readers.drain(..) {
+                let _ = reader.join();
+            }
+        }
+        if std::thread::panicking() {
+            eprintln!("---- {} (process {}) wrote, and then {:?}:", self.name, self.child.id(), self.exit);
+            for line in self.output.lines.lock().iter() {
+                let at = line.at.saturating_duration_since(self.started).as_secs_f64();
+                eprintln!("{at:9.3} {:?} {}", line.stream, line.text);
+            }
+        }
+    }
+}
+
+fn read_lines(from: impl Read + Send + 'static, stream: Stream, output: &Arc<Output>) -> JoinHandle<()> {
+    let output = output.clone();
+    std::thread::Builder::new()
+        .name("test-output".to_owned())
+        .spawn(move || {
+            let mut from = BufReader::new(from);
+            let mut line = Vec::new();
+            // Bytes, not text: what a program writes is the test's business, and no reason to stop reading.
+            while from.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+                let at = Instant::now();
+                let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned();
+                line.clear();
+                output.lines.lock().push(Line { at, stream, text });
+                output.grew.notify_all();
+            }
+        })
+        .expect("a thread starts")
+}
