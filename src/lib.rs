@@ -1,3 +1,11 @@
 //! `lastcall` runs tasks for callers over HTTP on a fleet of workers that can be stopped at any moment without losing one.
 
+pub mod backoff;
+pub mod exit;
+pub mod handler;
 pub mod kafka;
+pub mod logging;
+pub mod signals;
+pub mod stop;
+pub mod task;
+pub mod threads;
