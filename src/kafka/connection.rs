@@ -317,6 +317,22 @@ impl Connection {
         Ok(ApiVersions(response))
     }
 
+    /// Whether the broker has not hung up on a connection over which nothing is asked. A frozen broker looks alive.
+    pub fn is_alive(&mut self) -> bool {
+        if self.broken {
+            return false;
+        }
+        let peeked = self.socket.set_read_timeout(Some(SHORTEST_WAIT)).and_then(|()| self.socket.peek(&mut [0]));
+        let alive = match peeked {
+            Ok(count) => count > 0,
+            Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted),
+        };
+        if !alive {
+            self.close();
+        }
+        alive
+    }
+
     /// Closes the connection; what was asked and not answered stays unknown.
     pub fn close(&mut self) {
         self.broken = true;
@@ -530,6 +546,15 @@ mod tests {
         let error = connection.call(12, &metadata(), SECOND).expect_err("hung up");
         assert!(matches!(error, KafkaError::Closed { .. } | KafkaError::Io { .. }), "{error}");
         assert!(error.to_string().contains(&options.bootstrap[0].to_string()), "{error}");
+    }
+
+    #[test]
+    fn an_idle_connection_knows_when_it_is_dead() {
+        let (mut connection, far, _) = pair();
+        assert!(connection.is_alive());
+        drop(far);
+        assert!(!connection.is_alive());
+        assert!(connection.is_broken());
     }
 
     #[test]

@@ -13,11 +13,14 @@
 //! | [`cluster`] | bootstrap list, metadata, leaders, coordinators |
 
 pub mod address;
+pub mod admin;
 pub mod cluster;
 pub mod connection;
 pub mod error;
 pub mod interrupt;
+mod offsets;
 pub mod partitioner;
+mod pool;
 pub mod records;
 
 pub use address::BrokerAddress;

@@ -1,0 +1,280 @@
+//! Questions and orders to the cluster itself: does it have share groups, topics, settings of topics and groups, offsets.
+//!
+//! Each function is one question, asked once (a dead idle connection is replaced); it decides nothing about what the answer means for
+//! a program. That is [`queue`](crate::queue), which also repeats. Called by `queue` and by the gateway's sweep.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
+use kafka_protocol::messages::create_topics_response::CreatableTopicResult;
+use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
+use kafka_protocol::messages::describe_share_group_offsets_request::{
+    DescribeShareGroupOffsetsRequestGroup, DescribeShareGroupOffsetsRequestTopic,
+};
+use kafka_protocol::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
+use kafka_protocol::messages::{
+    CreateTopicsRequest, DescribeConfigsRequest, DescribeShareGroupOffsetsRequest, GroupId,
+    IncrementalAlterConfigsRequest,
+};
+use kafka_protocol::protocol::StrBytes;
+
+use super::cluster::{Cluster, Topic, str_bytes, topic_name};
+use super::connection::ApiVersions;
+use super::error::{ErrorCode, KafkaError, Result, Retry};
+use super::offsets::{self, Position};
+use super::pool::Pool;
+
+/// Resource types of the configuration requests.
+const TOPIC: i8 = 2;
+const GROUP: i8 = 32;
+
+/// What a cluster must have, in the words an operator needs.
+const NEEDED: &str = "lastcall needs share groups (KIP-932): Apache Kafka 4.2 or later";
+
+/// `Unsupported` with what is missing, unless the cluster speaks ShareGroupHeartbeat v1, ShareFetch v2 and ShareAcknowledge v2 and has
+/// the feature `share.version` switched on (Kafka 4.1 lists the requests with the feature off).
+pub fn check_share_support(cluster: &Cluster) -> Result<()> {
+    let timeout = cluster.options().request_timeout;
+    let (broker, versions) = cluster.ask_with(|connection| {
+        let versions = match connection.api_versions(timeout) {
+            Err(error) if error.code() == Some(ErrorCode::UNSUPPORTED_VERSION) => None,
+            versions => Some(versions?),
+        };
+        Ok((connection.broker().clone(), versions))
+    })?;
+    let wanted = [
+        (ApiVersions::SHARE_GROUP_HEARTBEAT, 1, "ShareGroupHeartbeat 1"),
+        (ApiVersions::SHARE_FETCH, 2, "ShareFetch 2"),
+        (ApiVersions::SHARE_ACKNOWLEDGE, 2, "ShareAcknowledge 2"),
+    ];
+    let missing: Vec<&str> = wanted
+        .into_iter()
+        .filter(|(key, version, _)| !versions.as_ref().is_some_and(|versions| versions.supports(*key, *version)))
+        .map(|(_, _, name)| name)
+        .collect();
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        return Err(KafkaError::Unsupported(format!("{NEEDED}; the broker {broker} does not know {missing}")));
+    }
+    if versions.and_then(|versions| versions.feature_level("share.version")).unwrap_or(0) < 1 {
+        return Err(KafkaError::Unsupported(format!(
+            "{NEEDED} with the feature switched on; at {broker} it is off: run kafka-features.sh --bootstrap-server {broker} \
+             upgrade --feature share.version=1"
+        )));
+    }
+    Ok(())
+}
+
+/// A topic as it shall be created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicSpec {
+    /// Its name.
+    pub name: String,
+    /// Number of partitions.
+    pub partitions: i32,
+    /// Number of replicas; the broker's default if not given.
+    pub replication_factor: Option<i16>,
+    /// Settings that differ from, or shall not follow, the broker's own.
+    pub configs: Vec<(&'static str, String)>,
+}
+
+/// A topic that is there now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnsuredTopic {
+    /// The topic, each partition with a leader.
+    pub topic: Topic,
+    /// Whether this call created it. An existing one is left as it is.
+    pub created: bool,
+}
+
+/// Creates the topic unless it exists (CreateTopics v7, KIP-4), and waits until the brokers know its leaders.
+pub fn ensure_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<EnsuredTopic> {
+    let created = match cluster.refresh(&[&spec.name]) {
+        Err(error) if error.code() == Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION) => create_topic(cluster, spec)?,
+        known => known.map(|()| false)?,
+    };
+    Ok(EnsuredTopic { topic: await_leaders(cluster, &spec.name)?, created })
+}
+
+/// `false`: somebody else was faster.
+fn create_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<bool> {
+    let replicas = match spec.replication_factor {
+        Some(replicas) => replicas,
+        None => match ask_create(cluster, spec, -1, true)? {
+            Some(planned) => planned.replication_factor,
+            None => return Ok(false),
+        },
+    };
+    Ok(ask_create(cluster, spec, replicas, false)?.is_some())
+}
+
+/// Asks for the topic, or with `validate_only` just for what it would become. `None`: it exists.
+fn ask_create(
+    cluster: &Cluster,
+    spec: &TopicSpec,
+    replicas: i16,
+    validate_only: bool,
+) -> Result<Option<CreatableTopicResult>> {
+    // A write is safe on two replicas wherever there are two (acks=all).
+    let in_sync = ("min.insync.replicas", replicas.clamp(1, 2).to_string());
+    let configs = spec.configs.iter().chain(std::iter::once(&in_sync)).map(|(name, value)| {
+        CreatableTopicConfig::default().with_name(StrBytes::from_static_str(name)).with_value(Some(str_bytes(value)))
+    });
+    let topic = CreatableTopic::default()
+        .with_name(topic_name(&spec.name))
+        .with_num_partitions(spec.partitions)
+        .with_replication_factor(replicas)
+        .with_configs(configs.collect());
+    let request = CreateTopicsRequest::default()
+        .with_topics(vec![topic])
+        .with_timeout_ms(broker_wait(cluster))
+        .with_validate_only(validate_only);
+    let response = cluster.ask(7, &request)?;
+    let result = response.topics.into_iter().next();
+    let result =
+        result.ok_or_else(|| KafkaError::broker("CreateTopics", ErrorCode::UNKNOWN_SERVER_ERROR, Some("no answer")))?;
+    if ErrorCode(result.error_code) == ErrorCode::TOPIC_ALREADY_EXISTS {
+        return Ok(None);
+    }
+    let message = result.error_message.as_ref().map_or(spec.name.as_str(), |message| message.as_str());
+    ErrorCode(result.error_code).check("CreateTopics", Some(message))?;
+    Ok(Some(result))
+}
+
+/// How long the broker may work on a request, in the protocol's milliseconds: less than we wait for its answer.
+fn broker_wait(cluster: &Cluster) -> i32 {
+    i32::try_from((cluster.options().request_timeout * 4 / 5).as_millis()).unwrap_or(i32::MAX)
+}
+
+/// A topic just created is known to the brokers some milliseconds later.
+fn await_leaders(cluster: &Cluster, name: &str) -> Result<Topic> {
+    let deadline = std::time::Instant::now() + cluster.options().request_timeout;
+    loop {
+        let missing = match cluster.refresh(&[name]).and_then(|()| cluster.topic(name)) {
+            Ok(topic) => match topic.partitions.iter().find(|partition| partition.leader < 0) {
+                None => return Ok(topic),
+                Some(_) => KafkaError::broker("Metadata", ErrorCode::LEADER_NOT_AVAILABLE, Some(name)),
+            },
+            Err(error) if error.retry() == Retry::RefreshMetadata => error,
+            Err(error) => return Err(error),
+        };
+        if std::time::Instant::now() >= deadline {
+            return Err(missing);
+        }
+        cluster.options().interrupter.sleep(Duration::from_millis(20))?;
+    }
+}
+
+/// The settings of a topic, with the defaults that apply (DescribeConfigs v4, KIP-133). Settings without a value are left out.
+pub fn topic_configs(cluster: &Cluster, topic: &str) -> Result<BTreeMap<String, String>> {
+    configs(cluster, TOPIC, topic)
+}
+
+/// The settings of a group, with the defaults that apply; the group need not exist (KIP-848).
+pub fn group_configs(cluster: &Cluster, group: &str) -> Result<BTreeMap<String, String>> {
+    configs(cluster, GROUP, group)
+}
+
+fn configs(cluster: &Cluster, kind: i8, name: &str) -> Result<BTreeMap<String, String>> {
+    let resource = DescribeConfigsResource::default()
+        .with_resource_type(kind)
+        .with_resource_name(str_bytes(name))
+        .with_configuration_keys(None);
+    let response = cluster.ask(4, &DescribeConfigsRequest::default().with_resources(vec![resource]))?;
+    let mut found = BTreeMap::new();
+    for result in response.results {
+        let message = result.error_message.as_ref().map(|message| message.as_str());
+        ErrorCode(result.error_code).check("DescribeConfigs", message)?;
+        let values =
+            result.configs.into_iter().filter_map(|config| Some((config.name.to_string(), config.value?.to_string())));
+        found.extend(values);
+    }
+    Ok(found)
+}
+
+/// Sets one setting of a topic (IncrementalAlterConfigs v1, KIP-339).
+pub fn set_topic_config(cluster: &Cluster, topic: &str, key: &str, value: &str) -> Result<()> {
+    set_config(cluster, TOPIC, topic, key, value)
+}
+
+/// Sets one setting of a group, which need not exist. One key per request: an unknown key (error 40) refuses its whole request.
+pub fn set_group_config(cluster: &Cluster, group: &str, key: &str, value: &str) -> Result<()> {
+    set_config(cluster, GROUP, group, key, value)
+}
+
+fn set_config(cluster: &Cluster, kind: i8, name: &str, key: &str, value: &str) -> Result<()> {
+    // Operation 0: set.
+    let config = AlterableConfig::default()
+        .with_name(str_bytes(key))
+        .with_config_operation(0)
+        .with_value(Some(str_bytes(value)));
+    let resource = AlterConfigsResource::default()
+        .with_resource_type(kind)
+        .with_resource_name(str_bytes(name))
+        .with_configs(vec![config]);
+    let response = cluster.ask(1, &IncrementalAlterConfigsRequest::default().with_resources(vec![resource]))?;
+    for result in response.responses {
+        let message = result.error_message.as_ref().map(|message| message.as_str());
+        ErrorCode(result.error_code).check("IncrementalAlterConfigs", message)?;
+    }
+    Ok(())
+}
+
+/// The offset up to which a share group is done with each partition of the topic (DescribeShareGroupOffsets v0, KIP-932).
+/// Partitions that the group has not begun, and a group that does not exist, have none.
+pub fn share_group_offsets(cluster: &Cluster, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>> {
+    let partitions = cluster.topic(topic)?.partitions.iter().map(|partition| partition.index).collect();
+    let topics =
+        DescribeShareGroupOffsetsRequestTopic::default().with_topic_name(topic_name(topic)).with_partitions(partitions);
+    let asked = DescribeShareGroupOffsetsRequestGroup::default()
+        .with_group_id(GroupId(str_bytes(group)))
+        .with_topics(Some(vec![topics]));
+    let request = DescribeShareGroupOffsetsRequest::default().with_groups(vec![asked]);
+    let timeout = cluster.options().request_timeout;
+    let answer = cluster
+        .group_coordinator(group)
+        .and_then(|node| cluster.connect(node))
+        .and_then(|mut connection| connection.call(0, &request, timeout))
+        .and_then(|response| {
+            let mut offsets = BTreeMap::new();
+            for group in response.groups {
+                let message = group.error_message.as_ref().map(|message| message.as_str());
+                match ErrorCode(group.error_code) {
+                    ErrorCode::GROUP_ID_NOT_FOUND => continue,
+                    code => code.check("DescribeShareGroupOffsets", message)?,
+                }
+                for partition in group.topics.into_iter().flat_map(|topic| topic.partitions) {
+                    let message = partition.error_message.as_ref().map(|message| message.as_str());
+                    ErrorCode(partition.error_code).check("DescribeShareGroupOffsets", message)?;
+                    if partition.start_offset >= 0 {
+                        offsets.insert(partition.partition_index, partition.start_offset);
+                    }
+                }
+            }
+            Ok(offsets)
+        });
+    if answer.as_ref().is_err_and(|error| matches!(error.retry(), Retry::Reconnect | Retry::RefreshMetadata)) {
+        cluster.forget_coordinator(group);
+    }
+    answer
+}
+
+/// The offset behind the last record of each partition of the topic (ListOffsets v4).
+pub fn end_offsets(cluster: &Cluster, topic: &str) -> Result<BTreeMap<i32, i64>> {
+    list(cluster, topic, Position::End)
+}
+
+/// The offset of the first record still kept in each partition of the topic (ListOffsets v4).
+pub fn start_offsets(cluster: &Cluster, topic: &str) -> Result<BTreeMap<i32, i64>> {
+    list(cluster, topic, Position::Start)
+}
+
+fn list(cluster: &Cluster, topic: &str, position: Position) -> Result<BTreeMap<i32, i64>> {
+    let partitions: Vec<i32> = cluster.topic(topic)?.partitions.iter().map(|partition| partition.index).collect();
+    let offsets = offsets::list(&mut Pool::new(cluster.clone()), topic, partitions, position);
+    if offsets.as_ref().is_err_and(|error| error.retry() != Retry::Never) {
+        cluster.forget_topic(topic);
+    }
+    offsets
+}
