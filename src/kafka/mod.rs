@@ -22,6 +22,9 @@ mod offsets;
 pub mod partitioner;
 mod pool;
 pub mod records;
+pub mod share_membership;
+pub mod share_session;
+pub mod share_wire;
 
 pub use address::BrokerAddress;
 pub use cluster::{Cluster, Partition, Topic};
