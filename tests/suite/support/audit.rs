@@ -70,12 +70,31 @@ pub fn end_offsets(broker: &str, topic: &str) -> BTreeMap<i32, i64> {
 
 /// Puts records of any content on a topic, as a stranger would; one batch for all of them.
 pub fn produce(broker: &str, topic: &str, records: &[KeyValue<'_>]) {
-    let (mut client, offsets) = client_with_offsets(broker, topic, FetchOffset::Latest);
-    assert!(!offsets.is_empty(), "there is no topic {topic}");
-    let messages = records.iter().map(|(key, value)| ProduceMessage::new(topic, 0, *key, *value));
-    let answers = client.produce_messages(RequiredAcks::All, Duration::from_secs(10), messages);
-    for part in answers.expect("the broker takes the records").iter().flat_map(|answer| &answer.partition_confirms) {
-        assert!(part.offset.is_ok(), "the broker refused records for {topic}: {:?}", part.offset);
+    Producer::new(broker, topic).send(records);
+}
+
+/// The same for many batches.
+pub struct Producer {
+    client: KafkaClient,
+    topic: String,
+}
+
+impl Producer {
+    /// For partition 0 of a topic that exists.
+    pub fn new(broker: &str, topic: &str) -> Producer {
+        let (client, offsets) = client_with_offsets(broker, topic, FetchOffset::Latest);
+        assert!(!offsets.is_empty(), "there is no topic {topic}");
+        Producer { client, topic: topic.to_owned() }
+    }
+
+    /// One batch.
+    pub fn send(&mut self, records: &[KeyValue<'_>]) {
+        let messages = records.iter().map(|(key, value)| ProduceMessage::new(&self.topic, 0, *key, *value));
+        let answers = self.client.produce_messages(RequiredAcks::All, Duration::from_secs(10), messages);
+        let answers = answers.expect("the broker takes the records");
+        for part in answers.iter().flat_map(|answer| &answer.partition_confirms) {
+            assert!(part.offset.is_ok(), "the broker refused records for {}: {:?}", self.topic, part.offset);
+        }
     }
 }
 

@@ -18,7 +18,11 @@ pub struct Broker {
     data: PathBuf,
     address: String,
     settings: Vec<String>,
+    java_options: &'static str,
 }
+
+/// The quick compiler alone: a test's broker lives for seconds, and the better one would take the programs' processors.
+const SHORT_LIVED: &str = "-XX:TieredStopAtLevel=1";
 
 impl Broker {
     /// The broker of this run, for all tests that leave it alone.
@@ -29,11 +33,20 @@ impl Broker {
 
     /// A broker for a test that stops, freezes or configures it; `arguments` go to `scripts/kafka start`.
     pub fn new(arguments: &[&str]) -> Broker {
+        Broker::with_java(arguments, SHORT_LIVED)
+    }
+
+    /// A broker as it runs in earnest, for figures.
+    pub fn optimised() -> Broker {
+        Broker::with_java(&["--heap", "1g"], "")
+    }
+
+    fn with_java(arguments: &[&str], java_options: &'static str) -> Broker {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let data = janitor::folder().join(format!("kafka-{}", COUNT.fetch_add(1, Relaxed)));
         janitor::broker_starts(&data);
         let settings = arguments.iter().map(ToString::to_string).collect();
-        let mut broker = Broker { data, address: String::new(), settings };
+        let mut broker = Broker { data, address: String::new(), settings, java_options };
         broker.address = broker.script_start(&["--port", "auto"]);
         broker
     }
@@ -75,7 +88,8 @@ impl Broker {
         run(script().args(["run", "--port", port, tool]).args(arguments))
     }
 
-    fn process(&self) -> u32 {
+    /// The process number.
+    pub fn process(&self) -> u32 {
         let text = std::fs::read_to_string(self.data.join("pid")).expect("a broker that runs has a pid file");
         text.trim().parse().expect("a process number")
     }
@@ -86,7 +100,7 @@ impl Broker {
     }
 
     fn script(&self, command: &[&str], arguments: &[&str]) -> String {
-        run(script().args(command).arg("--data").arg(&self.data).args(arguments))
+        run(script().env("KAFKA_JAVA_OPTS", self.java_options).args(command).arg("--data").arg(&self.data).args(arguments))
     }
 }
 
@@ -101,10 +115,7 @@ impl Drop for Broker {
 }
 
 fn script() -> Command {
-    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka"));
-    // The quick compiler alone: a test's broker lives for seconds, and the better one would take the programs' processors.
-    command.env("KAFKA_JAVA_OPTS", "-XX:TieredStopAtLevel=1");
-    command
+    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka"))
 }
 
 fn run(command: &mut Command) -> String {

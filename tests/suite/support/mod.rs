@@ -12,7 +12,7 @@ use std::{
     path::PathBuf,
     process::{Command, Stdio},
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -43,7 +43,7 @@ enum Turn {
 
 enum Kafka {
     Shared(&'static Broker),
-    Own(Broker),
+    Own(Arc<Broker>),
 }
 
 /// Topics and a worker group of a test's own on a broker, and the programs that use them.
@@ -51,30 +51,45 @@ pub struct Rig {
     kafka: Kafka,
     prefix: String,
     // Last: the others are gone when the next test gets its turn.
-    _turn: Turn,
+    _turn: Option<Turn>,
 }
 
 impl Rig {
     /// For tests that measure no time: others run beside them, on the same broker.
     pub fn shared(name: &str) -> Rig {
         let turn = Turn::Shared { _guard: MACHINE.read() };
-        Rig::new(name, Kafka::Shared(Broker::shared()), turn)
+        Rig::new(name, Kafka::Shared(Broker::shared()), Some(turn))
     }
 
     /// For tests of a bound: nothing else runs meanwhile.
     pub fn alone(name: &str) -> Rig {
         let turn = Turn::Alone { _guard: MACHINE.write() };
-        Rig::new(name, Kafka::Shared(Broker::shared()), turn)
+        Rig::new(name, Kafka::Shared(Broker::shared()), Some(turn))
     }
 
     /// For tests that stop, freeze or configure the broker: one of their own, and nothing else meanwhile. `arguments` go to
     /// `scripts/kafka start`.
     pub fn with_own_broker(name: &str, arguments: &[&str]) -> Rig {
         let turn = Turn::Alone { _guard: MACHINE.write() };
-        Rig::new(name, Kafka::Own(Broker::new(arguments)), turn)
+        Rig::new(name, Kafka::Own(Arc::new(Broker::new(arguments))), Some(turn))
     }
 
-    fn new(name: &str, kafka: Kafka, turn: Turn) -> Rig {
+    /// For figures: a broker of its own as it runs in earnest.
+    pub fn for_bench(name: &str) -> Rig {
+        let turn = Turn::Alone { _guard: MACHINE.write() };
+        Rig::new(name, Kafka::Own(Arc::new(Broker::optimised())), Some(turn))
+    }
+
+    /// Other topics and another group on the broker of `other`, in its turn.
+    pub fn beside(other: &Rig, name: &str) -> Rig {
+        let kafka = match &other.kafka {
+            Kafka::Shared(broker) => Kafka::Shared(broker),
+            Kafka::Own(broker) => Kafka::Own(Arc::clone(broker)),
+        };
+        Rig::new(name, kafka, None)
+    }
+
+    fn new(name: &str, kafka: Kafka, turn: Option<Turn>) -> Rig {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let prefix = format!("{name}-{}", COUNT.fetch_add(1, Relaxed));
         Rig { kafka, prefix, _turn: turn }

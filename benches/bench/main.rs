@@ -1,0 +1,339 @@
+//! The figures of the README: a real broker, one gateway, three workers, all on this machine, and every answer checked.
+//!
+//! `make bench`, or `cargo bench`; `--quick` for short runs that only show that everything works. Prints a Markdown table.
+
+mod load;
+mod report;
+#[path = "../../tests/suite/support/mod.rs"]
+#[allow(dead_code, reason = "shared with the tests, which use the rest")]
+mod support;
+mod text;
+mod usage;
+
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use report::{Report, Row, ms, per_second};
+use support::{
+    Gateway, Rig, SOON, audit, eventually, free_address, load as callers,
+    program::{Launch, Program},
+};
+use text::Text;
+
+/// How long and how much: everything that `--quick` shortens.
+struct Size {
+    warm_up: Duration,
+    span: Duration,
+    waiting_tasks: u64,
+    restart_rounds: u32,
+    kills: u32,
+    idle: Duration,
+}
+
+const FULL: Size = Size {
+    warm_up: Duration::from_secs(5),
+    span: Duration::from_secs(15),
+    waiting_tasks: 50_000,
+    restart_rounds: 3,
+    kills: 7,
+    idle: Duration::from_secs(15),
+};
+
+const QUICK: Size = Size {
+    warm_up: Duration::from_secs(1),
+    span: Duration::from_secs(3),
+    waiting_tasks: 5_000,
+    restart_rounds: 1,
+    kills: 2,
+    idle: Duration::from_secs(3),
+};
+
+fn main() -> ExitCode {
+    // cargo bench adds --bench
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let (size, only) = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => (FULL, None),
+        ["--quick"] => (QUICK, None),
+        [only @ ("http" | "drain" | "restart" | "kill" | "idle")] => (FULL, Some(only.to_owned())),
+        ["--quick", only @ ("http" | "drain" | "restart" | "kill" | "idle")] => (QUICK, Some(only.to_owned())),
+        _ => {
+            eprintln!("usage: bench [--quick] [http | drain | restart | kill | idle]");
+            return ExitCode::from(2);
+        }
+    };
+    let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
+    let rig = Rig::for_bench("bench");
+    let mut report = Report::default();
+    if wanted("idle") {
+        measure_idle_memory(&rig, &size, &mut report);
+    }
+    if wanted("http") {
+        measure_requests(&rig, &size, &mut report);
+    }
+    if wanted("restart") {
+        measure_rolling_restart(&rig, &size, &mut report);
+    }
+    if wanted("kill") {
+        measure_kill(&rig, &size, &mut report);
+    }
+    if wanted("drain") {
+        let rig = Rig::beside(&rig, "drain");
+        measure_drain(&rig, &size, &mut report);
+    }
+    println!("{report}");
+    if report.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// One gateway and three workers, ready.
+struct Stack {
+    gateway: Gateway,
+    workers: Vec<Program>,
+}
+
+impl Stack {
+    fn start(rig: &Rig) -> Stack {
+        let gateway = Gateway::start(rig.gateway_at(&free_address()));
+        let workers: Vec<Launch> = (1..=3).map(|number| rig.worker(&format!("worker_{number}"))).collect();
+        let workers = workers.iter().map(support::started).collect();
+        eventually(SOON, "the gateway sees three workers", || gateway.fleet()["active_workers"] == 3);
+        Stack { gateway, workers }
+    }
+
+    fn stop(mut self) {
+        for worker in &mut self.workers {
+            worker.signal(Signal::SIGTERM);
+            worker.wait(SOON);
+        }
+        self.gateway.program.signal(Signal::SIGTERM);
+        self.gateway.program.wait(SOON);
+    }
+
+    fn worker_processes(&self) -> Vec<u32> {
+        self.workers.iter().map(Program::id).collect()
+    }
+}
+
+fn measure_idle_memory(rig: &Rig, size: &Size, report: &mut Report) {
+    let stack = Stack::start(rig);
+    std::thread::sleep(size.idle);
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    let gateway = mb(stack.gateway.program.resident_bytes());
+    let worker = stack.workers.iter().map(|worker| mb(worker.resident_bytes())).fold(0.0, f64::max);
+    report.add(Row::lower("idle memory, gateway", gateway, "MB", 12.5, 10.0));
+    report.add(Row::lower("idle memory, worker", worker, "MB", 11.0, 8.0));
+    stack.stop();
+}
+
+fn measure_requests(rig: &Rig, size: &Size, report: &mut Report) {
+    let stack = Stack::start(rig);
+    // What Go with franz-go reached, and what is to be reached, in requests a second.
+    for (connections, go, to_reach) in [(1, None, None), (16, Some(1800.0), 2500.0.into()), (64, Some(3900.0), 5500.0.into()), (256, Some(6200.0), 9000.0.into())] {
+        let parties = [
+            ("broker", vec![rig.broker().process()]),
+            ("gateway", vec![stack.gateway.program.id()]),
+            ("workers", stack.worker_processes()),
+            ("load", vec![std::process::id()]),
+        ];
+        let before: Vec<Duration> = parties.iter().map(|(_, processes)| usage::processor_times(processes)).collect();
+        let began = Instant::now();
+        let figures = load::run(&stack.gateway.address, connections, size.warm_up, size.span);
+        let took = began.elapsed().as_secs_f64();
+        let shares = parties.iter().zip(before).map(|((name, processes), before)| {
+            format!("{name} {:.2}", (usage::processor_times(processes) - before).as_secs_f64() / took)
+        });
+        let shares = shares.collect::<Vec<_>>().join(", ");
+        let name = format!("POST /analyze, {connections} connection{}", if connections == 1 { "" } else { "s" });
+        report.check(&name, &figures.errors);
+        if figures.latencies.is_empty() {
+            report.check(&name, &["no answer within the time measured".to_owned()]);
+            continue;
+        }
+        let p50 = ms(figures.quantile(0.5));
+        let p99 = ms(figures.quantile(0.99));
+        let rate = figures.requests_per_second;
+        report.note(format!(
+            "{name}: {rate:.0}/s, p50 {p50:.2} ms, p99 {p99:.2} ms, max {:.1} ms, {} answers, {} errors; processors: {shares}",
+            ms(figures.quantile(1.0)),
+            figures.latencies.len(),
+            figures.errors.len(),
+        ));
+        if connections == 1 {
+            report.add(Row::lower(&format!("{name}, p50"), p50, "ms", 1.7, 1.7));
+        }
+        if let (Some(go), Some(to_reach)) = (go, to_reach) {
+            report.add(Row::higher(&name, rate, "/s", go, to_reach));
+        }
+        if connections == 256 {
+            report.add(Row::lower(&format!("{name}, p99"), p99, "ms", 131.0, 60.0));
+        }
+    }
+    stack.stop();
+}
+
+/// Each worker is stopped and replaced in turn while tasks keep coming.
+fn measure_rolling_restart(rig: &Rig, size: &Size, report: &mut Report) {
+    let mut stack = Stack::start(rig);
+    let address = stack.gateway.address.clone();
+    let work = Some(Duration::from_millis(20));
+    let load = callers::Load::start(callers::Plan { addresses: vec![address], per_second: 100, work });
+    eventually(SOON, "answers come", || load.answered() > 200);
+    let begin = Instant::now();
+    for _ in 0..size.restart_rounds {
+        for (index, worker) in stack.workers.iter_mut().enumerate() {
+            worker.signal(Signal::SIGTERM);
+            worker.wait(SOON);
+            *worker = rig.start_worker(&format!("worker_{}", index + 1));
+            let before = load.answered();
+            eventually(SOON, "answers go on", || load.answered() > before + 100);
+        }
+    }
+    let end = Instant::now();
+    let shots = load.finish();
+    let bad = shots.iter().filter(|shot| shot.outcome != Ok(200) || shot.fault.is_some());
+    report.check("rolling restart", &bad.map(|shot| format!("{shot:?}")).collect::<Vec<_>>());
+    let during = shots.iter().filter(|shot| shot.due >= begin && shot.due < end);
+    let mut latencies: Vec<Duration> = during.map(|shot| shot.latency).collect();
+    latencies.sort_unstable();
+    let p99 = ms(load::quantile(&latencies, 0.99));
+    let (p50, max) = (ms(load::quantile(&latencies, 0.5)), ms(load::quantile(&latencies, 1.0)));
+    report.note(format!(
+        "rolling restart under 100/s of 20 ms tasks: {} restarts in {:.1} s, {} requests, p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms",
+        size.restart_rounds * 3,
+        (end - begin).as_secs_f64(),
+        latencies.len(),
+    ));
+    report.add(Row::lower("rolling restart under 100/s of 20 ms tasks, p99", p99, "ms", 77.0, 30.0));
+    stack.stop();
+}
+
+/// kill -9 of the worker that runs a task, until the task runs elsewhere: the answer comes its own time after that.
+fn measure_kill(rig: &Rig, size: &Size, report: &mut Report) {
+    let mut stack = Stack::start(rig);
+    let work = Duration::from_secs(1);
+    let mut hops = Vec::new();
+    for round in 0..size.kills {
+        let caller = {
+            let mut http = stack.gateway.connect();
+            let body = json!({ "text": format!("round {round}"), "work_ms": 1000 });
+            std::thread::Builder::new()
+                .name("caller".to_owned())
+                .spawn(move || (http.post("/analyze", &body).expect("the gateway answers"), Instant::now()))
+                .expect("a thread starts")
+        };
+        let victim = support::eventually_some(SOON, "the task runs somewhere", || {
+            let fleet = stack.gateway.fleet();
+            let workers = fleet["workers"].as_object()?.clone();
+            let busy = workers.into_iter().find(|(_, it)| it["is_responsive"] == true && it["current_task"].is_string());
+            busy.and_then(|(id, _)| id.rsplit('_').next()?.parse::<usize>().ok())
+        });
+        let killed = stack.workers[victim - 1].kill();
+        let (answer, at) = caller.join().expect("the caller does not panic");
+        if answer.status == 200 {
+            hops.push((at - killed).saturating_sub(work));
+        } else {
+            report.check("kill -9", &[answer.text()]);
+        }
+        stack.workers[victim - 1] = rig.start_worker(&format!("worker_{victim}"));
+    }
+    hops.sort_unstable();
+    if !hops.is_empty() {
+        let (p50, max) = (ms(load::quantile(&hops, 0.5)), ms(load::quantile(&hops, 1.0)));
+        report.note(format!("kill -9 to restart elsewhere: {} kills, p50 {p50:.0} ms, max {max:.0} ms", hops.len()));
+        report.add(Row::lower("kill -9, task restarted elsewhere (worst)", max / 1000.0, "s", 5.0, 0.3));
+    }
+    stack.stop();
+}
+
+/// Tasks that wait on the topic before the first worker starts. The times are the broker's own, of each result's arrival.
+fn measure_drain(rig: &Rig, size: &Size, report: &mut Report) {
+    // A gateway makes the topics as they are made in earnest.
+    let mut gateway = rig.start_gateway();
+    gateway.program.signal(Signal::SIGTERM);
+    gateway.program.wait(SOON);
+    let texts: BTreeMap<String, Text> = (0..size.waiting_tasks).map(|it| (format!("waiting-{it}"), Text::number(it))).collect();
+    put_tasks(rig, &texts);
+    let begin = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
+    let mut workers: Vec<Program> = (1..=3).map(|number| rig.worker(&format!("worker_{number}")).start()).collect();
+    let processes: Vec<u32> = workers.iter().map(Program::id).collect();
+    let broker_before = usage::processor_time(rig.broker().process());
+    eventually(Duration::from_secs(300), "all results are there", || {
+        let records: i64 = audit::end_offsets(rig.broker().address(), &rig.results()).values().sum();
+        u64::try_from(records).is_ok_and(|records| records >= size.waiting_tasks)
+    });
+    let broker = (usage::processor_time(rig.broker().process()) - broker_before).as_secs_f64();
+    let programs = usage::processor_times(&processes).as_secs_f64();
+    for worker in &mut workers {
+        worker.signal(Signal::SIGTERM);
+        worker.wait(SOON);
+    }
+    check_drained(rig, &texts, report);
+    let times = result_times(rig);
+    let (first, last) = (times[0], times[times.len() - 1]);
+    let (all, flowing) = (last.saturating_sub(begin), last - first);
+    let count = times.len() as f64;
+    report.note(format!(
+        "drain of {count} waiting tasks: {:.0}/s from the first result to the last ({:.2} s), {:.0}/s from the start of the workers ({:.2} s); processor seconds: workers {programs:.2}, broker {broker:.2}",
+        per_second(count, flowing), flowing.as_secs_f64(), per_second(count, all), all.as_secs_f64(),
+    ));
+    report.add(Row::higher("waiting tasks drained", per_second(count, flowing), "/s", 20_000.0, 40_000.0));
+    report.add(Row::higher("the same, from the start of the workers", per_second(count, all), "/s", 20_000.0, 40_000.0));
+}
+
+/// In batches of at most 32 kB, as the gateway sends them.
+fn put_tasks(rig: &Rig, texts: &BTreeMap<String, Text>) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs_f64();
+    let records: Vec<(&String, String)> = texts
+        .iter()
+        .map(|(id, text)| (id, json!({ "task_id": id, "text": text.text, "timestamp": now }).to_string()))
+        .collect();
+    let mut producer = audit::Producer::new(rig.broker().address(), &rig.tasks());
+    for batch in records.chunks(90) {
+        let batch: Vec<_> = batch.iter().map(|(id, value)| (Some(id.as_bytes()), Some(value.as_bytes()))).collect();
+        producer.send(&batch);
+    }
+}
+
+fn check_drained(rig: &Rig, texts: &BTreeMap<String, Text>, report: &mut Report) {
+    let audit = rig.audit();
+    let mut faults: Vec<String> = audit.ran_again().iter().map(|(id, by)| format!("{id} ran again: {by:?}")).collect();
+    for (id, text) in texts {
+        let count = |member: &str, result: &serde_json::Value| result[member].as_u64().and_then(|it| usize::try_from(it).ok());
+        let right = audit.results.get(id).and_then(|results| results.first()).is_some_and(|result| {
+            let (chars, words) = (count("chars", result), count("words", result));
+            chars.zip(words).is_some_and(|(chars, words)| text.is_counted(chars, words))
+        });
+        if !right {
+            faults.push(format!("{id}: {:?}", audit.results.get(id)));
+        }
+    }
+    report.check("drain", &faults);
+}
+
+/// When the broker took each task's result, sorted; since 1970.
+fn result_times(rig: &Rig) -> Vec<Duration> {
+    let arguments = [
+        "--topic",
+        &rig.results(),
+        "--from-beginning",
+        "--timeout-ms",
+        "5000",
+        "--formatter-property",
+        "print.timestamp=true",
+    ];
+    let text = rig.broker().tool("console-consumer", &arguments);
+    let mut times: Vec<Duration> = text
+        .lines()
+        .filter(|line| line.ends_with(r#""type":"result"}"#))
+        .filter_map(|line| line.split_once(':')?.1.split_once('\t')?.0.parse().ok())
+        .map(Duration::from_millis)
+        .collect();
+    times.sort_unstable();
+    assert!(!times.is_empty(), "there are results");
+    times
+}
