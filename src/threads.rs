@@ -45,11 +45,7 @@ pub struct Thread {
 ///
 /// # Panics
 /// When the operating system has no thread to give, which nothing here could live without.
-pub fn spawn<E: Display>(
-    name: &str,
-    on_death: Stop,
-    body: impl FnOnce() -> Result<(), E> + Send + 'static,
-) -> Thread {
+pub fn spawn<E: Display>(name: &str, on_death: Stop, body: impl FnOnce() -> Result<(), E> + Send + 'static) -> Thread {
     debug_assert!(name.len() <= LONGEST_NAME, "thread name {name:?} is longer than Linux shows");
     let (told, ended) = bounded(1);
     let of_thread = name.to_owned();

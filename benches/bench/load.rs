@@ -79,7 +79,9 @@ pub fn run(address: &str, connections: usize, warm_up: Duration, span: Duration)
                     for (latency, id) in answers {
                         let now = Instant::now();
                         match id {
-                            Ok(id) if !ids.insert(id.clone()) => figures.errors.push(format!("{id} answered two requests")),
+                            Ok(id) if !ids.insert(id.clone()) => {
+                                figures.errors.push(format!("{id} answered two requests"))
+                            }
                             Ok(_) if now >= begin && now < end => figures.latencies.push(latency),
                             Ok(_) => {}
                             Err(fault) => figures.errors.push(fault),

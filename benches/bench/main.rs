@@ -133,7 +133,12 @@ fn measure_idle_memory(rig: &Rig, size: &Size, report: &mut Report) {
 fn measure_requests(rig: &Rig, size: &Size, report: &mut Report) {
     let stack = Stack::start(rig);
     // What Go with franz-go reached, and what is to be reached, in requests a second.
-    for (connections, go, to_reach) in [(1, None, None), (16, Some(1800.0), 2500.0.into()), (64, Some(3900.0), 5500.0.into()), (256, Some(6200.0), 9000.0.into())] {
+    for (connections, go, to_reach) in [
+        (1, None, None),
+        (16, Some(1800.0), 2500.0.into()),
+        (64, Some(3900.0), 5500.0.into()),
+        (256, Some(6200.0), 9000.0.into()),
+    ] {
         let parties = [
             ("broker", vec![rig.broker().process()]),
             ("gateway", vec![stack.gateway.program.id()]),
@@ -229,7 +234,8 @@ fn measure_kill(rig: &Rig, size: &Size, report: &mut Report) {
         let victim = support::eventually_some(SOON, "the task runs somewhere", || {
             let fleet = stack.gateway.fleet();
             let workers = fleet["workers"].as_object()?.clone();
-            let busy = workers.into_iter().find(|(_, it)| it["is_responsive"] == true && it["current_task"].is_string());
+            let busy =
+                workers.into_iter().find(|(_, it)| it["is_responsive"] == true && it["current_task"].is_string());
             busy.and_then(|(id, _)| id.rsplit('_').next()?.parse::<usize>().ok())
         });
         let killed = stack.workers[victim - 1].kill();
@@ -256,7 +262,8 @@ fn measure_drain(rig: &Rig, size: &Size, report: &mut Report) {
     let mut gateway = rig.start_gateway();
     gateway.program.signal(Signal::SIGTERM);
     gateway.program.wait(SOON);
-    let texts: BTreeMap<String, Text> = (0..size.waiting_tasks).map(|it| (format!("waiting-{it}"), Text::number(it))).collect();
+    let texts: BTreeMap<String, Text> =
+        (0..size.waiting_tasks).map(|it| (format!("waiting-{it}"), Text::number(it))).collect();
     put_tasks(rig, &texts);
     let begin = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
     let mut workers: Vec<Program> = (1..=3).map(|number| rig.worker(&format!("worker_{number}")).start()).collect();
@@ -282,7 +289,13 @@ fn measure_drain(rig: &Rig, size: &Size, report: &mut Report) {
         per_second(count, flowing), flowing.as_secs_f64(), per_second(count, all), all.as_secs_f64(),
     ));
     report.add(Row::higher("waiting tasks drained", per_second(count, flowing), "/s", 20_000.0, 40_000.0));
-    report.add(Row::higher("the same, from the start of the workers", per_second(count, all), "/s", 20_000.0, 40_000.0));
+    report.add(Row::higher(
+        "the same, from the start of the workers",
+        per_second(count, all),
+        "/s",
+        20_000.0,
+        40_000.0,
+    ));
 }
 
 /// In batches of at most 32 kB, as the gateway sends them.
@@ -303,7 +316,8 @@ fn check_drained(rig: &Rig, texts: &BTreeMap<String, Text>, report: &mut Report)
     let audit = rig.audit();
     let mut faults: Vec<String> = audit.ran_again().iter().map(|(id, by)| format!("{id} ran again: {by:?}")).collect();
     for (id, text) in texts {
-        let count = |member: &str, result: &serde_json::Value| result[member].as_u64().and_then(|it| usize::try_from(it).ok());
+        let count =
+            |member: &str, result: &serde_json::Value| result[member].as_u64().and_then(|it| usize::try_from(it).ok());
         let right = audit.results.get(id).and_then(|results| results.first()).is_some_and(|result| {
             let (chars, words) = (count("chars", result), count("words", result));
             chars.zip(words).is_some_and(|(chars, words)| text.is_counted(chars, words))

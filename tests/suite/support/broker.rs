@@ -100,7 +100,12 @@ impl Broker {
     }
 
     fn script(&self, command: &[&str], arguments: &[&str]) -> String {
-        run(script().env("KAFKA_JAVA_OPTS", self.java_options).args(command).arg("--data").arg(&self.data).args(arguments))
+        run(script()
+            .env("KAFKA_JAVA_OPTS", self.java_options)
+            .args(command)
+            .arg("--data")
+            .arg(&self.data)
+            .args(arguments))
     }
 }
 
