@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::address::BrokerAddress;
 use super::connection::{ClientOptions, Connection};
 use super::error::{ErrorCode, KafkaError, Result, Retry};
+use super::interrupt::Interrupter;
 
 /// One topic of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,16 +42,11 @@ pub struct Partition {
 /// Handle on the shared knowledge; clones share it.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    options: ClientOptions,
-    known: Mutex<Known>,
+    options: Arc<ClientOptions>,
+    known: Arc<Mutex<Known>>,
     /// Connection left over from the last question to any broker, so that questions in a row share one. It is taken out while
     /// it is used: nobody holds the lock during I/O.
-    spare: Mutex<Option<Connection>>,
+    spare: Arc<Mutex<Option<Connection>>>,
 }
 
 #[derive(Debug, Default)]
@@ -63,17 +59,24 @@ struct Known {
 impl Cluster {
     /// A cluster of which nothing is known but the bootstrap list. Opens no connection.
     pub fn new(options: ClientOptions) -> Self {
-        Self { shared: Arc::new(Shared { options, known: Mutex::default(), spare: Mutex::default() }) }
+        Self { options: Arc::new(options), known: Arc::default(), spare: Arc::default() }
+    }
+
+    /// The same knowledge for a part of the client that is interrupted on its own. It shares no connection with the rest.
+    #[must_use]
+    pub fn scoped(&self, interrupter: Interrupter) -> Self {
+        let options = ClientOptions { interrupter, ..ClientOptions::clone(&self.options) };
+        Self { options: Arc::new(options), known: Arc::clone(&self.known), spare: Arc::default() }
     }
 
     /// The client's options.
     pub fn options(&self) -> &ClientOptions {
-        &self.shared.options
+        &self.options
     }
 
     /// A connection to the first broker that takes one: those known from metadata in random order, then the bootstrap list.
     pub fn connect_any(&self) -> Result<Connection> {
-        let mut candidates: Vec<BrokerAddress> = self.shared.known.lock().brokers.values().cloned().collect();
+        let mut candidates: Vec<BrokerAddress> = self.known.lock().brokers.values().cloned().collect();
         fastrand::shuffle(&mut candidates);
         for address in &self.options().bootstrap {
             if !candidates.contains(address) {
@@ -110,7 +113,7 @@ impl Cluster {
     }
 
     fn address(&self, node: i32) -> Option<BrokerAddress> {
-        self.shared.known.lock().brokers.get(&node).cloned()
+        self.known.lock().brokers.get(&node).cloned()
     }
 
     /// Asks any broker. A connection that was idle may be dead without our knowing: one that fails then is replaced once,
@@ -121,7 +124,7 @@ impl Cluster {
 
     /// Runs `question` on a connection to any broker, like [`ask`](Self::ask).
     pub fn ask_with<T>(&self, question: impl Fn(&mut Connection) -> Result<T>) -> Result<T> {
-        let spare = self.shared.spare.lock().take();
+        let spare = self.spare.lock().take();
         if let Some(mut connection) = spare {
             match question(&mut connection) {
                 Err(error) if error.retry() == Retry::Reconnect => {}
@@ -140,19 +143,19 @@ impl Cluster {
     fn put_back(&self, connection: Connection) {
         if !connection.is_broken() {
             // The one replaced, if another thread was faster, is closed outside the lock.
-            let replaced = self.shared.spare.lock().replace(connection);
+            let replaced = self.spare.lock().replace(connection);
             drop(replaced);
         }
     }
 
     /// The topic, from the cache or from the cluster. A topic that does not exist is error 3; it is never created by asking.
     pub fn topic(&self, name: &str) -> Result<Topic> {
-        let cached = self.shared.known.lock().topics.get(name).cloned();
+        let cached = self.known.lock().topics.get(name).cloned();
         match cached {
             Some(topic) => Ok(topic),
             None => {
                 self.refresh(&[name])?;
-                let topic = self.shared.known.lock().topics.get(name).cloned();
+                let topic = self.known.lock().topics.get(name).cloned();
                 topic.ok_or_else(|| KafkaError::broker("Metadata", ErrorCode::UNKNOWN_TOPIC_OR_PARTITION, Some(name)))
             }
         }
@@ -183,7 +186,7 @@ impl Cluster {
             Some((broker.node_id.0, BrokerAddress::new(broker.host.as_str(), port)))
         });
         let mut outcome = Ok(());
-        let mut known = self.shared.known.lock();
+        let mut known = self.known.lock();
         known.brokers = brokers.collect();
         for topic in &response.topics {
             let Some(name) = topic.name.as_ref().map(|name| name.as_str()) else { continue };
@@ -202,20 +205,28 @@ impl Cluster {
 
     /// Node id of the partition's leader; error 5 when it has none, error 3 when there is no such partition.
     pub fn leader(&self, topic: &str, partition: i32) -> Result<i32> {
-        let topic = self.topic(topic)?;
-        let found = topic.partitions.iter().find(|known| known.index == partition).map(|known| known.leader);
-        let missing = match found {
-            Some(leader) if leader >= 0 => return Ok(leader),
+        if !self.known.lock().topics.contains_key(topic) {
+            self.refresh(&[topic])?;
+        }
+        let known = self.known.lock();
+        let partitions = known.topics.get(topic).map_or(&[][..], |topic| &topic.partitions);
+        let missing = match partitions.iter().find(|known| known.index == partition) {
+            Some(known) if known.leader >= 0 => return Ok(known.leader),
             Some(_) => ErrorCode::LEADER_NOT_AVAILABLE,
             None => ErrorCode::UNKNOWN_TOPIC_OR_PARTITION,
         };
-        Err(KafkaError::broker("Metadata", missing, Some(&format!("{}-{partition}", topic.name))))
+        Err(KafkaError::broker("Metadata", missing, Some(&format!("{topic}-{partition}"))))
+    }
+
+    /// Node id of any broker known from metadata.
+    pub(super) fn any_node(&self) -> Option<i32> {
+        self.known.lock().brokers.keys().next().copied()
     }
 
     /// Node id of the broker that coordinates the group (FindCoordinator v3, key type 0), from the cache or from the cluster.
     /// Share groups use the same coordinator as consumer groups.
     pub fn group_coordinator(&self, group: &str) -> Result<i32> {
-        let cached = self.shared.known.lock().coordinators.get(group).copied();
+        let cached = self.known.lock().coordinators.get(group).copied();
         if let Some(node) = cached {
             return Ok(node);
         }
@@ -226,7 +237,7 @@ impl Cluster {
         let port = u16::try_from(response.port)
             .map_err(|_| KafkaError::broker("FindCoordinator", ErrorCode::COORDINATOR_NOT_AVAILABLE, message))?;
         let node = response.node_id.0;
-        let mut known = self.shared.known.lock();
+        let mut known = self.known.lock();
         known.brokers.insert(node, BrokerAddress::new(response.host.as_str(), port));
         known.coordinators.insert(group.to_owned(), node);
         Ok(node)
@@ -234,17 +245,17 @@ impl Cluster {
 
     /// Forgets the group's coordinator: the next question asks the cluster.
     pub fn forget_coordinator(&self, group: &str) {
-        self.shared.known.lock().coordinators.remove(group);
+        self.known.lock().coordinators.remove(group);
     }
 
     /// Forgets one topic: the next question asks the cluster.
     pub fn forget_topic(&self, name: &str) {
-        self.shared.known.lock().topics.remove(name);
+        self.known.lock().topics.remove(name);
     }
 
     /// Forgets everything but the bootstrap list.
     pub fn forget(&self) {
-        *self.shared.known.lock() = Known::default();
+        *self.known.lock() = Known::default();
     }
 }
 

@@ -31,6 +31,7 @@ struct State {
     interrupted: bool,
     next_key: u64,
     sockets: HashMap<u64, Weak<TcpStream>>,
+    children: Vec<Weak<Shared>>,
 }
 
 /// Keeps one socket in the registry; dropping it takes the socket out.
@@ -46,18 +47,21 @@ impl Interrupter {
         Self::default()
     }
 
+    /// An interrupter for a part of the client: interrupted with this one, or alone.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        let child = Self::default();
+        let mut state = self.shared.state.lock();
+        child.shared.state.lock().interrupted = state.interrupted;
+        state.children.retain(|other| other.strong_count() > 0);
+        state.children.push(Arc::downgrade(&child.shared));
+        drop(state);
+        child
+    }
+
     /// Shuts all sockets down, wakes all sleepers, and refuses every later socket and sleep. Final.
     pub fn interrupt(&self) {
-        let sockets = {
-            let mut state = self.shared.state.lock();
-            state.interrupted = true;
-            std::mem::take(&mut state.sockets)
-        };
-        self.shared.woken.notify_all();
-        for socket in sockets.into_values().filter_map(|socket| socket.upgrade()) {
-            // Fails only when the peer was faster; the socket is dead either way.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
+        self.shared.interrupt();
     }
 
     /// Whether [`interrupt`](Self::interrupt) was called.
@@ -92,6 +96,24 @@ impl Interrupter {
         state.next_key += 1;
         state.sockets.insert(key, Arc::downgrade(socket));
         Ok(Registration { shared: Arc::clone(&self.shared), key })
+    }
+}
+
+impl Shared {
+    fn interrupt(&self) {
+        let (sockets, children) = {
+            let mut state = self.state.lock();
+            state.interrupted = true;
+            (std::mem::take(&mut state.sockets), std::mem::take(&mut state.children))
+        };
+        self.woken.notify_all();
+        for socket in sockets.into_values().filter_map(|socket| socket.upgrade()) {
+            // Fails only when the peer was faster; the socket is dead either way.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        for child in children.into_iter().filter_map(|child| child.upgrade()) {
+            child.interrupt();
+        }
     }
 }
 
@@ -155,6 +177,16 @@ mod tests {
         assert!(matches!(interrupter.register(&near), Err(KafkaError::Interrupted)));
         assert!(matches!(interrupter.sleep(Duration::ZERO), Err(KafkaError::Interrupted)));
         assert!(interrupter.is_interrupted());
+    }
+
+    #[test]
+    fn a_child_ends_with_its_parent_and_not_the_other_way() {
+        let parent = Interrupter::new();
+        let (alone, together) = (parent.child(), parent.child());
+        alone.interrupt();
+        assert!(alone.is_interrupted() && !parent.is_interrupted() && !together.is_interrupted());
+        parent.interrupt();
+        assert!(together.is_interrupted() && parent.child().is_interrupted());
     }
 
     #[test]

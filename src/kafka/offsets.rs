@@ -1,9 +1,9 @@
-//! Where partitions begin, end, and stood at a time (ListOffsets v4, KIP-79).
+//! Where partitions begin, end, and stood at a time (ListOffsets v7, KIP-79 and KIP-734).
 //!
 //! Asks each leader once; repeats nothing. Called by reader, producer and admin.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::{BrokerId, ListOffsetsRequest};
@@ -13,7 +13,7 @@ use super::error::{ErrorCode, Result};
 use super::pool::Pool;
 use super::records;
 
-const VERSION: i16 = 4;
+const VERSION: i16 = 7;
 
 /// A position to be looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,17 +24,30 @@ pub(super) enum Position {
     End,
     /// The first record at or after this time; the end when there is none.
     Time(SystemTime),
+    /// The record with the latest time (KIP-734); the end when there is none.
+    Latest,
 }
 
 impl Position {
-    /// The protocol's field: milliseconds since 1970, or one of its two marks.
+    /// The protocol's field: milliseconds since 1970, or one of its marks.
     fn timestamp(self) -> i64 {
         match self {
             Self::Start => -2,
             Self::End => -1,
+            Self::Latest => -3,
             Self::Time(time) => records::milliseconds(time),
         }
     }
+}
+
+/// What was found for one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Found {
+    partition: i32,
+    /// -1: no record there.
+    offset: i64,
+    /// Of the record found; -1 for start and end.
+    timestamp: i64,
 }
 
 /// Looks the position up in each of `partitions` of the topic.
@@ -44,29 +57,52 @@ pub(super) fn list(
     partitions: impl IntoIterator<Item = i32>,
     position: Position,
 ) -> Result<BTreeMap<i32, i64>> {
+    let found = ask_leaders(pool, topic, partitions, position)?;
+    let mut offsets: BTreeMap<i32, i64> = found.iter().map(|found| (found.partition, found.offset)).collect();
+    // Nothing so late in these. What comes later stands at the end.
+    let without_record: Vec<i32> = found.iter().filter(|found| found.offset < 0).map(|found| found.partition).collect();
+    if !without_record.is_empty() {
+        let ends = ask_leaders(pool, topic, without_record, Position::End)?;
+        offsets.extend(ends.iter().map(|found| (found.partition, found.offset)));
+    }
+    Ok(offsets)
+}
+
+/// Looks up, in each of `partitions`, where the records of the last `age` begin. "Now" is the time of the partition's latest
+/// record: where topics keep the brokers' time, no clock but theirs takes part.
+pub(super) fn list_back_from_latest(
+    pool: &mut Pool,
+    topic: &str,
+    partitions: impl IntoIterator<Item = i32>,
+    age: Duration,
+) -> Result<BTreeMap<i32, i64>> {
+    let mut offsets = BTreeMap::new();
+    for latest in ask_leaders(pool, topic, partitions, Position::Latest)? {
+        let since = records::time(latest.timestamp).checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+        let position = if latest.offset < 0 { Position::End } else { Position::Time(since) };
+        offsets.extend(list(pool, topic, [latest.partition], position)?);
+    }
+    Ok(offsets)
+}
+
+fn ask_leaders(
+    pool: &mut Pool,
+    topic: &str,
+    partitions: impl IntoIterator<Item = i32>,
+    position: Position,
+) -> Result<Vec<Found>> {
     let mut by_leader: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
     for partition in partitions {
         by_leader.entry(pool.cluster().leader(topic, partition)?).or_default().push(partition);
     }
-    let mut found = BTreeMap::new();
-    let mut without_record = Vec::new();
+    let mut found = Vec::new();
     for (leader, partitions) in by_leader {
-        for (partition, offset) in ask(pool, leader, topic, partitions, position)? {
-            if offset < 0 {
-                without_record.push(partition);
-            } else {
-                found.insert(partition, offset);
-            }
-        }
-    }
-    // Nothing so late in these: -1. What comes later stands at the end.
-    if !without_record.is_empty() && position != Position::End {
-        found.extend(list(pool, topic, without_record, Position::End)?);
+        found.extend(ask(pool, leader, topic, partitions, position)?);
     }
     Ok(found)
 }
 
-fn ask(pool: &mut Pool, leader: i32, topic: &str, partitions: Vec<i32>, position: Position) -> Result<Vec<(i32, i64)>> {
+fn ask(pool: &mut Pool, leader: i32, topic: &str, partitions: Vec<i32>, position: Position) -> Result<Vec<Found>> {
     let partitions = partitions.into_iter().map(|partition| {
         ListOffsetsPartition::default()
             .with_partition_index(partition)
@@ -79,10 +115,10 @@ fn ask(pool: &mut Pool, leader: i32, topic: &str, partitions: Vec<i32>, position
         ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_isolation_level(0).with_topics(topics);
     let timeout = pool.cluster().options().request_timeout;
     let response = pool.get(leader)?.call(VERSION, &request, timeout)?;
-    let mut offsets = Vec::new();
-    for partition in response.topics.into_iter().flat_map(|topic| topic.partitions) {
-        ErrorCode(partition.error_code).check("ListOffsets", None)?;
-        offsets.push((partition.partition_index, partition.offset));
+    let mut found = Vec::new();
+    for answer in response.topics.into_iter().flat_map(|topic| topic.partitions) {
+        ErrorCode(answer.error_code).check("ListOffsets", None)?;
+        found.push(Found { partition: answer.partition_index, offset: answer.offset, timestamp: answer.timestamp });
     }
-    Ok(offsets)
+    Ok(found)
 }

@@ -1,0 +1,414 @@
+//! Reads all partitions of one topic, without a group: every reader sees every record.
+//!
+//! Keeps one Fetch request outstanding per leader and returns what has come. It recovers by itself: leaders that move,
+//! brokers that restart, offsets that retention has deleted (counted by [`Reader::gaps`]), partitions that are added. It commits
+//! nothing and starts no thread; whoever calls [`Reader::poll`] in a loop is the thread. Called by the gateway (results, tasks) and by
+//! the worker (starts).
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use kafka_protocol::messages::FetchRequest;
+
+use super::cluster::Cluster;
+use super::error::{ErrorCode, KafkaError, Result, Retry};
+use super::fetch::{self, Fetched, Limits};
+use super::offsets::{self, Position};
+use super::pool::Pool;
+use super::records::{self, Record};
+use crate::backoff::Backoff;
+
+/// Partitions can be added to a topic: how often it is looked at again.
+const METADATA_AGE: Duration = Duration::from_secs(60);
+/// With several leaders each is looked at in turn for so long.
+const TURN: Duration = Duration::from_millis(2);
+const BACKOFF_FIRST: Duration = Duration::from_millis(20);
+const BACKOFF_LONGEST: Duration = Duration::from_millis(500);
+
+/// Where reading begins. Partitions that appear later are read from their first record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartAt {
+    /// The first record still kept.
+    Earliest,
+    /// Behind the last record.
+    Latest,
+    /// The first record at or after this time, in the topic's own kind of time.
+    Time(SystemTime),
+    /// These offsets; partitions not named from their first record.
+    Offsets(BTreeMap<i32, i64>),
+    /// The records of this last time span, counted back from the latest record's time: no clock of ours takes part.
+    EndMinus(Duration),
+}
+
+/// How a reader fetches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReaderOptions {
+    /// Longest time [`Reader::poll`] blocks without a record. Kafka: `fetch.max.wait.ms`.
+    pub max_wait: Duration,
+    /// Bytes of one answer; a larger batch still comes. Kafka: `fetch.max.bytes`.
+    pub max_bytes: i32,
+}
+
+impl Default for ReaderOptions {
+    fn default() -> Self {
+        Self { max_wait: Duration::from_millis(250), max_bytes: 1 << 20 }
+    }
+}
+
+/// A record and where it stands. Its bytes share the memory of the whole answer; what is kept for long is better copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadRecord {
+    /// Partition of the topic.
+    pub partition: i32,
+    /// Position in the partition.
+    pub offset: i64,
+    /// The broker's time where the topic says `LogAppendTime`, else the sender's.
+    pub timestamp: SystemTime,
+    /// Key, if it has one.
+    pub key: Option<Bytes>,
+    /// Value, if it has one.
+    pub value: Option<Bytes>,
+    /// Headers in their order.
+    pub headers: Vec<(String, Option<Bytes>)>,
+}
+
+impl ReadRecord {
+    fn new(partition: i32, record: Record) -> Self {
+        let Record { offset, timestamp, key, value, headers } = record;
+        Self { partition, offset, timestamp, key, value, headers }
+    }
+}
+
+/// A fetch on its way.
+#[derive(Debug)]
+struct Outstanding {
+    correlation: i32,
+    deadline: Instant,
+}
+
+/// Reader of one topic.
+#[derive(Debug)]
+pub struct Reader {
+    topic: String,
+    start: StartAt,
+    options: ReaderOptions,
+    /// The fetches' connections: nothing else is asked on them.
+    fetches: Pool,
+    /// Connections for offsets.
+    questions: Pool,
+    outstanding: BTreeMap<i32, Outstanding>,
+    positions: BTreeMap<i32, i64>,
+    high_watermarks: BTreeMap<i32, i64>,
+    /// When the topic's partitions were last looked up; `None`: look before the next fetch.
+    looked_up: Option<Instant>,
+    last_answer: Option<Instant>,
+    gaps: u64,
+    backoff: Backoff,
+}
+
+impl Reader {
+    /// A reader of `topic`. Asks nothing yet; the first [`poll`](Self::poll) finds the starting positions.
+    #[must_use]
+    pub fn new(cluster: Cluster, topic: &str, start: StartAt, options: ReaderOptions) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            start,
+            options,
+            fetches: Pool::new(cluster.clone()),
+            questions: Pool::new(cluster),
+            outstanding: BTreeMap::new(),
+            positions: BTreeMap::new(),
+            high_watermarks: BTreeMap::new(),
+            looked_up: None,
+            last_answer: None,
+            gaps: 0,
+            backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_LONGEST),
+        }
+    }
+
+    /// The records that have come, in order within each partition; empty when none came within `max_wait`.
+    ///
+    /// # Errors
+    /// A failed round, after a back-off: call again, the reader recovers by itself. `Interrupted` is final.
+    pub fn poll(&mut self) -> Result<Vec<ReadRecord>> {
+        match self.round() {
+            Ok(records) => {
+                self.backoff.reset();
+                Ok(records)
+            }
+            Err(KafkaError::Interrupted) => Err(KafkaError::Interrupted),
+            Err(error) => {
+                // Whatever it was: ask again who leads. Its failing is the next round's error.
+                self.looked_up = None;
+                self.fetches.cluster().forget_topic(&self.topic);
+                self.fetches.cluster().options().interrupter.sleep(self.backoff.pause())?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The offset of the next record of each partition; empty until the first poll that succeeded.
+    #[must_use]
+    pub fn positions(&self) -> BTreeMap<i32, i64> {
+        self.positions.clone()
+    }
+
+    /// How often records were deleted before they were read, and reading went on behind them.
+    #[must_use]
+    pub fn gaps(&self) -> u64 {
+        self.gaps
+    }
+
+    /// Whether everything is read up to the ends that the last answers named.
+    #[must_use]
+    pub fn is_at_end(&self) -> bool {
+        let at_end = |(partition, position): (&i32, &i64)| {
+            self.high_watermarks.get(partition).is_some_and(|end| position >= end)
+        };
+        !self.positions.is_empty() && self.positions.iter().all(at_end)
+    }
+
+    /// When a broker last answered a fetch.
+    #[must_use]
+    pub fn last_answer(&self) -> Option<Instant> {
+        self.last_answer
+    }
+
+    /// The offset behind the last record of each partition, asked now.
+    ///
+    /// # Errors
+    /// What the leaders answered; nothing is repeated.
+    pub fn end_offsets(&mut self) -> Result<BTreeMap<i32, i64>> {
+        let partitions = self.partitions()?;
+        offsets::list(&mut self.questions, &self.topic, partitions, Position::End)
+    }
+
+    /// The record at this offset, `None` when there is none any more.
+    ///
+    /// # Errors
+    /// What the leader answered, after one repetition with fresh metadata. For many, [`Lookup`] keeps its connections.
+    pub fn read_one(cluster: &Cluster, topic: &str, partition: i32, offset: i64) -> Result<Option<ReadRecord>> {
+        Lookup::new(cluster.clone()).read(topic, partition, offset)
+    }
+
+    fn partitions(&self) -> Result<Vec<i32>> {
+        let topic = self.questions.cluster().topic(&self.topic)?;
+        Ok(topic.partitions.iter().map(|partition| partition.index).collect())
+    }
+
+    fn round(&mut self) -> Result<Vec<ReadRecord>> {
+        if self.looked_up.is_none_or(|at| at.elapsed() > METADATA_AGE) {
+            self.look_up()?;
+        }
+        let returns = Instant::now() + self.options.max_wait;
+        self.send_fetches()?;
+        let mut records = Vec::new();
+        // One leader is waited for; several are looked at in turn, and the first that has something ends the round.
+        let single = self.outstanding.len() == 1;
+        loop {
+            let nodes: Vec<i32> = self.outstanding.keys().copied().collect();
+            for node in nodes {
+                let left = returns.saturating_duration_since(Instant::now());
+                // An answer that takes the whole wait needs its way back, too.
+                let wait = if single { left + TURN } else { left.min(TURN) };
+                match self.receive(node, wait) {
+                    Ok(received) => records.extend(received),
+                    Err(error) if records.is_empty() => return Err(error),
+                    // What was read is not thrown away; the next round looks the leaders up.
+                    Err(_) => self.looked_up = None,
+                }
+            }
+            if !records.is_empty() || Instant::now() >= returns || self.outstanding.is_empty() {
+                return Ok(records);
+            }
+        }
+    }
+
+    /// Looks the topic's partitions up and finds the starting positions of those that are new.
+    fn look_up(&mut self) -> Result<()> {
+        self.questions.cluster().refresh(&[&self.topic])?;
+        let first_time = self.positions.is_empty();
+        let new: Vec<i32> =
+            self.partitions()?.into_iter().filter(|partition| !self.positions.contains_key(partition)).collect();
+        if !new.is_empty() {
+            let start = if first_time { self.start.clone() } else { StartAt::Earliest };
+            let positions = self.starting_positions(new, &start)?;
+            self.positions.extend(positions);
+        }
+        self.looked_up = Some(Instant::now());
+        Ok(())
+    }
+
+    fn starting_positions(&mut self, partitions: Vec<i32>, start: &StartAt) -> Result<BTreeMap<i32, i64>> {
+        let (pool, topic) = (&mut self.questions, self.topic.as_str());
+        match start {
+            StartAt::Earliest => offsets::list(pool, topic, partitions, Position::Start),
+            StartAt::Latest => offsets::list(pool, topic, partitions, Position::End),
+            StartAt::Time(time) => offsets::list(pool, topic, partitions, Position::Time(*time)),
+            StartAt::EndMinus(age) => offsets::list_back_from_latest(pool, topic, partitions, *age),
+            StartAt::Offsets(given) => {
+                let (named, others): (Vec<i32>, Vec<i32>) =
+                    partitions.into_iter().partition(|partition| given.contains_key(partition));
+                let mut positions = offsets::list(pool, topic, others, Position::Start)?;
+                positions.extend(named.into_iter().filter_map(|partition| Some((partition, *given.get(&partition)?))));
+                Ok(positions)
+            }
+        }
+    }
+
+    /// Sends a fetch to every leader that has none outstanding.
+    fn send_fetches(&mut self) -> Result<()> {
+        let mut by_leader: BTreeMap<i32, Vec<(i32, i64)>> = BTreeMap::new();
+        for (&partition, &position) in &self.positions {
+            let leader = self.fetches.cluster().leader(&self.topic, partition)?;
+            by_leader.entry(leader).or_default().push((partition, position));
+        }
+        let limits = Limits { max_wait: self.options.max_wait, max_bytes: self.options.max_bytes };
+        let patience = self.patience();
+        for (leader, wanted) in by_leader {
+            if self.outstanding.contains_key(&leader) {
+                continue;
+            }
+            let request = fetch::request(&self.topic, &wanted, limits);
+            let correlation = self.fetches.get(leader)?.send(fetch::VERSION, &request)?;
+            self.outstanding.insert(leader, Outstanding { correlation, deadline: Instant::now() + patience });
+        }
+        Ok(())
+    }
+
+    /// How long an answer may take.
+    fn patience(&self) -> Duration {
+        self.options.max_wait + self.fetches.cluster().options().request_timeout
+    }
+
+    /// Waits for one leader's answer and takes its records.
+    fn receive(&mut self, node: i32, wait: Duration) -> Result<Vec<ReadRecord>> {
+        let Some(outstanding) = self.outstanding.get(&node) else { return Ok(Vec::new()) };
+        let (correlation, deadline) = (outstanding.correlation, outstanding.deadline);
+        let waited = self.patience();
+        let answer = self.fetches.get(node).and_then(|connection| match connection.receive(correlation, wait)? {
+            None if Instant::now() < deadline => Ok(None),
+            None => {
+                connection.close();
+                Err(KafkaError::Timeout { request: "Fetch", broker: connection.broker().clone(), waited })
+            }
+            Some(mut body) => connection.decode::<FetchRequest>(&mut body, fetch::VERSION).map(Some),
+        });
+        let response = match answer {
+            Ok(None) => return Ok(Vec::new()),
+            Ok(Some(response)) => response,
+            Err(error) => {
+                self.outstanding.remove(&node);
+                self.fetches.drop_node(node);
+                return Err(error);
+            }
+        };
+        self.outstanding.remove(&node);
+        self.take(fetch::open(response)?)
+    }
+
+    /// Takes an answer's records and moves the positions. A partition with an error is the round's error only if nothing was read.
+    fn take(&mut self, answer: Vec<Fetched>) -> Result<Vec<ReadRecord>> {
+        self.last_answer = Some(Instant::now());
+        let mut records = Vec::new();
+        let mut trouble = None;
+        for fetched in answer {
+            match fetched.code {
+                ErrorCode::NONE => records.extend(self.take_partition(&fetched)),
+                ErrorCode::OFFSET_OUT_OF_RANGE => trouble = trouble.or(self.skip_gap(fetched.partition).err()),
+                code => trouble = trouble.or(Some(KafkaError::broker("Fetch", code, Some(&self.topic)))),
+            }
+        }
+        match trouble {
+            Some(error) if records.is_empty() => Err(error),
+            Some(_) => {
+                // What was read is not thrown away; the next round looks the leaders up.
+                self.looked_up = None;
+                Ok(records)
+            }
+            None => Ok(records),
+        }
+    }
+
+    fn take_partition(&mut self, fetched: &Fetched) -> Vec<ReadRecord> {
+        let Some(position) = self.positions.get_mut(&fetched.partition) else { return Vec::new() };
+        let decoded = records::decode(&fetched.bytes, *position);
+        for unreadable in &decoded.unreadable {
+            let (first, last, reason) = (unreadable.first, unreadable.last, &unreadable.reason);
+            log::warn!("{}-{}: offsets {first} to {last} cannot be read: {reason}", self.topic, fetched.partition);
+        }
+        *position = decoded.next_offset;
+        self.high_watermarks.insert(fetched.partition, fetched.high_watermark);
+        decoded.records.into_iter().map(|record| ReadRecord::new(fetched.partition, record)).collect()
+    }
+
+    /// The position is not in the log: retention was faster, or the log ends before it (topic created again, records lost with
+    /// an unclean leader). Either way the first record that is there comes next: seen twice is better than never.
+    fn skip_gap(&mut self, partition: i32) -> Result<()> {
+        let found = offsets::list(&mut self.questions, &self.topic, [partition], Position::Start)?;
+        let Some(&start) = found.get(&partition) else { return Ok(()) };
+        let old = self.positions.insert(partition, start);
+        self.gaps += 1;
+        let old = old.unwrap_or_default();
+        log::warn!("{}-{partition}: offset {old} is out of range, reading goes on at {start}", self.topic);
+        Ok(())
+    }
+}
+
+/// Reads single records by their offsets, on connections that it keeps.
+#[derive(Debug)]
+pub struct Lookup {
+    pool: Pool,
+}
+
+impl Lookup {
+    /// Asks nothing yet.
+    #[must_use]
+    pub fn new(cluster: Cluster) -> Self {
+        Self { pool: Pool::new(cluster) }
+    }
+
+    /// The record at this offset, `None` when there is none any more.
+    ///
+    /// # Errors
+    /// What the leader answered, after one repetition with fresh metadata.
+    pub fn read(&mut self, topic: &str, partition: i32, offset: i64) -> Result<Option<ReadRecord>> {
+        match self.try_read(topic, partition, offset) {
+            // The connection was idle, or the leader has moved: once more from the beginning.
+            Err(error) if error.retry() != Retry::Never => {
+                self.pool.cluster().refresh(&[topic])?;
+                self.try_read(topic, partition, offset)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn try_read(&mut self, topic: &str, partition: i32, offset: i64) -> Result<Option<ReadRecord>> {
+        let leader = self.pool.cluster().leader(topic, partition)?;
+        // One byte: a broker answers with one whole batch all the same.
+        let limits = Limits { max_wait: Duration::ZERO, max_bytes: 1 };
+        let found = fetch_one(&mut self.pool, leader, topic, (partition, offset), limits)?;
+        if found.code == ErrorCode::OFFSET_OUT_OF_RANGE {
+            return Ok(None);
+        }
+        found.code.check("Fetch", Some(topic))?;
+        let first = records::decode(&found.bytes, offset).records.into_iter().next();
+        Ok(first.filter(|record| record.offset == offset).map(|record| ReadRecord::new(partition, record)))
+    }
+}
+
+/// Fetches once from one partition.
+pub(super) fn fetch_one(
+    pool: &mut Pool,
+    leader: i32,
+    topic: &str,
+    wanted: (i32, i64),
+    limits: Limits,
+) -> Result<Fetched> {
+    let timeout = limits.max_wait + pool.cluster().options().request_timeout;
+    let request = fetch::request(topic, &[wanted], limits);
+    let response = pool.get(leader)?.call(fetch::VERSION, &request, timeout)?;
+    let partition = fetch::open(response)?.into_iter().find(|fetched| fetched.partition == wanted.0);
+    partition.ok_or_else(|| KafkaError::broker("Fetch", ErrorCode::UNKNOWN_TOPIC_OR_PARTITION, Some(topic)))
+}
