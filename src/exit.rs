@@ -1,46 +1,79 @@
-//! The exit codes of all programs, and the one place that ends a process from within.
+//! Every exit code of the programs, and the one place that ends a process.
+//!
+//! Codes only; when which one is due is decided by `worker` and `gateway`. Called by the binaries, by their library calls, and
+//! by the worker's watchdog, which has to end the process whatever the other threads do.
 
-/// How a program ended, as its process exit code tells the orchestrator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use std::fmt;
+use std::process::Termination;
+
+/// What the exit code of `gateway` and `worker` says to whoever started them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum ExitCode {
-    /// Stopped by a signal and drained.
+    /// Stopped by a signal, and everything in flight was finished.
     Drained = 0,
-    /// A fatal error while running; one log line says which.
+    /// A fatal error while running; one line of the log says which.
     Fatal = 1,
-    /// Wrong usage or configuration, or a cluster that cannot be used.
+    /// Wrong usage or configuration; nothing was started.
     Usage = 2,
-    /// The drain timeout passed and work was abandoned.
+    /// The drain timeout passed and work was abandoned: given back, never marked done.
     Abandoned = 3,
-    /// A second signal came and work was abandoned.
+    /// A second signal came while work was in flight, and it was abandoned.
     Forced = 4,
 }
 
 impl ExitCode {
-    /// The code with this number; any other number is a fault of the caller and counts as [`ExitCode::Fatal`].
-    #[must_use]
+    /// All codes, in the order of their numbers.
+    pub const ALL: [Self; 5] = [Self::Drained, Self::Fatal, Self::Usage, Self::Abandoned, Self::Forced];
+
+    /// The number that the operating system is given.
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The code of a number; a number that is none of ours counts as [`Fatal`](Self::Fatal).
     pub fn from_number(number: u8) -> Self {
-        match number {
-            0 => Self::Drained,
-            2 => Self::Usage,
-            3 => Self::Abandoned,
-            4 => Self::Forced,
-            _ => Self::Fatal,
+        Self::ALL.into_iter().find(|code| code.number() == number).unwrap_or(Self::Fatal)
+    }
+
+    /// What the code means, in the words of `--help`.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Drained => "stopped by a signal and drained",
+            Self::Fatal => "fatal error while running (one line says which)",
+            Self::Usage => "wrong usage or configuration",
+            Self::Abandoned => "drain timeout passed, work abandoned",
+            Self::Forced => "second signal, work abandoned (nothing in flight: 0)",
         }
+    }
+}
+
+impl fmt::Display for ExitCode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} ({})", self.number(), self.meaning())
     }
 }
 
 impl From<ExitCode> for std::process::ExitCode {
     fn from(code: ExitCode) -> Self {
-        Self::from(code as u8)
+        code.number().into()
     }
 }
 
-/// Ends the process now, with nothing unwound or joined. For watchdogs, whose reason to exist this is, and for faults of
-/// the command line; everything else returns its code from `main`.
-#[expect(clippy::exit, clippy::disallowed_methods, reason = "the one place")]
+/// Lets `main` return the code.
+impl Termination for ExitCode {
+    fn report(self) -> std::process::ExitCode {
+        self.into()
+    }
+}
+
+/// Ends the process at once, without unwinding or joining anything. For `main` after its last word, and for a watchdog that
+/// must keep a deadline although some thread does not come back.
+///
+/// Log lines are not lost: the logger writes each of them whole (see [`logging`](crate::logging)).
+#[expect(clippy::disallowed_methods, clippy::exit, reason = "the one place that ends the process")]
 pub fn terminate(code: ExitCode) -> ! {
-    std::process::exit(i32::from(code as u8))
+    std::process::exit(code.number().into())
 }
 
 #[cfg(test)]
@@ -48,10 +81,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_codes_are_one_to_one() {
-        for number in 0..=4 {
-            assert_eq!(ExitCode::from_number(number) as u8, number);
+    fn numbers_are_those_of_the_contract() {
+        let numbers = ExitCode::ALL.map(ExitCode::number);
+        assert_eq!(numbers, [0, 1, 2, 3, 4]);
+        for code in ExitCode::ALL {
+            assert_eq!(ExitCode::from_number(code.number()), code);
         }
-        assert_eq!(ExitCode::from_number(77), ExitCode::Fatal);
+    }
+
+    #[test]
+    fn a_strange_number_counts_as_fatal() {
+        assert_eq!(ExitCode::from_number(5), ExitCode::Fatal);
+        assert_eq!(ExitCode::from_number(255), ExitCode::Fatal);
     }
 }

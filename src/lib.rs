@@ -1,6 +1,7 @@
 //! `lastcall` runs tasks for callers over HTTP on a fleet of workers that can be stopped at any moment without losing one.
 
 pub mod backoff;
+pub mod config;
 pub mod exit;
 pub mod handler;
 pub mod kafka;

@@ -1,99 +1,96 @@
-//! The signals that stop a program: SIGTERM, SIGINT and SIGHUP, first and second.
+//! SIGTERM, SIGINT and SIGHUP: the first asks for a graceful stop, the second for leaving at once.
 //!
-//! Installed first thing in `main`: for PID 1 a signal without a handler is ignored. `ctrlc` wakes us but does not say which
-//! signal came; `signal-hook` notes its number and chains to handlers that were there before, which `ctrlc` does not, so
-//! `ctrlc` is installed first. Two equal signals at once merge in the kernel (signal(7)).
+//! Turns signals into two [`Stop`]s and remembers the first signal's name; what stopping means is up to `worker` and
+//! `gateway`. Installed by each binary before anything else, since the first process of a container gets no default action
+//! for a signal it does not handle.
 
-use crate::stop::Stop;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// The signals and their numbers on Linux (signal(7)).
-const SIGNALS: [(i32, &str); 3] = [
-    (signal_hook::consts::SIGTERM, "SIGTERM"),
-    (signal_hook::consts::SIGINT, "SIGINT"),
-    (signal_hook::consts::SIGHUP, "SIGHUP"),
-];
-/// `ctrlc` may run up to 2 ms before the number is noted; waited for so long, then the name is unknown.
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::stop::Stop;
+
+/// All signals that stop a program, with their names.
+const STOPPING: [(i32, &str); 3] = [(SIGTERM, "SIGTERM"), (SIGINT, "SIGINT"), (SIGHUP, "SIGHUP")];
+/// Said of a signal whose name did not become known in time.
+const UNNAMED: &str = "signal";
+/// How long a first signal waits for its name. The handler that tells it runs in the same instant, up to 2 ms later.
 const NAME_WAIT: Duration = Duration::from_millis(20);
+const NAME_POLL: Duration = Duration::from_micros(200);
 
-/// The handlers could not be installed.
-#[derive(Debug, thiserror::Error)]
-pub enum SignalsError {
-    /// `ctrlc` failed.
-    #[error("cannot install the signal handler: {0}")]
-    Handler(#[from] ctrlc::Error),
-    /// `signal-hook` failed.
-    #[error("cannot note the number of {name}: {source}")]
-    Number {
-        /// The signal.
-        name: &'static str,
-        /// The system's error.
-        source: std::io::Error,
-    },
-}
-
-/// The signals as the program sees them; clones share them.
+/// What the signals of this process have asked for; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Signals {
-    /// Triggered by the first signal.
+    /// Stop gracefully.
     pub first: Stop,
-    /// Triggered by the second signal.
+    /// Leave at once. Never triggered before `first`.
     pub second: Stop,
-    number: Arc<AtomicUsize>,
+    name: Arc<OnceLock<&'static str>>,
 }
 
-/// Installs the handlers. Once per process.
-///
-/// # Errors
-/// The operating system refused, or handlers are installed already.
+/// Why the signals could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SignalsError {
+    /// The handler was not installed, for example because there is one already.
+    #[error("cannot handle signals: {0}")]
+    Handler(#[from] ctrlc::Error),
+    /// The operating system refused.
+    #[error("cannot handle signals: {0}")]
+    Register(#[from] std::io::Error),
+}
+
+/// Takes over SIGTERM, SIGINT and SIGHUP for the whole process. Works once per process.
 pub fn install() -> Result<Signals, SignalsError> {
-    let signals = Signals::default();
-    let (first, second) = (signals.first.clone(), signals.second.clone());
-    ctrlc::set_handler(move || {
-        if !first.trigger() {
-            second.trigger();
-        }
-    })?;
-    for (number, name) in SIGNALS {
-        // The flag keeps the last number; the name is read once, right after the first signal.
-        signal_hook::flag::register_usize(number, Arc::clone(&signals.number), number.unsigned_abs() as usize)
-            .map_err(|source| SignalsError::Number { name, source })?;
+    let signals = Signals::manual();
+    let last = Arc::new(AtomicUsize::new(0));
+    let (deliver, number) = (signals.clone(), Arc::clone(&last));
+    // The order counts. The handler of `ctrlc` does not learn which signal came and replaces what was installed before it;
+    // `signal-hook` tells the number and chains. The other way round no name would ever be known.
+    ctrlc::try_set_handler(move || deliver.deliver(deliver.name_for_first(&number)))?;
+    for (index, (signal, _name)) in STOPPING.iter().enumerate() {
+        signal_hook::flag::register_usize(*signal, Arc::clone(&last), index + 1)?;
     }
     Ok(signals)
 }
 
 impl Signals {
-    /// Signals that only [`Self::deliver`] sends: for tests and for programs with a handler of their own.
-    #[must_use]
+    /// Signals that come from [`deliver`](Self::deliver) only: for tests, and for programs that handle theirs themselves.
     pub fn manual() -> Self {
         Self::default()
     }
 
-    /// Acts as if the signal called `name` had come.
-    pub fn deliver(&self, name: &str) {
-        let number = SIGNALS.iter().find(|(_, known)| *known == name).map_or(0, |(number, _)| *number);
-        self.number.store(number.unsigned_abs() as usize, Ordering::Release);
-        if !self.first.trigger() {
+    /// Takes one signal: the first triggers `first` and gives the name, every later one triggers `second`.
+    pub fn deliver(&self, name: &'static str) {
+        let later = self.name.set(name).is_err();
+        self.first.trigger();
+        if later {
             self.second.trigger();
         }
     }
 
-    /// The name of the signal that came, to be asked right after the first; "signal" when the system did not tell.
-    #[must_use]
+    /// The first signal's name: `SIGTERM`, `SIGINT` or `SIGHUP`, or `signal` when it is not known.
     pub fn name(&self) -> &'static str {
+        self.name.get().copied().unwrap_or(UNNAMED)
+    }
+
+    /// Waits for the number of the signal that woke the `ctrlc` thread; only the first one needs a name, a second one must not
+    /// wait.
+    fn name_for_first(&self, number: &AtomicUsize) -> &'static str {
         let deadline = Instant::now() + NAME_WAIT;
-        loop {
-            let number = self.number.load(Ordering::Acquire);
-            if let Some((_, name)) = SIGNALS.iter().find(|(known, _)| known.unsigned_abs() as usize == number) {
-                return name;
+        while !self.first.is_triggered() {
+            if let Some(name) = number.load(Ordering::SeqCst).checked_sub(1).and_then(|index| STOPPING.get(index)) {
+                return name.1;
             }
             if Instant::now() >= deadline {
-                return "signal";
+                break;
             }
-            std::thread::sleep(Duration::from_millis(1));
+            // No condition to wait on: a signal handler may only set a flag. Nobody triggers `second` before `first`.
+            let _ = self.second.sleep(NAME_POLL);
         }
+        UNNAMED
     }
 }
 
@@ -102,17 +99,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_and_second_are_told_apart() {
+    fn the_first_signal_asks_and_names_the_second_insists() {
         let signals = Signals::manual();
+        assert_eq!(signals.name(), "signal");
+        assert!(!signals.first.is_triggered());
         signals.deliver("SIGINT");
-        assert_eq!(signals.name(), "SIGINT");
-        assert!(signals.first.is_triggered() && !signals.second.is_triggered());
-        signals.deliver("SIGTERM");
+        assert!(signals.first.is_triggered());
+        assert!(!signals.second.is_triggered());
+        signals.clone().deliver("SIGTERM");
         assert!(signals.second.is_triggered());
+        assert_eq!(signals.name(), "SIGINT");
     }
 
     #[test]
-    fn a_signal_without_a_number_is_called_signal() {
-        assert_eq!(Signals::manual().name(), "signal");
+    fn a_name_that_comes_late_is_waited_for() {
+        let signals = Signals::manual();
+        let number = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            let name = scope.spawn(|| signals.name_for_first(&number));
+            number.store(3, Ordering::SeqCst);
+            assert_eq!(name.join().expect("no panic"), "SIGHUP");
+        });
+    }
+
+    #[test]
+    fn a_name_that_never_comes_is_not_waited_for_long() {
+        let started = Instant::now();
+        assert_eq!(Signals::manual().name_for_first(&AtomicUsize::new(0)), "signal");
+        assert!(started.elapsed() >= NAME_WAIT);
+        assert!(started.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_second_signal_does_not_wait() {
+        let signals = Signals::manual();
+        signals.deliver("SIGTERM");
+        assert_eq!(signals.name_for_first(&AtomicUsize::new(0)), "signal");
     }
 }

@@ -1,80 +1,84 @@
-//! A stop: a flag for those who poll, and a channel for those who `select!`.
+//! The one way to tell threads to stop: a flag for those who poll, a channel for those who `select!`.
 //!
-//! Stopping is an outcome, not an error: [`Stop::check`] and [`Stop::sleep`] unwind a long wait with `?`, and the top says
-//! "stopped".
+//! A [`Stop`] is triggered once and stays triggered. It carries no reason and no deadline; whoever drains owns those.
+//! Called by everything that loops, waits or backs off.
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use parking_lot::Mutex;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Somebody asked to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("stopped")]
-pub struct Stopped;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use parking_lot::Mutex;
 
-/// A request to stop that many can wait for. Clones share it; once triggered it stays so.
+/// A request to stop; clones share it.
 #[derive(Clone, Debug)]
 pub struct Stop {
     shared: Arc<Shared>,
+    /// Outside of `Shared`, so that `select!` can borrow it without a lock.
     triggered: Receiver<Infallible>,
 }
 
 #[derive(Debug)]
 struct Shared {
     flag: AtomicBool,
-    /// Nothing is ever sent: dropping it disconnects all receivers, which wakes every `select!` at once.
-    open: Mutex<Option<Sender<Infallible>>>,
+    /// Never sent on: dropping it is the message, and reaches any number of receivers, also later ones.
+    sender: Mutex<Option<Sender<Infallible>>>,
 }
 
+/// The typed outcome of a wait that was told to stop; not an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stopped")]
+pub struct Stopped;
+
 impl Stop {
-    /// A stop that nobody has triggered.
-    #[must_use]
+    /// A stop that nobody has asked for yet.
     pub fn new() -> Self {
-        let (open, triggered) = bounded(0);
-        Self { shared: Arc::new(Shared { flag: AtomicBool::new(false), open: Mutex::new(Some(open)) }), triggered }
+        let (sender, triggered) = bounded(0);
+        let shared = Shared { flag: AtomicBool::new(false), sender: Mutex::new(Some(sender)) };
+        Self { shared: Arc::new(shared), triggered }
     }
 
-    /// Triggers it. True for the first caller.
+    /// Asks everybody to stop. `true` for the first caller, `false` for all later ones.
     pub fn trigger(&self) -> bool {
-        let first = !self.shared.flag.swap(true, Ordering::AcqRel);
-        let open = self.shared.open.lock().take();
-        drop(open);
+        let first = !self.shared.flag.swap(true, Ordering::SeqCst);
+        // Taken under the lock, dropped after it: disconnecting wakes others.
+        let sender = self.shared.sender.lock().take();
+        drop(sender);
         first
     }
 
-    /// Whether it was triggered.
-    #[must_use]
+    /// Whether a stop was asked for.
     pub fn is_triggered(&self) -> bool {
-        self.shared.flag.load(Ordering::Acquire)
+        self.shared.flag.load(Ordering::SeqCst)
     }
 
-    /// Disconnects when it is triggered and never carries a value: `recv(stop.triggered()) -> _ => …`.
-    #[must_use]
+    /// Becomes ready, by disconnecting, once a stop is asked for, and stays ready. A loop that selects on it has to leave
+    /// (or to replace it by [`never`](crossbeam_channel::never)), else it spins.
     pub fn triggered(&self) -> &Receiver<Infallible> {
         &self.triggered
     }
 
-    /// Sleeps for `duration`, or until it is triggered.
-    ///
-    /// # Errors
-    /// [`Stopped`] when it is triggered before the time is over.
+    /// `Err(Stopped)` once a stop was asked for, for the `?` of a long computation.
+    pub fn check(&self) -> Result<(), Stopped> {
+        if self.is_triggered() { Err(Stopped) } else { Ok(()) }
+    }
+
+    /// Sleeps for `duration`, or until a stop is asked for.
     pub fn sleep(&self, duration: Duration) -> Result<(), Stopped> {
         match self.triggered.recv_timeout(duration) {
-            Ok(never) => match never {},
             Err(RecvTimeoutError::Timeout) => Ok(()),
             Err(RecvTimeoutError::Disconnected) => Err(Stopped),
+            Ok(never) => match never {},
         }
     }
 
-    /// `Err` once it is triggered.
-    ///
-    /// # Errors
-    /// [`Stopped`] when it was triggered.
-    pub fn check(&self) -> Result<(), Stopped> {
-        if self.is_triggered() { Err(Stopped) } else { Ok(()) }
+    /// Waits until a stop is asked for, however long that takes.
+    pub fn wait(&self) {
+        match self.triggered.recv() {
+            Err(_disconnected) => {}
+            Ok(never) => match never {},
+        }
     }
 }
 
@@ -86,32 +90,64 @@ impl Default for Stop {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::time::Instant;
 
+    use crossbeam_channel::select;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+    const SOON: Duration = Duration::from_secs(5);
+
     #[test]
-    fn the_first_trigger_is_told_apart() {
+    fn only_the_first_trigger_is_the_first() {
         let stop = Stop::new();
-        assert!(!stop.is_triggered() && stop.check().is_ok());
-        assert!(stop.clone().trigger());
-        assert!(!stop.trigger());
+        assert!(!stop.is_triggered());
+        assert_eq!(stop.check(), Ok(()));
+        assert!(stop.trigger());
+        assert!(!stop.clone().trigger());
+        assert!(stop.is_triggered());
         assert_eq!(stop.check(), Err(Stopped));
     }
 
     #[test]
-    fn a_sleeper_wakes_when_another_thread_triggers() {
-        let stop = Stop::new();
-        let asleep = Instant::now();
-        std::thread::scope(|scope| {
-            let sleeper = scope.spawn(|| stop.sleep(Duration::from_secs(60)));
-            stop.trigger();
-            assert_eq!(sleeper.join().unwrap(), Err(Stopped));
-        });
-        assert!(asleep.elapsed() < Duration::from_secs(30));
+    fn a_sleep_lasts_its_time_when_nobody_stops_it() {
+        let started = Instant::now();
+        assert_eq!(Stop::new().sleep(Duration::from_millis(20)), Ok(()));
+        assert!(started.elapsed() >= Duration::from_millis(20));
     }
 
     #[test]
-    fn a_sleep_ends_by_itself() {
-        assert_eq!(Stop::new().sleep(Duration::from_millis(1)), Ok(()));
+    fn every_sleeper_and_selector_wakes() {
+        let stop = Stop::new();
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert_eq!(stop.sleep(LONG), Err(Stopped)));
+                scope.spawn(|| stop.wait());
+                scope.spawn(|| {
+                    select! {
+                        recv(stop.triggered()) -> _ => {}
+                        default(LONG) => panic!("the stop did not reach select!"),
+                    }
+                });
+            }
+            stop.trigger();
+        });
+        assert!(started.elapsed() < SOON);
+    }
+
+    #[test]
+    fn a_later_clone_is_triggered_too() {
+        let stop = Stop::new();
+        stop.trigger();
+        assert_eq!(stop.clone().sleep(LONG), Err(Stopped));
+    }
+
+    #[test]
+    fn a_stop_dropped_elsewhere_is_not_triggered() {
+        let stop = Stop::new();
+        drop(stop.clone());
+        assert_eq!(stop.sleep(Duration::from_millis(1)), Ok(()));
     }
 }

@@ -1,47 +1,59 @@
-//! What travels through Kafka: tasks, results, statuses, claims and starts, as JSON (contract section 4).
+//! The records of the topics: tasks, results, statuses, claims and starts, as JSON.
 //!
-//! Pure encoding and decoding; who writes what and when is the gateway's and the worker's business. A reader ignores members
-//! and types that it does not know, so that versions can live side by side.
+//! Formats and their checks only; nothing here knows a topic's name or a connection. Readers ignore members and types that they
+//! do not know, so that programs of different versions can run side by side. Called by worker and gateway, and by everything
+//! else that reads or writes the topics.
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
-/// Record header on `results` that tells the kinds apart without looking into the value.
+/// Longest task id and worker id, in characters.
+pub const ID_LIMIT: usize = 100;
+/// Header of a record on `results` that tells its kind, so that a reader need not parse it: one of the `KIND_` values.
 pub const KIND_HEADER: &str = "lastcall-kind";
-/// [`KIND_HEADER`] of a task's result.
+/// [`KIND_HEADER`] of a [`TaskResult`].
 pub const KIND_RESULT: &str = "result";
-/// [`KIND_HEADER`] of a worker's status.
+/// [`KIND_HEADER`] of a [`WorkerStatus`].
 pub const KIND_STATUS: &str = "worker_status";
-/// [`KIND_HEADER`] of a gateway's claim to an idempotency key.
+/// [`KIND_HEADER`] of a [`Claim`].
 pub const KIND_CLAIM: &str = "claim";
-/// Longest task id, in bytes.
-pub const LONGEST_TASK_ID: usize = 100;
-/// A result's value ends so; the gateway cuts it off to have the HTTP body.
-const RESULT_END: &[u8] = b",\"type\":\"result\"}";
+/// Members of a result that the worker writes itself; a handler's output cannot replace them.
+pub const RESULT_MEMBERS: [&str; 6] = ["task_id", "success", "error", "processed_by", "seconds", "type"];
 
-/// Seconds since the Unix epoch, with a fraction.
-#[must_use]
+/// The time now, in Unix seconds with a fraction; 0 for a clock before 1970.
 pub fn unix_now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// Whether `text` can name a task: 1 to 100 printable ASCII characters.
-#[must_use]
+/// Whether a text can be a task id: 1 to [`ID_LIMIT`] printable ASCII characters.
 pub fn is_task_id(text: &str) -> bool {
-    (1..=LONGEST_TASK_ID).contains(&text.len()) && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
+    (1..=ID_LIMIT).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
-/// One task: a record on the tasks topic.
+/// Whether a text can be a worker id; the rule is that of [`is_task_id`].
+pub fn is_worker_id(text: &str) -> bool {
+    is_task_id(text)
+}
+
+/// Writes one of our own types as JSON.
+fn to_json(value: &impl Serialize) -> Vec<u8> {
+    // Maps with string keys, strings and numbers have a JSON form, and a vector takes everything.
+    serde_json::to_vec(value).expect("our own types can be written as JSON")
+}
+
+/// One record of the tasks topic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Task {
-    /// Names the task, here and in its result.
+    /// Which task it is; [`is_task_id`] holds.
     pub task_id: String,
-    /// What is to be worked on.
+    /// What to work on. Never logged.
     pub text: String,
-    /// When the gateway accepted it, in Unix seconds.
+    /// When it was accepted, in Unix seconds; 0 when its producer did not say.
     #[serde(default)]
     pub timestamp: f64,
     /// How long the handler shall take besides, in milliseconds; for demonstrations and drills.
@@ -49,275 +61,281 @@ pub struct Task {
     pub work_ms: Option<u64>,
 }
 
-/// Why a record on the tasks topic is not a task.
+/// Why a record of the tasks topic is no task.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct BadTask {
-    /// What is wrong with it.
+    /// What is wrong, without any of the record's content.
     pub reason: String,
-    /// The id under which its error result can be found, if value or key carry a usable one.
+    /// The task id, where the value or else the key has a usable one.
     pub task_id: Option<String>,
 }
 
 impl Task {
-    /// The record's value.
-    #[must_use]
+    /// Reads a record. Its key only serves to find an id for a record that is no task.
+    pub fn decode(key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Self, BadTask> {
+        let task = value.and_then(|value| serde_json::from_slice::<Self>(value).ok());
+        match task {
+            Some(task) if is_task_id(&task.task_id) => Ok(task),
+            // Only the rare bad record pays for finding out why.
+            _ => Err(BadTask::diagnose(key, value)),
+        }
+    }
+
+    /// The value of its record.
+    pub fn encode(&self) -> Vec<u8> {
+        to_json(self)
+    }
+}
+
+impl BadTask {
+    fn diagnose(key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
+        let usable = |id: &str| is_task_id(id).then(|| id.to_owned());
+        let from_key = || key.and_then(|key| std::str::from_utf8(key).ok()).and_then(usable);
+        let (reason, from_value) = match value.map(parse) {
+            None => ("the value is null".to_owned(), None),
+            Some(Err(reason)) => (reason, None),
+            Some(Ok(members)) => {
+                let id = members.get("task_id").and_then(Value::as_str).and_then(usable);
+                (fault_of(&members).to_owned(), id)
+            }
+        };
+        Self { reason, task_id: from_value.or_else(from_key) }
+    }
+}
+
+/// Reads the value of a record as an object, or says why it is none.
+fn parse(value: &[u8]) -> Result<Map<String, Value>, String> {
+    if std::str::from_utf8(value).is_err() {
+        return Err("the value is not UTF-8".to_owned());
+    }
+    match serde_json::from_slice(value) {
+        Ok(Value::Object(members)) => Ok(members),
+        Ok(_) => Err("the value is not a JSON object".to_owned()),
+        // A syntax error names a place, never the text at it.
+        Err(error) => Err(format!("the value is not JSON: {error}")),
+    }
+}
+
+/// The first thing that keeps an object from being a task. In our own words: those of serde quote what was found, and a task's
+/// text must not get into logs and headers.
+fn fault_of(members: &Map<String, Value>) -> &'static str {
+    let member = |name: &str| members.get(name);
+    match (member("task_id"), member("text")) {
+        (None, _) => "task_id is missing",
+        (Some(Value::String(id)), _) if !is_task_id(id) => "task_id is not 1 to 100 printable ASCII characters",
+        (Some(Value::String(_)), None) => "text is missing",
+        (Some(Value::String(_)), Some(Value::String(_))) => match (member("timestamp"), member("work_ms")) {
+            (Some(timestamp), _) if !timestamp.is_number() => "timestamp is not a number",
+            (_, Some(work)) if !work.is_null() && !work.is_u64() => "work_ms is not a whole number",
+            _ => "a member appears twice",
+        },
+        (Some(Value::String(_)), Some(_)) => "text is not a string",
+        (Some(_), _) => "task_id is not a string",
+    }
+}
+
+/// The outcome of a task, as the results topic has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskResult {
+    /// Which task it is.
+    pub task_id: String,
+    /// Whether the handler did its work; otherwise the task failed for good.
+    pub success: bool,
+    /// Why it failed, for its caller.
+    pub error: Option<String>,
+    /// The handler's members, in its order.
+    pub output: Map<String, Value>,
+    /// The worker's id.
+    pub processed_by: String,
+    /// The handler's time, in seconds.
+    pub seconds: f64,
+}
+
+/// What a gateway needs to know of a result; the rest of it stays unread.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct ResultPeek {
+    /// Which task it is.
+    pub task_id: String,
+    /// Whether the handler did its work.
+    pub success: bool,
+    /// Why it did not.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+/// The end of every result that [`TaskResult::encode`] wrote.
+const RESULT_SUFFIX: &[u8] = br#","type":"result"}"#;
+
+impl TaskResult {
+    /// The value of its record: `"type":"result"` comes last, so that [`body_for_http`](Self::body_for_http) finds it at once.
     pub fn encode(&self) -> Vec<u8> {
         to_json(self)
     }
 
-    /// Reads a record of the tasks topic. Members that a task does not have are ignored.
-    ///
-    /// # Errors
-    /// [`BadTask`] for everything that is not `{"task_id","text",…}` with a usable id.
-    pub fn decode(key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Self, BadTask> {
-        let reason = match value {
-            None => "the record has no value".to_owned(),
-            Some(value) => match serde_json::from_slice::<Task>(value) {
-                Ok(task) if is_task_id(&task.task_id) => return Ok(task),
-                Ok(_) => "task_id must be 1 to 100 printable ASCII characters".to_owned(),
-                Err(error) => format!("not a JSON object with task_id and text: {error}"),
-            },
-        };
-        Err(BadTask { reason, task_id: usable_id(key, value) })
-    }
-}
-
-/// An id in the value, else the key.
-fn usable_id(key: Option<&[u8]>, value: Option<&[u8]>) -> Option<String> {
-    #[derive(Deserialize)]
-    struct OnlyId {
-        task_id: String,
-    }
-    let in_value = value.and_then(|value| serde_json::from_slice::<OnlyId>(value).ok()).map(|only| only.task_id);
-    let in_key = || key.and_then(|key| std::str::from_utf8(key).ok()).map(str::to_owned);
-    in_value.filter(|id| is_task_id(id)).or_else(|| in_key().filter(|id| is_task_id(id)))
-}
-
-/// The outcome of a task: a record on the results topic, and (without its type) the answer to the caller.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TaskResult {
-    /// The task.
-    pub task_id: String,
-    /// Whether the handler succeeded.
-    pub success: bool,
-    /// Why it did not.
-    pub error: Option<String>,
-    /// The handler's own members.
-    pub output: Map<String, Value>,
-    /// The worker that ran it.
-    pub processed_by: String,
-    /// How long the handler took.
-    pub seconds: f64,
-}
-
-impl TaskResult {
-    /// The record's value: members in the contract's order, the type last.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut members = Map::new();
-        members.insert("task_id".to_owned(), Value::from(self.task_id.as_str()));
-        members.insert("success".to_owned(), Value::from(self.success));
-        if let Some(error) = &self.error {
-            members.insert("error".to_owned(), Value::from(error.as_str()));
-        }
-        for (name, value) in &self.output {
-            if !matches!(name.as_str(), "task_id" | "success" | "error" | "processed_by" | "seconds" | "type") {
-                members.insert(name.clone(), value.clone());
-            }
-        }
-        members.insert("processed_by".to_owned(), Value::from(self.processed_by.as_str()));
-        members.insert("seconds".to_owned(), Value::from((self.seconds * 1e6).round() / 1e6));
-        members.insert("type".to_owned(), Value::from(KIND_RESULT));
-        to_json(&members)
+    /// Reads the value of a record.
+    pub fn decode(value: &[u8]) -> Result<Self, serde_json::Error> {
+        let peek: ResultPeek = serde_json::from_slice(value)?;
+        let mut output: Map<String, Value> = serde_json::from_slice(value)?;
+        let processed_by = output.get("processed_by").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let seconds = output.get("seconds").and_then(Value::as_f64).unwrap_or_default();
+        output.retain(|name, _| !RESULT_MEMBERS.contains(&name.as_str()));
+        Ok(Self { task_id: peek.task_id, success: peek.success, error: peek.error, output, processed_by, seconds })
     }
 
-    /// The record's value as the caller gets it: without the member `type`.
-    ///
-    /// Costs nothing for what [`Self::encode`] wrote; anything else is parsed. What is not a JSON object is handed on unchanged.
-    #[must_use]
+    /// The value of a result's record as callers get it: the same JSON without its `type`.
     pub fn body_for_http(value: &[u8]) -> Cow<'_, [u8]> {
-        if let Some(body) = value.strip_suffix(RESULT_END) {
-            let mut whole = Vec::with_capacity(body.len() + 1);
-            whole.extend_from_slice(body);
-            whole.push(b'}');
-            return Cow::Owned(whole);
+        // In an object that ends so, these bytes are its last member: a quote before the closing brace ends a string, and
+        // reading backwards from it each of the others is unescaped too.
+        if let Some(front) = value.strip_suffix(RESULT_SUFFIX) {
+            let mut body = Vec::with_capacity(front.len() + 1);
+            body.extend_from_slice(front);
+            body.push(b'}');
+            return Cow::Owned(body);
         }
-        match serde_json::from_slice::<Map<String, Value>>(value) {
-            Ok(mut members) => {
-                members.shift_remove("type");
-                Cow::Owned(to_json(&members))
-            }
-            Err(_) => Cow::Borrowed(value),
-        }
-    }
-
-    /// What a gateway needs to know of a result: the task and whether it succeeded.
-    ///
-    /// `None` when `value` is no result.
-    #[must_use]
-    pub fn peek(value: &[u8]) -> Option<ResultPeek> {
-        serde_json::from_slice::<ResultPeek>(value).ok().filter(|peek| peek.kind == KIND_RESULT)
+        let Ok(mut members) = serde_json::from_slice::<Map<String, Value>>(value) else { return Cow::Borrowed(value) };
+        if members.shift_remove("type").is_some() { Cow::Owned(to_json(&members)) } else { Cow::Borrowed(value) }
     }
 }
 
-/// The members of a result that a gateway reads.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct ResultPeek {
-    /// The task.
-    pub task_id: String,
-    /// Whether the handler succeeded.
-    pub success: bool,
-    /// Why it did not.
-    #[serde(default)]
-    pub error: Option<String>,
-    #[serde(rename = "type")]
-    kind: String,
+impl Serialize for TaskResult {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("task_id", &self.task_id)?;
+        map.serialize_entry("success", &self.success)?;
+        if let Some(error) = &self.error {
+            map.serialize_entry("error", error)?;
+        }
+        for (name, value) in self.output.iter().filter(|(name, _)| !RESULT_MEMBERS.contains(&name.as_str())) {
+            map.serialize_entry(name, value)?;
+        }
+        map.serialize_entry("processed_by", &self.processed_by)?;
+        // To the microsecond: more digits would be noise.
+        map.serialize_entry("seconds", &((self.seconds * 1e6).round() / 1e6))?;
+        map.serialize_entry("type", KIND_RESULT)?;
+        map.end()
+    }
 }
 
-/// Where a worker stands, as its notifications say it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What a worker last said of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WorkerState {
     /// It takes tasks.
     #[serde(rename = "worker_started")]
     Started,
-    /// It got a signal and finishes what it has.
+    /// It takes nothing new and finishes what is in flight.
     #[serde(rename = "shutdown_started")]
     ShutdownStarted,
-    /// It is gone.
+    /// It has left.
     #[serde(rename = "shutdown_completed")]
     ShutdownCompleted,
 }
 
-impl std::fmt::Display for WorkerState {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(match self {
+impl WorkerState {
+    /// The name on the wire and in logs.
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Started => "worker_started",
             Self::ShutdownStarted => "shutdown_started",
             Self::ShutdownCompleted => "shutdown_completed",
-        })
+        }
     }
 }
 
-/// A notification or a heartbeat of a worker, on the results topic.
+impl std::fmt::Display for WorkerState {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// A notification of a worker, repeated as its heartbeat.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "worker_status")]
 pub struct WorkerStatus {
-    /// The worker's name.
+    /// Which worker it is; [`is_worker_id`] holds.
     pub worker_id: String,
-    /// Where it stands.
+    /// What it last notified.
     pub status: WorkerState,
-    /// When this was written, in Unix seconds.
+    /// When this was said, in Unix seconds by the worker's clock.
     pub timestamp: f64,
-    /// The task that runs longest.
+    /// The task that runs longest of those in flight.
     #[serde(default)]
     pub current_task: Option<String>,
-    /// All tasks that run, the longest first.
+    /// All tasks in flight, oldest first.
     #[serde(default)]
     pub current_tasks: Vec<String>,
-    /// The process; a restarted worker has another one.
+    /// Which process it is: a worker that is started again is another one. Nil when it did not say.
     #[serde(default)]
     pub instance: Uuid,
-    /// When the process started, in Unix seconds.
+    /// When the process started, in Unix seconds; 0 when it did not say.
     #[serde(default)]
     pub started_at: f64,
-    /// While draining: when running tasks are abandoned, in Unix seconds.
+    /// When a stopping worker leaves at the latest, in Unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_deadline: Option<f64>,
-    /// A task of this worker runs so long that its partition stands still behind it.
+    /// Whether a long task of it keeps its partition from delivering.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub holding_back: bool,
-    /// In the last one: the account of the stop.
+    /// How it stopped; in its last status only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<Receipt>,
 }
 
-/// The account that a worker gives of its stop.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl WorkerStatus {
+    /// The value of its record.
+    pub fn encode(&self) -> Vec<u8> {
+        to_json(self)
+    }
+}
+
+/// How a worker stopped: in its last status, and alone on the last line of its stdout.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Receipt {
-    /// The worker's name.
+    /// Which worker it was.
     pub worker_id: String,
-    /// The first signal.
+    /// The first signal's name; empty when none came.
     pub signal: String,
-    /// `drained`, `abandoned` (deadline) or `forced` (second signal).
+    /// `drained`, `abandoned` (the deadline passed) or `forced` (second signal).
     pub outcome: String,
-    /// How long each step took, in milliseconds, in order.
+    /// How long each phase took, in milliseconds, in their order.
     pub phases_ms: Map<String, Value>,
     /// Tasks finished from the signal on.
     pub tasks_finished: u64,
-    /// Tasks given back unstarted from the signal on.
+    /// Tasks given back unstarted.
     pub tasks_returned: u64,
-    /// Tasks that were started and are not proven done.
+    /// Tasks given back although a handler had started them.
     pub tasks_abandoned: Vec<String>,
-    /// The exit code that follows.
+    /// The process's [`ExitCode`](crate::exit::ExitCode).
     pub exit_code: u8,
 }
 
-/// A gateway's claim to produce the task of an idempotency key, on the results topic: the first in the log wins.
+impl Receipt {
+    /// One line of JSON.
+    pub fn to_line(&self) -> String {
+        // JSON is UTF-8 by definition; nothing is lost here.
+        String::from_utf8_lossy(&to_json(self)).into_owned()
+    }
+}
+
+/// A gateway's announcement that it is going to produce the task of an Idempotency-Key; the first in the log wins.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "claim")]
 pub struct Claim {
-    /// The task that the key stands for.
+    /// Which task it is about.
     pub task_id: String,
-    /// Digest of the text, so that the same key with another text is told apart.
+    /// Digest of the text: the same key with another text is refused.
     pub text_hash: String,
-    /// The claiming gateway's instance.
+    /// Which gateway process it is.
     pub gateway: String,
-    /// When this was written, in Unix seconds.
+    /// When it was claimed, in Unix seconds by the gateway's clock.
     pub timestamp: f64,
 }
 
-/// A start of a task that was delivered before, on the starts topic.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TaskStarted {
-    /// The task.
-    pub task_id: String,
-    /// Which delivery this is.
-    pub delivery: u16,
-    /// Who starts it.
-    pub worker_id: String,
-}
-
-/// A start that failed and may be tried again, on the starts topic.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TaskFailed {
-    /// The task.
-    pub task_id: String,
-    /// Which delivery this was.
-    pub delivery: u16,
-    /// Who ran it.
-    pub worker_id: String,
-    /// What it said.
-    pub error: String,
-}
-
-impl WorkerStatus {
-    /// The record's value.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        tagged(KIND_STATUS, self)
-    }
-}
-
 impl Claim {
-    /// The record's value.
-    #[must_use]
+    /// The value of its record.
     pub fn encode(&self) -> Vec<u8> {
-        tagged(KIND_CLAIM, self)
-    }
-}
-
-impl TaskStarted {
-    /// The record's value.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        tagged("task_started", self)
-    }
-}
-
-impl TaskFailed {
-    /// The record's value.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        tagged("task_failed", self)
+        to_json(self)
     }
 }
 
@@ -326,66 +344,110 @@ impl TaskFailed {
 pub enum ResultsRecord {
     /// A task's result, as far as a gateway reads it.
     Result(ResultPeek),
-    /// A worker's status.
+    /// A worker's notification or heartbeat.
     Status(Box<WorkerStatus>),
-    /// A claim to an idempotency key.
+    /// A gateway's claim.
     Claim(Claim),
-    /// Something else: of a later version, or of a stranger.
+    /// A type that this version does not know: to be ignored.
     Other,
+    /// What cannot be read, with what is wrong and without the record's content: to be counted and otherwise ignored.
+    Bad(&'static str),
 }
 
 impl ResultsRecord {
-    /// Reads the value of a record of the results topic.
-    #[must_use]
+    /// Reads the value of a record.
     pub fn decode(value: Option<&[u8]>) -> Self {
         #[derive(Deserialize)]
-        struct Tag<'a> {
+        struct Typed<'a> {
             #[serde(rename = "type", borrow)]
             kind: Cow<'a, str>,
         }
-        let Some(value) = value else { return Self::Other };
-        let Ok(tag) = serde_json::from_slice::<Tag<'_>>(value) else { return Self::Other };
-        match tag.kind.as_ref() {
-            KIND_RESULT => TaskResult::peek(value).map_or(Self::Other, Self::Result),
-            KIND_STATUS => serde_json::from_slice(value).map_or(Self::Other, |status| Self::Status(Box::new(status))),
-            KIND_CLAIM => serde_json::from_slice(value).map_or(Self::Other, Self::Claim),
-            _ => Self::Other,
+        let Some(value) = value else { return Self::Bad("the value is null") };
+        match serde_json::from_slice::<Typed<'_>>(value) {
+            Ok(typed) => Self::decode_kind(typed.kind.as_bytes(), value),
+            Err(_) => Self::Bad("the value is not a JSON object with a type"),
+        }
+    }
+
+    /// Reads the value of a record whose kind is known, from its [`KIND_HEADER`].
+    pub fn decode_kind(kind: &[u8], value: &[u8]) -> Self {
+        if kind == KIND_RESULT.as_bytes() {
+            match serde_json::from_slice::<ResultPeek>(value) {
+                Ok(peek) if is_task_id(&peek.task_id) => Self::Result(peek),
+                Ok(_) => Self::Bad("the result's task_id is not 1 to 100 printable ASCII characters"),
+                Err(_) => Self::Bad("the result has no task_id or no success"),
+            }
+        } else if kind == KIND_STATUS.as_bytes() {
+            match serde_json::from_slice::<Box<WorkerStatus>>(value) {
+                Ok(status) if is_worker_id(&status.worker_id) => Self::Status(status),
+                Ok(_) => Self::Bad("the status has a worker_id that is not 1 to 100 printable ASCII characters"),
+                Err(_) => Self::Bad("the status lacks a member or has one of a wrong type"),
+            }
+        } else if kind == KIND_CLAIM.as_bytes() {
+            match serde_json::from_slice::<Claim>(value) {
+                Ok(claim) if is_task_id(&claim.task_id) => Self::Claim(claim),
+                Ok(_) => Self::Bad("the claim's task_id is not 1 to 100 printable ASCII characters"),
+                Err(_) => Self::Bad("the claim lacks a member or has one of a wrong type"),
+            }
+        } else {
+            Self::Other
         }
     }
 }
 
+/// Said before a handler starts a task that was delivered before: a delivery is not a start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskStarted {
+    /// Which task it is.
+    pub task_id: String,
+    /// The delivery it is started in.
+    pub delivery: u16,
+    /// The worker that starts it.
+    pub worker_id: String,
+}
+
+/// Said when a handler failed and a later attempt may succeed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskFailed {
+    /// Which task it is.
+    pub task_id: String,
+    /// The delivery it failed in.
+    pub delivery: u16,
+    /// The worker it failed on.
+    pub worker_id: String,
+    /// What the handler said.
+    pub error: String,
+}
+
 /// A record of the starts topic.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type")]
 pub enum StartsRecord {
-    /// A task was about to be started.
+    /// A handler is about to start a task.
     #[serde(rename = "task_started")]
     Started(TaskStarted),
-    /// A start failed.
+    /// A handler failed.
     #[serde(rename = "task_failed")]
     Failed(TaskFailed),
 }
 
 impl StartsRecord {
-    /// Reads the value of a record of the starts topic; `None` for anything else.
-    #[must_use]
+    /// Reads the value of a record; `None` for what this version does not know.
     pub fn decode(value: &[u8]) -> Option<Self> {
         serde_json::from_slice(value).ok()
     }
 }
 
-fn tagged(kind: &str, value: &impl Serialize) -> Vec<u8> {
-    #[derive(Serialize)]
-    struct Tagged<'a, T: Serialize> {
-        #[serde(rename = "type")]
-        kind: &'a str,
-        #[serde(flatten)]
-        value: &'a T,
+impl TaskStarted {
+    /// The value of its record.
+    pub fn encode(&self) -> Vec<u8> {
+        to_json(&StartsRecord::Started(self.clone()))
     }
-    to_json(&Tagged { kind, value })
 }
 
-#[expect(clippy::expect_used, reason = "maps with string keys and finite numbers always have a JSON form")]
-fn to_json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("the value has a JSON form")
+impl TaskFailed {
+    /// The value of its record.
+    pub fn encode(&self) -> Vec<u8> {
+        to_json(&StartsRecord::Failed(self.clone()))
+    }
 }

@@ -1,0 +1,200 @@
+//! The options of both programs.
+//!
+//! Values only: what they are used for is said on each field. Called by the binaries, and by whoever uses the library and fills
+//! the structs itself.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::LevelFilter;
+
+use crate::kafka::BrokerAddress;
+
+/// What both programs need to know.
+#[derive(Clone, Debug)]
+pub struct Common {
+    /// `KAFKA_BOOTSTRAP_SERVERS`: brokers to ask first; one that answers is enough.
+    pub bootstrap: Vec<BrokerAddress>,
+    /// `TASKS_TOPIC`: where tasks wait.
+    pub tasks_topic: String,
+    /// `RESULTS_TOPIC`: where results and statuses are said.
+    pub results_topic: String,
+    /// `TASKS_PARTITIONS`: partitions of the tasks topic when it is created. Run at least two workers per partition.
+    pub tasks_partitions: i32,
+    /// `REPLICATION_FACTOR`: replicas of each topic that is created; the broker's default when `None`.
+    pub replication_factor: Option<i16>,
+    /// `WORKER_GROUP`: the share group (KIP-932) that all workers join.
+    pub worker_group: String,
+    /// `RESULT_RETENTION`: how long results can be asked for.
+    pub result_retention: Duration,
+    /// `ALLOW_WORK_MS`: whether tasks may say how long they take.
+    pub allow_work_ms: bool,
+    /// `LOG_LEVEL`
+    pub log_level: LevelFilter,
+    /// `KAFKA_SECURITY_PROTOCOL` and what belongs to it.
+    pub security: Security,
+}
+
+impl Common {
+    /// Where tasks go that are given up for good.
+    pub fn dead_topic(&self) -> String {
+        format!("{}.dead", self.tasks_topic)
+    }
+
+    /// Where workers say which of the tasks that were delivered before they start.
+    pub fn starts_topic(&self) -> String {
+        format!("{}.starts", self.tasks_topic)
+    }
+}
+
+impl Default for Common {
+    fn default() -> Self {
+        Self {
+            bootstrap: vec![BrokerAddress::new("127.0.0.1", 9092)],
+            tasks_topic: "tasks".to_owned(),
+            results_topic: "results".to_owned(),
+            tasks_partitions: 1,
+            replication_factor: None,
+            worker_group: "workers".to_owned(),
+            result_retention: Duration::from_secs(600),
+            allow_work_ms: false,
+            log_level: LevelFilter::Info,
+            security: Security::default(),
+        }
+    }
+}
+
+/// What a worker needs to know.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// What the gateway needs to know as well.
+    pub common: Common,
+    /// `WORKER_ID`: its name in statuses, results and logs.
+    pub worker_id: String,
+    /// `WORKER_CONCURRENCY`: handler threads, at least 1.
+    pub concurrency: usize,
+    /// `DRAIN_TIMEOUT`: how long tasks in flight may go on after a signal.
+    pub drain_timeout: Duration,
+    /// `STOP_GRACE_PERIOD`: how long the orchestrator waits before it kills.
+    pub stop_grace_period: Duration,
+    /// `TASK_TIMEOUT`: a handler that runs longer is no longer renewed, and the worker turns not live.
+    pub task_timeout: Duration,
+    /// `HEARTBEAT_INTERVAL`: how often the status is repeated.
+    pub heartbeat_interval: Duration,
+    /// `MAX_DELIVERIES`: starts of one task before it is given up, 2 to 7.
+    pub max_deliveries: u16,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self {
+            common: Common::default(),
+            worker_id: "worker".to_owned(),
+            concurrency: 1,
+            drain_timeout: Duration::from_secs(30),
+            stop_grace_period: Duration::from_secs(45),
+            task_timeout: Duration::from_secs(600),
+            heartbeat_interval: Duration::from_secs(1),
+            max_deliveries: 5,
+        }
+    }
+}
+
+/// What a gateway needs to know.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// What the worker needs to know as well.
+    pub common: Common,
+    /// `HTTP_ADDR`: where it listens.
+    pub http_addr: SocketAddr,
+    /// `ANSWER_TIMEOUT`: how long a caller is kept waiting for its result.
+    pub answer_timeout: Duration,
+    /// `STOP_GRACE_PERIOD`: how long the orchestrator waits before it kills.
+    pub stop_grace_period: Duration,
+    /// `WORKER_TIMEOUT`: a worker that says nothing for so long is not responsive.
+    pub worker_timeout: Duration,
+    /// `MAX_WAITING`: callers that wait at once.
+    pub max_waiting: usize,
+    /// `MAX_PENDING`: tasks without a result before `respond-async` is refused.
+    pub max_pending: usize,
+    /// `TRUSTED_PROXIES`: addresses whose callers may all wait at once; any other address may have a quarter of `MAX_WAITING`.
+    pub trusted_proxies: Vec<IpAddr>,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            common: Common::default(),
+            http_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            answer_timeout: Duration::from_secs(10),
+            stop_grace_period: Duration::from_secs(30),
+            worker_timeout: Duration::from_secs(5),
+            max_waiting: 1024,
+            max_pending: 100_000,
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+/// How connections to Kafka are secured.
+#[derive(Clone, Default)]
+pub struct Security {
+    /// `KAFKA_SECURITY_PROTOCOL`
+    pub protocol: SecurityProtocol,
+    /// `KAFKA_SASL_MECHANISM`
+    pub sasl_mechanism: Option<SaslMechanism>,
+    /// `KAFKA_SASL_USERNAME`
+    pub sasl_username: Option<String>,
+    /// `KAFKA_SASL_PASSWORD_FILE`
+    pub sasl_password_file: Option<PathBuf>,
+    /// `KAFKA_SSL_CA_FILE`
+    pub ssl_ca_file: Option<PathBuf>,
+    /// `KAFKA_SSL_CERTIFICATE_FILE`
+    pub ssl_certificate_file: Option<PathBuf>,
+    /// `KAFKA_SSL_KEY_FILE`
+    pub ssl_key_file: Option<PathBuf>,
+}
+
+/// Kafka's `security.protocol`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SecurityProtocol {
+    /// Neither encrypted nor authenticated.
+    #[default]
+    Plaintext,
+    /// TLS.
+    Ssl,
+    /// SASL without TLS.
+    SaslPlaintext,
+    /// SASL inside TLS.
+    SaslSsl,
+}
+
+/// Kafka's `sasl.mechanism`, as far as it is going to be supported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaslMechanism {
+    /// RFC 4616.
+    Plain,
+    /// RFC 7677.
+    ScramSha256,
+    /// SCRAM (RFC 5802) with SHA-512.
+    ScramSha512,
+}
+
+/// Shows what is secured how, but neither the user's name nor where secrets lie.
+impl fmt::Debug for Security {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hidden = |set: bool| if set { "[hidden]" } else { "None" };
+        formatter
+            .debug_struct("Security")
+            .field("protocol", &self.protocol)
+            .field("sasl_mechanism", &self.sasl_mechanism)
+            .field("sasl_username", &format_args!("{}", hidden(self.sasl_username.is_some())))
+            .field("sasl_password_file", &format_args!("{}", hidden(self.sasl_password_file.is_some())))
+            .field("ssl_ca_file", &self.ssl_ca_file)
+            .field("ssl_certificate_file", &self.ssl_certificate_file)
+            .field("ssl_key_file", &format_args!("{}", hidden(self.ssl_key_file.is_some())))
+            .finish()
+    }
+}
