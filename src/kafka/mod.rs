@@ -22,6 +22,7 @@ pub mod interrupt;
 mod offsets;
 pub mod partitioner;
 mod pool;
+pub mod producer;
 pub mod reader;
 pub mod records;
 pub mod share_membership;
@@ -33,4 +34,8 @@ pub use cluster::{Cluster, Partition, Topic};
 pub use connection::{ApiVersions, ClientOptions, Connection};
 pub use error::{ErrorCode, KafkaError, Result, Retry};
 pub use interrupt::Interrupter;
+pub use producer::{
+    Closed, Delivered, Delivery, DeliveryError, Producer, ProducerEvents, ProducerOptions, ProducerRecord,
+    ProducerSender, TrySendError,
+};
 pub use reader::{Lookup, ReadRecord, Reader, ReaderOptions, StartAt};
