@@ -4,8 +4,20 @@
 //! does beyond the promises. A test takes a [`support::Rig`] first: it gives topics and a group of its own, and decides
 //! what else may run meanwhile. Everything is measured from outside; a bound in a test is the bound that was promised.
 
+mod bad_input;
 mod client;
 mod gateway;
+mod p01_nothing_is_lost;
+mod p02_nothing_runs_twice;
+mod p03_idle_stop;
+mod p04_busy_stop;
+mod p05_drain_timeout;
+mod p06_second_signal;
+mod p07_broker_away;
+mod p08_crash;
+mod p09_gateway_stop;
+mod p10_gateway_restart;
 mod rig;
+#[allow(dead_code, reason = "shared with the benches, which use the rest")]
 mod support;
 mod worker;

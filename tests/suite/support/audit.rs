@@ -23,9 +23,9 @@ impl Record {
         serde_json::from_slice(&self.value).unwrap_or_else(|error| panic!("{self:?} is not JSON: {error}"))
     }
 
-    /// The key as text.
+    /// The key as text; what is no text in it is replaced.
     pub fn key(&self) -> String {
-        String::from_utf8(self.key.clone()).expect("keys are text")
+        String::from_utf8_lossy(&self.key).into_owned()
     }
 }
 

@@ -122,6 +122,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// As it was given to [`Launch::new`].
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The process number.
     pub fn id(&self) -> u32 {
         self.child.id()

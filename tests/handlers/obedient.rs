@@ -1,0 +1,57 @@
+//! A worker whose handler does what the text of the task says. For the tests of crashes and failures; never for anything else.
+//!
+//! `abort`, `panic`, `fail WHY`, `retry WHY`, `wait MILLISECONDS` (ends when abandoned), `sleep MILLISECONDS` (does not); anything else succeeds. Each start is told on stdout
+//! before anything else happens: `handler started ID delivery N`.
+
+use std::{process::ExitCode, time::Duration};
+
+use lastcall::{
+    config::WorkerConfig,
+    handler::{Context, Handler, HandlerError},
+    logging, signals,
+    task::Task,
+    worker,
+};
+use serde_json::{Map, Value};
+
+struct Obedient;
+
+impl Handler for Obedient {
+    fn handle(&self, task: &Task, context: &Context) -> Result<Map<String, Value>, HandlerError> {
+        println!("handler started {} delivery {}", task.task_id, context.delivery);
+        let (order, rest) = task.text.split_once(' ').unwrap_or((&task.text, ""));
+        match order {
+            "abort" => std::process::abort(),
+            "panic" => panic!("as ordered"),
+            "fail" => Err(HandlerError::Final(rest.to_owned())),
+            "retry" => Err(HandlerError::Retry(rest.to_owned())),
+            "wait" => {
+                // The abandoned task ends its wait; what it returns then is nobody's business any more.
+                let _ = context.abandoned.sleep(time(rest)?);
+                Ok(Map::new())
+            }
+            "sleep" => {
+                std::thread::sleep(time(rest)?);
+                Ok(Map::new())
+            }
+            _ => Ok(Map::from_iter([("obeyed".to_owned(), Value::from(true))])),
+        }
+    }
+}
+
+fn time(text: &str) -> Result<Duration, HandlerError> {
+    text.parse().map(Duration::from_millis).map_err(|_| HandlerError::Final(format!("{text:?} is no time")))
+}
+
+fn main() -> ExitCode {
+    let signals = match signals::install() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("{error}");
+            return lastcall::exit::ExitCode::Fatal.into();
+        }
+    };
+    let config = WorkerConfig::from_args();
+    logging::init(config.common.log_level);
+    worker::run(config, Obedient, signals).into()
+}

@@ -1,0 +1,333 @@
+//! What is wrong from outside: each is a clear error or a dead letter, the service goes on, nothing is lost, nothing panics.
+
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Gateway, Rig, SOON, START, audit, eventually, free_address,
+    program::{Launch, Program},
+};
+
+const JSON: (&str, &str) = ("Content-Type", "application/json");
+
+/// What both programs must still do after anything bad.
+fn assert_works(gateway: &Gateway, worker: &mut Program) {
+    assert_eq!(gateway.analyze("still at work").json()["words"], 3);
+    assert!(worker.is_running());
+    for program in [worker as &Program, &gateway.program] {
+        assert!(program.lines_with("panicked").is_empty(), "{:?}", program.lines_with("panicked"));
+    }
+}
+
+#[test]
+fn bad_requests_are_refused_with_a_problem_document() {
+    let rig = Rig::shared("bad-http");
+    let gateway = rig.start_gateway();
+    let mut worker = rig.start_worker("w");
+    let long = json!({ "text": "x".repeat(64 * 1024) }).to_string();
+    let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
+    let table: [(&str, &[u8], u16); 19] = [
+        ("not JSON", b"hello", 400),
+        ("cut JSON", br#"{"text": "hel"#, 400),
+        ("empty body", b"", 400),
+        ("null", b"null", 400),
+        ("a list", b"[]", 400),
+        ("deep", deep.as_bytes(), 400),
+        ("no text", b"{}", 400),
+        ("text is null", br#"{"text": null}"#, 400),
+        ("text is a number", br#"{"text": 7}"#, 400),
+        ("text is a list", br#"{"text": ["a"]}"#, 400),
+        ("empty text", br#"{"text": ""}"#, 400),
+        ("white space", br#"{"text": " \t\n\u00a0\u2003"}"#, 400),
+        ("not UTF-8", b"{\"text\": \"\xff\xfe\"}", 400),
+        ("half a surrogate", br#"{"text": "\ud800"}"#, 400),
+        ("too long", long.as_bytes(), 413),
+        ("work_ms is negative", br#"{"text": "a", "work_ms": -1}"#, 400),
+        ("work_ms is text", br#"{"text": "a", "work_ms": "1"}"#, 400),
+        ("work_ms is too much", br#"{"text": "a", "work_ms": 120001}"#, 400),
+        ("work_ms is a fraction", br#"{"text": "a", "work_ms": 0.5}"#, 400),
+    ];
+    for (what, body, status) in table {
+        let answer = gateway.connect().request("POST", "/analyze", &[JSON], body).expect("an answer");
+        assert_eq!(answer.status, status, "{what}: {}", answer.text());
+        answer.assert_problem(status);
+    }
+    let types = ["text/plain", "application/xml", "application/x-www-form-urlencoded", "application/jsonx", "json"];
+    for kind in types {
+        let headers = [("Content-Type", kind)];
+        let answer = gateway.connect().request("POST", "/analyze", &headers, br#"{"text": "a"}"#).expect("an answer");
+        assert_eq!(answer.status, 415, "{kind}");
+        answer.assert_problem(415);
+    }
+    for kind in ["application/json; charset=utf-8", "Application/JSON", "application/json;charset=UTF-8"] {
+        let headers = [("Content-Type", kind)];
+        let answer = gateway.connect().request("POST", "/analyze", &headers, br#"{"text": "a"}"#).expect("an answer");
+        assert_eq!(answer.status, 200, "{kind}: {}", answer.text());
+    }
+    let mut http = gateway.connect();
+    for path in ["/nothing", "/analyze/x", "/tasks", "/tasks/", "/workers", "/%2e%2e/etc/passwd", "//"] {
+        assert_eq!(http.get(path).expect("an answer").assert_problem(404)["status"], 404, "{path}");
+    }
+    let methods =
+        [("GET", "/analyze", "POST"), ("DELETE", "/tasks/x", "GET"), ("POST", "/health", "GET"), ("PUT", "/", "GET")];
+    for (method, path, allowed) in methods {
+        let answer = http.request(method, path, &[JSON], b"").expect("an answer");
+        answer.assert_problem(405);
+        assert!(answer.header("allow").is_some_and(|allow| allow.contains(allowed)), "{method} {path}: {answer:?}");
+    }
+    for id in ["%00", "%0d%0aSet-Cookie:%20a=b", &"x".repeat(101), "%F0%9F%9B%91"] {
+        http.get(&format!("/tasks/{id}")).expect("an answer").assert_problem(404);
+    }
+    assert_works(&gateway, &mut worker);
+    rig.audit().assert_each_ran_once([]);
+}
+
+#[test]
+fn a_text_of_the_greatest_length_is_analysed() {
+    let rig = Rig::shared("bad-limit");
+    let gateway = rig.start_gateway();
+    let mut worker = rig.start_worker("w");
+    let frame = json!({ "text": "" }).to_string().len();
+    let text = "é".repeat((64 * 1024 - frame) / 2);
+    let answer = gateway.analyze(&text);
+    assert_eq!((answer.status, &answer.json()["words"]), (200, &json!(1)), "{}", answer.text());
+    assert_eq!(answer.json()["chars"], text.chars().count());
+    assert_works(&gateway, &mut worker);
+}
+
+#[test]
+fn work_ms_is_refused_unless_it_is_allowed() {
+    let rig = Rig::shared("bad-work-ms");
+    let gateway = Gateway::start(rig.gateway().env("ALLOW_WORK_MS", 0));
+    gateway.post("/analyze", &json!({ "text": "a", "work_ms": 1 })).assert_problem(400);
+    // Nor does a worker obey it when it comes past the gateway.
+    let worker = rig.worker("w").env("ALLOW_WORK_MS", 0).start();
+    worker.wait_for_line("sent worker_started notification", START);
+    let task = json!({ "task_id": "sneaky", "text": "a b", "timestamp": 1.5, "work_ms": 120_000 }).to_string();
+    audit::produce(rig.broker().address(), &rig.tasks(), &[(Some(b"sneaky"), Some(task.as_bytes()))]);
+    let result = gateway.wait_for_result("sneaky", SOON);
+    assert!(result["seconds"].as_f64().is_some_and(|seconds| seconds < 10.0), "{result}");
+}
+
+#[test]
+fn records_that_are_not_tasks_become_dead_letters() {
+    let rig = Rig::shared("bad-records");
+    let gateway = rig.start_gateway();
+    let mut worker = rig.start_worker("w");
+    let before = gateway.analyze("before").task_id();
+    let big = vec![b'x'; 1_000_000];
+    let long_id = json!({ "task_id": "i".repeat(101), "text": "a" }).to_string();
+    let strange_id = json!({ "task_id": "a\nb", "text": "a" }).to_string();
+    let no_text = json!({ "task_id": "no-text" }).to_string();
+    let unknown_members = json!({ "task_id": "extra", "text": "a b", "timestamp": 1.0, "colour": "red" }).to_string();
+    let records: [audit::KeyValue<'_>; 10] = [
+        (None, None),
+        (Some(b"null-value"), None),
+        (Some(b"no-json"), Some(b"hello")),
+        (None, Some(b"hello")),
+        (Some(b"empty"), Some(b"")),
+        (Some(b"big"), Some(&big)),
+        (Some(b"\xff\xfe"), Some(long_id.as_bytes())),
+        (None, Some(strange_id.as_bytes())),
+        (None, Some(no_text.as_bytes())),
+        (Some(b"list"), Some(b"[1,2,3]")),
+    ];
+    for record in records {
+        audit::produce(rig.broker().address(), &rig.tasks(), &[record]);
+    }
+    audit::produce(rig.broker().address(), &rig.tasks(), &[(Some(b"extra"), Some(unknown_members.as_bytes()))]);
+    assert_eq!(gateway.wait_for_result("extra", SOON)["words"], 2, "a reader ignores members that it does not know");
+    eventually(SOON, "each became a dead letter", || {
+        audit::read(rig.broker().address(), &format!("{}.dead", rig.tasks())).len() == 10
+    });
+    // With a usable id in value or key somebody may be waiting: there is an error result.
+    for id in ["null-value", "no-json", "empty", "big", "no-text", "list"] {
+        let result = gateway.wait_for_result(id, SOON);
+        assert_eq!(result["success"], false, "{result}");
+        assert!(result["error"].as_str().is_some_and(|error| !error.is_empty()), "{result}");
+    }
+    let dead = audit::read(rig.broker().address(), &format!("{}.dead", rig.tasks()));
+    let big_one = dead.iter().find(|record| record.key == b"big").expect("the big one is there");
+    assert_eq!(big_one.value.len(), big.len(), "as it came");
+    assert_works(&gateway, &mut worker);
+    let audit = rig.audit();
+    assert_eq!(audit.runs(&before), 1);
+    assert_eq!(audit.ran_again().len(), 0);
+    worker.signal(Signal::SIGTERM);
+    assert_eq!(worker.wait(SOON).code, Some(0));
+}
+
+#[test]
+fn strange_records_on_results_are_ignored() {
+    let rig = Rig::shared("bad-results");
+    let gateway = rig.start_gateway();
+    let mut worker = rig.start_worker("w");
+    let status = |id: &str| {
+        json!({ "type": "worker_status", "worker_id": id, "status": "worker_started", "timestamp": 1.0, "current_task": null })
+            .to_string()
+    };
+    let unknown =
+        json!({ "task_id": "unknown", "success": true, "processed_by": "x", "seconds": 0.1, "type": "result" })
+            .to_string();
+    let future = json!({ "type": "something_new", "value": 7 }).to_string();
+    let strange = ["<script>alert(1)</script>", "a\nb\u{1b}[31m", "", "Ж".repeat(5_000).as_str()].map(status);
+    let mut records: Vec<Vec<u8>> = strange.into_iter().map(String::into_bytes).collect();
+    let more: [&[u8]; 7] = [
+        b"hello",
+        b"",
+        b"[]",
+        b"null",
+        b"{\"type\":\"worker_status\"}",
+        b"{\"type\":\"result\",\"task_id\":7}",
+        b"\xff",
+    ];
+    records.extend(more.map(<[u8]>::to_vec));
+    records.extend([unknown.into_bytes(), future.into_bytes(), vec![b'x'; 900_000]]);
+    for record in &records {
+        audit::produce(rig.broker().address(), &rig.results(), &[(Some(b"k"), Some(record))]);
+    }
+    audit::produce(rig.broker().address(), &rig.results(), &[(None, None)]);
+    assert_works(&gateway, &mut worker);
+    let fleet = gateway.get("/workers/status");
+    assert_eq!(fleet.status, 200);
+    assert_eq!(fleet.json()["workers"]["w"]["is_responsive"], true);
+    let page = gateway.get("/");
+    assert_eq!(page.status, 200);
+    assert!(!page.text().contains("<script>alert"), "names from outside are escaped on the page");
+    assert!(gateway.program.lines().iter().all(|line| !line.text.contains('\u{1b}')), "and in the logs");
+}
+
+/// A program that must refuse to start: exit 2, with a line on standard error that has this text.
+fn assert_refused(launch: &Launch, texts: &[&str]) {
+    let mut program = launch.start();
+    let exit = program.wait(START);
+    assert_eq!(exit.code, Some(2), "{}", program.stderr());
+    let said: String = program.lines().into_iter().map(|line| line.text + "\n").collect();
+    for text in texts {
+        assert!(said.contains(text), "{text:?} is not in {said:?}");
+    }
+}
+
+#[test]
+fn topic_names_that_kafka_refuses_are_refused() {
+    let rig = Rig::shared("bad-topic");
+    let long = "x".repeat(250);
+    for name in ["a b", "..", ".", "tasks/1", "задачи", &long] {
+        assert_refused(&rig.worker("w").env("TASKS_TOPIC", name), &["TASKS_TOPIC"]);
+        assert_refused(&rig.gateway().env("RESULTS_TOPIC", name), &["RESULTS_TOPIC"]);
+    }
+}
+
+#[test]
+fn every_fault_of_the_configuration_is_reported_on_a_line_of_its_own() {
+    let rig = Rig::shared("bad-config");
+    let worker = rig.worker("w").env("DRAIN_TIMEOUT", "30").env("WORKER_CONCURRENCY", 0).env("MAX_DELIVERIES", 8);
+    let mut program = worker.env("KAFKA_BOOTSTRAP_SERVERS", "nowhere").env("LOG_LEVEL", "loud").start();
+    assert_eq!(program.wait(START).code, Some(2));
+    let said = program.stderr();
+    for name in ["DRAIN_TIMEOUT", "WORKER_CONCURRENCY", "MAX_DELIVERIES", "KAFKA_BOOTSTRAP_SERVERS", "LOG_LEVEL"] {
+        let lines: Vec<&str> = said.lines().filter(|line| line.contains(name)).collect();
+        assert_eq!(lines.len(), 1, "{name} in {said}");
+    }
+    assert_refused(&rig.worker("w").env("DRAIN_TIMEOUT", "41s"), &["DRAIN_TIMEOUT", "STOP_GRACE_PERIOD", "45s"]);
+    assert_refused(&rig.worker("wörker"), &["WORKER_ID"]);
+    assert_refused(&rig.gateway().env("STOP_GRACE_PERIOD", "9s"), &["STOP_GRACE_PERIOD", "10s"]);
+    assert_refused(&rig.gateway().env("HTTP_ADDR", "localhost"), &["HTTP_ADDR"]);
+    assert_refused(&rig.gateway().env("KAFKA_SECURITY_PROTOCOL", "SASL_SSL"), &["not built yet"]);
+    assert_refused(&rig.gateway().arg("--no-such-option"), &["--no-such-option"]);
+    let mut help = rig.gateway().arg("--help").start();
+    assert_eq!(help.wait(START).code, Some(0));
+    let mut version = rig.worker("w").arg("--version").start();
+    assert_eq!(version.wait(START).code, Some(0));
+    version.wait_for_line(env!("CARGO_PKG_VERSION"), SOON);
+}
+
+#[test]
+fn a_cluster_without_share_groups_is_refused() {
+    let rig = Rig::with_own_broker("bad-kafka", &["--feature", "share.version=0"]);
+    assert_refused(&rig.worker("w"), &["4.2", "share"]);
+    assert_refused(&rig.gateway(), &["4.2", "share"]);
+}
+
+#[test]
+fn a_group_whose_delivery_limit_is_too_low_is_refused() {
+    let rig = Rig::with_own_broker("bad-limit-group", &["--set", "group.share.max.delivery.count.limit=6"]);
+    assert_refused(&rig.worker("w"), &["delivery", "6"]);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let rig = Rig::shared("bad-port");
+    let gateway = rig.start_gateway();
+    let mut second = rig.gateway_at(&gateway.address).start();
+    let exit = second.wait(START);
+    assert_eq!(exit.code, Some(1));
+    let said: String = second.lines().into_iter().map(|line| line.text + "\n").collect();
+    assert!(said.contains(&gateway.address) && said.contains("in use"), "{said}");
+    assert_eq!(gateway.get("/livez").status, 200);
+}
+
+/// Something that takes connections and answers in a language of its own.
+fn impostor(answer: &'static [u8]) -> String {
+    let listener = TcpListener::bind(free_address()).expect("a free port");
+    let address = listener.local_addr().expect("an address").to_string();
+    let body = move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { break };
+            let mut buffer = [0; 512];
+            // One request, one answer; whatever the program makes of it is what is tested.
+            if stream.read(&mut buffer).is_ok_and(|read| read > 0) {
+                let _ = stream.write_all(answer);
+            }
+        }
+    };
+    std::thread::Builder::new().name("impostor".to_owned()).spawn(body).expect("a thread starts");
+    address
+}
+
+#[test]
+fn a_broker_that_is_no_kafka_is_survived() {
+    let rig = Rig::alone("bad-impostor");
+    let answers: [&[u8]; 3] =
+        [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x7f\xff\xff\xff", b"\x00\x00\x00\x04\x00\x00\x00\x09"];
+    for answer in answers {
+        let address = impostor(answer);
+        let mut worker = rig.worker("w").env("KAFKA_BOOTSTRAP_SERVERS", &address).start();
+        let mut gateway = Gateway::launch(rig.gateway().env("KAFKA_BOOTSTRAP_SERVERS", &address));
+        eventually(SOON, "HTTP serves", || gateway.try_get("/livez").is_some_and(|it| it.status == 200));
+        assert_eq!(gateway.get("/readyz").status, 503);
+        gateway.analyze("nobody there").assert_problem(503);
+        worker.wait_for_line(&address, SOON);
+        for program in [&mut worker, &mut gateway.program] {
+            assert!(program.is_running(), "Kafka that cannot be reached is no fault");
+            program.signal(Signal::SIGTERM);
+            let exit = program.wait(SOON);
+            assert_eq!(exit.code, Some(0));
+            assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
+        }
+    }
+}
+
+#[test]
+fn a_kafka_that_comes_late_is_waited_for() {
+    let rig = Rig::with_own_broker("bad-late", &[]);
+    rig.broker().stop();
+    let gateway = Gateway::launch(rig.gateway());
+    let worker = rig.worker("w").start();
+    eventually(SOON, "HTTP serves without Kafka", || gateway.try_get("/livez").is_some_and(|it| it.status == 200));
+    let health = gateway.get("/health");
+    assert_eq!((health.status, health.json()["kafka_connected"].clone()), (503, Value::from(false)));
+    let said = worker.wait_for_line(rig.broker().address(), SOON);
+    rig.broker().start();
+    worker.wait_for_line("sent worker_started notification", START);
+    eventually(SOON, "the gateway is ready", || gateway.get("/readyz").status == 200);
+    assert_eq!(gateway.analyze("at last").status, 200);
+    let complaints = worker.lines_with(rig.broker().address()).into_iter().filter(|line| line.text.contains("WARN"));
+    assert!(complaints.count() <= 3, "said once, not with every try: {said:?}");
+}

@@ -1,0 +1,128 @@
+//! P1: a task that the gateway accepted is answered or can be fetched later, whatever stops, restarts or dies.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{
+    Gateway, Rig, SOON, eventually, free_address,
+    load::{Load, Plan, Shot, task_ids},
+    program::Program,
+};
+
+fn load(gateways: &[&Gateway], per_second: u32) -> Load {
+    let addresses = gateways.iter().map(|gateway| gateway.address.clone()).collect();
+    Load::start(Plan { addresses, per_second, work: Some(Duration::from_millis(20)) })
+}
+
+/// Every task that any answer names can be fetched with its result, no answer was wrong, and none was of another kind than
+/// the contract has for a system in trouble: 200, or 503 or 504.
+fn assert_nothing_lost(rig: &Rig, gateway: &Gateway, shots: &[Shot]) {
+    for shot in shots {
+        assert!(shot.fault.is_none(), "{shot:?}");
+        assert!(matches!(shot.outcome, Ok(200 | 503 | 504) | Err(_)), "{shot:?}");
+        assert!(shot.outcome != Ok(504) || shot.task_id.is_some(), "a 504 names its task: {shot:?}");
+    }
+    for (shot, id) in shots.iter().filter_map(|shot| Some((shot, shot.task_id.as_ref()?))) {
+        // 503 with an id says that the outcome is unknown: then alone may the task be unknown to Kafka as well.
+        if shot.outcome != Ok(503) {
+            gateway.wait_for_result(id, Duration::from_secs(30));
+        }
+    }
+    eventually(Duration::from_secs(30), "every task on the topic has a result", || rig.audit().lost().is_empty());
+    let audit = rig.audit();
+    let answered = shots.iter().filter(|shot| shot.outcome == Ok(200));
+    let unknown: Vec<_> =
+        answered.filter(|shot| audit.runs(shot.task_id.as_deref().unwrap_or_default()) == 0).collect();
+    assert!(unknown.is_empty(), "answered, but not on the topic: {unknown:?}");
+}
+
+#[test]
+fn nothing_is_lost_when_the_broker_restarts_under_load() {
+    let rig = Rig::with_own_broker("p1-broker", &[]);
+    let gateway = rig.start_gateway();
+    let workers: Vec<Program> = ["a", "b", "c"].iter().map(|id| rig.start_worker(id)).collect();
+    let load = load(&[&gateway], 40);
+    eventually(SOON, "answers come", || load.answered() > 80);
+    rig.broker().stop();
+    rig.broker().start();
+    let before = load.answered();
+    eventually(Duration::from_secs(20), "answers come again", || load.answered() > before + 80);
+    let shots = load.finish();
+    assert_nothing_lost(&rig, &gateway, &shots);
+    assert_eq!(gateway.fleet()["active_workers"], 3);
+    drop(workers);
+}
+
+#[test]
+fn nothing_is_lost_when_the_broker_is_killed_under_load() {
+    let rig = Rig::with_own_broker("p1-broker-kill", &["--set", "broker.session.timeout.ms=2000"]);
+    let gateway = rig.start_gateway();
+    let workers: Vec<Program> = ["a", "b", "c"].iter().map(|id| rig.start_worker(id)).collect();
+    let load = load(&[&gateway], 40);
+    eventually(SOON, "answers come", || load.answered() > 80);
+    rig.broker().kill();
+    rig.broker().start();
+    let before = load.answered();
+    eventually(Duration::from_secs(30), "answers come again", || load.answered() > before + 80);
+    let shots = load.finish();
+    assert_nothing_lost(&rig, &gateway, &shots);
+    drop(workers);
+}
+
+#[test]
+fn nothing_is_lost_when_workers_are_killed_under_load() {
+    let rig = Rig::alone("p1-workers");
+    let gateway = rig.start_gateway();
+    let mut workers: Vec<Program> = ["a", "b", "c"].iter().map(|id| rig.start_worker(id)).collect();
+    let load = load(&[&gateway], 50);
+    eventually(SOON, "answers come", || load.answered() > 50);
+    for round in 0..6 {
+        let index = round % workers.len();
+        workers[index].kill();
+        let before = load.answered();
+        eventually(SOON, "answers go on", || load.answered() > before + 20);
+        workers[index] = rig.start_worker(&format!("again-{round}"));
+    }
+    let shots = load.finish();
+    assert_nothing_lost(&rig, &gateway, &shots);
+    crate::support::load::assert_all_answered(&shots);
+}
+
+#[test]
+fn nothing_is_lost_when_a_gateway_is_killed_under_load() {
+    let rig = Rig::alone("p1-gateways");
+    let (address, other) = (free_address(), rig.start_gateway());
+    let mut gateway = Gateway::start(rig.gateway_at(&address));
+    let _worker = rig.start_worker("a");
+    let load = load(&[&gateway, &other], 50);
+    eventually(SOON, "answers come", || load.answered() > 50);
+    gateway.program.kill();
+    let killed = Instant::now();
+    gateway = Gateway::start(rig.gateway_at(&address));
+    let before = load.answered();
+    eventually(SOON, "answers come from both again", || load.answered() > before + 100);
+    let shots = load.finish();
+    let broken = shots.iter().filter(|shot| shot.outcome.is_err());
+    for shot in broken {
+        assert!(shot.due < killed + Duration::from_secs(5), "a caller of the living gateway was let down: {shot:?}");
+    }
+    // A caller whose gateway died knows no id; what had been accepted is on the topic, and so must be its result.
+    assert_nothing_lost(&rig, &other, &shots);
+    let audit = rig.audit();
+    assert!(audit.tasks.len() >= task_ids(&shots).len());
+    assert_eq!(audit.ran_again().len(), 0, "a gateway's end makes no task run again: {:?}", audit.ran_again());
+    gateway.program.signal(Signal::SIGTERM);
+    assert_eq!(gateway.program.wait(SOON).code, Some(0));
+}
+
+#[test]
+fn a_task_accepted_before_any_worker_started_is_run() {
+    let rig = Rig::shared("p1-early");
+    let gateway = rig.start_gateway();
+    let task = gateway.submit("early bird", Duration::ZERO);
+    let pending = gateway.get(&format!("/tasks/{task}"));
+    assert_eq!((pending.status, pending.json()["state"].as_str()), (200, Some("pending")));
+    let _worker = rig.start_worker("late");
+    assert_eq!(gateway.wait_for_result(&task, SOON)["words"], 2);
+}

@@ -1,0 +1,116 @@
+//! P2: a graceful stop, restart or scaling never runs a task twice.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{
+    Gateway, Rig, SOON, eventually,
+    load::{Load, Plan, assert_all_answered, task_ids},
+    program::Program,
+};
+
+fn load(gateway: &Gateway, per_second: u32, work: u64) -> Load {
+    let addresses = vec![gateway.address.clone()];
+    Load::start(Plan { addresses, per_second, work: Some(Duration::from_millis(work)) })
+}
+
+fn stop(worker: &mut Program, signal: Signal) {
+    worker.signal(signal);
+    let exit = worker.wait(SOON);
+    assert_eq!(exit.code, Some(0), "{:?}", worker.receipt());
+    // A task of 20 ms and everything that waits behind it for less than 100 ms, and then a second.
+    assert!(exit.elapsed < Duration::from_millis(1_120), "{exit:?}");
+}
+
+#[test]
+fn a_rolling_restart_of_three_workers_under_load_runs_each_task_once() {
+    let rig = Rig::alone("p2-rolling");
+    let gateway = rig.start_gateway();
+    let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("worker_{number}"))).collect();
+    let load = load(&gateway, 50, 20);
+    eventually(SOON, "answers come", || load.answered() > 100);
+    for (round, signal) in [Signal::SIGTERM, Signal::SIGINT].into_iter().enumerate() {
+        for (index, worker) in workers.iter_mut().enumerate() {
+            stop(worker, signal);
+            *worker = rig.start_worker(&format!("worker_{index}"));
+            let before = load.answered();
+            eventually(SOON, "answers go on", || load.answered() > before + 25);
+        }
+        assert!(load.answered() > 100 + 75 * round as u64);
+    }
+    let shots = load.finish();
+    assert_all_answered(&shots);
+    let audit = rig.audit();
+    audit.assert_each_ran_once(&task_ids(&shots));
+    assert_eq!(audit.tasks.len(), shots.len(), "accepted = answered");
+    assert!(audit.dead.is_empty());
+}
+
+#[test]
+fn scaling_down_and_up_under_load_runs_each_task_once() {
+    let rig = Rig::alone("p2-scaling");
+    let gateway = rig.start_gateway();
+    let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("worker_{number}"))).collect();
+    let load = load(&gateway, 30, 20);
+    eventually(SOON, "answers come", || load.answered() > 60);
+    for round in 0..3 {
+        for mut worker in workers.split_off(1) {
+            stop(&mut worker, Signal::SIGTERM);
+        }
+        let before = load.answered();
+        eventually(SOON, "one worker goes on", || load.answered() > before + 30);
+        let more = (0..2).map(|number| rig.start_worker(&format!("more_{round}_{number}")));
+        workers.extend(more);
+        let before = load.answered();
+        eventually(SOON, "three go on", || load.answered() > before + 30);
+    }
+    let shots = load.finish();
+    assert_all_answered(&shots);
+    rig.audit().assert_each_ran_once(&task_ids(&shots));
+}
+
+#[test]
+fn the_whole_fleet_restarted_at_once_runs_each_task_once() {
+    let rig = Rig::alone("p2-fleet");
+    let gateway = rig.start_gateway();
+    let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("worker_{number}"))).collect();
+    let load = load(&gateway, 50, 20);
+    for round in 0..3 {
+        let before = load.answered();
+        eventually(SOON, "answers come", || load.answered() > before + 50);
+        for worker in &mut workers {
+            worker.signal(Signal::SIGTERM);
+        }
+        for worker in &mut workers {
+            assert_eq!(worker.wait(SOON).code, Some(0));
+        }
+        workers = (0..3).map(|number| rig.start_worker(&format!("worker_{round}_{number}"))).collect();
+    }
+    let before = load.answered();
+    eventually(SOON, "answers come", || load.answered() > before + 50);
+    let shots = load.finish();
+    assert_all_answered(&shots);
+    rig.audit().assert_each_ran_once(&task_ids(&shots));
+}
+
+#[test]
+fn a_stop_with_a_backlog_of_short_tasks_gives_back_what_it_did_not_start() {
+    let rig = Rig::alone("p2-backlog");
+    let gateway = rig.start_gateway();
+    // Without work_ms: thousands a second, so that the worker holds many when the signal comes.
+    let body = serde_json::json!({ "text": "one of very many" }).to_string();
+    let headers = [("Content-Type", "application/json"), ("Prefer", "respond-async")];
+    let mut http = gateway.connect();
+    let tasks: Vec<String> = (0..2_000)
+        .map(|_| http.request("POST", "/analyze", &headers, body.as_bytes()).expect("an answer").task_id())
+        .collect();
+    let mut first = rig.start_worker("first");
+    stop(&mut first, Signal::SIGTERM);
+    let mut second = rig.start_worker("second");
+    for task in &tasks {
+        gateway.wait_for_result(task, Duration::from_secs(30));
+    }
+    stop(&mut second, Signal::SIGTERM);
+    rig.audit().assert_each_ran_once(&tasks);
+}

@@ -1,0 +1,172 @@
+//! P3: an idle worker stops within a second, and says on the topic and on stdout that it did.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Rig, SOON, START, eventually, free_address,
+    program::{Program, Stream},
+};
+
+const BOUND: Duration = Duration::from_secs(1);
+
+fn stop_idle(rig: &Rig, worker: &mut Program, id: &str, signal: Signal) -> Value {
+    worker.signal(signal);
+    let exit = worker.wait(SOON);
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.elapsed < BOUND, "{exit:?}");
+    let receipt = worker.receipt();
+    assert_eq!(rig.audit().receipt_of(id), &receipt, "the receipt on the topic is the one on stdout");
+    receipt
+}
+
+#[test]
+fn an_idle_worker_stops_within_a_second_at_sigterm() {
+    let rig = Rig::alone("p3-term");
+    let mut worker = rig.start_worker("idle");
+    stop_idle(&rig, &mut worker, "idle", Signal::SIGTERM);
+}
+
+#[test]
+fn an_idle_worker_stops_within_a_second_at_sigint() {
+    let rig = Rig::alone("p3-int");
+    let mut worker = rig.start_worker("idle");
+    let receipt = stop_idle(&rig, &mut worker, "idle", Signal::SIGINT);
+    assert_eq!(receipt["signal"], "SIGINT");
+    worker.wait_for_line("🛑 Worker idle received SIGINT, initiating graceful shutdown...", SOON);
+}
+
+#[test]
+fn an_idle_worker_stops_within_a_second_at_sighup() {
+    let rig = Rig::alone("p3-hup");
+    let mut worker = rig.start_worker("idle");
+    let receipt = stop_idle(&rig, &mut worker, "idle", Signal::SIGHUP);
+    assert_eq!(receipt["signal"], "SIGHUP");
+}
+
+#[test]
+fn a_worker_that_has_worked_and_is_idle_again_stops_within_a_second() {
+    let rig = Rig::alone("p3-after");
+    let gateway = rig.start_gateway();
+    let mut worker = rig.start_worker("idle");
+    for number in 0..20 {
+        assert_eq!(gateway.analyze(&format!("text {number}")).status, 200);
+    }
+    let receipt = stop_idle(&rig, &mut worker, "idle", Signal::SIGTERM);
+    assert_eq!(receipt["tasks_finished"], 0, "finished counts from the signal on");
+    eventually(SOON, "the gateway has seen it", || {
+        gateway.fleet()["workers"]["idle"]["status"] == "shutdown_completed"
+    });
+    assert_eq!(gateway.fleet()["workers"]["idle"]["is_responsive"], false);
+    rig.audit().assert_each_ran_once([]);
+}
+
+#[test]
+fn the_lines_the_statuses_and_the_receipt_of_a_stop_are_those_of_the_contract() {
+    let rig = Rig::shared("p3-lines");
+    let mut worker = rig.start_worker("w 1");
+    worker.signal(Signal::SIGTERM);
+    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.assert_lines_in_order(&[
+        "🚀 Worker w 1 started",
+        "📡 Worker w 1 sent worker_started notification",
+        "🛑 Worker w 1 received SIGTERM, initiating graceful shutdown...",
+        "📡 Worker w 1 sent shutdown_started notification",
+        "🧹 Worker w 1 cleaning up",
+        "✅ Worker w 1 consumer closed",
+        "📡 Worker w 1 sent shutdown_completed notification",
+        "✅ Worker w 1 producer closed",
+        "👋 Worker w 1 gracefully shut down",
+        r#"{"worker_id":"w 1","#,
+    ]);
+    assert!(worker.lines_with("waiting for current task").is_empty(), "nothing was in flight");
+    let lines = worker.lines();
+    let logged = lines.iter().filter(|line| line.stream == Stream::Stdout && !line.text.starts_with('{'));
+    for line in logged {
+        let mut parts = line.text.splitn(3, ' ');
+        let (time, level) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        assert!(is_utc_time(time), "{:?} does not begin with an RFC 3339 time in UTC", line.text);
+        assert!(["[INFO]", "[WARN]", "INFO", "WARN"].contains(&level), "{:?} has no level", line.text);
+    }
+    assert_eq!(worker.stderr(), "");
+
+    let receipt = worker.receipt();
+    let members: Vec<&str> = receipt.as_object().expect("an object").keys().map(String::as_str).collect();
+    assert_eq!(
+        members,
+        [
+            "worker_id",
+            "signal",
+            "outcome",
+            "phases_ms",
+            "tasks_finished",
+            "tasks_returned",
+            "tasks_abandoned",
+            "exit_code"
+        ]
+    );
+    assert_eq!(receipt["worker_id"], "w 1");
+    assert_eq!(receipt["signal"], "SIGTERM");
+    assert_eq!(receipt["outcome"], "drained");
+    assert!(receipt["phases_ms"].as_object().is_some_and(|phases| phases.values().all(Value::is_number)), "{receipt}");
+    assert_eq!((&receipt["tasks_finished"], &receipt["tasks_returned"]), (&json!(0), &json!(0)));
+    assert_eq!((&receipt["tasks_abandoned"], &receipt["exit_code"]), (&json!([]), &json!(0)));
+
+    let audit = rig.audit();
+    assert_eq!(audit.states_of("w 1"), ["worker_started", "shutdown_started", "shutdown_completed"]);
+    let instances: Vec<&Value> = audit.statuses_of("w 1").map(|status| &status["instance"]).collect();
+    assert!(
+        instances.iter().all(|it| it.as_str().is_some_and(|it| it.len() == 36))
+            && instances.windows(2).all(|it| it[0] == it[1])
+    );
+    for status in audit.statuses_of("w 1") {
+        assert_eq!((&status["type"], &status["current_task"]), (&json!("worker_status"), &Value::Null));
+        assert!(status["timestamp"].is_f64(), "{status}");
+        assert_eq!(status.get("receipt").is_some_and(Value::is_object), status["status"] == "shutdown_completed");
+    }
+}
+
+/// `2026-01-31T23:59:59Z` or with a fraction, or with +00:00.
+fn is_utc_time(text: &str) -> bool {
+    let shape: String = text.chars().map(|it| if it.is_ascii_digit() { '0' } else { it }).collect();
+    let Some(rest) = shape.strip_prefix("0000-00-00T00:00:00") else { return false };
+    let rest = rest.strip_prefix('.').map_or(rest, |rest| rest.trim_start_matches('0'));
+    rest == "Z" || rest == "+00:00"
+}
+
+#[test]
+fn a_signal_before_the_start_is_done_stops_without_a_fault() {
+    let rig = Rig::alone("p3-early");
+    // Nobody listens there: the worker is still looking for Kafka when the signal comes.
+    let mut worker = rig.worker("early").env("KAFKA_BOOTSTRAP_SERVERS", free_address()).start();
+    worker.wait_for_line("", START);
+    worker.signal(Signal::SIGTERM);
+    let exit = worker.wait(SOON);
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
+    assert!(worker.lines_with("worker_started").is_empty());
+}
+
+#[test]
+fn a_signal_while_the_worker_joins_stops_without_a_fault() {
+    let rig = Rig::alone("p3-joining");
+    // At several moments of the start; whichever it hits, the answer is the same.
+    for moment in [0, 5, 20, 60, 150] {
+        let mut worker = rig.worker(&format!("joining-{moment}")).env("LOG_LEVEL", "debug").start();
+        eventually(START, "the signal handler is installed", || catches_sigterm(worker.id()));
+        std::thread::sleep(Duration::from_millis(moment));
+        worker.signal(Signal::SIGTERM);
+        let exit = worker.wait(SOON);
+        assert_eq!(exit.code, Some(0), "signalled {moment} ms after the handler was there");
+        assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
+    }
+}
+
+/// proc(5): SigCgt is the mask of the signals with a handler, SIGTERM is bit 14.
+fn catches_sigterm(process: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & (1 << 14) != 0)
+}

@@ -1,0 +1,60 @@
+//! P6: a second signal abandons what is in flight and leaves at once.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::support::{Rig, SOON};
+
+const BOUND: Duration = Duration::from_secs(1);
+
+fn forced(name: &str, first: Signal, second: Signal) {
+    let rig = Rig::alone(name);
+    let gateway = rig.start_gateway();
+    let mut worker = rig.start_worker("forced");
+    let task = gateway.submit("a long one", Duration::from_secs(60));
+    gateway.wait_until_running(&task, SOON);
+    let _other = rig.start_worker("other");
+    let name = worker.signal(first);
+    worker.wait_for_line("⏳ Worker forced waiting for current task", SOON);
+    assert!(name.elapsed() < SOON && worker.is_running(), "one signal is no reason to abandon a task");
+    worker.signal(second);
+    let exit = worker.wait(SOON);
+    assert_eq!(exit.code, Some(4));
+    assert!(exit.elapsed < BOUND, "{exit:?}");
+    let receipt = worker.receipt();
+    assert_eq!((&receipt["outcome"], &receipt["exit_code"]), (&json!("forced"), &json!(4)));
+    assert_eq!(receipt["tasks_abandoned"], json!([task]));
+    assert_eq!(receipt["signal"], first.as_str(), "the first signal is the reason");
+    assert_eq!(rig.audit().receipt_of("forced"), &receipt);
+    // Two seconds to be started, and one until its next heartbeat tells.
+    assert_eq!(gateway.wait_until_running(&task, Duration::from_secs(3)), "other");
+    assert_eq!(rig.audit().runs(&task), 0);
+}
+
+#[test]
+fn a_second_sigterm_abandons_and_leaves() {
+    forced("p6-term", Signal::SIGTERM, Signal::SIGTERM);
+}
+
+#[test]
+fn a_sigint_after_a_sigterm_abandons_and_leaves() {
+    forced("p6-mixed", Signal::SIGTERM, Signal::SIGINT);
+}
+
+#[test]
+fn a_second_signal_to_an_idle_worker_changes_nothing() {
+    let rig = Rig::alone("p6-idle");
+    for round in 0..5 {
+        let id = format!("idle-{round}");
+        let mut worker = rig.start_worker(&id);
+        worker.signal(Signal::SIGTERM);
+        // Two different ones: two equal signals at once merge in the kernel.
+        worker.signal(Signal::SIGINT);
+        let exit = worker.wait(SOON);
+        assert_eq!(exit.code, Some(0));
+        assert!(exit.elapsed < BOUND, "{exit:?}");
+        assert_eq!(worker.receipt()["exit_code"], 0);
+    }
+}

@@ -1,0 +1,237 @@
+//! P8, P8b, P8c: a worker dies, hangs, or is killed by what it works on; the fleet goes on.
+
+use std::{
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Gateway, Rig, SOON, eventually,
+    http::Response,
+    program::{Launch, Program},
+    started,
+};
+
+fn analyze_in_background(gateway: &Gateway, body: Value) -> JoinHandle<(Response, Instant)> {
+    let mut http = gateway.connect();
+    std::thread::Builder::new()
+        .name("caller".to_owned())
+        .spawn(move || (http.post("/analyze", &body).expect("an answer"), Instant::now()))
+        .expect("a thread starts")
+}
+
+/// The index of the worker that has a task in hand; they are called `w0`, `w1` and so on.
+fn busy_one(gateway: &Gateway) -> usize {
+    crate::support::eventually_some(SOON, "the task runs somewhere", || {
+        let fleet = gateway.fleet();
+        let workers = fleet["workers"].as_object()?;
+        let busy = workers.iter().find(|(_, it)| it["is_responsive"] == true && it["current_task"].is_string());
+        busy.and_then(|(id, _)| id.strip_prefix('w')?.parse().ok())
+    })
+}
+
+#[test]
+fn the_task_of_a_killed_worker_starts_elsewhere_within_half_a_second() {
+    let rig = Rig::alone("p8-kill");
+    let gateway = rig.start_gateway();
+    let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("w{number}"))).collect();
+    let work = Duration::from_secs(2);
+    for round in 0..5 {
+        let body = json!({ "text": format!("round {round}"), "work_ms": 2000 });
+        let caller = analyze_in_background(&gateway, body);
+        let index = busy_one(&gateway);
+        let killed = workers.swap_remove(index).kill();
+        let (answer, answered) = caller.join().expect("no panic");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_ne!(answer.json()["processed_by"], format!("w{index}"));
+        let hop = (answered - killed).saturating_sub(work);
+        assert!(hop < Duration::from_millis(500), "round {round}: restarted elsewhere after {hop:?}");
+        assert_eq!(rig.audit().runs(&answer.task_id()), 1, "one result, of the second run");
+        workers.insert(index, rig.start_worker(&format!("w{index}")));
+        // swap_remove moved the last one: names and places have to agree again.
+        workers.sort_by_key(|worker| worker.name().to_owned());
+    }
+}
+
+#[test]
+fn a_hung_worker_loses_its_task_when_the_lock_runs_out() {
+    let rig = Rig::alone("p8b");
+    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "60s"));
+    let mut workers = vec![rig.start_worker("w0")];
+    let work = Duration::from_secs(2);
+    let caller = analyze_in_background(&gateway, json!({ "text": "hangs", "work_ms": 2000 }));
+    assert_eq!(busy_one(&gateway), 0);
+    workers.push(rig.start_worker("w1"));
+    let frozen = workers[0].signal(Signal::SIGSTOP);
+    eventually(Duration::from_secs(7), "the gateway sees that it is not responsive", || {
+        gateway.fleet()["workers"]["w0"]["is_responsive"] == false
+    });
+    let (answer, answered) = caller.join().expect("no panic");
+    assert_eq!((answer.status, &answer.json()["processed_by"]), (200, &json!("w1")), "{}", answer.text());
+    let hop = (answered - frozen).saturating_sub(work);
+    assert!(hop < Duration::from_secs(20), "restarted elsewhere after {hop:?}");
+
+    // The hung one wakes up: it finds that it lost its task, works on, and its caller still has one answer.
+    workers[0].signal(Signal::SIGCONT);
+    eventually(SOON, "it is responsive again", || gateway.fleet()["workers"]["w0"]["is_responsive"] == true);
+    workers.pop().expect("two workers").kill();
+    let next = gateway.analyze("after the sleep");
+    assert_eq!((next.status, &next.json()["processed_by"]), (200, &json!("w0")));
+    let first = gateway.get(&format!("/tasks/{}", answer.task_id())).json();
+    assert_eq!(first["processed_by"], "w1", "the first result stays");
+    workers[0].signal(Signal::SIGTERM);
+    assert_eq!(workers[0].wait(SOON).code, Some(0));
+    assert!(rig.audit().runs(&answer.task_id()) <= 2);
+}
+
+/// Keeps a worker running as a supervisor does, until `done`; gives all its lives.
+fn supervise(launch: &Launch, mut done: impl FnMut() -> bool) -> Vec<Program> {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let mut lives = vec![launch.start()];
+    while !done() {
+        assert!(Instant::now() < deadline, "not over after {} lives", lives.len());
+        if lives.last_mut().is_some_and(|life| !life.is_running()) {
+            lives.last_mut().expect("at least one").wait(SOON);
+            lives.push(launch.start());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    lives
+}
+
+fn starts_of(task: &str, lives: &[Program]) -> usize {
+    lives.iter().map(|life| life.lines_with(&format!("handler started {task} ")).len()).sum()
+}
+
+/// The headers of the one record on `tasks.dead`, as Kafka's own tool prints them.
+fn dead_letter(rig: &Rig) -> String {
+    let topic = format!("{}.dead", rig.tasks());
+    let arguments = ["--topic", &topic, "--from-beginning", "--timeout-ms", "5000", "--max-messages", "1"];
+    let print = ["--formatter-property", "print.headers=true", "--formatter-property", "print.key=true"];
+    rig.broker().tool("console-consumer", &[&arguments[..], &print[..]].concat())
+}
+
+#[test]
+fn a_task_that_kills_its_worker_is_given_up_after_five_starts() {
+    let rig = Rig::alone("p8c-abort");
+    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "120s"));
+    // The neighbours come right before and after it: they are fetched together with it.
+    let before: Vec<String> = (0..10).map(|number| gateway.submit(&format!("good {number}"), Duration::ZERO)).collect();
+    let caller = analyze_in_background(&gateway, json!({ "text": "abort" }));
+    eventually(SOON, "the killer is on the topic", || rig.audit().tasks.len() == 11);
+    let after: Vec<String> = (0..10).map(|number| gateway.submit(&format!("good {number}"), Duration::ZERO)).collect();
+    let lives = supervise(&rig.obedient_worker("mortal"), || caller.is_finished());
+    let (answer, _) = caller.join().expect("no panic");
+    let problem = answer.assert_problem(500);
+    let task = problem["task_id"].as_str().expect("the problem names its task");
+    assert_eq!(starts_of(task, &lives), 5, "MAX_DELIVERIES starts");
+    assert_eq!(problem["success"], false, "the result's members stand beside: {problem}");
+    assert!(problem["error"].as_str().is_some_and(|error| !error.is_empty()));
+
+    for neighbour in before.iter().chain(&after) {
+        assert_eq!(gateway.wait_for_result(neighbour, SOON)["obeyed"], true, "a neighbour was blamed");
+    }
+    let audit = rig.audit();
+    assert_eq!(audit.dead.len(), 1);
+    assert_eq!(audit.dead[0].key(), task);
+    assert_eq!(audit.dead[0].json()["text"], "abort", "as it came");
+    assert_eq!(audit.result(task)["success"], false);
+    let headers = dead_letter(&rig);
+    for header in ["lastcall-reason:", "lastcall-deliveries:", "lastcall-worker:mortal", "lastcall-original-offset:10"]
+    {
+        assert!(headers.contains(header), "{header} is not in {headers}");
+    }
+    let asked = gateway.get(&format!("/tasks/{task}"));
+    assert_eq!((asked.status, &asked.json()["success"]), (200, &json!(false)));
+    assert_eq!(gateway.post("/analyze", &json!({ "text": "the fleet goes on" })).status, 200);
+}
+
+#[test]
+fn a_task_whose_runner_is_killed_five_times_is_given_up() {
+    let rig = Rig::alone("p8c-kill");
+    let gateway = rig.start_gateway();
+    let task = gateway.submit("unlucky", Duration::from_secs(60));
+    for round in 1..=5 {
+        let mut worker = rig.start_worker(&format!("w{round}"));
+        assert_eq!(gateway.wait_until_running(&task, SOON), format!("w{round}"));
+        worker.kill();
+    }
+    let _worker = rig.start_worker("w6");
+    let result = gateway.wait_for_result(&task, SOON);
+    assert_eq!(result["success"], false);
+    let audit = rig.audit();
+    let dead: Vec<String> = audit.dead.iter().map(|record| record.key()).collect();
+    assert_eq!(dead, std::slice::from_ref(&task));
+    let starts: Vec<&Value> = audit.starts.iter().filter(|start| start["task_id"] == *task).collect();
+    assert_eq!(starts.len(), 4, "every start but the first is told on the topic: {starts:?}");
+    assert_eq!(gateway.analyze("the fleet goes on").status, 200);
+}
+
+#[test]
+fn a_handler_that_panics_does_not_kill_its_worker() {
+    let rig = Rig::alone("p8c-panic");
+    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "60s"));
+    let mut worker = started(&rig.obedient_worker("calm"));
+    let answer = gateway.analyze("panic");
+    let problem = answer.assert_problem(500);
+    let task = problem["task_id"].as_str().expect("a task id");
+    assert_eq!(worker.lines_with(&format!("handler started {task} ")).len(), 5);
+    assert_eq!(rig.audit().dead.len(), 1);
+    assert_eq!(gateway.analyze("good").json()["obeyed"], true);
+    worker.signal(Signal::SIGTERM);
+    assert_eq!(worker.wait(SOON).code, Some(0));
+}
+
+#[test]
+fn a_failure_for_good_is_answered_at_once_and_run_once() {
+    let rig = Rig::alone("p8c-final");
+    let gateway = rig.start_gateway();
+    let worker = started(&rig.obedient_worker("honest"));
+    let answer = gateway.analyze("fail the moon is full");
+    let problem = answer.assert_problem(500);
+    assert_eq!(problem["error"], "the moon is full");
+    assert_eq!(problem["processed_by"], "honest");
+    let task = answer.task_id();
+    assert_eq!(worker.lines_with(&format!("handler started {task} ")).len(), 1);
+    let asked = gateway.get(&format!("/tasks/{task}"));
+    assert_eq!((asked.status, &asked.json()["error"]), (200, &json!("the moon is full")));
+}
+
+#[test]
+fn a_failure_that_may_pass_is_tried_again_until_it_is_given_up() {
+    let rig = Rig::alone("p8c-retry");
+    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "60s"));
+    let worker = started(&rig.obedient_worker("patient").env("MAX_DELIVERIES", 3));
+    let answer = gateway.analyze("retry not yet");
+    let problem = answer.assert_problem(500);
+    assert!(problem["error"].as_str().is_some_and(|error| error.contains("not yet")), "{problem}");
+    let starts = worker.lines_with(&format!("handler started {} ", answer.task_id()));
+    assert_eq!(starts.len(), 3);
+    assert!(starts.windows(2).all(|pair| pair[1].at - pair[0].at >= Duration::from_millis(10)), "with a pause between");
+    assert_eq!(rig.audit().dead.len(), 1);
+}
+
+#[test]
+fn many_poison_tasks_do_not_stop_the_others() {
+    let rig = Rig::alone("p8c-many");
+    let gateway = rig.start_gateway();
+    let _worker = started(&rig.obedient_worker("busy"));
+    let mut poison = Vec::new();
+    let mut good = Vec::new();
+    for number in 0..20 {
+        poison.push(gateway.submit("panic", Duration::ZERO));
+        good.push(gateway.submit(&format!("good {number}"), Duration::ZERO));
+    }
+    for task in &good {
+        assert_eq!(gateway.wait_for_result(task, Duration::from_secs(30))["obeyed"], true);
+    }
+    for task in &poison {
+        assert_eq!(gateway.wait_for_result(task, Duration::from_secs(60))["success"], false);
+    }
+    let audit = rig.audit();
+    assert_eq!(audit.dead.len(), poison.len());
+    assert!(good.iter().all(|task| audit.runs(task) == 1));
+}

@@ -1,0 +1,208 @@
+//! P9: a gateway that is stopped answers every caller that waits, and takes nothing new.
+
+use std::{
+    io,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::support::{
+    Gateway, Rig, SOON, eventually,
+    http::{Http, Response},
+    program::Program,
+    started,
+};
+
+struct Caller {
+    answer: io::Result<Response>,
+    at: Instant,
+}
+
+/// So many callers at once, each on a connection of its own, each with a task of this length.
+fn callers(gateway: &Gateway, count: usize, work: Duration) -> Vec<JoinHandle<Caller>> {
+    (0..count)
+        .map(|number| {
+            let mut http = gateway.connect();
+            let body = json!({ "text": format!("caller {number}"), "work_ms": u64::try_from(work.as_millis()).expect("short") });
+            std::thread::Builder::new()
+                .name(format!("caller-{number}"))
+                .stack_size(256 * 1024)
+                .spawn(move || {
+                    let answer = http.post("/analyze", &body);
+                    Caller { answer, at: Instant::now() }
+                })
+                .expect("a thread starts")
+        })
+        .collect()
+}
+
+fn join(callers: Vec<JoinHandle<Caller>>) -> Vec<Caller> {
+    callers.into_iter().map(|caller| caller.join().expect("a caller does not panic")).collect()
+}
+
+fn wait_for_tasks(rig: &Rig, count: usize) {
+    eventually(SOON, "all tasks are on the topic", || rig.audit().tasks.len() == count);
+}
+
+fn workers(rig: &Rig, count: usize) -> Vec<Program> {
+    (0..count).map(|number| started(&rig.worker(&format!("w{number}")).env("WORKER_CONCURRENCY", 10))).collect()
+}
+
+#[test]
+fn two_hundred_waiting_callers_get_their_results() {
+    let rig = Rig::alone("p9-200");
+    let mut gateway = rig.start_gateway();
+    let callers = callers(&gateway, 200, Duration::from_millis(300));
+    wait_for_tasks(&rig, 200);
+    // Only now does somebody work: all 200 wait when the signal comes.
+    gateway.program.signal(Signal::SIGTERM);
+    let _workers = workers(&rig, 2);
+    eventually(Duration::from_millis(500), "readyz turns 503", || {
+        gateway.try_get("/readyz").is_some_and(|answer| answer.status == 503)
+    });
+    let refused = gateway.analyze("too late");
+    let problem = refused.assert_problem(503);
+    assert!(refused.header("retry-after").is_some_and(|value| value.parse::<u32>().is_ok()), "{refused:?}");
+    assert!(problem.get("task_id").is_none(), "nothing was accepted");
+    let health = gateway.get("/health");
+    assert_eq!((health.status, &health.json()["status"]), (200, &json!("draining")));
+    let exit = gateway.program.wait(Duration::from_secs(30));
+    let callers = join(callers);
+    for caller in &callers {
+        let answer = caller.answer.as_ref().expect("every caller is answered");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    let last = callers.iter().map(|caller| caller.at).max().expect("200 callers");
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.at.saturating_duration_since(last) < Duration::from_secs(1), "nobody waits any more: exit");
+    let audit = rig.audit();
+    assert_eq!(audit.tasks.len(), 200, "no new task was accepted");
+    audit.assert_each_ran_once([]);
+}
+
+#[test]
+fn callers_whose_result_does_not_come_get_a_503_with_their_task() {
+    let rig = Rig::alone("p9-late");
+    let launch = rig.gateway().env("STOP_GRACE_PERIOD", "10s").env("ANSWER_TIMEOUT", "60s");
+    let mut gateway = Gateway::start(launch);
+    let callers = callers(&gateway, 50, Duration::from_secs(1));
+    wait_for_tasks(&rig, 50);
+    let signalled = gateway.program.signal(Signal::SIGTERM);
+    let exit = gateway.program.wait(Duration::from_secs(20));
+    assert_eq!(exit.code, Some(0));
+    // STOP_GRACE_PERIOD - 5 s
+    assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
+    let mut tasks = Vec::new();
+    for caller in join(callers) {
+        let answer = caller.answer.expect("every caller is answered");
+        answer.assert_problem(503);
+        tasks.push(answer.task_id());
+        // As long as there is time: until STOP_GRACE_PERIOD - 6 s.
+        let waited = caller.at - signalled;
+        assert!(waited >= Duration::from_millis(3_900), "sent away {waited:?} after the signal, though there was time");
+    }
+    // What they were told is true: the tasks are not lost.
+    let _workers = workers(&rig, 1);
+    let other = rig.start_gateway();
+    for task in &tasks {
+        assert_eq!(other.wait_for_result(task, Duration::from_secs(30))["success"], true);
+    }
+    rig.audit().assert_each_ran_once(&tasks);
+}
+
+#[test]
+fn the_answer_timeout_goes_on_counting_during_the_drain() {
+    let rig = Rig::alone("p9-timeout");
+    let mut gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "2s"));
+    let callers = callers(&gateway, 5, Duration::ZERO);
+    wait_for_tasks(&rig, 5);
+    gateway.program.signal(Signal::SIGTERM);
+    let exit = gateway.program.wait(SOON);
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.elapsed < Duration::from_secs(3), "{exit:?}");
+    for caller in join(callers) {
+        let answer = caller.answer.expect("every caller is answered");
+        answer.assert_problem(504);
+        assert!(!answer.task_id().is_empty());
+    }
+}
+
+fn stops_at_once(name: &str, signal: Signal, idle_connections: usize) {
+    let rig = Rig::alone(name);
+    let mut gateway = rig.start_gateway();
+    let mut open: Vec<Http> = (0..idle_connections).map(|_| gateway.connect()).collect();
+    for http in &mut open {
+        assert_eq!(http.get("/livez").expect("an answer").status, 200);
+    }
+    gateway.program.signal(signal);
+    let exit = gateway.program.wait(SOON);
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
+    assert_eq!(gateway.program.stderr(), "");
+}
+
+#[test]
+fn a_gateway_with_nobody_waiting_stops_at_once_at_sigterm() {
+    stops_at_once("p9-term", Signal::SIGTERM, 0);
+}
+
+#[test]
+fn a_gateway_with_nobody_waiting_stops_at_once_at_sigint() {
+    stops_at_once("p9-int", Signal::SIGINT, 0);
+}
+
+#[test]
+fn a_gateway_with_nobody_waiting_stops_at_once_at_sighup() {
+    stops_at_once("p9-hup", Signal::SIGHUP, 0);
+}
+
+#[test]
+fn idle_connections_do_not_hold_up_the_exit() {
+    stops_at_once("p9-idle", Signal::SIGTERM, 100);
+}
+
+#[test]
+fn a_second_signal_answers_the_waiting_callers_at_once() {
+    let rig = Rig::alone("p9-second");
+    let mut gateway = rig.start_gateway();
+    let callers = callers(&gateway, 20, Duration::ZERO);
+    wait_for_tasks(&rig, 20);
+    gateway.program.signal(Signal::SIGTERM);
+    eventually(SOON, "it drains", || gateway.try_get("/readyz").is_some_and(|answer| answer.status == 503));
+    gateway.program.signal(Signal::SIGTERM);
+    let exit = gateway.program.wait(SOON);
+    assert_eq!(exit.code, Some(4));
+    assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
+    for caller in join(callers) {
+        let answer = caller.answer.expect("every caller is answered");
+        answer.assert_problem(503);
+        assert!(!answer.task_id().is_empty());
+    }
+}
+
+#[test]
+fn a_second_signal_with_nobody_waiting_changes_nothing() {
+    let rig = Rig::alone("p9-second-idle");
+    let mut gateway = rig.start_gateway();
+    gateway.program.signal(Signal::SIGTERM);
+    gateway.program.signal(Signal::SIGINT);
+    assert_eq!(gateway.program.wait(SOON).code, Some(0));
+}
+
+#[test]
+fn a_signal_before_kafka_was_found_stops_without_a_fault() {
+    let rig = Rig::alone("p9-early");
+    let launch = rig.gateway().env("KAFKA_BOOTSTRAP_SERVERS", crate::support::free_address());
+    let mut gateway = Gateway::launch(launch);
+    eventually(SOON, "HTTP serves without Kafka", || gateway.try_get("/livez").is_some_and(|it| it.status == 200));
+    assert_eq!(gateway.get("/readyz").status, 503);
+    gateway.analyze("nobody there").assert_problem(503);
+    assert_eq!(gateway.get("/health").status, 503);
+    gateway.program.signal(Signal::SIGTERM);
+    let exit = gateway.program.wait(SOON);
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
+}
