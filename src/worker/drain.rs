@@ -1,0 +1,333 @@
+//! How a worker stops: the one state machine that every reason to stop goes through, and the deadlines that bound it.
+//!
+//! `Running → Draining → Closing → Stopped`, never back. Main moves it; the intake, the handlers and the heartbeats read it.
+//! The watchdog is the last word: whatever a socket or a handler does, it ends the process in time with the truthful
+//! exit code.
+
+use super::in_flight::InFlight;
+use crate::exit::{self, ExitCode};
+use crate::stop::Stop;
+use crate::task::Receipt;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// What is left between the deadline's abandonment and the end of the process.
+const CLOSING_TIME: Duration = Duration::from_millis(900);
+/// An idle worker is gone by then, whatever Kafka does (promise P7: 5 s).
+const IDLE_LIMIT: Duration = Duration::from_millis(4_500);
+/// The orchestrator kills at the end of the grace period; the worker is gone this long before.
+const GRACE_MARGIN: Duration = Duration::from_secs(3);
+
+/// Where a worker stands between its start and its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum Phase {
+    /// Takes tasks.
+    Running,
+    /// Takes nothing new; finishes what is in flight.
+    Draining,
+    /// Nothing is waited for any more: last acknowledgements, session closed, group left.
+    Closing,
+    /// Nothing is owed to anybody.
+    Stopped,
+}
+
+/// What moves a worker from one phase to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// The first signal.
+    Signal,
+    /// Another signal while draining.
+    SecondSignal,
+    /// The drain timeout has passed.
+    Deadline,
+    /// Nothing is in flight any more.
+    Settled,
+    /// A thread died or Kafka said something that cannot be lived with.
+    Fatal,
+    /// The session is closed and the group left, or as much of it as could be done.
+    Closed,
+}
+
+impl Phase {
+    /// The phase after `event`; the same phase where the event changes nothing.
+    pub(super) fn after(self, event: Event) -> Phase {
+        match (self, event) {
+            (Phase::Running, Event::Signal) => Phase::Draining,
+            (Phase::Running | Phase::Draining, Event::Fatal) => Phase::Closing,
+            (Phase::Draining, Event::SecondSignal | Event::Deadline | Event::Settled) => Phase::Closing,
+            (Phase::Closing, Event::Closed) => Phase::Stopped,
+            (phase, _) => phase,
+        }
+    }
+
+    fn from_number(number: u8) -> Phase {
+        match number {
+            0 => Phase::Running,
+            1 => Phase::Draining,
+            2 => Phase::Closing,
+            _ => Phase::Stopped,
+        }
+    }
+}
+
+/// The phase that all threads read, and the doorbell that wakes the intake when something has changed.
+#[derive(Debug)]
+pub(super) struct Control {
+    phase: AtomicU8,
+    /// Triggered with the first signal; handlers see it as `Context::draining`.
+    pub(super) draining: Stop,
+    /// Triggered when running tasks are abandoned; handlers see it as `Context::abandoned`.
+    pub(super) abandoned: Stop,
+    /// Capacity one: a doorbell that already rings need not be rung again, so a full channel loses nothing.
+    ring: Sender<()>,
+    doorbell: Receiver<()>,
+    /// With so many records ready or fewer, a handler that finishes rings.
+    low_water: AtomicUsize,
+}
+
+impl Control {
+    pub(super) fn new() -> Self {
+        let (ring, doorbell) = bounded(1);
+        Self { phase: AtomicU8::new(0), draining: Stop::new(), abandoned: Stop::new(), ring, doorbell, low_water: AtomicUsize::new(usize::MAX) }
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        Phase::from_number(self.phase.load(Ordering::Acquire))
+    }
+
+    /// Applies `event`. Only main calls this, so load and store need no exchange.
+    pub(super) fn apply(&self, event: Event) -> Phase {
+        let next = self.phase().after(event);
+        self.phase.store(next as u8, Ordering::Release);
+        if next >= Phase::Draining {
+            self.draining.trigger();
+        }
+        self.ring();
+        next
+    }
+
+    /// Wakes the intake: a handler is free, an acknowledgement is due, the phase or the assignment has changed.
+    pub(super) fn ring(&self) {
+        // Full: it rings already.
+        let _ = self.ring.try_send(());
+    }
+
+    /// The number of ready records at which the intake wants to be woken.
+    pub(super) fn low_water(&self) -> usize {
+        // Only a hint: a late reader rings once too often or one record later.
+        self.low_water.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_low_water(&self, ready: usize) {
+        self.low_water.store(ready, Ordering::Relaxed);
+    }
+
+    pub(super) fn doorbell(&self) -> &Receiver<()> {
+        &self.doorbell
+    }
+}
+
+/// The absolute times of one stop, counted from the first signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Deadlines {
+    /// What handlers still run then is abandoned.
+    pub(super) abandon_at: Instant,
+    /// The watchdog ends the process then.
+    pub(super) exit_at: Instant,
+}
+
+impl Deadlines {
+    /// A busy worker has the drain timeout and a little for closing; an idle one has [`IDLE_LIMIT`]. Both end before the
+    /// orchestrator's grace period does.
+    pub(super) fn new(signalled_at: Instant, drain_timeout: Duration, grace: Duration, busy: bool) -> Self {
+        let latest = signalled_at + grace.saturating_sub(GRACE_MARGIN);
+        let wanted = if busy { drain_timeout + CLOSING_TIME } else { IDLE_LIMIT };
+        let exit_at = latest.min(signalled_at + wanted);
+        let abandon_at = (signalled_at + drain_timeout).min(exit_at - CLOSING_TIME);
+        Self { abandon_at, exit_at }
+    }
+
+    /// After a second signal at `now` less than a second is left.
+    pub(super) fn forced(self, now: Instant) -> Self {
+        Self { abandon_at: now, exit_at: self.exit_at.min(now + CLOSING_TIME) }
+    }
+}
+
+/// Everything that the receipt is made of, kept where main and the watchdog can both read it.
+#[derive(Debug)]
+pub(super) struct Account {
+    worker_id: String,
+    in_flight: Arc<InFlight>,
+    facts: Mutex<Facts>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Facts {
+    signal: &'static str,
+    forced: bool,
+    finished_before: u64,
+    returned_before: u64,
+    phases: Vec<(&'static str, Duration)>,
+}
+
+impl Account {
+    pub(super) fn new(worker_id: &str, in_flight: Arc<InFlight>) -> Self {
+        Self { worker_id: worker_id.to_owned(), in_flight, facts: Mutex::new(Facts::default()) }
+    }
+
+    /// The stop begins: what is finished or returned counts from now on.
+    pub(super) fn begin(&self, signal: &'static str) {
+        let (finished, returned) = self.in_flight.totals();
+        let mut facts = self.facts.lock();
+        facts.signal = signal;
+        facts.finished_before = finished;
+        facts.returned_before = returned;
+    }
+
+    pub(super) fn force(&self) {
+        self.facts.lock().forced = true;
+    }
+
+    /// A step of the stop took this long.
+    pub(super) fn phase(&self, name: &'static str, took: Duration) {
+        self.facts.lock().phases.push((name, took));
+    }
+
+    /// The receipt as things stand. What was started and is not proven done counts as abandoned when `last_word` is set:
+    /// then nobody waits for it any more.
+    pub(super) fn receipt(&self, last_word: bool) -> Receipt {
+        let mut abandoned = self.in_flight.abandoned();
+        if last_word {
+            abandoned.extend(self.in_flight.started_ids());
+        }
+        let (finished, returned) = self.in_flight.totals();
+        let facts = self.facts.lock().clone();
+        let (outcome, code) = match (abandoned.is_empty(), facts.forced) {
+            (true, false) => ("drained", ExitCode::Drained),
+            (true, true) => ("forced", ExitCode::Drained),
+            (false, true) => ("forced", ExitCode::Forced),
+            (false, false) => ("abandoned", ExitCode::Abandoned),
+        };
+        Receipt {
+            worker_id: self.worker_id.clone(),
+            signal: facts.signal.to_owned(),
+            outcome: outcome.to_owned(),
+            phases_ms: facts.phases.iter().map(|(name, took)| ((*name).to_owned(), milliseconds(*took).into())).collect(),
+            tasks_finished: finished.saturating_sub(facts.finished_before),
+            tasks_returned: returned.saturating_sub(facts.returned_before),
+            tasks_abandoned: abandoned.iter().map(ToString::to_string).collect(),
+            exit_code: code as u8,
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Prints the receipt, which is the last line on stdout.
+pub(super) fn print_receipt(receipt: &Receipt) {
+    if let Ok(line) = serde_json::to_string(receipt) {
+        let mut stdout = std::io::stdout().lock();
+        // Nobody reads stdout any more: the exit code still tells.
+        let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    }
+}
+
+/// The body of the watchdog thread: ends the process at the last deadline that was sent, unless disarmed before.
+///
+/// `deadlines`: capacity two (first signal, second signal), so sending never blocks; disconnected: disarmed.
+pub(super) fn watch(deadlines: &Receiver<Instant>, account: &Arc<Account>) {
+    let Ok(mut exit_at) = deadlines.recv() else { return };
+    loop {
+        match deadlines.recv_deadline(exit_at) {
+            Ok(sooner) => exit_at = exit_at.min(sooner),
+            Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return,
+            Err(crossbeam_channel::RecvTimeoutError::Timeout) => break,
+        }
+    }
+    let receipt = account.receipt(true);
+    let code = receipt.exit_code;
+    // A full pipe blocks whoever writes to it, so the last words get a thread of their own and a moment.
+    let (said, done) = bounded::<()>(1);
+    let speaker = crate::threads::spawn("last-words", Stop::new(), move || -> Result<(), String> {
+        log::error!("Worker did not get through its stop in time; ending with exit code {}", receipt.exit_code);
+        print_receipt(&receipt);
+        let _ = said.send(());
+        Ok(())
+    });
+    let _ = done.recv_timeout(Duration::from_millis(50));
+    drop(speaker);
+    exit::terminate(ExitCode::from_number(code));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PHASES: [Phase; 4] = [Phase::Running, Phase::Draining, Phase::Closing, Phase::Stopped];
+    const EVENTS: [Event; 6] =
+        [Event::Signal, Event::SecondSignal, Event::Deadline, Event::Settled, Event::Fatal, Event::Closed];
+
+    #[test]
+    fn phases_follow_the_table() {
+        use Phase::{Closing, Draining, Running, Stopped};
+        // In the order of EVENTS.
+        let table = [
+            (Running, [Draining, Running, Running, Running, Closing, Running]),
+            (Draining, [Draining, Closing, Closing, Closing, Closing, Draining]),
+            (Closing, [Closing, Closing, Closing, Closing, Closing, Stopped]),
+            (Stopped, [Stopped; 6]),
+        ];
+        for (phase, expected) in table {
+            for (event, next) in EVENTS.into_iter().zip(expected) {
+                assert_eq!(phase.after(event), next, "{phase:?} after {event:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_event_ever_leads_back() {
+        for phase in PHASES {
+            for event in EVENTS {
+                assert!(phase.after(event) >= phase, "{phase:?} after {event:?}");
+            }
+            assert_eq!(Phase::from_number(phase as u8), phase);
+        }
+    }
+
+    #[test]
+    fn deadlines_fit_the_promises() {
+        let now = Instant::now();
+        let seconds = Duration::from_secs;
+        let busy = Deadlines::new(now, seconds(30), seconds(45), true);
+        assert_eq!(busy.abandon_at, now + seconds(30));
+        assert_eq!(busy.exit_at, now + Duration::from_millis(30_900));
+        let idle = Deadlines::new(now, seconds(30), seconds(45), false);
+        assert_eq!(idle.exit_at, now + Duration::from_millis(4_500));
+        assert!(idle.abandon_at < idle.exit_at);
+        let tight = Deadlines::new(now, seconds(5), seconds(10), true);
+        assert_eq!(tight.exit_at, now + Duration::from_millis(5_900));
+        let forced = busy.forced(now + seconds(3));
+        assert_eq!(forced.exit_at, now + seconds(3) + Duration::from_millis(900));
+        let late = busy.forced(now + Duration::from_millis(30_500));
+        assert_eq!(late.exit_at, busy.exit_at, "a second signal never gives more time");
+    }
+
+    #[test]
+    fn the_doorbell_rings_once_for_many_rings() {
+        let control = Control::new();
+        control.ring();
+        control.ring();
+        assert!(control.doorbell().try_recv().is_ok());
+        assert!(control.doorbell().try_recv().is_err());
+        assert_eq!(control.apply(Event::Signal), Phase::Draining);
+        assert!(control.draining.is_triggered());
+        assert!(control.doorbell().try_recv().is_ok());
+    }
+}

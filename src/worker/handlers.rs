@@ -1,0 +1,252 @@
+//! The handler threads: each takes a record, looks into its past if it was delivered before, runs the handler, and hands
+//! the outcome to the outbox.
+//!
+//! A panic in the handler fails the task, not the worker. What becomes of the record is decided by the account
+//! ([`super::in_flight`]): a task that was given back while it ran has no outcome any more.
+
+use super::drain::Control;
+use super::in_flight::{Claim, InFlight, RecordKey};
+use super::intake::{Job, NEVER_RELEASE_FROM};
+use super::outbox::{Outbox, OutboxClosed, error_result};
+use super::past::{Decision, Past};
+use crate::handler::{Context, Handler, HandlerError};
+use crate::kafka::cluster::Cluster;
+use crate::logging::escape;
+use crate::threads::panic_message;
+use crate::task::{BadTask, Task, TaskFailed, TaskResult, TaskStarted};
+use crossbeam_channel::Receiver;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// First rest of a task whose failure may pass; doubled with every further delivery.
+const FIRST_REST: Duration = Duration::from_millis(100);
+/// Longest rest.
+const LONGEST_REST: Duration = Duration::from_secs(5);
+
+/// What every handler thread works with.
+pub(super) struct HandlerThread<H> {
+    pub(super) handler: Arc<H>,
+    pub(super) jobs: Receiver<Job>,
+    pub(super) in_flight: Arc<InFlight>,
+    pub(super) control: Arc<Control>,
+    pub(super) outbox: Outbox,
+    /// For reading the past; opened on first use.
+    pub(super) cluster: Cluster,
+    pub(super) worker_id: Arc<str>,
+    pub(super) max_deliveries: u16,
+    /// The group's lock duration.
+    pub(super) lock: Duration,
+}
+
+/// What the handler's code came to.
+enum Outcome {
+    Output(serde_json::Map<String, serde_json::Value>),
+    Final(String),
+    Retry(String),
+}
+
+impl<H: Handler> HandlerThread<H> {
+    /// Works until the intake closes the channel or the outbox closes.
+    pub(super) fn run(self) -> Result<(), OutboxClosed> {
+        while let Ok(job) = self.jobs.recv() {
+            self.process(&job)?;
+            // The intake is rung when it may have something to do: fetch for an idle handler, or fill up the window.
+            if self.jobs.len() <= self.control.low_water() {
+                self.control.ring();
+            }
+        }
+        Ok(())
+    }
+
+    fn process(&self, job: &Job) -> Result<(), OutboxClosed> {
+        let delivery = job.record.delivery_count;
+        let decoded = match &job.record.fault {
+            Some(fault) => Err(BadTask { reason: fault.clone(), task_id: None }),
+            None => Task::decode(job.record.key.as_deref(), job.record.value.as_deref()),
+        };
+        match decoded {
+            Err(bad) => {
+                if self.claim(job.key, true) == Claim::Yours {
+                    let reason = format!("not a task: {}", bad.reason);
+                    self.give_up(job, bad.task_id.as_deref(), &reason)?;
+                }
+                Ok(())
+            }
+            Ok(task) if delivery > 1 => self.vet(job, &task),
+            Ok(task) => {
+                if self.claim(job.key, false) == Claim::Yours { self.execute(job.key, &task, delivery) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn claim(&self, key: RecordKey, vetting: bool) -> Claim {
+        self.in_flight.claim(key, vetting, Instant::now(), self.lock)
+    }
+
+    // ---- tasks that were delivered before ----
+
+    fn vet(&self, job: &Job, task: &Task) -> Result<(), OutboxClosed> {
+        if self.claim(job.key, true) == Claim::Gone {
+            return Ok(());
+        }
+        let delivery = job.record.delivery_count;
+        let decision = if delivery > self.max_deliveries {
+            let starts_topic = &self.outbox.topics().starts;
+            match Past::read(&self.cluster, starts_topic, &task.task_id, &self.control.draining) {
+                Ok(past) => (past.decide(delivery, self.max_deliveries, NEVER_RELEASE_FROM), past),
+                // Near the broker's own limit a copy is always right: it starts at one again, and nothing is lost.
+                Err(_) if delivery >= NEVER_RELEASE_FROM => (Decision::SendAgain, Past::default()),
+                Err(error) => {
+                    log::warn!("could not read the starts of task {} ({error}); giving it back", escape(&task.task_id));
+                    self.in_flight.decline(job.key);
+                    return Ok(());
+                }
+            }
+        } else {
+            (Decision::Run, Past::default())
+        };
+        match decision {
+            (Decision::Run, _) => self.start_on_record(job, task),
+            (Decision::GiveUp, past) => self.give_up(job, Some(&task.task_id), &past.reason(self.max_deliveries)),
+            (Decision::SendAgain, _) => self.send_again(job, task),
+        }
+    }
+
+    /// The start is in Kafka before the handler runs, so that it counts even if it is the last thing this process does.
+    fn start_on_record(&self, job: &Job, task: &Task) -> Result<(), OutboxClosed> {
+        let delivery = job.record.delivery_count;
+        let started = TaskStarted {
+            task_id: task.task_id.clone(),
+            delivery,
+            worker_id: self.worker_id.to_string(),
+        };
+        log::info!(
+            "Worker {} starts task {} at its delivery {delivery}",
+            self.worker_id,
+            escape(&task.task_id)
+        );
+        let on_record = self.outbox.announce_start(&started, &self.control.draining);
+        if !on_record {
+            self.in_flight.decline(job.key);
+            return Ok(());
+        }
+        if self.in_flight.start(job.key, Instant::now()) == Claim::Yours {
+            self.execute(job.key, task, delivery)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn give_up(&self, job: &Job, task_id: Option<&str>, reason: &str) -> Result<(), OutboxClosed> {
+        let records = 1 + u8::from(task_id.is_some());
+        if self.in_flight.publish(job.key, records, None) == Claim::Gone {
+            return Ok(());
+        }
+        log::error!(
+            "Worker {} gives task {} up ({}); it goes to {}",
+            self.worker_id,
+            escape(task_id.unwrap_or("without an id")),
+            escape(reason),
+            self.outbox.topics().dead
+        );
+        self.outbox.send_dead(job.key, &job.record, reason)?;
+        match task_id {
+            Some(task_id) => self.outbox.send_result(job.key, &error_result(task_id, &self.worker_id, reason)),
+            None => Ok(()),
+        }
+    }
+
+    fn send_again(&self, job: &Job, task: &Task) -> Result<(), OutboxClosed> {
+        if self.in_flight.publish(job.key, 1, None) == Claim::Gone {
+            return Ok(());
+        }
+        log::warn!(
+            "task {} was delivered {} times and started less often; sending it again under the same id",
+            escape(&task.task_id),
+            job.record.delivery_count
+        );
+        self.outbox.send_again(job.key, &job.record)
+    }
+
+    // ---- running ----
+
+    fn execute(&self, key: RecordKey, task: &Task, delivery: u16) -> Result<(), OutboxClosed> {
+        let context = Context {
+            delivery,
+            draining: self.control.draining.clone(),
+            abandoned: self.control.abandoned.clone(),
+        };
+        let began = Instant::now();
+        let outcome = match catch_unwind(AssertUnwindSafe(|| self.handler.handle(task, &context))) {
+            Ok(Ok(output)) => Outcome::Output(output),
+            Ok(Err(HandlerError::Final(error))) => Outcome::Final(error),
+            Ok(Err(HandlerError::Retry(error))) => Outcome::Retry(error),
+            Err(panic) => Outcome::Retry(format!("the handler panicked: {}", panic_message(&*panic))),
+        };
+        let took = began.elapsed();
+        match outcome {
+            Outcome::Output(output) => self.publish(key, task, took, Ok(output)),
+            Outcome::Final(error) => {
+                log::warn!("task {} failed for good: {}", escape(&task.task_id), escape(&error));
+                self.publish(key, task, took, Err(error))
+            }
+            Outcome::Retry(error) => self.rest(key, task, delivery, took, error),
+        }
+    }
+
+    fn publish(
+        &self,
+        key: RecordKey,
+        task: &Task,
+        took: Duration,
+        outcome: Result<serde_json::Map<String, serde_json::Value>, String>,
+    ) -> Result<(), OutboxClosed> {
+        if self.in_flight.publish(key, 1, Some(took)) == Claim::Gone {
+            log::warn!("task {} was given back while it ran; its outcome is dropped", escape(&task.task_id));
+            return Ok(());
+        }
+        let success = outcome.is_ok();
+        let (output, error) = match outcome {
+            Ok(output) => (output, None),
+            Err(error) => (serde_json::Map::new(), Some(error)),
+        };
+        self.outbox.send_result(
+            key,
+            &TaskResult {
+                task_id: task.task_id.clone(),
+                success,
+                error,
+                output,
+                processed_by: self.worker_id.to_string(),
+                seconds: took.as_secs_f64(),
+            },
+        )
+    }
+
+    fn rest(
+        &self,
+        key: RecordKey,
+        task: &Task,
+        delivery: u16,
+        took: Duration,
+        error: String,
+    ) -> Result<(), OutboxClosed> {
+        let rest = FIRST_REST.saturating_mul(1 << delivery.saturating_sub(1).min(10)).min(LONGEST_REST);
+        log::warn!(
+            "task {} failed at its delivery {delivery}: {}; it goes back in {} ms",
+            escape(&task.task_id),
+            escape(&error),
+            rest.as_millis()
+        );
+        let failed = TaskFailed {
+            task_id: task.task_id.clone(),
+            delivery,
+            worker_id: self.worker_id.to_string(),
+            error,
+        };
+        self.outbox.note_failure(&failed)?;
+        self.in_flight.rest(key, Instant::now() + rest, took);
+        Ok(())
+    }
+}

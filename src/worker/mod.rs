@@ -1,0 +1,47 @@
+//! The worker: takes tasks from the share group, runs them through a [`Handler`], and stops without losing or repeating one.
+//!
+//! ```text
+//!            ShareFetch (accepts ride along)
+//!  Kafka ───────────────► intake ──jobs──► handler-1..N ──records──► outbox ──Produce──► Kafka `results`
+//!    ▲                       ▲                                          │
+//!    └── accept / release ───┴──────────── in Kafka: accept is due ◄────┘
+//!  membership: ShareGroupHeartbeat   status: notifications and heartbeats   watchdog: the last word
+//! ```
+//!
+//! [`run`] is all there is for callers: the `worker` binary, the examples, and programs with handlers of their own.
+
+mod drain;
+mod handlers;
+mod in_flight;
+mod intake;
+mod membership;
+pub(crate) mod outage;
+mod outbox;
+mod past;
+mod recovery;
+mod start;
+mod status;
+mod stopping;
+mod window;
+
+use crate::config::WorkerConfig;
+use crate::exit::ExitCode;
+use crate::handler::Handler;
+use crate::signals::Signals;
+
+/// Runs a worker until a signal stops it, and says how that went.
+///
+/// `handler` runs on `config.concurrency` threads at once. Log lines and the receipt (the last line on stdout) are those of
+/// the contract. Nothing is left running when this returns, except handlers that were abandoned at the deadline: they
+/// end with the process, so return its exit code from `main` without doing anything that they could disturb.
+///
+/// Exit codes: [`ExitCode::Drained`] after a signal with everything finished or given back; [`ExitCode::Fatal`] when a thread died
+/// or Kafka refused what no repetition cures; [`ExitCode::Usage`] when the cluster cannot be used (no share groups, a delivery
+/// limit that is too low); [`ExitCode::Abandoned`] and [`ExitCode::Forced`] when work was abandoned at the deadline or by a second signal.
+pub fn run(config: WorkerConfig, handler: impl Handler, signals: Signals) -> ExitCode {
+    match start::start(&config, handler, &signals) {
+        start::Started::Running(worker) => stopping::run_until_stopped(*worker, &config, &signals),
+        start::Started::Stopped => start::say_stopped_early(&config, &signals),
+        start::Started::Failed(code) => code,
+    }
+}

@@ -1,0 +1,137 @@
+//! What is known of a task that was delivered before: how often it was really started, and how it failed.
+//!
+//! A delivery is not a start: a record is also counted up when it lay ready beside a task that killed its worker. So every start
+//! after the first delivery is written to `${TASKS_TOPIC}.starts`, and before a task is given up that topic is read. Called by
+//! handlers, for records whose delivery count is above the limit; rare by nature.
+
+use crate::kafka::cluster::Cluster;
+use crate::kafka::error::KafkaError;
+use crate::kafka::reader::{Reader, ReaderOptions, StartAt};
+use crate::stop::Stop;
+use crate::task::StartsRecord;
+use std::time::{Duration, Instant};
+
+/// Longest wait for one round of reading.
+const READ_WAIT: Duration = Duration::from_millis(200);
+/// Bytes of one round of reading.
+const READ_BYTES: i32 = 1024 * 1024;
+/// The whole reading may take so long; then the task is given back and looked at again at its next delivery.
+const READ_LIMIT: Duration = Duration::from_secs(10);
+
+/// See the module documentation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Past {
+    /// Starts on record; the one of the first delivery is not among them.
+    pub(super) starts: u32,
+    /// What the last failed start said.
+    pub(super) last_error: Option<String>,
+}
+
+/// What to do with a task that was delivered `delivery` times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// Start it.
+    Run,
+    /// It had its starts: dead letter and error result.
+    GiveUp,
+    /// The broker drops it at the next delivery, and it had not its starts: send it again under the same id.
+    SendAgain,
+}
+
+impl Past {
+    /// Applies the limits: `max_starts` starts of one task, and the delivery count from which the broker's own limit is near.
+    pub(super) fn decide(&self, delivery: u16, max_starts: u16, near_limit: u16) -> Decision {
+        // The first start left no record.
+        if delivery > max_starts && self.starts + 1 >= u32::from(max_starts) {
+            Decision::GiveUp
+        } else if delivery >= near_limit {
+            Decision::SendAgain
+        } else {
+            Decision::Run
+        }
+    }
+
+    /// Reads the starts of `task_id` up to the topic's present end.
+    ///
+    /// # Errors
+    /// Kafka could not be read within [`READ_LIMIT`], or `stop` was triggered.
+    pub(super) fn read(cluster: &Cluster, topic: &str, task_id: &str, stop: &Stop) -> Result<Self, KafkaError> {
+        let options = ReaderOptions { max_wait: READ_WAIT, max_bytes: READ_BYTES };
+        let mut reader = Reader::new(cluster.clone(), topic, StartAt::Earliest, options);
+        let deadline = Instant::now() + READ_LIMIT;
+        let mut past = Past::default();
+        let mut ends = None;
+        loop {
+            if stop.is_triggered() {
+                return Err(KafkaError::Interrupted);
+            }
+            let round = reader.end_offsets().map(|now| ends.get_or_insert(now).clone()).and_then(|ends| {
+                let positions = reader.positions();
+                let behind = ends.iter().any(|(partition, end)| positions.get(partition).is_none_or(|at| at < end));
+                if behind { reader.poll().map(Some) } else { Ok(None) }
+            });
+            match round {
+                Ok(None) => return Ok(past),
+                Ok(Some(records)) => {
+                    let mine = records.iter().filter(|record| record.key.as_deref() == Some(task_id.as_bytes()));
+                    mine.for_each(|record| past.add(record.value.as_deref().unwrap_or_default()));
+                }
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
+                Err(_) => cluster.options().interrupter.sleep(READ_WAIT / 4)?,
+            }
+        }
+    }
+
+    fn add(&mut self, value: &[u8]) {
+        match StartsRecord::decode(value) {
+            Some(StartsRecord::Started(_)) => self.starts += 1,
+            Some(StartsRecord::Failed(failed)) => self.last_error = Some(failed.error),
+            None => {}
+        }
+    }
+
+    /// The reason that stands in the dead letter and in the error result.
+    pub(super) fn reason(&self, max_starts: u16) -> String {
+        let starts = (self.starts + 1).max(u32::from(max_starts));
+        match &self.last_error {
+            Some(error) => format!("given up after {starts} starts; the last one said: {error}"),
+            None => format!("given up after {starts} starts, each of which ended without a result"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn past(starts: u32) -> Past {
+        Past { starts, last_error: None }
+    }
+
+    #[test]
+    fn only_starts_give_a_task_up() {
+        // (starts on record, delivery, decision) with five starts allowed
+        let table = [
+            (0, 2, Decision::Run),
+            (4, 5, Decision::Run),
+            (4, 6, Decision::GiveUp),
+            (3, 6, Decision::Run),
+            (0, 8, Decision::Run),
+            (0, 9, Decision::SendAgain),
+            (3, 10, Decision::SendAgain),
+            (4, 10, Decision::GiveUp),
+            (9, 6, Decision::GiveUp),
+        ];
+        for (starts, delivery, expected) in table {
+            assert_eq!(past(starts).decide(delivery, 5, 9), expected, "{starts} starts, delivery {delivery}");
+        }
+    }
+
+    #[test]
+    fn the_reason_carries_the_last_error() {
+        let failed = Past { starts: 4, last_error: Some("disk full".to_owned()) };
+        assert_eq!(failed.reason(5), "given up after 5 starts; the last one said: disk full");
+        assert!(past(4).reason(5).contains("ended without a result"));
+    }
+}

@@ -1,0 +1,327 @@
+//! How a worker starts: prepare the topics and the group, start the threads, wait until it can take tasks.
+//!
+//! Kafka that cannot be reached is no fault: said once and tried on. A signal ends the start at any point.
+
+use super::drain::{self, Account, Control, Deadlines};
+use super::handlers::HandlerThread;
+use super::in_flight::InFlight;
+use super::intake::{Intake, IntakeLinks, IntakeOptions, IntakeReport, Job};
+use super::membership::{self, Assignment, Leave};
+use super::outage::Outage;
+use super::outbox::{self, Outbox, OutboxTopics, Repair, Token};
+use super::status::{Announce, Identity, StatusThread};
+use crate::backoff::Backoff;
+use crate::config::{Common, WorkerConfig};
+use crate::exit::ExitCode;
+use crate::handler::Handler;
+use crate::kafka::cluster::Cluster;
+use crate::kafka::error::KafkaError;
+use crate::kafka::interrupt::Interrupter;
+use crate::kafka::producer::Producer;
+use crate::kafka::share_membership::ShareMembership;
+use crate::kafka::share_session::ShareIdentity;
+use crate::kafka::ClientOptions;
+use crate::logging::escape;
+use crate::queue::{self, PrepareError, Queue};
+use crate::signals::Signals;
+use crate::stop::Stop;
+use crate::task::unix_now;
+use crate::threads::{self, Thread};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+use parking_lot::Mutex;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// First and longest pause while Kafka cannot be reached at start.
+const START_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Jobs beside one for each handler: more than the window ever opens.
+const MOST_JOBS: usize = 1024;
+
+/// What became of the start.
+pub(super) enum Started {
+    /// It takes tasks.
+    Running(Box<Running>),
+    /// A signal came first; nothing was taken.
+    Stopped,
+    /// One line in the log said why.
+    Failed(ExitCode),
+}
+
+/// A worker that runs: what main needs to stop it. The fields are in the order in which a stop uses them up.
+pub(super) struct Running {
+    pub(super) control: Arc<Control>,
+    pub(super) in_flight: Arc<InFlight>,
+    pub(super) account: Arc<Account>,
+    /// Triggered when a thread ends that must not.
+    pub(super) fatal: Stop,
+    pub(super) interrupter: Interrupter,
+    pub(super) announcements: Sender<Announce>,
+    pub(super) deadlines: Arc<Mutex<Option<Deadlines>>>,
+    /// Told the deadlines of the stop; dropped to disarm the watchdog.
+    pub(super) watchdog: Sender<Instant>,
+    /// How the intake ended; told once.
+    pub(super) intake_done: Receiver<Result<IntakeReport, KafkaError>>,
+    pub(super) leave: Sender<Leave>,
+    pub(super) producer: Producer<Token>,
+    pub(super) threads: WorkerThreads,
+}
+
+/// The threads by the moment in which they are joined.
+pub(super) struct WorkerThreads {
+    pub(super) intake: Thread,
+    pub(super) handlers: Vec<Thread>,
+    pub(super) membership: Thread,
+    pub(super) status: Thread,
+    pub(super) watchdog: Thread,
+}
+
+/// Starts everything; returns when the first share session is open, or a signal or a fault came first.
+pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Signals) -> Started {
+    let interrupter = Interrupter::default();
+    let client_id = format!("lastcall-worker-{}", config.worker_id);
+    let mut options = ClientOptions::new(config.common.bootstrap.clone(), client_id);
+    options.interrupter = interrupter.clone();
+    let cluster = Cluster::new(options);
+    let queue = match prepare(&cluster, config, signals) {
+        Ok(queue) => queue,
+        Err(early) => return early,
+    };
+    log::info!("🚀 Worker {} started", escape(&config.worker_id));
+    let (running, ready) = start_threads(config, handler, &cluster, interrupter, queue.lock);
+    // A signal or a fault while joining: what has begun is taken apart by the ordinary stop.
+    select! {
+        recv(ready) -> _ => {}
+        recv(signals.first.triggered()) -> _ => {}
+        recv(running.fatal.triggered()) -> _ => {}
+    }
+    Started::Running(Box::new(running))
+}
+
+/// Prepares topics and group, again and again until Kafka answers or a signal comes.
+fn prepare(cluster: &Cluster, config: &WorkerConfig, signals: &Signals) -> Result<Queue, Started> {
+    let (told, outcome) = bounded(1);
+    let (stop, common, max_deliveries) = (signals.first.clone(), config.common.clone(), config.max_deliveries);
+    let of_thread = cluster.clone();
+    // On a thread of its own, so that a frozen Kafka does not hold up a signal.
+    let thread = threads::spawn("prepare", Stop::new(), move || -> Result<(), Infallible> {
+        if let Some(answer) = prepare_until(&of_thread, &common, max_deliveries, &stop) {
+            // Capacity one, one answer.
+            let _ = told.try_send(answer);
+        }
+        Ok(())
+    });
+    let result = select! {
+        recv(outcome) -> answer => match answer {
+            Ok(Ok(queue)) => Ok(queue),
+            Ok(Err(reason)) => {
+                log::error!("Worker {} cannot use this Kafka: {}", escape(&config.worker_id), escape(&reason));
+                Err(Started::Failed(ExitCode::Usage))
+            }
+            // It ended without an answer: a signal, or it died, which its join says.
+            Err(_) if signals.first.is_triggered() => Err(Started::Stopped),
+            Err(_) => Err(Started::Failed(ExitCode::Fatal)),
+        },
+        recv(signals.first.triggered()) -> _ => Err(Started::Stopped),
+    };
+    if result.is_err() {
+        // Wakes whatever it waits for.
+        cluster.options().interrupter.interrupt();
+    }
+    if let Err(error) = thread.join() {
+        log::error!("{error}");
+    }
+    result
+}
+
+/// `None`: stopped or interrupted. `Some(Err)`: this cluster can never be used.
+fn prepare_until(cluster: &Cluster, common: &Common, max_deliveries: u16, stop: &Stop) -> Option<Result<Queue, String>> {
+    let mut backoff = Backoff::new(START_PAUSES.0, START_PAUSES.1);
+    let mut outage = Outage::new("Kafka");
+    loop {
+        match queue::prepare(cluster, common, Some(max_deliveries)) {
+            Ok(queue) => {
+                outage.over();
+                return Some(Ok(queue));
+            }
+            Err(PrepareError::Unusable(reason)) => return Some(Err(reason)),
+            Err(PrepareError::Unreachable(KafkaError::Interrupted)) => return None,
+            Err(PrepareError::Unreachable(error)) => outage.report(&error),
+        }
+        stop.sleep(backoff.pause()).ok()?;
+    }
+}
+
+fn start_threads(
+    config: &WorkerConfig,
+    handler: impl Handler,
+    cluster: &Cluster,
+    interrupter: Interrupter,
+    lock: Duration,
+) -> (Running, Receiver<()>) {
+    let fatal = Stop::new();
+    let control = Arc::new(Control::new());
+    let in_flight = Arc::new(InFlight::default());
+    let account = Arc::new(Account::new(&config.worker_id, Arc::clone(&in_flight)));
+    let topics = OutboxTopics {
+        tasks: config.common.tasks_topic.as_str().into(),
+        results: config.common.results_topic.as_str().into(),
+        dead: config.common.dead_topic().into(),
+        starts: config.common.starts_topic().into(),
+    };
+    let parts = Parts { config, cluster, control: &control, in_flight: &in_flight, fatal: &fatal, lock };
+    let (producer, outbox, repairs) = outbox::start(
+        cluster.clone(),
+        topics,
+        &config.worker_id,
+        Arc::clone(&in_flight),
+        Arc::clone(&control),
+        fatal.clone(),
+    );
+    let (announcements, to_announce) = bounded(2);
+    let deadlines = Arc::new(Mutex::new(None));
+    let status = parts.status(outbox.clone(), to_announce, repairs, Arc::clone(&deadlines));
+    let (jobs, unstarted) = bounded(MOST_JOBS + config.concurrency);
+    let handlers = parts.handlers(Arc::new(handler), &outbox, &unstarted);
+    let assignment = Arc::new(Assignment::default());
+    // Random, so that a killed predecessor with the same worker id is another member.
+    let identity = ShareIdentity {
+        group: config.common.worker_group.as_str().into(),
+        member: Uuid::new_v4().to_string().into(),
+    };
+    let (leave, to_leave) = bounded(1);
+    let membership = parts.membership(identity.clone(), Arc::clone(&assignment), to_leave);
+    let (ready, is_ready) = bounded(1);
+    let links = IntakeLinks {
+        in_flight: Arc::clone(&in_flight),
+        control: Arc::clone(&control),
+        assignment,
+        jobs,
+        unstarted,
+        ready,
+    };
+    let (intake, intake_done) = parts.intake(identity, links);
+    // First and second signal: two deadlines at the most, so sending never blocks.
+    let (watchdog, deadlines_of_watchdog) = bounded(2);
+    let watched = Arc::clone(&account);
+    let watchdog_thread = threads::spawn("watchdog", fatal.clone(), move || -> Result<(), Infallible> {
+        drain::watch(&deadlines_of_watchdog, &watched);
+        Ok(())
+    });
+    let threads = WorkerThreads { intake, handlers, membership, status, watchdog: watchdog_thread };
+    let running = Running {
+        control,
+        in_flight,
+        account,
+        fatal,
+        interrupter,
+        announcements,
+        deadlines,
+        watchdog,
+        intake_done,
+        leave,
+        producer,
+        threads,
+    };
+    (running, is_ready)
+}
+
+/// What the starters of the single threads have in common.
+struct Parts<'a> {
+    config: &'a WorkerConfig,
+    cluster: &'a Cluster,
+    control: &'a Arc<Control>,
+    in_flight: &'a Arc<InFlight>,
+    fatal: &'a Stop,
+    lock: Duration,
+}
+
+impl Parts<'_> {
+    fn status(
+        &self,
+        outbox: Outbox,
+        announcements: Receiver<Announce>,
+        repairs: Receiver<Repair>,
+        deadlines: Arc<Mutex<Option<Deadlines>>>,
+    ) -> Thread {
+        let identity = Identity {
+            worker_id: self.config.worker_id.as_str().into(),
+            instance: Uuid::new_v4(),
+            started_at: unix_now(),
+        };
+        let status = StatusThread {
+            identity,
+            outbox,
+            in_flight: Arc::clone(self.in_flight),
+            cluster: self.cluster.clone(),
+            heartbeat_interval: self.config.heartbeat_interval,
+            announcements,
+            repairs,
+            deadlines,
+        };
+        threads::spawn("status", self.fatal.clone(), move || status.run())
+    }
+
+    fn handlers<H: Handler>(&self, handler: Arc<H>, outbox: &Outbox, jobs: &Receiver<Job>) -> Vec<Thread> {
+        (1..=self.config.concurrency)
+            .map(|number| {
+                let thread = HandlerThread {
+                    handler: Arc::clone(&handler),
+                    jobs: jobs.clone(),
+                    in_flight: Arc::clone(self.in_flight),
+                    control: Arc::clone(self.control),
+                    outbox: outbox.clone(),
+                    cluster: self.cluster.clone(),
+                    worker_id: self.config.worker_id.as_str().into(),
+                    max_deliveries: self.config.max_deliveries,
+                    lock: self.lock,
+                };
+                threads::spawn(&format!("handler-{number}"), self.fatal.clone(), move || thread.run())
+            })
+            .collect()
+    }
+
+    fn membership(&self, identity: ShareIdentity, assignment: Arc<Assignment>, commands: Receiver<Leave>) -> Thread {
+        let member = ShareMembership::new(self.cluster.clone(), identity, &self.config.common.tasks_topic);
+        let control = Arc::clone(self.control);
+        threads::spawn("membership", self.fatal.clone(), move || {
+            membership::run(member, &assignment, &control, &commands)
+        })
+    }
+
+    fn intake(
+        &self,
+        identity: ShareIdentity,
+        links: IntakeLinks,
+    ) -> (Thread, Receiver<Result<IntakeReport, KafkaError>>) {
+        let options = IntakeOptions {
+            worker_id: self.config.worker_id.clone(),
+            topic: self.config.common.tasks_topic.clone(),
+            handlers: self.config.concurrency,
+            task_timeout: self.config.task_timeout,
+            lock: self.lock,
+        };
+        let intake = Intake::new(self.cluster.clone(), identity, options, links);
+        let (told, done) = bounded(1);
+        let thread = threads::spawn("intake", self.fatal.clone(), move || -> Result<(), String> {
+            let report = intake.run();
+            let outcome = report.as_ref().map(|_| ()).map_err(ToString::to_string);
+            // Capacity one, one answer.
+            let _ = told.try_send(report);
+            outcome
+        });
+        (thread, done)
+    }
+}
+
+/// A signal before anything was taken: nothing is owed to anybody, the receipt says so.
+pub(super) fn say_stopped_early(config: &WorkerConfig, signals: &Signals) -> ExitCode {
+    let id = escape(&config.worker_id);
+    log::info!("🛑 Worker {id} received {}, initiating graceful shutdown...", signals.name());
+    log::info!("👋 Worker {id} gracefully shut down before it had started");
+    let account = Account::new(&config.worker_id, Arc::new(InFlight::default()));
+    account.begin(signals.name());
+    drain::print_receipt(&account.receipt(true));
+    ExitCode::Drained
+}

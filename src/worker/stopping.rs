@@ -1,0 +1,256 @@
+//! The stop, step by step: section 5 of the contract, driven by main.
+//!
+//! Every wait in here has a limit, every step that fails is named in the log, and the watchdog stands behind it all.
+
+use super::drain::{self, Deadlines, Event, Phase};
+use super::intake::IntakeReport;
+use super::membership::Leave;
+use super::outbox::acknowledged_by;
+use super::start::Running;
+use super::status::Announce;
+use crate::config::WorkerConfig;
+use crate::exit::ExitCode;
+use crate::kafka::error::{ErrorCode, KafkaError};
+use crate::logging::escape;
+use crate::signals::Signals;
+use crate::task::{Receipt, WorkerState};
+use crossbeam_channel::{bounded, select};
+use std::time::{Duration, Instant};
+
+/// "Sent" means acknowledged by Kafka, waited for so long before the next step.
+const NOTIFICATION_WAIT: Duration = Duration::from_secs(1);
+/// At the deadline, how long results that are on their way may still arrive.
+const LAST_RESULTS: Duration = Duration::from_millis(400);
+/// The same after a second signal.
+const LAST_RESULTS_FORCED: Duration = Duration::from_millis(100);
+/// Steps of a stop that nobody hurries.
+const STEP: Duration = Duration::from_secs(1);
+/// Steps after work was abandoned.
+const HURRIED_STEP: Duration = Duration::from_millis(200);
+/// Threads that have nothing left to do end within this.
+const JOIN: Duration = Duration::from_millis(500);
+
+/// Why draining ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Settled,
+    Deadline,
+    SecondSignal,
+    Fatal,
+}
+
+/// Main's part: waits for a reason to stop, then takes the worker apart in order.
+pub(super) fn run_until_stopped(mut worker: Running, config: &WorkerConfig, signals: &Signals) -> ExitCode {
+    let id = config.worker_id.as_str();
+    if !signals.first.is_triggered() && !worker.fatal.is_triggered() {
+        announce(&worker, id, WorkerState::Started, None, Instant::now() + NOTIFICATION_WAIT);
+    }
+    select! {
+        recv(signals.first.triggered()) -> _ => {}
+        recv(worker.fatal.triggered()) -> _ => return die(worker, id),
+    }
+    let stop = Stopping::begin(&mut worker, config, signals);
+    stop.run(worker, signals)
+}
+
+/// A thread died: nothing that is held can be trusted to be finished. Closing the connections gives all of it back.
+fn die(worker: Running, id: &str) -> ExitCode {
+    log::error!("Worker {} ends: a thread that must not end has ended (its own line says why)", escape(id));
+    worker.control.apply(Event::Fatal);
+    worker.interrupter.interrupt();
+    let unusable = worker.intake_done.recv_timeout(JOIN).ok().and_then(Result::err).is_some_and(|error| error.code() == Some(ErrorCode::UNSUPPORTED_VERSION));
+    worker.producer.close(Instant::now());
+    for thread in [worker.threads.intake, worker.threads.membership] {
+        // What does not end in time ends with the process; its error is logged by the thread itself.
+        let _ = thread.join_deadline(Instant::now() + JOIN);
+    }
+    if unusable { ExitCode::Usage } else { ExitCode::Fatal }
+}
+
+/// One stop.
+struct Stopping<'a> {
+    id: &'a str,
+    began: Instant,
+    deadlines: Deadlines,
+    ending: Ending,
+    report: Option<Result<IntakeReport, KafkaError>>,
+}
+
+impl<'a> Stopping<'a> {
+    /// Steps 1 to 3: say so, take nothing new.
+    fn begin(worker: &mut Running, config: &'a WorkerConfig, signals: &Signals) -> Self {
+        let began = Instant::now();
+        let id = config.worker_id.as_str();
+        worker.account.begin(signals.name());
+        let busy = worker.in_flight.counts().started() > 0;
+        let deadlines = Deadlines::new(began, config.drain_timeout, config.stop_grace_period, busy);
+        // The capacity is two and this is the first.
+        let _ = worker.watchdog.try_send(deadlines.exit_at);
+        *worker.deadlines.lock() = Some(deadlines);
+        log::info!("🛑 Worker {} received {}, initiating graceful shutdown...", escape(id), signals.name());
+        worker.control.apply(Event::Signal);
+        let limit = (began + NOTIFICATION_WAIT).min(deadlines.abandon_at);
+        announce(worker, id, WorkerState::ShutdownStarted, None, limit);
+        worker.account.phase("announce", began.elapsed());
+        Self { id, began, deadlines, ending: Ending::Settled, report: None }
+    }
+
+    fn run(mut self, worker: Running, signals: &Signals) -> ExitCode {
+        let id = escape(self.id);
+        for task in worker.in_flight.running() {
+            log::info!("⏳ Worker {id} waiting for current task {} to complete...", escape(&task.task_id));
+        }
+        let drained = Instant::now();
+        self.ending = self.wait_for_end(&worker, signals);
+        self.end_draining(&worker);
+        worker.account.phase("drain", drained.elapsed());
+
+        log::info!("🧹 Worker {id} cleaning up");
+        let closed = Instant::now();
+        self.close_session(&worker);
+        self.leave(&worker);
+        worker.account.phase("close", closed.elapsed());
+        worker.control.apply(Event::Closed);
+
+        worker.account.phase("total", self.began.elapsed());
+        let mut receipt = worker.account.receipt(true);
+        if self.ending == Ending::Fatal {
+            receipt.exit_code = ExitCode::Fatal as u8;
+        }
+        let limit = Instant::now() + self.step();
+        announce(&worker, self.id, WorkerState::ShutdownCompleted, Some(receipt.clone()), limit);
+        self.end(worker, &receipt)
+    }
+
+    /// Step 4: until nothing is in flight, the deadline, a second signal, or a dead thread.
+    fn wait_for_end(&mut self, worker: &Running, signals: &Signals) -> Ending {
+        let deadline = crossbeam_channel::at(self.deadlines.abandon_at);
+        select! {
+            recv(worker.intake_done) -> report => {
+                self.report = report.ok();
+                if matches!(self.report, Some(Ok(_))) { Ending::Settled } else { Ending::Fatal }
+            }
+            recv(signals.second.triggered()) -> _ => Ending::SecondSignal,
+            recv(deadline) -> _ => Ending::Deadline,
+            recv(worker.fatal.triggered()) -> _ => {
+                // The intake's own report comes just before its thread's end is noticed.
+                self.report = worker.intake_done.try_recv().ok();
+                Ending::Fatal
+            }
+        }
+    }
+
+    /// Step 5 for what cannot be finished: abandoned, never marked done.
+    fn end_draining(&mut self, worker: &Running) {
+        let event = match self.ending {
+            Ending::Settled => Event::Settled,
+            Ending::Deadline => Event::Deadline,
+            Ending::SecondSignal => Event::SecondSignal,
+            Ending::Fatal => Event::Fatal,
+        };
+        if self.ending == Ending::SecondSignal {
+            worker.account.force();
+            self.deadlines = self.deadlines.forced(Instant::now());
+            // The capacity is two and this is the second.
+            let _ = worker.watchdog.try_send(self.deadlines.exit_at);
+            log::warn!("🛑 Worker {} received a second signal, leaving at once", escape(self.id));
+        }
+        if self.ending != Ending::Settled {
+            worker.in_flight.abandon_running();
+            let patience = if self.ending == Ending::SecondSignal { LAST_RESULTS_FORCED } else { LAST_RESULTS };
+            wait_until(Instant::now() + patience, || worker.in_flight.counts().publishing == 0);
+            worker.in_flight.abandon_publishing();
+            worker.control.abandoned.trigger();
+            for task in worker.in_flight.abandoned() {
+                log::warn!("Worker {} abandons task {}; it is given back to Kafka", escape(self.id), escape(&task));
+            }
+        }
+        if worker.control.phase() < Phase::Closing {
+            worker.control.apply(event);
+        }
+    }
+
+    /// Steps 5 and 7: the last acknowledgements and the end of the share session.
+    fn close_session(&mut self, worker: &Running) {
+        if self.report.is_none() {
+            self.report = worker.intake_done.recv_timeout(self.step()).ok();
+        }
+        match &self.report {
+            Some(Ok(report)) => {
+                for task in &report.unaccepted {
+                    log::warn!("task {} is done, but Kafka did not take its accept: it may run again", escape(task));
+                }
+                if let Some(reason) = &report.close_failed {
+                    log::warn!("Worker {} could not close its share session: {}", escape(self.id), escape(reason));
+                }
+            }
+            Some(Err(error)) => log::error!("the intake ended early: {}", escape(&error.to_string())),
+            None => log::warn!("Worker {} could not close its share session: Kafka does not answer", escape(self.id)),
+        }
+    }
+
+    fn leave(&self, worker: &Running) {
+        let (done, answer) = bounded(1);
+        let deadline = Instant::now() + self.step();
+        // The capacity is one and this is the only command.
+        let _ = worker.leave.try_send(Leave { deadline, done });
+        match answer.recv_deadline(deadline) {
+            Ok(Ok(())) => log::info!("✅ Worker {} consumer closed", escape(self.id)),
+            Ok(Err(error)) => {
+                log::warn!("Worker {} could not leave its group: {}", escape(self.id), escape(&error.to_string()));
+            }
+            Err(_) => log::warn!("Worker {} could not leave its group: Kafka does not answer", escape(self.id)),
+        }
+    }
+
+    /// Steps 8 and 9: the producer is closed, the threads are joined, the receipt is the last line.
+    fn end(self, worker: Running, receipt: &Receipt) -> ExitCode {
+        let id = escape(self.id);
+        let Running { in_flight, interrupter, announcements, watchdog, producer, threads, .. } = worker;
+        drop(announcements);
+        let deadline = Instant::now() + self.step().min(HURRIED_STEP);
+        producer.close(deadline);
+        log::info!("✅ Worker {id} producer closed");
+        // Whatever still waits for a socket has nothing left to wait for.
+        interrupter.interrupt();
+        let ended = [threads.intake, threads.membership, threads.status].into_iter().chain(threads.handlers);
+        for thread in ended {
+            // A handler that was abandoned does not end before the process does.
+            let _ = thread.join_deadline(Instant::now() + if in_flight.abandoned().is_empty() { JOIN } else { JOIN / 10 });
+        }
+        drop(watchdog);
+        let _ = threads.watchdog.join_deadline(Instant::now() + JOIN);
+        match receipt.tasks_abandoned.len() {
+            0 if self.ending == Ending::Fatal => log::error!("👋 Worker {id} stopped after a fatal error"),
+            0 => log::info!("👋 Worker {id} gracefully shut down"),
+            count => log::warn!("👋 Worker {id} stopped with {count} task(s) abandoned and given back to Kafka"),
+        }
+        drain::print_receipt(receipt);
+        ExitCode::from_number(receipt.exit_code)
+    }
+
+    /// How long one step may take, given how the draining ended and what the deadline leaves.
+    fn step(&self) -> Duration {
+        let usual = if self.ending == Ending::Settled { STEP } else { HURRIED_STEP };
+        usual.min(self.deadlines.exit_at.saturating_duration_since(Instant::now()))
+    }
+}
+
+/// Sends a notification and says so once Kafka has it; says what did not work otherwise.
+fn announce(worker: &Running, id: &str, state: WorkerState, receipt: Option<Receipt>, deadline: Instant) {
+    let (sent, on_its_way) = bounded(1);
+    let announced = worker.announcements.send_deadline(Announce { state, receipt, sent }, deadline).is_ok()
+        && on_its_way.recv_deadline(deadline).is_ok_and(|answer| acknowledged_by(&answer, deadline));
+    if announced {
+        log::info!("📡 Worker {} sent {state} notification", escape(id));
+    } else {
+        log::warn!("Worker {} could not send its {state} notification: Kafka does not answer", escape(id));
+    }
+}
+
+/// Looks again every few milliseconds: the condition is a counter behind a lock, and this happens once in a process.
+fn wait_until(deadline: Instant, condition: impl Fn() -> bool) {
+    while !condition() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
