@@ -68,6 +68,8 @@ impl ErrorCode {
     pub const UNSUPPORTED_VERSION: Self = Self(35);
     /// The topic exists already.
     pub const TOPIC_ALREADY_EXISTS: Self = Self(36);
+    /// More replicas asked for than there are brokers.
+    pub const INVALID_REPLICATION_FACTOR: Self = Self(38);
     /// The broker does not take this request or this value.
     pub const INVALID_CONFIG: Self = Self(40);
     /// A request the broker could read and cannot accept: a fault of the client.

@@ -1,1 +1,147 @@
-//! What a worker does beyond the promises.
+//! What a worker does beyond the promises: the hazards of share groups, each shown to be closed.
+
+use std::time::Duration;
+
+use kafka::client::{Compression, KafkaClient, ProduceMessage, RequiredAcks};
+use serde_json::json;
+
+use crate::support::{Rig, SOON, START, audit, eventually, started};
+
+/// The records of `count` short tasks named `prefix-N`.
+fn short_tasks(prefix: &str, count: usize) -> Vec<(String, String)> {
+    (0..count)
+        .map(|number| {
+            let id = format!("{prefix}-{number}");
+            let value = json!({ "task_id": id, "text": "to be or not to be", "timestamp": 1.5 }).to_string();
+            (id, value)
+        })
+        .collect()
+}
+
+fn long_task(id: &str, work: Duration) -> (String, String) {
+    let work_ms = u64::try_from(work.as_millis()).expect("a short time");
+    let value = json!({ "task_id": id, "text": "long", "timestamp": 1.5, "work_ms": work_ms }).to_string();
+    (id.to_owned(), value)
+}
+
+fn produce(rig: &Rig, records: &[(String, String)]) {
+    let records: Vec<_> =
+        records.iter().map(|(key, value)| (Some(key.as_bytes()), Some(value.as_bytes()))).collect();
+    audit::produce(rig.broker().address(), &rig.tasks(), &records);
+}
+
+/// Waits until every task on the topic that is named `prefix-N` has a result.
+fn wait_for_results(rig: &Rig, prefix: &str, count: usize, limit: Duration) {
+    eventually(limit, &format!("{count} results of {prefix}"), || {
+        rig.audit().results.keys().filter(|id| id.starts_with(prefix)).count() == count
+    });
+}
+
+#[test]
+fn a_long_task_does_not_hold_back_thousands_of_short_ones() {
+    let rig = Rig::shared("worker-span");
+    let _first = rig.start_worker("span_1");
+    let _second = rig.start_worker("span_2");
+    produce(&rig, &[long_task("long", Duration::from_secs(20))]);
+    // Kafka's own default delivers no further than 2000 records beyond the oldest unfinished one.
+    produce(&rig, &short_tasks("short", 3_000));
+    wait_for_results(&rig, "short", 3_000, Duration::from_secs(18));
+    let audit = rig.audit();
+    assert_eq!(audit.runs("long"), 0, "the long task ended before the short ones: nothing was shown");
+    assert!(audit.ran_again().is_empty(), "{:?}", audit.ran_again());
+}
+
+#[test]
+fn a_task_fetched_behind_a_long_one_is_given_to_another_worker() {
+    let rig = Rig::shared("worker-stuck");
+    let _first = rig.start_worker("stuck_1");
+    // Short tasks open the window of the only worker, so that it fetches far ahead.
+    produce(&rig, &short_tasks("warm", 500));
+    wait_for_results(&rig, "warm", 500, SOON);
+    let mut batch = vec![long_task("long", Duration::from_secs(15))];
+    batch.extend(short_tasks("behind", 50));
+    produce(&rig, &batch);
+    let _second = rig.start_worker("stuck_2");
+    wait_for_results(&rig, "behind", 50, SOON);
+    let audit = rig.audit();
+    assert_eq!(audit.runs("long"), 0, "the long task ended first: nothing was shown");
+    wait_for_results(&rig, "long", 1, Duration::from_secs(20));
+    assert!(rig.audit().ran_again().is_empty());
+}
+
+#[test]
+fn tasks_that_run_while_the_broker_restarts_run_once() {
+    let rig = Rig::with_own_broker("worker-restart", &[]);
+    let _workers: Vec<_> = ["r_1", "r_2", "r_3"].map(|id| rig.start_worker(id)).into();
+    let _idle = rig.start_worker("r_idle");
+    let gateway = rig.start_gateway();
+    let tasks: Vec<String> = (0..3).map(|_| gateway.submit("across the restart", Duration::from_secs(12))).collect();
+    for task in &tasks {
+        gateway.wait_until_running(task, SOON);
+    }
+    rig.broker().stop();
+    rig.broker().start();
+    for task in &tasks {
+        gateway.wait_for_result(task, Duration::from_secs(30));
+    }
+    rig.audit().assert_each_ran_once(&tasks);
+    let after = gateway.analyze("and the fleet goes on");
+    assert_eq!(after.status, 200, "{}", after.text());
+}
+
+#[test]
+fn a_broker_frozen_for_longer_than_the_lock_costs_no_second_run() {
+    let rig = Rig::with_own_broker("worker-frozen", &[]);
+    let _busy = rig.start_worker("frozen_1");
+    let gateway = rig.start_gateway();
+    let task = gateway.submit("while the broker sleeps", Duration::from_secs(26));
+    gateway.wait_until_running(&task, SOON);
+    let _idle = rig.start_worker("frozen_2");
+    rig.broker().freeze();
+    // The lock's 15 s and three more: no condition to wait for, the time itself is what is tested.
+    std::thread::sleep(Duration::from_secs(18));
+    rig.broker().thaw();
+    gateway.wait_for_result(&task, Duration::from_secs(30));
+    rig.audit().assert_each_ran_once([&task]);
+}
+
+#[test]
+fn every_partition_is_served() {
+    let rig = Rig::shared("worker-partitions");
+    let _workers: Vec<_> =
+        (1..=4).map(|number| started(&rig.worker(&format!("part_{number}")).env("TASKS_PARTITIONS", 2))).collect();
+    let gateway = crate::support::Gateway::start(rig.gateway().env("TASKS_PARTITIONS", 2));
+    let tasks: Vec<String> = (0..40).map(|_| gateway.submit("partitioned", Duration::ZERO)).collect();
+    for task in &tasks {
+        gateway.wait_for_result(task, SOON);
+    }
+    let ends = audit::end_offsets(rig.broker().address(), &rig.tasks());
+    assert!(ends.len() == 2 && ends.values().all(|end| *end > 0), "one partition got nothing: {ends:?}");
+    rig.audit().assert_each_ran_once(&tasks);
+}
+
+#[test]
+fn a_compressed_record_is_given_up_by_name_and_the_fleet_goes_on() {
+    let rig = Rig::shared("worker-compressed");
+    let _worker = rig.start_worker("compressed_1");
+    let gateway = rig.start_gateway();
+    let mut client = KafkaClient::new(vec![rig.broker().address().to_owned()]);
+    client.load_metadata_all().expect("the broker answers");
+    client.set_compression(Compression::SNAPPY);
+    let value = json!({ "task_id": "squeezed", "text": "text", "timestamp": 1.0 }).to_string();
+    let message = ProduceMessage::new(&rig.tasks(), 0, Some(b"squeezed".as_slice()), Some(value.as_bytes()));
+    client.produce_messages(RequiredAcks::All, START, [message]).expect("the broker takes it");
+    eventually(SOON, "the record that cannot be read is a dead letter", || rig.audit().dead.len() == 1);
+    assert_eq!(gateway.analyze("after it").status, 200);
+}
+
+#[test]
+fn a_worker_that_finds_no_kafka_says_so_once_and_starts_when_it_comes() {
+    let rig = Rig::with_own_broker("worker-late", &[]);
+    rig.broker().stop();
+    let worker = rig.worker("late_1").start();
+    worker.wait_for_line("does not answer", SOON);
+    rig.broker().start();
+    worker.wait_for_line("sent worker_started notification", START);
+    assert_eq!(worker.lines_with("Kafka does not answer").len(), 1);
+}
