@@ -101,6 +101,8 @@ fn topics(common: &Common) -> [TopicSpec; 4] {
         let mut configs = vec![
             (TIMESTAMP_TYPE, LOG_APPEND_TIME.to_owned()),
             ("cleanup.policy", "delete".to_owned()),
+            // The broker decompresses what a foreign producer compressed: no reader of ours can.
+            ("compression.type", "uncompressed".to_owned()),
             ("retention.ms", retention.as_millis().to_string()),
         ];
         configs.extend(more);
@@ -110,12 +112,7 @@ fn topics(common: &Common) -> [TopicSpec; 4] {
     [
         spec(common.tasks_topic.clone(), common.tasks_partitions, TASKS_RETENTION, Vec::new()),
         spec(common.results_topic.clone(), 1, results_retention, Vec::new()),
-        spec(
-            common.dead_topic(),
-            1,
-            DEAD_RETENTION,
-            vec![("max.message.bytes", DEAD_MESSAGE_BYTES.to_string())],
-        ),
+        spec(common.dead_topic(), 1, DEAD_RETENTION, vec![("max.message.bytes", DEAD_MESSAGE_BYTES.to_string())]),
         spec(common.starts_topic(), 1, STARTS_RETENTION, Vec::new()),
     ]
 }
@@ -204,7 +201,9 @@ mod tests {
 
     #[test]
     fn a_delivery_limit_near_ours_is_refused_with_the_arithmetic() {
-        for (found, ours, usable) in [("10", 5, true), ("8", 5, true), ("7", 5, false), ("10", 7, true), ("5", 2, true), ("4", 2, false)] {
+        for (found, ours, usable) in
+            [("10", 5, true), ("8", 5, true), ("7", 5, false), ("10", 7, true), ("5", 2, true), ("4", 2, false)]
+        {
             let checked = check_delivery_limit(&limit(found), "workers", Some(ours));
             assert_eq!(checked.is_ok(), usable, "limit {found}, MAX_DELIVERIES {ours}");
         }

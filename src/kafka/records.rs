@@ -5,6 +5,7 @@
 //! record that anybody may have written must not do that. Nothing is decompressed: our topics are created with
 //! `compression.type=uncompressed`, so that the broker does it for everybody. Called by producer, reader and share consumer.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -252,7 +253,7 @@ pub struct RecordContent<'a> {
     /// Value.
     pub value: Option<&'a Bytes>,
     /// Headers; names must not repeat.
-    pub headers: &'a [(&'static str, Bytes)],
+    pub headers: &'a [(Cow<'static, str>, Option<Bytes>)],
 }
 
 /// Encodes one batch. Offsets and sequence numbers run together, or the codec would begin a new batch at every record.
@@ -281,7 +282,13 @@ pub fn encode<'a>(
             headers: record
                 .headers
                 .iter()
-                .map(|(name, value)| (StrBytes::from_static_str(name), Some(value.clone())))
+                .map(|(name, value)| {
+                    let name = match name {
+                        Cow::Borrowed(name) => StrBytes::from_static_str(name),
+                        Cow::Owned(name) => StrBytes::from_string(name.clone()),
+                    };
+                    (name, value.clone())
+                })
                 .collect(),
         })
         .collect();

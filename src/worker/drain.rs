@@ -93,7 +93,14 @@ pub(super) struct Control {
 impl Control {
     pub(super) fn new() -> Self {
         let (ring, doorbell) = bounded(1);
-        Self { phase: AtomicU8::new(0), draining: Stop::new(), abandoned: Stop::new(), ring, doorbell, low_water: AtomicUsize::new(usize::MAX) }
+        Self {
+            phase: AtomicU8::new(0),
+            draining: Stop::new(),
+            abandoned: Stop::new(),
+            ring,
+            doorbell,
+            low_water: AtomicUsize::new(usize::MAX),
+        }
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -217,7 +224,11 @@ impl Account {
             worker_id: self.worker_id.clone(),
             signal: facts.signal.to_owned(),
             outcome: outcome.to_owned(),
-            phases_ms: facts.phases.iter().map(|(name, took)| ((*name).to_owned(), milliseconds(*took).into())).collect(),
+            phases_ms: facts
+                .phases
+                .iter()
+                .map(|(name, took)| ((*name).to_owned(), milliseconds(*took).into()))
+                .collect(),
             tasks_finished: finished.saturating_sub(facts.finished_before),
             tasks_returned: returned.saturating_sub(facts.returned_before),
             tasks_abandoned: abandoned.iter().map(ToString::to_string).collect(),

@@ -12,8 +12,8 @@ use super::past::{Decision, Past};
 use crate::handler::{Context, Handler, HandlerError};
 use crate::kafka::cluster::Cluster;
 use crate::logging::escape;
-use crate::threads::panic_message;
 use crate::task::{BadTask, Task, TaskFailed, TaskResult, TaskStarted};
+use crate::threads::panic_message;
 use crossbeam_channel::Receiver;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -75,7 +75,11 @@ impl<H: Handler> HandlerThread<H> {
             }
             Ok(task) if delivery > 1 => self.vet(job, &task),
             Ok(task) => {
-                if self.claim(job.key, false) == Claim::Yours { self.execute(job.key, &task, delivery) } else { Ok(()) }
+                if self.claim(job.key, false) == Claim::Yours {
+                    self.execute(job.key, &task, delivery)
+                } else {
+                    Ok(())
+                }
             }
         }
     }
@@ -116,16 +120,8 @@ impl<H: Handler> HandlerThread<H> {
     /// The start is in Kafka before the handler runs, so that it counts even if it is the last thing this process does.
     fn start_on_record(&self, job: &Job, task: &Task) -> Result<(), OutboxClosed> {
         let delivery = job.record.delivery_count;
-        let started = TaskStarted {
-            task_id: task.task_id.clone(),
-            delivery,
-            worker_id: self.worker_id.to_string(),
-        };
-        log::info!(
-            "Worker {} starts task {} at its delivery {delivery}",
-            self.worker_id,
-            escape(&task.task_id)
-        );
+        let started = TaskStarted { task_id: task.task_id.clone(), delivery, worker_id: self.worker_id.to_string() };
+        log::info!("Worker {} starts task {} at its delivery {delivery}", self.worker_id, escape(&task.task_id));
         let on_record = self.outbox.announce_start(&started, &self.control.draining);
         if !on_record {
             self.in_flight.decline(job.key);
@@ -172,11 +168,8 @@ impl<H: Handler> HandlerThread<H> {
     // ---- running ----
 
     fn execute(&self, key: RecordKey, task: &Task, delivery: u16) -> Result<(), OutboxClosed> {
-        let context = Context {
-            delivery,
-            draining: self.control.draining.clone(),
-            abandoned: self.control.abandoned.clone(),
-        };
+        let context =
+            Context { delivery, draining: self.control.draining.clone(), abandoned: self.control.abandoned.clone() };
         let began = Instant::now();
         let outcome = match catch_unwind(AssertUnwindSafe(|| self.handler.handle(task, &context))) {
             Ok(Ok(output)) => Outcome::Output(output),
@@ -239,12 +232,8 @@ impl<H: Handler> HandlerThread<H> {
             escape(&error),
             rest.as_millis()
         );
-        let failed = TaskFailed {
-            task_id: task.task_id.clone(),
-            delivery,
-            worker_id: self.worker_id.to_string(),
-            error,
-        };
+        let failed =
+            TaskFailed { task_id: task.task_id.clone(), delivery, worker_id: self.worker_id.to_string(), error };
         self.outbox.note_failure(&failed)?;
         self.in_flight.rest(key, Instant::now() + rest, took);
         Ok(())

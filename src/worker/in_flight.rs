@@ -249,7 +249,6 @@ impl InFlight {
         taken
     }
 
-
     /// Adds renewals to `acknowledgements` for what is being worked on and was locked or renewed `after` ago or longer.
     /// Tasks that run past `task_timeout` are no longer renewed; those that just did are returned.
     pub(super) fn add_renewals(
@@ -517,7 +516,8 @@ impl InFlight {
     /// The tasks whose result Kafka has not acknowledged yet, run or publishing.
     pub(super) fn started_ids(&self) -> TaskIds {
         let table = self.table.lock();
-        let started = table.entries.values().filter(|entry| matches!(entry.state, State::Running(_) | State::Publishing(_)));
+        let started =
+            table.entries.values().filter(|entry| matches!(entry.state, State::Running(_) | State::Publishing(_)));
         started.map(|entry| Arc::clone(&entry.task_id)).collect()
     }
 }

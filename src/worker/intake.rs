@@ -661,7 +661,8 @@ impl Intake {
 
     /// The last request of every session: accepts, releases, and epoch -1, which frees whatever is left.
     fn close(&mut self) {
-        let deadline = Instant::now() + if self.control.abandoned.is_triggered() { CLOSE_LIMIT / 3 } else { CLOSE_LIMIT };
+        let deadline =
+            Instant::now() + if self.control.abandoned.is_triggered() { CLOSE_LIMIT / 3 } else { CLOSE_LIMIT };
         if let Some(job) = self.unstarted.try_iter().last() {
             // Only what must not be released can be here; a handler did not come to it in time.
             self.in_flight.take_back(job.key);

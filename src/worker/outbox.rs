@@ -92,7 +92,7 @@ impl ProducerEvents<Token> for Settling {
             let in_kafka = delivery.outcome.is_ok();
             match delivery.token {
                 Token::Owed { key, .. } if in_kafka => self.in_flight.published(key),
-                Token::Owed { key, refused } => self.mend(key, refused, &delivery.outcome.err()),
+                Token::Owed { key, refused } => self.mend(key, refused, delivery.outcome.as_ref().err()),
                 // Capacity one and one answer: never full. Disconnected: the waiting second is over.
                 Token::Notice(waiting) => drop(waiting.try_send(in_kafka)),
                 Token::Fleeting => {}
@@ -103,10 +103,13 @@ impl ProducerEvents<Token> for Settling {
 }
 
 impl Settling {
-    fn mend(&self, key: RecordKey, refused: Option<RefusedBox>, error: &Option<DeliveryError>) {
+    fn mend(&self, key: RecordKey, refused: Option<RefusedBox>, error: Option<&DeliveryError>) {
         // Unsent or unknown: the producer was closed, so the process ends and the task is given back.
         let Some(DeliveryError::Refused { code, message }) = error else { return };
-        let reason = format!("Kafka refused the record: {code}{}", message.as_ref().map_or(String::new(), |text| format!(" ({text})")));
+        let reason = format!(
+            "Kafka refused the record: {code}{}",
+            if message.is_empty() { String::new() } else { format!(" ({message})") }
+        );
         let Some(RefusedBox(what)) = refused else {
             log::error!("a record of offset {} was refused twice: {}", key.offset, escape(&reason));
             return;

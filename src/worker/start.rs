@@ -14,13 +14,13 @@ use crate::backoff::Backoff;
 use crate::config::{Common, WorkerConfig};
 use crate::exit::ExitCode;
 use crate::handler::Handler;
+use crate::kafka::ClientOptions;
 use crate::kafka::cluster::Cluster;
 use crate::kafka::error::KafkaError;
 use crate::kafka::interrupt::Interrupter;
 use crate::kafka::producer::Producer;
 use crate::kafka::share_membership::ShareMembership;
 use crate::kafka::share_session::ShareIdentity;
-use crate::kafka::ClientOptions;
 use crate::logging::escape;
 use crate::queue::{self, PrepareError, Queue};
 use crate::signals::Signals;
@@ -136,7 +136,12 @@ fn prepare(cluster: &Cluster, config: &WorkerConfig, signals: &Signals) -> Resul
 }
 
 /// `None`: stopped or interrupted. `Some(Err)`: this cluster can never be used.
-fn prepare_until(cluster: &Cluster, common: &Common, max_deliveries: u16, stop: &Stop) -> Option<Result<Queue, String>> {
+fn prepare_until(
+    cluster: &Cluster,
+    common: &Common,
+    max_deliveries: u16,
+    stop: &Stop,
+) -> Option<Result<Queue, String>> {
     let mut backoff = Backoff::new(START_PAUSES.0, START_PAUSES.1);
     let mut outage = Outage::new("Kafka");
     loop {
@@ -186,10 +191,8 @@ fn start_threads(
     let handlers = parts.handlers(Arc::new(handler), &outbox, &unstarted);
     let assignment = Arc::new(Assignment::default());
     // Random, so that a killed predecessor with the same worker id is another member.
-    let identity = ShareIdentity {
-        group: config.common.worker_group.as_str().into(),
-        member: Uuid::new_v4().to_string().into(),
-    };
+    let identity =
+        ShareIdentity { group: config.common.worker_group.as_str().into(), member: Uuid::new_v4().to_string().into() };
     let (leave, to_leave) = bounded(1);
     let membership = parts.membership(identity.clone(), Arc::clone(&assignment), to_leave);
     let (ready, is_ready) = bounded(1);

@@ -108,7 +108,8 @@ impl StatusThread {
     /// True when the oldest running task keeps its partition from delivering; said once in the log each time it begins.
     fn look_at_span(&self, before: bool) -> bool {
         let running = self.in_flight.running();
-        let Some(oldest) = running.iter().filter(|task| task.since.elapsed() >= SPAN_INTERVAL).min_by_key(|task| task.key)
+        let Some(oldest) =
+            running.iter().filter(|task| task.since.elapsed() >= SPAN_INTERVAL).min_by_key(|task| task.key)
         else {
             return false;
         };

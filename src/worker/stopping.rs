@@ -58,7 +58,12 @@ fn die(worker: Running, id: &str) -> ExitCode {
     log::error!("Worker {} ends: a thread that must not end has ended (its own line says why)", escape(id));
     worker.control.apply(Event::Fatal);
     worker.interrupter.interrupt();
-    let unusable = worker.intake_done.recv_timeout(JOIN).ok().and_then(Result::err).is_some_and(|error| error.code() == Some(ErrorCode::UNSUPPORTED_VERSION));
+    let unusable = worker
+        .intake_done
+        .recv_timeout(JOIN)
+        .ok()
+        .and_then(Result::err)
+        .is_some_and(|error| error.code() == Some(ErrorCode::UNSUPPORTED_VERSION));
     worker.producer.close(Instant::now());
     for thread in [worker.threads.intake, worker.threads.membership] {
         // What does not end in time ends with the process; its error is logged by the thread itself.
@@ -216,7 +221,8 @@ impl<'a> Stopping<'a> {
         let ended = [threads.intake, threads.membership, threads.status].into_iter().chain(threads.handlers);
         for thread in ended {
             // A handler that was abandoned does not end before the process does.
-            let _ = thread.join_deadline(Instant::now() + if in_flight.abandoned().is_empty() { JOIN } else { JOIN / 10 });
+            let _ =
+                thread.join_deadline(Instant::now() + if in_flight.abandoned().is_empty() { JOIN } else { JOIN / 10 });
         }
         drop(watchdog);
         let _ = threads.watchdog.join_deadline(Instant::now() + JOIN);

@@ -71,7 +71,8 @@ impl Window {
         let mut sorted = self.recent.clone();
         sorted.sort_unstable();
         // With 64 samples the 98th percentile is the second slowest: a single pause of the machine does not count.
-        let slow = sorted[(sorted.len() * 98 / 100).min(sorted.len() - 1).saturating_sub(usize::from(sorted.len() == RECENT))];
+        let slow =
+            sorted[(sorted.len() * 98 / 100).min(sorted.len() - 1).saturating_sub(usize::from(sorted.len() == RECENT))];
         Some(slow.max(Duration::from_secs_f64(self.average_seconds)))
     }
 

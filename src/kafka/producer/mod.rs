@@ -11,6 +11,7 @@
 mod lane;
 mod run;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -34,8 +35,8 @@ pub struct ProducerRecord {
     pub key: Option<Bytes>,
     /// Value.
     pub value: Option<Bytes>,
-    /// Headers; names must not repeat.
-    pub headers: Vec<(&'static str, Bytes)>,
+    /// Headers; of a name that repeats only the last value is written.
+    pub headers: Vec<(Cow<'static, str>, Option<Bytes>)>,
 }
 
 impl ProducerRecord {
@@ -45,7 +46,7 @@ impl ProducerRecord {
         const RECORD: usize = 24;
         const HEADER: usize = 6;
         let bytes = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
-        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + HEADER).sum();
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + bytes(value) + HEADER).sum();
         bytes(&self.key) + bytes(&self.value) + headers + RECORD
     }
 }
