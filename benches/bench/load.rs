@@ -141,7 +141,6 @@ impl Connection {
 
     /// Writes and reads until the socket has no more. Gives the answers that became whole: latency, and the task id or
     /// what is wrong.
-    #[expect(clippy::type_complexity, reason = "used once, and named in the comment")]
     fn advance(&mut self, address: &str, number: &mut u64) -> std::io::Result<Vec<(Duration, Result<String, String>)>> {
         self.write()?;
         let mut answers = Vec::new();

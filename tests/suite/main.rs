@@ -7,6 +7,7 @@
 mod bad_input;
 mod client;
 mod gateway;
+mod hazards;
 mod p01_nothing_is_lost;
 mod p02_nothing_runs_twice;
 mod p03_idle_stop;

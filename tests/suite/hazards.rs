@@ -1,0 +1,249 @@
+//! Ways in which a queue on share groups can go wrong, each shown not to.
+
+use std::{
+    sync::Barrier,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::support::{
+    Gateway, Rig, SOON, eventually,
+    load::{Load, Plan, assert_all_answered, task_ids},
+    program::Program,
+    started,
+};
+
+#[test]
+fn topics_and_group_have_settings_of_their_own() {
+    let rig = Rig::shared("hazard-settings");
+    let _gateway = rig.start_gateway();
+    let configuration = |kind: &str, name: &str| {
+        rig.broker().tool("configs", &["--describe", "--entity-type", kind, "--entity-name", name])
+    };
+    let tasks = configuration("topics", &rig.tasks());
+    for setting in ["message.timestamp.type=LogAppendTime", "retention.ms=604800000", "min.insync.replicas=1"] {
+        assert!(tasks.contains(setting), "{setting} is not in {tasks}");
+    }
+    let results = configuration("topics", &rig.results());
+    for setting in ["message.timestamp.type=LogAppendTime", "retention.ms=3600000", "min.insync.replicas=1"] {
+        assert!(results.contains(setting), "{setting} is not in {results}");
+    }
+    let group = configuration("groups", &rig.group());
+    for setting in [
+        "share.auto.offset.reset=earliest",
+        "share.record.lock.duration.ms=15000",
+        "share.delivery.count.limit=10",
+        "share.partition.max.record.locks=4000",
+        "share.assignment.interval.ms=0",
+    ] {
+        assert!(group.contains(setting), "{setting} is not in {group}");
+    }
+    let topics = rig.broker().tool("topics", &["--describe", "--topic", &rig.tasks()]);
+    assert!(topics.contains("PartitionCount: 1"), "{topics}");
+    for suffix in [".dead", ".starts"] {
+        let name = format!("{}{suffix}", rig.tasks());
+        assert!(configuration("topics", &name).contains("LogAppendTime"), "{name}");
+    }
+}
+
+#[test]
+fn a_first_worker_takes_tasks_at_once() {
+    let rig = Rig::alone("hazard-join");
+    let gateway = rig.start_gateway();
+    let start = Instant::now();
+    let _worker = rig.start_worker("first");
+    assert_eq!(gateway.analyze("a new group").status, 200);
+    // Kafka's own default computes assignments once a second.
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[test]
+fn short_tasks_do_not_wait_behind_a_long_one() {
+    let rig = Rig::alone("hazard-long");
+    let gateway = rig.start_gateway();
+    let _workers: Vec<Program> = ["a", "b"].iter().map(|id| rig.start_worker(id)).collect();
+    // Teaches the workers that tasks are short, so that they take many at a time.
+    let addresses = vec![gateway.address.clone()];
+    let load = Load::start(Plan { addresses, per_second: 200, work: None });
+    eventually(SOON, "answers come", || load.answered() > 400);
+    let long = gateway.submit("long", Duration::from_secs(4));
+    let begin = Instant::now();
+    eventually(SOON, "the long one runs", || gateway.fleet()["workers"].to_string().contains(&long));
+    eventually(SOON, "it has run for three seconds", || begin.elapsed() > Duration::from_secs(3));
+    let shots = load.finish();
+    assert_all_answered(&shots);
+    let slowest = shots.iter().map(|shot| shot.latency).max().expect("there were requests");
+    assert!(slowest < Duration::from_secs(1), "one waited {slowest:?} behind the long one");
+    gateway.wait_for_result(&long, SOON);
+    rig.audit().assert_each_ran_once(task_ids(&shots).iter().chain([&long]));
+}
+
+#[test]
+fn a_broker_frozen_for_longer_than_the_lock_takes_no_task_from_its_worker() {
+    let rig = Rig::with_own_broker("hazard-frozen", &[]);
+    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "60s"));
+    let _workers: Vec<Program> = ["a", "b"].iter().map(|id| rig.start_worker(id)).collect();
+    let task = gateway.submit("long", Duration::from_secs(30));
+    let owner = gateway.wait_until_running(&task, SOON);
+    let frozen = Instant::now();
+    rig.broker().freeze();
+    eventually(Duration::from_secs(25), "18 s with a lock of 15 s", || frozen.elapsed() > Duration::from_secs(18));
+    rig.broker().thaw();
+    let result = gateway.wait_for_result(&task, Duration::from_secs(40));
+    assert_eq!(result["processed_by"], *owner);
+    rig.audit().assert_each_ran_once([&task]);
+}
+
+#[test]
+fn a_broker_restart_does_not_run_running_tasks_again() {
+    let rig = Rig::with_own_broker("hazard-restart", &[]);
+    let gateway = rig.start_gateway();
+    let _workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("w{number}"))).collect();
+    let tasks: Vec<String> =
+        (0..3).map(|number| gateway.submit(&format!("task {number}"), Duration::from_secs(10))).collect();
+    for task in &tasks {
+        gateway.wait_until_running(task, SOON);
+    }
+    rig.broker().stop();
+    rig.broker().start();
+    for task in &tasks {
+        gateway.wait_for_result(task, Duration::from_secs(30));
+    }
+    // A second run would have begun at the restart: it would be over by now.
+    std::thread::sleep(Duration::from_secs(10));
+    rig.audit().assert_each_ran_once(&tasks);
+}
+
+#[test]
+fn a_group_that_is_full_is_waited_for() {
+    let rig = Rig::with_own_broker("hazard-full", &["--set", "group.share.max.size=2"]);
+    let gateway = rig.start_gateway();
+    let mut first = rig.start_worker("first");
+    let _second = rig.start_worker("second");
+    let mut third = rig.worker("third").start();
+    eventually(SOON, "it has been refused", || {
+        third.lines().iter().any(|line| line.text.contains("GROUP_MAX_SIZE_REACHED") || line.text.contains("full"))
+    });
+    assert!(third.is_running() && third.lines_with("sent worker_started").is_empty());
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.wait(SOON).code, Some(0));
+    third.wait_for_line("sent worker_started notification", SOON);
+    assert_eq!(gateway.analyze("room for one more").status, 200);
+}
+
+#[test]
+fn one_key_on_two_gateways_in_the_same_instant_is_one_task() {
+    let rig = Rig::alone("hazard-key");
+    let gateways = [rig.start_gateway(), rig.start_gateway()];
+    let _worker = rig.start_worker("w");
+    for round in 0..30 {
+        let key = format!("key {round}");
+        let barrier = Barrier::new(2);
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let callers: Vec<_> = gateways
+                .iter()
+                .map(|gateway| {
+                    let mut http = gateway.connect();
+                    let (key, barrier) = (&key, &barrier);
+                    scope.spawn(move || {
+                        let headers = [("Content-Type", "application/json"), ("Idempotency-Key", key.as_str())];
+                        barrier.wait();
+                        http.request("POST", "/analyze", &headers, br#"{"text": "once only"}"#).expect("an answer")
+                    })
+                })
+                .collect();
+            callers.into_iter().map(|caller| caller.join().expect("no panic")).collect()
+        });
+        assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+        assert_eq!(answers[0].task_id(), answers[1].task_id());
+        assert_eq!(answers[0].json(), answers[1].json());
+    }
+    let audit = rig.audit();
+    assert_eq!(audit.tasks.len(), 30);
+    assert!(audit.tasks.values().all(|records| *records == 1), "{:?}", audit.tasks);
+    audit.assert_each_ran_once([]);
+}
+
+#[test]
+fn a_task_whose_produce_has_no_outcome_keeps_its_id() {
+    let rig = Rig::with_own_broker("hazard-unknown", &[]);
+    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "3s"));
+    assert_eq!(rig.start_worker("warm").wait_for_line("started", SOON).text.is_empty(), false);
+    rig.broker().freeze();
+    let answer = gateway.analyze("sent into the dark");
+    answer.assert_problem(503);
+    assert!(answer.header("retry-after").is_some());
+    let task = answer.task_id();
+    rig.broker().thaw();
+    let _worker = rig.start_worker("w");
+    assert_eq!(gateway.wait_for_result(&task, Duration::from_secs(30))["words"], 4);
+    rig.audit().assert_each_ran_once([&task]);
+}
+
+#[test]
+fn callers_who_would_wait_in_vain_are_sent_away_at_once() {
+    let rig = Rig::alone("hazard-overload");
+    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "3s"));
+    let _worker = rig.start_worker("w");
+    let mut http = gateway.connect();
+    let headers = [("Content-Type", "application/json"), ("Prefer", "respond-async")];
+    for _ in 0..400 {
+        let answer =
+            http.request("POST", "/analyze", &headers, br#"{"text": "busy", "work_ms": 50}"#).expect("an answer");
+        assert_eq!(answer.status, 202);
+    }
+    // 20 s of work wait; as soon as the pace is known, nobody is made to wait for what cannot come in 3 s.
+    let refused = crate::support::eventually_some(Duration::from_secs(8), "a caller is sent away", || {
+        let asked = Instant::now();
+        let answer = gateway.analyze("one more");
+        (answer.status == 503).then(|| (answer, asked.elapsed()))
+    });
+    refused.0.assert_problem(503);
+    assert!(refused.0.header("retry-after").is_some());
+    assert!(refused.1 < Duration::from_millis(500), "sent away after {:?}", refused.1);
+}
+
+#[test]
+fn a_task_that_kafka_dropped_is_produced_again() {
+    let rig = Rig::shared("hazard-dropped");
+    let gateway = rig.start_gateway();
+    let mut worker = rig.start_worker("w");
+    assert_eq!(gateway.analyze("makes the group known").status, 200);
+    worker.signal(Signal::SIGTERM);
+    worker.wait(SOON);
+    let task = gateway.submit("dropped", Duration::ZERO);
+    let end = crate::support::audit::end_offsets(rig.broker().address(), &rig.tasks())[&0];
+    let file = std::env::temp_dir().join(format!("{}.json", rig.tasks()));
+    let partitions = json!({ "version": 1, "partitions": [{ "topic": rig.tasks(), "partition": 0, "offset": end }] });
+    std::fs::write(&file, partitions.to_string()).expect("a file");
+    rig.broker().tool("delete-records", &["--offset-json-file", file.to_str().expect("a path of text")]);
+    std::fs::remove_file(&file).expect("the file is there");
+    assert!(rig.audit().tasks.is_empty(), "it is gone");
+    let _worker = rig.start_worker("w");
+    // Missed for 60 s, looked for again 30 s later.
+    let result = gateway.wait_for_result(&task, Duration::from_secs(120));
+    assert_eq!((&result["success"], &result["words"]), (&json!(true), &json!(1)));
+    assert_eq!(rig.audit().runs(&task), 1);
+}
+
+#[test]
+fn two_partitions_are_served_by_four_workers_through_kills() {
+    let rig = Rig::alone("hazard-partitions");
+    let gateway = Gateway::start(rig.gateway().env("TASKS_PARTITIONS", 2));
+    let start = |number: usize| started(&rig.worker(&format!("w{number}")).env("TASKS_PARTITIONS", 2));
+    let mut workers: Vec<Program> = (0..4).map(start).collect();
+    let addresses = vec![gateway.address.clone()];
+    let load = Load::start(Plan { addresses, per_second: 50, work: Some(Duration::from_millis(20)) });
+    eventually(SOON, "answers come", || load.answered() > 100);
+    for index in 0..4 {
+        workers[index].kill();
+        let before = load.answered();
+        eventually(SOON, "answers go on", || load.answered() > before + 50);
+        workers[index] = start(4 + index);
+    }
+    let shots = load.finish();
+    assert_all_answered(&shots);
+    eventually(SOON, "nothing is lost", || rig.audit().lost().is_empty());
+}
