@@ -49,7 +49,9 @@ pub fn install() -> Result<Signals, SignalsError> {
     let (deliver, number) = (signals.clone(), Arc::clone(&last));
     // The order counts. The handler of `ctrlc` does not learn which signal came and replaces what was installed before it;
     // `signal-hook` tells the number and chains. The other way round no name would ever be known.
-    ctrlc::try_set_handler(move || deliver.deliver(deliver.name_for_first(&number)))?;
+    // `set_handler`, not `try_set_handler`: a shell starts background jobs with SIGINT ignored, `nohup` does so with SIGHUP, and
+    // the latter refuses wherever a signal is not at its default. Whoever sends one of these to us means us to stop.
+    ctrlc::set_handler(move || deliver.deliver(deliver.name_for_first(&number)))?;
     for (index, (signal, _name)) in STOPPING.iter().enumerate() {
         signal_hook::flag::register_usize(*signal, Arc::clone(&last), index + 1)?;
     }
