@@ -81,42 +81,6 @@ fn short_tasks_do_not_wait_behind_a_long_one() {
 }
 
 #[test]
-fn a_broker_frozen_for_longer_than_the_lock_takes_no_task_from_its_worker() {
-    let rig = Rig::with_own_broker("hazard-frozen", &[]);
-    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "60s"));
-    let _workers: Vec<Program> = ["a", "b"].iter().map(|id| rig.start_worker(id)).collect();
-    let task = gateway.submit("long", Duration::from_secs(30));
-    let owner = gateway.wait_until_running(&task, SOON);
-    let frozen = Instant::now();
-    rig.broker().freeze();
-    eventually(Duration::from_secs(25), "18 s with a lock of 15 s", || frozen.elapsed() > Duration::from_secs(18));
-    rig.broker().thaw();
-    let result = gateway.wait_for_result(&task, Duration::from_secs(40));
-    assert_eq!(result["processed_by"], *owner);
-    rig.audit().assert_each_ran_once([&task]);
-}
-
-#[test]
-fn a_broker_restart_does_not_run_running_tasks_again() {
-    let rig = Rig::with_own_broker("hazard-restart", &[]);
-    let gateway = rig.start_gateway();
-    let _workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("w{number}"))).collect();
-    let tasks: Vec<String> =
-        (0..3).map(|number| gateway.submit(&format!("task {number}"), Duration::from_secs(10))).collect();
-    for task in &tasks {
-        gateway.wait_until_running(task, SOON);
-    }
-    rig.broker().stop();
-    rig.broker().start();
-    for task in &tasks {
-        gateway.wait_for_result(task, Duration::from_secs(30));
-    }
-    // A second run would have begun at the restart: it would be over by now.
-    std::thread::sleep(Duration::from_secs(10));
-    rig.audit().assert_each_ran_once(&tasks);
-}
-
-#[test]
 fn a_group_that_is_full_is_waited_for() {
     let rig = Rig::with_own_broker("hazard-full", &["--set", "group.share.max.size=2"]);
     let gateway = rig.start_gateway();
