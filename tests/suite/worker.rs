@@ -128,7 +128,8 @@ fn a_task_that_a_foreign_producer_compressed_is_worked_on() {
     client.load_metadata_all().expect("the broker answers");
     client.set_compression(Compression::SNAPPY);
     let value = json!({ "task_id": "squeezed", "text": "text", "timestamp": 1.0 }).to_string();
-    let message = ProduceMessage::new(&rig.tasks(), 0, Some(b"squeezed".as_slice()), Some(value.as_bytes()));
+    let tasks = rig.tasks();
+    let message = ProduceMessage::new(&tasks, 0, Some(b"squeezed".as_slice()), Some(value.as_bytes()));
     client.produce_messages(RequiredAcks::All, START, [message]).expect("the broker takes it");
     let result = gateway.wait_for_result("squeezed", SOON);
     assert_eq!(result["chars"], 4);
