@@ -65,6 +65,8 @@ pub(super) struct Actor<T, E> {
     identity: Option<Identity>,
     backoff: Backoff,
     trouble_since: Option<Instant>,
+    /// The present trouble has been logged.
+    told: bool,
 }
 
 impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
@@ -93,6 +95,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
             identity: None,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_LONGEST),
             trouble_since: None,
+            told: false,
         }
     }
 
@@ -426,7 +429,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
     fn all_is_well(&mut self) {
         self.backoff.reset();
         if let Some(since) = self.trouble_since.take()
-            && !self.shared.ready.load(Ordering::Relaxed)
+            && std::mem::take(&mut self.told)
         {
             log::info!("{}: Kafka answers again after {:.1?}", self.name, since.elapsed());
         }
@@ -435,12 +438,11 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
 
     /// Says once that something is wrong, asks who leads, waits a little. What failed is repeated in the next round.
     fn trouble(&mut self, error: &KafkaError) -> Result<()> {
-        let first = self.trouble_since.is_none();
         let since = *self.trouble_since.get_or_insert_with(Instant::now);
         let away = error.retry() == Retry::Reconnect;
         if away || since.elapsed() > PATIENCE {
-            let was_ready = self.shared.ready.swap(false, Ordering::Relaxed);
-            if was_ready || (first && away) {
+            self.shared.ready.store(false, Ordering::Relaxed);
+            if !std::mem::replace(&mut self.told, true) {
                 log::warn!("{}: {error}; repeating", self.name);
             }
         }
