@@ -60,7 +60,8 @@ pub fn prepare(cluster: &Cluster, common: &Common, max_deliveries: Option<u16>) 
         check_delivery_limit(&common.worker_group, group.delivery_limit, ours)?;
     }
     let tasks = prepare_topic(cluster, &tasks_spec(common))?;
-    let tasks_limit = number(&admin::topic_configs(cluster, &tasks.name)?, "max.message.bytes").unwrap_or(MESSAGE_BYTES);
+    let tasks_limit =
+        number(&admin::topic_configs(cluster, &tasks.name)?, "max.message.bytes").unwrap_or(MESSAGE_BYTES);
     for spec in [results_spec(common), dead_spec(common, tasks_limit), starts_spec(common)] {
         prepare_topic(cluster, &spec)?;
     }
@@ -305,13 +306,20 @@ mod tests {
     use super::*;
 
     fn settings(changed: &[(&str, &str)]) -> BTreeMap<String, String> {
-        let good = [("share.auto.offset.reset", "earliest"), (LOCK_DURATION, "15000"), (DELIVERY_LIMIT, "10"), (RECORD_LOCKS, "4000")];
+        let good = [
+            ("share.auto.offset.reset", "earliest"),
+            (LOCK_DURATION, "15000"),
+            (DELIVERY_LIMIT, "10"),
+            (RECORD_LOCKS, "4000"),
+        ];
         good.iter().chain(changed).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
     #[test]
     fn a_delivery_limit_near_ours_is_refused_with_the_arithmetic() {
-        for (found, ours, usable) in [(10, 5, true), (8, 5, true), (7, 5, false), (10, 7, true), (5, 2, true), (4, 2, false)] {
+        for (found, ours, usable) in
+            [(10, 5, true), (8, 5, true), (7, 5, false), (10, 7, true), (5, 2, true), (4, 2, false)]
+        {
             let checked = check_delivery_limit("workers", found, ours);
             assert_eq!(checked.is_ok(), usable, "limit {found}, MAX_DELIVERIES {ours}");
         }
@@ -321,9 +329,14 @@ mod tests {
 
     #[test]
     fn what_was_read_back_is_what_counts() {
-        let facts = group_facts("workers", &settings(&[(LOCK_DURATION, "30000"), (DELIVERY_LIMIT, "8")])).expect("usable");
+        let facts =
+            group_facts("workers", &settings(&[(LOCK_DURATION, "30000"), (DELIVERY_LIMIT, "8")])).expect("usable");
         assert_eq!((facts.lock, facts.delivery_limit, facts.record_locks), (Duration::from_secs(30), 8, 4000));
-        for fault in [("share.auto.offset.reset", "latest"), ("share.renew.acknowledge.enable", "false"), (DELIVERY_LIMIT, "many")] {
+        for fault in [
+            ("share.auto.offset.reset", "latest"),
+            ("share.renew.acknowledge.enable", "false"),
+            (DELIVERY_LIMIT, "many"),
+        ] {
             let error = group_facts("workers", &settings(&[fault])).expect_err("not usable").to_string();
             assert!(error.contains(fault.0) && error.contains("workers"), "{error}");
         }
@@ -358,7 +371,12 @@ mod tests {
             own.chain(changed.iter().copied()).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
         };
         assert!(corrections(&spec, &found(&[])).is_empty() && warnings(&spec, &found(&[]), 1).is_empty());
-        let strange = found(&[(TIMESTAMP_TYPE, "CreateTime"), (COMPRESSION, "producer"), ("retention.ms", "60000"), ("cleanup.policy", "compact")]);
+        let strange = found(&[
+            (TIMESTAMP_TYPE, "CreateTime"),
+            (COMPRESSION, "producer"),
+            ("retention.ms", "60000"),
+            ("cleanup.policy", "compact"),
+        ]);
         assert_eq!(corrections(&spec, &strange), [(TIMESTAMP_TYPE, "LogAppendTime"), (COMPRESSION, "uncompressed")]);
         let warned = warnings(&spec, &strange, 3);
         assert_eq!(warned.len(), 3, "{warned:?}");

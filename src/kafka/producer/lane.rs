@@ -137,7 +137,7 @@ impl<T> Lane<T> {
                 self.batch =
                     Some(Batch { messages, bytes, identity, out: false, maybe_written: false, in_doubt: false });
             }
-            Err(message) => refused.extend(self.refuse(messages, ErrorCode::INVALID_RECORD, &message)),
+            Err(error) => refused.extend(self.refuse(messages, ErrorCode::INVALID_RECORD, &error.to_string())),
         }
         refused
     }

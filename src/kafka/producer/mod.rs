@@ -35,7 +35,7 @@ pub struct ProducerRecord {
     pub key: Option<Bytes>,
     /// Value.
     pub value: Option<Bytes>,
-    /// Headers; of a name that repeats only the last value is written.
+    /// Headers; names may repeat.
     pub headers: Vec<(Cow<'static, str>, Option<Bytes>)>,
 }
 
