@@ -1,7 +1,8 @@
-//! The options of both programs.
+//! The options of both programs: flags, environment variables, defaults, and the checked values that come of them.
 //!
-//! Values only: what they are used for is said on each field. Called by the binaries, and by whoever uses the library and fills
-//! the structs itself.
+//! Nothing here connects or listens. Options become text first and values second, so that every fault is reported at once, each
+//! on its line. Called by the binaries ([`WorkerConfig::from_args`], [`GatewayConfig::from_args`]) before anything is started,
+//! and by whoever uses the library and fills the structs itself.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,8 +13,16 @@ use log::LevelFilter;
 
 use crate::kafka::BrokerAddress;
 
+mod options;
+mod parse;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use parse::{ConfigError, Environment, LEAVING, Parsed, SHORTEST_GATEWAY_GRACE};
+
 /// What both programs need to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Common {
     /// `KAFKA_BOOTSTRAP_SERVERS`: brokers to ask first; one that answers is enough.
     pub bootstrap: Vec<BrokerAddress>,
@@ -67,7 +76,7 @@ impl Default for Common {
 }
 
 /// What a worker needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerConfig {
     /// What the gateway needs to know as well.
     pub common: Common,
@@ -103,7 +112,7 @@ impl Default for WorkerConfig {
 }
 
 /// What a gateway needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayConfig {
     /// What the worker needs to know as well.
     pub common: Common,
@@ -139,7 +148,7 @@ impl Default for GatewayConfig {
 }
 
 /// How connections to Kafka are secured.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Security {
     /// `KAFKA_SECURITY_PROTOCOL`
     pub protocol: SecurityProtocol,
@@ -171,6 +180,24 @@ pub enum SecurityProtocol {
     SaslSsl,
 }
 
+impl SecurityProtocol {
+    const ALL: [Self; 4] = [Self::Plaintext, Self::Ssl, Self::SaslPlaintext, Self::SaslSsl];
+
+    /// As Kafka writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Plaintext => "PLAINTEXT",
+            Self::Ssl => "SSL",
+            Self::SaslPlaintext => "SASL_PLAINTEXT",
+            Self::SaslSsl => "SASL_SSL",
+        }
+    }
+
+    fn has_sasl(self) -> bool {
+        matches!(self, Self::SaslPlaintext | Self::SaslSsl)
+    }
+}
+
 /// Kafka's `sasl.mechanism`, as far as it is going to be supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaslMechanism {
@@ -180,6 +207,19 @@ pub enum SaslMechanism {
     ScramSha256,
     /// SCRAM (RFC 5802) with SHA-512.
     ScramSha512,
+}
+
+impl SaslMechanism {
+    const ALL: [Self; 3] = [Self::Plain, Self::ScramSha256, Self::ScramSha512];
+
+    /// As Kafka writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
 }
 
 /// Shows what is secured how, but neither the user's name nor where secrets lie.

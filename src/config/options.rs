@@ -1,0 +1,158 @@
+//! The options as text: names, defaults and what `--help` says of them. Whether a text is a value is decided afterwards, in
+//! [`values`](super::values), so that all faults can be reported and not just the first.
+//!
+//! Each doc comment below is what `--help` shows. An option's variable is its flag in capitals, with `_` for `-`.
+
+use clap::{Args, Parser};
+
+/// Options of both programs.
+#[derive(Args)]
+#[command(next_help_heading = "Kafka")]
+pub(super) struct CommonOptions {
+    /// Brokers to ask first; one that answers is enough
+    #[arg(long, env = "KAFKA_BOOTSTRAP_SERVERS", value_name = "HOST:PORT,...", default_value = "127.0.0.1:9092")]
+    pub kafka_bootstrap_servers: String,
+    /// Topic of the tasks; created when missing, with <TASKS_TOPIC>.dead and <TASKS_TOPIC>.starts beside it
+    #[arg(long, env = "TASKS_TOPIC", value_name = "TOPIC", default_value = "tasks")]
+    pub tasks_topic: String,
+    /// Topic of results and worker statuses; created when missing
+    #[arg(long, env = "RESULTS_TOPIC", value_name = "TOPIC", default_value = "results")]
+    pub results_topic: String,
+    /// Partitions of the tasks topic when it is created; run at least two workers per partition
+    #[arg(long, env = "TASKS_PARTITIONS", value_name = "NUMBER", default_value = "1")]
+    pub tasks_partitions: String,
+    /// Replicas of each topic that is created [default: the broker's]
+    #[arg(long, env = "REPLICATION_FACTOR", value_name = "NUMBER")]
+    pub replication_factor: Option<String>,
+    /// Share group (KIP-932) that all workers join
+    #[arg(long, env = "WORKER_GROUP", value_name = "GROUP", default_value = "workers")]
+    pub worker_group: String,
+    /// How long results can be asked for; give all programs the same
+    #[arg(long, env = "RESULT_RETENTION", value_name = "DURATION", default_value = "10m")]
+    pub result_retention: String,
+    /// How connections are secured: PLAINTEXT; SSL, SASL_PLAINTEXT and SASL_SSL are not built yet
+    #[arg(long, env = "KAFKA_SECURITY_PROTOCOL", value_name = "PROTOCOL", default_value = "PLAINTEXT")]
+    pub kafka_security_protocol: String,
+    /// PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; not built yet
+    #[arg(long, env = "KAFKA_SASL_MECHANISM", value_name = "MECHANISM")]
+    pub kafka_sasl_mechanism: Option<String>,
+    /// User name for SASL; not built yet
+    #[arg(long, env = "KAFKA_SASL_USERNAME", value_name = "NAME")]
+    pub kafka_sasl_username: Option<String>,
+    /// File with the password for SASL; not built yet
+    #[arg(long, env = "KAFKA_SASL_PASSWORD_FILE", value_name = "PATH")]
+    pub kafka_sasl_password_file: Option<String>,
+    /// File with the certificates of the authorities to trust, in PEM; not built yet
+    #[arg(long, env = "KAFKA_SSL_CA_FILE", value_name = "PATH")]
+    pub kafka_ssl_ca_file: Option<String>,
+    /// File with the own certificate, in PEM; not built yet
+    #[arg(long, env = "KAFKA_SSL_CERTIFICATE_FILE", value_name = "PATH")]
+    pub kafka_ssl_certificate_file: Option<String>,
+    /// File with the own certificate's key, in PEM; not built yet
+    #[arg(long, env = "KAFKA_SSL_KEY_FILE", value_name = "PATH")]
+    pub kafka_ssl_key_file: Option<String>,
+    /// 1: take the member work_ms of a task, how long it shall take besides; for demonstrations and drills
+    #[arg(
+        long,
+        env = "ALLOW_WORK_MS",
+        value_name = "0|1",
+        default_value = "0",
+        num_args = 0..=1,
+        default_missing_value = "1",
+        help_heading = "Tasks"
+    )]
+    pub allow_work_ms: String,
+    /// How much is logged: off, error, warn, info, debug or trace
+    #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info", help_heading = "Running")]
+    pub log_level: String,
+}
+
+/// Takes tasks from Kafka, runs them, and says the results. Any number can run; each can be stopped at any moment.
+#[derive(Parser)]
+#[command(name = "worker", version, args_override_self = true, after_help = AFTER_WORKER)]
+pub(super) struct WorkerOptions {
+    #[command(flatten)]
+    pub common: CommonOptions,
+    /// Name in statuses, results and logs; different for each worker [default: the host name]
+    #[arg(long, env = "WORKER_ID", value_name = "NAME", help_heading = "Running")]
+    pub worker_id: Option<String>,
+    /// Tasks handled at once
+    #[arg(long, env = "WORKER_CONCURRENCY", value_name = "NUMBER", default_value = "1", help_heading = "Tasks")]
+    pub worker_concurrency: String,
+    /// Starts of one task before it is given up, 2 to 7
+    #[arg(long, env = "MAX_DELIVERIES", value_name = "NUMBER", default_value = "5", help_heading = "Tasks")]
+    pub max_deliveries: String,
+    /// A handler that runs longer is not waited for any more: its task goes to another worker, this one turns not live
+    #[arg(long, env = "TASK_TIMEOUT", value_name = "DURATION", default_value = "10m", help_heading = "Tasks")]
+    pub task_timeout: String,
+    /// How often the status is repeated
+    #[arg(long, env = "HEARTBEAT_INTERVAL", value_name = "DURATION", default_value = "1s", help_heading = "Running")]
+    pub heartbeat_interval: String,
+    /// How long tasks in flight may go on after a signal before they are given back
+    #[arg(long, env = "DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", help_heading = "Stopping")]
+    pub drain_timeout: String,
+    /// What the orchestrator allows from the signal to the kill; DRAIN_TIMEOUT + 5s must fit inside
+    #[arg(long, env = "STOP_GRACE_PERIOD", value_name = "DURATION", default_value = "45s", help_heading = "Stopping")]
+    pub stop_grace_period: String,
+}
+
+/// Takes tasks over HTTP, hands them to the workers through Kafka, and answers with the results.
+#[derive(Parser)]
+#[command(name = "gateway", version, args_override_self = true, after_help = AFTER_GATEWAY)]
+pub(super) struct GatewayOptions {
+    #[command(flatten)]
+    pub common: CommonOptions,
+    /// Where it listens
+    #[arg(long, env = "HTTP_ADDR", value_name = "IP:PORT", default_value = "127.0.0.1:8080", help_heading = "HTTP")]
+    pub http_addr: String,
+    /// How long POST /analyze waits for the result
+    #[arg(long, env = "ANSWER_TIMEOUT", value_name = "DURATION", default_value = "10s", help_heading = "HTTP")]
+    pub answer_timeout: String,
+    /// Callers that wait at once; more get 503 with Retry-After
+    #[arg(long, env = "MAX_WAITING", value_name = "NUMBER", default_value = "1024", help_heading = "HTTP")]
+    pub max_waiting: String,
+    /// Tasks without a result before `Prefer: respond-async` gets 503 with Retry-After
+    #[arg(long, env = "MAX_PENDING", value_name = "NUMBER", default_value = "100000", help_heading = "HTTP")]
+    pub max_pending: String,
+    /// Proxies whose callers may use all of MAX_WAITING; any other address has a quarter of it [default: none]
+    #[arg(long, env = "TRUSTED_PROXIES", value_name = "IP,...", help_heading = "HTTP")]
+    pub trusted_proxies: Option<String>,
+    /// A worker that says nothing for so long is shown as not responsive
+    #[arg(long, env = "WORKER_TIMEOUT", value_name = "DURATION", default_value = "5s", help_heading = "Running")]
+    pub worker_timeout: String,
+    /// What the orchestrator allows from the signal to the kill; at least 10s
+    #[arg(long, env = "STOP_GRACE_PERIOD", value_name = "DURATION", default_value = "30s", help_heading = "Stopping")]
+    pub stop_grace_period: String,
+}
+
+/// What `--help` of the worker ends with; a test ties the codes to [`ExitCode`](crate::exit::ExitCode).
+const AFTER_WORKER: &str = "\
+Durations are whole numbers with ms, s, m or h. A flag counts before its variable; an empty variable counts as unset.
+
+Exit codes:
+  0  stopped by a signal and drained
+  1  fatal error while running (one line says which)
+  2  wrong usage or configuration
+  3  drain timeout passed, work abandoned
+  4  second signal, work abandoned (nothing in flight: 0)
+
+Signals: SIGTERM, SIGINT and SIGHUP stop gracefully; a second one stops at once.
+
+Example:
+  worker --worker-id worker_1 --kafka-bootstrap-servers kafka-1:9092,kafka-2:9092 --worker-concurrency 4";
+
+/// What `--help` of the gateway ends with.
+const AFTER_GATEWAY: &str = "\
+Durations are whole numbers with ms, s, m or h. A flag counts before its variable; an empty variable counts as unset.
+
+Exit codes:
+  0  stopped by a signal and drained
+  1  fatal error while running (one line says which)
+  2  wrong usage or configuration
+  4  second signal, waiting callers were answered 503 (nobody waiting: 0)
+
+Signals: SIGTERM, SIGINT and SIGHUP stop gracefully; a second one stops at once.
+
+Example:
+  gateway --http-addr 0.0.0.0:8080 --kafka-bootstrap-servers kafka-1:9092,kafka-2:9092
+  curl -d '{\"text\": \"the quick brown fox\"}' -H 'Content-Type: application/json' http://127.0.0.1:8080/analyze";

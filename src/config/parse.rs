@@ -1,0 +1,399 @@
+//! From the command line and the environment to a configuration: first text, then values, then what must hold between them.
+//! Every fault is collected, and all are reported.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::Write;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use clap::builder::Resettable;
+use clap::error::ErrorKind;
+use clap::{Arg, Command, Parser};
+
+use super::options::{CommonOptions, GatewayOptions, WorkerOptions};
+use super::values::{self, Read, show_duration};
+use super::{Common, GatewayConfig, SaslMechanism, Security, SecurityProtocol, WorkerConfig};
+use crate::exit::{ExitCode, terminate};
+use crate::logging::escape;
+use crate::task::ID_LIMIT;
+
+/// What a worker needs after its drain timeout: to abandon, to say so, and to leave.
+pub const LEAVING: Duration = Duration::from_secs(5);
+/// The shortest grace period of a gateway: callers are answered until 6 s before its end.
+pub const SHORTEST_GATEWAY_GRACE: Duration = Duration::from_secs(10);
+
+/// Long enough for everything, and far from where times overflow.
+const WEEK: Duration = Duration::from_hours(7 * 24);
+const FROM_ONE_MILLISECOND: RangeInclusive<Duration> = Duration::from_millis(1)..=WEEK;
+/// A heartbeat more often than this would be a load of its own.
+const HEARTBEATS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_mins(1);
+const LONGEST_GROUP: usize = 249;
+/// `.starts` and `.dead` are put behind the name of the tasks topic.
+const TASKS_TOPIC_LIMIT: usize = values::TOPIC_LIMIT - ".starts".len();
+
+/// What a command line asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Parsed<C> {
+    /// To run with this configuration.
+    Run(C),
+    /// To print this text (`--help`, `--version`) and to exit with 0.
+    Show(String),
+}
+
+/// Everything that is wrong with a configuration, one line each.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    /// At least one line; each names the option's variable, the value, and what would be right.
+    pub faults: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.faults.join("\n"))
+    }
+}
+
+/// Where options come from besides the command line.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    /// The environment variables.
+    pub variables: BTreeMap<OsString, OsString>,
+    /// The machine's name: the worker's id when none is given.
+    pub host_name: OsString,
+}
+
+impl Environment {
+    /// That of this process.
+    pub fn of_process() -> Self {
+        // A machine without a name leaves it empty, which is a fault only where the name is needed.
+        let host_name = nix::unistd::gethostname().unwrap_or_default();
+        Self { variables: std::env::vars_os().collect(), host_name }
+    }
+}
+
+impl WorkerConfig {
+    /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2 after
+    /// all faults were printed to stderr.
+    pub fn from_args() -> Self {
+        run_or_exit(Self::parse(std::env::args_os(), &Environment::of_process()))
+    }
+
+    /// Reads a command line, the first of whose arguments is the program, and an environment.
+    pub fn parse(
+        args: impl IntoIterator<Item = OsString>,
+        environment: &Environment,
+    ) -> Result<Parsed<Self>, ConfigError> {
+        parse_with(args, environment, |options, faults| Self::read(options, environment, faults))
+    }
+
+    fn read(options: &WorkerOptions, environment: &Environment, faults: &mut Faults) -> Self {
+        let mut config = Self { common: Common::read(&options.common, faults), ..Self::default() };
+        let host_name = environment.host_name.to_string_lossy();
+        let worker_id = options.worker_id.as_deref().unwrap_or(&host_name);
+        faults.set(&mut config.worker_id, "WORKER_ID", worker_id, |text| values::printable(text, ID_LIMIT));
+        let concurrency = &options.worker_concurrency;
+        faults
+            .set(&mut config.concurrency, "WORKER_CONCURRENCY", concurrency, |text| values::number(text, &(1..=1024)));
+        let deliveries = &options.max_deliveries;
+        faults.set(&mut config.max_deliveries, "MAX_DELIVERIES", deliveries, |text| values::number(text, &(2..=7)));
+        let task_timeout = &options.task_timeout;
+        faults.set(&mut config.task_timeout, "TASK_TIMEOUT", task_timeout, positive);
+        let heartbeat = &options.heartbeat_interval;
+        let heartbeats = |text: &str| values::duration(text, &HEARTBEATS);
+        faults.set(&mut config.heartbeat_interval, "HEARTBEAT_INTERVAL", heartbeat, heartbeats);
+        let drain = &options.drain_timeout;
+        let drains = |text: &str| values::duration(text, &(Duration::ZERO..=WEEK));
+        let drain_read = faults.set(&mut config.drain_timeout, "DRAIN_TIMEOUT", drain, drains);
+        let grace = &options.stop_grace_period;
+        let grace_read = faults.set(&mut config.stop_grace_period, "STOP_GRACE_PERIOD", grace, positive);
+        let needed = config.drain_timeout + LEAVING;
+        if drain_read && grace_read && needed > config.stop_grace_period {
+            let problem = format!(
+                "is too short: DRAIN_TIMEOUT {} + {} to leave = {}; expected at least {}, or a shorter DRAIN_TIMEOUT",
+                show_duration(config.drain_timeout),
+                show_duration(LEAVING),
+                show_duration(needed),
+                show_duration(needed)
+            );
+            faults.add("STOP_GRACE_PERIOD", grace, &problem);
+        }
+        config
+    }
+}
+
+impl GatewayConfig {
+    /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2 after
+    /// all faults were printed to stderr.
+    pub fn from_args() -> Self {
+        run_or_exit(Self::parse(std::env::args_os(), &Environment::of_process()))
+    }
+
+    /// Reads a command line, the first of whose arguments is the program, and an environment.
+    pub fn parse(
+        args: impl IntoIterator<Item = OsString>,
+        environment: &Environment,
+    ) -> Result<Parsed<Self>, ConfigError> {
+        parse_with(args, environment, Self::read)
+    }
+
+    fn read(options: &GatewayOptions, faults: &mut Faults) -> Self {
+        let mut config = Self { common: Common::read(&options.common, faults), ..Self::default() };
+        faults.set(&mut config.http_addr, "HTTP_ADDR", &options.http_addr, values::listen_address);
+        faults.set(&mut config.answer_timeout, "ANSWER_TIMEOUT", &options.answer_timeout, positive);
+        faults.set(&mut config.worker_timeout, "WORKER_TIMEOUT", &options.worker_timeout, positive);
+        let max_waiting = &options.max_waiting;
+        faults.set(&mut config.max_waiting, "MAX_WAITING", max_waiting, |text| values::number(text, &(1..=100_000)));
+        let max_pending = &options.max_pending;
+        faults.set(&mut config.max_pending, "MAX_PENDING", max_pending, |text| values::number(text, &(1..=10_000_000)));
+        if let Some(proxies) = &options.trusted_proxies {
+            faults.set(&mut config.trusted_proxies, "TRUSTED_PROXIES", proxies, values::addresses);
+        }
+        let grace = &options.stop_grace_period;
+        let read = faults.set(&mut config.stop_grace_period, "STOP_GRACE_PERIOD", grace, positive);
+        if read && config.stop_grace_period < SHORTEST_GATEWAY_GRACE {
+            let problem = format!(
+                "is too short: callers are answered until 6s before its end, and it needs 4s before that; expected at least {}",
+                show_duration(SHORTEST_GATEWAY_GRACE)
+            );
+            faults.add("STOP_GRACE_PERIOD", grace, &problem);
+        }
+        config
+    }
+}
+
+impl Common {
+    fn read(options: &CommonOptions, faults: &mut Faults) -> Self {
+        let mut common = Self::default();
+        let bootstrap = &options.kafka_bootstrap_servers;
+        faults.set(&mut common.bootstrap, "KAFKA_BOOTSTRAP_SERVERS", bootstrap, values::brokers);
+        common.read_topics(options, faults);
+        let group = |text: &str| values::printable(text, LONGEST_GROUP);
+        faults.set(&mut common.worker_group, "WORKER_GROUP", &options.worker_group, group);
+        faults.set(&mut common.result_retention, "RESULT_RETENTION", &options.result_retention, positive);
+        faults.set(&mut common.allow_work_ms, "ALLOW_WORK_MS", &options.allow_work_ms, values::switch);
+        faults.set(&mut common.log_level, "LOG_LEVEL", &options.log_level, values::log_level);
+        common.security = Security::read(options, faults);
+        common.security.refuse_unbuilt(options, faults);
+        common
+    }
+
+    fn read_topics(&mut self, options: &CommonOptions, faults: &mut Faults) {
+        let (tasks, results) = (&options.tasks_topic, &options.results_topic);
+        let tasks_read =
+            faults.set(&mut self.tasks_topic, "TASKS_TOPIC", tasks, |text| values::topic(text, TASKS_TOPIC_LIMIT));
+        let results_read = faults
+            .set(&mut self.results_topic, "RESULTS_TOPIC", results, |text| values::topic(text, values::TOPIC_LIMIT));
+        let taken = [self.tasks_topic.clone(), self.dead_topic(), self.starts_topic()];
+        // Kafka refuses topics whose names differ in nothing but "." and "_", since their metrics would be one.
+        let metric = |name: &str| name.replace('.', "_");
+        if tasks_read
+            && results_read
+            && let Some(taken) = taken.iter().find(|taken| metric(taken) == metric(&self.results_topic))
+        {
+            let problem = format!("is the same as the topic {taken}, to Kafka; expected another name");
+            faults.add("RESULTS_TOPIC", results, &problem);
+        }
+        let partitions = &options.tasks_partitions;
+        faults.set(&mut self.tasks_partitions, "TASKS_PARTITIONS", partitions, |text| {
+            values::number(text, &(1..=10_000))
+        });
+        if let Some(factor) = &options.replication_factor {
+            let replicas = |text: &str| values::number(text, &(1..=i16::MAX)).map(Some);
+            faults.set(&mut self.replication_factor, "REPLICATION_FACTOR", factor, replicas);
+        }
+    }
+}
+
+impl Security {
+    fn read(options: &CommonOptions, faults: &mut Faults) -> Self {
+        let mut security = Self::default();
+        let protocol = &options.kafka_security_protocol;
+        faults.set(&mut security.protocol, "KAFKA_SECURITY_PROTOCOL", protocol, values::security_protocol);
+        if let Some(text) = &options.kafka_sasl_mechanism {
+            let mechanism = |text: &str| values::sasl_mechanism(text).map(Some);
+            faults.set(&mut security.sasl_mechanism, "KAFKA_SASL_MECHANISM", text, mechanism);
+        }
+        security.sasl_username.clone_from(&options.kafka_sasl_username);
+        if let Some(text) = &options.kafka_sasl_password_file {
+            // Whoever mistakes this for the password itself must not find it in a log: the text is not shown.
+            match values::readable_file(text) {
+                Ok(path) => security.sasl_password_file = Some(path),
+                Err(problem) => faults.add_hidden("KAFKA_SASL_PASSWORD_FILE", &problem),
+            }
+        }
+        let file = |text: &str| values::readable_file(text).map(Some);
+        for (path, name, text) in [
+            (&mut security.ssl_ca_file, "KAFKA_SSL_CA_FILE", &options.kafka_ssl_ca_file),
+            (&mut security.ssl_certificate_file, "KAFKA_SSL_CERTIFICATE_FILE", &options.kafka_ssl_certificate_file),
+            (&mut security.ssl_key_file, "KAFKA_SSL_KEY_FILE", &options.kafka_ssl_key_file),
+        ] {
+            if let Some(text) = text {
+                faults.set(path, name, text, file);
+            }
+        }
+        security.check_complete(options, faults);
+        security
+    }
+
+    /// What the protocol needs but was not given.
+    fn check_complete(&self, options: &CommonOptions, faults: &mut Faults) {
+        let protocol = self.protocol.name();
+        if self.protocol.has_sasl() {
+            for (name, given) in [
+                ("KAFKA_SASL_MECHANISM", options.kafka_sasl_mechanism.is_some()),
+                ("KAFKA_SASL_USERNAME", options.kafka_sasl_username.is_some()),
+                ("KAFKA_SASL_PASSWORD_FILE", options.kafka_sasl_password_file.is_some()),
+            ] {
+                if !given {
+                    faults.0.push(format!("{name}: not set; expected with KAFKA_SECURITY_PROTOCOL {protocol}"));
+                }
+            }
+        }
+        let (certificate, key) = (options.kafka_ssl_certificate_file.is_some(), options.kafka_ssl_key_file.is_some());
+        if certificate && !key {
+            faults.0.push("KAFKA_SSL_KEY_FILE: not set; expected with KAFKA_SSL_CERTIFICATE_FILE".to_owned());
+        }
+        if key && !certificate {
+            faults.0.push("KAFKA_SSL_CERTIFICATE_FILE: not set; expected with KAFKA_SSL_KEY_FILE".to_owned());
+        }
+    }
+
+    /// TLS and SASL have their options already, so that nobody takes a connection for secured that is not.
+    fn refuse_unbuilt(&self, options: &CommonOptions, faults: &mut Faults) {
+        if self.protocol != SecurityProtocol::Plaintext {
+            let problem = "is not built yet; expected PLAINTEXT";
+            faults.add("KAFKA_SECURITY_PROTOCOL", &options.kafka_security_protocol, problem);
+        }
+        let mechanism = self.sasl_mechanism.map(SaslMechanism::name);
+        for (name, given) in [
+            ("KAFKA_SASL_MECHANISM", mechanism.is_some()),
+            ("KAFKA_SASL_USERNAME", self.sasl_username.is_some()),
+            ("KAFKA_SASL_PASSWORD_FILE", self.sasl_password_file.is_some()),
+            ("KAFKA_SSL_CA_FILE", self.ssl_ca_file.is_some()),
+            ("KAFKA_SSL_CERTIFICATE_FILE", self.ssl_certificate_file.is_some()),
+            ("KAFKA_SSL_KEY_FILE", self.ssl_key_file.is_some()),
+        ] {
+            if given {
+                faults.add_hidden(name, "is not built yet; expected to be unset");
+            }
+        }
+    }
+}
+
+fn positive(text: &str) -> Read<Duration> {
+    values::duration(text, &FROM_ONE_MILLISECOND)
+}
+
+/// The faults found so far.
+#[derive(Default)]
+struct Faults(Vec<String>);
+
+impl Faults {
+    /// Sets `field` to what `text` says, or keeps it and notes the fault. Returns whether it was set.
+    fn set<T>(&mut self, field: &mut T, name: &str, text: &str, read: impl FnOnce(&str) -> Read<T>) -> bool {
+        match read(text) {
+            Ok(value) => {
+                *field = value;
+                true
+            }
+            Err(problem) => {
+                self.add(name, text, &problem);
+                false
+            }
+        }
+    }
+
+    fn add(&mut self, name: &str, text: &str, problem: &str) {
+        self.0.push(format!("{name}: value \"{}\" {problem}", escape(text)));
+    }
+
+    fn add_hidden(&mut self, name: &str, problem: &str) {
+        self.0.push(format!("{name}: value [hidden] {problem}"));
+    }
+
+    fn none_or<T>(self, value: T) -> Result<T, ConfigError> {
+        if self.0.is_empty() { Ok(value) } else { Err(ConfigError { faults: self.0 }) }
+    }
+}
+
+/// Both stages for one program.
+fn parse_with<O: Parser, C>(
+    args: impl IntoIterator<Item = OsString>,
+    environment: &Environment,
+    read: impl FnOnce(&O, &mut Faults) -> C,
+) -> Result<Parsed<C>, ConfigError> {
+    let mut faults = Faults::default();
+    let command = with_variables_told(O::command());
+    let given = from_variables(&O::command(), environment, &mut faults);
+    let mut args = args.into_iter();
+    // Variables go first: what is given twice counts as given last, so that a flag wins.
+    let line = args.next().into_iter().chain(given).chain(args);
+    let matches = match command.try_get_matches_from(line) {
+        Ok(matches) => matches,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            return Ok(Parsed::Show(error.to_string()));
+        }
+        Err(error) => {
+            faults.0.push(in_one_line(&error));
+            return Err(ConfigError { faults: faults.0 });
+        }
+    };
+    let options = match O::from_arg_matches(&matches) {
+        Ok(options) => options,
+        Err(error) => return Err(ConfigError { faults: vec![in_one_line(&error)] }),
+    };
+    let config = read(&options, &mut faults);
+    faults.none_or(Parsed::Run(config))
+}
+
+/// The options that variables give, as if they stood on the command line. Done here and not by clap, which would take an empty
+/// variable for a value and could not be tested without changing the process.
+fn from_variables(command: &Command, environment: &Environment, faults: &mut Faults) -> Vec<OsString> {
+    let mut given = Vec::new();
+    for arg in command.get_arguments() {
+        let (Some(flag), Some(variable)) = (arg.get_long(), arg.get_env()) else { continue };
+        let value = environment.variables.get(variable).filter(|value| !value.is_empty());
+        match value.map(|value| value.to_str()) {
+            None => {}
+            Some(Some(value)) => given.push(format!("--{flag}={value}").into()),
+            Some(None) => faults.0.push(format!("{}: value is not UTF-8; expected text", variable.display())),
+        }
+    }
+    given
+}
+
+/// The same command, whose help names each option's variable and which leaves reading them to [`from_variables`].
+fn with_variables_told(command: Command) -> Command {
+    command.mut_args(|arg: Arg| {
+        let Some(variable) = arg.get_env().map(OsStr::to_os_string) else { return arg };
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        arg.help(format!("{help} [env: {}]", variable.display())).env(Resettable::Reset)
+    })
+}
+
+/// A fault of the command line itself: its first line, and the tip that may follow.
+fn in_one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
+    let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").trim_end_matches(':');
+    let parts: Vec<_> = std::iter::once(first).chain(tips).chain(std::iter::once("see --help")).collect();
+    parts.join("; ")
+}
+
+/// Hands a configuration on, or ends the process as its command line asks.
+fn run_or_exit<C>(parsed: Result<Parsed<C>, ConfigError>) -> C {
+    match parsed {
+        Ok(Parsed::Run(config)) => config,
+        Ok(Parsed::Show(text)) => {
+            // Fails when nobody reads, for example after `| head`; there is nobody to tell, then.
+            let _ = write!(std::io::stdout(), "{text}");
+            terminate(ExitCode::Drained)
+        }
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "{error}");
+            terminate(ExitCode::Usage)
+        }
+    }
+}

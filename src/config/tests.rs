@@ -1,0 +1,395 @@
+//! The options as their users meet them: command line and environment in, configuration or faults out.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use clap::{Command, CommandFactory};
+
+use super::options::{GatewayOptions, WorkerOptions};
+use super::*;
+use crate::exit::ExitCode;
+
+fn environment(variables: &[(&str, &str)]) -> Environment {
+    let variables = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    Environment { variables, host_name: "host-1".into() }
+}
+
+fn line(args: &[&str]) -> Vec<OsString> {
+    std::iter::once("program").chain(args.iter().copied()).map(OsString::from).collect()
+}
+
+fn worker(args: &[&str], variables: &[(&str, &str)]) -> Result<Parsed<WorkerConfig>, ConfigError> {
+    WorkerConfig::parse(line(args), &environment(variables))
+}
+
+fn gateway(args: &[&str], variables: &[(&str, &str)]) -> Result<Parsed<GatewayConfig>, ConfigError> {
+    GatewayConfig::parse(line(args), &environment(variables))
+}
+
+fn running<C: std::fmt::Debug>(parsed: Result<Parsed<C>, ConfigError>) -> C {
+    match parsed {
+        Ok(Parsed::Run(config)) => config,
+        other => panic!("expected a configuration, got {other:?}"),
+    }
+}
+
+fn shown<C: std::fmt::Debug>(parsed: Result<Parsed<C>, ConfigError>) -> String {
+    match parsed {
+        Ok(Parsed::Show(text)) => text,
+        other => panic!("expected a text, got {other:?}"),
+    }
+}
+
+#[test]
+fn nothing_given_is_the_default() {
+    let named = WorkerConfig { worker_id: "host-1".to_owned(), ..WorkerConfig::default() };
+    assert_eq!(running(worker(&[], &[])), named);
+    assert_eq!(running(gateway(&[], &[])), GatewayConfig::default());
+}
+
+#[test]
+fn every_worker_option_reaches_its_field() {
+    let variables = [
+        ("KAFKA_BOOTSTRAP_SERVERS", "kafka-1:19092,[::1]:9"),
+        ("TASKS_TOPIC", "t"),
+        ("RESULTS_TOPIC", "r"),
+        ("TASKS_PARTITIONS", "3"),
+        ("REPLICATION_FACTOR", "2"),
+        ("WORKER_GROUP", "g"),
+        ("RESULT_RETENTION", "1h"),
+        ("ALLOW_WORK_MS", "1"),
+        ("LOG_LEVEL", "debug"),
+        ("WORKER_ID", "w"),
+        ("WORKER_CONCURRENCY", "4"),
+        ("DRAIN_TIMEOUT", "2s"),
+        ("STOP_GRACE_PERIOD", "7s"),
+        ("TASK_TIMEOUT", "1m"),
+        ("HEARTBEAT_INTERVAL", "500ms"),
+        ("MAX_DELIVERIES", "7"),
+    ];
+    let expected = WorkerConfig {
+        common: Common {
+            bootstrap: vec![BrokerAddress::new("kafka-1", 19092), BrokerAddress::new("::1", 9)],
+            tasks_topic: "t".to_owned(),
+            results_topic: "r".to_owned(),
+            tasks_partitions: 3,
+            replication_factor: Some(2),
+            worker_group: "g".to_owned(),
+            result_retention: Duration::from_hours(1),
+            allow_work_ms: true,
+            log_level: LevelFilter::Debug,
+            security: Security::default(),
+        },
+        worker_id: "w".to_owned(),
+        concurrency: 4,
+        drain_timeout: Duration::from_secs(2),
+        stop_grace_period: Duration::from_secs(7),
+        task_timeout: Duration::from_mins(1),
+        heartbeat_interval: Duration::from_millis(500),
+        max_deliveries: 7,
+    };
+    assert_eq!(running(worker(&[], &variables)), expected);
+    let flags = variables.map(|(name, value)| format!("--{}={value}", name.to_lowercase().replace('_', "-")));
+    assert_eq!(running(worker(&flags.each_ref().map(String::as_str), &[])), expected);
+}
+
+#[test]
+fn every_gateway_option_reaches_its_field() {
+    let expected = GatewayConfig {
+        common: Common::default(),
+        http_addr: "[::]:80".parse().expect("an address"),
+        answer_timeout: Duration::from_secs(1),
+        stop_grace_period: Duration::from_secs(10),
+        worker_timeout: Duration::from_secs(2),
+        max_waiting: 8,
+        max_pending: 9,
+        trusted_proxies: vec![IpAddr::from([10, 0, 0, 1])],
+    };
+    let variables = [
+        ("HTTP_ADDR", "[::]:80"),
+        ("ANSWER_TIMEOUT", "1s"),
+        ("STOP_GRACE_PERIOD", "10s"),
+        ("WORKER_TIMEOUT", "2s"),
+        ("MAX_WAITING", "8"),
+        ("MAX_PENDING", "9"),
+        ("TRUSTED_PROXIES", "10.0.0.1"),
+    ];
+    assert_eq!(running(gateway(&[], &variables)), expected);
+}
+
+#[test]
+fn a_flag_counts_before_its_variable_and_the_last_flag_before_the_first() {
+    let config = running(worker(&["--worker-id", "flag"], &[("WORKER_ID", "variable")]));
+    assert_eq!(config.worker_id, "flag");
+    assert_eq!(running(worker(&["--worker-id", "a", "--worker-id=b"], &[])).worker_id, "b");
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    let names: Vec<_> = variables_of(&WorkerOptions::command());
+    let empty: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
+    assert_eq!(running(worker(&[], &empty)), running(worker(&[], &[])));
+}
+
+#[test]
+fn an_empty_flag_is_a_fault() {
+    let faults = worker(&["--worker-id="], &[]).expect_err("an empty name").faults;
+    assert_eq!(faults, ["WORKER_ID: value \"\" is not usable; expected 1 to 100 printable ASCII characters"]);
+}
+
+#[test]
+fn a_switch_may_stand_alone() {
+    assert!(running(worker(&["--allow-work-ms", "--worker-id", "a"], &[])).common.allow_work_ms);
+    assert!(!running(worker(&["--allow-work-ms", "0"], &[("ALLOW_WORK_MS", "1")])).common.allow_work_ms);
+}
+
+#[test]
+fn each_wrong_value_is_one_line_with_what_would_be_right() {
+    for (name, value, rest) in [
+        (
+            "KAFKA_BOOTSTRAP_SERVERS",
+            "kafka",
+            "has the item \"kafka\": no port; expected host:port, for example 127.0.0.1:9092",
+        ),
+        ("TASKS_TOPIC", "a b", "is no topic name; expected 1 to 242 of a-z, A-Z, 0-9, \".\", \"_\" and \"-\""),
+        (
+            "RESULTS_TOPIC",
+            "..",
+            "is no topic name; expected 1 to 249 of a-z, A-Z, 0-9, \".\", \"_\" and \"-\", and neither \".\" nor \"..\"",
+        ),
+        ("RESULTS_TOPIC", "tasks", "is the same as the topic tasks, to Kafka; expected another name"),
+        ("RESULTS_TOPIC", "tasks_dead", "is the same as the topic tasks.dead, to Kafka; expected another name"),
+        ("TASKS_PARTITIONS", "0", "is out of range; expected a whole number from 1 to 10000"),
+        ("REPLICATION_FACTOR", "many", "is not a whole number; expected a whole number from 1 to 32767"),
+        ("WORKER_GROUP", "группа", "is not usable; expected 1 to 249 printable ASCII characters"),
+        ("MAX_DELIVERIES", "1", "is out of range; expected a whole number from 2 to 7"),
+        ("MAX_DELIVERIES", "8", "is out of range; expected a whole number from 2 to 7"),
+        (
+            "KAFKA_SECURITY_PROTOCOL",
+            "TLS",
+            "is no security protocol; expected PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL",
+        ),
+        ("KAFKA_SECURITY_PROTOCOL", "SSL", "is not built yet; expected PLAINTEXT"),
+        ("KAFKA_SASL_MECHANISM", "MD5", "is no SASL mechanism; expected PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
+        ("WORKER_ID", "a\nb", "is not usable; expected 1 to 100 printable ASCII characters"),
+        ("WORKER_CONCURRENCY", "0", "is out of range; expected a whole number from 1 to 1024"),
+        ("DRAIN_TIMEOUT", "30", "has no unit; expected a whole number with ms, s, m or h, for example 30s"),
+        (
+            "STOP_GRACE_PERIOD",
+            "34s",
+            "is too short: DRAIN_TIMEOUT 30s + 5s to leave = 35s; expected at least 35s, or a shorter DRAIN_TIMEOUT",
+        ),
+        ("TASK_TIMEOUT", "0s", "is out of range; expected 1ms to 168h"),
+        ("RESULT_RETENTION", "1.5h", "is not a duration; expected a whole number with ms, s, m or h, for example 30s"),
+        ("ALLOW_WORK_MS", "yes", "is no switch; expected 0 or 1"),
+        ("HEARTBEAT_INTERVAL", "1ms", "is out of range; expected 10ms to 1m"),
+        ("LOG_LEVEL", "loud", "is no level; expected off, error, warn, info, debug or trace"),
+    ] {
+        let faults = worker(&[], &[(name, value)]).expect_err(name).faults;
+        assert_eq!(faults, [format!("{name}: value \"{}\" {rest}", value.escape_debug())]);
+    }
+}
+
+#[test]
+fn each_wrong_value_of_the_gateway_is_one_line() {
+    for (name, value, rest) in [
+        (
+            "HTTP_ADDR",
+            "localhost:8080",
+            "is no address to listen on; expected an IP address with a port, for example 127.0.0.1:8080 or [::]:8080",
+        ),
+        ("ANSWER_TIMEOUT", "10", "has no unit; expected a whole number with ms, s, m or h, for example 30s"),
+        ("MAX_WAITING", "0", "is out of range; expected a whole number from 1 to 100000"),
+        ("MAX_PENDING", "-1", "is not a whole number; expected a whole number from 1 to 10000000"),
+        ("TRUSTED_PROXIES", "proxy", "has the item \"proxy\": expected an IPv4 or IPv6 address without a port"),
+        ("WORKER_TIMEOUT", "5sec", "is not a duration; expected a whole number with ms, s, m or h, for example 30s"),
+        (
+            "STOP_GRACE_PERIOD",
+            "9999ms",
+            "is too short: callers are answered until 6s before its end, and it needs 4s before that; expected at least 10s",
+        ),
+    ] {
+        let faults = gateway(&[], &[(name, value)]).expect_err(name).faults;
+        assert_eq!(faults, [format!("{name}: value \"{value}\" {rest}")]);
+    }
+}
+
+#[test]
+fn all_faults_are_reported_together() {
+    let variables =
+        [("DRAIN_TIMEOUT", "30"), ("WORKER_CONCURRENCY", "many"), ("TASKS_TOPIC", "a/b"), ("LOG_LEVEL", "x")];
+    let error = worker(&["--max-deliveries", "99"], &variables).expect_err("five faults");
+    let names: Vec<_> = error.faults.iter().filter_map(|fault| fault.split(':').next()).collect();
+    assert_eq!(names, ["TASKS_TOPIC", "LOG_LEVEL", "WORKER_CONCURRENCY", "MAX_DELIVERIES", "DRAIN_TIMEOUT"]);
+    assert_eq!(error.to_string().lines().count(), 5);
+}
+
+#[test]
+fn no_arithmetic_is_done_with_a_value_that_could_not_be_read() {
+    let faults = worker(&[], &[("DRAIN_TIMEOUT", "x"), ("STOP_GRACE_PERIOD", "1s")]).expect_err("one fault").faults;
+    assert_eq!(faults.len(), 1, "{faults:?}");
+}
+
+#[test]
+fn a_value_cannot_add_a_line() {
+    let faults = worker(&["--worker-group", "a\nLOG_LEVEL: value"], &[]).expect_err("a line break").faults;
+    assert!(faults.iter().all(|fault| fault.lines().count() == 1), "{faults:?}");
+}
+
+#[test]
+fn a_variable_that_is_not_utf_8_is_a_fault() {
+    let mut environment = environment(&[]);
+    environment.variables.insert("WORKER_ID".into(), OsString::from_vec(vec![0xff]));
+    let faults = WorkerConfig::parse(line(&[]), &environment).expect_err("not UTF-8").faults;
+    assert_eq!(faults, ["WORKER_ID: value is not UTF-8; expected text"]);
+}
+
+#[test]
+fn a_machine_without_a_usable_name_needs_a_worker_id() {
+    let mut environment = environment(&[]);
+    environment.host_name = OsString::new();
+    let faults = WorkerConfig::parse(line(&[]), &environment).expect_err("no name").faults;
+    assert!(faults[0].starts_with("WORKER_ID: value \"\" "), "{faults:?}");
+    assert!(WorkerConfig::parse(line(&["--worker-id", "a"]), &environment).is_ok());
+}
+
+#[test]
+fn options_of_the_other_program_are_unknown_as_flags_and_ignored_as_variables() {
+    let faults = worker(&["--http-addr", "127.0.0.1:1"], &[]).expect_err("the gateway's").faults;
+    assert_eq!(faults.len(), 1);
+    assert!(faults[0].starts_with("unexpected argument '--http-addr' found"), "{faults:?}");
+    assert!(worker(&[], &[("HTTP_ADDR", "nonsense")]).is_ok());
+    assert!(gateway(&[], &[("WORKER_CONCURRENCY", "nonsense")]).is_ok());
+}
+
+#[test]
+fn a_wrong_command_line_is_one_line_with_a_tip() {
+    let faults = worker(&["--worker-idd", "a"], &[]).expect_err("a slip").faults;
+    assert_eq!(
+        faults,
+        ["unexpected argument '--worker-idd' found; a similar argument exists: '--worker-id'; see --help"]
+    );
+    let faults = worker(&["--worker-id"], &[]).expect_err("no value").faults;
+    assert_eq!(faults, ["a value is required for '--worker-id <NAME>' but none was supplied; see --help"]);
+    let faults = worker(&["now"], &[]).expect_err("a word").faults;
+    assert_eq!(faults, ["unexpected argument 'now' found; see --help"]);
+}
+
+#[test]
+fn a_wrong_command_line_does_not_hide_a_fault_found_before() {
+    let mut environment = environment(&[]);
+    environment.variables.insert("WORKER_ID".into(), OsString::from_vec(vec![0xff]));
+    let faults = WorkerConfig::parse(line(&["--nonsense"]), &environment).expect_err("two faults").faults;
+    assert_eq!(faults.len(), 2, "{faults:?}");
+}
+
+#[test]
+fn security_is_checked_and_then_refused() {
+    let here = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let variables = [
+        ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL"),
+        ("KAFKA_SASL_MECHANISM", "SCRAM-SHA-512"),
+        ("KAFKA_SASL_USERNAME", "someone"),
+        ("KAFKA_SASL_PASSWORD_FILE", here),
+        ("KAFKA_SSL_CA_FILE", here),
+    ];
+    let faults = worker(&[], &variables).expect_err("not built yet").faults;
+    assert_eq!(
+        faults,
+        [
+            "KAFKA_SECURITY_PROTOCOL: value \"SASL_SSL\" is not built yet; expected PLAINTEXT",
+            "KAFKA_SASL_MECHANISM: value [hidden] is not built yet; expected to be unset",
+            "KAFKA_SASL_USERNAME: value [hidden] is not built yet; expected to be unset",
+            "KAFKA_SASL_PASSWORD_FILE: value [hidden] is not built yet; expected to be unset",
+            "KAFKA_SSL_CA_FILE: value [hidden] is not built yet; expected to be unset",
+        ]
+    );
+}
+
+#[test]
+fn what_sasl_and_tls_need_is_asked_for() {
+    let variables = [("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT"), ("KAFKA_SSL_KEY_FILE", "/does/not/exist")];
+    let told = gateway(&[], &variables).expect_err("much is missing").to_string();
+    for fault in [
+        "KAFKA_SASL_MECHANISM: not set; expected with KAFKA_SECURITY_PROTOCOL SASL_PLAINTEXT",
+        "KAFKA_SASL_USERNAME: not set; expected with KAFKA_SECURITY_PROTOCOL SASL_PLAINTEXT",
+        "KAFKA_SASL_PASSWORD_FILE: not set; expected with KAFKA_SECURITY_PROTOCOL SASL_PLAINTEXT",
+        "KAFKA_SSL_CERTIFICATE_FILE: not set; expected with KAFKA_SSL_KEY_FILE",
+        "KAFKA_SSL_KEY_FILE: value \"/does/not/exist\" cannot be read",
+    ] {
+        assert!(told.lines().any(|line| line.starts_with(fault)), "{fault} in {told}");
+    }
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let told = worker(&[], &[("KAFKA_SASL_PASSWORD_FILE", "hunter2")]).expect_err("no such file").to_string();
+    assert!(told.starts_with("KAFKA_SASL_PASSWORD_FILE: value [hidden] cannot be read"), "{told}");
+    assert!(!told.contains("hunter2"));
+    let security = Security {
+        sasl_username: Some("hunter1".to_owned()),
+        sasl_password_file: Some("hunter2".into()),
+        ssl_key_file: Some("hunter3".into()),
+        ..Security::default()
+    };
+    let shown =
+        format!("{:?}", WorkerConfig { common: Common { security, ..Common::default() }, ..WorkerConfig::default() });
+    assert!(shown.contains("[hidden]") && !shown.contains("hunter"), "{shown}");
+}
+
+/// The variables of a program's options, in their order.
+fn variables_of(command: &Command) -> Vec<String> {
+    let names = command.get_arguments().filter_map(|arg| arg.get_env());
+    names.map(|name| name.to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn every_option_is_a_flag_and_a_variable_of_the_same_name() {
+    for command in [WorkerOptions::command(), GatewayOptions::command()] {
+        for arg in command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())) {
+            let flag = arg.get_long().expect("every option has a flag");
+            let variable = arg.get_env().expect("every option has a variable").to_string_lossy();
+            assert_eq!(variable, flag.to_uppercase().replace('-', "_"));
+        }
+    }
+}
+
+#[test]
+fn help_names_every_option_with_variable_default_and_meaning() {
+    for (command, help) in [
+        (WorkerOptions::command(), shown(worker(&["--help"], &[]))),
+        (GatewayOptions::command(), shown(gateway(&["--help"], &[("KAFKA_SASL_USERNAME", "hunter1")]))),
+    ] {
+        for arg in command.get_arguments() {
+            let flag = format!("--{}", arg.get_long().expect("every option has a flag"));
+            assert!(help.contains(&flag), "{flag}");
+        }
+        for variable in variables_of(&command) {
+            assert!(help.contains(&format!("[env: {variable}]")), "{variable}");
+        }
+        let options = command.get_arguments().filter(|arg| arg.get_env().is_some()).count();
+        let optional = ["KAFKA_SASL", "KAFKA_SSL"].map(|prefix| help.matches(&format!("[env: {prefix}")).count());
+        assert_eq!(help.matches("[default: ").count() + optional.iter().sum::<usize>(), options, "{help}");
+        assert!(!help.contains("hunter"), "help never shows what is set");
+        assert!(help.contains("Example:"));
+    }
+}
+
+#[test]
+fn help_names_every_exit_code() {
+    let help = shown(worker(&["--help"], &[]));
+    for code in ExitCode::ALL {
+        assert!(help.contains(&format!("  {}  {}\n", code.number(), code.meaning())), "{code}");
+    }
+}
+
+#[test]
+fn help_is_shown_even_when_variables_are_wrong() {
+    shown(worker(&["--help"], &[("DRAIN_TIMEOUT", "x")]));
+}
+
+#[test]
+fn version_names_program_and_version() {
+    assert_eq!(shown(worker(&["--version"], &[])), concat!("worker ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert_eq!(shown(gateway(&["-V"], &[])), concat!("gateway ", env!("CARGO_PKG_VERSION"), "\n"));
+}
