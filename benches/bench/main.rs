@@ -258,10 +258,10 @@ fn measure_kill(rig: &Rig, size: &Size, report: &mut Report) {
 
 /// Tasks that wait on the topic before the first worker starts. The times are the broker's own, of each result's arrival.
 fn measure_drain(rig: &Rig, size: &Size, report: &mut Report) {
-    // A gateway makes the topics as they are made in earnest.
-    let mut gateway = rig.start_gateway();
-    gateway.program.signal(Signal::SIGTERM);
-    gateway.program.wait(SOON);
+    // A worker makes the topics and the group as they are made in earnest.
+    let mut first = rig.start_worker("first");
+    first.signal(Signal::SIGTERM);
+    first.wait(SOON);
     let texts: BTreeMap<String, Text> =
         (0..size.waiting_tasks).map(|it| (format!("waiting-{it}"), Text::number(it))).collect();
     put_tasks(rig, &texts);
