@@ -1,5 +1,6 @@
 //! `lastcall` runs tasks for callers over HTTP on a fleet of workers that can be stopped at any moment without losing one.
 
+pub mod analysis;
 pub mod backoff;
 pub mod config;
 pub mod exit;

@@ -1,0 +1,23 @@
+//! The worker: takes tasks from Kafka and runs the text analysis. Everything is in the library.
+
+use std::io::Write;
+
+use lastcall::analysis::Analysis;
+use lastcall::config::WorkerConfig;
+use lastcall::exit::ExitCode;
+use lastcall::{logging, signals, worker};
+
+fn main() -> ExitCode {
+    // Before anything else: the first process of a container gets no default action for a signal.
+    let signals = match signals::install() {
+        Ok(signals) => signals,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "{error}");
+            return ExitCode::Fatal;
+        }
+    };
+    let config = WorkerConfig::from_args();
+    logging::init(config.common.log_level);
+    let analysis = Analysis { allow_work_ms: config.common.allow_work_ms };
+    worker::run(config, analysis, signals)
+}
