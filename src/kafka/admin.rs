@@ -14,8 +14,8 @@ use kafka_protocol::messages::describe_share_group_offsets_request::{
 };
 use kafka_protocol::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use kafka_protocol::messages::{
-    CreateTopicsRequest, DescribeConfigsRequest, DescribeShareGroupOffsetsRequest, GroupId,
-    IncrementalAlterConfigsRequest,
+    CreateTopicsRequest, DescribeConfigsRequest, DescribeShareGroupOffsetsRequest, DescribeShareGroupOffsetsResponse,
+    GroupId, IncrementalAlterConfigsRequest,
 };
 use kafka_protocol::protocol::StrBytes;
 
@@ -236,36 +236,39 @@ pub fn share_group_offsets(cluster: &Cluster, group: &str, topic: &str) -> Resul
         .group_coordinator(group)
         .and_then(|node| cluster.connect(node))
         .and_then(|mut connection| connection.call(0, &request, timeout))
-        .and_then(|response| {
-            let mut offsets = BTreeMap::new();
-            for group in response.groups {
-                let message = group.error_message.as_ref().map(|message| message.as_str());
-                match ErrorCode(group.error_code) {
-                    ErrorCode::GROUP_ID_NOT_FOUND => continue,
-                    code => code.check("DescribeShareGroupOffsets", message)?,
-                }
-                for partition in group.topics.into_iter().flat_map(|topic| topic.partitions) {
-                    let message = partition.error_message.as_ref().map(|message| message.as_str());
-                    ErrorCode(partition.error_code).check("DescribeShareGroupOffsets", message)?;
-                    if partition.start_offset >= 0 {
-                        offsets.insert(partition.partition_index, partition.start_offset);
-                    }
-                }
-            }
-            Ok(offsets)
-        });
+        .and_then(start_offsets_of);
     if answer.as_ref().is_err_and(|error| matches!(error.retry(), Retry::Reconnect | Retry::RefreshMetadata)) {
         cluster.forget_coordinator(group);
     }
     answer
 }
 
-/// The offset behind the last record of each partition of the topic (ListOffsets v4).
+fn start_offsets_of(response: DescribeShareGroupOffsetsResponse) -> Result<BTreeMap<i32, i64>> {
+    const REQUEST: &str = "DescribeShareGroupOffsets";
+    let mut offsets = BTreeMap::new();
+    for group in response.groups {
+        let message = group.error_message.as_ref().map(|message| message.as_str());
+        match ErrorCode(group.error_code) {
+            ErrorCode::GROUP_ID_NOT_FOUND => continue,
+            code => code.check(REQUEST, message)?,
+        }
+        for partition in group.topics.into_iter().flat_map(|topic| topic.partitions) {
+            let message = partition.error_message.as_ref().map(|message| message.as_str());
+            ErrorCode(partition.error_code).check(REQUEST, message)?;
+            if partition.start_offset >= 0 {
+                offsets.insert(partition.partition_index, partition.start_offset);
+            }
+        }
+    }
+    Ok(offsets)
+}
+
+/// The offset behind the last record of each partition of the topic (ListOffsets v7).
 pub fn end_offsets(cluster: &Cluster, topic: &str) -> Result<BTreeMap<i32, i64>> {
     list(cluster, topic, Position::End)
 }
 
-/// The offset of the first record still kept in each partition of the topic (ListOffsets v4).
+/// The offset of the first record still kept in each partition of the topic (ListOffsets v7).
 pub fn start_offsets(cluster: &Cluster, topic: &str) -> Result<BTreeMap<i32, i64>> {
     list(cluster, topic, Position::Start)
 }

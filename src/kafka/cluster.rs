@@ -74,15 +74,16 @@ impl Cluster {
         &self.options
     }
 
-    /// A connection to the first broker that takes one: those known from metadata in random order, then the bootstrap list.
+    /// A connection to the first broker that takes one, of those known from metadata and the bootstrap list. In random order: a
+    /// frozen broker takes connections and answers nothing, and must not be asked again and again while others are well.
     pub fn connect_any(&self) -> Result<Connection> {
         let mut candidates: Vec<BrokerAddress> = self.known.lock().brokers.values().cloned().collect();
-        fastrand::shuffle(&mut candidates);
         for address in &self.options().bootstrap {
             if !candidates.contains(address) {
                 candidates.push(address.clone());
             }
         }
+        fastrand::shuffle(&mut candidates);
         let mut last = None;
         for address in &candidates {
             match Connection::open(address, self.options()) {
@@ -127,7 +128,8 @@ impl Cluster {
         let spare = self.spare.lock().take();
         if let Some(mut connection) = spare {
             match question(&mut connection) {
-                Err(error) if error.retry() == Retry::Reconnect => {}
+                // Not for a timeout: that broker had it, and whoever asks has waited long enough.
+                Err(error) if error.retry() == Retry::Reconnect && !matches!(error, KafkaError::Timeout { .. }) => {}
                 answer => {
                     self.put_back(connection);
                     return answer;
@@ -167,16 +169,7 @@ impl Cluster {
         let wanted = topics.iter().map(|name| MetadataRequestTopic::default().with_name(Some(topic_name(name))));
         let request =
             MetadataRequest::default().with_topics(Some(wanted.collect())).with_allow_auto_topic_creation(false);
-        let response = match self.ask(12, &request) {
-            Ok(response) => response,
-            Err(error) => {
-                // What was known did not help to reach anybody: start from the bootstrap list next time.
-                if error.retry() == Retry::Reconnect {
-                    self.forget();
-                }
-                return Err(error);
-            }
-        };
+        let response = self.ask(12, &request)?;
         self.learn(response)
     }
 

@@ -11,6 +11,14 @@
 //! | [`interrupt`] | waking blocked calls from another thread |
 //! | [`connection`] | one TCP connection: frames, correlation, deadlines |
 //! | [`cluster`] | bootstrap list, metadata, leaders, coordinators |
+//! | `pool` | one connection per broker for one user |
+//! | [`admin`] | does the cluster fit, topics, settings, offsets |
+//! | [`records`] | record batches in and out |
+//! | `fetch`, `offsets` | the requests of that name |
+//! | [`partitioner`] | key to partition, as Kafka's own producers do |
+//! | [`producer`] | idempotent, batching, with each record's outcome |
+//! | [`reader`] | all records of a topic, without a group |
+//! | [`share_wire`], [`share_session`], [`share_membership`] | the share group (KIP-932) |
 
 pub mod address;
 pub mod admin;

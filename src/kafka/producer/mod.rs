@@ -5,7 +5,7 @@
 //! already says so. A record that the broker refuses for good is found by splitting its batch; the others are delivered. The producer never
 //! gives a record up because Kafka is away: it repeats until it is closed. Records of one partition keep their order.
 //!
-//! [`lane`] is the pure part, one partition's records and what an answer means for them; [`run`] is the thread. Called by the gateway (tasks,
+//! `lane` is the pure part, one partition's records and what an answer means for them; `run` is the thread. Called by the gateway (tasks,
 //! claims) and by the worker's outbox.
 
 mod lane;

@@ -67,6 +67,8 @@ pub(super) struct Actor<T, E> {
     trouble_since: Option<Instant>,
     /// The present trouble has been logged.
     told: bool,
+    /// Records were settled since the last trouble.
+    progress: bool,
 }
 
 impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
@@ -96,6 +98,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_LONGEST),
             trouble_since: None,
             told: false,
+            progress: false,
         }
     }
 
@@ -422,6 +425,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
 
     fn settle(&mut self, deliveries: Vec<Delivery<T>>) {
         if !deliveries.is_empty() {
+            self.progress = true;
             self.events.settled(deliveries);
         }
     }
@@ -445,6 +449,10 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
             if !std::mem::replace(&mut self.told, true) {
                 log::warn!("{}: {error}; repeating", self.name);
             }
+        }
+        // One partition's trouble must not slow down those that are well.
+        if std::mem::take(&mut self.progress) {
+            self.backoff.reset();
         }
         self.pool.cluster().options().interrupter.sleep(self.backoff.pause())?;
         if matches!(error.retry(), Retry::Reconnect | Retry::RefreshMetadata) {
