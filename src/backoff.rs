@@ -22,10 +22,6 @@ impl Backoff {
 
     /// The next pause: between half of the current step and the whole of it. The spread keeps a fleet that lost the same broker
     /// in the same instant from coming back in the same instant.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "it never ends, so an iterator's Option would be in every caller's way"
-    )]
     pub fn pause(&mut self) -> Duration {
         let step = self.current;
         self.current = step.saturating_mul(2).min(self.max);

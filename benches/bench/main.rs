@@ -2,6 +2,12 @@
 //!
 //! `make bench`, or `cargo bench`; `--quick` for short runs that only show that everything works. Prints a Markdown table.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_macros,
+    reason = "a bench has no stop to listen to, and prints its figures"
+)]
+
 mod load;
 mod report;
 #[path = "../../tests/suite/support/mod.rs"]

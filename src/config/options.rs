@@ -69,7 +69,7 @@ pub(super) struct CommonOptions {
 
 /// Takes tasks from Kafka, runs them, and says the results. Any number can run; each can be stopped at any moment.
 #[derive(Parser)]
-#[command(name = "worker", version, args_override_self = true, after_help = AFTER_WORKER)]
+#[command(name = "worker", version, args_override_self = true, next_line_help = true, after_help = AFTER_WORKER)]
 pub(super) struct WorkerOptions {
     #[command(flatten)]
     pub common: CommonOptions,
@@ -98,7 +98,7 @@ pub(super) struct WorkerOptions {
 
 /// Takes tasks over HTTP, hands them to the workers through Kafka, and answers with the results.
 #[derive(Parser)]
-#[command(name = "gateway", version, args_override_self = true, after_help = AFTER_GATEWAY)]
+#[command(name = "gateway", version, args_override_self = true, next_line_help = true, after_help = AFTER_GATEWAY)]
 pub(super) struct GatewayOptions {
     #[command(flatten)]
     pub common: CommonOptions,

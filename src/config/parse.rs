@@ -369,7 +369,9 @@ fn with_variables_told(command: Command) -> Command {
     command.mut_args(|arg: Arg| {
         let Some(variable) = arg.get_env().map(OsStr::to_os_string) else { return arg };
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        arg.help(format!("{help} [env: {}]", variable.display())).env(Resettable::Reset)
+        // Where the help itself tells a default, the variable goes before it, as clap does with the other defaults.
+        let (help, default) = help.split_at(help.find(" [default: ").unwrap_or(help.len()));
+        arg.help(format!("{help} [env: {}]{default}", variable.display())).env(Resettable::Reset)
     })
 }
 
@@ -388,7 +390,7 @@ fn run_or_exit<C>(parsed: Result<Parsed<C>, ConfigError>) -> C {
         Ok(Parsed::Run(config)) => config,
         Ok(Parsed::Show(text)) => {
             // Fails when nobody reads, for example after `| head`; there is nobody to tell, then.
-            let _ = write!(std::io::stdout(), "{text}");
+            let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
             terminate(ExitCode::Drained)
         }
         Err(error) => {

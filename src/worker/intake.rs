@@ -329,11 +329,11 @@ impl Intake {
             // Overdue tasks are reported by the next ordinary round.
             let now = Instant::now();
             let _ = self.in_flight.add_renewals(&mut renewals, &mine, now, after, Duration::MAX);
-            if !renewals.is_empty() {
-                if let Err(error) = self.sessions[index].send_acknowledge(renewals) {
-                    self.lose(index, error)?;
-                    return Ok(false);
-                }
+            if !renewals.is_empty()
+                && let Err(error) = self.sessions[index].send_acknowledge(renewals)
+            {
+                self.lose(index, error)?;
+                return Ok(false);
             }
         }
         Ok(true)

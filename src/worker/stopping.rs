@@ -257,6 +257,10 @@ fn announce(worker: &Running, id: &str, state: WorkerState, receipt: Option<Rece
 /// Looks again every few milliseconds: the condition is a counter behind a lock, and this happens once in a process.
 fn wait_until(deadline: Instant, condition: impl Fn() -> bool) {
     while !condition() && Instant::now() < deadline {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the process is about to end, and nothing may shorten its last wait"
+        )]
         std::thread::sleep(Duration::from_millis(5));
     }
 }

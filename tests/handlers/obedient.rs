@@ -3,6 +3,12 @@
 //! `abort`, `panic`, `fail WHY`, `retry WHY`, `wait MILLISECONDS` (ends when abandoned), `sleep MILLISECONDS` (does not); anything else succeeds. Each start is told on stdout
 //! before anything else happens: `handler started ID delivery N`.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_macros,
+    reason = "crashing, sleeping deaf and printing is what it is for"
+)]
+
 use std::{process::ExitCode, time::Duration};
 
 use lastcall::{

@@ -4,6 +4,12 @@
 //! does beyond the promises. A test takes a [`support::Rig`] first: it gives topics and a group of its own, and decides
 //! what else may run meanwhile. Everything is measured from outside; a bound in a test is the bound that was promised.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_macros,
+    reason = "a test has no stop to listen to, and stdout that is read"
+)]
+
 mod bad_input;
 mod client;
 mod gateway;
