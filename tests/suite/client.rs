@@ -1,1 +1,603 @@
-//! The Kafka client against a real broker.
+//! The Kafka client against a real broker, with a reader and a writer that share no code with it.
+
+mod proxy;
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::TcpListener,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use lastcall::{
+    config::Common,
+    kafka::{
+        ClientOptions, Cluster, Delivered, Delivery, DeliveryError, ErrorCode, KafkaError, Lookup, Producer,
+        ProducerEvents, ProducerOptions, ProducerRecord, ReadRecord, Reader, ReaderOptions, StartAt,
+        admin::{self, TopicSpec},
+    },
+    queue::{self, PrepareError},
+    stop::Stop,
+};
+
+use proxy::{Fault, Proxy};
+
+use crate::support::{Rig, SOON, START, audit, eventually, free_address};
+
+/// A client of this rig's broker; a second without an answer is long here.
+fn cluster(rig: &Rig) -> Cluster {
+    cluster_at(rig.broker().address())
+}
+
+fn cluster_at(address: &str) -> Cluster {
+    let mut options = ClientOptions::new(vec![address.parse().expect("an address")], "test");
+    options.request_timeout = Duration::from_secs(1);
+    Cluster::new(options)
+}
+
+/// Creates a topic with the time of the broker, as the programs do.
+fn create(cluster: &Cluster, name: &str, partitions: i32, more: &[(&'static str, &str)]) {
+    let own = [("message.timestamp.type", "LogAppendTime")];
+    let configs = own.iter().chain(more).map(|(key, value)| (*key, (*value).to_owned())).collect();
+    let spec = TopicSpec { name: name.to_owned(), partitions, replication_factor: None, configs };
+    let ensured = eventually_ok(START, || admin::ensure_topic(cluster, &spec));
+    assert_eq!((ensured.created, ensured.topic.partitions.len()), (true, usize::try_from(partitions).expect("a few")));
+}
+
+/// Repeats what Kafka answers with an error for a moment.
+fn eventually_ok<T>(limit: Duration, mut call: impl FnMut() -> Result<T, KafkaError>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        match call() {
+            Ok(value) => return value,
+            Err(error) => assert!(Instant::now() < deadline, "not within {limit:?}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Tells outcomes to the test; records with an odd token are not wanted any more if `drops_odd`.
+struct Told {
+    deliveries: Sender<Delivery<u64>>,
+    drops_odd: bool,
+}
+
+impl ProducerEvents<u64> for Told {
+    fn about_to_send(&mut self, token: &u64) -> bool {
+        !(self.drops_odd && token % 2 == 1)
+    }
+
+    fn settled(&mut self, deliveries: Vec<Delivery<u64>>) {
+        for delivery in deliveries {
+            // A test that has seen enough does not listen any more.
+            let _ = self.deliveries.send(delivery);
+        }
+    }
+}
+
+fn producer(cluster: &Cluster) -> (Producer<u64>, Receiver<Delivery<u64>>) {
+    let (deliveries, told) = bounded(100_000);
+    let events = Told { deliveries, drops_odd: false };
+    (Producer::start("test-producer", cluster.clone(), ProducerOptions::default(), events, Stop::new()), told)
+}
+
+fn record(topic: &str, key: &str, value: &str) -> ProducerRecord {
+    let bytes = |text: &str| Some(Bytes::copy_from_slice(text.as_bytes()));
+    ProducerRecord { topic: Arc::from(topic), key: bytes(key), value: bytes(value), headers: Vec::new() }
+}
+
+fn outcome(told: &Receiver<Delivery<u64>>) -> (u64, Result<Delivered, DeliveryError>) {
+    let delivery = told.recv_timeout(START).expect("every record has an outcome");
+    (delivery.token, delivery.outcome)
+}
+
+/// Sends the records and waits until all are in the log.
+fn deliver(cluster: &Cluster, records: Vec<ProducerRecord>) -> Vec<Delivered> {
+    let (producer, told) = producer(cluster);
+    let count = records.len();
+    for (token, record) in (0..).zip(records) {
+        producer.send(record, token).expect("open");
+    }
+    (0..count).map(|_| outcome(&told).1.expect("delivered")).collect()
+}
+
+fn reader(cluster: &Cluster, topic: &str, start: StartAt) -> Reader {
+    let options = ReaderOptions { max_wait: Duration::from_millis(100), max_bytes: 1 << 20 };
+    Reader::new(cluster.clone(), topic, start, options)
+}
+
+/// Polls until so many records have come.
+fn read(reader: &mut Reader, count: usize) -> Vec<ReadRecord> {
+    let mut records = Vec::new();
+    eventually(START, "all records are read", || {
+        records.extend(reader.poll().unwrap_or_default());
+        records.len() >= count
+    });
+    records
+}
+
+fn text(bytes: &Option<Bytes>) -> &str {
+    std::str::from_utf8(bytes.as_deref().unwrap_or_default()).expect("text")
+}
+
+#[test]
+fn what_the_producer_writes_is_read_by_an_independent_reader() {
+    let rig = Rig::shared("client-write");
+    let cluster = cluster(&rig);
+    create(&cluster, &rig.tasks(), 3, &[]);
+    let keys: Vec<String> = (0..1000).map(|number| format!("key-{number}")).collect();
+    let delivered =
+        deliver(&cluster, keys.iter().map(|key| record(&rig.tasks(), key, &format!("value of {key}"))).collect());
+    let read = audit::read(rig.broker().address(), &rig.tasks());
+    assert_eq!(read.len(), 1000);
+    let by_place: BTreeMap<(i32, i64), &audit::Record> =
+        read.iter().map(|record| ((record.partition, record.offset), record)).collect();
+    // The deliveries of one partition come in the order of its records; each record stands where its delivery says.
+    let mut places: Vec<(i32, i64)> =
+        delivered.iter().map(|delivered| (delivered.partition, delivered.offset)).collect();
+    places.sort_unstable();
+    assert!(places.iter().eq(by_place.keys()), "every delivery names a place of its own");
+    for record in &read {
+        assert_eq!(record.value, format!("value of {}", record.key()).as_bytes());
+    }
+    assert!(
+        (0..3).all(|partition| read.iter().any(|record| record.partition == partition)),
+        "keys spread over the partitions"
+    );
+}
+
+#[test]
+fn what_an_independent_writer_writes_is_read() {
+    let rig = Rig::shared("client-read");
+    let cluster = cluster(&rig);
+    create(&cluster, &rig.tasks(), 2, &[]);
+    let records: Vec<(String, String)> =
+        (0..2000).map(|number| (format!("key-{number}"), "x".repeat(number % 300))).collect();
+    for chunk in records.chunks(400) {
+        let chunk: Vec<_> = chunk.iter().map(|(key, value)| (Some(key.as_bytes()), Some(value.as_bytes()))).collect();
+        audit::produce(rig.broker().address(), &rig.tasks(), &chunk);
+    }
+    let mut reader = reader(&cluster, &rig.tasks(), StartAt::Earliest);
+    let found = read(&mut reader, records.len());
+    let found: BTreeMap<&str, &str> = found.iter().map(|record| (text(&record.key), text(&record.value))).collect();
+    assert!(records.iter().all(|(key, value)| found.get(key.as_str()) == Some(&value.as_str())) && found.len() == 2000);
+    assert_eq!(reader.end_offsets().expect("the broker is well"), reader.positions());
+    eventually(SOON, "the reader knows that it is at the end", || reader.poll().is_ok() && reader.is_at_end());
+    assert_eq!(reader.gaps(), 0);
+}
+
+#[test]
+fn headers_and_missing_parts_survive() {
+    let rig = Rig::shared("client-headers");
+    let cluster = cluster(&rig);
+    create(&cluster, &rig.tasks(), 1, &[]);
+    let headers = vec![
+        ("name".into(), Some(Bytes::from_static(b"1"))),
+        ("name".into(), None),
+        ("other".into(), Some(Bytes::new())),
+    ];
+    let empty = ProducerRecord { topic: Arc::from(rig.tasks()), key: None, value: None, headers: headers.clone() };
+    let before = SystemTime::now() - Duration::from_secs(60);
+    deliver(&cluster, vec![empty]);
+    let found = Reader::read_one(&cluster, &rig.tasks(), 0, 0).expect("readable").expect("there");
+    assert_eq!((found.key, found.value, found.offset), (None, None, 0));
+    let expected: Vec<(String, Option<Bytes>)> =
+        headers.into_iter().map(|(name, value)| (name.into_owned(), value)).collect();
+    assert_eq!(found.headers, expected);
+    assert!(found.timestamp > before, "{:?}", found.timestamp);
+    assert_eq!(Reader::read_one(&cluster, &rig.tasks(), 0, 1).expect("readable"), None);
+    assert_eq!(Reader::read_one(&cluster, &rig.tasks(), 0, 7).expect("readable"), None);
+}
+
+#[test]
+fn a_reader_starts_where_it_is_told() {
+    let rig = Rig::shared("client-start");
+    let cluster = cluster(&rig);
+    create(&cluster, &rig.tasks(), 2, &[]);
+    let values =
+        |number: u32| (0..20).map(|key| record(&rig.tasks(), &format!("key-{key}"), &number.to_string())).collect();
+    deliver(&cluster, values(1));
+    let first = read(&mut reader(&cluster, &rig.tasks(), StartAt::Earliest), 20);
+    let latest = first.iter().map(|record| record.timestamp).max().expect("twenty records");
+    // The broker's clock is this machine's: the second lot shall have a later time.
+    eventually(SOON, "the clock has moved on", || SystemTime::now() > latest + Duration::from_millis(5));
+    deliver(&cluster, values(2));
+    let all = read(&mut reader(&cluster, &rig.tasks(), StartAt::Earliest), 40);
+    let second: Vec<&ReadRecord> = all.iter().filter(|record| text(&record.value) == "2").collect();
+    let since = second.iter().map(|record| record.timestamp).min().expect("twenty records");
+
+    let until = second.iter().map(|record| record.timestamp).max().expect("twenty records");
+    let halves: BTreeMap<i32, i64> = [(0, 1), (1, 2)].into();
+    let behind_halves = all.iter().filter(|record| record.offset >= halves[&record.partition]).count();
+    let only_first = all.iter().filter(|record| record.partition == 1 || record.offset >= 3).count();
+    for (start, expected) in [
+        (StartAt::Time(since), 20),
+        (StartAt::Time(until + Duration::from_secs(3600)), 0),
+        (StartAt::EndMinus(until.duration_since(since).expect("later")), 20),
+        (StartAt::EndMinus(Duration::from_secs(3600)), 40),
+        (StartAt::Offsets(halves), behind_halves),
+        (StartAt::Offsets([(0, 3)].into()), only_first),
+        (StartAt::Latest, 0),
+    ] {
+        let mut reader = reader(&cluster, &rig.tasks(), start.clone());
+        let found = read(&mut reader, expected);
+        // One more round, so that a record too many would be seen.
+        let more = reader.poll().expect("the broker is well");
+        assert_eq!(found.len() + more.len(), expected, "{start:?}");
+        assert_eq!(reader.end_offsets().expect("the broker is well"), reader.positions(), "{start:?}");
+    }
+}
+
+#[test]
+fn a_reader_goes_on_behind_what_was_deleted() {
+    let rig = Rig::shared("client-gap");
+    let cluster = cluster(&rig);
+    create(&cluster, &rig.tasks(), 1, &[]);
+    deliver(&cluster, (0..10).map(|number| record(&rig.tasks(), "key", &number.to_string())).collect());
+    let mut slow = reader(&cluster, &rig.tasks(), StartAt::Offsets([(0, 2)].into()));
+    let file = std::env::temp_dir().join(format!("{}.json", rig.tasks()));
+    let delete = format!(r#"{{"partitions":[{{"topic":"{}","partition":0,"offset":6}}],"version":1}}"#, rig.tasks());
+    std::fs::write(&file, delete).expect("a temporary file");
+    rig.broker().tool("delete-records", &["--offset-json-file", file.to_str().expect("a plain path")]);
+    std::fs::remove_file(file).expect("written above");
+    let found = read(&mut slow, 4);
+    assert_eq!(found.iter().map(|record| record.offset).collect::<Vec<_>>(), [6, 7, 8, 9]);
+    assert_eq!(slow.gaps(), 1);
+    // Beyond the end it is the same: what is there comes.
+    let mut beyond = reader(&cluster, &rig.tasks(), StartAt::Offsets([(0, 1000)].into()));
+    assert_eq!(read(&mut beyond, 4).len(), 4);
+    assert_eq!(Lookup::new(cluster).read(&rig.tasks(), 0, 2).expect("readable"), None);
+}
+
+/// A producer that is fed steadily until the test has done its worst.
+fn nothing_lost_or_doubled(rig: &Rig, worst: impl FnOnce(&Producer<u64>)) {
+    let cluster = cluster(rig);
+    create(&cluster, &rig.tasks(), 2, &[]);
+    let mut reader = reader(&cluster, &rig.tasks(), StartAt::Earliest);
+    let (producer, told) = producer(&cluster);
+    let sender = producer.sender();
+    let (stop, topic) = (Stop::new(), rig.tasks());
+    let sent = std::thread::scope(|scope| {
+        let feeder = scope.spawn(|| {
+            let mut sent = 0_u64;
+            while stop.sleep(Duration::from_millis(1)).is_ok() {
+                sender.send(record(&topic, &format!("key-{sent}"), &sent.to_string()), sent).expect("open");
+                sent += 1;
+            }
+            sent
+        });
+        // Under way first.
+        assert!(told.recv_timeout(START).expect("an outcome").outcome.is_ok());
+        worst(&producer);
+        stop.trigger();
+        feeder.join().expect("the feeder ends")
+    });
+    for _ in 1..sent {
+        assert_eq!(outcome(&told).1.err(), None);
+    }
+    producer.close(Instant::now() + SOON);
+    assert!(told.try_recv().is_err(), "each record has one outcome");
+    let found = read(&mut reader, usize::try_from(sent).expect("few"));
+    let mut next: BTreeMap<i32, u64> = BTreeMap::new();
+    for record in &found {
+        let number: u64 = text(&record.value).parse().expect("a number");
+        let last = next.insert(record.partition, number);
+        assert!(last.is_none_or(|last| last < number), "order: {number} behind {last:?}");
+    }
+    let once: std::collections::BTreeSet<&str> = found.iter().map(|record| text(&record.value)).collect();
+    assert_eq!((found.len(), once.len()), (usize::try_from(sent).expect("few"), usize::try_from(sent).expect("few")));
+    assert_eq!(audit::read(rig.broker().address(), &rig.tasks()).len(), found.len());
+}
+
+#[test]
+fn a_broker_restart_under_production_loses_and_doubles_nothing() {
+    let rig = Rig::with_own_broker("client-restart", &[]);
+    nothing_lost_or_doubled(&rig, |producer| {
+        for kill in [false, true, true] {
+            if kill {
+                rig.broker().kill()
+            } else {
+                rig.broker().stop()
+            };
+            eventually(SOON, "the producer notices", || !producer.is_ready());
+            rig.broker().start();
+            eventually(SOON, "the producer is back", || producer.is_ready());
+        }
+    });
+}
+
+#[test]
+fn a_broker_frozen_under_production_loses_and_doubles_nothing() {
+    let rig = Rig::with_own_broker("client-frozen", &["--set", "broker.session.timeout.ms=60000"]);
+    nothing_lost_or_doubled(&rig, |producer| {
+        rig.broker().freeze();
+        eventually(SOON, "the producer notices", || !producer.is_ready());
+        let since = Instant::now();
+        eventually(SOON, "it resends more than once", || since.elapsed() > Duration::from_secs(3));
+        rig.broker().thaw();
+        eventually(SOON, "the producer is back", || producer.is_ready());
+    });
+}
+
+#[test]
+fn an_idle_producer_notices_that_the_broker_left_and_came_back() {
+    let rig = Rig::with_own_broker("client-idle", &[]);
+    let cluster = cluster(&rig);
+    let (producer, _told) = producer(&cluster);
+    eventually(START, "connected without a record", || producer.is_ready());
+    rig.broker().kill();
+    eventually(SOON, "the connection is gone", || !producer.is_ready());
+    rig.broker().start();
+    eventually(SOON, "connected again", || producer.is_ready());
+}
+
+#[test]
+fn closing_on_a_frozen_broker_tells_every_outcome_in_time() {
+    let rig = Rig::with_own_broker("client-close", &["--set", "broker.session.timeout.ms=60000"]);
+    let cluster = cluster(&rig);
+    create(&cluster, &rig.tasks(), 1, &[]);
+    let (producer, told) = producer(&cluster);
+    producer.send(record(&rig.tasks(), "a", "1"), 1).expect("open");
+    assert!(outcome(&told).1.is_ok());
+    rig.broker().freeze();
+    producer.send(record(&rig.tasks(), "a", "2"), 2).expect("open");
+    eventually(SOON, "it was sent and not answered", || !producer.is_ready());
+    for token in 3..100 {
+        producer.send(record(&rig.tasks(), "a", "3"), token).expect("open");
+    }
+    let sender = producer.sender();
+    let begin = Instant::now();
+    producer.close(begin + Duration::from_millis(300));
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert_eq!(outcome(&told), (2, Err(DeliveryError::Unknown)));
+    for token in 3..100 {
+        assert_eq!(outcome(&told), (token, Err(DeliveryError::Unsent)));
+    }
+    assert!(sender.send(record(&rig.tasks(), "a", "4"), 4).is_err());
+    assert!(told.try_recv().is_err());
+    rig.broker().thaw();
+}
+
+#[test]
+fn an_interrupt_wakes_a_reader_and_its_whole_client() {
+    let rig = Rig::shared("client-interrupt");
+    let cluster = cluster(&rig);
+    create(&cluster, &rig.tasks(), 1, &[]);
+    let options = ReaderOptions { max_wait: Duration::from_secs(30), max_bytes: 1 << 20 };
+    let mut reader = Reader::new(cluster.clone(), &rig.tasks(), StartAt::Latest, options);
+    let interrupter = cluster.options().interrupter.clone();
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            while !matches!(reader.poll(), Err(KafkaError::Interrupted)) {}
+            Instant::now()
+        });
+        // By the time a record has gone to and fro, the reader waits for one.
+        deliver(&cluster, vec![record(&rig.tasks(), "key", "value")]);
+        let begin = Instant::now();
+        interrupter.interrupt();
+        let ended = reading.join().expect("the reader ends");
+        assert!(ended.duration_since(begin) < Duration::from_millis(500));
+    });
+    assert!(matches!(cluster.connect_any(), Err(KafkaError::Interrupted)));
+}
+
+#[test]
+fn records_that_the_broker_refuses_are_refused_alone() {
+    let rig = Rig::shared("client-refused");
+    let cluster = cluster(&rig);
+    create(&cluster, &rig.tasks(), 1, &[("max.message.bytes", "4000")]);
+    let large = "x".repeat(5000);
+    let (producer, told) = producer(&cluster);
+    for token in 0..100 {
+        let value = if [13, 14, 77].contains(&token) { large.as_str() } else { "small" };
+        producer.send(record(&rig.tasks(), &format!("key-{token}"), value), token).expect("open");
+    }
+    let mut refused = Vec::new();
+    for _ in 0..100 {
+        match outcome(&told) {
+            (_, Ok(_)) => {}
+            (token, Err(DeliveryError::Refused { code: ErrorCode::MESSAGE_TOO_LARGE, .. })) => refused.push(token),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(refused, [13, 14, 77]);
+    let keys: Vec<String> = audit::read(rig.broker().address(), &rig.tasks()).iter().map(audit::Record::key).collect();
+    let expected: Vec<String> =
+        (0..100).filter(|token| !refused.contains(token)).map(|token| format!("key-{token}")).collect();
+    assert_eq!(keys, expected, "the others, once and in order");
+}
+
+#[test]
+fn a_record_nobody_wants_any_more_is_not_sent() {
+    let rig = Rig::shared("client-dropped");
+    let cluster = cluster(&rig);
+    create(&cluster, &rig.tasks(), 1, &[]);
+    let (deliveries, told) = bounded(100);
+    let events = Told { deliveries, drops_odd: true };
+    let producer = Producer::start("test-producer", cluster, ProducerOptions::default(), events, Stop::new());
+    for token in 0..10 {
+        producer.send(record(&rig.tasks(), &token.to_string(), "value"), token).expect("open");
+    }
+    producer.close(Instant::now() + SOON);
+    assert_eq!(told.try_iter().map(|delivery| delivery.token).collect::<Vec<_>>(), [0, 2, 4, 6, 8]);
+    assert_eq!(audit::read(rig.broker().address(), &rig.tasks()).len(), 5);
+}
+
+#[test]
+fn a_batch_of_unknown_outcome_is_looked_up_before_it_is_written_again() {
+    let proxy = Proxy::bind(&free_address());
+    let announced = format!("advertised.listeners=PLAINTEXT://{}", proxy.address());
+    let rig = Rig::with_own_broker("client-unknown", &["--set", &announced]);
+    proxy.pass_to(rig.broker().address());
+    let cluster = cluster_at(&proxy.address());
+    create(&cluster, &rig.tasks(), 1, &[]);
+    let (producer, told) = producer(&cluster);
+    let mut expected = 0;
+    let mut send = |faults: &[Fault]| {
+        proxy.spoil(faults);
+        producer.send(record(&rig.tasks(), &format!("key-{expected}"), "value"), expected).expect("open");
+        let (token, delivered) = outcome(&told);
+        let offset = i64::try_from(expected).expect("few");
+        assert_eq!((token, delivered), (expected, Ok(Delivered { partition: 0, offset })), "{faults:?}");
+        assert!(proxy.is_done(), "{faults:?}");
+        expected += 1;
+    };
+    send(&[]);
+    // The same bytes again: the broker knows them.
+    send(&[Fault::LoseAnswer]);
+    send(&[Fault::LoseRequest, Fault::LoseAnswer, Fault::LoseAnswer, Fault::LoseRequest]);
+    for code in [45, 47, 59] {
+        // In the log, and the broker says it has no idea.
+        send(&[Fault::LoseAnswer, Fault::Misreport(code)]);
+        send(&[Fault::Misreport(code)]);
+        // Not in the log.
+        send(&[Fault::LoseRequest, Fault::Refuse(code)]);
+        send(&[Fault::Refuse(code)]);
+        send(&[]);
+    }
+    // Written, but too few replicas said so; then a refusal that would be final for a batch never written.
+    send(&[Fault::Misreport(20), Fault::Misreport(32)]);
+    // For a moment nobody leads.
+    send(&[Fault::Refuse(6), Fault::Refuse(5), Fault::Refuse(3), Fault::Refuse(14)]);
+    let keys: Vec<String> = audit::read(&proxy.address(), &rig.tasks()).iter().map(audit::Record::key).collect();
+    assert_eq!(keys, (0..expected).map(|number| format!("key-{number}")).collect::<Vec<_>>());
+}
+
+fn common(rig: &Rig) -> Common {
+    let bootstrap = vec![rig.broker().address().parse().expect("an address")];
+    Common {
+        bootstrap,
+        tasks_topic: rig.tasks(),
+        results_topic: rig.results(),
+        worker_group: rig.group(),
+        ..Common::default()
+    }
+}
+
+/// Prepares, and waits for a cluster that is just starting.
+fn prepare(cluster: &Cluster, common: &Common) -> Result<queue::Queue, String> {
+    let deadline = Instant::now() + START;
+    loop {
+        match queue::prepare(cluster, common, Some(5)) {
+            Ok(queue) => return Ok(queue),
+            Err(PrepareError::Unusable(text)) => return Err(text),
+            Err(PrepareError::Unreachable(error)) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_queue_is_prepared_once_and_found_ready_by_everybody_else() {
+    let rig = Rig::shared("client-prepare");
+    let (cluster, common) = (cluster(&rig), common(&rig));
+    let queues = std::thread::scope(|scope| {
+        let racers: Vec<_> = (0..4).map(|_| scope.spawn(|| prepare(&cluster, &common))).collect();
+        racers.into_iter().map(|racer| racer.join().expect("no panic")).collect::<Vec<_>>()
+    });
+    let expected = queue::Queue { lock: Duration::from_secs(15), record_locks: 4000, tasks_partitions: 1 };
+    assert!(queues.iter().all(|queue| queue.as_ref() == Ok(&expected)), "{queues:?}");
+    // Read back with Kafka's own tool.
+    let group = rig.broker().tool("configs", &["--describe", "--entity-type", "groups", "--entity-name", &rig.group()]);
+    for setting in [
+        "share.delivery.count.limit=10",
+        "share.record.lock.duration.ms=15000",
+        "share.partition.max.record.locks=4000",
+    ] {
+        assert!(group.contains(setting), "{setting} is not in {group}");
+    }
+    // Nobody has joined: the group has begun nothing. The first question of all has the coordinator's topic created.
+    let begun = eventually_ok(START, || admin::share_group_offsets(&cluster, &rig.group(), &rig.tasks()));
+    assert_eq!(begun, BTreeMap::new());
+}
+
+#[test]
+fn a_topic_of_somebody_else_gets_what_the_programs_need() {
+    let rig = Rig::shared("client-foreign");
+    rig.broker()
+        .tool("topics", &["--create", "--topic", &rig.tasks(), "--partitions", "3", "--config", "retention.ms=60000"]);
+    let cluster = cluster(&rig);
+    assert_eq!(prepare(&cluster, &common(&rig)).map(|queue| queue.tasks_partitions), Ok(3));
+    let own = |configs: &BTreeMap<String, String>| {
+        ["message.timestamp.type", "compression.type", "retention.ms"].map(|key| configs[key].clone())
+    };
+    eventually(SOON, "the broker follows the controller", || {
+        admin::topic_configs(&cluster, &rig.tasks())
+            .is_ok_and(|found| own(&found) == ["LogAppendTime", "uncompressed", "60000"])
+    });
+}
+
+#[test]
+fn a_topic_name_that_kafka_refuses_is_named() {
+    let rig = Rig::shared("client-name");
+    let common = Common { results_topic: "no/topic".to_owned(), ..common(&rig) };
+    let error = prepare(&cluster(&rig), &common).expect_err("refused");
+    assert!(error.contains("\"no/topic\"") && error.contains("INVALID_TOPIC_EXCEPTION"), "{error}");
+}
+
+#[test]
+fn a_delivery_limit_below_ours_is_refused_with_the_arithmetic() {
+    let rig = Rig::with_own_broker("client-limit", &["--set", "group.share.max.delivery.count.limit=7"]);
+    let error = prepare(&cluster(&rig), &common(&rig)).expect_err("too low");
+    assert!(error.contains("share.delivery.count.limit=5") && error.contains("at least 8"), "{error}");
+}
+
+#[test]
+fn a_lower_limit_is_taken_where_the_broker_allows_no_more() {
+    let rig = Rig::with_own_broker("client-capped", &["--set", "group.share.max.delivery.count.limit=8"]);
+    prepare(&cluster(&rig), &common(&rig)).expect("eight are enough for five");
+}
+
+#[test]
+fn a_cluster_with_share_groups_switched_off_is_told_what_to_do() {
+    let rig = Rig::with_own_broker("client-off", &["--feature", "share.version=0"]);
+    let error = prepare(&cluster(&rig), &common(&rig)).expect_err("switched off");
+    assert!(error.contains("Apache Kafka 4.2") && error.contains("kafka-features.sh"), "{error}");
+}
+
+/// Something that listens and is no Kafka of ours: gives every connection the same bytes.
+fn impostor(answer: Vec<u8>) -> Cluster {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let mut request = [0; 1024];
+            // A client that hangs up early is no matter.
+            let _ = client.read(&mut request).and_then(|_| client.write_all(&answer));
+        }
+    });
+    cluster_at(&address)
+}
+
+#[test]
+fn what_is_no_kafka_is_tried_again_and_what_is_too_old_is_not() {
+    let common = Common::default();
+    for answer in
+        [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"", b"\x00\x00\x00\x05\x00\x00\x00\x00\xff", b"\xff\xff\xff\xff"]
+    {
+        let error = queue::prepare(&impostor(answer.to_vec()), &common, None).expect_err("no Kafka");
+        assert!(matches!(error, PrepareError::Unreachable(_)), "{error}");
+    }
+    // Version 3 of ApiVersions: no error; Produce 3 to 12 only; no tags.
+    let mut old =
+        b"\x00\x00\x00\x13\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x03\x00\x0c\x00\x00\x00\x00\x00\x00".to_vec();
+    // Correlation, error, one key (compact array), its tags, throttle time, tags.
+    let length = i32::try_from(old.len() - 4).expect("short");
+    old[..4].copy_from_slice(&length.to_be_bytes());
+    // Version 0, as brokers before 2.4 answer: unsupported version, no keys.
+    let ancient = b"\x00\x00\x00\x0a\x00\x00\x00\x00\x00\x23\x00\x00\x00\x00".to_vec();
+    for answer in [old, ancient] {
+        let error = queue::prepare(&impostor(answer), &common, None).expect_err("too old");
+        let PrepareError::Unusable(text) = error else { panic!("{error}") };
+        assert!(text.contains("Apache Kafka 4.2 or later") && text.contains("ShareFetch 2"), "{text}");
+    }
+}
+
+#[test]
+fn a_broker_that_nobody_runs_is_tried_again() {
+    let error = queue::prepare(&cluster_at(&free_address()), &Common::default(), None).expect_err("nobody");
+    assert!(matches!(error, PrepareError::Unreachable(KafkaError::NoBroker { .. })), "{error}");
+}
