@@ -510,7 +510,9 @@ mod tests {
         let of_long = format!(r#"{{"task_id":"{long}","text":"t"}}"#);
         let nested = format!(r#"{{"task_id":"a","text":"t","deep":{}"#, "[".repeat(1_000));
         let id_rule = "task_id is not 1 to 100 printable ASCII characters";
-        let cases: &[(Option<&[u8]>, Option<&[u8]>, &str, Option<&str>)] = &[
+        // Key, value, how the reason begins, and the id.
+        type Case<'a> = (Option<&'a [u8]>, Option<&'a [u8]>, &'a str, Option<&'a str>);
+        let cases: &[Case<'_>] = &[
             (None, None, "the value is null", None),
             (Some(b"k"), None, "the value is null", Some("k")),
             (Some(b"k"), Some(b""), "the value is not JSON: EOF", Some("k")),
