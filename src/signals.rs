@@ -98,7 +98,83 @@ impl Signals {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Lines, Write};
+    use std::process::{Child, ChildStdout, Command, Stdio};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
     use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    #[test]
+    #[ignore = "the process that the tests below send their signals to"]
+    fn process_that_tells_its_signals() {
+        // Past the capture of the test harness, and each line at once.
+        let tell = |line: &str| writeln!(std::io::stdout(), "{line}").expect("the test reads");
+        let signals = install().expect("nothing was installed before");
+        assert!(install().is_err(), "a second handler is refused");
+        tell("ready");
+        signals.first.sleep(LIMIT).expect_err("a first signal comes");
+        tell(signals.name());
+        signals.second.sleep(LIMIT).expect_err("a second signal comes");
+        tell(signals.name());
+    }
+
+    /// That process; killed when the test ends early.
+    struct Told {
+        child: Child,
+        lines: Lines<BufReader<ChildStdout>>,
+    }
+
+    impl Told {
+        fn start() -> Self {
+            let mut child = Command::new(std::env::current_exe().expect("this test binary"))
+                .args(["--ignored", "--exact", "--nocapture", "signals::tests::process_that_tells_its_signals"])
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("the test binary starts");
+            let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+            Self { child, lines }
+        }
+
+        /// Reads on until the line is told.
+        fn wait_for(&mut self, line: &str) {
+            assert!(self.lines.by_ref().any(|told| told.expect("text") == line), "{line} was not told");
+        }
+
+        fn send(&self, signal: Signal) {
+            let process = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
+            kill(process, signal).expect("the process is there");
+        }
+    }
+
+    impl Drop for Told {
+        fn drop(&mut self) {
+            // Fails when it has ended by itself, which is how it should be.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    #[test]
+    fn every_signal_is_named_and_keeps_its_name_when_another_follows() {
+        for (first, second) in [
+            (Signal::SIGTERM, Signal::SIGINT),
+            (Signal::SIGINT, Signal::SIGTERM),
+            (Signal::SIGHUP, Signal::SIGTERM),
+            (Signal::SIGTERM, Signal::SIGTERM),
+        ] {
+            let mut told = Told::start();
+            told.wait_for("ready");
+            told.send(first);
+            told.wait_for(first.as_str());
+            told.send(second);
+            told.wait_for(first.as_str());
+            assert!(told.child.wait().expect("it ends by itself").success());
+        }
+    }
 
     #[test]
     fn the_first_signal_asks_and_names_the_second_insists() {
