@@ -1,0 +1,347 @@
+//! The fleet as the workers' statuses show it: pure state and time in, JSON and log lines out.
+//!
+//! A status counts from when it arrived, not from what its sender's clock says; while old records are read back it counts from
+//! Kafka's time, so that dead workers do not look alive after a restart of the gateway.
+
+use crate::task::{WorkerState, WorkerStatus};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Gone workers stay listed so long.
+const LISTED_SECONDS: f64 = 600.0;
+/// Workers that are listed at the most; a crash loop with ever new names must not fill the memory.
+const MOST_WORKERS: usize = 2_000;
+
+/// One process.
+#[derive(Clone, Debug)]
+struct Process {
+    status: WorkerStatus,
+    /// When its last status counts from, in Unix seconds of this gateway.
+    at: f64,
+    /// Silence was logged.
+    silent: bool,
+}
+
+/// Something to be said in the log, one line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum FleetEvent {
+    /// A worker takes tasks.
+    Started(String),
+    /// A worker got a signal.
+    ShutdownStarted(String),
+    /// A worker is gone, with this exit code if it gave a receipt.
+    ShutdownCompleted(String, Option<u8>),
+    /// A worker has said nothing for `WORKER_TIMEOUT`.
+    Silent(String),
+    /// It is heard again.
+    Returned(String),
+    /// Two live processes use one worker id.
+    Conflict(String),
+}
+
+/// `GET /workers/status`.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct FleetView {
+    pub(super) total_workers: usize,
+    pub(super) active_workers: usize,
+    pub(super) shutting_down_workers: usize,
+    pub(super) workers: BTreeMap<String, WorkerView>,
+}
+
+/// One worker of [`FleetView`].
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct WorkerView {
+    pub(super) status: WorkerState,
+    pub(super) current_task: Option<String>,
+    pub(super) last_update: i64,
+    pub(super) seconds_since_update: i64,
+    pub(super) is_responsive: bool,
+    pub(super) current_tasks: Vec<String>,
+    pub(super) instance: Uuid,
+    pub(super) started_at: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) drain_seconds_left: Option<i64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) holding_back: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) exit_code: Option<u8>,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Fleet {
+    timeout: f64,
+    processes: BTreeMap<(String, Uuid), Process>,
+}
+
+impl Fleet {
+    /// A worker that says nothing for `timeout` is not responsive (`WORKER_TIMEOUT`).
+    pub(super) fn new(timeout: Duration) -> Self {
+        Self { timeout: timeout.as_secs_f64(), processes: BTreeMap::new() }
+    }
+
+    /// Takes one status that counts from `at`. Events are returned for what is new.
+    pub(super) fn hear(&mut self, status: WorkerStatus, at: f64) -> Vec<FleetEvent> {
+        let id = status.worker_id.clone();
+        let key = (id.clone(), status.instance);
+        let mut events = Vec::new();
+        let known = self.processes.get(&key);
+        if known.is_some_and(|known| at < known.at || known.status.status == WorkerState::ShutdownCompleted) {
+            // Read back after it was heard live; or a heartbeat behind the last word.
+            return events;
+        }
+        if known.is_some_and(|known| known.silent) {
+            events.push(FleetEvent::Returned(id.clone()));
+        }
+        if known.is_none_or(|known| known.status.status != status.status) {
+            let exit_code = status.receipt.as_ref().map(|receipt| receipt.exit_code);
+            events.push(match status.status {
+                WorkerState::Started => FleetEvent::Started(id.clone()),
+                WorkerState::ShutdownStarted => FleetEvent::ShutdownStarted(id.clone()),
+                WorkerState::ShutdownCompleted => FleetEvent::ShutdownCompleted(id.clone(), exit_code),
+            });
+        }
+        if known.is_none() {
+            events.extend(self.newcomer(&id, &status, at));
+        }
+        self.processes.insert(key, Process { status, at, silent: false });
+        self.bound();
+        events
+    }
+
+    /// A process that was not known: it replaces its former self, or stands beside a live one of the same name.
+    fn newcomer(&mut self, id: &str, status: &WorkerStatus, at: f64) -> Option<FleetEvent> {
+        let timeout = self.timeout;
+        let same_name = |key: &&(String, Uuid)| key.0 == id && key.1 != status.instance;
+        let others: Vec<(String, Uuid)> = self.processes.keys().filter(same_name).cloned().collect();
+        let mut conflict = None;
+        for other in others {
+            let alive = self.processes.get(&other).is_some_and(|process| responsive(process, at, timeout));
+            if alive {
+                conflict = Some(FleetEvent::Conflict(id.to_owned()));
+            } else {
+                self.processes.remove(&other);
+            }
+        }
+        conflict
+    }
+
+    /// Finds workers that have fallen silent, and drops those that are gone for long.
+    pub(super) fn tick(&mut self, now: f64) -> Vec<FleetEvent> {
+        self.processes.retain(|_, process| now - process.at < LISTED_SECONDS);
+        let mut events = Vec::new();
+        for ((id, _), process) in &mut self.processes {
+            let gone = process.status.status == WorkerState::ShutdownCompleted;
+            if !gone && !process.silent && now - process.at > self.timeout {
+                process.silent = true;
+                events.push(FleetEvent::Silent(id.clone()));
+            }
+        }
+        self.drop_former_selves(now);
+        events
+    }
+
+    /// A process that fell silent while another of its name lives was killed and started again.
+    fn drop_former_selves(&mut self, now: f64) {
+        let timeout = self.timeout;
+        let live: Vec<String> = self
+            .processes
+            .iter()
+            .filter(|(_, process)| responsive(process, now, timeout))
+            .map(|((id, _), _)| id.clone())
+            .collect();
+        self.processes.retain(|(id, _), process| responsive(process, now, timeout) || !live.contains(id));
+    }
+
+    fn bound(&mut self) {
+        while self.processes.len() > MOST_WORKERS {
+            let oldest = self.processes.iter().min_by(|one, other| one.1.at.total_cmp(&other.1.at));
+            let Some(key) = oldest.map(|(key, _)| key.clone()) else { return };
+            self.processes.remove(&key);
+        }
+    }
+
+    /// Workers that take tasks now.
+    pub(super) fn active(&self, now: f64) -> usize {
+        self.count(now, WorkerState::Started)
+    }
+
+    fn count(&self, now: f64, state: WorkerState) -> usize {
+        let alive = self.processes.values().filter(|process| responsive(process, now, self.timeout));
+        alive.filter(|process| process.status.status == state).count()
+    }
+
+    /// The fleet at `now`.
+    pub(super) fn view(&self, now: f64) -> FleetView {
+        let (active, stopping) = (self.count(now, WorkerState::Started), self.count(now, WorkerState::ShutdownStarted));
+        let mut workers = BTreeMap::new();
+        for ((id, instance), process) in &self.processes {
+            let newest = self.newest_of(id);
+            let name = if newest == Some(*instance) {
+                id.clone()
+            } else {
+                format!("{id}#{}", &instance.simple().to_string()[..8])
+            };
+            workers.insert(name, worker_view(process, now, self.timeout));
+        }
+        FleetView { total_workers: active + stopping, active_workers: active, shutting_down_workers: stopping, workers }
+    }
+
+    /// Of several live processes with one id the one that started first keeps the name.
+    fn newest_of(&self, id: &str) -> Option<Uuid> {
+        let same = self.processes.iter().filter(|((other, _), _)| other == id);
+        let first = same.min_by(|one, other| one.1.status.started_at.total_cmp(&other.1.status.started_at));
+        first.map(|((_, instance), _)| *instance)
+    }
+}
+
+fn responsive(process: &Process, now: f64, timeout: f64) -> bool {
+    process.status.status != WorkerState::ShutdownCompleted && now - process.at <= timeout
+}
+
+fn worker_view(process: &Process, now: f64, timeout: f64) -> WorkerView {
+    let status = &process.status;
+    let draining = status.status == WorkerState::ShutdownStarted;
+    WorkerView {
+        status: status.status,
+        current_task: status.current_task.clone(),
+        last_update: process.at.floor() as i64,
+        seconds_since_update: (now - process.at).max(0.0).floor() as i64,
+        is_responsive: responsive(process, now, timeout),
+        current_tasks: status.current_tasks.clone(),
+        instance: status.instance,
+        started_at: status.started_at,
+        // The deadline is by the worker's clock; what is left is what it was at the status, less what has passed since.
+        drain_seconds_left: status
+            .stop_deadline
+            .filter(|_| draining)
+            .map(|deadline| (deadline - status.timestamp - (now - process.at)).max(0.0).ceil() as i64),
+        holding_back: status.holding_back,
+        exit_code: status.receipt.as_ref().map(|receipt| receipt.exit_code),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::Receipt;
+
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    fn status(id: &str, instance: u128, state: WorkerState) -> WorkerStatus {
+        WorkerStatus {
+            worker_id: id.to_owned(),
+            status: state,
+            // Clocks of workers are not trusted: this one is years off.
+            timestamp: 1_000.0,
+            current_task: None,
+            current_tasks: Vec::new(),
+            instance: Uuid::from_u128(instance),
+            started_at: 1_000.0 + instance as f64,
+            stop_deadline: None,
+            holding_back: false,
+            receipt: None,
+        }
+    }
+
+    fn counts(fleet: &Fleet, now: f64) -> (usize, usize, usize) {
+        let view = fleet.view(now);
+        (view.total_workers, view.active_workers, view.shutting_down_workers)
+    }
+
+    #[test]
+    fn workers_are_counted_by_state_while_they_are_heard() {
+        let mut fleet = Fleet::new(TIMEOUT);
+        assert_eq!(fleet.hear(status("a", 1, WorkerState::Started), 100.0), [FleetEvent::Started("a".into())]);
+        assert!(fleet.hear(status("a", 1, WorkerState::Started), 101.0).is_empty(), "a heartbeat is no news");
+        fleet.hear(status("b", 2, WorkerState::ShutdownStarted), 101.0);
+        assert_eq!(counts(&fleet, 102.0), (2, 1, 1));
+        assert_eq!(counts(&fleet, 106.0), (2, 1, 1), "exactly the timeout");
+        assert_eq!(counts(&fleet, 106.1), (0, 0, 0));
+        let view = fleet.view(106.1);
+        assert_eq!((view.workers["a"].status, view.workers["a"].is_responsive), (WorkerState::Started, false));
+        assert_eq!((view.workers["a"].last_update, view.workers["a"].seconds_since_update), (101, 5));
+    }
+
+    #[test]
+    fn silence_and_return_are_said_once_each() {
+        let mut fleet = Fleet::new(TIMEOUT);
+        fleet.hear(status("a", 1, WorkerState::Started), 100.0);
+        assert!(fleet.tick(105.0).is_empty());
+        assert_eq!(fleet.tick(105.1), [FleetEvent::Silent("a".into())]);
+        assert!(fleet.tick(106.0).is_empty());
+        assert_eq!(fleet.hear(status("a", 1, WorkerState::Started), 107.0), [FleetEvent::Returned("a".into())]);
+    }
+
+    #[test]
+    fn a_completed_worker_is_gone_at_once_and_listed_for_ten_minutes() {
+        let mut fleet = Fleet::new(TIMEOUT);
+        fleet.hear(status("a", 1, WorkerState::Started), 100.0);
+        let receipt = Receipt {
+            worker_id: "a".into(),
+            signal: "SIGTERM".into(),
+            outcome: "drained".into(),
+            phases_ms: serde_json::Map::new(),
+            tasks_finished: 0,
+            tasks_returned: 0,
+            tasks_abandoned: Vec::new(),
+            exit_code: 0,
+        };
+        let last = WorkerStatus { receipt: Some(receipt), ..status("a", 1, WorkerState::ShutdownCompleted) };
+        assert_eq!(fleet.hear(last, 101.0), [FleetEvent::ShutdownCompleted("a".into(), Some(0))]);
+        assert!(!fleet.view(101.0).workers["a"].is_responsive);
+        assert!(fleet.hear(status("a", 1, WorkerState::Started), 101.5).is_empty(), "a heartbeat that was overtaken");
+        assert_eq!(counts(&fleet, 101.5), (0, 0, 0));
+        assert!(fleet.tick(700.9).is_empty() && fleet.view(700.9).workers.contains_key("a"));
+        fleet.tick(701.0);
+        assert!(fleet.view(701.0).workers.is_empty());
+    }
+
+    #[test]
+    fn a_restarted_worker_replaces_its_former_self_and_a_twin_stands_beside() {
+        let mut fleet = Fleet::new(TIMEOUT);
+        fleet.hear(status("a", 1, WorkerState::Started), 100.0);
+        fleet.hear(status("a", 1, WorkerState::ShutdownCompleted), 101.0);
+        fleet.hear(status("a", 2, WorkerState::Started), 101.5);
+        assert_eq!(fleet.view(101.5).workers.keys().collect::<Vec<_>>(), ["a"]);
+        let events = fleet.hear(status("a", 3, WorkerState::Started), 102.0);
+        assert!(events.contains(&FleetEvent::Conflict("a".into())), "{events:?}");
+        assert_eq!(fleet.view(102.0).workers.keys().collect::<Vec<_>>(), ["a", "a#00000000"]);
+        assert_eq!(counts(&fleet, 102.0), (2, 2, 0));
+        // One of them was killed: the other has the name to itself once that is known.
+        fleet.hear(status("a", 3, WorkerState::Started), 107.0);
+        assert_eq!(fleet.tick(107.1), [FleetEvent::Silent("a".into())]);
+        let view = fleet.view(107.1);
+        assert_eq!(view.workers.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(view.workers["a"].instance, Uuid::from_u128(3));
+    }
+
+    #[test]
+    fn what_is_read_back_never_overwrites_what_was_heard_live() {
+        let mut fleet = Fleet::new(TIMEOUT);
+        fleet.hear(status("a", 1, WorkerState::ShutdownStarted), 100.0);
+        assert!(fleet.hear(status("a", 1, WorkerState::Started), 50.0).is_empty());
+        assert_eq!(fleet.view(100.0).workers["a"].status, WorkerState::ShutdownStarted);
+    }
+
+    #[test]
+    fn the_seconds_left_of_a_drain_count_down_here() {
+        let mut fleet = Fleet::new(TIMEOUT);
+        let draining =
+            WorkerStatus { stop_deadline: Some(1_030.0), ..status("a", 1, WorkerState::ShutdownStarted) };
+        fleet.hear(draining, 500.0);
+        assert_eq!(fleet.view(504.0).workers["a"].drain_seconds_left, Some(26));
+    }
+
+    #[test]
+    fn a_crash_loop_with_new_names_does_not_fill_the_memory() {
+        let mut fleet = Fleet::new(TIMEOUT);
+        for number in 0..MOST_WORKERS as u128 + 50 {
+            fleet.hear(status(&format!("w{number}"), number, WorkerState::Started), number as f64);
+        }
+        assert_eq!(fleet.processes.len(), MOST_WORKERS);
+        assert!(!fleet.view(0.0).workers.contains_key("w0"));
+    }
+}
