@@ -1,0 +1,163 @@
+//! The body and the headers of `POST /analyze`: what may be asked for, and what is wrong otherwise. Pure.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Largest body, in bytes.
+pub(super) const LARGEST_BODY: usize = 64 * 1024;
+/// Longest `work_ms`.
+const LONGEST_WORK_MS: u64 = 120_000;
+/// Longest idempotency key.
+const LONGEST_KEY: usize = 255;
+
+/// A task that a caller asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) text: String,
+    pub(super) work_ms: Option<u64>,
+}
+
+/// A status and a sentence for the caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: u16,
+    pub(super) detail: String,
+}
+
+fn refuse<T>(status: u16, detail: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal { status, detail: detail.into() })
+}
+
+/// Reads the body.
+pub(super) fn parse(body: &[u8], work_allowed: bool) -> Result<Wanted, Refusal> {
+    #[derive(Deserialize)]
+    struct Body {
+        text: String,
+        work_ms: Option<Value>,
+    }
+    let Ok(Body { text, work_ms }) = serde_json::from_slice::<Body>(body) else { return Err(diagnose(body)) };
+    if text.trim().is_empty() {
+        return refuse(400, "\"text\" is empty or only white space; it must hold something to analyse");
+    }
+    let work_ms = match work_ms {
+        None => None,
+        Some(_) if !work_allowed => {
+            return refuse(400, "\"work_ms\" is for demonstrations and not allowed here (start the gateway with ALLOW_WORK_MS=1)");
+        }
+        Some(value) => match value.as_u64().filter(|milliseconds| *milliseconds <= LONGEST_WORK_MS) {
+            Some(milliseconds) => Some(milliseconds),
+            None => {
+                return refuse(400, format!("\"work_ms\" must be a whole number from 0 to {LONGEST_WORK_MS}"));
+            }
+        },
+    };
+    Ok(Wanted { text, work_ms })
+}
+
+/// Why a body is not what it should be, without quoting it.
+fn diagnose(body: &[u8]) -> Refusal {
+    let detail = if std::str::from_utf8(body).is_err() {
+        "the body is not UTF-8; it must be JSON in UTF-8: {\"text\": \"…\"}".to_owned()
+    } else {
+        match serde_json::from_slice::<Value>(body) {
+            Err(error) => format!(
+                "the body is not JSON (line {}, column {}); it must be {{\"text\": \"…\"}}",
+                error.line(),
+                error.column()
+            ),
+            Ok(Value::Object(members)) if !members.contains_key("text") => {
+                "\"text\" is missing; the body must be {\"text\": \"…\"}".to_owned()
+            }
+            Ok(Value::Object(members)) if !members["text"].is_string() => "\"text\" must be a string".to_owned(),
+            Ok(Value::Object(_)) => "a member stands twice in the body".to_owned(),
+            Ok(_) => "the body is not a JSON object; it must be {\"text\": \"…\"}".to_owned(),
+        }
+    };
+    Refusal { status: 400, detail }
+}
+
+/// Checks the Content-Type: `application/json` or `application/…+json`, with or without parameters.
+pub(super) fn check_type(content_type: Option<&str>) -> Result<(), Refusal> {
+    let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
+    if json { Ok(()) } else { refuse(415, "the Content-Type must be application/json") }
+}
+
+/// Checks an Idempotency-Key: 1 to 255 printable ASCII characters.
+pub(super) fn check_key(key: &str) -> Result<(), Refusal> {
+    let printable = key.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
+    if printable && (1..=LONGEST_KEY).contains(&key.len()) {
+        Ok(())
+    } else {
+        refuse(400, format!("the Idempotency-Key must be 1 to {LONGEST_KEY} printable ASCII characters"))
+    }
+}
+
+/// Whether `Prefer` asks for `respond-async` (RFC 7240).
+pub(super) fn prefers_async(prefer: Option<&str>) -> bool {
+    prefer.unwrap_or_default().split(',').any(|preference| {
+        preference.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("respond-async")
+    })
+}
+
+/// The refusal of a body that is too large.
+pub(super) fn too_large() -> Refusal {
+    Refusal { status: 413, detail: format!("the body is larger than {LARGEST_BODY} bytes") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_taken_as_it_is() {
+        let wanted = parse(r#"{"text": " Привет \u0000", "more": 1}"#.as_bytes(), false).unwrap();
+        assert_eq!(wanted, Wanted { text: " Привет \0".to_owned(), work_ms: None });
+    }
+
+    #[test]
+    fn every_fault_is_named() {
+        let table: [(&[u8], bool, &str); 14] = [
+            (b"", false, "not JSON"),
+            (b"{", false, "not JSON (line 1"),
+            (b"[]", false, "not a JSON object"),
+            (b"\"text\"", false, "not a JSON object"),
+            (b"{}", false, "\"text\" is missing"),
+            (b"{\"text\": 5}", false, "must be a string"),
+            (b"{\"text\": null}", false, "must be a string"),
+            (b"{\"text\": \"\"}", false, "empty"),
+            (b"{\"text\": \" \\n\\t\"}", false, "empty"),
+            (b"{\"text\": \"\xff\"}", false, "not UTF-8"),
+            (b"{\"text\": \"a\", \"text\": \"b\"}", false, "twice"),
+            (b"{\"text\": \"a\", \"work_ms\": 1}", false, "ALLOW_WORK_MS"),
+            (b"{\"text\": \"a\", \"work_ms\": 120001}", true, "from 0 to 120000"),
+            (b"{\"text\": \"a\", \"work_ms\": \"5\"}", true, "whole number"),
+        ];
+        for (body, allowed, expected) in table {
+            let refusal = parse(body, allowed).unwrap_err();
+            assert_eq!(refusal.status, 400);
+            assert!(refusal.detail.contains(expected), "{:?}: {}", String::from_utf8_lossy(body), refusal.detail);
+        }
+        assert_eq!(parse(b"{\"text\":\"a\",\"work_ms\":120000}", true).unwrap().work_ms, Some(120_000));
+    }
+
+    #[test]
+    fn json_is_known_by_its_type() {
+        for good in ["application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"] {
+            assert!(check_type(Some(good)).is_ok(), "{good}");
+        }
+        for bad in [None, Some(""), Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("text/json+json")] {
+            assert_eq!(check_type(bad).unwrap_err().status, 415, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn preferences_and_keys_follow_their_grammar() {
+        assert!(prefers_async(Some("wait=5, Respond-Async; foo")));
+        assert!(!prefers_async(Some("respond-asynchronously")) && !prefers_async(None));
+        assert!(check_key("order-1").is_ok() && check_key(&"k".repeat(255)).is_ok());
+        for bad in ["", "ключ", "tab\t", &"k".repeat(256)] {
+            assert_eq!(check_key(bad).unwrap_err().status, 400);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What a caller gets: status, headers, body, as the bytes of one HTTP/1.1 response.
+//!
+//! Errors are problem documents (RFC 9457). Written by ourselves in one piece, because the HTTP library writes a response in
+//! several and allocates for each header. Nothing that came with a request goes into a header.
+
+use crate::task::TaskResult;
+use serde_json::{Map, Value, json};
+use std::time::{Duration, SystemTime};
+
+const JSON: &str = "application/json";
+const PROBLEM: &str = "application/problem+json";
+
+/// One response.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Answer {
+    /// HTTP status.
+    pub(super) status: u16,
+    content_type: &'static str,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    /// A JSON value.
+    pub(super) fn json(status: u16, value: &Value) -> Self {
+        Self::bytes(status, JSON, value.to_string().into_bytes())
+    }
+
+    /// A body of any type.
+    pub(super) fn bytes(status: u16, content_type: &'static str, body: Vec<u8>) -> Self {
+        Self { status, content_type, headers: Vec::new(), body }
+    }
+
+    /// A problem document; `task_id` where there is one.
+    pub(super) fn problem(status: u16, detail: &str, task_id: Option<&str>) -> Self {
+        let mut members = problem_members(status, detail);
+        if let Some(task_id) = task_id {
+            members.insert("task_id".to_owned(), task_id.into());
+        }
+        Self::bytes(status, PROBLEM, Value::Object(members).to_string().into_bytes())
+    }
+
+    /// 503 with Retry-After.
+    pub(super) fn unavailable(detail: &str, task_id: Option<&str>, retry_after: Duration) -> Self {
+        Self::problem(503, detail, task_id).with("Retry-After", retry_after.as_secs().max(1).to_string())
+    }
+
+    /// The answer to a caller who waited for this record of the results topic: 200, or 500 with the result's members beside the
+    /// problem's when the task failed for good.
+    pub(super) fn result(value: &[u8]) -> Self {
+        let body = TaskResult::body_for_http(value);
+        match TaskResult::decode(value) {
+            Ok(result) if !result.success => {
+                let detail = result.error.unwrap_or_else(|| "the task failed".to_owned());
+                let mut members = problem_members(500, &detail);
+                if let Ok(own) = serde_json::from_slice::<Map<String, Value>>(&body) {
+                    members.extend(own);
+                }
+                Self::bytes(500, PROBLEM, Value::Object(members).to_string().into_bytes())
+            }
+            _ => Self::bytes(200, JSON, body.into_owned()),
+        }
+    }
+
+    /// The same where a result is asked for by its id: 200 whatever came of the task.
+    pub(super) fn stored_result(value: &[u8]) -> Self {
+        Self::bytes(200, JSON, TaskResult::body_for_http(value).into_owned())
+    }
+
+    /// 202: Kafka has the task.
+    pub(super) fn accepted(task_id: &str) -> Self {
+        // The id is one of our own, a UUID, so that nothing of the request gets into the header.
+        Self::json(202, &json!({ "task_id": task_id, "state": "pending" })).with("Location", format!("/tasks/{task_id}"))
+    }
+
+    /// Adds a header.
+    pub(super) fn with(mut self, name: &'static str, value: String) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// The whole response. `head`: without its body, as an answer to HEAD. `close`: this is the connection's last.
+    pub(super) fn encode(&self, head: bool, close: bool) -> Vec<u8> {
+        let mut response = Vec::with_capacity(256 + self.body.len());
+        let date = httpdate::fmt_http_date(SystemTime::now());
+        let status = self.status;
+        let mut line = |text: &str| response.extend_from_slice(text.as_bytes());
+        line(&format!("HTTP/1.1 {status} {}\r\nDate: {date}\r\nServer: lastcall\r\n", reason(status)));
+        line(&format!("Content-Type: {}\r\nContent-Length: {}\r\n", self.content_type, self.body.len()));
+        for (name, value) in &self.headers {
+            line(&format!("{name}: {value}\r\n"));
+        }
+        if close {
+            line("Connection: close\r\n");
+        }
+        line("\r\n");
+        if !head {
+            response.extend_from_slice(&self.body);
+        }
+        response
+    }
+}
+
+fn problem_members(status: u16, detail: &str) -> Map<String, Value> {
+    let mut members = Map::new();
+    members.insert("type".to_owned(), "about:blank".into());
+    members.insert("title".to_owned(), reason(status).into());
+    members.insert("status".to_owned(), status.into());
+    members.insert("detail".to_owned(), detail.into());
+    members
+}
+
+/// The reason phrases of RFC 9110 for the statuses that we use.
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        202 => "Accepted",
+        400 => "Bad Request",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        413 => "Content Too Large",
+        415 => "Unsupported Media Type",
+        422 => "Unprocessable Content",
+        500 => "Internal Server Error",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        _ => "Unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(answer: &Answer) -> String {
+        String::from_utf8(answer.encode(false, false)).unwrap()
+    }
+
+    #[test]
+    fn a_problem_has_the_members_of_the_rfc() {
+        let answer = Answer::unavailable("no room", Some("t-1"), Duration::from_secs(2));
+        let text = text(&answer);
+        assert!(text.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{text}");
+        assert!(text.contains("Content-Type: application/problem+json\r\n") && text.contains("Retry-After: 2\r\n"));
+        let body: Value = serde_json::from_str(text.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+        let expected = json!({"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": "no room", "task_id": "t-1"});
+        assert_eq!(body, expected);
+    }
+
+    #[test]
+    fn a_result_is_handed_on_without_its_type() {
+        let stored = br#"{"task_id":"t","success":true,"chars":3,"processed_by":"w","seconds":0.1,"type":"result"}"#;
+        let text = text(&Answer::result(stored));
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        assert!(text.ends_with(r#"{"task_id":"t","success":true,"chars":3,"processed_by":"w","seconds":0.1}"#), "{text}");
+    }
+
+    #[test]
+    fn a_failed_task_is_a_problem_with_the_result_beside() {
+        let stored = br#"{"task_id":"t","success":false,"error":"no luck","processed_by":"w","seconds":0.1,"type":"result"}"#;
+        let answer = Answer::result(stored);
+        let body: Value = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!((answer.status, &body["detail"], &body["status"]), (500, &json!("no luck"), &json!(500)));
+        assert_eq!((&body["success"], &body["task_id"], &body["type"]), (&json!(false), &json!("t"), &json!("about:blank")));
+        assert_eq!(Answer::stored_result(stored).status, 200);
+    }
+
+    #[test]
+    fn head_has_the_length_and_no_body_and_the_last_answer_says_so() {
+        let answer = Answer::json(200, &json!({"a": 1}));
+        let head = String::from_utf8(answer.encode(true, true)).unwrap();
+        assert!(head.contains("Content-Length: 7\r\n") && head.contains("Connection: close\r\n"), "{head}");
+        assert!(head.ends_with("\r\n\r\n"));
+    }
+}

@@ -1,0 +1,137 @@
+//! The gateway's figures, as OpenMetrics text.
+
+use super::desk::State;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use std::time::Duration;
+
+/// The media type of [`Metrics::encode`].
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Status {
+    status: u32,
+}
+
+/// Counters and gauges; cheap to count, encoded when asked for.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    registry: Registry,
+    answers: Family<Status, Counter>,
+    accepted: Counter,
+    results: Counter,
+    produced_again: Counter,
+    bad_records: Counter,
+    abandoned_bodies: Counter,
+    answer_seconds: Histogram,
+    waiting: Gauge,
+    pending: Gauge,
+    known_results: Gauge,
+    duplicate_results: Gauge,
+    active_workers: Gauge,
+    kafka_connected: Gauge,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let mut registry = Registry::with_prefix("lastcall_gateway");
+        let answers = Family::default();
+        registry.register("http_answers", "Answers by status", answers.clone());
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let accepted = counter("tasks_accepted", "Tasks of this gateway that Kafka has acknowledged");
+        let results = counter("results", "Results read");
+        let produced_again = counter("tasks_produced_again", "Tasks that Kafka had dropped and this gateway produced again");
+        let bad_records = counter("bad_records", "Records of the results topic that could not be read");
+        let abandoned_bodies = counter("abandoned_bodies", "Requests let go because too many slow bodies were on their way");
+        let answer_seconds = Histogram::new(exponential_buckets(0.0005, 2.0, 16));
+        registry.register_with_unit(
+            "answer",
+            "From a task's arrival to its result",
+            Unit::Seconds,
+            answer_seconds.clone(),
+        );
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let waiting = gauge("waiting_callers", "Callers that wait for a result");
+        let pending = gauge("pending_tasks", "Tasks without a result");
+        let known_results = gauge("known_results", "Results that can be asked for");
+        let duplicate_results = gauge("duplicate_results", "Results for tasks that had one already");
+        let active_workers = gauge("active_workers", "Workers that take tasks");
+        let kafka_connected = gauge("kafka_connected", "1 while Kafka answers");
+        Self {
+            registry,
+            answers,
+            accepted,
+            results,
+            produced_again,
+            bad_records,
+            abandoned_bodies,
+            answer_seconds,
+            waiting,
+            pending,
+            known_results,
+            duplicate_results,
+            active_workers,
+            kafka_connected,
+        }
+    }
+
+    pub(super) fn answered(&self, status: u16) {
+        self.answers.get_or_create(&Status { status: status.into() }).inc();
+    }
+
+    pub(super) fn accepted(&self) {
+        self.accepted.inc();
+    }
+
+    pub(super) fn results(&self, count: u64) {
+        self.results.inc_by(count);
+    }
+
+    pub(super) fn produced_again(&self) {
+        self.produced_again.inc();
+    }
+
+    pub(super) fn bad_record(&self) {
+        self.bad_records.inc();
+    }
+
+    pub(super) fn abandoned_body(&self) {
+        self.abandoned_bodies.inc();
+    }
+
+    pub(super) fn answer_took(&self, took: Duration) {
+        self.answer_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Takes the gauges from the state.
+    pub(super) fn look(&self, state: &State, now: f64, kafka_connected: bool) {
+        let set = |gauge: &Gauge, value: usize| drop(gauge.set(i64::try_from(value).unwrap_or(i64::MAX)));
+        set(&self.waiting, state.waiting.len());
+        set(&self.pending, state.index.pending_count());
+        set(&self.known_results, state.index.results_count());
+        set(&self.duplicate_results, usize::try_from(state.index.duplicates()).unwrap_or(usize::MAX));
+        set(&self.active_workers, state.fleet.active(now));
+        set(&self.kafka_connected, usize::from(kafka_connected));
+    }
+
+    /// The text that `GET /metrics` answers.
+    pub(super) fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing into a string does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
