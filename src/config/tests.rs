@@ -1,5 +1,6 @@
 //! The options as their users meet them: command line and environment in, configuration or faults out.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
@@ -392,4 +393,51 @@ fn help_is_shown_even_when_variables_are_wrong() {
 fn version_names_program_and_version() {
     assert_eq!(shown(worker(&["--version"], &[])), concat!("worker ", env!("CARGO_PKG_VERSION"), "\n"));
     assert_eq!(shown(gateway(&["-V"], &[])), concat!("gateway ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+/// The table as the code has it: for each variable the programs and the default. A default that is no text of the option's own
+/// stands in its help in brackets.
+fn options_of_code() -> BTreeMap<String, (String, String)> {
+    let mut found = BTreeMap::<String, Vec<(&str, String)>>::new();
+    for (program, command) in [("gateway", GatewayOptions::command()), ("worker", WorkerOptions::command())] {
+        for arg in command.get_arguments() {
+            let Some(variable) = arg.get_env() else { continue };
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            let told = help.split_once("[default: ").and_then(|(_, rest)| rest.strip_suffix(']'));
+            let values = arg.get_default_values().first();
+            let value = values.map(|value| format!("`{}`", value.to_string_lossy()));
+            let default = value.or(told.map(str::to_owned)).unwrap_or_default();
+            found.entry(variable.to_string_lossy().into_owned()).or_default().push((program, default));
+        }
+    }
+    let row = |programs: Vec<(&str, String)>| match programs.as_slice() {
+        [(program, default)] => ((*program).to_owned(), default.clone()),
+        [(_, one), (_, other)] if one == other => ("both".to_owned(), one.clone()),
+        many => {
+            let each: Vec<_> = many.iter().map(|(program, default)| format!("{default} {program}")).collect();
+            ("both".to_owned(), each.join(", "))
+        }
+    };
+    found.into_iter().map(|(name, programs)| (name, row(programs))).collect()
+}
+
+/// The table as README.md has it: `| variable | for | default | meaning |`.
+fn options_of_readme() -> BTreeMap<String, (String, String)> {
+    let readme = include_str!("../../README.md");
+    let rows = readme.lines().filter_map(|line| {
+        let cells: Vec<_> = line.strip_prefix("| `")?.split('|').map(str::trim).collect();
+        let (&[name, programs, default, meaning, ""], true) = (cells.as_slice(), line.ends_with('|')) else {
+            return None;
+        };
+        assert!(!meaning.is_empty(), "{name} has no meaning");
+        let name =
+            name.strip_suffix('`').filter(|name| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_'))?;
+        Some((name.to_owned(), (programs.to_owned(), default.to_owned())))
+    });
+    rows.collect()
+}
+
+#[test]
+fn the_table_of_the_readme_is_that_of_the_code() {
+    assert_eq!(options_of_readme(), options_of_code());
 }
