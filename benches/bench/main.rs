@@ -226,12 +226,13 @@ fn measure_rolling_restart(rig: &Rig, size: &Size, report: &mut Report) {
 /// kill -9 of the worker that runs a task, until the task runs elsewhere: the answer comes its own time after that.
 fn measure_kill(rig: &Rig, size: &Size, report: &mut Report) {
     let mut stack = Stack::start(rig);
-    let work = Duration::from_secs(1);
+    // Longer than a heartbeat: the fleet view tells who has it.
+    let work = Duration::from_secs(3);
     let mut hops = Vec::new();
     for round in 0..size.kills {
         let caller = {
             let mut http = stack.gateway.connect();
-            let body = json!({ "text": format!("round {round}"), "work_ms": 1000 });
+            let body = json!({ "text": format!("round {round}"), "work_ms": work.as_millis() });
             std::thread::Builder::new()
                 .name("caller".to_owned())
                 .spawn(move || (http.post("/analyze", &body).expect("the gateway answers"), Instant::now()))
