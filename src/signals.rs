@@ -130,13 +130,34 @@ mod tests {
 
     impl Told {
         fn start() -> Self {
-            let mut child = Command::new(std::env::current_exe().expect("this test binary"))
+            let this = std::env::current_exe().expect("this test binary");
+            Self::spawn(&mut Command::new(this))
+        }
+
+        /// As `nohup` and the background of a shell script start programs.
+        fn start_ignoring() -> Self {
+            let this = std::env::current_exe().expect("this test binary");
+            Self::spawn(Command::new("sh").args(["-c", "trap '' INT HUP; exec \"$0\" \"$@\""]).arg(this))
+        }
+
+        fn spawn(command: &mut Command) -> Self {
+            let mut child = command
                 .args(["--ignored", "--exact", "--nocapture", "signals::tests::process_that_tells_its_signals"])
                 .stdout(Stdio::piped())
                 .spawn()
                 .expect("the test binary starts");
             let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
             Self { child, lines }
+        }
+
+        /// Sends two signals: the name of the first is told both times, and the process ends by itself.
+        fn hears(mut self, first: Signal, second: Signal) {
+            self.wait_for("ready");
+            self.send(first);
+            self.wait_for(first.as_str());
+            self.send(second);
+            self.wait_for(first.as_str());
+            assert!(self.child.wait().expect("it ends by itself").success());
         }
 
         /// Reads on until the line is told.
@@ -166,14 +187,13 @@ mod tests {
             (Signal::SIGHUP, Signal::SIGTERM),
             (Signal::SIGTERM, Signal::SIGTERM),
         ] {
-            let mut told = Told::start();
-            told.wait_for("ready");
-            told.send(first);
-            told.wait_for(first.as_str());
-            told.send(second);
-            told.wait_for(first.as_str());
-            assert!(told.child.wait().expect("it ends by itself").success());
+            Told::start().hears(first, second);
         }
+    }
+
+    #[test]
+    fn signals_that_were_ignored_at_the_start_are_heard() {
+        Told::start_ignoring().hears(Signal::SIGHUP, Signal::SIGINT);
     }
 
     #[test]
