@@ -193,6 +193,18 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_readme_is_true() {
+        let readme = include_str!("../README.md");
+        let block = readme.split("```").find_map(|block| block.strip_prefix("json\n")).expect("an example of a result");
+        let Value::Object(example) = serde_json::from_str(block).expect("JSON") else { panic!("an object") };
+        let Value::Object(counted) = analyse("the cat and the hat") else { panic!("an object") };
+        for (name, value) in &counted {
+            assert_eq!(example.get(name), Some(value), "{name}");
+        }
+        assert!(readme.contains(r#"-d '{"text": "the cat and the hat"}'"#));
+    }
+
+    #[test]
     fn russian() {
         let expected = json!({
             "chars": 47, "words": 10, "unique_words": 7, "letters": 32,
