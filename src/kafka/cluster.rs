@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
@@ -54,7 +55,12 @@ struct Known {
     brokers: BTreeMap<i32, BrokerAddress>,
     topics: HashMap<String, Topic>,
     coordinators: HashMap<String, i32>,
+    /// Brokers that took a request and did not answer it, and since when.
+    silent: HashMap<BrokerAddress, Instant>,
 }
+
+/// How long a broker that did not answer is asked last.
+const SILENCE: Duration = Duration::from_secs(10);
 
 impl Cluster {
     /// A cluster of which nothing is known but the bootstrap list. Opens no connection.
@@ -74,16 +80,10 @@ impl Cluster {
         &self.options
     }
 
-    /// A connection to the first broker that takes one, of those known from metadata and the bootstrap list. In random order: a
-    /// frozen broker takes connections and answers nothing, and must not be asked again and again while others are well.
+    /// A connection to the first broker that takes one, of those known from metadata and the bootstrap list, in random order. A
+    /// frozen broker takes connections and answers nothing: the ones that were silent lately come last.
     pub fn connect_any(&self) -> Result<Connection> {
-        let mut candidates: Vec<BrokerAddress> = self.known.lock().brokers.values().cloned().collect();
-        for address in &self.options().bootstrap {
-            if !candidates.contains(address) {
-                candidates.push(address.clone());
-            }
-        }
-        fastrand::shuffle(&mut candidates);
+        let candidates = self.candidates();
         let mut last = None;
         for address in &candidates {
             match Connection::open(address, self.options()) {
@@ -97,6 +97,27 @@ impl Cluster {
             Some(last) => KafkaError::NoBroker { tried, last: Box::new(last) },
             None => KafkaError::Unsupported("no broker address is configured".into()),
         })
+    }
+
+    fn candidates(&self) -> Vec<BrokerAddress> {
+        let mut known = self.known.lock();
+        known.silent.retain(|_, since| since.elapsed() < SILENCE);
+        let mut candidates: Vec<BrokerAddress> = known.brokers.values().cloned().collect();
+        for address in &self.options().bootstrap {
+            if !candidates.contains(address) {
+                candidates.push(address.clone());
+            }
+        }
+        fastrand::shuffle(&mut candidates);
+        candidates.sort_by_key(|address| known.silent.contains_key(address));
+        candidates
+    }
+
+    /// Remembers a broker that did not answer. Whoever waits for answers on connections of its own tells it here.
+    pub(super) fn blame(&self, error: &KafkaError) {
+        if let KafkaError::Timeout { broker, .. } = error {
+            self.known.lock().silent.insert(broker.clone(), Instant::now());
+        }
     }
 
     /// A connection to the broker with this node id.
@@ -130,16 +151,17 @@ impl Cluster {
             match question(&mut connection) {
                 // Not for a timeout: that broker had it, and whoever asks has waited long enough.
                 Err(error) if error.retry() == Retry::Reconnect && !matches!(error, KafkaError::Timeout { .. }) => {}
-                answer => {
-                    self.put_back(connection);
-                    return answer;
-                }
+                answer => return self.answered(connection, answer),
             }
         }
         let mut connection = self.connect_any()?;
         let answer = question(&mut connection);
+        self.answered(connection, answer)
+    }
+
+    fn answered<T>(&self, connection: Connection, answer: Result<T>) -> Result<T> {
         self.put_back(connection);
-        answer
+        answer.inspect_err(|error| self.blame(error))
     }
 
     fn put_back(&self, connection: Connection) {
@@ -209,6 +231,11 @@ impl Cluster {
             None => ErrorCode::UNKNOWN_TOPIC_OR_PARTITION,
         };
         Err(KafkaError::broker("Metadata", missing, Some(&format!("{topic}-{partition}"))))
+    }
+
+    /// Brokers known from metadata.
+    pub(super) fn broker_count(&self) -> usize {
+        self.known.lock().brokers.len()
     }
 
     /// Node id of any broker known from metadata.

@@ -202,10 +202,10 @@ impl Reader {
             self.look_up()?;
         }
         let returns = Instant::now() + self.options.max_wait;
-        self.send_fetches()?;
+        let mut trouble = self.send_fetches()?;
         let mut records = Vec::new();
         // One leader is waited for; several are looked at in turn, and the first that has something ends the round.
-        let single = self.outstanding.len() == 1;
+        let single = self.outstanding.len() == 1 && trouble.is_none();
         loop {
             let nodes: Vec<i32> = self.outstanding.keys().copied().collect();
             for node in nodes {
@@ -214,13 +214,19 @@ impl Reader {
                 let wait = if single { left + TURN } else { left.min(TURN) };
                 match self.receive(node, wait) {
                     Ok(received) => records.extend(received),
-                    Err(error) if records.is_empty() => return Err(error),
-                    // What was read is not thrown away; the next round looks the leaders up.
-                    Err(_) => self.looked_up = None,
+                    Err(error) => trouble = trouble.or(Some(error)),
                 }
             }
-            if !records.is_empty() || Instant::now() >= returns || self.outstanding.is_empty() {
-                return Ok(records);
+            match trouble {
+                Some(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
+                Some(error) if records.is_empty() => return Err(error),
+                // What was read is not thrown away; the next round looks the leaders up.
+                Some(_) => {
+                    self.looked_up = None;
+                    return Ok(records);
+                }
+                None if records.is_empty() && Instant::now() < returns && !self.outstanding.is_empty() => {}
+                None => return Ok(records),
             }
         }
     }
@@ -257,12 +263,15 @@ impl Reader {
         }
     }
 
-    /// Sends a fetch to every leader that has none outstanding.
-    fn send_fetches(&mut self) -> Result<()> {
+    /// Sends a fetch to every leader that has none outstanding. Returns the first failure: the others are read all the same.
+    fn send_fetches(&mut self) -> Result<Option<KafkaError>> {
+        let mut trouble = None;
         let mut by_leader: BTreeMap<i32, Vec<(i32, i64)>> = BTreeMap::new();
         for (&partition, &position) in &self.positions {
-            let leader = self.fetches.cluster().leader(&self.topic, partition)?;
-            by_leader.entry(leader).or_default().push((partition, position));
+            match self.fetches.cluster().leader(&self.topic, partition) {
+                Ok(leader) => by_leader.entry(leader).or_default().push((partition, position)),
+                Err(error) => trouble = trouble.or(Some(error)),
+            }
         }
         let limits = Limits { max_wait: self.options.max_wait, max_bytes: self.options.max_bytes };
         let patience = self.patience();
@@ -271,10 +280,15 @@ impl Reader {
                 continue;
             }
             let request = fetch::request(&self.topic, &wanted, limits);
-            let correlation = self.fetches.get(leader)?.send(fetch::VERSION, &request)?;
-            self.outstanding.insert(leader, Outstanding { correlation, deadline: Instant::now() + patience });
+            match self.fetches.get(leader).and_then(|connection| connection.send(fetch::VERSION, &request)) {
+                Ok(correlation) => {
+                    self.outstanding.insert(leader, Outstanding { correlation, deadline: Instant::now() + patience });
+                }
+                Err(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
+                Err(error) => trouble = trouble.or(Some(error)),
+            }
         }
-        Ok(())
+        Ok(trouble)
     }
 
     /// How long an answer may take.
@@ -301,6 +315,7 @@ impl Reader {
             Err(error) => {
                 self.outstanding.remove(&node);
                 self.fetches.drop_node(node);
+                self.fetches.cluster().blame(&error);
                 return Err(error);
             }
         };

@@ -45,6 +45,8 @@ fn create(cluster: &Cluster, name: &str, partitions: i32, more: &[(&'static str,
     let spec = TopicSpec { name: name.to_owned(), partitions, replication_factor: None, configs };
     let ensured = eventually_ok(START, || admin::ensure_topic(cluster, &spec));
     assert_eq!((ensured.created, ensured.topic.partitions.len()), (true, usize::try_from(partitions).expect("a few")));
+    // Metadata names the leaders before they know of it themselves.
+    eventually_ok(START, || admin::end_offsets(cluster, name));
 }
 
 /// Repeats what Kafka answers with an error for a moment.

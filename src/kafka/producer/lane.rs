@@ -89,6 +89,14 @@ impl<T> Lane<T> {
         self.batch.is_some() || !self.pieces.is_empty() || !self.waiting.is_empty()
     }
 
+    /// Whether the lane can send: it has records, and waits neither for an answer nor for the log.
+    pub(super) fn can_send(&self) -> bool {
+        match &self.batch {
+            Some(batch) => !batch.out && !batch.in_doubt,
+            None => !self.pieces.is_empty() || !self.waiting.is_empty(),
+        }
+    }
+
     /// Where the log is searched for a batch in doubt; `None` until it is told.
     pub(super) fn search_from(&self) -> Option<i64> {
         self.search_from

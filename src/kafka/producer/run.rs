@@ -1,7 +1,8 @@
 //! The producer's thread: gathers records, sends a batch per partition, applies the answers, repeats what must be repeated.
 //!
-//! It blocks in three places only: on the channel while there is nothing to do, on a broker's answer, and in a back-off. Its
-//! interrupter wakes the last two; closing and a new record the first.
+//! One request per leader is out at a time. The thread blocks in three places only: on the channel while there is nothing to do, on
+//! the answers, and in a back-off. Its interrupter wakes the last two; closing and a new record the first. In a cluster of several
+//! brokers the answers are looked for in turn, so that a frozen leader holds up its own partitions and no others.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -37,8 +38,17 @@ const BACKOFF_LONGEST: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes per fetch while the log is searched for a batch.
 const SEARCH_BYTES: i32 = 1 << 20;
+/// With several brokers each answer is looked for so long.
+const TURN: Duration = Duration::from_millis(2);
 
 type LaneKey = (Arc<str>, i32);
+
+/// A request without an answer.
+struct InFlight {
+    correlation: i32,
+    deadline: Instant,
+    keys: Vec<LaneKey>,
+}
 
 /// Why the thread goes on or ends.
 enum Gathered {
@@ -49,7 +59,10 @@ enum Gathered {
 
 pub(super) struct Actor<T, E> {
     name: String,
+    /// The produce requests' connections: nothing else is asked on them.
     pool: Pool,
+    /// Connections for offsets and for looking into the log.
+    questions: Pool,
     options: ProducerOptions,
     events: E,
     inbox: Receiver<Message<T>>,
@@ -62,6 +75,8 @@ pub(super) struct Actor<T, E> {
     unplaced: VecDeque<Message<T>>,
     unplaced_bytes: usize,
     lanes: BTreeMap<LaneKey, Lane<T>>,
+    /// By the leader's node id.
+    in_flight: BTreeMap<i32, InFlight>,
     identity: Option<Identity>,
     backoff: Backoff,
     trouble_since: Option<Instant>,
@@ -83,7 +98,8 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
     ) -> Self {
         Self {
             name: name.to_owned(),
-            pool: Pool::new(cluster),
+            pool: Pool::new(cluster.clone()),
+            questions: Pool::new(cluster),
             options,
             events,
             inbox,
@@ -94,6 +110,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
             unplaced: VecDeque::new(),
             unplaced_bytes: 0,
             lanes: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
             identity: None,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_LONGEST),
             trouble_since: None,
@@ -117,7 +134,9 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         let mut outcome = self.connect();
         loop {
             match outcome {
-                Ok(()) => self.all_is_well(),
+                Ok(true) => self.all_is_well(),
+                // Nobody has answered yet.
+                Ok(false) => {}
                 Err(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
                 Err(error) => self.trouble(&error)?,
             }
@@ -151,13 +170,17 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
                 Err(RecvTimeoutError::Disconnected) => return Gathered::Finished,
             }
         }
-        let mut held = self.unplaced_bytes + self.lanes.values().map(Lane::bytes).sum::<usize>();
+        let mut held = self.held_bytes();
         while held < self.options.request_bytes {
             let Ok(message) = self.inbox.try_recv() else { break };
             held += message.record.size();
             self.take(message);
         }
         Gathered::Records
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.unplaced_bytes + self.lanes.values().map(Lane::bytes).sum::<usize>()
     }
 
     fn take(&mut self, message: Message<T>) {
@@ -169,20 +192,19 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         !self.unplaced.is_empty() || self.lanes.values().any(Lane::has_work)
     }
 
-    /// Sends everything in hand once. The first failure is the round's; the others have been tried all the same.
-    fn round(&mut self) -> Result<()> {
+    /// Sends what can be sent and waits for an answer; whether one came. The first failure is the round's; the others have been tried
+    /// all the same.
+    fn round(&mut self) -> Result<bool> {
         self.connect_first_time()?;
         let mut trouble = self.refresh_when_old().err();
         note(&mut trouble, self.place());
         self.clear_doubts(&mut trouble)?;
         let plan = self.compose(&mut trouble);
-        let asked = self.send(plan, &mut trouble)?;
-        for (node, correlation, lanes) in asked {
-            self.receive(node, correlation, &lanes, &mut trouble)?;
-        }
+        self.send(plan, &mut trouble)?;
+        let answered = self.await_answers(&mut trouble)?;
         match trouble {
             Some(error) => Err(error),
-            None => Ok(()),
+            None => Ok(answered),
         }
     }
 
@@ -207,7 +229,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
     }
 
     /// Keeps an idle producer connected: a connection that the broker closed is replaced, so that `is_ready` tells the truth.
-    fn connect(&mut self) -> Result<()> {
+    fn connect(&mut self) -> Result<bool> {
         self.connect_first_time()?;
         if !self.pool.any_alive() {
             let cluster = self.pool.cluster();
@@ -216,7 +238,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
                 self.pool.get(node)?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn refresh_when_old(&mut self) -> Result<()> {
@@ -271,14 +293,24 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         Ok(count)
     }
 
-    /// Makes the batches and says which leader gets which. Connects first: `about_to_send` shall mean it.
+    /// Makes the batches and says which leader gets which; leaders that still owe an answer get none. Connects first: `about_to_send` shall mean it.
     fn compose(&mut self, trouble: &mut Option<KafkaError>) -> BTreeMap<i32, Vec<LaneKey>> {
         let mut plan: BTreeMap<i32, Vec<LaneKey>> = BTreeMap::new();
         let mut refused = Vec::new();
         let now = SystemTime::now();
-        for (key, lane) in self.lanes.iter_mut().filter(|(_, lane)| lane.has_work() && lane.in_doubt().is_none()) {
-            let leader = match leader_of(&mut self.pool, key, lane) {
-                Ok(leader) => leader,
+        for (key, lane) in self.lanes.iter_mut().filter(|(_, lane)| lane.can_send()) {
+            let (topic, partition) = (&*key.0, key.1);
+            let connected = self.pool.cluster().leader(topic, partition).and_then(|leader| {
+                if self.in_flight.contains_key(&leader) {
+                    return Ok(None);
+                }
+                learn_end(&mut self.questions, topic, partition, lane)?;
+                self.pool.get(leader)?;
+                Ok(Some(leader))
+            });
+            let leader = match connected {
+                Ok(Some(leader)) => leader,
+                Ok(None) => continue,
                 Err(error) => {
                     trouble.get_or_insert(error);
                     continue;
@@ -292,55 +324,81 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         plan
     }
 
-    /// Sends one request to each leader; returns what answers to wait for. Only an interrupt or a fault of ours is an error.
-    fn send(
-        &mut self,
-        plan: BTreeMap<i32, Vec<LaneKey>>,
-        trouble: &mut Option<KafkaError>,
-    ) -> Result<Vec<(i32, i32, Vec<LaneKey>)>> {
-        let mut asked = Vec::new();
-        for (node, mut keys) in plan {
+    /// Sends one request to each leader. Only an interrupt or a fault of ours is an error.
+    fn send(&mut self, plan: BTreeMap<i32, Vec<LaneKey>>, trouble: &mut Option<KafkaError>) -> Result<()> {
+        let timeout = self.pool.cluster().options().request_timeout;
+        for (node, keys) in plan {
             let mut batches = Vec::new();
-            keys.retain(|key| match self.lanes.get_mut(key).and_then(Lane::outgoing) {
-                Some(bytes) => {
-                    batches.push((key.clone(), bytes));
-                    true
+            for key in keys {
+                if let Some(bytes) = self.lanes.get_mut(&key).and_then(Lane::outgoing) {
+                    batches.push((key, bytes));
                 }
-                None => false,
-            });
+            }
             if batches.is_empty() {
                 continue;
             }
-            let request = produce_request(batches, self.pool.cluster().options().request_timeout);
+            let keys: Vec<LaneKey> = batches.iter().map(|(key, _)| key.clone()).collect();
+            let request = produce_request(batches, timeout);
             match self.pool.get(node).and_then(|connection| connection.send(VERSION, &request)) {
-                Ok(correlation) => asked.push((node, correlation, keys)),
+                Ok(correlation) => {
+                    self.in_flight.insert(node, InFlight { correlation, deadline: Instant::now() + timeout, keys });
+                }
                 Err(error @ (KafkaError::Unencodable { .. } | KafkaError::Interrupted)) => return Err(error),
                 Err(error) => self.no_answer(node, &keys, error, trouble),
             }
         }
-        Ok(asked)
+        Ok(())
     }
 
-    /// Waits for one leader's answer and applies it.
-    fn receive(
-        &mut self,
-        node: i32,
-        correlation: i32,
-        keys: &[LaneKey],
-        trouble: &mut Option<KafkaError>,
-    ) -> Result<()> {
-        let timeout = self.pool.cluster().options().request_timeout;
-        let answer = self.pool.get(node).and_then(|connection| match connection.receive(correlation, timeout)? {
-            Some(mut body) => connection.decode::<ProduceRequest>(&mut body, VERSION),
-            None => {
-                Err(KafkaError::Timeout { request: "Produce", broker: connection.broker().clone(), waited: timeout })
+    /// Waits until a leader has answered or failed, or there is something to send to another one. Whether any answered.
+    fn await_answers(&mut self, trouble: &mut Option<KafkaError>) -> Result<bool> {
+        // With one broker there is nothing else to do meanwhile: what comes is sent when it has answered.
+        let alone = self.pool.cluster().broker_count() <= 1;
+        let mut answered = false;
+        while !self.in_flight.is_empty() && !answered && trouble.is_none() {
+            let nodes: Vec<i32> = self.in_flight.keys().copied().collect();
+            for node in nodes {
+                answered |= self.receive(node, if alone { Duration::MAX } else { TURN }, trouble)?;
             }
-        });
-        match answer {
-            Ok(response) => self.apply(response, keys, trouble),
-            Err(error) => self.no_answer(node, keys, error, trouble),
+            if !self.inbox.is_empty() && self.held_bytes() < self.options.request_bytes {
+                break;
+            }
         }
-        self.pool.cluster().options().interrupter.check()
+        Ok(answered)
+    }
+
+    /// Looks for one leader's answer, until its deadline at most, and applies it. Whether it came.
+    fn receive(&mut self, node: i32, wait: Duration, trouble: &mut Option<KafkaError>) -> Result<bool> {
+        let Some(InFlight { correlation, deadline, keys }) = self.in_flight.remove(&node) else { return Ok(false) };
+        let timeout = self.pool.cluster().options().request_timeout;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let answer =
+            self.pool.get(node).and_then(|connection| match connection.receive(correlation, left.min(wait))? {
+                Some(mut body) => connection.decode::<ProduceRequest>(&mut body, VERSION).map(Some),
+                None if Instant::now() < deadline => Ok(None),
+                None => Err(KafkaError::Timeout {
+                    request: "Produce",
+                    broker: connection.broker().clone(),
+                    waited: timeout,
+                }),
+            });
+        let answered = match answer {
+            Ok(Some(response)) => {
+                self.apply(response, &keys, trouble);
+                true
+            }
+            Ok(None) => {
+                self.in_flight.insert(node, InFlight { correlation, deadline, keys });
+                false
+            }
+            Err(error) => {
+                self.pool.cluster().blame(&error);
+                self.no_answer(node, &keys, error, trouble);
+                false
+            }
+        };
+        self.pool.cluster().options().interrupter.check()?;
+        Ok(answered)
     }
 
     /// Whatever was sent may have arrived: it goes out again as it is, on a new connection.
@@ -393,7 +451,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
             .filter_map(|(key, lane)| Some((key.clone(), lane.in_doubt()?, lane.search_from().unwrap_or(0))))
             .collect();
         for (key, identity, from) in doubts {
-            let found = search(&mut self.pool, &key, identity, from);
+            let found = search(&mut self.questions, &key, identity, from);
             let cleared = found.and_then(|found| Ok((found, self.new_identity()?)));
             match cleared {
                 Ok((found, fresh)) => {
@@ -442,6 +500,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
 
     /// Says once that something is wrong, asks who leads, waits a little. What failed is repeated in the next round.
     fn trouble(&mut self, error: &KafkaError) -> Result<()> {
+        log::debug!("{}: {error}", self.name);
         let since = *self.trouble_since.get_or_insert_with(Instant::now);
         let away = error.retry() == Retry::Reconnect;
         if away || since.elapsed() > PATIENCE {
@@ -492,16 +551,13 @@ fn note(trouble: &mut Option<KafkaError>, outcome: Result<()>) {
     }
 }
 
-/// The leader of a lane's partition, connected. A lane on its first way out also learns where the log ends: everything it
-/// writes comes behind.
-fn leader_of<T>(pool: &mut Pool, (topic, partition): &LaneKey, lane: &mut Lane<T>) -> Result<i32> {
+/// A lane on its first way out learns where the log ends: everything it writes comes behind.
+fn learn_end<T>(questions: &mut Pool, topic: &str, partition: i32, lane: &mut Lane<T>) -> Result<()> {
     if lane.search_from().is_none() {
-        let ends = offsets::list(pool, topic, [*partition], Position::End)?;
-        lane.set_search_from(ends.get(partition).copied().unwrap_or(0));
+        let ends = offsets::list(questions, topic, [partition], Position::End)?;
+        lane.set_search_from(ends.get(&partition).copied().unwrap_or(0));
     }
-    let leader = pool.cluster().leader(topic, *partition)?;
-    pool.get(leader)?;
-    Ok(leader)
+    Ok(())
 }
 
 /// Produce v8 with acks=all. The lanes come sorted, so those of one topic stand together.
