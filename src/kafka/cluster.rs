@@ -298,3 +298,98 @@ pub(super) fn str_bytes(text: &str) -> StrBytes {
 pub(super) fn topic_name(name: &str) -> TopicName {
     TopicName(str_bytes(name))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use bytes::{BufMut, BytesMut};
+    use kafka_protocol::messages::BrokerId;
+    use kafka_protocol::messages::metadata_response::{MetadataResponseBroker, MetadataResponsePartition};
+    use kafka_protocol::protocol::Encodable;
+
+    use super::*;
+
+    fn cluster(bootstrap: &[BrokerAddress]) -> Cluster {
+        Cluster::new(ClientOptions::new(bootstrap.to_vec(), "test"))
+    }
+
+    fn answer() -> MetadataResponse {
+        let broker = MetadataResponseBroker::default()
+            .with_node_id(BrokerId(7))
+            .with_host(StrBytes::from_static_str("kafka-7"))
+            .with_port(9092);
+        let partition = |index, leader| {
+            MetadataResponsePartition::default().with_partition_index(index).with_leader_id(BrokerId(leader))
+        };
+        let topic = MetadataResponseTopic::default()
+            .with_name(Some(topic_name("tasks")))
+            .with_partitions(vec![partition(1, -1), partition(0, 7)]);
+        let missing = MetadataResponseTopic::default().with_name(Some(topic_name("other"))).with_error_code(3);
+        MetadataResponse::default().with_brokers(vec![broker]).with_topics(vec![missing, topic])
+    }
+
+    #[test]
+    fn an_answer_is_learnt_although_one_topic_is_missing() {
+        let cluster = cluster(&[]);
+        let error = cluster.learn(answer()).expect_err("one is missing");
+        assert_eq!(error.code(), Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION));
+        assert_eq!(cluster.address(7), Some(BrokerAddress::new("kafka-7", 9092)));
+        let indexes: Vec<i32> =
+            cluster.topic("tasks").expect("known").partitions.iter().map(|known| known.index).collect();
+        assert_eq!(indexes, [0, 1]);
+        assert_eq!(cluster.leader("tasks", 0).ok(), Some(7));
+        let code = |partition| cluster.leader("tasks", partition).expect_err("no leader").code();
+        assert_eq!((code(1), code(2)), (Some(ErrorCode(5)), Some(ErrorCode(3))));
+        cluster.forget_topic("tasks");
+        // Nobody is there to be asked.
+        assert!(matches!(cluster.topic("tasks"), Err(KafkaError::NoBroker { .. } | KafkaError::Unsupported(_))));
+    }
+
+    #[test]
+    fn a_silent_broker_is_asked_last() {
+        let addresses = [1, 2, 3].map(|number| BrokerAddress::new(format!("kafka-{number}"), 9092));
+        let cluster = cluster(&addresses);
+        let timeout = KafkaError::Timeout { request: "Fetch", broker: addresses[1].clone(), waited: Duration::ZERO };
+        cluster.blame(&timeout);
+        for _ in 0..50 {
+            let candidates = cluster.candidates();
+            assert_eq!((candidates.len(), candidates.last()), (3, Some(&addresses[1])));
+        }
+    }
+
+    #[test]
+    fn a_connection_that_died_while_idle_is_replaced() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        // Answers one question per connection, then hangs up.
+        let broker = std::thread::spawn(move || {
+            for mut client in listener.incoming().take(2).map_while(std::result::Result::ok) {
+                let request = client.read(&mut [0; 512]).expect("a request");
+                assert!(request > 0);
+                // Correlation 0 on every connection, no tags.
+                let mut frame = BytesMut::from(&[0; 9][..]);
+                answer().with_topics(Vec::new()).encode(&mut frame, 12).expect("encodable");
+                let length = u32::try_from(frame.len() - 4).expect("short");
+                (&mut frame[..4]).put_u32(length);
+                client.write_all(&frame).expect("sent");
+            }
+        });
+        let cluster = cluster(&[BrokerAddress::new("127.0.0.1", port)]);
+        assert!(cluster.refresh(&[]).is_ok());
+        // From the answer: a broker that does not exist. The bootstrap list is still known.
+        assert!(cluster.refresh(&[]).is_ok());
+        broker.join().expect("two connections");
+    }
+
+    #[test]
+    fn the_parts_of_a_client_know_the_same_and_end_alone() {
+        let cluster = cluster(&[]);
+        let part = cluster.scoped(cluster.options().interrupter.child());
+        assert!(part.learn(answer()).is_err());
+        assert_eq!(cluster.leader("tasks", 0).ok(), Some(7));
+        part.options().interrupter.interrupt();
+        assert!(!cluster.options().interrupter.is_interrupted());
+    }
+}

@@ -254,6 +254,35 @@ fn a_reader_goes_on_behind_what_was_deleted() {
     assert_eq!(Lookup::new(cluster).read(&rig.tasks(), 0, 2).expect("readable"), None);
 }
 
+#[test]
+fn a_reader_outlives_a_frozen_and_a_restarted_broker() {
+    let rig = Rig::with_own_broker("client-reader", &[]);
+    let cluster = cluster(&rig);
+    create(&cluster, &rig.tasks(), 2, &[]);
+    let ten = |number: u32| (0..10).map(|key| record(&rig.tasks(), &key.to_string(), &number.to_string())).collect();
+    let mut reader = reader(&cluster, &rig.tasks(), StartAt::Earliest);
+    deliver(&cluster, ten(1));
+    assert_eq!(read(&mut reader, 10).len(), 10);
+
+    rig.broker().freeze();
+    let begin = Instant::now();
+    assert!(reader.poll().is_ok_and(|records| records.is_empty()), "the answer may still come");
+    // A tenth of a second to wait, and as much for a busy machine.
+    assert!(begin.elapsed() < Duration::from_millis(200), "{:?}", begin.elapsed());
+    eventually(SOON, "the fetch is given up", || matches!(reader.poll(), Err(KafkaError::Timeout { .. })));
+    assert!(reader.last_answer().is_some_and(|at| at.elapsed() > Duration::from_secs(1)));
+    rig.broker().thaw();
+    deliver(&cluster, ten(2));
+    assert_eq!(read(&mut reader, 10).iter().filter(|record| text(&record.value) == "2").count(), 10);
+
+    rig.broker().stop();
+    eventually(SOON, "the reader notices", || reader.poll().is_err());
+    rig.broker().start();
+    deliver(&cluster, ten(3));
+    assert_eq!(read(&mut reader, 10).iter().filter(|record| text(&record.value) == "3").count(), 10);
+    assert_eq!(reader.gaps(), 0);
+}
+
 /// A producer that is fed steadily until the test has done its worst.
 fn nothing_lost_or_doubled(rig: &Rig, worst: impl FnOnce(&Producer<u64>)) {
     let cluster = cluster(rig);
