@@ -310,6 +310,8 @@ mod tests {
     use kafka_protocol::protocol::Encodable;
 
     use super::*;
+    use crate::stop::Stop;
+    use crate::threads;
 
     fn cluster(bootstrap: &[BrokerAddress]) -> Cluster {
         Cluster::new(ClientOptions::new(bootstrap.to_vec(), "test"))
@@ -364,7 +366,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("bound").port();
         // Answers one question per connection, then hangs up.
-        let broker = std::thread::spawn(move || {
+        let broker = threads::spawn("broker", Stop::new(), move || {
             for mut client in listener.incoming().take(2).map_while(std::result::Result::ok) {
                 let request = client.read(&mut [0; 512]).expect("a request");
                 assert!(request > 0);
@@ -375,12 +377,13 @@ mod tests {
                 (&mut frame[..4]).put_u32(length);
                 client.write_all(&frame).expect("sent");
             }
+            Ok::<(), KafkaError>(())
         });
         let cluster = cluster(&[BrokerAddress::new("127.0.0.1", port)]);
         assert!(cluster.refresh(&[]).is_ok());
         // From the answer: a broker that does not exist. The bootstrap list is still known.
         assert!(cluster.refresh(&[]).is_ok());
-        broker.join().expect("two connections");
+        assert_eq!(broker.join(), Ok(()), "two connections");
     }
 
     #[test]
