@@ -37,6 +37,7 @@ pub mod analysis;
 pub mod backoff;
 pub mod config;
 pub mod exit;
+pub mod gateway;
 pub mod handler;
 pub mod kafka;
 pub mod logging;

@@ -63,6 +63,12 @@ impl<A> Connections<A> {
         writable
     }
 
+    /// The request is let go of without an answer; its connection is of no more use.
+    pub(super) fn leave(&mut self, ticket: Ticket) {
+        let Some(queue) = self.queues.remove(&ticket.connection) else { return };
+        self.unanswered -= queue.iter().filter(|(_, answer)| answer.is_none()).count();
+    }
+
     /// Requests without an answer.
     pub(super) fn unanswered(&self) -> usize {
         self.unanswered

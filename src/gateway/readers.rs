@@ -1,0 +1,287 @@
+//! The readers: what the gateway learns from Kafka.
+//!
+//! | thread | topic | from | for |
+//! |---|---|---|---|
+//! | `results-tail` | `results` | its end minus 10 s | waiting callers, the fleet, claims |
+//! | `results-past` | `results` | `RESULT_RETENTION` ago, to the end seen at its start | the index, gone workers; then it ends |
+//! | `tasks` | `tasks` | the group's start offset | pending tasks |
+//!
+//! The tail serves from the first moment; only once the other two have reached the ends that they saw is an unknown task
+//! known not to exist. All records seen up to the ends at the start count from Kafka's time, later ones from their arrival.
+
+use super::answer::Answer;
+use super::desk::{Desk, log_events};
+use super::index::{HeldClaim, Place, TaskKey};
+use super::submit::Submitter;
+use crate::kafka::admin;
+use crate::kafka::cluster::Cluster;
+use crate::kafka::error::KafkaError;
+use crate::kafka::reader::{ReadRecord, Reader, ReaderOptions, StartAt};
+use crate::stop::Stop;
+use crate::task::{KIND_HEADER, KIND_RESULT, ResultsRecord, unix_now};
+use crate::worker::outage::Outage;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use uuid::Uuid;
+
+/// How far before its end the tail begins: long enough that a fleet of live workers has been heard.
+const TAIL: Duration = Duration::from_secs(10);
+/// How long a fetch is parked while nothing comes.
+const MAX_WAIT: Duration = Duration::from_millis(500);
+/// Bytes of one fetch: several thousand results.
+const MAX_BYTES: i32 = 2 * 1024 * 1024;
+/// Before this is reached results may still be missing from the index, because of clocks that differ a little.
+const CLOCK_SLACK: Duration = Duration::from_secs(5);
+
+/// Waits for both readers of the past.
+#[derive(Debug)]
+pub(super) struct ReadBack {
+    desk: Arc<Desk>,
+    left: AtomicU8,
+}
+
+impl ReadBack {
+    pub(super) fn new(desk: Arc<Desk>) -> Self {
+        Self { desk, left: AtomicU8::new(2) }
+    }
+
+    fn one_done(&self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.desk.set_read_back();
+            let (results, pending) = {
+                let state = self.desk.state();
+                (state.index.results_count(), state.index.pending_count())
+            };
+            log::info!("read back: {results} results, {pending} pending tasks");
+        }
+    }
+}
+
+fn options() -> ReaderOptions {
+    ReaderOptions { max_wait: MAX_WAIT, max_bytes: MAX_BYTES }
+}
+
+/// The tail of `results`, until stopped.
+pub(super) fn tail(
+    desk: &Arc<Desk>,
+    submitter: &Submitter,
+    cluster: Cluster,
+    stop: &Stop,
+) -> Result<(), KafkaError> {
+    let mut reader = Reader::new(cluster, &desk.config.common.results_topic, StartAt::EndMinus(TAIL), options());
+    let mut outage = Outage::new("Kafka");
+    let mut live_from: Option<BTreeMap<i32, i64>> = None;
+    while !stop.is_triggered() {
+        if live_from.is_none() {
+            match reader.end_offsets() {
+                Ok(ends) => live_from = Some(ends),
+                Err(KafkaError::Interrupted) => return Ok(()),
+                Err(error) => {
+                    outage.report(&error);
+                    if stop.sleep(MAX_WAIT / 5).is_err() {
+                        return Ok(());
+                    }
+                    continue;
+                }
+            }
+        }
+        match reader.poll() {
+            Ok(records) => {
+                outage.over();
+                desk.kafka_answered();
+                let ends = live_from.as_ref();
+                let live = |record: &ReadRecord| {
+                    ends.is_none_or(|ends| ends.get(&record.partition).is_none_or(|end| record.offset >= *end))
+                };
+                take_results(desk, submitter, &records, &live);
+            }
+            Err(KafkaError::Interrupted) => return Ok(()),
+            Err(error) => outage.report(&error),
+        }
+    }
+    Ok(())
+}
+
+/// Results, statuses and claims of one fetch, with one visit to the lock.
+fn take_results(desk: &Desk, submitter: &Submitter, records: &[ReadRecord], live: &dyn Fn(&ReadRecord) -> bool) {
+    if records.is_empty() {
+        return;
+    }
+    let (now, instant) = (unix_now(), Instant::now());
+    let (mut answers, mut events, mut claims) = (Vec::new(), Vec::new(), Vec::new());
+    let mut finished = 0;
+    {
+        let mut state = desk.state();
+        for record in records {
+            let place = Place { partition: record.partition, offset: record.offset };
+            let at = unix_time(record.timestamp);
+            if let Some((key, value)) = result_of(record) {
+                finished += u64::from(state.index.result(key, place, at));
+                for caller in state.waiting.complete(key) {
+                    let answer = if caller.asynchronous {
+                        Answer::accepted(&key.as_uuid().to_string())
+                    } else {
+                        Answer::result(value)
+                    };
+                    answers.push((caller.request, answer));
+                }
+                continue;
+            }
+            match ResultsRecord::decode(record.value.as_deref()) {
+                ResultsRecord::Status(status) => {
+                    let is_live = live(record);
+                    let heard = state.fleet.hear(*status, if is_live { now } else { at.min(now) });
+                    if is_live {
+                        events.extend(heard);
+                    }
+                }
+                ResultsRecord::Claim(claim) => {
+                    if let Some((key, held)) = claim_of(&claim, at) {
+                        claims.push((key, state.index.claim(key, held).0));
+                    }
+                }
+                ResultsRecord::Bad(_) => desk.metrics.bad_record(),
+                ResultsRecord::Result(_) | ResultsRecord::Other => {}
+            }
+        }
+        state.rate.add(instant, finished);
+    }
+    desk.metrics.results(finished);
+    desk.answer_all(answers);
+    log_events(&events);
+    for (key, held) in claims {
+        submitter.claim_holds(key, held);
+    }
+}
+
+/// The key and the value of a result. Its header tells it apart; a stranger's without one is looked into.
+fn result_of(record: &ReadRecord) -> Option<(TaskKey, &[u8])> {
+    let value = record.value.as_deref()?;
+    let kind = record.headers.iter().find(|(name, _)| name == KIND_HEADER).and_then(|(_, kind)| kind.as_deref());
+    match (kind, record.key.as_deref().map(std::str::from_utf8)) {
+        (Some(kind), Some(Ok(key))) if kind == KIND_RESULT.as_bytes() => Some((TaskKey::from_id(key), value)),
+        (Some(kind), _) if kind != KIND_RESULT.as_bytes() => None,
+        _ => match ResultsRecord::decode(Some(value)) {
+            ResultsRecord::Result(peek) => Some((TaskKey::from_id(&peek.task_id), value)),
+            _ => None,
+        },
+    }
+}
+
+fn claim_of(claim: &crate::task::Claim, at: f64) -> Option<(TaskKey, HeldClaim)> {
+    let digest = Uuid::try_parse(&claim.text_hash).ok()?;
+    let gateway = Uuid::try_parse(&claim.gateway).ok()?;
+    Some((TaskKey::from_id(&claim.task_id), HeldClaim { digest, gateway, at }))
+}
+
+fn unix_time(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// The results of the retention, up to the end that is seen now.
+pub(super) fn past(desk: &Arc<Desk>, cluster: Cluster, read_back: &ReadBack, stop: &Stop) -> Result<(), KafkaError> {
+    let from = SystemTime::now().checked_sub(desk.config.common.result_retention + CLOCK_SLACK).unwrap_or(UNIX_EPOCH);
+    let reader = Reader::new(cluster, &desk.config.common.results_topic, StartAt::Time(from), options());
+    let read = until_end(reader, stop, |records| {
+        let now = unix_now();
+        let mut state = desk.state();
+        for record in records {
+            let place = Place { partition: record.partition, offset: record.offset };
+            let at = unix_time(record.timestamp);
+            if let Some((key, _)) = result_of(record) {
+                state.index.result(key, place, at);
+                continue;
+            }
+            match ResultsRecord::decode(record.value.as_deref()) {
+                ResultsRecord::Status(status) => drop(state.fleet.hear(*status, at.min(now))),
+                ResultsRecord::Claim(claim) => {
+                    if let Some((key, held)) = claim_of(&claim, at) {
+                        state.index.claim(key, held);
+                    }
+                }
+                _ => {}
+            }
+        }
+    });
+    if read.is_ok() {
+        read_back.one_done();
+    }
+    Ok(())
+}
+
+/// The tasks from the group's start offset on, until stopped.
+pub(super) fn tasks(desk: &Arc<Desk>, cluster: Cluster, read_back: &ReadBack, stop: &Stop) -> Result<(), KafkaError> {
+    let Some(start) = group_start(desk, &cluster, stop) else { return Ok(()) };
+    let topic = &desk.config.common.tasks_topic;
+    let mut reader = Reader::new(cluster, topic, StartAt::Offsets(start), options());
+    let mut ends: Option<BTreeMap<i32, i64>> = None;
+    let mut behind = true;
+    while !stop.is_triggered() {
+        if ends.is_none() {
+            ends = reader.end_offsets().ok();
+        }
+        match reader.poll() {
+            Ok(records) => take_tasks(desk, &records),
+            Err(KafkaError::Interrupted) => return Ok(()),
+            // The tail says that Kafka is away.
+            Err(error) => log::debug!("reading the tasks failed: {error}"),
+        }
+        if behind && ends.as_ref().is_some_and(|ends| reached(ends, &reader.positions())) {
+            behind = false;
+            read_back.one_done();
+        }
+    }
+    Ok(())
+}
+
+fn take_tasks(desk: &Desk, records: &[ReadRecord]) {
+    if records.is_empty() {
+        return;
+    }
+    let mut state = desk.state();
+    for record in records {
+        // A record without a readable key is no task of ours; the workers look into its value and give it up by name.
+        let Some(Ok(id)) = record.key.as_deref().map(std::str::from_utf8) else { continue };
+        let place = Place { partition: record.partition, offset: record.offset };
+        state.index.task(TaskKey::from_id(id), place, unix_time(record.timestamp));
+    }
+}
+
+/// Where the group starts on each partition; `None` when stopped first. A group that has never met has no offsets yet, and
+/// everything is read.
+fn group_start(desk: &Desk, cluster: &Cluster, stop: &Stop) -> Option<BTreeMap<i32, i64>> {
+    let common = &desk.config.common;
+    loop {
+        match admin::share_group_offsets(cluster, &common.worker_group, &common.tasks_topic) {
+            Ok(offsets) => return Some(offsets.into_iter().filter(|(_, offset)| *offset >= 0).collect()),
+            Err(KafkaError::Interrupted) => return None,
+            Err(error) => log::debug!("the group's start offsets are not known yet: {error}"),
+        }
+        stop.sleep(MAX_WAIT / 5).ok()?;
+    }
+}
+
+/// Reads until the ends that are seen at the beginning. `Err`: stopped.
+fn until_end(mut reader: Reader, stop: &Stop, mut take: impl FnMut(&[ReadRecord])) -> Result<(), ()> {
+    let mut ends: Option<BTreeMap<i32, i64>> = None;
+    loop {
+        stop.check().map_err(|_| ())?;
+        if ends.is_none() {
+            ends = reader.end_offsets().ok();
+        }
+        match reader.poll() {
+            Ok(records) => take(&records),
+            Err(KafkaError::Interrupted) => return Err(()),
+            Err(error) => log::debug!("reading back failed: {error}"),
+        }
+        if ends.as_ref().is_some_and(|ends| reached(ends, &reader.positions())) {
+            return Ok(());
+        }
+    }
+}
+
+fn reached(ends: &BTreeMap<i32, i64>, positions: &BTreeMap<i32, i64>) -> bool {
+    ends.iter().all(|(partition, end)| *end == 0 || positions.get(partition).is_some_and(|position| position >= end))
+}

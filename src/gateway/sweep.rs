@@ -1,0 +1,156 @@
+//! The sweeper: finds tasks that Kafka has dropped without anybody saying so, and produces them again.
+//!
+//! A task can vanish by retention, by the broker's own delivery limit, or by a reset of the group. The sign is a task without a
+//! result below the group's start offset: the group is done with it. Results are written before tasks are accepted, so
+//! when the start offset is past a task its result stands in the log, or it has none. Before anything is produced again the log
+//! is searched for the result, from the task's own time on.
+
+use super::desk::Desk;
+use super::index::{PendingTask, TaskKey};
+use super::submit::Submitter;
+use crate::kafka::admin;
+use crate::kafka::cluster::Cluster;
+use crate::kafka::error::KafkaError;
+use crate::kafka::reader::{Lookup, Reader, ReaderOptions, StartAt};
+use crate::stop::Stop;
+use crate::task::unix_now;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// How often is looked.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// A task without a result for so long is looked at.
+const SUSPICIOUS_SECONDS: f64 = 60.0;
+/// It must stay without a result for so long below the group's start offset.
+const GRACE_SECONDS: f64 = 30.0;
+/// Tasks produced again in one round at the most.
+const MOST_AT_ONCE: usize = 500;
+/// Results are kept for an hour at least: an older task without one may have had it, and is not run again.
+const RESULTS_KEPT_SECONDS: f64 = 3_500.0;
+
+/// Looks every [`INTERVAL`] until stopped.
+pub(super) fn run(desk: &Arc<Desk>, submitter: &Submitter, cluster: &Cluster, stop: &Stop) -> Result<(), KafkaError> {
+    let mut suspects: HashMap<TaskKey, f64> = HashMap::new();
+    while stop.sleep(INTERVAL).is_ok() {
+        desk.state().index.forget_old(unix_now());
+        if !desk.is_read_back() || desk.is_draining() {
+            continue;
+        }
+        match sweep(desk, submitter, cluster, &mut suspects) {
+            Ok(()) => {}
+            Err(KafkaError::Interrupted) => return Ok(()),
+            Err(error) => log::debug!("the sweep failed: {error}"),
+        }
+    }
+    Ok(())
+}
+
+fn sweep(
+    desk: &Desk,
+    submitter: &Submitter,
+    cluster: &Cluster,
+    suspects: &mut HashMap<TaskKey, f64>,
+) -> Result<(), KafkaError> {
+    let now = unix_now();
+    let old = desk.state().index.pending_since(now - SUSPICIOUS_SECONDS);
+    if old.is_empty() {
+        suspects.clear();
+        return Ok(());
+    }
+    let common = &desk.config.common;
+    let starts = admin::share_group_offsets(cluster, &common.worker_group, &common.tasks_topic)?;
+    let dropped = ripe(&old, &starts, suspects, now);
+    if dropped.is_empty() {
+        return Ok(());
+    }
+    let earliest = dropped.iter().map(|task| task.since).fold(f64::INFINITY, f64::min);
+    let answered = answered_since(desk, cluster, earliest)?;
+    let mut lookup = Lookup::new(cluster.clone());
+    for task in dropped.into_iter().take(MOST_AT_ONCE) {
+        suspects.remove(&task.key);
+        let too_old = now - task.since > RESULTS_KEPT_SECONDS;
+        if too_old || answered.contains(&task.key) {
+            desk.state().index.settle(task.key);
+            continue;
+        }
+        let record = lookup.read(&common.tasks_topic, task.place.partition, task.place.offset)?;
+        let Some((id, value)) = record.and_then(|record| record.key.zip(record.value)) else {
+            log::error!("the task at offset {} of {} was deleted without a result", task.place.offset, common.tasks_topic);
+            desk.state().index.settle(task.key);
+            continue;
+        };
+        log::warn!("Kafka has dropped the task at offset {} without a result; producing it again", task.place.offset);
+        desk.metrics.produced_again();
+        // Settled first, so that the new record takes the place of the old one.
+        desk.state().index.settle(task.key);
+        submitter.produce_again(task.key, id, value);
+    }
+    Ok(())
+}
+
+/// Of the old tasks those that have been below the group's start offset for [`GRACE_SECONDS`]. Pure.
+fn ripe(
+    old: &[PendingTask],
+    starts: &BTreeMap<i32, i64>,
+    suspects: &mut HashMap<TaskKey, f64>,
+    now: f64,
+) -> Vec<PendingTask> {
+    let below = |task: &&PendingTask| starts.get(&task.place.partition).is_some_and(|start| task.place.offset < *start);
+    let below: Vec<&PendingTask> = old.iter().filter(below).collect();
+    let still: BTreeSet<TaskKey> = below.iter().map(|task| task.key).collect();
+    suspects.retain(|key, _| still.contains(key));
+    below
+        .into_iter()
+        .filter(|task| now - *suspects.entry(task.key).or_insert(now) >= GRACE_SECONDS)
+        .copied()
+        .collect()
+}
+
+/// The tasks that have a result in the log since `since`.
+fn answered_since(desk: &Desk, cluster: &Cluster, since: f64) -> Result<BTreeSet<TaskKey>, KafkaError> {
+    let from = UNIX_EPOCH + Duration::from_secs_f64((since - 1.0).max(0.0));
+    let options = ReaderOptions { max_wait: Duration::from_millis(200), max_bytes: 2 * 1024 * 1024 };
+    let mut reader = Reader::new(cluster.clone(), &desk.config.common.results_topic, StartAt::Time(from), options);
+    let ends = reader.end_offsets()?;
+    let mut answered = BTreeSet::new();
+    loop {
+        for record in reader.poll()? {
+            if let Some(Ok(id)) = record.key.as_deref().map(std::str::from_utf8) {
+                // Statuses and claims have other keys or are no result; a claim's key is its task's, so it is looked into.
+                let result = record.value.as_deref().is_some_and(|value| crate::task::TaskResult::decode(value).is_ok());
+                if result {
+                    answered.insert(TaskKey::from_id(id));
+                }
+            }
+        }
+        let positions = reader.positions();
+        if ends.iter().all(|(partition, end)| *end == 0 || positions.get(partition).is_some_and(|at| at >= end)) {
+            return Ok(answered);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::index::Place;
+    use super::*;
+
+    #[test]
+    fn only_what_stays_below_the_start_offset_for_the_grace_is_ripe() {
+        let task = |number: u128, offset: i64| PendingTask {
+            key: TaskKey::from_number(number),
+            place: Place { partition: 0, offset },
+            since: 0.0,
+        };
+        let old = [task(1, 5), task(2, 10), task(3, 11)];
+        let mut suspects = HashMap::new();
+        let starts = BTreeMap::from([(0, 10)]);
+        assert!(ripe(&old, &starts, &mut suspects, 100.0).is_empty(), "seen for the first time");
+        assert!(ripe(&old, &starts, &mut suspects, 129.9).is_empty());
+        assert_eq!(ripe(&old, &starts, &mut suspects, 130.0), [task(1, 5)]);
+        assert!(ripe(&old[1..], &starts, &mut suspects, 140.0).is_empty());
+        assert!(suspects.is_empty(), "a task that got its result is forgotten");
+        assert!(ripe(&old, &BTreeMap::new(), &mut suspects, 200.0).is_empty(), "no offsets, no verdict");
+    }
+}
