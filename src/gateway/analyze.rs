@@ -42,7 +42,10 @@ pub(super) fn parse(body: &[u8], work_allowed: bool) -> Result<Wanted, Refusal> 
     let work_ms = match work_ms {
         None => None,
         Some(_) if !work_allowed => {
-            return refuse(400, "\"work_ms\" is for demonstrations and not allowed here (start the gateway with ALLOW_WORK_MS=1)");
+            return refuse(
+                400,
+                "\"work_ms\" is for demonstrations and not allowed here (start the gateway with ALLOW_WORK_MS=1)",
+            );
         }
         Some(value) => match value.as_u64().filter(|milliseconds| *milliseconds <= LONGEST_WORK_MS) {
             Some(milliseconds) => Some(milliseconds),
@@ -95,9 +98,10 @@ pub(super) fn check_key(key: &str) -> Result<(), Refusal> {
 
 /// Whether `Prefer` asks for `respond-async` (RFC 7240).
 pub(super) fn prefers_async(prefer: Option<&str>) -> bool {
-    prefer.unwrap_or_default().split(',').any(|preference| {
-        preference.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("respond-async")
-    })
+    prefer
+        .unwrap_or_default()
+        .split(',')
+        .any(|preference| preference.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("respond-async"))
 }
 
 /// The refusal of a body that is too large.
@@ -146,7 +150,9 @@ mod tests {
         for good in ["application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"] {
             assert!(check_type(Some(good)).is_ok(), "{good}");
         }
-        for bad in [None, Some(""), Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("text/json+json")] {
+        for bad in
+            [None, Some(""), Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("text/json+json")]
+        {
             assert_eq!(check_type(bad).unwrap_err().status, 415, "{bad:?}");
         }
     }

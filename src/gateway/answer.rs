@@ -70,7 +70,8 @@ impl Answer {
     /// 202: Kafka has the task.
     pub(super) fn accepted(task_id: &str) -> Self {
         // The id is one of our own, a UUID, so that nothing of the request gets into the header.
-        Self::json(202, &json!({ "task_id": task_id, "state": "pending" })).with("Location", format!("/tasks/{task_id}"))
+        Self::json(202, &json!({ "task_id": task_id, "state": "pending" }))
+            .with("Location", format!("/tasks/{task_id}"))
     }
 
     /// Adds a header.
@@ -153,16 +154,23 @@ mod tests {
         let stored = br#"{"task_id":"t","success":true,"chars":3,"processed_by":"w","seconds":0.1,"type":"result"}"#;
         let text = text(&Answer::result(stored));
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
-        assert!(text.ends_with(r#"{"task_id":"t","success":true,"chars":3,"processed_by":"w","seconds":0.1}"#), "{text}");
+        assert!(
+            text.ends_with(r#"{"task_id":"t","success":true,"chars":3,"processed_by":"w","seconds":0.1}"#),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_failed_task_is_a_problem_with_the_result_beside() {
-        let stored = br#"{"task_id":"t","success":false,"error":"no luck","processed_by":"w","seconds":0.1,"type":"result"}"#;
+        let stored =
+            br#"{"task_id":"t","success":false,"error":"no luck","processed_by":"w","seconds":0.1,"type":"result"}"#;
         let answer = Answer::result(stored);
         let body: Value = serde_json::from_slice(&answer.body).unwrap();
         assert_eq!((answer.status, &body["detail"], &body["status"]), (500, &json!("no luck"), &json!(500)));
-        assert_eq!((&body["success"], &body["task_id"], &body["type"]), (&json!(false), &json!("t"), &json!("about:blank")));
+        assert_eq!(
+            (&body["success"], &body["task_id"], &body["type"]),
+            (&json!(false), &json!("t"), &json!("about:blank"))
+        );
         assert_eq!(Answer::stored_result(stored).status, 200);
     }
 

@@ -197,10 +197,9 @@ pub(super) fn log_events(events: &[FleetEvent]) {
             FleetEvent::ShutdownCompleted(id, None) => log::info!("👋 Worker {} completed its shutdown", escape(id)),
             FleetEvent::Silent(id) => log::warn!("⏳ Worker {} is silent: no status within WORKER_TIMEOUT", escape(id)),
             FleetEvent::Returned(id) => log::info!("📡 Worker {} is heard again", escape(id)),
-            FleetEvent::Conflict(id) => log::warn!(
-                "two live workers call themselves {}; give each a WORKER_ID of its own",
-                escape(id)
-            ),
+            FleetEvent::Conflict(id) => {
+                log::warn!("two live workers call themselves {}; give each a WORKER_ID of its own", escape(id))
+            }
         }
     }
 }

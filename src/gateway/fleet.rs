@@ -329,8 +329,7 @@ mod tests {
     #[test]
     fn the_seconds_left_of_a_drain_count_down_here() {
         let mut fleet = Fleet::new(TIMEOUT);
-        let draining =
-            WorkerStatus { stop_deadline: Some(1_030.0), ..status("a", 1, WorkerState::ShutdownStarted) };
+        let draining = WorkerStatus { stop_deadline: Some(1_030.0), ..status("a", 1, WorkerState::ShutdownStarted) };
         fleet.hear(draining, 500.0);
         assert_eq!(fleet.view(504.0).workers["a"].drain_seconds_left, Some(26));
     }

@@ -136,7 +136,8 @@ impl Dispatcher {
             "/" => self.reply(exchange, page::answer()),
             path => match path.strip_prefix("/tasks/") {
                 Some(id) if !id.is_empty() => self.task(exchange, id),
-                _ => self.reply(exchange, Answer::problem(404, "there is nothing here; see the README for the API", None)),
+                _ => self
+                    .reply(exchange, Answer::problem(404, "there is nothing here; see the README for the API", None)),
             },
         }
     }
@@ -148,7 +149,8 @@ impl Dispatcher {
     }
 
     fn refuse_method(&self, exchange: Exchange, allowed: &str) {
-        let answer = Answer::problem(405, &format!("this path takes {allowed}"), None).with("Allow", allowed.to_owned());
+        let answer =
+            Answer::problem(405, &format!("this path takes {allowed}"), None).with("Allow", allowed.to_owned());
         if body_is_here(&exchange.request) {
             self.reply(exchange, answer);
         } else {
@@ -161,11 +163,8 @@ impl Dispatcher {
 
     fn analyze(&self, mut exchange: Exchange) {
         if !body_is_here(&exchange.request) {
-            let terms = match terms_of(&exchange.request) {
-                Ok(terms) => terms,
-                // Its body must be read away first; the body thread finds the same fault.
-                Err(_) => Terms::default(),
-            };
+            // Its body must be read away before it can be refused; the body thread finds the same fault.
+            let terms = terms_of(&exchange.request).unwrap_or_default();
             return self.hand_over(LargeBody { exchange, terms, since: Instant::now() });
         }
         let terms = match terms_of(&exchange.request) {
@@ -278,9 +277,10 @@ impl Dispatcher {
     fn checks(&self, exchange: Exchange, checks: &[(&'static str, bool)]) {
         let good = checks.iter().all(|(_, good)| *good);
         let (status, word) = if good { (200, "ok") } else { (503, "failed") };
-        let verbose = exchange.request.url().split_once('?').is_some_and(|(_, query)| {
-            query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="))
-        });
+        let verbose =
+            exchange.request.url().split_once('?').is_some_and(|(_, query)| {
+                query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="))
+            });
         let mut value = json!({ "status": word });
         if verbose {
             let word = |good: bool| Value::from(if good { "ok" } else { "failed" });
@@ -358,7 +358,8 @@ fn path_of(url: &str) -> &str {
 }
 
 fn is_known(path: &str) -> bool {
-    matches!(path, "/" | "/workers/status" | "/health" | "/livez" | "/readyz" | "/metrics") || path.starts_with("/tasks/")
+    matches!(path, "/" | "/workers/status" | "/health" | "/livez" | "/readyz" | "/metrics")
+        || path.starts_with("/tasks/")
 }
 
 fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
@@ -454,13 +455,15 @@ mod tests {
     fn a_deaf_port_is_found_out_and_a_living_one_is_not() {
         let deaf = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = deaf.local_addr().unwrap();
-        let living = std::thread::spawn(move || {
-            let (mut stream, _) = deaf.accept().unwrap();
-            stream.read_exact(&mut [0; 16]).unwrap();
-            stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\n").unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = deaf.accept().unwrap();
+                stream.read_exact(&mut [0; 16]).unwrap();
+                stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\n").unwrap();
+            });
+            assert!(knock(address).is_ok());
         });
-        assert!(knock(address).is_ok());
-        living.join().unwrap();
+        drop(deaf);
         assert!(knock(address).is_err(), "nobody listens any more");
     }
 

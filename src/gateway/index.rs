@@ -85,7 +85,6 @@ pub(super) struct PendingTask {
 #[derive(Clone, Copy, Debug)]
 struct ResultEntry {
     place: Place,
-    at: f64,
 }
 
 /// A claim that holds.
@@ -141,7 +140,7 @@ impl Index {
             self.duplicates += u64::from(place != known.place);
             return false;
         }
-        self.results.insert(key, ResultEntry { place, at });
+        self.results.insert(key, ResultEntry { place });
         self.by_age.push_back((at, key));
         if self.results.len() > self.most_results {
             self.forget_oldest();

@@ -49,9 +49,11 @@ impl Metrics {
         };
         let accepted = counter("tasks_accepted", "Tasks of this gateway that Kafka has acknowledged");
         let results = counter("results", "Results read");
-        let produced_again = counter("tasks_produced_again", "Tasks that Kafka had dropped and this gateway produced again");
+        let produced_again =
+            counter("tasks_produced_again", "Tasks that Kafka had dropped and this gateway produced again");
         let bad_records = counter("bad_records", "Records of the results topic that could not be read");
-        let abandoned_bodies = counter("abandoned_bodies", "Requests let go because too many slow bodies were on their way");
+        let abandoned_bodies =
+            counter("abandoned_bodies", "Requests let go because too many slow bodies were on their way");
         let answer_seconds = Histogram::new(exponential_buckets(0.0005, 2.0, 16));
         registry.register_with_unit(
             "answer",
@@ -118,7 +120,10 @@ impl Metrics {
 
     /// Takes the gauges from the state.
     pub(super) fn look(&self, state: &State, now: f64, kafka_connected: bool) {
-        let set = |gauge: &Gauge, value: usize| drop(gauge.set(i64::try_from(value).unwrap_or(i64::MAX)));
+        let set = |gauge: &Gauge, value: usize| {
+            // The value that was there before is of no interest.
+            let _ = gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
         set(&self.waiting, state.waiting.len());
         set(&self.pending, state.index.pending_count());
         set(&self.known_results, state.index.results_count());

@@ -64,12 +64,7 @@ fn options() -> ReaderOptions {
 }
 
 /// The tail of `results`, until stopped.
-pub(super) fn tail(
-    desk: &Arc<Desk>,
-    submitter: &Submitter,
-    cluster: Cluster,
-    stop: &Stop,
-) -> Result<(), KafkaError> {
+pub(super) fn tail(desk: &Arc<Desk>, submitter: &Submitter, cluster: Cluster, stop: &Stop) -> Result<(), KafkaError> {
     let mut reader = Reader::new(cluster, &desk.config.common.results_topic, StartAt::EndMinus(TAIL), options());
     let mut outage = Outage::new("Kafka");
     let mut live_from: Option<BTreeMap<i32, i64>> = None;
@@ -125,6 +120,7 @@ fn take_results(desk: &Desk, submitter: &Submitter, records: &[ReadRecord], live
                     } else {
                         Answer::result(value)
                     };
+                    desk.metrics.answer_took(instant.saturating_duration_since(caller.since));
                     answers.push((caller.request, answer));
                 }
                 continue;

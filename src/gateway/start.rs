@@ -202,7 +202,8 @@ impl KafkaStarter {
             return Ok(());
         }
         self.desk.set_prepared();
-        let options = ProducerOptions { queue: PRODUCER_QUEUE, batch_bytes: TASK_BATCH_BYTES, ..ProducerOptions::default() };
+        let options =
+            ProducerOptions { queue: PRODUCER_QUEUE, batch_bytes: TASK_BATCH_BYTES, ..ProducerOptions::default() };
         let settling = Settling { desk: Arc::clone(&self.desk) };
         let producer = Producer::start("producer", self.cluster.clone(), options, settling, self.fatal.clone());
         self.submitter.set_producer(producer.sender());

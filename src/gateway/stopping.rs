@@ -96,7 +96,11 @@ fn end(gateway: Running) {
     drop(desk);
     let deadline = Instant::now() + LAST_ANSWERS;
     for thread in threads {
-        let limit = if thread.name().starts_with("answer-") || thread.name() == "http" { deadline } else { Instant::now() + JOIN };
+        let limit = if thread.name().starts_with("answer-") || thread.name() == "http" {
+            deadline
+        } else {
+            Instant::now() + JOIN
+        };
         // A body thread may wait for a caller that never sends; it ends with the process.
         let _ = thread.join_deadline(limit.min(deadline));
     }

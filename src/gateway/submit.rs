@@ -82,7 +82,8 @@ impl Submitter {
     /// Takes what a caller wants, or turns the caller away.
     pub(super) fn submit(&self, exchange: Exchange, wanted: Wanted, terms: &Terms) {
         if self.desk.is_draining() {
-            let answer = Answer::unavailable("the gateway is shutting down; send this to another one", None, RETRY_AFTER);
+            let answer =
+                Answer::unavailable("the gateway is shutting down; send this to another one", None, RETRY_AFTER);
             return self.desk.answer(exchange, answer);
         }
         if self.producer.get().is_none() {
@@ -106,7 +107,8 @@ impl Submitter {
             match self.refusal(&mut state, &exchange, asynchronous, now) {
                 Some(answer) => Some((exchange, answer)),
                 None => {
-                    let caller = Caller { address: exchange.ticket.address().ip(), request: exchange, asynchronous };
+                    let address = exchange.ticket.address().ip();
+                    let caller = Caller { address, request: exchange, asynchronous, since: now };
                     state.waiting.park(key, caller, Progress::Queued, now);
                     None
                 }
@@ -136,7 +138,9 @@ impl Submitter {
         if !asynchronous && pending > FEW_PENDING && rate > 0.0 {
             let seconds = pending as f64 / rate;
             if seconds > config.answer_timeout.as_secs_f64() {
-                let detail = format!("{pending} tasks are pending, which takes about {seconds:.0} s; longer than an answer is waited for");
+                let detail = format!(
+                    "{pending} tasks are pending, which takes about {seconds:.0} s; longer than an answer is waited for"
+                );
                 return Some(Answer::unavailable(&detail, None, Duration::from_secs_f64(seconds.min(60.0))));
             }
         }
@@ -156,7 +160,8 @@ impl Submitter {
 
     fn produce_task(&self, key: TaskKey, wanted: &Wanted) {
         let id = key.as_uuid().to_string();
-        let task = Task { task_id: id.clone(), text: wanted.text.clone(), timestamp: unix_now(), work_ms: wanted.work_ms };
+        let task =
+            Task { task_id: id.clone(), text: wanted.text.clone(), timestamp: unix_now(), work_ms: wanted.work_ms };
         let record = ProducerRecord {
             topic: Arc::clone(&self.tasks),
             key: Some(Bytes::from(id)),
@@ -232,7 +237,8 @@ impl Submitter {
     }
 
     fn park(&self, exchange: Exchange, key: TaskKey, asynchronous: bool, progress: Progress, now: Instant) {
-        let caller = Caller { address: exchange.ticket.address().ip(), request: exchange, asynchronous };
+        let address = exchange.ticket.address().ip();
+        let caller = Caller { address, request: exchange, asynchronous, since: now };
         self.desk.state().waiting.park(key, caller, progress, now);
     }
 
@@ -345,7 +351,8 @@ pub(super) fn parting_answer(key: TaskKey, progress: Progress, draining: bool) -
             Answer::unavailable("Kafka does not take tasks at the moment; nothing was accepted", None, RETRY_AFTER)
         }
         Progress::Sent => {
-            let detail = "Kafka has not acknowledged the task yet; whether it was accepted is unknown: ask for its result";
+            let detail =
+                "Kafka has not acknowledged the task yet; whether it was accepted is unknown: ask for its result";
             Answer::unavailable(detail, Some(&id), RETRY_AFTER)
         }
         Progress::Acknowledged if draining => {

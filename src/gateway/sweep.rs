@@ -76,7 +76,11 @@ fn sweep(
         }
         let record = lookup.read(&common.tasks_topic, task.place.partition, task.place.offset)?;
         let Some((id, value)) = record.and_then(|record| record.key.zip(record.value)) else {
-            log::error!("the task at offset {} of {} was deleted without a result", task.place.offset, common.tasks_topic);
+            log::error!(
+                "the task at offset {} of {} was deleted without a result",
+                task.place.offset,
+                common.tasks_topic
+            );
             desk.state().index.settle(task.key);
             continue;
         };
@@ -100,11 +104,7 @@ fn ripe(
     let below: Vec<&PendingTask> = old.iter().filter(below).collect();
     let still: BTreeSet<TaskKey> = below.iter().map(|task| task.key).collect();
     suspects.retain(|key, _| still.contains(key));
-    below
-        .into_iter()
-        .filter(|task| now - *suspects.entry(task.key).or_insert(now) >= GRACE_SECONDS)
-        .copied()
-        .collect()
+    below.into_iter().filter(|task| now - *suspects.entry(task.key).or_insert(now) >= GRACE_SECONDS).copied().collect()
 }
 
 /// The tasks that have a result in the log since `since`.
@@ -118,7 +118,8 @@ fn answered_since(desk: &Desk, cluster: &Cluster, since: f64) -> Result<BTreeSet
         for record in reader.poll()? {
             if let Some(Ok(id)) = record.key.as_deref().map(std::str::from_utf8) {
                 // Statuses and claims have other keys or are no result; a claim's key is its task's, so it is looked into.
-                let result = record.value.as_deref().is_some_and(|value| crate::task::TaskResult::decode(value).is_ok());
+                let result =
+                    record.value.as_deref().is_some_and(|value| crate::task::TaskResult::decode(value).is_ok());
                 if result {
                     answered.insert(TaskKey::from_id(id));
                 }

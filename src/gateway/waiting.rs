@@ -28,6 +28,8 @@ pub(super) struct Caller<R> {
     pub(super) address: IpAddr,
     /// Answered as soon as Kafka has the task (`Prefer: respond-async`).
     pub(super) asynchronous: bool,
+    /// When it came.
+    pub(super) since: Instant,
 }
 
 /// A caller whose time is over, or who is answered early.
@@ -218,7 +220,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(10);
 
     fn caller(request: u32, last: u8) -> Caller<u32> {
-        Caller { request, address: IpAddr::from([127, 0, 0, last]), asynchronous: false }
+        Caller { request, address: IpAddr::from([127, 0, 0, last]), asynchronous: false, since: Instant::now() }
     }
 
     fn key(number: u128) -> TaskKey {
