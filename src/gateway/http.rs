@@ -39,6 +39,8 @@ const BUFFERED_BODY: usize = 1024;
 const TICK: Duration = Duration::from_millis(100);
 /// A body must be there within this.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
+/// A task that is younger may be unknown here and known to the gateway that took it; clocks may differ a little.
+const UNREAD: Duration = Duration::from_secs(2);
 /// How often the own port is tried, and how long an answer may take.
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 const WATCH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -239,12 +241,12 @@ impl Dispatcher {
                 self.questions.ask(&self.desk, Question { exchange, key, place, stored: true });
             }
             Known::Pending => self.reply(exchange, Answer::json(200, &json!({ "task_id": id, "state": "pending" }))),
-            Known::Nothing if self.desk.is_read_back() => {
+            Known::Nothing if self.desk.is_read_back() && !is_just_made(&id) => {
                 let detail = "this task is not known, or its result is older than RESULT_RETENTION";
                 self.reply(exchange, Answer::problem(404, detail, Some(&id)));
             }
             Known::Nothing => {
-                let detail = "the gateway is still reading what happened before its start; try again";
+                let detail = "the gateway has not read far enough to know this task; try again";
                 self.reply(exchange, Answer::unavailable(detail, Some(&id), Duration::from_secs(1)));
             }
         }
@@ -351,6 +353,15 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
         address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
     }
     address
+}
+
+/// Whether the id says that it was made within the last moments (UUIDv7, RFC 9562): another gateway may have accepted the task
+/// before this one has read of it.
+fn is_just_made(id: &str) -> bool {
+    let made = uuid::Uuid::try_parse(id).ok().and_then(|id| id.get_timestamp()).map(|made| made.to_unix());
+    made.is_some_and(|(seconds, nanoseconds)| {
+        (unix_now() - (seconds as f64 + f64::from(nanoseconds) / 1e9)).abs() < UNREAD.as_secs_f64()
+    })
 }
 
 fn path_of(url: &str) -> &str {
@@ -465,6 +476,14 @@ mod tests {
         });
         drop(deaf);
         assert!(knock(address).is_err(), "nobody listens any more");
+    }
+
+    #[test]
+    fn a_young_id_is_told_from_an_old_one_and_from_a_strangers() {
+        assert!(is_just_made(&uuid::Uuid::now_v7().to_string()));
+        for other in ["018f2f6e-7b1c-7c5a-9d3e-0123456789ab", "8da3950e-10b2-5b1f-badf-8f1856406764", "task-1"] {
+            assert!(!is_just_made(other), "{other}");
+        }
     }
 
     #[test]

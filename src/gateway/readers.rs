@@ -32,6 +32,10 @@ const TAIL: Duration = Duration::from_secs(10);
 const MAX_WAIT: Duration = Duration::from_millis(500);
 /// Bytes of one fetch: several thousand results.
 const MAX_BYTES: i32 = 2 * 1024 * 1024;
+/// The tasks of other gateways are known within this.
+const TASKS_WAIT: Duration = Duration::from_millis(250);
+/// So many bytes of tasks are handed over before that.
+const TASKS_BYTES: i32 = 64 * 1024;
 /// Before this is reached results may still be missing from the index, because of clocks that differ a little.
 const CLOCK_SLACK: Duration = Duration::from_secs(5);
 
@@ -60,7 +64,7 @@ impl ReadBack {
 }
 
 fn options() -> ReaderOptions {
-    ReaderOptions { max_wait: MAX_WAIT, max_bytes: MAX_BYTES }
+    ReaderOptions { max_wait: MAX_WAIT, max_bytes: MAX_BYTES, ..ReaderOptions::default() }
 }
 
 /// The tail of `results`, until stopped.
@@ -211,7 +215,10 @@ pub(super) fn past(desk: &Arc<Desk>, cluster: Cluster, read_back: &ReadBack, sto
 pub(super) fn tasks(desk: &Arc<Desk>, cluster: Cluster, read_back: &ReadBack, stop: &Stop) -> Result<(), KafkaError> {
     let Some(start) = group_start(desk, &cluster, stop) else { return Ok(()) };
     let topic = &desk.config.common.tasks_topic;
-    let mut reader = Reader::new(cluster, topic, StartAt::Offsets(start), options());
+    // Our own tasks are entered when Kafka acknowledges them; those of other gateways may be known a little later, and every
+    // answer less leaves the broker more time for tasks.
+    let options = ReaderOptions { max_wait: TASKS_WAIT, max_bytes: MAX_BYTES, min_bytes: TASKS_BYTES };
+    let mut reader = Reader::new(cluster, topic, StartAt::Offsets(start), options);
     let mut ends: Option<BTreeMap<i32, i64>> = None;
     let mut behind = true;
     while !stop.is_triggered() {

@@ -110,7 +110,7 @@ fn ripe(
 /// The tasks that have a result in the log since `since`.
 fn answered_since(desk: &Desk, cluster: &Cluster, since: f64) -> Result<BTreeSet<TaskKey>, KafkaError> {
     let from = UNIX_EPOCH + Duration::from_secs_f64((since - 1.0).max(0.0));
-    let options = ReaderOptions { max_wait: Duration::from_millis(200), max_bytes: 2 * 1024 * 1024 };
+    let options = ReaderOptions { max_bytes: 2 * 1024 * 1024, ..ReaderOptions::default() };
     let mut reader = Reader::new(cluster.clone(), &desk.config.common.results_topic, StartAt::Time(from), options);
     let ends = reader.end_offsets()?;
     let mut answered = BTreeSet::new();

@@ -20,6 +20,8 @@ pub(super) struct Limits {
     pub(super) max_wait: Duration,
     /// Bytes of the whole answer and of each partition in it. One batch always comes, however large.
     pub(super) max_bytes: i32,
+    /// Bytes that the broker waits for, `max_wait` at the most.
+    pub(super) min_bytes: i32,
 }
 
 /// One partition's share of an answer.
@@ -48,7 +50,7 @@ pub(super) fn request(topic: &str, wanted: &[(i32, i64)], limits: Limits) -> Fet
     FetchRequest::default()
         .with_replica_id(BrokerId(-1))
         .with_max_wait_ms(i32::try_from(limits.max_wait.as_millis()).unwrap_or(i32::MAX))
-        .with_min_bytes(1)
+        .with_min_bytes(limits.min_bytes)
         .with_max_bytes(limits.max_bytes)
         .with_isolation_level(0)
         .with_session_id(0)

@@ -48,11 +48,14 @@ pub struct ReaderOptions {
     pub max_wait: Duration,
     /// Bytes of one answer; a larger batch still comes. Kafka: `fetch.max.bytes`.
     pub max_bytes: i32,
+    /// The broker answers before `max_wait` once there are so many bytes: 1 for the least delay, more for fewer requests.
+    /// Kafka: `fetch.min.bytes`.
+    pub min_bytes: i32,
 }
 
 impl Default for ReaderOptions {
     fn default() -> Self {
-        Self { max_wait: Duration::from_millis(250), max_bytes: 1 << 20 }
+        Self { max_wait: Duration::from_millis(250), max_bytes: 1 << 20, min_bytes: 1 }
     }
 }
 
@@ -273,7 +276,11 @@ impl Reader {
                 Err(error) => trouble = trouble.or(Some(error)),
             }
         }
-        let limits = Limits { max_wait: self.options.max_wait, max_bytes: self.options.max_bytes };
+        let limits = Limits {
+            max_wait: self.options.max_wait,
+            max_bytes: self.options.max_bytes,
+            min_bytes: self.options.min_bytes,
+        };
         let patience = self.patience();
         for (leader, wanted) in by_leader {
             if self.outstanding.contains_key(&leader) {
@@ -402,7 +409,7 @@ impl Lookup {
     fn try_read(&mut self, topic: &str, partition: i32, offset: i64) -> Result<Option<ReadRecord>> {
         let leader = self.pool.cluster().leader(topic, partition)?;
         // One byte: a broker answers with one whole batch all the same.
-        let limits = Limits { max_wait: Duration::ZERO, max_bytes: 1 };
+        let limits = Limits { max_wait: Duration::ZERO, max_bytes: 1, min_bytes: 1 };
         let found = fetch_one(&mut self.pool, leader, topic, (partition, offset), limits)?;
         if found.code == ErrorCode::OFFSET_OUT_OF_RANGE {
             return Ok(None);

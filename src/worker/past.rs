@@ -56,7 +56,7 @@ impl Past {
     /// # Errors
     /// Kafka could not be read within [`READ_LIMIT`], or `stop` was triggered.
     pub(super) fn read(cluster: &Cluster, topic: &str, task_id: &str, stop: &Stop) -> Result<Self, KafkaError> {
-        let options = ReaderOptions { max_wait: READ_WAIT, max_bytes: READ_BYTES };
+        let options = ReaderOptions { max_wait: READ_WAIT, max_bytes: READ_BYTES, ..ReaderOptions::default() };
         let mut reader = Reader::new(cluster.clone(), topic, StartAt::Earliest, options);
         let deadline = Instant::now() + READ_LIMIT;
         let mut past = Past::default();

@@ -107,7 +107,7 @@ fn deliver(cluster: &Cluster, records: Vec<ProducerRecord>) -> Vec<Delivered> {
 }
 
 fn reader(cluster: &Cluster, topic: &str, start: StartAt) -> Reader {
-    let options = ReaderOptions { max_wait: Duration::from_millis(100), max_bytes: 1 << 20 };
+    let options = ReaderOptions { max_wait: Duration::from_millis(100), max_bytes: 1 << 20, min_bytes: 1 };
     Reader::new(cluster.clone(), topic, start, options)
 }
 
@@ -397,7 +397,7 @@ fn an_interrupt_wakes_a_reader_and_its_whole_client() {
     let rig = Rig::shared("client-interrupt");
     let cluster = cluster(&rig);
     create(&cluster, &rig.tasks(), 1, &[]);
-    let options = ReaderOptions { max_wait: Duration::from_secs(30), max_bytes: 1 << 20 };
+    let options = ReaderOptions { max_wait: Duration::from_secs(30), max_bytes: 1 << 20, min_bytes: 1 };
     let mut reader = Reader::new(cluster.clone(), &rig.tasks(), StartAt::Latest, options);
     let interrupter = cluster.options().interrupter.clone();
     std::thread::scope(|scope| {

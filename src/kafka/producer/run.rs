@@ -589,7 +589,7 @@ fn search(pool: &mut Pool, (topic, partition): &LaneKey, wanted: BatchIdentity, 
     // A log that ends before our last acknowledged record was cut or created again: all of it is searched.
     let mut next = if (start..=end).contains(&from) { from } else { start };
     let leader = pool.cluster().leader(topic, *partition)?;
-    let limits = Limits { max_wait: Duration::ZERO, max_bytes: SEARCH_BYTES };
+    let limits = Limits { max_wait: Duration::ZERO, max_bytes: SEARCH_BYTES, min_bytes: 1 };
     while next < end {
         let fetched = fetch_one(pool, leader, topic, (*partition, next), limits)?;
         fetched.code.check("Fetch", Some(topic))?;
