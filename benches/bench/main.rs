@@ -111,13 +111,14 @@ impl Stack {
         Stack { gateway, workers }
     }
 
+    /// The gateway first: without workers it would wait for the results of what is still under way.
     fn stop(mut self) {
+        self.gateway.program.signal(Signal::SIGTERM);
+        self.gateway.program.wait(SOON);
         for worker in &mut self.workers {
             worker.signal(Signal::SIGTERM);
             worker.wait(SOON);
         }
-        self.gateway.program.signal(Signal::SIGTERM);
-        self.gateway.program.wait(SOON);
     }
 
     fn worker_processes(&self) -> Vec<u32> {
