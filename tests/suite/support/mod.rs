@@ -130,7 +130,7 @@ impl Rig {
 
     /// The worker as it ships.
     pub fn worker(&self, id: &str) -> Launch {
-        self.launch(id, program("worker")).env("WORKER_ID", id)
+        self.launch(id, env!("CARGO_BIN_EXE_worker")).env("WORKER_ID", id)
     }
 
     /// The worker whose handler does what the text of the task says: see `tests/handlers/obedient.rs`.
@@ -145,7 +145,7 @@ impl Rig {
 
     /// The gateway on this address.
     pub fn gateway_at(&self, address: &str) -> Launch {
-        self.launch(&format!("gateway {address}"), program("gateway")).env("HTTP_ADDR", address)
+        self.launch(&format!("gateway {address}"), env!("CARGO_BIN_EXE_gateway")).env("HTTP_ADDR", address)
     }
 
     /// Starts a worker as it ships and waits until it takes tasks.
@@ -288,16 +288,6 @@ pub fn eventually_some<T>(limit: Duration, what: &str, mut probe: impl FnMut() -
         assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// One of the programs as it ships.
-fn program(name: &str) -> PathBuf {
-    let path = match name {
-        "worker" => option_env!("CARGO_BIN_EXE_worker"),
-        "gateway" => option_env!("CARGO_BIN_EXE_gateway"),
-        _ => None,
-    };
-    PathBuf::from(path.unwrap_or_else(|| panic!("there is no program {name}")))
 }
 
 /// An example of this package, built in the profile of the tests: `cargo test` names the binaries to a test, but no examples.
