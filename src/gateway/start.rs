@@ -64,7 +64,7 @@ pub(super) fn start(config: GatewayConfig) -> Result<Running, ExitCode> {
     let address = config.http_addr;
     let listener = http::listen(address).map_err(|error| {
         log::error!("cannot listen on HTTP_ADDR {address}: {error}");
-        ExitCode::Usage
+        ExitCode::Fatal
     })?;
     let bound = listener.local_addr().unwrap_or(address);
     let server = http::serve(listener, bound).map_err(|error| {
@@ -173,8 +173,8 @@ fn watch_deadlines(desk: &Desk, end: &Stop) {
             (leaving, events, state.waiting.next_deadline())
         };
         desk.ticked();
-        let draining = desk.is_draining();
-        let answers = leaving.into_iter().map(|it| (it.caller.request, parting_answer(it.key, it.progress, draining)));
+        // ANSWER_TIMEOUT goes on counting while the gateway drains, and says the same.
+        let answers = leaving.into_iter().map(|it| (it.caller.request, parting_answer(it.key, it.progress, false)));
         desk.answer_all(answers.collect());
         log_events(&events);
         let pause = next.map_or(TICK, |next| next.saturating_duration_since(Instant::now()).min(TICK));

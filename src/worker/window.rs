@@ -86,6 +86,11 @@ impl Window {
         (idle + self.ahead).saturating_sub(ready)
     }
 
+    /// Nothing is fetched ahead: tasks are long, or nothing is known of them yet.
+    pub(super) fn is_closed(&self) -> bool {
+        self.ahead == 0
+    }
+
     /// With so many ready records or fewer the next round is due.
     pub(super) fn low_water(&self) -> usize {
         self.ahead / 2
