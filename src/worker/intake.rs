@@ -98,6 +98,8 @@ pub(super) struct Intake {
     gaps: Acknowledgements,
     highest: BTreeMap<SharePartition, i64>,
     recovery: Option<Recovery>,
+    /// What a search for lost locks brought besides: locked, not started, handed out or given back when the search is over.
+    held: Vec<Job>,
     careful: bool,
     busy_since: Option<Instant>,
     backoff: Backoff,
@@ -138,6 +140,7 @@ impl Intake {
             gaps: Acknowledgements::new(),
             highest: BTreeMap::new(),
             recovery: None,
+            held: Vec::new(),
             careful: false,
             busy_since: None,
             backoff: Backoff::new(Duration::from_millis(20), Duration::from_secs(1)),
@@ -187,7 +190,8 @@ impl Intake {
                 self.exchange(index, |session| session.send_fetch(acknowledgements.unwrap_or_default(), limits))
             }
             _ => {
-                let timer = self.in_flight.next_timer(self.renew_after());
+                let search = self.recovery.as_ref().and_then(Recovery::next_round);
+                let timer = self.in_flight.next_timer(self.renew_after()).into_iter().chain(search).min();
                 self.sleep(timer);
                 Ok(())
             }
@@ -201,7 +205,7 @@ impl Intake {
     /// Records to ask for now.
     fn wanted(&mut self) -> usize {
         if let Some(recovery) = &self.recovery {
-            return recovery.wanted();
+            return recovery.wanted(Instant::now(), self.held.len());
         }
         self.window.adjust();
         let counts = self.in_flight.counts();
@@ -412,18 +416,19 @@ impl Intake {
             if useful {
                 recovery.fetched(Instant::now());
             }
-            let counts = self.in_flight.counts();
-            // `ready` counts the fresh ones already: they were admitted above.
-            let mut idle = self.options.handlers.saturating_sub(counts.busy());
-            fresh.retain(|job| {
-                let keep = !recovery.is_foreign(&job.key) && idle > 0;
-                if keep {
-                    idle -= 1;
-                } else {
+            let mut idle = self.options.handlers.saturating_sub(self.in_flight.counts().busy());
+            let mut startable = Vec::new();
+            for job in fresh {
+                if recovery.goes_back(&job.key, job.record.delivery_count) {
                     self.in_flight.take_back(job.key);
+                } else if idle > 0 && !recovery.is_foreign(&job.key) {
+                    idle -= 1;
+                    startable.push(job);
+                } else {
+                    self.held.push(job);
                 }
-                keep
-            });
+            }
+            fresh = startable;
         }
         self.note_highest(&fresh);
         self.hand_out(fresh);
@@ -477,7 +482,8 @@ impl Intake {
     /// What lies ready behind handlers that have all been busy for too long goes back.
     fn return_stuck(&mut self) {
         let counts = self.in_flight.counts();
-        if counts.ready == 0 || counts.busy() < self.options.handlers {
+        // What a search holds would only come again: it goes back when that is over.
+        if counts.ready == self.held.len() || counts.busy() < self.options.handlers {
             self.busy_since = None;
             return;
         }
@@ -494,14 +500,36 @@ impl Intake {
 
     fn take_back_ready(&mut self) {
         let jobs: Vec<Job> = self.unstarted.try_iter().collect();
+        self.give_back(jobs);
+    }
+
+    /// Gives unstarted records back, except those that the broker would drop then: a handler copies them.
+    fn give_back(&mut self, jobs: Vec<Job>) {
         for job in jobs {
             if job.record.delivery_count >= NEVER_RELEASE_FROM {
-                // Capacity was just freed by taking it out.
+                // There is room: what the channel holds and what is held was admitted within its capacity.
                 let _ = self.jobs.try_send(job);
             } else {
                 self.in_flight.take_back(job.key);
             }
         }
+    }
+
+    /// What the search brought besides is started as far as the window is open, and goes back otherwise.
+    fn release_held(&mut self) {
+        let mut held = std::mem::take(&mut self.held);
+        if held.is_empty() {
+            return;
+        }
+        held.sort_by_key(|job| job.key);
+        let counts = self.in_flight.counts();
+        let idle = self.options.handlers.saturating_sub(counts.busy());
+        let running = self.control.phase() == Phase::Running;
+        let room = if running { self.window.wanted(idle, counts.ready.saturating_sub(held.len())) } else { 0 };
+        let rest = held.split_off(room.min(held.len()));
+        self.give_back(rest);
+        self.note_highest(&held);
+        self.hand_out(held);
     }
 
     // ---- sessions ----
@@ -589,6 +617,7 @@ impl Intake {
             // Forgotten by the account: a handler that took it would be told so, too.
             drop(job);
         }
+        self.held.clear();
         self.recovery = Some(Recovery::new(missing, self.highest.clone()));
         self.postpone(error)
     }
@@ -623,6 +652,7 @@ impl Intake {
 
     fn end_recovery(&mut self) {
         self.recovery = None;
+        self.release_held();
         for task in self.in_flight.forget_missing() {
             log::warn!(
                 "Worker {} could not accept task {}: its lock was lost; the result is in Kafka, another worker may run it again",
@@ -644,6 +674,7 @@ impl Intake {
         }
         let mut accepting_since = None;
         while self.control.phase() == Phase::Draining {
+            self.release_held();
             if began.elapsed() > QUICK_FINISH {
                 self.take_back_ready();
             }
