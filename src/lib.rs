@@ -24,6 +24,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`gateway`] | takes tasks over HTTP, answers with their results, stops without leaving a caller behind |
 //! | [`worker`] | takes tasks from the share group, runs them, says the results, stops |
 //! | [`handler`], [`analysis`] | the work: the trait, and the one that ships |
 //! | [`kafka`] | the client: connections, producer, reader, share group |

@@ -3,9 +3,13 @@
 //! Errors are problem documents (RFC 9457). Written by ourselves in one piece, because the HTTP library writes a response in
 //! several and allocates for each header. Nothing that came with a request goes into a header.
 
+use super::request::Afterwards;
 use crate::task::TaskResult;
+use httpdate::HttpDate;
 use serde_json::{Map, Value, json};
+use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
+use tiny_http::{Header, Response};
 
 const JSON: &str = "application/json";
 const PROBLEM: &str = "application/problem+json";
@@ -13,8 +17,7 @@ const PROBLEM: &str = "application/problem+json";
 /// One response.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Answer {
-    /// HTTP status.
-    pub(super) status: u16,
+    status: u16,
     content_type: &'static str,
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
@@ -80,23 +83,56 @@ impl Answer {
         self
     }
 
-    /// The whole response. `head`: without its body, as an answer to HEAD. `close`: this is the connection's last.
-    pub(super) fn encode(&self, head: bool, close: bool) -> Vec<u8> {
-        let mut response = Vec::with_capacity(256 + self.body.len());
-        let date = httpdate::fmt_http_date(SystemTime::now());
-        let status = self.status;
-        let mut line = |text: &str| response.extend_from_slice(text.as_bytes());
-        line(&format!("HTTP/1.1 {status} {}\r\nDate: {date}\r\nServer: lastcall\r\n", reason(status)));
-        line(&format!("Content-Type: {}\r\nContent-Length: {}\r\n", self.content_type, self.body.len()));
-        for (name, value) in &self.headers {
-            line(&format!("{name}: {value}\r\n"));
-        }
-        if close {
-            line("Connection: close\r\n");
-        }
-        line("\r\n");
+    /// HTTP status.
+    pub(super) fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The whole response. `head`: without its body, as an answer to HEAD.
+    pub(super) fn encode(&self, head: bool, afterwards: Afterwards) -> Vec<u8> {
+        let mut response = Vec::with_capacity(512 + self.body.len());
+        // Writing into a vector does not fail.
+        let _ = self.encode_head(&mut response, afterwards);
         if !head {
             response.extend_from_slice(&self.body);
+        }
+        response
+    }
+
+    fn encode_head(&self, response: &mut Vec<u8>, afterwards: Afterwards) -> io::Result<()> {
+        let date = HttpDate::from(SystemTime::now());
+        write!(response, "HTTP/1.1 {} {}\r\nDate: {date}\r\n", self.status, reason(self.status))?;
+        write!(response, "Content-Type: {}\r\nContent-Length: {}\r\n", self.content_type, self.body.len())?;
+        for (name, value) in self.all_headers() {
+            write!(response, "{name}: {value}\r\n")?;
+        }
+        match afterwards {
+            Afterwards::Stays => {}
+            Afterwards::StaysAsAsked => write!(response, "Connection: keep-alive\r\n")?,
+            Afterwards::Closes => write!(response, "Connection: close\r\n")?,
+        }
+        write!(response, "\r\n")
+    }
+
+    /// Everything here is about a moment: nobody in between may keep it.
+    fn all_headers(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let own = self.headers.iter().map(|(name, value)| (*name, value.as_str()));
+        [("Server", "lastcall"), ("Cache-Control", "no-store")].into_iter().chain(own)
+    }
+
+    /// The same for the library to write, where only it can.
+    pub(super) fn into_library_response(self) -> Response<io::Cursor<Vec<u8>>> {
+        let headers: Vec<(&'static str, String)> = self
+            .all_headers()
+            .chain([("Content-Type", self.content_type)])
+            .map(|(name, value)| (name, value.to_owned()))
+            .collect();
+        let mut response = Response::from_data(self.body).with_status_code(self.status);
+        for (name, value) in headers {
+            // Our own names and values are well-formed; a header less is better than no answer.
+            if let Ok(header) = Header::from_bytes(name, value) {
+                response.add_header(header);
+            }
         }
         response
     }
@@ -135,7 +171,7 @@ mod tests {
     use super::*;
 
     fn text(answer: &Answer) -> String {
-        String::from_utf8(answer.encode(false, false)).unwrap()
+        String::from_utf8(answer.encode(false, Afterwards::Stays)).unwrap()
     }
 
     #[test]
@@ -177,7 +213,7 @@ mod tests {
     #[test]
     fn head_has_the_length_and_no_body_and_the_last_answer_says_so() {
         let answer = Answer::json(200, &json!({"a": 1}));
-        let head = String::from_utf8(answer.encode(true, true)).unwrap();
+        let head = String::from_utf8(answer.encode(true, Afterwards::Closes)).unwrap();
         assert!(head.contains("Content-Length: 7\r\n") && head.contains("Connection: close\r\n"), "{head}");
         assert!(head.ends_with("\r\n\r\n"));
     }

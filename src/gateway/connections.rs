@@ -1,125 +1,302 @@
-//! The order of answers on each HTTP connection.
+//! Connections: one thread each, one request at a time.
 //!
-//! A client may send its next request before the first is answered (pipelining, RFC 9112 section 9.3.2); the answers must come
-//! in the order of the requests, and the HTTP library makes whoever answers the second wait until the first is answered. So
-//! nobody answers directly: every request enters here, every answer is handed in, and what comes out may be written at
-//! once. Pure; called under the gateway's lock by whoever receives or answers.
+//! The library (`tiny_http`) reads requests and frames bodies; its own server is not used, only its accepting step and its
+//! connection. Its server strands connections that come in a burst, goes deaf when file descriptors run out, and reads on behind
+//! a body that nobody has read. Here a connection's thread reads a request, has it answered, writes the answer, and only then
+//! reads on: pipelined requests are answered in order, a caller that sends or reads slowly holds nobody but itself, and a connection
+//! that cannot be read on safely is closed.
 
-use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use super::answer::Answer;
+use super::exchange::Exchange;
+use super::request::{self, Afterwards};
+use super::routes::Service;
+use crate::stop::Stop;
+use crate::threads::{self, Thread};
+use crate::worker::outage::Outage;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use parking_lot::{Condvar, Mutex};
+use std::convert::Infallible;
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tiny_http::{Listener, Method, Request, Server, SslContextWrap};
 
-/// A request's place in the order of its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket {
-    connection: SocketAddr,
-    number: u64,
-}
+/// Connections beside those of callers that wait: idle ones, probes, people.
+const FURTHER_CONNECTIONS: usize = 1024;
+/// File descriptors that everything but callers needs.
+const OWN_FILES: u64 = 128;
+/// The library duplicates each socket.
+const FILES_PER_CONNECTION: u64 = 2;
+/// A thread without a connection ends after this.
+const THREAD_IDLE: Duration = Duration::from_secs(10);
+/// With fewer threads those that have ended are not looked for.
+const FEW_THREADS: usize = 64;
+/// Until the next try when the system has no file descriptor, thread or memory left.
+const PAUSE: Duration = Duration::from_millis(50);
 
-impl Ticket {
-    /// The caller's address.
-    pub(super) fn address(&self) -> SocketAddr {
-        self.connection
-    }
-}
-
-/// Answers of type `A` that wait for their turn.
+/// How many connections there are, and how many there may be.
 #[derive(Debug)]
-pub(super) struct Connections<A> {
-    queues: HashMap<SocketAddr, VecDeque<(u64, Option<A>)>>,
-    next: u64,
-    unanswered: usize,
+pub(super) struct Load {
+    open: Mutex<usize>,
+    one_less: Condvar,
+    most: usize,
 }
 
-impl<A> Connections<A> {
-    pub(super) fn new() -> Self {
-        Self { queues: HashMap::new(), next: 0, unanswered: 0 }
+impl Load {
+    /// `most` connections at once; more wait in the kernel's queue.
+    pub(super) fn new(most: usize) -> Self {
+        Self { open: Mutex::new(0), one_less: Condvar::new(), most }
     }
 
-    /// A request has come on this connection, after all that entered before.
-    pub(super) fn enter(&mut self, connection: SocketAddr) -> Ticket {
-        let number = self.next;
-        self.next += 1;
-        self.unanswered += 1;
-        self.queues.entry(connection).or_default().push_back((number, None));
-        Ticket { connection, number }
+    /// Connections open now.
+    pub(super) fn open(&self) -> usize {
+        *self.open.lock()
     }
 
-    /// The answer to a request is there. Returns the answers that may be written now, in order: none while an earlier
-    /// request of the connection is unanswered, otherwise this one and those that waited behind it.
-    pub(super) fn answer(&mut self, ticket: Ticket, answer: A) -> Vec<A> {
-        let Some(queue) = self.queues.get_mut(&ticket.connection) else { return Vec::new() };
-        let Some(place) = queue.iter_mut().find(|(number, _)| *number == ticket.number) else { return Vec::new() };
-        if place.1.is_none() {
-            self.unanswered -= 1;
+    /// Whether all places are taken.
+    pub(super) fn is_full(&self) -> bool {
+        self.open() >= self.most
+    }
+
+    /// Waits for a place, at most for `patience`; false: there is none.
+    fn wait(&self, patience: Duration) -> bool {
+        let mut open = self.open.lock();
+        if *open >= self.most {
+            self.one_less.wait_for(&mut open, patience);
         }
-        place.1 = Some(answer);
-        let mut writable = Vec::new();
-        while let Some((_, Some(_))) = queue.front() {
-            writable.extend(queue.pop_front().and_then(|(_, answer)| answer));
-        }
-        if queue.is_empty() {
-            self.queues.remove(&ticket.connection);
-        }
-        writable
+        *open < self.most
     }
 
-    /// The request is let go of without an answer; its connection is of no more use.
-    pub(super) fn leave(&mut self, ticket: Ticket) {
-        let Some(queue) = self.queues.remove(&ticket.connection) else { return };
-        self.unanswered -= queue.iter().filter(|(_, answer)| answer.is_none()).count();
-    }
-
-    /// Requests without an answer.
-    pub(super) fn unanswered(&self) -> usize {
-        self.unanswered
+    fn enter(self: &Arc<Self>) -> Place {
+        *self.open.lock() += 1;
+        Place(Arc::clone(self))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
+/// One connection's place; left when dropped.
+struct Place(Arc<Load>);
 
-    fn address(port: u16) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], port))
+impl Drop for Place {
+    fn drop(&mut self) {
+        *self.0.open.lock() -= 1;
+        self.0.one_less.notify_one();
     }
+}
 
-    #[test]
-    fn a_later_answer_waits_for_an_earlier_one() {
-        let mut connections = Connections::new();
-        let first = connections.enter(address(1));
-        let other = connections.enter(address(2));
-        let second = connections.enter(address(1));
-        assert_eq!(connections.answer(second, "second"), Vec::<&str>::new());
-        assert_eq!(connections.answer(other, "other"), ["other"], "another connection does not wait");
-        assert_eq!(connections.unanswered(), 1);
-        assert_eq!(connections.answer(first, "first"), ["first", "second"]);
-        assert_eq!(connections.unanswered(), 0);
-        assert!(connections.queues.is_empty(), "nothing is left behind");
+/// How many connections may be open: as many as callers may wait and some more, as far as the files suffice. Raises the process's
+/// soft limit of open files to its hard one first, since the soft one is that low for programs that use select(2) only.
+pub(super) fn most_connections(max_waiting: usize) -> usize {
+    let wanted = max_waiting + FURTHER_CONNECTIONS;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    let places = if raised { hard } else { soft }.saturating_sub(OWN_FILES) / FILES_PER_CONNECTION;
+    let most = wanted.min(usize::try_from(places).unwrap_or(usize::MAX)).max(1);
+    if most < wanted {
+        log::warn!(
+            "the limit of open files allows {most} connections; {wanted} would be right for MAX_WAITING={max_waiting}"
+        );
     }
+    most
+}
 
-    proptest! {
-        #[test]
-        fn answers_leave_in_the_order_of_their_requests(
-            requests in proptest::collection::vec(1u16..4, 1..60), order in any::<u64>(),
-        ) {
-            let mut connections = Connections::new();
-            let mut open: Vec<(Ticket, u16, usize)> = requests
-                .iter()
-                .enumerate()
-                .map(|(number, port)| (connections.enter(address(*port)), *port, number))
-                .collect();
-            let mut random = fastrand::Rng::with_seed(order);
-            random.shuffle(&mut open);
-            let mut written: HashMap<u16, Vec<usize>> = HashMap::new();
-            for (ticket, port, number) in open {
-                for answer in connections.answer(ticket, (port, number)) {
-                    written.entry(answer.0).or_default().push(answer.1);
-                }
+/// A connection as its thread gets it: requests until the caller has closed or sent something that is no HTTP, which the library
+/// has answered with 400.
+type Requests = Box<dyn Iterator<Item = Request> + Send>;
+
+/// A connection with its place.
+struct Job {
+    requests: Requests,
+    _place: Place,
+}
+
+/// Takes connections until stopped. Whatever an attempt fails with is tried again: the watch of the own port decides when it is hopeless.
+///
+/// # Errors
+/// The library refuses to be set up.
+pub(super) fn accept(
+    listener: TcpListener,
+    service: Arc<Service>,
+    load: &Arc<Load>,
+    stop: &Stop,
+) -> Result<(), String> {
+    let listener = Listener::from(listener);
+    let plain = SslContextWrap::build_ssl_capabilities(None).map_err(|error| error.to_string())?;
+    let mut threads = Threads::new(service);
+    let mut outage = Outage::new("the system");
+    while !stop.is_triggered() {
+        if !load.wait(PAUSE) {
+            continue;
+        }
+        // The library panics when it cannot duplicate an accepted socket; nothing of the attempt is used afterwards.
+        let accepted = catch_unwind(AssertUnwindSafe(|| Server::accept_connection(&listener, &plain)));
+        let trouble = match accepted {
+            Ok(Ok(Some(client))) => {
+                let requests = Box::new(client.map_while(Result::ok));
+                threads.serve(Job { requests, _place: load.enter() }).err()
             }
-            prop_assert_eq!(connections.unanswered(), 0);
-            prop_assert_eq!(written.values().map(Vec::len).sum::<usize>(), requests.len());
-            prop_assert!(written.values().all(|numbers| numbers.is_sorted()));
+            // The caller was gone before it was taken.
+            Ok(Ok(None)) => None,
+            Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
+                None
+            }
+            Ok(Err(error)) => Some(format!("no connection can be taken: {error}")),
+            Err(_) => Some("no connection can be taken: no file descriptor is left".to_owned()),
+        };
+        match trouble {
+            None => outage.over(),
+            Some(error) => {
+                outage.report(&error);
+                // A stop ends the loop.
+                let _ = stop.sleep(PAUSE);
+            }
         }
+    }
+    Ok(())
+}
+
+/// The connections' threads: as many as there are connections, and those that had one a moment ago.
+struct Threads {
+    service: Arc<Service>,
+    /// Of capacity zero: a job is taken by a thread that waits at this instant, or by none. So no connection is left behind a
+    /// thread that was about to become busy.
+    offers: Sender<Job>,
+    takers: Receiver<Job>,
+    running: Vec<Thread>,
+    /// How many may be `running` before those that have ended are looked for.
+    look_at: usize,
+    started: usize,
+}
+
+impl Threads {
+    fn new(service: Arc<Service>) -> Self {
+        let (offers, takers) = bounded(0);
+        Self { service, offers, takers, running: Vec::new(), look_at: FEW_THREADS, started: 0 }
+    }
+
+    fn serve(&mut self, job: Job) -> Result<(), String> {
+        let job = match self.offers.try_send(job) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
+        };
+        self.join_ended();
+        self.started += 1;
+        let (service, takers) = (Arc::clone(&self.service), self.takers.clone());
+        // A stop of its own: one connection's end is not the gateway's.
+        let name = format!("conn-{}", self.started % 1_000_000);
+        let thread = threads::spawn(&name, Stop::new(), move || -> Result<(), Infallible> {
+            work(&service, job, &takers);
+            Ok(())
+        });
+        if thread.is_finished() {
+            // It was not started, or its connection was a short one.
+            return thread.join().map_err(|error| error.to_string());
+        }
+        self.running.push(thread);
+        Ok(())
+    }
+
+    /// Joins threads that have ended, when there are many.
+    fn join_ended(&mut self) {
+        if self.running.len() < self.look_at {
+            return;
+        }
+        let (ended, running): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.running).into_iter().partition(Thread::is_finished);
+        self.running = running;
+        self.look_at = (2 * self.running.len()).max(FEW_THREADS);
+        if let Err(error) = threads::join_all(ended) {
+            log::error!("{error}");
+        }
+    }
+}
+
+/// A connection's thread: serves this connection, and the next ones that come soon enough.
+fn work(service: &Service, first: Job, takers: &Receiver<Job>) {
+    let mut next = Some(first);
+    while let Some(job) = next {
+        // What the library does not expect of a caller may make it panic; that is this connection's end and nobody else's.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| serve(service, job))) {
+            service.desk.metrics.connection_panicked();
+            log::error!("a connection was given up: {}", threads::panic_message(panic.as_ref()).escape_debug());
+        }
+        next = takers.recv_timeout(THREAD_IDLE).ok();
+    }
+}
+
+/// Serves one connection to its end.
+fn serve(service: &Service, mut job: Job) {
+    for request in job.requests.by_ref() {
+        if !exchange(service, request) {
+            return;
+        }
+    }
+}
+
+/// Has one request answered; false when nothing more may be read from its connection.
+fn exchange(service: &Service, mut request: Request) -> bool {
+    let body = request::body(&request);
+    let wants_body = service.wants_body(&request);
+    let ambiguous = matches!(body, request::Body::Ambiguous(_));
+    let read = (wants_body || ambiguous || body.is_read()).then(|| request::read(&mut request, body));
+    let to_its_end = read.as_ref().is_some_and(|read| read.to_its_end);
+    // Counted from here: a stop waits for requests that are whole, not for callers that have yet to send theirs.
+    let _unanswered = service.desk.count_unanswered();
+    let address = request.remote_addr().map_or(std::net::Ipv4Addr::UNSPECIFIED.into(), std::net::SocketAddr::ip);
+    let (exchange, awaited) = Exchange::new(address);
+    match read.map(|read| read.content) {
+        Some(Ok(content)) => service.take(exchange, &request, &content),
+        None => service.take(exchange, &request, &[]),
+        Some(Err(refusal)) => exchange.answer(Answer::problem(refusal.status, &refusal.detail, None)),
+    }
+    let answer = awaited.wait();
+    service.desk.metrics.answered(answer.status());
+    let afterwards = match request::afterwards(&request) {
+        _ if !to_its_end || service.desk.is_draining() => Afterwards::Closes,
+        afterwards => afterwards,
+    };
+    let written = if to_its_end { write(request, &answer, afterwards) } else { write_over_body(request, answer) };
+    // A caller that has gone, or does not read: its task is in Kafka, its result can be asked for.
+    written.is_ok() && afterwards != Afterwards::Closes
+}
+
+/// Writes an answer in one piece.
+fn write(request: Request, answer: &Answer, afterwards: Afterwards) -> io::Result<()> {
+    let response = answer.encode(*request.method() == Method::Head, afterwards);
+    let mut writer = request.into_writer();
+    writer.write_all(&response)?;
+    writer.flush()
+}
+
+/// Writes an answer to a request whose body was not read. Letting go of such a request reads its body away, so the library has to write
+/// the answer before: that is the one way in which it does.
+fn write_over_body(request: Request, answer: Answer) -> io::Result<()> {
+    request.respond(answer.into_library_response())
+}
+
+/// Counts requests that are whole and not answered.
+#[derive(Debug, Default)]
+pub(super) struct Unanswered(AtomicUsize);
+
+/// One of them; no longer when dropped.
+pub(super) struct Counted<'a>(&'a Unanswered);
+
+impl Unanswered {
+    pub(super) fn enter(&self) -> Counted<'_> {
+        self.0.fetch_add(1, Ordering::AcqRel);
+        Counted(self)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::AcqRel);
     }
 }

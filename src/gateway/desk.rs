@@ -1,42 +1,80 @@
-//! The desk: the one state of the gateway behind one lock, and the way in which answers leave.
+//! The desk: the one state of the gateway behind one lock, and what everybody has to know of everybody else.
 //!
-//! Whoever owns an answer hands it in here; the desk keeps each connection's order and passes what may be written to the answering
-//! threads, outside the lock. Nothing is sent, written or logged while the lock is held.
+//! Nothing is sent, written, logged or answered while the lock is held.
 
-use super::answer::Answer;
-use super::connections::{Connections, Ticket};
+use super::connections::{Counted, Load, Unanswered};
+use super::exchange::Exchange;
 use super::fleet::{Fleet, FleetEvent};
-use super::index::{Index, MOST_RESULTS};
+use super::index::{Index, MOST_RESULTS, Place, TaskKey};
+use super::kept::Kept;
+use super::keyed::KeyedTasks;
 use super::metrics::Metrics;
 use super::rate::Rate;
-use super::waiting::Waiting;
+use super::unknown::Unknown;
+use super::waiting::{Caller, Waiting};
 use crate::config::GatewayConfig;
 use crate::logging::escape;
-use crossbeam_channel::Sender;
+use crate::task::unix_now;
 use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tiny_http::Request;
 use uuid::Uuid;
-
-/// A request and its place in the order of its connection.
-#[derive(Debug)]
-pub(super) struct Exchange {
-    pub(super) request: Request,
-    pub(super) ticket: Ticket,
-}
-
-/// An answer that may be written now.
-pub(super) type Written = (Request, Answer);
 
 /// What the lock protects.
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) connections: Connections<Written>,
     pub(super) waiting: Waiting<Exchange>,
     pub(super) index: Index,
     pub(super) fleet: Fleet,
     pub(super) rate: Rate,
+    pub(super) keyed: KeyedTasks,
+    pub(super) kept: Kept,
+    pub(super) unknown: Unknown,
+    /// Bytes of records that the producer has and Kafka has not acknowledged.
+    pub(super) unacknowledged_bytes: usize,
+    /// Kafka's time of the newest record of the results topic that was read.
+    newest_record: f64,
+}
+
+impl State {
+    /// A task does not get into Kafka. Returns its callers.
+    pub(super) fn task_is_given_up(&mut self, key: TaskKey) -> Vec<Caller<Exchange>> {
+        self.keyed.settled(key);
+        self.kept.forget(key);
+        self.waiting.complete(key)
+    }
+
+    /// A task's result stands on the results topic. Returns whether that is news, and its callers.
+    pub(super) fn task_is_done(&mut self, key: TaskKey, place: Place, at: f64) -> (bool, Vec<Caller<Exchange>>) {
+        let news = self.index.result(key, place, at);
+        self.keyed.settled(key);
+        self.kept.forget(key);
+        (news, self.waiting.complete(key))
+    }
+
+    /// A record of this time by Kafka's clock was read.
+    pub(super) fn record_read(&mut self, written: f64) {
+        self.newest_record = self.newest_record.max(written);
+    }
+
+    /// When a record that is read back was written, in our time: its age is what it lies behind the newest record. No clock of
+    /// ours takes part, which may be an hour wrong; in a cluster where nothing happens records look younger than they are.
+    pub(super) fn date(&self, written: f64, now: f64) -> f64 {
+        now - (self.newest_record - written).max(0.0)
+    }
+
+    /// The same for who must not look alive when it is dead: the older one by either clock.
+    pub(super) fn date_of_life(&self, written: f64, now: f64) -> f64 {
+        self.date(written, now).min(written)
+    }
+
+    /// A task stands on the tasks topic. Returns the callers who only wanted to know that.
+    pub(super) fn task_is_in_kafka(&mut self, key: TaskKey, place: Place, at: f64) -> Vec<Caller<Exchange>> {
+        self.index.task(key, place, at);
+        self.keyed.settled(key);
+        self.waiting.acknowledged(key)
+    }
 }
 
 /// See the module documentation.
@@ -47,9 +85,10 @@ pub(super) struct Desk {
     pub(super) instance: Uuid,
     pub(super) metrics: Metrics,
     state: Mutex<State>,
-    /// Capacity [`ANSWERS`]. Full: whoever answers waits, at the most as long as slow callers hold all answering threads,
-    /// which the sockets' send time-out bounds.
-    answers: Sender<Vec<Written>>,
+    /// Requests that are whole and not answered.
+    unanswered: Unanswered,
+    /// Connections.
+    pub(super) load: Arc<Load>,
     /// The gateway stops: nothing new is accepted.
     draining: AtomicBool,
     /// The results of the retention are read back, the pending tasks are known.
@@ -57,40 +96,43 @@ pub(super) struct Desk {
     /// Topics and group are prepared.
     prepared: AtomicBool,
     born: Instant,
+    born_at: f64,
     /// When Kafka last answered the tail reader, in milliseconds after `born` plus one; 0: never.
     kafka_answered: AtomicU64,
     /// When the deadline thread last came round, likewise.
     ticked: AtomicU64,
 }
 
-/// Batches of answers that may wait for the answering threads.
-pub(super) const ANSWERS: usize = 1024;
 /// Kafka counts as connected when it has answered within this.
 const KAFKA_SILENCE: Duration = Duration::from_secs(3);
 /// Our own threads count as alive when they came round within this.
 const THREAD_SILENCE: Duration = Duration::from_secs(10);
-/// Answers of one batch for one answering thread; more are spread.
-const ANSWERS_TOGETHER: usize = 8;
 
 impl Desk {
-    pub(super) fn new(config: GatewayConfig, answers: Sender<Vec<Written>>) -> Self {
+    pub(super) fn new(config: GatewayConfig, load: Load) -> Self {
         let state = State {
-            connections: Connections::new(),
             waiting: Waiting::new(config.max_waiting, config.answer_timeout),
             index: Index::new(config.common.result_retention.as_secs_f64(), MOST_RESULTS),
             fleet: Fleet::new(config.worker_timeout),
             rate: Rate::new(Instant::now()),
+            keyed: KeyedTasks::default(),
+            kept: Kept::default(),
+            unknown: Unknown::default(),
+            unacknowledged_bytes: 0,
+            newest_record: 0.0,
         };
         Self {
             config,
             instance: Uuid::new_v4(),
             metrics: Metrics::new(),
             state: Mutex::new(state),
-            answers,
+            unanswered: Unanswered::default(),
+            load: Arc::new(load),
             draining: AtomicBool::new(false),
             read_back: AtomicBool::new(false),
             prepared: AtomicBool::new(false),
             born: Instant::now(),
+            born_at: unix_now(),
             kafka_answered: AtomicU64::new(0),
             ticked: AtomicU64::new(0),
         }
@@ -101,33 +143,14 @@ impl Desk {
         self.state.lock()
     }
 
-    /// Answers one request.
-    pub(super) fn answer(&self, exchange: Exchange, answer: Answer) {
-        self.answer_all(vec![(exchange, answer)]);
+    /// Counts a request as unanswered until what this returns is dropped.
+    pub(super) fn count_unanswered(&self) -> Counted<'_> {
+        self.unanswered.enter()
     }
 
-    /// Answers several requests with one visit to the lock.
-    pub(super) fn answer_all(&self, answers: Vec<(Exchange, Answer)>) {
-        if answers.is_empty() {
-            return;
-        }
-        for (_, answer) in &answers {
-            self.metrics.answered(answer.status);
-        }
-        let mut writable = {
-            let mut state = self.state.lock();
-            let mut writable = Vec::with_capacity(answers.len());
-            for (exchange, answer) in answers {
-                writable.extend(state.connections.answer(exchange.ticket, (exchange.request, answer)));
-            }
-            writable
-        };
-        while !writable.is_empty() {
-            // From the front, so that a connection's answers stay in order within and across batches.
-            let rest = writable.split_off(writable.len().min(ANSWERS_TOGETHER));
-            // Disconnected: the process ends, and its sockets with it.
-            let _ = self.answers.send(std::mem::replace(&mut writable, rest));
-        }
+    /// Requests that are whole and not answered.
+    pub(super) fn unanswered(&self) -> usize {
+        self.unanswered.count()
     }
 
     pub(super) fn start_draining(&self) {
@@ -173,6 +196,11 @@ impl Desk {
     /// Whether our own threads move; the one that asks is alive anyway.
     pub(super) fn is_alive(&self) -> bool {
         self.is_recent(&self.ticked, THREAD_SILENCE)
+    }
+
+    /// Unix time that does not jump when somebody sets the clock.
+    pub(super) fn now(&self) -> f64 {
+        self.born_at + self.born.elapsed().as_secs_f64()
     }
 
     fn milliseconds(&self) -> u64 {

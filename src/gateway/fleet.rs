@@ -20,8 +20,12 @@ struct Process {
     status: WorkerStatus,
     /// When its last status counts from, in Unix seconds of this gateway.
     at: f64,
+    /// Where its last status stands in the log.
+    offset: i64,
     /// Silence was logged.
     silent: bool,
+    /// Another process of its name has started since it was last heard: it is taken for that one's former self.
+    replaced: bool,
 }
 
 /// Something to be said in the log, one line each.
@@ -82,18 +86,21 @@ impl Fleet {
         Self { timeout: timeout.as_secs_f64(), processes: BTreeMap::new() }
     }
 
-    /// Takes one status that counts from `at`. Events are returned for what is new.
-    pub(super) fn hear(&mut self, status: WorkerStatus, at: f64) -> Vec<FleetEvent> {
+    /// Takes the status that stands at `offset` and counts from `at`. Events are returned for what is new.
+    pub(super) fn hear(&mut self, status: WorkerStatus, at: f64, offset: i64) -> Vec<FleetEvent> {
         let id = status.worker_id.clone();
         let key = (id.clone(), status.instance);
         let mut events = Vec::new();
         let known = self.processes.get(&key);
-        if known.is_some_and(|known| at < known.at || known.status.status == WorkerState::ShutdownCompleted) {
-            // Read back after it was heard live; or a heartbeat behind the last word.
+        if known.is_some_and(|known| offset <= known.offset || known.status.status == WorkerState::ShutdownCompleted) {
+            // Read back after a later one; or a heartbeat behind the last word.
             return events;
         }
         if known.is_some_and(|known| known.silent) {
             events.push(FleetEvent::Returned(id.clone()));
+        }
+        if known.is_some_and(|known| known.replaced) && status.status != WorkerState::ShutdownCompleted {
+            events.push(FleetEvent::Conflict(id.clone()));
         }
         if known.is_none_or(|known| known.status.status != status.status) {
             let exit_code = status.receipt.as_ref().map(|receipt| receipt.exit_code);
@@ -103,29 +110,35 @@ impl Fleet {
                 WorkerState::ShutdownCompleted => FleetEvent::ShutdownCompleted(id.clone(), exit_code),
             });
         }
-        if known.is_none() {
-            events.extend(self.newcomer(&id, &status, at));
+        if known.is_none() && !self.replace_former_self(&key, at, offset) {
+            // Read back, and a later process of its name is known: nobody asks for it any more.
+            return Vec::new();
         }
-        self.processes.insert(key, Process { status, at, silent: false });
+        self.processes.insert(key, Process { status, at, offset, silent: false, replaced: false });
         self.bound();
         events
     }
 
-    /// A process that was not known: it replaces its former self, or stands beside a live one of the same name.
-    fn newcomer(&mut self, id: &str, status: &WorkerStatus, at: f64) -> Option<FleetEvent> {
+    /// A process that was not known takes the place of earlier ones of its name. One of them that is heard again later is a twin.
+    /// False: it is itself the earlier one, and gone.
+    fn replace_former_self(&mut self, (id, _): &(String, Uuid), at: f64, offset: i64) -> bool {
         let timeout = self.timeout;
-        let same_name = |key: &&(String, Uuid)| key.0 == id && key.1 != status.instance;
-        let others: Vec<(String, Uuid)> = self.processes.keys().filter(same_name).cloned().collect();
-        let mut conflict = None;
-        for other in others {
-            let alive = self.processes.get(&other).is_some_and(|process| responsive(process, at, timeout));
-            if alive {
-                conflict = Some(FleetEvent::Conflict(id.to_owned()));
-            } else {
-                self.processes.remove(&other);
-            }
+        let range = (id.clone(), Uuid::nil())..=(id.clone(), Uuid::max());
+        if self.processes.range(range.clone()).any(|(_, other)| other.offset > offset) {
+            return false;
         }
-        conflict
+        let gone: Vec<(String, Uuid)> = self
+            .processes
+            .range_mut(range)
+            .filter_map(|(other, process)| {
+                process.replaced = true;
+                (!responsive(process, at, timeout)).then(|| other.clone())
+            })
+            .collect();
+        for other in gone {
+            self.processes.remove(&other);
+        }
+        true
     }
 
     /// Finds workers that have fallen silent, and drops those that are gone for long.
@@ -134,7 +147,7 @@ impl Fleet {
         let mut events = Vec::new();
         for ((id, _), process) in &mut self.processes {
             let gone = process.status.status == WorkerState::ShutdownCompleted;
-            if !gone && !process.silent && now - process.at > self.timeout {
+            if !gone && !process.replaced && !process.silent && now - process.at > self.timeout {
                 process.silent = true;
                 events.push(FleetEvent::Silent(id.clone()));
             }
@@ -169,17 +182,21 @@ impl Fleet {
     }
 
     fn count(&self, now: f64, state: WorkerState) -> usize {
-        let alive = self.processes.values().filter(|process| responsive(process, now, self.timeout));
+        let alive = self.listed().map(|(_, process)| process).filter(|process| responsive(process, now, self.timeout));
         alive.filter(|process| process.status.status == state).count()
+    }
+
+    /// All but those that were replaced.
+    fn listed(&self) -> impl Iterator<Item = (&(String, Uuid), &Process)> {
+        self.processes.iter().filter(|(_, process)| !process.replaced)
     }
 
     /// The fleet at `now`.
     pub(super) fn view(&self, now: f64) -> FleetView {
         let (active, stopping) = (self.count(now, WorkerState::Started), self.count(now, WorkerState::ShutdownStarted));
         let mut workers = BTreeMap::new();
-        for ((id, instance), process) in &self.processes {
-            let newest = self.newest_of(id);
-            let name = if newest == Some(*instance) {
+        for ((id, instance), process) in self.listed() {
+            let name = if self.first_of(id) == Some(*instance) {
                 id.clone()
             } else {
                 format!("{id}#{}", &instance.simple().to_string()[..8])
@@ -190,8 +207,9 @@ impl Fleet {
     }
 
     /// Of several live processes with one id the one that started first keeps the name.
-    fn newest_of(&self, id: &str) -> Option<Uuid> {
-        let same = self.processes.iter().filter(|((other, _), _)| other == id);
+    fn first_of(&self, id: &str) -> Option<Uuid> {
+        let range = (id.to_owned(), Uuid::nil())..=(id.to_owned(), Uuid::max());
+        let same = self.processes.range(range).filter(|(_, process)| !process.replaced);
         let first = same.min_by(|one, other| one.1.status.started_at.total_cmp(&other.1.status.started_at));
         first.map(|((_, instance), _)| *instance)
     }
@@ -246,6 +264,11 @@ mod tests {
         }
     }
 
+    /// Heard live: what comes later stands later in the log.
+    fn hear(fleet: &mut Fleet, status: WorkerStatus, at: f64) -> Vec<FleetEvent> {
+        fleet.hear(status, at, (at * 10.0) as i64)
+    }
+
     fn counts(fleet: &Fleet, now: f64) -> (usize, usize, usize) {
         let view = fleet.view(now);
         (view.total_workers, view.active_workers, view.shutting_down_workers)
@@ -254,9 +277,9 @@ mod tests {
     #[test]
     fn workers_are_counted_by_state_while_they_are_heard() {
         let mut fleet = Fleet::new(TIMEOUT);
-        assert_eq!(fleet.hear(status("a", 1, WorkerState::Started), 100.0), [FleetEvent::Started("a".into())]);
-        assert!(fleet.hear(status("a", 1, WorkerState::Started), 101.0).is_empty(), "a heartbeat is no news");
-        fleet.hear(status("b", 2, WorkerState::ShutdownStarted), 101.0);
+        assert_eq!(hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0), [FleetEvent::Started("a".into())]);
+        assert!(hear(&mut fleet, status("a", 1, WorkerState::Started), 101.0).is_empty(), "a heartbeat is no news");
+        hear(&mut fleet, status("b", 2, WorkerState::ShutdownStarted), 101.0);
         assert_eq!(counts(&fleet, 102.0), (2, 1, 1));
         assert_eq!(counts(&fleet, 106.0), (2, 1, 1), "exactly the timeout");
         assert_eq!(counts(&fleet, 106.1), (0, 0, 0));
@@ -268,17 +291,17 @@ mod tests {
     #[test]
     fn silence_and_return_are_said_once_each() {
         let mut fleet = Fleet::new(TIMEOUT);
-        fleet.hear(status("a", 1, WorkerState::Started), 100.0);
+        hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0);
         assert!(fleet.tick(105.0).is_empty());
         assert_eq!(fleet.tick(105.1), [FleetEvent::Silent("a".into())]);
         assert!(fleet.tick(106.0).is_empty());
-        assert_eq!(fleet.hear(status("a", 1, WorkerState::Started), 107.0), [FleetEvent::Returned("a".into())]);
+        assert_eq!(hear(&mut fleet, status("a", 1, WorkerState::Started), 107.0), [FleetEvent::Returned("a".into())]);
     }
 
     #[test]
     fn a_completed_worker_is_gone_at_once_and_listed_for_ten_minutes() {
         let mut fleet = Fleet::new(TIMEOUT);
-        fleet.hear(status("a", 1, WorkerState::Started), 100.0);
+        hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0);
         let receipt = Receipt {
             worker_id: "a".into(),
             signal: "SIGTERM".into(),
@@ -290,9 +313,12 @@ mod tests {
             exit_code: 0,
         };
         let last = WorkerStatus { receipt: Some(receipt), ..status("a", 1, WorkerState::ShutdownCompleted) };
-        assert_eq!(fleet.hear(last, 101.0), [FleetEvent::ShutdownCompleted("a".into(), Some(0))]);
+        assert_eq!(hear(&mut fleet, last, 101.0), [FleetEvent::ShutdownCompleted("a".into(), Some(0))]);
         assert!(!fleet.view(101.0).workers["a"].is_responsive);
-        assert!(fleet.hear(status("a", 1, WorkerState::Started), 101.5).is_empty(), "a heartbeat that was overtaken");
+        assert!(
+            hear(&mut fleet, status("a", 1, WorkerState::Started), 101.5).is_empty(),
+            "a heartbeat that was overtaken"
+        );
         assert_eq!(counts(&fleet, 101.5), (0, 0, 0));
         assert!(fleet.tick(700.9).is_empty() && fleet.view(700.9).workers.contains_key("a"));
         fleet.tick(701.0);
@@ -302,27 +328,53 @@ mod tests {
     #[test]
     fn a_restarted_worker_replaces_its_former_self_and_a_twin_stands_beside() {
         let mut fleet = Fleet::new(TIMEOUT);
-        fleet.hear(status("a", 1, WorkerState::Started), 100.0);
-        fleet.hear(status("a", 1, WorkerState::ShutdownCompleted), 101.0);
-        fleet.hear(status("a", 2, WorkerState::Started), 101.5);
+        hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0);
+        hear(&mut fleet, status("a", 1, WorkerState::ShutdownCompleted), 101.0);
+        hear(&mut fleet, status("a", 2, WorkerState::Started), 101.5);
         assert_eq!(fleet.view(101.5).workers.keys().collect::<Vec<_>>(), ["a"]);
-        let events = fleet.hear(status("a", 3, WorkerState::Started), 102.0);
-        assert!(events.contains(&FleetEvent::Conflict("a".into())), "{events:?}");
-        assert_eq!(fleet.view(102.0).workers.keys().collect::<Vec<_>>(), ["a", "a#00000000"]);
-        assert_eq!(counts(&fleet, 102.0), (2, 2, 0));
+        // Killed and started again at once: nobody can tell yet, and the restart is the likelier.
+        assert_eq!(hear(&mut fleet, status("a", 3, WorkerState::Started), 102.0), [FleetEvent::Started("a".into())]);
+        assert_eq!(fleet.view(102.0).workers.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(counts(&fleet, 102.0), (1, 1, 0));
+        // It is heard again: both live.
+        let events = hear(&mut fleet, status("a", 2, WorkerState::Started), 102.5);
+        assert_eq!(events, [FleetEvent::Conflict("a".into())]);
+        assert!(hear(&mut fleet, status("a", 3, WorkerState::Started), 103.0).is_empty(), "said once");
+        assert_eq!(fleet.view(103.0).workers.keys().collect::<Vec<_>>(), ["a", "a#00000000"]);
+        assert_eq!(counts(&fleet, 103.0), (2, 2, 0));
         // One of them was killed: the other has the name to itself once that is known.
-        fleet.hear(status("a", 3, WorkerState::Started), 107.0);
-        assert_eq!(fleet.tick(107.1), [FleetEvent::Silent("a".into())]);
-        let view = fleet.view(107.1);
+        hear(&mut fleet, status("a", 3, WorkerState::Started), 107.0);
+        assert_eq!(fleet.tick(107.6), [FleetEvent::Silent("a".into())]);
+        let view = fleet.view(107.6);
         assert_eq!(view.workers.keys().collect::<Vec<_>>(), ["a"]);
         assert_eq!(view.workers["a"].instance, Uuid::from_u128(3));
     }
 
     #[test]
+    fn a_replaced_worker_is_never_silent() {
+        let mut fleet = Fleet::new(TIMEOUT);
+        hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0);
+        hear(&mut fleet, status("a", 2, WorkerState::Started), 101.0);
+        hear(&mut fleet, status("a", 2, WorkerState::Started), 105.5);
+        assert!(fleet.tick(105.6).is_empty());
+        assert_eq!(fleet.processes.len(), 1);
+    }
+
+    #[test]
+    fn a_former_self_that_is_read_back_later_stays_unknown() {
+        let mut fleet = Fleet::new(TIMEOUT);
+        fleet.hear(status("a", 2, WorkerState::Started), 100.0, 50);
+        assert!(fleet.hear(status("a", 1, WorkerState::ShutdownCompleted), 60.0, 20).is_empty());
+        assert_eq!(fleet.view(100.0).workers["a"].instance, Uuid::from_u128(2));
+        assert_eq!(fleet.processes.len(), 1);
+    }
+
+    #[test]
     fn what_is_read_back_never_overwrites_what_was_heard_live() {
         let mut fleet = Fleet::new(TIMEOUT);
-        fleet.hear(status("a", 1, WorkerState::ShutdownStarted), 100.0);
-        assert!(fleet.hear(status("a", 1, WorkerState::Started), 50.0).is_empty());
+        hear(&mut fleet, status("a", 1, WorkerState::ShutdownStarted), 100.0);
+        // Whatever time it is given.
+        assert!(fleet.hear(status("a", 1, WorkerState::Started), 101.0, 500).is_empty());
         assert_eq!(fleet.view(100.0).workers["a"].status, WorkerState::ShutdownStarted);
     }
 
@@ -330,7 +382,7 @@ mod tests {
     fn the_seconds_left_of_a_drain_count_down_here() {
         let mut fleet = Fleet::new(TIMEOUT);
         let draining = WorkerStatus { stop_deadline: Some(1_030.0), ..status("a", 1, WorkerState::ShutdownStarted) };
-        fleet.hear(draining, 500.0);
+        hear(&mut fleet, draining, 500.0);
         assert_eq!(fleet.view(504.0).workers["a"].drain_seconds_left, Some(26));
     }
 
@@ -338,7 +390,7 @@ mod tests {
     fn a_crash_loop_with_new_names_does_not_fill_the_memory() {
         let mut fleet = Fleet::new(TIMEOUT);
         for number in 0..MOST_WORKERS as u128 + 50 {
-            fleet.hear(status(&format!("w{number}"), number, WorkerState::Started), number as f64);
+            hear(&mut fleet, status(&format!("w{number}"), number, WorkerState::Started), number as f64);
         }
         assert_eq!(fleet.processes.len(), MOST_WORKERS);
         assert!(!fleet.view(0.0).workers.contains_key("w0"));

@@ -1,14 +1,17 @@
 //! Fetching stored results: the index knows where a result stands, this thread gets it from Kafka.
 //!
-//! One thread with connections of its own, so that neither the dispatcher nor the readers ever wait for a lookup.
+//! One thread with connections of its own, so that the readers never wait for a lookup.
 
 use super::answer::Answer;
-use super::desk::{Desk, Exchange};
-use super::index::{Place, TaskKey};
+use super::desk::Desk;
+use super::exchange::Exchange;
+use super::index::{Known, Place, TaskKey};
 use crate::kafka::cluster::Cluster;
-use crate::kafka::error::KafkaError;
 use crate::kafka::reader::Lookup;
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crate::stop::Stop;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
+use serde_json::json;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,22 +41,50 @@ pub(super) fn queue() -> (Questions, Receiver<Question>) {
 }
 
 impl Questions {
+    /// Answers who asks for a task by its id, from what is known of it.
+    pub(super) fn answer(&self, known: Known, exchange: Exchange, key: TaskKey, id: &str, read_back: bool) {
+        match known {
+            Known::Done(place) => self.ask(Question { exchange, key, place, stored: true }),
+            Known::Pending => exchange.answer(Answer::json(200, &json!({ "task_id": id, "state": "pending" }))),
+            Known::Nothing if read_back => {
+                let detail = "this task is not known, or its result is older than RESULT_RETENTION";
+                exchange.answer(Answer::problem(404, detail, Some(id)));
+            }
+            Known::Nothing => {
+                let detail = "the gateway is still reading what happened before its start; try again";
+                exchange.answer(Answer::unavailable(detail, Some(id), RETRY_AFTER));
+            }
+        }
+    }
+
     /// Hands a question over, or answers that there are too many.
-    pub(super) fn ask(&self, desk: &Desk, question: Question) {
-        let detail = match self.0.try_send(question) {
+    pub(super) fn ask(&self, question: Question) {
+        let (question, detail) = match self.0.try_send(question) {
             Ok(()) => return,
             Err(TrySendError::Full(question)) => (question, "too many results are asked for at once"),
             Err(TrySendError::Disconnected(question)) => (question, "the gateway is shutting down"),
         };
-        desk.answer(detail.0.exchange, Answer::unavailable(detail.1, None, RETRY_AFTER));
+        question.exchange.answer(Answer::unavailable(detail, None, RETRY_AFTER));
     }
 }
 
-/// Answers questions until the askers are gone.
-pub(super) fn run(desk: &Arc<Desk>, cluster: Cluster, questions: &Receiver<Question>) -> Result<(), KafkaError> {
+/// Answers questions until stopped.
+pub(super) fn run(
+    desk: &Arc<Desk>,
+    cluster: Cluster,
+    questions: &Receiver<Question>,
+    stop: &Stop,
+) -> Result<(), Infallible> {
     let topic = desk.config.common.results_topic.clone();
     let mut lookup = Lookup::new(cluster);
-    while let Ok(Question { exchange, key, place, stored }) = questions.recv() {
+    loop {
+        let Question { exchange, key, place, stored } = select! {
+            recv(questions) -> question => match question {
+                Ok(question) => question,
+                Err(_) => return Ok(()),
+            },
+            recv(stop.triggered()) -> _ => return Ok(()),
+        };
         let answer = match lookup.read(&topic, place.partition, place.offset) {
             Ok(Some(record)) => match record.value {
                 Some(value) if stored => Answer::stored_result(&value),
@@ -61,7 +92,7 @@ pub(super) fn run(desk: &Arc<Desk>, cluster: Cluster, questions: &Receiver<Quest
                 None => gone(),
             },
             Ok(None) => {
-                desk.state().index.settle(key);
+                desk.state().index.forget(key);
                 gone()
             }
             Err(error) => {
@@ -69,9 +100,8 @@ pub(super) fn run(desk: &Arc<Desk>, cluster: Cluster, questions: &Receiver<Quest
                 Answer::unavailable("Kafka does not answer; the result is not lost", None, RETRY_AFTER)
             }
         };
-        desk.answer(exchange, answer);
+        exchange.answer(answer);
     }
-    Ok(())
 }
 
 fn gone() -> Answer {

@@ -27,8 +27,10 @@ pub(super) struct Metrics {
     results: Counter,
     produced_again: Counter,
     bad_records: Counter,
-    abandoned_bodies: Counter,
+    connection_panics: Counter,
     answer_seconds: Histogram,
+    connections: Gauge,
+    unacknowledged_bytes: Gauge,
     waiting: Gauge,
     pending: Gauge,
     known_results: Gauge,
@@ -52,8 +54,7 @@ impl Metrics {
         let produced_again =
             counter("tasks_produced_again", "Tasks that Kafka had dropped and this gateway produced again");
         let bad_records = counter("bad_records", "Records of the results topic that could not be read");
-        let abandoned_bodies =
-            counter("abandoned_bodies", "Requests let go because too many slow bodies were on their way");
+        let connection_panics = counter("connection_panics", "Connections given up because serving them panicked");
         let answer_seconds = Histogram::new(exponential_buckets(0.0005, 2.0, 16));
         registry.register_with_unit(
             "answer",
@@ -66,6 +67,8 @@ impl Metrics {
             registry.register(name, help, gauge.clone());
             gauge
         };
+        let connections = gauge("http_connections", "Open connections");
+        let unacknowledged_bytes = gauge("unacknowledged_bytes", "Bytes of records that Kafka has not acknowledged");
         let waiting = gauge("waiting_callers", "Callers that wait for a result");
         let pending = gauge("pending_tasks", "Tasks without a result");
         let known_results = gauge("known_results", "Results that can be asked for");
@@ -79,8 +82,10 @@ impl Metrics {
             results,
             produced_again,
             bad_records,
-            abandoned_bodies,
+            connection_panics,
             answer_seconds,
+            connections,
+            unacknowledged_bytes,
             waiting,
             pending,
             known_results,
@@ -110,8 +115,8 @@ impl Metrics {
         self.bad_records.inc();
     }
 
-    pub(super) fn abandoned_body(&self) {
-        self.abandoned_bodies.inc();
+    pub(super) fn connection_panicked(&self) {
+        self.connection_panics.inc();
     }
 
     pub(super) fn answer_took(&self, took: Duration) {
@@ -119,11 +124,13 @@ impl Metrics {
     }
 
     /// Takes the gauges from the state.
-    pub(super) fn look(&self, state: &State, now: f64, kafka_connected: bool) {
+    pub(super) fn look(&self, state: &State, now: f64, connections: usize, kafka_connected: bool) {
         let set = |gauge: &Gauge, value: usize| {
             // The value that was there before is of no interest.
             let _ = gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         };
+        set(&self.connections, connections);
+        set(&self.unacknowledged_bytes, state.unacknowledged_bytes);
         set(&self.waiting, state.waiting.len());
         set(&self.pending, state.index.pending_count());
         set(&self.known_results, state.index.results_count());

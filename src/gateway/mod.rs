@@ -1,25 +1,33 @@
 //! The gateway: takes tasks over HTTP, puts them on Kafka, and answers with the results that come back.
 //!
 //! ```text
-//!            ┌─ http ──► submit ──► producer ──► `tasks`
-//!  callers ──┤             │ parked in `waiting`
-//!            └─ answer-N ◄─┴── desk ◄── results-tail ◄── `results`
+//!              conn-N (one per connection)
+//!  callers ──► request ──► routes ──► submit ──► producer ──► `tasks`
+//!     ▲            waits │            │ parked in `waiting`
+//!     └── answer ◄───────┴─ exchange ◄┴── results-tail ◄── `results`
 //! ```
 //!
 //! | file | noun |
 //! |---|---|
-//! | `http` | listener, dispatcher, large bodies, answering threads, the watch of the own port |
+//! | `listener` | the listening socket, the watch of the own port |
+//! | `connections` | taking connections, their threads, one request at a time on each |
+//! | `request` | where a request's body ends, and reading it |
+//! | `exchange` | a request that waits for its answer, wherever that comes from |
+//! | `routes` | which request gets which answer |
 //! | `analyze` | what `POST /analyze` may ask for |
 //! | `answer` | a response: problem documents, results |
-//! | `connections` | the order of answers on each connection |
-//! | `desk` | the one state behind one lock, and the way in which answers leave |
+//! | `desk` | the one state behind one lock |
 //! | `waiting` | callers under the ids of their tasks |
-//! | `submit` | from a caller into Kafka, idempotency keys |
+//! | `submit` | from a caller into Kafka |
+//! | `kept` | the records of tasks without a result |
+//! | `keyed` | idempotency keys: which gateway produces |
 //! | `index` | where results stand, what is pending, who claimed |
 //! | `fleet` | the workers as their statuses show them |
 //! | `readers` | the tail, the past, the tasks |
 //! | `lookup` | fetching stored results |
+//! | `unknown` | questions for tasks that only other gateways know |
 //! | `sweep` | finding tasks that Kafka dropped |
+//! | `start`, `stopping` | bringing the threads up, and the drain |
 //! | `rate`, `metrics`, `page` | what the names say |
 //!
 //! [`run`] is all there is for callers: the `gateway` binary, and programs of one's own.
@@ -28,18 +36,24 @@ mod analyze;
 mod answer;
 mod connections;
 mod desk;
+mod exchange;
 mod fleet;
-mod http;
 mod index;
+mod kept;
+mod keyed;
+mod listener;
 mod lookup;
 mod metrics;
 mod page;
 mod rate;
 mod readers;
+mod request;
+mod routes;
 mod start;
 mod stopping;
 mod submit;
 mod sweep;
+mod unknown;
 mod waiting;
 
 use crate::config::GatewayConfig;

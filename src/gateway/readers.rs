@@ -11,15 +11,19 @@
 
 use super::answer::Answer;
 use super::desk::{Desk, log_events};
+use super::exchange::Exchange;
 use super::index::{HeldClaim, Place, TaskKey};
+use super::lookup::Questions;
 use super::submit::Submitter;
+use super::waiting::Caller;
 use crate::kafka::admin;
 use crate::kafka::cluster::Cluster;
 use crate::kafka::error::KafkaError;
 use crate::kafka::reader::{ReadRecord, Reader, ReaderOptions, StartAt};
 use crate::stop::Stop;
-use crate::task::{KIND_HEADER, KIND_RESULT, ResultsRecord, unix_now};
+use crate::task::{KIND_HEADER, KIND_RESULT, ResultsRecord};
 use crate::worker::outage::Outage;
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -108,37 +112,33 @@ fn take_results(desk: &Desk, submitter: &Submitter, records: &[ReadRecord], live
     if records.is_empty() {
         return;
     }
-    let (now, instant) = (unix_now(), Instant::now());
+    let (now, instant) = (desk.now(), Instant::now());
     let (mut answers, mut events, mut claims) = (Vec::new(), Vec::new(), Vec::new());
     let mut finished = 0;
     {
         let mut state = desk.state();
+        // First, so that the age of each is right.
+        state.record_read(newest(records));
         for record in records {
             let place = Place { partition: record.partition, offset: record.offset };
-            let at = unix_time(record.timestamp);
+            let (is_live, written) = (live(record), unix_time(record.timestamp));
+            let at = if is_live { now } else { state.date(written, now) };
             if let Some((key, value)) = result_of(record) {
-                finished += u64::from(state.index.result(key, place, at));
-                for caller in state.waiting.complete(key) {
-                    let answer = if caller.asynchronous {
-                        Answer::accepted(&key.as_uuid().to_string())
-                    } else {
-                        Answer::result(value)
-                    };
-                    desk.metrics.answer_took(instant.saturating_duration_since(caller.since));
-                    answers.push((caller.request, answer));
-                }
+                let (news, callers) = state.task_is_done(key, place, at);
+                finished += u64::from(news);
+                answers.extend(callers.into_iter().map(|caller| (caller, key, value.clone())));
                 continue;
             }
             match ResultsRecord::decode(record.value.as_deref()) {
                 ResultsRecord::Status(status) => {
-                    let is_live = live(record);
-                    let heard = state.fleet.hear(*status, if is_live { now } else { at.min(now) });
+                    let at = if is_live { now } else { state.date_of_life(written, now) };
+                    let heard = state.fleet.hear(*status, at, record.offset);
                     if is_live {
                         events.extend(heard);
                     }
                 }
                 ResultsRecord::Claim(claim) => {
-                    if let Some((key, held)) = claim_of(&claim, at) {
+                    if let Some((key, held)) = claim_of(&claim, written, at) {
                         claims.push((key, state.index.claim(key, held).0));
                     }
                 }
@@ -146,19 +146,33 @@ fn take_results(desk: &Desk, submitter: &Submitter, records: &[ReadRecord], live
                 ResultsRecord::Result(_) | ResultsRecord::Other => {}
             }
         }
-        state.rate.add(instant, finished);
+        let pending = state.index.pending_count();
+        state.rate.finished(finished, pending, instant);
     }
     desk.metrics.results(finished);
-    desk.answer_all(answers);
+    answer(desk, answers, instant);
     log_events(&events);
     for (key, held) in claims {
-        submitter.claim_holds(key, held);
+        submitter.claim_read(key, held);
+    }
+}
+
+/// Answers the callers whose results have come.
+fn answer(desk: &Desk, answers: Vec<(Caller<Exchange>, TaskKey, Bytes)>, now: Instant) {
+    for (caller, key, value) in answers {
+        desk.metrics.answer_took(now.saturating_duration_since(caller.since));
+        if caller.asynchronous {
+            // The result was faster than the acknowledgement.
+            caller.request.answer(Answer::accepted(&key.as_uuid().to_string()));
+        } else {
+            caller.request.result(value);
+        }
     }
 }
 
 /// The key and the value of a result. Its header tells it apart; a stranger's without one is looked into.
-fn result_of(record: &ReadRecord) -> Option<(TaskKey, &[u8])> {
-    let value = record.value.as_deref()?;
+fn result_of(record: &ReadRecord) -> Option<(TaskKey, &Bytes)> {
+    let value = record.value.as_ref()?;
     let kind = record.headers.iter().find(|(name, _)| name == KIND_HEADER).and_then(|(_, kind)| kind.as_deref());
     match (kind, record.key.as_deref().map(std::str::from_utf8)) {
         (Some(kind), Some(Ok(key))) if kind == KIND_RESULT.as_bytes() => Some((TaskKey::from_id(key), value)),
@@ -170,10 +184,15 @@ fn result_of(record: &ReadRecord) -> Option<(TaskKey, &[u8])> {
     }
 }
 
-fn claim_of(claim: &crate::task::Claim, at: f64) -> Option<(TaskKey, HeldClaim)> {
+fn claim_of(claim: &crate::task::Claim, at: f64, heard: f64) -> Option<(TaskKey, HeldClaim)> {
     let digest = Uuid::try_parse(&claim.text_hash).ok()?;
     let gateway = Uuid::try_parse(&claim.gateway).ok()?;
-    Some((TaskKey::from_id(&claim.task_id), HeldClaim { digest, gateway, at }))
+    Some((TaskKey::from_id(&claim.task_id), HeldClaim { digest, gateway, at, heard }))
+}
+
+/// The time of the newest record.
+fn newest(records: &[ReadRecord]) -> f64 {
+    records.iter().map(|record| unix_time(record.timestamp)).fold(0.0, f64::max)
 }
 
 fn unix_time(time: SystemTime) -> f64 {
@@ -182,22 +201,27 @@ fn unix_time(time: SystemTime) -> f64 {
 
 /// The results of the retention, up to the end that is seen now.
 pub(super) fn past(desk: &Arc<Desk>, cluster: Cluster, read_back: &ReadBack, stop: &Stop) -> Result<(), KafkaError> {
-    let from = SystemTime::now().checked_sub(desk.config.common.result_retention + CLOCK_SLACK).unwrap_or(UNIX_EPOCH);
-    let reader = Reader::new(cluster, &desk.config.common.results_topic, StartAt::Time(from), options());
+    let from = StartAt::EndMinus(desk.config.common.result_retention + CLOCK_SLACK);
+    let reader = Reader::new(cluster, &desk.config.common.results_topic, from, options());
     let read = until_end(reader, stop, |records| {
-        let now = unix_now();
+        let now = desk.now();
         let mut state = desk.state();
         for record in records {
             let place = Place { partition: record.partition, offset: record.offset };
-            let at = unix_time(record.timestamp);
+            let written = unix_time(record.timestamp);
+            let at = state.date(written, now);
             if let Some((key, _)) = result_of(record) {
                 state.index.result(key, place, at);
                 continue;
             }
             match ResultsRecord::decode(record.value.as_deref()) {
-                ResultsRecord::Status(status) => drop(state.fleet.hear(*status, at.min(now))),
+                ResultsRecord::Status(status) => {
+                    let at = state.date_of_life(written, now);
+                    // What happened before the start is no news.
+                    let _ = state.fleet.hear(*status, at, record.offset);
+                }
                 ResultsRecord::Claim(claim) => {
-                    if let Some((key, held)) = claim_of(&claim, at) {
+                    if let Some((key, held)) = claim_of(&claim, written, at) {
                         state.index.claim(key, held);
                     }
                 }
@@ -212,7 +236,13 @@ pub(super) fn past(desk: &Arc<Desk>, cluster: Cluster, read_back: &ReadBack, sto
 }
 
 /// The tasks from the group's start offset on, until stopped.
-pub(super) fn tasks(desk: &Arc<Desk>, cluster: Cluster, read_back: &ReadBack, stop: &Stop) -> Result<(), KafkaError> {
+pub(super) fn tasks(
+    desk: &Arc<Desk>,
+    questions: &Questions,
+    cluster: Cluster,
+    read_back: &ReadBack,
+    stop: &Stop,
+) -> Result<(), KafkaError> {
     let Some(start) = group_start(desk, &cluster, stop) else { return Ok(()) };
     let topic = &desk.config.common.tasks_topic;
     // Our own tasks are entered when Kafka acknowledges them; those of other gateways may be known a little later, and every
@@ -226,7 +256,10 @@ pub(super) fn tasks(desk: &Arc<Desk>, cluster: Cluster, read_back: &ReadBack, st
             ends = reader.end_offsets().ok();
         }
         match reader.poll() {
-            Ok(records) => take_tasks(desk, &records),
+            Ok(records) => {
+                take_tasks(desk, &records);
+                answer_unknown(desk, questions);
+            }
             Err(KafkaError::Interrupted) => return Ok(()),
             // The tail says that Kafka is away.
             Err(error) => log::debug!("reading the tasks failed: {error}"),
@@ -239,16 +272,36 @@ pub(super) fn tasks(desk: &Arc<Desk>, cluster: Cluster, read_back: &ReadBack, st
     Ok(())
 }
 
+/// Whoever asked for a task that was not known here is answered once other gateways' tasks are known, too.
+fn answer_unknown(desk: &Desk, questions: &Questions) {
+    let answerable: Vec<_> = {
+        let mut state = desk.state();
+        let answerable = state.unknown.piece_read();
+        answerable.into_iter().map(|question| (state.index.known(question.key), question)).collect()
+    };
+    for (known, question) in answerable {
+        questions.answer(known, question.exchange, question.key, &question.id, true);
+    }
+}
+
 fn take_tasks(desk: &Desk, records: &[ReadRecord]) {
     if records.is_empty() {
         return;
     }
+    let now = desk.now();
+    let mut answers = Vec::new();
     let mut state = desk.state();
     for record in records {
         // A record without a readable key is no task of ours; the workers look into its value and give it up by name.
         let Some(Ok(id)) = record.key.as_deref().map(std::str::from_utf8) else { continue };
         let place = Place { partition: record.partition, offset: record.offset };
-        state.index.task(TaskKey::from_id(id), place, unix_time(record.timestamp));
+        let (key, at) = (TaskKey::from_id(id), state.date(unix_time(record.timestamp), now));
+        let done = state.task_is_in_kafka(key, place, at);
+        answers.extend(done.into_iter().map(|caller| (caller, id)));
+    }
+    drop(state);
+    for (caller, id) in answers {
+        caller.request.answer(Answer::accepted(id));
     }
 }
 

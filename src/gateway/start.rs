@@ -1,9 +1,12 @@
 //! How a gateway starts: the port first, then HTTP, then Kafka as soon as it can be reached.
 
-use super::desk::{ANSWERS, Desk, log_events};
-use super::http::{self, Dispatcher, LargeBody};
-use super::lookup::{self, Question};
+use super::answer::Answer;
+use super::connections::{self, Load};
+use super::desk::{Desk, log_events};
+use super::listener;
+use super::lookup::{self, Question, Questions};
 use super::readers::{self, ReadBack};
+use super::routes::Service;
 use super::submit::{Settling, Submitter, Token, parting_answer};
 use super::sweep;
 use crate::backoff::Backoff;
@@ -17,22 +20,15 @@ use crate::kafka::producer::{Producer, ProducerOptions};
 use crate::logging::escape;
 use crate::queue::{self, PrepareError};
 use crate::stop::Stop;
-use crate::task::unix_now;
 use crate::threads::{self, Thread};
 use crate::worker::outage::Outage;
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tiny_http::Server;
 
-/// Threads that write answers.
-const ANSWERERS: usize = 3;
-/// Threads that read bodies which were not there with the request's head; so many slow ones hold up further large ones.
-const BODY_READERS: usize = 16;
-/// Large bodies that may wait for a thread.
-const BODIES: usize = 256;
 /// Tasks that may wait for the producer; beyond, callers are turned away.
 const PRODUCER_QUEUE: usize = 4096;
 /// A batch of tasks travels again with every round that takes a part of it, so it ends early.
@@ -46,7 +42,8 @@ const TICK: Duration = Duration::from_millis(200);
 pub(super) struct Running {
     pub(super) desk: Arc<Desk>,
     pub(super) submitter: Arc<Submitter>,
-    pub(super) server: Arc<Server>,
+    /// Where it listens.
+    pub(super) address: SocketAddr,
     pub(super) interrupter: Interrupter,
     /// Triggered when a thread ends that must not.
     pub(super) fatal: Stop,
@@ -62,18 +59,14 @@ pub(super) struct Running {
 /// Takes the port and starts the threads.
 pub(super) fn start(config: GatewayConfig) -> Result<Running, ExitCode> {
     let address = config.http_addr;
-    let listener = http::listen(address).map_err(|error| {
+    let listener = listener::listen(address).map_err(|error| {
         log::error!("cannot listen on HTTP_ADDR {address}: {error}");
         ExitCode::Fatal
     })?;
-    let bound = listener.local_addr().unwrap_or(address);
-    let server = http::serve(listener, bound).map_err(|error| {
-        log::error!("cannot serve HTTP on {bound}: {error}");
-        ExitCode::Fatal
-    })?;
-    let (answers, to_write) = bounded(ANSWERS);
+    let address = listener.local_addr().unwrap_or(address);
     let grace = config.stop_grace_period;
-    let desk = Arc::new(Desk::new(config, answers));
+    let load = Load::new(connections::most_connections(config.max_waiting));
+    let desk = Arc::new(Desk::new(config, load));
     let (questions, asked) = lookup::queue();
     let submitter = Arc::new(Submitter::new(Arc::clone(&desk), questions.clone()));
     let interrupter = Interrupter::default();
@@ -82,7 +75,7 @@ pub(super) fn start(config: GatewayConfig) -> Result<Running, ExitCode> {
     let mut running = Running {
         desk,
         submitter,
-        server: Arc::new(server),
+        address,
         interrupter,
         fatal: Stop::new(),
         unusable: Stop::new(),
@@ -90,9 +83,9 @@ pub(super) fn start(config: GatewayConfig) -> Result<Running, ExitCode> {
         producer: Arc::default(),
         threads: Vec::new(),
     };
-    running.start_http(bound, questions, &to_write);
-    running.start_kafka(Cluster::new(options), asked);
-    log::info!("🚀 Gateway started on {bound}; stops within {} s", grace.as_secs());
+    running.start_http(listener, questions.clone());
+    running.start_kafka(Cluster::new(options), questions, asked);
+    log::info!("🚀 Gateway started on {address}; stops within {} s", grace.as_secs());
     Ok(running)
 }
 
@@ -106,52 +99,27 @@ impl Running {
         self.threads.push(thread);
     }
 
-    fn start_http(
-        &mut self,
-        address: std::net::SocketAddr,
-        questions: lookup::Questions,
-        to_write: &Receiver<Vec<super::desk::Written>>,
-    ) {
-        for number in 1..=ANSWERERS {
-            let (to_write, desk) = (to_write.clone(), Arc::clone(&self.desk));
-            self.spawn(&format!("answer-{number}"), move || -> Result<(), Infallible> {
-                http::write_answers(&to_write, &desk);
-                Ok(())
-            });
-        }
-        let (bodies, to_read) = bounded::<LargeBody>(BODIES);
-        let dispatcher = |bodies| Dispatcher {
-            desk: Arc::clone(&self.desk),
-            submitter: Arc::clone(&self.submitter),
-            questions: questions.clone(),
-            bodies,
-        };
-        let readers: Vec<Dispatcher> = (0..BODY_READERS).map(|_| dispatcher(bounded(0).0)).collect();
-        let main = dispatcher(bodies);
-        for (number, reader) in readers.into_iter().enumerate() {
-            let to_read = to_read.clone();
-            self.spawn(&format!("body-{}", number + 1), move || -> Result<(), Infallible> {
-                reader.read_bodies(&to_read);
-                Ok(())
-            });
-        }
-        let (server, end) = (Arc::clone(&self.server), self.end.clone());
-        self.spawn("http", move || main.run(&server, &end));
-        let end = self.end.clone();
-        self.spawn("port-watch", move || http::watch_port(address, &end));
-        let (desk, end) = (Arc::clone(&self.desk), self.end.clone());
+    fn start_http(&mut self, listener: TcpListener, questions: Questions) {
+        let service =
+            Arc::new(Service { desk: Arc::clone(&self.desk), submitter: Arc::clone(&self.submitter), questions });
+        let (load, end) = (Arc::clone(&self.desk.load), self.end.clone());
+        self.spawn("accept", move || connections::accept(listener, service, &load, &end));
+        let (address, load, end) = (self.address, Arc::clone(&self.desk.load), self.end.clone());
+        self.spawn("port-watch", move || listener::watch(address, &load, &end));
+        let (desk, submitter, end) = (Arc::clone(&self.desk), Arc::clone(&self.submitter), self.end.clone());
         self.spawn("deadlines", move || -> Result<(), Infallible> {
-            watch_deadlines(&desk, &end);
+            watch_deadlines(&desk, &submitter, &end);
             Ok(())
         });
     }
 
-    fn start_kafka(&mut self, cluster: Cluster, asked: Receiver<Question>) {
-        let (desk, of_lookup) = (Arc::clone(&self.desk), cluster.clone());
-        self.spawn("lookup", move || lookup::run(&desk, of_lookup, &asked));
+    fn start_kafka(&mut self, cluster: Cluster, questions: Questions, asked: Receiver<Question>) {
+        let (desk, of_lookup, end) = (Arc::clone(&self.desk), cluster.clone(), self.end.clone());
+        self.spawn("lookup", move || lookup::run(&desk, of_lookup, &asked, &end));
         let starter = KafkaStarter {
             desk: Arc::clone(&self.desk),
             submitter: Arc::clone(&self.submitter),
+            questions,
             cluster,
             end: self.end.clone(),
             fatal: self.fatal.clone(),
@@ -162,21 +130,28 @@ impl Running {
     }
 }
 
-/// Callers whose time is over, workers that fell silent.
-fn watch_deadlines(desk: &Desk, end: &Stop) {
+/// Callers whose time is over, workers that fell silent, claims and results that are old.
+fn watch_deadlines(desk: &Desk, submitter: &Submitter, end: &Stop) {
     loop {
-        let now = Instant::now();
-        let (leaving, events, next) = {
+        let (now, instant) = (desk.now(), Instant::now());
+        let (leaving, events, unknown, next) = {
             let mut state = desk.state();
-            let leaving = state.waiting.expire(now);
-            let events = state.fleet.tick(unix_now());
-            (leaving, events, state.waiting.next_deadline())
+            let leaving = state.waiting.expire(instant);
+            let events = state.fleet.tick(now);
+            state.index.forget_old(now);
+            (leaving, events, state.unknown.expire(instant), state.waiting.next_deadline())
         };
         desk.ticked();
-        // ANSWER_TIMEOUT goes on counting while the gateway drains, and says the same.
-        let answers = leaving.into_iter().map(|it| (it.caller.request, parting_answer(it.key, it.progress, false)));
-        desk.answer_all(answers.collect());
+        for it in leaving {
+            // ANSWER_TIMEOUT goes on counting while the gateway drains, and says the same.
+            it.caller.request.answer(parting_answer(it.key, it.progress, false));
+        }
+        for exchange in unknown {
+            let detail = "Kafka does not answer; whether there is such a task is not known";
+            exchange.answer(Answer::unavailable(detail, None, Duration::from_secs(1)));
+        }
         log_events(&events);
+        submitter.claim_overdue();
         let pause = next.map_or(TICK, |next| next.saturating_duration_since(Instant::now()).min(TICK));
         // A pause of zero would spin on a deadline that has just passed: the next round takes it.
         if end.sleep(pause.max(Duration::from_millis(1))).is_err() {
@@ -189,6 +164,7 @@ fn watch_deadlines(desk: &Desk, end: &Stop) {
 struct KafkaStarter {
     desk: Arc<Desk>,
     submitter: Arc<Submitter>,
+    questions: Questions,
     cluster: Cluster,
     end: Stop,
     fatal: Stop,
@@ -197,8 +173,8 @@ struct KafkaStarter {
 }
 
 impl KafkaStarter {
-    fn run(self) -> Result<(), String> {
-        if !self.prepare()? {
+    fn run(self) -> Result<(), Infallible> {
+        if !self.prepare() {
             return Ok(());
         }
         self.desk.set_prepared();
@@ -215,8 +191,8 @@ impl KafkaStarter {
         Ok(())
     }
 
-    /// False: the end came first.
-    fn prepare(&self) -> Result<bool, String> {
+    /// False: the end came first, or this Kafka cannot be used.
+    fn prepare(&self) -> bool {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         let mut outage = Outage::new("Kafka");
         loop {
@@ -224,17 +200,19 @@ impl KafkaStarter {
                 Ok(queue) => {
                     outage.over();
                     log::info!("Kafka is ready: {} partition(s) of tasks", queue.tasks_partitions);
-                    return Ok(true);
+                    return true;
                 }
                 Err(PrepareError::Unusable(reason)) => {
+                    log::error!("this Kafka cannot be used: {}", escape(&reason));
                     self.unusable.trigger();
-                    return Err(format!("this Kafka cannot be used: {}", escape(&reason)));
+                    self.fatal.trigger();
+                    return false;
                 }
-                Err(PrepareError::Unreachable(KafkaError::Interrupted)) => return Ok(false),
+                Err(PrepareError::Unreachable(KafkaError::Interrupted)) => return false,
                 Err(PrepareError::Unreachable(error)) => outage.report(&error),
             }
             if self.end.sleep(backoff.pause()).is_err() {
-                return Ok(false);
+                return false;
             }
         }
     }
@@ -251,7 +229,8 @@ impl KafkaStarter {
         let (desk, cluster, back, end) = parts();
         let past = spawn("results-past", Box::new(move || readers::past(&desk, cluster, &back, &end)));
         let (desk, cluster, back, end) = parts();
-        let tasks = spawn("tasks", Box::new(move || readers::tasks(&desk, cluster, &back, &end)));
+        let questions = self.questions.clone();
+        let tasks = spawn("tasks", Box::new(move || readers::tasks(&desk, &questions, cluster, &back, &end)));
         let submitter = Arc::clone(&self.submitter);
         let (desk, cluster, _, end) = parts();
         let sweep = spawn("sweep", Box::new(move || sweep::run(&desk, &submitter, &cluster, &end)));

@@ -1,38 +1,49 @@
 //! How a task gets from a caller into Kafka: `POST /analyze` behind its parsing, idempotency keys, and what the producer says.
 //!
-//! A caller is parked before its task is handed to the producer. For a request with an idempotency key the gateway first writes a
-//! claim to the results topic; whoever's claim is first in the log produces the task, so that one key sent to two gateways in
-//! the same instant is one task. Called by the dispatcher, the body threads, the tail reader (claims) and the sweeper.
+//! A caller is parked before its task is handed to the producer, so that no answer is faster than its entry. For a request with an
+//! idempotency key the gateway first writes a claim (see [`keyed`](super::keyed)). Called by the connections' threads, the tail reader
+//! (claims), the deadline thread (claims that came to nothing) and the sweeper.
 
 use super::analyze::Wanted;
 use super::answer::Answer;
-use super::desk::{Desk, Exchange};
+use super::desk::{Desk, State};
+use super::exchange::Exchange;
 use super::index::{HeldClaim, Known, Place, TaskKey, digest, task_of_key};
+use super::keyed::{CLAIM_LIFE, Next};
 use super::lookup::{Question, Questions};
 use super::waiting::{Caller, Full, Progress};
 use crate::kafka::producer::{Delivery, DeliveryError, ProducerEvents, ProducerRecord, ProducerSender, TrySendError};
 use crate::task::{self, Claim, Task, unix_now};
 use bytes::Bytes;
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// Callers that are turned away come back after this.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// With fewer pending tasks nothing is refused for their number.
-const FEW_PENDING: usize = 1_000;
+/// Callers that are turned away because of a long queue are not sent away for longer.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Bytes of records that the producer has and Kafka has not acknowledged: while Kafka is away they pile up.
+const MOST_UNACKNOWLEDGED: usize = 32 * 1024 * 1024;
+
+/// What a record of the gateway is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A task whose callers wait.
+    Task,
+    /// A claim whose callers wait.
+    Claim,
+    /// A task that Kafka had dropped; nobody need wait for it.
+    Again,
+}
 
 /// What travels with each record of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Token {
-    /// A task whose callers wait.
-    Task(TaskKey),
-    /// A claim whose callers wait.
-    Claim(TaskKey),
-    /// A task that Kafka had dropped; nobody need wait for it.
-    Again(TaskKey),
+pub(super) struct Token {
+    kind: Kind,
+    key: TaskKey,
+    bytes: usize,
 }
 
 /// What a request asked for, beside its body.
@@ -40,13 +51,6 @@ pub(super) enum Token {
 pub(super) struct Terms {
     pub(super) asynchronous: bool,
     pub(super) idempotency_key: Option<String>,
-}
-
-/// A keyed task that this gateway has claimed and not produced yet.
-#[derive(Debug)]
-struct Claimed {
-    wanted: Wanted,
-    at: Instant,
 }
 
 /// See the module documentation.
@@ -57,15 +61,13 @@ pub(super) struct Submitter {
     questions: Questions,
     tasks: Arc<str>,
     results: Arc<str>,
-    /// Claims on their way; bounded by the callers that wait for them.
-    claimed: parking_lot::Mutex<HashMap<TaskKey, Claimed>>,
 }
 
 impl Submitter {
     pub(super) fn new(desk: Arc<Desk>, questions: Questions) -> Self {
         let (tasks, results) = (&desk.config.common.tasks_topic, &desk.config.common.results_topic);
         let (tasks, results) = (tasks.as_str().into(), results.as_str().into());
-        Self { desk, producer: OnceLock::new(), questions, tasks, results, claimed: parking_lot::Mutex::default() }
+        Self { desk, producer: OnceLock::new(), questions, tasks, results }
     }
 
     /// The producer is there: tasks can be taken.
@@ -82,24 +84,20 @@ impl Submitter {
     /// Takes what a caller wants, or turns the caller away.
     pub(super) fn submit(&self, exchange: Exchange, wanted: Wanted, terms: &Terms) {
         if self.desk.is_draining() {
-            let answer =
-                Answer::unavailable("the gateway is shutting down; send this to another one", None, RETRY_AFTER);
-            return self.desk.answer(exchange, answer);
+            let detail = "the gateway is shutting down; send this to another one";
+            return exchange.answer(Answer::unavailable(detail, None, RETRY_AFTER));
         }
         if self.producer.get().is_none() {
-            let answer = Answer::unavailable("Kafka is not connected yet; nothing was accepted", None, RETRY_AFTER);
-            return self.desk.answer(exchange, answer);
+            let detail = "Kafka is not connected yet; nothing was accepted";
+            return exchange.answer(Answer::unavailable(detail, None, RETRY_AFTER));
         }
         match &terms.idempotency_key {
-            None => {
-                let id = Uuid::now_v7();
-                self.submit_new(exchange, id, &wanted, terms.asynchronous);
-            }
+            None => self.submit_new(exchange, Uuid::now_v7(), wanted, terms.asynchronous),
             Some(key) => self.submit_keyed(exchange, key, wanted, terms.asynchronous),
         }
     }
 
-    fn submit_new(&self, exchange: Exchange, id: Uuid, wanted: &Wanted, asynchronous: bool) {
+    fn submit_new(&self, exchange: Exchange, id: Uuid, wanted: Wanted, asynchronous: bool) {
         let key = TaskKey::from_uuid(id);
         let now = Instant::now();
         let refused = {
@@ -107,91 +105,89 @@ impl Submitter {
             match self.refusal(&mut state, &exchange, asynchronous, now) {
                 Some(answer) => Some((exchange, answer)),
                 None => {
-                    let address = exchange.ticket.address().ip();
-                    let caller = Caller { address, request: exchange, asynchronous, since: now };
-                    state.waiting.park(key, caller, Progress::Queued, now);
+                    park(&mut state, exchange, key, asynchronous, Progress::Queued, now);
                     None
                 }
             }
         };
         match refused {
-            Some((exchange, answer)) => self.desk.answer(exchange, answer),
+            Some((exchange, answer)) => exchange.answer(answer),
             None => self.produce_task(key, wanted),
         }
     }
 
     /// Why no more work is taken now.
-    fn refusal(
-        &self,
-        state: &mut super::desk::State,
-        exchange: &Exchange,
-        asynchronous: bool,
-        now: Instant,
-    ) -> Option<Answer> {
+    fn refusal(&self, state: &mut State, exchange: &Exchange, asynchronous: bool, now: Instant) -> Option<Answer> {
         let config = &self.desk.config;
         let pending = state.index.pending_count();
         if asynchronous && pending >= config.max_pending {
             let detail = format!("{pending} tasks are pending already (MAX_PENDING={})", config.max_pending);
             return Some(Answer::unavailable(&detail, None, RETRY_AFTER));
         }
-        let rate = state.rate.per_second(now);
-        if !asynchronous && pending > FEW_PENDING && rate > 0.0 {
-            let seconds = pending as f64 / rate;
-            if seconds > config.answer_timeout.as_secs_f64() {
-                let detail = format!(
-                    "{pending} tasks are pending, which takes about {seconds:.0} s; longer than an answer is waited for"
-                );
-                return Some(Answer::unavailable(&detail, None, Duration::from_secs_f64(seconds.min(60.0))));
-            }
+        let wait = state.rate.wait(pending, now).filter(|wait| *wait > config.answer_timeout);
+        if let Some(wait) = wait.filter(|_| !asynchronous) {
+            let detail =
+                format!("{pending} tasks are pending, and the workers are not likely to get to one more in time");
+            return Some(Answer::unavailable(&detail, None, wait.min(LONGEST_RETRY_AFTER)));
         }
-        let address = exchange.ticket.address().ip();
-        match state.waiting.room(address, config.trusted_proxies.contains(&address)) {
-            Ok(()) => None,
-            Err(Full::Table) => {
-                let detail = format!("{} callers wait already (MAX_WAITING)", config.max_waiting);
-                Some(Answer::unavailable(&detail, None, RETRY_AFTER))
-            }
+        if state.unacknowledged_bytes >= MOST_UNACKNOWLEDGED {
+            let detail = "Kafka does not take tasks as fast as they come; nothing was accepted";
+            return Some(Answer::unavailable(detail, None, RETRY_AFTER));
+        }
+        let address = exchange.address();
+        let detail = match state.waiting.room(address, config.trusted_proxies.contains(&address)) {
+            Ok(()) => return None,
+            Err(Full::Table) => format!("{} callers wait already (MAX_WAITING)", config.max_waiting),
             Err(Full::Address) => {
-                let detail = "too many callers from your address wait already (a quarter of MAX_WAITING)";
-                Some(Answer::unavailable(detail, None, RETRY_AFTER))
+                "a quarter of MAX_WAITING callers wait from your address already (see TRUSTED_PROXIES)".to_owned()
             }
-        }
+            Err(Full::Closed) => "the gateway is shutting down; send this to another one".to_owned(),
+        };
+        Some(Answer::unavailable(&detail, None, RETRY_AFTER))
     }
 
-    fn produce_task(&self, key: TaskKey, wanted: &Wanted) {
+    fn produce_task(&self, key: TaskKey, wanted: Wanted) {
         let id = key.as_uuid().to_string();
-        let task =
-            Task { task_id: id.clone(), text: wanted.text.clone(), timestamp: unix_now(), work_ms: wanted.work_ms };
+        let task = Task { task_id: id, text: wanted.text, timestamp: unix_now(), work_ms: wanted.work_ms };
+        let value = Bytes::from(task.encode());
         let record = ProducerRecord {
             topic: Arc::clone(&self.tasks),
-            key: Some(Bytes::from(id)),
-            value: Some(Bytes::from(task.encode())),
+            key: Some(Bytes::from(task.task_id)),
+            value: Some(value),
             headers: Vec::new(),
         };
-        self.produce(record, Token::Task(key));
+        self.produce(record, Kind::Task, key);
     }
 
     /// Hands a record to the producer; its queue full, the callers are turned away with nothing accepted.
-    fn produce(&self, record: ProducerRecord, token: Token) {
-        let (Token::Task(key) | Token::Claim(key) | Token::Again(key)) = token;
-        let refused = match self.producer.get().map(|producer| producer.try_send(record, token)) {
+    fn produce(&self, record: ProducerRecord, kind: Kind, key: TaskKey) {
+        let bytes = record.value.as_ref().map_or(0, Bytes::len);
+        {
+            // Before it is handed over: it may be settled before this returns.
+            let mut state = self.desk.state();
+            state.unacknowledged_bytes += bytes;
+            if let (Kind::Task, Some(value)) = (kind, &record.value) {
+                state.kept.keep(key, value.clone());
+            }
+        }
+        let refused = match self.producer.get().map(|producer| producer.try_send(record, Token { kind, key, bytes })) {
             Some(Ok(())) => return,
             Some(Err(TrySendError::Full(_))) => "too many tasks wait for Kafka; nothing was accepted",
             Some(Err(TrySendError::Closed(_))) | None => "the gateway is shutting down; nothing was accepted",
         };
-        let callers = self.desk.state().waiting.complete(key);
-        self.turn_away(callers, &Answer::unavailable(refused, None, RETRY_AFTER));
-    }
-
-    fn turn_away(&self, callers: Vec<Caller<Exchange>>, answer: &Answer) {
-        self.desk.answer_all(callers.into_iter().map(|caller| (caller.request, answer.clone())).collect());
+        let callers = {
+            let mut state = self.desk.state();
+            state.unacknowledged_bytes -= bytes;
+            state.task_is_given_up(key)
+        };
+        turn_away(callers, &Answer::unavailable(refused, None, RETRY_AFTER));
     }
 
     /// Produces a task again that Kafka has dropped, as it was.
     pub(super) fn produce_again(&self, key: TaskKey, id: Bytes, value: Bytes) {
         let record =
             ProducerRecord { topic: Arc::clone(&self.tasks), key: Some(id), value: Some(value), headers: Vec::new() };
-        self.produce(record, Token::Again(key));
+        self.produce(record, Kind::Again, key);
     }
 
     // ---- idempotency keys ----
@@ -199,91 +195,167 @@ impl Submitter {
     fn submit_keyed(&self, exchange: Exchange, idempotency_key: &str, wanted: Wanted, asynchronous: bool) {
         if !self.desk.is_read_back() {
             let detail = "the gateway is still reading what happened before its start; try again";
-            return self.desk.answer(exchange, Answer::unavailable(detail, None, RETRY_AFTER));
+            return exchange.answer(Answer::unavailable(detail, None, RETRY_AFTER));
         }
-        let id = task_of_key(idempotency_key);
-        let (key, id) = (TaskKey::from_uuid(id), id.to_string());
-        let digest = digest(&wanted.text, wanted.work_ms);
-        let now = Instant::now();
+        let key = TaskKey::from_uuid(task_of_key(idempotency_key));
+        let digest = digest(&wanted.text);
+        let mut exchange = Some(exchange);
         let next = {
             let mut state = self.desk.state();
-            let claim = state.index.held_claim(key);
-            let known = state.index.known(key);
-            let on_its_way = state.waiting.contains(key);
-            if claim.is_some_and(|claim| claim.digest != digest) {
-                Keyed::Answer(Answer::problem(422, "this Idempotency-Key was used with another text", Some(&id)))
-            } else if let Known::Done(place) = known {
-                if asynchronous { Keyed::Answer(Answer::accepted(&id)) } else { Keyed::Fetch(place) }
-            } else if known == Known::Pending && asynchronous {
-                Keyed::Answer(Answer::accepted(&id))
-            } else if let Some(answer) = self.refusal(&mut state, &exchange, asynchronous, now) {
-                Keyed::Answer(answer)
-            } else {
-                let fresh_claim = claim.is_some_and(|claim| unix_now() < claim.at + super::index::CLAIM_SECONDS);
-                let progress = if known == Known::Pending { Progress::Acknowledged } else { Progress::Queued };
-                if known == Known::Pending || on_its_way || fresh_claim { Keyed::Wait(progress) } else { Keyed::Claim }
-            }
+            self.decide(&mut state, &mut exchange, key, wanted, digest, asynchronous)
         };
-        match next {
-            Keyed::Answer(answer) => self.desk.answer(exchange, answer),
-            Keyed::Fetch(place) => self.questions.ask(&self.desk, Question { exchange, key, place, stored: false }),
-            Keyed::Wait(progress) => self.park(exchange, key, asynchronous, progress, now),
-            Keyed::Claim => {
-                self.park(exchange, key, asynchronous, Progress::Queued, now);
-                self.claimed.lock().insert(key, Claimed { wanted, at: now });
-                self.produce_claim(key, &id, digest);
+        match (next, exchange) {
+            (Keyed::Answer(answer), Some(exchange)) => exchange.answer(*answer),
+            (Keyed::Fetch(place), Some(exchange)) => {
+                self.questions.ask(Question { exchange, key, place, stored: false });
             }
+            (Keyed::Claim, _) => self.produce_claim(key, digest),
+            // Parked.
+            _ => {}
         }
     }
 
-    fn park(&self, exchange: Exchange, key: TaskKey, asynchronous: bool, progress: Progress, now: Instant) {
-        let address = exchange.ticket.address().ip();
-        let caller = Caller { address, request: exchange, asynchronous, since: now };
-        self.desk.state().waiting.park(key, caller, progress, now);
+    /// Decides and parks with one visit to the lock, so that of two callers of one key one claims and the other waits.
+    fn decide(
+        &self,
+        state: &mut State,
+        exchange: &mut Option<Exchange>,
+        key: TaskKey,
+        wanted: Wanted,
+        digest: Uuid,
+        asynchronous: bool,
+    ) -> Keyed {
+        let now = Instant::now();
+        let (known, claim) = (state.index.known(key), state.index.held_claim(key));
+        // A claim that nothing came of says nothing about the key any more.
+        let claim =
+            claim.filter(|claim| known != Known::Nothing || self.desk.now() - claim.heard < CLAIM_LIFE.as_secs_f64());
+        let other_text = |known: Uuid| known != digest;
+        if claim.is_some_and(|claim| other_text(claim.digest)) || state.keyed.digest(key).is_some_and(other_text) {
+            return Keyed::answer(used_with_another_text(key));
+        }
+        match known {
+            Known::Done(_) | Known::Pending if asynchronous => {
+                return Keyed::answer(Answer::accepted(&key.as_uuid().to_string()));
+            }
+            Known::Done(place) => return Keyed::Fetch(place),
+            Known::Pending | Known::Nothing => {}
+        }
+        let Some(waiting) = exchange.take() else { return Keyed::Wait };
+        if let Some(answer) = self.refusal(state, &waiting, asynchronous, now) {
+            *exchange = Some(waiting);
+            return Keyed::answer(answer);
+        }
+        let wait = |state: &mut State, progress| park(state, waiting, key, asynchronous, progress, now);
+        if known == Known::Pending {
+            wait(state, Progress::Acknowledged);
+            Keyed::Wait
+        } else if state.keyed.digest(key).is_some() {
+            // Where it is on its way already the progress is known, unless everybody has left: then it is not.
+            wait(state, Progress::Sent);
+            Keyed::Wait
+        } else if claim.is_some() {
+            // Whether its gateway has produced the task is unknown.
+            wait(state, Progress::Sent);
+            state.keyed.wait(key, wanted, digest, now);
+            Keyed::Wait
+        } else {
+            wait(state, Progress::Queued);
+            state.keyed.claim(key, wanted, digest, now);
+            Keyed::Claim
+        }
     }
 
-    fn produce_claim(&self, key: TaskKey, id: &str, digest: Uuid) {
+    fn produce_claim(&self, key: TaskKey, digest: Uuid) {
+        let id = key.as_uuid().to_string();
         let claim = Claim {
-            task_id: id.to_owned(),
+            task_id: id,
             text_hash: digest.to_string(),
             gateway: self.desk.instance.to_string(),
             timestamp: unix_now(),
         };
+        let value = Bytes::from(claim.encode());
         let record = ProducerRecord {
             topic: Arc::clone(&self.results),
-            key: Some(Bytes::copy_from_slice(id.as_bytes())),
-            value: Some(Bytes::from(claim.encode())),
+            key: Some(Bytes::from(claim.task_id)),
+            value: Some(value),
             headers: vec![(Cow::Borrowed(task::KIND_HEADER), Some(Bytes::from_static(task::KIND_CLAIM.as_bytes())))],
         };
-        self.produce(record, Token::Claim(key));
+        self.produce(record, Kind::Claim, key);
     }
 
-    /// The tail reader has read a claim that holds now. Ours: the task is produced. Another gateway's: its result is waited
-    /// for, unless it was for another text.
-    pub(super) fn claim_holds(&self, key: TaskKey, held: HeldClaim) {
-        let mut claimed = self.claimed.lock();
-        // What nobody waits for any more is forgotten here, so that the map stays as small as the waiting table.
-        let patience = self.desk.config.answer_timeout;
-        claimed.retain(|_, claimed| claimed.at.elapsed() <= patience);
-        let Some(ours) = claimed.remove(&key) else { return };
-        drop(claimed);
-        if held.gateway == self.desk.instance {
-            self.produce_task(key, &ours.wanted);
-        } else if held.digest != digest(&ours.wanted.text, ours.wanted.work_ms) {
-            let callers = self.desk.state().waiting.complete(key);
-            let id = key.as_uuid().to_string();
-            let answer = Answer::problem(422, "this Idempotency-Key was used with another text", Some(&id));
-            self.turn_away(callers, &answer);
+    /// The tail reader has read a claim; `held` is the one that holds now.
+    pub(super) fn claim_read(&self, key: TaskKey, held: HeldClaim) {
+        let (produce, conflicting) = {
+            let mut state = self.desk.state();
+            let by_us = held.gateway == self.desk.instance;
+            match state.keyed.claim_read(key, by_us, held.digest, Instant::now()) {
+                Next::Nothing => (None, Vec::new()),
+                Next::Produce(wanted) if state.waiting.contains(key) => (Some(wanted), Vec::new()),
+                // Everybody has left: what nobody was promised is not produced.
+                Next::Produce(_) => {
+                    state.keyed.settled(key);
+                    (None, Vec::new())
+                }
+                Next::Wait => {
+                    state.waiting.sending(key);
+                    (None, Vec::new())
+                }
+                Next::Conflict => (None, state.waiting.complete(key)),
+            }
+        };
+        if let Some(wanted) = produce {
+            self.produce_task(key, wanted);
+        }
+        if !conflicting.is_empty() {
+            turn_away(conflicting, &used_with_another_text(key));
+        }
+    }
+
+    /// Claims again what other gateways have claimed and not produced.
+    pub(super) fn claim_overdue(&self) {
+        if !self.desk.is_kafka_connected() {
+            // Whether a task was produced elsewhere is not known at the moment.
+            return;
+        }
+        let overdue = {
+            let mut state = self.desk.state();
+            let State { keyed, waiting, .. } = &mut *state;
+            keyed.overdue(Instant::now(), |key| waiting.contains(key))
+        };
+        for (key, digest) in overdue {
+            self.produce_claim(key, digest);
         }
     }
 }
 
+fn park(state: &mut State, exchange: Exchange, key: TaskKey, asynchronous: bool, progress: Progress, now: Instant) {
+    let caller = Caller { address: exchange.address(), request: exchange, asynchronous, since: now };
+    state.waiting.park(key, caller, progress, now);
+}
+
+fn turn_away(callers: Vec<Caller<Exchange>>, answer: &Answer) {
+    for caller in callers {
+        caller.request.answer(answer.clone());
+    }
+}
+
+fn used_with_another_text(key: TaskKey) -> Answer {
+    Answer::problem(422, "this Idempotency-Key was used with another text", Some(&key.as_uuid().to_string()))
+}
+
 /// What a keyed request comes to.
 enum Keyed {
-    Answer(Answer),
+    Answer(Box<Answer>),
     Fetch(Place),
-    Wait(Progress),
+    Wait,
     Claim,
+}
+
+impl Keyed {
+    fn answer(answer: Answer) -> Self {
+        Self::Answer(Box::new(answer))
+    }
 }
 
 /// What the gateway does when Kafka answers the producer.
@@ -293,38 +365,50 @@ pub(super) struct Settling {
 
 impl ProducerEvents<Token> for Settling {
     fn about_to_send(&mut self, token: &Token) -> bool {
-        match token {
-            // Everybody who wanted it was told that nothing was accepted: so it must not be.
-            Token::Task(key) => self.desk.state().waiting.sending(*key),
-            Token::Claim(_) | Token::Again(_) => true,
+        if token.kind != Kind::Task {
+            return true;
         }
+        let late = {
+            let mut state = self.desk.state();
+            let in_time = state.keyed.may_be_sent(token.key, Instant::now());
+            // Everybody who wanted it was told that nothing was accepted: so it must not be.
+            if in_time && state.waiting.sending(token.key) {
+                return true;
+            }
+            state.unacknowledged_bytes -= token.bytes;
+            state.task_is_given_up(token.key)
+        };
+        let detail = "Kafka did not take the task in time; nothing was accepted";
+        turn_away(late, &Answer::unavailable(detail, None, RETRY_AFTER));
+        false
     }
 
     fn settled(&mut self, deliveries: Vec<Delivery<Token>>) {
         let mut answers = Vec::new();
-        let now = unix_now();
+        let now = self.desk.now();
         {
             let mut state = self.desk.state();
-            for delivery in deliveries {
-                match (delivery.token, delivery.outcome) {
-                    (Token::Task(key) | Token::Again(key), Ok(delivered)) => {
+            for Delivery { token, outcome } in deliveries {
+                state.unacknowledged_bytes -= token.bytes;
+                match (token.kind, outcome) {
+                    (Kind::Task | Kind::Again, Ok(delivered)) => {
                         self.desk.metrics.accepted();
                         let place = Place { partition: delivered.partition, offset: delivered.offset };
-                        state.index.task(key, place, now);
-                        let id = key.as_uuid().to_string();
-                        let done = state.waiting.acknowledged(key).into_iter();
-                        answers.extend(done.map(|caller| (caller.request, Answer::accepted(&id))));
+                        let done = state.task_is_in_kafka(token.key, place, now);
+                        if !done.is_empty() {
+                            answers.push((done, Answer::accepted(&token.key.as_uuid().to_string())));
+                        }
                     }
-                    (Token::Claim(_), Ok(_)) => {}
-                    (Token::Task(key) | Token::Claim(key) | Token::Again(key), Err(error)) => {
-                        let answer = not_accepted(key, &error);
-                        let callers = state.waiting.complete(key).into_iter();
-                        answers.extend(callers.map(|caller| (caller.request, answer.clone())));
+                    (Kind::Claim, Ok(_)) => {}
+                    (_, Err(error)) => {
+                        answers.push((state.task_is_given_up(token.key), not_accepted(token.key, &error)));
                     }
                 }
             }
         }
-        self.desk.answer_all(answers);
+        for (callers, answer) in answers {
+            turn_away(callers, &answer);
+        }
     }
 }
 

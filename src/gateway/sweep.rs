@@ -13,13 +13,13 @@ use crate::kafka::cluster::Cluster;
 use crate::kafka::error::KafkaError;
 use crate::kafka::reader::{Lookup, Reader, ReaderOptions, StartAt};
 use crate::stop::Stop;
-use crate::task::unix_now;
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-/// How often is looked.
-const INTERVAL: Duration = Duration::from_secs(10);
+/// How often is looked, on average.
+const INTERVAL: Duration = Duration::from_secs(4);
 /// A task without a result for so long is looked at.
 const SUSPICIOUS_SECONDS: f64 = 60.0;
 /// It must stay without a result for so long below the group's start offset.
@@ -29,11 +29,14 @@ const MOST_AT_ONCE: usize = 500;
 /// Results are kept for an hour at least: an older task without one may have had it, and is not run again.
 const RESULTS_KEPT_SECONDS: f64 = 3_500.0;
 
+/// Results are looked for from so long before the task on.
+const SLACK: Duration = Duration::from_secs(60);
+
 /// Looks every [`INTERVAL`] until stopped.
 pub(super) fn run(desk: &Arc<Desk>, submitter: &Submitter, cluster: &Cluster, stop: &Stop) -> Result<(), KafkaError> {
     let mut suspects: HashMap<TaskKey, f64> = HashMap::new();
-    while stop.sleep(INTERVAL).is_ok() {
-        desk.state().index.forget_old(unix_now());
+    // All gateways see the same; with their rounds apart the first to look produces, and the others see its record.
+    while stop.sleep(INTERVAL.mul_f64(0.5 + fastrand::f64())).is_ok() {
         if !desk.is_read_back() || desk.is_draining() {
             continue;
         }
@@ -52,14 +55,19 @@ fn sweep(
     cluster: &Cluster,
     suspects: &mut HashMap<TaskKey, f64>,
 ) -> Result<(), KafkaError> {
-    let now = unix_now();
+    let now = desk.now();
     let old = desk.state().index.pending_since(now - SUSPICIOUS_SECONDS);
     if old.is_empty() {
         suspects.clear();
         return Ok(());
     }
     let common = &desk.config.common;
-    let starts = admin::share_group_offsets(cluster, &common.worker_group, &common.tasks_topic)?;
+    let mut starts = admin::share_group_offsets(cluster, &common.worker_group, &common.tasks_topic)?;
+    for (partition, start) in admin::start_offsets(cluster, &common.tasks_topic)? {
+        // What the topic has deleted nobody gets any more, whether the group knows or not.
+        let known = starts.entry(partition).or_insert(start);
+        *known = start.max(*known);
+    }
     let dropped = ripe(&old, &starts, suspects, now);
     if dropped.is_empty() {
         return Ok(());
@@ -75,7 +83,9 @@ fn sweep(
             continue;
         }
         let record = lookup.read(&common.tasks_topic, task.place.partition, task.place.offset)?;
-        let Some((id, value)) = record.and_then(|record| record.key.zip(record.value)) else {
+        // Deleted from the topic: whoever accepted it has it still.
+        let kept = || desk.state().kept.get(task.key).map(|value| (Bytes::from(task.key.as_uuid().to_string()), value));
+        let Some((id, value)) = record.and_then(|record| record.key.zip(record.value)).or_else(kept) else {
             log::error!(
                 "the task at offset {} of {} was deleted without a result",
                 task.place.offset,
@@ -84,10 +94,12 @@ fn sweep(
             desk.state().index.settle(task.key);
             continue;
         };
-        log::warn!("Kafka has dropped the task at offset {} without a result; producing it again", task.place.offset);
+        if !desk.state().index.is_pending_at(task.key, task.place) {
+            // Another gateway was faster, or the result has come.
+            continue;
+        }
         desk.metrics.produced_again();
-        // Settled first, so that the new record takes the place of the old one.
-        desk.state().index.settle(task.key);
+        log::warn!("Kafka has dropped the task at offset {} without a result; producing it again", task.place.offset);
         submitter.produce_again(task.key, id, value);
     }
     Ok(())
@@ -109,9 +121,10 @@ fn ripe(
 
 /// The tasks that have a result in the log since `since`.
 fn answered_since(desk: &Desk, cluster: &Cluster, since: f64) -> Result<BTreeSet<TaskKey>, KafkaError> {
-    let from = UNIX_EPOCH + Duration::from_secs_f64((since - 1.0).max(0.0));
+    // Counted back from the newest record: no clock of ours takes part.
+    let age = Duration::from_secs_f64((desk.now() - since).max(0.0)) + SLACK;
     let options = ReaderOptions { max_bytes: 2 * 1024 * 1024, ..ReaderOptions::default() };
-    let mut reader = Reader::new(cluster.clone(), &desk.config.common.results_topic, StartAt::Time(from), options);
+    let mut reader = Reader::new(cluster.clone(), &desk.config.common.results_topic, StartAt::EndMinus(age), options);
     let ends = reader.end_offsets()?;
     let mut answered = BTreeSet::new();
     loop {

@@ -54,6 +54,8 @@ pub(super) enum Full {
     Table,
     /// A quarter of the table belongs to this caller's address.
     Address,
+    /// The gateway has ended.
+    Closed,
 }
 
 /// See the module documentation.
@@ -66,6 +68,7 @@ pub(super) struct Waiting<R> {
     most: usize,
     count: usize,
     next: u64,
+    closed: bool,
 }
 
 impl<R> Waiting<R> {
@@ -79,11 +82,15 @@ impl<R> Waiting<R> {
             most,
             count: 0,
             next: 0,
+            closed: false,
         }
     }
 
     /// Whether one more caller from this address may wait. Proxies (`trusted`) speak for many and may fill the table.
     pub(super) fn room(&self, address: IpAddr, trusted: bool) -> Result<(), Full> {
+        if self.closed {
+            return Err(Full::Closed);
+        }
         if self.count >= self.most {
             return Err(Full::Table);
         }
@@ -148,8 +155,9 @@ impl<R> Waiting<R> {
         leaving
     }
 
-    /// Everybody leaves: the gateway ends.
-    pub(super) fn drain(&mut self) -> Vec<Leaving<R>> {
+    /// Everybody leaves, and nobody comes in any more: the gateway ends.
+    pub(super) fn close(&mut self) -> Vec<Leaving<R>> {
+        self.closed = true;
         let all: Vec<_> = self.deadlines.drain(..).collect();
         all.into_iter().filter_map(|(_, key, number)| self.remove_one(key, number)).collect()
     }
@@ -284,8 +292,12 @@ mod tests {
             waiting.park(key(number), caller(0, 2), Progress::Queued, now);
         }
         assert_eq!(waiting.room(IpAddr::from([127, 0, 0, 3]), true), Err(Full::Table));
-        assert_eq!(waiting.drain().len(), 8);
-        assert_eq!(waiting.room(address, false), Ok(()));
+        for number in 0..2 {
+            assert_eq!(waiting.complete(key(number)).len(), 1);
+        }
+        assert_eq!(waiting.room(address, false), Ok(()), "its share is free again");
+        assert_eq!(waiting.close().len(), 6);
+        assert_eq!(waiting.room(address, false), Err(Full::Closed));
     }
 
     #[test]
@@ -323,7 +335,7 @@ mod tests {
                 }
                 proptest::prop_assert_eq!(waiting.len() + left.len(), parked as usize);
             }
-            left.extend(waiting.drain().into_iter().map(|it| it.caller.request));
+            left.extend(waiting.close().into_iter().map(|it| it.caller.request));
             left.sort_unstable();
             proptest::prop_assert_eq!(left, (0..parked).collect::<Vec<_>>());
             proptest::prop_assert!(waiting.entries.is_empty() && waiting.by_address.is_empty());

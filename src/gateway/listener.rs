@@ -1,0 +1,157 @@
+//! The listening socket, and the watch that tries it from outside.
+
+use super::connections::Load;
+use crate::stop::Stop;
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+/// Connections that the kernel holds for us until they are taken.
+const BACKLOG: i32 = 1024;
+/// An answer that cannot be written for so long is given up: the caller does not read.
+const SEND_TIMEOUT: Duration = Duration::from_secs(2);
+/// A caller that acknowledges nothing for so long is gone (tcp(7), TCP_USER_TIMEOUT).
+const PEER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A silent caller is asked after so long whether it still exists, so that its thread is not held for ever.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// How often the own port is tried, and how long an answer may take.
+const WATCH_INTERVAL: Duration = Duration::from_secs(5);
+const WATCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// So many failures in a row mean that the listener is deaf.
+const WATCH_FAILURES: u32 = 3;
+
+/// The listening socket. What is set here, accepted sockets inherit on Linux. A receive time-out is not: the library would answer
+/// 400 to a kept connection that is idle.
+///
+/// # Errors
+/// The address is in use, or not ours to bind.
+pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    // Without it an answer over one segment on a kept connection waits 40 ms for the caller's acknowledgement (Nagle).
+    socket.set_tcp_nodelay(true)?;
+    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+    socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Tries the own port as a caller would, until stopped: nothing else notices a listener that takes nobody any more.
+///
+/// # Errors
+/// The port did not answer [`WATCH_FAILURES`] times in a row.
+pub(super) fn watch(address: SocketAddr, load: &Load, stop: &Stop) -> Result<(), String> {
+    let address = reachable(address);
+    let mut failures = 0;
+    while stop.sleep(WATCH_INTERVAL).is_ok() {
+        if !is_deaf(&mut failures, load.is_full(), knock(address).err()) {
+            continue;
+        }
+        return Err(format!("the HTTP port {address} is deaf"));
+    }
+    Ok(())
+}
+
+/// Counts failures in a row; a port that takes nobody because all places are taken is not deaf.
+fn is_deaf(failures: &mut u32, full: bool, error: Option<io::Error>) -> bool {
+    match error {
+        None => *failures = 0,
+        Some(_) if full => *failures = 0,
+        Some(error) => {
+            *failures += 1;
+            log::warn!("the gateway's own port does not answer ({error}), {failures} of {WATCH_FAILURES}");
+        }
+    }
+    *failures >= WATCH_FAILURES
+}
+
+/// One `GET /livez`; any HTTP answer is a sign of life.
+fn knock(address: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, WATCH_TIMEOUT)?;
+    stream.set_read_timeout(Some(WATCH_TIMEOUT))?;
+    stream.set_write_timeout(Some(WATCH_TIMEOUT))?;
+    stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut begin = [0; 7];
+    stream.read_exact(&mut begin)?;
+    if &begin == b"HTTP/1." { Ok(()) } else { Err(io::Error::other("no HTTP")) }
+}
+
+/// Wakes whoever waits for a connection on this listener.
+pub(super) fn wake(address: SocketAddr) {
+    // Its failing means that nobody listens any more.
+    let _ = TcpStream::connect_timeout(&reachable(address), Duration::from_millis(100));
+}
+
+/// Where a listener on all addresses is reached from here.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local() -> TcpListener {
+        listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port")
+    }
+
+    #[test]
+    fn accepted_sockets_inherit_what_the_listener_was_given() {
+        let listener = local();
+        let _near = TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
+        let (accepted, _) = listener.accept().expect("a connection");
+        assert!(accepted.nodelay().expect("readable"));
+        assert_eq!(accepted.write_timeout().expect("readable"), Some(SEND_TIMEOUT));
+        assert_eq!(accepted.read_timeout().expect("readable"), None, "a kept connection may be idle");
+        let socket = socket2::SockRef::from(&accepted);
+        assert_eq!(socket.tcp_user_timeout().expect("readable"), Some(PEER_TIMEOUT));
+        assert!(socket.keepalive().expect("readable"));
+    }
+
+    #[test]
+    fn a_port_in_use_is_an_error() {
+        let listener = local();
+        let error = listen(listener.local_addr().expect("an address")).expect_err("in use");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_knock_is_answered_by_a_living_port_only() {
+        let listener = local();
+        let address = listener.local_addr().expect("an address");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().expect("a connection");
+                stream.read_exact(&mut [0; 16]).expect("a request");
+                stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\n").expect("it is there");
+            });
+            assert!(knock(address).is_ok());
+        });
+        drop(listener);
+        assert!(knock(address).is_err(), "nobody listens any more");
+    }
+
+    #[test]
+    fn a_port_is_deaf_after_failures_in_a_row_and_never_while_it_is_full() {
+        let failure = || Some(io::Error::from(io::ErrorKind::TimedOut));
+        let mut failures = 0;
+        assert!(!is_deaf(&mut failures, false, failure()) && !is_deaf(&mut failures, false, failure()));
+        assert!(!is_deaf(&mut failures, false, None), "one answer is enough");
+        assert!(!is_deaf(&mut failures, false, failure()) && !is_deaf(&mut failures, false, failure()));
+        assert!(!is_deaf(&mut failures, true, failure()), "all places are taken");
+        assert!(!is_deaf(&mut failures, false, failure()) && !is_deaf(&mut failures, false, failure()));
+        assert!(is_deaf(&mut failures, false, failure()));
+    }
+
+    #[test]
+    fn a_listener_on_all_addresses_is_reached_at_the_local_one() {
+        assert_eq!(reachable(SocketAddr::from(([0, 0, 0, 0], 80))), SocketAddr::from(([127, 0, 0, 1], 80)));
+        assert_eq!(reachable(SocketAddr::from(([10, 1, 2, 3], 80))), SocketAddr::from(([10, 1, 2, 3], 80)));
+    }
+}
