@@ -10,7 +10,7 @@ use crate::stop::Stop;
 use crate::task::Receipt;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
-use std::io::Write as _;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -243,8 +243,11 @@ fn milliseconds(duration: Duration) -> u64 {
 
 /// Prints the receipt, which is the last line on stdout.
 pub(super) fn print_receipt(receipt: &Receipt) {
+    write_receipt(&mut std::io::stdout().lock(), receipt);
+}
+
+fn write_receipt(stdout: &mut impl Write, receipt: &Receipt) {
     if let Ok(line) = serde_json::to_string(receipt) {
-        let mut stdout = std::io::stdout().lock();
         // Nobody reads stdout any more: the exit code still tells.
         let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
     }
@@ -268,7 +271,10 @@ pub(super) fn watch(deadlines: &Receiver<Instant>, account: &Arc<Account>) {
     let (said, done) = bounded::<()>(1);
     let speaker = crate::threads::spawn("last-words", Stop::new(), move || -> Result<(), String> {
         log::error!("Worker did not get through its stop in time; ending with exit code {}", receipt.exit_code);
-        print_receipt(&receipt);
+        let mut stdout = std::io::stdout().lock();
+        write_receipt(&mut stdout, &receipt);
+        // Never unlocked: the other threads still run, and nothing may be written behind the last line.
+        std::mem::forget(stdout);
         let _ = said.send(());
         Ok(())
     });
