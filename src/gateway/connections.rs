@@ -10,6 +10,7 @@ use super::answer::Answer;
 use super::exchange::Exchange;
 use super::request::{self, Afterwards};
 use super::routes::Service;
+use crate::backoff::Backoff;
 use crate::stop::Stop;
 use crate::threads::{self, Thread};
 use crate::worker::outage::Outage;
@@ -35,8 +36,10 @@ const FILES_PER_CONNECTION: u64 = 2;
 const THREAD_IDLE: Duration = Duration::from_secs(10);
 /// With fewer threads those that have ended are not looked for.
 const FEW_THREADS: usize = 64;
-/// Until the next try when the system has no file descriptor, thread or memory left.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Until the next try when the system has no file descriptor, thread or memory left: at first, and at the most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// How often is looked whether a full gateway is to stop.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How many connections there are, and how many there may be.
 #[derive(Debug)]
@@ -127,8 +130,9 @@ pub(super) fn accept(
     let plain = SslContextWrap::build_ssl_capabilities(None).map_err(|error| error.to_string())?;
     let mut threads = Threads::new(service);
     let mut outage = Outage::new("the system");
+    let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
     while !stop.is_triggered() {
-        if !load.wait(PAUSE) {
+        if !load.wait(LOOK) {
             continue;
         }
         // The library panics when it cannot duplicate an accepted socket; nothing of the attempt is used afterwards.
@@ -147,11 +151,14 @@ pub(super) fn accept(
             Err(_) => Some("no connection can be taken: no file descriptor is left".to_owned()),
         };
         match trouble {
-            None => outage.over(),
+            None => {
+                outage.over();
+                backoff.reset();
+            }
             Some(error) => {
                 outage.report(&error);
                 // A stop ends the loop.
-                let _ = stop.sleep(PAUSE);
+                let _ = stop.sleep(backoff.pause());
             }
         }
     }

@@ -178,9 +178,10 @@ impl Desk {
         self.prepared.load(Ordering::Acquire)
     }
 
-    /// Kafka has answered the tail reader now.
-    pub(super) fn kafka_answered(&self) {
-        self.kafka_answered.store(self.milliseconds(), Ordering::Relaxed);
+    /// Kafka has answered the tail reader at this moment.
+    pub(super) fn kafka_answered(&self, at: Instant) {
+        let ago = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.kafka_answered.store(self.milliseconds().saturating_sub(ago), Ordering::Relaxed);
     }
 
     /// Whether Kafka answers.

@@ -93,7 +93,10 @@ pub(super) fn tail(desk: &Arc<Desk>, submitter: &Submitter, cluster: Cluster, st
         match reader.poll() {
             Ok(records) => {
                 outage.over();
-                desk.kafka_answered();
+                // Not the end of the poll: a frozen broker lets polls end empty for seconds.
+                if let Some(at) = reader.last_answer() {
+                    desk.kafka_answered(at);
+                }
                 let ends = live_from.as_ref();
                 let live = |record: &ReadRecord| {
                     ends.is_none_or(|ends| ends.get(&record.partition).is_none_or(|end| record.offset >= *end))

@@ -207,6 +207,25 @@ fn health_liveness_readiness_metrics_and_the_page_are_served() {
 }
 
 #[test]
+fn a_frozen_kafka_shows_and_so_does_its_return() {
+    let rig = Rig::with_own_broker("gw-frozen", &[]);
+    let gateway = rig.start_gateway();
+    let _worker = rig.start_worker("w");
+    let task = gateway.analyze("before the frost").task_id();
+    rig.broker().freeze();
+    eventually(SOON, "it is not healthy", || gateway.get("/health").status == 503);
+    let health = gateway.get("/health").json();
+    assert_eq!((&health["status"], &health["kafka_connected"]), (&json!("degraded"), &json!(false)));
+    assert_eq!((gateway.get("/readyz").status, gateway.get("/livez").status), (503, 200));
+    // Known, and not to be had at the moment.
+    gateway.get(&format!("/tasks/{task}")).assert_problem(503);
+    rig.broker().thaw();
+    eventually(SOON, "it is ready", || gateway.get("/readyz").status == 200);
+    assert_eq!(gateway.wait_for_result(&task, SOON)["words"], 3);
+    assert_eq!(gateway.analyze("after it").status, 200);
+}
+
+#[test]
 fn the_log_tells_of_each_worker_once() {
     let rig = Rig::shared("gw-log");
     let gateway = Gateway::start(rig.gateway().env("WORKER_TIMEOUT", "2s"));
