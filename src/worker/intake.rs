@@ -210,18 +210,18 @@ impl Intake {
         self.window.adjust();
         let counts = self.in_flight.counts();
         let idle = self.options.handlers.saturating_sub(counts.busy());
+        // An accept rides on the next fetch, and a fetch may be parked: so the next one waits for the results that are on their
+        // way, unless there is other work to fetch for meanwhile. A worker that is killed while it is parked then has nothing
+        // done that is not accepted.
+        let nothing_else = self.careful || self.window.is_closed() || counts.ready + counts.busy() == 0;
+        if counts.publishing > 0 && nothing_else {
+            return 0;
+        }
         if self.careful {
             // One record for each free handler, and only when no other lies ready.
             return idle.saturating_sub(counts.ready);
         }
         self.control.set_low_water(self.window.low_water());
-        // An accept rides on the next fetch, and a fetch may be parked: so the next one waits for the results that are on their
-        // way, unless there is other work to fetch for meanwhile. A worker that is killed while it is parked then has nothing
-        // done that is not accepted.
-        let nothing_else = self.window.is_closed() || counts.ready + counts.busy() == 0;
-        if counts.publishing > 0 && nothing_else {
-            return 0;
-        }
         self.window.wanted(idle, counts.ready)
     }
 

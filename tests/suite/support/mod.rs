@@ -15,6 +15,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -228,6 +229,29 @@ impl Gateway {
         answer.task_id()
     }
 
+    /// A caller that waits for its answer, though its task's id is known already: the task is accepted first, and then
+    /// waited for under the same key.
+    pub fn call(&self, text: &str, work: Duration) -> Caller {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let key = format!("{text} {}", COUNT.fetch_add(1, Relaxed));
+        let work_ms = u64::try_from(work.as_millis()).expect("a short time");
+        let body = json!({ "text": text, "work_ms": work_ms }).to_string().into_bytes();
+        let post = |asynchronous: bool| {
+            let mut http = self.connect();
+            let (key, body) = (key.clone(), body.clone());
+            move || {
+                let mut headers = vec![("Content-Type", "application/json"), ("Idempotency-Key", key.as_str())];
+                headers.extend(asynchronous.then_some(("Prefer", "respond-async")));
+                http.request("POST", "/analyze", &headers, &body).expect("the gateway answers")
+            }
+        };
+        let accepted = post(true)();
+        assert_eq!(accepted.status, 202, "{}", accepted.text());
+        let mut wait = post(false);
+        let waiting = std::thread::Builder::new().name("caller".to_owned()).spawn(move || (wait(), Instant::now()));
+        Caller { task: accepted.task_id(), waiting: waiting.expect("a thread starts") }
+    }
+
     /// Waits for the result of a task.
     pub fn wait_for_result(&self, task: &str, limit: Duration) -> Value {
         eventually_some(limit, &format!("the result of {task}"), || {
@@ -253,6 +277,19 @@ impl Gateway {
         let answer = self.get("/workers/status");
         assert_eq!(answer.status, 200, "{}", answer.text());
         answer.json()
+    }
+}
+
+/// Somebody who waits for an answer: see [`Gateway::call`].
+pub struct Caller {
+    pub task: String,
+    waiting: JoinHandle<(Response, Instant)>,
+}
+
+impl Caller {
+    /// The answer, and when it came.
+    pub fn join(self) -> (Response, Instant) {
+        self.waiting.join().expect("a caller does not panic")
     }
 }
 
