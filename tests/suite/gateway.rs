@@ -96,10 +96,13 @@ fn a_key_is_one_task_on_every_gateway_and_for_one_text() {
     let answers: Vec<Response> = std::thread::scope(|scope| {
         let callers: Vec<_> =
             [&gateway, &gateway, &other].map(|to| scope.spawn(|| analyze(to, &key, &body))).into_iter().collect();
-        // Only then: another text that came first would have the key.
-        eventually(SOON, "the task is on the topic", || rig.audit().tasks.len() == 1);
-        let conflict = || analyze(&gateway, &key, &json!({ "text": "another" })).status == 422;
-        eventually(SOON, "another text is refused while the first is under way", conflict);
+        // Which text comes first decides: the other one is sent only when all three wait.
+        for (at, count) in [(&gateway, 2), (&other, 1)] {
+            eventually(SOON, "the callers wait", || {
+                at.get("/metrics").text().contains(&format!("lastcall_gateway_waiting_callers {count}\n"))
+            });
+        }
+        assert_eq!(analyze(&gateway, &key, &json!({ "text": "another" })).status, 422, "the first is under way");
         let _worker = rig.start_worker("w");
         callers.into_iter().map(|caller| caller.join().expect("no panic")).collect()
     });
