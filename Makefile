@@ -1,18 +1,51 @@
-# Everything a developer does with this project. `make` alone explains.
+# Everything one does with this project. `make` alone explains. MODE=docker or MODE=native decides how the fleet runs.
+export MODE KAFKA WORKER WORKERS ALL FOLLOW FOR RATE PLAN SEED TARGET
 .DEFAULT_GOAL := help
-.PHONY: help build test check fmt clippy doc no-async-runtime bench up down status health logs
-
-# Most tests of a bound run alone (tests/suite/support/mod.rs); the others wait more than they work.
-TEST_THREADS ?= 4
+.PHONY: help build up test-shutdown drill restart-worker kill-worker scale-down scale-up status health logs down \
+  test check fmt clippy doc no-async-runtime bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## the programs, optimised: target/release/gateway, target/release/worker
-	cargo build --release --locked --bins
+build: ## the programs, optimised; or their image, where a Docker engine answers
+	@scripts/stack build
 
-test: ## all tests, on a Kafka of their own
-	cargo test --locked -- --test-threads=$(TEST_THREADS)
+up: build ## Kafka, one gateway and three workers in the background; prints the address
+	@scripts/stack up
+
+down: ## stops them again: gateway, workers, Kafka
+	@scripts/stack down
+
+status: ## what runs, and the fleet as the gateway sees it
+	@scripts/stack status
+
+health: ## is the gateway healthy?
+	@scripts/stack health
+
+logs: ## all logs, and then what comes; FOLLOW=0 only what there is
+	@scripts/stack logs
+
+test-shutdown: ## load and a live view until Ctrl-C (FOR=60s), then the verdict
+	@scripts/stack test-shutdown
+
+drill: ## the proof: faults under load on a fleet of its own, TARGET=stack on this one, then the verdict; PLAN, SEED, FOR, RATE
+	@cargo build --release --locked --bins
+	@$(or $(CARGO_TARGET_DIR),target)/release/drill run $(PLAN)
+
+restart-worker: ## restarts all workers, one after another; WORKER=id only that one
+	@scripts/stack restart-worker
+
+kill-worker: ## kill -9 for one worker (WORKER=id that one, ALL=1 all); it stays dead until scale-up
+	@scripts/stack kill-worker
+
+scale-down: ## down to one worker (WORKERS=n)
+	@scripts/stack scale-down
+
+scale-up: ## up to three workers (WORKERS=n)
+	@scripts/stack scale-up
+
+test: ## all tests, on the embedded broker; KAFKA=apache on a real one
+	cargo test --locked
 
 check: fmt clippy doc no-async-runtime ## formatting, lints, documentation, dependencies
 
@@ -30,18 +63,3 @@ no-async-runtime: ## is the dependency tree free of async runtimes?
 
 bench: ## the figures of the README, on a Kafka of their own; QUICK=1 for short runs
 	cargo bench --locked --bench bench -- $(if $(QUICK),--quick)
-
-up: build ## Kafka, one gateway and three workers in the background; prints the address
-	@scripts/stack up
-
-down: ## stops them again
-	@scripts/stack down
-
-status: ## what runs, and what the gateway says of the workers
-	@scripts/stack status
-
-health: ## is the gateway healthy?
-	@scripts/stack health
-
-logs: ## the last lines of every log; FOLLOW=1 goes on
-	@scripts/stack logs

@@ -14,10 +14,10 @@ use log::LevelFilter;
 use crate::kafka::BrokerAddress;
 
 mod options;
-mod parse;
+pub(crate) mod parse;
 #[cfg(test)]
 mod tests;
-mod values;
+pub(crate) mod values;
 
 pub use parse::{ConfigError, Environment, LEAVING, Parsed, SHORTEST_GATEWAY_GRACE};
 
@@ -94,6 +94,10 @@ pub struct WorkerConfig {
     pub heartbeat_interval: Duration,
     /// `MAX_DELIVERIES`: starts of one task before it is given up, 2 to 7.
     pub max_deliveries: u16,
+    /// `HEALTH_FILE`: refreshed every second while the worker is live.
+    pub health_file: Option<PathBuf>,
+    /// `--healthcheck`: do not run, ask the worker that does.
+    pub healthcheck: Option<HealthCheck>,
 }
 
 impl Default for WorkerConfig {
@@ -107,6 +111,8 @@ impl Default for WorkerConfig {
             task_timeout: Duration::from_secs(600),
             heartbeat_interval: Duration::from_secs(1),
             max_deliveries: 5,
+            health_file: None,
+            healthcheck: None,
         }
     }
 }
@@ -122,6 +128,8 @@ pub struct GatewayConfig {
     pub answer_timeout: Duration,
     /// `STOP_GRACE_PERIOD`: how long the orchestrator waits before it kills.
     pub stop_grace_period: Duration,
+    /// `MISSING_AFTER`: a task without a result for so long is looked for in Kafka, and produced again if that has dropped it.
+    pub missing_after: Duration,
     /// `WORKER_TIMEOUT`: a worker that says nothing for so long is not responsive.
     pub worker_timeout: Duration,
     /// `MAX_WAITING`: callers that wait at once.
@@ -130,6 +138,8 @@ pub struct GatewayConfig {
     pub max_pending: usize,
     /// `TRUSTED_PROXIES`: addresses whose callers may all wait at once; any other address may have a quarter of `MAX_WAITING`.
     pub trusted_proxies: Vec<IpAddr>,
+    /// `--healthcheck`: do not run, ask the gateway that does.
+    pub healthcheck: Option<HealthCheck>,
 }
 
 impl Default for GatewayConfig {
@@ -139,12 +149,23 @@ impl Default for GatewayConfig {
             http_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             answer_timeout: Duration::from_secs(10),
             stop_grace_period: Duration::from_secs(30),
+            missing_after: Duration::from_secs(60),
             worker_timeout: Duration::from_secs(5),
             max_waiting: 1024,
             max_pending: 100_000,
             trusted_proxies: Vec::new(),
+            healthcheck: None,
         }
     }
+}
+
+/// What a health check wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthCheck {
+    /// Its threads move; whoever asks would start it anew otherwise.
+    Live,
+    /// It takes work; whoever asks would send it none otherwise.
+    Ready,
 }
 
 /// How connections to Kafka are secured.

@@ -1,12 +1,12 @@
 //! Every exit code of the programs, and the one place that ends a process.
 //!
-//! Codes only; when which one is due is decided by `worker` and `gateway`. Called by the binaries, by their library calls, and
+//! Codes only; when which one is due is decided by `worker`, `gateway` and `drill`. Called by the binaries, by their library calls, and
 //! by the worker's watchdog, which has to end the process whatever the other threads do.
 
 use std::fmt;
 use std::process::Termination;
 
-/// What the exit code of `gateway` and `worker` says to whoever started them.
+/// What the exit code of `gateway`, `worker` and `drill` says to whoever started them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum ExitCode {
@@ -20,11 +20,13 @@ pub enum ExitCode {
     Abandoned = 3,
     /// A second signal came while work was in flight, and it was abandoned.
     Forced = 4,
+    /// The drill found a promise broken; its verdict names it.
+    Broken = 5,
 }
 
 impl ExitCode {
     /// All codes, in the order of their numbers.
-    pub const ALL: [Self; 5] = [Self::Drained, Self::Fatal, Self::Usage, Self::Abandoned, Self::Forced];
+    pub const ALL: [Self; 6] = [Self::Drained, Self::Fatal, Self::Usage, Self::Abandoned, Self::Forced, Self::Broken];
 
     /// The number that the operating system is given.
     pub const fn number(self) -> u8 {
@@ -44,6 +46,7 @@ impl ExitCode {
             Self::Usage => "wrong usage or configuration",
             Self::Abandoned => "drain timeout passed, work abandoned",
             Self::Forced => "second signal, work abandoned (nothing in flight: 0)",
+            Self::Broken => "a promise was broken (the verdict says which)",
         }
     }
 }
@@ -83,7 +86,7 @@ mod tests {
     #[test]
     fn numbers_are_those_of_the_contract() {
         let numbers = ExitCode::ALL.map(ExitCode::number);
-        assert_eq!(numbers, [0, 1, 2, 3, 4]);
+        assert_eq!(numbers, [0, 1, 2, 3, 4, 5]);
         for code in ExitCode::ALL {
             assert_eq!(ExitCode::from_number(code.number()), code);
         }
@@ -91,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_strange_number_counts_as_fatal() {
-        assert_eq!(ExitCode::from_number(5), ExitCode::Fatal);
+        assert_eq!(ExitCode::from_number(6), ExitCode::Fatal);
         assert_eq!(ExitCode::from_number(255), ExitCode::Fatal);
     }
 }

@@ -17,8 +17,9 @@ use crate::stop::Stop;
 const STOPPING: [(i32, &str); 3] = [(SIGTERM, "SIGTERM"), (SIGINT, "SIGINT"), (SIGHUP, "SIGHUP")];
 /// Said of a signal whose name did not become known in time.
 const UNNAMED: &str = "signal";
-/// How long a first signal waits for its name. The handler that tells it runs in the same instant, up to 2 ms later.
-const NAME_WAIT: Duration = Duration::from_millis(20);
+/// How long a first signal waits for its name. The handler that tells it runs in the same instant, but the thread in which it does may have
+/// to wait for a processor.
+const NAME_WAIT: Duration = Duration::from_millis(250);
 const NAME_POLL: Duration = Duration::from_micros(200);
 
 /// What the signals of this process have asked for; clones share it.

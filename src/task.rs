@@ -427,6 +427,15 @@ pub struct TaskFailed {
     pub error: String,
 }
 
+/// Said when a worker that stops gives back a task that it has started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskStopped {
+    /// Which task it is.
+    pub task_id: String,
+    /// The worker that stops.
+    pub worker_id: String,
+}
+
 /// A record of the starts topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type")]
@@ -437,6 +446,9 @@ pub enum StartsRecord {
     /// A handler failed.
     #[serde(rename = "task_failed")]
     Failed(TaskFailed),
+    /// A worker that stops gave it back: this start was nobody's fault.
+    #[serde(rename = "task_stopped")]
+    Stopped(TaskStopped),
 }
 
 impl StartsRecord {
@@ -450,6 +462,13 @@ impl TaskStarted {
     /// The value of its record.
     pub fn encode(&self) -> Vec<u8> {
         to_json(&StartsRecord::Started(self.clone()))
+    }
+}
+
+impl TaskStopped {
+    /// The value of its record.
+    pub fn encode(&self) -> Vec<u8> {
+        to_json(&StartsRecord::Stopped(self.clone()))
     }
 }
 
@@ -734,6 +753,14 @@ mod tests {
             let ResultsRecord::Bad(reason) = ResultsRecord::decode(*value) else { panic!("{part}: not told") };
             assert!(reason.contains(part), "{part}: {reason}");
         }
+    }
+
+    #[test]
+    fn a_start_that_a_stop_ended_is_this_json() {
+        let stopped = TaskStopped { task_id: "a".to_owned(), worker_id: "w".to_owned() };
+        let json = r#"{"type":"task_stopped","task_id":"a","worker_id":"w"}"#;
+        assert_eq!(text(&stopped.encode()), json);
+        assert_eq!(StartsRecord::decode(json.as_bytes()), Some(StartsRecord::Stopped(stopped)));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use serde_json::json;
 
 use report::{Report, Row, ms, per_second};
 use support::{
-    Gateway, Rig, SOON, audit, eventually, free_address, load as callers,
+    Gateway, Rig, SOON, admin, audit, eventually, free_address, load as callers,
     program::{Launch, Program},
 };
 use text::Text;
@@ -325,24 +325,14 @@ fn check_drained(rig: &Rig, texts: &BTreeMap<String, Text>, report: &mut Report)
     report.check("drain", &faults);
 }
 
-/// When the broker took each task's result, sorted; since 1970.
+/// When each result was sent, sorted; since 1970. One machine, one clock.
 fn result_times(rig: &Rig) -> Vec<Duration> {
-    let arguments = [
-        "--topic",
-        &rig.results(),
-        "--from-beginning",
-        "--timeout-ms",
-        "5000",
-        "--formatter-property",
-        "print.timestamp=true",
-    ];
-    let text = rig.broker().tool("console-consumer", &arguments);
-    let mut times: Vec<Duration> = text
-        .lines()
-        .filter(|line| line.ends_with(r#""type":"result"}"#))
-        .filter_map(|line| line.split_once(':')?.1.split_once('\t')?.0.parse().ok())
-        .map(Duration::from_millis)
-        .collect();
+    let records = admin::records(rig.broker().address(), &rig.results());
+    let results = records
+        .iter()
+        .filter(|record| record.value.as_deref().is_some_and(|value| value.ends_with(br#""type":"result"}"#)));
+    let mut times: Vec<Duration> =
+        results.map(|record| Duration::from_millis(u64::try_from(record.timestamp).expect("since 1970"))).collect();
     times.sort_unstable();
     assert!(!times.is_empty(), "there are results");
     times

@@ -94,6 +94,19 @@ pub(super) struct WorkerOptions {
     /// What the orchestrator allows from the signal to the kill; DRAIN_TIMEOUT + 5s must fit inside
     #[arg(long, env = "STOP_GRACE_PERIOD", value_name = "DURATION", default_value = "45s", help_heading = "Stopping")]
     pub stop_grace_period: String,
+    /// A file that is refreshed every second while the worker is live, for --healthcheck [default: none]
+    #[arg(long, env = "HEALTH_FILE", value_name = "PATH", help_heading = "Running")]
+    pub health_file: Option<String>,
+    /// Do not run: say whether the worker that refreshes HEALTH_FILE is live, or (=ready) takes tasks; exit code 0 or 1
+    #[arg(
+        long,
+        value_name = "live|ready",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "live",
+        help_heading = "Running"
+    )]
+    pub healthcheck: Option<String>,
 }
 
 /// Takes tasks over HTTP, hands them to the workers through Kafka, and answers with the results.
@@ -117,12 +130,25 @@ pub(super) struct GatewayOptions {
     /// Proxies whose callers may use all of MAX_WAITING; any other address has a quarter of it [default: none]
     #[arg(long, env = "TRUSTED_PROXIES", value_name = "IP,...", help_heading = "HTTP")]
     pub trusted_proxies: Option<String>,
+    /// A task without a result for so long is looked for in Kafka, and produced again if that has dropped it
+    #[arg(long, env = "MISSING_AFTER", value_name = "DURATION", default_value = "60s", help_heading = "Running")]
+    pub missing_after: String,
     /// A worker that says nothing for so long is shown as not responsive
     #[arg(long, env = "WORKER_TIMEOUT", value_name = "DURATION", default_value = "5s", help_heading = "Running")]
     pub worker_timeout: String,
     /// What the orchestrator allows from the signal to the kill; at least 10s
     #[arg(long, env = "STOP_GRACE_PERIOD", value_name = "DURATION", default_value = "30s", help_heading = "Stopping")]
     pub stop_grace_period: String,
+    /// Do not run: say whether the gateway at HTTP_ADDR is ready, or (=live) only alive; exit code 0 or 1
+    #[arg(
+        long,
+        value_name = "live|ready",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "ready",
+        help_heading = "Running"
+    )]
+    pub healthcheck: Option<String>,
 }
 
 /// What `--help` of the worker ends with; a test ties the codes to [`ExitCode`](crate::exit::ExitCode).

@@ -6,6 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::Write;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::Resettable;
@@ -119,6 +120,10 @@ impl WorkerConfig {
             );
             faults.add("STOP_GRACE_PERIOD", grace, &problem);
         }
+        config.health_file = options.health_file.as_ref().map(PathBuf::from);
+        if let Some(check) = &options.healthcheck {
+            faults.set(&mut config.healthcheck, "HEALTHCHECK", check, |text| values::health_check(text).map(Some));
+        }
         config
     }
 }
@@ -142,6 +147,7 @@ impl GatewayConfig {
         let mut config = Self { common: Common::read(&options.common, faults), ..Self::default() };
         faults.set(&mut config.http_addr, "HTTP_ADDR", &options.http_addr, values::listen_address);
         faults.set(&mut config.answer_timeout, "ANSWER_TIMEOUT", &options.answer_timeout, positive);
+        faults.set(&mut config.missing_after, "MISSING_AFTER", &options.missing_after, positive);
         faults.set(&mut config.worker_timeout, "WORKER_TIMEOUT", &options.worker_timeout, positive);
         let max_waiting = &options.max_waiting;
         faults.set(&mut config.max_waiting, "MAX_WAITING", max_waiting, |text| values::number(text, &(1..=100_000)));
@@ -158,6 +164,9 @@ impl GatewayConfig {
                 show_duration(SHORTEST_GATEWAY_GRACE)
             );
             faults.add("STOP_GRACE_PERIOD", grace, &problem);
+        }
+        if let Some(check) = &options.healthcheck {
+            faults.set(&mut config.healthcheck, "HEALTHCHECK", check, |text| values::health_check(text).map(Some));
         }
         config
     }
@@ -282,17 +291,17 @@ impl Security {
     }
 }
 
-fn positive(text: &str) -> Read<Duration> {
+pub(crate) fn positive(text: &str) -> Read<Duration> {
     values::duration(text, &FROM_ONE_MILLISECOND)
 }
 
 /// The faults found so far.
 #[derive(Default)]
-struct Faults(Vec<String>);
+pub(crate) struct Faults(Vec<String>);
 
 impl Faults {
     /// Sets `field` to what `text` says, or keeps it and notes the fault. Returns whether it was set.
-    fn set<T>(&mut self, field: &mut T, name: &str, text: &str, read: impl FnOnce(&str) -> Read<T>) -> bool {
+    pub(crate) fn set<T>(&mut self, field: &mut T, name: &str, text: &str, read: impl FnOnce(&str) -> Read<T>) -> bool {
         match read(text) {
             Ok(value) => {
                 *field = value;
@@ -305,7 +314,7 @@ impl Faults {
         }
     }
 
-    fn add(&mut self, name: &str, text: &str, problem: &str) {
+    pub(crate) fn add(&mut self, name: &str, text: &str, problem: &str) {
         self.0.push(format!("{name}: value \"{}\" {problem}", escape(text)));
     }
 
@@ -319,7 +328,7 @@ impl Faults {
 }
 
 /// Both stages for one program.
-fn parse_with<O: Parser, C>(
+pub(crate) fn parse_with<O: Parser, C>(
     args: impl IntoIterator<Item = OsString>,
     environment: &Environment,
     read: impl FnOnce(&O, &mut Faults) -> C,
@@ -376,7 +385,7 @@ fn with_variables_told(command: Command) -> Command {
 }
 
 /// A fault of the command line itself: its first line, and the tip that may follow.
-fn in_one_line(error: &clap::Error) -> String {
+pub(crate) fn in_one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
     let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").trim_end_matches(':');
@@ -385,7 +394,7 @@ fn in_one_line(error: &clap::Error) -> String {
 }
 
 /// Hands a configuration on, or ends the process as its command line asks.
-fn run_or_exit<C>(parsed: Result<Parsed<C>, ConfigError>) -> C {
+pub(crate) fn run_or_exit<C>(parsed: Result<Parsed<C>, ConfigError>) -> C {
     match parsed {
         Ok(Parsed::Run(config)) => config,
         Ok(Parsed::Show(text)) => {

@@ -11,20 +11,20 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::{SaslMechanism, SecurityProtocol};
+use super::{HealthCheck, SaslMechanism, SecurityProtocol};
 use crate::kafka::BrokerAddress;
 use crate::logging::escape;
 
 /// A value, or the end of a sentence about why there is none.
-pub(super) type Read<T> = Result<T, String>;
+pub(crate) type Read<T> = Result<T, String>;
 
 /// The units of durations, with how many milliseconds they have; the largest first.
 const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 /// What Kafka allows for the name of a topic.
-pub(super) const TOPIC_LIMIT: usize = 249;
+pub(crate) const TOPIC_LIMIT: usize = 249;
 
 /// A whole number within limits.
-pub(super) fn number<T>(text: &str, limits: &RangeInclusive<T>) -> Read<T>
+pub(crate) fn number<T>(text: &str, limits: &RangeInclusive<T>) -> Read<T>
 where
     T: FromStr + PartialOrd + Display,
 {
@@ -38,7 +38,7 @@ where
 }
 
 /// A duration: a whole number with its unit, within limits.
-pub(super) fn duration(text: &str, limits: &RangeInclusive<Duration>) -> Read<Duration> {
+pub(crate) fn duration(text: &str, limits: &RangeInclusive<Duration>) -> Read<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let expected = "expected a whole number with ms, s, m or h, for example 30s";
@@ -57,7 +57,7 @@ pub(super) fn duration(text: &str, limits: &RangeInclusive<Duration>) -> Read<Du
 }
 
 /// A duration as people write it: in the largest unit that leaves it a whole number.
-pub(super) fn show_duration(duration: Duration) -> String {
+pub(crate) fn show_duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
     let unit = UNITS.iter().find(|(_, unit)| milliseconds != 0 && milliseconds.is_multiple_of(u128::from(*unit)));
     match unit {
@@ -67,7 +67,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
 }
 
 /// A switch.
-pub(super) fn switch(text: &str) -> Read<bool> {
+pub(crate) fn switch(text: &str) -> Read<bool> {
     match text {
         "0" | "false" => Ok(false),
         "1" | "true" => Ok(true),
@@ -77,7 +77,7 @@ pub(super) fn switch(text: &str) -> Read<bool> {
 
 /// The name of a topic, by Kafka's own rule (`org.apache.kafka.common.internals.Topic.validate`). `limit` is below Kafka's where
 /// other topics' names are made of this one.
-pub(super) fn topic(text: &str, limit: usize) -> Read<String> {
+pub(crate) fn topic(text: &str, limit: usize) -> Read<String> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let expected = format!("expected 1 to {limit} of a-z, A-Z, 0-9, \".\", \"_\" and \"-\"");
     match text {
@@ -89,7 +89,7 @@ pub(super) fn topic(text: &str, limit: usize) -> Read<String> {
 }
 
 /// A name that goes into logs and headers.
-pub(super) fn printable(text: &str, limit: usize) -> Read<String> {
+pub(crate) fn printable(text: &str, limit: usize) -> Read<String> {
     if (1..=limit).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         Ok(text.to_owned())
     } else {
@@ -98,7 +98,7 @@ pub(super) fn printable(text: &str, limit: usize) -> Read<String> {
 }
 
 /// A list, separated by commas; spaces around its items do not count.
-pub(super) fn list<T, E: Display>(text: &str, item: impl Fn(&str) -> Result<T, E>) -> Read<Vec<T>> {
+pub(crate) fn list<T, E: Display>(text: &str, item: impl Fn(&str) -> Result<T, E>) -> Read<Vec<T>> {
     let read = |text: &str| {
         let text = text.trim();
         item(text).map_err(|error| format!("has the item \"{}\": {error}", escape(text)))
@@ -107,12 +107,12 @@ pub(super) fn list<T, E: Display>(text: &str, item: impl Fn(&str) -> Result<T, E
 }
 
 /// Brokers.
-pub(super) fn brokers(text: &str) -> Read<Vec<BrokerAddress>> {
+pub(crate) fn brokers(text: &str) -> Read<Vec<BrokerAddress>> {
     list(text, str::parse)
 }
 
 /// Addresses without a port. An IPv4 address in its IPv6 form is the IPv4 address, as which its connections count.
-pub(super) fn addresses(text: &str) -> Read<Vec<IpAddr>> {
+pub(crate) fn addresses(text: &str) -> Read<Vec<IpAddr>> {
     list(text, |item| {
         let address = item.parse::<IpAddr>().map(|address| address.to_canonical());
         address.map_err(|_| "expected an IPv4 or IPv6 address without a port")
@@ -120,32 +120,41 @@ pub(super) fn addresses(text: &str) -> Read<Vec<IpAddr>> {
 }
 
 /// An address to listen on.
-pub(super) fn listen_address(text: &str) -> Read<SocketAddr> {
+pub(crate) fn listen_address(text: &str) -> Read<SocketAddr> {
     text.parse().map_err(|_| {
         "is no address to listen on; expected an IP address with a port, for example 127.0.0.1:8080 or [::]:8080"
             .to_owned()
     })
 }
 
+/// What a health check wants to know.
+pub(super) fn health_check(text: &str) -> Read<HealthCheck> {
+    match text {
+        "live" => Ok(HealthCheck::Live),
+        "ready" => Ok(HealthCheck::Ready),
+        _ => Err("is no health check; expected live or ready".to_owned()),
+    }
+}
+
 /// How much is logged.
-pub(super) fn log_level(text: &str) -> Read<LevelFilter> {
+pub(crate) fn log_level(text: &str) -> Read<LevelFilter> {
     text.parse().map_err(|_| "is no level; expected off, error, warn, info, debug or trace".to_owned())
 }
 
 /// Kafka's `security.protocol`.
-pub(super) fn security_protocol(text: &str) -> Read<SecurityProtocol> {
+pub(crate) fn security_protocol(text: &str) -> Read<SecurityProtocol> {
     let known = SecurityProtocol::ALL.into_iter().find(|known| known.name() == text);
     known.ok_or_else(|| "is no security protocol; expected PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL".to_owned())
 }
 
 /// Kafka's `sasl.mechanism`.
-pub(super) fn sasl_mechanism(text: &str) -> Read<SaslMechanism> {
+pub(crate) fn sasl_mechanism(text: &str) -> Read<SaslMechanism> {
     let known = SaslMechanism::ALL.into_iter().find(|known| known.name() == text);
     known.ok_or_else(|| "is no SASL mechanism; expected PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512".to_owned())
 }
 
 /// A file that is there and can be read.
-pub(super) fn readable_file(text: &str) -> Read<PathBuf> {
+pub(crate) fn readable_file(text: &str) -> Read<PathBuf> {
     let path = PathBuf::from(text);
     let kind = File::open(&path).and_then(|file| file.metadata());
     match kind {

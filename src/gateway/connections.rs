@@ -22,7 +22,7 @@ use std::io::{self, Write};
 use std::net::TcpListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tiny_http::{Listener, Method, Request, Server, SslContextWrap};
 
@@ -284,26 +284,50 @@ fn write_over_body(request: Request, answer: Answer) -> io::Result<()> {
     request.respond(answer.into_library_response())
 }
 
-/// Counts requests that are whole and not answered.
+/// Counts requests that are whole and not answered: those from before a line was drawn, and those from after it. Callers who ask again and again hold up
+/// nobody who waits for the first to be answered.
 #[derive(Debug, Default)]
-pub(super) struct Unanswered(AtomicUsize);
+pub(super) struct Unanswered {
+    line_drawn: AtomicBool,
+    before: AtomicUsize,
+    after: AtomicUsize,
+}
 
 /// One of them; no longer when dropped.
-pub(super) struct Counted<'a>(&'a Unanswered);
+pub(super) struct Counted<'a>(&'a AtomicUsize);
 
 impl Unanswered {
     pub(super) fn enter(&self) -> Counted<'_> {
-        self.0.fetch_add(1, Ordering::AcqRel);
-        Counted(self)
+        if !self.line_drawn.load(Ordering::SeqCst) {
+            self.before.fetch_add(1, Ordering::SeqCst);
+            let counted = Counted(&self.before);
+            // Who finds no line now is seen by whoever draws it and counts then.
+            if !self.line_drawn.load(Ordering::SeqCst) {
+                return counted;
+            }
+        }
+        self.after.fetch_add(1, Ordering::SeqCst);
+        Counted(&self.after)
     }
 
+    /// From now on requests count as later ones.
+    pub(super) fn draw_line(&self) {
+        self.line_drawn.store(true, Ordering::SeqCst);
+    }
+
+    /// Those from before the line, or all while there is none.
+    pub(super) fn before(&self) -> usize {
+        self.before.load(Ordering::SeqCst)
+    }
+
+    /// All of them.
     pub(super) fn count(&self) -> usize {
-        self.0.load(Ordering::Acquire)
+        self.before() + self.after.load(Ordering::SeqCst)
     }
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }

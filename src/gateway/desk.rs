@@ -153,8 +153,15 @@ impl Desk {
         self.unanswered.count()
     }
 
+    /// Those of them that were there when the drain began; later ones are turned away, or ask for nothing that takes time.
+    pub(super) fn unanswered_from_before(&self) -> usize {
+        self.unanswered.before()
+    }
+
     pub(super) fn start_draining(&self) {
-        self.draining.store(true, Ordering::Release);
+        // In this order: who is counted as a later one finds that it is turned away.
+        self.draining.store(true, Ordering::SeqCst);
+        self.unanswered.draw_line();
     }
 
     pub(super) fn is_draining(&self) -> bool {

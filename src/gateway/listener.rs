@@ -1,10 +1,11 @@
 //! The listening socket, and the watch that tries it from outside.
 
 use super::connections::Load;
+use crate::healthcheck::{get_status, reachable};
 use crate::stop::Stop;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 /// Connections that the kernel holds for us until they are taken.
@@ -47,7 +48,7 @@ pub(super) fn watch(address: SocketAddr, load: &Load, stop: &Stop) -> Result<(),
     let address = reachable(address);
     let mut failures = 0;
     while stop.sleep(WATCH_INTERVAL).is_ok() {
-        if !is_deaf(&mut failures, load.is_full(), knock(address).err()) {
+        if !is_deaf(&mut failures, load.is_full(), get_status(address, "/livez", WATCH_TIMEOUT).err()) {
             continue;
         }
         return Err(format!("the HTTP port {address} is deaf"));
@@ -68,34 +69,16 @@ fn is_deaf(failures: &mut u32, full: bool, error: Option<io::Error>) -> bool {
     *failures >= WATCH_FAILURES
 }
 
-/// One `GET /livez`; any HTTP answer is a sign of life.
-fn knock(address: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&address, WATCH_TIMEOUT)?;
-    stream.set_read_timeout(Some(WATCH_TIMEOUT))?;
-    stream.set_write_timeout(Some(WATCH_TIMEOUT))?;
-    stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut begin = [0; 7];
-    stream.read_exact(&mut begin)?;
-    if &begin == b"HTTP/1." { Ok(()) } else { Err(io::Error::other("no HTTP")) }
-}
-
 /// Wakes whoever waits for a connection on this listener.
 pub(super) fn wake(address: SocketAddr) {
     // Its failing means that nobody listens any more.
     let _ = TcpStream::connect_timeout(&reachable(address), Duration::from_millis(100));
 }
 
-/// Where a listener on all addresses is reached from here.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
-    }
-    address
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
 
     fn local() -> TcpListener {
         listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port")
@@ -122,22 +105,6 @@ mod tests {
     }
 
     #[test]
-    fn a_knock_is_answered_by_a_living_port_only() {
-        let listener = local();
-        let address = listener.local_addr().expect("an address");
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let (mut stream, _) = listener.accept().expect("a connection");
-                stream.read_exact(&mut [0; 16]).expect("a request");
-                stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\n").expect("it is there");
-            });
-            assert!(knock(address).is_ok());
-        });
-        drop(listener);
-        assert!(knock(address).is_err(), "nobody listens any more");
-    }
-
-    #[test]
     fn a_port_is_deaf_after_failures_in_a_row_and_never_while_it_is_full() {
         let failure = || Some(io::Error::from(io::ErrorKind::TimedOut));
         let mut failures = 0;
@@ -147,11 +114,5 @@ mod tests {
         assert!(!is_deaf(&mut failures, true, failure()), "all places are taken");
         assert!(!is_deaf(&mut failures, false, failure()) && !is_deaf(&mut failures, false, failure()));
         assert!(is_deaf(&mut failures, false, failure()));
-    }
-
-    #[test]
-    fn a_listener_on_all_addresses_is_reached_at_the_local_one() {
-        assert_eq!(reachable(SocketAddr::from(([0, 0, 0, 0], 80))), SocketAddr::from(([127, 0, 0, 1], 80)));
-        assert_eq!(reachable(SocketAddr::from(([10, 1, 2, 3], 80))), SocketAddr::from(([10, 1, 2, 3], 80)));
     }
 }

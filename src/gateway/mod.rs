@@ -58,15 +58,19 @@ mod waiting;
 
 use crate::config::GatewayConfig;
 use crate::exit::ExitCode;
+use crate::healthcheck;
 use crate::signals::Signals;
 
-/// Runs a gateway until a signal stops it, and says how that went.
+/// Runs a gateway until a signal stops it, and says how that went; with `config.healthcheck` asks the one that runs.
 ///
 /// Kafka that cannot be reached is no fault: HTTP serves, and answers 503 where Kafka is needed.
 ///
 /// Exit codes: [`ExitCode::Drained`] when every waiting caller was answered in time; [`ExitCode::Forced`] when a second signal found callers
 /// waiting; [`ExitCode::Usage`] when the cluster cannot be used; [`ExitCode::Fatal`] when the port is in use or a thread died.
 pub fn run(config: GatewayConfig, signals: Signals) -> ExitCode {
+    if let Some(check) = config.healthcheck {
+        return healthcheck::gateway(&config, check);
+    }
     match start::start(config) {
         Ok(gateway) => stopping::run_until_stopped(gateway, &signals),
         Err(code) => code,

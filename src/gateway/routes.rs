@@ -130,7 +130,12 @@ impl Service {
         };
         let key = TaskKey::from_id(&id);
         let known = self.desk.state().index.known(key);
-        if known == Known::Nothing && self.desk.is_read_back() {
+        let looked_for = known == Known::Nothing && self.desk.is_read_back();
+        if looked_for && self.desk.is_draining() {
+            let detail = "the gateway is shutting down; ask another one";
+            return exchange.answer(Answer::unavailable(detail, None, Duration::from_secs(1)));
+        }
+        if looked_for {
             let asked = self.desk.state().unknown.ask(exchange, key, id, Instant::now());
             if let Err(exchange) = asked {
                 exchange.answer(Answer::unavailable(

@@ -20,6 +20,7 @@ use crate::kafka::producer::{Producer, ProducerOptions};
 use crate::logging::escape;
 use crate::queue::{self, PrepareError};
 use crate::stop::Stop;
+use crate::supervisor::Supervisor;
 use crate::threads::{self, Thread};
 use crate::worker::outage::Outage;
 use crossbeam_channel::Receiver;
@@ -53,6 +54,7 @@ pub(super) struct Running {
     pub(super) end: Stop,
     /// There once Kafka was reached.
     pub(super) producer: Arc<Mutex<Option<Producer<Token>>>>,
+    pub(super) supervisor: Supervisor,
     pub(super) threads: Vec<Thread>,
 }
 
@@ -81,6 +83,7 @@ pub(super) fn start(config: GatewayConfig) -> Result<Running, ExitCode> {
         unusable: Stop::new(),
         end: Stop::new(),
         producer: Arc::default(),
+        supervisor: Supervisor::default(),
         threads: Vec::new(),
     };
     running.start_http(listener, questions.clone());

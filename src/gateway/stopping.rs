@@ -10,8 +10,9 @@ use super::submit::parting_answer;
 use crate::exit::{self, ExitCode};
 use crate::signals::Signals;
 use crate::stop::Stop;
+use crate::supervisor;
 use crate::threads;
-use crossbeam_channel::{Receiver, bounded, select, tick};
+use crossbeam_channel::{bounded, select, tick};
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
@@ -25,16 +26,39 @@ const FATAL_END: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(5);
 /// Answers that were given are written within this.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// And those to callers who came when it was stopping already.
+const LATER_ANSWERS: Duration = Duration::from_millis(100);
 /// The producer gets so long for what callers were told is unknown.
 const LAST_PRODUCE: Duration = Duration::from_millis(200);
 /// Threads that have nothing left to do end within this.
 const JOIN: Duration = Duration::from_millis(300);
 
 /// Waits for a signal or a dead thread, then ends the gateway.
-pub(super) fn run_until_stopped(gateway: Running, signals: &Signals) -> ExitCode {
-    select! {
-        recv(signals.first.triggered()) -> _ => drain(gateway, signals),
-        recv(gateway.fatal.triggered()) -> _ => fail(gateway),
+pub(super) fn run_until_stopped(mut gateway: Running, signals: &Signals) -> ExitCode {
+    let round = tick(supervisor::INTERVAL);
+    let mut ready = false;
+    loop {
+        tell_supervisor(&mut gateway, &mut ready);
+        select! {
+            recv(signals.first.triggered()) -> _ => return drain(gateway, signals),
+            recv(gateway.fatal.triggered()) -> _ => return fail(gateway),
+            recv(round) -> _ => {}
+        }
+    }
+}
+
+/// Main while the gateway serves. Ready is said once: afterwards `/readyz` says how things are.
+fn tell_supervisor(gateway: &mut Running, ready: &mut bool) {
+    let desk = &gateway.desk;
+    let can_serve = desk.is_prepared() && desk.is_kafka_connected() && desk.is_read_back();
+    let status = if can_serve { "serves" } else { "waiting for Kafka" };
+    if !*ready && can_serve {
+        *ready = true;
+        gateway.supervisor.ready(status);
+    } else if !*ready {
+        gateway.supervisor.starting(status);
+    } else if desk.is_alive() {
+        gateway.supervisor.alive(status);
     }
 }
 
@@ -53,15 +77,15 @@ fn fail(gateway: Running) -> ExitCode {
     code
 }
 
-fn drain(gateway: Running, signals: &Signals) -> ExitCode {
+fn drain(mut gateway: Running, signals: &Signals) -> ExitCode {
     let began = Instant::now();
     let grace = gateway.desk.config.stop_grace_period;
     gateway.desk.start_draining();
     let waiting = gateway.desk.state().waiting.len();
     log::info!("🛑 Gateway received {}, initiating graceful shutdown; {waiting} caller(s) wait", signals.name());
     let disarm = arm_watchdog(began + grace.saturating_sub(EXIT_MARGIN), ExitCode::Fatal);
-    let until = crossbeam_channel::at(began + grace.saturating_sub(ANSWERS_END));
-    let forced = match wait_until_answered(&gateway, signals, &until) {
+    let until = began + grace.saturating_sub(ANSWERS_END);
+    let forced = match wait_until_answered(&mut gateway, signals, until) {
         Waited::Answered | Waited::Late => false,
         Waited::Forced => true,
         Waited::Failed => return fail(gateway),
@@ -82,13 +106,18 @@ enum Waited {
     Failed,
 }
 
-fn wait_until_answered(gateway: &Running, signals: &Signals, until: &Receiver<Instant>) -> Waited {
-    let look = tick(LOOK);
+fn wait_until_answered(gateway: &mut Running, signals: &Signals, until: Instant) -> Waited {
+    let (look, round, over) = (tick(LOOK), tick(supervisor::INTERVAL), crossbeam_channel::at(until));
+    gateway.supervisor.stopping("stops");
     // One thread waits for one condition here, for seconds at most: a tick is simpler than a signal from every connection.
-    while gateway.desk.unanswered() > 0 {
+    while gateway.desk.unanswered_from_before() > 0 {
         select! {
             recv(look) -> _ => {}
-            recv(until) -> _ => {
+            recv(round) -> _ => {
+                let (callers, left) = (gateway.desk.unanswered_from_before(), until.saturating_duration_since(Instant::now()));
+                gateway.supervisor.stopping(&format!("answering {callers} caller(s), {} s left", left.as_secs()));
+            }
+            recv(over) -> _ => {
                 log::warn!("time is over; the callers who still wait are told where to ask");
                 return Waited::Late;
             }
@@ -109,15 +138,21 @@ fn answer_the_rest(desk: &Desk) -> usize {
     for it in leaving {
         it.caller.request.answer(parting_answer(it.key, it.progress, true));
     }
-    let deadline = crossbeam_channel::at(Instant::now() + LAST_ANSWERS);
-    let look = tick(LOOK);
-    while desk.unanswered() > 0 {
+    wait_while(LAST_ANSWERS, || desk.unanswered_from_before() > 0);
+    // Whoever came later is answered as well, but callers who ask all the time are never all answered.
+    wait_while(LATER_ANSWERS, || desk.unanswered() > 0);
+    count
+}
+
+/// Looks again and again, for so long at the most.
+fn wait_while(most: Duration, condition: impl Fn() -> bool) {
+    let (deadline, look) = (crossbeam_channel::at(Instant::now() + most), tick(LOOK));
+    while condition() {
         select! {
             recv(look) -> _ => {}
             recv(deadline) -> _ => break,
         }
     }
-    count
 }
 
 /// Ends the threads: what Kafka owes is waited for a moment, then the sockets are closed.

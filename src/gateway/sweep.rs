@@ -18,12 +18,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often is looked, on average.
-const INTERVAL: Duration = Duration::from_secs(4);
-/// A task without a result for so long is looked at.
-const SUSPICIOUS_SECONDS: f64 = 60.0;
-/// It must stay without a result for so long below the group's start offset.
-const GRACE_SECONDS: f64 = 30.0;
 /// Tasks produced again in one round at the most.
 const MOST_AT_ONCE: usize = 500;
 /// Results are kept for an hour at least: an older task without one may have had it, and is not run again.
@@ -32,15 +26,35 @@ const RESULTS_KEPT_SECONDS: f64 = 3_500.0;
 /// Results are looked for from so long before the task on.
 const SLACK: Duration = Duration::from_secs(60);
 
-/// Looks every [`INTERVAL`] until stopped.
+/// The times of the sweep, all from one option.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// How often is looked, on average.
+    interval: Duration,
+    /// A task without a result for so many seconds is looked at.
+    suspicious: f64,
+    /// It must stay without a result for so many seconds below the group's start offset.
+    grace: f64,
+}
+
+impl Patience {
+    /// From `MISSING_AFTER`.
+    fn new(missing_after: Duration) -> Self {
+        let suspicious = missing_after.as_secs_f64();
+        Self { interval: missing_after / 15, suspicious, grace: suspicious / 2.0 }
+    }
+}
+
+/// Looks again and again until stopped.
 pub(super) fn run(desk: &Arc<Desk>, submitter: &Submitter, cluster: &Cluster, stop: &Stop) -> Result<(), KafkaError> {
     let mut suspects: HashMap<TaskKey, f64> = HashMap::new();
     // All gateways see the same; with their rounds apart the first to look produces, and the others see its record.
-    while stop.sleep(INTERVAL.mul_f64(0.5 + fastrand::f64())).is_ok() {
+    let patience = Patience::new(desk.config.missing_after);
+    while stop.sleep(patience.interval.mul_f64(0.5 + fastrand::f64())).is_ok() {
         if !desk.is_read_back() || desk.is_draining() {
             continue;
         }
-        match sweep(desk, submitter, cluster, &mut suspects) {
+        match sweep(desk, submitter, cluster, patience, &mut suspects) {
             Ok(()) => {}
             Err(KafkaError::Interrupted) => return Ok(()),
             Err(error) => log::debug!("the sweep failed: {error}"),
@@ -53,10 +67,11 @@ fn sweep(
     desk: &Desk,
     submitter: &Submitter,
     cluster: &Cluster,
+    patience: Patience,
     suspects: &mut HashMap<TaskKey, f64>,
 ) -> Result<(), KafkaError> {
     let now = desk.now();
-    let old = desk.state().index.pending_since(now - SUSPICIOUS_SECONDS);
+    let old = desk.state().index.pending_since(now - patience.suspicious);
     if old.is_empty() {
         suspects.clear();
         return Ok(());
@@ -68,7 +83,7 @@ fn sweep(
         let known = starts.entry(partition).or_insert(start);
         *known = start.max(*known);
     }
-    let dropped = ripe(&old, &starts, suspects, now);
+    let dropped = ripe(&old, &starts, suspects, now, patience.grace);
     if dropped.is_empty() {
         return Ok(());
     }
@@ -105,18 +120,19 @@ fn sweep(
     Ok(())
 }
 
-/// Of the old tasks those that have been below the group's start offset for [`GRACE_SECONDS`]. Pure.
+/// Of the old tasks those that have been below the group's start offset for `grace` seconds. Pure.
 fn ripe(
     old: &[PendingTask],
     starts: &BTreeMap<i32, i64>,
     suspects: &mut HashMap<TaskKey, f64>,
     now: f64,
+    grace: f64,
 ) -> Vec<PendingTask> {
     let below = |task: &&PendingTask| starts.get(&task.place.partition).is_some_and(|start| task.place.offset < *start);
     let below: Vec<&PendingTask> = old.iter().filter(below).collect();
     let still: BTreeSet<TaskKey> = below.iter().map(|task| task.key).collect();
     suspects.retain(|key, _| still.contains(key));
-    below.into_iter().filter(|task| now - *suspects.entry(task.key).or_insert(now) >= GRACE_SECONDS).copied().collect()
+    below.into_iter().filter(|task| now - *suspects.entry(task.key).or_insert(now) >= grace).copied().collect()
 }
 
 /// The tasks that have a result in the log since `since`.
@@ -160,11 +176,11 @@ mod tests {
         let old = [task(1, 5), task(2, 10), task(3, 11)];
         let mut suspects = HashMap::new();
         let starts = BTreeMap::from([(0, 10)]);
-        assert!(ripe(&old, &starts, &mut suspects, 100.0).is_empty(), "seen for the first time");
-        assert!(ripe(&old, &starts, &mut suspects, 129.9).is_empty());
-        assert_eq!(ripe(&old, &starts, &mut suspects, 130.0), [task(1, 5)]);
-        assert!(ripe(&old[1..], &starts, &mut suspects, 140.0).is_empty());
+        assert!(ripe(&old, &starts, &mut suspects, 100.0, 30.0).is_empty(), "seen for the first time");
+        assert!(ripe(&old, &starts, &mut suspects, 129.9, 30.0).is_empty());
+        assert_eq!(ripe(&old, &starts, &mut suspects, 130.0, 30.0), [task(1, 5)]);
+        assert!(ripe(&old[1..], &starts, &mut suspects, 140.0, 30.0).is_empty());
         assert!(suspects.is_empty(), "a task that got its result is forgotten");
-        assert!(ripe(&old, &BTreeMap::new(), &mut suspects, 200.0).is_empty(), "no offsets, no verdict");
+        assert!(ripe(&old, &BTreeMap::new(), &mut suspects, 200.0, 30.0).is_empty(), "no offsets, no verdict");
     }
 }

@@ -6,28 +6,33 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use kafka_protocol::messages::create_topics_response::CreatableTopicResult;
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
 use kafka_protocol::messages::describe_share_group_offsets_request::{
     DescribeShareGroupOffsetsRequestGroup, DescribeShareGroupOffsetsRequestTopic,
 };
+use kafka_protocol::messages::describe_share_group_offsets_response::DescribeShareGroupOffsetsResponsePartition;
 use kafka_protocol::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use kafka_protocol::messages::{
     CreateTopicsRequest, DescribeConfigsRequest, DescribeShareGroupOffsetsRequest, DescribeShareGroupOffsetsResponse,
     GroupId, IncrementalAlterConfigsRequest,
 };
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::protocol::{Encodable, StrBytes};
 
 use super::cluster::{Cluster, Topic, str_bytes, topic_name};
-use super::connection::ApiVersions;
+use super::connection::{ApiVersions, Connection};
 use super::error::{ErrorCode, KafkaError, Result, Retry};
 use super::offsets::{self, Position};
 use super::pool::Pool;
+use super::share_lag;
 
 /// Resource types of the configuration requests.
 const TOPIC: i8 = 2;
 const GROUP: i8 = 32;
+
+const OFFSETS_REQUEST: &str = "DescribeShareGroupOffsets";
 
 /// What a cluster must have, in the words an operator needs.
 const NEEDED: &str = "lastcall needs share groups (KIP-932): Apache Kafka 4.2 or later";
@@ -224,43 +229,70 @@ fn set_config(cluster: &Cluster, kind: i8, name: &str, key: &str, value: &str) -
 /// The offset up to which a share group is done with each partition of the topic (DescribeShareGroupOffsets v0, KIP-932).
 /// Partitions that the group has not begun, and a group that does not exist, have none.
 pub fn share_group_offsets(cluster: &Cluster, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>> {
+    let request = describe_offsets(cluster, group, topic)?;
+    let timeout = cluster.options().request_timeout;
+    let response = ask_coordinator(cluster, group, |connection| connection.call(0, &request, timeout))?;
+    let started = partitions_of(response)?.into_iter().filter(|partition| partition.start_offset >= 0);
+    Ok(started.map(|partition| (partition.partition_index, partition.start_offset)).collect())
+}
+
+/// How many records of each partition of the topic a share group has not finished (DescribeShareGroupOffsets v1, KIP-1226).
+/// Partitions that the group has not begun, and a group that does not exist, have none.
+pub fn share_group_lags(cluster: &Cluster, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>> {
+    let request = describe_offsets(cluster, group, topic)?;
+    let timeout = cluster.options().request_timeout;
+    let (response, lags) = ask_coordinator(cluster, group, |connection| {
+        let mut body = BytesMut::new();
+        // The request is the same in both versions.
+        request
+            .encode(&mut body, 0)
+            .map_err(|error| KafkaError::Unencodable { request: OFFSETS_REQUEST, detail: error.to_string() })?;
+        let (key, version) = (share_lag::DESCRIBE_SHARE_GROUP_OFFSETS, share_lag::WIRE_VERSION);
+        let body = connection.call_body(key, version, &body, timeout)?;
+        share_lag::decode(&body).map_err(|detail| connection.malformed(detail))
+    })?;
+    let known = partitions_of(response)?.into_iter().zip(lags).filter(|(_, lag)| *lag >= 0);
+    Ok(known.map(|(partition, lag)| (partition.partition_index, lag)).collect())
+}
+
+fn describe_offsets(cluster: &Cluster, group: &str, topic: &str) -> Result<DescribeShareGroupOffsetsRequest> {
     let partitions = cluster.topic(topic)?.partitions.iter().map(|partition| partition.index).collect();
     let topics =
         DescribeShareGroupOffsetsRequestTopic::default().with_topic_name(topic_name(topic)).with_partitions(partitions);
     let asked = DescribeShareGroupOffsetsRequestGroup::default()
         .with_group_id(GroupId(str_bytes(group)))
         .with_topics(Some(vec![topics]));
-    let request = DescribeShareGroupOffsetsRequest::default().with_groups(vec![asked]);
-    let timeout = cluster.options().request_timeout;
-    let answer = cluster
-        .group_coordinator(group)
-        .and_then(|node| cluster.connect(node))
-        .and_then(|mut connection| connection.call(0, &request, timeout))
-        .and_then(start_offsets_of);
+    Ok(DescribeShareGroupOffsetsRequest::default().with_groups(vec![asked]))
+}
+
+/// Asks the coordinator of a group once; forgets who it is when it was the wrong one.
+fn ask_coordinator<T>(cluster: &Cluster, group: &str, ask: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
+    let connection = cluster.group_coordinator(group).and_then(|node| cluster.connect(node));
+    let answer = connection.and_then(|mut connection| ask(&mut connection));
     if answer.as_ref().is_err_and(|error| matches!(error.retry(), Retry::Reconnect | Retry::RefreshMetadata)) {
         cluster.forget_coordinator(group);
     }
     answer
 }
 
-fn start_offsets_of(response: DescribeShareGroupOffsetsResponse) -> Result<BTreeMap<i32, i64>> {
-    const REQUEST: &str = "DescribeShareGroupOffsets";
-    let mut offsets = BTreeMap::new();
+/// All partitions of an answer, in its order; none for a group that does not exist.
+fn partitions_of(
+    response: DescribeShareGroupOffsetsResponse,
+) -> Result<Vec<DescribeShareGroupOffsetsResponsePartition>> {
+    let mut partitions = Vec::new();
     for group in response.groups {
         let message = group.error_message.as_ref().map(|message| message.as_str());
         match ErrorCode(group.error_code) {
             ErrorCode::GROUP_ID_NOT_FOUND => continue,
-            code => code.check(REQUEST, message)?,
+            code => code.check(OFFSETS_REQUEST, message)?,
         }
         for partition in group.topics.into_iter().flat_map(|topic| topic.partitions) {
             let message = partition.error_message.as_ref().map(|message| message.as_str());
-            ErrorCode(partition.error_code).check(REQUEST, message)?;
-            if partition.start_offset >= 0 {
-                offsets.insert(partition.partition_index, partition.start_offset);
-            }
+            ErrorCode(partition.error_code).check(OFFSETS_REQUEST, message)?;
+            partitions.push(partition);
         }
     }
-    Ok(offsets)
+    Ok(partitions)
 }
 
 /// The offset behind the last record of each partition of the topic (ListOffsets v7).

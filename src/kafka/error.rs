@@ -62,12 +62,16 @@ impl ErrorCode {
     pub const RECORD_LIST_TOO_LARGE: Self = Self(18);
     /// The group does not know the member.
     pub const UNKNOWN_MEMBER_ID: Self = Self(25);
+    /// `acks` is neither -1, 0 nor 1.
+    pub const INVALID_REQUIRED_ACKS: Self = Self(21);
     /// The record's time is outside of what the topic takes.
     pub const INVALID_TIMESTAMP: Self = Self(32);
     /// The broker does not speak this version of the request, or the feature is off.
     pub const UNSUPPORTED_VERSION: Self = Self(35);
     /// The topic exists already.
     pub const TOPIC_ALREADY_EXISTS: Self = Self(36);
+    /// No number of partitions for a topic.
+    pub const INVALID_PARTITIONS: Self = Self(37);
     /// More replicas asked for than there are brokers.
     pub const INVALID_REPLICATION_FACTOR: Self = Self(38);
     /// The broker does not take this request or this value.
@@ -78,10 +82,20 @@ impl ErrorCode {
     pub const OUT_OF_ORDER_SEQUENCE_NUMBER: Self = Self(45);
     /// The producer's epoch is over.
     pub const INVALID_PRODUCER_EPOCH: Self = Self(47);
+    /// The broker's disk fails, or is full.
+    pub const KAFKA_STORAGE_ERROR: Self = Self(56);
     /// The broker no longer knows the producer id.
     pub const UNKNOWN_PRODUCER_ID: Self = Self(59);
+    /// The group still has members.
+    pub const NON_EMPTY_GROUP: Self = Self(68);
     /// The group does not exist.
     pub const GROUP_ID_NOT_FOUND: Self = Self(69);
+    /// The caller knows an older leader of the partition.
+    pub const FENCED_LEADER_EPOCH: Self = Self(74);
+    /// The caller knows a newer leader of the partition than the broker.
+    pub const UNKNOWN_LEADER_EPOCH: Self = Self(75);
+    /// The batch is compressed in a way that the topic does not take.
+    pub const UNSUPPORTED_COMPRESSION_TYPE: Self = Self(76);
     /// The group has its largest number of members.
     pub const GROUP_MAX_SIZE_REACHED: Self = Self(81);
     /// The broker's validation refused a record.
@@ -96,6 +110,8 @@ impl ErrorCode {
     pub const SHARE_SESSION_NOT_FOUND: Self = Self(122);
     /// The share session's epoch is not the expected one.
     pub const INVALID_SHARE_SESSION_EPOCH: Self = Self(123);
+    /// The broker has its largest number of share sessions.
+    pub const SHARE_SESSION_LIMIT_REACHED: Self = Self(133);
 
     /// `Ok` for code 0, else the error of the request named.
     pub fn check(self, request: &'static str, message: Option<&str>) -> Result<()> {

@@ -33,6 +33,7 @@ mod pool;
 pub mod producer;
 pub mod reader;
 pub mod records;
+pub mod share_lag;
 pub mod share_membership;
 pub mod share_session;
 pub mod share_wire;

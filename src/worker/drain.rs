@@ -12,11 +12,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// What is left between the deadline's abandonment and the end of the process.
-const CLOSING_TIME: Duration = Duration::from_millis(900);
+/// What is left between the deadline's abandonment and the end of the process: promise P5 gives a second, of which a busy machine needs some.
+const CLOSING_TIME: Duration = Duration::from_millis(750);
 /// An idle worker is gone by then, whatever Kafka does (promise P7: 5 s).
 const IDLE_LIMIT: Duration = Duration::from_millis(4_500);
 /// The orchestrator kills at the end of the grace period; the worker is gone this long before.
@@ -88,6 +88,8 @@ pub(super) struct Control {
     doorbell: Receiver<()>,
     /// With so many records ready or fewer, a handler that finishes rings.
     low_water: AtomicUsize,
+    /// Counted by the intake whenever it comes round.
+    rounds: AtomicU64,
 }
 
 impl Control {
@@ -100,6 +102,7 @@ impl Control {
             ring,
             doorbell,
             low_water: AtomicUsize::new(usize::MAX),
+            rounds: AtomicU64::new(0),
         }
     }
 
@@ -132,6 +135,16 @@ impl Control {
 
     pub(super) fn set_low_water(&self, ready: usize) {
         self.low_water.store(ready, Ordering::Relaxed);
+    }
+
+    /// The intake moves.
+    pub(super) fn came_round(&self) {
+        // Nothing else hangs on it: only whether it changes.
+        self.rounds.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Relaxed)
     }
 
     pub(super) fn doorbell(&self) -> &Receiver<()> {
@@ -176,6 +189,8 @@ pub(super) struct Account {
 #[derive(Clone, Debug, Default)]
 struct Facts {
     signal: &'static str,
+    /// The first signal, until the total is known.
+    began: Option<Instant>,
     forced: bool,
     finished_before: u64,
     returned_before: u64,
@@ -188,10 +203,11 @@ impl Account {
     }
 
     /// The stop begins: what is finished or returned counts from now on.
-    pub(super) fn begin(&self, signal: &'static str) {
+    pub(super) fn begin(&self, signal: &'static str, at: Instant) {
         let (finished, returned) = self.in_flight.totals();
         let mut facts = self.facts.lock();
         facts.signal = signal;
+        facts.began = Some(at);
         facts.finished_before = finished;
         facts.returned_before = returned;
     }
@@ -205,15 +221,19 @@ impl Account {
         self.facts.lock().phases.push((name, took));
     }
 
-    /// The receipt as things stand. What was started and is not proven done counts as abandoned when `last_word` is set:
-    /// then nobody waits for it any more.
-    pub(super) fn receipt(&self, last_word: bool) -> Receipt {
+    /// The receipt: what was started and is not proven done counts as abandoned, since nobody waits for it any more. Its total is that of
+    /// the first time that somebody asks, be it the watchdog while a step is under way: the topic and the output say the same.
+    pub(super) fn receipt(&self) -> Receipt {
         let mut abandoned = self.in_flight.abandoned();
-        if last_word {
-            abandoned.extend(self.in_flight.started_ids());
-        }
+        abandoned.extend(self.in_flight.started_ids());
         let (finished, returned) = self.in_flight.totals();
-        let facts = self.facts.lock().clone();
+        let facts = {
+            let mut facts = self.facts.lock();
+            if let Some(began) = facts.began.take() {
+                facts.phases.push(("total", began.elapsed()));
+            }
+            facts.clone()
+        };
         let (outcome, code) = match (abandoned.is_empty(), facts.forced) {
             (true, false) => ("drained", ExitCode::Drained),
             (true, true) => ("forced", ExitCode::Drained),
@@ -265,7 +285,7 @@ pub(super) fn watch(deadlines: &Receiver<Instant>, account: &Arc<Account>) {
             Err(crossbeam_channel::RecvTimeoutError::Timeout) => break,
         }
     }
-    let receipt = account.receipt(true);
+    let receipt = account.receipt();
     let code = receipt.exit_code;
     // A full pipe blocks whoever writes to it, so the last words get a thread of their own and a moment.
     let (said, done) = bounded::<()>(1);
@@ -324,16 +344,35 @@ mod tests {
         let seconds = Duration::from_secs;
         let busy = Deadlines::new(now, seconds(30), seconds(45), true);
         assert_eq!(busy.abandon_at, now + seconds(30));
-        assert_eq!(busy.exit_at, now + Duration::from_millis(30_900));
+        assert_eq!(busy.exit_at, now + seconds(30) + CLOSING_TIME);
         let idle = Deadlines::new(now, seconds(30), seconds(45), false);
         assert_eq!(idle.exit_at, now + Duration::from_millis(4_500));
         assert!(idle.abandon_at < idle.exit_at);
+        assert!(CLOSING_TIME < seconds(1), "promises P5, P6 and P7");
         let tight = Deadlines::new(now, seconds(5), seconds(10), true);
-        assert_eq!(tight.exit_at, now + Duration::from_millis(5_900));
+        assert_eq!(tight.exit_at, now + seconds(5) + CLOSING_TIME);
         let forced = busy.forced(now + seconds(3));
-        assert_eq!(forced.exit_at, now + seconds(3) + Duration::from_millis(900));
+        assert_eq!(forced.exit_at, now + seconds(3) + CLOSING_TIME);
         let late = busy.forced(now + Duration::from_millis(30_500));
         assert_eq!(late.exit_at, busy.exit_at, "a second signal never gives more time");
+    }
+
+    #[test]
+    fn a_receipt_says_how_long_it_took_even_when_a_step_was_not_done() {
+        let account = Account::new("w", Arc::new(InFlight::default()));
+        assert_eq!(account.receipt().phases_ms.get("total"), None, "nobody stops");
+        let Some(began) = Instant::now().checked_sub(Duration::from_secs(7)) else { return };
+        account.begin("SIGTERM", began);
+        account.phase("drain", Duration::from_secs(6));
+        let receipt = account.receipt();
+        let phases = &receipt.phases_ms;
+        assert_eq!(phases["drain"], 6_000);
+        assert!(phases["total"].as_u64().is_some_and(|total| (7_000..60_000).contains(&total)), "{phases:?}");
+        let now = Instant::now();
+        while now.elapsed() < Duration::from_millis(3) {
+            std::hint::spin_loop();
+        }
+        assert_eq!(account.receipt(), receipt, "it says the same to everybody");
     }
 
     #[test]

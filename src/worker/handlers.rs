@@ -121,7 +121,6 @@ impl<H: Handler> HandlerThread<H> {
     fn start_on_record(&self, job: &Job, task: &Task) -> Result<(), OutboxClosed> {
         let delivery = job.record.delivery_count;
         let started = TaskStarted { task_id: task.task_id.clone(), delivery, worker_id: self.worker_id.to_string() };
-        log::info!("Worker {} starts task {} at its delivery {delivery}", self.worker_id, escape(&task.task_id));
         let on_record = self.outbox.announce_start(&started, &self.control.draining);
         if !on_record {
             self.in_flight.decline(job.key);
@@ -170,6 +169,7 @@ impl<H: Handler> HandlerThread<H> {
     fn execute(&self, key: RecordKey, task: &Task, delivery: u16) -> Result<(), OutboxClosed> {
         let context =
             Context { delivery, draining: self.control.draining.clone(), abandoned: self.control.abandoned.clone() };
+        self.say_start(task, delivery);
         let began = Instant::now();
         let outcome = match catch_unwind(AssertUnwindSafe(|| self.handler.handle(task, &context))) {
             Ok(Ok(output)) => Outcome::Output(output),
@@ -178,6 +178,7 @@ impl<H: Handler> HandlerThread<H> {
             Err(panic) => Outcome::Retry(format!("the handler panicked: {}", panic_message(&*panic))),
         };
         let took = began.elapsed();
+        log::debug!("Worker {} has run task {} for {} us", self.worker_id, escape(&task.task_id), took.as_micros());
         match outcome {
             Outcome::Output(output) => self.publish(key, task, took, Ok(output)),
             Outcome::Final(error) => {
@@ -186,6 +187,12 @@ impl<H: Handler> HandlerThread<H> {
             }
             Outcome::Retry(error) => self.rest(key, task, delivery, took, error),
         }
+    }
+
+    /// Where every start is to be seen in the log, that level is asked for; a second start of a task is always told.
+    fn say_start(&self, task: &Task, delivery: u16) {
+        let level = if delivery > 1 { log::Level::Info } else { log::Level::Debug };
+        log::log!(level, "Worker {} starts task {} at its delivery {delivery}", self.worker_id, escape(&task.task_id));
     }
 
     fn publish(
@@ -232,9 +239,11 @@ impl<H: Handler> HandlerThread<H> {
             escape(&error),
             rest.as_millis()
         );
-        let failed =
-            TaskFailed { task_id: task.task_id.clone(), delivery, worker_id: self.worker_id.to_string(), error };
-        self.outbox.note_failure(&failed)?;
+        // One that was told to end has not failed.
+        if !self.control.abandoned.is_triggered() {
+            let (task_id, worker_id) = (task.task_id.clone(), self.worker_id.to_string());
+            self.outbox.note_failure(&TaskFailed { task_id, delivery, worker_id, error })?;
+        }
         self.in_flight.rest(key, Instant::now() + rest, took);
         Ok(())
     }

@@ -277,6 +277,12 @@ impl InFlight {
         overdue
     }
 
+    /// Whether a handler runs past its time.
+    pub(super) fn has_overdue(&self) -> bool {
+        let table = self.table.lock();
+        table.entries.values().any(|entry| entry.overdue && matches!(entry.state, State::Running(_)))
+    }
+
     /// When the next renewal is due, or a rest ends.
     pub(super) fn next_timer(&self, renew_after: Duration) -> Option<Instant> {
         let table = self.table.lock();

@@ -27,6 +27,9 @@ use std::time::{Duration, Instant};
 /// How long the broker parks a fetch. A released record does not wake a parked fetch, so this bounds how long a task
 /// that was given back waits while every worker is idle.
 const MAX_WAIT: Duration = Duration::from_millis(100);
+/// The same, at first, while something is in work here: what is done meanwhile can be accepted only when the fetch has ended, and
+/// would run again if this worker were killed before. Doubled with every fetch that brings nothing.
+const FIRST_WAIT: Duration = Duration::from_millis(2);
 /// Bytes read for a fetch of a few records; the broker's work grows with this, not with what is acquired.
 const FEW_BYTES: i32 = 64 * 1024;
 /// Records for which [`FEW_BYTES`] is enough.
@@ -102,6 +105,8 @@ pub(super) struct Intake {
     held: Vec<Job>,
     careful: bool,
     busy_since: Option<Instant>,
+    /// How long the next fetch is parked while something is in work here.
+    patience: Duration,
     backoff: Backoff,
     next_try: Instant,
     outage: Outage,
@@ -143,6 +148,7 @@ impl Intake {
             held: Vec::new(),
             careful: false,
             busy_since: None,
+            patience: FIRST_WAIT,
             backoff: Backoff::new(Duration::from_millis(20), Duration::from_secs(1)),
             next_try: Instant::now(),
             outage: Outage::new("the broker that leads the tasks"),
@@ -167,6 +173,7 @@ impl Intake {
 
     /// One request to one broker, or one sleep at the doorbell.
     fn round(&mut self, fetching: bool) -> Result<(), KafkaError> {
+        self.control.came_round();
         for took in self.in_flight.take_durations() {
             self.window.observe(took);
         }
@@ -228,7 +235,10 @@ impl Intake {
     fn limits(&self, wanted: usize) -> FetchLimits {
         let max_bytes = if wanted <= FEW_RECORDS { FEW_BYTES } else { MOST_BYTES };
         // Several brokers are asked in turn, and each turn must be short enough that none waits longer than one.
-        let max_wait = MAX_WAIT / u32::try_from(self.sessions.len().max(1)).unwrap_or(u32::MAX);
+        let counts = self.in_flight.counts();
+        let in_work = counts.ready + counts.busy() + counts.publishing > 0;
+        let max_wait = if in_work { self.patience } else { MAX_WAIT };
+        let max_wait = max_wait / u32::try_from(self.sessions.len().max(1)).unwrap_or(u32::MAX);
         let max_records = i32::try_from(wanted).unwrap_or(i32::MAX);
         FetchLimits { max_wait, max_bytes, max_records }
     }
@@ -314,6 +324,7 @@ impl Intake {
     /// No answer yet. Renews what is held with a further request; gives a session up that holds nothing. False: stop
     /// waiting for this answer.
     fn wait_on(&mut self, index: usize) -> Result<bool, KafkaError> {
+        self.control.came_round();
         if self.control.phase() == Phase::Closing {
             return Ok(false);
         }
@@ -353,8 +364,11 @@ impl Intake {
     // ---- answers ----
 
     fn take_answer(&mut self, index: usize, answer: Answer) -> Result<(), KafkaError> {
-        self.backoff.reset();
-        self.outage.over();
+        // A broker that still reads its state answers at once, with an error for each partition: that is no end of the trouble.
+        if answer.partition_errors.is_empty() {
+            self.backoff.reset();
+            self.outage.over();
+        }
         if let Some(lock) = answer.lock {
             self.options.lock = lock;
         }
@@ -403,6 +417,7 @@ impl Intake {
     }
 
     fn take_records(&mut self, records: Vec<AcquiredRecord>, sent_at: Instant, useful: bool) {
+        self.patience = if records.is_empty() { (self.patience * 2).min(MAX_WAIT) } else { FIRST_WAIT };
         let mut fresh = Vec::with_capacity(records.len());
         for record in records {
             let key = RecordKey { partition: record.partition, offset: record.offset };
@@ -633,12 +648,13 @@ impl Intake {
             KafkaError::Broker { code: ErrorCode::INVALID_REQUEST | ErrorCode::UNSUPPORTED_VERSION, .. } => {
                 return Err(error);
             }
-            // The broker has forgotten the session (122) or counts its requests differently (123): open a new one now.
+            // The broker has forgotten the session (122) or counts its requests differently (123): open a new one, at once as far as
+            // one that says so again and again is not asked without a pause.
             KafkaError::Broker {
                 code: ErrorCode::SHARE_SESSION_NOT_FOUND | ErrorCode::INVALID_SHARE_SESSION_EPOCH,
                 ..
             } => {
-                self.next_try = Instant::now();
+                self.next_try = Instant::now() + self.backoff.pause();
             }
             _ => {
                 self.leaders.clear();
@@ -701,7 +717,7 @@ impl Intake {
     fn close(&mut self) {
         let deadline =
             Instant::now() + if self.control.abandoned.is_triggered() { CLOSE_LIMIT / 3 } else { CLOSE_LIMIT };
-        if let Some(job) = self.unstarted.try_iter().last() {
+        for job in self.unstarted.try_iter() {
             // Only what must not be released can be here; a handler did not come to it in time.
             self.in_flight.take_back(job.key);
         }

@@ -18,6 +18,7 @@ mod membership;
 pub(crate) mod outage;
 mod outbox;
 mod past;
+mod pulse;
 mod recovery;
 mod start;
 mod status;
@@ -27,9 +28,10 @@ mod window;
 use crate::config::WorkerConfig;
 use crate::exit::ExitCode;
 use crate::handler::Handler;
+use crate::healthcheck;
 use crate::signals::Signals;
 
-/// Runs a worker until a signal stops it, and says how that went.
+/// Runs a worker until a signal stops it, and says how that went; with `config.healthcheck` asks the one that runs.
 ///
 /// `handler` runs on `config.concurrency` threads at once. Log lines and the receipt (the last line on stdout) are those of
 /// the contract. Nothing is left running when this returns, except handlers that were abandoned at the deadline: they
@@ -39,6 +41,9 @@ use crate::signals::Signals;
 /// or Kafka refused what no repetition cures; [`ExitCode::Usage`] when the cluster cannot be used (no share groups, a delivery
 /// limit that is too low); [`ExitCode::Abandoned`] and [`ExitCode::Forced`] when work was abandoned at the deadline or by a second signal.
 pub fn run(config: WorkerConfig, handler: impl Handler, signals: Signals) -> ExitCode {
+    if let Some(check) = config.healthcheck {
+        return healthcheck::worker(&config, check);
+    }
     match start::start(&config, handler, &signals) {
         start::Started::Running(worker) => stopping::run_until_stopped(*worker, &config, &signals),
         start::Started::Stopped => start::say_stopped_early(&config, &signals),

@@ -13,7 +13,7 @@ use crate::kafka::producer::{
 use crate::kafka::share_session::AcquiredRecord;
 use crate::logging::escape;
 use crate::stop::Stop;
-use crate::task::{self, TaskFailed, TaskResult, TaskStarted, WorkerStatus};
+use crate::task::{self, TaskFailed, TaskResult, TaskStarted, TaskStopped, WorkerStatus};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde_json::Map;
@@ -183,6 +183,13 @@ impl Outbox {
     /// Notes why a start failed, for the reason in the dead letter. Nobody waits for it.
     pub(super) fn note_failure(&self, failed: &TaskFailed) -> Result<(), OutboxClosed> {
         self.send(self.starts_record(&failed.task_id, failed.encode()), Token::Fleeting)
+    }
+
+    /// Notes that a start ended with its worker's stop, so that it is not held against the task. Nobody waits for it, least of all the stop: where there is no
+    /// room for it, the start counts.
+    pub(super) fn note_stop(&self, stopped: &TaskStopped) {
+        // Full or closed: see above.
+        let _ = self.sender.try_send(self.starts_record(&stopped.task_id, stopped.encode()), Token::Fleeting);
     }
 
     /// Sends a status; the receiver gets true once Kafka has it.

@@ -23,6 +23,8 @@ const READ_LIMIT: Duration = Duration::from_secs(10);
 pub(super) struct Past {
     /// Starts on record; the one of the first delivery is not among them.
     pub(super) starts: u32,
+    /// Starts that ended because their workers stopped, the one of the first delivery among them: they are not held against the task.
+    pub(super) stops: u32,
     /// What the last failed start said.
     pub(super) last_error: Option<String>,
 }
@@ -41,8 +43,7 @@ pub(super) enum Decision {
 impl Past {
     /// Applies the limits: `max_starts` starts of one task, and the delivery count from which the broker's own limit is near.
     pub(super) fn decide(&self, delivery: u16, max_starts: u16, near_limit: u16) -> Decision {
-        // The first start left no record.
-        if delivery > max_starts && self.starts + 1 >= u32::from(max_starts) {
+        if delivery > max_starts && self.counted() >= u32::from(max_starts) {
             Decision::GiveUp
         } else if delivery >= near_limit {
             Decision::SendAgain
@@ -83,17 +84,23 @@ impl Past {
         }
     }
 
+    /// Starts that are held against the task; the first one left no record.
+    fn counted(&self) -> u32 {
+        (self.starts + 1).saturating_sub(self.stops)
+    }
+
     fn add(&mut self, value: &[u8]) {
         match StartsRecord::decode(value) {
             Some(StartsRecord::Started(_)) => self.starts += 1,
             Some(StartsRecord::Failed(failed)) => self.last_error = Some(failed.error),
+            Some(StartsRecord::Stopped(_)) => self.stops += 1,
             None => {}
         }
     }
 
     /// The reason that stands in the dead letter and in the error result.
     pub(super) fn reason(&self, max_starts: u16) -> String {
-        let starts = (self.starts + 1).max(u32::from(max_starts));
+        let starts = self.counted().max(u32::from(max_starts));
         match &self.last_error {
             Some(error) => format!("given up after {starts} starts; the last one said: {error}"),
             None => format!("given up after {starts} starts, each of which ended without a result"),
@@ -106,7 +113,7 @@ mod tests {
     use super::*;
 
     fn past(starts: u32) -> Past {
-        Past { starts, last_error: None }
+        Past { starts, ..Past::default() }
     }
 
     #[test]
@@ -129,8 +136,21 @@ mod tests {
     }
 
     #[test]
+    fn starts_that_a_stop_ended_are_not_held_against_a_task() {
+        let mut past = past(6);
+        for _ in 0..3 {
+            past.add(br#"{"type":"task_stopped","task_id":"a","worker_id":"w"}"#);
+        }
+        assert_eq!(past.decide(7, 5, 9), Decision::Run, "seven starts, three of them stopped");
+        assert_eq!(past.decide(9, 5, 9), Decision::SendAgain);
+        past.add(br#"{"type":"task_started","task_id":"a","delivery":7,"worker_id":"w"}"#);
+        assert_eq!(past.decide(8, 5, 9), Decision::GiveUp, "five that were not stopped");
+        assert_eq!(past.reason(5), "given up after 5 starts, each of which ended without a result");
+    }
+
+    #[test]
     fn the_reason_carries_the_last_error() {
-        let failed = Past { starts: 4, last_error: Some("disk full".to_owned()) };
+        let failed = Past { starts: 4, last_error: Some("disk full".to_owned()), ..Past::default() };
         assert_eq!(failed.reason(5), "given up after 5 starts; the last one said: disk full");
         assert!(past(4).reason(5).contains("ended without a result"));
     }

@@ -25,9 +25,10 @@ use crate::logging::escape;
 use crate::queue::{self, PrepareError, Queue};
 use crate::signals::Signals;
 use crate::stop::Stop;
+use crate::supervisor::{self, Supervisor};
 use crate::task::unix_now;
 use crate::threads::{self, Thread};
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
 use parking_lot::Mutex;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -65,6 +66,9 @@ pub(super) struct Running {
     pub(super) intake_done: Receiver<Result<IntakeReport, KafkaError>>,
     pub(super) leave: Sender<Leave>,
     pub(super) producer: Producer<Token>,
+    /// For what main has to say of tasks.
+    pub(super) outbox: Outbox,
+    pub(super) supervisor: Supervisor,
     pub(super) threads: WorkerThreads,
 }
 
@@ -77,30 +81,50 @@ pub(super) struct WorkerThreads {
     pub(super) watchdog: Thread,
 }
 
+/// What the service manager shows while a worker starts.
+const STARTING: &str = "waiting for Kafka";
+
 /// Starts everything; returns when the first share session is open, or a signal or a fault came first.
 pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Signals) -> Started {
+    let mut supervisor = match Supervisor::new(config.health_file.as_deref()) {
+        Ok(supervisor) => supervisor,
+        Err(fault) => {
+            log::error!("{fault}");
+            return Started::Failed(ExitCode::Usage);
+        }
+    };
     let interrupter = Interrupter::default();
     let client_id = format!("lastcall-worker-{}", config.worker_id);
     let mut options = ClientOptions::new(config.common.bootstrap.clone(), client_id);
     options.interrupter = interrupter.clone();
     let cluster = Cluster::new(options);
-    let queue = match prepare(&cluster, config, signals) {
+    let queue = match prepare(&cluster, config, signals, &mut supervisor) {
         Ok(queue) => queue,
         Err(early) => return early,
     };
     log::info!("🚀 Worker {} started", escape(&config.worker_id));
-    let (running, ready) = start_threads(config, handler, &cluster, interrupter, queue.lock);
+    let (mut running, ready) = start_threads(config, handler, &cluster, interrupter, queue.lock, supervisor);
     // A signal or a fault while joining: what has begun is taken apart by the ordinary stop.
-    select! {
-        recv(ready) -> _ => {}
-        recv(signals.first.triggered()) -> _ => {}
-        recv(running.fatal.triggered()) -> _ => {}
+    let round = tick(supervisor::INTERVAL);
+    loop {
+        select! {
+            recv(ready) -> _ => break,
+            recv(signals.first.triggered()) -> _ => break,
+            recv(running.fatal.triggered()) -> _ => break,
+            recv(round) -> _ => running.supervisor.starting(STARTING),
+        }
     }
     Started::Running(Box::new(running))
 }
 
 /// Prepares topics and group, again and again until Kafka answers or a signal comes.
-fn prepare(cluster: &Cluster, config: &WorkerConfig, signals: &Signals) -> Result<Queue, Started> {
+fn prepare(
+    cluster: &Cluster,
+    config: &WorkerConfig,
+    signals: &Signals,
+    supervisor: &mut Supervisor,
+) -> Result<Queue, Started> {
+    supervisor.starting(STARTING);
     let (told, outcome) = bounded(1);
     let (stop, common, max_deliveries) = (signals.first.clone(), config.common.clone(), config.max_deliveries);
     let of_thread = cluster.clone();
@@ -112,18 +136,22 @@ fn prepare(cluster: &Cluster, config: &WorkerConfig, signals: &Signals) -> Resul
         }
         Ok(())
     });
-    let result = select! {
-        recv(outcome) -> answer => match answer {
-            Ok(Ok(queue)) => Ok(queue),
-            Ok(Err(reason)) => {
-                log::error!("Worker {} cannot use this Kafka: {}", escape(&config.worker_id), escape(&reason));
-                Err(Started::Failed(ExitCode::Usage))
-            }
-            // It ended without an answer: a signal, or it died, which its join says.
-            Err(_) if signals.first.is_triggered() => Err(Started::Stopped),
-            Err(_) => Err(Started::Failed(ExitCode::Fatal)),
-        },
-        recv(signals.first.triggered()) -> _ => Err(Started::Stopped),
+    let round = tick(supervisor::INTERVAL);
+    let result = loop {
+        select! {
+            recv(outcome) -> answer => break match answer {
+                Ok(Ok(queue)) => Ok(queue),
+                Ok(Err(reason)) => {
+                    log::error!("Worker {} cannot use this Kafka: {}", escape(&config.worker_id), escape(&reason));
+                    Err(Started::Failed(ExitCode::Usage))
+                }
+                // It ended without an answer: a signal, or it died, which its join says.
+                Err(_) if signals.first.is_triggered() => Err(Started::Stopped),
+                Err(_) => Err(Started::Failed(ExitCode::Fatal)),
+            },
+            recv(signals.first.triggered()) -> _ => break Err(Started::Stopped),
+            recv(round) -> _ => supervisor.starting(STARTING),
+        }
     };
     if result.is_err() {
         // Wakes whatever it waits for.
@@ -164,6 +192,7 @@ fn start_threads(
     cluster: &Cluster,
     interrupter: Interrupter,
     lock: Duration,
+    supervisor: Supervisor,
 ) -> (Running, Receiver<()>) {
     let fatal = Stop::new();
     let control = Arc::new(Control::new());
@@ -225,6 +254,8 @@ fn start_threads(
         intake_done,
         leave,
         producer,
+        outbox,
+        supervisor,
         threads,
     };
     (running, is_ready)
@@ -324,7 +355,7 @@ pub(super) fn say_stopped_early(config: &WorkerConfig, signals: &Signals) -> Exi
     log::info!("🛑 Worker {id} received {}, initiating graceful shutdown...", signals.name());
     log::info!("👋 Worker {id} gracefully shut down before it had started");
     let account = Account::new(&config.worker_id, Arc::new(InFlight::default()));
-    account.begin(signals.name());
-    drain::print_receipt(&account.receipt(true));
+    account.begin(signals.name(), Instant::now());
+    drain::print_receipt(&account.receipt());
     ExitCode::Drained
 }

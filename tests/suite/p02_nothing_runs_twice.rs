@@ -25,7 +25,7 @@ fn stop(worker: &mut Program, signal: Signal) {
 
 #[test]
 fn a_rolling_restart_of_three_workers_under_load_runs_each_task_once() {
-    let rig = Rig::alone("p2-rolling");
+    let rig = Rig::shared("p2-rolling");
     let gateway = rig.start_gateway();
     let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("worker_{number}"))).collect();
     let load = load(&gateway, 50, 20);
@@ -49,7 +49,7 @@ fn a_rolling_restart_of_three_workers_under_load_runs_each_task_once() {
 
 #[test]
 fn scaling_down_and_up_under_load_runs_each_task_once() {
-    let rig = Rig::alone("p2-scaling");
+    let rig = Rig::shared("p2-scaling");
     let gateway = rig.start_gateway();
     let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("worker_{number}"))).collect();
     let load = load(&gateway, 30, 20);
@@ -72,7 +72,7 @@ fn scaling_down_and_up_under_load_runs_each_task_once() {
 
 #[test]
 fn the_whole_fleet_restarted_at_once_runs_each_task_once() {
-    let rig = Rig::alone("p2-fleet");
+    let rig = Rig::shared("p2-fleet");
     let gateway = rig.start_gateway();
     let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("worker_{number}"))).collect();
     let load = load(&gateway, 50, 20);
@@ -96,7 +96,7 @@ fn the_whole_fleet_restarted_at_once_runs_each_task_once() {
 
 #[test]
 fn a_stop_with_a_backlog_of_short_tasks_gives_back_what_it_did_not_start() {
-    let rig = Rig::alone("p2-backlog");
+    let rig = Rig::shared("p2-backlog");
     let gateway = rig.start_gateway();
     // Without work_ms: thousands a second, so that the worker holds many when the signal comes.
     let body = serde_json::json!({ "text": "one of very many" }).to_string();

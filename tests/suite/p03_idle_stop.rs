@@ -55,7 +55,8 @@ fn a_worker_that_has_worked_and_is_idle_again_stops_within_a_second() {
         assert_eq!(gateway.analyze(&format!("text {number}")).status, 200);
     }
     let receipt = stop_idle(&rig, &mut worker, "idle", Signal::SIGTERM);
-    assert_eq!(receipt["tasks_finished"], 0, "finished counts from the signal on");
+    // Finished counts from the signal on; the caller of the last one is answered before its accept is through.
+    assert!(receipt["tasks_finished"].as_u64().is_some_and(|finished| finished <= 1), "{receipt}");
     eventually(SOON, "the gateway has seen it", || {
         gateway.fleet()["workers"]["idle"]["status"] == "shutdown_completed"
     });

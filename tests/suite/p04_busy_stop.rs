@@ -35,14 +35,14 @@ fn wait_until_busy(gateway: &Gateway, worker: &str, count: usize) {
 }
 
 fn a_busy_worker_finishes_and_stops(name: &str, signal: Signal) {
-    let rig = Rig::alone(name);
+    let rig = Rig::shared(name);
     let gateway = rig.start_gateway();
     let work = Duration::from_secs(4);
     let mut worker = rig.start_worker("busy");
     let caller = analyze_in_background(&gateway, "one two three", work);
     wait_until_busy(&gateway, "busy", 1);
     worker.signal(signal);
-    eventually(Duration::from_secs(1), "the gateway sees it draining", || {
+    eventually(SOON, "the gateway sees it draining", || {
         let fleet = gateway.fleet();
         fleet["shutting_down_workers"] == 1 && fleet["active_workers"] == 0 && fleet["total_workers"] == 1
     });
@@ -91,10 +91,10 @@ fn a_busy_worker_finishes_its_task_at_sigint() {
 
 #[test]
 fn a_stopping_worker_takes_nothing_new() {
-    let rig = Rig::alone("p4-nothing-new");
+    let rig = Rig::shared("p4-nothing-new");
     let gateway = rig.start_gateway();
     let mut worker = rig.start_worker("stopping");
-    let caller = analyze_in_background(&gateway, "long", Duration::from_secs(3));
+    let caller = analyze_in_background(&gateway, "long", Duration::from_secs(8));
     wait_until_busy(&gateway, "stopping", 1);
     worker.signal(Signal::SIGTERM);
     worker.wait_for_line("⏳", SOON);
@@ -102,7 +102,7 @@ fn a_stopping_worker_takes_nothing_new() {
     // They wait for nobody but a worker that takes tasks.
     let _other = rig.start_worker("other");
     for task in &tasks {
-        assert_eq!(gateway.wait_for_result(task, Duration::from_secs(2))["processed_by"], "other");
+        assert_eq!(gateway.wait_for_result(task, SOON)["processed_by"], "other");
     }
     assert!(worker.is_running());
     assert_eq!(worker.wait(SOON).code, Some(0));
@@ -113,12 +113,12 @@ fn a_stopping_worker_takes_nothing_new() {
 
 #[test]
 fn all_handlers_in_flight_are_finished() {
-    let rig = Rig::alone("p4-many");
+    let rig = Rig::shared("p4-many");
     let gateway = rig.start_gateway();
     let launch = rig.worker("many").env("WORKER_CONCURRENCY", 4).env("HEARTBEAT_INTERVAL", "200ms");
     let mut worker = crate::support::started(&launch);
     let callers: Vec<_> = (0..4)
-        .map(|number| analyze_in_background(&gateway, &format!("text {number}"), Duration::from_secs(3)))
+        .map(|number| analyze_in_background(&gateway, &format!("text {number}"), Duration::from_secs(5)))
         .collect();
     wait_until_busy(&gateway, "many", 4);
     worker.signal(Signal::SIGTERM);

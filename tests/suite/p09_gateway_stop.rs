@@ -2,6 +2,10 @@
 
 use std::{
     io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -53,13 +57,12 @@ fn workers(rig: &Rig, count: usize) -> Vec<Program> {
 
 #[test]
 fn two_hundred_waiting_callers_get_their_results() {
-    let rig = Rig::alone("p9-200");
-    let mut gateway = rig.start_gateway();
+    let rig = Rig::shared("p9-200");
+    let mut gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "30s"));
     let callers = callers(&gateway, 200, Duration::from_millis(300));
     wait_for_tasks(&rig, 200);
-    // Only now does somebody work: all 200 wait when the signal comes.
+    // All 200 wait when the signal comes, and nobody works until it was seen what the gateway says meanwhile.
     gateway.program.signal(Signal::SIGTERM);
-    let _workers = workers(&rig, 2);
     eventually(Duration::from_millis(500), "readyz turns 503", || {
         gateway.try_get("/readyz").is_some_and(|answer| answer.status == 503)
     });
@@ -69,6 +72,7 @@ fn two_hundred_waiting_callers_get_their_results() {
     assert!(problem.get("task_id").is_none(), "nothing was accepted");
     let health = gateway.get("/health");
     assert_eq!((health.status, &health.json()["status"]), (200, &json!("draining")));
+    let _workers = workers(&rig, 2);
     let exit = gateway.program.wait(Duration::from_secs(30));
     let callers = join(callers);
     for caller in &callers {
@@ -85,7 +89,7 @@ fn two_hundred_waiting_callers_get_their_results() {
 
 #[test]
 fn callers_whose_result_does_not_come_get_a_503_with_their_task() {
-    let rig = Rig::alone("p9-late");
+    let rig = Rig::shared("p9-late");
     let launch = rig.gateway().env("STOP_GRACE_PERIOD", "10s").env("ANSWER_TIMEOUT", "60s");
     let mut gateway = Gateway::start(launch);
     let callers = callers(&gateway, 50, Duration::from_secs(1));
@@ -115,7 +119,7 @@ fn callers_whose_result_does_not_come_get_a_503_with_their_task() {
 
 #[test]
 fn the_answer_timeout_goes_on_counting_during_the_drain() {
-    let rig = Rig::alone("p9-timeout");
+    let rig = Rig::shared("p9-timeout");
     let mut gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "2s"));
     let callers = callers(&gateway, 5, Duration::ZERO);
     wait_for_tasks(&rig, 5);
@@ -203,6 +207,35 @@ fn a_signal_before_kafka_was_found_stops_without_a_fault() {
     assert_eq!(gateway.get("/health").status, 503);
     gateway.program.signal(Signal::SIGTERM);
     let exit = gateway.program.wait(SOON);
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
+}
+
+/// In a drill of an hour a gateway with nobody waiting stayed for eight seconds, because somebody asked it for tasks all the time.
+#[test]
+fn who_asks_all_the_time_holds_up_no_stop() {
+    let rig = Rig::shared("p9-asked");
+    let mut gateway = rig.start_gateway();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let askers: Vec<JoinHandle<()>> = (0..8)
+        .map(|number| {
+            let (address, asked) = (gateway.address.clone(), Arc::clone(&asked));
+            // Tasks that nobody knows are looked for before the answer. Until nobody listens any more.
+            let ask = move || {
+                while let Ok(mut http) = Http::connect(&address) {
+                    let path = format!("/tasks/nobody-knows-{number}");
+                    if http.request("GET", &path, &[], b"").is_ok() {
+                        asked.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            };
+            std::thread::Builder::new().name(format!("asker-{number}")).spawn(ask).expect("a thread starts")
+        })
+        .collect();
+    eventually(SOON, "they are answered", || asked.load(Ordering::Relaxed) > 50);
+    gateway.program.signal(Signal::SIGTERM);
+    let exit = gateway.program.wait(SOON);
+    askers.into_iter().for_each(|asker| asker.join().expect("an asker does not panic"));
     assert_eq!(exit.code, Some(0));
     assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
 }

@@ -11,7 +11,7 @@ const BOUND: Duration = Duration::from_secs(3);
 
 /// `kill -9` or SIGTERM; what comes after is the same.
 fn after_the_restart(name: &str, signal: Signal) {
-    let rig = Rig::alone(name);
+    let rig = Rig::shared(name);
     let address = free_address();
     let mut gateway = Gateway::start(rig.gateway_at(&address));
     let _steady = rig.start_worker("steady");

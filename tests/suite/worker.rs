@@ -142,6 +142,6 @@ fn a_worker_that_finds_no_kafka_says_so_once_and_starts_when_it_comes() {
     let worker = rig.worker("late_1").start();
     worker.wait_for_line("does not answer", SOON);
     rig.broker().start();
-    worker.wait_for_line("sent worker_started notification", START);
+    worker.wait_for_line("worker_started notification", START);
     assert_eq!(worker.lines_with("Kafka does not answer").len(), 1);
 }

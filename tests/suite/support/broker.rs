@@ -1,20 +1,37 @@
-//! A real Kafka broker, run by `scripts/kafka`.
+//! The broker that a test runs against: the embedded one, or with `KAFKA=apache` a real Kafka run by `scripts/kafka`.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     sync::{
         OnceLock,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
+use lastcall::devbroker::{self, Settings};
 use nix::sys::signal::Signal;
 
-use super::{janitor, signal_process};
+use super::{SOON, eventually, free_address, janitor, signal_process};
 
-/// One broker on free ports, with data that survive [`Broker::kill`] and [`Broker::stop`] until it is dropped.
-pub struct Broker {
+/// Whether the tests run against a real Kafka.
+pub fn is_apache() -> bool {
+    match std::env::var("KAFKA").as_deref() {
+        Err(_) | Ok("" | "embedded") => false,
+        Ok("apache") => true,
+        Ok(other) => panic!("KAFKA is {other:?}; expected embedded or apache"),
+    }
+}
+
+/// One broker, with data that survive [`Broker::kill`] and [`Broker::stop`] until it is dropped.
+pub enum Broker {
+    Embedded { broker: devbroker::Broker, address: String },
+    Apache(Apache),
+}
+
+/// A process of Apache Kafka.
+pub struct Apache {
     data: PathBuf,
     address: String,
     settings: Vec<String>,
@@ -31,65 +48,120 @@ impl Broker {
         SHARED.get_or_init(|| Broker::new(&[]))
     }
 
-    /// A broker for a test that stops, freezes or configures it; `arguments` go to `scripts/kafka start`.
+    /// A broker for a test that stops, freezes or configures it; `arguments` are those of `scripts/kafka start`: `--set KEY=VALUE`,
+    /// `--feature NAME=LEVEL`.
     pub fn new(arguments: &[&str]) -> Broker {
-        Broker::with_java(arguments, SHORT_LIVED)
+        if is_apache() { Broker::Apache(Apache::start(arguments, SHORT_LIVED)) } else { Broker::embedded(arguments) }
     }
 
-    /// A broker as it runs in earnest, for figures.
+    /// A real Kafka as it runs in earnest, for figures.
     pub fn optimised() -> Broker {
-        Broker::with_java(&["--heap", "1g"], "")
+        Broker::Apache(Apache::start(&["--heap", "1g"], ""))
     }
 
-    fn with_java(arguments: &[&str], java_options: &'static str) -> Broker {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let data = janitor::folder().join(format!("kafka-{}", COUNT.fetch_add(1, Relaxed)));
-        janitor::broker_starts(&data);
-        let settings = arguments.iter().map(ToString::to_string).collect();
-        let mut broker = Broker { data, address: String::new(), settings, java_options };
-        broker.address = broker.script_start(&["--port", "auto"]);
-        broker
+    fn embedded(arguments: &[&str]) -> Broker {
+        let listen: SocketAddr = free_address().parse().expect("an address");
+        let mut settings = Settings::new(vec![listen]);
+        for pair in arguments.chunks(2) {
+            let (name, value) = pair[1].split_once('=').expect("KEY=VALUE");
+            match pair[0] {
+                "--set" => settings.set(name, value).expect("a setting that the broker has"),
+                "--feature" => settings.share_version = value.parse().expect("a level"),
+                other => panic!("the embedded broker has no option {other}"),
+            }
+        }
+        Broker::with_settings(settings)
+    }
+
+    /// An embedded broker, whatever the tests run against.
+    pub fn with_settings(settings: Settings) -> Broker {
+        let broker = devbroker::Broker::start(settings).expect("a free address");
+        Broker::Embedded { address: broker.address().to_string(), broker }
+    }
+
+    /// The embedded broker, if it is one: for its faults.
+    pub fn faulty(&self) -> &devbroker::Broker {
+        match self {
+            Broker::Embedded { broker, .. } => broker,
+            Broker::Apache(_) => panic!("faults on demand are the embedded broker's"),
+        }
     }
 
     /// `host:port`
     pub fn address(&self) -> &str {
-        &self.address
+        match self {
+            Broker::Embedded { address, .. } => address,
+            Broker::Apache(apache) => &apache.address,
+        }
     }
 
     /// Starts it again on the same port after [`Broker::stop`] or [`Broker::kill`]; returns when it answers.
     pub fn start(&self) {
-        let address = self.script_start(&[]);
-        assert_eq!(address, self.address, "a broker comes back on its port");
+        match self {
+            Broker::Embedded { broker, .. } => {
+                broker.revive().expect("a broker comes back on its port");
+                eventually(SOON, "it has read its state", || !broker.is_loading());
+            }
+            Broker::Apache(apache) => {
+                let address = apache.script_start(&[]);
+                assert_eq!(address, apache.address, "a broker comes back on its port");
+            }
+        }
     }
 
     /// SIGTERM, and waits for the end.
     pub fn stop(&self) {
-        self.script(&["stop"], &[]);
+        match self {
+            Broker::Embedded { broker, .. } => broker.kill(),
+            Broker::Apache(apache) => drop(apache.script(&["stop"], &[])),
+        }
     }
 
     /// SIGKILL, and waits for the end.
     pub fn kill(&self) {
-        self.script(&["stop", "--kill"], &[]);
+        match self {
+            Broker::Embedded { broker, .. } => broker.kill(),
+            Broker::Apache(apache) => drop(apache.script(&["stop", "--kill"], &[])),
+        }
     }
 
     /// SIGSTOP: connections stay, new ones are even accepted by the kernel, but nothing is answered.
     pub fn freeze(&self) {
-        signal_process(self.process(), Signal::SIGSTOP);
+        match self {
+            Broker::Embedded { broker, .. } => broker.freeze(),
+            Broker::Apache(apache) => signal_process(apache.process(), Signal::SIGSTOP),
+        }
     }
 
     /// SIGCONT
     pub fn thaw(&self) {
-        signal_process(self.process(), Signal::SIGCONT);
+        match self {
+            Broker::Embedded { broker, .. } => broker.thaw(),
+            Broker::Apache(apache) => signal_process(apache.process(), Signal::SIGCONT),
+        }
     }
 
-    /// Runs one of Kafka's own command line tools, such as `topics`, and gives what it printed.
-    pub fn tool(&self, tool: &str, arguments: &[&str]) -> String {
-        let port = self.address.rsplit(':').next().expect("an address has a port");
-        run(script().args(["run", "--port", port, tool]).args(arguments))
-    }
-
-    /// The process number.
+    /// The process number; of the embedded broker, this process's.
     pub fn process(&self) -> u32 {
+        match self {
+            Broker::Embedded { .. } => std::process::id(),
+            Broker::Apache(apache) => apache.process(),
+        }
+    }
+}
+
+impl Apache {
+    fn start(arguments: &[&str], java_options: &'static str) -> Apache {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let data = janitor::folder().join(format!("kafka-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+        janitor::broker_starts(&data);
+        let settings = arguments.iter().map(ToString::to_string).collect();
+        let mut apache = Apache { data, address: String::new(), settings, java_options };
+        apache.address = apache.script_start(&["--port", "auto"]);
+        apache
+    }
+
+    fn process(&self) -> u32 {
         let text = std::fs::read_to_string(self.data.join("pid")).expect("a broker that runs has a pid file");
         text.trim().parse().expect("a process number")
     }
@@ -109,7 +181,7 @@ impl Broker {
     }
 }
 
-impl Drop for Broker {
+impl Drop for Apache {
     fn drop(&mut self) {
         // SIGKILL ends a frozen broker as well.
         let _ = script().args(["stop", "--kill", "--data"]).arg(&self.data).output();

@@ -42,31 +42,43 @@ pub struct Plan {
 /// Callers at work, until [`Load::finish`].
 pub struct Load {
     stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
+    told: Arc<Told>,
     threads: Vec<JoinHandle<Vec<Shot>>>,
+}
+
+/// What callers were told so far.
+#[derive(Default)]
+struct Told {
+    answered: AtomicU64,
+    unknown: AtomicU64,
 }
 
 impl Load {
     /// Starts enough callers for answers that take up to two seconds.
     pub fn start(plan: Plan) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
-        let answered = Arc::new(AtomicU64::new(0));
+        let told = Arc::new(Told::default());
         let callers = (plan.per_second * 2).clamp(2, 128);
         let period = Duration::from_secs(1) / plan.per_second;
         let begin = Instant::now();
         let threads = (0..callers)
             .map(|caller| {
-                let (plan, stop, answered) = (plan.clone(), stop.clone(), answered.clone());
-                let body = move || call(&plan, caller, callers, begin, period, &stop, &answered);
+                let (plan, stop, told) = (plan.clone(), stop.clone(), told.clone());
+                let body = move || call(&plan, caller, callers, begin, period, &stop, &told);
                 std::thread::Builder::new().name(format!("caller-{caller}")).spawn(body).expect("a thread starts")
             })
             .collect();
-        Load { stop, answered, threads }
+        Load { stop, told, threads }
     }
 
     /// How many requests have been answered with 200 so far.
     pub fn answered(&self) -> u64 {
-        self.answered.load(Relaxed)
+        self.told.answered.load(Relaxed)
+    }
+
+    /// How many were told that it is not known whether there is a task, and which one it would be.
+    pub fn unknown(&self) -> u64 {
+        self.told.unknown.load(Relaxed)
     }
 
     /// No more requests; waits for the answers to those that are under way.
@@ -97,7 +109,7 @@ fn call(
     begin: Instant,
     period: Duration,
     stop: &AtomicBool,
-    answered: &AtomicU64,
+    told: &Told,
 ) -> Vec<Shot> {
     let address = &plan.addresses[caller as usize % plan.addresses.len()];
     let mut connection = None;
@@ -125,8 +137,9 @@ fn call(
                 connection = (!closing).then_some(http);
                 let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
                 let fault = if answer.status == 200 { fault(&value, &text) } else { None };
-                answered.fetch_add(u64::from(answer.status == 200 && fault.is_none()), Relaxed);
                 let task_id = value["task_id"].as_str().map(str::to_owned);
+                told.answered.fetch_add(u64::from(answer.status == 200 && fault.is_none()), Relaxed);
+                told.unknown.fetch_add(u64::from(answer.status == 503 && task_id.is_some()), Relaxed);
                 Shot { due, latency, outcome: Ok(answer.status), task_id, fault }
             }
             Err(error) => Shot { due, latency, outcome: Err(error.to_string()), task_id: None, fault: None },

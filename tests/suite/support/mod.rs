@@ -1,46 +1,41 @@
 //! What the tests are built from: a broker, the programs, a caller, an auditor. Nothing here knows the product's code.
 
+pub mod admin;
 pub mod audit;
 pub mod broker;
 pub mod http;
 mod janitor;
 pub mod load;
 pub mod program;
+pub mod turn;
+pub mod wire;
 
 use std::{
-    net::TcpListener,
     path::PathBuf,
     process::{Command, Stdio},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use lastcall::devbroker::Settings;
 use nix::{sys::signal::Signal, unistd::Pid};
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use serde_json::{Value, json};
 
 use audit::Audit;
 use broker::Broker;
 use http::{Http, Response};
 use program::{Launch, Program};
+use turn::Turn;
 
 /// How long a program may take to start on a busy machine; no promise, only the end of the patience.
 pub const START: Duration = Duration::from_secs(20);
 
 /// How long a condition that is sure to come is waited for; no promise either.
 pub const SOON: Duration = Duration::from_secs(10);
-
-/// What may run at the same time: tests that measure a bound run alone.
-static MACHINE: RwLock<()> = RwLock::new(());
-
-enum Turn {
-    Shared { _guard: RwLockReadGuard<'static, ()> },
-    Alone { _guard: RwLockWriteGuard<'static, ()> },
-}
 
 enum Kafka {
     Shared(&'static Broker),
@@ -56,28 +51,35 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// For tests that measure no time: others run beside them, on the same broker.
+    /// For most tests: others run beside them, on the same broker.
     pub fn shared(name: &str) -> Rig {
-        let turn = Turn::Shared { _guard: MACHINE.read() };
+        let turn = Turn::shared();
         Rig::new(name, Kafka::Shared(Broker::shared()), Some(turn))
     }
 
-    /// For tests of a bound: nothing else runs meanwhile.
+    /// For tests of a bound of a second or less, and for those that use the whole machine: nothing else runs meanwhile.
     pub fn alone(name: &str) -> Rig {
-        let turn = Turn::Alone { _guard: MACHINE.write() };
+        let turn = Turn::alone();
         Rig::new(name, Kafka::Shared(Broker::shared()), Some(turn))
     }
 
-    /// For tests that stop, freeze or configure the broker: one of their own, and nothing else meanwhile. `arguments` go to
-    /// `scripts/kafka start`.
+    /// For tests that stop, freeze or configure the broker: one of their own. `arguments` go to `scripts/kafka start`.
     pub fn with_own_broker(name: &str, arguments: &[&str]) -> Rig {
-        let turn = Turn::Alone { _guard: MACHINE.write() };
+        let turn = Turn::with_broker();
         Rig::new(name, Kafka::Own(Arc::new(Broker::new(arguments))), Some(turn))
     }
 
-    /// For figures: a broker of its own as it runs in earnest.
+    /// For tests of faults on demand: an embedded broker of their own with so many nodes, whatever the others run against.
+    pub fn with_faults(name: &str, nodes: usize) -> Rig {
+        let turn = Turn::shared();
+        let listen = (0..nodes).map(|_| free_address().parse().expect("an address"));
+        let broker = Broker::with_settings(Settings::new(listen.collect()));
+        Rig::new(name, Kafka::Own(Arc::new(broker)), Some(turn))
+    }
+
+    /// For figures: a real broker of its own as it runs in earnest.
     pub fn for_bench(name: &str) -> Rig {
-        let turn = Turn::Alone { _guard: MACHINE.write() };
+        let turn = Turn::alone();
         Rig::new(name, Kafka::Own(Arc::new(Broker::optimised())), Some(turn))
     }
 
@@ -139,6 +141,11 @@ impl Rig {
         self.launch(id, example("obedient")).env("WORKER_ID", id)
     }
 
+    /// The stand-in for the worker with this defect: see `tests/handlers/faulty`.
+    pub fn faulty_worker(&self, id: &str, fault: &str) -> Launch {
+        self.launch(id, example("faulty")).env("WORKER_ID", id).env("FAULT", fault)
+    }
+
     /// The gateway on a free port.
     pub fn gateway(&self) -> Launch {
         self.gateway_at(&free_address())
@@ -165,10 +172,10 @@ impl Rig {
     }
 }
 
-/// Starts a worker and waits until it says that it takes tasks.
+/// Starts a worker and waits until it takes tasks: then it has told Kafka so, or given up to tell it within a second.
 pub fn started(launch: &Launch) -> Program {
     let worker = launch.start();
-    worker.wait_for_line("sent worker_started notification", START);
+    worker.wait_for_line("worker_started notification", START);
     worker
 }
 
@@ -293,15 +300,9 @@ impl Caller {
     }
 }
 
-/// An address on loopback that nobody listens on. Its port is outside of those that the kernel gives to outgoing
-/// connections, so that it is still free when the program gets to it.
+/// An address on loopback that nobody listens on.
 pub fn free_address() -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let first = std::process::id() * 64;
-    (0..10_000)
-        .map(|_| format!("127.0.0.1:{}", 10_240 + (first + NEXT.fetch_add(1, Relaxed)) % 9_000))
-        .find(|address| TcpListener::bind(address).is_ok())
-        .expect("a free port")
+    lastcall::ports::unused().expect("a free port").to_string()
 }
 
 /// Sends a signal to a process that this one started.
@@ -325,6 +326,19 @@ pub fn eventually_some<T>(limit: Duration, what: &str, mut probe: impl FnMut() -
         assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// A new folder for a test; it is removed with everything else at the end of the run.
+pub fn new_folder(name: &str) -> PathBuf {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let folder = janitor::folder().join(format!("{name}-{}", COUNT.fetch_add(1, Relaxed)));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    folder
+}
+
+/// The stand-in for the worker, for whoever starts it himself.
+pub fn stand_in() -> PathBuf {
+    example("faulty")
 }
 
 /// An example of this package, built in the profile of the tests: `cargo test` names the binaries to a test, but no examples.

@@ -1,0 +1,111 @@
+//! Fetch: what a group-less reader gets.
+//!
+//! Each call answers with what is there now; waiting for more is [`core`](super::core)'s. Every answer is whole: there are no fetch sessions
+//! (KIP-227), which Kafka may refuse as well. Called by the dispatcher.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, LeaderIdAndEpoch, PartitionData};
+use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse};
+
+use super::state::{Caller, State};
+use crate::kafka::ErrorCode;
+
+/// From this version on topics are named by their ids (KIP-516).
+const TOPIC_IDS: i16 = 13;
+
+/// What a fetch found.
+pub(super) struct Found {
+    pub response: FetchResponse,
+    /// Bytes of records, and whether something must be told at once.
+    pub bytes: usize,
+    pub urgent: bool,
+}
+
+impl State {
+    /// Reads every partition that is asked for, as far as the limits go.
+    pub fn fetch(&mut self, caller: &Caller, version: i16, request: &FetchRequest, now: Instant) -> Found {
+        let cap = usize::try_from(self.settings.number("fetch.max.bytes")).unwrap_or(usize::MAX);
+        let mut room = usize::try_from(request.max_bytes).unwrap_or(0).min(cap);
+        let (mut bytes, mut urgent) = (0, false);
+        let mut responses = Vec::new();
+        for topic in &request.topics {
+            let mut partitions = Vec::new();
+            for wanted in &topic.partitions {
+                let name = self.fetched_topic(topic, version);
+                let read = name.and_then(|name| self.read(caller, &name, wanted, room, bytes == 0, now));
+                urgent |= read.is_err();
+                let data = partition_data(wanted, read);
+                let length = data.records.as_ref().map_or(0, Bytes::len);
+                bytes += length;
+                room = room.saturating_sub(length);
+                partitions.push(data);
+            }
+            let answer =
+                FetchableTopicResponse::default().with_topic(topic.topic.clone()).with_topic_id(topic.topic_id);
+            responses.push(answer.with_partitions(partitions));
+        }
+        Found { response: FetchResponse::default().with_responses(responses), bytes, urgent }
+    }
+
+    fn fetched_topic(&self, topic: &FetchTopic, version: i16) -> Result<String, ErrorCode> {
+        if version >= TOPIC_IDS {
+            return self.topic_name(topic.topic_id).ok_or(ErrorCode::UNKNOWN_TOPIC_ID);
+        }
+        Ok(topic.topic.as_str().to_owned())
+    }
+
+    /// The records, and where the log starts and ends.
+    fn read(
+        &mut self,
+        caller: &Caller,
+        topic: &str,
+        wanted: &FetchPartition,
+        room: usize,
+        first: bool,
+        now: Instant,
+    ) -> Result<(Bytes, i64, i64), ErrorCode> {
+        let partition = self.led(topic, wanted.partition, caller.node, now)?;
+        let (start, end, epoch) = (partition.log.start(), partition.log.end(), partition.epoch);
+        if let Some(code) = wrong_epoch(wanted.current_leader_epoch, epoch) {
+            return Err(code);
+        }
+        if !(start..=end).contains(&wanted.fetch_offset) {
+            return Err(ErrorCode::OFFSET_OUT_OF_RANGE);
+        }
+        let limit = usize::try_from(wanted.partition_max_bytes).unwrap_or(0).min(room);
+        // The first records of an answer come whole, however large: a reader would not get past them otherwise (KIP-74).
+        Ok((partition.log.read(wanted.fetch_offset, limit, first), start, end))
+    }
+}
+
+/// Whether the caller knows another leader than there is (KIP-320).
+pub(super) fn wrong_epoch(known: i32, epoch: i32) -> Option<ErrorCode> {
+    match known {
+        -1 => None,
+        known if known < epoch => Some(ErrorCode::FENCED_LEADER_EPOCH),
+        known if known > epoch => Some(ErrorCode::UNKNOWN_LEADER_EPOCH),
+        _ => None,
+    }
+}
+
+fn partition_data(wanted: &FetchPartition, read: Result<(Bytes, i64, i64), ErrorCode>) -> PartitionData {
+    let data = PartitionData::default().with_partition_index(wanted.partition).with_aborted_transactions(None);
+    let nobody = LeaderIdAndEpoch::default().with_leader_id(BrokerId(-1)).with_leader_epoch(-1);
+    let data = data.with_current_leader(nobody).with_preferred_read_replica(BrokerId(-1));
+    match read {
+        Ok((records, start, end)) => data
+            .with_records(Some(records))
+            .with_high_watermark(end)
+            .with_last_stable_offset(end)
+            .with_log_start_offset(start),
+        Err(code) => data
+            .with_error_code(code.0)
+            .with_records(Some(Bytes::new()))
+            .with_high_watermark(-1)
+            .with_last_stable_offset(-1)
+            .with_log_start_offset(-1),
+    }
+}

@@ -1,0 +1,295 @@
+//! Who coordinates what, and insight into groups: FindCoordinator, InitProducerId, ListGroups, ShareGroupDescribe, the offsets of a share
+//! group, DeleteGroups, DescribeCluster.
+//!
+//! Called by the dispatcher. Membership is [`share_group`](super::share_group).
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use kafka_protocol::messages::alter_share_group_offsets_response::{
+    AlterShareGroupOffsetsResponsePartition, AlterShareGroupOffsetsResponseTopic,
+};
+use kafka_protocol::messages::delete_groups_response::DeletableGroupResult;
+use kafka_protocol::messages::describe_cluster_response::DescribeClusterBroker;
+use kafka_protocol::messages::describe_share_group_offsets_request::{
+    DescribeShareGroupOffsetsRequestGroup, DescribeShareGroupOffsetsRequestTopic,
+};
+use kafka_protocol::messages::describe_share_group_offsets_response::{
+    DescribeShareGroupOffsetsResponseGroup, DescribeShareGroupOffsetsResponsePartition,
+    DescribeShareGroupOffsetsResponseTopic,
+};
+use kafka_protocol::messages::find_coordinator_response::Coordinator;
+use kafka_protocol::messages::list_groups_response::ListedGroup;
+use kafka_protocol::messages::share_group_describe_response::{Assignment, DescribedGroup, Member, TopicPartitions};
+use kafka_protocol::messages::{
+    AlterShareGroupOffsetsRequest, AlterShareGroupOffsetsResponse, BrokerId, DeleteGroupsRequest, DeleteGroupsResponse,
+    DescribeClusterResponse, DescribeShareGroupOffsetsRequest, DescribeShareGroupOffsetsResponse,
+    FindCoordinatorRequest, FindCoordinatorResponse, InitProducerIdRequest, InitProducerIdResponse, ListGroupsResponse,
+    ProducerId, ShareGroupDescribeRequest, ShareGroupDescribeResponse,
+};
+use kafka_protocol::protocol::StrBytes;
+use uuid::Uuid;
+
+use super::produce::topic_name;
+use super::share_group::Group;
+use super::share_partition::SharePartition;
+use super::state::{Caller, State};
+use crate::kafka::ErrorCode;
+
+/// From this version on FindCoordinator asks for several at once (KIP-699).
+const SEVERAL: i16 = 4;
+/// Key types of FindCoordinator: groups and transactions. Share state (2) is for brokers.
+const KEY_TYPES: std::ops::RangeInclusive<i8> = 0..=1;
+
+impl State {
+    /// FindCoordinator.
+    pub fn find_coordinator(&self, version: i16, request: &FindCoordinatorRequest) -> FindCoordinatorResponse {
+        let find = |key: &StrBytes| {
+            let id = self.coordinator(key.as_str());
+            let found = Coordinator::default().with_key(key.clone()).with_error_message(None);
+            match self.node(id) {
+                Some(address) if KEY_TYPES.contains(&request.key_type) => found
+                    .with_node_id(BrokerId(id))
+                    .with_host(StrBytes::from_string(address.ip().to_string()))
+                    .with_port(address.port().into()),
+                _ => found.with_error_code(ErrorCode::INVALID_REQUEST.0).with_node_id(BrokerId(-1)).with_port(-1),
+            }
+        };
+        if version >= SEVERAL {
+            let coordinators = request.coordinator_keys.iter().map(find);
+            return FindCoordinatorResponse::default().with_coordinators(coordinators.collect());
+        }
+        let found = find(&request.key);
+        FindCoordinatorResponse::default()
+            .with_error_code(found.error_code)
+            .with_node_id(found.node_id)
+            .with_host(found.host)
+            .with_port(found.port)
+            .with_error_message(None)
+    }
+
+    /// InitProducerId, for producers without transactions.
+    pub fn init_producer_id(&mut self, request: &InitProducerIdRequest) -> InitProducerIdResponse {
+        let refused = InitProducerIdResponse::default().with_producer_id(ProducerId(-1)).with_producer_epoch(-1);
+        if request.transactional_id.is_some() {
+            return refused.with_error_code(ErrorCode::INVALID_REQUEST.0);
+        }
+        let id = self.next_producer_id;
+        self.next_producer_id += 1;
+        InitProducerIdResponse::default().with_producer_id(ProducerId(id)).with_producer_epoch(0)
+    }
+
+    /// DescribeCluster.
+    pub fn describe_cluster(&self) -> DescribeClusterResponse {
+        let brokers = self.node_ids().zip(&self.nodes).map(|(id, address)| {
+            DescribeClusterBroker::default()
+                .with_broker_id(BrokerId(id))
+                .with_host(StrBytes::from_string(address.ip().to_string()))
+                .with_port(address.port().into())
+        });
+        DescribeClusterResponse::default()
+            .with_cluster_id(StrBytes::from_string(self.cluster_id.clone()))
+            .with_controller_id(BrokerId(1))
+            .with_brokers(brokers.collect())
+            .with_error_message(None)
+            .with_cluster_authorized_operations(i32::MIN)
+    }
+
+    /// ListGroups.
+    pub fn list_groups(&self) -> ListGroupsResponse {
+        let groups = self.groups.iter().map(|(id, group)| {
+            ListedGroup::default()
+                .with_group_id(group_id(id))
+                .with_protocol_type(StrBytes::from_static_str("share"))
+                .with_group_state(StrBytes::from_static_str(group_state(group)))
+                .with_group_type(StrBytes::from_static_str("share"))
+        });
+        ListGroupsResponse::default().with_groups(groups.collect())
+    }
+
+    /// ShareGroupDescribe.
+    pub fn describe_share_groups(
+        &mut self,
+        caller: &Caller,
+        request: &ShareGroupDescribeRequest,
+        now: Instant,
+    ) -> ShareGroupDescribeResponse {
+        let groups = request.group_ids.iter().map(|id| {
+            let described = DescribedGroup::default().with_group_id(id.clone()).with_error_message(None);
+            let described = described.with_authorized_operations(i32::MIN);
+            match self.check_coordinator(id.as_str(), caller.node, now) {
+                Err(code) => described.with_error_code(code.0),
+                Ok(()) => match self.groups.get(id.as_str()) {
+                    None => described.with_error_code(ErrorCode::GROUP_ID_NOT_FOUND.0),
+                    Some(group) => described
+                        .with_group_state(StrBytes::from_static_str(group_state(group)))
+                        .with_group_epoch(group.epoch)
+                        .with_assignment_epoch(group.epoch)
+                        .with_assignor_name(StrBytes::from_static_str("simple"))
+                        .with_members(self.described_members(group)),
+                },
+            }
+        });
+        ShareGroupDescribeResponse::default().with_groups(groups.collect())
+    }
+
+    fn described_members(&self, group: &Group) -> Vec<Member> {
+        let members = group.members.iter().map(|(id, member)| {
+            let mut topics: BTreeMap<Uuid, Vec<i32>> = BTreeMap::new();
+            member.assigned.iter().for_each(|(topic, index)| topics.entry(*topic).or_default().push(*index));
+            let topics = topics.into_iter().map(|(topic, indexes)| {
+                let name = self.topic_name(topic).unwrap_or_default();
+                TopicPartitions::default()
+                    .with_topic_id(topic)
+                    .with_topic_name(topic_name(&name))
+                    .with_partitions(indexes)
+            });
+            Member::default()
+                .with_member_id(StrBytes::from_string(id.clone()))
+                .with_rack_id(None)
+                .with_member_epoch(member.epoch)
+                .with_client_id(StrBytes::from_string(member.client.clone()))
+                .with_client_host(StrBytes::from_static_str("/127.0.0.1"))
+                .with_subscribed_topic_names(member.subscribed.iter().map(|name| topic_name(name)).collect())
+                .with_assignment(Assignment::default().with_topic_partitions(topics.collect()))
+        });
+        members.collect()
+    }
+
+    /// DescribeShareGroupOffsets: how far groups are; and, in the order of the partitions, how much they have left (KIP-1226).
+    pub fn describe_share_group_offsets(
+        &mut self,
+        caller: &Caller,
+        request: &DescribeShareGroupOffsetsRequest,
+        now: Instant,
+    ) -> (DescribeShareGroupOffsetsResponse, Vec<i64>) {
+        let mut lags = Vec::new();
+        let groups = request.groups.iter().map(|wanted| {
+            let answer = DescribeShareGroupOffsetsResponseGroup::default()
+                .with_group_id(wanted.group_id.clone())
+                .with_error_message(None);
+            match self.share_offsets(caller, wanted, now, &mut lags) {
+                Ok(topics) => answer.with_topics(topics),
+                Err(code) => answer.with_error_code(code.0),
+            }
+        });
+        let answer = DescribeShareGroupOffsetsResponse::default().with_groups(groups.collect());
+        (answer, lags)
+    }
+
+    fn share_offsets(
+        &mut self,
+        caller: &Caller,
+        wanted: &DescribeShareGroupOffsetsRequestGroup,
+        now: Instant,
+        lags: &mut Vec<i64>,
+    ) -> Result<Vec<DescribeShareGroupOffsetsResponseTopic>, ErrorCode> {
+        self.check_coordinator(wanted.group_id.as_str(), caller.node, now)?;
+        // A group that is not there has begun nothing.
+        let group = self.groups.get(wanted.group_id.as_str());
+        let all = || {
+            let keys = group.into_iter().flat_map(|group| group.partitions.keys());
+            let keys = keys.filter_map(|(topic, index)| Some((self.topic_name(*topic)?, *index)));
+            keys.map(|(name, index)| {
+                DescribeShareGroupOffsetsRequestTopic::default()
+                    .with_topic_name(topic_name(&name))
+                    .with_partitions(vec![index])
+            })
+        };
+        let topics = wanted.topics.clone().unwrap_or_else(|| all().collect());
+        let answers = topics.into_iter().map(|topic| {
+            let found = self.topics.get(topic.topic_name.as_str());
+            let partitions = topic.partitions.iter().map(|index| {
+                let answer = DescribeShareGroupOffsetsResponsePartition::default()
+                    .with_partition_index(*index)
+                    .with_start_offset(-1)
+                    .with_error_message(None);
+                let progress = found.and_then(|topic| group?.partitions.get(&(topic.id, *index)));
+                let end = found
+                    .and_then(|topic| topic.partitions.get(usize::try_from(*index).ok()?))
+                    .map(|partition| partition.log.end());
+                lags.push(progress.zip(end).map_or(-1, |(progress, end)| progress.lag(end)));
+                if found.is_none() {
+                    return answer.with_error_code(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION.0);
+                }
+                answer.with_start_offset(progress.map_or(-1, SharePartition::start))
+            });
+            DescribeShareGroupOffsetsResponseTopic::default()
+                .with_topic_id(found.map_or(Uuid::nil(), |topic| topic.id))
+                .with_partitions(partitions.collect())
+                .with_topic_name(topic.topic_name)
+        });
+        Ok(answers.collect())
+    }
+
+    /// AlterShareGroupOffsets: where a group without members goes on.
+    pub fn alter_share_group_offsets(
+        &mut self,
+        caller: &Caller,
+        request: &AlterShareGroupOffsetsRequest,
+        now: Instant,
+    ) -> AlterShareGroupOffsetsResponse {
+        let answer = AlterShareGroupOffsetsResponse::default().with_error_message(None);
+        let id = request.group_id.as_str();
+        let checked = self.check_coordinator(id, caller.node, now).and_then(|()| match self.groups.get_mut(id) {
+            None => Err(ErrorCode::GROUP_ID_NOT_FOUND),
+            Some(group) if !group.members.is_empty() => Err(ErrorCode::NON_EMPTY_GROUP),
+            Some(group) => Ok(group),
+        });
+        let group = match checked {
+            Ok(group) => group,
+            Err(code) => return answer.with_error_code(code.0),
+        };
+        let responses = request.topics.iter().map(|topic| {
+            let found = self.topics.get(topic.topic_name.as_str());
+            let partitions = topic.partitions.iter().map(|wanted| {
+                let index = wanted.partition_index;
+                let exists =
+                    found.filter(|topic| usize::try_from(index).is_ok_and(|index| index < topic.partitions.len()));
+                let answer = AlterShareGroupOffsetsResponsePartition::default().with_partition_index(index);
+                match exists {
+                    Some(topic) => {
+                        group.partitions.insert((topic.id, index), SharePartition::new(wanted.start_offset));
+                        answer.with_error_message(None)
+                    }
+                    None => answer.with_error_code(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION.0),
+                }
+            });
+            AlterShareGroupOffsetsResponseTopic::default()
+                .with_partitions(partitions.collect())
+                .with_topic_id(found.map_or(Uuid::nil(), |topic| topic.id))
+                .with_topic_name(topic.topic_name.clone())
+        });
+        answer.with_responses(responses.collect())
+    }
+
+    /// DeleteGroups: forgets groups without members, and how far they were.
+    pub fn delete_groups(
+        &mut self,
+        caller: &Caller,
+        request: &DeleteGroupsRequest,
+        now: Instant,
+    ) -> DeleteGroupsResponse {
+        let results = request.groups_names.iter().map(|id| {
+            let deleted = self.check_coordinator(id.as_str(), caller.node, now).and_then(|()| {
+                let group = self.groups.get(id.as_str()).ok_or(ErrorCode::GROUP_ID_NOT_FOUND)?;
+                if group.members.is_empty() { Ok(()) } else { Err(ErrorCode::NON_EMPTY_GROUP) }
+            });
+            if deleted.is_ok() {
+                self.groups.remove(id.as_str());
+            }
+            DeletableGroupResult::default()
+                .with_group_id(id.clone())
+                .with_error_code(deleted.err().map_or(0, |code| code.0))
+        });
+        DeleteGroupsResponse::default().with_results(results.collect())
+    }
+}
+
+fn group_state(group: &Group) -> &'static str {
+    if group.members.is_empty() { "Empty" } else { "Stable" }
+}
+
+fn group_id(id: &str) -> kafka_protocol::messages::GroupId {
+    kafka_protocol::messages::GroupId(StrBytes::from_string(id.to_owned()))
+}

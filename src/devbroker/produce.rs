@@ -1,0 +1,170 @@
+//! Produce: batches into the logs.
+//!
+//! Called by the dispatcher.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
+use kafka_protocol::messages::produce_response::{LeaderIdAndEpoch, PartitionProduceResponse, TopicProduceResponse};
+use kafka_protocol::messages::{BrokerId, ProduceRequest, ProduceResponse, TopicName};
+use kafka_protocol::protocol::StrBytes;
+
+use super::batch::Batch;
+use super::state::{Caller, State};
+use crate::kafka::ErrorCode;
+
+/// From this version on topics are named by their ids (KIP-516).
+const TOPIC_IDS: i16 = 13;
+
+impl State {
+    /// Appends each partition's batch; each has its own outcome.
+    pub fn produce(
+        &mut self,
+        caller: &Caller,
+        version: i16,
+        request: &ProduceRequest,
+        now: Instant,
+        now_ms: i64,
+    ) -> ProduceResponse {
+        let responses = request.topic_data.iter().map(|topic| {
+            let name = self.produced_topic(topic, version);
+            let partitions = topic.partition_data.iter().map(|partition| {
+                let index = partition.index;
+                let appended = name.clone().and_then(|name| {
+                    check_acks(request.acks)?;
+                    self.append(caller, &name, partition, now, now_ms)
+                });
+                self.produced(name.as_deref().unwrap_or_default(), index, appended)
+            });
+            let partitions = partitions.collect();
+            TopicProduceResponse::default()
+                .with_name(topic.name.clone())
+                .with_topic_id(topic.topic_id)
+                .with_partition_responses(partitions)
+        });
+        ProduceResponse::default().with_responses(responses.collect())
+    }
+
+    fn produced_topic(&self, topic: &TopicProduceData, version: i16) -> Result<String, ErrorCode> {
+        if version >= TOPIC_IDS {
+            return self.topic_name(topic.topic_id).ok_or(ErrorCode::UNKNOWN_TOPIC_ID);
+        }
+        Ok(topic.name.as_str().to_owned())
+    }
+
+    /// The offset and, where the broker's time counts, the time of the batch.
+    fn append(
+        &mut self,
+        caller: &Caller,
+        topic: &str,
+        data: &PartitionProduceData,
+        now: Instant,
+        now_ms: i64,
+    ) -> Result<(i64, i64), ErrorCode> {
+        self.led(topic, data.index, caller.node, now)?;
+        let limit = usize::try_from(self.topic_number(topic, "max.message.bytes")).unwrap_or(usize::MAX);
+        let segment = usize::try_from(self.topic_number(topic, "segment.bytes")).unwrap_or(usize::MAX);
+        let mut batch = Batch::of_request(data.records.as_ref().unwrap_or(&Bytes::new()), limit)?;
+        if batch.bytes().len() > segment {
+            return Err(ErrorCode::RECORD_LIST_TOO_LARGE);
+        }
+        if batch.is_compressed() && self.topic_text(topic, "compression.type") == "uncompressed" {
+            batch = batch.uncompressed()?;
+        }
+        let broker_time = self.topic_text(topic, "message.timestamp.type") == "LogAppendTime";
+        if !broker_time {
+            self.check_time(topic, batch.max_timestamp(), now_ms)?;
+        }
+        let known = batch.mark().map(|mark| (mark, self.led(topic, data.index, caller.node, now)));
+        if let Some((mark, partition)) = known
+            && let partition = partition?
+            && let Some(offset) = partition.sequences.check(mark)?
+        {
+            return Ok((offset, partition.log.time_of(offset)));
+        }
+        if self.bytes() + batch.bytes().len() > self.settings.memory_limit {
+            return Err(ErrorCode::KAFKA_STORAGE_ERROR);
+        }
+        let partition = self.led(topic, data.index, caller.node, now)?;
+        let stamp = broker_time.then_some(now_ms);
+        let offset = partition.log.append(&batch, partition.epoch, stamp);
+        if let Some(mark) = batch.mark() {
+            partition.sequences.remember(mark, offset);
+        }
+        Ok((offset, stamp.unwrap_or(-1)))
+    }
+
+    fn check_time(&self, topic: &str, time: i64, now_ms: i64) -> Result<(), ErrorCode> {
+        let (before, after) = ("message.timestamp.before.max.ms", "message.timestamp.after.max.ms");
+        let oldest = now_ms.saturating_sub(self.topic_number(topic, before));
+        let newest = now_ms.saturating_add(self.topic_number(topic, after));
+        // -1 is "no time", which has no limits.
+        if time != -1 && !(oldest..=newest).contains(&time) { Err(ErrorCode::INVALID_TIMESTAMP) } else { Ok(()) }
+    }
+
+    fn produced(&self, topic: &str, index: i32, appended: Result<(i64, i64), ErrorCode>) -> PartitionProduceResponse {
+        let answer = PartitionProduceResponse::default().with_index(index);
+        let partitions = self.topics.get(topic).map(|topic| &topic.partitions);
+        let partition = partitions.zip(usize::try_from(index).ok()).and_then(|(all, index)| all.get(index));
+        match appended {
+            Ok((offset, time)) => answer
+                .with_base_offset(offset)
+                .with_log_append_time_ms(time)
+                .with_log_start_offset(partition.map_or(-1, |partition| partition.log.start())),
+            Err(code) => {
+                let leader = partition.map_or((-1, -1), |partition| (partition.leader, partition.epoch));
+                let leader = LeaderIdAndEpoch::default().with_leader_id(BrokerId(leader.0)).with_leader_epoch(leader.1);
+                answer
+                    .with_error_code(code.0)
+                    .with_base_offset(-1)
+                    .with_log_append_time_ms(-1)
+                    .with_log_start_offset(-1)
+                    .with_current_leader(leader)
+            }
+        }
+    }
+}
+
+fn check_acks(acks: i16) -> Result<(), ErrorCode> {
+    if (-1..=1).contains(&acks) { Ok(()) } else { Err(ErrorCode::INVALID_REQUIRED_ACKS) }
+}
+
+/// A topic's name as the codec has it.
+pub(super) fn topic_name(name: &str) -> TopicName {
+    TopicName(StrBytes::from_string(name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::super::batch::tests::batch_of;
+    use super::super::settings::{Settings, Values};
+    use super::*;
+
+    const CALLER: Caller = Caller { node: 1, connection: 1, refuses: None };
+
+    fn send(state: &mut State, records: Bytes) -> (i16, i64) {
+        let partition = PartitionProduceData::default().with_records(Some(records));
+        let topic = TopicProduceData::default().with_name(topic_name("t")).with_partition_data(vec![partition]);
+        let request = ProduceRequest::default().with_acks(-1).with_topic_data(vec![topic]);
+        let answer = state.produce(&CALLER, 7, &request, Instant::now(), 0);
+        let done = &answer.responses[0].partition_responses[0];
+        (done.error_code, done.base_offset)
+    }
+
+    #[test]
+    fn a_full_store_takes_nothing_until_there_is_room() {
+        let batch = batch_of(1, -1, -1, 0);
+        let mut settings = Settings::new(Vec::new());
+        settings.memory_limit = batch.len() * 2;
+        let mut state = State::new(settings, vec![SocketAddr::from(([127, 0, 0, 1], 9092))]);
+        state.create_topic("t", 1, Values::default());
+        assert_eq!([send(&mut state, batch.clone()), send(&mut state, batch.clone())], [(0, 0), (0, 1)]);
+        assert_eq!(send(&mut state, batch.clone()).0, ErrorCode::KAFKA_STORAGE_ERROR.0);
+        let log = state.led("t", 0, 1, Instant::now()).map(|partition| &mut partition.log);
+        log.expect("led").delete_before(1);
+        assert_eq!(send(&mut state, batch), (0, 2));
+    }
+}

@@ -1,0 +1,174 @@
+//! Sockets and threads of the broker: a listener for each node, a thread for each connection, a timer.
+//!
+//! One [`Server`] is one life of the broker: what it knows is in the [`Core`], which outlives it. Called by [`Broker`](super::Broker).
+
+use std::collections::HashMap;
+use std::io::{self, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use socket2::SockRef;
+
+use super::core::{Core, Reply};
+use super::state::Caller;
+use crate::stop::Stop;
+use crate::threads::{self, Thread};
+
+/// Connections at once; more are closed at once.
+const MOST_CONNECTIONS: usize = 2000;
+
+/// See the module documentation.
+pub(super) struct Server {
+    shared: Arc<Shared>,
+    listeners: Vec<(TcpListener, Thread)>,
+    timer: Thread,
+}
+
+struct Shared {
+    core: Arc<Core>,
+    stop: Stop,
+    /// Told when a thread dies.
+    died: Stop,
+    connections: Mutex<Connections>,
+}
+
+#[derive(Default)]
+struct Connections {
+    /// Counts all there ever were.
+    last: u64,
+    open: HashMap<u64, (TcpStream, Thread)>,
+}
+
+impl Server {
+    /// Listens and answers. The nodes are those of these listeners, in their order. `died` is triggered when a thread dies.
+    ///
+    /// # Errors
+    /// A listener that cannot be used.
+    pub fn start(core: &Arc<Core>, listeners: Vec<TcpListener>, died: &Stop) -> io::Result<Self> {
+        let accepting = listeners.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>()?;
+        let (stop, died) = (Stop::new(), died.clone());
+        let shared = Shared { core: Arc::clone(core), stop, died: died.clone(), connections: Mutex::default() };
+        let shared = Arc::new(shared);
+        let timer = {
+            let shared = Arc::clone(&shared);
+            threads::spawn("devbroker-timer", died.clone(), move || {
+                shared.core.keep_time(&shared.stop);
+                Ok::<(), io::Error>(())
+            })
+        };
+        let mut server = Self { shared: Arc::clone(&shared), listeners: Vec::new(), timer };
+        for ((node, listener), accepting) in (1..).zip(listeners).zip(accepting) {
+            let shared = Arc::clone(&shared);
+            let thread = threads::spawn(&format!("devbroker-{node}"), died.clone(), move || {
+                shared.accept(&accepting, node);
+                Ok::<(), io::Error>(())
+            });
+            server.listeners.push((listener, thread));
+        }
+        Ok(server)
+    }
+
+    /// Ends as a killed process does: all sockets are closed at once. Returns when every thread has ended.
+    pub fn end(self) {
+        self.shared.stop.trigger();
+        self.shared.core.end();
+        for (listener, _) in &self.listeners {
+            // Wakes the thread that waits for a connection (shutdown(2) on Linux).
+            let _ = SockRef::from(listener).shutdown(Shutdown::Both);
+        }
+        // A thread that did not end well has logged it.
+        for (listener, thread) in self.listeners {
+            let _ = thread.join();
+            drop(listener);
+        }
+        let open = std::mem::take(&mut self.shared.connections.lock().open);
+        for (socket, _) in open.values() {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        for (_, thread) in open.into_values() {
+            let _ = thread.join();
+        }
+        let _ = self.timer.join();
+    }
+}
+
+impl Shared {
+    fn accept(self: &Arc<Self>, listener: &TcpListener, node: i32) {
+        while !self.stop.is_triggered() {
+            match listener.accept() {
+                Ok((socket, _)) => self.open(socket, node),
+                // Out of files, or the caller was gone before it was taken: the next one may do better.
+                Err(_) if !self.stop.is_triggered() => drop(self.stop.sleep(std::time::Duration::from_millis(10))),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// A thread for a connection; those of connections that ended are joined on the way.
+    fn open(self: &Arc<Self>, socket: TcpStream, node: i32) {
+        let mut connections = self.connections.lock();
+        let ended: Vec<u64> =
+            connections.open.iter().filter(|(_, (_, thread))| thread.is_finished()).map(|(id, _)| *id).collect();
+        let ended: Vec<_> = ended.into_iter().filter_map(|id| connections.open.remove(&id)).collect();
+        connections.last += 1;
+        let id = connections.last;
+        // Dropping the socket closes it.
+        if let (Ok(handle), true) = (socket.try_clone(), connections.open.len() < MOST_CONNECTIONS) {
+            let shared = Arc::clone(self);
+            let thread = threads::spawn(&format!("broker-{:x}", id & 0xffff_ffff), self.died.clone(), move || {
+                // The peer has gone, or has sent what is no request: the connection is over either way.
+                let _ = shared.serve(&socket, Caller { node, connection: id, refuses: None });
+                let _ = socket.shutdown(Shutdown::Both);
+                shared.core.disconnected(id);
+                Ok::<(), io::Error>(())
+            });
+            connections.open.insert(id, (handle, thread));
+        }
+        drop(connections);
+        for (_, thread) in ended {
+            let _ = thread.join();
+        }
+    }
+
+    /// One request after the other, each answered before the next is read: answers come in the order of their requests.
+    fn serve(&self, socket: &TcpStream, caller: Caller) -> io::Result<()> {
+        socket.set_nodelay(true)?;
+        let largest = usize::try_from(self.core.state.lock().settings.number("socket.request.max.bytes"));
+        let largest = largest.unwrap_or(usize::MAX);
+        let mut reader = BufReader::with_capacity(16 << 10, socket);
+        let mut writer = socket;
+        loop {
+            let frame = read_frame(&mut reader, largest)?;
+            match self.core.answer(caller, frame) {
+                Reply::Answer(frame, times) => (0..times).try_for_each(|_| writer.write_all(&frame))?,
+                Reply::Nothing => {}
+                Reply::Close => return Ok(()),
+            }
+        }
+    }
+}
+
+fn read_frame(reader: &mut impl Read, largest: usize) -> io::Result<Bytes> {
+    let mut length = [0; 4];
+    reader.read_exact(&mut length)?;
+    let length = usize::try_from(i32::from_be_bytes(length)).ok().filter(|length| *length <= largest);
+    let length = length.ok_or(io::ErrorKind::InvalidData)?;
+    // Grows with what comes, so that a false length claims no memory.
+    let mut frame = Vec::with_capacity(length.min(1 << 20));
+    reader.take(length as u64).read_to_end(&mut frame)?;
+    if frame.len() < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(frame.into()) }
+}
+
+/// Binds an address of this machine's loopback.
+///
+/// # Errors
+/// The address is not of the loopback, or in use.
+pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    if !address.ip().is_loopback() {
+        let why = "is no loopback address; the embedded broker has no protection and listens on this machine only";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    TcpListener::bind(address)
+}

@@ -1,0 +1,311 @@
+//! The settings of the broker, its topics and its groups: Kafka's names, Kafka's defaults, Kafka's limits.
+//!
+//! Tables and the rules for values; what a setting does is decided where it is used. Called by everything in this folder, and by whoever
+//! starts a broker.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Records that a broker keeps in memory unless told otherwise, in bytes.
+pub const MEMORY_LIMIT: usize = 512 << 20;
+
+/// How an embedded broker is started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where its nodes listen, one address each; port 0 takes a free one. Addresses of this machine's loopback only.
+    pub listen: Vec<SocketAddr>,
+    /// Bytes of records that it keeps; when they are full, it answers as a Kafka whose disk is full.
+    pub memory_limit: usize,
+    /// The level of the feature `share.version`, 2 in Kafka 4.4; 0 is a cluster with share groups switched off.
+    pub share_version: i16,
+    /// Settings of the broker that differ from Kafka's defaults.
+    overrides: BTreeMap<String, String>,
+}
+
+impl Settings {
+    /// Kafka's defaults, on these addresses.
+    pub fn new(listen: Vec<SocketAddr>) -> Self {
+        Self { listen, memory_limit: MEMORY_LIMIT, share_version: 2, overrides: BTreeMap::new() }
+    }
+
+    /// Sets one setting of the broker, by Kafka's name.
+    ///
+    /// # Errors
+    /// What is wrong, when the broker has no such setting or does not take the value.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let known = BROKER.iter().find(|known| known.0 == name);
+        let Some((_, default)) = known else { return Err(format!("the embedded broker has no setting {name}")) };
+        if !default.is_empty() && default.parse::<i64>().is_ok() != value.parse::<i64>().is_ok() {
+            return Err(format!("{name} is {value:?}; expected a value such as {default}"));
+        }
+        self.overrides.insert(name.to_owned(), value.to_owned());
+        Ok(())
+    }
+
+    /// The value of a broker's setting; empty when it has none.
+    pub(super) fn text(&self, name: &str) -> &str {
+        let default = || BROKER.iter().find(|known| known.0 == name).map_or("", |known| known.1);
+        self.overrides.get(name).map_or_else(default, String::as_str)
+    }
+
+    /// The value of a broker's setting that is a number; 0 when it has none.
+    pub(super) fn number(&self, name: &str) -> i64 {
+        self.text(name).parse().unwrap_or(0)
+    }
+
+    /// The value of a broker's setting that is a number of milliseconds.
+    pub(super) fn duration(&self, name: &str) -> Duration {
+        milliseconds(self.number(name))
+    }
+}
+
+/// A time of the protocol; below 0 is none.
+pub(super) fn milliseconds(number: i64) -> Duration {
+    Duration::from_millis(u64::try_from(number).unwrap_or(0))
+}
+
+/// The broker's settings that have an effect here or that its users' tests set, with Kafka's defaults.
+const BROKER: &[(&str, &str)] = &[
+    ("advertised.listeners", ""),
+    ("auto.create.topics.enable", "true"),
+    // One node that never fails over: taken, and without effect.
+    ("broker.session.timeout.ms", "9000"),
+    ("default.replication.factor", "1"),
+    ("fetch.max.bytes", "57671680"),
+    ("group.share.assignment.interval.ms", "1000"),
+    ("group.share.delivery.count.limit", "5"),
+    ("group.share.heartbeat.interval.ms", "5000"),
+    ("group.share.max.assignment.interval.ms", "15000"),
+    ("group.share.max.delivery.count.limit", "10"),
+    ("group.share.max.heartbeat.interval.ms", "15000"),
+    ("group.share.max.partition.max.record.locks", "4000"),
+    ("group.share.max.record.lock.duration.ms", "60000"),
+    ("group.share.max.session.timeout.ms", "60000"),
+    ("group.share.max.share.sessions", "2000"),
+    ("group.share.max.size", "200"),
+    ("group.share.min.assignment.interval.ms", "0"),
+    ("group.share.min.delivery.count.limit", "2"),
+    ("group.share.min.heartbeat.interval.ms", "5000"),
+    ("group.share.min.partition.max.record.locks", "100"),
+    ("group.share.min.record.lock.duration.ms", "15000"),
+    ("group.share.min.session.timeout.ms", "45000"),
+    ("group.share.partition.max.record.locks", "2000"),
+    ("group.share.record.lock.duration.ms", "30000"),
+    ("group.share.session.timeout.ms", "45000"),
+    ("log.retention.check.interval.ms", "300000"),
+    ("log.retention.ms", "604800000"),
+    ("message.max.bytes", "1048588"),
+    ("min.insync.replicas", "1"),
+    ("num.partitions", "1"),
+    ("socket.request.max.bytes", "104857600"),
+];
+
+/// What a value of a topic's or a group's setting may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    /// A whole number in these bounds.
+    Number(i64, i64),
+    /// A whole number between the values of two settings of the broker.
+    Between(&'static str, &'static str),
+    /// `true` or `false`.
+    Boolean,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+    /// `earliest`, `latest` or `by_duration:` and an ISO 8601 duration.
+    Reset,
+    /// Anything.
+    Text,
+}
+
+/// A setting of a topic or a group.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// Kafka's default, unless `broker` names a setting of the broker, whose value it is then.
+    default: &'static str,
+    broker: &'static str,
+}
+
+impl Known {
+    /// The value where nobody set one.
+    pub fn default<'a>(&self, settings: &'a Settings) -> &'a str {
+        if self.broker.is_empty() { self.default } else { settings.text(self.broker) }
+    }
+
+    /// Whether its value is a list.
+    pub fn is_list(&self) -> bool {
+        self.name == "cleanup.policy" || self.name.ends_with("throttled.replicas")
+    }
+
+    /// Whether the setting takes this value.
+    pub fn takes(&self, value: &str, settings: &Settings) -> bool {
+        let within = |least: i64, most: i64| value.parse().is_ok_and(|number: i64| (least..=most).contains(&number));
+        match self.kind {
+            Kind::Number(least, most) => within(least, most),
+            Kind::Between(least, most) => within(settings.number(least), settings.number(most)),
+            Kind::Boolean => matches!(value, "true" | "false"),
+            Kind::OneOf(words) => value.split(',').all(|word| words.contains(&word.trim())),
+            Kind::Reset => matches!(value, "earliest" | "latest") || value.starts_with("by_duration:P"),
+            Kind::Text => true,
+        }
+    }
+}
+
+const fn own(name: &'static str, kind: Kind, default: &'static str) -> Known {
+    Known { name, kind, default, broker: "" }
+}
+
+const fn follows(name: &'static str, kind: Kind, broker: &'static str) -> Known {
+    Known { name, kind, default: "", broker }
+}
+
+const ANY: Kind = Kind::Number(i64::MIN, i64::MAX);
+const NATURAL: Kind = Kind::Number(0, i64::MAX);
+const COUNT: Kind = Kind::Number(1, i32::MAX as i64);
+const INT: Kind = Kind::Number(0, i32::MAX as i64);
+const SINCE_MINUS_1: Kind = Kind::Number(-1, i64::MAX);
+const SINCE_MINUS_2: Kind = Kind::Number(-2, i64::MAX);
+
+/// The settings of a topic (Kafka 4.4, `TopicConfig`). Those that have an effect: compression.type, max.message.bytes, message.timestamp.*,
+/// retention.*; the others are kept and told.
+pub(super) const TOPIC: &[Known] = &[
+    own("cleanup.policy", Kind::OneOf(&["delete", "compact"]), "delete"),
+    own("compression.gzip.level", Kind::Number(-1, 9), "-1"),
+    own("compression.lz4.level", Kind::Number(1, 17), "9"),
+    own("compression.type", Kind::OneOf(&["uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"]), "producer"),
+    own("compression.zstd.level", Kind::Number(-131_072, 22), "3"),
+    own("delete.retention.ms", NATURAL, "86400000"),
+    own("errors.deadletterqueue.group.enable", Kind::Boolean, "false"),
+    own("file.delete.delay.ms", NATURAL, "60000"),
+    own("flush.messages", Kind::Number(1, i64::MAX), "9223372036854775807"),
+    own("flush.ms", NATURAL, "9223372036854775807"),
+    own("follower.replication.throttled.replicas", Kind::Text, ""),
+    own("index.interval.bytes", INT, "4096"),
+    own("leader.replication.throttled.replicas", Kind::Text, ""),
+    own("local.retention.bytes", SINCE_MINUS_2, "-2"),
+    own("local.retention.ms", SINCE_MINUS_2, "-2"),
+    own("max.compaction.lag.ms", Kind::Number(1, i64::MAX), "9223372036854775807"),
+    own("max.decompressed.message.bytes", INT, "2147483639"),
+    follows("max.message.bytes", INT, "message.max.bytes"),
+    own("message.timestamp.after.max.ms", NATURAL, "3600000"),
+    own("message.timestamp.before.max.ms", NATURAL, "9223372036854775807"),
+    own("message.timestamp.type", Kind::OneOf(&["CreateTime", "LogAppendTime"]), "CreateTime"),
+    own("min.cleanable.dirty.ratio", Kind::Text, "0.5"),
+    own("min.compaction.lag.ms", NATURAL, "0"),
+    follows("min.insync.replicas", COUNT, "min.insync.replicas"),
+    own("preallocate", Kind::Boolean, "false"),
+    own("remote.copy.lag.bytes", SINCE_MINUS_2, "-1"),
+    own("remote.copy.lag.ms", SINCE_MINUS_2, "0"),
+    own("remote.log.copy.disable", Kind::Boolean, "false"),
+    own("remote.log.delete.on.disable", Kind::Boolean, "false"),
+    own("remote.storage.enable", Kind::Boolean, "false"),
+    own("retention.bytes", ANY, "-1"),
+    follows("retention.ms", SINCE_MINUS_1, "log.retention.ms"),
+    own("segment.bytes", Kind::Number(1 << 20, i32::MAX as i64), "1073741824"),
+    own("segment.index.bytes", Kind::Number(4, i32::MAX as i64), "10485760"),
+    own("segment.jitter.ms", NATURAL, "0"),
+    own("segment.ms", Kind::Number(1, i64::MAX), "604800000"),
+    own("unclean.leader.election.enable", Kind::Boolean, "false"),
+];
+
+/// The settings of a group (Kafka 4.4, `GroupConfig`) that concern share groups.
+pub(super) const GROUP: &[Known] = &[
+    own("errors.deadletterqueue.copy.record.enable", Kind::Boolean, "false"),
+    own("errors.deadletterqueue.topic.name", Kind::Text, ""),
+    follows(
+        "share.assignment.interval.ms",
+        Kind::Between("group.share.min.assignment.interval.ms", "group.share.max.assignment.interval.ms"),
+        "group.share.assignment.interval.ms",
+    ),
+    own("share.auto.offset.reset", Kind::Reset, "latest"),
+    follows(
+        "share.delivery.count.limit",
+        Kind::Between("group.share.min.delivery.count.limit", "group.share.max.delivery.count.limit"),
+        "group.share.delivery.count.limit",
+    ),
+    follows(
+        "share.heartbeat.interval.ms",
+        Kind::Between("group.share.min.heartbeat.interval.ms", "group.share.max.heartbeat.interval.ms"),
+        "group.share.heartbeat.interval.ms",
+    ),
+    own("share.isolation.level", Kind::OneOf(&["read_uncommitted", "read_committed"]), "read_uncommitted"),
+    follows(
+        "share.partition.max.record.locks",
+        Kind::Between("group.share.min.partition.max.record.locks", "group.share.max.partition.max.record.locks"),
+        "group.share.partition.max.record.locks",
+    ),
+    follows(
+        "share.record.lock.duration.ms",
+        Kind::Between("group.share.min.record.lock.duration.ms", "group.share.max.record.lock.duration.ms"),
+        "group.share.record.lock.duration.ms",
+    ),
+    own("share.renew.acknowledge.enable", Kind::Boolean, "true"),
+    follows(
+        "share.session.timeout.ms",
+        Kind::Between("group.share.min.session.timeout.ms", "group.share.max.session.timeout.ms"),
+        "group.share.session.timeout.ms",
+    ),
+];
+
+/// Values that were set for one topic or one group; what was not is the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Values(BTreeMap<&'static str, String>);
+
+impl Values {
+    /// The value in force.
+    pub fn get<'a>(&'a self, known: &Known, settings: &'a Settings) -> &'a str {
+        self.0.get(known.name).map_or_else(|| known.default(settings), String::as_str)
+    }
+
+    /// The value in force of the setting of this name, as a number.
+    pub fn number(&self, table: &[Known], name: &str, settings: &Settings) -> i64 {
+        let known = table.iter().find(|known| known.name == name);
+        known.and_then(|known| self.get(known, settings).parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether the setting was set here.
+    pub fn has(&self, known: &Known) -> bool {
+        self.0.contains_key(known.name)
+    }
+
+    /// Sets it, or with `None` goes back to the default.
+    pub fn set(&mut self, known: &Known, value: Option<String>) {
+        match value {
+            Some(value) => self.0.insert(known.name, value),
+            None => self.0.remove(known.name),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_a_value_that_is_taken() {
+        let settings = Settings::new(Vec::new());
+        for known in TOPIC.iter().chain(GROUP) {
+            assert!(known.takes(known.default(&settings), &settings), "{known:?}");
+        }
+    }
+
+    #[test]
+    fn a_setting_of_the_broker_is_checked() {
+        let mut settings = Settings::new(Vec::new());
+        settings.set("group.share.max.size", "2").expect("known");
+        assert_eq!(settings.number("group.share.max.size"), 2);
+        assert!(settings.set("group.share.max.size", "many").is_err_and(|error| error.contains("\"many\"")));
+        assert!(settings.set("group.share.max.sise", "2").is_err_and(|error| error.contains("group.share.max.sise")));
+    }
+
+    #[test]
+    fn bounds_follow_the_broker() {
+        let mut settings = Settings::new(Vec::new());
+        let lock = GROUP.iter().find(|known| known.name == "share.record.lock.duration.ms").expect("known");
+        assert!(!lock.takes("1000", &settings) && lock.takes("15000", &settings) && !lock.takes("x", &settings));
+        settings.set("group.share.min.record.lock.duration.ms", "500").expect("known");
+        assert!(lock.takes("1000", &settings));
+    }
+}

@@ -1,0 +1,243 @@
+//! Metadata, CreateTopics and DeleteTopics: which topics there are, and who leads them.
+//!
+//! Called by the dispatcher.
+
+use kafka_protocol::messages::create_topics_request::CreatableTopic;
+use kafka_protocol::messages::create_topics_response::{CreatableTopicConfigs, CreatableTopicResult};
+use kafka_protocol::messages::delete_topics_response::DeletableTopicResult;
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::metadata_response::{
+    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
+};
+use kafka_protocol::messages::{
+    BrokerId, CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest, DeleteTopicsResponse, MetadataRequest,
+    MetadataResponse,
+};
+use kafka_protocol::protocol::StrBytes;
+use uuid::Uuid;
+
+use super::configs::source_of;
+use super::produce::topic_name;
+use super::settings::{TOPIC, Values};
+use super::state::{State, Topic};
+use crate::kafka::ErrorCode;
+
+/// No set of rights was asked for.
+const NO_OPERATIONS: i32 = i32::MIN;
+/// The broker's default is taken for this number.
+const DEFAULT: i32 = -1;
+/// Partitions of one topic; Kafka has no such limit, memory does.
+const MOST_PARTITIONS: i32 = 10_000;
+
+impl State {
+    /// Metadata.
+    pub fn metadata(&mut self, version: i16, request: &MetadataRequest) -> MetadataResponse {
+        let brokers = self.node_ids().zip(&self.nodes).map(|(id, address)| {
+            MetadataResponseBroker::default()
+                .with_node_id(BrokerId(id))
+                .with_host(StrBytes::from_string(address.ip().to_string()))
+                .with_port(address.port().into())
+        });
+        let brokers = brokers.collect();
+        // Before version 1 an empty list meant all topics.
+        let wanted = request.topics.as_ref().filter(|topics| version > 0 || !topics.is_empty());
+        let topics = match wanted {
+            None => self.topics.iter().map(|(name, topic)| described(name, topic)).collect(),
+            Some(wanted) => wanted.iter().map(|topic| self.described(version, request, topic)).collect(),
+        };
+        MetadataResponse::default()
+            .with_brokers(brokers)
+            .with_cluster_id(Some(StrBytes::from_string(self.cluster_id.clone())))
+            .with_controller_id(BrokerId(1))
+            .with_topics(topics)
+            .with_cluster_authorized_operations(NO_OPERATIONS)
+    }
+
+    fn described(
+        &mut self,
+        version: i16,
+        request: &MetadataRequest,
+        wanted: &MetadataRequestTopic,
+    ) -> MetadataResponseTopic {
+        let missing = MetadataResponseTopic::default().with_topic_authorized_operations(NO_OPERATIONS);
+        let Some(name) = &wanted.name else {
+            let Some(name) = self.topic_name(wanted.topic_id) else {
+                let missing = missing.with_topic_id(wanted.topic_id).with_name(None);
+                return missing.with_error_code(ErrorCode::UNKNOWN_TOPIC_ID.0);
+            };
+            return self.topics.get(&name).map_or(missing, |topic| described(&name, topic));
+        };
+        if let Some(topic) = self.topics.get(name.as_str()) {
+            return described(name.as_str(), topic);
+        }
+        // Versions before 4 had no choice.
+        let creates = (version < 4 || request.allow_auto_topic_creation)
+            && self.settings.text("auto.create.topics.enable") == "true";
+        let code = if !is_topic_name(name.as_str()) {
+            ErrorCode::INVALID_TOPIC_EXCEPTION
+        } else {
+            ErrorCode::UNKNOWN_TOPIC_OR_PARTITION
+        };
+        if creates && code == ErrorCode::UNKNOWN_TOPIC_OR_PARTITION {
+            let partitions = i32::try_from(self.settings.number("num.partitions")).unwrap_or(1);
+            self.create_topic(name.as_str(), partitions, Values::default());
+        }
+        missing.with_name(Some(name.clone())).with_error_code(code.0)
+    }
+
+    /// CreateTopics.
+    pub fn create_topics(&mut self, version: i16, request: &CreateTopicsRequest) -> CreateTopicsResponse {
+        let results = request.topics.iter().map(|topic| {
+            let name = topic.name.as_str();
+            let created = self.check_new_topic(topic).map(|(partitions, values)| {
+                if !request.validate_only {
+                    self.create_topic(name, partitions, values.clone());
+                }
+                (partitions, values)
+            });
+            let result = CreatableTopicResult::default().with_name(topic.name.clone());
+            match created {
+                Ok((partitions, values)) => {
+                    let id = self.topics.get(name).map_or(Uuid::nil(), |topic| topic.id);
+                    let configs = (version >= 5).then(|| self.created_configs(&values));
+                    result
+                        .with_topic_id(id)
+                        .with_num_partitions(partitions)
+                        .with_replication_factor(1)
+                        .with_configs(configs)
+                        .with_error_message(None)
+                }
+                Err((code, message)) => result
+                    .with_error_code(code.0)
+                    .with_error_message(Some(StrBytes::from_string(message)))
+                    .with_num_partitions(-1)
+                    .with_replication_factor(-1)
+                    .with_configs(None),
+            }
+        });
+        CreateTopicsResponse::default().with_topics(results.collect())
+    }
+
+    fn created_configs(&self, values: &Values) -> Vec<CreatableTopicConfigs> {
+        let configs = TOPIC.iter().map(|known| {
+            CreatableTopicConfigs::default()
+                .with_name(StrBytes::from_static_str(known.name))
+                .with_value(Some(StrBytes::from_string(values.get(known, &self.settings).to_owned())))
+                .with_config_source(source_of(known, values, &self.settings, super::configs::TOPIC_SOURCE))
+        });
+        configs.collect()
+    }
+
+    /// The number of partitions and the settings of a topic that may be created.
+    fn check_new_topic(&self, topic: &CreatableTopic) -> Result<(i32, Values), (ErrorCode, String)> {
+        let name = topic.name.as_str();
+        if !is_topic_name(name) {
+            return Err((ErrorCode::INVALID_TOPIC_EXCEPTION, format!("{name:?} is no name for a topic")));
+        }
+        if self.topics.contains_key(name) {
+            return Err((ErrorCode::TOPIC_ALREADY_EXISTS, format!("Topic '{name}' already exists.")));
+        }
+        // Names of metrics do not tell the two apart.
+        let plain = |name: &str| name.replace('.', "_");
+        if let Some(twin) = self.topics.keys().find(|other| plain(other) == plain(name)) {
+            let message = format!("Topic '{name}' collides with existing topic: {twin}");
+            return Err((ErrorCode::INVALID_TOPIC_EXCEPTION, message));
+        }
+        let given = i32::try_from(topic.assignments.len()).unwrap_or(i32::MAX);
+        let partitions = match (given, topic.num_partitions) {
+            (0, DEFAULT) => i32::try_from(self.settings.number("num.partitions")).unwrap_or(1),
+            (0, number) => number,
+            (given, _) => given,
+        };
+        let replicas = i32::from(topic.replication_factor);
+        if replicas != DEFAULT && replicas < 1 {
+            let message = "Replication factor must be larger than 0.".to_owned();
+            return Err((ErrorCode::INVALID_REPLICATION_FACTOR, message));
+        }
+        if !(1..=MOST_PARTITIONS).contains(&partitions) {
+            let message = "Number of partitions was set to an invalid non-positive value.".to_owned();
+            return Err((ErrorCode::INVALID_PARTITIONS, message));
+        }
+        if replicas > i32::try_from(self.nodes.len()).unwrap_or(1) {
+            return Err((ErrorCode::INVALID_REPLICATION_FACTOR, format!("no {replicas} brokers are there")));
+        }
+        let mut values = Values::default();
+        for config in &topic.configs {
+            let known = TOPIC.iter().find(|known| known.name == config.name.as_str());
+            let value = config.value.as_ref().map(|value| value.as_str().to_owned());
+            match (known, value) {
+                (Some(known), Some(value)) if known.takes(&value, &self.settings) => values.set(known, Some(value)),
+                (_, value) => {
+                    let message = format!("Invalid value {value:?} for configuration {}", config.name.as_str());
+                    return Err((ErrorCode::INVALID_CONFIG, message));
+                }
+            }
+        }
+        Ok((partitions, values))
+    }
+
+    /// DeleteTopics.
+    pub fn delete_topics(&mut self, version: i16, request: &DeleteTopicsRequest) -> DeleteTopicsResponse {
+        let names = request.topic_names.iter().map(|name| (Some(name.as_str().to_owned()), Uuid::nil()));
+        let states = request.topics.iter().map(|topic| {
+            let name = topic.name.as_ref().map(|name| name.as_str().to_owned());
+            (name, topic.topic_id)
+        });
+        let wanted: Vec<_> = if version < 6 { names.collect() } else { states.collect() };
+        let responses = wanted.into_iter().map(|(name, id)| {
+            let by_id = name.is_none();
+            let name = name.or_else(|| self.topic_name(id));
+            let gone = name.as_ref().and_then(|name| self.topics.remove(name));
+            let missing = if by_id { ErrorCode::UNKNOWN_TOPIC_ID } else { ErrorCode::UNKNOWN_TOPIC_OR_PARTITION };
+            DeletableTopicResult::default()
+                .with_name(name.as_deref().map(topic_name))
+                .with_topic_id(gone.as_ref().map_or(id, |topic| topic.id))
+                .with_error_code(if gone.is_some() { 0 } else { missing.0 })
+                .with_error_message(None)
+        });
+        DeleteTopicsResponse::default().with_responses(responses.collect())
+    }
+
+    /// Makes another node the leader of a partition; whether there are both.
+    pub fn move_leader(&mut self, topic: &str, index: i32, node: i32) -> bool {
+        if self.node(node).is_none() {
+            return false;
+        }
+        let Some(topic) = self.topics.get_mut(topic) else { return false };
+        let Some(partition) = usize::try_from(index).ok().and_then(|index| topic.partitions.get_mut(index)) else {
+            return false;
+        };
+        partition.leader = node;
+        partition.epoch += 1;
+        let key = (topic.id, index);
+        for group in self.groups.values_mut() {
+            if let Some(progress) = group.partitions.get_mut(&key) {
+                progress.reload();
+            }
+        }
+        true
+    }
+}
+
+fn described(name: &str, topic: &Topic) -> MetadataResponseTopic {
+    let partitions = (0..).zip(&topic.partitions).map(|(index, partition)| {
+        let leader = vec![BrokerId(partition.leader)];
+        MetadataResponsePartition::default()
+            .with_partition_index(index)
+            .with_leader_id(BrokerId(partition.leader))
+            .with_leader_epoch(partition.epoch)
+            .with_replica_nodes(leader.clone())
+            .with_isr_nodes(leader)
+    });
+    MetadataResponseTopic::default()
+        .with_name(Some(topic_name(name)))
+        .with_topic_id(topic.id)
+        .with_partitions(partitions.collect())
+        .with_topic_authorized_operations(NO_OPERATIONS)
+}
+
+/// Kafka's rule for names of topics (`Topic.validate`).
+pub(super) fn is_topic_name(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(legal)
+}

@@ -1,0 +1,84 @@
+//! Asks gateways: for the fleet, and for tasks whose outcome is unknown.
+//!
+//! One thread with connections of its own, one question after the other. It keeps nothing and repeats nothing: whoever wants to know asks again. Started
+//! by the run.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::event::Event;
+use super::http::{Client, Response};
+use super::outcome;
+use super::texts::Texts;
+
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    /// `GET /workers/status`, of every gateway.
+    Fleet,
+    /// `GET /tasks/{id}` for these requests' tasks, of the first gateway that answers.
+    Tasks(Vec<(u64, String)>),
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Asker {
+    pub(super) clients: Vec<Client>,
+    pub(super) texts: Texts,
+    pub(super) events: Sender<Event>,
+}
+
+impl Asker {
+    /// The body of the thread; it ends when nobody asks any more.
+    pub(super) fn run(mut self, questions: &Receiver<Question>) -> Result<(), Infallible> {
+        for question in questions {
+            let sent = match question {
+                Question::Fleet => self.fleet(),
+                Question::Tasks(tasks) => self.tasks(tasks),
+            };
+            if !sent {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn fleet(&mut self) -> bool {
+        self.clients.iter_mut().enumerate().all(|(gateway, client)| {
+            let view = match client.get("/workers/status", PATIENCE) {
+                Ok(Response { status: 200, body }) => serde_json::from_slice(&body).map_err(|error| error.to_string()),
+                Ok(response) => Err(format!("the gateway answered {}", response.status)),
+                Err(why) => Err(why.to_string()),
+            };
+            self.events.send(Event::Fleet { gateway, view }).is_ok()
+        })
+    }
+
+    fn tasks(&mut self, tasks: Vec<(u64, String)>) -> bool {
+        for (number, task_id) in tasks {
+            // Ids are a gateway's, but what would break the request line is not sent.
+            if !task_id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
+                continue;
+            }
+            let path = format!("/tasks/{task_id}");
+            // Not always the same one first: every gateway serves every result.
+            let count = self.clients.len().max(1);
+            let mut order = (0..count).map(|index| (index + number as usize) % count);
+            let found = order.find_map(|gateway| {
+                let response = self.clients.get_mut(gateway)?.get(&path, PATIENCE).ok()?;
+                Some((gateway, response))
+            });
+            let Some((gateway, response)) = found else { break };
+            if let Some(answer) = outcome::of_lookup(&self.texts, number, &task_id, &response)
+                && self.events.send(Event::Found { number, gateway, answer }).is_err()
+            {
+                return false;
+            }
+        }
+        self.events.send(Event::AskedAll).is_ok()
+    }
+}

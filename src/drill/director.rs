@@ -1,0 +1,257 @@
+//! The director: the thread that acts on the fleet when the schedule says so.
+//!
+//! An action that hits nobody just now is tried again for a while, without holding up those after it. When the load has ended the director is told
+//! to heal the fleet, and later to stop it; each of these is answered once. Started by the run, which owns it.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, select};
+
+use super::event::{Event, Phase};
+use super::fact::Fact;
+use super::fleet::{Attempt, Fleet, Teller};
+use super::plan::What;
+use super::process::Happening;
+use super::schedule::Planned;
+
+/// How long an action that hits nobody is tried again.
+const PATIENCE: Duration = Duration::from_secs(12);
+/// How long an action waits for the end of another: a broker that starts may take long.
+const TURN: Duration = Duration::from_secs(90);
+/// How often.
+const AGAIN: Duration = Duration::from_millis(20);
+/// How often a phase is looked at for its end.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What the run can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    /// The load begins, and the schedule with it.
+    Begin(Instant),
+    /// No more actions: end what is under way, and bring everything up that should run. `early`: a signal has ended the load before its time, and
+    /// what did not come to happen is nobody's fault.
+    Heal { early: bool },
+    /// Stop the workers.
+    StopWorkers,
+    /// Stop the gateways.
+    StopGateways,
+    /// It is over: whatever still runs is ended at once.
+    End,
+}
+
+/// See the module documentation.
+pub(super) struct Director {
+    pub(super) fleet: Box<dyn Fleet>,
+    pub(super) schedule: VecDeque<Planned>,
+    pub(super) teller: Teller,
+    pub(super) commands: Receiver<Command>,
+    pub(super) happenings: Receiver<Happening>,
+    /// The load makes no requests while it is set.
+    pub(super) paused: Arc<AtomicBool>,
+}
+
+/// An action that was due and hit nobody yet.
+struct Waiting {
+    number: u32,
+    planned: Planned,
+    since: Instant,
+    tried: Instant,
+}
+
+/// What is known of the moment.
+#[derive(Default)]
+struct State {
+    began: Option<Instant>,
+    numbers: u32,
+    waiting: Vec<Waiting>,
+    pause: Option<(Instant, u32)>,
+    /// What was asked for and is not done yet.
+    phase: Option<Phase>,
+}
+
+/// What follows an attempt.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Nothing,
+    TryAgain,
+    /// Why.
+    GiveUp(String),
+}
+
+/// What follows this attempt at an action that was due so long ago. Pure.
+fn next_step(attempt: Attempt, waited: Duration) -> Next {
+    let (why, patience) = match attempt {
+        Attempt::Begun => return Next::Nothing,
+        Attempt::NotNow(why) => (why, PATIENCE),
+        Attempt::NotInTurn(why) => (why, TURN),
+    };
+    if waited < patience { Next::TryAgain } else { Next::GiveUp(why) }
+}
+
+impl Director {
+    /// The body of the thread.
+    pub(super) fn run(mut self) -> Result<(), Infallible> {
+        let mut state = State::default();
+        loop {
+            let wait =
+                self.next(&state).map_or(Duration::from_secs(1), |at| at.saturating_duration_since(Instant::now()));
+            select! {
+                recv(self.commands) -> command => match command {
+                    Ok(Command::End) | Err(_) => break,
+                    Ok(command) => self.obey(command, &mut state),
+                },
+                recv(self.happenings) -> happening => match happening {
+                    Ok(happening) => self.fleet.happened(happening),
+                    // The fleet has none, and there is nothing to wait for but time.
+                    Err(_) => if self.wait_without_happenings(wait, &mut state) { break },
+                },
+                default(wait) => {}
+            }
+            self.act(&mut state);
+        }
+        self.fleet.end();
+        Ok(())
+    }
+
+    fn wait_without_happenings(&mut self, wait: Duration, state: &mut State) -> bool {
+        match self.commands.recv_timeout(wait) {
+            Ok(Command::End) | Err(RecvTimeoutError::Disconnected) => return true,
+            Ok(command) => self.obey(command, state),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        false
+    }
+
+    fn next(&self, state: &State) -> Option<Instant> {
+        let planned = state.began.and_then(|began| self.schedule.front().map(|planned| began + planned.at));
+        let again = state.waiting.iter().map(|waiting| waiting.tried + AGAIN).min();
+        let phase = state.phase.map(|_| Instant::now() + LOOK);
+        let pause = state.pause.map(|(until, _)| until);
+        [planned, again, phase, pause, self.fleet.due()].into_iter().flatten().min()
+    }
+
+    fn obey(&mut self, command: Command, state: &mut State) {
+        match command {
+            Command::Begin(at) => state.began = Some(at),
+            Command::Heal { early } => {
+                if !early {
+                    // Everything that was planned was due within the load, be it in its last moment.
+                    self.act(state);
+                }
+                self.schedule.clear();
+                for Waiting { number, planned, .. } in state.waiting.drain(..).filter(|_| !early) {
+                    self.give_up(number, &planned, "the load had ended before it hit anybody");
+                }
+                self.end_pause(state);
+                if early {
+                    self.fleet.cut_short();
+                }
+                self.fleet.heal();
+                state.phase = Some(Phase::Healed);
+            }
+            Command::StopWorkers => {
+                self.fleet.stop_workers();
+                state.phase = Some(Phase::WorkersStopped);
+            }
+            Command::StopGateways => {
+                self.fleet.stop_gateways();
+                state.phase = Some(Phase::GatewaysStopped);
+            }
+            Command::End => {}
+        }
+    }
+
+    fn act(&mut self, state: &mut State) {
+        let now = Instant::now();
+        // Every time: what cannot tell by itself that it is done has only asked to be looked at.
+        self.fleet.tick();
+        if state.pause.is_some_and(|(until, _)| until <= now) {
+            self.end_pause(state);
+        }
+        for waiting in std::mem::take(&mut state.waiting) {
+            self.try_again(waiting, state);
+        }
+        while let Some(began) = state.began
+            && let Some(planned) = self.schedule.front()
+            && began + planned.at <= now
+        {
+            let Some(planned) = self.schedule.pop_front() else { break };
+            state.numbers += 1;
+            self.order(state.numbers, planned, now, state);
+        }
+        let done = match state.phase {
+            Some(Phase::Healed) => self.fleet.is_sound(),
+            Some(_) => self.fleet.is_stopped(),
+            None => false,
+        };
+        if done && let Some(phase) = state.phase.take() {
+            // Nobody listens any more: the drill is at its end.
+            let _ = self.teller.facts.send(Event::Phase(phase));
+        }
+    }
+
+    fn try_again(&mut self, waiting: Waiting, state: &mut State) {
+        let now = Instant::now();
+        if now < waiting.tried + AGAIN {
+            state.waiting.push(waiting);
+        } else {
+            self.order(waiting.number, waiting.planned, waiting.since, state);
+        }
+    }
+
+    fn order(&mut self, number: u32, mut planned: Planned, since: Instant, state: &mut State) {
+        planned.who = planned.who.after(since.elapsed());
+        if planned.what == What::Pause {
+            self.pause(number, &planned, state);
+            return;
+        }
+        let waited = since.elapsed();
+        match next_step(self.fleet.order(number, &planned, waited), waited) {
+            Next::Nothing => {}
+            Next::TryAgain => state.waiting.push(Waiting { number, planned, since, tried: Instant::now() }),
+            Next::GiveUp(why) => self.give_up(number, &planned, &why),
+        }
+    }
+
+    fn give_up(&self, number: u32, planned: &Planned, why: &str) {
+        let what = planned.what.to_string();
+        self.teller.tell(Fact::Ordered { action: number, what, target: None, detail: String::new() });
+        self.teller.tell(Fact::Carried { action: number, done: false, detail: why.to_owned() });
+    }
+
+    fn pause(&self, number: u32, planned: &Planned, state: &mut State) {
+        let length = planned.length.unwrap_or_default();
+        let detail = format!("for {:.1} s", length.as_secs_f64());
+        self.teller.tell(Fact::Ordered { action: number, what: planned.what.to_string(), target: None, detail });
+        self.paused.store(true, Ordering::Relaxed);
+        let until = Instant::now() + length;
+        let longest = state.pause.map_or(until, |(other, _)| other.max(until));
+        state.pause = Some((longest, number));
+        self.teller.tell(Fact::Carried { action: number, done: true, detail: "no load".to_owned() });
+    }
+
+    fn end_pause(&self, state: &mut State) {
+        if state.pause.take().is_some() {
+            self.paused.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_action_is_waited_for_as_long_as_a_broker_takes_to_come_back() {
+        let (hits_nobody, busy) = (|| Attempt::NotNow("nobody".to_owned()), || Attempt::NotInTurn("busy".to_owned()));
+        assert_eq!(next_step(Attempt::Begun, Duration::ZERO), Next::Nothing);
+        assert_eq!(next_step(hits_nobody(), Duration::from_secs(11)), Next::TryAgain);
+        assert_eq!(next_step(hits_nobody(), Duration::from_secs(13)), Next::GiveUp("nobody".to_owned()));
+        assert_eq!(next_step(busy(), Duration::from_secs(65)), Next::TryAgain);
+        assert_eq!(next_step(busy(), Duration::from_secs(91)), Next::GiveUp("busy".to_owned()));
+    }
+}

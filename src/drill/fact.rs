@@ -1,0 +1,201 @@
+//! One line of the ledger: something that was seen, and the second of the run in which it was.
+//!
+//! The ledger is all that the judge gets, so a fact says what was seen and nothing of what it means. Lines of the topics are
+//! written after the load has ended, with the time that the broker gave their records; so the file is not in the order of time.
+//! Plain data; written by the run and by the audit, read by the judge and by whoever draws the timeline.
+
+use serde::{Deserialize, Serialize};
+
+use crate::task::Receipt;
+
+/// A fact and its time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Line {
+    /// Seconds since the run began.
+    pub(super) at: f64,
+    #[serde(flatten)]
+    pub(super) fact: Fact,
+}
+
+/// What can be seen. `process` is the name that the drill knows a program by: `worker_1`, `gateway_1`, `broker`; `worker` is the id that a
+/// worker says it has. On a fleet that the drill started both are the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "fact", rename_all = "snake_case")]
+pub(super) enum Fact {
+    /// The first line.
+    Begin(Begin),
+    /// A request is about to be sent.
+    Submitted {
+        number: u64,
+        gateway: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        work_ms: Option<u64>,
+    },
+    /// What became of it.
+    Answered { number: u64, took_ms: f64, answer: Answer },
+    /// What `GET /tasks/{id}` said of it later.
+    Fetched { number: u64, gateway: String, answer: Answer },
+    /// An action of the plan begins; `action` numbers them.
+    Ordered {
+        action: u32,
+        what: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target: Option<String>,
+        detail: String,
+    },
+    /// It was carried out, or it was not.
+    Carried { action: u32, done: bool, detail: String },
+    /// A program was started.
+    Started { process: String, pid: u32 },
+    /// It says, or another one says of it, that it is ready.
+    Ready { process: String },
+    /// A signal was sent to it: `SIGTERM`, `SIGKILL`, `SIGSTOP`, `SIGCONT`. An embedded broker is treated alike.
+    Signalled {
+        process: String,
+        signal: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        action: Option<u32>,
+    },
+    /// It ended: with a code, or by a signal. The receipt is the last line of its stdout.
+    Exited {
+        process: String,
+        pid: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code: Option<i32>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signal: Option<i32>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        receipt: Option<Receipt>,
+    },
+    /// A worker's log says that a handler starts this task.
+    RunBegan { worker: String, task_id: String, delivery: i16 },
+    /// What a gateway says of the fleet: ids of workers.
+    Fleet { gateway: String, active: Vec<String>, stopping: Vec<String> },
+    /// Kafka did not answer the drill's own reader between `at` and `until`.
+    KafkaAway { until: f64 },
+    /// No more requests are made.
+    LoadEnded,
+    /// A record of `tasks`; `number` when it is of this run.
+    Accepted {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        number: Option<u64>,
+        task_id: String,
+        partition: i32,
+        offset: i64,
+    },
+    /// A result on `results`. `at` is when Kafka had it, `seconds` what the handler took.
+    RunEnded {
+        task_id: String,
+        worker: String,
+        seconds: f64,
+        success: bool,
+        /// Tells whether two results say the same.
+        digest: String,
+        /// What is wrong with it; for tasks of this run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fault: Option<String>,
+        partition: i32,
+        offset: i64,
+    },
+    /// A status on `results`: a notification, or a heartbeat that repeats it.
+    Notified {
+        worker: String,
+        instance: String,
+        status: String,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        current_tasks: Vec<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        receipt: Option<Receipt>,
+        offset: i64,
+    },
+    /// A record of `tasks.starts`: a task is started that was delivered before.
+    Restarted { task_id: String, worker: String, delivery: i16, offset: i64 },
+    /// A record of `tasks.dead`.
+    Dead { task_id: Option<String>, offset: i64 },
+    /// What the two readers of a topic, which share no code, do not agree about.
+    Disagreed { topic: String, detail: String },
+    /// Tasks that the worker group has not finished at the end.
+    Lag { tasks: i64 },
+    /// The last line.
+    End(Ending),
+}
+
+/// What can be said at the end of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Ending {
+    /// A signal ended the load before its time.
+    pub(super) cut_short: bool,
+    /// The topics were read to their ends.
+    #[serde(default)]
+    pub(super) audited: bool,
+    /// Requests that found no free caller, and were not sent.
+    #[serde(default)]
+    pub(super) late: u64,
+    /// No worker was left that could do what waits in Kafka.
+    #[serde(default)]
+    pub(super) nobody_works: bool,
+}
+
+/// What the whole run is about.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Begin {
+    /// Unix seconds.
+    pub(super) unix: f64,
+    pub(super) version: String,
+    pub(super) plan: String,
+    pub(super) seed: u64,
+    /// `native, embedded broker` and the like.
+    pub(super) target: String,
+    /// The drill started the processes itself and sees them die; otherwise it knows them by what they say.
+    pub(super) owns_processes: bool,
+    /// The workers' logs are read, too: every start of a task is seen.
+    pub(super) reads_logs: bool,
+    pub(super) drain_timeout_ms: u64,
+    pub(super) gateway_grace_ms: u64,
+    pub(super) worker_timeout_ms: u64,
+    /// Tasks that one worker runs at once.
+    pub(super) concurrency: u32,
+}
+
+/// What a gateway answered, or that it did not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Answer {
+    pub(super) outcome: Kind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) status: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) task_id: Option<String>,
+    /// Who did the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) worker: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) digest: Option<String>,
+    /// What is wrong, or what is known of a task whose outcome is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) why: Option<String>,
+}
+
+impl Answer {
+    /// One of which nothing else is known.
+    pub(super) fn of(outcome: Kind) -> Self {
+        Self { outcome, status: None, task_id: None, worker: None, digest: None, why: None }
+    }
+}
+
+/// The outcomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Kind {
+    /// The result came, and it is right.
+    Answered,
+    /// A result came, and it is not that of the text.
+    Wrong,
+    /// The task failed for good.
+    Failed,
+    /// Turned away: there is no task.
+    Refused,
+    /// Kafka has the task for sure; its result is yet to come.
+    Accepted,
+    /// There may be a task.
+    Unknown,
+}

@@ -1,0 +1,41 @@
+//! How often tasks were hit: an action is not done to a worker that has one in hand which was hit often enough.
+//!
+//! A task that was started five times, and each time was neither finished nor given back, is given up, as is promised; it is not what a drill is to
+//! prove that chance can do that. Pure. Asked by the fleets that choose whom an action hits.
+
+use std::collections::BTreeMap;
+
+/// So often, and not more: what happens to the broker may add starts of its own.
+const MOST: u32 = 2;
+
+/// See the module documentation.
+#[derive(Debug, Default)]
+pub(super) struct Hits(BTreeMap<String, u32>);
+
+impl Hits {
+    /// Whether one of these tasks was hit often enough.
+    pub(super) fn are_enough<'t>(&self, mut tasks: impl Iterator<Item = &'t String>) -> bool {
+        tasks.any(|task| self.0.get(task).is_some_and(|hits| *hits >= MOST))
+    }
+
+    /// Who has these tasks in hand is hit.
+    pub(super) fn add<'t>(&mut self, tasks: impl Iterator<Item = &'t String>) {
+        tasks.for_each(|task| *self.0.entry(task.clone()).or_default() += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_is_hit_twice_and_then_spared() {
+        let (one, both) = (["a".to_owned()], ["b".to_owned(), "a".to_owned()]);
+        let mut hits = Hits::default();
+        for expected in [false, false, true] {
+            assert_eq!(hits.are_enough(both.iter()), expected);
+            hits.add(one.iter());
+        }
+        assert!(!hits.are_enough(both[..1].iter()), "another task of that worker");
+    }
+}

@@ -1,0 +1,106 @@
+//! Whether what was planned has happened: a fault that did not bite proves nothing.
+
+use std::collections::BTreeMap;
+
+use super::super::evidence::{Action, Evidence, Life, MOMENT};
+use super::super::judgement::{Fault, Row};
+use super::Tally;
+
+/// The row's name, by which it is told from the promises: what did not happen breaks none.
+pub(super) const NAME: &str = "what was planned has happened";
+
+/// How often a worker speaks; a freeze that is longer than two of these leaves a gap.
+const HEARTBEAT: f64 = 1.0;
+/// What was sent before a freeze is in Kafka so long after at most.
+const ON_ITS_WAY: f64 = 0.5;
+
+/// Counts by kind, and the row that says what is missing.
+pub(super) fn judge(evidence: &Evidence<'_>) -> (Vec<Fault>, Row) {
+    let mut kinds: BTreeMap<&str, Fault> = BTreeMap::new();
+    let mut tally = Tally::new("-", NAME, "all");
+    for action in evidence.actions.values() {
+        tally.count += 1;
+        let fault = kinds.entry(action.what).or_insert_with(|| Fault {
+            action: action.what.to_owned(),
+            planned: 0,
+            bitten: 0,
+            busy: 0,
+        });
+        fault.planned += 1;
+        match bitten(evidence, action) {
+            Ok(()) => {
+                fault.bitten += 1;
+                fault.busy += u64::from(was_busy(evidence, action));
+            }
+            Err(why) => {
+                let ids = action.target.map(str::to_owned).into_iter().collect();
+                tally.broken(format!("{}: {why}", action.what), ids, vec![action.line]);
+            }
+        }
+    }
+    if tally.count > 0 {
+        tally.worst = format!("{} not", tally.findings.len());
+    }
+    let mut faults: Vec<Fault> = kinds.into_values().collect();
+    if !evidence.begin.owns_processes && evidence.actions.is_empty() {
+        faults.extend(seen(evidence));
+    }
+    (faults, tally.row())
+}
+
+/// What others did to a fleet, as far as it shows.
+fn seen(evidence: &Evidence<'_>) -> impl Iterator<Item = Fault> {
+    let ends: Vec<&Life<'_>> = evidence.workers.values().flatten().filter(|life| life.exit.is_some()).collect();
+    let killed = ends.iter().filter(|life| life.kill.is_some()).count() as u64;
+    let stopped = ends.len() as u64 - killed;
+    let counted = [("worker stopped", stopped), ("worker killed", killed)].into_iter();
+    let some = counted.filter(|(_, count)| *count > 0);
+    some.map(|(action, count)| Fault { action: action.to_owned(), planned: count, bitten: count, busy: 0 })
+}
+
+fn bitten(evidence: &Evidence<'_>, action: &Action<'_>) -> Result<(), String> {
+    match action.carried {
+        Some(true) => {}
+        Some(false) => return Err(action.detail.to_owned()),
+        // A signal to the drill may have come between.
+        None if evidence.cut_short && !action.signals.is_empty() => {}
+        None => return Err("it was begun and never ended".to_owned()),
+    }
+    for (process, signal, at) in &action.signals {
+        let lives = evidence.workers.get(process).or_else(|| evidence.gateways.get(process));
+        // One that is sent in the instant of an end bites nobody, and does no harm.
+        let there = |life: &&Life<'_>| life.contains(*at) || life.contains(*at - MOMENT);
+        let life = lives.and_then(|lives| lives.iter().rev().find(there));
+        let seen = match (*process, *signal) {
+            ("broker", _) => evidence.kafka_away(*at, *at + 1.0),
+            (_, "SIGSTOP") => life.is_some_and(|life| fell_silent(evidence, life, *at)),
+            (_, "SIGKILL") => life.is_some_and(|life| life.exit.as_ref().is_some_and(|exit| exit.signal == Some(9))),
+            (_, "SIGTERM") => life.is_some_and(|life| life.exit.is_some() || life.by_hearsay),
+            _ => true,
+        };
+        if !seen {
+            return Err(format!("{signal} to {process} was not seen to have an effect"));
+        }
+    }
+    Ok(())
+}
+
+/// A frozen worker says nothing.
+fn fell_silent(evidence: &Evidence<'_>, life: &Life<'_>, at: f64) -> bool {
+    let Some((from, until)) = life.frozen.iter().find(|(from, _)| (*from - at).abs() < 0.01) else { return false };
+    let notices = evidence.notices.get(life.process).map(Vec::as_slice).unwrap_or_default();
+    // What it had sent before may come to Kafka a little later, or when Kafka is back.
+    until - from < 2.0 * HEARTBEAT
+        || evidence.kafka_away(from - HEARTBEAT, *until)
+        || !notices.iter().any(|notice| notice.at > from + ON_ITS_WAY && notice.at < until - MOMENT)
+}
+
+/// Whether it hit a worker with a task in hand, or a gateway with callers.
+fn was_busy(evidence: &Evidence<'_>, action: &Action<'_>) -> bool {
+    action.signals.first().is_some_and(|(process, _, at)| {
+        let life = evidence.life(process, *at);
+        let mut runs = evidence.runs_during(process, *at, *at);
+        life.is_some_and(|life| runs.any(|held| held.run.began >= life.from))
+            || evidence.waiting(process, *at).next().is_some()
+    })
+}

@@ -1,0 +1,168 @@
+//! What became of the tasks of workers that were killed or frozen (P8, P8b): they start elsewhere, as soon as somebody is free.
+//!
+//! The time that counts is that in which somebody else could have taken such a task: while every other worker has its hands full, or is stopping, nobody
+//! breaks a promise by not starting it.
+
+use super::super::evidence::{Evidence, Held, Life};
+use super::super::judgement::{Finding, Row};
+use super::{Tally, shown};
+
+/// P8.
+const AFTER_KILL: f64 = 0.5;
+/// P8b.
+const AFTER_FREEZE: f64 = 20.0;
+/// A freeze shorter than a lock costs nobody his task.
+const LOCK: f64 = 15.0;
+/// What happens to the broker so long before or after excuses everybody.
+const AROUND: f64 = 3.0;
+/// One that was frozen has to find its way back.
+const THAW: f64 = 1.0;
+/// Between two tasks a worker that is never idle seems to be so for less than this.
+const BETWEEN: f64 = 0.025;
+/// Nobody looks for longer, for what never starts again.
+const LONGEST: f64 = 60.0;
+
+pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
+    let mut killed = Tally::new("P8", "the tasks of a killed one start elsewhere", "< 0.5 s");
+    let mut frozen = Tally::new("P8b", "the tasks of a hung one start elsewhere", "< 20 s");
+    for life in evidence.workers.values().flatten().filter(|life| !life.by_hearsay) {
+        for (from, until) in life.frozen.iter().filter(|(from, until)| until - from > LOCK) {
+            for held in in_hand(evidence, life, *from) {
+                after_freeze(evidence, life, &held, (*from, *until), &mut frozen);
+            }
+        }
+        let Some(exit) = life.exit.as_ref().filter(|exit| exit.signal.is_some()) else { continue };
+        for held in in_hand(evidence, life, exit.at) {
+            after_kill(evidence, life, &held, exit.at, &mut killed);
+        }
+    }
+    vec![killed.row(), frozen.row()]
+}
+
+/// What a worker had in hand then, in the order of their ids.
+fn in_hand<'e, 'a>(evidence: &'e Evidence<'a>, life: &Life<'a>, at: f64) -> Vec<Held<'e, 'a>> {
+    let all = evidence.runs_during(life.process, at, at);
+    let mut held: Vec<Held<'e, 'a>> =
+        all.filter(|held| held.run.began >= life.from && !has_result_by(held, at)).collect();
+    held.sort_by_key(|held| held.id);
+    held
+}
+
+fn has_result_by(held: &Held<'_, '_>, at: f64) -> bool {
+    held.story.runs.iter().filter_map(|run| run.end.as_ref()).any(|end| end.at <= at + 0.01)
+}
+
+/// When it began again, after that.
+fn next(held: &Held<'_, '_>) -> Option<f64> {
+    held.story.runs.iter().skip_while(|run| !std::ptr::eq(*run, held.run)).nth(1).map(|run| run.began)
+}
+
+fn after_kill(evidence: &Evidence<'_>, life: &Life<'_>, held: &Held<'_, '_>, at: f64, tally: &mut Tally) {
+    let next = next(held);
+    // What it had sent may have come to Kafka after its end: then its task need not start again.
+    if next.is_none() && held.story.has_result() {
+        return;
+    }
+    let until = next.unwrap_or(evidence.end);
+    // The broker's troubles are not the worker's.
+    if !evidence.kafka_away(at - AROUND, until) {
+        measure(life, held, free_time(evidence, life.process, at, until), AFTER_KILL, tally);
+    }
+}
+
+fn after_freeze(
+    evidence: &Evidence<'_>,
+    life: &Life<'_>,
+    held: &Held<'_, '_>,
+    (from, thaw): (f64, f64),
+    tally: &mut Tally,
+) {
+    // Killed, or done by itself, before its time was over.
+    let ended = life.exit.as_ref().is_some_and(|exit| exit.at < from + AFTER_FREEZE);
+    if ended || thaw < from + AFTER_FREEZE && next(held).is_none() && held.story.has_result() {
+        return;
+    }
+    let until = next(held).unwrap_or(evidence.end);
+    if !evidence.kafka_away(from - AROUND, until) {
+        // Its lock runs out at its time; from then on it depends on who is free.
+        let took = if until <= from + LOCK {
+            until - from
+        } else {
+            LOCK + free_time(evidence, life.process, from + LOCK, until)
+        };
+        measure(life, held, took, AFTER_FREEZE, tally);
+    }
+}
+
+fn measure(life: &Life<'_>, held: &Held<'_, '_>, took: f64, bound: f64, tally: &mut Tally) {
+    let took = took.max(0.0);
+    tally.time(took, bound, || Finding {
+        what: format!(
+            "a task of {} started elsewhere after {}; its bound was {}",
+            life.process,
+            shown(took),
+            shown(bound)
+        ),
+        ids: vec![held.id.to_owned(), life.process.to_owned()],
+        lines: held.story.lines(),
+    });
+}
+
+/// For how long, between these, a process other than this one's could have taken a task.
+pub(super) fn free_time(evidence: &Evidence<'_>, but: &str, from: f64, until: f64) -> f64 {
+    let until = until.min(from + LONGEST);
+    let others = evidence.workers.values().flatten().filter(|life| life.process != but || life.from > from);
+    let mut free: Vec<(f64, f64)> = others.flat_map(|life| free_times(evidence, life, from, until)).collect();
+    free.sort_by(|one, other| one.0.total_cmp(&other.0));
+    // Where two are free at once it counts once.
+    let (mut total, mut counted) = (0.0, from);
+    for (begin, end) in free {
+        total += (end - begin.max(counted)).max(0.0);
+        counted = counted.max(end);
+    }
+    total
+}
+
+/// When this one could.
+fn free_times(evidence: &Evidence<'_>, life: &Life<'_>, from: f64, until: f64) -> Vec<(f64, f64)> {
+    let Some(ready) = life.ready else { return Vec::new() };
+    // One that is told to stop in the next moment may not have taken it.
+    let (from, until) = (from.max(ready), until.min(life.works_until() - AFTER_KILL));
+    if from >= until {
+        return Vec::new();
+    }
+    let places = i64::from(evidence.begin.concurrency.max(1));
+    let mut changes: Vec<(f64, i64)> = Vec::new();
+    for held in evidence.runs_during(life.process, from, until).filter(|held| held.run.began >= life.from) {
+        changes.extend([(held.run.began, 1), (over_at(held), -1)]);
+    }
+    let hung = life.frozen.iter().filter(|(begin, _)| *begin <= until);
+    changes.extend(hung.flat_map(|(begin, thaw)| [(begin - AFTER_KILL, places), (thaw + THAW, -places)]));
+    changes.push((until, places));
+    // What begins when something else ends comes first: there was no room between them.
+    changes.sort_by(|one, other| one.0.total_cmp(&other.0).then(other.1.cmp(&one.1)));
+    let (mut taken, mut since, mut free) = (0, Some(from), Vec::new());
+    for (at, change) in changes {
+        taken += change;
+        match since {
+            Some(begin) if taken >= places => {
+                if at.min(until) - begin > BETWEEN {
+                    free.push((begin, at.min(until)));
+                }
+                since = None;
+            }
+            None if taken < places => since = Some(at.max(from)),
+            _ => {}
+        }
+    }
+    free
+}
+
+/// Until when a handler was busy with it; unknown where nobody knows what the task takes.
+fn over_at(held: Held<'_, '_>) -> f64 {
+    match &held.run.end {
+        Some(end) => end.at,
+        None if held.story.number.is_some() => held.run.began + held.work,
+        None => f64::INFINITY,
+    }
+}

@@ -1,0 +1,456 @@
+//! Stops of workers against their bounds (P3 to P7), with their exit codes, notifications and receipts.
+//!
+//! What a worker had in hand when its signal came is known from the runs; what it should have done about it follows from the contract.
+
+use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Notice};
+use super::super::judgement::{Finding, Row};
+use super::{Tally, crashes, shown};
+
+/// P3, P6, and what P4 and P5 allow beyond the task's own time and the drain timeout.
+const SECOND: f64 = 1.0;
+/// A worker that had not started yet, and an idle one whose Kafka is away.
+const FIVE_SECONDS: f64 = 5.0;
+/// P5: an abandoned task starts elsewhere.
+const RESTARTED: f64 = 2.0;
+const SIGTERM: i32 = 15;
+/// After Kafka was away its clients find it again so late.
+const AFTERMATH: f64 = 3.0;
+/// A program that was started so late before a signal has not come to hear signals yet, and ends by it.
+const NEWBORN: f64 = 0.25;
+/// A frozen worker keeps its tasks for so long at least.
+const LOCK_KEPT: f64 = 9.0;
+
+/// What a stop was like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Before it took tasks.
+    Unready,
+    Idle,
+    Busy,
+    /// A task of it would have taken longer than it may.
+    Deadline,
+    Second,
+    KafkaAway,
+}
+
+/// One stop.
+struct Stop<'e, 'a> {
+    life: &'e Life<'a>,
+    exit: &'e Exit<'a>,
+    /// The first signal.
+    at: f64,
+    line: usize,
+    kind: Kind,
+    /// When it abandons what it has in hand.
+    deadline: f64,
+    /// What it had in hand then or took on later.
+    runs: Vec<Held<'e, 'a>>,
+}
+
+impl<'a> Stop<'_, 'a> {
+    fn lines(&self) -> Vec<usize> {
+        vec![self.line, self.exit.line]
+    }
+
+    fn finding(&self, what: String) -> Finding {
+        Finding {
+            what: format!("{} {what}", self.life.process),
+            ids: vec![self.life.process.to_owned()],
+            lines: self.lines(),
+        }
+    }
+
+    /// Tasks that have no result of this run.
+    fn unfinished(&self) -> impl Iterator<Item = &str> {
+        self.runs.iter().filter(|held| held.run.end.is_none()).map(|held| held.id)
+    }
+
+    /// What this process said while it stopped: another one of its name may have stopped, or started, a moment before or after.
+    fn notices<'n>(&self, evidence: &'n Evidence<'a>) -> impl Iterator<Item = &'n Notice<'a>> {
+        let (from, until) = ((self.at - MOMENT).max(self.life.from), self.exit.at + SECOND);
+        let notices = evidence.notices.get(self.life.process).into_iter().flatten();
+        notices.filter(move |notice| (from..=until).contains(&notice.at))
+    }
+}
+
+pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
+    let drain = evidence.begin.drain_timeout_ms as f64 / 1e3;
+    let mut bounds = Bounds::new(drain);
+    let mut codes = Tally::new("-", "exit codes tell the truth", "all");
+    let mut said = Tally::new("-", "stops are announced and receipted", "all");
+    let mut receipts = Tally::new("-", "receipts match what was seen", "all");
+    for life in evidence.workers.values().flatten() {
+        unexpected_end(life, &mut codes);
+        vanished(evidence, life, &mut said);
+        let Some(stop) = stop(evidence, life, drain) else {
+            never_ended(evidence, life, drain, &mut bounds.busy);
+            disturbed_end(life, &mut codes);
+            continue;
+        };
+        bounds.judge(evidence, &stop, drain);
+        judge_code(&stop, &mut codes);
+        judge_notices(evidence, &stop, &mut said);
+        judge_receipt(evidence, &stop, &mut receipts);
+    }
+    let mut rows = bounds.rows();
+    for mut tally in [codes, said, receipts] {
+        if tally.count > 0 || !tally.findings.is_empty() {
+            tally.worst = format!("{} not", tally.findings.len());
+        }
+        rows.push(tally.row());
+    }
+    rows
+}
+
+/// The rows of the bounds.
+struct Bounds {
+    idle: Tally,
+    busy: Tally,
+    deadline: Tally,
+    restarted: Tally,
+    second: Tally,
+    away: Tally,
+    unready: Tally,
+}
+
+impl Bounds {
+    fn new(drain: f64) -> Self {
+        Self {
+            idle: Tally::new("P3", "an idle worker stops", "< 1 s"),
+            busy: Tally::new("P4", "a busy one finishes and stops", "its task + 1 s"),
+            deadline: Tally::new("P5", "a drain ends at its timeout", format!("< {:.0} s", drain + SECOND)),
+            restarted: Tally::new("P5", "what was abandoned starts elsewhere", "< 2 s"),
+            second: Tally::new("P6", "a second signal ends it", "< 1 s"),
+            away: Tally::new("P7", "it stops though Kafka is away", format!("5 s, busy {:.0} s", drain + SECOND)),
+            unready: Tally::new("-", "it stops though it has not started", "< 5 s"),
+        }
+    }
+
+    fn rows(self) -> Vec<Row> {
+        let Self { idle, busy, deadline, restarted, second, away, unready } = self;
+        let mut rows: Vec<Row> = [idle, busy, deadline, restarted, second, away].into_iter().map(Tally::row).collect();
+        // Rare, and no promise of its own: only told when there was one.
+        if unready.count > 0 {
+            rows.push(unready.row());
+        }
+        rows
+    }
+
+    fn judge(&mut self, evidence: &Evidence<'_>, stop: &Stop<'_, '_>, drain: f64) {
+        let took = stop.exit.at - stop.at;
+        let late = |bound: &str| stop.finding(format!("took {} to stop; its bound was {bound}", shown(took)));
+        match stop.kind {
+            Kind::Unready => self.unready.time(took, FIVE_SECONDS, || late("5 s")),
+            Kind::Idle => self.idle.time(took, SECOND, || late("1 s")),
+            Kind::Busy => {
+                // Beyond what its tasks took: until the last of them should have been done.
+                let done = stop.runs.iter().map(done_at).fold(stop.at, f64::max).min(stop.deadline);
+                self.busy.time((stop.exit.at - done).max(0.0), SECOND, || late("its task + 1 s"));
+                for id in stop.unfinished() {
+                    let mut finding =
+                        stop.finding(format!("left with task {id} in hand, though there was time to finish it"));
+                    finding.ids.push(id.to_owned());
+                    self.busy.findings.push(finding);
+                }
+            }
+            Kind::Deadline => {
+                self.deadline.time(took, drain + SECOND, || late("the drain timeout + 1 s"));
+                self.judge_restarts(evidence, stop);
+            }
+            Kind::Second => {
+                let took = stop.exit.at - stop.life.second().unwrap_or(stop.at);
+                let finding = || {
+                    stop.finding(format!("took {} to leave after its second signal; its bound was 1 s", shown(took)))
+                };
+                self.second.time(took, SECOND, finding);
+            }
+            Kind::KafkaAway => {
+                let bound = if stop.runs.is_empty() { FIVE_SECONDS } else { FIVE_SECONDS.max(drain + SECOND) };
+                self.away.time(took, bound, || late(&shown(bound)));
+            }
+        }
+    }
+
+    /// What a worker gave back at its deadline starts elsewhere, as soon as somebody is free.
+    fn judge_restarts(&mut self, evidence: &Evidence<'_>, stop: &Stop<'_, '_>) {
+        for id in stop.unfinished() {
+            let Some(story) = evidence.tasks.get(id) else { continue };
+            let next = story.runs.iter().map(|run| run.began).find(|began| *began >= stop.at);
+            // One that never starts again is lost, which is told elsewhere; the broker's troubles are not the worker's.
+            let Some(next) = next.filter(|next| !evidence.kafka_away(stop.at - AFTERMATH, *next)) else { continue };
+            let took = crashes::free_time(evidence, stop.life.process, stop.exit.at, next);
+            self.restarted.time(took, RESTARTED, || Finding {
+                what: format!("a task that {} abandoned started elsewhere after {}", stop.life.process, shown(took)),
+                ids: vec![id.to_owned()],
+                lines: story.lines(),
+            });
+        }
+    }
+}
+
+/// When a run should have been over.
+fn done_at(held: &Held<'_, '_>) -> f64 {
+    let Some(end) = &held.run.end else { return held.run.began + held.work };
+    // A result that came later than it should does not give its worker more time, but the moment that it takes to be written.
+    end.at.min(held.run.began + held.work.max(end.seconds) + MOMENT)
+}
+
+/// The stop of a life that was stopped by SIGTERM and by nothing else.
+fn stop<'e, 'a>(evidence: &'e Evidence<'a>, life: &'e Life<'a>, drain: f64) -> Option<Stop<'e, 'a>> {
+    let (line, at) = *life.terms.first()?;
+    let exit = life.exit.as_ref()?;
+    let disturbed = life.kill.is_some_and(|(_, kill)| kill <= exit.at) || life.is_frozen(at - MOMENT, exit.at);
+    if disturbed {
+        return None;
+    }
+    let deadline = at + drain;
+    let runs = in_hand(evidence, life, at, exit.at);
+    let unready = !life.by_hearsay && life.ready.is_none_or(|ready| ready > at - MOMENT);
+    let kind = if unready && runs.is_empty() {
+        Kind::Unready
+    } else if evidence.kafka_away(at - AFTERMATH, exit.at) {
+        Kind::KafkaAway
+    } else if life.second().is_some_and(|second| runs.iter().any(|held| had(held, second))) {
+        Kind::Second
+    } else if runs.iter().any(|held| passes(held, deadline)) {
+        Kind::Deadline
+    } else if runs.is_empty() {
+        Kind::Idle
+    } else {
+        Kind::Busy
+    };
+    Some(Stop { life, exit, at, line, kind, deadline, runs })
+}
+
+/// Runs of a worker that were not over at its signal, or began after it.
+fn in_hand<'e, 'a>(evidence: &'e Evidence<'a>, life: &Life<'a>, at: f64, until: f64) -> Vec<Held<'e, 'a>> {
+    let all = evidence.runs_during(life.process, at, until);
+    let during = |held: &Held<'_, '_>| {
+        held.run.began >= life.from
+            && held.run.end.as_ref().is_none_or(|end| end.at > at)
+            && !was_lost(evidence, life, held, at)
+    };
+    let mut runs: Vec<Held<'e, 'a>> = all.filter(during).collect();
+    runs.sort_by_key(|held| held.id);
+    runs
+}
+
+/// A worker that hung, or lost Kafka, loses what it had in hand then: its handler ends, and its outcome is dropped.
+fn was_lost(evidence: &Evidence<'_>, life: &Life<'_>, held: &Held<'_, '_>, at: f64) -> bool {
+    let began = held.run.began;
+    let over = held.run.end.is_none() && began + held.work < at - MOMENT;
+    let hung = |(from, until): &(f64, f64)| until - from >= LOCK_KEPT && *from <= at && *until >= began;
+    // Kafka has to be back: until then the outcome is kept, and its worker tries to get rid of it.
+    let back = |(from, until): &(f64, f64)| *until >= began - AFTERMATH && *from <= at && *until <= at - MOMENT;
+    over && (life.frozen.iter().any(hung) || evidence.outages.iter().any(back) && !evidence.kafka_away(at - MOMENT, at))
+}
+
+/// Whether it had this task then, as far as clocks tell.
+fn had(held: &Held<'_, '_>, at: f64) -> bool {
+    held.run.began <= at && held.run.end.as_ref().is_none_or(|end| end.at > at - MOMENT)
+}
+
+/// Whether a task takes longer than its worker may: one that has a result all the same came to its end in time, or was not abandoned when it should have been.
+fn passes(held: &Held<'_, '_>, deadline: f64) -> bool {
+    match &held.run.end {
+        None => held.run.began + held.work > deadline - MOMENT,
+        Some(end) => end.at > deadline + SECOND,
+    }
+}
+
+/// A worker that got a signal and never ended.
+fn never_ended(evidence: &Evidence<'_>, life: &Life<'_>, drain: f64, tally: &mut Tally) {
+    let Some((line, at)) = life.terms.first() else { return };
+    if life.exit.is_none() && life.kill.is_none() && evidence.end - at > drain + FIVE_SECONDS {
+        let ids = vec![life.process.to_owned()];
+        tally.broken(format!("{} got a signal and has not ended", life.process), ids, vec![*line]);
+    }
+}
+
+/// A worker that ended though nobody told it to.
+fn unexpected_end(life: &Life<'_>, codes: &mut Tally) {
+    let Some(exit) = &life.exit else { return };
+    if life.terms.is_empty() && life.kill.is_none() {
+        codes.count += 1;
+        let ids = vec![life.process.to_owned()];
+        codes.broken(format!("{} ended by itself, {}", life.process, ended(exit)), ids, vec![exit.line]);
+    }
+}
+
+/// One that was told to stop by somebody who did not kill it.
+fn vanished(evidence: &Evidence<'_>, life: &Life<'_>, said: &mut Tally) {
+    let (Some((line, at)), Some(exit)) = (life.terms.first().filter(|_| life.vanished), &life.exit) else { return };
+    if !evidence.kafka_away(at - AFTERMATH, exit.at + AFTERMATH) {
+        said.count += 1;
+        let what = format!("{} was told to stop and fell silent without shutdown_completed", life.process);
+        said.broken(what, vec![life.process.to_owned()], vec![*line, exit.line]);
+    }
+}
+
+/// One that was frozen while it stopped has no bound, but it ends as a worker ends.
+fn disturbed_end(life: &Life<'_>, codes: &mut Tally) {
+    let Some(exit) = life.exit.as_ref().filter(|_| !life.terms.is_empty() && life.kill.is_none()) else { return };
+    codes.count += 1;
+    if !matches!(exit.code, Some(0 | 3 | 4)) {
+        let ids = vec![life.process.to_owned()];
+        codes.broken(format!("{} ended {}; expected 0, 3 or 4", life.process, ended(exit)), ids, vec![exit.line]);
+    }
+}
+
+fn ended(exit: &Exit<'_>) -> String {
+    match (exit.code, exit.signal) {
+        (Some(code), _) => format!("with exit code {code}"),
+        (None, Some(signal)) => format!("by signal {signal}"),
+        (None, None) => "nobody knows how".to_owned(),
+    }
+}
+
+fn judge_code(stop: &Stop<'_, '_>, codes: &mut Tally) {
+    let expected: &[i32] = match stop.kind {
+        Kind::Unready | Kind::Idle | Kind::Busy => &[0],
+        Kind::Deadline => &[3],
+        // Its task may have ended in the instant of the signal.
+        Kind::Second if stop.unfinished().next().is_none() => &[0, 4],
+        Kind::Second => &[4],
+        // Nothing was begun, and so nothing can be given up.
+        Kind::KafkaAway if stop.runs.is_empty() => &[0],
+        Kind::KafkaAway if stop.life.second().is_some() => &[0, 3, 4],
+        Kind::KafkaAway => &[0, 3],
+    };
+    codes.count += 1;
+    let newborn = stop.kind == Kind::Unready && stop.at - stop.life.from < NEWBORN;
+    if newborn && stop.exit.signal == Some(SIGTERM) {
+        return;
+    }
+    if !stop.exit.code.is_some_and(|code| expected.contains(&code)) {
+        let expected: Vec<String> = expected.iter().map(i32::to_string).collect();
+        codes.findings.push(stop.finding(format!("ended {}; expected {}", ended(stop.exit), expected.join(" or "))));
+    }
+}
+
+fn judge_notices(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, said: &mut Tally) {
+    // Without Kafka nothing can be said, and one that had not started has nothing to say.
+    if matches!(stop.kind, Kind::KafkaAway | Kind::Unready) || evidence.kafka_away(stop.at, stop.exit.at + SECOND) {
+        return;
+    }
+    said.count += 1;
+    let heard = |status: &str| stop.notices(evidence).find(|notice| notice.status == status);
+    for status in ["shutdown_started", "shutdown_completed"] {
+        if heard(status).is_none() {
+            said.findings.push(stop.finding(format!("stopped without {status}")));
+        }
+    }
+    if let Some(completed) = heard("shutdown_completed")
+        && completed.receipt.is_none()
+    {
+        let mut finding = stop.finding("said shutdown_completed without a receipt".to_owned());
+        finding.lines.push(completed.line);
+        said.findings.push(finding);
+    }
+}
+
+/// The receipt against what was seen from outside.
+fn judge_receipt(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Tally) {
+    let on_topic = stop.notices(evidence).find_map(|notice| notice.receipt);
+    let Some(receipt) = stop.exit.receipt.or(on_topic) else {
+        if stop.kind != Kind::Unready && !stop.life.by_hearsay {
+            tally.findings.push(stop.finding("left no receipt".to_owned()));
+        }
+        return;
+    };
+    tally.count += 1;
+    let mut wrong = |what: String| tally.findings.push(stop.finding(what));
+    if let Some(code) = stop.exit.code.filter(|code| *code != i32::from(receipt.exit_code)) {
+        wrong(format!("ended with {code}; its receipt says {}", receipt.exit_code));
+    }
+    let outcomes: &[&str] = match receipt.exit_code {
+        3 => &["abandoned"],
+        4 => &["forced"],
+        // Forced, with nothing left to give up.
+        _ if stop.life.terms.len() > 1 => &["drained", "forced"],
+        _ => &["drained"],
+    };
+    if !outcomes.contains(&receipt.outcome.as_str()) {
+        wrong(format!("says {} in its receipt, with exit code {}", receipt.outcome, receipt.exit_code));
+    }
+    if receipt.worker_id != stop.life.process {
+        wrong(format!("has the receipt of {:?}", receipt.worker_id));
+    }
+    if !stop.life.by_hearsay && receipt.signal != "SIGTERM" {
+        wrong(format!("got SIGTERM; its receipt says {:?}", receipt.signal));
+    }
+    // Without the output there is nothing to compare; the topic's may be that of a next process, which stopped in the same second.
+    if evidence.begin.owns_processes && on_topic.is_some_and(|on_topic| on_topic != receipt) {
+        wrong("has another receipt on the topic than on its output".to_owned());
+    }
+    let abandoned: Vec<&String> = receipt.tasks_abandoned.iter().collect();
+    let unfinished: Vec<&str> = stop.unfinished().collect();
+    let unknown = abandoned.iter().filter(|id| !unfinished.contains(&id.as_str())).count();
+    // In the last moment a result may have come to Kafka and its worker not have learned it.
+    let may = !matches!(stop.kind, Kind::KafkaAway) && evidence.begin.reads_logs;
+    if may
+        && (unknown > 0 || unfinished.iter().any(|id| !abandoned.iter().any(|task| task == id)))
+        && !late_result(evidence, stop, &abandoned)
+    {
+        let said = few(abandoned.iter().map(|id| id.as_str()));
+        wrong(format!("abandoned {}; its receipt says {said}", few(unfinished.iter().copied())));
+    }
+    let finished = |slack: f64| {
+        // A result that its worker did not hear of any more is that of a task that it abandoned.
+        let gave_up = |id: &str| receipt.tasks_abandoned.iter().any(|task| task == id);
+        let after = |held: &&Held<'_, '_>| {
+            held.run.end.as_ref().is_some_and(|end| end.at > stop.at + slack) && !gave_up(held.id)
+        };
+        stop.runs.iter().filter(after).count() as u64
+    };
+    let (least, most) = (finished(MOMENT), stop.runs.len() as u64 + just_before(evidence, stop));
+    if may && !(least..=most).contains(&receipt.tasks_finished) {
+        wrong(format!(
+            "finished {least} to {most} tasks after its signal; its receipt says {}",
+            receipt.tasks_finished
+        ));
+    }
+    let total = receipt.phases_ms.get("total").and_then(serde_json::Value::as_f64).unwrap_or_default() / 1e3;
+    let took = stop.exit.at - stop.at;
+    // It is made up before it is sent, and without Kafka that takes as long as it may.
+    let sending = if stop.kind == Kind::KafkaAway { FIVE_SECONDS } else { SECOND };
+    if !stop.life.by_hearsay && (total > took + MOMENT || took > total + sending) {
+        wrong(format!("took {} to stop; its receipt says {}", shown(took), shown(total)));
+    }
+}
+
+/// Some ids, and how many more there are.
+fn few<'a>(ids: impl ExactSizeIterator<Item = &'a str>) -> String {
+    const SHOWN: usize = 3;
+    let count = ids.len();
+    let shown: Vec<&str> = ids.take(SHOWN).collect();
+    match count {
+        0 => "nothing".to_owned(),
+        _ if count > SHOWN => format!("{} and {} more", shown.join(", "), count - SHOWN),
+        _ => shown.join(", "),
+    }
+}
+
+/// Whether every task that the receipt calls abandoned and that has a result got it in the last moment.
+fn late_result(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, abandoned: &[&String]) -> bool {
+    let had = |id: &&String| {
+        let mut runs = evidence.runs_during(stop.life.process, stop.exit.at - SECOND, stop.exit.at);
+        runs.any(|held| held.id == id.as_str())
+    };
+    abandoned.iter().all(had)
+        && stop.runs.iter().all(|held| {
+            let listed = abandoned.iter().any(|task| *task == held.id);
+            match &held.run.end {
+                Some(end) => !listed || end.at >= stop.exit.at - SECOND,
+                None => listed,
+            }
+        })
+}
+
+/// Results that came in the moment before the signal: the worker may have counted them.
+fn just_before(evidence: &Evidence<'_>, stop: &Stop<'_, '_>) -> u64 {
+    let (from, until) = (stop.at - MOMENT, stop.at);
+    let runs = evidence.runs_during(stop.life.process, from, until);
+    let counted = |held: &Held<'_, '_>| held.run.end.as_ref().is_some_and(|end| end.at > from && end.at <= until);
+    runs.filter(counted).count() as u64
+}

@@ -1,0 +1,241 @@
+//! What became of tasks and answers: nothing is lost, every answer is right and is the only one (P1, P8c).
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::super::evidence::{Evidence, Request, Run, RunEnd, Story};
+use super::super::fact::{Answer, Begin, Kind};
+use super::super::judgement::Row;
+use super::{Circumstances, Tally};
+
+/// `MAX_DELIVERIES` of a worker that is not told otherwise: after so many starts without a result a task is given up, and rightly.
+const MAX_DELIVERIES: usize = 5;
+
+/// What became of a request in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Answered,
+    Refused,
+    Wrong,
+    Failed,
+    /// Accepted, and without a result.
+    Lost,
+    /// Accepted, with a result that no gateway gave.
+    Unfetched,
+    Undecided,
+}
+
+/// The last thing that a gateway said of a request.
+fn last<'a>(request: &Request<'a>) -> Option<(usize, f64, &'a Answer)> {
+    request.fetched.or(request.answered)
+}
+
+/// The tasks of this run, by their requests.
+fn by_request<'e, 'a>(evidence: &'e Evidence<'a>) -> BTreeMap<u64, Vec<(&'a str, &'e Story<'a>)>> {
+    let mut all: BTreeMap<u64, Vec<(&'a str, &'e Story<'a>)>> = BTreeMap::new();
+    for (id, story) in &evidence.tasks {
+        if let Some(number) = story.number {
+            all.entry(number).or_default().push((*id, story));
+        }
+    }
+    all
+}
+
+/// The end of every request.
+pub(super) fn fates(evidence: &Evidence<'_>, circumstances: &Circumstances) -> BTreeMap<u64, Fate> {
+    let tasks = by_request(evidence);
+    let fate = |number: &u64, request: &Request<'_>| {
+        let known = tasks.get(number);
+        let accepted = known.is_some();
+        let has_result = known.is_some_and(|tasks| tasks.iter().any(|(_, story)| story.has_result()));
+        match last(request).map_or(Kind::Unknown, |(_, _, answer)| answer.outcome) {
+            Kind::Answered => Fate::Answered,
+            Kind::Wrong => Fate::Wrong,
+            Kind::Failed => Fate::Failed,
+            Kind::Refused => Fate::Refused,
+            Kind::Accepted | Kind::Unknown if has_result => Fate::Unfetched,
+            // It should be on the topic, which was read to its end.
+            Kind::Accepted if circumstances.audited && !accepted => Fate::Lost,
+            // It never came to the topic.
+            Kind::Unknown if circumstances.audited && !accepted => Fate::Refused,
+            Kind::Accepted | Kind::Unknown if circumstances.nobody_works => Fate::Undecided,
+            Kind::Accepted => Fate::Lost,
+            Kind::Unknown if accepted => Fate::Lost,
+            Kind::Unknown => Fate::Undecided,
+        }
+    };
+    evidence.requests.iter().map(|(number, request)| (*number, fate(number, request))).collect()
+}
+
+pub(super) fn rows(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Vec<Row> {
+    let fates = fates(evidence, circumstances);
+    let tasks = by_request(evidence);
+    let mut lost = Tally::new("P1", "no task is lost", "0");
+    let mut fetched = Tally::new("P1", "every result can be fetched", "0");
+    let mut right = Tally::new("-", "every answer is right", "0 wrong");
+    let mut failed = Tally::new("P8c", "no task is given up", "0");
+    let mut given_up = 0;
+    for (number, fate) in &fates {
+        let Some(request) = evidence.requests.get(number) else { continue };
+        let stories = tasks.get(number).map(Vec::as_slice).unwrap_or_default();
+        let about = || about(request, stories);
+        let why = last(request).and_then(|(_, _, answer)| answer.why.clone()).unwrap_or_default();
+        match fate {
+            Fate::Refused | Fate::Undecided => continue,
+            Fate::Lost => {
+                let (ids, lines) = about();
+                lost.broken(format!("request {number} was accepted and has no result ({why})"), ids, lines);
+            }
+            Fate::Unfetched => {
+                let (ids, lines) = about();
+                fetched.broken(format!("request {number} has a result that no gateway gave ({why})"), ids, lines);
+            }
+            Fate::Wrong => {
+                let (ids, lines) = about();
+                right.broken(format!("the answer to request {number} is wrong: {why}"), ids, lines);
+            }
+            Fate::Failed if stories.iter().any(|(_, story)| was_tried(story)) => given_up += 1,
+            Fate::Failed => {
+                let (ids, lines) = about();
+                failed.broken(format!("request {number} failed: {why}"), ids, lines);
+            }
+            Fate::Answered => right.count += 1,
+        }
+        lost.count += 1;
+        failed.count += 1;
+        fetched.count += u64::from(request.fetched.is_some() || *fate == Fate::Unfetched);
+    }
+    if given_up > 0 {
+        failed.note.push(format!("{given_up} after {MAX_DELIVERIES} starts without a result"));
+    }
+    answered_twice(evidence, circumstances, &tasks, &mut lost, &mut right);
+    let dead = |story: &Story<'_>| !story.dead.is_empty() && is_ours(story, evidence) && !was_tried(story);
+    for (id, story) in evidence.tasks.iter().filter(|(_, story)| dead(story)) {
+        failed.broken("a task was put on the topic of the dead".to_owned(), vec![(*id).to_owned()], story.lines());
+    }
+    for tally in [&mut lost, &mut fetched, &mut right, &mut failed] {
+        tally.worst = if tally.count > 0 || !tally.findings.is_empty() {
+            tally.findings.len().to_string()
+        } else {
+            String::new()
+        };
+    }
+    vec![lost.row(), fetched.row(), right.row(), unexpected(evidence, circumstances, &fates, &tasks), failed.row()]
+}
+
+/// Whether it was started as often as a task is, without a result: each of these starts has to have a reason, which others look for.
+fn was_tried(story: &Story<'_>) -> bool {
+    let Some(at) = story.given_up.iter().map(|(_, end)| end.at).reduce(f64::min) else { return false };
+    let lost = |run: &&Run<'_>| run.began < at && run.end.as_ref().is_none_or(|end| end.at >= at);
+    story.runs.iter().filter(lost).count() >= MAX_DELIVERIES
+}
+
+/// On a fleet of the drill's own everything is of this run.
+fn is_ours(story: &Story<'_>, evidence: &Evidence<'_>) -> bool {
+    story.number.is_some() || evidence.begin.owns_processes
+}
+
+fn about(request: &Request<'_>, stories: &[(&str, &Story<'_>)]) -> (Vec<String>, Vec<usize>) {
+    let mut ids: Vec<String> = stories.iter().map(|(id, _)| (*id).to_owned()).collect();
+    let told = last(request).and_then(|(_, _, answer)| answer.task_id.clone());
+    ids.extend(told.filter(|id| !ids.contains(id)).into_iter().collect::<Vec<_>>());
+    let mut lines = vec![request.line];
+    lines.extend([request.answered, request.fetched].into_iter().flatten().map(|(line, ..)| line));
+    lines.extend(stories.iter().flat_map(|(_, story)| story.lines()));
+    lines.sort_unstable();
+    (ids, lines)
+}
+
+/// What a gateway said against what stands on the topics.
+fn answered_twice(
+    evidence: &Evidence<'_>,
+    circumstances: &Circumstances,
+    tasks: &BTreeMap<u64, Vec<(&str, &Story<'_>)>>,
+    lost: &mut Tally,
+    right: &mut Tally,
+) {
+    let audited = circumstances.audited;
+    for (number, request) in &evidence.requests {
+        let stories = tasks.get(number).map(Vec::as_slice).unwrap_or_default();
+        let said =
+            [request.answered, request.fetched].into_iter().flatten().filter(|(_, _, answer)| answer.digest.is_some());
+        for (line, _, answer) in said {
+            let results: Vec<&str> = stories
+                .iter()
+                .filter(|(id, _)| Some(*id) == answer.task_id.as_deref())
+                .flat_map(|(_, story)| story.results().map(|end| end.digest))
+                .collect();
+            let (ids, lines) = about(request, stories);
+            if audited && results.is_empty() {
+                lost.broken(
+                    format!("request {number} was answered (line {line}), and Kafka has no such result"),
+                    ids,
+                    lines,
+                );
+            } else if audited && answer.digest.as_deref().is_some_and(|digest| !results.contains(&digest)) {
+                right.broken(format!("the answer to request {number} is none of its task's results"), ids, lines);
+            }
+        }
+        for (id, story) in stories {
+            // One that was given up may still end where it hung, or have ended where Kafka was away: callers get the first result.
+            let judged: Vec<&RunEnd<'_>> = story.results().filter(|end| end.success || !was_tried(story)).collect();
+            let mut digests: Vec<&str> = judged.iter().map(|end| end.digest).collect();
+            digests.dedup();
+            let faulty = judged.iter().find_map(|end| end.fault);
+            if digests.len() > 1 {
+                right.broken("the results of one task differ".to_owned(), vec![(*id).to_owned()], story.lines());
+            } else if let Some(fault) = faulty {
+                right.broken(format!("a result on the topic is wrong: {fault}"), vec![(*id).to_owned()], story.lines());
+            }
+        }
+    }
+}
+
+/// What is there that nobody asked for, or that was said not to be.
+fn unexpected(
+    evidence: &Evidence<'_>,
+    circumstances: &Circumstances,
+    fates: &BTreeMap<u64, Fate>,
+    tasks: &BTreeMap<u64, Vec<(&str, &Story<'_>)>>,
+) -> Row {
+    let mut tally = Tally::new("-", "nothing runs that nobody asked for", "0");
+    for (id, story) in &evidence.tasks {
+        if story.runs.is_empty() {
+            continue;
+        }
+        tally.count += 1;
+        // In a Kafka that ran already a task can be from before the run.
+        let before = began_before(id, &evidence.begin);
+        if circumstances.audited && story.accepted.is_empty() && !before {
+            tally.broken(
+                "a result of a task that is not on the topic".to_owned(),
+                vec![(*id).to_owned()],
+                story.lines(),
+            );
+        }
+    }
+    for (number, stories) in tasks {
+        let lines = || evidence.requests.get(number).map(|request| about(request, stories)).unwrap_or_default();
+        let refused = fates.get(number) == Some(&Fate::Refused);
+        if refused {
+            let (ids, lines) = lines();
+            tally.broken(format!("request {number} was refused, and its task is there"), ids, lines);
+        }
+        if stories.len() > 1 {
+            let (ids, lines) = lines();
+            tally.broken(format!("request {number} became {} tasks", stories.len()), ids, lines);
+        }
+    }
+    if tally.count > 0 {
+        tally.worst = tally.findings.len().to_string();
+    }
+    tally.row()
+}
+
+/// Whether a task was made before the run began, as far as its id tells: a UUIDv7 has its time in it; others, which only strangers make, may be of
+/// any time.
+fn began_before(id: &str, begin: &Begin) -> bool {
+    let time = id.parse::<Uuid>().ok().and_then(|id| id.get_timestamp()).map(|time| time.to_unix());
+    time.map_or(!begin.owns_processes, |(seconds, nanos)| seconds as f64 + f64::from(nanos) / 1e9 < begin.unix)
+}

@@ -1,0 +1,48 @@
+//! The files that a run leaves for machines and for looking at: the verdict as JSON and as JUnit XML, the timeline as HTML.
+//!
+//! Called by the run, when it has its verdict.
+
+use std::path::{Path, PathBuf};
+
+use super::fact::Line;
+use super::html;
+use super::judgement::Verdict;
+use super::junit;
+
+/// Where each of them goes; `None`: nowhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outputs {
+    /// `LEDGER`
+    pub ledger: Option<PathBuf>,
+    /// `JSON`
+    pub json: Option<PathBuf>,
+    /// `JUNIT`
+    pub junit: Option<PathBuf>,
+    /// `HTML`
+    pub html: Option<PathBuf>,
+}
+
+/// Writes all that were asked for.
+///
+/// # Errors
+/// The first that cannot be written; the others are, all the same.
+pub(super) fn write(outputs: &Outputs, lines: &[Line], verdict: &Verdict) -> Result<(), String> {
+    let mut outcome = Ok(());
+    let mut save = |path: &Option<PathBuf>, document: &dyn Fn() -> String| {
+        if let Some(path) = path {
+            let saved = save_file(path, &document());
+            if outcome.is_ok() {
+                outcome = saved;
+            }
+        }
+    };
+    // Numbers and strings have a JSON form.
+    save(&outputs.json, &|| serde_json::to_string_pretty(verdict).unwrap_or_default() + "\n");
+    save(&outputs.junit, &|| junit::document(verdict));
+    save(&outputs.html, &|| html::document(lines, verdict));
+    outcome
+}
+
+fn save_file(path: &Path, document: &str) -> Result<(), String> {
+    std::fs::write(path, document).map_err(|error| format!("{}: {error}", path.display()))
+}

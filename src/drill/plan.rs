@@ -1,0 +1,514 @@
+//! The plan of a drill: the fleet, the load, and what is to happen to them; read from TOML.
+//!
+//! A plan says what, not when exactly: moments that it leaves to chance are drawn by [`schedule`](super::schedule). Everything wrong
+//! with a plan is found here, before anything is started. Called by the options.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::config::values;
+use crate::logging::escape;
+
+/// The plan that is taken when none is named.
+pub const DEFAULT: &str = include_str!("../../drills/default.toml");
+/// The longest `work` that a gateway takes.
+const LONGEST_WORK: Duration = Duration::from_secs(120);
+/// No drill lasts longer.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// See the module documentation.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Where it came from; not part of the file.
+    #[serde(skip)]
+    pub name: String,
+    /// How long the load goes on.
+    #[serde(rename = "for", deserialize_with = "length")]
+    pub length: Duration,
+    /// What a drill starts that brings its own fleet.
+    #[serde(default)]
+    pub fleet: FleetPlan,
+    /// What is sent.
+    #[serde(default)]
+    pub load: LoadPlan,
+    /// What happens.
+    #[serde(default, rename = "action")]
+    pub actions: Vec<ActionPlan>,
+}
+
+/// The fleet that a drill starts itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FleetPlan {
+    /// Workers at the start.
+    pub workers: u32,
+    /// Gateways; the load goes to each in turn.
+    pub gateways: u32,
+    /// `WORKER_CONCURRENCY` of each worker.
+    pub concurrency: u32,
+    /// `DRAIN_TIMEOUT` of each worker.
+    #[serde(deserialize_with = "length")]
+    pub drain_timeout: Duration,
+}
+
+impl Default for FleetPlan {
+    fn default() -> Self {
+        Self { workers: 3, gateways: 2, concurrency: 1, drain_timeout: Duration::from_secs(30) }
+    }
+}
+
+/// The load.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoadPlan {
+    /// Requests per second. Without it the loop is closed: each caller sends its next request when it has its answer.
+    pub rate: Option<u32>,
+    /// Requests that wait for their answers at once.
+    pub callers: usize,
+    /// How long tasks take, and in what shares; without any, as long as their text takes.
+    pub tasks: Vec<TaskPlan>,
+    /// Sentences that texts are made of; without any, those that are built in.
+    pub texts: Vec<String>,
+}
+
+impl Default for LoadPlan {
+    fn default() -> Self {
+        Self { rate: None, callers: 64, tasks: Vec::new(), texts: Vec::new() }
+    }
+}
+
+/// One kind of task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskPlan {
+    /// Its share, relative to the other kinds'.
+    pub share: u32,
+    /// What it takes besides.
+    #[serde(deserialize_with = "length")]
+    pub work: Duration,
+}
+
+/// What can be done to a fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    /// SIGTERM, and it stays away for `for`.
+    StopWorker,
+    /// SIGTERM, and it is started again when it has ended.
+    RestartWorker,
+    /// SIGTERM, and another one while it drains; started again when it has ended.
+    SecondSignal,
+    /// SIGKILL, and it stays away for `for`.
+    KillWorker,
+    /// SIGSTOP, and SIGCONT after `for`.
+    FreezeWorker,
+    /// One that is away is started.
+    StartWorker,
+    /// So many workers, `to`.
+    Scale,
+    /// SIGTERM, and it stays away for `for`.
+    StopGateway,
+    /// SIGTERM, and it is started again when it has ended.
+    RestartGateway,
+    /// SIGKILL, and it stays away for `for`.
+    KillGateway,
+    /// The broker is stopped, and stays away for `for`.
+    StopBroker,
+    /// The same, for no longer than it takes.
+    RestartBroker,
+    /// Killed, and away for `for`.
+    KillBroker,
+    /// Frozen for `for`.
+    FreezeBroker,
+    /// No load for `for`.
+    Pause,
+}
+
+impl What {
+    /// All of them, with their names.
+    pub const ALL: [(Self, &str); 15] = [
+        (Self::StopWorker, "stop-worker"),
+        (Self::RestartWorker, "restart-worker"),
+        (Self::SecondSignal, "second-signal"),
+        (Self::KillWorker, "kill-worker"),
+        (Self::FreezeWorker, "freeze-worker"),
+        (Self::StartWorker, "start-worker"),
+        (Self::Scale, "scale"),
+        (Self::StopGateway, "stop-gateway"),
+        (Self::RestartGateway, "restart-gateway"),
+        (Self::KillGateway, "kill-gateway"),
+        (Self::StopBroker, "stop-broker"),
+        (Self::RestartBroker, "restart-broker"),
+        (Self::KillBroker, "kill-broker"),
+        (Self::FreezeBroker, "freeze-broker"),
+        (Self::Pause, "pause"),
+    ];
+
+    /// As plans write it.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(what, _)| *what == self).map_or("?", |(_, name)| name)
+    }
+
+    /// Whether it concerns one worker.
+    pub fn has_worker(self) -> bool {
+        use What::{FreezeWorker, KillWorker, RestartWorker, SecondSignal, StartWorker, StopWorker};
+        matches!(self, StopWorker | RestartWorker | SecondSignal | KillWorker | FreezeWorker | StartWorker)
+    }
+
+    /// Whether it concerns the broker.
+    pub fn has_broker(self) -> bool {
+        matches!(self, Self::StopBroker | Self::RestartBroker | Self::KillBroker | Self::FreezeBroker)
+    }
+
+    /// Whether `for` means something; and whether it has to be given.
+    fn takes_length(self) -> (bool, bool) {
+        use What::{FreezeBroker, FreezeWorker, KillBroker, KillGateway, KillWorker, Pause, StopBroker, StopGateway};
+        match self {
+            FreezeWorker | FreezeBroker | Pause | StopBroker | KillBroker | StopGateway | KillGateway => (true, true),
+            KillWorker | Self::StopWorker => (true, false),
+            _ => (false, false),
+        }
+    }
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// Which worker an action is meant for.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Who {
+    /// By chance.
+    #[default]
+    Any,
+    /// By chance among those with a task in hand, if there are any.
+    Busy,
+    /// Of those that have had a task for more than half a second, if there are any, the one that has had it for the shortest time; at first only if
+    /// it outlasts a drain.
+    Long,
+    /// By chance among those without, if there are any.
+    Idle,
+    /// Every one, one after another.
+    All,
+    /// This one.
+    Named(String),
+}
+
+impl Who {
+    /// How long one with a long task is looked for; then one with any task will do.
+    const CHOOSY: Duration = Duration::from_secs(8);
+    /// How long one is looked for who is as the plan wants him; then any other will do.
+    const PARTICULAR: Duration = Duration::from_secs(10);
+
+    /// Who will do when an action has looked for so long.
+    pub fn after(self, waited: Duration) -> Self {
+        match self {
+            Self::Busy | Self::Long | Self::Idle if waited >= Self::PARTICULAR => Self::Any,
+            Self::Long if waited >= Self::CHOOSY => Self::Busy,
+            who => who,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Who {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match String::deserialize(deserializer)?.as_str() {
+            "any" => Self::Any,
+            "busy" => Self::Busy,
+            "long" => Self::Long,
+            "idle" => Self::Idle,
+            "all" => Self::All,
+            name => Self::Named(name.to_owned()),
+        })
+    }
+}
+
+/// Something that happens: at moments of its own, or at random ones.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActionPlan {
+    /// What.
+    #[serde(rename = "do")]
+    pub what: What,
+    /// When: these moments, counted from the start of the load.
+    #[serde(default)]
+    pub at: Moments,
+    /// Or at random, so often on average.
+    #[serde(default, deserialize_with = "some_length")]
+    pub every: Option<Duration>,
+    /// Whom.
+    #[serde(default)]
+    pub worker: Who,
+    /// How long: between these two.
+    #[serde(default, rename = "for")]
+    pub length: Option<Range>,
+    /// How many; for `scale`.
+    #[serde(default)]
+    pub to: Option<u32>,
+}
+
+/// One moment or several.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moments(pub Vec<Duration>);
+
+/// From the first to the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range(pub Duration, pub Duration);
+
+/// A text, or several.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Texts {
+    One(String),
+    Several(Vec<String>),
+}
+
+fn durations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Duration>, D::Error> {
+    let texts = match Texts::deserialize(deserializer)? {
+        Texts::One(text) => vec![text],
+        Texts::Several(texts) => texts,
+    };
+    texts.iter().map(|text| read(text).map_err(serde::de::Error::custom)).collect()
+}
+
+fn read(text: &str) -> Result<Duration, String> {
+    values::duration(text, &(Duration::ZERO..=LONGEST)).map_err(|problem| format!("\"{}\" {problem}", escape(text)))
+}
+
+fn length<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    read(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
+
+fn some_length<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    length(deserializer).map(Some)
+}
+
+impl<'de> Deserialize<'de> for Moments {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        durations(deserializer).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Range {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match durations(deserializer)?[..] {
+            [only] => Ok(Self(only, only)),
+            [from, to] if from <= to => Ok(Self(from, to)),
+            _ => Err(serde::de::Error::custom("expected a duration, or two: [\"1s\", \"20s\"], the shorter one first")),
+        }
+    }
+}
+
+impl Plan {
+    /// Reads a plan; `name` is where the text came from. All faults are returned, a line each.
+    ///
+    /// # Errors
+    /// What is wrong: the syntax alone, or else everything that does not go together.
+    pub fn read(name: &str, text: &str) -> Result<Self, Vec<String>> {
+        let mut plan: Self = toml::from_str(text).map_err(|error| vec![in_one_line(text, &error)])?;
+        name.clone_into(&mut plan.name);
+        let faults = plan.faults();
+        if faults.is_empty() { Ok(plan) } else { Err(faults) }
+    }
+
+    /// Whether tasks are asked to take longer than their text does.
+    pub fn has_work(&self) -> bool {
+        self.load.tasks.iter().any(|task| !task.work.is_zero())
+    }
+
+    /// The longest task.
+    pub fn longest_work(&self) -> Duration {
+        self.load.tasks.iter().map(|task| task.work).max().unwrap_or_default()
+    }
+
+    /// For how long a worker may have had the longest task and still have it, for sure, when a drain ends; `None`: no task lasts as long as that.
+    pub fn outlasts_drain(&self) -> Option<Duration> {
+        let sure = self.fleet.drain_timeout + Duration::from_secs(1);
+        self.longest_work().checked_sub(sure).filter(|left| *left > Duration::from_secs(1))
+    }
+
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut limits = |name: &str, value: u64, least: u64, most: u64| {
+            if !(least..=most).contains(&value) {
+                faults.push(format!("{name} is {value}; expected {least} to {most}"));
+            }
+        };
+        limits("fleet.workers", self.fleet.workers.into(), 1, 100);
+        limits("fleet.gateways", self.fleet.gateways.into(), 1, 10);
+        limits("fleet.concurrency", self.fleet.concurrency.into(), 1, 64);
+        limits("load.callers", self.load.callers as u64, 1, 512);
+        if let Some(rate) = self.load.rate {
+            limits("load.rate", rate.into(), 1, 2000);
+        }
+        if !self.load.tasks.is_empty() {
+            limits(
+                "the sum of the shares",
+                self.load.tasks.iter().map(|task| u64::from(task.share)).sum(),
+                1,
+                1_000_000,
+            );
+        }
+        if self.length.is_zero() {
+            faults.push("for is 0; expected how long the load goes on, for example \"2m\"".to_owned());
+        }
+        if self.fleet.drain_timeout < Duration::from_secs(1) {
+            faults.push("fleet.drain_timeout is too short; expected 1s at least".to_owned());
+        }
+        if self.longest_work() > LONGEST_WORK {
+            faults
+                .push(format!("work {} is too long; expected 2m at most", values::show_duration(self.longest_work())));
+        }
+        for (index, action) in self.actions.iter().enumerate() {
+            faults.extend(
+                action.faults().into_iter().map(|fault| format!("action {} ({}): {fault}", index + 1, action.what)),
+            );
+        }
+        faults
+    }
+}
+
+/// What the parser says, without the picture it draws: the line, and what is wrong there.
+fn in_one_line(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    format!("line {line}: {}", escape(error.message().trim()).to_string().replace("\\n", ", "))
+}
+
+impl ActionPlan {
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        match (self.at.0.is_empty(), self.every) {
+            (true, None) => faults.push("says neither at nor every; expected one of them".to_owned()),
+            (false, Some(_)) => faults.push("says both at and every; expected one of them".to_owned()),
+            (true, Some(every)) if every < Duration::from_millis(100) => {
+                faults.push("every is too short; expected 100ms at least".to_owned());
+            }
+            _ => {}
+        }
+        match (self.what.takes_length(), self.length) {
+            ((_, true), None) => faults.push("needs for: how long, for example for = \"3s\"".to_owned()),
+            ((false, _), Some(_)) => faults.push("takes no for".to_owned()),
+            _ => {}
+        }
+        match (self.what, self.to) {
+            (What::Scale, Some(1..=100)) => {}
+            (What::Scale, _) => faults.push("needs to: how many workers, 1 to 100".to_owned()),
+            (_, Some(_)) => faults.push("takes no to".to_owned()),
+            _ => {}
+        }
+        if self.worker != Who::Any && !self.what.has_worker() {
+            faults.push("takes no worker".to_owned());
+        }
+        if self.worker == Who::All && !matches!(self.what, What::RestartWorker | What::KillWorker) {
+            faults.push("cannot be done to all workers; restart-worker and kill-worker can".to_owned());
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(text: &str) -> Vec<String> {
+        Plan::read("test", text).expect_err("a fault")
+    }
+
+    #[test]
+    fn the_plans_that_ship_are_plans() {
+        for (name, text) in [
+            ("default", DEFAULT),
+            ("short", include_str!("../../drills/short.toml")),
+            ("random", include_str!("../../drills/random.toml")),
+            ("deploys", include_str!("../../drills/deploys.toml")),
+        ] {
+            let plan = Plan::read(name, text).unwrap_or_else(|faults| panic!("{name}: {faults:?}"));
+            assert!(!plan.actions.is_empty() && plan.has_work(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_default_plan_has_every_kind_of_action() {
+        let plan = Plan::read("default", DEFAULT).expect("a plan");
+        let missing: Vec<&str> = What::ALL
+            .iter()
+            .filter(|(what, _)| !plan.actions.iter().any(|action| action.what == *what))
+            .map(|(_, name)| *name)
+            .collect();
+        assert_eq!(missing, [""; 0]);
+        assert_eq!(plan.length, Duration::from_mins(2));
+    }
+
+    #[test]
+    fn whoever_is_not_to_be_had_is_replaced_by_the_next_best() {
+        let second = Duration::from_secs;
+        let after = [0, 7, 9, 11].map(|waited| Who::Long.after(second(waited)));
+        assert_eq!(after, [Who::Long, Who::Long, Who::Busy, Who::Any]);
+        assert_eq!([9, 11].map(|waited| Who::Idle.after(second(waited))), [Who::Idle, Who::Any]);
+        let named = Who::Named("worker_1".to_owned());
+        assert_eq!(named.clone().after(second(60)), named);
+    }
+
+    #[test]
+    fn a_task_outlasts_a_drain_if_it_is_longer() {
+        let outlasts = |text: &str| Plan::read("test", text).expect("a plan").outlasts_drain();
+        assert_eq!(outlasts(DEFAULT), Some(Duration::from_secs(4)));
+        assert_eq!(outlasts(include_str!("../../drills/short.toml")), Some(Duration::from_secs(2)));
+        let plan = "for = \"1m\"\n[fleet]\ndrain_timeout = \"5s\"\n[[load.tasks]]\nshare = 1\nwork = ";
+        assert_eq!(outlasts(&format!("{plan}\"4s\"")), None);
+        assert_eq!(outlasts(&format!("{plan}\"6s\"")), None, "by too little to be hit");
+    }
+
+    #[test]
+    fn a_plan_is_read_as_it_is_written() {
+        let plan = Plan::read(
+            "x",
+            "for = \"90s\"\n[fleet]\nworkers = 4\n[load]\nrate = 7\n[[load.tasks]]\nshare = 3\nwork = \"1s\"\n\
+             [[action]]\ndo = \"kill-worker\"\nat = [\"1s\", \"2s\"]\nworker = \"busy\"\nfor = [\"1s\", \"3s\"]\n\
+             [[action]]\ndo = \"scale\"\nevery = \"10s\"\nto = 2\n",
+        )
+        .expect("a plan");
+        assert_eq!((plan.fleet.workers, plan.load.rate, plan.length), (4, Some(7), Duration::from_secs(90)));
+        assert_eq!(plan.longest_work(), Duration::from_secs(1));
+        let [kill, scale] = &plan.actions[..] else { panic!("two actions") };
+        assert_eq!(kill.at.0, [Duration::from_secs(1), Duration::from_secs(2)]);
+        assert_eq!(
+            (&kill.worker, kill.length),
+            (&Who::Busy, Some(Range(Duration::from_secs(1), Duration::from_secs(3))))
+        );
+        assert_eq!((scale.every, scale.to), (Some(Duration::from_secs(10)), Some(2)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_what_would_be_right() {
+        for (text, parts) in [
+            ("for = \"2m\"\nwhat = 1", &["line 2", "unknown field", "what"][..]),
+            ("for = \"90\"", &["line 1", "\"90\"", "has no unit", "for example 30s"]),
+            ("", &["missing field", "for"]),
+            ("for = \"2m\"\n[[action]]\ndo = \"explode\"\nat = \"1s\"", &["line 3", "explode", "kill-worker"]),
+            ("for = \"2m\"\n[[action]]\ndo = \"kill-worker\"", &["action 1 (kill-worker)", "neither at nor every"]),
+            ("for = \"2m\"\n[[action]]\ndo = \"freeze-worker\"\nat = \"1s\"", &["needs for"]),
+            (
+                "for = \"2m\"\n[[action]]\ndo = \"freeze-worker\"\nat = \"1s\"\nfor = [\"3s\", \"1s\"]",
+                &["the shorter one first"],
+            ),
+            ("for = \"2m\"\n[[action]]\ndo = \"scale\"\nat = \"1s\"", &["how many workers, 1 to 100"]),
+            (
+                "for = \"2m\"\n[[action]]\ndo = \"pause\"\nat = \"1s\"\nfor = \"1s\"\nworker = \"busy\"",
+                &["takes no worker"],
+            ),
+            ("for = \"2m\"\n[load]\nrate = 0", &["load.rate is 0; expected 1 to 2000"]),
+            ("for = \"2m\"\n[[load.tasks]]\nshare = 1\nwork = \"3m\"", &["work 3m", "2m at most"]),
+        ] {
+            let told = faults(text);
+            assert!(parts.iter().all(|part| told[0].contains(part)), "{told:?} for {text}");
+            assert!(!told[0].contains('\n'), "{told:?}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! `--healthcheck`: asks the process that runs beside whether it is well, says so in one line, and is the exit code.
+//!
+//! For container engines and probes, which start it inside of the container: so it needs no shell and no tools. It reads the same options as
+//! the service itself, and starts nothing. Called by `gateway::run` and `worker::run`.
+
+use crate::config::{GatewayConfig, HealthCheck, WorkerConfig};
+use crate::exit::ExitCode;
+use crate::logging::escape;
+use crate::supervisor::RUNNING;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+/// A worker whose file is older than this does not move: it refreshes it every second.
+pub const LONGEST_SILENCE: Duration = Duration::from_secs(10);
+/// How long a gateway may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Whether the worker that refreshes this configuration's health file lives, or takes tasks.
+pub(crate) fn worker(config: &WorkerConfig, check: HealthCheck) -> ExitCode {
+    match &config.health_file {
+        Some(path) => say(&file(path, check, SystemTime::now())),
+        None => {
+            let fault = "HEALTH_FILE: not set; expected the file that the worker was started with, for --healthcheck";
+            let _ = writeln!(io::stderr(), "{fault}");
+            ExitCode::Usage
+        }
+    }
+}
+
+/// Whether the gateway that listens at this configuration's address lives, or is ready.
+pub(crate) fn gateway(config: &GatewayConfig, check: HealthCheck) -> ExitCode {
+    let address = reachable(config.http_addr);
+    let (path, word) = match check {
+        HealthCheck::Live => ("/livez", "live"),
+        HealthCheck::Ready => ("/readyz", "ready"),
+    };
+    let state = match get_status(address, path, ANSWER_LIMIT) {
+        Ok(200) => Ok(format!("{word}: {address}")),
+        Ok(status) => Err(format!("not {word}: GET {path} at {address} answers {status}")),
+        Err(error) => Err(format!("not {word}: nothing answers at {address} ({error})")),
+    };
+    say(&state)
+}
+
+fn say(state: &Result<String, String>) -> ExitCode {
+    let (line, code) = match state {
+        Ok(line) => (line, ExitCode::Drained),
+        Err(line) => (line, ExitCode::Fatal),
+    };
+    // Fails when nobody reads; the exit code says the same.
+    let _ = writeln!(io::stdout(), "{line}");
+    code
+}
+
+fn file(path: &Path, check: HealthCheck, now: SystemTime) -> Result<String, String> {
+    let name = escape(&path.to_string_lossy()).to_string();
+    let (written, word) = std::fs::metadata(path)
+        .and_then(|file| Ok((file.modified()?, std::fs::read_to_string(path)?)))
+        .map_err(|error| format!("not live: {name} cannot be read ({error})"))?;
+    // From the future: somebody has set the clock. The next refresh is at most a second away.
+    let age = now.duration_since(written).unwrap_or_default();
+    if age > LONGEST_SILENCE {
+        return Err(format!("not live: {name} was last refreshed {} s ago", age.as_secs()));
+    }
+    let state = format!("{}, refreshed {} s ago", escape(word.trim()), age.as_secs());
+    match check {
+        HealthCheck::Live => Ok(format!("live: {state}")),
+        HealthCheck::Ready if word.trim() == RUNNING => Ok(format!("ready: {state}")),
+        HealthCheck::Ready => Err(format!("not ready: {state}")),
+    }
+}
+
+/// The status of `GET path`, each step of which may take `limit`.
+pub(crate) fn get_status(address: SocketAddr, path: &str, limit: Duration) -> io::Result<u16> {
+    let mut stream = TcpStream::connect_timeout(&address, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut begin = [0; "HTTP/1.1 200".len()];
+    stream.read_exact(&mut begin)?;
+    let status = std::str::from_utf8(&begin).ok().and_then(|text| text.strip_prefix("HTTP/1.1 "));
+    status.and_then(|digits| digits.parse().ok()).ok_or_else(|| io::Error::other("no HTTP"))
+}
+
+/// Where a listener on all addresses is reached from here.
+pub(crate) fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_on_all_addresses_is_reached_at_the_local_one() {
+        assert_eq!(reachable(SocketAddr::from(([0, 0, 0, 0], 80))), SocketAddr::from(([127, 0, 0, 1], 80)));
+        assert_eq!(reachable(SocketAddr::from(([10, 1, 2, 3], 80))), SocketAddr::from(([10, 1, 2, 3], 80)));
+    }
+
+    #[test]
+    fn a_file_is_a_sign_of_life_for_ten_seconds() {
+        let path = std::env::temp_dir().join(format!("lastcall-health-{}", uuid::Uuid::new_v4()));
+        std::fs::write(&path, "draining\n").expect("a file of our own");
+        let written = std::fs::metadata(&path).and_then(|file| file.modified()).expect("readable");
+        let at = |seconds| file(&path, HealthCheck::Live, written + Duration::from_secs(seconds));
+        assert!(file(&path, HealthCheck::Ready, written).expect_err("it drains").starts_with("not ready: draining"));
+        assert_eq!(at(0).expect("fresh"), "live: draining, refreshed 0 s ago");
+        assert_eq!(at(10).expect("just in time"), "live: draining, refreshed 10 s ago");
+        assert!(at(11).expect_err("too old").ends_with("was last refreshed 11 s ago"));
+        assert!(
+            file(&path, HealthCheck::Live, written - Duration::from_secs(60)).is_ok(),
+            "a clock that was set back kills nobody"
+        );
+        std::fs::remove_file(&path).expect("ours");
+        assert!(at(0).expect_err("gone").contains("cannot be read (No such file"));
+    }
+
+    #[test]
+    fn a_status_is_read_from_the_first_line() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for answer in ["HTTP/1.1 503 Service Unavailable\r\n\r\n", "SSH-2.0-OpenSSH_9.2p1\r\n"] {
+                    let (mut stream, _) = listener.accept().expect("a connection");
+                    let mut request = [0; 16];
+                    stream.read_exact(&mut request).expect("a request");
+                    stream.write_all(answer.as_bytes()).expect("it is there");
+                }
+            });
+            assert_eq!(get_status(address, "/readyz", ANSWER_LIMIT).expect("HTTP"), 503);
+            assert!(get_status(address, "/readyz", ANSWER_LIMIT).is_err(), "not HTTP");
+        });
+    }
+}

@@ -1,0 +1,163 @@
+//! What a process tells whoever supervises it: the service manager by its protocol, a container's health check by a file.
+//!
+//! It decides nothing and starts no thread. Main of either program owns one, and calls it every [`INTERVAL`] with what is true then:
+//! a process whose working loop hangs makes main fall silent here, and the supervisor does what it is there for. Where
+//! nobody supervises (no `NOTIFY_SOCKET`, no health file) every call is a few instructions.
+//!
+//! The protocol is that of sd_notify(3), the meaning of each message that of systemd.service(5).
+
+use crate::logging::escape;
+use sd_notify::NotifyState;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often main comes by.
+pub const INTERVAL: Duration = Duration::from_secs(1);
+/// What the health file says while the process takes work.
+pub(crate) const RUNNING: &str = "running";
+/// How much longer the service manager is asked to wait, each time: some missed rounds are no reason to kill.
+pub const EXTENSION: Duration = Duration::from_secs(10);
+
+/// See the module documentation.
+#[derive(Debug, Default)]
+pub struct Supervisor {
+    health_file: Option<PathBuf>,
+    status: String,
+    stopping: bool,
+    complained: bool,
+}
+
+impl Supervisor {
+    /// With a file whose age tells a health check that this process lives; it is written at once.
+    ///
+    /// # Errors
+    /// The file cannot be written: what to tell the user, with the path and what would be right.
+    pub fn new(health_file: Option<&Path>) -> Result<Self, String> {
+        if let Some(path) = health_file {
+            std::fs::write(path, "starting\n").map_err(|error| {
+                format!(
+                    "HEALTH_FILE: value \"{}\" cannot be written ({error}); expected a file in a folder that exists and is \
+                     this user's to write",
+                    escape(&path.to_string_lossy())
+                )
+            })?;
+        }
+        let mut supervisor = Self::default();
+        supervisor.health_file = health_file.map(Path::to_path_buf);
+        Ok(supervisor)
+    }
+
+    /// It starts, and needs more time for it: Kafka that is away is no fault.
+    pub fn starting(&mut self, status: &str) {
+        self.refresh("starting");
+        self.tell(&[extension()], status);
+    }
+
+    /// It can take work; said once.
+    pub fn ready(&mut self, status: &str) {
+        self.refresh(RUNNING);
+        self.tell(&[NotifyState::Ready, NotifyState::Watchdog], status);
+    }
+
+    /// It works, or could.
+    pub fn alive(&mut self, status: &str) {
+        self.refresh(RUNNING);
+        self.tell(&[NotifyState::Watchdog], status);
+    }
+
+    /// It stops, and needs more time than the service manager may have been told.
+    pub fn stopping(&mut self, status: &str) {
+        self.refresh("draining");
+        if self.stopping {
+            self.tell(&[NotifyState::Watchdog, extension()], status);
+        } else {
+            self.stopping = true;
+            self.tell(&[NotifyState::Stopping, NotifyState::Watchdog, extension()], status);
+        }
+    }
+
+    fn refresh(&mut self, word: &str) {
+        let Some(path) = &self.health_file else { return };
+        if let Err(error) = std::fs::write(path, format!("{word}\n")) {
+            self.complain("write HEALTH_FILE", &error);
+        }
+    }
+
+    /// Sends `messages`, and the status where it has changed.
+    fn tell(&mut self, messages: &[NotifyState<'_>], status: &str) {
+        let mut messages = messages.to_vec();
+        if self.status != status {
+            status.clone_into(&mut self.status);
+            messages.push(NotifyState::Status(status));
+        }
+        if let Err(error) = sd_notify::notify(&messages) {
+            self.complain("reach the service manager", &error);
+        }
+    }
+
+    /// Said once: what fails every second would fill the log.
+    fn complain(&mut self, what: &str, error: &std::io::Error) {
+        if !self.complained {
+            self.complained = true;
+            log::warn!("cannot {what}: {error}");
+        }
+    }
+}
+
+impl Drop for Supervisor {
+    /// A process that ended in order leaves no sign of life behind.
+    fn drop(&mut self) {
+        if let Some(path) = &self.health_file {
+            // Gone already, or not ours any more: nothing to do about either.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn extension() -> NotifyState<'static> {
+    NotifyState::ExtendTimeoutUsec(u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("lastcall-supervisor-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir(&folder).expect("a folder of our own");
+        folder
+    }
+
+    #[test]
+    fn the_health_file_says_what_the_process_does_and_goes_with_it() {
+        let folder = folder();
+        let path = folder.join("health");
+        let mut supervisor = Supervisor::new(Some(&path)).expect("writable");
+        let content = || std::fs::read_to_string(&path).expect("it is there");
+        assert_eq!(content(), "starting\n");
+        supervisor.ready("takes tasks");
+        assert_eq!(content(), "running\n");
+        supervisor.stopping("drains");
+        assert_eq!(content(), "draining\n");
+        drop(supervisor);
+        assert!(!path.exists());
+        std::fs::remove_dir(&folder).expect("empty again");
+    }
+
+    #[test]
+    fn a_health_file_that_cannot_be_written_is_a_fault_that_names_it() {
+        let fault = Supervisor::new(Some(Path::new("/nowhere/at/all"))).expect_err("no such folder");
+        assert!(fault.starts_with("HEALTH_FILE: value \"/nowhere/at/all\" cannot be written (No such file"), "{fault}");
+        assert!(fault.contains("expected a file in a folder that exists"), "{fault}");
+    }
+
+    #[test]
+    fn without_a_supervisor_nothing_happens() {
+        let mut supervisor = Supervisor::new(None).expect("nothing to write");
+        supervisor.starting("starts");
+        supervisor.ready("is ready");
+        supervisor.alive("is idle");
+        supervisor.stopping("stops");
+        assert!(!supervisor.complained);
+    }
+}

@@ -1,0 +1,227 @@
+//! What deploys the programs fits the programs: grace periods, stop signals, users and probes of the compose file, the units and the manifests,
+//! read as a machine reads them and held against the programs' own arithmetic.
+
+use lastcall::config::{Environment, GatewayConfig, Parsed, WorkerConfig};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use yaml_rust2::{Yaml, YamlLoader};
+
+fn file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = path.as_ref();
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn yaml(path: impl AsRef<Path>) -> Vec<Yaml> {
+    YamlLoader::load_from_str(&read(path)).expect("YAML")
+}
+
+/// The worker's own view of an environment; fails with its own words when the grace period does not fit.
+fn worker(variables: &BTreeMap<String, String>) -> WorkerConfig {
+    let parsed = WorkerConfig::parse([OsString::from("worker")], &environment(variables));
+    match parsed.unwrap_or_else(|error| panic!("{error}")) {
+        Parsed::Run(config) => config,
+        Parsed::Show(text) => panic!("{text}"),
+    }
+}
+
+fn gateway(variables: &BTreeMap<String, String>) -> GatewayConfig {
+    let parsed = GatewayConfig::parse([OsString::from("gateway")], &environment(variables));
+    match parsed.unwrap_or_else(|error| panic!("{error}")) {
+        Parsed::Run(config) => config,
+        Parsed::Show(text) => panic!("{text}"),
+    }
+}
+
+fn environment(variables: &BTreeMap<String, String>) -> Environment {
+    let variables = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    Environment { variables, host_name: "host".into() }
+}
+
+fn seconds(text: &str) -> Duration {
+    let number = text.trim_end_matches('s').parse().unwrap_or_else(|_| panic!("{text} is no number of seconds"));
+    Duration::from_secs(number)
+}
+
+/// `${NAME:-default}` is its default, in a place where nothing is set.
+fn without_variables(text: &str) -> String {
+    match text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')) {
+        Some(inner) => inner.split_once(":-").map_or("", |(_, default)| default).to_owned(),
+        None => text.to_owned(),
+    }
+}
+
+// ---- compose ----
+
+fn service(name: &str) -> Yaml {
+    yaml(file("docker-compose.yml"))[0]["services"][name].clone()
+}
+
+/// A member of a service, or of what it merges (`<<`).
+fn member(service: &Yaml, name: &str) -> Yaml {
+    if service[name].is_badvalue() { service["<<"][name].clone() } else { service[name].clone() }
+}
+
+fn variables_of_service(service: &Yaml) -> BTreeMap<String, String> {
+    let members = service["environment"].as_hash().expect("an environment");
+    let pairs = members.iter().map(|(name, value)| {
+        (name.as_str().expect("a name").to_owned(), without_variables(value.as_str().expect("a text")))
+    });
+    pairs.collect()
+}
+
+#[test]
+fn compose_gives_each_program_the_time_that_it_counts_with() {
+    let of_worker = service("worker");
+    let config = worker(&variables_of_service(&of_worker));
+    assert_eq!(seconds(of_worker["stop_grace_period"].as_str().expect("set")), config.stop_grace_period);
+    assert_eq!(config.stop_grace_period, Duration::from_secs(45));
+    let of_gateway = service("gateway");
+    let config = gateway(&variables_of_service(&of_gateway));
+    assert_eq!(seconds(of_gateway["stop_grace_period"].as_str().expect("set")), config.stop_grace_period);
+    assert_eq!(config.stop_grace_period, Duration::from_secs(30));
+}
+
+#[test]
+fn compose_runs_the_programs_with_as_little_as_they_need() {
+    assert_eq!(service("worker")["deploy"]["replicas"].as_i64(), Some(3));
+    for name in ["worker", "gateway"] {
+        let service = service(name);
+        assert_eq!(member(&service, "stop_signal").as_str(), Some("SIGTERM"), "{name}");
+        assert_eq!(member(&service, "read_only").as_bool(), Some(true), "{name}");
+        assert_eq!(member(&service, "cap_drop")[0].as_str(), Some("ALL"), "{name}");
+        assert_eq!(member(&service, "security_opt")[0].as_str(), Some("no-new-privileges:true"), "{name}");
+        for limit in ["mem_limit", "pids_limit", "restart"] {
+            assert!(!member(&service, limit).is_badvalue(), "{name} has {limit}");
+        }
+        let check = &service["healthcheck"]["test"];
+        assert_eq!(
+            [check[0].as_str(), check[1].as_str(), check[2].as_str()],
+            [Some("CMD"), Some(name), Some(if name == "worker" { "--healthcheck=ready" } else { "--healthcheck" })]
+        );
+    }
+}
+
+/// Compose stops in the reverse order of `depends_on`.
+#[test]
+fn compose_stops_the_gateway_before_the_workers_and_those_before_kafka() {
+    let healthy = |of: &str, on: &str| service(of)["depends_on"][on]["condition"].as_str() == Some("service_healthy");
+    assert!(healthy("gateway", "worker") && healthy("gateway", "kafka") && healthy("worker", "kafka"));
+}
+
+#[test]
+fn the_image_has_no_shell_form_and_no_root() {
+    let dockerfile = read(file("Dockerfile"));
+    let last = |word: &str| {
+        let line = dockerfile.lines().rev().find(|line| line.starts_with(word));
+        line.unwrap_or_else(|| panic!("the image says {word}")).to_owned()
+    };
+    assert_eq!(last("CMD"), "CMD [\"gateway\"]");
+    assert_eq!(last("STOPSIGNAL"), "STOPSIGNAL SIGTERM");
+    let user = last("USER").replace("USER ", "");
+    assert!(user.split(':').all(|number| number.parse::<u32>().is_ok_and(|number| number > 0)), "{user}");
+}
+
+// ---- systemd ----
+
+/// The settings of a unit's sections, in their order.
+fn unit(name: &str) -> Vec<(String, String)> {
+    let text = read(file("deploy/systemd").join(name));
+    let settings = text.lines().filter(|line| !line.starts_with(['#', '[']) && !line.is_empty());
+    let pairs = settings.map(|line| line.split_once('=').unwrap_or_else(|| panic!("{name}: {line}")));
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+fn setting<'a>(unit: &'a [(String, String)], key: &str) -> &'a str {
+    unit.iter().find(|(name, _)| name == key).map_or_else(|| panic!("{key} is set"), |(_, value)| value)
+}
+
+fn variables_of_unit(unit: &[(String, String)]) -> BTreeMap<String, String> {
+    let words = setting(unit, "Environment").split(' ').map(|word| word.split_once('=').expect("NAME=value"));
+    words.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+#[test]
+fn systemd_gives_each_program_the_time_that_it_counts_with() {
+    let of_worker = unit("lastcall-worker@.service");
+    let config = worker(&variables_of_unit(&of_worker));
+    assert_eq!(seconds(setting(&of_worker, "TimeoutStopSec")), config.stop_grace_period);
+    let of_gateway = unit("lastcall-gateway.service");
+    let config = gateway(&variables_of_unit(&of_gateway));
+    assert_eq!(seconds(setting(&of_gateway, "TimeoutStopSec")), config.stop_grace_period);
+}
+
+#[test]
+fn systemd_hears_from_the_programs_and_knows_their_exit_codes() {
+    for (name, successes) in [("lastcall-worker@.service", "3 4"), ("lastcall-gateway.service", "4")] {
+        let unit = unit(name);
+        assert_eq!(setting(&unit, "Type"), "notify");
+        assert_eq!(setting(&unit, "Restart"), "on-failure");
+        assert_eq!(setting(&unit, "SuccessExitStatus"), successes);
+        assert_eq!(setting(&unit, "RestartPreventExitStatus"), "2");
+        // Longer than some rounds that were missed, and than the worker's own patience with brokers that do not answer.
+        assert!(seconds(setting(&unit, "WatchdogSec")) >= Duration::from_secs(30));
+        assert!(seconds(setting(&unit, "TimeoutStartSec")) > lastcall::supervisor::EXTENSION);
+    }
+}
+
+// ---- Kubernetes ----
+
+/// All objects of that kind, from all manifests.
+fn objects(kind: &str) -> Vec<Yaml> {
+    let folder = std::fs::read_dir(file("deploy/kubernetes")).expect("the manifests");
+    let files = folder.map(|entry| entry.expect("readable").path());
+    let manifests = files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    manifests.flat_map(yaml).filter(|object| object["kind"].as_str() == Some(kind)).collect()
+}
+
+fn deployment(name: &str) -> (Yaml, Yaml) {
+    let all = objects("Deployment");
+    let found = all.iter().find(|object| object["metadata"]["name"].as_str().is_some_and(|full| full.ends_with(name)));
+    let pod = found.unwrap_or_else(|| panic!("a deployment {name}"))["spec"]["template"]["spec"].clone();
+    let container = pod["containers"][0].clone();
+    (pod, container)
+}
+
+/// What the manifest says itself; references to other objects are left out.
+fn variables_of_container(container: &Yaml) -> BTreeMap<String, String> {
+    let entries = container["env"].as_vec().expect("variables");
+    let said = entries.iter().filter_map(|entry| Some((entry["name"].as_str()?, entry["value"].as_str()?)));
+    said.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// The grace period counts from the deletion of the pod, so what the hook takes is not there for the program.
+fn time_for_the_program(pod: &Yaml, container: &Yaml) -> Duration {
+    let grace = pod["terminationGracePeriodSeconds"].as_i64().expect("a grace period");
+    let hook = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_i64().unwrap_or(0);
+    Duration::from_secs(u64::try_from(grace - hook).expect("the hook leaves time"))
+}
+
+#[test]
+fn kubernetes_gives_each_program_the_time_that_it_counts_with() {
+    let (pod, container) = deployment("worker");
+    assert_eq!(pod["terminationGracePeriodSeconds"].as_i64(), Some(45));
+    assert!(worker(&variables_of_container(&container)).stop_grace_period <= time_for_the_program(&pod, &container));
+    let (pod, container) = deployment("gateway");
+    assert_eq!(pod["terminationGracePeriodSeconds"].as_i64(), Some(30));
+    assert!(gateway(&variables_of_container(&container)).stop_grace_period <= time_for_the_program(&pod, &container));
+}
+
+#[test]
+fn kubernetes_runs_the_programs_with_as_little_as_they_need() {
+    for name in ["worker", "gateway"] {
+        let (_, container) = deployment(name);
+        let security = &container["securityContext"];
+        assert_eq!(security["readOnlyRootFilesystem"].as_bool(), Some(true), "{name}");
+        assert_eq!(security["allowPrivilegeEscalation"].as_bool(), Some(false), "{name}");
+        assert_eq!(security["capabilities"]["drop"][0].as_str(), Some("ALL"), "{name}");
+        assert!(!container["resources"]["limits"]["memory"].is_badvalue(), "{name}");
+        assert!(!container["livenessProbe"].is_badvalue(), "{name}");
+        assert_eq!(objects("PodDisruptionBudget").len(), 2);
+    }
+}

@@ -1,0 +1,60 @@
+//! The embedded broker as a program.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{
+    START, admin, audit, free_address,
+    program::{Launch, Program},
+};
+
+fn launch() -> Launch {
+    Launch::new("devbroker", env!("CARGO_BIN_EXE_devbroker"))
+}
+
+fn start(address: &str) -> Program {
+    let broker = launch().arg("--addr").arg(address).start();
+    broker.wait_for_line(&format!("embedded broker listens on {address}"), START);
+    broker
+}
+
+#[test]
+fn it_says_that_it_forgets_and_stops_at_a_signal() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let address = free_address();
+        let mut broker = start(&address);
+        broker.wait_for_line("keeps everything in memory", START);
+        admin::create_topic(&address, "kept", 1, &[]);
+        audit::produce(&address, "kept", &[(Some(b"a"), Some(b"1"))]);
+        assert_eq!(audit::read(&address, "kept").len(), 1);
+        broker.signal(signal);
+        let exit = broker.wait(START);
+        assert_eq!(exit.code, Some(0));
+        assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
+        let _again = start(&address);
+        assert!(audit::read(&address, "kept").is_empty(), "nothing survives");
+    }
+}
+
+#[test]
+fn what_it_cannot_do_is_told() {
+    let refused = [
+        (&["--addr", "0.0.0.0:9092"][..], "DEVBROKER_ADDR: value \"0.0.0.0:9092\""),
+        (&["--addr", "here"], "expected a loopback address"),
+        (&["--memory", "0"], "DEVBROKER_MEMORY: value \"0\""),
+        (&["--set", "group.share.max.sise=2"], "no setting group.share.max.sise"),
+        (&["--set", "nothing"], "expected KEY=VALUE"),
+        (&["--set", "group.share.max.size=many"], "is \"many\""),
+    ];
+    for (arguments, told) in refused {
+        let mut broker = arguments.iter().fold(launch(), |launch, argument| launch.arg(*argument)).start();
+        assert_eq!(broker.wait(START).code, Some(2), "{arguments:?}");
+        assert!(broker.stderr().contains(told), "{arguments:?}: {}", broker.stderr());
+    }
+    let address = free_address();
+    let _first = start(&address);
+    let mut second = launch().arg("--addr").arg(&address).start();
+    assert_eq!(second.wait(START).code, Some(1));
+    second.wait_for_line(&format!("cannot listen on {address}"), START);
+}

@@ -1,0 +1,155 @@
+//! `drill watch` beside a fleet that is stopped and killed: what it prints, its verdict, its exit codes.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::support::{
+    Gateway, Rig, SOON, audit, eventually, eventually_some, free_address,
+    program::{Launch, Program},
+};
+
+/// Long enough for the load, for a killed worker to be found silent, and for what is asked for at the end.
+const OVER: Duration = Duration::from_secs(60);
+
+fn watch(rig: &Rig, gateway: &str) -> Launch {
+    rig.launch("drill", env!("CARGO_BIN_EXE_drill")).arg("watch").env("GATEWAY_URL", format!("http://{gateway}"))
+}
+
+fn last_line(drill: &Program) -> String {
+    drill.lines().last().map(|line| line.text.clone()).unwrap_or_default()
+}
+
+#[test]
+fn a_fleet_that_is_stopped_and_killed_holds_its_promises() {
+    let rig = Rig::shared("drill");
+    let gateway = rig.start_gateway();
+    let mut stopped = rig.start_worker("stopped");
+    let mut killed = rig.start_worker("killed");
+    let mut drill = watch(&rig, &gateway.address)
+        .arg("--for=10s")
+        .env("RATE", 20)
+        .env("REPORT_EVERY", "1s")
+        .env("WORK_MS", 20)
+        .env("SEED", 7)
+        .start();
+    drill.wait_for_line("  answered ", SOON);
+    stopped.signal(Signal::SIGTERM);
+    let _replacement = rig.start_worker("replacement");
+    assert_eq!(stopped.wait(SOON).code, Some(0));
+    killed.kill();
+    let _other = rig.start_worker("other");
+    let exit = drill.wait(OVER);
+    assert_eq!(exit.code, Some(0));
+    assert_eq!(drill.stderr(), "");
+    drill.assert_lines_in_order(&[
+        "; seed 7",
+        "🛑 stopped: shutdown_started",
+        "👋 stopped: shutdown_completed: drained after SIGTERM",
+        "🚀 other: worker_started",
+        "⏳ killed: silent",
+    ]);
+    drill.wait_for_line("🚀 replacement: worker_started", SOON);
+    drill.wait_for_line("faults: worker stopped 1/1, worker killed 1/1", SOON);
+    drill.wait_for_line("current task  updated", SOON);
+    let verdict = last_line(&drill);
+    assert!(verdict.starts_with("verdict: HELD: ") && verdict.contains(" 0 lost, 0 wrong, "), "{verdict}");
+    // Every task of the load is on the topic: what it says it sent, it sent.
+    let audit = rig.audit();
+    assert!(verdict.contains(&format!("{} sent, {0} answered", audit.tasks.len())), "{verdict}");
+    assert!(audit.tasks.len() > 100, "20 per second for 10 s are 200: {verdict}");
+}
+
+#[test]
+fn a_signal_ends_the_load_with_a_verdict_and_a_second_one_without() {
+    let rig = Rig::shared("drill-signals");
+    let gateway = rig.start_gateway();
+    let worker = rig.start_worker("a");
+    let mut drill = watch(&rig, &gateway.address).env("REPORT_EVERY", "200ms").start();
+    eventually(SOON, "thirty are answered", || {
+        drill.lines().iter().filter_map(|line| line.text.split_once("  answered ")).any(|(_, rest)| {
+            let number = rest.split_whitespace().next().and_then(|number| number.parse::<u32>().ok());
+            number.is_some_and(|number| number >= 30)
+        })
+    });
+    drill.signal(Signal::SIGINT);
+    assert_eq!(drill.wait(SOON).code, Some(0));
+    assert!(last_line(&drill).starts_with("verdict: HELD: "), "{}", last_line(&drill));
+    drill.wait_for_line("SIGINT received", SOON);
+    // Nobody works: there is always an answer to wait for.
+    drop(worker);
+    let mut drill = watch(&rig, &gateway.address).env("REPORT_EVERY", "200ms").start();
+    // Ten to nineteen of them: at 20 per second it says so more than once.
+    drill.wait_for_line("  waiting 1", SOON);
+    drill.signal(Signal::SIGTERM);
+    drill.wait_for_line("SIGTERM received", SOON);
+    drill.signal(Signal::SIGTERM);
+    let exit = drill.wait(SOON);
+    assert_eq!(exit.code, Some(4));
+    assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
+    assert!(last_line(&drill).starts_with("verdict: NONE: "));
+}
+
+#[test]
+fn a_second_run_without_a_reason_breaks_the_promise() {
+    let rig = Rig::shared("drill-broken");
+    let gateway = rig.start_gateway();
+    let _worker = rig.start_worker("a");
+    let mut drill = watch(&rig, &gateway.address).env("FOR", "8s").start();
+    drill.wait_for_line("for 8 s", SOON);
+    // One that has its result: the second result is not the first.
+    let id = &eventually_some(SOON, "a task of the drill has run", || rig.audit().results.into_keys().next());
+    let again = json!({"task_id": id, "success": true, "processed_by": "ghost", "seconds": 0.1, "type": "result"});
+    audit::produce(
+        rig.broker().address(),
+        &rig.results(),
+        &[(Some(id.as_bytes()), Some(again.to_string().as_bytes()))],
+    );
+    assert_eq!(drill.wait(OVER).code, Some(5));
+    let told = drill.wait_for_line("a task ran on a, then on ghost, unexplained", SOON).text;
+    assert!(told.contains(id) && told.contains("; ledger lines "), "{told}");
+    let verdict = last_line(&drill);
+    assert!(verdict.starts_with("verdict: BROKEN: every answer is right (1), nothing runs twice (1) ("), "{verdict}");
+}
+
+#[test]
+fn refusals_only_are_no_run() {
+    let rig = Rig::shared("drill-refused");
+    let gateway = Gateway::start(rig.gateway().env("ALLOW_WORK_MS", 0));
+    let mut drill = watch(&rig, &gateway.address).env("FOR", "500ms").env("WORK_MS", 1).start();
+    assert_eq!(drill.wait(OVER).code, Some(1));
+    let verdict = last_line(&drill);
+    assert!(verdict.starts_with("verdict: COULD NOT RUN: ") && verdict.contains("ALLOW_WORK_MS=1"), "{verdict}");
+}
+
+#[test]
+fn kafka_out_of_reach_is_said_and_the_answers_are_checked_all_the_same() {
+    let rig = Rig::shared("drill-no-kafka");
+    let gateway = rig.start_gateway();
+    let _worker = rig.start_worker("a");
+    let nowhere = free_address();
+    let mut drill = watch(&rig, &gateway.address).env("FOR", "1s").env("KAFKA_BOOTSTRAP_SERVERS", &nowhere).start();
+    assert_eq!(drill.wait(OVER).code, Some(1), "what was not audited is not held");
+    assert_eq!(drill.lines_with("Kafka does not answer").len(), 1);
+    drill.wait_for_line(&format!("cannot be read at {nowhere}"), SOON);
+    let verdict = last_line(&drill);
+    assert!(verdict.starts_with("verdict: UNDECIDED: ") && verdict.contains("nothing was audited"), "{verdict}");
+}
+
+#[test]
+fn no_gateway_and_bad_options_are_told_in_a_line_each() {
+    let nowhere = free_address();
+    let drill = Launch::new("drill", env!("CARGO_BIN_EXE_drill"));
+    let mut lonely = drill.clone().arg("watch").env("GATEWAY_URL", format!("http://{nowhere}")).start();
+    let mut wrong = drill.clone().arg("watch").arg("--rate=0").env("GATEWAY_URL", "ftp://x").start();
+    assert_eq!(wrong.wait(SOON).code, Some(2));
+    let faults = wrong.stderr();
+    assert_eq!(faults.lines().count(), 2, "{faults}");
+    assert!(faults.contains("GATEWAY_URL: value \"ftp://x\"") && faults.contains("RATE: value \"0\""), "{faults}");
+    let mut nothing = drill.start();
+    assert_eq!(nothing.wait(SOON).code, Some(2));
+    assert_eq!(lonely.wait(Duration::from_secs(20)).code, Some(1));
+    let told = lonely.stderr();
+    assert!(told.lines().count() == 1 && told.contains(&nowhere) && told.contains("make up"), "{told}");
+}

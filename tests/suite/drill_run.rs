@@ -1,0 +1,858 @@
+//! `drill run`: that it sees what is broken, each time for the right reason, that it holds what holds, and how it begins and ends.
+//!
+//! Whoever judges has to be judged: the stand-in for the worker breaks one promise at a time, and the drill has to find it. In these runs only
+//! what is broken is looked at, since the machine is shared; what has to hold is tried alone.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use parking_lot::{Condvar, Mutex};
+use serde_json::Value;
+
+use crate::support::{
+    Rig, SOON, START, broker, eventually, new_folder,
+    program::{Exit, Launch, Program},
+    stand_in,
+    turn::Turn,
+};
+
+/// Long enough for the load, for a lock to run out, and for a lost task to be given up.
+const OVER: Duration = Duration::from_secs(120);
+
+/// Stops of idle and of busy workers, each task as short as its worker's drain timeout allows.
+const STOPS: &str = r#"
+for = "3s"
+fleet = { workers = 3, gateways = 1, drain_timeout = "5s" }
+
+[load]
+rate = 30
+tasks = [{ share = 95, work = "5ms" }, { share = 5, work = "500ms" }]
+
+[[action]]
+do = "restart-worker"
+worker = "idle"
+at = ["500ms", "1s"]
+
+[[action]]
+do = "restart-worker"
+worker = "busy"
+at = ["1500ms", "2s"]
+"#;
+
+/// Tasks that outlast the drain timeout.
+const LONG_TASKS: &str = r#"
+for = "4s"
+fleet = { workers = 4, gateways = 1, drain_timeout = "2s" }
+
+[load]
+rate = 10
+tasks = [{ share = 9, work = "5ms" }, { share = 1, work = "4s" }]
+
+[[action]]
+do = "restart-worker"
+worker = "long"
+at = "1s"
+
+[[action]]
+do = "second-signal"
+worker = "long"
+at = "1s"
+"#;
+
+/// Kills of workers in the middle of a task, and of workers that have just ended one.
+const KILLS: &str = r#"
+for = "2500ms"
+fleet = { workers = 4, gateways = 1, drain_timeout = "5s" }
+
+[load]
+rate = 40
+tasks = [{ share = 8, work = "5ms" }, { share = 2, work = "300ms" }]
+
+[[action]]
+do = "kill-worker"
+worker = "busy"
+for = "300ms"
+at = ["800ms", "1300ms"]
+
+[[action]]
+do = "kill-worker"
+for = "300ms"
+at = ["1s", "1200ms", "1500ms", "1700ms"]
+"#;
+
+/// Everything that can happen to a fleet but what takes longer than a lock. The broker's restart comes last: a real one takes its time.
+const EVERYTHING: &str = r#"
+for = "7500ms"
+fleet = { workers = 4, gateways = 2, concurrency = 2, drain_timeout = "2s" }
+
+[load]
+rate = 30
+tasks = [{ share = 88, work = "5ms" }, { share = 8, work = "300ms" }, { share = 4, work = "4s" }]
+
+[[action]]
+do = "freeze-broker"
+for = "1s"
+at = "300ms"
+
+[[action]]
+do = "kill-worker"
+worker = "busy"
+for = "500ms"
+at = "1600ms"
+
+[[action]]
+do = "kill-gateway"
+for = "500ms"
+at = "1700ms"
+
+[[action]]
+do = "freeze-worker"
+worker = "busy"
+for = "700ms"
+at = "1900ms"
+
+[[action]]
+do = "stop-worker"
+worker = "busy"
+for = "500ms"
+at = "2600ms"
+
+[[action]]
+do = "second-signal"
+worker = "long"
+at = "2900ms"
+
+[[action]]
+do = "scale"
+to = 5
+at = "3100ms"
+
+[[action]]
+do = "restart-gateway"
+at = "3200ms"
+
+[[action]]
+do = "scale"
+to = 3
+at = "3500ms"
+
+[[action]]
+do = "restart-broker"
+at = "7s"
+"#;
+
+/// Nothing but a load.
+const LOAD: &str = r#"
+for = "60s"
+fleet = { workers = 2, gateways = 1, drain_timeout = "5s" }
+
+[load]
+rate = 30
+tasks = [{ share = 1, work = "5ms" }]
+"#;
+
+/// What is about to be run, in a folder of its own.
+struct Setup {
+    folder: PathBuf,
+    launch: Launch,
+}
+
+impl Setup {
+    /// On the broker, the topics and the group of the rig.
+    fn on(rig: &Rig, plan: &str) -> Setup {
+        Setup::new(rig.launch("drill", env!("CARGO_BIN_EXE_drill")), plan)
+    }
+
+    /// On a broker that the drill starts itself.
+    fn alone(plan: &str) -> Setup {
+        let kind = if broker::is_apache() { "apache" } else { "embedded" };
+        Setup::new(Launch::new("drill", env!("CARGO_BIN_EXE_drill")).env("BROKER", kind), plan)
+    }
+
+    /// On an embedded broker of its own, whatever the tests run against.
+    fn embedded(plan: &str) -> Setup {
+        Setup::new(Launch::new("drill", env!("CARGO_BIN_EXE_drill")).env("BROKER", "embedded"), plan)
+    }
+
+    fn new(launch: Launch, plan: &str) -> Setup {
+        let folder = new_folder("drill");
+        fs::write(folder.join("plan.toml"), plan).expect("a plan is written");
+        let path = |name: &str| folder.join(name).display().to_string();
+        let launch = launch
+            .arg("run")
+            .arg(path("plan.toml"))
+            .env("FOLDER", folder.display())
+            .env("JSON", path("verdict.json"))
+            .env("JUNIT", path("verdict.xml"))
+            .env("HTML", path("timeline.html"))
+            .env("REPORT_EVERY", "500ms")
+            // The work of each task is drawn by it: long ones come early enough.
+            .env("SEED", 7)
+            // So that a task without a result is known to be late after a while that a test can wait.
+            .env("ANSWER_TIMEOUT", "1s");
+        // A real broker is started by a script that may look for its files there.
+        let home = std::env::var("HOME").unwrap_or_default();
+        Setup { launch: launch.env("HOME", home), folder }
+    }
+
+    fn env(self, name: &str, value: impl ToString) -> Setup {
+        Setup { launch: self.launch.env(name, value), ..self }
+    }
+
+    /// The worker is a shell script; `$WORKER` is the one that ships.
+    fn worker_script(self, script: &str) -> Setup {
+        let path = self.folder.join("worker.sh");
+        let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o755).open(&path);
+        let file = file.as_mut().expect("a script is made");
+        write!(file, "#!/bin/sh\n{script}\n").expect("a script is written");
+        self.env("WORKER", env!("CARGO_BIN_EXE_worker")).env("WORKER_PROGRAM", path.display())
+    }
+
+    fn start(self) -> Drill {
+        Drill { program: self.launch.start(), folder: Folder(self.folder) }
+    }
+}
+
+/// The folder of a drill, which is in the environment of everything that the drill has started.
+struct Folder(PathBuf);
+
+impl Folder {
+    /// Processes that the drill has started, or the drill itself, with their environments.
+    fn processes(&self) -> Vec<(i32, String)> {
+        let mark = format!("FOLDER={}", self.0.display());
+        let entries = fs::read_dir("/proc").expect("processes are listed").filter_map(Result::ok);
+        let known = entries.filter_map(|entry| {
+            let process = entry.file_name().to_str()?.parse().ok()?;
+            // One that has ended meanwhile has none.
+            let environment = String::from_utf8_lossy(&fs::read(entry.path().join("environ")).ok()?).into_owned();
+            environment.split('\0').any(|variable| variable == mark).then_some((process, environment))
+        });
+        known.collect()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        for (process, _) in self.processes() {
+            // It may have ended by itself meanwhile.
+            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+        }
+    }
+}
+
+/// A drill that runs, or has run.
+struct Drill {
+    program: Program,
+    // Second: what a killed drill leaves behind is looked for when it is dead.
+    folder: Folder,
+}
+
+impl Drill {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.0.join(name)
+    }
+
+    /// Waits for its end, which leaves nothing running.
+    fn wait(&mut self, limit: Duration) -> Exit {
+        let exit = self.program.wait(limit);
+        let left = self.folder.processes();
+        assert!(left.is_empty(), "it has left behind {left:?}");
+        exit
+    }
+
+    /// Waits until it says that its fleet is ready and the load begins.
+    fn wait_for_load(&self) {
+        self.program.wait_for_line("; seed ", 3 * START);
+    }
+
+    fn last_line(&self) -> String {
+        self.program.lines().last().map(|line| line.text.clone()).unwrap_or_default()
+    }
+
+    fn verdict(&self) -> Value {
+        serde_json::from_slice(&fs::read(self.path("verdict.json")).expect("a verdict")).expect("JSON")
+    }
+
+    fn ledger(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.path("ledger.jsonl")).expect("a ledger");
+        text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+    }
+
+    /// Facts of one kind.
+    fn facts(&self, kind: &str) -> Vec<Value> {
+        self.ledger().into_iter().filter(|line| line["fact"] == kind).collect()
+    }
+
+    fn row(&self, name: &str) -> Value {
+        let verdict = self.verdict();
+        let rows = verdict["rows"].as_array().expect("rows");
+        rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("no row {name:?}")).clone()
+    }
+
+    /// The findings of a row that is broken, all of which are to be seen in the ledger.
+    fn findings(&self, name: &str) -> Vec<Value> {
+        let row = self.row(name);
+        assert_eq!(row["state"], "broken", "{name}");
+        let findings = row["findings"].as_array().expect("findings").clone();
+        let ledger = self.ledger();
+        for finding in &findings {
+            assert_shown(finding, &ledger);
+        }
+        findings
+    }
+
+    /// What is printed, and every file, say the same; and so does the ledger when it is judged again.
+    fn assert_consistent(&self, code: i32) {
+        let (verdict, last) = (self.verdict(), self.last_line());
+        let conclusion = if code == 0 { ("held", "verdict: HELD: ") } else { ("broken", "verdict: BROKEN: ") };
+        assert_eq!(verdict["conclusion"], conclusion.0);
+        assert!(last.starts_with(conclusion.1), "{last}");
+        let sums = format!("{} sent, {} answered", verdict["totals"]["sent"], verdict["totals"]["answered"]);
+        assert!(last.contains(&sums), "{last} {sums}");
+
+        let rows = verdict["rows"].as_array().expect("rows");
+        let count = |state: &str| rows.iter().filter(|row| row["state"] == state).count();
+        let xml = fs::read_to_string(self.path("verdict.xml")).expect("JUnit");
+        let names = elements(&xml);
+        let of = |name: &str| names.iter().filter(|element| *element == name).count();
+        assert_eq!((of("testcase"), of("failure"), of("error")), (rows.len(), count("broken"), 0));
+        assert_eq!(of("skipped"), count("untested"));
+        assert!(unescaped(&xml).contains(&last), "{last}");
+        let page = fs::read_to_string(self.path("timeline.html")).expect("a page");
+        assert!(unescaped(&page).contains(&last), "{last}");
+        for row in rows.iter().filter(|row| row["state"] == "broken") {
+            let broken = format!(
+                "{} ({})",
+                row["name"].as_str().expect("a name"),
+                row["findings"].as_array().map_or(0, Vec::len)
+            );
+            assert!(last.contains(&broken), "{last}: {broken}");
+        }
+
+        let mut judge = Launch::new("judge", env!("CARGO_BIN_EXE_drill"))
+            .arg("judge")
+            .arg(self.path("ledger.jsonl").display().to_string())
+            .env("JSON", self.path("again.json").display())
+            .start();
+        assert_eq!(judge.wait(OVER).code, Some(code));
+        assert_eq!(judge.lines().last().map(|line| line.text.clone()), Some(last));
+        let again = fs::read(self.path("again.json")).expect("a verdict");
+        let again = serde_json::from_slice(&again).expect("JSON");
+        assert!(in_order(again) == in_order(verdict), "the ledger is judged otherwise");
+    }
+}
+
+/// The lines of a finding are in the ledger, each is about what the finding names, and everything that it names is in one of them.
+fn assert_shown(finding: &Value, ledger: &[Value]) {
+    let list = |name: &str| finding[name].as_array().expect("a list").clone();
+    let (ids, numbers) = (list("ids"), list("lines"));
+    assert!(!ids.is_empty() && !numbers.is_empty(), "{finding}");
+    let lines: Vec<&Value> = numbers
+        .iter()
+        .map(|number| {
+            let index = usize::try_from(number.as_u64().expect("a number")).expect("a line");
+            index
+                .checked_sub(1)
+                .and_then(|index| ledger.get(index))
+                .unwrap_or_else(|| panic!("no line {index}: {finding}"))
+        })
+        .collect();
+    let names = |line: &Value, id: &Value| line.to_string().contains(&id.to_string());
+    // A request that is about to be sent has a number, and no task yet.
+    let requests: Vec<&Value> = lines
+        .iter()
+        .filter(|line| ids.iter().any(|id| names(line, id)))
+        .map(|line| &line["number"])
+        .filter(|number| number.is_u64())
+        .collect();
+    for line in &lines {
+        let known = ids.iter().any(|id| names(line, id)) || requests.contains(&&line["number"]);
+        assert!(known, "{line} is about nobody in {finding}");
+    }
+    for id in &ids {
+        // A worker is named beside the task that it had in hand, whose lines tell where it was.
+        assert!(lines.iter().any(|line| names(line, id)), "nothing shows {id} in {finding}");
+    }
+}
+
+/// A verdict whose findings stand in one order, which is not promised.
+fn in_order(mut verdict: Value) -> Value {
+    for row in verdict["rows"].as_array_mut().into_iter().flatten() {
+        if let Some(findings) = row["findings"].as_array_mut() {
+            findings.sort_by_key(Value::to_string);
+        }
+    }
+    verdict
+}
+
+/// The names of the elements of an XML document, each of which has its end.
+fn elements(xml: &str) -> Vec<String> {
+    let (mut open, mut all): (Vec<String>, Vec<String>) = Default::default();
+    let body = xml.strip_prefix("<?xml version=\"1.0\" encoding=\"UTF-8\"?>").expect("a declaration");
+    for markup in body.split('<').skip(1) {
+        let (tag, text) = markup.split_once('>').expect("a tag has its end");
+        assert!(!text.contains('>') && tag.matches('"').count() % 2 == 0, "{markup}");
+        match tag.strip_prefix('/') {
+            Some(name) => assert_eq!(open.pop().as_deref(), Some(name)),
+            None => {
+                let name = tag.trim_end_matches('/').split(' ').next().unwrap_or_default().to_owned();
+                all.push(name.clone());
+                if !tag.ends_with('/') {
+                    open.push(name);
+                }
+            }
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+    all
+}
+
+fn unescaped(text: &str) -> String {
+    [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&apos;", "'"), ("&amp;", "&")]
+        .iter()
+        .fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
+}
+
+// ---- what is broken is found ----
+
+/// How many fleets of stand-ins start and work at once. What follows is mostly waiting, and may overlap.
+const AT_WORK: usize = 8;
+
+static WORKING: Mutex<usize> = Mutex::new(0);
+static RESTS: Condvar = Condvar::new();
+
+/// One of them, until it is dropped.
+struct AtWork;
+
+impl AtWork {
+    fn begin() -> AtWork {
+        let mut working = WORKING.lock();
+        RESTS.wait_while(&mut working, |working| *working >= AT_WORK);
+        *working += 1;
+        AtWork
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        *WORKING.lock() -= 1;
+        RESTS.notify_one();
+    }
+}
+
+/// A fleet of stand-ins with this fault; the findings of the row that it has to break, one of which says this.
+fn mutant(fault: &str, plan: &str, row: &str, says: &str) -> Vec<Value> {
+    // What judges them is the same on every broker: the one that costs least.
+    let _turn = Rig::shared(&format!("drill-{fault}"));
+    let setup = Setup::embedded(plan).env("WORKER_PROGRAM", stand_in().display());
+    let at_work = AtWork::begin();
+    let mut drill = setup.env("FAULT", fault).env("FAULT_EVERY", 10).start();
+    drill.program.wait_for_line("the load has ended", OVER);
+    drop(at_work);
+    assert_eq!(drill.wait(OVER).code, Some(5), "{}", drill.last_line());
+    let findings = drill.findings(row);
+    let said = |finding: &Value| finding["what"].as_str().is_some_and(|what| what.contains(says));
+    assert!(findings.iter().any(said), "{says:?} is not in {findings:?}");
+    drill.assert_consistent(5);
+    findings
+}
+
+#[test]
+fn a_task_that_was_accepted_before_its_result_and_killed_is_lost() {
+    mutant("accept-first", KILLS, "no task is lost", "was accepted and has no result");
+}
+
+#[test]
+fn a_task_that_was_never_run_is_lost() {
+    mutant("drop-one", STOPS, "no task is lost", "was accepted and has no result");
+}
+
+#[test]
+fn a_second_run_by_the_same_worker_is_unexplained() {
+    mutant("run-twice", STOPS, "nothing runs twice", "unexplained");
+}
+
+#[test]
+fn a_second_run_behind_a_graceful_stop_is_unexplained() {
+    mutant("run-again", STOPS, "nothing runs twice", "unexplained");
+}
+
+#[test]
+fn the_answer_of_another_task_is_wrong() {
+    mutant("wrong-answer", STOPS, "every answer is right", "expected");
+}
+
+#[test]
+fn two_results_that_differ_are_wrong_though_the_caller_got_the_right_one() {
+    mutant("differ", STOPS, "every answer is right", "the results of one task differ");
+}
+
+#[test]
+fn a_task_given_up_without_need_is_seen() {
+    let findings = mutant("dead-letters", STOPS, "no task is given up", "a task was put on the topic of the dead");
+    let failed =
+        |finding: &Value| finding["what"].as_str().is_some_and(|what| what.contains("given up after 1 starts"));
+    assert!(findings.iter().any(failed), "{findings:?}");
+}
+
+#[test]
+fn exit_code_0_of_one_that_abandoned_is_a_lie() {
+    mutant("exit-0-at-deadline", LONG_TASKS, "exit codes tell the truth", "ended with exit code 0; expected 3");
+}
+
+#[test]
+fn a_stop_without_its_last_word_is_seen() {
+    mutant("no-completed", STOPS, "stops are announced and receipted", "stopped without shutdown_completed");
+}
+
+#[test]
+fn a_stop_without_its_first_word_is_seen() {
+    mutant("no-started", STOPS, "stops are announced and receipted", "stopped without shutdown_started");
+}
+
+#[test]
+fn one_that_drains_on_at_a_second_signal_is_seen() {
+    mutant("deaf-to-second", LONG_TASKS, "a second signal ends it", "to leave after its second signal");
+}
+
+#[test]
+fn an_idle_one_that_stops_slowly_is_seen() {
+    let findings = mutant("slow-stop", STOPS, "an idle worker stops", "to stop; its bound was 1 s");
+    assert!(findings.iter().any(|finding| seconds(finding, "took ") >= 3.0), "{findings:?}");
+}
+
+#[test]
+fn a_receipt_that_lies_is_seen() {
+    let name = "receipts match what was seen";
+    let findings = mutant("lying-receipt", LONG_TASKS, name, "ended with 3; its receipt says 0");
+    for lie in [
+        "says drained in its receipt, with exit code 3",
+        "; its receipt says nothing",
+        "tasks after its signal; its receipt says 7",
+        "to stop; its receipt says 1 ms",
+    ] {
+        let told = |finding: &Value| finding["what"].as_str().is_some_and(|what| what.contains(lie));
+        assert!(findings.iter().any(told), "{lie:?} is not in {findings:?}");
+    }
+}
+
+#[test]
+fn a_killed_ones_task_that_starts_late_is_seen() {
+    let findings = mutant("late-start", KILLS, "the tasks of a killed one start elsewhere", "its bound was 500 ms");
+    // The late start itself, not a busy machine.
+    assert!(findings.iter().any(|finding| seconds(finding, "elsewhere after ") >= 1.9), "{findings:?}");
+}
+
+/// The seconds behind this word.
+fn seconds(finding: &Value, word: &str) -> f64 {
+    let what = finding["what"].as_str().expect("a sentence");
+    let rest = what.split_once(word).map_or("", |(_, rest)| rest);
+    let (number, unit) = rest.split_once(' ').unwrap_or_default();
+    if unit.starts_with("s ") || unit.starts_with("s;") { number.parse().unwrap_or_default() } else { 0.0 }
+}
+
+#[test]
+fn a_worker_that_dies_by_itself_is_seen() {
+    let rig = Rig::shared("drill-dies");
+    let plan = LOAD.replace("60s", "3s");
+    // Its output stays open for as long as the worker behind it lives.
+    let script = r#"[ "$WORKER_ID" = worker_2 ] || exec "$WORKER"; "$WORKER" &
+        until [ -e "$FOLDER/now" ]; do sleep 0.05; done; kill -9 $!; wait $!; exit 7"#;
+    let mut drill = Setup::on(&rig, &plan).worker_script(script).start();
+    drill.wait_for_load();
+    fs::write(drill.path("now"), "").expect("a file");
+    assert_eq!(drill.wait(OVER).code, Some(5));
+    let findings = drill.findings("exit codes tell the truth");
+    let told: Vec<_> = findings.iter().map(|finding| &finding["what"]).collect();
+    assert_eq!(told, ["worker_2 ended by itself, with exit code 7"]);
+    drill.assert_consistent(5);
+}
+
+// ---- what holds is held ----
+
+#[test]
+fn a_fleet_that_keeps_its_promises_is_held_whatever_happens_to_it() {
+    let _turn = Rig::alone("drill-held");
+    let mut real = Setup::alone(EVERYTHING).start();
+    // One load at a time, each while the others wait for locks to run out.
+    real.wait_for_load();
+    real.program.wait_for_line("the load has ended", OVER);
+    // The stand-in without a fault is there for what its faults are held against, which is the same on every broker.
+    let plans: &[&str] = if broker::is_apache() { &[] } else { &[KILLS, STOPS, LONG_TASKS] };
+    let stood_in = plans.iter().map(|plan| {
+        let setup = Setup::embedded(plan).env("WORKER_PROGRAM", stand_in().display()).env("FAULT", "none");
+        let drill = setup.start();
+        drill.program.wait_for_line("the load has ended", OVER);
+        drill
+    });
+    let mut stood_in: Vec<Drill> = stood_in.collect();
+    for drill in stood_in.iter_mut().chain([&mut real]) {
+        assert_eq!(drill.wait(OVER).code, Some(0), "{}", drill.last_line());
+        drill.assert_consistent(0);
+        let faults = drill.verdict()["faults"].clone();
+        let all_bit = |fault: &Value| fault["planned"].as_u64() > Some(0) && fault["planned"] == fault["bitten"];
+        assert!(faults.as_array().is_some_and(|faults| !faults.is_empty() && faults.iter().all(all_bit)), "{faults}");
+    }
+    // Nothing of what the faults are held against may be held for want of an occasion.
+    for (drill, rows) in stood_in.iter().zip([
+        &["the tasks of a killed one start elsewhere"][..],
+        &["no task is lost", "an idle worker stops", "a busy one finishes and stops"],
+        &["a drain ends at its timeout", "what was abandoned starts elsewhere", "a second signal ends it"],
+    ]) {
+        for row in rows.iter().copied().chain(["exit codes tell the truth", "receipts match what was seen"]) {
+            assert_eq!(drill.row(row)["state"], "held", "{row}");
+        }
+    }
+    let faults = real.verdict()["faults"].as_array().map_or(0, Vec::len);
+    assert_eq!(faults, 9, "each kind of action is one");
+}
+
+#[test]
+fn a_seed_makes_the_same_actions_again() {
+    let plan = r#"
+        for = "2500ms"
+        fleet = { workers = 4, gateways = 2 }
+        load = { rate = 10, tasks = [{ share = 1, work = "5ms" }] }
+        action = [
+            { do = "stop-worker", every = "700ms", for = ["100ms", "900ms"] },
+            { do = "restart-gateway", every = "900ms" },
+            { do = "pause", every = "400ms", for = ["100ms", "900ms"] },
+        ]
+    "#;
+    let rig = Rig::shared("drill-seed");
+    let rigs = [&rig, &Rig::beside(&rig, "drill-seed-again"), &Rig::beside(&rig, "drill-seed-other")];
+    let drills = rigs.into_iter().zip([5, 5, 6]).map(|(rig, seed)| Setup::on(rig, plan).env("SEED", seed).start());
+    let mut planned = Vec::new();
+    let ordered = drills.collect::<Vec<_>>().into_iter().map(|mut drill| {
+        drill.wait(OVER);
+        assert_eq!(drill.facts("begin")[0]["seed"], drill.verdict()["seed"]);
+        let line = drill.program.wait_for_line(" actions; seed ", SOON).text;
+        planned.push(line.split(", ").find_map(|part| part.split_once(" actions")?.0.parse::<usize>().ok()));
+        // Whom they hit is chosen among those who are there, and what was planned for the same moment may come in any order.
+        let mut ordered: Vec<String> =
+            drill.facts("ordered").iter().map(|line| format!("{} {}", line["what"], line["detail"])).collect();
+        ordered.sort();
+        ordered
+    });
+    let ordered: Vec<Vec<String>> = ordered.collect();
+    let [one, again, other] = &ordered[..] else { panic!("three runs") };
+    assert!(one.len() >= 8, "{one:?}");
+    assert_eq!(one, again);
+    assert_ne!(one, other);
+    // What was planned for the last moment has happened, too.
+    assert_eq!(ordered.iter().map(|all| Some(all.len())).collect::<Vec<_>>(), planned);
+}
+
+#[test]
+fn one_that_is_stopping_gets_no_second_signal_when_the_fleet_is_scaled_down() {
+    let rig = Rig::shared("drill-scale");
+    let actions = r#"
+        [[action]]
+        do = "stop-worker"
+        worker = "worker_2"
+        for = "500ms"
+        at = "1s"
+        [[action]]
+        do = "scale"
+        to = 1
+        at = "1200ms"
+    "#;
+    // Both are busy all the time.
+    let plan = LOAD.replace("60s", "3s").replace("5ms", "1500ms").replace("30\n", "3\n");
+    let mut drill = Setup::on(&rig, &format!("{plan}{actions}")).start();
+    let code = drill.wait(OVER).code;
+    assert!([Some(0), Some(5)].contains(&code), "{}", drill.last_line());
+    let about =
+        |kind: &str| drill.facts(kind).into_iter().filter(|line| line["process"] == "worker_2").collect::<Vec<_>>();
+    let exits = about("exited");
+    assert_eq!((about("started").len(), about("signalled").len(), exits.len()), (1, 1, 1), "it stays away");
+    assert_eq!(exits[0]["code"], 0);
+    assert!(exits[0]["receipt"]["tasks_finished"].as_u64() >= Some(1), "{}", exits[0]);
+}
+
+// ---- signals ----
+
+#[test]
+fn a_signal_ends_the_load_and_what_there_is_is_judged() {
+    let rig = Rig::shared("drill-interrupted");
+    // One that would be away for long, one restart after another, and one that waits for a long task that never comes.
+    let actions = r#"
+        [[action]]
+        do = "stop-worker"
+        for = "60s"
+        at = "200ms"
+        [[action]]
+        do = "restart-worker"
+        worker = "all"
+        at = "1500ms"
+        [[action]]
+        do = "second-signal"
+        worker = "long"
+        at = "1500ms"
+        [[action]]
+        do = "kill-worker"
+        worker = "all"
+        at = "50s"
+    "#;
+    let plan = LOAD.replace("workers = 2", "workers = 3").replace("5ms", "300ms").replace("30\n", "5\n");
+    let mut drill = Setup::on(&rig, &format!("{plan}{actions}")).start();
+    drill.program.wait_for_line("⚡ restart-worker all 2", START + SOON);
+    drill.program.signal(Signal::SIGINT);
+    let exit = drill.wait(OVER);
+    assert!(exit.elapsed < Duration::from_secs(20), "{exit:?}");
+    let (code, last) = (exit.code.expect("an exit code"), drill.last_line());
+    assert!([0, 5].contains(&code) && last.contains(": cut short by a signal; "), "{code} {last}");
+    drill.assert_consistent(code);
+    drill.program.wait_for_line("SIGINT received: no more tasks are sent", SOON);
+    assert_eq!(drill.verdict()["cut_short"], true);
+    assert!(drill.verdict()["totals"]["sent"].as_u64() < Some(100), "the load has gone on");
+    // What it cut off is nobody's fault.
+    assert_eq!(drill.row("what was planned has happened")["state"], "held");
+    // Whoever was away is not waited for.
+    let actions = drill.facts("ordered");
+    let absent = &actions[0]["target"];
+    assert_eq!(drill.facts("started").iter().filter(|line| line["process"] == *absent).count(), 2);
+}
+
+#[test]
+fn a_broker_that_is_away_comes_back_when_a_signal_ends_the_load() {
+    let _turn = Turn::with_broker();
+    let actions = "[[action]]\ndo = \"stop-broker\"\nfor = \"100s\"\nat = \"500ms\"\n";
+    let mut drill = Setup::alone(&format!("{LOAD}{actions}")).start();
+    drill.program.wait_for_line("⚡ stop-broker broker for 100.0 s", 3 * START);
+    drill.program.signal(Signal::SIGINT);
+    let exit = drill.wait(OVER);
+    let code = exit.code.expect("an exit code");
+    assert!([0, 5].contains(&code) && exit.elapsed < Duration::from_secs(60), "{exit:?}");
+    drill.assert_consistent(code);
+    assert_eq!(drill.facts("started").iter().filter(|line| line["process"] == "broker").count(), 2);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let _turn = Turn::with_broker();
+    let actions = "[[action]]\ndo = \"stop-broker\"\nfor = \"100s\"\nat = \"500ms\"\n";
+    let mut drill = Setup::alone(&format!("{LOAD}{actions}")).start();
+    drill.program.wait_for_line("Kafka does not answer", 3 * START);
+    assert!(drill.folder.processes().len() >= 4, "the drill, two workers and a gateway");
+    drill.program.signal(Signal::SIGINT);
+    drill.program.wait_for_line("SIGINT received", SOON);
+    drill.program.signal(Signal::SIGINT);
+    let exit = drill.wait(SOON);
+    assert_eq!(exit.code, Some(4));
+    // The script that is just stopping a real broker is waited for.
+    let limit = if broker::is_apache() { 9 } else { 5 };
+    assert!(exit.elapsed < Duration::from_secs(limit), "{exit:?}");
+    assert_eq!(drill.last_line(), "verdict: NONE: a second signal ended the drill at once");
+    assert!(!drill.path("verdict.json").exists());
+}
+
+#[test]
+fn a_signal_before_the_fleet_is_ready_leaves_nothing_running() {
+    let rig = Rig::shared("drill-start");
+    let setup = Setup::on(&rig, LOAD).env("HEARTBEAT_INTERVAL", "3s").env("WORKER_TIMEOUT", "9s");
+    // Never ready, and deaf to everything but the last.
+    let mut drill = setup.worker_script("trap '' TERM; exec sleep 1000").start();
+    eventually(START, "three programs are started", || drill.folder.processes().len() >= 4);
+    // What the verdict counts on is told to them, whatever the environment of the drill says.
+    let set = |value: &str| {
+        let processes = drill.folder.processes();
+        processes.iter().filter(|(_, environment)| environment.split('\0').any(|it| it == value)).count()
+    };
+    eventually(SOON, "they have their environments", || {
+        (set("HEARTBEAT_INTERVAL=1s"), set("WORKER_TIMEOUT=5s")) == (2, 1)
+    });
+    drill.program.signal(Signal::SIGTERM);
+    let exit = drill.wait(SOON);
+    assert_eq!(exit.code, Some(1));
+    assert!(exit.elapsed < Duration::from_secs(9), "{exit:?}");
+    assert!(
+        drill.program.stderr().contains("ended by a signal before the fleet was ready"),
+        "{}",
+        drill.program.stderr()
+    );
+}
+
+// ---- what cannot be run ----
+
+#[test]
+fn what_is_wrong_is_told_before_anything_is_started() {
+    let plan = |text: &str| format!("{LOAD}{text}");
+    let cases: [(&str, String, &[&str]); 9] = [
+        (
+            "",
+            plan("[[action]]\ndo = \"explode\"\nat = \"1s\"\n"),
+            &["PLAN", "plan.toml", "line ", "explode", "kill-worker"],
+        ),
+        (
+            "",
+            plan("[[action]]\ndo = \"freeze-worker\"\nat = \"1s\"\n"),
+            &["PLAN", "action 1 (freeze-worker)", "for = \\\"3s\\\""],
+        ),
+        ("", LOAD.replace("workers = 2", "workers = 0"), &["fleet.workers is 0", "expected 1 to 100"]),
+        ("", LOAD.replace("60s", "60"), &["\\\"60\\\"", "has no unit", "for example"]),
+        ("--for=5", plan(""), &["FOR", "\"5\"", "has no unit"]),
+        ("--rate=0", plan(""), &["RATE", "\"0\"", "1 to 2000"]),
+        ("--broker=rabbit", plan(""), &["BROKER", "\"rabbit\"", "expected embedded or apache"]),
+        ("--target=somewhere", plan(""), &["TARGET", "\"somewhere\"", "http://host:port", "native, or stack"]),
+        ("--seed=-1", plan(""), &["SEED", "\"-1\"", "whole number"]),
+    ];
+    for (option, plan, parts) in cases {
+        let setup = Setup::alone(&plan);
+        let folder = setup.folder.join("not-made");
+        let mut setup = setup.env("FOLDER", folder.display());
+        if !option.is_empty() {
+            setup.launch = setup.launch.arg(option);
+        }
+        let mut drill = setup.launch.start();
+        assert_eq!(drill.wait(SOON).code, Some(2), "{option} {plan}");
+        let told = drill.stderr();
+        let told = told.replace("\\\"", "\"");
+        assert!(
+            parts.iter().all(|part| told.contains(&part.replace("\\\"", "\""))) && told.lines().count() == 1,
+            "{told}"
+        );
+        assert!(!folder.exists() && drill.lines().len() == 1, "{option}: something was begun");
+    }
+}
+
+#[test]
+fn a_broker_that_is_not_the_drills_is_not_stopped() {
+    let rig = Rig::shared("drill-given");
+    let mut drill = Setup::on(&rig, &format!("{LOAD}[[action]]\ndo = \"restart-broker\"\nat = \"1s\"\n")).start();
+    assert_eq!(drill.wait(START + SOON).code, Some(1));
+    let told = drill.program.stderr();
+    assert!(told.contains("restart-broker: the Kafka is not the drill's to stop; use BROKER=embedded"), "{told}");
+}
+
+#[test]
+fn a_program_that_does_not_start_is_told_with_its_last_words() {
+    let rig = Rig::shared("drill-programs");
+    let file = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(name).display().to_string();
+    let tries = [
+        (
+            Setup::on(&rig, LOAD).env("WORKER_PROGRAM", "/no/such/worker"),
+            &["no program /no/such/worker", "--worker-program"][..],
+        ),
+        (Setup::on(&rig, LOAD).env("GATEWAY_PROGRAM", file("README.md")), &["README.md does not start", "ermission"]),
+        (
+            Setup::on(&rig, LOAD).worker_script("echo 'no licence' >&2; exit 3"),
+            &["worker_", " ended at its start", "no licence", ".log"],
+        ),
+    ];
+    let mut drills = tries.map(|(setup, parts)| (setup.start(), parts));
+    for (drill, parts) in &mut drills {
+        assert_eq!(drill.wait(START).code, Some(1));
+        let told = drill.program.stderr();
+        assert!(told.lines().count() == 1 && parts.iter().all(|part| told.contains(part)), "{told}");
+    }
+}

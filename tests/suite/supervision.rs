@@ -1,0 +1,214 @@
+//! What service managers and health checks are told: sd_notify(3) on a socket of the test's own, `--healthcheck`, the health file.
+
+use crate::support::{
+    Rig, SOON, START, eventually, free_address,
+    program::{Launch, Program},
+};
+use nix::sys::signal::Signal;
+use parking_lot::Mutex;
+use std::{
+    os::unix::net::UnixDatagram,
+    path::PathBuf,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// A service manager's end of the protocol: every message with the time of its coming.
+struct Manager {
+    path: PathBuf,
+    said: Arc<Mutex<Vec<(Instant, String)>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Manager {
+    fn new(name: &str) -> Manager {
+        let path = std::env::temp_dir().join(format!("lastcall-notify-{}-{name}", std::process::id()));
+        let socket = UnixDatagram::bind(&path).expect("a socket of our own");
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&said);
+        let reader = std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length) = socket.recv(&mut buffer) {
+                let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                if text == "END" {
+                    return;
+                }
+                let now = Instant::now();
+                told.lock().extend(text.lines().map(|line| (now, line.to_owned())));
+            }
+        });
+        Manager { path, said, reader: Some(reader) }
+    }
+
+    fn supervise(&self, launch: Launch) -> Launch {
+        launch.env("NOTIFY_SOCKET", self.path.display())
+    }
+
+    /// The first line that begins so: when it came, and all of it.
+    fn first(&self, begin: &str) -> Option<(Instant, String)> {
+        self.said.lock().iter().find(|(_, line)| line.starts_with(begin)).cloned()
+    }
+
+    fn wait_for(&self, begin: &str, limit: Duration) -> (Instant, String) {
+        eventually(limit, begin, || self.first(begin).is_some());
+        self.first(begin).expect("it came")
+    }
+
+    fn count(&self, line: &str, since: Instant) -> usize {
+        self.said.lock().iter().filter(|(at, said)| *at >= since && said == line).count()
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let end = UnixDatagram::unbound().expect("a socket");
+        if end.send_to(b"END", &self.path).is_ok()
+            && let Some(reader) = self.reader.take()
+        {
+            reader.join().expect("the reader reads on");
+        }
+        std::fs::remove_file(&self.path).expect("ours");
+    }
+}
+
+/// Runs `launch --healthcheck`: the exit code and the line.
+fn health(launch: &Launch) -> (Option<i32>, String) {
+    let mut check = launch.clone().arg("--healthcheck").start();
+    let exit = check.wait(SOON);
+    (exit.code, check.lines().iter().map(|line| line.text.clone()).collect::<Vec<_>>().join("\n"))
+}
+
+#[test]
+fn a_worker_is_ready_when_it_can_take_tasks_and_then_beats() {
+    let rig = Rig::shared("ready");
+    let manager = Manager::new("ready");
+    let mut worker = manager.supervise(rig.worker("supervised")).start();
+    let (ready, _) = manager.wait_for("READY=1", START);
+    worker.wait_for_line("📡 Worker supervised sent worker_started notification", START);
+    eventually(SOON, "three beats of the watchdog", || manager.count("WATCHDOG=1", ready) >= 3);
+    assert!(manager.first("STATUS=takes tasks").is_some());
+    worker.signal(Signal::SIGTERM);
+    assert_eq!(worker.wait(SOON).code, Some(0));
+    let (stopping, _) = manager.wait_for("STOPPING=1", SOON);
+    assert!(stopping > ready);
+    assert_eq!(manager.count("STOPPING=1", ready), 1);
+}
+
+#[test]
+fn a_worker_without_kafka_asks_for_more_time_and_is_not_ready() {
+    let rig = Rig::shared("no-kafka");
+    let manager = Manager::new("no-kafka");
+    let nowhere = free_address();
+    let mut worker = manager.supervise(rig.worker("waiting")).env("KAFKA_BOOTSTRAP_SERVERS", nowhere).start();
+    let (first, _) = manager.wait_for("EXTEND_TIMEOUT_USEC=10000000", START);
+    eventually(SOON, "it asks again and again", || manager.count("EXTEND_TIMEOUT_USEC=10000000", first) >= 3);
+    assert!(manager.first("STATUS=waiting for Kafka").is_some());
+    assert!(manager.first("READY=1").is_none());
+    worker.signal(Signal::SIGTERM);
+    assert_eq!(worker.wait(SOON).code, Some(0));
+}
+
+#[test]
+fn a_draining_worker_says_what_it_waits_for_and_asks_for_the_time_it_needs() {
+    let rig = Rig::shared("draining");
+    let gateway = rig.start_gateway();
+    let manager = Manager::new("draining");
+    let mut worker = manager.supervise(rig.worker("draining")).start();
+    manager.wait_for("READY=1", START);
+    let task = gateway.submit("long", Duration::from_secs(8));
+    eventually(SOON, "it works on it", || manager.first(&format!("STATUS=works on task {task}")).is_some());
+    let signalled = worker.signal(Signal::SIGTERM);
+    let (_, status) = manager.wait_for(&format!("STATUS=draining task {task}, "), SOON);
+    let left: u64 = status
+        .trim_end_matches(" s left")
+        .rsplit(' ')
+        .next()
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_else(|| panic!("{status}"));
+    assert!((25..=30).contains(&left), "{status}");
+    assert_eq!(worker.wait(2 * SOON).code, Some(0));
+    assert!(manager.count("STOPPING=1", signalled) == 1);
+    // Three belong to the steps of the stop; the others come each second.
+    assert!(manager.count("EXTEND_TIMEOUT_USEC=10000000", signalled) >= 5, "each second");
+    assert!(manager.count("WATCHDOG=1", signalled) >= 5, "draining is no hang");
+}
+
+#[test]
+fn a_worker_whose_handler_runs_past_its_time_is_not_live_any_more() {
+    let rig = Rig::shared("overdue");
+    let gateway = rig.start_gateway();
+    let manager = Manager::new("overdue");
+    let launch = manager.supervise(rig.worker("stuck")).env("TASK_TIMEOUT", "500ms");
+    let mut worker = launch.start();
+    manager.wait_for("READY=1", START);
+    gateway.submit("too long", Duration::from_secs(60));
+    worker.wait_for_line("Worker stuck is not live", SOON);
+    // A beat may have been on its way: from the next round on there is none.
+    let silent = Instant::now() + Duration::from_secs(3);
+    eventually(SOON, "three rounds have passed", || Instant::now() > silent + Duration::from_secs(3));
+    assert_eq!(manager.count("WATCHDOG=1", silent), 0);
+    worker.kill();
+}
+
+#[test]
+fn a_gateway_is_ready_when_it_can_serve_and_says_that_it_stops() {
+    let rig = Rig::shared("gateway-ready");
+    let manager = Manager::new("gateway");
+    let address = free_address();
+    let launch = manager.supervise(rig.launch("gateway", env!("CARGO_BIN_EXE_gateway")).env("HTTP_ADDR", &address));
+    assert_eq!(health(&launch).0, Some(1), "nobody listens yet");
+    let mut gateway = launch.start();
+    let (ready, _) = manager.wait_for("READY=1", START);
+    assert_eq!(health(&launch), (Some(0), format!("ready: {address}")));
+    eventually(SOON, "two beats of the watchdog", || manager.count("WATCHDOG=1", ready) >= 2);
+    gateway.signal(Signal::SIGTERM);
+    assert_eq!(gateway.wait(SOON).code, Some(0));
+    manager.wait_for("STOPPING=1", SOON);
+    assert_eq!(manager.count("STOPPING=1", ready), 1);
+}
+
+#[test]
+fn a_gateway_without_kafka_is_not_ready_and_its_health_check_says_so() {
+    let rig = Rig::shared("gateway-no-kafka");
+    let manager = Manager::new("gateway-no-kafka");
+    let address = free_address();
+    let launch = manager
+        .supervise(rig.launch("gateway", env!("CARGO_BIN_EXE_gateway")))
+        .env("HTTP_ADDR", &address)
+        .env("KAFKA_BOOTSTRAP_SERVERS", free_address());
+    let _gateway = launch.start();
+    manager.wait_for("EXTEND_TIMEOUT_USEC=10000000", START);
+    eventually(SOON, "it listens", || health(&launch).1.contains("answers 503"));
+    assert_eq!(health(&launch), (Some(1), format!("not ready: GET /readyz at {address} answers 503")));
+    assert!(manager.first("READY=1").is_none());
+}
+
+#[test]
+fn the_health_check_of_a_worker_follows_its_file() {
+    let rig = Rig::shared("health-file");
+    let file = std::env::temp_dir().join(format!("lastcall-health-{}", std::process::id()));
+    let launch = rig.worker("healthy").env("HEALTH_FILE", file.display());
+    assert_eq!(health(&launch).0, Some(1), "nobody runs yet");
+    let mut worker = launch.start();
+    eventually(START, "it is live", || health(&launch).1.starts_with("live: running, refreshed "));
+    // A frozen process does not refresh its file: ten seconds later it counts as not live.
+    worker.signal(Signal::SIGSTOP);
+    eventually(Duration::from_secs(20), "it is not live", || health(&launch).0 == Some(1));
+    worker.signal(Signal::SIGCONT);
+    eventually(SOON, "it is live again", || health(&launch).0 == Some(0));
+    worker.signal(Signal::SIGTERM);
+    assert_eq!(worker.wait(SOON).code, Some(0));
+    assert!(!file.exists(), "nothing is left behind");
+}
+
+#[test]
+fn a_health_check_needs_the_file_and_a_worker_a_file_that_can_be_written() {
+    let rig = Rig::shared("health-faults");
+    let (code, line) = health(&rig.worker("unset"));
+    assert_eq!(code, Some(2));
+    assert!(line.starts_with("HEALTH_FILE: not set; expected the file"), "{line}");
+    let mut worker: Program = rig.worker("wrong").env("HEALTH_FILE", "/nowhere/health").start();
+    assert_eq!(worker.wait(SOON).code, Some(2));
+    worker.wait_for_line("HEALTH_FILE: value \"/nowhere/health\" cannot be written", SOON);
+}

@@ -1,0 +1,156 @@
+//! What an administrator does to topics and groups, on either broker, and what cannot be read otherwise.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use kafka_protocol::{
+    messages::{
+        AlterShareGroupOffsetsRequest, BrokerId, CreateTopicsRequest, DeleteRecordsRequest, DescribeConfigsRequest,
+        FetchRequest, GroupId, ListOffsetsRequest, MetadataRequest, TopicName,
+        alter_share_group_offsets_request::{
+            AlterShareGroupOffsetsRequestPartition, AlterShareGroupOffsetsRequestTopic,
+        },
+        create_topics_request::{CreatableTopic, CreatableTopicConfig},
+        delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic},
+        describe_configs_request::DescribeConfigsResource,
+        fetch_request::{FetchPartition, FetchTopic},
+        list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
+        metadata_request::MetadataRequestTopic,
+    },
+    protocol::StrBytes,
+    records::{Record, RecordBatchDecoder},
+};
+
+use super::{SOON, eventually, wire::Wire};
+
+/// Whose settings: Kafka's resource types.
+#[derive(Clone, Copy)]
+pub enum Of {
+    Topic = 2,
+    Group = 32,
+}
+
+fn text(text: &str) -> StrBytes {
+    StrBytes::from_string(text.to_owned())
+}
+
+fn topic_name(name: &str) -> TopicName {
+    TopicName(text(name))
+}
+
+/// Creates a topic, and waits until its leaders know of it.
+pub fn create_topic(broker: &str, name: &str, partitions: i32, configs: &[(&str, &str)]) {
+    let configs = configs
+        .iter()
+        .map(|(key, value)| CreatableTopicConfig::default().with_name(text(key)).with_value(Some(text(value))));
+    let topic = CreatableTopic::default()
+        .with_name(topic_name(name))
+        .with_num_partitions(partitions)
+        .with_replication_factor(-1)
+        .with_configs(configs.collect());
+    let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
+    let answer = Wire::connect(broker).call(7, &request);
+    assert_eq!(answer.topics[0].error_code, 0, "{:?}", answer.topics[0].error_message);
+    eventually(SOON, "its leaders know of it", || (0..partitions).all(|index| end_offset(broker, name, index).is_ok()));
+}
+
+/// Its number of partitions.
+pub fn partitions(broker: &str, topic: &str) -> usize {
+    let topic = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
+    let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(false);
+    let answer = Wire::connect(broker).call(12, &request);
+    assert_eq!(answer.topics[0].error_code, 0);
+    answer.topics[0].partitions.len()
+}
+
+/// All settings of a topic or a group.
+pub fn configs(broker: &str, of: Of, name: &str) -> BTreeMap<String, String> {
+    let resource = DescribeConfigsResource::default()
+        .with_resource_type(of as i8)
+        .with_resource_name(text(name))
+        .with_configuration_keys(None);
+    let answer = Wire::connect(broker).call(4, &DescribeConfigsRequest::default().with_resources(vec![resource]));
+    let result = answer.results.into_iter().next().expect("one was asked for");
+    assert_eq!(result.error_code, 0, "{name}: {:?}", result.error_message);
+    let values = result
+        .configs
+        .into_iter()
+        .map(|config| (config.name.to_string(), config.value.unwrap_or_default().to_string()));
+    values.collect()
+}
+
+/// The end of a partition, or the error code.
+pub fn end_offset(broker: &str, topic: &str, partition: i32) -> Result<i64, i16> {
+    let wanted = ListOffsetsPartition::default().with_partition_index(partition).with_timestamp(-1);
+    let topic = ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(vec![wanted]);
+    let request = ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_topics(vec![topic]);
+    let answer = Wire::connect(broker).call(7, &request);
+    let found = &answer.topics[0].partitions[0];
+    if found.error_code == 0 { Ok(found.offset) } else { Err(found.error_code) }
+}
+
+/// Deletes the records of a partition before this offset.
+pub fn delete_records(broker: &str, topic: &str, partition: i32, before: i64) {
+    let wanted = DeleteRecordsPartition::default().with_partition_index(partition).with_offset(before);
+    let topic = DeleteRecordsTopic::default().with_name(topic_name(topic)).with_partitions(vec![wanted]);
+    let request = DeleteRecordsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
+    let answer = Wire::connect(broker).call(2, &request);
+    let done = &answer.topics[0].partitions[0];
+    assert_eq!((done.error_code, done.low_watermark), (0, before));
+}
+
+/// A share group without members goes on at the end of the topic's one partition.
+pub fn skip_to_end(broker: &str, group: &str, topic: &str) {
+    let end = end_offset(broker, topic, 0).expect("the topic is there");
+    let partition = AlterShareGroupOffsetsRequestPartition::default().with_partition_index(0).with_start_offset(end);
+    let topic = AlterShareGroupOffsetsRequestTopic::default()
+        .with_topic_name(topic_name(topic))
+        .with_partitions(vec![partition]);
+    let request = AlterShareGroupOffsetsRequest::default().with_group_id(GroupId(text(group))).with_topics(vec![topic]);
+    let answer = Wire::connect(broker).call(0, &request);
+    assert_eq!(answer.error_code, 0, "{:?}", answer.error_message);
+    assert_eq!(answer.responses[0].partitions[0].error_code, 0);
+}
+
+/// All records of a topic with one partition: with time and headers.
+pub fn records(broker: &str, topic: &str) -> Vec<Record> {
+    let mut wire = Wire::connect(broker);
+    let end = end_offset(broker, topic, 0).expect("the topic is there");
+    let mut found: Vec<Record> = Vec::new();
+    let mut next = 0;
+    while next < end {
+        let partition = FetchPartition::default()
+            .with_current_leader_epoch(-1)
+            .with_fetch_offset(next)
+            .with_partition_max_bytes(8 << 20);
+        let wanted = FetchTopic::default().with_topic(topic_name(topic)).with_partitions(vec![partition]);
+        let request = FetchRequest::default()
+            .with_replica_id(BrokerId(-1))
+            .with_max_bytes(8 << 20)
+            .with_session_epoch(-1)
+            .with_topics(vec![wanted]);
+        let answer = wire.call(11, &request);
+        let partition = &answer.responses[0].partitions[0];
+        assert_eq!(partition.error_code, 0);
+        let mut bytes = whole_batches(partition.records.clone().expect("records before the end"));
+        let sets = RecordBatchDecoder::decode_all(&mut bytes).expect("readable batches");
+        let fresh = sets.into_iter().flat_map(|set| set.records).filter(|record| record.offset >= next);
+        found.extend(fresh.collect::<Vec<_>>());
+        next = found.last().expect("records before the end").offset + 1;
+    }
+    found
+}
+
+/// Without the batch at the end that the limit has cut.
+fn whole_batches(bytes: Bytes) -> Bytes {
+    let mut whole = 0;
+    while let Some(field) = bytes.get(whole + 8..whole + 12) {
+        let length = i32::from_be_bytes(field.try_into().expect("four bytes"));
+        let end = whole + 12 + usize::try_from(length).expect("not negative");
+        if end > bytes.len() {
+            break;
+        }
+        whole = end;
+    }
+    bytes.slice(..whole)
+}
