@@ -9,12 +9,16 @@
 
 use crate::kafka::share_wire::{Acknowledgement, Acknowledgements, SharePartition};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// No handler starts a task whose lock has less than this left: the first renewal must reach the broker before.
 pub(super) const LEAST_LOCK_LEFT: Duration = Duration::from_secs(3);
+
+/// Of so many finished tasks whose accept did not reach Kafka it is known, when they come again, that they are finished; the
+/// oldest is forgotten first.
+const MOST_REMEMBERED: usize = 1024;
 
 /// Where a record stands: partition and offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -113,7 +117,7 @@ pub(super) enum Claim {
 pub(super) enum Admission {
     /// New; to be handed to a handler.
     New,
-    /// This process is working on it already: the lock is attached to that work, nothing is started again.
+    /// This process is working on it already, or has finished it: the lock is attached to that work, nothing is started again.
     Attached,
 }
 
@@ -125,6 +129,31 @@ pub(super) struct RunningTask {
     pub(super) since: Instant,
 }
 
+/// Finished tasks that could not be accepted. The record may come to this worker again, and is then accepted, not run.
+#[derive(Debug, Default)]
+struct Unaccepted {
+    tasks: HashMap<RecordKey, Arc<str>>,
+    order: VecDeque<RecordKey>,
+}
+
+impl Unaccepted {
+    fn remember(&mut self, key: RecordKey, task_id: Arc<str>) {
+        self.order.retain(|known| *known != key);
+        if self.order.len() >= MOST_REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.tasks.remove(&oldest);
+        }
+        self.order.push_back(key);
+        self.tasks.insert(key, task_id);
+    }
+
+    /// The task is compared as well: where a log was cut off, another record may stand at the same offset.
+    fn knows(&self, key: &RecordKey, task_id: &str) -> bool {
+        self.tasks.get(key).is_some_and(|known| **known == *task_id)
+    }
+}
+
 /// Tasks that the loss of a lock concerns, for the log.
 pub(super) type TaskIds = Vec<Arc<str>>;
 
@@ -133,6 +162,7 @@ struct Table {
     entries: HashMap<RecordKey, Entry>,
     counts: Counts,
     due: BTreeMap<RecordKey, Acknowledgement>,
+    unaccepted: Unaccepted,
     durations: Vec<Duration>,
     finished: u64,
     returned: u64,
@@ -196,10 +226,15 @@ impl InFlight {
             }
             return Admission::Attached;
         }
-        let entry = Entry { task_id, state: State::Ready, locked: true, locked_at, overdue: false };
-        table.entries.insert(key, entry);
-        table.counts.ready += 1;
-        Admission::New
+        let finished = table.unaccepted.knows(&key, &task_id);
+        let state = if finished { State::Done } else { State::Ready };
+        table.entries.insert(key, Entry { task_id, state, locked: true, locked_at, overdue: false });
+        *table.counts.slot(state) += 1;
+        if !finished {
+            return Admission::New;
+        }
+        table.due.insert(key, Acknowledgement::Accept);
+        Admission::Attached
     }
 
     /// Takes back one record that no handler has touched; counted as returned unstarted.
@@ -333,6 +368,9 @@ impl InFlight {
         let working = matches!(entry.state, State::Running(_) | State::Publishing(_) | State::Vetting);
         let accepted_too_late = entry.state == State::Done;
         table.due.remove(&key);
+        if accepted_too_late {
+            table.unaccepted.remember(key, Arc::clone(&task_id));
+        }
         if !working {
             table.remove(&key);
         }
@@ -370,11 +408,19 @@ impl InFlight {
         self.table.lock().entries.get(key).is_some_and(|entry| !entry.locked)
     }
 
-    /// Gives up waiting for locks that were lost with a session. Returns the tasks whose accept is impossible now.
+    /// Gives up waiting for locks that were lost with a session. Returns the tasks whose accept is impossible now, unless
+    /// their records happen to come here again.
     pub(super) fn forget_missing(&self) -> TaskIds {
         let mut table = self.table.lock();
         let keys = table.keys(|entry| !entry.locked && entry.state == State::Done);
-        keys.iter().filter_map(|key| table.remove(key)).map(|entry| entry.task_id).collect()
+        let mut forgotten = TaskIds::new();
+        for key in keys {
+            if let Some(entry) = table.remove(&key) {
+                table.unaccepted.remember(key, Arc::clone(&entry.task_id));
+                forgotten.push(entry.task_id);
+            }
+        }
+        forgotten
     }
 
     /// The durations that handlers have reported since the last call.
@@ -695,6 +741,45 @@ mod tests {
         assert!(due(&in_flight).is_empty());
         assert_eq!(in_flight.forget_missing(), ["1".into()]);
         assert_eq!(in_flight.counts(), Counts::default());
+    }
+
+    #[test]
+    fn a_finished_task_that_was_not_accepted_is_accepted_when_it_comes_again() {
+        let now = Instant::now();
+        let in_flight = holding(3, now);
+        for offset in 1..=3 {
+            run(&in_flight, offset, now);
+            in_flight.publish(key(offset), 1, None);
+            in_flight.published(key(offset));
+        }
+        assert_eq!(due(&in_flight).len(), 3);
+        // One lock is refused, the session with the two others breaks, and they are not found again.
+        assert_eq!(in_flight.lost(key(1)), Some("1".into()));
+        in_flight.session_lost(&every);
+        assert_eq!(in_flight.forget_missing().len(), 2);
+        assert_eq!(in_flight.admit(key(1), "1".into(), now), Admission::Attached);
+        assert_eq!(in_flight.admit(key(2), "2".into(), now), Admission::Attached);
+        assert_eq!(in_flight.admit(key(3), "another task".into(), now), Admission::New, "the log was cut off");
+        assert_eq!(due(&in_flight), [(1, Acknowledgement::Accept), (2, Acknowledgement::Accept)]);
+        // However often.
+        assert_eq!(in_flight.lost(key(2)), Some("2".into()));
+        assert_eq!(in_flight.admit(key(2), "2".into(), now), Admission::Attached);
+        assert_eq!(due(&in_flight), [(2, Acknowledgement::Accept)]);
+        assert_eq!(in_flight.totals(), (3, 0), "finished once each");
+    }
+
+    #[test]
+    fn of_unaccepted_tasks_the_oldest_is_forgotten_first() {
+        let mut unaccepted = Unaccepted::default();
+        let last = i64::try_from(MOST_REMEMBERED).unwrap_or(i64::MAX);
+        for offset in (0..=last).chain([1]) {
+            unaccepted.remember(key(offset), "task".into());
+        }
+        assert_eq!((unaccepted.tasks.len(), unaccepted.order.len()), (MOST_REMEMBERED, MOST_REMEMBERED));
+        assert!(!unaccepted.knows(&key(0), "task"));
+        assert!((1..=last).all(|offset| unaccepted.knows(&key(offset), "task")));
+        unaccepted.remember(key(0), "task".into());
+        assert!(unaccepted.knows(&key(1), "task") && !unaccepted.knows(&key(2), "task"), "1 was said again");
     }
 
     #[test]
