@@ -7,18 +7,15 @@
 //! Callers: the intake admits records and takes the acknowledgements that are due; handlers begin and finish; the outbox
 //! says what Kafka has acknowledged; main abandons at the deadline and reads the counts.
 
+use super::unaccepted::Unaccepted;
 use crate::kafka::share_wire::{Acknowledgement, Acknowledgements, SharePartition};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// No handler starts a task whose lock has less than this left: the first renewal must reach the broker before.
 pub(super) const LEAST_LOCK_LEFT: Duration = Duration::from_secs(3);
-
-/// Of so many finished tasks whose accept did not reach Kafka it is known, when they come again, that they are finished; the
-/// oldest is forgotten first.
-const MOST_REMEMBERED: usize = 1024;
 
 /// Where a record stands: partition and offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,6 +49,8 @@ struct Entry {
     state: State,
     /// The broker holds the lock for us in a session that lives.
     locked: bool,
+    /// The lock went with its session, and is looked for.
+    sought: bool,
     /// When the request was sent that last took or renewed the lock.
     locked_at: Instant,
     /// The handler has run past TASK_TIMEOUT; no longer renewed.
@@ -129,31 +128,6 @@ pub(super) struct RunningTask {
     pub(super) since: Instant,
 }
 
-/// Finished tasks that could not be accepted. The record may come to this worker again, and is then accepted, not run.
-#[derive(Debug, Default)]
-struct Unaccepted {
-    tasks: HashMap<RecordKey, Arc<str>>,
-    order: VecDeque<RecordKey>,
-}
-
-impl Unaccepted {
-    fn remember(&mut self, key: RecordKey, task_id: Arc<str>) {
-        self.order.retain(|known| *known != key);
-        if self.order.len() >= MOST_REMEMBERED
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.tasks.remove(&oldest);
-        }
-        self.order.push_back(key);
-        self.tasks.insert(key, task_id);
-    }
-
-    /// The task is compared as well: where a log was cut off, another record may stand at the same offset.
-    fn knows(&self, key: &RecordKey, task_id: &str) -> bool {
-        self.tasks.get(key).is_some_and(|known| **known == *task_id)
-    }
-}
-
 /// Tasks that the loss of a lock concerns, for the log.
 pub(super) type TaskIds = Vec<Arc<str>>;
 
@@ -195,6 +169,14 @@ impl Table {
         }
     }
 
+    /// A finished task that cannot be accepted is held no longer, and known when it comes again. `None`: it is not finished.
+    fn forget_finished(&mut self, key: RecordKey) -> Option<Arc<str>> {
+        self.entries.get(&key).filter(|entry| entry.state == State::Done)?;
+        let entry = self.remove(&key)?;
+        self.unaccepted.remember(key, Arc::clone(&entry.task_id));
+        Some(entry.task_id)
+    }
+
     fn keys(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<RecordKey> {
         self.entries.iter().filter(|(_, entry)| wanted(entry)).map(|(key, _)| *key).collect()
     }
@@ -209,11 +191,11 @@ pub(super) struct InFlight {
 impl InFlight {
     // ---- the intake ----
 
-    /// Enters a record that the broker has just locked for us; the request for it was sent at `locked_at`.
+    /// Enters a record that the broker has just locked for us, with its accept due if it was finished here before; the request for it was sent at `locked_at`.
     pub(super) fn admit(&self, key: RecordKey, task_id: Arc<str>, locked_at: Instant) -> Admission {
         let mut table = self.table.lock();
         if let Some(entry) = table.entries.get_mut(&key) {
-            entry.locked = true;
+            (entry.locked, entry.sought) = (true, false);
             entry.locked_at = locked_at;
             match entry.state {
                 State::Done => {
@@ -228,7 +210,7 @@ impl InFlight {
         }
         let finished = table.unaccepted.knows(&key, &task_id);
         let state = if finished { State::Done } else { State::Ready };
-        table.entries.insert(key, Entry { task_id, state, locked: true, locked_at, overdue: false });
+        table.entries.insert(key, Entry { task_id, state, locked: true, sought: false, locked_at, overdue: false });
         *table.counts.slot(state) += 1;
         if !finished {
             return Admission::New;
@@ -366,15 +348,14 @@ impl InFlight {
         entry.locked = false;
         let task_id = Arc::clone(&entry.task_id);
         let working = matches!(entry.state, State::Running(_) | State::Publishing(_) | State::Vetting);
-        let accepted_too_late = entry.state == State::Done;
         table.due.remove(&key);
-        if accepted_too_late {
-            table.unaccepted.remember(key, Arc::clone(&task_id));
+        if working {
+            return Some(task_id);
         }
-        if !working {
+        table.forget_finished(key).or_else(|| {
             table.remove(&key);
-        }
-        (working || accepted_too_late).then_some(task_id)
+            None
+        })
     }
 
     /// The session over `partitions` is gone and with it every lock. What lay ready is forgotten: the broker has it
@@ -393,7 +374,7 @@ impl InFlight {
                 Some(_) => {
                     table.due.remove(&key);
                     if let Some(entry) = table.entries.get_mut(&key) {
-                        entry.locked = false;
+                        (entry.locked, entry.sought) = (false, true);
                     }
                     missing.push(key);
                 }
@@ -412,13 +393,12 @@ impl InFlight {
     /// their records happen to come here again.
     pub(super) fn forget_missing(&self) -> TaskIds {
         let mut table = self.table.lock();
-        let keys = table.keys(|entry| !entry.locked && entry.state == State::Done);
         let mut forgotten = TaskIds::new();
-        for key in keys {
-            if let Some(entry) = table.remove(&key) {
-                table.unaccepted.remember(key, Arc::clone(&entry.task_id));
-                forgotten.push(entry.task_id);
+        for key in table.keys(|entry| entry.sought) {
+            if let Some(entry) = table.entries.get_mut(&key) {
+                entry.sought = false;
             }
+            forgotten.extend(table.forget_finished(key));
         }
         forgotten
     }
@@ -507,8 +487,13 @@ impl InFlight {
         }
         table.finished += 1;
         table.set(key, State::Done);
-        if table.entries.get(&key).is_some_and(|entry| entry.locked) {
-            table.due.insert(key, Acknowledgement::Accept);
+        match table.entries.get(&key).map(|entry| (entry.locked, entry.sought)) {
+            Some((true, _)) => {
+                table.due.insert(key, Acknowledgement::Accept);
+            }
+            // The loss of its lock was reported when it was lost.
+            Some((false, false)) => drop(table.forget_finished(key)),
+            _ => {}
         }
     }
 
@@ -769,17 +754,25 @@ mod tests {
     }
 
     #[test]
-    fn of_unaccepted_tasks_the_oldest_is_forgotten_first() {
-        let mut unaccepted = Unaccepted::default();
-        let last = i64::try_from(MOST_REMEMBERED).unwrap_or(i64::MAX);
-        for offset in (0..=last).chain([1]) {
-            unaccepted.remember(key(offset), "task".into());
+    fn who_finishes_without_a_lock_that_is_looked_for_holds_nothing() {
+        let now = Instant::now();
+        let in_flight = holding(2, now);
+        run(&in_flight, 1, now);
+        run(&in_flight, 2, now);
+        // The lock of one is refused while it runs; that of the other is looked for in vain.
+        assert_eq!(in_flight.lost(key(1)), Some("1".into()));
+        in_flight.admit(key(1), "1".into(), now);
+        in_flight.session_lost(&|_| true);
+        in_flight.admit(key(1), "1".into(), now);
+        in_flight.lost(key(1));
+        assert!(in_flight.forget_missing().is_empty(), "neither is finished");
+        for offset in [1, 2] {
+            in_flight.publish(key(offset), 1, None);
+            in_flight.published(key(offset));
         }
-        assert_eq!((unaccepted.tasks.len(), unaccepted.order.len()), (MOST_REMEMBERED, MOST_REMEMBERED));
-        assert!(!unaccepted.knows(&key(0), "task"));
-        assert!((1..=last).all(|offset| unaccepted.knows(&key(offset), "task")));
-        unaccepted.remember(key(0), "task".into());
-        assert!(unaccepted.knows(&key(1), "task") && !unaccepted.knows(&key(2), "task"), "1 was said again");
+        assert_eq!((in_flight.counts(), in_flight.totals()), (Counts::default(), (2, 0)));
+        assert_eq!(in_flight.admit(key(2), "2".into(), now), Admission::Attached, "and is known when it comes");
+        assert_eq!(due(&in_flight), [(2, Acknowledgement::Accept)]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod recovery;
 mod start;
 mod status;
 mod stopping;
+mod unaccepted;
 mod window;
 
 use crate::config::WorkerConfig;
