@@ -372,13 +372,7 @@ impl Intake {
         if let Some(lock) = answer.lock {
             self.options.lock = lock;
         }
-        // Where the whole partition failed (its leader moved, say), the locks are gone with the session, which is lost below: what
-        // is finished is looked for and accepted then.
-        let failed: BTreeSet<SharePartition> =
-            answer.partition_errors.iter().map(|(partition, _)| *partition).collect();
-        let refused_with_it =
-            |settlement: &Settlement| settlement.error.is_some() && failed.contains(&settlement.partition);
-        for settlement in answer.settlements.into_iter().filter(|settlement| !refused_with_it(settlement)) {
+        for settlement in answer.settlements {
             self.take_settlement(settlement, answer.sent_at);
         }
         for (partition, offset) in answer.gaps {
