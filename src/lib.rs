@@ -34,7 +34,7 @@
 //! | [`task`] | the records of the topics |
 //! | [`config`] | options of both programs |
 //! | [`stop`], [`signals`], [`threads`], [`backoff`] | stopping, starting, waiting |
-//! | [`ports`] | a port that nobody listens on |
+//! | [`reserved_port`] | a TCP port that is held without listening on it |
 //! | [`supervisor`], [`healthcheck`] | what whoever supervises a process is told, and can ask |
 //! | [`logging`], [`exit`] | what the outside gets to see |
 
@@ -49,8 +49,8 @@ pub mod handler;
 pub mod healthcheck;
 pub mod kafka;
 pub mod logging;
-pub mod ports;
 pub mod queue;
+pub mod reserved_port;
 pub mod signals;
 pub mod stop;
 pub mod supervisor;

@@ -27,7 +27,7 @@ use serde_json::json;
 
 use report::{Report, Row, ms, per_second};
 use support::{
-    Gateway, Rig, SOON, admin, audit, eventually, free_address, load as callers,
+    Gateway, Rig, SOON, admin, audit, eventually, load as callers,
     program::{Launch, Program},
 };
 use text::Text;
@@ -104,7 +104,7 @@ struct Stack {
 
 impl Stack {
     fn start(rig: &Rig) -> Stack {
-        let gateway = Gateway::start(rig.gateway_at(&free_address()));
+        let gateway = rig.start_gateway();
         let workers: Vec<Launch> = (1..=3).map(|number| rig.worker(&format!("worker_{number}"))).collect();
         let workers = workers.iter().map(support::started).collect();
         eventually(SOON, "the gateway sees three workers", || gateway.fleet()["active_workers"] == 3);

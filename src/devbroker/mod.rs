@@ -68,6 +68,7 @@ use parking_lot::Mutex;
 use self::core::{Core, Order};
 use self::server::Server;
 use self::state::State;
+use crate::reserved_port::ReservedPort;
 use crate::stop::Stop;
 use crate::threads::{self, Thread};
 
@@ -89,6 +90,8 @@ pub struct Broker {
 struct Shared {
     core: Arc<Core>,
     addresses: Vec<SocketAddr>,
+    /// Of its nodes: held while it is down, so that it comes back where it was.
+    _ports: Vec<ReservedPort>,
     server: Mutex<Option<Server>>,
     /// Told when a thread dies: whoever runs the broker as a program ends then.
     died: Stop,
@@ -113,14 +116,13 @@ impl Broker {
     /// # Errors
     /// [`StartError`]
     pub fn start(settings: Settings) -> Result<Self, StartError> {
-        let listeners = bind(&settings.listen)?;
-        let addresses =
-            listeners.iter().zip(&settings.listen).map(|(listener, asked)| listener.local_addr().unwrap_or(*asked));
-        let addresses: Vec<SocketAddr> = addresses.collect();
+        let ports = each(&settings.listen, server::reserve)?;
+        let addresses: Vec<SocketAddr> = ports.iter().map(ReservedPort::address).collect();
+        let listeners = each(&addresses, std::net::TcpListener::bind)?;
         let (orders, to_do) = bounded(ORDERS);
         let announced = announced(&settings, &addresses);
         let core = Arc::new(Core::new(State::new(settings, announced), orders));
-        let shared = Arc::new(Shared { core, addresses, server: Mutex::new(None), died: Stop::new() });
+        let shared = Arc::new(Shared { core, addresses, _ports: ports, server: Mutex::new(None), died: Stop::new() });
         shared.serve(listeners)?;
         let keeper_stop = Stop::new();
         let keeper = {
@@ -236,7 +238,7 @@ impl Shared {
         self.kill();
         let deadline = Instant::now() + PORT_WAIT;
         let listeners = loop {
-            match bind(&self.addresses) {
+            match each(&self.addresses, std::net::TcpListener::bind) {
                 Err(StartError::Listen { source, .. })
                     if source.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline =>
                 {
@@ -277,11 +279,12 @@ impl Shared {
     }
 }
 
-fn bind(addresses: &[SocketAddr]) -> Result<Vec<std::net::TcpListener>, StartError> {
-    let bound = addresses
+/// Takes each address, in one way or another.
+fn each<T>(addresses: &[SocketAddr], take: impl Fn(SocketAddr) -> io::Result<T>) -> Result<Vec<T>, StartError> {
+    let taken = addresses
         .iter()
-        .map(|address| server::listen(*address).map_err(|source| StartError::Listen { address: *address, source }));
-    bound.collect()
+        .map(|address| take(*address).map_err(|source| StartError::Listen { address: *address, source }));
+    taken.collect()
 }
 
 /// The addresses as clients are told: those it listens on, unless the setting `advertised.listeners` names another one for the first node.

@@ -13,6 +13,7 @@ use socket2::SockRef;
 
 use super::core::{Core, Reply};
 use super::state::Caller;
+use crate::reserved_port::ReservedPort;
 use crate::stop::Stop;
 use crate::threads::{self, Thread};
 
@@ -161,14 +162,14 @@ fn read_frame(reader: &mut impl Read, largest: usize) -> io::Result<Bytes> {
     if frame.len() < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(frame.into()) }
 }
 
-/// Binds an address of this machine's loopback.
+/// Reserves an address of this machine's loopback.
 ///
 /// # Errors
 /// The address is not of the loopback, or in use.
-pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+pub(super) fn reserve(address: SocketAddr) -> io::Result<ReservedPort> {
     if !address.ip().is_loopback() {
         let why = "is no loopback address; the embedded broker has no protection and listens on this machine only";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     }
-    TcpListener::bind(address)
+    ReservedPort::at(address)
 }

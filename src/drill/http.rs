@@ -245,9 +245,9 @@ mod tests {
             let answer = client.get("/", Duration::from_secs(5));
             assert!(matches!(answer, Err(Failure::Cut(_))), "{answer:?}");
         });
-        let nobody = crate::ports::unused().expect("a free port");
-        let nobody = GatewayAddress { host: nobody.ip().to_string(), port: nobody.port() };
-        let answer = Client::new(nobody, Stop::new()).get("/", Duration::from_secs(5));
+        let closed = crate::reserved_port::ReservedPort::any().expect("a free port");
+        let gateway = GatewayAddress { host: "127.0.0.1".to_owned(), port: closed.address().port() };
+        let answer = Client::new(gateway, Stop::new()).get("/", Duration::from_secs(5));
         assert!(matches!(answer, Err(Failure::NotSent(_))), "{answer:?}");
     }
 }

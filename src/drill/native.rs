@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::config::values::show_duration;
 use crate::kafka::BrokerAddress;
-use crate::ports;
+use crate::reserved_port::ReservedPort;
 use crate::stop::Stop;
 use crate::threads::{self, Thread};
 
@@ -113,6 +113,8 @@ pub(super) struct Native {
     teller: Teller,
     slots: BTreeMap<String, Slot>,
     gateways: Vec<GatewayAddress>,
+    /// Held for the whole run: a gateway that was stopped or killed comes back at its address.
+    ports: Vec<ReservedPort>,
     hits: Hits,
     /// Workers that are to be restarted one after another, and the action that says so.
     rolling: VecDeque<(String, u32)>,
@@ -145,6 +147,7 @@ impl Native {
             teller,
             slots: BTreeMap::new(),
             gateways: Vec::new(),
+            ports: Vec::new(),
             hits: Hits::default(),
             rolling: VecDeque::new(),
             rolled: None,
@@ -156,8 +159,9 @@ impl Native {
         native.teller.tell(Fact::Started { process: "broker".to_owned(), pid: 0 });
         native.teller.tell(Fact::Ready { process: "broker".to_owned() });
         for number in 1..=native.options.plan.gateways {
-            let address = ports::unused().map_err(|error| format!("no port for a gateway: {error}"))?;
-            let address = GatewayAddress { host: address.ip().to_string(), port: address.port() };
+            let port = ReservedPort::any().map_err(|error| format!("no port for a gateway: {error}"))?;
+            let address = GatewayAddress { host: port.address().ip().to_string(), port: port.address().port() };
+            native.ports.push(port);
             native.gateways.push(address.clone());
             let name = format!("gateway_{number}");
             let launch = native.gateway_launch(&name, &address);

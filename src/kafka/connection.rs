@@ -610,7 +610,8 @@ mod tests {
 
     #[test]
     fn a_closed_port_is_named() {
-        let address = crate::ports::unused().expect("a free port");
+        let port = crate::reserved_port::ReservedPort::any().expect("a free port");
+        let address = port.address();
         let options = ClientOptions::new(vec![BrokerAddress::new("127.0.0.1", address.port())], "test");
         let error = Connection::open(&options.bootstrap[0], &options).expect_err("nobody listens");
         assert!(error.to_string().starts_with(&format!("cannot connect to {address}")), "{error}");

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Gateway, Rig, SOON, START, audit, eventually, free_address,
+    Gateway, Rig, SOON, START, audit, eventually,
     program::{Launch, Program},
 };
 
@@ -265,7 +265,7 @@ fn a_group_whose_delivery_limit_is_too_low_is_refused() {
 fn a_port_in_use_is_named() {
     let rig = Rig::shared("bad-port");
     let gateway = rig.start_gateway();
-    let mut second = rig.gateway_at(&gateway.address).start();
+    let mut second = rig.gateway().env("HTTP_ADDR", &gateway.address).start();
     let exit = second.wait(START);
     assert_eq!(exit.code, Some(1));
     let said: String = second.lines().into_iter().map(|line| line.text + "\n").collect();
@@ -275,7 +275,7 @@ fn a_port_in_use_is_named() {
 
 /// Something that takes connections and answers in a language of its own.
 fn impostor(answer: &'static [u8]) -> String {
-    let listener = TcpListener::bind(free_address()).expect("a free port");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address").to_string();
     let body = move || {
         for stream in listener.incoming() {

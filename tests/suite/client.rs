@@ -25,7 +25,7 @@ use lastcall::{
 
 use proxy::{Fault, Proxy};
 
-use crate::support::{Rig, SOON, START, admin::Of, audit, eventually, free_address};
+use crate::support::{Rig, SOON, START, admin::Of, audit, eventually, reserved_port};
 
 /// A client of this rig's broker.
 fn cluster(rig: &Rig) -> Cluster {
@@ -464,7 +464,7 @@ fn a_record_nobody_wants_any_more_is_not_sent() {
 
 #[test]
 fn a_batch_of_unknown_outcome_is_looked_up_before_it_is_written_again() {
-    let proxy = Proxy::bind(&free_address());
+    let proxy = Proxy::bind();
     let announced = format!("advertised.listeners=PLAINTEXT://{}", proxy.address());
     let rig = Rig::with_own_broker("client-unknown", &["--set", &announced]);
     proxy.pass_to(rig.broker().address());
@@ -633,6 +633,8 @@ fn what_is_no_kafka_is_tried_again_and_what_is_too_old_is_not() {
 
 #[test]
 fn a_broker_that_nobody_runs_is_tried_again() {
-    let error = queue::prepare(&cluster_at(&free_address()), &Common::default(), None).expect_err("nobody");
+    let port = reserved_port();
+    let cluster = cluster_at(&port.address().to_string());
+    let error = queue::prepare(&cluster, &Common::default(), None).expect_err("nothing listens");
     assert!(matches!(error, PrepareError::Unreachable(KafkaError::NoBroker { .. })), "{error}");
 }

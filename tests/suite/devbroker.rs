@@ -1,29 +1,31 @@
 //! The embedded broker as a program.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    START, admin, audit, free_address,
+    ANY_PORT, START, admin, audit,
     program::{Launch, Program},
+    reserved_port,
 };
 
 fn launch() -> Launch {
     Launch::new("devbroker", env!("CARGO_BIN_EXE_devbroker"))
 }
 
-fn start(address: &str) -> Program {
-    let broker = launch().arg("--addr").arg(address).start();
-    broker.wait_for_line(&format!("embedded broker listens on {address}"), START);
-    broker
+/// One at this address, and where it listens.
+fn start(address: SocketAddr) -> (Program, String) {
+    let broker = launch().arg("--addr").arg(address.to_string()).start();
+    let address = broker.address_after("embedded broker listens on ");
+    (broker, address)
 }
 
 #[test]
 fn it_says_that_it_forgets_and_stops_at_a_signal() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let address = free_address();
-        let mut broker = start(&address);
+        let port = reserved_port();
+        let (mut broker, address) = start(port.address());
         broker.wait_for_line("keeps everything in memory", START);
         admin::create_topic(&address, "kept", 1, &[]);
         audit::produce(&address, "kept", &[(Some(b"a"), Some(b"1"))]);
@@ -32,7 +34,7 @@ fn it_says_that_it_forgets_and_stops_at_a_signal() {
         let exit = broker.wait(START);
         assert_eq!(exit.code, Some(0));
         assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
-        let _again = start(&address);
+        let _again = start(port.address());
         assert!(audit::read(&address, "kept").is_empty(), "nothing survives");
     }
 }
@@ -52,8 +54,7 @@ fn what_it_cannot_do_is_told() {
         assert_eq!(broker.wait(START).code, Some(2), "{arguments:?}");
         assert!(broker.stderr().contains(told), "{arguments:?}: {}", broker.stderr());
     }
-    let address = free_address();
-    let _first = start(&address);
+    let (_first, address) = start(ANY_PORT);
     let mut second = launch().arg("--addr").arg(&address).start();
     assert_eq!(second.wait(START).code, Some(1));
     second.wait_for_line(&format!("cannot listen on {address}"), START);

@@ -6,8 +6,9 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::support::{
-    Gateway, Rig, SOON, audit, eventually, eventually_some, free_address,
+    Gateway, Rig, SOON, audit, eventually, eventually_some,
     program::{Launch, Program},
+    reserved_port,
 };
 
 /// Long enough for the load, for a killed worker to be found silent, and for what is asked for at the end.
@@ -128,7 +129,8 @@ fn kafka_out_of_reach_is_said_and_the_answers_are_checked_all_the_same() {
     let rig = Rig::shared("drill-no-kafka");
     let gateway = rig.start_gateway();
     let _worker = rig.start_worker("a");
-    let nowhere = free_address();
+    let port = reserved_port();
+    let nowhere = port.address().to_string();
     let mut drill = watch(&rig, &gateway.address).env("FOR", "1s").env("KAFKA_BOOTSTRAP_SERVERS", &nowhere).start();
     assert_eq!(drill.wait(OVER).code, Some(1), "what was not audited is not held");
     assert_eq!(drill.lines_with("Kafka does not answer").len(), 1);
@@ -139,7 +141,8 @@ fn kafka_out_of_reach_is_said_and_the_answers_are_checked_all_the_same() {
 
 #[test]
 fn no_gateway_and_bad_options_are_told_in_a_line_each() {
-    let nowhere = free_address();
+    let port = reserved_port();
+    let nowhere = port.address().to_string();
     let drill = Launch::new("drill", env!("CARGO_BIN_EXE_drill"));
     let mut lonely = drill.clone().arg("watch").env("GATEWAY_URL", format!("http://{nowhere}")).start();
     let mut wrong = drill.clone().arg("watch").arg("--rate=0").env("GATEWAY_URL", "ftp://x").start();

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Gateway, Rig, SOON, eventually, free_address,
+    Gateway, Rig, SOON, eventually,
     load::{Load, Plan, Shot, task_ids},
     program::Program,
+    reserved_port,
 };
 
 fn load(gateways: &[&Gateway], per_second: u32) -> Load {
@@ -92,13 +93,13 @@ fn nothing_is_lost_when_workers_are_killed_under_load() {
 #[test]
 fn nothing_is_lost_when_a_gateway_is_killed_under_load() {
     let rig = Rig::shared("p1-gateways");
-    let (address, other) = (free_address(), rig.start_gateway());
-    let mut gateway = Gateway::start(rig.gateway_at(&address));
+    let (port, other) = (reserved_port(), rig.start_gateway());
+    let mut gateway = Gateway::start(rig.gateway_at(port.address()));
     let _worker = rig.start_worker("a");
     let load = load(&[&gateway, &other], 50);
     eventually(SOON, "answers come", || load.answered() > 50);
     gateway.program.kill();
-    gateway = Gateway::start(rig.gateway_at(&address));
+    gateway = Gateway::start(rig.gateway_at(port.address()));
     let back = Instant::now();
     let before = load.answered();
     eventually(SOON, "answers come from both again", || load.answered() > before + 100);

@@ -6,8 +6,9 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Rig, SOON, START, eventually, free_address,
+    Rig, SOON, START, eventually,
     program::{Program, Stream},
+    reserved_port,
 };
 
 const BOUND: Duration = Duration::from_secs(1);
@@ -141,7 +142,8 @@ fn is_utc_time(text: &str) -> bool {
 fn a_signal_before_the_start_is_done_stops_without_a_fault() {
     let rig = Rig::alone("p3-early");
     // Nobody listens there: the worker is still looking for Kafka when the signal comes.
-    let mut worker = rig.worker("early").env("KAFKA_BOOTSTRAP_SERVERS", free_address()).start();
+    let port = reserved_port();
+    let mut worker = rig.worker("early").env("KAFKA_BOOTSTRAP_SERVERS", port.address()).start();
     worker.wait_for_line("", START);
     worker.signal(Signal::SIGTERM);
     let exit = worker.wait(SOON);

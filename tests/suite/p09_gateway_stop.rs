@@ -199,7 +199,8 @@ fn a_second_signal_with_nobody_waiting_changes_nothing() {
 #[test]
 fn a_signal_before_kafka_was_found_stops_without_a_fault() {
     let rig = Rig::alone("p9-early");
-    let launch = rig.gateway().env("KAFKA_BOOTSTRAP_SERVERS", crate::support::free_address());
+    let port = crate::support::reserved_port();
+    let launch = rig.gateway().env("KAFKA_BOOTSTRAP_SERVERS", port.address());
     let mut gateway = Gateway::launch(launch);
     eventually(SOON, "HTTP serves without Kafka", || gateway.try_get("/livez").is_some_and(|it| it.status == 200));
     assert_eq!(gateway.get("/readyz").status, 503);

@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::support::{Gateway, Rig, SOON, eventually, free_address};
+use crate::support::{Gateway, Rig, SOON, eventually, reserved_port};
 
 const BOUND: Duration = Duration::from_secs(3);
 
 /// `kill -9` or SIGTERM; what comes after is the same.
 fn after_the_restart(name: &str, signal: Signal) {
     let rig = Rig::shared(name);
-    let address = free_address();
-    let mut gateway = Gateway::start(rig.gateway_at(&address));
+    let port = reserved_port();
+    let mut gateway = Gateway::start(rig.gateway_at(port.address()));
     let _steady = rig.start_worker("steady");
     let mut stopped = rig.start_worker("stopped");
     let mut killed = rig.start_worker("killed");
@@ -34,7 +34,7 @@ fn after_the_restart(name: &str, signal: Signal) {
     assert!(killed_at.elapsed() < Duration::from_secs(60));
 
     let restarted = Instant::now();
-    gateway = Gateway::launch(rig.gateway_at(&address));
+    gateway = Gateway::launch(rig.gateway_at(port.address()));
     eventually(BOUND.saturating_sub(restarted.elapsed()), "the fleet is right", || {
         let Some(answer) = gateway.try_get("/workers/status").filter(|answer| answer.status == 200) else {
             return false;

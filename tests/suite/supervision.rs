@@ -1,8 +1,9 @@
 //! What service managers and health checks are told: sd_notify(3) on a socket of the test's own, `--healthcheck`, the health file.
 
 use crate::support::{
-    Rig, SOON, START, eventually, free_address,
+    Rig, SOON, START, eventually,
     program::{Launch, Program},
+    reserved_port,
 };
 use nix::sys::signal::Signal;
 use parking_lot::Mutex;
@@ -99,8 +100,8 @@ fn a_worker_is_ready_when_it_can_take_tasks_and_then_beats() {
 fn a_worker_without_kafka_asks_for_more_time_and_is_not_ready() {
     let rig = Rig::shared("no-kafka");
     let manager = Manager::new("no-kafka");
-    let nowhere = free_address();
-    let mut worker = manager.supervise(rig.worker("waiting")).env("KAFKA_BOOTSTRAP_SERVERS", nowhere).start();
+    let port = reserved_port();
+    let mut worker = manager.supervise(rig.worker("waiting")).env("KAFKA_BOOTSTRAP_SERVERS", port.address()).start();
     let (first, _) = manager.wait_for("EXTEND_TIMEOUT_USEC=10000000", START);
     eventually(SOON, "it asks again and again", || manager.count("EXTEND_TIMEOUT_USEC=10000000", first) >= 3);
     assert!(manager.first("STATUS=waiting for Kafka").is_some());
@@ -155,8 +156,9 @@ fn a_worker_whose_handler_runs_past_its_time_is_not_live_any_more() {
 fn a_gateway_is_ready_when_it_can_serve_and_says_that_it_stops() {
     let rig = Rig::shared("gateway-ready");
     let manager = Manager::new("gateway");
-    let address = free_address();
-    let launch = manager.supervise(rig.launch("gateway", env!("CARGO_BIN_EXE_gateway")).env("HTTP_ADDR", &address));
+    let port = reserved_port();
+    let address = port.address();
+    let launch = manager.supervise(rig.gateway_at(address));
     assert_eq!(health(&launch).0, Some(1), "nobody listens yet");
     let mut gateway = launch.start();
     let (ready, _) = manager.wait_for("READY=1", START);
@@ -172,11 +174,9 @@ fn a_gateway_is_ready_when_it_can_serve_and_says_that_it_stops() {
 fn a_gateway_without_kafka_is_not_ready_and_its_health_check_says_so() {
     let rig = Rig::shared("gateway-no-kafka");
     let manager = Manager::new("gateway-no-kafka");
-    let address = free_address();
-    let launch = manager
-        .supervise(rig.launch("gateway", env!("CARGO_BIN_EXE_gateway")))
-        .env("HTTP_ADDR", &address)
-        .env("KAFKA_BOOTSTRAP_SERVERS", free_address());
+    let (port, nowhere) = (reserved_port(), reserved_port());
+    let address = port.address();
+    let launch = manager.supervise(rig.gateway_at(address)).env("KAFKA_BOOTSTRAP_SERVERS", nowhere.address());
     let _gateway = launch.start();
     manager.wait_for("EXTEND_TIMEOUT_USEC=10000000", START);
     eventually(SOON, "it listens", || health(&launch).1.contains("answers 503"));

@@ -37,8 +37,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    pub fn bind(address: &str) -> Proxy {
-        Proxy { listener: TcpListener::bind(address).expect("a free address"), faults: Arc::default() }
+    pub fn bind() -> Proxy {
+        Proxy { listener: TcpListener::bind("127.0.0.1:0").expect("a free port"), faults: Arc::default() }
     }
 
     /// Where clients find it.

@@ -1,7 +1,6 @@
 //! The broker that a test runs against: the embedded one, or with `KAFKA=apache` a real Kafka run by `scripts/kafka`.
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -13,7 +12,7 @@ use std::{
 use lastcall::devbroker::{self, Settings};
 use nix::sys::signal::Signal;
 
-use super::{SOON, eventually, free_address, janitor, signal_process};
+use super::{ANY_PORT, SOON, eventually, janitor, signal_process};
 
 /// Whether the tests run against a real Kafka.
 pub fn is_apache() -> bool {
@@ -60,8 +59,7 @@ impl Broker {
     }
 
     fn embedded(arguments: &[&str]) -> Broker {
-        let listen: SocketAddr = free_address().parse().expect("an address");
-        let mut settings = Settings::new(vec![listen]);
+        let mut settings = Settings::new(vec![ANY_PORT]);
         for pair in arguments.chunks(2) {
             let (name, value) = pair[1].split_once('=').expect("KEY=VALUE");
             match pair[0] {

@@ -11,6 +11,7 @@ pub mod turn;
 pub mod wire;
 
 use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::{Command, Stdio},
     sync::{
@@ -21,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastcall::devbroker::Settings;
+use lastcall::{devbroker::Settings, reserved_port::ReservedPort};
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::{Value, json};
 
@@ -36,6 +37,9 @@ pub const START: Duration = Duration::from_secs(20);
 
 /// How long a condition that is sure to come is waited for; no promise either.
 pub const SOON: Duration = Duration::from_secs(10);
+
+/// A program that is to listen here takes a free port, and says which one.
+pub const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 enum Kafka {
     Shared(&'static Broker),
@@ -72,8 +76,7 @@ impl Rig {
     /// For tests of faults on demand: an embedded broker of their own with so many nodes, whatever the others run against.
     pub fn with_faults(name: &str, nodes: usize) -> Rig {
         let turn = Turn::shared();
-        let listen = (0..nodes).map(|_| free_address().parse().expect("an address"));
-        let broker = Broker::with_settings(Settings::new(listen.collect()));
+        let broker = Broker::with_settings(Settings::new(vec![ANY_PORT; nodes]));
         Rig::new(name, Kafka::Own(Arc::new(broker)), Some(turn))
     }
 
@@ -146,14 +149,14 @@ impl Rig {
         self.launch(id, example("faulty")).env("WORKER_ID", id).env("FAULT", fault)
     }
 
-    /// The gateway on a free port.
+    /// The gateway on any free port: [`Gateway`] finds out which one it got.
     pub fn gateway(&self) -> Launch {
-        self.gateway_at(&free_address())
+        self.gateway_at(ANY_PORT)
     }
 
     /// The gateway on this address.
-    pub fn gateway_at(&self, address: &str) -> Launch {
-        self.launch(&format!("gateway {address}"), env!("CARGO_BIN_EXE_gateway")).env("HTTP_ADDR", address)
+    pub fn gateway_at(&self, address: SocketAddr) -> Launch {
+        self.launch("gateway", env!("CARGO_BIN_EXE_gateway")).env("HTTP_ADDR", address)
     }
 
     /// Starts a worker as it ships and waits until it takes tasks.
@@ -163,7 +166,7 @@ impl Rig {
 
     /// Starts a gateway and waits until it is ready.
     pub fn start_gateway(&self) -> Gateway {
-        Gateway::start(self.gateway_at(&free_address()))
+        Gateway::start(self.gateway())
     }
 
     /// What stands on the topics now.
@@ -195,10 +198,11 @@ impl Gateway {
         gateway
     }
 
-    /// Starts it and waits for nothing.
+    /// Starts it, and waits until it says where it listens.
     pub fn launch(launch: Launch) -> Gateway {
-        let address = launch.environment("HTTP_ADDR").expect("a gateway has an address").to_owned();
-        Gateway { program: launch.start(), address }
+        let program = launch.start();
+        let address = program.address_after("Gateway started on ");
+        Gateway { program, address }
     }
 
     /// A connection to it.
@@ -300,9 +304,9 @@ impl Caller {
     }
 }
 
-/// An address on loopback that nobody listens on.
-pub fn free_address() -> String {
-    lastcall::ports::unused().expect("a free port").to_string()
+/// A port of the loopback on which nothing listens for as long as it is held, but what is told to.
+pub fn reserved_port() -> ReservedPort {
+    ReservedPort::any().expect("a free port")
 }
 
 /// Sends a signal to a process that this one started.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read},
+    net::SocketAddr,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -15,7 +16,7 @@ use nix::sys::signal::Signal;
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 
-use super::{janitor, signal_process};
+use super::{START, janitor, signal_process};
 
 /// How a program is to be started. The environment holds what is set here and nothing of the caller's but the search path.
 #[derive(Clone)]
@@ -47,11 +48,6 @@ impl Launch {
     pub fn env(mut self, name: &str, value: impl ToString) -> Launch {
         self.environment.insert(name.to_owned(), value.to_string());
         self
-    }
-
-    /// What an environment variable was set to.
-    pub fn environment(&self, name: &str) -> Option<&str> {
-        self.environment.get(name).map(String::as_str)
     }
 
     /// Starts the process and does not wait for anything.
@@ -197,6 +193,15 @@ impl Program {
                 panic!("{} did not write {text:?} ({count} times) within {limit:?}", self.name);
             }
         }
+    }
+
+    /// The address that stands in a line after this text; waits until the program has written it.
+    pub fn address_after(&self, text: &str) -> String {
+        let line = self.wait_for_line(text, START).text;
+        let (_, rest) = line.split_once(text).expect("the line has it");
+        let address = rest.split([';', ' ']).next().unwrap_or_default();
+        let address: SocketAddr = address.parse().unwrap_or_else(|error| panic!("{line}: {error}"));
+        address.to_string()
     }
 
     /// All lines so far.

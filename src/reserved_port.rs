@@ -1,0 +1,80 @@
+//! A TCP port that is held without listening on it.
+//!
+//! While it is held, connections to it are refused, the kernel gives it to no other socket that asks for any port, and a
+//! listener that names it can take it, in this process or in another, as often as it likes. So an address can be told to a
+//! program before the program runs, and stays the program's between a stop and the start after it.
+//!
+//! Linux only: two sockets with SO_REUSEADDR may share an address while at most one of them listens (ip(7), socket(7)).
+//! Called by the drill (gateways that come back), the embedded broker (nodes that come back) and tests.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use socket2::{Domain, Socket, Type};
+
+/// A held port; dropping it lets the port go.
+#[derive(Debug)]
+pub struct ReservedPort {
+    _socket: Socket,
+    address: SocketAddr,
+}
+
+impl ReservedPort {
+    /// Holds a free port of the loopback.
+    ///
+    /// # Errors
+    /// The operating system gives no socket, or no port is free.
+    pub fn any() -> io::Result<Self> {
+        Self::at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+    }
+
+    /// Holds the port of `address`, with port 0 a free one.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AddrInUse`] when a socket listens there; others when the operating system gives no socket.
+    pub fn at(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        // What shares the port has to set it as well: the standard library's listeners and the gateway's do.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        let address = socket.local_addr()?.as_socket().unwrap_or(address);
+        Ok(Self { _socket: socket, address })
+    }
+
+    /// The address, with the port that is held.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn a_held_port_refuses_connections_and_takes_one_listener_after_another() {
+        let port = ReservedPort::any().expect("a port");
+        for _ in 0..2 {
+            let refused = TcpStream::connect(port.address()).expect_err("no listener yet");
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+            let listener = TcpListener::bind(port.address()).expect("a listener may take it");
+            TcpStream::connect(port.address()).expect("it listens");
+            let second = ReservedPort::at(port.address()).expect_err("a socket listens there");
+            assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
+            drop(listener);
+        }
+    }
+
+    #[test]
+    fn a_held_port_is_given_to_no_socket_that_does_not_share_it() {
+        let port = ReservedPort::any().expect("a port");
+        let stranger = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        assert_eq!(stranger.bind(&port.address().into()).expect_err("held").kind(), io::ErrorKind::AddrInUse);
+        assert_ne!(ReservedPort::any().expect("another port").address(), port.address());
+        let address = port.address();
+        drop(port);
+        stranger.bind(&address.into()).expect("it was let go");
+    }
+}
