@@ -44,8 +44,8 @@ scale-down: ## down to one worker (WORKERS=n)
 scale-up: ## up to three workers (WORKERS=n)
 	@scripts/stack scale-up
 
-test: ## all tests, on the embedded broker; KAFKA=apache on a real one
-	cargo test --locked
+test: ## all tests, on the embedded broker; KAFKA=apache on a real one; TESTS='--test suite -- p03' only these
+	cargo test --locked --no-fail-fast $(TESTS)
 
 check: fmt clippy doc no-async-runtime ## formatting, lints, documentation, dependencies
 

@@ -14,8 +14,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// No handler starts a task whose lock has less than this left: the first renewal must reach the broker before.
-pub(super) const LEAST_LOCK_LEFT: Duration = Duration::from_secs(3);
+/// No handler starts a task whose lock has less than this part of its duration left: the first renewal must reach the broker before. A
+/// part, since a broker may allow shorter locks than the 15 s that are asked for.
+const LEAST_LOCK_LEFT: u32 = 5;
 
 /// Where a record stands: partition and offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -418,7 +419,7 @@ impl InFlight {
             return Claim::Gone;
         }
         let left = (entry.locked_at + lock).saturating_duration_since(now);
-        if !entry.locked || left < LEAST_LOCK_LEFT {
+        if !entry.locked || left < lock / LEAST_LOCK_LEFT {
             if left.is_zero() {
                 table.remove(&key);
             } else {
@@ -663,7 +664,7 @@ mod tests {
     fn no_handler_starts_a_task_whose_lock_runs_out() {
         let now = Instant::now();
         let in_flight = holding(2, now);
-        let late = now + LOCK - LEAST_LOCK_LEFT + Duration::from_millis(1);
+        let late = now + LOCK - LOCK / LEAST_LOCK_LEFT + Duration::from_millis(1);
         assert_eq!(in_flight.claim(key(1), false, late, LOCK), Claim::Gone);
         assert_eq!(due(&in_flight), [(1, Acknowledgement::Release)], "still ours: it goes back");
         assert_eq!(in_flight.claim(key(2), false, now + LOCK, LOCK), Claim::Gone);

@@ -452,12 +452,13 @@ impl Drop for AtWork {
 /// A fleet of stand-ins with this fault; the findings of the row that it has to break, one of which says this.
 fn mutant(fault: &str, plan: &str, row: &str, says: &str) -> Vec<Value> {
     // What judges them is the same on every broker: the one that costs least.
-    let _turn = Rig::shared(&format!("drill-{fault}"));
+    let turn = Turn::shared();
     let setup = Setup::embedded(plan).env("WORKER_PROGRAM", stand_in().display());
     let at_work = AtWork::begin();
     let mut drill = setup.env("FAULT", fault).env("FAULT_EVERY", 10).start();
     drill.program.wait_for_line("the load has ended", OVER);
-    drop(at_work);
+    // What is left is waiting, for locks and for tasks that never come.
+    drop((at_work, turn));
     assert_eq!(drill.wait(OVER).code, Some(5), "{}", drill.last_line());
     let findings = drill.findings(row);
     let said = |finding: &Value| finding["what"].as_str().is_some_and(|what| what.contains(says));
@@ -581,7 +582,7 @@ fn a_worker_that_dies_by_itself_is_seen() {
 
 #[test]
 fn a_fleet_that_keeps_its_promises_is_held_whatever_happens_to_it() {
-    let _turn = Rig::alone("drill-held");
+    let turn = Turn::alone();
     let mut real = Setup::alone(EVERYTHING).start();
     // One load at a time, each while the others wait for locks to run out.
     real.wait_for_load();
@@ -595,6 +596,7 @@ fn a_fleet_that_keeps_its_promises_is_held_whatever_happens_to_it() {
         drill
     });
     let mut stood_in: Vec<Drill> = stood_in.collect();
+    drop(turn);
     for drill in stood_in.iter_mut().chain([&mut real]) {
         assert_eq!(drill.wait(OVER).code, Some(0), "{}", drill.last_line());
         drill.assert_consistent(0);

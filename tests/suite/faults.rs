@@ -12,7 +12,7 @@ use lastcall::{
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Gateway, Rig, SOON,
+    Gateway, Rig, SHORT_LOCKS, SOON,
     audit::Audit,
     eventually,
     load::{Load, Plan, Shot, assert_all_answered, task_ids},
@@ -272,17 +272,17 @@ fn an_accept_that_is_refused_costs_no_answer() {
 /// The lock runs out under the handler: somebody else runs the task as well, and its caller has one answer.
 #[test]
 fn a_lock_that_runs_out_under_its_handler_costs_one_run_more_and_no_answer() {
-    let mut fleet = Fleet::new("fault-lock", 1);
+    let mut fleet = Fleet::of(Rig::with_faults_and("fault-lock", 1, &SHORT_LOCKS), &["a", "b"]);
     for kind in [Kind::ShareFetch, Kind::ShareAcknowledge] {
-        // Renewals come every 5 s: none of them is taken.
+        // Renewals come every second: none of them is taken.
         fleet.inject(Fault::new(Action::RefuseAcknowledgements(LOST_LOCK)).at(kind).every(1, 10_000));
     }
-    let task = fleet.gateway.submit("longer than its lock", Duration::from_secs(17));
-    let result = fleet.gateway.wait_for_result(&task, Duration::from_secs(30));
+    let task = fleet.gateway.submit("longer than its lock", Duration::from_secs(5));
+    let result = fleet.gateway.wait_for_result(&task, Duration::from_secs(20));
     fleet.rig.broker().faulty().heal();
     assert_eq!(result["success"], true);
     let again = |fleet: &Fleet| fleet.rig.audit().runs(&task);
-    eventually(Duration::from_secs(40), "the second run ends as well", || again(&fleet) == 2);
+    eventually(Duration::from_secs(20), "the second run ends as well", || again(&fleet) == 2);
     assert_eq!(fleet.gateway.get(&format!("/tasks/{task}")).json(), result, "the first result stays");
     assert!(fleet.workers.iter_mut().all(Program::is_running));
 }

@@ -298,7 +298,7 @@ fn pipelined_requests_are_answered_in_order_and_hold_up_nobody_else() {
     let _worker = started(&rig.worker("w").env("WORKER_CONCURRENCY", 20));
     let mut pipelines: Vec<Http> = (0..10).map(|_| gateway.connect()).collect();
     for http in &mut pipelines {
-        http.send("POST", "/analyze", &[JSON], br#"{"text": "one", "work_ms": 8000}"#).expect("it is sent");
+        http.send("POST", "/analyze", &[JSON], br#"{"text": "one", "work_ms": 4000}"#).expect("it is sent");
         http.send("POST", "/analyze", &[JSON], br#"{"text": "one two"}"#).expect("it is sent");
         http.send("GET", "/livez", &[], b"").expect("it is sent");
     }

@@ -90,15 +90,15 @@ fn tasks_that_run_while_the_broker_restarts_run_once() {
 
 #[test]
 fn a_broker_frozen_for_longer_than_the_lock_costs_no_second_run() {
-    let rig = Rig::with_own_broker("worker-frozen", &[]);
+    let (rig, lock) = Rig::with_short_locks("worker-frozen");
     let _busy = rig.start_worker("frozen_1");
     let gateway = rig.start_gateway();
-    let task = gateway.submit("while the broker sleeps", Duration::from_secs(26));
+    let task = gateway.submit("while the broker sleeps", lock + Duration::from_secs(8));
     gateway.wait_until_running(&task, SOON);
     let _idle = rig.start_worker("frozen_2");
     rig.broker().freeze();
-    // The lock's 15 s and three more: no condition to wait for, the time itself is what is tested.
-    std::thread::sleep(Duration::from_secs(18));
+    // No condition to wait for: the time itself is what is tested.
+    std::thread::sleep(lock + Duration::from_secs(2));
     rig.broker().thaw();
     gateway.wait_for_result(&task, Duration::from_secs(30));
     rig.audit().assert_each_ran_once([&task]);

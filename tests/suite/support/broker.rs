@@ -50,7 +50,7 @@ impl Broker {
     /// A broker for a test that stops, freezes or configures it; `arguments` are those of `scripts/kafka start`: `--set KEY=VALUE`,
     /// `--feature NAME=LEVEL`.
     pub fn new(arguments: &[&str]) -> Broker {
-        if is_apache() { Broker::Apache(Apache::start(arguments, SHORT_LIVED)) } else { Broker::embedded(arguments) }
+        if is_apache() { Broker::Apache(Apache::start(arguments, SHORT_LIVED)) } else { Broker::embedded(1, arguments) }
     }
 
     /// A real Kafka as it runs in earnest, for figures.
@@ -58,8 +58,9 @@ impl Broker {
         Broker::Apache(Apache::start(&["--heap", "1g"], ""))
     }
 
-    fn embedded(arguments: &[&str]) -> Broker {
-        let mut settings = Settings::new(vec![ANY_PORT]);
+    /// An embedded broker with this many nodes, whatever the tests run against.
+    pub fn embedded(nodes: usize, arguments: &[&str]) -> Broker {
+        let mut settings = Settings::new(vec![ANY_PORT; nodes]);
         for pair in arguments.chunks(2) {
             let (name, value) = pair[1].split_once('=').expect("KEY=VALUE");
             match pair[0] {
@@ -68,11 +69,6 @@ impl Broker {
                 other => panic!("the embedded broker has no option {other}"),
             }
         }
-        Broker::with_settings(settings)
-    }
-
-    /// An embedded broker, whatever the tests run against.
-    pub fn with_settings(settings: Settings) -> Broker {
         let broker = devbroker::Broker::start(settings).expect("a free address");
         Broker::Embedded { address: broker.address().to_string(), broker }
     }

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastcall::{devbroker::Settings, reserved_port::ReservedPort};
+use lastcall::reserved_port::ReservedPort;
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::{Value, json};
 
@@ -40,6 +40,16 @@ pub const SOON: Duration = Duration::from_secs(10);
 
 /// A program that is to listen here takes a free port, and says which one.
 pub const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// Arguments of an embedded broker that allows locks of 3 s at most: the programs take what the broker lets stand.
+pub const SHORT_LOCKS: [&str; 6] = [
+    "--set",
+    "group.share.min.record.lock.duration.ms=1000",
+    "--set",
+    "group.share.record.lock.duration.ms=3000",
+    "--set",
+    "group.share.max.record.lock.duration.ms=3000",
+];
 
 enum Kafka {
     Shared(&'static Broker),
@@ -73,11 +83,24 @@ impl Rig {
         Rig::new(name, Kafka::Own(Arc::new(Broker::new(arguments))), Some(turn))
     }
 
+    /// The same for tests that wait for the end of a lock, and how long one lasts: as short as the broker lets it be.
+    pub fn with_short_locks(name: &str) -> (Rig, Duration) {
+        if broker::is_apache() {
+            // A real one takes no maximum under 30 s, and so the 15 s that the programs ask for.
+            return (Rig::with_own_broker(name, &[]), Duration::from_secs(15));
+        }
+        (Rig::with_own_broker(name, &SHORT_LOCKS), Duration::from_secs(3))
+    }
+
     /// For tests of faults on demand: an embedded broker of their own with so many nodes, whatever the others run against.
     pub fn with_faults(name: &str, nodes: usize) -> Rig {
+        Rig::with_faults_and(name, nodes, &[])
+    }
+
+    /// The same with these arguments.
+    pub fn with_faults_and(name: &str, nodes: usize, arguments: &[&str]) -> Rig {
         let turn = Turn::shared();
-        let broker = Broker::with_settings(Settings::new(vec![ANY_PORT; nodes]));
-        Rig::new(name, Kafka::Own(Arc::new(broker)), Some(turn))
+        Rig::new(name, Kafka::Own(Arc::new(Broker::embedded(nodes, arguments))), Some(turn))
     }
 
     /// For figures: a real broker of its own as it runs in earnest.
