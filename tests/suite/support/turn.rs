@@ -8,7 +8,7 @@ use parking_lot::{Condvar, Mutex};
 use super::broker::is_apache;
 
 /// How many places the machine has. A real Kafka takes its share.
-const PLACES: usize = 28;
+const PLACES: usize = 20;
 const PLACES_WITH_APACHE: usize = 8;
 
 #[derive(Default)]
