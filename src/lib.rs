@@ -29,6 +29,7 @@
 //! | [`drill`] | loads a running fleet, watches it, and says whether the promises held |
 //! | [`devbroker`] | a Kafka in memory, for trying out and for tests |
 //! | [`handler`], [`analysis`] | the work: the trait, and the one that ships |
+//! | [`journal`] | a handler's starts and ends in a file, for drills |
 //! | [`kafka`] | the client: connections, producer, reader, share group |
 //! | [`queue`] | topics and group settings, brought about before anything starts |
 //! | [`task`] | the records of the topics |
@@ -47,6 +48,7 @@ pub mod exit;
 pub mod gateway;
 pub mod handler;
 pub mod healthcheck;
+pub mod journal;
 pub mod kafka;
 pub mod logging;
 pub mod queue;

@@ -5,6 +5,7 @@ use std::io::Write;
 use lastcall::analysis::Analysis;
 use lastcall::config::WorkerConfig;
 use lastcall::exit::ExitCode;
+use lastcall::journal::Journaled;
 use lastcall::{logging, signals, worker};
 
 fn main() -> ExitCode {
@@ -19,5 +20,11 @@ fn main() -> ExitCode {
     let config = WorkerConfig::from_args();
     logging::init(config.common.log_level);
     let analysis = Analysis { allow_work_ms: config.common.allow_work_ms };
-    worker::run(config, analysis, signals)
+    match Journaled::new(analysis, &config.worker_id) {
+        Ok(handler) => worker::run(config, handler, signals),
+        Err(problem) => {
+            let _ = writeln!(std::io::stderr(), "{problem}");
+            ExitCode::Usage
+        }
+    }
 }
