@@ -1,4 +1,4 @@
-//! Asks gateways: for the fleet, and for tasks whose outcome is unknown.
+//! Asks gateways: for the fleet, for tasks whose outcome is unknown, and for tasks that are done.
 //!
 //! One thread with connections of its own, one question after the other. It keeps nothing and repeats nothing: whoever wants to know asks again. Started
 //! by the run.
@@ -22,6 +22,8 @@ pub(super) enum Question {
     Fleet,
     /// `GET /tasks/{id}` for these requests' tasks, of the first gateway that answers.
     Tasks(Vec<(u64, String)>),
+    /// The same, of every gateway and twice, for tasks that are done.
+    ReadBack(Vec<(u64, String)>),
 }
 
 /// See the module documentation.
@@ -39,6 +41,7 @@ impl Asker {
             let sent = match question {
                 Question::Fleet => self.fleet(),
                 Question::Tasks(tasks) => self.tasks(tasks),
+                Question::ReadBack(tasks) => self.read_back(&tasks),
             };
             if !sent {
                 break;
@@ -50,12 +53,29 @@ impl Asker {
     fn fleet(&mut self) -> bool {
         self.clients.iter_mut().enumerate().all(|(gateway, client)| {
             let view = match client.get("/workers/status", PATIENCE) {
-                Ok(Response { status: 200, body }) => serde_json::from_slice(&body).map_err(|error| error.to_string()),
+                Ok(Response { status: 200, body, .. }) => {
+                    serde_json::from_slice(&body).map_err(|error| error.to_string())
+                }
                 Ok(response) => Err(format!("the gateway answered {}", response.status)),
                 Err(why) => Err(why.to_string()),
             };
             self.events.send(Event::Fleet { gateway, view }).is_ok()
         })
+    }
+
+    fn read_back(&mut self, tasks: &[(u64, String)]) -> bool {
+        for _ in 0..2 {
+            for (gateway, client) in self.clients.iter_mut().enumerate() {
+                for (number, task_id) in tasks {
+                    let response = client.get(&format!("/tasks/{task_id}"), PATIENCE).ok();
+                    let event = Event::ReadBack { number: *number, gateway, task_id: task_id.clone(), response };
+                    if self.events.send(event).is_err() {
+                        return false;
+                    }
+                }
+            }
+        }
+        self.events.send(Event::AskedAll).is_ok()
     }
 
     fn tasks(&mut self, tasks: Vec<(u64, String)>) -> bool {

@@ -11,7 +11,6 @@ use serde_json::Value;
 
 use crate::kafka::{Cluster, KafkaError, Reader, ReaderOptions, StartAt, admin};
 use crate::stop::Stop;
-use crate::task::Receipt;
 
 use super::clock::Clock;
 use super::fact::{Fact, Line};
@@ -202,7 +201,7 @@ struct StatusRecord {
     #[serde(default)]
     current_tasks: Vec<String>,
     #[serde(default)]
-    receipt: Option<Receipt>,
+    receipt: Option<Value>,
 }
 
 /// The same of a start.

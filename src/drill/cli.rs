@@ -16,12 +16,12 @@ use crate::config::{ConfigError, Environment, Parsed};
 use crate::kafka::BrokerAddress;
 use crate::logging::escape;
 
-use super::fleet::Place;
+use super::fleet::{LOCK, MAX_DELIVERIES, Place};
 use super::options::{
     BrokerChoice, DrillConfig, GatewayAddress, JudgeConfig, NativeTarget, RunConfig, Target, gateways,
 };
 use super::output::Outputs;
-use super::plan::{self, LoadPlan, Plan, TaskPlan};
+use super::plan::{self, LoadPlan, Plan, Shares, TaskPlan};
 use super::texts::Checked;
 
 /// The longest `work_ms` that a gateway takes.
@@ -265,6 +265,7 @@ fn run(options: &RunOptions, faults: &mut Faults) -> RunConfig {
         length: ENDLESS,
         fleet: plan::FleetPlan::default(),
         load: LoadPlan::default(),
+        tests: Vec::new(),
         actions: Vec::new(),
     };
     let name = options.plan.as_deref().or(options.plan_option.as_deref()).unwrap_or("default");
@@ -314,6 +315,10 @@ fn run(options: &RunOptions, faults: &mut Faults) -> RunConfig {
             plan.actions.clear();
         }
     }
+    // Poison is what the journal makes of a task, and only workers of ours are known to have it.
+    if !matches!(&target, Target::Native(native) if native.worker.is_none()) {
+        plan.load.special.poison = 0;
+    }
     let folder = PathBuf::from(&options.folder);
     config(target, plan, &options.common, folder, faults)
 }
@@ -323,7 +328,8 @@ fn watch(options: &WatchOptions, faults: &mut Faults) -> RunConfig {
     if let Some(text) = &options.length {
         faults.set(&mut length, "FOR", text, |text| positive(text).map(Some));
     }
-    let mut load = LoadPlan::default();
+    let special = Shares { keyed: 0, asynchronous: 0, poison: 0 };
+    let mut load = LoadPlan { special, ..LoadPlan::default() };
     faults.set(&mut load.rate, "RATE", &options.rate, |text| values::number(text, &(1..=2000)).map(Some));
     let concurrency = &options.concurrency;
     faults.set(&mut load.callers, "CONCURRENCY", concurrency, |text| values::number(text, &(1..=512)));
@@ -350,6 +356,7 @@ fn watch(options: &WatchOptions, faults: &mut Faults) -> RunConfig {
         length: length.unwrap_or(ENDLESS),
         fleet: plan::FleetPlan::default(),
         load,
+        tests: Vec::new(),
         actions: Vec::new(),
     };
     let endless = length.is_none();
@@ -373,6 +380,8 @@ fn place(
         gateway_grace: Duration::from_secs(30),
         worker_timeout: Duration::from_secs(5),
         concurrency: 1,
+        max_deliveries: MAX_DELIVERIES,
+        lock: LOCK,
         takes_work: true,
     }
 }

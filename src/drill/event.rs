@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::task::WorkerStatus;
 
 use super::fact::{Answer, Line};
+use super::http::Response;
 
 /// Events that may wait to be taken; then their senders wait, too.
 pub(super) const EVENTS: usize = 4096;
@@ -16,11 +17,15 @@ pub(super) const EVENTS: usize = 4096;
 pub(super) enum Event {
     /// A request is about to be sent.
     Submitted { number: u64, gateway: usize, at: Instant },
+    /// A request found no free caller.
+    Late { at: Instant },
     /// A request has its outcome.
     Posted { number: u64, answer: Answer, took: Duration, at: Instant },
     /// An open task was asked for and has its outcome.
     Found { number: u64, gateway: usize, answer: Answer },
-    /// All open tasks of the last list were asked for.
+    /// A task that is done was read back.
+    ReadBack { number: u64, gateway: usize, task_id: String, response: Option<Response> },
+    /// All tasks of the last list were asked for.
     AskedAll,
     /// The fleet as a gateway shows it, or why it does not.
     Fleet { gateway: usize, view: Result<Value, String> },

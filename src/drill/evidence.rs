@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::task::Receipt;
+use serde_json::Value;
 
 use super::fact::{Answer, Begin, Fact, Line};
+use super::receipt;
 use super::spans::Spans;
 
 /// Between two clocks that see the same moment: a signal is told before it is sent, a log is read after it was written, and Kafka dates what it gets in whole
@@ -22,6 +23,9 @@ pub(super) struct Request<'a> {
     pub(super) at: f64,
     pub(super) gateway: &'a str,
     pub(super) work: f64,
+    /// The request whose text and key it has; itself, if it repeats none.
+    pub(super) of: u64,
+    pub(super) poison: bool,
     pub(super) answered: Option<(usize, f64, &'a Answer)>,
     pub(super) fetched: Option<(usize, f64, &'a Answer)>,
 }
@@ -111,7 +115,7 @@ pub(super) struct Exit<'a> {
     pub(super) at: f64,
     pub(super) code: Option<i32>,
     pub(super) signal: Option<i32>,
-    pub(super) receipt: Option<&'a Receipt>,
+    pub(super) receipt: Option<&'a Value>,
 }
 
 /// One process.
@@ -188,7 +192,7 @@ pub(super) struct Notice<'a> {
     pub(super) instance: &'a str,
     pub(super) status: &'a str,
     pub(super) current_tasks: &'a [String],
-    pub(super) receipt: Option<&'a Receipt>,
+    pub(super) receipt: Option<&'a Value>,
 }
 
 /// What a gateway showed, from then on.
@@ -198,6 +202,36 @@ pub(super) struct View<'a> {
     pub(super) at: f64,
     pub(super) active: &'a [String],
     pub(super) stopping: &'a [String],
+}
+
+/// One answer to asking for a task that is done.
+#[derive(Clone, Debug)]
+pub(super) struct ReadBack<'a> {
+    pub(super) line: usize,
+    pub(super) request: u64,
+    pub(super) gateway: &'a str,
+    pub(super) status: Option<u16>,
+    /// Of the result; `None`: there was none.
+    pub(super) mark: Option<&'a str>,
+}
+
+/// What was done to a broker.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outage {
+    pub(super) from: f64,
+    pub(super) until: f64,
+    /// It kept its connections, its sessions and its locks.
+    pub(super) freeze: bool,
+    /// From when until when it can have taken nothing.
+    pub(super) silent: (f64, f64),
+}
+
+impl Outage {
+    fn freeze(from: f64, until: f64) -> Self {
+        /// What it had taken before may be dated later, and what waited for it comes when it is thawed.
+        const ON_ITS_WAY: f64 = 0.2;
+        Self { from, until, freeze: true, silent: (from + ON_ITS_WAY, until - ON_ITS_WAY) }
+    }
 }
 
 /// One action.
@@ -223,17 +257,35 @@ pub(super) struct Evidence<'a> {
     pub(super) notices: BTreeMap<&'a str, Vec<Notice<'a>>>,
     pub(super) views: BTreeMap<&'a str, Vec<View<'a>>>,
     pub(super) actions: BTreeMap<u32, Action<'a>>,
-    /// When Kafka was away, or was frozen.
+    /// When Kafka was unavailable, for whatever reason.
     pub(super) outages: Vec<(f64, f64)>,
+    /// When it did not answer the drill's own reader, with the lines that say so.
+    pub(super) seen_away: Vec<(usize, f64, f64)>,
+    /// When it has taken a record.
+    pub(super) appended: Vec<f64>,
+    /// When the drill had frozen or stopped it.
+    pub(super) done_to_broker: Vec<Outage>,
     pub(super) lag: Option<(usize, i64)>,
     pub(super) disagreed: Vec<(usize, &'a str, &'a str)>,
     pub(super) load_ended: f64,
+    /// From when on everything was well.
+    pub(super) healed: f64,
+    /// When requests found no free caller.
+    pub(super) late: Vec<f64>,
+    /// By task.
+    pub(super) read_back: BTreeMap<&'a str, Vec<ReadBack<'a>>>,
+    /// What gateways said of themselves when they had just been told to stop: line, time, gateway, status.
+    pub(super) ready_asked: Vec<(usize, f64, &'a str, Option<u16>)>,
+    /// Whether every start of a task was seen.
+    pub(super) sees_starts: bool,
     /// When the topics were read.
     pub(super) read: f64,
     pub(super) end: f64,
     pub(super) cut_short: bool,
     /// The runs of each worker: which task, and which of its runs.
     runs: HashMap<&'a str, Spans<(&'a str, usize)>>,
+    /// The first request with each text.
+    by_text: HashMap<u64, u64>,
     /// The requests of each gateway that were answered, by the times in which they waited.
     waits: HashMap<&'a str, Spans<u64>>,
 }
@@ -254,7 +306,9 @@ struct Pieces<'a> {
 impl<'a> Evidence<'a> {
     /// Takes a ledger's lines.
     pub(super) fn new(lines: &'a [Line]) -> Self {
-        let mut evidence = Self { load_ended: f64::INFINITY, ..Self::default() };
+        let sees_starts = lines.iter().any(|line| matches!(line.fact, Fact::RunBegan { .. }));
+        let never = f64::INFINITY;
+        let mut evidence = Self { load_ended: never, healed: never, sees_starts, ..Self::default() };
         let mut pieces: HashMap<&'a str, Pieces<'a>> = HashMap::new();
         let mut broker: Vec<Life<'a>> = Vec::new();
         for (index, line) in lines.iter().enumerate() {
@@ -262,17 +316,20 @@ impl<'a> Evidence<'a> {
         }
         evidence.take_processes(lines, &mut broker);
         for (task_id, pieces) in pieces {
-            let (runs, given_up) = pieces.runs(evidence.begin.reads_logs);
+            let (runs, given_up) = pieces.runs(evidence.sees_starts);
             let story = evidence.tasks.entry(task_id).or_default();
             (story.runs, story.given_up) = (runs, given_up);
         }
         evidence.end = lines.iter().map(|line| line.at).fold(0.0, f64::max);
-        evidence.outages.extend(broker.iter().flat_map(|life| life.frozen.iter().copied()));
-        evidence.outages.extend(broker_away(&broker, evidence.end));
+        let frozen = broker.iter().flat_map(|life| &life.frozen);
+        evidence.done_to_broker = frozen.map(|(from, until)| Outage::freeze(*from, *until)).collect();
+        evidence.done_to_broker.extend(broker_away(&broker, evidence.end));
+        evidence.outages.extend(evidence.seen_away.iter().map(|(_, from, until)| (*from, *until)));
+        evidence.outages.extend(evidence.done_to_broker.iter().map(|outage| (outage.from, outage.until)));
         for notices in evidence.notices.values_mut() {
             notices.sort_by(|one, other| one.at.total_cmp(&other.at));
         }
-        if !evidence.begin.reads_logs {
+        if !evidence.sees_starts {
             evidence.add_told_runs();
         }
         if !evidence.begin.owns_processes {
@@ -287,7 +344,8 @@ impl<'a> Evidence<'a> {
     /// Makes what is asked for often easy to find.
     fn sort(&mut self) {
         let mut runs: HashMap<&'a str, Vec<_>> = HashMap::new();
-        for (id, story) in &self.tasks {
+        // A poison task is in flight for an instant only.
+        for (id, story) in self.tasks.iter().filter(|(_, story)| !self.is_poison(story)) {
             for (index, run) in story.runs.iter().enumerate() {
                 let died = || Some(self.life(run.worker, run.began)?.exit.as_ref()?.at);
                 let until = run.end.as_ref().map(|end| end.at).or_else(died).unwrap_or(f64::INFINITY);
@@ -321,13 +379,29 @@ impl<'a> Evidence<'a> {
 
     fn take(&mut self, number: usize, line: &'a Line, pieces: &mut HashMap<&'a str, Pieces<'a>>) {
         let at = line.at;
+        if let Fact::Accepted { .. } | Fact::RunEnded { .. } | Fact::Notified { .. } | Fact::Restarted { .. } =
+            line.fact
+        {
+            self.appended.push(at);
+        }
         match &line.fact {
             Fact::Begin(begin) => self.begin = begin.clone(),
-            Fact::Submitted { number: request, gateway, work_ms } => {
-                let work = work_ms.unwrap_or_default() as f64 / 1e3;
-                let request_of = Request { line: number, at, gateway, work, answered: None, fetched: None };
+            Fact::Submitted { number: request, gateway, work_ms, repeats, poison, .. } => {
+                let (work, of) = (work_ms.unwrap_or_default() as f64 / 1e3, repeats.unwrap_or(*request));
+                let (answered, fetched) = (None, None);
+                let request_of = Request { line: number, at, gateway, work, of, poison: *poison, answered, fetched };
                 self.requests.insert(*request, request_of);
+                self.by_text.entry(of).or_insert(*request);
             }
+            Fact::Late => self.late.push(at),
+            Fact::ReadBack { number: request, gateway, task_id, status, mark, is_result } => {
+                let (request, is_result) = (*request, *is_result && *status == Some(200));
+                let mark = mark.as_deref().filter(|_| is_result);
+                let read_back = ReadBack { line: number, request, gateway, status: *status, mark };
+                self.read_back.entry(task_id).or_default().push(read_back);
+            }
+            Fact::ReadyAsked { gateway, status } => self.ready_asked.push((number, at, gateway, *status)),
+            Fact::Healed => self.healed = at,
             Fact::Answered { number: request, answer, .. } => {
                 if let Some(request) = self.requests.get_mut(request) {
                     request.answered = Some((number, at, answer));
@@ -363,7 +437,7 @@ impl<'a> Evidence<'a> {
             Fact::Fleet { gateway, active, stopping } => {
                 self.views.entry(gateway).or_default().push(View { line: number, at, active, stopping });
             }
-            Fact::KafkaAway { until } => self.outages.push((at, *until)),
+            Fact::KafkaAway { until } => self.seen_away.push((number, at, *until)),
             Fact::LoadEnded => self.load_ended = at,
             Fact::Accepted { number: request, task_id, .. } => {
                 let story = self.tasks.entry(task_id).or_default();
@@ -465,7 +539,17 @@ impl<'a> Evidence<'a> {
 
     /// What the task of a run takes besides, in seconds; 0 when it is not of this run.
     pub(super) fn work_of(&self, story: &Story<'_>) -> f64 {
-        story.number.and_then(|number| self.requests.get(&number)).map_or(0.0, |request| request.work)
+        self.request_of(story).map_or(0.0, |request| request.work)
+    }
+
+    /// The request that a task is of; one that repeats it, if the first one was never sent.
+    pub(super) fn request_of(&self, story: &Story<'_>) -> Option<&Request<'a>> {
+        self.by_text.get(&story.number?).and_then(|number| self.requests.get(number))
+    }
+
+    /// Whether the handler of a task fails each time, as it was asked to.
+    pub(super) fn is_poison(&self, story: &Story<'_>) -> bool {
+        self.request_of(story).is_some_and(|request| request.poison)
     }
 
     /// Whether Kafka was away at some time between these.
@@ -560,8 +644,8 @@ impl<'a> Evidence<'a> {
                 continue;
             };
             let at = life.terms.first().map_or(exit.at, |(_, at)| *at);
-            for task in &receipt.tasks_abandoned {
-                let Some(story) = self.tasks.get_mut(task.as_str()) else { continue };
+            for task in receipt::abandoned(receipt) {
+                let Some(story) = self.tasks.get_mut(task) else { continue };
                 let own = |run: &Run<'_>| run.worker == life.process && (life.from..=exit.at).contains(&run.began);
                 if !story.runs.iter().any(own) {
                     story.add(Run::unfinished(life.process, at, exit.line));
@@ -622,7 +706,7 @@ impl Heard<'_> {
         }
         let exit = |at, code, signal| Exit { line: last.line, at, code, signal, receipt: last.receipt };
         if last.status == "shutdown_completed" {
-            life.exit = Some(exit(last.at, last.receipt.map(|receipt| i32::from(receipt.exit_code)), None));
+            life.exit = Some(exit(last.at, last.receipt.and_then(receipt::exit_code), None));
         } else if self.is_silent_after(last.at) || life.kill.is_some() {
             let at = life.kill.map_or(last.at, |(_, at)| at);
             life.vanished = told && life.kill.is_none();
@@ -640,18 +724,20 @@ impl Heard<'_> {
 }
 
 /// When the broker was not there: from its signal until it was ready again.
-fn broker_away(lives: &[Life<'_>], end: f64) -> Vec<(f64, f64)> {
+fn broker_away(lives: &[Life<'_>], end: f64) -> Vec<Outage> {
     let signal = |life: &Life<'_>| life.kill.or(life.terms.first().copied()).map(|(_, at)| at);
     let away = lives.iter().enumerate().filter_map(|(index, life)| {
-        let back = lives.get(index + 1).map_or(end, |next| next.ready.unwrap_or(end));
-        Some((signal(life)?, back))
+        let next = lives.get(index + 1);
+        let back = next.map_or(end, |next| next.ready.unwrap_or(end));
+        let silent = (life.exit.as_ref().map_or(f64::NAN, |exit| exit.at), next.map_or(end, |next| next.from));
+        Some(Outage { from: signal(life)?, until: back, freeze: false, silent })
     });
     away.collect()
 }
 
 impl<'a> Pieces<'a> {
     /// Puts starts and ends together; and what was said of the task without a run of it.
-    fn runs(self, reads_logs: bool) -> (Vec<Run<'a>>, Vec<(usize, RunEnd<'a>)>) {
+    fn runs(self, sees_starts: bool) -> (Vec<Run<'a>>, Vec<(usize, RunEnd<'a>)>) {
         /// A start is read in the log so much after it happened at most, and after its result.
         const SOON: f64 = 3.0;
         /// Clocks of the same machine, one of which counts milliseconds.
@@ -674,8 +760,8 @@ impl<'a> Pieces<'a> {
             });
             match known {
                 Some(known) => known.lines.push(line),
-                // With the logs at hand a start that is not in them did not happen.
-                None if reads_logs => {}
+                // With the journal at hand a start that is not in it did not happen.
+                None if sees_starts => {}
                 None => runs.push(run(restart)),
             }
         }
@@ -708,6 +794,8 @@ impl<'a> Pieces<'a> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     /// The ledger of a fleet that others started: these lines, in this order.
@@ -718,7 +806,7 @@ mod tests {
     }
 
     /// What worker `w` says as this process of it.
-    fn says(instance: &str, status: &str, tasks: &[&str], receipt: Option<Receipt>) -> Fact {
+    fn says(instance: &str, status: &str, tasks: &[&str], receipt: Option<Value>) -> Fact {
         Fact::Notified {
             worker: "w".to_owned(),
             instance: instance.to_owned(),
@@ -745,9 +833,8 @@ mod tests {
         Fact::Accepted { number: None, task_id: id.to_owned(), partition: 0, offset: 0 }
     }
 
-    fn receipt(exit_code: u8, abandoned: &[&str]) -> Option<Receipt> {
-        let tasks_abandoned = abandoned.iter().map(|task| (*task).to_owned()).collect();
-        Some(Receipt { exit_code, tasks_abandoned, ..Receipt::default() })
+    fn receipt(exit_code: u8, abandoned: &[&str]) -> Option<Value> {
+        Some(json!({ "exit_code": exit_code, "tasks_abandoned": abandoned }))
     }
 
     #[test]
@@ -762,7 +849,7 @@ mod tests {
         let evidence = Evidence::new(&lines);
         let [life] = &evidence.workers["w"][..] else { panic!("one life") };
         let exit = life.exit.as_ref().expect("an end");
-        assert_eq!((exit.at, exit.code, exit.receipt.map(|receipt| receipt.exit_code)), (5.4, Some(3), Some(0)));
+        assert_eq!((exit.at, exit.code, exit.receipt.and_then(receipt::exit_code)), (5.4, Some(3), Some(0)));
         assert!(!life.by_hearsay && life.terms.len() == 1 && life.terms[0].1 == 5.0);
     }
 

@@ -5,8 +5,7 @@
 //! Plain data; written by the run and by the audit, read by the judge and by whoever draws the timeline.
 
 use serde::{Deserialize, Serialize};
-
-use crate::task::Receipt;
+use serde_json::Value;
 
 /// A fact and its time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,11 +29,42 @@ pub(super) enum Fact {
         gateway: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         work_ms: Option<u64>,
+        /// It repeats the text and the Idempotency-Key of this request.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        repeats: Option<u64>,
+        /// It prefers to be answered before its task is done.
+        #[serde(default, skip_serializing_if = "is_false")]
+        asynchronous: bool,
+        /// Its handler fails each time.
+        #[serde(default, skip_serializing_if = "is_false")]
+        poison: bool,
     },
+    /// A request found no free caller and was not sent.
+    Late,
     /// What became of it.
     Answered { number: u64, took_ms: f64, answer: Answer },
     /// What `GET /tasks/{id}` said of it later.
     Fetched { number: u64, gateway: String, answer: Answer },
+    /// What `GET /tasks/{id}` said of a task that is done, once everything was well again.
+    ReadBack {
+        number: u64,
+        gateway: String,
+        task_id: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        status: Option<u16>,
+        /// A mark of the whole body; without one there was no answer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mark: Option<String>,
+        /// Whether the body is a result, and not that the task is pending.
+        #[serde(default)]
+        is_result: bool,
+    },
+    /// What `/readyz` of a gateway said right after its SIGTERM; no status: no answer.
+    ReadyAsked {
+        gateway: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        status: Option<u16>,
+    },
     /// An action of the plan begins; `action` numbers them.
     Ordered {
         action: u32,
@@ -65,16 +95,18 @@ pub(super) enum Fact {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         signal: Option<i32>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        receipt: Option<Receipt>,
+        receipt: Option<Value>,
     },
-    /// A worker's log says that a handler starts this task.
+    /// The journal says that a handler has begun this task.
     RunBegan { worker: String, task_id: String, delivery: i16 },
     /// What a gateway says of the fleet: ids of workers.
     Fleet { gateway: String, active: Vec<String>, stopping: Vec<String> },
     /// Kafka did not answer the drill's own reader between `at` and `until`.
     KafkaAway { until: f64 },
-    /// No more requests are made.
+    /// The load has ended.
     LoadEnded,
+    /// Everything that was done to the fleet is over and every process runs: what is sent from here on is to be served at once.
+    Healed,
     /// A record of `tasks`; `number` when it is of this run.
     Accepted {
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -105,7 +137,7 @@ pub(super) enum Fact {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         current_tasks: Vec<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        receipt: Option<Receipt>,
+        receipt: Option<Value>,
         offset: i64,
     },
     /// A record of `tasks.starts`: a task is started that was delivered before.
@@ -128,9 +160,6 @@ pub(super) struct Ending {
     /// The topics were read to their ends.
     #[serde(default)]
     pub(super) audited: bool,
-    /// Requests that found no free caller, and were not sent.
-    #[serde(default)]
-    pub(super) late: u64,
     /// No worker was left that could do what waits in Kafka.
     #[serde(default)]
     pub(super) nobody_works: bool,
@@ -148,13 +177,28 @@ pub(super) struct Begin {
     pub(super) target: String,
     /// The drill started the processes itself and sees them die; otherwise it knows them by what they say.
     pub(super) owns_processes: bool,
-    /// The workers' logs are read, too: every start of a task is seen.
-    pub(super) reads_logs: bool,
+    /// The broker is the drill's own: nothing happens to it but what the plan says.
+    #[serde(default)]
+    pub(super) owns_broker: bool,
+    /// The workers have a handler of somebody's own: how long it takes is known from what it says.
+    #[serde(default)]
+    pub(super) own_handler: bool,
+    /// Promises that the plan puts to the test.
+    #[serde(default)]
+    pub(super) tests: Vec<String>,
     pub(super) drain_timeout_ms: u64,
     pub(super) gateway_grace_ms: u64,
     pub(super) worker_timeout_ms: u64,
     /// Tasks that one worker runs at once.
     pub(super) concurrency: u32,
+    /// `MAX_DELIVERIES` of the workers.
+    pub(super) max_deliveries: u32,
+    /// How long a lock lasts.
+    pub(super) lock_ms: u64,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// What a gateway answered, or that it did not.
@@ -173,12 +217,15 @@ pub(super) struct Answer {
     /// What is wrong, or what is known of a task whose outcome is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) why: Option<String>,
+    /// It says when to try again.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) retry_after: bool,
 }
 
 impl Answer {
     /// One of which nothing else is known.
     pub(super) fn of(outcome: Kind) -> Self {
-        Self { outcome, status: None, task_id: None, worker: None, digest: None, why: None }
+        Self { outcome, status: None, task_id: None, worker: None, digest: None, why: None, retry_after: false }
     }
 }
 

@@ -16,6 +16,11 @@ use super::plan::What;
 use super::process::Happening;
 use super::schedule::Planned;
 
+/// `MAX_DELIVERIES` of a worker that is not told otherwise.
+pub(super) const MAX_DELIVERIES: u32 = 5;
+/// How long a lock lasts: what the programs write into their group's settings.
+pub(super) const LOCK: Duration = Duration::from_secs(15);
+
 /// Where a fleet is to be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -37,6 +42,10 @@ pub struct Place {
     pub worker_timeout: Duration,
     /// `WORKER_CONCURRENCY` of the workers.
     pub concurrency: u32,
+    /// `MAX_DELIVERIES` of the workers.
+    pub max_deliveries: u32,
+    /// How long a lock of their group lasts.
+    pub lock: Duration,
     /// Whether tasks may say how long they shall take.
     pub takes_work: bool,
 }

@@ -25,6 +25,8 @@ const LARGEST: usize = 16 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Response {
     pub(super) status: u16,
+    /// Whether it says when to try again.
+    pub(super) retry_after: bool,
     pub(super) body: Vec<u8>,
 }
 
@@ -58,10 +60,17 @@ impl Client {
         self.exchange(head.as_bytes(), patience)
     }
 
-    pub(super) fn post(&mut self, path: &str, json: &str, patience: Duration) -> Result<Response, Failure> {
+    /// `headers`: lines of their own, each with its end.
+    pub(super) fn post(
+        &mut self,
+        path: &str,
+        headers: &str,
+        json: &str,
+        patience: Duration,
+    ) -> Result<Response, Failure> {
         let (host, length) = (self.gateway.authority(), json.len());
         let request = format!(
-            "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{json}"
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{headers}\r\n{json}"
         );
         self.exchange(request.as_bytes(), patience)
     }
@@ -126,6 +135,7 @@ impl<S: Read> Incoming<'_, S> {
         let status_line = self.line()?;
         let status = status_line.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse().ok());
         let status: u16 = status.ok_or_else(|| malformed("no status line"))?;
+        let mut retry_after = false;
         let (mut length, mut chunked, mut keep) = (None, false, !status_line.starts_with("HTTP/1.0"));
         loop {
             let line = self.line()?;
@@ -137,10 +147,12 @@ impl<S: Read> Incoming<'_, S> {
                 chunked = value.eq_ignore_ascii_case("chunked");
             } else if name.eq_ignore_ascii_case("connection") && value.eq_ignore_ascii_case("close") {
                 keep = false;
+            } else if name.eq_ignore_ascii_case("retry-after") {
+                retry_after = value.parse::<u32>().is_ok();
             }
         }
         let body = if chunked { self.chunks()? } else { self.take(length.unwrap_or(0))? };
-        Ok((Response { status, body }, keep))
+        Ok((Response { status, retry_after, body }, keep))
     }
 
     fn chunks(&mut self) -> io::Result<Vec<u8>> {
@@ -223,9 +235,12 @@ mod tests {
     #[test]
     fn answers_with_a_length_and_in_chunks() {
         let plain = read("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").expect("an answer");
-        assert_eq!(plain, (Response { status: 200, body: b"{}".to_vec() }, true));
-        let chunked = "HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nab\r\n1;x\r\nc\r\n0\r\n\r\n";
-        assert_eq!(read(chunked).expect("an answer"), (Response { status: 503, body: b"abc".to_vec() }, false));
+        assert_eq!(plain, (Response { status: 200, retry_after: false, body: b"{}".to_vec() }, true));
+        let chunked = "HTTP/1.1 503 No\r\nRetry-After: 1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nab\r\n1;x\r\nc\r\n0\r\n\r\n";
+        assert_eq!(
+            read(chunked).expect("an answer"),
+            (Response { status: 503, retry_after: true, body: b"abc".to_vec() }, false)
+        );
         for cut in ["", "HTTP/1.1 20", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", "SSH-2.0\r\n\r\n"] {
             assert!(read(cut).is_err(), "{cut:?}");
         }

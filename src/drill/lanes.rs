@@ -111,7 +111,11 @@ impl<'a> Life<'a> {
                     (None, Some(signal)) => format!("ended by signal {signal}"),
                     (None, None) => "ended".to_owned(),
                 };
-                let receipt = receipt.as_ref().map(|receipt| format!(", {}", receipt.outcome)).unwrap_or_default();
+                let receipt = receipt
+                    .as_ref()
+                    .and_then(|receipt| receipt.get("outcome")?.as_str())
+                    .map(|outcome| format!(", {outcome}"))
+                    .unwrap_or_default();
                 let class = if *code == Some(0) { "exit" } else { "kill" };
                 self.mark(at, class, format!("{how}{receipt}"));
             }

@@ -1,6 +1,6 @@
 //! The load: senders that post and wait for their answers, and a thread that keeps the pace, unless each sender keeps its own.
 //!
-//! The pace does not wait for anybody: a request that finds no sender free is counted as late and is not sent. In a closed loop every sender posts
+//! The pace does not wait for anybody: a request that finds no sender free is told as late and is not sent. In a closed loop every sender posts
 //! again when it has its answer. Outcomes go to the run. Nothing is repeated: a request whose outcome is unknown is found out otherwise.
 
 use std::convert::Infallible;
@@ -42,6 +42,10 @@ pub(super) struct LoadOptions {
     pub(super) callers: usize,
     /// No requests while it is set.
     pub(super) paused: Arc<AtomicBool>,
+    /// The number of the first request.
+    pub(super) first: u64,
+    /// No more requests than these.
+    pub(super) most: u64,
 }
 
 /// The load's threads; see the module documentation.
@@ -68,7 +72,8 @@ impl Load {
             let taken = taken.clone();
             threads.push(threads::spawn(&format!("send-{index}"), on_death.clone(), move || sender.run(&taken)));
         }
-        let pace = Pace { options: options.clone(), made: Arc::clone(&made), stop: stop.clone() };
+        let pace =
+            Pace { options: options.clone(), made: Arc::clone(&made), stop: stop.clone(), events: events.clone() };
         threads.push(threads::spawn("pace", on_death.clone(), move || {
             match pace.options.rate {
                 Some(rate) => pace.keep(rate, &numbers),
@@ -105,13 +110,14 @@ struct Pace {
     options: LoadOptions,
     made: Arc<Made>,
     stop: Stop,
+    events: Sender<Event>,
 }
 
 impl Pace {
     /// So many per second, whoever is free.
     fn keep(&self, rate: u32, numbers: &Sender<u64>) {
         let begin = Instant::now() + HEAD_START;
-        let mut number = 0;
+        let mut number = self.options.first;
         for slot in 0_u64.. {
             let offset = Duration::from_secs_f64(slot as f64 / f64::from(rate));
             if let Some(length) = self.options.length.filter(|length| offset >= *length) {
@@ -128,6 +134,9 @@ impl Pace {
             }
             if numbers.try_send(number).is_err() {
                 self.made.late.fetch_add(1, Ordering::Relaxed);
+                if self.events.send(Event::Late { at: Instant::now() }).is_err() {
+                    break;
+                }
             }
             number += 1;
         }
@@ -136,8 +145,8 @@ impl Pace {
     /// As fast as senders are free.
     fn follow(&self, numbers: &Sender<u64>) {
         let end = self.options.length.map(|length| Instant::now() + length);
-        let mut number = 0;
-        while !self.stop.is_triggered() && end.is_none_or(|end| Instant::now() < end) {
+        let (mut number, beyond) = (self.options.first, self.options.first.saturating_add(self.options.most));
+        while number < beyond && !self.stop.is_triggered() && end.is_none_or(|end| Instant::now() < end) {
             if self.options.paused.load(Ordering::Relaxed) {
                 // A stop is looked at above.
                 let _ = self.stop.sleep(LOOK);
@@ -160,6 +169,14 @@ impl LoadSender {
             let gateway = (number % self.clients.len().max(1) as u64) as usize;
             let Some(client) = self.clients.get_mut(gateway) else { break };
             let (text, work_ms) = (self.texts.text(number), self.texts.work_ms(number));
+            let special = self.texts.special(number);
+            let mut headers = String::new();
+            if special.keyed {
+                headers = format!("Idempotency-Key: {}\r\n", self.texts.key(number));
+            }
+            if special.asynchronous {
+                headers.push_str("Prefer: respond-async\r\n");
+            }
             let body = match work_ms {
                 Some(work_ms) => json!({ "text": text, "work_ms": work_ms }),
                 None => json!({ "text": text }),
@@ -169,7 +186,7 @@ impl LoadSender {
                 break;
             }
             let patience = PATIENCE + Duration::from_millis(work_ms.unwrap_or_default());
-            let reply = client.post("/analyze", &body.to_string(), patience);
+            let reply = client.post("/analyze", &headers, &body.to_string(), patience);
             let at = Instant::now();
             let answer: Answer = outcome::of_post(&self.texts, number, reply);
             let turned_away = answer.outcome == Kind::Refused;

@@ -12,10 +12,11 @@
 //! | `director`, `fleet` | the thread that acts, and what it acts on: `native` with `process` and `broker`, or `stack`; `target` finds it |
 //! | `http`, `texts`, `clock` | what they need: a caller of the gateway, the texts, the time |
 //! | `outcome`, `expect` | what became of a request, and whether its result is right |
-//! | `hits` | which tasks were hit often enough |
+//! | `hits`, `starts` | which tasks were hit often enough; which are begun and ended, as the workers' journal says |
 //! | `account`, `history` | what is known of requests and workers while it goes on |
 //! | `ledger`, `fact` | what was seen, line by line |
 //! | `audit`, `witness` | what stands on the topics |
+//! | `receipt` | what a stopped worker says of itself, read strictly |
 //! | `evidence` with `spans`, `judge`, `judgement` | the ledger put in order, the promises, the verdict |
 //! | `display` with `report`, `console`, `screen`;  `paper`, `junit`, `html`, `output` | what people and machines read |
 //! | `timeline`, `lanes`, `columns` | what the page draws, and how wide text is on a screen |
@@ -54,6 +55,7 @@ mod output;
 mod paper;
 mod plan;
 mod process;
+mod receipt;
 mod report;
 mod run;
 #[cfg(test)]
@@ -62,6 +64,7 @@ mod schedule;
 mod screen;
 mod spans;
 mod stack;
+mod starts;
 mod target;
 mod texts;
 mod timeline;

@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::config::values::show_duration;
+use crate::journal::JOURNAL;
 use crate::kafka::BrokerAddress;
 use crate::reserved_port::ReservedPort;
 use crate::stop::Stop;
@@ -18,13 +20,14 @@ use crate::threads::{self, Thread};
 
 use super::broker::Broker;
 use super::fact::Fact;
-use super::fleet::{Attempt, Fleet, Place, Teller};
+use super::fleet::{Attempt, Fleet, LOCK, MAX_DELIVERIES, Place, Teller};
 use super::hits::Hits;
 use super::http::Client;
 use super::options::GatewayAddress;
 use super::plan::{FleetPlan, What, Who};
 use super::process::{Ears, Happened, Happening, Launch, Process};
 use super::schedule::Planned;
+use super::starts::Starts;
 
 /// How long a program may take to be ready; a broker that has just started is slow.
 const START: Duration = Duration::from_secs(60);
@@ -38,6 +41,10 @@ const LONG: Duration = Duration::from_millis(600);
 const FRESH: Duration = Duration::from_secs(7);
 /// How often what cannot tell by itself is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often the journal is read.
+const READ: Duration = Duration::from_millis(50);
+/// How long a gateway that was told to stop is asked for whether it is ready, until it says that it is not.
+const READY_LIMIT: Duration = Duration::from_millis(250);
 /// What a gateway allows between two words of a worker, and how often a worker speaks. Told to the programs, whatever stands in the drill's own
 /// environment: the verdict counts on them.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -111,6 +118,9 @@ pub(super) struct Native {
     broker: Broker,
     ears: Ears,
     teller: Teller,
+    starts: Starts,
+    /// When the journal was read last.
+    read: Instant,
     slots: BTreeMap<String, Slot>,
     gateways: Vec<GatewayAddress>,
     /// Held for the whole run: a gateway that was stopped or killed comes back at its address.
@@ -135,16 +145,19 @@ impl Native {
     pub(super) fn start(
         options: NativeOptions,
         broker: Broker,
+        teller: Teller,
         ears: Ears,
         happenings: &crossbeam_channel::Receiver<Happening>,
         signal: &Stop,
     ) -> Result<Self, String> {
-        let teller = Teller { clock: ears.clock, facts: ears.facts.clone() };
+        let starts = Starts::create(&options.folder)?;
         let mut native = Self {
             options,
             broker,
             ears,
             teller,
+            starts,
+            read: Instant::now(),
             slots: BTreeMap::new(),
             gateways: Vec::new(),
             ports: Vec::new(),
@@ -186,6 +199,8 @@ impl Native {
             gateway_grace: GATEWAY_GRACE,
             worker_timeout: WORKER_TIMEOUT,
             concurrency: self.options.plan.concurrency,
+            max_deliveries: MAX_DELIVERIES,
+            lock: LOCK,
             takes_work: true,
         }
     }
@@ -264,7 +279,9 @@ impl Native {
             ("DRAIN_TIMEOUT".to_owned(), show_duration(plan.drain_timeout)),
             ("STOP_GRACE_PERIOD".to_owned(), show_duration(grace)),
             ("HEARTBEAT_INTERVAL".to_owned(), show_duration(HEARTBEAT)),
-            ("LOG_LEVEL".to_owned(), "debug".to_owned()),
+            ("MAX_DELIVERIES".to_owned(), MAX_DELIVERIES.to_string()),
+            ("LOG_LEVEL".to_owned(), "info".to_owned()),
+            (JOURNAL.to_owned(), self.starts.path().to_string_lossy().into_owned()),
         ]);
         let launch = self.launch(&name, self.options.worker.clone(), environment);
         self.add(name, launch, true)
@@ -299,6 +316,7 @@ impl Native {
     /// Starts the process of an empty slot.
     fn fill(&mut self, name: &str) -> Result<(), String> {
         let Some(slot) = self.slots.get_mut(name).filter(|slot| slot.process.is_none()) else { return Ok(()) };
+        self.starts.forget(name, &self.teller);
         let process = Process::start(&slot.launch, &self.ears)?;
         self.teller.tell(Fact::Started { process: name.to_owned(), pid: process.pid() });
         // A gateway is asked for by those who need it.
@@ -319,6 +337,25 @@ impl Native {
             Signal::SIGCONT => process.frozen = false,
             _ => slot.stopping = true,
         }
+        if signal == Signal::SIGTERM && !slot.is_worker {
+            self.ask_ready(name);
+        }
+    }
+
+    /// What `/readyz` of a gateway says that was told to stop: asked until it is not ready any more or does not answer.
+    fn ask_ready(&self, name: &str) {
+        let index = name.strip_prefix("gateway_").and_then(|number| number.parse::<usize>().ok()?.checked_sub(1));
+        let Some(address) = index.and_then(|index| self.gateways.get(index)) else { return };
+        let mut client = Client::new(address.clone(), Stop::new());
+        let deadline = Instant::now() + READY_LIMIT;
+        let status = loop {
+            let status = client.get("/readyz", READY_LIMIT).ok().map(|response| response.status);
+            if status != Some(200) || Instant::now() >= deadline {
+                break status;
+            }
+            client.rest(Duration::from_millis(5));
+        };
+        self.teller.tell(Fact::ReadyAsked { gateway: name.to_owned(), status });
     }
 
     /// Workers, or gateways, that run undisturbed.
@@ -334,14 +371,13 @@ impl Native {
 
     /// Whom an action hits; `Err`: nobody just now.
     fn choose(&self, planned: &Planned, waited: Duration) -> Result<String, String> {
-        let process = |name: &String| self.slots.get(name)?.process.as_ref();
-        let spared = |name: &String| process(name).is_some_and(|process| self.hits.are_enough(process.tasks().iter()));
+        let spared = |name: &String| self.hits.are_enough(self.starts.tasks(name));
         let mut all = self.sound(planned.what.has_worker());
         if !matches!(planned.who, Who::Named(_)) {
             all.retain(|name| !spared(name));
         }
-        let busy_since = |name: &String| process(name)?.busy_since();
-        let long_since = |name: &String| process(name)?.long_since(LONG);
+        let busy_since = |name: &String| self.starts.busy_since(name);
+        let long_since = |name: &String| self.starts.long_since(name, LONG);
         let wanted: Vec<String> = match &planned.who {
             Who::Named(wanted) => all.iter().filter(|name| *name == wanted).cloned().collect(),
             Who::Busy => {
@@ -378,6 +414,7 @@ impl Native {
 
     /// A signal to one, and what follows.
     fn order_one(&mut self, number: u32, planned: &Planned, waited: Duration) -> Attempt {
+        self.starts.read(&self.teller);
         let name = match self.choose(planned, waited) {
             Ok(name) => name,
             Err(why) => return Attempt::NotNow(why),
@@ -392,8 +429,8 @@ impl Native {
             _ => (Signal::SIGTERM, After::Start(Duration::ZERO)),
         };
         self.signal(&name, signal, Some(number));
+        self.hits.add(self.starts.tasks(&name));
         let Some(slot) = self.slots.get_mut(&name) else { return Attempt::Begun };
-        self.hits.add(slot.process.iter().flat_map(Process::tasks).collect::<Vec<_>>().iter());
         slot.action = Some(number);
         slot.after = after;
         match planned.what {
@@ -585,11 +622,12 @@ impl Native {
         }
     }
 
-    fn ended(&mut self, name: &str, at: Instant, receipt: Option<crate::task::Receipt>) {
+    fn ended(&mut self, name: &str, at: Instant, receipt: Option<Value>) {
         let Some(slot) = self.slots.get_mut(name) else { return };
         let Some(process) = slot.process.take() else { return };
         let pid = process.pid();
         let (code, signal) = process.wait();
+        self.starts.forget(name, &self.teller);
         (slot.ready, slot.due) = (false, Vec::new());
         let at = self.teller.clock.at(at);
         self.teller.tell_at(at, Fact::Exited { process: name.to_owned(), pid, code, signal, receipt });
@@ -684,7 +722,7 @@ impl Fleet for Native {
                 slot.ready = true;
                 self.teller.tell(Fact::Ready { process: name });
             }
-            Happened::Ended { at, receipt } => self.ended(&name, at, receipt.map(|receipt| *receipt)),
+            Happened::Ended { at, receipt } => self.ended(&name, at, receipt),
         }
         self.roll();
     }
@@ -692,12 +730,14 @@ impl Fleet for Native {
     fn due(&self) -> Option<Instant> {
         let slots = self.slots.values().flat_map(|slot| &slot.due).map(|(at, _)| *at);
         let broker = self.broker_work.as_ref().map(|work| work.look);
-        slots.chain(self.broker_thaw).chain(broker).min()
+        slots.chain(self.broker_thaw).chain(broker).chain([self.read + READ]).min()
     }
 
     fn tick(&mut self) {
         self.look_after_broker();
         let now = Instant::now();
+        self.starts.read(&self.teller);
+        self.read = now;
         let mut all: Vec<(Instant, String, Due)> = Vec::new();
         for (name, slot) in &mut self.slots {
             all.extend(slot.due.extract_if(.., |(at, _)| *at <= now).map(|(at, due)| (at, name.clone(), due)));

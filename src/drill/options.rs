@@ -98,6 +98,11 @@ impl RunConfig {
         matches!(self.target, Target::Native(_))
     }
 
+    /// Whether the drill has started the broker, and knows all that happens to it.
+    pub(super) fn owns_broker(&self) -> bool {
+        matches!(&self.target, Target::Native(native) if !matches!(native.broker, BrokerChoice::Given(_)))
+    }
+
     /// How long the load goes on; until a signal when `None`.
     pub(super) fn length(&self) -> Option<Duration> {
         (!self.endless).then_some(self.plan.length)

@@ -22,8 +22,16 @@ pub(super) fn of_post(texts: &Texts, number: u64, answer: Result<Response, Failu
     let task_id = text_of(&body, "task_id");
     let status = response.status;
     let why = text_of(&body, "detail").map(|detail| format!("{status} {detail}")).or_else(|| Some(status.to_string()));
-    let said = |outcome, task_id| Answer { task_id, status: Some(status), why, ..Answer::of(outcome) };
+    let retry_after = response.retry_after;
+    let said = |outcome, task_id| Answer { task_id, status: Some(status), why, retry_after, ..Answer::of(outcome) };
+    let asynchronous = texts.special(number).asynchronous;
     match (status, task_id) {
+        (200, task_id) if asynchronous => {
+            Answer { why: Some("200, though 202 was asked for".to_owned()), ..said(Kind::Wrong, task_id) }
+        }
+        (202, task_id) if !asynchronous => {
+            Answer { why: Some("202, though nobody asked for it".to_owned()), ..said(Kind::Wrong, task_id) }
+        }
         (200 | 500, task_id) if body.get("success").is_some() => {
             Answer { status: Some(status), ..of_result(texts, number, task_id.unwrap_or_default(), &body) }
         }
@@ -38,8 +46,7 @@ pub(super) fn of_post(texts: &Texts, number: u64, answer: Result<Response, Failu
 /// What asking for a task told; `None` while there is no result.
 pub(super) fn of_lookup(texts: &Texts, number: u64, task_id: &str, response: &Response) -> Option<Answer> {
     let body = json(response);
-    let has_result = response.status == 200 && body.get("success").is_some();
-    has_result.then(|| Answer { status: Some(200), ..of_result(texts, number, task_id.to_owned(), &body) })
+    is_result(response).then(|| Answer { status: Some(200), ..of_result(texts, number, task_id.to_owned(), &body) })
 }
 
 fn of_result(texts: &Texts, number: u64, task_id: String, body: &Value) -> Answer {
@@ -63,6 +70,16 @@ fn of_result(texts: &Texts, number: u64, task_id: String, body: &Value) -> Answe
     }
 }
 
+/// A mark of a whole body: two with the same mark are the same, byte for byte.
+pub(super) fn mark(body: &[u8]) -> String {
+    format!("{:08x}", crc32c::crc32c(body))
+}
+
+/// Whether the body of a lookup is a result.
+pub(super) fn is_result(response: &Response) -> bool {
+    response.status == 200 && json(response).get("success").is_some()
+}
+
 /// A mark of what a result says, whoever did the task and however long it took: two results with the same mark are the same answer.
 pub(super) fn digest(result: &Value) -> String {
     /// What differs between two runs of one task, and what only problem documents and records have.
@@ -84,15 +101,17 @@ fn text_of(body: &Value, name: &str) -> Option<String> {
 mod tests {
     use serde_json::json;
 
+    use super::super::plan::{LoadPlan, Shares};
     use super::super::texts::Checked;
     use super::*;
 
     fn texts() -> Texts {
-        Texts::new(7, 42, &[], &[], Checked::Analysis)
+        let special = Shares { keyed: 0, asynchronous: 0, poison: 0 };
+        Texts::new(7, 42, &LoadPlan { special, ..LoadPlan::default() }, Checked::Analysis)
     }
 
     fn post(status: u16, body: &Value) -> Answer {
-        of_post(&texts(), 1, Ok(Response { status, body: body.to_string().into_bytes() }))
+        of_post(&texts(), 1, Ok(Response { status, retry_after: status == 503, body: body.to_string().into_bytes() }))
     }
 
     /// The right result of request 1, made by the code under test.
@@ -125,6 +144,7 @@ mod tests {
     fn refused_is_what_cannot_have_left_a_task() {
         let refused = post(503, &json!({"detail": "full"}));
         assert_eq!((refused.outcome, refused.why.as_deref()), (Kind::Refused, Some("503 full")));
+        assert!(refused.retry_after);
         assert_eq!(post(400, &json!({})).outcome, Kind::Refused);
         assert_eq!(of_post(&texts(), 1, Err(Failure::NotSent("refused".to_owned()))).outcome, Kind::Refused);
     }
@@ -143,7 +163,8 @@ mod tests {
 
     #[test]
     fn a_lookup_tells_once_there_is_a_result() {
-        let answer = |status, body: &Value| Response { status, body: body.to_string().into_bytes() };
+        let answer =
+            |status, body: &Value| Response { status, retry_after: false, body: body.to_string().into_bytes() };
         let found = |id, response: &Response| of_lookup(&texts(), 1, id, response).map(|answer| answer.outcome);
         assert_eq!(found("t", &answer(200, &result())), Some(Kind::Answered));
         assert_eq!(found("u", &answer(200, &result())), Some(Kind::Wrong));

@@ -15,6 +15,8 @@ use crate::logging::escape;
 pub const DEFAULT: &str = include_str!("../../drills/default.toml");
 /// The longest `work` that a gateway takes.
 const LONGEST_WORK: Duration = Duration::from_secs(120);
+/// The promises that can be put to the test.
+const PROMISES: [&str; 12] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P8b", "P8c", "P9", "P10"];
 /// No drill lasts longer.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -34,6 +36,9 @@ pub struct Plan {
     /// What is sent.
     #[serde(default)]
     pub load: LoadPlan,
+    /// The promises that it puts to the test: `P1` to `P10`. When there was no occasion to break one of them, the verdict is undecided.
+    #[serde(default)]
+    pub tests: Vec<String>,
     /// What happens.
     #[serde(default, rename = "action")]
     pub actions: Vec<ActionPlan>,
@@ -72,11 +77,31 @@ pub struct LoadPlan {
     pub tasks: Vec<TaskPlan>,
     /// Sentences that texts are made of; without any, those that are built in.
     pub texts: Vec<String>,
+    /// Of 1000 requests, how many are not plain ones.
+    pub special: Shares,
+}
+
+/// Of 1000 requests, so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shares {
+    /// Repeat one that was sent shortly before, with its Idempotency-Key.
+    pub keyed: u32,
+    /// Prefer to be answered before their task is done.
+    pub asynchronous: u32,
+    /// Have a task that fails each time. Only where the workers have the drill's journal.
+    pub poison: u32,
+}
+
+impl Default for Shares {
+    fn default() -> Self {
+        Self { keyed: 50, asynchronous: 50, poison: 0 }
+    }
 }
 
 impl Default for LoadPlan {
     fn default() -> Self {
-        Self { rate: None, callers: 64, tasks: Vec::new(), texts: Vec::new() }
+        Self { rate: None, callers: 64, tasks: Vec::new(), texts: Vec::new(), special: Shares::default() }
     }
 }
 
@@ -186,33 +211,16 @@ pub enum Who {
     /// By chance.
     #[default]
     Any,
-    /// By chance among those with a task in hand, if there are any.
+    /// By chance among those with a task in flight.
     Busy,
-    /// Of those that have had a task for more than half a second, if there are any, the one that has had it for the shortest time; at first only if
-    /// it outlasts a drain.
+    /// Of those that have had a task for more than half a second, the one that has had it for the shortest time; at first only if it outlasts a drain.
     Long,
-    /// By chance among those without, if there are any.
+    /// By chance among those without.
     Idle,
     /// Every one, one after another.
     All,
     /// This one.
     Named(String),
-}
-
-impl Who {
-    /// How long one with a long task is looked for; then one with any task will do.
-    const CHOOSY: Duration = Duration::from_secs(8);
-    /// How long one is looked for who is as the plan wants him; then any other will do.
-    const PARTICULAR: Duration = Duration::from_secs(10);
-
-    /// Who will do when an action has looked for so long.
-    pub fn after(self, waited: Duration) -> Self {
-        match self {
-            Self::Busy | Self::Long | Self::Idle if waited >= Self::PARTICULAR => Self::Any,
-            Self::Long if waited >= Self::CHOOSY => Self::Busy,
-            who => who,
-        }
-    }
 }
 
 impl<'de> Deserialize<'de> for Who {
@@ -346,6 +354,8 @@ impl Plan {
         if let Some(rate) = self.load.rate {
             limits("load.rate", rate.into(), 1, 2000);
         }
+        let Shares { keyed, asynchronous, poison } = self.load.special;
+        limits("the sum of load.special", u64::from(keyed) + u64::from(asynchronous) + u64::from(poison), 0, 500);
         if !self.load.tasks.is_empty() {
             limits(
                 "the sum of the shares",
@@ -363,6 +373,9 @@ impl Plan {
         if self.longest_work() > LONGEST_WORK {
             faults
                 .push(format!("work {} is too long; expected 2m at most", values::show_duration(self.longest_work())));
+        }
+        for promise in self.tests.iter().filter(|promise| !PROMISES.contains(&promise.as_str())) {
+            faults.push(format!("tests has \"{}\"; expected some of {}", escape(promise), PROMISES.join(", ")));
         }
         for (index, action) in self.actions.iter().enumerate() {
             faults.extend(
@@ -443,16 +456,6 @@ mod tests {
             .collect();
         assert_eq!(missing, [""; 0]);
         assert_eq!(plan.length, Duration::from_mins(2));
-    }
-
-    #[test]
-    fn whoever_is_not_to_be_had_is_replaced_by_the_next_best() {
-        let second = Duration::from_secs;
-        let after = [0, 7, 9, 11].map(|waited| Who::Long.after(second(waited)));
-        assert_eq!(after, [Who::Long, Who::Long, Who::Busy, Who::Any]);
-        assert_eq!([9, 11].map(|waited| Who::Idle.after(second(waited))), [Who::Idle, Who::Any]);
-        let named = Who::Named("worker_1".to_owned());
-        assert_eq!(named.clone().after(second(60)), named);
     }
 
     #[test]

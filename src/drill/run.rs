@@ -45,13 +45,14 @@ use super::judgement::{Conclusion, Verdict};
 use super::ledger::Ledger;
 use super::load::{Load, LoadOptions};
 use super::options::{GatewayAddress, RunConfig};
+use super::outcome;
 use super::output;
 use super::plan::{Plan, What};
 use super::process::{Ears, Happening};
 use super::report::Counts;
 use super::schedule;
 use super::target;
-use super::texts::Texts;
+use super::texts::{AFTERWARDS, Checked, Special, Texts};
 use super::topics;
 
 /// How long outstanding answers are waited for once the load has ended, beside the longest task.
@@ -66,6 +67,13 @@ const LOCK_WAIT: Duration = Duration::from_secs(17);
 const HEAL_WAIT: Duration = Duration::from_secs(120);
 /// How long gateways may take to show what is so.
 const SHOWN_WAIT: Duration = Duration::from_secs(6);
+/// Once everything is well: so many tasks are sent through each gateway, and so many that are done are read back from each.
+const PROBES: u64 = 20;
+const READ_BACK: usize = 100;
+/// Results are read back while gateways keep them for sure (`RESULT_RETENTION`).
+const READ_BACK_OF: Duration = Duration::from_secs(300);
+/// How long that may take.
+const PROBE_WAIT: Duration = Duration::from_secs(30);
 /// How often unknown outcomes are asked for.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 /// How often gateways are asked for the fleet.
@@ -94,9 +102,10 @@ pub(super) fn run(config: &RunConfig, signals: &Signals) -> ExitCode {
     let (events, taken) = bounded(EVENTS);
     let (owner, happenings) = bounded(EVENTS);
     let died = Stop::new();
-    let ears = Ears { clock, facts: events.clone(), owner, died: died.clone() };
+    let teller = Teller { clock, facts: events.clone() };
+    let ears = Ears { owner, died: died.clone() };
     console.line(&format!("drill: {}", config.headline()));
-    let (fleet, place) = match target::reach(config, ears, &happenings, signals) {
+    let (fleet, place) = match target::reach(config, teller, ears, &happenings, signals) {
         Ok(reached) => reached,
         Err(why) => {
             console.error(&why);
@@ -177,8 +186,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(parts: Parts<'a>) -> Self {
         let Parts { config, signals, clock, events, taken, died, place, seed, console } = parts;
-        let texts =
-            Texts::new(fastrand::u32(..), seed, &config.plan.load.texts, &config.plan.load.tasks, config.answers);
+        let texts = Texts::new(fastrand::u32(..), seed, &config.plan.load, config.answers);
         let views = vec![None; place.gateways.len()];
         let history = History::new(clock.unix(), place.worker_timeout);
         Self {
@@ -221,7 +229,10 @@ impl<'a> Run<'a> {
 
     /// From the first line to the verdict.
     fn all(&mut self, fleet: Option<Box<dyn Fleet>>, happenings: Receiver<Happening>) -> Result<Verdict, End> {
-        let target = fleet.as_ref().map_or_else(|| "a fleet that others act on".to_owned(), |fleet| fleet.describe());
+        let target = fleet.as_ref().map_or_else(
+            || "a fleet that others act on: only its tasks are judged".to_owned(),
+            |fleet| fleet.describe(),
+        );
         let owned = self.config.owns_processes();
         let paused = Arc::new(AtomicBool::new(false));
         let path = self.config.ledger_path();
@@ -337,6 +348,8 @@ impl<'a> Run<'a> {
             length: self.config.length(),
             callers: self.plan().load.callers,
             paused,
+            first: 0,
+            most: u64::MAX,
         }
     }
 
@@ -371,11 +384,15 @@ impl<'a> Run<'a> {
             seed: self.seed,
             target: target.to_owned(),
             owns_processes: owned,
-            reads_logs: owned,
+            owns_broker: self.config.owns_broker(),
+            own_handler: self.config.answers == Checked::Any,
+            tests: self.plan().tests.clone(),
             drain_timeout_ms: milliseconds(self.place.drain_timeout),
             gateway_grace_ms: milliseconds(self.place.gateway_grace),
             worker_timeout_ms: milliseconds(self.place.worker_timeout),
             concurrency: self.place.concurrency,
+            max_deliveries: self.place.max_deliveries,
+            lock_ms: milliseconds(self.place.lock),
         };
         self.ledger.write(Line { at: 0.0, fact: Fact::Begin(begin) });
         self.display.begin(self.now());
@@ -450,8 +467,46 @@ impl<'a> Run<'a> {
             self.step()?;
         }
         if owned {
+            self.probe()?;
             self.stop_fleet()?;
         }
+        Ok(())
+    }
+
+    /// Everything is well again: whatever is sent now has to be served, and what is done has to be what it was.
+    fn probe(&mut self) -> Result<(), End> {
+        self.write(Fact::Healed);
+        self.display.phase = "probing";
+        let gateways = self.place.gateways.len();
+        let options = LoadOptions {
+            rate: None,
+            length: None,
+            callers: 2 * gateways,
+            first: AFTERWARDS,
+            most: PROBES * gateways as u64,
+            ..self.load_options(Arc::default())
+        };
+        let probes = Load::start(&options, &self.texts, &self.events, &self.died);
+        let deadline = self.now() + PROBE_WAIT;
+        while !probes.is_done() {
+            if self.now() >= deadline {
+                probes.stop.trigger();
+                probes.hurry.trigger();
+            }
+            self.step()?;
+        }
+        join(probes.threads);
+        let tasks = self.account.some_done(self.now().saturating_sub(READ_BACK_OF), READ_BACK);
+        while self.asking {
+            self.step()?;
+        }
+        let asked = self.side.as_ref().and_then(|side| side.lookups.clone());
+        self.asking = asked.is_some_and(|ask| ask.send(Question::ReadBack(tasks)).is_ok());
+        let deadline = self.now() + PROBE_WAIT;
+        while self.asking && self.now() < deadline {
+            self.step()?;
+        }
+        self.drain();
         Ok(())
     }
 
@@ -512,7 +567,6 @@ impl<'a> Run<'a> {
         let ending = Ending {
             cut_short: self.cut_short,
             audited,
-            late: self.load.as_ref().map_or(0, Load::late),
             nobody_works: !self.config.owns_processes() && self.history.nobody_works(),
         };
         self.write(Fact::End(ending));
@@ -590,10 +644,12 @@ impl<'a> Run<'a> {
         match event {
             Event::Submitted { number, gateway, at } => {
                 self.account.submitted += 1;
-                let fact =
-                    Fact::Submitted { number, gateway: self.gateway(gateway), work_ms: self.texts.work_ms(number) };
+                let Special { repeats, asynchronous, poison, .. } = self.texts.special(number);
+                let (gateway, work_ms) = (self.gateway(gateway), self.texts.work_ms(number));
+                let fact = Fact::Submitted { number, gateway, work_ms, repeats, asynchronous, poison };
                 self.ledger.write(Line { at: self.clock.at(at), fact });
             }
+            Event::Late { at } => self.ledger.write(Line { at: self.clock.at(at), fact: Fact::Late }),
             Event::Posted { number, answer, took, at } => {
                 self.account.told += 1;
                 self.account.note(number, &answer, now);
@@ -608,12 +664,20 @@ impl<'a> Run<'a> {
                 let gateway = self.gateway(gateway);
                 self.write(Fact::Fetched { number, gateway, answer });
             }
+            Event::ReadBack { number, gateway, task_id, response } => {
+                let status = response.as_ref().map(|response| response.status);
+                let mark = response.as_ref().map(|response| outcome::mark(&response.body));
+                let (gateway, is_result) = (self.gateway(gateway), response.as_ref().is_some_and(outcome::is_result));
+                self.write(Fact::ReadBack { number, gateway, task_id, status, mark, is_result });
+            }
             Event::AskedAll => self.asking = false,
             Event::Fleet { gateway, view } => self.take_view(gateway, view),
             Event::Tasks(tasks) => {
                 self.tasks_read = now;
                 for (number, task_id) in tasks {
-                    self.account.learn(number, &task_id);
+                    for number in self.texts.sharing(number) {
+                        self.account.learn(number, &task_id);
+                    }
                 }
             }
             Event::Read { answered, statuses } => self.take_read(answered, &statuses, now),

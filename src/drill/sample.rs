@@ -1,8 +1,6 @@
 //! Verdicts and ledgers as a run makes them, for the tests of those who show them.
 
-use serde_json::Map;
-
-use crate::task::Receipt;
+use serde_json::json;
 
 use super::fact::{Answer, Begin, Ending, Fact, Kind, Line};
 use super::judgement::{Conclusion, Fault, Finding, Row, State, Totals, Verdict};
@@ -115,7 +113,8 @@ pub(in crate::drill) fn ledger(tasks: u64) -> Vec<Line> {
             seed: 42,
             target: "native, embedded broker".to_owned(),
             owns_processes: true,
-            reads_logs: true,
+            max_deliveries: 5,
+            lock_ms: 15_000,
             worker_timeout_ms: 5_000,
             concurrency: 1,
             ..Begin::default()
@@ -130,7 +129,7 @@ pub(in crate::drill) fn ledger(tasks: u64) -> Vec<Line> {
     for number in 0..tasks {
         let (at, task_id) = (1.0 + number as f64 / 40.0, id(number));
         let worker = format!("worker_{}", 1 + number % 3);
-        put(at, Fact::Submitted { number, gateway: "gateway_1".to_owned(), work_ms: None });
+        put(at, submitted(number, "gateway_1", None));
         let seconds = 0.01 + (number % 7) as f64 * 0.004;
         if number % 10 == 0 {
             put(at + 0.002, Fact::RunBegan { worker: worker.clone(), task_id: task_id.clone(), delivery: 1 });
@@ -147,7 +146,7 @@ pub(in crate::drill) fn ledger(tasks: u64) -> Vec<Line> {
             task_id: Some(task_id.clone()),
             worker: Some(worker.clone()),
             digest: Some(format!("{number:08x}")),
-            why: None,
+            ..Answer::of(Kind::Answered)
         };
         put(at + seconds + 0.004, Fact::Answered { number, took_ms: seconds * 1e3 + 4.0, answer });
         topics.push(Line {
@@ -195,13 +194,7 @@ fn faults(put: &mut impl FnMut(f64, Fact), minute: f64, action: &mut u32) {
             put(at + 5.0, Fact::Signalled { process, signal: "SIGCONT".to_owned(), action: Some(action) });
         } else {
             let drain = if signal == "SIGTERM" { 2.5 } else { 0.02 };
-            let receipt = (signal == "SIGTERM").then(|| Receipt {
-                worker_id: process.clone(),
-                signal: signal.to_owned(),
-                outcome: "drained".to_owned(),
-                phases_ms: Map::new(),
-                ..Receipt::default()
-            });
+            let receipt = (signal == "SIGTERM").then(|| json!({ "worker_id": process, "outcome": "drained" }));
             let (code, signal) = if receipt.is_some() { (Some(0), None) } else { (None, Some(9)) };
             put(at + drain, Fact::Exited { process: process.clone(), pid, code, signal, receipt });
             put(at + drain + 1.0, Fact::Started { process: process.clone(), pid: pid + 1 });
@@ -209,6 +202,11 @@ fn faults(put: &mut impl FnMut(f64, Fact), minute: f64, action: &mut u32) {
         }
         put(at + 5.0, Fact::Carried { action, done: true, detail });
     }
+}
+
+/// A plain request.
+pub(in crate::drill) fn submitted(number: u64, gateway: &str, work_ms: Option<u64>) -> Fact {
+    Fact::Submitted { number, gateway: gateway.to_owned(), work_ms, repeats: None, asynchronous: false, poison: false }
 }
 
 /// What a ledger of a fleet that somebody else started has instead of processes: each worker's notifications.

@@ -28,7 +28,7 @@ use crate::stop::Stop;
 use crate::threads::{self, Thread};
 
 use super::fact::Fact;
-use super::fleet::{Attempt, Fleet, Place, Teller};
+use super::fleet::{Attempt, Fleet, LOCK, MAX_DELIVERIES, Place, Teller};
 use super::hits::Hits;
 use super::http::Client;
 use super::options::GatewayAddress;
@@ -147,6 +147,8 @@ impl Stack {
             gateway_grace: duration("GATEWAY_STOP_GRACE_PERIOD").unwrap_or(GATEWAY_GRACE),
             worker_timeout: duration("WORKER_TIMEOUT").unwrap_or(WORKER_TIMEOUT),
             concurrency: value("WORKER_CONCURRENCY").ok().and_then(|text| text.parse().ok()).unwrap_or(1),
+            max_deliveries: MAX_DELIVERIES,
+            lock: LOCK,
             takes_work: value("ALLOW_WORK_MS")? == "1",
         };
         let (mode, kafka) = (value("MODE")?, value("KAFKA")?);
@@ -574,7 +576,7 @@ impl Action {
                 sound.retain(|worker| !worker.frozen);
                 listed = Some(Instant::now());
             }
-            let who = self.planned.who.clone().after(began.elapsed());
+            let who = self.planned.who.clone();
             hands.see(&in_hand(&mut client).unwrap_or_default(), Instant::now());
             let taken = self.shared.taken.lock().clone();
             let spared = |id: &str| self.shared.hits.lock().are_enough(hands.of(id));

@@ -31,14 +31,15 @@ pub(super) type Reached = (Option<Box<dyn Fleet>>, Place);
 /// What is missing, and what would help.
 pub(super) fn reach(
     config: &RunConfig,
+    teller: Teller,
     ears: Ears,
     happenings: &Receiver<Happening>,
     signals: &Signals,
 ) -> Result<Reached, String> {
     match &config.target {
-        Target::Native(target) => native(config, target, ears, happenings, signals),
+        Target::Native(target) => native(config, target, teller, ears, happenings, signals),
         Target::Stack => {
-            let stack = Stack::find(Teller { clock: ears.clock, facts: ears.facts }, ears.died)?;
+            let stack = Stack::find(teller, ears.died)?;
             let place = stack.place().clone();
             if config.plan.has_work() && !place.takes_work {
                 return Err("the fleet does not take work_ms, and the plan has tasks that take a time; start it so: \
@@ -60,6 +61,7 @@ pub(super) fn reach(
 fn native(
     config: &RunConfig,
     target: &NativeTarget,
+    teller: Teller,
     ears: Ears,
     happenings: &Receiver<Happening>,
     signals: &Signals,
@@ -84,7 +86,7 @@ fn native(
         results_topic: target.results_topic.clone(),
         group: target.group.clone(),
     };
-    let native = Native::start(options, broker, ears, happenings, &signals.first)?;
+    let native = Native::start(options, broker, teller, ears, happenings, &signals.first)?;
     let place = native.place();
     Ok((Some(Box::new(native)), place))
 }

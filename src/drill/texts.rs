@@ -9,7 +9,8 @@ use fastrand::Rng;
 use serde_json::Value;
 
 use super::expect;
-use super::plan::TaskPlan;
+use super::plan::{LoadPlan, Shares, TaskPlan};
+use crate::journal::POISON;
 
 const SENTENCES: [&str; 24] = [
     "The quick brown fox jumps over the lazy dog.",
@@ -48,6 +49,24 @@ pub enum Checked {
     Any,
 }
 
+/// Requests from this number on are sent when the load is over: plain ones, of no work.
+pub(super) const AFTERWARDS: u64 = 1 << 40;
+/// A repeated request comes so many requests after the first one of its key: often while its task still runs.
+const REPEATED_AFTER: u64 = 10;
+
+/// What is special about a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Special {
+    /// It has an Idempotency-Key.
+    pub(super) keyed: bool,
+    /// It repeats the text and the key of this request.
+    pub(super) repeats: Option<u64>,
+    /// `Prefer: respond-async`
+    pub(super) asynchronous: bool,
+    /// Its handler fails each time.
+    pub(super) poison: bool,
+}
+
 /// The texts of one run.
 #[derive(Clone, Debug)]
 pub(super) struct Texts {
@@ -55,15 +74,66 @@ pub(super) struct Texts {
     seed: u64,
     sentences: Arc<[String]>,
     tasks: Arc<[TaskPlan]>,
+    shares: Shares,
     checked: Checked,
 }
 
 impl Texts {
     /// `run` tells this run from every other one on the same topics; `seed` decides what the texts say. Without `sentences` those that are
     /// built in; without `tasks` nobody is told how long a task shall take.
-    pub(super) fn new(run: u32, seed: u64, sentences: &[String], tasks: &[TaskPlan], checked: Checked) -> Self {
-        let sentences = if sentences.is_empty() { SENTENCES.map(str::to_owned).to_vec() } else { sentences.to_vec() };
-        Self { run: format!("drill-{run:08x}-"), seed, sentences: sentences.into(), tasks: tasks.into(), checked }
+    pub(super) fn new(run: u32, seed: u64, load: &LoadPlan, checked: Checked) -> Self {
+        let sentences = if load.texts.is_empty() { SENTENCES.map(str::to_owned).to_vec() } else { load.texts.clone() };
+        Self {
+            run: format!("drill-{run:08x}-"),
+            seed,
+            sentences: sentences.into(),
+            tasks: load.tasks.clone().into(),
+            shares: load.special,
+            checked,
+        }
+    }
+
+    /// What is special about a request.
+    pub(super) fn special(&self, number: u64) -> Special {
+        if number >= AFTERWARDS {
+            return Special::default();
+        }
+        let repeats = number.checked_sub(REPEATED_AFTER).filter(|_| self.repeats(number));
+        if repeats.is_some() {
+            return Special { keyed: true, repeats, ..Special::default() };
+        }
+        let Shares { asynchronous, poison, .. } = self.shares;
+        let draw = self.draw(number);
+        Special {
+            keyed: self.repeats(number + REPEATED_AFTER),
+            repeats: None,
+            asynchronous: draw < asynchronous,
+            poison: (asynchronous..asynchronous + poison).contains(&draw),
+        }
+    }
+
+    /// Whether a request repeats the one before it; that one is none that repeats another.
+    fn repeats(&self, number: u64) -> bool {
+        let keyed = |number: u64| (1000 - self.shares.keyed..1000).contains(&self.draw(number));
+        let plain = |before: u64| self.draw(before) >= self.shares.asynchronous + self.shares.poison && !keyed(before);
+        keyed(number) && number.checked_sub(REPEATED_AFTER).is_some_and(plain)
+    }
+
+    /// 0 to 999; apart from what the text and its work are drawn with.
+    fn draw(&self, number: u64) -> u32 {
+        self.rng(number ^ (1 << 50)).u32(0..1000)
+    }
+
+    /// The key of a request that has one.
+    pub(super) fn key(&self, number: u64) -> String {
+        format!("{}{}", self.run, self.special(number).repeats.unwrap_or(number))
+    }
+
+    /// The requests whose task has the text of this one: itself, and the one that repeats it.
+    pub(super) fn sharing(&self, number: u64) -> impl Iterator<Item = u64> {
+        [number]
+            .into_iter()
+            .chain((number < AFTERWARDS && self.repeats(number + REPEATED_AFTER)).then_some(number + REPEATED_AFTER))
     }
 
     /// A generator for each request: whoever sends it, and in whatever order, it is the same.
@@ -73,8 +143,14 @@ impl Texts {
 
     /// The text of a request.
     pub(super) fn text(&self, number: u64) -> String {
+        let special = self.special(number);
+        let number = special.repeats.unwrap_or(number);
         let mut rng = self.rng(number);
         let mut text = format!("{}{number}", self.run);
+        if special.poison {
+            text.push(' ');
+            text.push_str(POISON);
+        }
         for _ in 0..rng.usize(1..=5) {
             text.push(' ');
             text.push_str(rng.choice(self.sentences.iter()).map_or("", String::as_str));
@@ -84,6 +160,11 @@ impl Texts {
 
     /// How long the task of a request shall take besides, in milliseconds.
     pub(super) fn work_ms(&self, number: u64) -> Option<u64> {
+        let special = self.special(number);
+        if number >= AFTERWARDS || special.poison {
+            return None;
+        }
+        let number = special.repeats.unwrap_or(number);
         let sum: u64 = self.tasks.iter().map(|task| u64::from(task.share)).sum();
         // Drawn apart from the text, so that another plan leaves the texts as they are.
         let mut draw = (sum > 0).then(|| self.rng(number ^ u64::MAX).u64(0..sum))?;
@@ -116,22 +197,45 @@ mod tests {
     use super::*;
 
     fn texts(run: u32, seed: u64) -> Texts {
-        Texts::new(run, seed, &[], &[], Checked::Analysis)
+        Texts::new(run, seed, &LoadPlan::default(), Checked::Analysis)
+    }
+
+    #[test]
+    fn some_requests_repeat_one_before_them_some_are_asynchronous_and_some_poison() {
+        let special = Shares { keyed: 50, asynchronous: 50, poison: 2 };
+        let texts = Texts::new(7, 42, &LoadPlan { special, ..LoadPlan::default() }, Checked::Analysis);
+        let all: Vec<Special> = (0..20_000).map(|number| texts.special(number)).collect();
+        let count = |is: fn(&Special) -> bool| all.iter().filter(|special| is(special)).count();
+        assert!((800..1050).contains(&count(|it| it.repeats.is_some())), "{}", count(|it| it.repeats.is_some()));
+        assert!((850..1100).contains(&count(|it| it.asynchronous)) && (15..70).contains(&count(|it| it.poison)));
+        for (number, first) in (0..).zip(&all).filter_map(|(number, it)| Some((number, it.repeats?))) {
+            let special = all[usize::try_from(first).expect("small")];
+            assert!(special.keyed && special.repeats.is_none() && !special.poison && !special.asynchronous);
+            assert_eq!((texts.text(number), texts.key(number)), (texts.text(first), texts.key(first)));
+            assert_eq!(texts.work_ms(number), texts.work_ms(first));
+            assert_eq!(texts.sharing(first).collect::<Vec<_>>(), [first, number]);
+        }
+        let poison = (0..).zip(&all).find(|(_, it)| it.poison).expect("one").0;
+        assert!(texts.text(poison).split(' ').nth(1) == Some("poison"), "{}", texts.text(poison));
+        assert_eq!(texts.special(AFTERWARDS), Special::default());
     }
 
     #[test]
     fn kinds_of_tasks_come_in_their_shares() {
         let kind = |share, ms| TaskPlan { share, work: Duration::from_millis(ms) };
-        let texts = Texts::new(7, 42, &[], &[kind(3, 5), kind(0, 7), kind(1, 1000)], Checked::Any);
+        let tasks = vec![kind(3, 5), kind(0, 7), kind(1, 1000)];
+        let none = Shares { keyed: 0, asynchronous: 0, poison: 0 };
+        let texts = Texts::new(7, 42, &LoadPlan { tasks, special: none, ..LoadPlan::default() }, Checked::Any);
         let long = (0..4000).filter(|number| texts.work_ms(*number) == Some(1000)).count();
         assert!((900..=1100).contains(&long), "{long}");
         assert!((0..4000).all(|number| matches!(texts.work_ms(number), Some(5 | 1000))));
-        assert_eq!(super::Texts::new(7, 42, &[], &[], Checked::Any).work_ms(1), None);
+        assert_eq!(self::texts(7, 42).work_ms(1), None);
     }
 
     #[test]
     fn sentences_of_ones_own_are_taken() {
-        let own = Texts::new(7, 42, &["only this".to_owned()], &[], Checked::Any);
+        let sentences = vec!["only this".to_owned()];
+        let own = Texts::new(7, 42, &LoadPlan { texts: sentences, ..LoadPlan::default() }, Checked::Any);
         assert!(own.text(3).ends_with(" only this"), "{}", own.text(3));
     }
 
@@ -146,7 +250,7 @@ mod tests {
     #[test]
     fn a_text_tells_its_request_and_only_to_its_own_run() {
         let own = texts(7, 42);
-        assert_eq!(own.number(&own.text(12)), Some(12));
+        assert_eq!(own.number(&own.text(12)), Some(own.special(12).repeats.unwrap_or(12)));
         assert_eq!(texts(8, 42).number(&own.text(12)), None);
         assert_eq!(own.number("the cat and the hat"), None);
     }

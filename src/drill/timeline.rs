@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::fact::{Fact, Kind, Line};
 use super::judgement::Verdict;
 use super::lanes::{self, Lane};
+use super::receipt;
 
 /// Ticks of the page's clock in a second.
 const TICKS: f64 = 10_000.0;
@@ -304,7 +305,7 @@ impl<'a> Sheet<'a> {
             }
             Fact::Fetched { .. } | Fact::Restarted { .. } | Fact::Dead { .. } => ("rare", -1, 0, 0, true),
             Fact::Notified { receipt: Some(receipt), .. } | Fact::Exited { receipt: Some(receipt), .. } => {
-                for id in &receipt.tasks_abandoned {
+                for id in receipt::abandoned(receipt) {
                     if let Some(task) = self.tasks.get(id) {
                         self.put("rare", [row, at, task, -1, -1, 0, 0], true);
                         self.keep(line, at_line);

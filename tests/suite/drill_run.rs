@@ -499,7 +499,12 @@ fn two_results_that_differ_are_wrong_though_the_caller_got_the_right_one() {
 
 #[test]
 fn a_task_given_up_without_need_is_seen() {
-    let findings = mutant("dead-letters", STOPS, "no task is given up", "a task was put on the topic of the dead");
+    let findings = mutant(
+        "dead-letters",
+        STOPS,
+        "no task is given up that could be done",
+        "a task was put on the topic of the dead",
+    );
     let failed =
         |finding: &Value| finding["what"].as_str().is_some_and(|what| what.contains("given up after 1 starts"));
     assert!(findings.iter().any(failed), "{findings:?}");

@@ -41,21 +41,7 @@ pub(super) fn judge(evidence: &Evidence<'_>) -> (Vec<Fault>, Row) {
     if tally.count > 0 {
         tally.worst = format!("{} not", tally.findings.len());
     }
-    let mut faults: Vec<Fault> = kinds.into_values().collect();
-    if !evidence.begin.owns_processes && evidence.actions.is_empty() {
-        faults.extend(seen(evidence));
-    }
-    (faults, tally.row())
-}
-
-/// What others did to a fleet, as far as it shows.
-fn seen(evidence: &Evidence<'_>) -> impl Iterator<Item = Fault> {
-    let ends: Vec<&Life<'_>> = evidence.workers.values().flatten().filter(|life| life.exit.is_some()).collect();
-    let killed = ends.iter().filter(|life| life.kill.is_some()).count() as u64;
-    let stopped = ends.len() as u64 - killed;
-    let counted = [("worker stopped", stopped), ("worker killed", killed)].into_iter();
-    let some = counted.filter(|(_, count)| *count > 0);
-    some.map(|(action, count)| Fault { action: action.to_owned(), planned: count, bitten: count, busy: 0 })
+    (kinds.into_values().collect(), tally.row())
 }
 
 fn bitten(evidence: &Evidence<'_>, action: &Action<'_>) -> Result<(), String> {
@@ -72,7 +58,8 @@ fn bitten(evidence: &Evidence<'_>, action: &Action<'_>) -> Result<(), String> {
         let there = |life: &&Life<'_>| life.contains(*at) || life.contains(*at - MOMENT);
         let life = lives.and_then(|lives| lives.iter().rev().find(there));
         let seen = match (*process, *signal) {
-            ("broker", _) => evidence.kafka_away(*at, *at + 1.0),
+            ("broker", "SIGCONT") => true,
+            ("broker", _) => broker_fell_silent(evidence, *at),
             (_, "SIGSTOP") => life.is_some_and(|life| fell_silent(evidence, life, *at)),
             (_, "SIGKILL") => life.is_some_and(|life| life.exit.as_ref().is_some_and(|exit| exit.signal == Some(9))),
             (_, "SIGTERM") => life.is_some_and(|life| life.exit.is_some() || life.by_hearsay),
@@ -90,9 +77,20 @@ fn fell_silent(evidence: &Evidence<'_>, life: &Life<'_>, at: f64) -> bool {
     let Some((from, until)) = life.frozen.iter().find(|(from, _)| (*from - at).abs() < 0.01) else { return false };
     let notices = evidence.notices.get(life.process).map(Vec::as_slice).unwrap_or_default();
     // What it had sent before may come to Kafka a little later, or when Kafka is back.
-    until - from < 2.0 * HEARTBEAT
-        || evidence.kafka_away(from - HEARTBEAT, *until)
-        || !notices.iter().any(|notice| notice.at > from + ON_ITS_WAY && notice.at < until - MOMENT)
+    let said = notices.iter().map(|notice| notice.at).filter(|at| *at > from + ON_ITS_WAY);
+    // It begins nothing, either; and that is dated by itself.
+    let runs = evidence.runs_during(life.process, *from, *until).map(|held| held.run.began);
+    let began = runs.filter(|began| *began > from + MOMENT);
+    evidence.kafka_away(from - HEARTBEAT, *until) || !said.chain(began).any(|at| at < until - MOMENT)
+}
+
+/// A broker that is frozen or stopped takes nothing: there is no record from that time. A freeze that is too short to be seen counts for nothing.
+fn broker_fell_silent(evidence: &Evidence<'_>, at: f64) -> bool {
+    let outage = evidence.done_to_broker.iter().find(|outage| (outage.from - at).abs() < 0.01);
+    let Some((from, until)) = outage.map(|outage| outage.silent).filter(|(from, until)| from < until) else {
+        return false;
+    };
+    !evidence.appended.iter().any(|at| *at > from && *at < until)
 }
 
 /// Whether it hit a worker with a task in hand, or a gateway with callers.

@@ -3,7 +3,7 @@
 //! The time that counts is that in which somebody else could have taken such a task: while every other worker has its hands full, or is stopping, nobody
 //! breaks a promise by not starting it.
 
-use super::super::evidence::{Evidence, Held, Life};
+use super::super::evidence::{Evidence, Held, Life, MOMENT, Story};
 use super::super::judgement::{Finding, Row};
 use super::{Tally, shown};
 
@@ -11,8 +11,6 @@ use super::{Tally, shown};
 const AFTER_KILL: f64 = 0.5;
 /// P8b.
 const AFTER_FREEZE: f64 = 20.0;
-/// A freeze shorter than a lock costs nobody his task.
-const LOCK: f64 = 15.0;
 /// What happens to the broker so long before or after excuses everybody.
 const AROUND: f64 = 3.0;
 /// One that was frozen has to find its way back.
@@ -25,8 +23,12 @@ const LONGEST: f64 = 60.0;
 pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
     let mut killed = Tally::new("P8", "the tasks of a killed one start elsewhere", "< 0.5 s");
     let mut frozen = Tally::new("P8b", "the tasks of a hung one start elsewhere", "< 20 s");
+    let mut wall: f64 = 0.0;
+    // A freeze shorter than a lock does not lose the task.
+    let lock = evidence.begin.lock_ms as f64 / 1e3;
+    let accepted = Accepted::of(evidence);
     for life in evidence.workers.values().flatten().filter(|life| !life.by_hearsay) {
-        for (from, until) in life.frozen.iter().filter(|(from, until)| until - from > LOCK) {
+        for (from, until) in life.frozen.iter().filter(|(from, until)| until - from > lock) {
             for held in in_hand(evidence, life, *from) {
                 after_freeze(evidence, life, &held, (*from, *until), &mut frozen);
             }
@@ -34,9 +36,55 @@ pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
         let Some(exit) = life.exit.as_ref().filter(|exit| exit.signal.is_some()) else { continue };
         for held in in_hand(evidence, life, exit.at) {
             after_kill(evidence, life, &held, exit.at, &mut killed);
+            if let Some(next) = next(&held) {
+                wall = wall.max(next - exit.at);
+                accepted.overtook(evidence, life, &held, (exit.at, next), &mut killed);
+            }
         }
     }
+    if killed.count > 0 {
+        killed.note.push(format!("{} with the time in which no worker was free", shown(wall.max(0.0))));
+    }
     vec![killed.row(), frozen.row()]
+}
+
+/// Every task of this run by the time at which it was accepted, with when and where it was first begun.
+struct Accepted<'a>(Vec<(f64, f64, &'a str, &'a str)>);
+
+impl<'a> Accepted<'a> {
+    fn of(evidence: &Evidence<'a>) -> Self {
+        let first = |(id, story): (&&'a str, &Story<'a>)| {
+            let (accepted, run) = (story.accepted.first()?, story.runs.first()?);
+            Some((accepted.1, run.began, *id, run.worker))
+        };
+        let mut all: Vec<_> = evidence.tasks.iter().filter_map(first).collect();
+        all.sort_by(|one, other| one.0.total_cmp(&other.0));
+        Self(all)
+    }
+
+    /// What was accepted after its worker was dead comes after it.
+    fn overtook(
+        &self,
+        evidence: &Evidence<'_>,
+        life: &Life<'_>,
+        held: &Held<'_, '_>,
+        (died, next): (f64, f64),
+        tally: &mut Tally,
+    ) {
+        if evidence.kafka_away(died - AROUND, next) {
+            return;
+        }
+        let from = self.0.partition_point(|(accepted, ..)| *accepted < died + AFTER_KILL);
+        let later = self.0.get(from..).unwrap_or_default().iter().take_while(|(accepted, ..)| *accepted < next);
+        // Those two are begun by threads of their own.
+        let Some((_, _, id, worker)) = later.clone().find(|(_, began, ..)| *began < next - MOMENT) else { return };
+        let what = format!(
+            "a task of {} started {} after its end; task {id}, accepted later, had started before it on {worker}",
+            life.process,
+            shown(next - died)
+        );
+        tally.broken(what, vec![held.id.to_owned(), life.process.to_owned()], held.story.lines());
+    }
 }
 
 /// What a worker had in hand then, in the order of their ids.
@@ -85,10 +133,11 @@ fn after_freeze(
     let until = next(held).unwrap_or(evidence.end);
     if !evidence.kafka_away(from - AROUND, until) {
         // Its lock runs out at its time; from then on it depends on who is free.
-        let took = if until <= from + LOCK {
+        let lock = evidence.begin.lock_ms as f64 / 1e3;
+        let took = if until <= from + lock {
             until - from
         } else {
-            LOCK + free_time(evidence, life.process, from + LOCK, until)
+            lock + free_time(evidence, life.process, from + lock, until)
         };
         measure(life, held, took, AFTER_FREEZE, tally);
     }

@@ -1,48 +1,106 @@
-//! What ran more than once, and why (P2): every run but the last has to have been lost, each for a reason of its own.
+//! What ran more than once, and why (P2): every run but the last has to have been lost, each to a cause that can have lost it.
 //!
-//! A reason lies before the run that it explains: what happens to a worker later, or to Kafka, explains nothing.
+//! A cause lies before the run that it explains: what happens to a worker later, or to Kafka, explains nothing. And each explains no more runs than it
+//! can have caused: what a killed worker had in flight, and what it had finished and not accepted yet.
 
 use std::collections::BTreeMap;
 
-use super::super::evidence::{Evidence, Life, MOMENT, Run, Story};
+use super::super::evidence::{Evidence, Life, MOMENT, Outage, Run, Story};
 use super::super::judgement::{Finding, Row};
+use super::super::receipt;
 use super::Tally;
 
 /// A result is accepted so long after it is on the topic at most: a fetch may be under way.
 const ACCEPTED_WITHIN: f64 = 0.5;
-/// A frozen worker keeps its lock for so long at least: two thirds of it, since it is renewed every third.
-const LOCK_KEPT: f64 = 9.0;
+/// As a rule it is accepted within this: a fetch is parked no longer. Results of this window count for what a kill can have lost.
+const ACCEPT_WINDOW: f64 = 0.1;
+/// A frozen worker, or one whose broker is frozen, keeps its locks for so long at least: two thirds of a lock, since it is renewed every third.
+const LOCK_KEPT: f64 = 2.0 / 3.0;
 /// One that was frozen may start what it had fetched, before it learns that it is no longer its own.
 const THAW: f64 = 1.0;
 /// After an outage sessions are opened again, and locks that were held are found again.
 const AFTERMATH: f64 = 3.0;
+/// A gateway that does not know what became of a produce request tries for so long.
+const SENT_AGAIN_WITHIN: f64 = 10.0;
+
+/// Something that makes tasks run again, and how many.
+#[derive(Clone, Debug, PartialEq)]
+struct Cause {
+    kind: &'static str,
+    budget: u64,
+    used: u64,
+}
+
+/// What causes there are, each found by what it is of.
+#[derive(Debug, Default)]
+struct Causes {
+    /// By worker and the beginning of its process, and the moment in which it was killed or frozen; by the beginning of an outage.
+    all: BTreeMap<(String, u64, u64), Cause>,
+}
+
+impl Causes {
+    /// Takes one unit of a cause that is made when it is first asked for.
+    fn take(
+        &mut self,
+        key: (String, f64, f64),
+        kind: &'static str,
+        budget: impl FnOnce() -> u64,
+    ) -> Option<&'static str> {
+        let key = (key.0, key.1.to_bits(), key.2.to_bits());
+        let cause = self.all.entry(key).or_insert_with(|| Cause { kind, budget: budget(), used: 0 });
+        (cause.used < cause.budget).then(|| {
+            cause.used += 1;
+            kind
+        })
+    }
+
+    /// `kill 3 of 6, broker 2 of 16`.
+    fn note(&self) -> String {
+        let mut kinds: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+        for cause in self.all.values().filter(|cause| cause.used > 0) {
+            let (used, budget) = kinds.entry(cause.kind).or_default();
+            *used += cause.used;
+            *budget += cause.budget;
+        }
+        let parts: Vec<String> =
+            kinds.iter().map(|(kind, (used, budget))| format!("{kind} {used} of {budget}")).collect();
+        parts.join(", ")
+    }
+}
 
 pub(super) fn row(evidence: &Evidence<'_>) -> Row {
     let mut tally = Tally::new("P2", "nothing runs twice", "0 unexplained");
-    let mut causes: BTreeMap<&'static str, u64> = BTreeMap::new();
-    for (id, story) in &evidence.tasks {
+    let mut causes = Causes::default();
+    let mut duplicates = 0;
+    // In the order of time, so that a cause is used up by those that come first. A handler that asks for it is tried again.
+    let tried_again = |story: &Story<'_>| evidence.is_poison(story);
+    let mut stories: Vec<(&&str, &Story<'_>)> =
+        evidence.tasks.iter().filter(|(_, story)| story.runs.len() > 1 && !tried_again(story)).collect();
+    stories.sort_by(|(_, one), (_, other)| second(one).total_cmp(&second(other)));
+    for (id, story) in stories {
+        let mut unexplained: Vec<&Run<'_>> = Vec::new();
         for (index, run) in story.runs.iter().enumerate().skip(1) {
-            tally.count += 1;
-            let earlier = story.runs.get(..index).unwrap_or_default();
-            let lost = earlier.iter().filter_map(|before| cause(evidence, id, before, run));
-            let reasons: Vec<&'static str> = sent_again(evidence, story, run).chain(lost).collect();
-            match reasons.last().filter(|_| reasons.len() >= index) {
-                Some(cause) => *causes.entry(cause).or_default() += 1,
-                None => tally.findings.push(Finding {
+            duplicates += 1;
+            unexplained.extend(story.runs.get(index - 1));
+            let explained =
+                unexplained.iter().position(|before| cause(evidence, id, before, run, &mut causes).is_some());
+            if let Some(explained) = explained {
+                unexplained.remove(explained);
+            } else if sent_again(evidence, story, index, run, &mut causes).is_none() {
+                let earlier = story.runs.get(..index).unwrap_or_default();
+                tally.findings.push(Finding {
                     what: format!("a task ran on {}, then on {}, unexplained", list(earlier), run.worker),
                     ids: vec![(*id).to_owned()],
                     lines: story.lines(),
-                }),
+                });
             }
         }
     }
-    let explained: u64 = causes.values().sum();
     tally.worst = tally.findings.len().to_string();
+    let explained = duplicates - tally.findings.len() as u64;
     if explained > 0 {
-        let causes: Vec<String> = causes.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
-        tally.note.push(format!("{explained} explained: {}", causes.join(", ")));
+        tally.note.push(format!("{explained} explained: {}", causes.note()));
     }
-    let duplicates = tally.count;
     // Every task that ran once is one that could have run twice.
     tally.count = evidence.tasks.values().filter(|story| !story.runs.is_empty()).count() as u64;
     let mut row = tally.row();
@@ -50,50 +108,128 @@ pub(super) fn row(evidence: &Evidence<'_>) -> Row {
     row
 }
 
+fn second(story: &Story<'_>) -> f64 {
+    story.runs.get(1).map_or(f64::INFINITY, |run| run.began)
+}
+
 fn list(runs: &[Run<'_>]) -> String {
     runs.iter().map(|run| run.worker).collect::<Vec<_>>().join(", then on ")
 }
 
-/// Kafka was away, and a gateway that had not heard of the task for long has sent it again: each record is one more run.
-fn sent_again(evidence: &Evidence<'_>, story: &Story<'_>, later: &Run<'_>) -> impl Iterator<Item = &'static str> {
-    let was_away = evidence.outages.iter().any(|(from, _)| *from <= later.began);
-    let records = if was_away { story.accepted.len() } else { 1 };
-    std::iter::repeat_n("sent again", records.saturating_sub(1))
+/// Kafka was unavailable, and a gateway that did not know what had become of the task has sent it again: each record is one more run.
+fn sent_again(
+    evidence: &Evidence<'_>,
+    story: &Story<'_>,
+    index: usize,
+    later: &Run<'_>,
+    causes: &mut Causes,
+) -> Option<&'static str> {
+    let ((_, first), (_, again)) = (story.accepted.first()?, story.accepted.get(index)?);
+    let in_doubt = |(from, until): &&(f64, f64)| {
+        *first <= *until && *again >= *from && *again <= *until + SENT_AGAIN_WITHIN && *again <= later.began + MOMENT
+    };
+    let (from, until) = evidence.outages.iter().find(in_doubt)?;
+    let sent =
+        || evidence.requests.values().filter(|request| request.at <= *until && request.at >= *from - AFTERMATH).count();
+    causes.take(("sent again".to_owned(), *from, *until), "sent again", || sent() as u64)
 }
 
 /// Why a run was not the last one of its task, but this later one came.
-fn cause(evidence: &Evidence<'_>, id: &str, run: &Run<'_>, later: &Run<'_>) -> Option<&'static str> {
+fn cause(
+    evidence: &Evidence<'_>,
+    id: &str,
+    run: &Run<'_>,
+    later: &Run<'_>,
+    causes: &mut Causes,
+) -> Option<&'static str> {
     let done = run.end.as_ref().map_or(f64::INFINITY, |end| end.at + ACCEPTED_WITHIN);
     let until = done.min(later.began + MOMENT);
     let life = evidence.life(run.worker, run.began);
-    if abandoned(evidence, id, run, life) && life.is_none_or(|life| life.works_until() <= until) {
-        let forced = life.is_some_and(|life| life.second().is_some());
-        return Some(if forced { "second signal" } else { "drain timeout" });
-    }
-    if life.is_some_and(|life| killed(life, run.began, until)) {
-        return Some("kill");
-    }
-    let hung = |(from, to): &&(f64, f64)| to - from >= LOCK_KEPT;
-    let lost = life.into_iter().flat_map(|life| life.frozen.iter().filter(hung));
-    let took = evidence.life(later.worker, later.began).into_iter().flat_map(|life| life.frozen.iter().filter(hung));
-    if lost.into_iter().any(|(from, to)| *from <= until && *to >= run.began)
-        || took.into_iter().any(|(_, to)| (*to - MOMENT..=*to + THAW).contains(&later.began))
+    let of = |life: &Life<'_>, at: f64| (life.process.to_owned(), life.from, at);
+    if let Some(abandoned) = abandoned(evidence, id, run, life)
+        && life.is_none_or(|life| life.works_until() <= until)
     {
-        return Some("freeze");
+        let forced = life.is_some_and(|life| life.second().is_some());
+        let kind = if forced { "second signal" } else { "drain timeout" };
+        let from = life.map_or(0.0, |life| life.from);
+        if let found @ Some(_) = causes.take((run.worker.to_owned(), from, f64::NAN), kind, || abandoned) {
+            return found;
+        }
     }
-    evidence.kafka_away(run.began - AFTERMATH, until).then_some("broker")
+    if let Some(life) = life
+        && let Some(death) = killed(life, run.began, until)
+        && let found @ Some(_) = causes.take(of(life, death), "kill", || lost_at(evidence, life, death))
+    {
+        return found;
+    }
+    let kept = LOCK_KEPT * lock(evidence);
+    let hung = |(from, to): &&(f64, f64)| to - from >= kept;
+    let frozen = |life: Option<&Life<'_>>, is: &dyn Fn(f64, f64) -> bool| {
+        let life = life?;
+        let (from, _) = life.frozen.iter().filter(hung).find(|(from, to)| is(*from, *to))?;
+        Some((of(life, *from), lost_at(evidence, life, *from)))
+    };
+    let lost = frozen(life, &|from, to| from <= until && to >= run.began);
+    let took = || {
+        let thawed = |_: f64, to: f64| (to - MOMENT..=to + THAW).contains(&later.began);
+        frozen(evidence.life(later.worker, later.began), &thawed)
+    };
+    if let Some((key, budget)) = lost.or_else(took)
+        && let found @ Some(_) = causes.take(key, "freeze", || budget)
+    {
+        return found;
+    }
+    let outage = outages(evidence).find(|outage| outage.from <= until && outage.until + AFTERMATH >= run.began)?;
+    causes.take((String::new(), outage.from, outage.until), "broker", || lost_in(evidence, &outage))
 }
 
-/// A process was killed while it had the run, or could have had; one known by hearsay some time after it was last heard.
-fn killed(life: &Life<'_>, began: f64, until: f64) -> bool {
+fn lock(evidence: &Evidence<'_>) -> f64 {
+    evidence.begin.lock_ms as f64 / 1e3
+}
+
+/// What a worker that dies, or hangs, at this moment has in flight and can have finished without having it accepted.
+fn lost_at(evidence: &Evidence<'_>, life: &Life<'_>, at: f64) -> u64 {
+    let all = evidence.runs_during(life.process, at - ACCEPT_WINDOW, at);
+    let finished =
+        all.filter(|held| held.run.end.as_ref().is_some_and(|end| end.at > at - ACCEPT_WINDOW && end.at <= at));
+    u64::from(evidence.begin.concurrency.max(1)) + finished.count() as u64
+}
+
+/// The same of all workers, when Kafka goes; and once more what they begin before they know that they have lost it.
+fn lost_in(evidence: &Evidence<'_>, outage: &Outage) -> u64 {
+    let alive = evidence.workers.values().flatten().filter(|life| life.contains(outage.from));
+    let places = u64::from(evidence.begin.concurrency.max(1));
+    alive.map(|life| lost_at(evidence, life, outage.from) + places).sum()
+}
+
+/// The outages that cost sessions. Of a broker that is not the drill's own only what its reader saw is known; a frozen one keeps everything for as
+/// long as its clients and their locks have patience.
+fn outages<'e>(evidence: &'e Evidence<'_>) -> impl Iterator<Item = Outage> + 'e {
+    let kept = LOCK_KEPT * lock(evidence);
+    let done = evidence
+        .done_to_broker
+        .iter()
+        .copied()
+        .filter(move |outage| !outage.freeze || outage.until - outage.from >= kept);
+    let seen = evidence.seen_away.iter().filter(|_| !evidence.begin.owns_broker);
+    done.chain(seen.map(|(_, from, until)| Outage {
+        from: *from,
+        until: *until,
+        freeze: false,
+        silent: (*from, *until),
+    }))
+}
+
+/// A process was killed while it had the run, or could have had; one known by hearsay some time after it was last heard. When.
+fn killed(life: &Life<'_>, began: f64, until: f64) -> Option<f64> {
     /// It may have been killed at any time before its next word.
     const NEXT_WORD: f64 = 2.5;
     let late = if life.by_hearsay { NEXT_WORD } else { MOMENT };
-    life.death().is_some_and(|death| death + late >= began && death <= until)
+    life.death().filter(|death| death + late >= began && *death <= until)
 }
 
-/// Whether the worker says that it gave the task back while it ran.
-fn abandoned(evidence: &Evidence<'_>, id: &str, run: &Run<'_>, life: Option<&Life<'_>>) -> bool {
+/// How many tasks the worker says that it gave back while they ran, if this is one of them.
+fn abandoned(evidence: &Evidence<'_>, id: &str, run: &Run<'_>, life: Option<&Life<'_>>) -> Option<u64> {
     let by_exit = life.and_then(|life| life.exit.as_ref()?.receipt);
     // A later process of its name may have abandoned the same task, and that explains nothing of this run.
     let until = life.and_then(|life| life.exit.as_ref()).map_or(f64::INFINITY, |exit| exit.at + ACCEPTED_WITHIN);
@@ -101,5 +237,6 @@ fn abandoned(evidence: &Evidence<'_>, id: &str, run: &Run<'_>, life: Option<&Lif
         let said = evidence.notices.get(run.worker)?;
         said.iter().filter(|notice| (run.began..=until).contains(&notice.at)).find_map(|notice| notice.receipt)
     };
-    by_exit.or_else(by_notice).is_some_and(|receipt| receipt.tasks_abandoned.iter().any(|task| task == id))
+    let tasks: Vec<&str> = receipt::abandoned(by_exit.or_else(by_notice)?).collect();
+    tasks.contains(&id).then_some(tasks.len() as u64)
 }

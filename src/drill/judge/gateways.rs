@@ -5,6 +5,8 @@ use super::super::fact::Kind;
 use super::super::judgement::{Finding, Row};
 use super::{Tally, shown};
 
+/// The row of what gateways show.
+pub(super) const PAGE: &str = "the fleet page tells the truth";
 /// P9, nobody waiting.
 const SECOND: f64 = 1.0;
 /// P9: so long before the end of the grace period it is over.
@@ -13,42 +15,73 @@ const BEFORE_GRACE: f64 = 5.0;
 const RIGHT_WITHIN: f64 = 3.0;
 /// How long after a worker's last word a gateway may take to tell.
 const TOLD_WITHIN: f64 = 1.5;
+/// Between two looks at a page.
+const LAST_LOOK: f64 = 0.5;
 /// A worker counts as one that is there, or gone, once it has been so for this long: words of workers are a second apart.
 const SAME_FOR: f64 = 2.0;
 
 pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
-    vec![stops(evidence), answers(evidence), restarts(evidence), listed(evidence)]
+    vec![stops(evidence), unready(evidence), answers(evidence), restarts(evidence), pages(evidence)]
 }
 
 fn stops(evidence: &Evidence<'_>) -> Row {
     let grace = evidence.begin.gateway_grace_ms as f64 / 1e3;
-    let bound = grace - BEFORE_GRACE;
-    let mut tally = Tally::new("P9", "a gateway answers its callers and stops", format!("< {bound:.0} s, alone < 1 s"));
+    let mut tally = Tally::new("P9", "a gateway answers its callers and stops", "the last answer + 1 s");
     for life in evidence.gateways.values().flatten() {
-        let Some(exit) = &life.exit else { continue };
-        let finding = |what: String| Finding {
+        let finding = |what: String, line: Option<usize>| Finding {
             what: format!("{} {what}", life.process),
             ids: vec![life.process.to_owned()],
-            lines: life.terms.iter().map(|(line, _)| *line).chain([exit.line]).collect(),
+            lines: life.terms.iter().map(|(line, _)| *line).chain(line).collect(),
         };
-        let Some((_, at)) = life.terms.first().filter(|_| life.kill.is_none()) else {
-            if life.kill.is_none() {
-                tally.findings.push(finding(format!("ended by itself, with exit code {:?}", exit.code)));
+        let Some(exit) = &life.exit else {
+            if let Some((_, at)) = life.terms.first()
+                && life.kill.is_none()
+                && evidence.begin.owns_processes
+                && evidence.end - at > grace - BEFORE_GRACE
+            {
+                tally.count += 1;
+                tally.findings.push(finding("got a signal and has not ended".to_owned(), None));
             }
             continue;
         };
-        // Until the last of those who waited had his answer.
+        let Some((_, at)) = life.terms.first().filter(|_| life.kill.is_none()) else {
+            if life.kill.is_none() {
+                let what = format!("ended by itself, with exit code {:?}", exit.code);
+                tally.findings.push(finding(what, Some(exit.line)));
+            }
+            continue;
+        };
+        // Until the last of those who waited had an answer, or until there was no time left for it.
         let waited = evidence.waiting(life.process, *at).filter_map(|request| request.answered);
-        let last = waited.map(|(_, answered, _)| answered).fold(*at, f64::max);
-        let took = exit.at - at;
-        let bound = if last > *at + MOMENT { bound } else { SECOND };
-        tally.time(took, bound, || finding(format!("took {} to stop; its bound was {}", shown(took), shown(bound))));
+        let last = waited.map(|(_, answered, _)| answered).fold(*at, f64::max).min(at + grace - BEFORE_GRACE);
+        let took = (exit.at - last).max(0.0);
+        tally.time(took, SECOND, || {
+            let (stop, answer) = (shown(exit.at - at), shown(took));
+            finding(
+                format!("took {stop} to stop, {answer} of it after its last answer; its bound was 1 s"),
+                Some(exit.line),
+            )
+        });
         // A second signal cuts off those who wait.
         if exit.code != Some(0) && !(exit.code == Some(4) && life.second().is_some()) {
-            tally.findings.push(finding(format!("stopped with exit code {:?}; expected 0", exit.code)));
+            let what = format!("stopped with exit code {:?}; expected 0", exit.code);
+            tally.findings.push(finding(what, Some(exit.line)));
         }
     }
     tally.row()
+}
+
+/// A gateway that was told to stop says at once that it is not ready.
+fn unready(evidence: &Evidence<'_>) -> Row {
+    let mut tally = Tally::new("P9", "a stopping gateway is not ready", "at once");
+    for (line, _, gateway, status) in &evidence.ready_asked {
+        tally.count += 1;
+        if !matches!(status, None | Some(503)) {
+            let what = format!("{gateway} was told to stop, and /readyz said {}", status.unwrap_or_default());
+            tally.broken(what, vec![(*gateway).to_owned()], vec![*line]);
+        }
+    }
+    tally.counted()
 }
 
 /// A caller loses his connection only to a gateway that was killed, or to one that was stopping before he called.
@@ -135,30 +168,70 @@ fn sure<'a>(evidence: &Evidence<'a>, at: f64) -> Vec<&'a str> {
     lives.map(|life| life.process).collect()
 }
 
-/// What gateways show in the end.
-fn listed(evidence: &Evidence<'_>) -> Row {
-    let mut tally = Tally::new("-", "workers that are gone are not listed", "0");
+/// What gateways show of the fleet is so, from when it is shown until it is replaced.
+fn pages(evidence: &Evidence<'_>) -> Row {
+    let mut tally = Tally::new("-", PAGE, "0 wrong");
+    let moments = moments(evidence);
     for (gateway, views) in &evidence.views {
-        let Some(last) = views.last() else { continue };
-        tally.count += 1;
-        // What it showed last it showed until its end, or until nobody asked any more.
-        let lives = evidence.gateways.get(gateway).map(Vec::as_slice).unwrap_or_default();
-        let ended = lives.iter().rev().find(|life| life.contains(last.at)).and_then(|life| life.exit.as_ref());
-        let asked = if evidence.begin.owns_processes { evidence.end } else { evidence.read };
-        let until = ended.map_or(asked, |exit| exit.at);
-        if evidence.kafka_away(until - evidence_silence(evidence) - TOLD_WITHIN, until) {
-            continue;
-        }
-        let ids = last.active.iter().chain(last.stopping);
-        let ghosts: Vec<String> = ids.filter(|id| !may_be_listed(evidence, id, until)).cloned().collect();
-        if !ghosts.is_empty() {
-            tally.broken(format!("{gateway} still lists {}", ghosts.join(", ")), ghosts, vec![last.line]);
+        for (index, view) in views.iter().enumerate() {
+            tally.count += 1;
+            let until = shown_until(evidence, gateway, view, views.get(index + 1));
+            let first = moments.partition_point(|at| *at <= view.at);
+            let during = moments.get(first..).unwrap_or_default().iter().copied().take_while(|at| *at < until);
+            let wrong = [view.at, until - LAST_LOOK].into_iter().chain(during).find_map(|at| {
+                let judged = at >= view.at && at < until && !excused(evidence, gateway, at);
+                judged.then(|| untrue(evidence, view, at)).flatten()
+            });
+            if let Some((what, ids)) = wrong {
+                tally.broken(format!("{gateway} {what}"), ids, vec![view.line]);
+            }
         }
     }
-    if tally.count > 0 {
-        tally.worst = tally.findings.len().to_string();
+    tally.counted()
+}
+
+/// When the fleet has changed and every page has had the time to show it.
+fn moments(evidence: &Evidence<'_>) -> Vec<f64> {
+    let silence = evidence_silence(evidence) + SAME_FOR;
+    let of = |life: &Life<'_>| {
+        let ready = life.ready.map(|ready| ready + SAME_FOR);
+        let ended = life.exit.as_ref().map(|exit| exit.at);
+        [ready, ended.map(|at| at + TOLD_WITHIN + LAST_LOOK), ended.map(|at| at + silence)].into_iter().flatten()
+    };
+    let mut all: Vec<f64> = evidence.workers.values().flatten().flat_map(of).collect();
+    all.sort_by(f64::total_cmp);
+    all
+}
+
+/// Until the next view, the end of its gateway, or until nobody asked any more.
+fn shown_until(evidence: &Evidence<'_>, gateway: &str, view: &View<'_>, next: Option<&View<'_>>) -> f64 {
+    let lives = evidence.gateways.get(gateway).map(Vec::as_slice).unwrap_or_default();
+    let ended = lives.iter().rev().find(|life| life.contains(view.at)).map_or(f64::INFINITY, Life::works_until);
+    let asked = if evidence.begin.owns_processes { evidence.end } else { evidence.read };
+    next.map_or(asked, |next| next.at).min(ended)
+}
+
+/// A gateway that has just started, and one without Kafka, cannot know.
+fn excused(evidence: &Evidence<'_>, gateway: &str, at: f64) -> bool {
+    let lives = evidence.gateways.get(gateway).map(Vec::as_slice).unwrap_or_default();
+    let starting = lives.iter().any(|life| (life.from..life.from + RIGHT_WITHIN).contains(&at));
+    starting || evidence.kafka_away(at - evidence_silence(evidence) - TOLD_WITHIN, at)
+}
+
+/// What is wrong with a view at this moment, and about whom.
+fn untrue(evidence: &Evidence<'_>, view: &View<'_>, at: f64) -> Option<(String, Vec<String>)> {
+    let shown = || view.active.iter().chain(view.stopping);
+    let ghosts: Vec<String> = shown().filter(|id| !may_be_listed(evidence, id, at)).cloned().collect();
+    if !ghosts.is_empty() {
+        return Some((format!("lists {} at {at:.1} s", ghosts.join(", ")), ghosts));
     }
-    tally.row()
+    let missing: Vec<String> = sure(evidence, at)
+        .into_iter()
+        .filter(|id| !view.active.iter().any(|active| active == id))
+        .map(str::to_owned)
+        .collect();
+    let what = || format!("does not list {} at {at:.1} s", missing.join(", "));
+    (!missing.is_empty()).then(|| (what(), missing.clone()))
 }
 
 /// Whether there is a worker of this name, or was one just now.

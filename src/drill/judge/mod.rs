@@ -6,6 +6,7 @@
 //! | module | judges |
 //! |---|---|
 //! | `tasks` | what became of tasks and answers: P1, P8c |
+//! | `service` | whether callers are served, and how soon |
 //! | `duplicates` | what ran more than once, and why: P2 |
 //! | `stops` | stops of workers: P3 to P7, exit codes, notifications, receipts |
 //! | `crashes` | what became of the tasks of killed and frozen workers: P8, P8b |
@@ -17,7 +18,12 @@ mod crashes;
 mod duplicates;
 mod gateways;
 #[cfg(test)]
+mod mutations;
+#[cfg(test)]
+mod recorded;
+#[cfg(test)]
 mod sample;
+mod service;
 mod stops;
 mod tasks;
 #[cfg(test)]
@@ -32,8 +38,6 @@ use super::judgement::{Conclusion, Finding, Row, State, Totals, Verdict};
 pub(super) struct Circumstances {
     /// The topics were read to their ends.
     pub(super) audited: bool,
-    /// Requests that found no free caller.
-    pub(super) late: u64,
     /// No worker is left that could do what waits in Kafka.
     pub(super) nobody_works: bool,
     /// Where the ledger is.
@@ -43,11 +47,10 @@ pub(super) struct Circumstances {
 impl Circumstances {
     /// As the last line says; `ledger`: where it is. `None` without a last line: there is nothing to judge yet.
     pub(super) fn of(lines: &[Line], ledger: String) -> Option<Self> {
-        let Fact::End(Ending { audited, late, nobody_works, .. }) = lines.iter().map(|line| &line.fact).next_back()?
-        else {
+        let Fact::End(Ending { audited, nobody_works, .. }) = lines.iter().map(|line| &line.fact).next_back()? else {
             return None;
         };
-        Some(Self { audited: *audited, late: *late, nobody_works: *nobody_works, ledger })
+        Some(Self { audited: *audited, nobody_works: *nobody_works, ledger })
     }
 }
 
@@ -65,14 +68,19 @@ pub(super) fn judge(lines: &[Line], circumstances: &Circumstances) -> Verdict {
     let unknown = Evidence::new(lines.get(..1).unwrap_or_default());
     let audited = if circumstances.audited { &evidence } else { &unknown };
     rows.push(duplicates::row(audited));
-    rows.extend(stops::rows(audited));
-    rows.extend(crashes::rows(audited));
-    rows.extend(gateways::rows(&evidence));
+    let causes = service::Causes::of(&evidence);
+    // What happens to the processes of a fleet that others act on is not seen: only its tasks are judged.
+    if evidence.begin.owns_processes || !evidence.actions.is_empty() {
+        rows.extend(stops::rows(audited));
+        rows.extend(crashes::rows(audited));
+        rows.extend(gateways::rows(&evidence));
+        rows.extend(service::rows(audited, &causes));
+    }
     rows.extend(books(&evidence));
     rows.push(missing);
     let totals = totals(&evidence, lines, circumstances);
     Verdict {
-        conclusion: conclusion(&evidence, &rows, &totals, circumstances),
+        conclusion: conclusion(&evidence, &rows, &totals, circumstances, causes.too_late(&evidence)),
         cut_short: evidence.cut_short,
         plan: evidence.begin.plan.clone(),
         seed: evidence.begin.seed,
@@ -84,11 +92,20 @@ pub(super) fn judge(lines: &[Line], circumstances: &Circumstances) -> Verdict {
     }
 }
 
-fn conclusion(evidence: &Evidence<'_>, rows: &[Row], totals: &Totals, circumstances: &Circumstances) -> Conclusion {
+fn conclusion(
+    evidence: &Evidence<'_>,
+    rows: &[Row],
+    totals: &Totals,
+    circumstances: &Circumstances,
+    too_late: Option<f64>,
+) -> Conclusion {
     let broken = |row: &Row| row.state == State::Broken;
     let (did_not_happen, others): (Vec<&Row>, Vec<&Row>) =
         rows.iter().filter(|row| broken(row)).partition(|row| row.name == actions::NAME);
-    if !others.is_empty() {
+    // Where nothing at all was answered, callers were turned away by something else than a fault of the fleet.
+    let turned_away = |row: &&Row| [service::REFUSALS, service::RECOVERIES].contains(&row.name);
+    let nothing_served = totals.answered == 0 && others.iter().all(turned_away);
+    if !others.is_empty() && !nothing_served {
         return Conclusion::Broken;
     }
     if totals.answered == 0 {
@@ -112,6 +129,25 @@ fn conclusion(evidence: &Evidence<'_>, rows: &[Row], totals: &Totals, circumstan
         let first = row.findings.first().map(|finding| finding.what.clone()).unwrap_or_default();
         return Conclusion::Undecided(format!("{} of the planned actions did not happen: {first}", row.findings.len()));
     }
+    if let Some(share) = too_late {
+        return Conclusion::Undecided(format!(
+            "{:.1} % of the requests found no free caller, though nothing was done to the fleet; load.callers is too small, or the machine too slow",
+            share * 100.0
+        ));
+    }
+    if evidence.cut_short {
+        return Conclusion::Held;
+    }
+    let untested = |row: &&Row| row.state == State::Untested;
+    if evidence.begin.owns_processes && rows.iter().any(|row| row.name == service::PROBES && untested(&row)) {
+        return Conclusion::Undecided("the fleet was not seen to work when everything was over".to_owned());
+    }
+    let named = |row: &&Row| evidence.begin.tests.iter().any(|promise| promise == row.promise);
+    let missing: Vec<String> =
+        rows.iter().filter(untested).filter(named).map(|row| format!("{} ({})", row.promise, row.name)).collect();
+    if !missing.is_empty() {
+        return Conclusion::Undecided(format!("the plan tests {}, and there was no occasion", missing.join(", ")));
+    }
     Conclusion::Held
 }
 
@@ -132,7 +168,7 @@ fn totals(evidence: &Evidence<'_>, lines: &[Line], circumstances: &Circumstances
         sent: fates.len() as u64 - count(tasks::Fate::Refused),
         answered: count(tasks::Fate::Answered),
         refused: count(tasks::Fate::Refused),
-        late: circumstances.late,
+        late: evidence.late.len() as u64,
         undecided: count(tasks::Fate::Undecided),
         p50_ms: at(50),
         p99_ms: at(99),
@@ -205,6 +241,14 @@ impl Tally {
         self.findings.push(Finding { what, ids, lines });
     }
 
+    /// A row that counts findings.
+    fn counted(mut self) -> Row {
+        if self.count > 0 || !self.findings.is_empty() {
+            self.worst = self.findings.len().to_string();
+        }
+        self.row()
+    }
+
     fn row(self) -> Row {
         let state = match (self.findings.is_empty(), self.count) {
             (false, _) => State::Broken,
@@ -226,5 +270,8 @@ impl Tally {
 
 /// A time as people read it.
 fn shown(seconds: f64) -> String {
+    if seconds.is_infinite() {
+        return "never".to_owned();
+    }
     if seconds.abs() < 1.0 { format!("{:.0} ms", seconds * 1e3) } else { format!("{seconds:.1} s") }
 }

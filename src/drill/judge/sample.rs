@@ -9,7 +9,8 @@ use crate::task::Receipt;
 
 use super::super::fact::{Answer, Begin, Ending, Fact, Kind, Line};
 use super::super::judgement::{Row, State, Verdict};
-use super::super::sample::id;
+use super::super::sample::{id, submitted};
+use super::super::texts::AFTERWARDS;
 use super::{Circumstances, judge};
 
 /// Requests of the healthy run that were at hand when something was done.
@@ -32,7 +33,9 @@ fn digest(number: u64) -> String {
 /// What a worker leaves that drained after a SIGTERM.
 pub(super) fn drained(worker: &str, took: f64) -> Receipt {
     let mut phases_ms = Map::new();
-    phases_ms.insert("total".to_owned(), json!((took * 1e3) as u64));
+    for name in ["drain", "total"] {
+        phases_ms.insert(name.to_owned(), json!((took * 1e3) as u64));
+    }
     Receipt {
         worker_id: worker.to_owned(),
         signal: "SIGTERM".to_owned(),
@@ -60,7 +63,9 @@ impl Sample {
             plan: "test".to_owned(),
             target: "native, embedded broker".to_owned(),
             owns_processes,
-            reads_logs: owns_processes,
+            owns_broker: owns_processes,
+            max_deliveries: 5,
+            lock_ms: 15_000,
             drain_timeout_ms: 6000,
             gateway_grace_ms: 30_000,
             worker_timeout_ms: 5000,
@@ -84,6 +89,10 @@ impl Sample {
             sample.view(gateway, 0.5, &["worker_1", "worker_2", "worker_3"]);
         }
         sample.put(11.0, Fact::LoadEnded);
+        sample.put(19.0, Fact::Healed);
+        for number in 0..4 {
+            sample.task(AFTERWARDS + number, "worker_3", 19.1 + number as f64 / 10.0, 0);
+        }
         for worker in ["worker_1", "worker_2", "worker_3"] {
             sample.stop(worker, 20.0, 0.05);
         }
@@ -212,6 +221,7 @@ impl Sample {
         signal: Option<i32>,
         receipt: Option<Receipt>,
     ) -> &mut Self {
+        let receipt = receipt.map(|receipt| json!(receipt));
         self.put(at, Fact::Exited { process: process.to_owned(), pid: 7, code, signal, receipt })
     }
 
@@ -249,7 +259,7 @@ impl Sample {
             instance,
             status,
             current_tasks: Vec::new(),
-            receipt,
+            receipt: receipt.map(|receipt| json!(receipt)),
             offset,
         })
     }
@@ -271,7 +281,7 @@ impl Sample {
 
     pub(super) fn submit(&mut self, number: u64, at: f64, work_ms: u64) -> &mut Self {
         let gateway = format!("gateway_{}", 1 + number % 2);
-        self.put(at, Fact::Submitted { number, gateway, work_ms: Some(work_ms) })
+        self.put(at, submitted(number, &gateway, Some(work_ms)))
     }
 
     pub(super) fn accept(&mut self, number: u64, at: f64) -> &mut Self {
@@ -342,10 +352,11 @@ impl Sample {
         judge(&self.ordered(), circumstances)
     }
 
-    /// The rows that are broken, by their names.
+    /// The rows that are broken, by their names; but for the fleet page, which is not made up with everything that happens.
     pub(super) fn broken(&self) -> Vec<&'static str> {
         let verdict = self.judged();
-        verdict.rows.iter().filter(|row| row.state == State::Broken).map(|row| row.name).collect()
+        let broken = verdict.rows.iter().filter(|row| row.state == State::Broken).map(|row| row.name);
+        broken.filter(|name| *name != super::gateways::PAGE).collect()
     }
 
     pub(super) fn row(&self, name: &str) -> Row {

@@ -2,8 +2,9 @@
 //!
 //! What a worker had in hand when its signal came is known from the runs; what it should have done about it follows from the contract.
 
-use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Notice};
+use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Notice, Story};
 use super::super::judgement::{Finding, Row};
+use super::super::receipt::Receipt;
 use super::{Tally, crashes, shown};
 
 /// P3, P6, and what P4 and P5 allow beyond the task's own time and the drain timeout.
@@ -17,8 +18,8 @@ const SIGTERM: i32 = 15;
 const AFTERMATH: f64 = 3.0;
 /// A program that was started so late before a signal has not come to hear signals yet, and ends by it.
 const NEWBORN: f64 = 0.25;
-/// A frozen worker keeps its tasks for so long at least.
-const LOCK_KEPT: f64 = 9.0;
+/// A frozen worker keeps its tasks for so much of a lock at least.
+const LOCK_KEPT: f64 = 2.0 / 3.0;
 
 /// What a stop was like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +145,8 @@ impl Bounds {
             Kind::Idle => self.idle.time(took, SECOND, || late("1 s")),
             Kind::Busy => {
                 // Beyond what its tasks took: until the last of them should have been done.
-                let done = stop.runs.iter().map(done_at).fold(stop.at, f64::max).min(stop.deadline);
+                let own = evidence.begin.own_handler;
+                let done = stop.runs.iter().map(|held| done_at(held, own)).fold(stop.at, f64::max).min(stop.deadline);
                 self.busy.time((stop.exit.at - done).max(0.0), SECOND, || late("its task + 1 s"));
                 for id in stop.unfinished() {
                     let mut finding =
@@ -188,11 +190,13 @@ impl Bounds {
     }
 }
 
-/// When a run should have been over.
-fn done_at(held: &Held<'_, '_>) -> f64 {
+/// When a run should have been over: after the work that was asked for, whatever its worker says that it took. How long a handler of others takes is
+/// known from nobody else.
+fn done_at(held: &Held<'_, '_>, own: bool) -> f64 {
     let Some(end) = &held.run.end else { return held.run.began + held.work };
+    let work = if own || held.story.number.is_none() { held.work.max(end.seconds) } else { held.work };
     // A result that came later than it should does not give its worker more time, but the moment that it takes to be written.
-    end.at.min(held.run.began + held.work.max(end.seconds) + MOMENT)
+    end.at.min(held.run.began + work + MOMENT)
 }
 
 /// The stop of a life that was stopped by SIGTERM and by nothing else.
@@ -208,7 +212,7 @@ fn stop<'e, 'a>(evidence: &'e Evidence<'a>, life: &'e Life<'a>, drain: f64) -> O
     let unready = !life.by_hearsay && life.ready.is_none_or(|ready| ready > at - MOMENT);
     let kind = if unready && runs.is_empty() {
         Kind::Unready
-    } else if evidence.kafka_away(at - AFTERMATH, exit.at) {
+    } else if evidence.kafka_away(at - SECOND, exit.at) {
         Kind::KafkaAway
     } else if life.second().is_some_and(|second| runs.iter().any(|held| had(held, second))) {
         Kind::Second
@@ -239,7 +243,8 @@ fn in_hand<'e, 'a>(evidence: &'e Evidence<'a>, life: &Life<'a>, at: f64, until: 
 fn was_lost(evidence: &Evidence<'_>, life: &Life<'_>, held: &Held<'_, '_>, at: f64) -> bool {
     let began = held.run.began;
     let over = held.run.end.is_none() && began + held.work < at - MOMENT;
-    let hung = |(from, until): &(f64, f64)| until - from >= LOCK_KEPT && *from <= at && *until >= began;
+    let kept = LOCK_KEPT * evidence.begin.lock_ms as f64 / 1e3;
+    let hung = |(from, until): &(f64, f64)| until - from >= kept && *from <= at && *until >= began;
     // Kafka has to be back: until then the outcome is kept, and its worker tries to get rid of it.
     let back = |(from, until): &(f64, f64)| *until >= began - AFTERMATH && *from <= at && *until <= at - MOMENT;
     over && (life.frozen.iter().any(hung) || evidence.outages.iter().any(back) && !evidence.kafka_away(at - MOMENT, at))
@@ -352,7 +357,7 @@ fn judge_notices(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, said: &mut Tally)
 /// The receipt against what was seen from outside.
 fn judge_receipt(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Tally) {
     let on_topic = stop.notices(evidence).find_map(|notice| notice.receipt);
-    let Some(receipt) = stop.exit.receipt.or(on_topic) else {
+    let Some(raw) = stop.exit.receipt.or(on_topic) else {
         if stop.kind != Kind::Unready && !stop.life.by_hearsay {
             tally.findings.push(stop.finding("left no receipt".to_owned()));
         }
@@ -360,7 +365,14 @@ fn judge_receipt(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Tally
     };
     tally.count += 1;
     let mut wrong = |what: String| tally.findings.push(stop.finding(what));
-    if let Some(code) = stop.exit.code.filter(|code| *code != i32::from(receipt.exit_code)) {
+    let receipt = match Receipt::read(raw) {
+        Ok(receipt) => receipt,
+        Err(why) => return wrong(format!("has a receipt that is none: {why}")),
+    };
+    if let Some(fault) = receipt.phases_fault() {
+        wrong(format!("{fault}, in its receipt"));
+    }
+    if let Some(code) = stop.exit.code.filter(|code| *code != receipt.exit_code) {
         wrong(format!("ended with {code}; its receipt says {}", receipt.exit_code));
     }
     let outcomes: &[&str] = match receipt.exit_code {
@@ -380,14 +392,14 @@ fn judge_receipt(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Tally
         wrong(format!("got SIGTERM; its receipt says {:?}", receipt.signal));
     }
     // Without the output there is nothing to compare; the topic's may be that of a next process, which stopped in the same second.
-    if evidence.begin.owns_processes && on_topic.is_some_and(|on_topic| on_topic != receipt) {
+    if evidence.begin.owns_processes && on_topic.is_some_and(|on_topic| on_topic != raw) {
         wrong("has another receipt on the topic than on its output".to_owned());
     }
     let abandoned: Vec<&String> = receipt.tasks_abandoned.iter().collect();
     let unfinished: Vec<&str> = stop.unfinished().collect();
     let unknown = abandoned.iter().filter(|id| !unfinished.contains(&id.as_str())).count();
     // In the last moment a result may have come to Kafka and its worker not have learned it.
-    let may = !matches!(stop.kind, Kind::KafkaAway) && evidence.begin.reads_logs;
+    let may = !matches!(stop.kind, Kind::KafkaAway) && evidence.sees_starts;
     if may
         && (unknown > 0 || unfinished.iter().any(|id| !abandoned.iter().any(|task| task == id)))
         && !late_result(evidence, stop, &abandoned)
@@ -403,14 +415,19 @@ fn judge_receipt(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Tally
         };
         stop.runs.iter().filter(after).count() as u64
     };
-    let (least, most) = (finished(MOMENT), stop.runs.len() as u64 + just_before(evidence, stop));
+    let given_up = given_up(evidence, stop);
+    let (least, most) = (finished(MOMENT), stop.runs.len() as u64 + just_before(evidence, stop) + given_up);
     if may && !(least..=most).contains(&receipt.tasks_finished) {
         wrong(format!(
             "finished {least} to {most} tasks after its signal; its receipt says {}",
             receipt.tasks_finished
         ));
     }
-    let total = receipt.phases_ms.get("total").and_then(serde_json::Value::as_f64).unwrap_or_default() / 1e3;
+    let waiting = not_begun(evidence, stop) + given_up;
+    if may && receipt.tasks_returned > waiting {
+        wrong(format!("could return {waiting} tasks at most; its receipt says {}", receipt.tasks_returned));
+    }
+    let total = receipt.total().unwrap_or_default();
     let took = stop.exit.at - stop.at;
     // It is made up before it is sent, and without Kafka that takes as long as it may.
     let sending = if stop.kind == Kind::KafkaAway { FIVE_SECONDS } else { SECOND };
@@ -445,6 +462,24 @@ fn late_result(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, abandoned: &[&Strin
                 None => listed,
             }
         })
+}
+
+/// Tasks that it may have fetched and not begun: they were accepted before its end, and nobody had begun them at its signal, or they were begun and had
+/// no result.
+fn not_begun(evidence: &Evidence<'_>, stop: &Stop<'_, '_>) -> u64 {
+    let waits = |story: &&Story<'_>| {
+        story.accepted.first().is_some_and(|(_, at)| *at <= stop.exit.at)
+            && story.results().all(|end| end.at >= stop.at - MOMENT)
+            && story.runs.first().is_none_or(|run| run.began >= stop.at - MOMENT || story.runs.len() > 1)
+    };
+    evidence.tasks.values().filter(waits).count() as u64
+}
+
+/// Tasks that it gave up while it stopped.
+fn given_up(evidence: &Evidence<'_>, stop: &Stop<'_, '_>) -> u64 {
+    let stopping = (stop.at - MOMENT)..=(stop.exit.at + MOMENT);
+    let given_up = evidence.tasks.values().flat_map(|story| &story.given_up);
+    given_up.filter(|(_, end)| stopping.contains(&end.at)).count() as u64
 }
 
 /// Results that came in the moment before the signal: the worker may have counted them.

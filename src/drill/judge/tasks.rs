@@ -1,6 +1,6 @@
 //! What became of tasks and answers: nothing is lost, every answer is right and is the only one (P1, P8c).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
@@ -8,9 +8,6 @@ use super::super::evidence::{Evidence, Request, Run, RunEnd, Story};
 use super::super::fact::{Answer, Begin, Kind};
 use super::super::judgement::Row;
 use super::{Circumstances, Tally};
-
-/// `MAX_DELIVERIES` of a worker that is not told otherwise: after so many starts without a result a task is given up, and rightly.
-const MAX_DELIVERIES: usize = 5;
 
 /// What became of a request in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +42,8 @@ fn by_request<'e, 'a>(evidence: &'e Evidence<'a>) -> BTreeMap<u64, Vec<(&'a str,
 /// The end of every request.
 pub(super) fn fates(evidence: &Evidence<'_>, circumstances: &Circumstances) -> BTreeMap<u64, Fate> {
     let tasks = by_request(evidence);
-    let fate = |number: &u64, request: &Request<'_>| {
-        let known = tasks.get(number);
+    let fate = |request: &Request<'_>| {
+        let known = tasks.get(&request.of);
         let accepted = known.is_some();
         let has_result = known.is_some_and(|tasks| tasks.iter().any(|(_, story)| story.has_result()));
         match last(request).map_or(Kind::Unknown, |(_, _, answer)| answer.outcome) {
@@ -65,7 +62,7 @@ pub(super) fn fates(evidence: &Evidence<'_>, circumstances: &Circumstances) -> B
             Kind::Unknown => Fate::Undecided,
         }
     };
-    evidence.requests.iter().map(|(number, request)| (*number, fate(number, request))).collect()
+    evidence.requests.iter().map(|(number, request)| (*number, fate(request))).collect()
 }
 
 pub(super) fn rows(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Vec<Row> {
@@ -74,11 +71,11 @@ pub(super) fn rows(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Ve
     let mut lost = Tally::new("P1", "no task is lost", "0");
     let mut fetched = Tally::new("P1", "every result can be fetched", "0");
     let mut right = Tally::new("-", "every answer is right", "0 wrong");
-    let mut failed = Tally::new("P8c", "no task is given up", "0");
+    let mut failed = Tally::new("-", "no task is given up that could be done", "0");
     let mut given_up = 0;
     for (number, fate) in &fates {
         let Some(request) = evidence.requests.get(number) else { continue };
-        let stories = tasks.get(number).map(Vec::as_slice).unwrap_or_default();
+        let stories = tasks.get(&request.of).map(Vec::as_slice).unwrap_or_default();
         let about = || about(request, stories);
         let why = last(request).and_then(|(_, _, answer)| answer.why.clone()).unwrap_or_default();
         match fate {
@@ -95,7 +92,13 @@ pub(super) fn rows(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Ve
                 let (ids, lines) = about();
                 right.broken(format!("the answer to request {number} is wrong: {why}"), ids, lines);
             }
-            Fate::Failed if stories.iter().any(|(_, story)| was_tried(story)) => given_up += 1,
+            // Judged by itself.
+            Fate::Failed if request.poison => right.count += 1,
+            Fate::Answered if request.poison => {
+                let (ids, lines) = about();
+                right.broken(format!("request {number} was answered, and its handler fails each time"), ids, lines);
+            }
+            Fate::Failed if stories.iter().any(|(_, story)| was_tried(story, evidence)) => given_up += 1,
             Fate::Failed => {
                 let (ids, lines) = about();
                 failed.broken(format!("request {number} failed: {why}"), ids, lines);
@@ -107,10 +110,12 @@ pub(super) fn rows(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Ve
         fetched.count += u64::from(request.fetched.is_some() || *fate == Fate::Unfetched);
     }
     if given_up > 0 {
-        failed.note.push(format!("{given_up} after {MAX_DELIVERIES} starts without a result"));
+        failed.note.push(format!("{given_up} after {} starts without a result", evidence.begin.max_deliveries));
     }
     answered_twice(evidence, circumstances, &tasks, &mut lost, &mut right);
-    let dead = |story: &Story<'_>| !story.dead.is_empty() && is_ours(story, evidence) && !was_tried(story);
+    let dead = |story: &Story<'_>| {
+        !story.dead.is_empty() && is_ours(story, evidence) && !was_tried(story, evidence) && !evidence.is_poison(story)
+    };
     for (id, story) in evidence.tasks.iter().filter(|(_, story)| dead(story)) {
         failed.broken("a task was put on the topic of the dead".to_owned(), vec![(*id).to_owned()], story.lines());
     }
@@ -121,14 +126,48 @@ pub(super) fn rows(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Ve
             String::new()
         };
     }
-    vec![lost.row(), fetched.row(), right.row(), unexpected(evidence, circumstances, &fates, &tasks), failed.row()]
+    let unexpected = unexpected(evidence, circumstances, &fates, &tasks);
+    vec![lost.row(), fetched.row(), right.row(), unexpected, failed.row(), poison(evidence, circumstances)]
+}
+
+/// A task that fails each time is started as often as a task is, and then it is on the topic of the dead, once.
+fn poison(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Row {
+    let most = evidence.begin.max_deliveries as usize;
+    let mut tally = Tally::new("P8c", "a poison task is given up", format!("{most} starts"));
+    if !circumstances.audited || !evidence.sees_starts {
+        return tally.row();
+    }
+    for (id, story) in evidence.tasks.iter().filter(|(_, story)| evidence.is_poison(story)) {
+        tally.count += 1;
+        let starts = story.runs.len();
+        tally.most = tally.most.max(starts as f64);
+        let (from, until) = match (story.accepted.first(), story.given_up.first()) {
+            (Some((_, from)), Some((_, end))) => (*from, end.at),
+            _ => (0.0, f64::INFINITY),
+        };
+        // A first delivery that Kafka's or a worker's end has swallowed counts as a start; starts that a broker has forgotten do not.
+        let disturbed = evidence.kafka_away(from - 1.0, until)
+            || story.runs.iter().any(|run| {
+                evidence.life(run.worker, run.began).is_none_or(|life| life.works_until() <= run.began + 1.0)
+            });
+        let fits = if disturbed { starts + 1 >= most && starts <= 2 * most } else { starts == most };
+        let what = match (story.given_up.len(), story.dead.len()) {
+            (0, _) => "a poison task was never given up".to_owned(),
+            (_, 0) => "a poison task was given up, and is not on the topic of the dead".to_owned(),
+            _ if !fits => format!("a poison task was given up after {starts} starts"),
+            _ => continue,
+        };
+        tally.broken(what, vec![(*id).to_owned()], story.lines());
+    }
+    tally.worst = if tally.count > 0 { format!("{:.0}", tally.most) } else { String::new() };
+    tally.row()
 }
 
 /// Whether it was started as often as a task is, without a result: each of these starts has to have a reason, which others look for.
-fn was_tried(story: &Story<'_>) -> bool {
+fn was_tried(story: &Story<'_>, evidence: &Evidence<'_>) -> bool {
     let Some(at) = story.given_up.iter().map(|(_, end)| end.at).reduce(f64::min) else { return false };
     let lost = |run: &&Run<'_>| run.began < at && run.end.as_ref().is_none_or(|end| end.at >= at);
-    story.runs.iter().filter(lost).count() >= MAX_DELIVERIES
+    story.runs.iter().filter(lost).count() >= evidence.begin.max_deliveries as usize
 }
 
 /// On a fleet of the drill's own everything is of this run.
@@ -157,7 +196,7 @@ fn answered_twice(
 ) {
     let audited = circumstances.audited;
     for (number, request) in &evidence.requests {
-        let stories = tasks.get(number).map(Vec::as_slice).unwrap_or_default();
+        let stories = tasks.get(&request.of).map(Vec::as_slice).unwrap_or_default();
         let said =
             [request.answered, request.fetched].into_iter().flatten().filter(|(_, _, answer)| answer.digest.is_some());
         for (line, _, answer) in said {
@@ -179,7 +218,10 @@ fn answered_twice(
         }
         for (id, story) in stories {
             // One that was given up may still end where it hung, or have ended where Kafka was away: callers get the first result.
-            let judged: Vec<&RunEnd<'_>> = story.results().filter(|end| end.success || !was_tried(story)).collect();
+            let judged: Vec<&RunEnd<'_>> = story
+                .results()
+                .filter(|end| end.success || !was_tried(story, evidence) && !evidence.is_poison(story))
+                .collect();
             let mut digests: Vec<&str> = judged.iter().map(|end| end.digest).collect();
             digests.dedup();
             let faulty = judged.iter().find_map(|end| end.fault);
@@ -215,9 +257,12 @@ fn unexpected(
             );
         }
     }
+    // A request that was refused may have been repeated by one that was not.
+    let not_refused = evidence.requests.iter().filter(|(number, _)| fates.get(number) != Some(&Fate::Refused));
+    let taken: BTreeSet<u64> = not_refused.map(|(_, request)| request.of).collect();
     for (number, stories) in tasks {
         let lines = || evidence.requests.get(number).map(|request| about(request, stories)).unwrap_or_default();
-        let refused = fates.get(number) == Some(&Fate::Refused);
+        let refused = fates.get(number) == Some(&Fate::Refused) && !taken.contains(number);
         if refused {
             let (ids, lines) = lines();
             tally.broken(format!("request {number} was refused, and its task is there"), ids, lines);

@@ -8,6 +8,7 @@ use std::{
 use lastcall::{
     analysis::Analysis,
     handler::{Context, Handler, HandlerError},
+    journal::Journaled,
     logging::escape,
     task::{BadTask, Task, TaskResult, TaskStarted},
 };
@@ -34,7 +35,7 @@ pub struct Run {
     pub fault: Fault,
     pub task: Result<Task, BadTask>,
     pub context: Context,
-    pub analysis: Analysis,
+    pub analysis: Journaled<Analysis>,
     pub outbox: Outbox,
     pub worker_id: String,
     /// The members of the last result that this process made.

@@ -16,6 +16,7 @@ use lastcall::{
     config::WorkerConfig,
     exit::ExitCode,
     handler::Context,
+    journal::Journaled,
     kafka::{
         ClientOptions, Cluster, Producer,
         share_session::{AcquiredRecord, Answer},
@@ -227,7 +228,11 @@ impl Worker {
                 draining: self.draining.clone(),
                 abandoned: abandoned.clone(),
             },
-            analysis: Analysis { allow_work_ms: self.config.common.allow_work_ms },
+            analysis: Journaled::new(
+                Analysis { allow_work_ms: self.config.common.allow_work_ms },
+                &self.config.worker_id,
+            )
+            .expect("the drill's journal can be opened"),
             outbox: self.outbox.clone(),
             worker_id: self.config.worker_id.clone(),
             last: Arc::clone(&self.last),

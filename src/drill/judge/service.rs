@@ -1,0 +1,343 @@
+//! Whether callers were served: no refusal without a cause, soon again after each cause, tasks begun in time, answers soon after results, and
+//! everything at once when all is well again.
+//!
+//! Safety alone is not service: a fleet that refuses everything loses nothing. What may hold up service is a [`Cause`]: an interval in which a
+//! gateway did not run, Kafka was unavailable or no worker worked. It excuses what overlaps it, and for a moment what follows.
+
+use std::collections::BTreeMap;
+
+use super::super::evidence::{Evidence, MOMENT, Request, Story};
+use super::super::fact::{Answer, Kind};
+use super::super::judgement::{Finding, Row};
+use super::super::texts::AFTERWARDS;
+use super::{Tally, crashes, shown};
+
+/// After a cause has ended the first success comes within this; until then it still excuses.
+const RECOVERED: f64 = 3.0;
+/// From a result to its answer.
+const ANSWERED: f64 = 1.0;
+/// From accepted to begun, while a worker has a place free; after a stop or a kill; after a hang.
+const BEGUN: f64 = 1.0;
+const BEGUN_AFTER_STOP: f64 = 2.0;
+const BEGUN_AFTER_HANG: f64 = 20.0;
+/// When everything is well a short task is answered within this.
+const PROBED: f64 = 2.0;
+/// Of the requests outside of causes, so many may find no free caller.
+const LATE_SHARE: f64 = 0.01;
+
+/// The row of those that were turned away.
+pub(super) const REFUSALS: &str = "nobody is turned away without a cause";
+/// The row of how soon callers are served again.
+pub(super) const RECOVERIES: &str = "after each cause callers are served again";
+/// What everything was probed for; untested, the run cannot be held.
+pub(super) const PROBES: &str = "everything is served in the end";
+
+/// An interval in which callers may be turned away.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Cause {
+    pub(super) from: f64,
+    pub(super) until: f64,
+}
+
+impl Cause {
+    fn excuses(&self, from: f64, until: f64) -> bool {
+        self.from - MOMENT <= until && from <= self.until + RECOVERED
+    }
+}
+
+/// The causes of each gateway, in the order of time; those that overlap, or follow before service can have come back, are one.
+#[derive(Debug, Default)]
+pub(super) struct Causes<'a>(BTreeMap<&'a str, Vec<Cause>>);
+
+impl<'a> Causes<'a> {
+    pub(super) fn of(evidence: &Evidence<'a>) -> Self {
+        let kafka = evidence.outages.iter().map(|(from, until)| Cause { from: *from, until: *until });
+        let everywhere: Vec<Cause> = kafka.chain(nobody_works(evidence)).collect();
+        let causes = evidence.gateways.iter().map(|(gateway, lives)| {
+            let mut all = everywhere.clone();
+            for (index, life) in lives.iter().enumerate() {
+                let until = lives.get(index + 1).map_or(f64::INFINITY, |next| next.from);
+                let from = life.works_until();
+                if from.is_finite() {
+                    all.push(Cause { from, until });
+                }
+            }
+            (*gateway, merged(all))
+        });
+        Self(causes.collect())
+    }
+
+    fn at(&self, gateway: &str) -> &[Cause] {
+        self.0.get(gateway).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn excuse(&self, gateway: &str, from: f64, until: f64) -> bool {
+        self.at(gateway).iter().any(|cause| cause.excuses(from, until))
+    }
+
+    /// Whether too many requests found no free caller at times at which there was no cause for it; the share.
+    pub(super) fn too_late(&self, evidence: &Evidence<'_>) -> Option<f64> {
+        let calm = |at: f64| !self.0.keys().any(|gateway| self.excuse(gateway, at, at));
+        let late = evidence.late.iter().filter(|at| calm(**at)).count() as f64;
+        let sent = evidence.requests.values().filter(|request| calm(request.at)).count() as f64;
+        let share = late / (late + sent).max(1.0);
+        (share > LATE_SHARE).then_some(share)
+    }
+}
+
+fn merged(mut causes: Vec<Cause>) -> Vec<Cause> {
+    causes.sort_by(|one, other| one.from.total_cmp(&other.from));
+    let mut all: Vec<Cause> = Vec::new();
+    for cause in causes {
+        match all.last_mut().filter(|last| cause.from <= last.until + RECOVERED) {
+            Some(last) => last.until = last.until.max(cause.until),
+            None => all.push(cause),
+        }
+    }
+    all
+}
+
+/// When no worker was ready that was not stopping or frozen.
+fn nobody_works(evidence: &Evidence<'_>) -> Vec<Cause> {
+    let mut works: Vec<(f64, f64)> = Vec::new();
+    for life in evidence.workers.values().flatten() {
+        let Some(ready) = life.ready else { continue };
+        let (mut from, until) = (ready, life.works_until());
+        for (begin, thaw) in &life.frozen {
+            works.push((from, begin.min(until)));
+            from = *thaw;
+        }
+        works.push((from, until));
+    }
+    works.retain(|(from, until)| from < until);
+    works.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let (mut covered, mut gaps) = (0.0, Vec::new());
+    for (from, until) in works {
+        if from > covered {
+            gaps.push(Cause { from: covered, until: from });
+        }
+        covered = until.max(covered);
+    }
+    // Behind the last one the workers are stopped, and nothing is sent any more.
+    gaps
+}
+
+pub(super) fn rows(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Vec<Row> {
+    vec![
+        refusals(evidence, causes),
+        recoveries(evidence, causes),
+        starts(evidence),
+        answers(evidence, causes),
+        probes(evidence),
+        read_back(evidence),
+        unplanned(evidence),
+    ]
+}
+
+/// 503 needs a cause; any other refusal of what is a valid request has none.
+fn refusals(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
+    let mut tally = Tally::new("-", REFUSALS, "0");
+    for (number, request) in &evidence.requests {
+        tally.count += 1;
+        let Some((line, at, answer)) = request.answered else { continue };
+        let why = || answer.why.clone().unwrap_or_default();
+        let what = if is_fault(answer) {
+            format!("request {number} is valid and got {}", why())
+        } else if (answer.outcome == Kind::Refused || answer.status == Some(503))
+            && !causes.excuse(request.gateway, request.at, at)
+        {
+            format!("request {number} was turned away without a cause by {}: {}", request.gateway, why())
+        } else if answer.status == Some(503) && !answer.retry_after {
+            format!("request {number} got 503 without Retry-After: {}", why())
+        } else {
+            continue;
+        };
+        tally.broken(what, vec![request.gateway.to_owned()], vec![request.line, line]);
+    }
+    tally.counted()
+}
+
+/// Whether no valid request may be answered so.
+fn is_fault(answer: &Answer) -> bool {
+    let status = answer.status.unwrap_or_default();
+    // The failure of a task is said with 500 and the members of its result.
+    status >= 400 && !matches!(status, 503 | 504) && answer.outcome != Kind::Failed
+}
+
+/// After a cause somebody is answered soon.
+fn recoveries(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
+    let mut tally = Tally::new("-", RECOVERIES, "< 3 s");
+    let mut of_gateway: BTreeMap<&str, Vec<&Request<'_>>> = BTreeMap::new();
+    for request in evidence.requests.values() {
+        of_gateway.entry(request.gateway).or_default().push(request);
+    }
+    for (gateway, requests) in of_gateway {
+        for (index, cause) in causes.at(gateway).iter().enumerate() {
+            let next = causes.at(gateway).get(index + 1).map_or(f64::INFINITY, |next| next.from);
+            let over = cause.until;
+            // Requests came all the time.
+            let asked =
+                |from: f64| requests.iter().find(|request| (over + from..over + from + 1.0).contains(&request.at));
+            let (Some(first), Some(_), true) = (asked(0.0), asked(RECOVERED - 1.0), next > over + RECOVERED) else {
+                continue;
+            };
+            let served = requests.iter().filter(|request| request.at > cause.from - RECOVERED * 4.0);
+            let served = served
+                .filter_map(|request| request.answered.filter(|(_, at, answer)| *at >= over && is_served(answer)));
+            let soonest = served.map(|(_, at, _)| at).fold(f64::INFINITY, f64::min);
+            let took = soonest.min(evidence.end) - over;
+            tally.time(took, RECOVERED, || Finding {
+                what: format!("{gateway} served nobody for {} after a cause had ended at {over:.1} s", shown(took)),
+                ids: vec![gateway.to_owned()],
+                lines: vec![first.line],
+            });
+        }
+    }
+    tally.row()
+}
+
+fn is_served(answer: &Answer) -> bool {
+    matches!(answer.outcome, Kind::Answered | Kind::Failed) || answer.status == Some(202)
+}
+
+/// A task is begun as soon as a worker has a place for it.
+fn starts(evidence: &Evidence<'_>) -> Row {
+    let mut tally = Tally::new("-", "tasks start in time", "< 1 s, after a stop 2 s, a hang 20 s");
+    // Without the journal a first start is known from its result only, and dated by it.
+    if !evidence.sees_starts {
+        return tally.row();
+    }
+    for (id, story) in &evidence.tasks {
+        let (Some((_, accepted)), Some(run)) = (story.accepted.first(), story.runs.first()) else { continue };
+        let waited = run.began - accepted;
+        let took = if waited <= BEGUN { waited.max(0.0) } else { free_time(evidence, *accepted, run.began) };
+        tally.time(took, bound(evidence, *accepted, run.began), || Finding {
+            what: format!(
+                "a task started {} after it was accepted; a worker was free for {}",
+                shown(waited),
+                shown(took)
+            ),
+            ids: vec![(*id).to_owned()],
+            lines: story.lines(),
+        });
+    }
+    tally.row()
+}
+
+/// For how long a worker could have begun it while Kafka was there.
+fn free_time(evidence: &Evidence<'_>, from: f64, until: f64) -> f64 {
+    let away = merged(evidence.outages.iter().map(|(from, until)| Cause { from: *from, until: *until }).collect());
+    let (mut since, mut free) = (from, 0.0);
+    for outage in away.iter().filter(|outage| outage.excuses(from, until)) {
+        if outage.from > since {
+            free += crashes::free_time(evidence, "", since, outage.from.min(until));
+        }
+        since = since.max(outage.until + RECOVERED);
+    }
+    if since < until { free + crashes::free_time(evidence, "", since, until) } else { free }
+}
+
+/// What had happened to workers that may have fetched it.
+fn bound(evidence: &Evidence<'_>, accepted: f64, began: f64) -> f64 {
+    let lives = || evidence.workers.values().flatten();
+    let within = |at: f64| at >= accepted - MOMENT && at <= began;
+    if lives().any(|life| life.frozen.iter().any(|(from, thaw)| *from <= began && *thaw >= accepted)) {
+        BEGUN_AFTER_HANG
+    } else if lives().any(|life| within(life.works_until()) || life.exit.as_ref().is_some_and(|exit| within(exit.at))) {
+        BEGUN_AFTER_STOP
+    } else {
+        BEGUN
+    }
+}
+
+/// A result is passed on at once.
+fn answers(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
+    let mut tally = Tally::new("-", "an answer follows its result", "< 1 s");
+    let mut took_all: Vec<f64> = Vec::new();
+    let stories: BTreeMap<u64, &Story<'_>> =
+        evidence.tasks.values().filter_map(|story| Some((story.number?, story))).collect();
+    for (number, request) in &evidence.requests {
+        let Some((line, at, answer)) = request.answered.filter(|(_, _, answer)| answer.outcome == Kind::Answered)
+        else {
+            continue;
+        };
+        let Some(story) = stories.get(&request.of) else { continue };
+        let result = story.results().map(|end| end.at).fold(f64::INFINITY, f64::min).max(request.at);
+        if !result.is_finite() || causes.excuse(request.gateway, result, at) {
+            continue;
+        }
+        let took = (at - result).max(0.0);
+        took_all.push(took);
+        tally.time(took, ANSWERED, || Finding {
+            what: format!("request {number} was answered {} after its result was in Kafka", shown(took)),
+            ids: answer.task_id.clone().into_iter().collect(),
+            lines: vec![request.line, line],
+        });
+    }
+    took_all.sort_by(f64::total_cmp);
+    let percentile = |percent: usize| took_all.get((took_all.len() * percent).div_ceil(100).max(1) - 1).copied();
+    if let (Some(half), Some(most)) = (percentile(50), percentile(99)) {
+        tally.note.push(format!("p50 {}, p99 {}", shown(half), shown(most)));
+    }
+    tally.row()
+}
+
+/// Short tasks, sent when everything was well again.
+fn probes(evidence: &Evidence<'_>) -> Row {
+    let mut tally = Tally::new("-", PROBES, "< 2 s");
+    for (number, request) in evidence.requests.range(AFTERWARDS..) {
+        let answered = request.answered.filter(|(_, _, answer)| answer.outcome == Kind::Answered);
+        let took = answered.map_or(evidence.end, |(_, at, _)| at) - request.at;
+        let why = request.answered.and_then(|(_, _, answer)| answer.why.clone()).unwrap_or_default();
+        tally.time(if answered.is_some() { took } else { f64::INFINITY }, PROBED, || Finding {
+            what: match answered {
+                Some(_) => format!("request {number} was answered after {}, though all was well", shown(took)),
+                None => format!("request {number} was not answered, though all was well: {why}"),
+            },
+            ids: vec![request.gateway.to_owned()],
+            lines: [Some(request.line), request.answered.map(|(line, ..)| line)].into_iter().flatten().collect(),
+        });
+    }
+    tally.row()
+}
+
+/// A result that was given once is given by every gateway, byte for byte, and never taken back.
+fn read_back(evidence: &Evidence<'_>) -> Row {
+    let mut tally = Tally::new("P1", "results stay what they are", "0 differ");
+    for (id, answers) in &evidence.read_back {
+        tally.count += 1;
+        let first = answers.iter().find_map(|answer| answer.mark);
+        for answer in answers {
+            let what = match (answer.mark, answer.status) {
+                (Some(mark), _) if Some(mark) == first => continue,
+                (Some(_), _) => "is another result than the one before".to_owned(),
+                (None, Some(200)) => "is pending again".to_owned(),
+                (None, Some(status)) => format!("is answered {status}"),
+                (None, None) => "is not answered".to_owned(),
+            };
+            let what = format!("the task of request {} was done; at {} it {what}", answer.request, answer.gateway);
+            tally.broken(what, vec![(*id).to_owned()], vec![answer.line]);
+        }
+    }
+    tally.counted()
+}
+
+/// The drill's own broker is there unless the drill has taken it away.
+fn unplanned(evidence: &Evidence<'_>) -> Row {
+    let mut tally = Tally::new("-", "Kafka is there unless an action takes it away", "0");
+    if !evidence.begin.owns_broker {
+        return tally.row();
+    }
+    tally.count = 1;
+    for (line, from, until) in &evidence.seen_away {
+        let planned = |outage: &super::super::evidence::Outage| {
+            outage.from - RECOVERED <= *from && *until <= outage.until + RECOVERED
+        };
+        if !evidence.done_to_broker.iter().any(planned) {
+            let what =
+                format!("Kafka did not answer for {}, and no action had done anything to it", shown(until - from));
+            tally.broken(what, vec!["broker".to_owned()], vec![*line]);
+        }
+    }
+    tally.counted()
+}

@@ -1,0 +1,94 @@
+//! The receipt of a stopped worker, read as the contract has it: a member that is missing, or of another kind, is a fault.
+//!
+//! Shares no type with the worker that writes it. Pure; called by the evidence and the judge.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// See the module documentation.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(super) struct Receipt {
+    pub(super) worker_id: String,
+    pub(super) signal: String,
+    pub(super) outcome: String,
+    /// Each step of the stop, and `total`.
+    pub(super) phases_ms: BTreeMap<String, f64>,
+    pub(super) tasks_finished: u64,
+    pub(super) tasks_returned: u64,
+    pub(super) tasks_abandoned: Vec<String>,
+    pub(super) exit_code: i32,
+}
+
+impl Receipt {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// What is missing or wrong.
+    pub(super) fn read(raw: &Value) -> Result<Self, String> {
+        Self::deserialize(raw).map_err(|error| error.to_string())
+    }
+
+    /// How long the whole stop took, in seconds, as far as it is said.
+    pub(super) fn total(&self) -> Option<f64> {
+        self.phases_ms.get("total").map(|total| total / 1e3)
+    }
+
+    /// Why the steps cannot be those of this total.
+    pub(super) fn phases_fault(&self) -> Option<String> {
+        /// Between steps there are moments, and each step is rounded.
+        const MOMENTS: f64 = 500.0;
+        let Some(total) = self.phases_ms.get("total") else { return Some("has no total".to_owned()) };
+        let steps: Vec<f64> =
+            self.phases_ms.iter().filter(|(name, _)| *name != "total").map(|(_, took)| *took).collect();
+        let sum: f64 = steps.iter().sum();
+        let adds_up = sum <= total + 1.0 + steps.len() as f64 && sum >= total - MOMENTS;
+        (!adds_up).then(|| format!("has phases of {sum} ms in a total of {total} ms"))
+    }
+}
+
+/// The tasks that a receipt calls abandoned, whatever else is wrong with it.
+pub(super) fn abandoned(raw: &Value) -> impl Iterator<Item = &str> {
+    raw.get("tasks_abandoned").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// The exit code that it says.
+pub(super) fn exit_code(raw: &Value) -> Option<i32> {
+    raw.get("exit_code").and_then(Value::as_i64).and_then(|code| code.try_into().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_member_that_is_missing_is_named() {
+        let whole = json!({"worker_id": "w", "signal": "SIGTERM", "outcome": "drained", "phases_ms": {"drain": 40, "total": 50},
+            "tasks_finished": 1, "tasks_returned": 0, "tasks_abandoned": [], "exit_code": 0});
+        let receipt = Receipt::read(&whole).expect("whole");
+        assert_eq!((receipt.total(), receipt.phases_fault()), (Some(0.05), None));
+        for name in
+            ["worker_id", "signal", "outcome", "phases_ms", "tasks_finished", "tasks_returned", "tasks_abandoned"]
+        {
+            let mut without = whole.clone();
+            without.as_object_mut().expect("an object").remove(name);
+            assert!(Receipt::read(&without).expect_err("missing").contains(name));
+        }
+    }
+
+    #[test]
+    fn phases_add_up_to_their_total() {
+        let of = |phases: Value| {
+            let raw = json!({"worker_id": "w", "signal": "SIGTERM", "outcome": "drained", "phases_ms": phases,
+                "tasks_finished": 1, "tasks_returned": 0, "tasks_abandoned": [], "exit_code": 0});
+            Receipt::read(&raw).expect("whole").phases_fault()
+        };
+        assert_eq!(of(json!({"drain": 40, "leave": 11, "total": 50})), None);
+        assert!(of(json!({"drain": 40, "leave": 20, "total": 50})).is_some());
+        assert!(of(json!({"drain": 40, "total": 5000})).is_some());
+        assert!(of(json!({"drain": 40})).is_some());
+    }
+}
