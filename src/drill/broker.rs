@@ -7,9 +7,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::devbroker::{self, Settings};
+use crate::devbroker::{self, Action, Bites, Fault, Kind, Settings};
 use crate::kafka::BrokerAddress;
+
+use super::plan::{FaultPlan, NetworkFault, RequestKind};
 
 /// The script beside which a drill with a real broker is started.
 const SCRIPT: &str = "scripts/kafka";
@@ -97,6 +100,26 @@ impl Broker {
             }
             Self::Given(_) => Err("it is not the drill's".to_owned()),
         }
+    }
+
+    /// Has a fault done to the next request of this kind: `None` where that cannot be had. Tells how often it was done.
+    pub(super) fn fault(&self, plan: FaultPlan, length: Duration) -> Option<Bites> {
+        let Self::Embedded(broker) = self else { return None };
+        let action = match plan.fault {
+            NetworkFault::CutBefore => Action::CutBefore,
+            NetworkFault::CutAfter => Action::CutAfter,
+            NetworkFault::Delay => Action::Delay(length),
+            NetworkFault::AnswerTwice => Action::AnswerTwice,
+        };
+        let kind = match plan.request {
+            RequestKind::Produce => Kind::Produce,
+            RequestKind::Fetch => Kind::Fetch,
+            RequestKind::ShareFetch => Kind::ShareFetch,
+            RequestKind::ShareAcknowledge => Kind::ShareAcknowledge,
+            RequestKind::ShareGroupHeartbeat => Kind::ShareGroupHeartbeat,
+        };
+        let client = if plan.of_worker { "worker" } else { "gateway" };
+        Some(broker.inject(Fault::new(action).at(kind).of_client(client)))
     }
 
     /// Freezes it, or thaws it.

@@ -209,7 +209,7 @@ impl Director {
             return;
         }
         let waited = since.elapsed();
-        match next_step(self.fleet.order(number, &planned, waited), waited) {
+        match next_step(self.fleet.order(number, &planned), waited) {
             Next::Nothing => {}
             Next::TryAgain => state.waiting.push(Waiting { number, planned, since, tried: Instant::now() }),
             Next::GiveUp(why) => self.give_up(number, &planned, &why),

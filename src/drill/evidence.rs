@@ -241,6 +241,11 @@ pub(super) struct Action<'a> {
     pub(super) what: &'a str,
     pub(super) target: Option<&'a str>,
     pub(super) carried: Option<bool>,
+    /// From when it was ordered until it was carried out.
+    pub(super) from: f64,
+    pub(super) until: f64,
+    /// What exactly was ordered, and what came of it.
+    pub(super) ordered: &'a str,
     pub(super) detail: &'a str,
     /// Processes that it sent a signal to, with which and when.
     pub(super) signals: Vec<(&'a str, &'a str, f64)>,
@@ -414,12 +419,14 @@ impl<'a> Evidence<'a> {
             }
             Fact::Ordered { action, what, target, detail } => {
                 let target = target.as_deref();
-                let action_of = Action { line: number, what, target, carried: None, detail, signals: Vec::new() };
+                let (from, until, carried, signals) = (at, f64::INFINITY, None, Vec::new());
+                let action_of =
+                    Action { line: number, what, target, carried, from, until, ordered: detail, detail, signals };
                 self.actions.insert(*action, action_of);
             }
             Fact::Carried { action, done, detail } => {
                 if let Some(action) = self.actions.get_mut(action) {
-                    (action.carried, action.detail) = (Some(*done), detail);
+                    (action.carried, action.detail, action.until) = (Some(*done), detail, at);
                 }
             }
             // In the order of their times, when all actions are known.
@@ -550,6 +557,13 @@ impl<'a> Evidence<'a> {
     /// Whether the handler of a task fails each time, as it was asked to.
     pub(super) fn is_poison(&self, story: &Story<'_>) -> bool {
         self.request_of(story).is_some_and(|request| request.poison)
+    }
+
+    /// Faults that were done to what a worker says of its share session: whatever it held may be lost with that.
+    pub(super) fn session_faults(&self, from: f64, until: f64) -> impl Iterator<Item = &Action<'a>> {
+        let faults =
+            self.actions.values().filter(|action| action.what == "fault" && action.ordered.contains(" at Share"));
+        faults.filter(move |fault| fault.from <= until && from <= fault.until)
     }
 
     /// Whether Kafka was away at some time between these.

@@ -72,8 +72,8 @@ pub(super) trait Fleet: Send {
     /// Why not, and what would help.
     fn can(&self, what: What) -> Result<(), String>;
 
-    /// Begins an action. `number` counts the actions of the run; `waited` is for how long it has been tried: at first a fleet may be choosy.
-    fn order(&mut self, number: u32, planned: &Planned, waited: Duration) -> Attempt;
+    /// Begins an action. `number` counts the actions of the run.
+    fn order(&mut self, number: u32, planned: &Planned) -> Attempt;
 
     /// Takes what a process of it told.
     fn happened(&mut self, happening: Happening);

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::config::values::show_duration;
+use crate::devbroker::Bites;
 use crate::journal::JOURNAL;
 use crate::kafka::BrokerAddress;
 use crate::reserved_port::ReservedPort;
@@ -24,7 +25,7 @@ use super::fleet::{Attempt, Fleet, LOCK, MAX_DELIVERIES, Place, Teller};
 use super::hits::Hits;
 use super::http::Client;
 use super::options::GatewayAddress;
-use super::plan::{FleetPlan, What, Who};
+use super::plan::{FaultPlan, FleetPlan, What, Who};
 use super::process::{Ears, Happened, Happening, Launch, Process};
 use super::schedule::Planned;
 use super::starts::Starts;
@@ -37,10 +38,10 @@ const SECOND_SIGNAL: Duration = Duration::from_millis(150);
 const BUSY: Duration = Duration::from_millis(40);
 /// One with such a task has it for seconds.
 const LONG: Duration = Duration::from_millis(600);
-/// How long one is waited for whose long task began so late that it outlasts a drain; then one with an older one will do.
-const FRESH: Duration = Duration::from_secs(7);
 /// How often what cannot tell by itself is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a fault waits for its request.
+const FAULT_WAIT: Duration = Duration::from_secs(10);
 /// How often the journal is read.
 const READ: Duration = Duration::from_millis(50);
 /// How long a gateway that was told to stop is asked for whether it is ready, until it says that it is not.
@@ -131,6 +132,8 @@ pub(super) struct Native {
     rolled: Option<String>,
     broker_work: Option<BrokerWork>,
     broker_thaw: Option<Instant>,
+    /// Faults that wait for their request: since when, of which action, how often they were done.
+    faults: Vec<(Instant, u32, Bites)>,
     /// Nobody stays away for longer than his end takes.
     healing: bool,
     /// What is left of the plan need not be done.
@@ -166,6 +169,7 @@ impl Native {
             rolled: None,
             broker_work: None,
             broker_thaw: None,
+            faults: Vec::new(),
             healing: false,
             cut_short: false,
         };
@@ -370,7 +374,7 @@ impl Native {
     }
 
     /// Whom an action hits; `Err`: nobody just now.
-    fn choose(&self, planned: &Planned, waited: Duration) -> Result<String, String> {
+    fn choose(&self, planned: &Planned) -> Result<String, String> {
         let spared = |name: &String| self.hits.are_enough(self.starts.tasks(name));
         let mut all = self.sound(planned.what.has_worker());
         if !matches!(planned.who, Who::Named(_)) {
@@ -384,10 +388,10 @@ impl Native {
                 let busy = |name: &&String| busy_since(name).is_some_and(|since| since.elapsed() >= BUSY);
                 all.iter().filter(busy).cloned().collect()
             }
-            // The one that began last: it may outlast a drain.
+            // The one that began last, and outlasts a drain where the plan has such tasks.
             Who::Long => {
                 let newest = all.iter().filter_map(|name| Some((long_since(name)?, name))).max();
-                let fresh = self.options.outlasts_drain.filter(|_| waited < FRESH).unwrap_or(Duration::MAX);
+                let fresh = self.options.outlasts_drain.unwrap_or(Duration::MAX);
                 let newest = newest.filter(|(since, _)| since.elapsed() <= fresh);
                 newest.map(|(_, name)| name.clone()).into_iter().collect()
             }
@@ -413,9 +417,9 @@ impl Native {
     }
 
     /// A signal to one, and what follows.
-    fn order_one(&mut self, number: u32, planned: &Planned, waited: Duration) -> Attempt {
+    fn order_one(&mut self, number: u32, planned: &Planned) -> Attempt {
         self.starts.read(&self.teller);
-        let name = match self.choose(planned, waited) {
+        let name = match self.choose(planned) {
             Ok(name) => name,
             Err(why) => return Attempt::NotNow(why),
         };
@@ -574,6 +578,31 @@ impl Native {
         Attempt::Begun
     }
 
+    fn order_fault(&mut self, number: u32, planned: &Planned) -> Attempt {
+        let Some(fault) = planned.fault else { return Attempt::NotNow("it is no fault".to_owned()) };
+        let FaultPlan { fault: what, request, of_worker } = fault;
+        let whose = if of_worker { "a worker" } else { "a gateway" };
+        self.ordered(number, planned, None, format!("{what:?} at {request:?} of {whose}"));
+        match self.broker.fault(fault, planned.length.unwrap_or_default()) {
+            Some(bites) => self.faults.push((Instant::now(), number, bites)),
+            None => self.carried(number, false, "faults on demand are the embedded broker's"),
+        }
+        Attempt::Begun
+    }
+
+    /// Faults that were done are carried out; no request came for those that have waited for long.
+    fn look_after_faults(&mut self) {
+        for (since, number, bites) in std::mem::take(&mut self.faults) {
+            if bites.count() > 0 {
+                self.carried(number, true, "it was done");
+            } else if since.elapsed() >= FAULT_WAIT || self.healing {
+                self.carried(number, self.cut_short, "no such request came");
+            } else {
+                self.faults.push((since, number, bites));
+            }
+        }
+    }
+
     fn freeze_broker(&mut self, frozen: bool, action: Option<u32>) {
         let signal = if frozen { "SIGSTOP" } else { "SIGCONT" };
         if frozen {
@@ -695,18 +724,21 @@ impl Fleet for Native {
                 Err("the Kafka is not the drill's to stop; use BROKER=embedded or BROKER=apache, or a plan without it"
                     .to_owned())
             }
+            (Broker::Embedded(_), _) => Ok(()),
+            _ if what == What::Fault => Err("faults on demand are the embedded broker's".to_owned()),
             _ => Ok(()),
         }
     }
 
-    fn order(&mut self, number: u32, planned: &Planned, waited: Duration) -> Attempt {
+    fn order(&mut self, number: u32, planned: &Planned) -> Attempt {
         match planned.what {
             What::Scale => self.scale(number, planned),
             What::StartWorker => self.start_one(number, planned),
             What::Pause => Attempt::Begun,
+            What::Fault => self.order_fault(number, planned),
             what if what.has_broker() => self.order_broker(number, planned),
             _ if planned.who == Who::All => self.order_all(number, planned),
-            _ => self.order_one(number, planned, waited),
+            _ => self.order_one(number, planned),
         }
     }
 
@@ -735,6 +767,7 @@ impl Fleet for Native {
 
     fn tick(&mut self) {
         self.look_after_broker();
+        self.look_after_faults();
         let now = Instant::now();
         self.starts.read(&self.teller);
         self.read = now;

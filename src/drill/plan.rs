@@ -150,11 +150,54 @@ pub enum What {
     FreezeBroker,
     /// No load for `for`.
     Pause,
+    /// Something goes wrong between a program and the embedded broker, once.
+    Fault,
+}
+
+/// What goes wrong with one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkFault {
+    /// The connection is closed, and the request has no effect.
+    CutBefore,
+    /// The request has its effect, and the connection is closed instead of the answer.
+    CutAfter,
+    /// The request is answered after `for`.
+    Delay,
+    /// The answer comes twice.
+    AnswerTwice,
+}
+
+/// Which requests can go wrong; Kafka's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RequestKind {
+    /// Produce
+    Produce,
+    /// Fetch
+    Fetch,
+    /// ShareFetch
+    ShareFetch,
+    /// ShareAcknowledge
+    ShareAcknowledge,
+    /// ShareGroupHeartbeat
+    ShareGroupHeartbeat,
+}
+
+/// A fault, and the request that it is done to: the next one of this kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultPlan {
+    /// What goes wrong.
+    pub fault: NetworkFault,
+    /// With which kind of request.
+    pub request: RequestKind,
+    /// Of a worker; otherwise of a gateway.
+    pub of_worker: bool,
 }
 
 impl What {
     /// All of them, with their names.
-    pub const ALL: [(Self, &str); 15] = [
+    pub const ALL: [(Self, &str); 16] = [
         (Self::StopWorker, "stop-worker"),
         (Self::RestartWorker, "restart-worker"),
         (Self::SecondSignal, "second-signal"),
@@ -170,6 +213,7 @@ impl What {
         (Self::KillBroker, "kill-broker"),
         (Self::FreezeBroker, "freeze-broker"),
         (Self::Pause, "pause"),
+        (Self::Fault, "fault"),
     ];
 
     /// As plans write it.
@@ -193,7 +237,7 @@ impl What {
         use What::{FreezeBroker, FreezeWorker, KillBroker, KillGateway, KillWorker, Pause, StopBroker, StopGateway};
         match self {
             FreezeWorker | FreezeBroker | Pause | StopBroker | KillBroker | StopGateway | KillGateway => (true, true),
-            KillWorker | Self::StopWorker => (true, false),
+            KillWorker | Self::StopWorker | Self::Fault => (true, false),
             _ => (false, false),
         }
     }
@@ -213,7 +257,7 @@ pub enum Who {
     Any,
     /// By chance among those with a task in flight.
     Busy,
-    /// Of those that have had a task for more than half a second, the one that has had it for the shortest time; at first only if it outlasts a drain.
+    /// Of those that have had a task for more than half a second, the one that has had it for the shortest time; where the plan has tasks that outlast a drain, only one with such a task.
     Long,
     /// By chance among those without.
     Idle,
@@ -258,6 +302,25 @@ pub struct ActionPlan {
     /// How many; for `scale`.
     #[serde(default)]
     pub to: Option<u32>,
+    /// For `fault`: what goes wrong.
+    #[serde(default)]
+    pub fault: Option<NetworkFault>,
+    /// For `fault`: with which request.
+    #[serde(default)]
+    pub request: Option<RequestKind>,
+    /// For `fault`: whose request, `worker` or `gateway`.
+    #[serde(default)]
+    pub of: Option<Client>,
+}
+
+/// Whose requests a fault is done to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Client {
+    /// A worker's.
+    Worker,
+    /// A gateway's.
+    Gateway,
 }
 
 /// One moment or several.
@@ -394,6 +457,12 @@ fn in_one_line(text: &str, error: &toml::de::Error) -> String {
 }
 
 impl ActionPlan {
+    /// The fault that it is, if it is one.
+    pub fn network_fault(&self) -> Option<FaultPlan> {
+        let of_worker = self.of? == Client::Worker;
+        Some(FaultPlan { fault: self.fault?, request: self.request?, of_worker })
+    }
+
     fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         match (self.at.0.is_empty(), self.every) {
@@ -414,6 +483,18 @@ impl ActionPlan {
             (What::Scale, _) => faults.push("needs to: how many workers, 1 to 100".to_owned()),
             (_, Some(_)) => faults.push("takes no to".to_owned()),
             _ => {}
+        }
+        let (is_fault, parts) =
+            (self.what == What::Fault, [self.fault.is_some(), self.request.is_some(), self.of.is_some()]);
+        if is_fault && self.network_fault().is_none() {
+            faults.push(
+                "needs fault, request and of, for example fault = \"cut-after\", request = \"produce\", of = \"gateway\"".to_owned(),
+            );
+        } else if !is_fault && parts.contains(&true) {
+            faults.push("takes no fault, request and of".to_owned());
+        }
+        if self.fault.is_some() && (self.fault == Some(NetworkFault::Delay)) != self.length.is_some() {
+            faults.push("has a delay without for, or for without a delay".to_owned());
         }
         if self.worker != Who::Any && !self.what.has_worker() {
             faults.push("takes no worker".to_owned());
@@ -505,6 +586,14 @@ mod tests {
             (
                 "for = \"2m\"\n[[action]]\ndo = \"pause\"\nat = \"1s\"\nfor = \"1s\"\nworker = \"busy\"",
                 &["takes no worker"],
+            ),
+            (
+                "for = \"2m\"\n[[action]]\ndo = \"fault\"\nat = \"1s\"\nfault = \"cut-after\"",
+                &["action 1 (fault)", "needs fault, request and of"],
+            ),
+            (
+                "for = \"2m\"\n[[action]]\ndo = \"fault\"\nat = \"1s\"\nfault = \"delay\"\nrequest = \"fetch\"\nof = \"worker\"",
+                &["a delay without for"],
             ),
             ("for = \"2m\"\n[load]\nrate = 0", &["load.rate is 0; expected 1 to 2000"]),
             ("for = \"2m\"\n[[load.tasks]]\nshare = 1\nwork = \"3m\"", &["work 3m", "2m at most"]),

@@ -320,8 +320,9 @@ impl<'a> Run<'a> {
             .filter_map(|(what, name)| fleet.can(*what).err().map(|why| format!("{name}: {why}")))
             .collect();
         schedule.retain(|planned| fleet.can(planned.what).is_ok());
-        // A fleet that was there is taken as it is; one of the drill's own could have been made for the plan.
-        if (self.config.owns_processes() || schedule.is_empty())
+        // A fleet that was there is taken as it is; one of the drill's own could have been made for the plan, but for faults that no real broker has.
+        let owned = self.config.owns_processes() && impossible.iter().any(|why| !why.starts_with(What::Fault.name()));
+        if (owned || schedule.is_empty())
             && let Some(why) = impossible.pop()
         {
             return Err(End::Cannot(why));

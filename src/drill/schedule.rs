@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::plan::{ActionPlan, Plan, What, Who};
+use super::plan::{ActionPlan, FaultPlan, Plan, What, Who};
 
 /// One action at its moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub(super) struct Planned {
     pub(super) length: Option<Duration>,
     /// How many, for `scale`.
     pub(super) to: u32,
+    /// For `fault`.
+    pub(super) fault: Option<FaultPlan>,
     /// Chooses among those it may hit.
     pub(super) draw: u64,
 }
@@ -58,6 +60,7 @@ fn planned(action: &ActionPlan, at: Duration, rng: &mut Rng) -> Planned {
         who: action.worker.clone(),
         length,
         to: action.to.unwrap_or_default(),
+        fault: action.network_fault(),
         draw: rng.u64(..),
     }
 }

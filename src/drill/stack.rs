@@ -196,12 +196,13 @@ impl Fleet for Stack {
             (What::StopBroker | What::RestartBroker | What::KillBroker, "embedded") => {
                 Err("the embedded broker would forget everything; it is possible with KAFKA=apache make up".to_owned())
             }
+            (What::Fault, _) => Err("faults on demand are those of a drill's own embedded broker".to_owned()),
             (what, "own") if what.has_broker() => Err("this Kafka is not the fleet's to stop".to_owned()),
             _ => Ok(()),
         }
     }
 
-    fn order(&mut self, number: u32, planned: &Planned, _: Duration) -> Attempt {
+    fn order(&mut self, number: u32, planned: &Planned) -> Attempt {
         self.reap();
         if self.actions.len() >= MOST {
             return Attempt::NotInTurn(format!("{MOST} actions are under way"));

@@ -113,7 +113,8 @@ fn after_kill(evidence: &Evidence<'_>, life: &Life<'_>, held: &Held<'_, '_>, at:
     }
     let until = next.unwrap_or(evidence.end);
     // The broker's troubles are not the worker's.
-    if !evidence.kafka_away(at - AROUND, until) {
+    let faulty = evidence.session_faults(at - AROUND, until).next().is_some();
+    if !faulty && !evidence.kafka_away(at - AROUND, until) {
         measure(life, held, free_time(evidence, life.process, at, until), AFTER_KILL, tally);
     }
 }

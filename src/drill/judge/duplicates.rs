@@ -179,8 +179,19 @@ fn cause(
     {
         return found;
     }
-    let outage = outages(evidence).find(|outage| outage.from <= until && outage.until + AFTERMATH >= run.began)?;
-    causes.take((String::new(), outage.from, outage.until), "broker", || lost_in(evidence, &outage))
+    let outage = outages(evidence).find(|outage| outage.from <= until && outage.until + AFTERMATH >= run.began);
+    if let Some(outage) = outage
+        && let found @ Some(_) =
+            causes.take((String::new(), outage.from, outage.until), "broker", || lost_in(evidence, &outage))
+    {
+        return found;
+    }
+    let fault = evidence.session_faults(run.began - AFTERMATH, until).next()?;
+    causes.take(("fault".to_owned(), fault.from, fault.until), "fault", || {
+        // Of the one worker whose session it was.
+        let lives = evidence.workers.values().flatten().filter(|life| life.contains(fault.until));
+        lives.map(|life| lost_at(evidence, life, fault.until)).max().unwrap_or_default()
+    })
 }
 
 fn lock(evidence: &Evidence<'_>) -> f64 {

@@ -241,7 +241,9 @@ fn free_time(evidence: &Evidence<'_>, from: f64, until: f64) -> f64 {
 fn bound(evidence: &Evidence<'_>, accepted: f64, began: f64) -> f64 {
     let lives = || evidence.workers.values().flatten();
     let within = |at: f64| at >= accepted - MOMENT && at <= began;
-    if lives().any(|life| life.frozen.iter().any(|(from, thaw)| *from <= began && *thaw >= accepted)) {
+    let hung = lives().any(|life| life.frozen.iter().any(|(from, thaw)| *from <= began && *thaw >= accepted));
+    // What a worker had fetched when it lost its session may stay locked.
+    if hung || evidence.session_faults(accepted - RECOVERED, began).next().is_some() {
         BEGUN_AFTER_HANG
     } else if lives().any(|life| within(life.works_until()) || life.exit.as_ref().is_some_and(|exit| within(exit.at))) {
         BEGUN_AFTER_STOP

@@ -247,7 +247,10 @@ fn was_lost(evidence: &Evidence<'_>, life: &Life<'_>, held: &Held<'_, '_>, at: f
     let hung = |(from, until): &(f64, f64)| until - from >= kept && *from <= at && *until >= began;
     // Kafka has to be back: until then the outcome is kept, and its worker tries to get rid of it.
     let back = |(from, until): &(f64, f64)| *until >= began - AFTERMATH && *from <= at && *until <= at - MOMENT;
-    over && (life.frozen.iter().any(hung) || evidence.outages.iter().any(back) && !evidence.kafka_away(at - MOMENT, at))
+    let faulty = evidence.session_faults(began - AFTERMATH, at).next().is_some();
+    over && (faulty
+        || life.frozen.iter().any(hung)
+        || evidence.outages.iter().any(back) && !evidence.kafka_away(at - MOMENT, at))
 }
 
 /// Whether it had this task then, as far as clocks tell.

@@ -185,6 +185,25 @@ fn each_reason_is_recognized() {
 }
 
 #[test]
+fn a_fault_of_a_share_session_explains_what_one_worker_had_in_flight() {
+    let faulty = |request: &str| {
+        let mut sample = long_task("worker_1", 500);
+        let detail = format!("CutBefore at {request} of a worker");
+        sample.put(12.1, Fact::Ordered { action: 1, what: "fault".to_owned(), target: None, detail });
+        sample.put(12.2, Fact::Carried { action: 1, done: true, detail: "it was done".to_owned() });
+        restart(&mut sample, "worker_2", 12.3);
+        sample
+    };
+    let mut sample = faulty("ShareFetch");
+    assert_eq!((sample.broken(), sample.row(TWICE).note.as_str()), (vec![], "1 explained: fault 1 of 1"));
+    // Another task of the same moment is one too many.
+    sample.submit(601, 12.0, 500).accept(601, 12.001).begin(601, "worker_3", 12.05, 1);
+    sample.begin(601, "worker_2", 12.4, 2).result(601, "worker_2", 12.46, 0.05).answer(601, "worker_2", 12.47);
+    assert_eq!(sample.broken(), [TWICE]);
+    assert!(faulty("Produce").broken().contains(&TWICE), "a batch that is sent again is known to Kafka");
+}
+
+#[test]
 fn a_kill_in_the_instant_of_a_result_is_a_reason_and_one_much_later_is_none() {
     let killed_at = |at: f64| {
         let mut sample = Sample::calm();
