@@ -19,7 +19,7 @@ use super::process::Happening;
 use super::schedule::Planned;
 
 /// How long an action that hits nobody is tried again.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long an action waits for the end of another: a broker that starts may take long.
 const TURN: Duration = Duration::from_secs(90);
 /// How often.
@@ -248,8 +248,8 @@ mod tests {
     fn another_action_is_waited_for_as_long_as_a_broker_takes_to_come_back() {
         let (hits_nobody, busy) = (|| Attempt::NotNow("nobody".to_owned()), || Attempt::NotInTurn("busy".to_owned()));
         assert_eq!(next_step(Attempt::Begun, Duration::ZERO), Next::Nothing);
-        assert_eq!(next_step(hits_nobody(), Duration::from_secs(19)), Next::TryAgain);
-        assert_eq!(next_step(hits_nobody(), Duration::from_secs(21)), Next::GiveUp("nobody".to_owned()));
+        assert_eq!(next_step(hits_nobody(), Duration::from_secs(29)), Next::TryAgain);
+        assert_eq!(next_step(hits_nobody(), Duration::from_secs(31)), Next::GiveUp("nobody".to_owned()));
         assert_eq!(next_step(busy(), Duration::from_secs(65)), Next::TryAgain);
         assert_eq!(next_step(busy(), Duration::from_secs(91)), Next::GiveUp("busy".to_owned()));
     }

@@ -180,7 +180,7 @@ pub(super) struct Begin {
     /// The broker is the drill's own: nothing happens to it but what the plan says.
     #[serde(default)]
     pub(super) owns_broker: bool,
-    /// The workers have a handler of somebody's own: how long it takes is known from what it says.
+    /// The workers have a handler that is not ours: how long a task takes is known from its result only.
     #[serde(default)]
     pub(super) own_handler: bool,
     /// Promises that the plan puts to the test.

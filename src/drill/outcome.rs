@@ -30,7 +30,7 @@ pub(super) fn of_post(texts: &Texts, number: u64, answer: Result<Response, Failu
             Answer { why: Some("200, though 202 was asked for".to_owned()), ..said(Kind::Wrong, task_id) }
         }
         (202, task_id) if !asynchronous => {
-            Answer { why: Some("202, though nobody asked for it".to_owned()), ..said(Kind::Wrong, task_id) }
+            Answer { why: Some("202, though respond-async was not preferred".to_owned()), ..said(Kind::Wrong, task_id) }
         }
         (200 | 500, task_id) if body.get("success").is_some() => {
             Answer { status: Some(status), ..of_result(texts, number, task_id.unwrap_or_default(), &body) }

@@ -203,7 +203,7 @@ fn moments(evidence: &Evidence<'_>) -> Vec<f64> {
     all
 }
 
-/// Until the next view, the end of its gateway, or until nobody asked any more.
+/// Until the next view, the end of its gateway, or the last look.
 fn shown_until(evidence: &Evidence<'_>, gateway: &str, view: &View<'_>, next: Option<&View<'_>>) -> f64 {
     let lives = evidence.gateways.get(gateway).map(Vec::as_slice).unwrap_or_default();
     let ended = lives.iter().rev().find(|life| life.contains(view.at)).map_or(f64::INFINITY, Life::works_until);

@@ -40,7 +40,7 @@ const UNREADY: &str = "a stopping gateway is not ready";
 const CUT: &str = "every caller is answered";
 const KNOWS: &str = "a new gateway knows the fleet";
 const PAGE: &str = "the fleet page tells the truth";
-const REFUSED: &str = "nobody is turned away without a cause";
+const REFUSED: &str = "no caller is turned away without a cause";
 const RECOVERED: &str = "after each cause callers are served again";
 const IN_TIME: &str = "tasks start in time";
 const FOLLOWS: &str = "an answer follows its result";
@@ -114,7 +114,7 @@ const MUTATIONS: &[Mutation] = mutations! {
         let answer = Answer { task_id: Some(id), status: Some(200), ..Answer::of(Kind::Answered) };
         it.answer(number, &answer);
     };
-    "a task was run that nobody sent" => UNEXPECTED, "a result of a task that is not on the topic": |it| {
+    "a task was run that no request is of" => UNEXPECTED, "a result of a task that is not on the topic": |it| {
         let task = it.task();
         it.remove(|line| matches!(&line.fact, Fact::Accepted { task_id, .. } if *task_id == task.id));
     };
@@ -504,7 +504,7 @@ const MUTATIONS: &[Mutation] = mutations! {
             it.turn_away(&task, 503);
         }
     };
-    "a gateway served nobody for long after its restart" => RECOVERED, "served nobody for": |it| {
+    "a gateway served no caller for long after its restart" => RECOVERED, "served no caller for": |it| {
         let stop = it.first("restart-gateway");
         let back = it.lines.iter().find(|line| {
             line.at >= stop.exit && matches!(&line.fact, Fact::Started { process, .. } if *process == stop.process)
@@ -579,7 +579,7 @@ const MUTATIONS: &[Mutation] = mutations! {
     "a result is pending again (hole 14)" => STAYS, "is pending again": |it| read_back(it, Some(200));
     "a result is not known any more (hole 14)" => STAYS, "is answered 404": |it| read_back(it, Some(404));
     "a result cannot be read any more" => STAYS, "is not answered": |it| read_back(it, None);
-    "Kafka was unavailable, and nobody had touched it (hole 11)" => KAFKA, "no action had done anything to it": |it| {
+    "Kafka was unavailable without an action (hole 11)" => KAFKA, "no action had done anything to it": |it| {
         let task = it.task();
         it.put(task.began, Fact::KafkaAway { until: task.began + 2.0 });
     };
@@ -643,7 +643,7 @@ const MUTATIONS: &[Mutation] = mutations! {
             });
         }
     };
-    "nobody looked whether it works in the end" => UNDECIDED, "not seen to work when everything was over": |it| {
+    "the fleet was not probed in the end" => UNDECIDED, "not seen to work when everything was over": |it| {
         it.remove(|line| matches!(line.fact, Fact::Submitted { number: AFTERWARDS.., .. } | Fact::Answered { number: AFTERWARDS.., .. }));
     };
 };

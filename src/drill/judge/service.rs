@@ -26,7 +26,7 @@ const PROBED: f64 = 2.0;
 const LATE_SHARE: f64 = 0.01;
 
 /// The row of those that were turned away.
-pub(super) const REFUSALS: &str = "nobody is turned away without a cause";
+pub(super) const REFUSALS: &str = "no caller is turned away without a cause";
 /// The row of how soon callers are served again.
 pub(super) const RECOVERIES: &str = "after each cause callers are served again";
 /// What everything was probed for; untested, the run cannot be held.
@@ -164,7 +164,7 @@ fn is_fault(answer: &Answer) -> bool {
     status >= 400 && !matches!(status, 503 | 504) && answer.outcome != Kind::Failed
 }
 
-/// After a cause somebody is answered soon.
+/// After a cause callers are answered soon.
 fn recoveries(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
     let mut tally = Tally::new("-", RECOVERIES, "< 3 s");
     let mut of_gateway: BTreeMap<&str, Vec<&Request<'_>>> = BTreeMap::new();
@@ -187,7 +187,7 @@ fn recoveries(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
             let soonest = served.map(|(_, at, _)| at).fold(f64::INFINITY, f64::min);
             let took = soonest.min(evidence.end) - over;
             tally.time(took, RECOVERED, || Finding {
-                what: format!("{gateway} served nobody for {} after a cause had ended at {over:.1} s", shown(took)),
+                what: format!("{gateway} served no caller for {} after a cause had ended at {over:.1} s", shown(took)),
                 ids: vec![gateway.to_owned()],
                 lines: vec![first.line],
             });

@@ -191,7 +191,7 @@ impl Bounds {
 }
 
 /// When a run should have been over: after the work that was asked for, whatever its worker says that it took. How long a handler of others takes is
-/// known from nobody else.
+/// known only from the worker.
 fn done_at(held: &Held<'_, '_>, own: bool) -> f64 {
     let Some(end) = &held.run.end else { return held.run.began + held.work };
     let work = if own || held.story.number.is_none() { held.work.max(end.seconds) } else { held.work };
@@ -467,7 +467,7 @@ fn late_result(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, abandoned: &[&Strin
         })
 }
 
-/// Tasks that it may have fetched and not begun: they were accepted before its end, and nobody had begun them at its signal, or they were begun and had
+/// Tasks that it may have fetched and not begun: they were accepted before its end, and no worker had begun them at its signal, or they were begun and had
 /// no result.
 fn not_begun(evidence: &Evidence<'_>, stop: &Stop<'_, '_>) -> u64 {
     let waits = |story: &&Story<'_>| {

@@ -564,7 +564,7 @@ fn one_that_announces_its_stop_is_stopped_and_one_that_falls_silent_is_killed() 
     sample.view("gateway_1", 18.0, &["worker_3"]);
     let verdict = sample.judged();
     assert_eq!(verdict.conclusion, Conclusion::Held, "{:#?}", verdict.rows);
-    // Nobody knows whether the silent one was killed or has died by itself: it is not told as something that was done.
+    // Whether the silent worker was killed or died by itself is not known: it is not counted as a fault.
     assert!(verdict.faults.is_empty() && verdict.rows.iter().all(|row| !["P3", "P8", "P9"].contains(&row.promise)));
 }
 
