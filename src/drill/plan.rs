@@ -543,7 +543,7 @@ mod tests {
     fn a_task_outlasts_a_drain_if_it_is_longer() {
         let outlasts = |text: &str| Plan::read("test", text).expect("a plan").outlasts_drain();
         assert_eq!(outlasts(DEFAULT), Some(Duration::from_secs(4)));
-        assert_eq!(outlasts(include_str!("../../drills/short.toml")), Some(Duration::from_secs(5)));
+        assert_eq!(outlasts(include_str!("../../drills/short.toml")), Some(Duration::from_secs(2)));
         let plan = "for = \"1m\"\n[fleet]\ndrain_timeout = \"5s\"\n[[load.tasks]]\nshare = 1\nwork = ";
         assert_eq!(outlasts(&format!("{plan}\"4s\"")), None);
         assert_eq!(outlasts(&format!("{plan}\"6s\"")), None, "by too little to be hit");

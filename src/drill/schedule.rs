@@ -87,7 +87,10 @@ mod tests {
     fn random_actions_come_as_often_as_they_should_and_last_as_long() {
         let all = schedule(&plan(RANDOM), Duration::from_secs(600), 7);
         assert!((284..=286).contains(&all.len()), "{}", all.len());
-        assert!(all.iter().all(|planned| planned.at < Duration::from_secs(570)), "there may be no worker that they can be done to");
+        assert!(
+            all.iter().all(|planned| planned.at < Duration::from_secs(570)),
+            "there may be no worker that they can be done to"
+        );
         let lengths = all.iter().filter_map(|planned| planned.length);
         assert!(lengths.clone().all(|length| (1000..=3000).contains(&length.as_millis())));
         assert!(

@@ -145,6 +145,7 @@ fn refusals(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
             format!("request {number} is valid and got {}", why())
         } else if (answer.outcome == Kind::Refused || answer.status == Some(503))
             && !causes.excuse(request.gateway, request.at, at)
+            && !was_overloaded(evidence, at)
         {
             format!("request {number} was turned away without a cause by {}: {}", request.gateway, why())
         } else if answer.status == Some(503) && !answer.retry_after {
@@ -155,6 +156,14 @@ fn refusals(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
         tally.broken(what, vec![request.gateway.to_owned()], vec![request.line, line]);
     }
     tally.counted()
+}
+
+/// Whether no worker had a place free for a while: then a gateway sends callers away that would wait in vain.
+fn was_overloaded(evidence: &Evidence<'_>, at: f64) -> bool {
+    /// For so long no place was free, but for moments.
+    const BUSY_FOR: f64 = 2.0;
+    const MOMENTS: f64 = 0.1;
+    evidence.sees_starts && crashes::free_time(evidence, "", at - BUSY_FOR, at) < MOMENTS
 }
 
 /// Whether no valid request may be answered so.
