@@ -14,6 +14,8 @@ use super::{Tally, crashes, shown};
 
 /// After a cause has ended the first success comes within this; until then it still excuses.
 const RECOVERED: f64 = 3.0;
+/// A caller waits in vain where what is pending takes longer than half of the time that a gateway lets it wait.
+const IN_VAIN: f64 = 5.0;
 /// From a result to its answer.
 const ANSWERED: f64 = 1.0;
 /// From accepted to begun, while a worker has a place free; after a stop or a kill; after a hang.
@@ -137,6 +139,7 @@ pub(super) fn rows(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Vec<Row> {
 /// 503 needs a cause; any other refusal of what is a valid request has none.
 fn refusals(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
     let mut tally = Tally::new("-", REFUSALS, "0");
+    let backlog = Backlog::of(evidence);
     for (number, request) in &evidence.requests {
         tally.count += 1;
         let Some((line, at, answer)) = request.answered else { continue };
@@ -145,7 +148,7 @@ fn refusals(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
             format!("request {number} is valid and got {}", why())
         } else if (answer.outcome == Kind::Refused || answer.status == Some(503))
             && !causes.excuse(request.gateway, request.at, at)
-            && !was_overloaded(evidence, at)
+            && !backlog.outlasts(at, IN_VAIN)
         {
             format!("request {number} was turned away without a cause by {}: {}", request.gateway, why())
         } else if answer.status == Some(503) && !answer.retry_after {
@@ -158,12 +161,31 @@ fn refusals(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
     tally.counted()
 }
 
-/// Whether no worker had a place free for a while: then a gateway sends callers away that would wait in vain.
-fn was_overloaded(evidence: &Evidence<'_>, at: f64) -> bool {
-    /// For so long no place was free, but for moments.
-    const BUSY_FOR: f64 = 2.0;
-    const MOMENTS: f64 = 0.1;
-    evidence.sees_starts && crashes::free_time(evidence, "", at - BUSY_FOR, at) < MOMENTS
+/// Tasks that wait or run, and how fast they end: when a gateway sends callers away that would wait in vain, this says whether they would have.
+struct Backlog {
+    accepted: Vec<f64>,
+    ended: Vec<f64>,
+}
+
+impl Backlog {
+    fn of(evidence: &Evidence<'_>) -> Self {
+        let stories = || evidence.tasks.values();
+        let mut accepted: Vec<f64> = stories().filter_map(|story| story.accepted.first()).map(|(_, at)| *at).collect();
+        let first = |story: &Story<'_>| story.results().map(|end| end.at).reduce(f64::min);
+        let mut ended: Vec<f64> = stories().filter_map(first).collect();
+        accepted.sort_by(f64::total_cmp);
+        ended.sort_by(f64::total_cmp);
+        Self { accepted, ended }
+    }
+
+    /// Whether what was pending then would have taken longer than this, in seconds, at the pace of the ten seconds before.
+    fn outlasts(&self, at: f64, limit: f64) -> bool {
+        const PACE_OF: f64 = 10.0;
+        let until = |times: &[f64], at: f64| times.partition_point(|time| *time <= at) as f64;
+        let ended = until(&self.ended, at);
+        let pace = (ended - until(&self.ended, at - PACE_OF)) / PACE_OF;
+        until(&self.accepted, at) - ended > limit * pace
+    }
 }
 
 /// Whether no valid request may be answered so.
