@@ -189,7 +189,7 @@ impl Director {
             None => false,
         };
         if done && let Some(phase) = state.phase.take() {
-            // Nobody listens any more: the drill is at its end.
+            // The receiver is gone only when the drill ends.
             let _ = self.teller.facts.send(Event::Phase(phase));
         }
     }

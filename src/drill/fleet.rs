@@ -121,7 +121,7 @@ impl Teller {
 
     /// Something that was so then.
     pub(super) fn tell_at(&self, at: f64, fact: Fact) {
-        // Nobody listens any more: the drill is at its end.
+        // The receiver is gone only when the drill ends.
         let _ = self.facts.send(Event::Fact(Line { at, fact }));
     }
 }

@@ -144,7 +144,7 @@ impl OutputReader {
     }
 
     fn tell(&self, what: Happened) {
-        // Nobody listens any more: the drill is at its end.
+        // The receiver is gone only when the drill ends.
         let _ = self.ears.owner.send(Happening { process: self.name.clone(), pid: self.pid, what });
     }
 }

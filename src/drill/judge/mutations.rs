@@ -17,28 +17,28 @@ struct Mutation {
     change: fn(&mut Recorded),
 }
 
-const LOST: &str = "no task is lost";
+pub(super) const LOST: &str = "no task is lost";
 const FETCHED: &str = "every result can be fetched";
-const RIGHT: &str = "every answer is right";
+pub(super) const RIGHT: &str = "every answer is right";
 const UNEXPECTED: &str = "nothing runs that nobody asked for";
-const GIVEN_UP: &str = "no task is given up that could be done";
+pub(super) const GIVEN_UP: &str = "no task is given up that could be done";
 const POISON: &str = "a poison task is given up";
-const TWICE: &str = "nothing runs twice";
-const IDLE: &str = "an idle worker stops";
-const BUSY: &str = "a busy one finishes and stops";
-const DEADLINE: &str = "a drain ends at its timeout";
-const RESTARTED: &str = "what was abandoned starts elsewhere";
-const SECOND: &str = "a second signal ends it";
-const AWAY: &str = "it stops though Kafka is away";
-const CODES: &str = "exit codes tell the truth";
-const SAID: &str = "stops are announced and receipted";
-const RECEIPTS: &str = "receipts match what was seen";
-const KILLED: &str = "the tasks of a killed one start elsewhere";
-const HUNG: &str = "the tasks of a hung one start elsewhere";
-const GATEWAY: &str = "a gateway answers its callers and stops";
+pub(super) const TWICE: &str = "nothing runs twice";
+pub(super) const IDLE: &str = "an idle worker stops";
+pub(super) const BUSY: &str = "a busy one finishes and stops";
+pub(super) const DEADLINE: &str = "a drain ends at its timeout";
+pub(super) const RESTARTED: &str = "what was abandoned starts elsewhere";
+pub(super) const SECOND: &str = "a second signal ends it";
+pub(super) const AWAY: &str = "it stops though Kafka is away";
+pub(super) const CODES: &str = "exit codes tell the truth";
+pub(super) const SAID: &str = "stops are announced and receipted";
+pub(super) const RECEIPTS: &str = "receipts match what was seen";
+pub(super) const KILLED: &str = "the tasks of a killed one start elsewhere";
+pub(super) const HUNG: &str = "the tasks of a hung one start elsewhere";
+pub(super) const GATEWAY: &str = "a gateway answers its callers and stops";
 const UNREADY: &str = "a stopping gateway is not ready";
-const CUT: &str = "every caller is answered";
-const KNOWS: &str = "a new gateway knows the fleet";
+pub(super) const CUT: &str = "every caller is answered";
+pub(super) const KNOWS: &str = "a new gateway knows the fleet";
 const PAGE: &str = "the fleet page tells the truth";
 const REFUSED: &str = "no caller is turned away without a cause";
 const RECOVERED: &str = "after each cause callers are served again";

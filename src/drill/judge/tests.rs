@@ -9,26 +9,11 @@ use super::super::judgement::{Conclusion, State};
 use super::super::sample::id;
 use super::super::texts::AFTERWARDS;
 use super::Circumstances;
+use super::mutations::{
+    AWAY, BUSY as BUSY_ONE, CODES, CUT, DEADLINE, GATEWAY, GIVEN_UP, HUNG as AFTER_FREEZE, IDLE, KILLED as AFTER_KILL,
+    KNOWS, LOST, RECEIPTS, RESTARTED, RIGHT, SAID, SECOND, TWICE,
+};
 use super::sample::{KILLED, Sample, abandoned, drained, forced};
-
-const LOST: &str = "no task is lost";
-const RIGHT: &str = "every answer is right";
-const GIVEN_UP: &str = "no task is given up that could be done";
-const TWICE: &str = "nothing runs twice";
-const IDLE: &str = "an idle worker stops";
-const BUSY_ONE: &str = "a busy one finishes and stops";
-const DEADLINE: &str = "a drain ends at its timeout";
-const RESTARTED: &str = "what was abandoned starts elsewhere";
-const SECOND: &str = "a second signal ends it";
-const AWAY: &str = "it stops though Kafka is away";
-const CODES: &str = "exit codes tell the truth";
-const SAID: &str = "stops are announced and receipted";
-const RECEIPTS: &str = "receipts match what was seen";
-const AFTER_KILL: &str = "the tasks of a killed one start elsewhere";
-const AFTER_FREEZE: &str = "the tasks of a hung one start elsewhere";
-const GATEWAY: &str = "a gateway answers its callers and stops";
-const CUT: &str = "every caller is answered";
-const KNOWS: &str = "a new gateway knows the fleet";
 
 const NONE: [&str; 0] = [];
 
