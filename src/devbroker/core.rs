@@ -2,25 +2,27 @@
 //!
 //! Nothing here touches a socket. Called by `server`, for every request and every connection that ends.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use crossbeam_channel::Sender;
-use kafka_protocol::messages::{FetchRequest, FetchResponse, ShareFetchResponse};
+use kafka_protocol::messages::{FetchRequest, FetchResponse, ProduceRequest, ProduceResponse, ShareFetchResponse};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::dispatch::{self, Asked, now_ms};
-use super::faults::{Action, Faults, Kind};
+use super::faults::{Action, Due, Faults, Kind};
+use super::nodes::Condition;
+use super::produce::ALL;
 use super::refusals;
 use super::settings::milliseconds;
 use super::share_wire::Fetch;
-use super::state::{Caller, State};
+use super::state::{Caller, Refusal, State};
+use crate::kafka::ErrorCode;
 use crate::stop::Stop;
 
 /// The timer looks at least so often.
 const TICK: Duration = Duration::from_millis(50);
-/// After a thaw requests that wait in sockets come first, then locks run out, as seen with Kafka.
-const THAW_GRACE: Duration = Duration::from_millis(50);
 
 /// What a connection does next.
 pub(super) enum Reply {
@@ -30,15 +32,17 @@ pub(super) enum Reply {
     Nothing,
     /// Hangs up.
     Close,
+    /// Neither answers nor reads any more, until the node ends.
+    Deaf,
 }
 
 /// What a fault orders beyond the request that it bites.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Order {
-    /// Ends the broker and starts it again after so long.
-    Restart { after: Duration, forget: bool },
-    /// Ends a freeze after so long.
-    Thaw { after: Duration },
+    /// Ends a node, or all of them, and starts it again after so long.
+    Restart { node: Option<i32>, after: Duration, forget: bool },
+    /// Ends the freeze of a node, or of all of them, after so long.
+    Thaw { node: Option<i32>, after: Duration },
 }
 
 /// See the module documentation.
@@ -48,23 +52,33 @@ pub(super) struct Core {
     pub changed: Condvar,
     pub faults: Faults,
     orders: Sender<Order>,
+    /// How many there ever were.
+    connections: AtomicU64,
 }
 
 impl Core {
     pub fn new(state: State, orders: Sender<Order>) -> Self {
-        Self { state: Mutex::new(state), changed: Condvar::new(), faults: Faults::new(), orders }
+        let connections = AtomicU64::new(0);
+        Self { state: Mutex::new(state), changed: Condvar::new(), faults: Faults::new(), orders, connections }
+    }
+
+    /// A number that no connection had before.
+    pub fn next_connection(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// One request of a connection.
     pub fn answer(&self, caller: Caller, frame: Bytes) -> Reply {
-        if !self.pass() {
+        let node = caller.node;
+        if !self.pass(node) {
             return Reply::Close;
         }
         let Some(asked) = Asked::read(frame) else { return Reply::Close };
-        let due = self.faults.due(asked.key as i16, &asked.client);
+        let scope = || self.state.lock().scope(&caller, &asked);
+        let due = self.faults.due(asked.key as i16, &asked.client, node, scope);
         let reply =
             if due.is_empty() { reply(&asked, self.done(&caller, &asked)) } else { self.spoiled(caller, &asked, &due) };
-        if self.pass() { reply } else { Reply::Close }
+        if self.pass(node) { reply } else { Reply::Close }
     }
 
     fn done(&self, caller: &Caller, asked: &Asked) -> Option<BytesMut> {
@@ -72,36 +86,31 @@ impl Core {
     }
 
     /// The same with faults.
-    fn spoiled(&self, mut caller: Caller, asked: &Asked, due: &[Action]) -> Reply {
+    fn spoiled(&self, mut caller: Caller, asked: &Asked, due: &[Due]) -> Reply {
         let kind = Kind::of_api_key(asked.key as i16);
         let says = |code| kind.and_then(|kind| refusals::body(kind, asked.version, asked.body.clone(), code));
-        for action in due {
-            match *action {
-                Action::Refuse(code) => return reply(asked, says(code)),
+        let only = Some(caller.node);
+        for fault in due {
+            match fault.action {
+                Action::Refuse(code) if fault.is_whole() => return reply(asked, says(code)),
+                Action::Refuse(code) => caller.refusals.push(refusal(fault, code, false)),
                 Action::CutBefore => return Reply::Close,
-                Action::RefuseAcknowledgements(code) => caller.refuses = Some(code),
-                Action::Delay(time) => self.linger(time),
-                Action::Freeze(time) => {
-                    self.freeze();
-                    self.order(Order::Thaw { after: time });
-                    self.pass();
-                }
-                Action::Restart(after) => {
-                    self.order(Order::Restart { after, forget: false });
-                    return Reply::Close;
-                }
-                Action::Forget(after) => {
-                    self.order(Order::Restart { after, forget: true });
-                    return Reply::Close;
-                }
-                Action::MoveLeaders => self.move_leaders(caller.node),
-                Action::MoveCoordinators => self.move_coordinators(caller.node),
+                Action::Deafen => return Reply::Deaf,
+                Action::RefuseAcknowledgements(code) => caller.refusals.push(refusal(fault, code, true)),
+                Action::Delay(time) => self.linger(caller.node, time),
+                Action::Freeze(after) => self.stand_still(caller.node, Order::Thaw { node: None, after }),
+                Action::FreezeNode(after) => self.stand_still(caller.node, Order::Thaw { node: only, after }),
+                Action::Restart(after) => return self.end(Order::Restart { node: None, after, forget: false }),
+                Action::RestartNode(after) => return self.end(Order::Restart { node: only, after, forget: false }),
+                Action::Forget(after) => return self.end(Order::Restart { node: None, after, forget: true }),
+                Action::MoveLeaders => self.change(|state, now| state.move_leaders(caller.node, now)),
+                Action::MoveCoordinators => self.change(|state, _| state.move_coordinators(caller.node)),
                 Action::Misreport(_) | Action::CutAfter | Action::AnswerTwice => {}
             }
         }
         let mut answer = reply(asked, self.done(&caller, asked));
-        for action in due {
-            match (*action, &mut answer) {
+        for fault in due {
+            match (fault.action, &mut answer) {
                 (Action::CutAfter, _) => return Reply::Close,
                 (Action::Misreport(code), _) => answer = reply(asked, says(code)),
                 (Action::AnswerTwice, Reply::Answer(_, times)) => *times = 2,
@@ -116,23 +125,88 @@ impl Core {
         let _ = self.orders.try_send(order);
     }
 
-    /// Waits while the broker is frozen; `false` when it is over.
-    fn pass(&self) -> bool {
-        !self.moving(&mut self.state.lock())
+    fn end(&self, order: Order) -> Reply {
+        self.order(order);
+        Reply::Close
     }
 
-    /// Waits while frozen; whether the broker has stopped.
-    fn moving(&self, state: &mut MutexGuard<'_, State>) -> bool {
-        while state.frozen && !state.stopped {
+    fn stand_still(&self, node: i32, thaw: Order) {
+        let Order::Thaw { node: which, .. } = thaw else { return };
+        self.change(|state, now| {
+            let ids: Vec<i32> = state.node_ids().filter(|id| which.is_none_or(|which| which == *id)).collect();
+            ids.into_iter().for_each(|id| state.silence(id, Condition::Frozen, now));
+        });
+        self.order(thaw);
+        self.pass(node);
+    }
+
+    /// Changes the state, and wakes whoever waits for a change.
+    pub fn change<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
+        let mut state = self.state.lock();
+        let changed = change(&mut state, Instant::now());
+        drop(state);
+        self.changed.notify_all();
+        changed
+    }
+
+    /// Waits while the node is frozen or cut off; `false` when it is down.
+    fn pass(&self, node: i32) -> bool {
+        let mut state = self.state.lock();
+        while matches!(state.condition(node), Condition::Frozen | Condition::Cut) {
+            self.changed.wait(&mut state);
+        }
+        state.condition(node) == Condition::Running
+    }
+
+    /// Waits until the node is down.
+    pub fn outlast(&self, node: i32) {
+        let mut state = self.state.lock();
+        while state.condition(node) != Condition::Down {
+            self.changed.wait(&mut state);
+        }
+    }
+
+    /// Waits while the node is frozen; whether it is down. A node that is cut off works on, only its answers have to wait.
+    fn moving(&self, state: &mut MutexGuard<'_, State>, node: i32) -> bool {
+        while state.condition(node) == Condition::Frozen {
             self.changed.wait(state);
         }
-        state.stopped
+        state.condition(node) == Condition::Down
     }
 
-    fn linger(&self, time: Duration) {
+    fn linger(&self, node: i32, time: Duration) {
         let until = Instant::now() + time;
         let mut state = self.state.lock();
-        while !state.stopped && !self.changed.wait_until(&mut state, until).timed_out() {}
+        while state.condition(node) != Condition::Down && !self.changed.wait_until(&mut state, until).timed_out() {}
+    }
+
+    /// Produce: with `acks=all` waits until all replicas in sync are there, but no longer than was asked for; then the answer is 7, although the
+    /// records are in the log.
+    pub fn produce(&self, caller: &Caller, version: i16, request: &ProduceRequest) -> ProduceResponse {
+        let now = Instant::now();
+        let deadline = now + milliseconds(request.timeout_ms.into());
+        let mut state = self.state.lock();
+        let mut answer = state.produce(caller, version, request, now, now_ms());
+        self.changed.notify_all();
+        if request.acks != ALL {
+            return answer;
+        }
+        let names = request.topic_data.iter().map(|topic| state.produced_topic(topic, version).unwrap_or_default());
+        let names: Vec<String> = names.collect();
+        for (name, topic) in names.iter().zip(&mut answer.responses) {
+            for partition in topic.partition_responses.iter_mut().filter(|partition| partition.error_code == 0) {
+                while state.is_unreplicated(name, partition.index) && Instant::now() < deadline {
+                    self.changed.wait_until(&mut state, deadline);
+                    if self.moving(&mut state, caller.node) {
+                        return answer;
+                    }
+                }
+                if state.is_unreplicated(name, partition.index) {
+                    partition.error_code = ErrorCode::REQUEST_TIMED_OUT.0;
+                }
+            }
+        }
+        answer
     }
 
     /// Fetch: waits for as many bytes as were asked for, but no longer than was asked for.
@@ -141,7 +215,7 @@ impl Core {
         let least = usize::try_from(request.min_bytes).unwrap_or(0);
         let mut state = self.state.lock();
         loop {
-            if self.moving(&mut state) {
+            if self.moving(&mut state, caller.node) {
                 return FetchResponse::default();
             }
             let found = state.fetch(caller, version, request, Instant::now());
@@ -164,92 +238,40 @@ impl Core {
         let mut signal = None;
         loop {
             let over = Instant::now() >= deadline;
-            let current = state.share_fetch_signal(&parked.key);
+            let current = state.share_fetch_signal(&parked);
             let looks = over || signal != Some(current);
             if (looks && state.try_share_fetch(&mut parked, Instant::now())) || over {
                 return state.finish_share_fetch(parked);
             }
             signal = Some(current);
             self.changed.wait_until(&mut state, deadline);
-            if self.moving(&mut state) {
+            if self.moving(&mut state, caller.node) {
                 return ShareFetchResponse::default();
             }
         }
     }
 
-    /// A connection has ended.
-    pub fn disconnected(&self, connection: u64) {
-        let mut state = self.state.lock();
-        if !state.stopped {
-            state.end_sessions_of(connection);
+    /// A connection has ended. A node that is frozen or cut off notices later.
+    pub fn disconnected(&self, caller: &Caller) {
+        if self.pass(caller.node) {
+            self.state.lock().end_sessions_of(caller.connection);
         }
     }
 
-    /// From now on nothing moves.
-    pub fn freeze(&self) {
-        self.state.lock().frozen = true;
-    }
-
-    /// It moves again.
-    pub fn thaw(&self) {
-        self.state.lock().frozen = false;
-        self.changed.notify_all();
-    }
-
-    /// Every waiting request ends without an answer.
-    pub fn end(&self) {
-        self.state.lock().stopped = true;
-        self.changed.notify_all();
-    }
-
-    fn move_leaders(&self, from: i32) {
-        let mut state = self.state.lock();
-        let topics = state.topics.iter();
-        let led: Vec<(String, i32)> = topics
-            .flat_map(|(name, topic)| {
-                let led = (0..).zip(&topic.partitions).filter(|(_, partition)| partition.leader == from);
-                led.map(|(index, _)| (name.clone(), index))
-            })
-            .collect();
-        let to = next_node(&state, from);
-        for (topic, index) in led {
-            state.move_leader(&topic, index, to);
-        }
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    fn move_coordinators(&self, from: i32) {
-        let mut state = self.state.lock();
-        let to = next_node(&state, from);
-        let groups: Vec<String> = state.groups.keys().filter(|id| state.coordinator(id) == from).cloned().collect();
-        for group in groups {
-            state.coordinators.insert(group, to);
-        }
-    }
-
-    /// Lets time pass until stopped: locks run out, silent members go, old records are dropped.
+    /// Lets time pass until stopped: nodes are fenced, locks run out, silent members go, old records are dropped.
     pub fn keep_time(&self, stop: &Stop) {
         let mut clean_at = Instant::now();
-        let mut was_frozen = false;
         let mut pause = TICK;
         while stop.sleep(pause).is_ok() {
             let (mut state, now) = (self.state.lock(), Instant::now());
-            if state.frozen {
-                was_frozen = true;
-                continue;
-            }
-            if std::mem::take(&mut was_frozen) {
-                pause = THAW_GRACE;
-                continue;
-            }
+            let controlled = state.control(now);
             if now >= clean_at {
                 clean_at = now + state.settings.duration("log.retention.check.interval.ms");
                 state.apply_retention(now_ms());
             }
             let (any, next) = state.expire(now);
             drop(state);
-            if any {
+            if any || controlled {
                 self.changed.notify_all();
             }
             let until_next = next.map_or(TICK, |next| next.saturating_duration_since(Instant::now()));
@@ -266,6 +288,6 @@ fn reply(asked: &Asked, body: Option<BytesMut>) -> Reply {
     }
 }
 
-fn next_node(state: &State, node: i32) -> i32 {
-    if state.node(node + 1).is_some() { node + 1 } else { 1 }
+fn refusal(due: &Due, code: ErrorCode, acknowledgements: bool) -> Refusal {
+    Refusal { topic: due.topic.clone(), partition: due.partition, acknowledgements, code }
 }

@@ -123,16 +123,14 @@ pub(super) fn answer(core: &Core, caller: &Caller, asked: &Asked) -> Option<Byte
     let (version, now) = (asked.version, Instant::now());
     match asked.key {
         ApiKey::ApiVersions => api_versions(core, asked),
-        ApiKey::Produce => typed(asked, |request: ProduceRequest| {
-            let answer = core.state.lock().produce(caller, version, &request, now, now_ms());
-            core.changed.notify_all();
-            answer
-        }),
+        ApiKey::Produce => typed(asked, |request: ProduceRequest| core.produce(caller, version, &request)),
         ApiKey::Fetch => typed(asked, |request: FetchRequest| core.fetch(caller, version, &request)),
         ApiKey::ListOffsets => {
             typed(asked, |request: ListOffsetsRequest| core.state.lock().list_offsets(caller, version, &request, now))
         }
-        ApiKey::Metadata => typed(asked, |request: MetadataRequest| core.state.lock().metadata(version, &request)),
+        ApiKey::Metadata => {
+            typed(asked, |request: MetadataRequest| core.state.lock().metadata(caller, version, &request))
+        }
         ApiKey::FindCoordinator => {
             typed(asked, |request: FindCoordinatorRequest| core.state.lock().find_coordinator(version, &request))
         }
@@ -141,7 +139,7 @@ pub(super) fn answer(core: &Core, caller: &Caller, asked: &Asked) -> Option<Byte
         }
         ApiKey::DescribeCluster => typed(asked, |_: DescribeClusterRequest| core.state.lock().describe_cluster()),
         ApiKey::CreateTopics => {
-            typed(asked, |request: CreateTopicsRequest| core.state.lock().create_topics(version, &request))
+            typed(asked, |request: CreateTopicsRequest| core.state.lock().create_topics(caller, version, &request))
         }
         ApiKey::DeleteTopics => typed(asked, |request: DeleteTopicsRequest| {
             let answer = core.state.lock().delete_topics(version, &request);
@@ -271,12 +269,12 @@ mod tests {
     use super::super::state::State;
     use super::*;
 
-    const CALLER: Caller = Caller { node: 1, connection: 1, refuses: None };
+    const CALLER: Caller = Caller::new(1, 1);
 
     fn core() -> Core {
         let (orders, _) = crossbeam_channel::bounded(1);
         let mut state = State::new(Settings::new(Vec::new()), vec![SocketAddr::from(([127, 0, 0, 1], 9092))]);
-        state.create_topic("there", 1, Values::default());
+        state.create_topic("there", 1, 1, Values::default());
         Core::new(state, orders)
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use kafka_protocol::messages::ApiKey;
 use parking_lot::Mutex;
 
+use super::scope::Scope;
 use crate::kafka::ErrorCode;
 
 /// Kinds of requests that faults can be bound to.
@@ -76,7 +77,7 @@ impl Kind {
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The request has no effect, the answer is this code.
+    /// The request has no effect, the answer is this code. A fault of one topic or partition refuses that alone; the rest of the request is as ever.
     Refuse(ErrorCode),
     /// The request has its effect, and the answer is this code all the same.
     Misreport(ErrorCode),
@@ -90,12 +91,18 @@ pub enum Action {
     CutAfter,
     /// The answer comes twice.
     AnswerTwice,
+    /// The request has no effect; its connection stays open, says nothing and hears nothing any more, not even its end.
+    Deafen,
     /// The whole broker stands still for so long, from before the effect on.
     Freeze(Duration),
     /// The whole broker ends without a warning and starts again after so long; memory survives.
     Restart(Duration),
     /// The same, and all it knew is gone.
     Forget(Duration),
+    /// The request's node alone stands still for so long, from before the effect on.
+    FreezeNode(Duration),
+    /// The request's node alone ends without a warning and starts again after so long.
+    RestartNode(Duration),
     /// All partitions that the request's node leads are led by the next node from now on.
     MoveLeaders,
     /// All groups that the request's node coordinates are coordinated by the next node from now on.
@@ -109,6 +116,9 @@ pub struct Fault {
     action: Action,
     kind: Option<Kind>,
     client: Option<String>,
+    topic: Option<String>,
+    partition: Option<i32>,
+    node: Option<i32>,
     skip: u32,
     every: u32,
     times: u32,
@@ -118,7 +128,23 @@ pub struct Fault {
 impl Fault {
     /// See the type.
     pub fn new(action: Action) -> Self {
-        Self { action, kind: None, client: None, skip: 0, every: 1, times: 1, chance: 1.0 }
+        Self {
+            action,
+            kind: None,
+            client: None,
+            topic: None,
+            partition: None,
+            node: None,
+            skip: 0,
+            every: 1,
+            times: 1,
+            chance: 1.0,
+        }
+    }
+
+    /// Whether it concerns one topic or partition.
+    fn is_bound(&self) -> bool {
+        self.topic.is_some() || self.partition.is_some()
     }
 
     /// Only at requests of this kind.
@@ -132,6 +158,27 @@ impl Fault {
     #[must_use]
     pub fn of_client(mut self, id: &str) -> Self {
         self.client = Some(id.to_owned());
+        self
+    }
+
+    /// Only at requests that concern this topic.
+    #[must_use]
+    pub fn of_topic(mut self, name: &str) -> Self {
+        self.topic = Some(name.to_owned());
+        self
+    }
+
+    /// Only at requests that concern this partition, of any topic or of that of [`Self::of_topic`].
+    #[must_use]
+    pub fn of_partition(mut self, index: i32) -> Self {
+        self.partition = Some(index);
+        self
+    }
+
+    /// Only at requests to this node.
+    #[must_use]
+    pub fn on_node(mut self, id: i32) -> Self {
+        self.node = Some(id);
         self
     }
 
@@ -154,6 +201,22 @@ impl Fault {
     pub fn by_chance(mut self, probability: f64, times: u32) -> Self {
         (self.chance, self.times) = (probability, times);
         self
+    }
+}
+
+/// A fault at one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Due {
+    pub action: Action,
+    /// What the fault is bound to.
+    pub topic: Option<String>,
+    pub partition: Option<i32>,
+}
+
+impl Due {
+    /// Whether it concerns the whole request.
+    pub fn is_whole(&self) -> bool {
+        self.topic.is_none() && self.partition.is_none()
     }
 }
 
@@ -203,15 +266,19 @@ impl Faults {
         self.armed.lock().0.clear();
     }
 
-    /// What is due at this request, in the order of the plan.
-    pub fn due(&self, api_key: i16, client: &str) -> Vec<Action> {
+    /// What is due at this request, in the order of the plan. `scope` is asked for what the request concerns, if some fault wants to know.
+    pub fn due(&self, api_key: i16, client: &str, node: i32, scope: impl FnOnce() -> Scope) -> Vec<Due> {
+        let bound = self.armed.lock().0.iter().any(|entry| entry.fault.is_bound());
+        let scope = if bound { scope() } else { Scope::default() };
         let mut armed = self.armed.lock();
         let (plan, random) = &mut *armed;
         let mut due = Vec::new();
         for entry in plan.iter_mut() {
             let fault = &entry.fault;
             let matches = fault.kind.is_none_or(|kind| kind.api_key() == api_key)
-                && fault.client.as_ref().is_none_or(|id| client.contains(id.as_str()));
+                && fault.client.as_ref().is_none_or(|id| client.contains(id.as_str()))
+                && fault.node.is_none_or(|id| id == node)
+                && (!fault.is_bound() || scope.has(fault.topic.as_deref(), fault.partition));
             if !matches || entry.bites.load(Ordering::SeqCst) >= fault.times {
                 continue;
             }
@@ -219,7 +286,7 @@ impl Faults {
             let turn = entry.seen > fault.skip && (entry.seen - fault.skip - 1).is_multiple_of(fault.every);
             if turn && (fault.chance >= 1.0 || random.f64() < fault.chance) {
                 entry.bites.fetch_add(1, Ordering::SeqCst);
-                due.push(fault.action);
+                due.push(Due { action: fault.action, topic: fault.topic.clone(), partition: fault.partition });
             }
         }
         due
@@ -231,7 +298,7 @@ mod tests {
     use super::*;
 
     fn turns(faults: &Faults, kind: Kind, client: &str, requests: usize) -> Vec<usize> {
-        (0..requests).filter(|_| !faults.due(kind.api_key(), client).is_empty()).collect()
+        (0..requests).filter(|_| !faults.due(kind.api_key(), client, 1, Scope::default).is_empty()).collect()
     }
 
     #[test]

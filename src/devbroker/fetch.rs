@@ -67,8 +67,9 @@ impl State {
         first: bool,
         now: Instant,
     ) -> Result<(Bytes, i64, i64), ErrorCode> {
-        let partition = self.led(topic, wanted.partition, caller.node, now)?;
+        let partition = self.led(topic, wanted.partition, caller, now)?;
         let (start, end, epoch) = (partition.log.start(), partition.log.end(), partition.epoch);
+        let readable = partition.high_watermark;
         if let Some(code) = wrong_epoch(wanted.current_leader_epoch, epoch) {
             return Err(code);
         }
@@ -77,7 +78,7 @@ impl State {
         }
         let limit = usize::try_from(wanted.partition_max_bytes).unwrap_or(0).min(room);
         // The first records of an answer come whole, however large: a reader would not get past them otherwise (KIP-74).
-        Ok((partition.log.read(wanted.fetch_offset, limit, first), start, end))
+        Ok((partition.log.read(wanted.fetch_offset, readable, limit, first), start, readable))
     }
 }
 

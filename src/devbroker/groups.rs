@@ -30,6 +30,7 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
+use super::nodes::NO_LEADER;
 use super::produce::topic_name;
 use super::share_group::Group;
 use super::share_partition::SharePartition;
@@ -45,14 +46,16 @@ impl State {
     /// FindCoordinator.
     pub fn find_coordinator(&self, version: i16, request: &FindCoordinatorRequest) -> FindCoordinatorResponse {
         let find = |key: &StrBytes| {
-            let id = self.coordinator(key.as_str());
+            let id = self.coordinator(key.as_str()).unwrap_or(NO_LEADER);
             let found = Coordinator::default().with_key(key.clone()).with_error_message(None);
-            match self.node(id) {
-                Some(address) if KEY_TYPES.contains(&request.key_type) => found
+            let none = found.clone().with_node_id(BrokerId(-1)).with_port(-1);
+            match self.node(id).map(|node| node.address) {
+                _ if !KEY_TYPES.contains(&request.key_type) => none.with_error_code(ErrorCode::INVALID_REQUEST.0),
+                Some(address) => found
                     .with_node_id(BrokerId(id))
                     .with_host(StrBytes::from_string(address.ip().to_string()))
                     .with_port(address.port().into()),
-                _ => found.with_error_code(ErrorCode::INVALID_REQUEST.0).with_node_id(BrokerId(-1)).with_port(-1),
+                None => none.with_error_code(ErrorCode::COORDINATOR_NOT_AVAILABLE.0),
             }
         };
         if version >= SEVERAL {
@@ -81,7 +84,7 @@ impl State {
 
     /// DescribeCluster.
     pub fn describe_cluster(&self) -> DescribeClusterResponse {
-        let brokers = self.node_ids().zip(&self.nodes).map(|(id, address)| {
+        let brokers = self.living_nodes().map(|(id, address)| {
             DescribeClusterBroker::default()
                 .with_broker_id(BrokerId(id))
                 .with_host(StrBytes::from_string(address.ip().to_string()))

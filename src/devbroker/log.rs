@@ -44,17 +44,18 @@ impl Log {
         base
     }
 
-    /// The batches from the one that holds `from` on, at most `max_bytes`: the last one is cut there, as Kafka does, but the first is
-    /// whole if `first_is_whole`. Empty at the end.
-    pub fn read(&self, from: i64, max_bytes: usize, first_is_whole: bool) -> Bytes {
+    /// The batches from the one that holds `from` to the last before `end`, at most `max_bytes`: the last one is cut there, as Kafka does, but
+    /// the first is whole if `first_is_whole`. Empty at the end.
+    pub fn read(&self, from: i64, end: i64, max_bytes: usize, first_is_whole: bool) -> Bytes {
         let mut index = self.index_of(from);
-        let Some(first) = self.batches.get(index) else { return Bytes::new() };
+        let readable = |batch: &&Batch| batch.base_offset() < end;
+        let Some(first) = self.batches.get(index).filter(readable) else { return Bytes::new() };
         if first.bytes().len() >= max_bytes {
             let length = if first_is_whole { first.bytes().len() } else { max_bytes };
             return first.bytes().slice(..length);
         }
         let mut read = BytesMut::new();
-        while let Some(batch) = self.batches.get(index) {
+        while let Some(batch) = self.batches.get(index).filter(readable) {
             let room = max_bytes - read.len();
             read.put_slice(&batch.bytes()[..batch.bytes().len().min(room)]);
             if read.len() == max_bytes {
@@ -169,9 +170,9 @@ mod tests {
     fn batches_follow_each_other() {
         let log = log(&[2, 1, 3]);
         assert_eq!((log.start(), log.end()), (0, 6));
-        let read = records::decode(&log.read(2, 10_000, true), 2);
+        let read = records::decode(&log.read(2, 99, 10_000, true), 2);
         assert_eq!(read.records.iter().map(|record| record.offset).collect::<Vec<_>>(), [2, 3, 4, 5]);
-        assert!(log.read(6, 10_000, true).is_empty());
+        assert!(log.read(6, 99, 10_000, true).is_empty());
         assert_eq!(records::decode(&log.read_range(1, 2), 0).next_offset, 3);
         assert_eq!((log.end_of_batch(0), log.end_of_batch(3)), (1, 5));
     }
@@ -180,10 +181,10 @@ mod tests {
     fn a_read_is_cut_at_its_limit_but_for_the_first_batch() {
         let log = log(&[2, 1, 3]);
         let whole = log.bytes();
-        assert_eq!(log.read(0, whole - 1, true).len(), whole - 1);
+        assert_eq!(log.read(0, 99, whole - 1, true).len(), whole - 1);
         let first = log.read_range(0, 1).len();
-        assert_eq!(log.read(0, 10, true).len(), first);
-        assert_eq!(log.read(0, 10, false).len(), 10);
+        assert_eq!(log.read(0, 99, 10, true).len(), first);
+        assert_eq!(log.read(0, 99, 10, false).len(), 10);
         assert_eq!(log.last_within(0, 10), Some(1));
         assert_eq!(log.last_within(0, first + 1), Some(1));
         assert_eq!(log.last_within(0, whole), Some(5));

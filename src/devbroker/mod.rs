@@ -9,15 +9,18 @@
 //! | `server` | sockets, threads |
 //! | `core` | one request with its faults, waiting, time |
 //! | `dispatch`, `share_wire`, `refusals` | bytes to requests, answers to bytes |
-//! | `faults` | what shall go wrong |
+//! | `faults`, `scope` | what shall go wrong, and at which requests |
 //! | `state` | everything it knows, behind one lock |
 //! | `produce`, `fetch`, `offsets`, `committed`, `topics`, `configs`, `groups` | the requests about topics and groups |
 //! | `share_group`, `share_fetch`, `share_partition` | members, sessions, records of share groups (KIP-932) |
+//! | `nodes` | which nodes run, are fenced, lead, coordinate |
 //! | `log`, `batch`, `sequences` | a partition's records and its producers |
 //! | `settings`, `options` | Kafka's settings, the program's options |
 //!
 //! What differs from Kafka 4.4:
-//! - One replica of everything; more than one node is several addresses of one memory. Internal topics do not show.
+//! - All nodes share one memory: a replica never lags, a log never gets shorter, and a kill loses share state only as far as
+//!   `Settings::share_state_delay` says. Nodes are no processes: SIGKILL, SIGSTOP and a cut of the network are emulated, and the kernel goes on
+//!   accepting connections. Internal topics do not show; group and share state is there while any node is.
 //! - No transactions, no classic or consumer groups, no quotas, no rights, no TLS, no SASL; the requests for these, and all others that
 //!   ApiVersions does not list, close the connection.
 //! - Fetch sessions are never opened (each answer is whole), and nothing is compacted: `cleanup.policy` is kept and told only.
@@ -26,7 +29,6 @@
 //! - Retention drops batches, not segments. When memory is full, producing answers 56, as Kafka does when its disk fails; Kafka ends then.
 //! - The limit of record locks holds always; Kafka lets the rest of a batch through that its limit has cut.
 //! - A ShareFetch for a group that nobody has joined is answered -1 at once, not at the end of its wait.
-//! - Share state is written at once, so that no restart repeats more than what was locked.
 //!
 //! Called by the binary `devbroker` and by tests.
 
@@ -39,10 +41,12 @@ mod faults;
 mod fetch;
 mod groups;
 mod log;
+mod nodes;
 mod offsets;
 mod options;
 mod produce;
 mod refusals;
+mod scope;
 mod sequences;
 mod server;
 mod settings;
@@ -66,14 +70,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use parking_lot::Mutex;
 
 use self::core::{Core, Order};
+use self::nodes::Condition;
 use self::server::Server;
 use self::state::State;
 use crate::reserved_port::ReservedPort;
 use crate::stop::Stop;
 use crate::threads::{self, Thread};
 
-/// After a restart leaders and coordinators read their state for so long, as seen with Kafka (40 to 200 ms).
-const LOADING: Duration = Duration::from_millis(100);
 /// Orders that faults may give before one is carried out; more are dropped.
 const ORDERS: usize = 64;
 /// How long its own port may be in use when it comes back: a process that is just being started has copies of all sockets until it runs its program.
@@ -83,16 +86,17 @@ const PORT_PAUSE: Duration = Duration::from_millis(5);
 /// A broker that runs, with its memory. Dropping it ends it.
 pub struct Broker {
     shared: Arc<Shared>,
-    keeper: Option<Thread>,
-    keeper_stop: Stop,
+    threads: Vec<Thread>,
+    stop: Stop,
 }
 
 struct Shared {
     core: Arc<Core>,
     addresses: Vec<SocketAddr>,
-    /// Of its nodes: held while it is down, so that it comes back where it was.
+    /// Of its nodes: held while they are down, so that each comes back where it was.
     _ports: Vec<ReservedPort>,
-    server: Mutex<Option<Server>>,
+    /// By node; `None` while it is down.
+    servers: Mutex<Vec<Option<Server>>>,
     /// Told when a thread dies: whoever runs the broker as a program ends then.
     died: Stop,
 }
@@ -118,18 +122,24 @@ impl Broker {
     pub fn start(settings: Settings) -> Result<Self, StartError> {
         let ports = each(&settings.listen, server::reserve)?;
         let addresses: Vec<SocketAddr> = ports.iter().map(ReservedPort::address).collect();
-        let listeners = each(&addresses, std::net::TcpListener::bind)?;
         let (orders, to_do) = bounded(ORDERS);
         let announced = announced(&settings, &addresses);
         let core = Arc::new(Core::new(State::new(settings, announced), orders));
-        let shared = Arc::new(Shared { core, addresses, _ports: ports, server: Mutex::new(None), died: Stop::new() });
-        shared.serve(listeners)?;
-        let keeper_stop = Stop::new();
-        let keeper = {
-            let (shared, stop) = (Arc::clone(&shared), keeper_stop.clone());
-            threads::spawn("devbroker-keep", shared.died.clone(), move || shared.carry_out(&to_do, &stop))
-        };
-        Ok(Self { shared, keeper: Some(keeper), keeper_stop })
+        let servers = Mutex::new(addresses.iter().map(|_| None).collect());
+        let shared = Arc::new(Shared { core, addresses, _ports: ports, servers, died: Stop::new() });
+        let mut broker = Self { shared: Arc::clone(&shared), threads: Vec::new(), stop: Stop::new() };
+        for id in broker.nodes().ids {
+            shared.serve(id)?;
+        }
+        let (keeper, stop) = (Arc::clone(&shared), broker.stop.clone());
+        let keep = threads::spawn("devbroker-keep", shared.died.clone(), move || keeper.carry_out(&to_do, &stop));
+        let stop = broker.stop.clone();
+        let time = threads::spawn("devbroker-timer", shared.died.clone(), move || {
+            shared.core.keep_time(&stop);
+            Ok::<(), StartError>(())
+        });
+        broker.threads = vec![keep, time];
+        Ok(broker)
     }
 
     /// Where the first node listens.
@@ -147,27 +157,14 @@ impl Broker {
         &self.shared.died
     }
 
-    /// Ends it without a warning: connections break, the port is closed. What it knows stays.
-    pub fn kill(&self) {
-        self.shared.kill();
+    /// All of its nodes at once.
+    pub fn nodes(&self) -> Nodes<'_> {
+        Nodes { shared: &self.shared, ids: self.shared.ids(None) }
     }
 
-    /// Starts it again after [`Self::kill`], on the same addresses.
-    ///
-    /// # Errors
-    /// Somebody else listens there now.
-    pub fn revive(&self) -> Result<(), StartError> {
-        self.shared.revive()
-    }
-
-    /// From now on nothing is answered and no lock runs out; connections stay, and new ones are even accepted.
-    pub fn freeze(&self) {
-        self.shared.core.freeze();
-    }
-
-    /// Ends a freeze.
-    pub fn thaw(&self) {
-        self.shared.core.thaw();
+    /// One of its nodes; ids count from 1.
+    pub fn node(&self, id: i32) -> Nodes<'_> {
+        Nodes { shared: &self.shared, ids: self.shared.ids(Some(id)) }
     }
 
     /// Adds to what shall go wrong.
@@ -185,11 +182,16 @@ impl Broker {
         self.shared.core.faults.seed(seed);
     }
 
-    /// Makes another node the leader of a partition; `false` when there is no such partition or node.
+    /// Makes another node the leader of a partition; `false` when there is no such partition, or the node does not serve.
     pub fn move_leader(&self, topic: &str, partition: i32, node: i32) -> bool {
-        let moved = self.shared.core.state.lock().move_leader(topic, partition, node);
-        self.shared.core.changed.notify_all();
-        moved
+        self.shared.core.change(|state, now| state.move_leader(topic, partition, node, now))
+    }
+
+    /// The node that leads a partition; `None` when there is no such partition or no leader.
+    pub fn leader(&self, topic: &str, partition: i32) -> Option<i32> {
+        let state = self.shared.core.state.lock();
+        let partition = state.topics.get(topic)?.partitions.get(usize::try_from(partition).ok()?)?;
+        Some(partition.leader).filter(|leader| *leader != nodes::NO_LEADER)
     }
 
     /// Makes another node the coordinator of a group.
@@ -197,7 +199,7 @@ impl Broker {
         self.shared.core.state.lock().coordinators.insert(group.to_owned(), node);
     }
 
-    /// Whether its leaders and coordinators still read their state after a restart.
+    /// Whether a node that runs is fenced, or still reads its state after a restart.
     pub fn is_loading(&self) -> bool {
         self.shared.core.state.lock().is_loading(Instant::now())
     }
@@ -210,67 +212,124 @@ impl Broker {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        self.keeper_stop.trigger();
-        if let Some(keeper) = self.keeper.take() {
+        self.stop.trigger();
+        for thread in self.threads.drain(..) {
             // It logged whatever ended it.
-            let _ = keeper.join();
+            let _ = thread.join();
         }
-        self.shared.kill();
+        self.nodes().kill();
+    }
+}
+
+/// Some nodes of a broker: what is done is done to each of them.
+pub struct Nodes<'a> {
+    shared: &'a Shared,
+    ids: Vec<i32>,
+}
+
+impl Nodes<'_> {
+    /// Ends them without a warning: connections break, ports are closed. What the cluster knows stays, but for share state that was not written.
+    pub fn kill(&self) {
+        self.ids.iter().for_each(|id| self.shared.end(*id, true));
+    }
+
+    /// Ends them as SIGTERM does: leaders move first, and share sessions end with releases that are written.
+    pub fn stop(&self) {
+        self.ids.iter().for_each(|id| self.shared.end(*id, false));
+    }
+
+    /// Starts them again after [`Self::kill`] or [`Self::stop`], on the same addresses.
+    ///
+    /// # Errors
+    /// Somebody else listens there now.
+    pub fn revive(&self) -> Result<(), StartError> {
+        self.ids.iter().try_for_each(|id| self.shared.revive(*id))
+    }
+
+    /// SIGSTOP: from now on nothing is answered and no lock runs out; connections stay, and new ones are even accepted.
+    pub fn freeze(&self) {
+        self.silence(Condition::Frozen);
+    }
+
+    /// Cuts the network off without a reset: nothing is answered, connections stay, and locks run out.
+    pub fn cut(&self) {
+        self.silence(Condition::Cut);
+    }
+
+    /// Ends a freeze or a cut.
+    pub fn thaw(&self) {
+        let core = &self.shared.core;
+        core.change(|state, now| self.ids.iter().for_each(|id| state.resume(*id, now)));
+    }
+
+    fn silence(&self, condition: Condition) {
+        let core = &self.shared.core;
+        core.change(|state, now| self.ids.iter().for_each(|id| state.silence(*id, condition, now)));
     }
 }
 
 impl Shared {
-    fn serve(&self, listeners: Vec<std::net::TcpListener>) -> Result<(), StartError> {
-        let address = self.addresses[0];
-        let server = Server::start(&self.core, listeners, &self.died);
-        *self.server.lock() = Some(server.map_err(|source| StartError::Listen { address, source })?);
+    /// This node, or all of them; none when there is no such node.
+    fn ids(&self, only: Option<i32>) -> Vec<i32> {
+        (1..).zip(&self.addresses).map(|(id, _)| id).filter(|id| only.is_none_or(|only| only == *id)).collect()
+    }
+
+    fn slot(id: i32) -> usize {
+        usize::try_from(id - 1).unwrap_or(usize::MAX)
+    }
+
+    /// Starts a node's server on its address, at once or when a process that is just being started has closed its copy of the socket.
+    fn serve(&self, id: i32) -> Result<(), StartError> {
+        let address = self.addresses[Self::slot(id)];
+        let deadline = Instant::now() + PORT_WAIT;
+        let listener = loop {
+            match std::net::TcpListener::bind(address) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                    // A broker whose parts have died ends all the same when it is dropped.
+                    let _ = self.died.sleep(PORT_PAUSE);
+                }
+                bound => break bound,
+            }
+        };
+        let server = listener.and_then(|listener| Server::start(&self.core, id, listener, &self.died));
+        let server = server.map_err(|source| StartError::Listen { address, source })?;
+        self.servers.lock()[Self::slot(id)] = Some(server);
         Ok(())
     }
 
-    fn kill(&self) {
-        let server = self.server.lock().take();
+    fn end(&self, id: i32, kill: bool) {
+        let server = self.servers.lock()[Self::slot(id)].take();
+        self.core.change(|state, now| state.end_node(id, kill, now));
         if let Some(server) = server {
             server.end();
         }
     }
 
-    fn revive(&self) -> Result<(), StartError> {
-        self.kill();
-        let deadline = Instant::now() + PORT_WAIT;
-        let listeners = loop {
-            match each(&self.addresses, std::net::TcpListener::bind) {
-                Err(StartError::Listen { source, .. })
-                    if source.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline =>
-                {
-                    // A broker whose parts have died ends all the same when it is dropped.
-                    let _ = self.died.sleep(PORT_PAUSE);
-                }
-                bound => break bound?,
-            }
-        };
-        self.core.state.lock().restart(Instant::now(), LOADING);
-        self.serve(listeners)
+    fn revive(&self, id: i32) -> Result<(), StartError> {
+        self.end(id, true);
+        self.core.change(|state, now| state.begin_node(id, now));
+        self.serve(id)
     }
 
     /// Carries out what faults order.
     fn carry_out(&self, orders: &Receiver<Order>, stop: &Stop) -> Result<(), StartError> {
         loop {
             match orders.recv_timeout(Duration::from_millis(20)) {
-                Ok(Order::Thaw { after }) => {
+                Ok(Order::Thaw { node, after }) => {
                     // A stop thaws as well: nobody shall wait for ever.
                     let _ = stop.sleep(after);
-                    self.core.thaw();
+                    Nodes { shared: self, ids: self.ids(node) }.thaw();
                 }
-                Ok(Order::Restart { after, forget }) => {
-                    self.kill();
+                Ok(Order::Restart { node, after, forget }) => {
+                    let nodes = Nodes { shared: self, ids: self.ids(node) };
+                    nodes.kill();
                     if stop.sleep(after).is_err() {
                         return Ok(());
                     }
                     if forget {
-                        let mut state = self.core.state.lock();
-                        *state = State::new(state.settings.clone(), state.nodes.clone());
+                        self.core.change(|state, _| state.forget());
                     }
-                    self.revive()?;
+                    nodes.revive()?;
                 }
                 Err(RecvTimeoutError::Timeout) if !stop.is_triggered() => {}
                 Err(_) => return Ok(()),

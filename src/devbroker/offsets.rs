@@ -57,13 +57,13 @@ impl State {
         wanted: &ListOffsetsPartition,
         now: Instant,
     ) -> Result<(i64, i64, i32), ErrorCode> {
-        let partition = self.led(topic, wanted.partition_index, caller.node, now)?;
+        let partition = self.led(topic, wanted.partition_index, caller, now)?;
         if let Some(code) = wrong_epoch(wanted.current_leader_epoch, partition.epoch) {
             return Err(code);
         }
         let (log, epoch) = (&partition.log, partition.epoch);
         let found = match wanted.timestamp {
-            LATEST => Some((log.end(), -1)),
+            LATEST => Some((partition.high_watermark, -1)),
             EARLIEST | EARLIEST_LOCAL => Some((log.start(), -1)),
             MAX_TIME => log.latest_time(),
             LATEST_TIERED => None,
@@ -104,9 +104,10 @@ impl State {
         now: Instant,
     ) -> Result<i64, ErrorCode> {
         const TO_THE_END: i64 = -1;
-        let log = &mut self.led(topic, index, caller.node, now)?.log;
-        let offset = if offset == TO_THE_END { log.end() } else { offset };
-        if !(0..=log.end()).contains(&offset) {
+        let partition = self.led(topic, index, caller, now)?;
+        let (log, end) = (&mut partition.log, partition.high_watermark);
+        let offset = if offset == TO_THE_END { end } else { offset };
+        if !(0..=end).contains(&offset) {
             return Err(ErrorCode::OFFSET_OUT_OF_RANGE);
         }
         log.delete_before(offset);

@@ -16,6 +16,8 @@ use crate::kafka::ErrorCode;
 
 /// From this version on topics are named by their ids (KIP-516).
 const TOPIC_IDS: i16 = 13;
+/// `acks=all`: all replicas in sync have it before the answer.
+pub(super) const ALL: i16 = -1;
 
 impl State {
     /// Appends each partition's batch; each has its own outcome.
@@ -33,7 +35,7 @@ impl State {
                 let index = partition.index;
                 let appended = name.clone().and_then(|name| {
                     check_acks(request.acks)?;
-                    self.append(caller, &name, partition, now, now_ms)
+                    self.append(caller, &name, partition, request.acks, now, now_ms)
                 });
                 self.produced(name.as_deref().unwrap_or_default(), index, appended)
             });
@@ -46,7 +48,7 @@ impl State {
         ProduceResponse::default().with_responses(responses.collect())
     }
 
-    fn produced_topic(&self, topic: &TopicProduceData, version: i16) -> Result<String, ErrorCode> {
+    pub fn produced_topic(&self, topic: &TopicProduceData, version: i16) -> Result<String, ErrorCode> {
         if version >= TOPIC_IDS {
             return self.topic_name(topic.topic_id).ok_or(ErrorCode::UNKNOWN_TOPIC_ID);
         }
@@ -59,10 +61,11 @@ impl State {
         caller: &Caller,
         topic: &str,
         data: &PartitionProduceData,
+        acks: i16,
         now: Instant,
         now_ms: i64,
     ) -> Result<(i64, i64), ErrorCode> {
-        self.led(topic, data.index, caller.node, now)?;
+        self.check_in_sync(topic, data.index, caller, acks, now)?;
         let limit = usize::try_from(self.topic_number(topic, "max.message.bytes")).unwrap_or(usize::MAX);
         let segment = usize::try_from(self.topic_number(topic, "segment.bytes")).unwrap_or(usize::MAX);
         let mut batch = Batch::of_request(data.records.as_ref().unwrap_or(&Bytes::new()), limit)?;
@@ -76,7 +79,7 @@ impl State {
         if !broker_time {
             self.check_time(topic, batch.max_timestamp(), now_ms)?;
         }
-        let known = batch.mark().map(|mark| (mark, self.led(topic, data.index, caller.node, now)));
+        let known = batch.mark().map(|mark| (mark, self.led(topic, data.index, caller, now)));
         if let Some((mark, partition)) = known
             && let partition = partition?
             && let Some(offset) = partition.sequences.check(mark)?
@@ -86,13 +89,35 @@ impl State {
         if self.bytes() + batch.bytes().len() > self.settings.memory_limit {
             return Err(ErrorCode::KAFKA_STORAGE_ERROR);
         }
-        let partition = self.led(topic, data.index, caller.node, now)?;
+        let partition = self.led(topic, data.index, caller, now)?;
         let stamp = broker_time.then_some(now_ms);
         let offset = partition.log.append(&batch, partition.epoch, stamp);
         if let Some(mark) = batch.mark() {
             partition.sequences.remember(mark, offset);
         }
+        self.replicate();
         Ok((offset, stamp.unwrap_or(-1)))
+    }
+
+    /// Whether the partition takes records now: its leader is asked, and replicas enough are in sync.
+    fn check_in_sync(
+        &mut self,
+        topic: &str,
+        index: i32,
+        caller: &Caller,
+        acks: i16,
+        now: Instant,
+    ) -> Result<(), ErrorCode> {
+        let least = usize::try_from(self.topic_number(topic, "min.insync.replicas")).unwrap_or(1);
+        let in_sync = self.led(topic, index, caller, now)?.in_sync.len();
+        if acks == ALL && in_sync < least { Err(ErrorCode::NOT_ENOUGH_REPLICAS) } else { Ok(()) }
+    }
+
+    /// Partitions of the request of which a silent replica in sync does not have everything yet.
+    pub fn is_unreplicated(&self, topic: &str, index: i32) -> bool {
+        let partitions = self.topics.get(topic).map(|topic| &topic.partitions);
+        let partition = partitions.zip(usize::try_from(index).ok()).and_then(|(all, index)| all.get(index));
+        partition.is_some_and(|partition| self.is_held_up(partition))
     }
 
     fn check_time(&self, topic: &str, time: i64, now_ms: i64) -> Result<(), ErrorCode> {
@@ -143,7 +168,7 @@ mod tests {
     use super::super::settings::{Settings, Values};
     use super::*;
 
-    const CALLER: Caller = Caller { node: 1, connection: 1, refuses: None };
+    const CALLER: Caller = Caller::new(1, 1);
 
     fn send(state: &mut State, records: Bytes) -> (i16, i64) {
         let partition = PartitionProduceData::default().with_records(Some(records));
@@ -160,10 +185,10 @@ mod tests {
         let mut settings = Settings::new(Vec::new());
         settings.memory_limit = batch.len() * 2;
         let mut state = State::new(settings, vec![SocketAddr::from(([127, 0, 0, 1], 9092))]);
-        state.create_topic("t", 1, Values::default());
+        state.create_topic("t", 1, 1, Values::default());
         assert_eq!([send(&mut state, batch.clone()), send(&mut state, batch.clone())], [(0, 0), (0, 1)]);
         assert_eq!(send(&mut state, batch.clone()).0, ErrorCode::KAFKA_STORAGE_ERROR.0);
-        let log = state.led("t", 0, 1, Instant::now()).map(|partition| &mut partition.log);
+        let log = state.led_by("t", 0, 1, Instant::now()).map(|partition| &mut partition.log);
         log.expect("led").delete_before(1);
         assert_eq!(send(&mut state, batch), (0, 2));
     }

@@ -1,6 +1,7 @@
-//! Sockets and threads of the broker: a listener for each node, a thread for each connection, a timer.
+//! Sockets and threads of one node: its listener, and a thread for each connection.
 //!
-//! One [`Server`] is one life of the broker: what it knows is in the [`Core`], which outlives it. Called by [`Broker`](super::Broker).
+//! One [`Server`] is one process lifetime of a node: what the cluster knows is in the [`Core`], which outlives it. Called by
+//! [`Broker`](super::Broker).
 
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
@@ -23,12 +24,13 @@ const MOST_CONNECTIONS: usize = 2000;
 /// See the module documentation.
 pub(super) struct Server {
     shared: Arc<Shared>,
-    listeners: Vec<(TcpListener, Thread)>,
-    timer: Thread,
+    listener: TcpListener,
+    accepting: Thread,
 }
 
 struct Shared {
     core: Arc<Core>,
+    node: i32,
     stop: Stop,
     /// Told when a thread dies.
     died: Stop,
@@ -37,53 +39,36 @@ struct Shared {
 
 #[derive(Default)]
 struct Connections {
-    /// Counts all there ever were.
-    last: u64,
     open: HashMap<u64, (TcpStream, Thread)>,
 }
 
 impl Server {
-    /// Listens and answers. The nodes are those of these listeners, in their order. `died` is triggered when a thread dies.
+    /// Listens for a node and answers. `died` is triggered when a thread dies.
     ///
     /// # Errors
     /// A listener that cannot be used.
-    pub fn start(core: &Arc<Core>, listeners: Vec<TcpListener>, died: &Stop) -> io::Result<Self> {
-        let accepting = listeners.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>()?;
-        let (stop, died) = (Stop::new(), died.clone());
-        let shared = Shared { core: Arc::clone(core), stop, died: died.clone(), connections: Mutex::default() };
-        let shared = Arc::new(shared);
-        let timer = {
+    pub fn start(core: &Arc<Core>, node: i32, listener: TcpListener, died: &Stop) -> io::Result<Self> {
+        let waiting = listener.try_clone()?;
+        let (core, stop, died) = (Arc::clone(core), Stop::new(), died.clone());
+        let shared = Arc::new(Shared { core, node, stop, died: died.clone(), connections: Mutex::default() });
+        let accepting = {
             let shared = Arc::clone(&shared);
-            threads::spawn("devbroker-timer", died.clone(), move || {
-                shared.core.keep_time(&shared.stop);
+            threads::spawn(&format!("devbroker-{node}"), died, move || {
+                shared.accept(&waiting);
                 Ok::<(), io::Error>(())
             })
         };
-        let mut server = Self { shared: Arc::clone(&shared), listeners: Vec::new(), timer };
-        for ((node, listener), accepting) in (1..).zip(listeners).zip(accepting) {
-            let shared = Arc::clone(&shared);
-            let thread = threads::spawn(&format!("devbroker-{node}"), died.clone(), move || {
-                shared.accept(&accepting, node);
-                Ok::<(), io::Error>(())
-            });
-            server.listeners.push((listener, thread));
-        }
-        Ok(server)
+        Ok(Self { shared, listener, accepting })
     }
 
-    /// Ends as a killed process does: all sockets are closed at once. Returns when every thread has ended.
+    /// Closes all sockets at once. The node is down already, so that no request waits any more. Returns when every thread has ended.
     pub fn end(self) {
         self.shared.stop.trigger();
-        self.shared.core.end();
-        for (listener, _) in &self.listeners {
-            // Wakes the thread that waits for a connection (shutdown(2) on Linux).
-            let _ = SockRef::from(listener).shutdown(Shutdown::Both);
-        }
+        // Wakes the thread that waits for a connection (shutdown(2) on Linux).
+        let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
         // A thread that did not end well has logged it.
-        for (listener, thread) in self.listeners {
-            let _ = thread.join();
-            drop(listener);
-        }
+        let _ = self.accepting.join();
+        drop(self.listener);
         let open = std::mem::take(&mut self.shared.connections.lock().open);
         for (socket, _) in open.values() {
             let _ = socket.shutdown(Shutdown::Both);
@@ -91,15 +76,14 @@ impl Server {
         for (_, thread) in open.into_values() {
             let _ = thread.join();
         }
-        let _ = self.timer.join();
     }
 }
 
 impl Shared {
-    fn accept(self: &Arc<Self>, listener: &TcpListener, node: i32) {
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
         while !self.stop.is_triggered() {
             match listener.accept() {
-                Ok((socket, _)) => self.open(socket, node),
+                Ok((socket, _)) => self.open(socket),
                 // Out of files, or the caller was gone before it was taken: the next one may do better.
                 Err(_) if !self.stop.is_triggered() => drop(self.stop.sleep(std::time::Duration::from_millis(10))),
                 Err(_) => return,
@@ -108,21 +92,21 @@ impl Shared {
     }
 
     /// A thread for a connection; those of connections that ended are joined on the way.
-    fn open(self: &Arc<Self>, socket: TcpStream, node: i32) {
+    fn open(self: &Arc<Self>, socket: TcpStream) {
         let mut connections = self.connections.lock();
         let ended: Vec<u64> =
             connections.open.iter().filter(|(_, (_, thread))| thread.is_finished()).map(|(id, _)| *id).collect();
         let ended: Vec<_> = ended.into_iter().filter_map(|id| connections.open.remove(&id)).collect();
-        connections.last += 1;
-        let id = connections.last;
+        let id = self.core.next_connection();
         // Dropping the socket closes it.
         if let (Ok(handle), true) = (socket.try_clone(), connections.open.len() < MOST_CONNECTIONS) {
             let shared = Arc::clone(self);
             let thread = threads::spawn(&format!("broker-{:x}", id & 0xffff_ffff), self.died.clone(), move || {
                 // The peer has gone, or has sent what is no request: the connection is over either way.
-                let _ = shared.serve(&socket, Caller { node, connection: id, refuses: None });
+                let caller = Caller::new(shared.node, id);
+                let _ = shared.serve(&socket, &caller);
                 let _ = socket.shutdown(Shutdown::Both);
-                shared.core.disconnected(id);
+                shared.core.disconnected(&caller);
                 Ok::<(), io::Error>(())
             });
             connections.open.insert(id, (handle, thread));
@@ -134,7 +118,7 @@ impl Shared {
     }
 
     /// One request after the other, each answered before the next is read: answers come in the order of their requests.
-    fn serve(&self, socket: &TcpStream, caller: Caller) -> io::Result<()> {
+    fn serve(&self, socket: &TcpStream, caller: &Caller) -> io::Result<()> {
         socket.set_nodelay(true)?;
         let largest = usize::try_from(self.core.state.lock().settings.number("socket.request.max.bytes"));
         let largest = largest.unwrap_or(usize::MAX);
@@ -142,10 +126,14 @@ impl Shared {
         let mut writer = socket;
         loop {
             let frame = read_frame(&mut reader, largest)?;
-            match self.core.answer(caller, frame) {
+            match self.core.answer(caller.clone(), frame) {
                 Reply::Answer(frame, times) => (0..times).try_for_each(|_| writer.write_all(&frame))?,
                 Reply::Nothing => {}
                 Reply::Close => return Ok(()),
+                Reply::Deaf => {
+                    self.core.outlast(caller.node);
+                    return Ok(());
+                }
             }
         }
     }

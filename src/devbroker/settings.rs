@@ -19,6 +19,12 @@ pub struct Settings {
     pub memory_limit: usize,
     /// The level of the feature `share.version`, 2 in Kafka 4.4; 0 is a cluster with share groups switched off.
     pub share_version: i16,
+    /// How long a node that starts again is fenced: it answers, and leads nothing.
+    pub fenced: Duration,
+    /// How long new leaders and coordinators read their state; Kafka takes 40 to 200 ms.
+    pub loading: Duration,
+    /// How late acknowledgements are written: a killed leader loses those of so long. Zero is Kafka on sound disks.
+    pub share_state_delay: Duration,
     /// Settings of the broker that differ from Kafka's defaults.
     overrides: BTreeMap<String, String>,
 }
@@ -26,7 +32,15 @@ pub struct Settings {
 impl Settings {
     /// Kafka's defaults, on these addresses.
     pub fn new(listen: Vec<SocketAddr>) -> Self {
-        Self { listen, memory_limit: MEMORY_LIMIT, share_version: 2, overrides: BTreeMap::new() }
+        Self {
+            listen,
+            memory_limit: MEMORY_LIMIT,
+            share_version: 2,
+            fenced: Duration::ZERO,
+            loading: Duration::from_millis(100),
+            share_state_delay: Duration::ZERO,
+            overrides: BTreeMap::new(),
+        }
     }
 
     /// Sets one setting of the broker, by Kafka's name.
@@ -69,7 +83,6 @@ pub(super) fn milliseconds(number: i64) -> Duration {
 const BROKER: &[(&str, &str)] = &[
     ("advertised.listeners", ""),
     ("auto.create.topics.enable", "true"),
-    // One node that never fails over: taken, and without effect.
     ("broker.session.timeout.ms", "9000"),
     ("default.replication.factor", "1"),
     ("fetch.max.bytes", "57671680"),

@@ -18,11 +18,10 @@ use kafka_protocol::messages::{BrokerId, ShareAcknowledgeResponse, ShareFetchRes
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
-use super::log::Log;
 use super::settings::GROUP;
 use super::share_partition::{Acquired, Said, SharePartition};
 use super::share_wire::{Acknowledge, Fetch};
-use super::state::{Caller, PartitionKey, State};
+use super::state::{Caller, Partition, PartitionKey, State, Topic};
 use crate::kafka::ErrorCode;
 
 /// Epoch of the request that opens a session, and of the one that ends it.
@@ -42,10 +41,12 @@ pub(super) struct SessionKey {
 pub(super) struct Session {
     /// Its end is the session's.
     pub connection: u64,
+    /// Tells it from the one before and after it, under the same key.
+    number: u64,
     /// The epoch of the next request.
     epoch: i32,
     /// What is fetched, each time beginning with another one.
-    partitions: Vec<PartitionKey>,
+    pub partitions: Vec<PartitionKey>,
     turn: usize,
 }
 
@@ -55,8 +56,14 @@ type Statements = Vec<(PartitionKey, Result<Vec<(i64, Said)>, ErrorCode>)>;
 /// A ShareFetch that has been taken and may have to wait for records.
 pub(super) struct Parked {
     pub key: SessionKey,
+    caller: Caller,
+    /// The session that it belongs to, and what that fetched when it was taken: another session under the same key changes neither.
+    session: u64,
+    partitions: Vec<PartitionKey>,
     /// What it answers of each partition.
     answers: BTreeMap<PartitionKey, PartitionData>,
+    /// It has looked for records before. Errors of partitions that come up later are left to the next request.
+    has_looked: bool,
     record_limit: bool,
     max_records: usize,
     max_bytes: usize,
@@ -106,28 +113,35 @@ impl State {
         if epoch == CLOSE {
             self.close_session(&key);
         }
+        let session = self.sessions.get(&key);
         let natural = |number: i32| usize::try_from(number).unwrap_or(0);
         Ok(Parked {
             answers,
             record_limit: fetch.record_limit,
             max_records: if epoch == CLOSE { 0 } else { natural(request.max_records) },
             max_bytes: natural(request.max_bytes),
-            epoch: self.sessions.get(&key).map_or(CLOSE, |session| session.epoch),
+            epoch: session.map_or(CLOSE, |session| session.epoch),
+            session: session.map_or(0, |session| session.number),
+            partitions: session.map_or_else(Vec::new, |session| session.partitions.clone()),
+            caller: caller.clone(),
+            has_looked: false,
             turn,
             key,
         })
     }
 
-    /// Tries to get records for it; whether there is something to answer with.
+    /// Tries to get records for it; whether it is answered at once: with records, or because nothing can come. As on Kafka, one partition that is
+    /// led elsewhere does not hurry an answer that has others to wait for, and is told only if it was so from the start.
     pub fn try_share_fetch(&mut self, parked: &mut Parked, now: Instant) -> bool {
-        let Some(session) = self.sessions.get(&parked.key) else { return true };
-        let mut partitions = session.partitions.clone();
+        let mut partitions = parked.partitions.clone();
         if partitions.is_empty() || parked.max_records == 0 {
             return true;
         }
         let first = parked.turn % partitions.len();
         partitions.rotate_left(first);
         let (mut records_left, mut bytes_left, mut any) = (parked.max_records, parked.max_bytes, false);
+        let mut failed = 0;
+        let looks_again = std::mem::replace(&mut parked.has_looked, true);
         for key in partitions {
             let found = self.acquire(parked, key, records_left, bytes_left, now);
             let entry = parked.answers.entry(key);
@@ -142,40 +156,42 @@ impl State {
                     data.acquired_records = acquired.into_iter().map(acquired_records).collect();
                     any = true;
                 }
+                Err(_) if looks_again => {}
                 Err(code) => {
                     let leader = self.leader_of(key);
                     let data = entry.or_insert_with(|| PartitionData::default().with_partition_index(key.1));
                     data.error_code = code.0;
                     data.current_leader = leader;
-                    any = true;
+                    failed += 1;
                 }
             }
             if records_left == 0 {
                 break;
             }
         }
-        any
+        any || failed == parked.partitions.len()
     }
 
-    /// What wakes a parked ShareFetch changes this number: records that are appended, locks that run out. Records given back do not.
-    pub fn share_fetch_signal(&self, key: &SessionKey) -> u64 {
-        let Some(session) = self.sessions.get(key) else { return u64::MAX };
-        let group = self.groups.get(&key.group);
-        let signal = |partition: &PartitionKey| {
-            let end = self.log_of(*partition).map_or(0, |log| u64::try_from(log.end()).unwrap_or(0));
-            let progress = group.and_then(|group| group.partitions.get(partition));
+    /// What wakes a parked ShareFetch changes this number: records that are appended, locks that run out. Records given back do not, nor does a
+    /// leader that moves.
+    pub fn share_fetch_signal(&self, parked: &Parked) -> u64 {
+        let group = self.groups.get(&parked.key.group);
+        let signal = |key: &PartitionKey| {
+            let end = self.partition(*key).map_or(0, |partition| u64::try_from(partition.high_watermark).unwrap_or(0));
+            let progress = group.and_then(|group| group.partitions.get(key));
             end + progress.map_or(0, SharePartition::expiries)
-                + self.leader_of(*partition).leader_epoch.unsigned_abs() as u64
         };
-        session.partitions.iter().map(signal).sum()
+        parked.partitions.iter().map(signal).sum()
     }
 
     /// The answer, with or without records.
     pub fn finish_share_fetch(&mut self, parked: Parked) -> ShareFetchResponse {
         let lock = self.lock_ms(&parked.key.group);
         let closed = parked.epoch == CLOSE;
-        // Another request of the session overtook this one: what it has acquired stays locked and is not told.
-        if !closed && self.sessions.get(&parked.key).map(|session| session.epoch) != Some(parked.epoch) {
+        // Another request of the session overtook this one: what it has acquired stays locked and is not told. A session that was replaced meanwhile
+        // still tells.
+        let overtaken = |session: &Session| session.number == parked.session && session.epoch != parked.epoch;
+        if !closed && self.sessions.get(&parked.key).is_some_and(overtaken) {
             return ShareFetchResponse::default().with_error_code(ErrorCode::INVALID_SHARE_SESSION_EPOCH.0);
         }
         let mut topics: BTreeMap<Uuid, Vec<PartitionData>> = BTreeMap::new();
@@ -273,7 +289,9 @@ impl State {
             if !self.sessions.contains_key(key) && self.sessions.len() >= most {
                 return Err(ErrorCode::SHARE_SESSION_LIMIT_REACHED);
             }
-            let session = Session { connection: caller.connection, epoch: 1, partitions: added, turn: 0 };
+            self.sessions_opened += 1;
+            let (connection, number) = (caller.connection, self.sessions_opened);
+            let session = Session { connection, number, epoch: 1, partitions: added, turn: 0 };
             self.sessions.insert(key.clone(), session);
             return Ok(0);
         }
@@ -295,14 +313,14 @@ impl State {
         Ok(session.turn)
     }
 
-    fn close_session(&mut self, key: &SessionKey) {
-        self.sessions.remove(key);
+    /// Ends a session and gives back what the member holds of its partitions; what was forgotten before stays locked, as on Kafka.
+    pub fn close_session(&mut self, key: &SessionKey) {
+        let Some(session) = self.sessions.remove(key) else { return };
         let rules = self.rules(&key.group);
-        let Some(group) = self.groups.get_mut(&key.group) else { return };
-        for (partition, progress) in &mut group.partitions {
-            let topic = self.topics.values().find(|topic| topic.id == partition.0);
-            let leader = topic.and_then(|topic| topic.partitions.get(usize::try_from(partition.1).ok()?));
-            if leader.is_none_or(|partition| partition.leader == key.node) {
+        for partition in session.partitions {
+            let led = self.partition(partition).is_none_or(|partition| partition.leader == key.node);
+            let group = self.groups.get_mut(&key.group).filter(|_| led);
+            if let Some(progress) = group.and_then(|group| group.partitions.get_mut(&partition)) {
                 progress.release_all(&key.member, rules);
             }
         }
@@ -334,16 +352,28 @@ impl State {
         said: &[(i64, Said)],
         now: Instant,
     ) -> Result<(), ErrorCode> {
-        if let Some(code) = caller.refuses {
+        let name = self.topic_name(partition.0).ok_or(ErrorCode::UNKNOWN_TOPIC_ID)?;
+        if let Some(code) = caller.refused(&name, Some(partition.1), true) {
             return Err(code);
         }
-        let name = self.topic_name(partition.0).ok_or(ErrorCode::UNKNOWN_TOPIC_ID)?;
-        let log_start = self.led(&name, partition.1, key.node, now)?.log.start();
-        let rules = self.rules(&key.group);
+        // Whatever keeps this node from being the leader: it does not know the partition (measured on Kafka 4.4).
+        let led = self.led_by(&name, partition.1, key.node, now).map_err(|_| ErrorCode::UNKNOWN_TOPIC_OR_PARTITION)?;
+        let log_start = led.log.start();
+        let (rules, delay) = (self.rules(&key.group), self.settings.share_state_delay);
+        let Some(log) = partition_in(&self.topics, partition).map(|partition| &partition.log) else {
+            return Err(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION);
+        };
         let group = self.groups.get_mut(&key.group);
-        let progress = group.and_then(|group| group.partitions.get_mut(&partition));
+        let progress = group.and_then(|group| group.partitions.get_mut(&partition)).filter(|known| known.fetched);
         let progress = progress.ok_or(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION)?;
         progress.follow_log_start(log_start);
+        // Offsets in no batch that was handed out since this leader took over.
+        let last_known = progress.last_known();
+        let known_end = if last_known < progress.start() { last_known } else { log.end_of_batch(last_known) };
+        if said.iter().any(|(offset, _)| *offset > known_end) {
+            return Err(ErrorCode::INVALID_REQUEST);
+        }
+        progress.remember(delay, now);
         progress.acknowledge(&key.member, said, rules, now)
     }
 
@@ -356,20 +386,20 @@ impl State {
         now: Instant,
     ) -> Result<Option<(Bytes, Vec<Acquired>)>, ErrorCode> {
         let name = self.topic_name(partition.0).ok_or(ErrorCode::UNKNOWN_TOPIC_ID)?;
-        self.led(&name, partition.1, parked.key.node, now)?;
+        let led = self.led(&name, partition.1, &parked.caller, now)?;
+        let (log_start, log_end) = (led.log.start(), led.high_watermark);
         let group = parked.key.group.as_str();
         let rules = self.rules(group);
         let from_earliest = self.begins_at_start(group);
-        let Some(log) = self.log_of(partition) else { return Err(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION) };
-        let (log_start, log_end) = (log.start(), log.end());
         // Only what somebody joined for has a state to read.
         let group = self.groups.get_mut(group).ok_or(ErrorCode::UNKNOWN_SERVER_ERROR)?;
         let begin = if from_earliest { log_start } else { log_end };
         let progress = group.partitions.entry(partition).or_insert_with(|| SharePartition::new(begin));
+        progress.fetched = true;
         progress.follow_log_start(log_start);
         let Some(first) = progress.first_available(rules).filter(|first| *first < log_end) else { return Ok(None) };
-        let Some(log) = log_in(&self.topics, partition) else { return Ok(None) };
-        let last = log.last_within(first, max_bytes).unwrap_or(first);
+        let Some(log) = partition_in(&self.topics, partition).map(|partition| &partition.log) else { return Ok(None) };
+        let last = log.last_within(first, max_bytes).unwrap_or(first).min(log_end - 1);
         let end_of_batch = |offset: i64| log.end_of_batch(offset);
         let whole: Option<&dyn Fn(i64) -> i64> = if parked.record_limit { None } else { Some(&end_of_batch) };
         let ranges = progress.acquire(&parked.key.member, max_records, last, rules, now, whole);
@@ -383,19 +413,17 @@ impl State {
         known.zip(values).is_some_and(|(known, values)| values.get(known, &self.settings) == "earliest")
     }
 
-    fn log_of(&self, key: PartitionKey) -> Option<&Log> {
-        log_in(&self.topics, key)
+    fn partition(&self, key: PartitionKey) -> Option<&Partition> {
+        partition_in(&self.topics, key)
     }
 
     fn leader_of(&self, key: PartitionKey) -> LeaderIdAndEpoch {
-        let topic = self.topics.values().find(|topic| topic.id == key.0);
-        let partition = topic.and_then(|topic| topic.partitions.get(usize::try_from(key.1).ok()?));
-        let leader = partition.map_or((-1, -1), |partition| (partition.leader, partition.epoch));
+        let leader = self.partition(key).map_or((-1, -1), |partition| (partition.leader, partition.epoch));
         LeaderIdAndEpoch::default().with_leader_id(leader.0).with_leader_epoch(leader.1)
     }
 
     fn endpoints(&self) -> Vec<NodeEndpoint> {
-        let endpoints = self.node_ids().zip(&self.nodes).map(|(id, address)| {
+        let endpoints = self.living_nodes().map(|(id, address)| {
             NodeEndpoint::default()
                 .with_node_id(BrokerId(id))
                 .with_host(StrBytes::from_string(address.ip().to_string()))
@@ -405,9 +433,9 @@ impl State {
     }
 }
 
-fn log_in(topics: &BTreeMap<String, super::state::Topic>, key: PartitionKey) -> Option<&Log> {
+fn partition_in(topics: &BTreeMap<String, Topic>, key: PartitionKey) -> Option<&Partition> {
     let topic = topics.values().find(|topic| topic.id == key.0)?;
-    topic.partitions.get(usize::try_from(key.1).ok()?).map(|partition| &partition.log)
+    topic.partitions.get(usize::try_from(key.1).ok()?)
 }
 
 fn acquired_records(range: Acquired) -> AcquiredRecords {

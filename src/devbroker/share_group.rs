@@ -65,10 +65,9 @@ impl Group {
         }
     }
 
-    /// What survives: members and how far the group is.
-    pub fn restart(&mut self, now: Instant) {
+    /// Another coordinator counts the silence of each member from now on.
+    pub fn hear_all(&mut self, now: Instant) {
         self.members.values_mut().for_each(|member| member.heard = now);
-        self.partitions.values_mut().for_each(SharePartition::reload);
     }
 
     /// Removes members that have been silent for too long.

@@ -3,7 +3,7 @@
 //!
 //! Offsets and states; no bytes, no clock of its own, no waiting. Called by `share_fetch`, `share_group` and the timer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,29 @@ struct Record {
     written: i16,
 }
 
+/// What a leader that takes over does not find written.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Loss {
+    /// Everything that was acknowledged is written.
+    Nothing,
+    /// What was acknowledged less than `delay` before `now` is lost.
+    After {
+        /// How late acknowledgements are written.
+        delay: Duration,
+        /// When the leader ended.
+        now: Instant,
+    },
+}
+
+/// A copy of the state before a change.
+#[derive(Debug)]
+struct Before {
+    at: Instant,
+    start: i64,
+    next: i64,
+    records: BTreeMap<i64, Record>,
+}
+
 /// See the module documentation.
 #[derive(Debug)]
 pub(super) struct SharePartition {
@@ -72,17 +95,26 @@ pub(super) struct SharePartition {
     records: BTreeMap<i64, Record>,
     /// How many locks have run out: whoever waits for records looks again when it changes.
     expiries: u64,
+    /// A member has fetched from the leader of now: before that it knows no record.
+    pub fetched: bool,
+    /// States before changes that are not written yet, where acknowledgements are written late.
+    unwritten: VecDeque<Before>,
 }
 
 impl SharePartition {
     /// Nothing is handed out yet; it begins at `start`.
     pub fn new(start: i64) -> Self {
-        Self { start, next: start, records: BTreeMap::new(), expiries: 0 }
+        Self { start, next: start, records: BTreeMap::new(), expiries: 0, fetched: false, unwritten: VecDeque::new() }
     }
 
     /// The first offset that is not finished.
     pub fn start(&self) -> i64 {
         self.start
+    }
+
+    /// The last offset that was handed out or read back; `start - 1` when there is none.
+    pub fn last_known(&self) -> i64 {
+        self.next - 1
     }
 
     /// How many of the records before `end` are not finished (KIP-1226).
@@ -224,13 +256,43 @@ impl SharePartition {
         }
     }
 
-    /// What a new leader reads of it: locks are gone, and with them the deliveries that were not written yet.
-    pub fn reload(&mut self) {
+    /// What a new leader reads of it: locks are gone, and with them the deliveries that were not written yet. Records of which nothing was
+    /// written are not known to it.
+    pub fn reload(&mut self, loss: Loss) {
+        if let Loss::After { delay, now } = loss {
+            self.lose(delay, now);
+        }
         for record in self.records.values_mut() {
             if let State::Acquired { .. } = record.state {
                 record.state = State::Available;
                 record.deliveries = record.written;
             }
+        }
+        while let Some(last) = self.records.last_entry()
+            && last.get().deliveries == 0
+        {
+            last.remove();
+            self.next -= 1;
+        }
+        self.fetched = false;
+        self.unwritten.clear();
+    }
+
+    /// Goes back to the state before the first change that came less than `delay` before `now`.
+    fn lose(&mut self, delay: Duration, now: Instant) {
+        if let Some(before) = self.unwritten.drain(..).find(|before| before.at + delay > now) {
+            (self.start, self.next, self.records) = (before.start, before.next, before.records);
+        }
+    }
+
+    /// Remembers the state before a change that a kill within the next `delay` undoes.
+    pub fn remember(&mut self, delay: Duration, now: Instant) {
+        while self.unwritten.front().is_some_and(|before| before.at + delay <= now) {
+            self.unwritten.pop_front();
+        }
+        if !delay.is_zero() {
+            let (start, next, records) = (self.start, self.next, self.records.clone());
+            self.unwritten.push_back(Before { at: now, start, next, records });
         }
     }
 
@@ -350,7 +412,7 @@ mod tests {
         one(&mut partition, "a", now);
         partition.release_all("a", RULES);
         partition.acquire(&member("a"), 2, 9, RULES, now, None);
-        partition.reload();
+        partition.reload(Loss::Nothing);
         assert_eq!(one(&mut partition, "b", now), [(0, 2)]);
         assert_eq!(one(&mut partition, "b", now), [(1, 1)]);
     }

@@ -1,6 +1,6 @@
 //! Everything that the broker knows, in one struct behind one lock: topics with their logs, groups, sessions.
 //!
-//! Data and the small questions about it. What a request does to it stands in the file of the request; who waits for a change waits in
+//! Data and the small questions about it; those about nodes and leaders stand in [`nodes`](super::nodes). What a request does to it stands in the file of the request; who waits for a change waits in
 //! [`core`](super::core). Called by all of them.
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::committed::Committed;
 use super::log::Log;
+use super::nodes::{NO_LEADER, Node};
 use super::sequences::Sequences;
 use super::settings::{GROUP, Settings, TOPIC, Values, milliseconds};
 use super::share_fetch::{Session, SessionKey};
@@ -19,14 +20,43 @@ use super::share_partition::Rules;
 use crate::kafka::ErrorCode;
 
 /// Who asks: which node was asked, over which connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Caller {
     /// The node that the connection is with.
     pub node: i32,
     /// The connection; its end ends the share sessions that it opened.
     pub connection: u64,
-    /// A fault: every acknowledgement of this request is refused with this code.
-    pub refuses: Option<ErrorCode>,
+    /// Faults: what of this request is refused.
+    pub refusals: Vec<Refusal>,
+}
+
+/// A fault that refuses a part of one request.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    /// Only for this topic.
+    pub topic: Option<String>,
+    /// Only for this partition.
+    pub partition: Option<i32>,
+    /// Only what is acknowledged; otherwise only the rest.
+    pub acknowledgements: bool,
+    pub code: ErrorCode,
+}
+
+impl Caller {
+    /// A caller that no fault is meant for.
+    pub const fn new(node: i32, connection: u64) -> Self {
+        Self { node, connection, refusals: Vec::new() }
+    }
+
+    /// The code with which a fault refuses this partition, or the whole topic where there is no partition.
+    pub fn refused(&self, topic: &str, partition: Option<i32>, acknowledgements: bool) -> Option<ErrorCode> {
+        let hit = self.refusals.iter().find(|refusal| {
+            refusal.acknowledgements == acknowledgements
+                && refusal.topic.as_ref().is_none_or(|name| name == topic)
+                && refusal.partition.is_none_or(|index| partition == Some(index))
+        });
+        hit.map(|refusal| refusal.code)
+    }
 }
 
 /// A topic.
@@ -42,8 +72,16 @@ pub(super) struct Topic {
 pub(super) struct Partition {
     pub log: Log,
     pub sequences: Sequences,
-    /// The node that leads it.
+    /// The nodes that have it, the preferred leader first.
+    pub replicas: Vec<i32>,
+    /// Those of them that are in sync.
+    pub in_sync: Vec<i32>,
+    /// The first offset that readers do not see yet: some replica in sync does not have it.
+    pub high_watermark: i64,
+    /// The node that leads it; -1 while none does.
     pub leader: i32,
+    /// Its leader reads its state until then.
+    pub ready_at: Option<Instant>,
     /// How often its leader changed.
     pub epoch: i32,
 }
@@ -56,71 +94,36 @@ pub(super) type PartitionKey = (Uuid, i32);
 pub(super) struct State {
     pub settings: Settings,
     pub cluster_id: String,
-    /// Where each node tells clients to find it; node ids count from 1.
-    pub nodes: Vec<SocketAddr>,
+    pub nodes: Vec<Node>,
     pub topics: BTreeMap<String, Topic>,
     pub groups: BTreeMap<String, Group>,
     pub group_values: BTreeMap<String, Values>,
     /// The coordinators of groups that moved away from their first one.
     pub coordinators: BTreeMap<String, i32>,
     pub sessions: HashMap<SessionKey, Session>,
+    /// How many there ever were.
+    pub sessions_opened: u64,
     /// Positions by group, topic and partition.
     pub committed: BTreeMap<(String, String, i32), Committed>,
     pub next_producer_id: i64,
-    /// Nothing is answered, no time passes.
-    pub frozen: bool,
-    /// Nothing is answered any more.
-    pub stopped: bool,
-    /// After a restart leaders and coordinators read their state until then.
-    pub loading_until: Option<Instant>,
 }
 
 impl State {
     /// An empty cluster of the nodes at these addresses.
-    pub fn new(settings: Settings, nodes: Vec<SocketAddr>) -> Self {
+    pub fn new(settings: Settings, addresses: Vec<SocketAddr>) -> Self {
         Self {
             settings,
             cluster_id: Uuid::new_v4().simple().to_string()[..22].to_owned(),
-            nodes,
+            nodes: addresses.into_iter().map(Node::new).collect(),
             topics: BTreeMap::new(),
             groups: BTreeMap::new(),
             group_values: BTreeMap::new(),
             coordinators: BTreeMap::new(),
             sessions: HashMap::new(),
+            sessions_opened: 0,
             committed: BTreeMap::new(),
             next_producer_id: 1,
-            frozen: false,
-            stopped: false,
-            loading_until: None,
         }
-    }
-
-    /// What is left after a restart: connections, sessions and locks are gone.
-    pub fn restart(&mut self, now: Instant, loading: Duration) {
-        self.sessions.clear();
-        for group in self.groups.values_mut() {
-            group.restart(now);
-        }
-        self.loading_until = Some(now + loading);
-        (self.frozen, self.stopped) = (false, false);
-    }
-
-    /// Whether leaders and coordinators still read their state.
-    pub fn is_loading(&mut self, now: Instant) -> bool {
-        if self.loading_until.is_some_and(|until| until <= now) {
-            self.loading_until = None;
-        }
-        self.loading_until.is_some()
-    }
-
-    /// The nodes' ids.
-    pub fn node_ids(&self) -> impl Iterator<Item = i32> + use<> {
-        1..=i32::try_from(self.nodes.len()).unwrap_or(1)
-    }
-
-    /// The address of a node as clients are told.
-    pub fn node(&self, id: i32) -> Option<SocketAddr> {
-        self.nodes.get(usize::try_from(id - 1).ok()?).copied()
     }
 
     /// The name of the topic with this id.
@@ -128,30 +131,49 @@ impl State {
         self.topics.iter().find(|(_, topic)| topic.id == id).map(|(name, _)| name.clone())
     }
 
-    /// Creates a topic; its name is free and good.
-    pub fn create_topic(&mut self, name: &str, partitions: i32, values: Values) -> &Topic {
-        let nodes = i32::try_from(self.nodes.len()).unwrap_or(1);
-        let first = i32::try_from(self.topics.len()).unwrap_or(0);
-        let partitions = (0..partitions).map(|index| Partition {
-            log: Log::default(),
-            sequences: Sequences::default(),
-            leader: 1 + (first + index) % nodes,
-            epoch: 0,
+    /// Creates a topic with so many partitions and replicas; its name is free and good, and as many nodes are not fenced.
+    pub fn create_topic(&mut self, name: &str, partitions: i32, replicas: usize, values: Values) -> &Topic {
+        let nodes: Vec<i32> = self.living_nodes().map(|(id, _)| id).collect();
+        let first = self.topics.len();
+        let partitions = (0..partitions).zip(first..).map(|(_, place)| {
+            let replicas: Vec<i32> =
+                nodes.iter().cycle().skip(place % nodes.len().max(1)).take(replicas).copied().collect();
+            Partition {
+                log: Log::default(),
+                sequences: Sequences::default(),
+                leader: replicas.first().copied().unwrap_or(NO_LEADER),
+                in_sync: replicas.clone(),
+                replicas,
+                high_watermark: 0,
+                ready_at: None,
+                epoch: 0,
+            }
         });
         let topic = Topic { id: Uuid::new_v4(), partitions: partitions.collect(), values };
         self.topics.entry(name.to_owned()).or_insert(topic)
     }
 
-    /// A partition that this node leads.
+    /// A partition that the caller's node leads.
     ///
     /// # Errors
-    /// [`ErrorCode::UNKNOWN_TOPIC_OR_PARTITION`], or [`ErrorCode::NOT_LEADER_OR_FOLLOWER`].
-    pub fn led(&mut self, topic: &str, index: i32, node: i32, now: Instant) -> Result<&mut Partition, ErrorCode> {
-        let loading = self.is_loading(now);
+    /// [`ErrorCode::UNKNOWN_TOPIC_OR_PARTITION`], [`ErrorCode::NOT_LEADER_OR_FOLLOWER`], or that of a fault.
+    pub fn led(&mut self, topic: &str, index: i32, caller: &Caller, now: Instant) -> Result<&mut Partition, ErrorCode> {
+        if let Some(code) = caller.refused(topic, Some(index), false) {
+            return Err(code);
+        }
+        self.led_by(topic, index, caller.node, now)
+    }
+
+    /// A partition that this node leads, whatever faults say.
+    ///
+    /// # Errors
+    /// As [`Self::led`].
+    pub fn led_by(&mut self, topic: &str, index: i32, node: i32, now: Instant) -> Result<&mut Partition, ErrorCode> {
         let partitions = self.topics.get_mut(topic).map(|topic| &mut topic.partitions);
         let partition = usize::try_from(index).ok().and_then(|index| partitions?.get_mut(index));
         let partition = partition.ok_or(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION)?;
-        if loading || partition.leader != node { Err(ErrorCode::NOT_LEADER_OR_FOLLOWER) } else { Ok(partition) }
+        let ready = partition.ready_at.is_none_or(|at| at <= now);
+        if ready && partition.leader == node { Ok(partition) } else { Err(ErrorCode::NOT_LEADER_OR_FOLLOWER) }
     }
 
     /// A topic's setting that is a number.
@@ -186,22 +208,10 @@ impl State {
         }
     }
 
-    /// The node that coordinates a group, a producer's transactions or anything else with a name.
-    pub fn coordinator(&self, name: &str) -> i32 {
-        let nodes = u32::try_from(self.nodes.len()).unwrap_or(1);
-        let first = || 1 + i32::try_from(crc32c::crc32c(name.as_bytes()) % nodes).unwrap_or(0);
-        self.coordinators.get(name).copied().unwrap_or_else(first)
-    }
-
-    /// Whether this node may answer for the group now.
-    ///
-    /// # Errors
-    /// [`ErrorCode::NOT_COORDINATOR`], or [`ErrorCode::COORDINATOR_LOAD_IN_PROGRESS`].
-    pub fn check_coordinator(&mut self, group: &str, node: i32, now: Instant) -> Result<(), ErrorCode> {
-        if self.coordinator(group) != node {
-            return Err(ErrorCode::NOT_COORDINATOR);
-        }
-        if self.is_loading(now) { Err(ErrorCode::COORDINATOR_LOAD_IN_PROGRESS) } else { Ok(()) }
+    /// Forgets all but its settings and nodes, as if the disks were new.
+    pub fn forget(&mut self) {
+        let nodes = std::mem::take(&mut self.nodes);
+        *self = Self { nodes, ..Self::new(self.settings.clone(), Vec::new()) };
     }
 
     /// Bytes of records in all logs.
@@ -225,15 +235,19 @@ impl State {
         }
     }
 
-    /// Lets locks and members run out; whether any lock did, and when the next one does.
+    /// Lets locks and members run out where the node in charge keeps time; whether any lock did, and when the next one does.
     pub fn expire(&mut self, now: Instant) -> (bool, Option<Instant>) {
         let groups: Vec<String> = self.groups.keys().cloned().collect();
+        let standing = self.standing_partitions(now);
         let (mut any, mut next) = (false, None);
         for id in groups {
             let (rules, timeout) = (self.rules(&id), self.group_duration(&id, "share.session.timeout.ms"));
+            let coordinated = self.coordinator(&id).is_some_and(|node| self.keeps_time(node, now));
             let Some(group) = self.groups.get_mut(&id) else { continue };
-            group.expire_members(timeout, now);
-            for progress in group.partitions.values_mut() {
+            if coordinated {
+                group.expire_members(timeout, now);
+            }
+            for (_, progress) in group.partitions.iter_mut().filter(|(key, _)| !standing.contains(key)) {
                 if progress.next_expiry().is_some_and(|at| at <= now) {
                     progress.expire(rules, now);
                     any = true;
@@ -242,5 +256,14 @@ impl State {
             }
         }
         (any, next)
+    }
+
+    /// Partitions for which no time passes: their leaders are frozen, or there is none.
+    fn standing_partitions(&self, now: Instant) -> Vec<PartitionKey> {
+        let partitions = self.topics.values().flat_map(|topic| {
+            let indexed = (0..).zip(&topic.partitions);
+            indexed.filter(|(_, partition)| !self.keeps_time(partition.leader, now)).map(|(index, _)| (topic.id, index))
+        });
+        partitions.collect()
     }
 }

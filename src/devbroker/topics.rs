@@ -17,9 +17,10 @@ use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
 use super::configs::source_of;
+use super::nodes::NO_LEADER;
 use super::produce::topic_name;
 use super::settings::{TOPIC, Values};
-use super::state::{State, Topic};
+use super::state::{Caller, State, Topic};
 use crate::kafka::ErrorCode;
 
 /// No set of rights was asked for.
@@ -31,8 +32,8 @@ const MOST_PARTITIONS: i32 = 10_000;
 
 impl State {
     /// Metadata.
-    pub fn metadata(&mut self, version: i16, request: &MetadataRequest) -> MetadataResponse {
-        let brokers = self.node_ids().zip(&self.nodes).map(|(id, address)| {
+    pub fn metadata(&mut self, caller: &Caller, version: i16, request: &MetadataRequest) -> MetadataResponse {
+        let brokers = self.living_nodes().map(|(id, address)| {
             MetadataResponseBroker::default()
                 .with_node_id(BrokerId(id))
                 .with_host(StrBytes::from_string(address.ip().to_string()))
@@ -42,8 +43,8 @@ impl State {
         // Before version 1 an empty list meant all topics.
         let wanted = request.topics.as_ref().filter(|topics| version > 0 || !topics.is_empty());
         let topics = match wanted {
-            None => self.topics.iter().map(|(name, topic)| described(name, topic)).collect(),
-            Some(wanted) => wanted.iter().map(|topic| self.described(version, request, topic)).collect(),
+            None => self.topics.iter().map(|(name, topic)| described(caller, name, topic)).collect(),
+            Some(wanted) => wanted.iter().map(|topic| self.described(caller, version, request, topic)).collect(),
         };
         MetadataResponse::default()
             .with_brokers(brokers)
@@ -55,6 +56,7 @@ impl State {
 
     fn described(
         &mut self,
+        caller: &Caller,
         version: i16,
         request: &MetadataRequest,
         wanted: &MetadataRequestTopic,
@@ -65,10 +67,10 @@ impl State {
                 let missing = missing.with_topic_id(wanted.topic_id).with_name(None);
                 return missing.with_error_code(ErrorCode::UNKNOWN_TOPIC_ID.0);
             };
-            return self.topics.get(&name).map_or(missing, |topic| described(&name, topic));
+            return self.topics.get(&name).map_or(missing, |topic| described(caller, &name, topic));
         };
         if let Some(topic) = self.topics.get(name.as_str()) {
-            return described(name.as_str(), topic);
+            return described(caller, name.as_str(), topic);
         }
         // Versions before 4 had no choice.
         let creates = (version < 4 || request.allow_auto_topic_creation)
@@ -80,30 +82,36 @@ impl State {
         };
         if creates && code == ErrorCode::UNKNOWN_TOPIC_OR_PARTITION {
             let partitions = i32::try_from(self.settings.number("num.partitions")).unwrap_or(1);
-            self.create_topic(name.as_str(), partitions, Values::default());
+            let replicas = usize::try_from(self.settings.number("default.replication.factor")).unwrap_or(1);
+            self.create_topic(name.as_str(), partitions, replicas, Values::default());
         }
         missing.with_name(Some(name.clone())).with_error_code(code.0)
     }
 
     /// CreateTopics.
-    pub fn create_topics(&mut self, version: i16, request: &CreateTopicsRequest) -> CreateTopicsResponse {
+    pub fn create_topics(
+        &mut self,
+        caller: &Caller,
+        version: i16,
+        request: &CreateTopicsRequest,
+    ) -> CreateTopicsResponse {
         let results = request.topics.iter().map(|topic| {
             let name = topic.name.as_str();
-            let created = self.check_new_topic(topic).map(|(partitions, values)| {
+            let created = self.check_new_topic(caller, topic).map(|(partitions, replicas, values)| {
                 if !request.validate_only {
-                    self.create_topic(name, partitions, values.clone());
+                    self.create_topic(name, partitions, usize::from(replicas), values.clone());
                 }
-                (partitions, values)
+                (partitions, replicas, values)
             });
             let result = CreatableTopicResult::default().with_name(topic.name.clone());
             match created {
-                Ok((partitions, values)) => {
+                Ok((partitions, replicas, values)) => {
                     let id = self.topics.get(name).map_or(Uuid::nil(), |topic| topic.id);
                     let configs = (version >= 5).then(|| self.created_configs(&values));
                     result
                         .with_topic_id(id)
                         .with_num_partitions(partitions)
-                        .with_replication_factor(1)
+                        .with_replication_factor(i16::from(replicas))
                         .with_configs(configs)
                         .with_error_message(None)
                 }
@@ -128,9 +136,16 @@ impl State {
         configs.collect()
     }
 
-    /// The number of partitions and the settings of a topic that may be created.
-    fn check_new_topic(&self, topic: &CreatableTopic) -> Result<(i32, Values), (ErrorCode, String)> {
+    /// The numbers of partitions and replicas, and the settings of a topic that may be created.
+    fn check_new_topic(
+        &self,
+        caller: &Caller,
+        topic: &CreatableTopic,
+    ) -> Result<(i32, u8, Values), (ErrorCode, String)> {
         let name = topic.name.as_str();
+        if let Some(code) = caller.refused(name, None, false) {
+            return Err((code, "refused by a fault".to_owned()));
+        }
         if !is_topic_name(name) {
             return Err((ErrorCode::INVALID_TOPIC_EXCEPTION, format!("{name:?} is no name for a topic")));
         }
@@ -149,8 +164,11 @@ impl State {
             (0, number) => number,
             (given, _) => given,
         };
-        let replicas = i32::from(topic.replication_factor);
-        if replicas != DEFAULT && replicas < 1 {
+        let replicas = match i32::from(topic.replication_factor) {
+            DEFAULT => i32::try_from(self.settings.number("default.replication.factor")).unwrap_or(1),
+            number => number,
+        };
+        if replicas < 1 {
             let message = "Replication factor must be larger than 0.".to_owned();
             return Err((ErrorCode::INVALID_REPLICATION_FACTOR, message));
         }
@@ -158,9 +176,12 @@ impl State {
             let message = "Number of partitions was set to an invalid non-positive value.".to_owned();
             return Err((ErrorCode::INVALID_PARTITIONS, message));
         }
-        if replicas > i32::try_from(self.nodes.len()).unwrap_or(1) {
-            return Err((ErrorCode::INVALID_REPLICATION_FACTOR, format!("no {replicas} brokers are there")));
-        }
+        let living = self.living_nodes().count();
+        let replicas = u8::try_from(replicas).ok().filter(|replicas| usize::from(*replicas) <= living);
+        let Some(replicas) = replicas else {
+            let message = format!("Unable to replicate the partition: only {living} brokers are available");
+            return Err((ErrorCode::INVALID_REPLICATION_FACTOR, message));
+        };
         let mut values = Values::default();
         for config in &topic.configs {
             let known = TOPIC.iter().find(|known| known.name == config.name.as_str());
@@ -173,7 +194,7 @@ impl State {
                 }
             }
         }
-        Ok((partitions, values))
+        Ok((partitions, replicas, values))
     }
 
     /// DeleteTopics.
@@ -197,43 +218,27 @@ impl State {
         });
         DeleteTopicsResponse::default().with_responses(responses.collect())
     }
-
-    /// Makes another node the leader of a partition; whether there are both.
-    pub fn move_leader(&mut self, topic: &str, index: i32, node: i32) -> bool {
-        if self.node(node).is_none() {
-            return false;
-        }
-        let Some(topic) = self.topics.get_mut(topic) else { return false };
-        let Some(partition) = usize::try_from(index).ok().and_then(|index| topic.partitions.get_mut(index)) else {
-            return false;
-        };
-        partition.leader = node;
-        partition.epoch += 1;
-        let key = (topic.id, index);
-        for group in self.groups.values_mut() {
-            if let Some(progress) = group.partitions.get_mut(&key) {
-                progress.reload();
-            }
-        }
-        true
-    }
 }
 
-fn described(name: &str, topic: &Topic) -> MetadataResponseTopic {
+fn described(caller: &Caller, name: &str, topic: &Topic) -> MetadataResponseTopic {
+    let missing = MetadataResponseTopic::default().with_name(Some(topic_name(name))).with_topic_id(topic.id);
+    let missing = missing.with_topic_authorized_operations(NO_OPERATIONS);
+    if let Some(code) = caller.refused(name, None, false) {
+        return missing.with_error_code(code.0);
+    }
+    let ids = |nodes: &[i32]| nodes.iter().copied().map(BrokerId).collect();
     let partitions = (0..).zip(&topic.partitions).map(|(index, partition)| {
-        let leader = vec![BrokerId(partition.leader)];
+        let leaderless = (partition.leader == NO_LEADER).then_some(ErrorCode::LEADER_NOT_AVAILABLE);
+        let code = caller.refused(name, Some(index), false).or(leaderless);
         MetadataResponsePartition::default()
             .with_partition_index(index)
-            .with_leader_id(BrokerId(partition.leader))
+            .with_error_code(code.map_or(0, |code| code.0))
+            .with_leader_id(BrokerId(if code.is_some() { NO_LEADER } else { partition.leader }))
             .with_leader_epoch(partition.epoch)
-            .with_replica_nodes(leader.clone())
-            .with_isr_nodes(leader)
+            .with_replica_nodes(ids(&partition.replicas))
+            .with_isr_nodes(ids(&partition.in_sync))
     });
-    MetadataResponseTopic::default()
-        .with_name(Some(topic_name(name)))
-        .with_topic_id(topic.id)
-        .with_partitions(partitions.collect())
-        .with_topic_authorized_operations(NO_OPERATIONS)
+    missing.with_partitions(partitions.collect())
 }
 
 /// Kafka's rule for names of topics (`Topic.validate`).

@@ -75,11 +75,15 @@ impl Broker {
         }
     }
 
-    /// Ends it: with SIGKILL, or as it should be ended. The embedded one knows no difference.
+    /// Ends it: with SIGKILL, or as it should be ended.
     pub(super) fn stop(&self, kill: bool) -> Result<(), String> {
         match self {
             Self::Embedded(broker) => {
-                broker.kill();
+                if kill {
+                    broker.nodes().kill()
+                } else {
+                    broker.nodes().stop()
+                }
                 Ok(())
             }
             Self::Apache(Apache { data, .. }) => {
@@ -94,7 +98,7 @@ impl Broker {
     /// Starts it again, with what it had, where it was.
     pub(super) fn start(&self) -> Result<(), String> {
         match self {
-            Self::Embedded(broker) => broker.revive().map_err(|error| error.to_string()),
+            Self::Embedded(broker) => broker.nodes().revive().map_err(|error| error.to_string()),
             Self::Apache(Apache { data, port }) => {
                 script(&["start", "--port", &port.to_string(), "--data", &data.to_string_lossy()]).map(drop)
             }
@@ -125,8 +129,8 @@ impl Broker {
     /// Freezes it, or thaws it.
     pub(super) fn freeze(&self, frozen: bool) -> Result<(), String> {
         match self {
-            Self::Embedded(broker) if frozen => broker.freeze(),
-            Self::Embedded(broker) => broker.thaw(),
+            Self::Embedded(broker) if frozen => broker.nodes().freeze(),
+            Self::Embedded(broker) => broker.nodes().thaw(),
             Self::Apache(Apache { data, .. }) => {
                 let pid = script(&["pid", "--data", &data.to_string_lossy()])?;
                 let signal = if frozen { "-STOP" } else { "-CONT" };

@@ -685,7 +685,7 @@ mod tests {
         let (place, broker) = faulty();
         let mut witness = place.witness();
         let to = witness.ends(&place.topic).expect("told");
-        broker.freeze();
+        broker.nodes().freeze();
         witness.limits = Limits { answer: Duration::from_millis(200), trouble: Duration::from_secs(1), stalls: 2 };
         let started = Instant::now();
         let silent = witness.read(&place.topic, &to, &BTreeMap::from([(0, 99)]), &Stop::new(), &mut |_| {});
@@ -694,7 +694,7 @@ mod tests {
         let ends = witness.ends(&place.topic).expect_err("nobody answers").to_string();
         assert_eq!(ends, format!("{}: no offsets: no answer within 200ms", place.topic));
         assert!(started.elapsed() < Duration::from_secs(10));
-        broker.thaw();
+        broker.nodes().thaw();
         assert_eq!(place.witness().ends(&place.topic).expect("it answers again"), to);
     }
 }

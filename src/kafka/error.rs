@@ -56,6 +56,10 @@ impl ErrorCode {
     pub const COORDINATOR_NOT_AVAILABLE: Self = Self(15);
     /// Another broker coordinates the group.
     pub const NOT_COORDINATOR: Self = Self(16);
+    /// Fewer replicas are in sync than `min.insync.replicas` wants.
+    pub const NOT_ENOUGH_REPLICAS: Self = Self(19);
+    /// The request was not done in its time.
+    pub const REQUEST_TIMED_OUT: Self = Self(7);
     /// A topic name that Kafka refuses.
     pub const INVALID_TOPIC_EXCEPTION: Self = Self(17);
     /// The batch is larger than a segment of the topic.

@@ -73,12 +73,17 @@ impl Drawn {
     /// Whether a task may run again for it: the lock that its worker held is gone, or what it said of it was not heard.
     fn explains_a_second_run(&self) -> bool {
         match self.action {
-            Action::Restart(_) | Action::Forget(_) | Action::MoveLeaders | Action::RefuseAcknowledgements(_) => true,
+            Action::Restart(_)
+            | Action::RestartNode(_)
+            | Action::Forget(_)
+            | Action::Deafen
+            | Action::MoveLeaders
+            | Action::RefuseAcknowledgements(_) => true,
             Action::CutBefore | Action::CutAfter | Action::Refuse(_) | Action::Misreport(_) | Action::AnswerTwice => {
                 matches!(self.kind, Kind::ShareFetch | Kind::ShareAcknowledge)
             }
             // Locks last 15 s: no delay and no freeze here is as long.
-            Action::Delay(_) | Action::Freeze(_) | Action::MoveCoordinators => false,
+            Action::Delay(_) | Action::Freeze(_) | Action::FreezeNode(_) | Action::MoveCoordinators => false,
         }
     }
 }

@@ -93,7 +93,7 @@ impl Broker {
     pub fn start(&self) {
         match self {
             Broker::Embedded { broker, .. } => {
-                broker.revive().expect("a broker comes back on its port");
+                broker.nodes().revive().expect("a broker comes back on its port");
                 eventually(SOON, "it has read its state", || !broker.is_loading());
             }
             Broker::Apache(apache) => {
@@ -106,7 +106,7 @@ impl Broker {
     /// SIGTERM, and waits for the end.
     pub fn stop(&self) {
         match self {
-            Broker::Embedded { broker, .. } => broker.kill(),
+            Broker::Embedded { broker, .. } => broker.nodes().stop(),
             Broker::Apache(apache) => drop(apache.script(&["stop"], &[])),
         }
     }
@@ -114,7 +114,7 @@ impl Broker {
     /// SIGKILL, and waits for the end.
     pub fn kill(&self) {
         match self {
-            Broker::Embedded { broker, .. } => broker.kill(),
+            Broker::Embedded { broker, .. } => broker.nodes().kill(),
             Broker::Apache(apache) => drop(apache.script(&["stop", "--kill"], &[])),
         }
     }
@@ -122,7 +122,7 @@ impl Broker {
     /// SIGSTOP: connections stay, new ones are even accepted by the kernel, but nothing is answered.
     pub fn freeze(&self) {
         match self {
-            Broker::Embedded { broker, .. } => broker.freeze(),
+            Broker::Embedded { broker, .. } => broker.nodes().freeze(),
             Broker::Apache(apache) => signal_process(apache.process(), Signal::SIGSTOP),
         }
     }
@@ -130,7 +130,7 @@ impl Broker {
     /// SIGCONT
     pub fn thaw(&self) {
         match self {
-            Broker::Embedded { broker, .. } => broker.thaw(),
+            Broker::Embedded { broker, .. } => broker.nodes().thaw(),
             Broker::Apache(apache) => signal_process(apache.process(), Signal::SIGCONT),
         }
     }
