@@ -96,10 +96,7 @@ impl Broker {
                 broker.nodes().revive().expect("a broker comes back on its port");
                 eventually(SOON, "it has read its state", || !broker.is_loading());
             }
-            Broker::Apache(apache) => {
-                let address = apache.script_start(&[]);
-                assert_eq!(address, apache.address, "a broker comes back on its port");
-            }
+            Broker::Apache(apache) => apache.start_again(),
         }
     }
 
@@ -107,7 +104,7 @@ impl Broker {
     pub fn stop(&self) {
         match self {
             Broker::Embedded { broker, .. } => broker.nodes().stop(),
-            Broker::Apache(apache) => drop(apache.script(&["stop"], &[])),
+            Broker::Apache(apache) => apache.stop(false),
         }
     }
 
@@ -115,7 +112,7 @@ impl Broker {
     pub fn kill(&self) {
         match self {
             Broker::Embedded { broker, .. } => broker.nodes().kill(),
-            Broker::Apache(apache) => drop(apache.script(&["stop", "--kill"], &[])),
+            Broker::Apache(apache) => apache.stop(true),
         }
     }
 
@@ -123,7 +120,7 @@ impl Broker {
     pub fn freeze(&self) {
         match self {
             Broker::Embedded { broker, .. } => broker.nodes().freeze(),
-            Broker::Apache(apache) => signal_process(apache.process(), Signal::SIGSTOP),
+            Broker::Apache(apache) => apache.freeze(true),
         }
     }
 
@@ -131,7 +128,7 @@ impl Broker {
     pub fn thaw(&self) {
         match self {
             Broker::Embedded { broker, .. } => broker.nodes().thaw(),
-            Broker::Apache(apache) => signal_process(apache.process(), Signal::SIGCONT),
+            Broker::Apache(apache) => apache.freeze(false),
         }
     }
 
@@ -144,10 +141,50 @@ impl Broker {
     }
 }
 
+/// A folder for a broker that is about to start.
+fn new_folder() -> PathBuf {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    janitor::folder().join(format!("kafka-{}", COUNT.fetch_add(1, Ordering::Relaxed)))
+}
+
 impl Apache {
+    /// The nodes of a new cluster, the first with id 1.
+    pub(super) fn start_cluster(nodes: usize, arguments: &[&str]) -> Vec<Apache> {
+        let folder = new_folder();
+        let of_node = |node: usize| folder.join(node.to_string());
+        (1..=nodes).for_each(|node| janitor::broker_starts(&of_node(node)));
+        let number = nodes.to_string();
+        let start = ["start", "--port", "auto", "--nodes", &number, "--data"];
+        let addresses = run(script().env("KAFKA_JAVA_OPTS", SHORT_LIVED).args(start).arg(&folder).args(arguments));
+        let settings: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        let node = |(node, address): (usize, &str)| Apache {
+            data: of_node(node),
+            address: address.to_owned(),
+            settings: settings.clone(),
+            java_options: SHORT_LIVED,
+        };
+        (1..).zip(addresses.split(',')).map(node).collect()
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(super) fn start_again(&self) {
+        let address = self.script_start(&[]);
+        assert_eq!(address, self.address, "a broker comes back on its port");
+    }
+
+    pub(super) fn stop(&self, kill: bool) {
+        self.script(if kill { &["stop", "--kill"] } else { &["stop"] }, &[]);
+    }
+
+    pub(super) fn freeze(&self, frozen: bool) {
+        signal_process(self.process(), if frozen { Signal::SIGSTOP } else { Signal::SIGCONT });
+    }
+
     fn start(arguments: &[&str], java_options: &'static str) -> Apache {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let data = janitor::folder().join(format!("kafka-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+        let data = new_folder();
         janitor::broker_starts(&data);
         let settings = arguments.iter().map(ToString::to_string).collect();
         let mut apache = Apache { data, address: String::new(), settings, java_options };

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod audit;
 pub mod broker;
+pub mod cluster;
 pub mod http;
 mod janitor;
 pub mod load;

@@ -1,0 +1,490 @@
+//! Share sessions and leaders on a cluster of three nodes, request by request: facts of Apache Kafka 4.4, found by asking it. The same tests run on
+//! both brokers. What these facts mean for the worker stands in ARCHITECTURE.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use kafka_protocol::{
+    messages::{
+        GroupId, IncrementalAlterConfigsRequest, ProduceRequest, ShareAcknowledgeRequest, ShareFetchRequest,
+        ShareFetchResponse, ShareGroupHeartbeatRequest, TopicName,
+        incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig},
+        produce_request::{PartitionProduceData, TopicProduceData},
+        share_acknowledge_request::{AcknowledgePartition, AcknowledgeTopic, AcknowledgementBatch},
+        share_fetch_request::{FetchPartition, FetchTopic, ForgottenTopic},
+    },
+    protocol::{Decodable, StrBytes},
+};
+use lastcall::kafka::records::{self, BatchIdentity, RecordContent};
+use uuid::Uuid;
+
+use crate::support::{
+    SOON,
+    cluster::{Cluster, PATIENCE, SESSION_TIMEOUT},
+    eventually,
+    wire::Wire,
+};
+
+const ACCEPT: i8 = 1;
+const RELEASE: i8 = 2;
+
+fn text(text: &str) -> StrBytes {
+    StrBytes::from_string(text.to_owned())
+}
+
+/// A topic and a group that begins at its start, on the cluster.
+struct Scene {
+    cluster: Cluster,
+    topic: String,
+    id: Uuid,
+    group: String,
+}
+
+impl Scene {
+    fn new(name: &str, partitions: i32, replicas: i16) -> Scene {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let cluster = Cluster::new();
+        let unique = format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let (topic, group) = (format!("{unique}-topic"), format!("{unique}-group"));
+        let id = cluster.create_topic(&topic, partitions, replicas);
+        let scene = Scene { cluster, topic, id, group };
+        let coordinator = scene.cluster.coordinator(&scene.group);
+        let mut wire = scene.cluster.wire(coordinator);
+        for (key, value) in [("share.auto.offset.reset", "earliest"), ("share.assignment.interval.ms", "0")] {
+            let config = AlterableConfig::default().with_name(text(key)).with_value(Some(text(value)));
+            let group = AlterConfigsResource::default().with_resource_type(32).with_resource_name(text(&scene.group));
+            let request =
+                IncrementalAlterConfigsRequest::default().with_resources(vec![group.with_configs(vec![config])]);
+            assert_eq!(wire.call(1, &request).responses[0].error_code, 0, "{key}");
+        }
+        eventually(PATIENCE, "the partitions are assigned", || {
+            let request = ShareGroupHeartbeatRequest::default()
+                .with_group_id(GroupId(text(&scene.group)))
+                .with_member_id(text("first"))
+                .with_subscribed_topic_names(Some(vec![TopicName(text(&scene.topic))]));
+            let answer = wire.call(1, &request);
+            let assigned =
+                answer.assignment.map(|all| all.topic_partitions.iter().map(|one| one.partitions.len()).sum());
+            answer.error_code == 0 && assigned == usize::try_from(partitions).ok()
+        });
+        scene
+    }
+
+    fn leader(&self, partition: i32) -> i32 {
+        self.cluster.leader(&self.topic, partition)
+    }
+
+    /// A node that leads neither this partition nor is one of the others given.
+    fn other_than(&self, nodes: &[i32]) -> i32 {
+        self.cluster.other_than(nodes)
+    }
+
+    fn move_leader(&self, partition: i32, to: i32) {
+        self.cluster.move_leader(&self.topic, partition, to);
+    }
+
+    /// A record; error code and offset.
+    fn produce_at(&self, node: i32, partition: i32) -> (i16, i64) {
+        let value = Bytes::from_static(b"value");
+        let content = RecordContent { key: None, value: Some(&value), headers: &[] };
+        let nobody = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
+        let batch = records::encode([content].into_iter(), nobody, SystemTime::now()).expect("small");
+        let data = PartitionProduceData::default().with_index(partition).with_records(Some(batch));
+        let topic = TopicProduceData::default().with_name(TopicName(text(&self.topic))).with_partition_data(vec![data]);
+        let request = ProduceRequest::default().with_acks(-1).with_timeout_ms(25_000).with_topic_data(vec![topic]);
+        let answer = self.cluster.wire(node).call(7, &request);
+        let done = &answer.responses[0].partition_responses[0];
+        (done.error_code, done.base_offset)
+    }
+
+    /// So many records, each a batch of its own.
+    fn produce(&self, partition: i32, count: usize) {
+        for _ in 0..count {
+            eventually(PATIENCE, "the leader takes a record", || {
+                self.produce_at(self.leader(partition), partition).0 == 0
+            });
+        }
+    }
+
+    /// A member's session with a node, not opened yet.
+    fn member(&self, name: &str, node: i32) -> Session {
+        let (group, name) = (self.group.clone(), name.to_owned());
+        Session { wire: self.cluster.wire(node), topic: self.id, group, name, epoch: 0 }
+    }
+
+    /// A member at a leader, once it is served there.
+    fn served(&self, name: &str, partition: i32, records: usize) -> (Session, Vec<Acquired>) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut session = self.member(name, self.leader(partition));
+            let mut got = session.fetch(0, &[partition]).acquired(partition);
+            while got.len() < records && Instant::now() < deadline {
+                let told = session.fetch(100, &[]);
+                if told.error != 0 || told.error_of(partition) != 0 {
+                    break;
+                }
+                got.extend(told.acquired(partition));
+            }
+            if got.len() >= records || Instant::now() > deadline {
+                return (session, got);
+            }
+        }
+    }
+}
+
+/// A record that was handed out: its offset and how often that was done.
+type Acquired = (i64, i16);
+
+/// One share session, as raw as it goes, in the version that can forget partitions.
+struct Session {
+    wire: Wire,
+    topic: Uuid,
+    group: String,
+    name: String,
+    epoch: i32,
+}
+
+/// What a ShareFetch was answered, by partition: error, leader, acknowledgement's error, records.
+#[derive(Debug)]
+struct Told {
+    error: i16,
+    partitions: BTreeMap<i32, (i16, i32, Vec<Acquired>)>,
+}
+
+impl Told {
+    fn error_of(&self, partition: i32) -> i16 {
+        self.partitions.get(&partition).map_or(0, |told| told.0)
+    }
+
+    fn acquired(&self, partition: i32) -> Vec<Acquired> {
+        self.partitions.get(&partition).map_or_else(Vec::new, |told| told.2.clone())
+    }
+}
+
+impl Session {
+    fn send_fetch(&mut self, wait_ms: i32, add: &[i32], forget: &[i32]) {
+        let added = add.iter().map(|index| FetchPartition::default().with_partition_index(*index)).collect();
+        let topics = FetchTopic::default().with_topic_id(self.topic).with_partitions(added);
+        let forgotten = ForgottenTopic::default().with_topic_id(self.topic).with_partitions(forget.to_vec());
+        let request = ShareFetchRequest::default()
+            .with_group_id(Some(GroupId(text(&self.group))))
+            .with_member_id(Some(text(&self.name)))
+            .with_share_session_epoch(self.epoch)
+            .with_max_wait_ms(wait_ms)
+            .with_min_bytes(1)
+            .with_max_bytes(1 << 20)
+            .with_max_records(100)
+            .with_batch_size(100)
+            .with_topics(if add.is_empty() { Vec::new() } else { vec![topics] })
+            .with_forgotten_topics_data(if forget.is_empty() { Vec::new() } else { vec![forgotten] });
+        let mut body = bytes::BytesMut::new();
+        kafka_protocol::protocol::Encodable::encode(&request, &mut body, 1).expect("encodable");
+        self.wire.send(78, 1, 2, &body);
+        self.epoch += 1;
+    }
+
+    fn told(&mut self) -> Told {
+        let mut body = self.wire.receive(1).expect("an answer");
+        let answer = ShareFetchResponse::decode(&mut body, 1).expect("readable");
+        let partitions = answer.responses.iter().flat_map(|topic| &topic.partitions).map(|data| {
+            let ranges = data.acquired_records.iter();
+            let records = ranges.flat_map(|range| {
+                (range.first_offset..=range.last_offset).map(|offset| (offset, range.delivery_count))
+            });
+            (data.partition_index, (data.error_code, data.current_leader.leader_id, records.collect()))
+        });
+        Told { error: answer.error_code, partitions: partitions.collect() }
+    }
+
+    fn fetch(&mut self, wait_ms: i32, add: &[i32]) -> Told {
+        self.send_fetch(wait_ms, add, &[]);
+        self.told()
+    }
+
+    /// The error of the whole, and that of each partition.
+    fn acknowledge(&mut self, said: &[(i32, i64, i8)]) -> (i16, Vec<i16>) {
+        let partitions = said.iter().map(|(partition, offset, kind)| {
+            let batch = AcknowledgementBatch::default().with_first_offset(*offset).with_last_offset(*offset);
+            let batch = batch.with_acknowledge_types(vec![*kind]);
+            AcknowledgePartition::default().with_partition_index(*partition).with_acknowledgement_batches(vec![batch])
+        });
+        let topics = AcknowledgeTopic::default().with_topic_id(self.topic).with_partitions(partitions.collect());
+        let request = ShareAcknowledgeRequest::default()
+            .with_group_id(Some(GroupId(text(&self.group))))
+            .with_member_id(Some(text(&self.name)))
+            .with_share_session_epoch(self.epoch)
+            .with_topics(if said.is_empty() { Vec::new() } else { vec![topics] });
+        self.epoch += 1;
+        let answer = self.wire.call(1, &request);
+        let mut codes: Vec<(i32, i16)> = answer
+            .responses
+            .iter()
+            .flat_map(|topic| topic.partitions.iter().map(|told| (told.partition_index, told.error_code)))
+            .collect();
+        codes.sort_unstable();
+        (answer.error_code, codes.into_iter().map(|(_, code)| code).collect())
+    }
+
+    fn close(&mut self) -> i16 {
+        self.epoch = -1;
+        self.acknowledge(&[]).0
+    }
+}
+
+/// No condition can be seen from outside: a fetch that was sent waits at the broker by then.
+fn be_parked() {
+    std::thread::sleep(Duration::from_millis(100));
+}
+
+#[test]
+fn epoch_0_on_the_same_connection_keeps_the_locks() {
+    let scene = Scene::new("again", 1, 3);
+    scene.produce(0, 2);
+    let (mut a, got) = scene.served("a", 0, 2);
+    assert_eq!(got, [(0, 1), (1, 1)]);
+    a.epoch = 7;
+    assert_eq!(a.fetch(0, &[]).error, 123, "an epoch that is not due");
+    a.epoch = 0;
+    let told = a.fetch(100, &[0]);
+    assert_eq!((told.error, told.acquired(0)), (0, vec![]), "what it holds is not handed to it again");
+    let mut b = scene.member("b", scene.leader(0));
+    assert_eq!(b.fetch(200, &[0]).acquired(0), [], "nor to another member");
+    assert_eq!(a.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![0]));
+    assert_eq!(a.acknowledge(&[(0, 1, RELEASE)]), (0, vec![0]));
+    assert_eq!(b.fetch(5000, &[]).acquired(0), [(1, 2)]);
+}
+
+#[test]
+fn a_second_connection_of_the_same_member_takes_the_session_over_with_its_locks() {
+    let scene = Scene::new("takeover", 1, 3);
+    scene.produce(0, 1);
+    let (mut old, got) = scene.served("a", 0, 1);
+    assert_eq!(got, [(0, 1)]);
+    let mut new = scene.member("a", scene.leader(0));
+    let told = new.fetch(0, &[0]);
+    assert_eq!((told.error, told.acquired(0)), (0, vec![]));
+    old.epoch = 5;
+    assert_eq!(old.fetch(0, &[]).error, 123, "the old connection's session is over");
+    drop(old);
+    let mut b = scene.member("b", scene.leader(0));
+    assert_eq!(b.fetch(500, &[0]).acquired(0), [], "the end of the old connection releases nothing");
+    assert_eq!(new.acknowledge(&[(0, 0, RELEASE)]), (0, vec![0]));
+    assert_eq!(b.fetch(5000, &[]).acquired(0), [(0, 2)]);
+}
+
+#[test]
+fn a_fetch_that_is_parked_on_the_old_connection_gets_the_next_record() {
+    let scene = Scene::new("parked", 1, 3);
+    scene.produce(0, 1);
+    let (mut old, _) = scene.served("a", 0, 1);
+    old.send_fetch(20_000, &[], &[]);
+    be_parked();
+    let mut new = scene.member("a", scene.leader(0));
+    assert_eq!(new.fetch(0, &[0]).error, 0);
+    scene.produce(0, 1);
+    let told = old.told();
+    assert_eq!((told.error, told.acquired(0)), (0, vec![(1, 1)]));
+    assert_eq!(new.acknowledge(&[(0, 1, ACCEPT)]), (0, vec![0]), "it is the member's, whatever brought it");
+}
+
+#[test]
+fn forgetting_a_partition_releases_nothing() {
+    let scene = Scene::new("forget", 2, 3);
+    let node = scene.leader(0);
+    scene.move_leader(1, node);
+    scene.produce(0, 1);
+    scene.produce(1, 2);
+    let (mut a, got) = scene.served("a", 0, 1);
+    assert_eq!(got, [(0, 1)]);
+    let mut held = Vec::new();
+    eventually(SOON, "it has both records of the other partition", || {
+        let add: &[i32] = if held.is_empty() { &[1] } else { &[] };
+        held.extend(a.fetch(100, add).acquired(1));
+        held.len() == 2
+    });
+    a.send_fetch(0, &[], &[1]);
+    assert_eq!(a.told().error, 0);
+    let mut b = scene.member("b", node);
+    assert_eq!(b.fetch(300, &[1]).acquired(1), [], "what was forgotten stays locked");
+    assert_eq!(a.acknowledge(&[(1, 0, ACCEPT)]), (0, vec![0]), "and can be accepted");
+    assert_eq!(a.close(), 0);
+    let told = b.fetch(300, &[0]);
+    assert_eq!(
+        (told.acquired(0), told.acquired(1)),
+        (vec![(0, 2)], vec![]),
+        "a close releases only what is in the session"
+    );
+}
+
+#[test]
+fn an_election_frees_what_is_held_and_keeps_what_was_said() {
+    let scene = Scene::new("election", 1, 3);
+    scene.produce(0, 4);
+    let (mut a, got) = scene.served("a", 0, 4);
+    assert_eq!(got.len(), 4, "{got:?}");
+    assert_eq!(a.acknowledge(&[(0, 1, ACCEPT)]), (0, vec![0]));
+    assert_eq!(a.acknowledge(&[(0, 2, RELEASE)]), (0, vec![0]));
+    assert_eq!(a.fetch(5000, &[]).acquired(0), [(2, 2)]);
+    let (before, old) = (scene.cluster.told(1, &scene.topic, 0).expect("known"), scene.leader(0));
+    let new = scene.other_than(&[old]);
+    scene.move_leader(0, new);
+    eventually(PATIENCE, "every node knows it", || {
+        scene.cluster.told(old, &scene.topic, 0).is_some_and(|told| told.leader == new)
+    });
+    assert!(scene.cluster.told(old, &scene.topic, 0).expect("known").epoch > before.epoch);
+
+    assert_eq!(scene.produce_at(old, 0).0, 6);
+    let told = a.fetch(100, &[]);
+    assert_eq!((told.error, &told.partitions[&0]), (0, &(6, new, vec![])), "the old leader names the new one");
+    assert_eq!(a.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![3]), "and takes nothing more");
+
+    let mut holder = scene.member("a", new);
+    assert_eq!(holder.fetch(0, &[]).error, 0, "a session without partitions");
+    assert_eq!(holder.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![3]), "nobody has fetched there yet");
+    let (_b, mut got) = scene.served("b", 0, 3);
+    got.sort_unstable();
+    assert_eq!(got, [(0, 1), (2, 2), (3, 1)], "acquired is not written, what was said is");
+    assert_eq!(holder.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![121]), "another member has it");
+    assert_eq!(holder.acknowledge(&[(0, 50, ACCEPT)]), (0, vec![42]), "in no batch that was handed out");
+}
+
+#[test]
+fn a_fetch_that_is_parked_while_the_leader_moves_is_not_woken() {
+    let scene = Scene::new("unwoken", 1, 3);
+    scene.produce(0, 1);
+    let (mut a, _) = scene.served("a", 0, 1);
+    let old = scene.leader(0);
+    let begin = Instant::now();
+    a.send_fetch(4000, &[], &[]);
+    be_parked();
+    scene.move_leader(0, scene.other_than(&[old]));
+    let told = a.told();
+    assert_eq!((told.error, told.error_of(0), told.acquired(0)), (0, 0, vec![]));
+    assert!(begin.elapsed() >= Duration::from_millis(3900), "{:?}", begin.elapsed());
+    assert_eq!(a.fetch(100, &[]).error_of(0), 6);
+}
+
+#[test]
+fn a_partition_that_moved_away_is_an_error_of_its_own() {
+    let scene = Scene::new("own", 2, 3);
+    let node = scene.leader(0);
+    scene.move_leader(1, node);
+    scene.produce(0, 1);
+    scene.produce(1, 1);
+    let (mut a, _) = scene.served("a", 0, 1);
+    eventually(SOON, "it has the other partition's record", || !a.fetch(100, &[1]).acquired(1).is_empty());
+    let new = scene.other_than(&[node]);
+    scene.move_leader(1, new);
+    eventually(PATIENCE, "the node knows it", || {
+        scene.cluster.told(node, &scene.topic, 1).is_some_and(|told| told.leader == new)
+    });
+    for _ in 0..2 {
+        let begin = Instant::now();
+        let told = a.fetch(500, &[]);
+        assert_eq!((told.error, told.error_of(0), told.partitions[&1].0, told.partitions[&1].1), (0, 0, 6, new));
+        assert!(begin.elapsed() >= Duration::from_millis(450), "it waits for the others: {:?}", begin.elapsed());
+    }
+    scene.produce(0, 1);
+    assert_eq!(a.fetch(5000, &[]).acquired(0), [(1, 1)], "the others are served");
+    assert_eq!(a.acknowledge(&[(0, 0, ACCEPT), (1, 0, ACCEPT)]), (0, vec![0, 3]), "each partition by itself");
+    a.send_fetch(0, &[], &[1]);
+    let told = a.told();
+    assert_eq!((told.error, told.error_of(1)), (0, 0), "forgotten, it is no error any more");
+    scene.move_leader(1, node);
+    scene.produce(1, 1);
+    let mut got = Vec::new();
+    eventually(PATIENCE, "back and added again, it is served", || {
+        got.extend(a.fetch(100, &[1]).acquired(1));
+        got.contains(&(1, 1))
+    });
+    assert_eq!(a.acknowledge(&[(0, 1, ACCEPT)]), (0, vec![0]), "the locks of the other were never touched");
+}
+
+/// The end of a leader, one way or another, until another node leads.
+fn is_replaced(name: &str, end: impl Fn(&Cluster, i32), at_least: Duration) {
+    let scene = Scene::new(name, 1, 3);
+    scene.produce(0, 2);
+    let (_a, got) = scene.served("a", 0, 2);
+    assert_eq!(got, [(0, 1), (1, 1)]);
+    let old = scene.leader(0);
+    let before = scene.cluster.told(old, &scene.topic, 0).expect("known");
+    let begin = Instant::now();
+    end(&scene.cluster, old);
+    let other = scene.other_than(&[old]);
+    eventually(PATIENCE, "another node leads", || {
+        scene.cluster.told(other, &scene.topic, 0).is_some_and(|told| ![old, -1].contains(&told.leader))
+    });
+    // The last sign of life may be as old as the pause between two of them.
+    assert!(begin.elapsed() + Duration::from_secs(1) > at_least, "{:?}", begin.elapsed());
+    let after = scene.cluster.told(other, &scene.topic, 0).expect("known");
+    assert!(after.epoch > before.epoch && !after.in_sync.contains(&old), "{before:?} {after:?}");
+    assert!(!scene.cluster.living(other).contains(&old), "clients are not told of it any more");
+    let (_b, mut got) = scene.served("b", 0, 2);
+    got.sort_unstable();
+    assert_eq!(got.iter().map(|record| record.0).collect::<Vec<_>>(), [0, 1], "{got:?}");
+    assert_eq!(scene.produce_at(scene.leader(0), 0).0, 0, "two replicas in sync are enough");
+    let node = old;
+    let Scene { cluster, topic, .. } = &scene;
+    if at_least.is_zero() || name == "killed" {
+        cluster.start(node)
+    } else {
+        cluster.thaw(node)
+    }
+    cluster.wait_in_sync(topic, 0);
+}
+
+#[test]
+fn a_killed_leader_is_replaced_once_its_session_is_over() {
+    is_replaced("killed", Cluster::kill, SESSION_TIMEOUT);
+}
+
+#[test]
+fn a_frozen_leader_is_replaced_once_its_session_is_over() {
+    is_replaced("frozen", Cluster::freeze, SESSION_TIMEOUT);
+}
+
+#[test]
+fn a_leader_that_stops_is_replaced_before_it_ends() {
+    is_replaced("stopped", Cluster::stop, Duration::ZERO);
+}
+
+#[test]
+fn acks_of_all_wait_for_a_silent_replica_until_it_is_fenced() {
+    let scene = Scene::new("acks", 1, 3);
+    scene.produce(0, 1);
+    let leader = scene.leader(0);
+    let follower = scene.other_than(&[leader]);
+    let begin = Instant::now();
+    scene.cluster.freeze(follower);
+    assert_eq!(scene.produce_at(leader, 0), (0, 1));
+    assert!(begin.elapsed() + Duration::from_secs(1) > SESSION_TIMEOUT, "{:?}", begin.elapsed());
+    let told = scene.cluster.told(leader, &scene.topic, 0).expect("known");
+    assert_eq!(told.in_sync.len(), 2, "{told:?}");
+    let begin = Instant::now();
+    assert_eq!(scene.produce_at(leader, 0), (0, 2));
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    scene.cluster.thaw(follower);
+    scene.cluster.wait_in_sync(&scene.topic, 0);
+}
+
+#[test]
+fn a_partition_of_one_replica_has_no_leader_while_its_node_is_down() {
+    let scene = Scene::new("single", 1, 1);
+    scene.produce(0, 1);
+    let node = scene.leader(0);
+    scene.cluster.stop(node);
+    let other = scene.other_than(&[node]);
+    eventually(PATIENCE, "nothing leads it", || {
+        scene.cluster.told(other, &scene.topic, 0).is_some_and(|told| (told.error, told.leader) == (5, -1))
+    });
+    scene.cluster.start(node);
+    eventually(PATIENCE, "it leads again", || {
+        scene.cluster.told(other, &scene.topic, 0).is_some_and(|told| told.leader == node)
+    });
+    let (_a, got) = scene.served("a", 0, 1);
+    assert_eq!(got, [(0, 1)]);
+}

@@ -1,0 +1,294 @@
+//! A cluster of three nodes with three replicas of everything: the embedded broker's, or with `KAFKA=apache` three nodes of a real Kafka run by
+//! `scripts/kafka start --nodes 3`.
+//!
+//! One for all tests that use one, each in its turn; a test leaves it whole, and the last one that wants it ends it.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use kafka_protocol::{
+    messages::{
+        AlterPartitionReassignmentsRequest, BrokerId, CreateTopicsRequest, ElectLeadersRequest, FindCoordinatorRequest,
+        MetadataRequest, TopicName,
+        alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic},
+        create_topics_request::{CreatableTopic, CreatableTopicConfig},
+        elect_leaders_request::TopicPartitions,
+        metadata_request::MetadataRequestTopic,
+    },
+    protocol::StrBytes,
+};
+use lastcall::devbroker;
+use parking_lot::{Mutex, MutexGuard};
+use uuid::Uuid;
+
+use super::{
+    broker::{Apache, Broker, is_apache},
+    eventually,
+    turn::Turn,
+    wire::Wire,
+};
+
+/// How long a node may be silent before it is fenced.
+pub const SESSION_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a real cluster may take for what it does within seconds when it is alone on the machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Ids of the nodes.
+const NODES: [i32; 3] = [1, 2, 3];
+
+enum Nodes {
+    Embedded(Broker),
+    Apache(Vec<Apache>),
+}
+
+/// See the module documentation.
+pub struct Cluster {
+    /// There while some test has its turn, or waits for it.
+    shared: MutexGuard<'static, Option<Shared>>,
+    /// Nodes that were ended or frozen, to be set right at the end.
+    touched: Mutex<BTreeMap<i32, bool>>,
+}
+
+struct Shared {
+    nodes: Nodes,
+    /// Held for as long as the nodes run: they take their share of the machine between two tests, too.
+    _turn: Turn,
+}
+
+static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
+/// Tests that have the cluster or wait for it.
+static WANTED: AtomicUsize = AtomicUsize::new(0);
+
+/// A partition as a node tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub error: i16,
+    pub leader: i32,
+    pub epoch: i32,
+    pub in_sync: Vec<i32>,
+}
+
+impl Cluster {
+    /// Waits for its turn.
+    pub fn new() -> Cluster {
+        WANTED.fetch_add(1, Ordering::SeqCst);
+        let mut shared = SHARED.lock();
+        let timeout = format!("broker.session.timeout.ms={}", SESSION_TIMEOUT.as_millis());
+        shared.get_or_insert_with(|| {
+            let turn = Turn::with_broker();
+            if is_apache() {
+                let arguments = ["--set", &timeout, "--set", "broker.heartbeat.interval.ms=500"];
+                return Shared { nodes: Nodes::Apache(Apache::start_cluster(NODES.len(), &arguments)), _turn: turn };
+            }
+            let replicas = ["--set", "default.replication.factor=3", "--set", "min.insync.replicas=2"];
+            let broker = Broker::embedded(NODES.len(), &[&replicas[..], &["--set", &timeout]].concat());
+            Shared { nodes: Nodes::Embedded(broker), _turn: turn }
+        });
+        Cluster { shared, touched: Mutex::default() }
+    }
+
+    fn nodes(&self) -> &Nodes {
+        &self.shared.as_ref().expect("it is there from new to drop").nodes
+    }
+
+    /// The embedded one, for its faults.
+    pub fn embedded(&self) -> Option<&devbroker::Broker> {
+        match self.nodes() {
+            Nodes::Embedded(broker) => Some(broker.faulty()),
+            Nodes::Apache(_) => None,
+        }
+    }
+
+    /// Where a node listens.
+    pub fn address(&self, node: i32) -> String {
+        let index = usize::try_from(node - 1).expect("ids count from 1");
+        match self.nodes() {
+            Nodes::Embedded(broker) => broker.faulty().addresses()[index].to_string(),
+            Nodes::Apache(nodes) => nodes[index].address().to_owned(),
+        }
+    }
+
+    /// A connection to a node.
+    pub fn wire(&self, node: i32) -> Wire {
+        Wire::connect(&self.address(node))
+    }
+
+    /// SIGKILL
+    pub fn kill(&self, node: i32) {
+        self.touch(node, false);
+        match self.nodes() {
+            Nodes::Embedded(broker) => broker.faulty().node(node).kill(),
+            Nodes::Apache(nodes) => nodes[self.index(node)].stop(true),
+        }
+    }
+
+    /// SIGTERM
+    pub fn stop(&self, node: i32) {
+        self.touch(node, false);
+        match self.nodes() {
+            Nodes::Embedded(broker) => broker.faulty().node(node).stop(),
+            Nodes::Apache(nodes) => nodes[self.index(node)].stop(false),
+        }
+    }
+
+    /// Starts it again.
+    pub fn start(&self, node: i32) {
+        match self.nodes() {
+            Nodes::Embedded(broker) => broker.faulty().node(node).revive().expect("it comes back on its port"),
+            Nodes::Apache(nodes) => nodes[self.index(node)].start_again(),
+        }
+        self.touched.lock().remove(&node);
+    }
+
+    /// SIGSTOP
+    pub fn freeze(&self, node: i32) {
+        self.touch(node, true);
+        match self.nodes() {
+            Nodes::Embedded(broker) => broker.faulty().node(node).freeze(),
+            Nodes::Apache(nodes) => nodes[self.index(node)].freeze(true),
+        }
+    }
+
+    /// SIGCONT
+    pub fn thaw(&self, node: i32) {
+        match self.nodes() {
+            Nodes::Embedded(broker) => broker.faulty().node(node).thaw(),
+            Nodes::Apache(nodes) => nodes[self.index(node)].freeze(false),
+        }
+        self.touched.lock().remove(&node);
+    }
+
+    fn touch(&self, node: i32, frozen: bool) {
+        self.touched.lock().insert(node, frozen);
+    }
+
+    fn index(&self, node: i32) -> usize {
+        usize::try_from(node - 1).expect("ids count from 1")
+    }
+
+    /// Creates a topic with this many replicas, and waits until all nodes know its leaders; its id.
+    pub fn create_topic(&self, name: &str, partitions: i32, replicas: i16) -> Uuid {
+        // What has one replica could never be written with `acks=all` otherwise.
+        let least = if replicas == 1 { "1" } else { "2" };
+        let in_sync = CreatableTopicConfig::default()
+            .with_name(StrBytes::from_static_str("min.insync.replicas"))
+            .with_value(Some(StrBytes::from_static_str(least)));
+        let topic = CreatableTopic::default()
+            .with_name(topic_name(name))
+            .with_num_partitions(partitions)
+            .with_replication_factor(replicas)
+            .with_configs(vec![in_sync]);
+        let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
+        let answer = self.wire(1).call(7, &request);
+        assert_eq!(answer.topics[0].error_code, 0, "{:?}", answer.topics[0].error_message);
+        eventually(PATIENCE, "every node knows the leaders", || {
+            let known =
+                |node| (0..partitions).all(|index| self.told(node, name, index).is_some_and(|told| told.error == 0));
+            NODES.into_iter().all(known)
+        });
+        answer.topics[0].topic_id
+    }
+
+    /// What a node says of a partition; `None` when it does not know it.
+    pub fn told(&self, node: i32, topic: &str, partition: i32) -> Option<Told> {
+        let wanted = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
+        let request = MetadataRequest::default().with_topics(Some(vec![wanted])).with_allow_auto_topic_creation(false);
+        let answer = self.wire(node).call(12, &request);
+        let found = answer.topics[0].partitions.iter().find(|told| told.partition_index == partition)?;
+        Some(Told {
+            error: found.error_code,
+            leader: found.leader_id.0,
+            epoch: found.leader_epoch,
+            in_sync: found.isr_nodes.iter().map(|node| node.0).collect(),
+        })
+    }
+
+    /// The nodes that a node names.
+    pub fn living(&self, node: i32) -> Vec<i32> {
+        let answer = self.wire(node).call(12, &MetadataRequest::default().with_topics(Some(Vec::new())));
+        let mut living: Vec<i32> = answer.brokers.iter().map(|broker| broker.node_id.0).collect();
+        living.sort_unstable();
+        living
+    }
+
+    /// The node that leads a partition, as the others see it.
+    pub fn leader(&self, topic: &str, partition: i32) -> i32 {
+        self.told(self.other_than(&[]), topic, partition).map_or(-1, |told| told.leader)
+    }
+
+    /// A node that serves and is none of these.
+    pub fn other_than(&self, these: &[i32]) -> i32 {
+        let touched = self.touched.lock();
+        let found = NODES.into_iter().find(|node| !these.contains(node) && !touched.contains_key(node));
+        found.expect("one of three is left")
+    }
+
+    /// Makes a node the leader of a partition of which it has a replica; returns when it is.
+    pub fn move_leader(&self, topic: &str, partition: i32, to: i32) {
+        if let Some(broker) = self.embedded() {
+            assert!(broker.move_leader(topic, partition, to));
+            return;
+        }
+        let mut wire = self.wire(self.other_than(&[]));
+        // The preferred leader is the first of the replicas.
+        let mut replicas = vec![to];
+        replicas.extend(NODES.into_iter().filter(|node| *node != to));
+        let wanted = ReassignablePartition::default()
+            .with_partition_index(partition)
+            .with_replicas(Some(replicas.into_iter().map(BrokerId).collect()));
+        let wanted = ReassignableTopic::default().with_name(topic_name(topic)).with_partitions(vec![wanted]);
+        let request = AlterPartitionReassignmentsRequest::default().with_timeout_ms(10_000).with_topics(vec![wanted]);
+        let answer = wire.call(0, &request);
+        assert_eq!((answer.error_code, answer.responses[0].partitions[0].error_code), (0, 0));
+        eventually(PATIENCE, "the leader has moved", || {
+            let wanted = TopicPartitions::default().with_topic(topic_name(topic)).with_partitions(vec![partition]);
+            let request =
+                ElectLeadersRequest::default().with_topic_partitions(Some(vec![wanted])).with_timeout_ms(10_000);
+            wire.call(2, &request);
+            self.leader(topic, partition) == to
+        });
+    }
+
+    /// The node that coordinates a group.
+    pub fn coordinator(&self, group: &str) -> i32 {
+        let mut found = -1;
+        eventually(PATIENCE, "the group has a coordinator", || {
+            let request = FindCoordinatorRequest::default().with_key(StrBytes::from_string(group.to_owned()));
+            let answer = self.wire(self.other_than(&[])).call(3, &request);
+            found = answer.node_id.0;
+            answer.error_code == 0
+        });
+        found
+    }
+
+    /// Waits until every replica of a partition is in sync.
+    pub fn wait_in_sync(&self, topic: &str, partition: i32) {
+        eventually(PATIENCE, "all replicas are in sync", || {
+            let told = self.told(self.other_than(&[]), topic, partition);
+            told.is_some_and(|told| told.leader >= 0 && told.in_sync.len() == NODES.len())
+        });
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let touched = std::mem::take(&mut *self.touched.lock());
+        for (node, frozen) in touched {
+            if frozen { self.thaw(node) } else { self.start(node) }
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while !std::thread::panicking() && NODES.into_iter().any(|node| self.living(node) != NODES) {
+            assert!(Instant::now() < deadline, "the cluster is not whole again");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if WANTED.fetch_sub(1, Ordering::SeqCst) == 1 {
+            *self.shared = None;
+        }
+    }
+}
+
+fn topic_name(name: &str) -> TopicName {
+    TopicName(StrBytes::from_string(name.to_owned()))
+}
