@@ -2,39 +2,18 @@
 //! both brokers. What these facts mean for the worker stands in ARCHITECTURE.
 
 use std::{
-    collections::BTreeMap,
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use kafka_protocol::{
-    messages::{
-        GroupId, IncrementalAlterConfigsRequest, ProduceRequest, ShareAcknowledgeRequest, ShareFetchRequest,
-        ShareFetchResponse, ShareGroupHeartbeatRequest, TopicName,
-        incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig},
-        produce_request::{PartitionProduceData, TopicProduceData},
-        share_acknowledge_request::{AcknowledgePartition, AcknowledgeTopic, AcknowledgementBatch},
-        share_fetch_request::{FetchPartition, FetchTopic, ForgottenTopic},
-    },
-    protocol::{Decodable, StrBytes},
-};
-use lastcall::kafka::records::{self, BatchIdentity, RecordContent};
 use uuid::Uuid;
 
 use crate::support::{
     SOON,
     cluster::{Cluster, PATIENCE, SESSION_TIMEOUT},
     eventually,
-    wire::Wire,
+    session::{self, ACCEPT, Acquired, RELEASE, Session, be_parked},
 };
-
-const ACCEPT: i8 = 1;
-const RELEASE: i8 = 2;
-
-fn text(text: &str) -> StrBytes {
-    StrBytes::from_string(text.to_owned())
-}
 
 /// A topic and a group that begins at its start, on the cluster.
 struct Scene {
@@ -54,23 +33,7 @@ impl Scene {
         let scene = Scene { cluster, topic, id, group };
         let coordinator = scene.cluster.coordinator(&scene.group);
         let mut wire = scene.cluster.wire(coordinator);
-        for (key, value) in [("share.auto.offset.reset", "earliest"), ("share.assignment.interval.ms", "0")] {
-            let config = AlterableConfig::default().with_name(text(key)).with_value(Some(text(value)));
-            let group = AlterConfigsResource::default().with_resource_type(32).with_resource_name(text(&scene.group));
-            let request =
-                IncrementalAlterConfigsRequest::default().with_resources(vec![group.with_configs(vec![config])]);
-            assert_eq!(wire.call(1, &request).responses[0].error_code, 0, "{key}");
-        }
-        eventually(PATIENCE, "the partitions are assigned", || {
-            let request = ShareGroupHeartbeatRequest::default()
-                .with_group_id(GroupId(text(&scene.group)))
-                .with_member_id(text("first"))
-                .with_subscribed_topic_names(Some(vec![TopicName(text(&scene.topic))]));
-            let answer = wire.call(1, &request);
-            let assigned =
-                answer.assignment.map(|all| all.topic_partitions.iter().map(|one| one.partitions.len()).sum());
-            answer.error_code == 0 && assigned == usize::try_from(partitions).ok()
-        });
+        session::prepare_group(&mut wire, &scene.group, &scene.topic, partitions);
         scene
     }
 
@@ -89,16 +52,7 @@ impl Scene {
 
     /// A record; error code and offset.
     fn produce_at(&self, node: i32, partition: i32) -> (i16, i64) {
-        let value = Bytes::from_static(b"value");
-        let content = RecordContent { key: None, value: Some(&value), headers: &[] };
-        let nobody = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
-        let batch = records::encode([content].into_iter(), nobody, SystemTime::now()).expect("small");
-        let data = PartitionProduceData::default().with_index(partition).with_records(Some(batch));
-        let topic = TopicProduceData::default().with_name(TopicName(text(&self.topic))).with_partition_data(vec![data]);
-        let request = ProduceRequest::default().with_acks(-1).with_timeout_ms(25_000).with_topic_data(vec![topic]);
-        let answer = self.cluster.wire(node).call(7, &request);
-        let done = &answer.responses[0].partition_responses[0];
-        (done.error_code, done.base_offset)
+        session::produce(&mut self.cluster.wire(node), &self.topic, partition)
     }
 
     /// So many records, each a batch of its own.
@@ -112,8 +66,7 @@ impl Scene {
 
     /// A member's session with a node, not opened yet.
     fn member(&self, name: &str, node: i32) -> Session {
-        let (group, name) = (self.group.clone(), name.to_owned());
-        Session { wire: self.cluster.wire(node), topic: self.id, group, name, epoch: 0 }
+        Session::new(self.cluster.wire(node), self.id, &self.group, name)
     }
 
     /// A member at a leader, once it is served there.
@@ -134,110 +87,6 @@ impl Scene {
             }
         }
     }
-}
-
-/// A record that was handed out: its offset and how often that was done.
-type Acquired = (i64, i16);
-
-/// One share session, as raw as it goes, in the version that can forget partitions.
-struct Session {
-    wire: Wire,
-    topic: Uuid,
-    group: String,
-    name: String,
-    epoch: i32,
-}
-
-/// What a ShareFetch was answered, by partition: error, leader, acknowledgement's error, records.
-#[derive(Debug)]
-struct Told {
-    error: i16,
-    partitions: BTreeMap<i32, (i16, i32, Vec<Acquired>)>,
-}
-
-impl Told {
-    fn error_of(&self, partition: i32) -> i16 {
-        self.partitions.get(&partition).map_or(0, |told| told.0)
-    }
-
-    fn acquired(&self, partition: i32) -> Vec<Acquired> {
-        self.partitions.get(&partition).map_or_else(Vec::new, |told| told.2.clone())
-    }
-}
-
-impl Session {
-    fn send_fetch(&mut self, wait_ms: i32, add: &[i32], forget: &[i32]) {
-        let added = add.iter().map(|index| FetchPartition::default().with_partition_index(*index)).collect();
-        let topics = FetchTopic::default().with_topic_id(self.topic).with_partitions(added);
-        let forgotten = ForgottenTopic::default().with_topic_id(self.topic).with_partitions(forget.to_vec());
-        let request = ShareFetchRequest::default()
-            .with_group_id(Some(GroupId(text(&self.group))))
-            .with_member_id(Some(text(&self.name)))
-            .with_share_session_epoch(self.epoch)
-            .with_max_wait_ms(wait_ms)
-            .with_min_bytes(1)
-            .with_max_bytes(1 << 20)
-            .with_max_records(100)
-            .with_batch_size(100)
-            .with_topics(if add.is_empty() { Vec::new() } else { vec![topics] })
-            .with_forgotten_topics_data(if forget.is_empty() { Vec::new() } else { vec![forgotten] });
-        let mut body = bytes::BytesMut::new();
-        kafka_protocol::protocol::Encodable::encode(&request, &mut body, 1).expect("encodable");
-        self.wire.send(78, 1, 2, &body);
-        self.epoch += 1;
-    }
-
-    fn told(&mut self) -> Told {
-        let mut body = self.wire.receive(1).expect("an answer");
-        let answer = ShareFetchResponse::decode(&mut body, 1).expect("readable");
-        let partitions = answer.responses.iter().flat_map(|topic| &topic.partitions).map(|data| {
-            let ranges = data.acquired_records.iter();
-            let records = ranges.flat_map(|range| {
-                (range.first_offset..=range.last_offset).map(|offset| (offset, range.delivery_count))
-            });
-            (data.partition_index, (data.error_code, data.current_leader.leader_id, records.collect()))
-        });
-        Told { error: answer.error_code, partitions: partitions.collect() }
-    }
-
-    fn fetch(&mut self, wait_ms: i32, add: &[i32]) -> Told {
-        self.send_fetch(wait_ms, add, &[]);
-        self.told()
-    }
-
-    /// The error of the whole, and that of each partition.
-    fn acknowledge(&mut self, said: &[(i32, i64, i8)]) -> (i16, Vec<i16>) {
-        let partitions = said.iter().map(|(partition, offset, kind)| {
-            let batch = AcknowledgementBatch::default().with_first_offset(*offset).with_last_offset(*offset);
-            let batch = batch.with_acknowledge_types(vec![*kind]);
-            AcknowledgePartition::default().with_partition_index(*partition).with_acknowledgement_batches(vec![batch])
-        });
-        let topics = AcknowledgeTopic::default().with_topic_id(self.topic).with_partitions(partitions.collect());
-        let request = ShareAcknowledgeRequest::default()
-            .with_group_id(Some(GroupId(text(&self.group))))
-            .with_member_id(Some(text(&self.name)))
-            .with_share_session_epoch(self.epoch)
-            .with_topics(if said.is_empty() { Vec::new() } else { vec![topics] });
-        self.epoch += 1;
-        let answer = self.wire.call(1, &request);
-        let mut codes: Vec<(i32, i16)> = answer
-            .responses
-            .iter()
-            .flat_map(|topic| topic.partitions.iter().map(|told| (told.partition_index, told.error_code)))
-            .collect();
-        codes.sort_unstable();
-        (answer.error_code, codes.into_iter().map(|(_, code)| code).collect())
-    }
-
-    fn close(&mut self) -> i16 {
-        self.epoch = -1;
-        self.acknowledge(&[]).0
-    }
-}
-
-/// No condition can be seen from outside: a fetch that was sent waits at the broker by then.
-fn be_parked() {
-    std::thread::sleep(Duration::from_millis(100));
 }
 
 #[test]

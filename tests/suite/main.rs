@@ -22,6 +22,7 @@ mod foreign;
 mod gateway;
 mod hazards;
 mod leaders;
+mod nodes;
 mod p01_nothing_is_lost;
 mod p02_nothing_runs_twice;
 mod p03_idle_stop;

@@ -7,6 +7,7 @@ use std::{
         OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use lastcall::devbroker::{self, Settings};
@@ -66,6 +67,9 @@ impl Broker {
             match pair[0] {
                 "--set" => settings.set(name, value).expect("a setting that the broker has"),
                 "--feature" => settings.share_version = value.parse().expect("a level"),
+                "--emulate" => {
+                    emulate(&mut settings, name, Duration::from_millis(value.parse().expect("milliseconds")))
+                }
                 other => panic!("the embedded broker has no option {other}"),
             }
         }
@@ -138,6 +142,16 @@ impl Broker {
             Broker::Embedded { .. } => std::process::id(),
             Broker::Apache(apache) => apache.process(),
         }
+    }
+}
+
+/// What a real Kafka does by nature.
+fn emulate(settings: &mut Settings, what: &str, length: Duration) {
+    match what {
+        "fenced" => settings.fenced = length,
+        "loading" => settings.loading = length,
+        "share-state-delay" => settings.share_state_delay = length,
+        other => panic!("the embedded broker does not emulate {other}"),
     }
 }
 

@@ -8,6 +8,7 @@ pub mod http;
 mod janitor;
 pub mod load;
 pub mod program;
+pub mod session;
 pub mod turn;
 pub mod wire;
 

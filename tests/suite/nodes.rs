@@ -1,0 +1,212 @@
+//! What the embedded broker does on demand, request by request: nodes that are cut off or fenced, connections that go deaf, faults of one topic,
+//! partition or node, share state that is written late. A real Kafka does none of it on demand; what it does by itself stands in `leaders`.
+
+use std::time::{Duration, Instant};
+
+use kafka_protocol::{
+    messages::{
+        CreateTopicsRequest, MetadataRequest, TopicName, create_topics_request::CreatableTopic,
+        metadata_request::MetadataRequestTopic,
+    },
+    protocol::StrBytes,
+};
+use lastcall::{
+    devbroker::{Action, Fault, Kind},
+    kafka::ErrorCode,
+};
+use uuid::Uuid;
+
+use crate::support::{
+    Rig, SHORT_LOCKS, SOON, admin, eventually,
+    session::{self, ACCEPT, Session},
+    wire::Wire,
+};
+
+/// How long a lock lasts with [`SHORT_LOCKS`].
+const LOCK: Duration = Duration::from_secs(3);
+const NOT_LEADER: ErrorCode = ErrorCode::NOT_LEADER_OR_FOLLOWER;
+
+/// A topic and a group that begins at its start, on an embedded broker of the test's own.
+struct Scene {
+    rig: Rig,
+    topic: String,
+    group: String,
+    id: Uuid,
+}
+
+impl Scene {
+    /// The partitions are led by the nodes in turn.
+    fn new(name: &str, nodes: usize, partitions: i32, arguments: &[&str]) -> Scene {
+        let rig = Rig::with_faults_and(name, nodes, arguments);
+        let (topic, group) = (rig.tasks(), rig.group());
+        rig.broker().faulty().move_coordinator(&group, 1);
+        let mut wire = Wire::connect(rig.broker().address());
+        let wanted = CreatableTopic::default()
+            .with_name(TopicName(StrBytes::from_string(topic.clone())))
+            .with_num_partitions(partitions)
+            .with_replication_factor(1);
+        let created = wire.call(7, &CreateTopicsRequest::default().with_topics(vec![wanted]));
+        assert_eq!(created.topics[0].error_code, 0);
+        session::prepare_group(&mut wire, &group, &topic, partitions);
+        Scene { id: created.topics[0].topic_id, rig, topic, group }
+    }
+
+    fn wire(&self, node: usize) -> Wire {
+        Wire::connect(&self.rig.broker().faulty().addresses()[node - 1].to_string())
+    }
+
+    fn member(&self, name: &str) -> Session {
+        Session::new(self.wire(1), self.id, &self.group, name)
+    }
+
+    fn produce(&self, partition: i32) {
+        assert_eq!(session::produce(&mut self.wire(1), &self.topic, partition).0, 0);
+    }
+
+    fn inject(&self, fault: Fault) {
+        self.rig.broker().faulty().inject(fault);
+    }
+}
+
+/// Waits for a moment that no condition tells of.
+fn until(moment: Instant) {
+    std::thread::sleep(moment.saturating_duration_since(Instant::now()));
+}
+
+#[test]
+fn locks_run_out_while_a_node_is_cut_off_and_not_while_it_is_frozen() {
+    for (cut, accepted, again) in [(true, 121, vec![(0, 2)]), (false, 0, vec![])] {
+        let scene = Scene::new("node-cut", 1, 1, &SHORT_LOCKS);
+        scene.produce(0);
+        let mut a = scene.member("a");
+        assert_eq!(a.fetch(5000, &[0]).acquired(0), [(0, 1)]);
+        let runs_out = Instant::now() + LOCK;
+        let node = scene.rig.broker().faulty().node(1);
+        if cut {
+            node.cut()
+        } else {
+            node.freeze()
+        }
+        // The request waits in the socket.
+        let answer = std::thread::spawn(move || (a.acknowledge(&[(0, 0, ACCEPT)]), a));
+        until(runs_out + Duration::from_millis(200));
+        assert!(!answer.is_finished(), "nothing is answered");
+        node.thaw();
+        let (told, _a) = answer.join().expect("answered");
+        assert_eq!(told, (0, vec![accepted]), "cut: {cut}");
+        let mut b = scene.member("b");
+        assert_eq!(b.fetch(300, &[0]).acquired(0), again, "cut: {cut}");
+    }
+}
+
+#[test]
+fn a_connection_that_goes_deaf_keeps_its_locks_until_they_run_out() {
+    let scene = Scene::new("node-deaf", 1, 1, &SHORT_LOCKS);
+    scene.produce(0);
+    let mut a = scene.member("a");
+    assert_eq!(a.fetch(5000, &[0]).acquired(0), [(0, 1)]);
+    let acquired = Instant::now();
+    scene.inject(Fault::new(Action::Deafen).at(Kind::ShareFetch));
+    a.send_fetch(0, &[], &[]);
+    // The broker does not see the end of the connection either.
+    drop(a);
+    let mut b = scene.member("b");
+    assert_eq!(b.fetch(20_000, &[0]).acquired(0), [(0, 2)]);
+    let waited = acquired.elapsed();
+    assert!((LOCK - Duration::from_millis(200)..LOCK + Duration::from_secs(3)).contains(&waited), "{waited:?}");
+}
+
+#[test]
+fn a_fault_of_one_partition_leaves_the_others_alone() {
+    let scene = Scene::new("node-scope", 1, 2, &[]);
+    let refuse = |kind| Fault::new(Action::Refuse(NOT_LEADER)).at(kind).of_topic(&scene.topic).of_partition(1);
+    scene.inject(refuse(Kind::Produce));
+    let mut wire = scene.wire(1);
+    assert_eq!(session::produce(&mut wire, &scene.topic, 0).0, 0, "it does not concern the partition");
+    assert_eq!(session::produce(&mut wire, &scene.topic, 1).0, 6);
+    assert_eq!(session::produce(&mut wire, &scene.topic, 1), (0, 0), "it was refused, and had no effect");
+
+    scene.inject(refuse(Kind::ShareFetch));
+    let mut a = scene.member("a");
+    let told = a.fetch(5000, &[0, 1]);
+    assert_eq!((told.error, told.acquired(0), told.error_of(1), told.acquired(1)), (0, vec![(0, 1)], 6, vec![]));
+    assert_eq!(a.fetch(5000, &[]).acquired(1), [(0, 1)]);
+
+    let lost = Action::RefuseAcknowledgements(ErrorCode::INVALID_RECORD_STATE);
+    scene.inject(Fault::new(lost).at(Kind::ShareAcknowledge).of_partition(1));
+    assert_eq!(a.acknowledge(&[(0, 0, ACCEPT), (1, 0, ACCEPT)]), (0, vec![0, 121]));
+    assert_eq!(a.acknowledge(&[(1, 0, ACCEPT)]), (0, vec![0]));
+}
+
+#[test]
+fn a_fault_of_one_topic_is_told_where_topics_are_asked_for() {
+    let scene = Scene::new("node-topic", 1, 1, &[]);
+    let forbidden = ErrorCode(29);
+    for kind in [Kind::Metadata, Kind::CreateTopics, Kind::ListOffsets, Kind::Fetch] {
+        scene.inject(Fault::new(Action::Refuse(forbidden)).at(kind).of_topic(&scene.topic).every(1, 2));
+    }
+    let name = |name: &str| TopicName(StrBytes::from_string(name.to_owned()));
+    let wanted =
+        [&scene.topic, "node-elsewhere"].map(|topic| MetadataRequestTopic::default().with_name(Some(name(topic))));
+    let request = MetadataRequest::default().with_topics(Some(wanted.into())).with_allow_auto_topic_creation(false);
+    let answer = scene.wire(1).call(12, &request);
+    let codes: Vec<i16> = answer.topics.iter().map(|topic| topic.error_code).collect();
+    assert_eq!(codes, [29, 3], "the other topic is as ever");
+    let wanted = CreatableTopic::default().with_name(name(&scene.topic)).with_num_partitions(1);
+    let request = CreateTopicsRequest::default().with_topics(vec![wanted.with_replication_factor(1)]);
+    assert_eq!(scene.wire(1).call(7, &request).topics[0].error_code, 29);
+    assert_eq!(admin::end_offset(scene.rig.broker().address(), &scene.topic, 0), Err(29));
+    assert_eq!(admin::end_offset(scene.rig.broker().address(), &scene.topic, 0), Err(29));
+    assert_eq!(admin::end_offset(scene.rig.broker().address(), &scene.topic, 0), Ok(0));
+}
+
+#[test]
+fn a_fault_of_one_node_leaves_the_others_alone() {
+    let scene = Scene::new("node-one", 2, 1, &[]);
+    scene.inject(Fault::new(Action::CutBefore).at(Kind::Metadata).on_node(2));
+    let request = MetadataRequest::default().with_topics(Some(Vec::new()));
+    assert_eq!(scene.wire(1).call(12, &request).brokers.len(), 2);
+    assert!(scene.wire(2).hangs_up_at(3, 12), "the other node's request is cut");
+    assert_eq!(scene.wire(2).call(12, &request).brokers.len(), 2, "once");
+}
+
+#[test]
+fn share_state_that_is_written_late_is_lost_with_a_kill_and_not_with_a_stop() {
+    for (kill, expected) in [(true, vec![(1, 1)]), (false, vec![])] {
+        let scene = Scene::new("node-late", 1, 1, &["--emulate", "share-state-delay=2000"]);
+        scene.produce(0);
+        scene.produce(0);
+        let mut a = scene.member("a");
+        assert_eq!(a.fetch(5000, &[0]).acquired(0), [(0, 1), (1, 1)]);
+        assert_eq!(a.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![0]));
+        until(Instant::now() + Duration::from_millis(2100));
+        assert_eq!(a.acknowledge(&[(0, 1, ACCEPT)]), (0, vec![0]), "written in two seconds");
+        let broker = scene.rig.broker();
+        if kill {
+            broker.kill()
+        } else {
+            broker.stop()
+        }
+        broker.start();
+        let mut b = scene.member("b");
+        assert_eq!(b.fetch(300, &[0]).acquired(0), expected, "kill: {kill}");
+    }
+}
+
+#[test]
+fn a_node_that_comes_back_is_fenced_first_and_leads_nothing() {
+    let scene = Scene::new("node-fenced", 1, 1, &["--emulate", "fenced=700"]);
+    let broker = scene.rig.broker().faulty();
+    broker.nodes().kill();
+    broker.nodes().revive().expect("it comes back on its port");
+    let wanted = MetadataRequestTopic::default().with_name(Some(TopicName(StrBytes::from_string(scene.topic.clone()))));
+    let request = MetadataRequest::default().with_topics(Some(vec![wanted]));
+    let mut wire = scene.wire(1);
+    let answer = wire.call(12, &request);
+    let partition = &answer.topics[0].partitions[0];
+    assert_eq!((answer.brokers.len(), partition.error_code, partition.leader_id.0), (0, 5, -1));
+    assert_eq!(session::produce(&mut wire, &scene.topic, 0).0, 6);
+    eventually(SOON, "it leads again", || session::produce(&mut wire, &scene.topic, 0).0 == 0);
+    let answer = wire.call(12, &request);
+    assert_eq!((answer.brokers.len(), answer.topics[0].partitions[0].leader_id.0), (1, 1));
+}
