@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::settings::GROUP;
 use super::share_partition::{Acquired, Said, SharePartition};
-use super::share_wire::{Acknowledge, Fetch};
+use super::share_wire::{Acknowledge, Fetch, Statements};
 use super::state::{Caller, Partition, PartitionKey, State, Topic};
 use crate::kafka::ErrorCode;
 
@@ -49,9 +49,6 @@ pub(super) struct Session {
     pub partitions: Vec<PartitionKey>,
     turn: usize,
 }
-
-/// What a member says of each partition, in the order of its request; or why that cannot be.
-type Statements = Vec<(PartitionKey, Result<Vec<(i64, Said)>, ErrorCode>)>;
 
 /// A ShareFetch that has been taken and may have to wait for records.
 pub(super) struct Parked {
@@ -88,7 +85,7 @@ impl State {
         let request = &fetch.request;
         let group = request.group_id.as_ref().map_or("", |group| group.as_str());
         let key = self.session_key(caller, group, request.member_id.as_deref())?;
-        let said = statements_of_fetch(fetch);
+        let said = fetch.statements();
         let asks = (request.max_wait_ms, request.min_bytes, request.max_bytes, request.max_records);
         if fetch.renews && asks != (0, 0, 0, 0) {
             return Err(ErrorCode::INVALID_REQUEST);
@@ -238,7 +235,7 @@ impl State {
         }
         self.advance_session(caller, &key, epoch, Vec::new(), &[])?;
         let mut topics: BTreeMap<Uuid, Vec<AcknowledgedPartition>> = BTreeMap::new();
-        for ((topic, index), code) in self.acknowledge(caller, &key, statements_of_acknowledge(acknowledge), now) {
+        for ((topic, index), code) in self.acknowledge(caller, &key, acknowledge.statements(), now) {
             let data = AcknowledgedPartition::default().with_partition_index(index).with_error_code(code);
             topics.entry(topic).or_default().push(data);
         }
@@ -443,85 +440,4 @@ fn acquired_records(range: Acquired) -> AcquiredRecords {
         .with_first_offset(range.first)
         .with_last_offset(range.last)
         .with_delivery_count(range.deliveries)
-}
-
-fn statements_of_fetch(fetch: &Fetch) -> Statements {
-    let topics = fetch.request.topics.iter();
-    let partitions = topics.flat_map(|topic| topic.partitions.iter().map(|partition| (topic.topic_id, partition)));
-    partitions
-        .map(|(topic, partition)| {
-            let batches = partition.acknowledgement_batches.iter();
-            let batches = batches.map(|batch| (batch.first_offset, batch.last_offset, &batch.acknowledge_types[..]));
-            ((topic, partition.partition_index), statements(batches, fetch.renews))
-        })
-        .collect()
-}
-
-fn statements_of_acknowledge(acknowledge: &Acknowledge) -> Statements {
-    let topics = acknowledge.request.topics.iter();
-    let partitions = topics.flat_map(|topic| topic.partitions.iter().map(|partition| (topic.topic_id, partition)));
-    partitions
-        .map(|(topic, partition)| {
-            let batches = partition.acknowledgement_batches.iter();
-            let batches = batches.map(|batch| (batch.first_offset, batch.last_offset, &batch.acknowledge_types[..]));
-            ((topic, partition.partition_index), statements(batches, acknowledge.renews))
-        })
-        .collect()
-}
-
-/// One statement for each offset. Ranges stand in order and do not overlap; a range has one type for all of it or one for each offset.
-fn statements<'a>(
-    batches: impl Iterator<Item = (i64, i64, &'a [i8])>,
-    renews: bool,
-) -> Result<Vec<(i64, Said)>, ErrorCode> {
-    // More than a group may ever hold: a false range must not claim memory.
-    const MOST: i64 = 1 << 20;
-    let mut statements = Vec::new();
-    let mut behind = i64::MIN;
-    for (first, last, types) in batches {
-        let length = last
-            .checked_sub(first)
-            .and_then(|distance| distance.checked_add(1))
-            .filter(|length| (1..=MOST).contains(length));
-        let length = length.and_then(|length| usize::try_from(length).ok()).ok_or(ErrorCode::INVALID_REQUEST)?;
-        if first < behind || types.is_empty() || (types.len() > 1 && types.len() != length) {
-            return Err(ErrorCode::INVALID_REQUEST);
-        }
-        behind = last.saturating_add(1);
-        for (offset, number) in (first..=last).zip(types.iter().cycle()) {
-            match Said::of_type(*number) {
-                Some(Said::Renew) if !renews => return Err(ErrorCode::INVALID_REQUEST),
-                Some(said) => statements.push((offset, said)),
-                None => return Err(ErrorCode::INVALID_REQUEST),
-            }
-        }
-    }
-    Ok(statements)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_become_one_statement_for_each_offset() {
-        let read = |batches: &[(i64, i64, &[i8])]| statements(batches.iter().copied(), false);
-        let expected = vec![(1, Said::Accept), (2, Said::Accept), (5, Said::Release), (6, Said::Reject)];
-        assert_eq!(read(&[(1, 2, &[1]), (5, 6, &[2, 3])]), Ok(expected));
-        assert_eq!(read(&[]), Ok(Vec::new()));
-        for wrong in [
-            &[(2, 1, &[1][..])][..],
-            &[(1, 2, &[1]), (2, 3, &[1])],
-            &[(1, 3, &[1, 1])],
-            &[(1, 1, &[])],
-            &[(1, 1, &[5])],
-            &[(1, 1, &[-1])],
-            &[(1, 1, &[4])],
-            &[(0, i64::MAX, &[1])],
-            &[(i64::MIN, i64::MAX, &[1])],
-        ] {
-            assert_eq!(read(wrong), Err(ErrorCode::INVALID_REQUEST), "{wrong:?}");
-        }
-        assert_eq!(statements([(1, 1, &[4_i8][..])].into_iter(), true), Ok(vec![(1, Said::Renew)]));
-    }
 }

@@ -8,6 +8,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::{ShareAcknowledgeRequest, ShareAcknowledgeResponse, ShareFetchRequest};
 use kafka_protocol::protocol::{Decodable, Encodable};
 
+use super::share_partition::Said;
+use super::state::PartitionKey;
+use crate::kafka::ErrorCode;
+
 /// The version in which the codec crate decodes and encodes.
 const CODEC: i16 = 1;
 /// Bytes of the numbers of ShareFetch between the two strings and the fields of version 2.
@@ -27,6 +31,67 @@ pub(super) struct Fetch {
 pub(super) struct Acknowledge {
     pub request: ShareAcknowledgeRequest,
     pub renews: bool,
+}
+
+/// What a member says of each partition, in the order of its request; or why that cannot be.
+pub(super) type Statements = Vec<(PartitionKey, Result<Vec<(i64, Said)>, ErrorCode>)>;
+
+impl Fetch {
+    /// What rides along.
+    pub fn statements(&self) -> Statements {
+        let topics = self.request.topics.iter();
+        let partitions = topics.flat_map(|topic| topic.partitions.iter().map(|partition| (topic.topic_id, partition)));
+        let said = partitions.map(|(topic, partition)| {
+            let batches = partition.acknowledgement_batches.iter();
+            let batches = batches.map(|batch| (batch.first_offset, batch.last_offset, &batch.acknowledge_types[..]));
+            ((topic, partition.partition_index), statements(batches, self.renews))
+        });
+        said.collect()
+    }
+}
+
+impl Acknowledge {
+    /// What it says.
+    pub fn statements(&self) -> Statements {
+        let topics = self.request.topics.iter();
+        let partitions = topics.flat_map(|topic| topic.partitions.iter().map(|partition| (topic.topic_id, partition)));
+        let said = partitions.map(|(topic, partition)| {
+            let batches = partition.acknowledgement_batches.iter();
+            let batches = batches.map(|batch| (batch.first_offset, batch.last_offset, &batch.acknowledge_types[..]));
+            ((topic, partition.partition_index), statements(batches, self.renews))
+        });
+        said.collect()
+    }
+}
+
+/// One statement for each offset. Ranges stand in order and do not overlap; a range has one type for all of it or one for each offset.
+fn statements<'a>(
+    batches: impl Iterator<Item = (i64, i64, &'a [i8])>,
+    renews: bool,
+) -> Result<Vec<(i64, Said)>, ErrorCode> {
+    // More than a group may ever hold: a false range must not claim memory.
+    const MOST: i64 = 1 << 20;
+    let mut statements = Vec::new();
+    let mut behind = i64::MIN;
+    for (first, last, types) in batches {
+        let length = last
+            .checked_sub(first)
+            .and_then(|distance| distance.checked_add(1))
+            .filter(|length| (1..=MOST).contains(length));
+        let length = length.and_then(|length| usize::try_from(length).ok()).ok_or(ErrorCode::INVALID_REQUEST)?;
+        if first < behind || types.is_empty() || (types.len() > 1 && types.len() != length) {
+            return Err(ErrorCode::INVALID_REQUEST);
+        }
+        behind = last.saturating_add(1);
+        for (offset, number) in (first..=last).zip(types.iter().cycle()) {
+            match Said::of_type(*number) {
+                Some(Said::Renew) if !renews => return Err(ErrorCode::INVALID_REQUEST),
+                Some(said) => statements.push((offset, said)),
+                None => return Err(ErrorCode::INVALID_REQUEST),
+            }
+        }
+    }
+    Ok(statements)
 }
 
 /// `None`: the bytes are no such request.
@@ -145,5 +210,27 @@ mod tests {
         assert!(decode_fetch(&Bytes::from_static(b"\x02g\x02m"), 2).is_none());
         assert!(decode_acknowledge(&Bytes::from_static(b"\xff\xff\xff\xff\xff\xff"), 2).is_none());
         assert!(decode_acknowledge(&Bytes::new(), 1).is_none());
+    }
+
+    #[test]
+    fn ranges_become_one_statement_for_each_offset() {
+        let read = |batches: &[(i64, i64, &[i8])]| statements(batches.iter().copied(), false);
+        let expected = vec![(1, Said::Accept), (2, Said::Accept), (5, Said::Release), (6, Said::Reject)];
+        assert_eq!(read(&[(1, 2, &[1]), (5, 6, &[2, 3])]), Ok(expected));
+        assert_eq!(read(&[]), Ok(Vec::new()));
+        for wrong in [
+            &[(2, 1, &[1][..])][..],
+            &[(1, 2, &[1]), (2, 3, &[1])],
+            &[(1, 3, &[1, 1])],
+            &[(1, 1, &[])],
+            &[(1, 1, &[5])],
+            &[(1, 1, &[-1])],
+            &[(1, 1, &[4])],
+            &[(0, i64::MAX, &[1])],
+            &[(i64::MIN, i64::MAX, &[1])],
+        ] {
+            assert_eq!(read(wrong), Err(ErrorCode::INVALID_REQUEST), "{wrong:?}");
+        }
+        assert_eq!(statements([(1, 1, &[4_i8][..])].into_iter(), true), Ok(vec![(1, Said::Renew)]));
     }
 }
