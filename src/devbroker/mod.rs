@@ -1,8 +1,8 @@
 //! The embedded broker: Kafka's protocol and the semantics of its share groups, in memory, in this process.
 //!
 //! For trying the system out with nothing but cargo, and for tests, which can produce on demand what a real broker shows once a month
-//! ([`Fault`]). It keeps nothing on disk, has no replicas, no security and no limits on who may connect, so it listens on the loopback only; it
-//! is no way to run anything that matters. The same tests run against it and against Apache Kafka.
+//! ([`Fault`]). It keeps nothing on disk, has no security and no limits on who may connect, so it listens on the loopback only; it is no way to
+//! run anything that matters. The same tests run against it and against Apache Kafka.
 //!
 //! | module | noun |
 //! |---|---|
