@@ -19,7 +19,6 @@ use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
 use super::log::Log;
-use super::settings::GROUP;
 use super::share_partition::{Acquired, Said, SharePartition};
 use super::share_wire::{Acknowledge, Fetch};
 use super::state::{Caller, PartitionKey, State};
@@ -359,7 +358,8 @@ impl State {
         self.led(&name, partition.1, parked.key.node, now)?;
         let group = parked.key.group.as_str();
         let rules = self.rules(group);
-        let from_earliest = self.begins_at_start(group);
+        let from_earliest = self.group_text(group, "share.auto.offset.reset") == "earliest";
+        let committed = self.group_text(group, "share.isolation.level") == "read_committed";
         let Some(log) = self.log_of(partition) else { return Err(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION) };
         let (log_start, log_end) = (log.start(), log.end());
         // Only what somebody joined for has a state to read.
@@ -367,20 +367,18 @@ impl State {
         let begin = if from_earliest { log_start } else { log_end };
         let progress = group.partitions.entry(partition).or_insert_with(|| SharePartition::new(begin));
         progress.follow_log_start(log_start);
-        let Some(first) = progress.first_available(rules).filter(|first| *first < log_end) else { return Ok(None) };
         let Some(log) = log_in(&self.topics, partition) else { return Ok(None) };
-        let last = log.last_within(first, max_bytes).unwrap_or(first);
+        let readable = if committed { log.last_stable() } else { log_end };
+        if committed {
+            progress.finish(&log.aborted_batches(progress.start(), readable), rules);
+        }
+        let Some(first) = progress.first_available(rules).filter(|first| *first < readable) else { return Ok(None) };
+        let last = log.last_within(first, max_bytes).unwrap_or(first).min(readable - 1);
         let end_of_batch = |offset: i64| log.end_of_batch(offset);
         let whole: Option<&dyn Fn(i64) -> i64> = if parked.record_limit { None } else { Some(&end_of_batch) };
         let ranges = progress.acquire(&parked.key.member, max_records, last, rules, now, whole);
         let ends = ranges.first().zip(ranges.last());
         Ok(ends.map(|(first, last)| log.read_range(first.first, last.last)).map(|bytes| (bytes, ranges)))
-    }
-
-    fn begins_at_start(&self, group: &str) -> bool {
-        let known = GROUP.iter().find(|known| known.name == "share.auto.offset.reset");
-        let values = self.group_values.get(group);
-        known.zip(values).is_some_and(|(known, values)| values.get(known, &self.settings) == "earliest")
     }
 
     fn log_of(&self, key: PartitionKey) -> Option<&Log> {

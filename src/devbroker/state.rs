@@ -16,6 +16,7 @@ use super::settings::{GROUP, Settings, TOPIC, Values, milliseconds};
 use super::share_fetch::{Session, SessionKey};
 use super::share_group::Group;
 use super::share_partition::Rules;
+use super::transactions::Transaction;
 use crate::kafka::ErrorCode;
 
 /// Who asks: which node was asked, over which connection.
@@ -67,6 +68,8 @@ pub(super) struct State {
     /// Positions by group, topic and partition.
     pub committed: BTreeMap<(String, String, i32), Committed>,
     pub next_producer_id: i64,
+    /// By transactional id.
+    pub transactions: BTreeMap<String, Transaction>,
     /// Nothing is answered, no time passes.
     pub frozen: bool,
     /// Nothing is answered any more.
@@ -89,6 +92,7 @@ impl State {
             sessions: HashMap::new(),
             committed: BTreeMap::new(),
             next_producer_id: 1,
+            transactions: BTreeMap::new(),
             frozen: false,
             stopped: false,
             loading_until: None,
@@ -170,6 +174,15 @@ impl State {
     pub fn group_number(&self, group: &str, setting: &str) -> i64 {
         let none = Values::default();
         self.group_values.get(group).unwrap_or(&none).number(GROUP, setting, &self.settings)
+    }
+
+    /// A group's setting.
+    pub fn group_text(&self, group: &str, setting: &str) -> &str {
+        let known = GROUP.iter().find(|known| known.name == setting);
+        let values = self.group_values.get(group);
+        known.map_or("", |known| {
+            values.map_or_else(|| known.default(&self.settings), |own| own.get(known, &self.settings))
+        })
     }
 
     /// A group's setting that is a number of milliseconds.

@@ -2,15 +2,17 @@
 //!
 //! Our own, beside the codec's: that one fails on the cut batch at the end of most fetches, gives the sender's time where the
 //! topic keeps the broker's, loses a whole batch for one header that is not UTF-8, and one of two headers of a name; a record
-//! that anybody may have written must not do that, and a dead letter keeps all it came with. Nothing is decompressed: our topics are
-//! created with `compression.type=uncompressed`, so that the broker does it for everybody. Called by producer, reader and share
-//! consumer.
+//! that anybody may have written must not do that, and a dead letter keeps all it came with. Nothing is compressed; our topics are
+//! created with `compression.type=uncompressed`, so that most brokers hand out no compressed batch either. Called by producer, reader
+//! and share consumer.
 
 use std::borrow::Cow;
 use std::num::TryFromIntError;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::compression::Codec;
 
 /// One record as it stands in the log. Its bytes share the memory of the whole answer; what is kept for long is better copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,15 +47,25 @@ pub struct Decoded {
     pub records: Vec<Record>,
     /// What could not be read, from the wanted offset on.
     pub unreadable: Vec<Unreadable>,
-    /// Where the next fetch begins: behind the last whole batch; the wanted offset when there was none.
+    /// Where the next fetch begins: after the last batch that was taken; the wanted offset when there was none.
     pub next_offset: i64,
+    /// Bytes of the records that were compressed, after unpacking.
+    unpacked: usize,
 }
 
-/// Decodes all whole batches of `bytes`; a cut batch at the end is left out. Records below `from_offset` are dropped: a
-/// broker answers with whole batches, however little of one was asked for.
+/// The longest records of one batch that are unpacked, in bytes: 16 times the largest batch that a broker takes by default
+/// (`message.max.bytes`). Clients fill a batch with 1 MB at most before they compress it; a worker in Kubernetes has 128 MiB.
+pub const MOST_UNPACKED: usize = 16 << 20;
+
+/// Decodes all whole batches of `bytes`; a cut batch at the end is left out, and so is all from the first compressed batch on that follows
+/// [`MOST_UNPACKED`] unpacked bytes. Records below `from_offset` are dropped: a broker answers with whole batches, however little of one was
+/// asked for.
 pub fn decode(bytes: &Bytes, from_offset: i64) -> Decoded {
     let mut decoded = Decoded { next_offset: from_offset, ..Decoded::default() };
     for batch in batches(bytes) {
+        if decoded.unpacked >= MOST_UNPACKED && Codec::of_attributes(batch.attributes()) != Ok(None) {
+            break;
+        }
         batch.records(from_offset, &mut decoded);
         decoded.next_offset = decoded.next_offset.max(batch.last_offset().saturating_add(1));
     }
@@ -135,13 +147,21 @@ impl Batch {
         if crc32c::crc32c(&self.bytes[CHECKED_FROM..]) != u32::from_be_bytes(self.field(17)) {
             return Some("checksum does not match".into());
         }
-        match self.attributes() & 0b111 {
-            0 => None,
-            1 => Some("compressed with gzip".into()),
-            2 => Some("compressed with snappy".into()),
-            3 => Some("compressed with lz4".into()),
-            4 => Some("compressed with zstd".into()),
-            other => Some(format!("compressed with unknown method {other}")),
+        None
+    }
+
+    /// The bytes of the records without compression, and whether they were compressed.
+    fn unpacked(&self) -> Result<(Bytes, bool), String> {
+        let bytes = self.bytes.slice(HEADER..);
+        match Codec::of_attributes(self.attributes()) {
+            Ok(None) => Ok((bytes, false)),
+            Ok(Some(codec)) => {
+                let unpacked = codec.unpack(&bytes, MOST_UNPACKED);
+                unpacked
+                    .map(|bytes| (bytes, true))
+                    .map_err(|error| format!("compressed with {}: {error}", codec.name()))
+            }
+            Err(other) => Err(format!("compressed with unknown method {other}")),
         }
     }
 
@@ -150,11 +170,14 @@ impl Batch {
         if self.last_offset() < from_offset || self.attributes() & CONTROL != 0 {
             return;
         }
-        if let Some(reason) = self.fault() {
-            decoded.unreadable.push(unreadable(self.base_offset().max(from_offset), reason));
-            return;
-        }
-        let mut rest = self.bytes.slice(HEADER..);
+        let (mut rest, was_compressed) = match self.fault().map_or_else(|| self.unpacked(), Err) {
+            Ok(unpacked) => unpacked,
+            Err(reason) => {
+                decoded.unreadable.push(unreadable(self.base_offset().max(from_offset), reason));
+                return;
+            }
+        };
+        decoded.unpacked += if was_compressed { rest.len() } else { 0 };
         let mut next = self.base_offset();
         for _ in 0..i32::from_be_bytes(self.field(57)) {
             let Some(record) = self.record(&mut rest) else {
@@ -425,7 +448,7 @@ mod tests {
             decode(&Bytes::from(first), 1)
         };
         let compressed = faulty(&|batch| {
-            batch[22] |= 4;
+            batch[22] |= 5;
             seal(batch);
         });
         let flipped = faulty(&|batch| *batch.last_mut().expect("not empty") ^= 1);
@@ -434,7 +457,7 @@ mod tests {
             seal(batch);
         });
         for (decoded, reason) in [
-            (compressed, "compressed with zstd"),
+            (compressed, "compressed with unknown method 5"),
             (flipped, "checksum does not match"),
             (malformed, "malformed record"),
         ] {
@@ -446,6 +469,68 @@ mod tests {
         seal(&mut bytes);
         let control = decode(&Bytes::from(bytes), 0);
         assert_eq!((control.records.len(), control.unreadable.len(), control.next_offset), (0, 0, 2));
+    }
+
+    /// The batch of these records compressed by the codec.
+    fn packed(mut batch: Vec<u8>, codec: Codec) -> Vec<u8> {
+        let records = codec.pack(&batch.split_off(HEADER)).expect("packed");
+        batch.extend(records);
+        batch[22] |= codec.bits() as u8;
+        let length = i32::try_from(batch.len() - LENGTH_END).expect("short");
+        batch[8..LENGTH_END].copy_from_slice(&length.to_be_bytes());
+        seal(&mut batch);
+        batch
+    }
+
+    #[test]
+    fn compressed_batches_are_read() {
+        for codec in Codec::ALL {
+            let mut bytes = packed(batch(0, &["a", "b"]), codec);
+            bytes.extend(batch(2, &["c"]));
+            let decoded = decode(&Bytes::from(bytes), 1);
+            assert_eq!((values(&decoded), &decoded.unreadable[..]), (vec![(1, "b"), (2, "c")], &[][..]), "{codec:?}");
+        }
+    }
+
+    #[test]
+    fn a_compressed_batch_that_cannot_be_unpacked_is_named_and_passed() {
+        for codec in Codec::ALL {
+            let mut bytes = packed(batch(0, &["a", "b"]), codec);
+            // Neither gzip's magic nor any other.
+            bytes[HEADER..HEADER + 4].fill(0xff);
+            seal(&mut bytes);
+            bytes.extend(batch(2, &["c"]));
+            let decoded = decode(&Bytes::from(bytes), 0);
+            let unreadable = &decoded.unreadable[0];
+            assert_eq!((values(&decoded), unreadable.first, unreadable.last), (vec![(2, "c")], 0, 1), "{codec:?}");
+            assert!(
+                unreadable.reason.starts_with(&format!("compressed with {}: malformed", codec.name())),
+                "{unreadable:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn one_answer_unpacks_to_a_limited_number_of_bytes() {
+        let large = |base, length| {
+            let value = Bytes::from(vec![0; length]);
+            let content = RecordContent { key: None, value: Some(&value), headers: &[] };
+            let mut bytes = encode([content].into_iter(), NOBODY, UNIX_EPOCH).expect("encodable").to_vec();
+            bytes[..8].copy_from_slice(&i64::to_be_bytes(base));
+            packed(bytes, Codec::Gzip)
+        };
+        let bomb = decode(&Bytes::from(large(0, MOST_UNPACKED)), 0);
+        assert_eq!((bomb.records.len(), bomb.next_offset), (0, 1));
+        assert_eq!(
+            bomb.unreadable[0].reason,
+            format!("compressed with gzip: longer than {MOST_UNPACKED} bytes when unpacked")
+        );
+        let half = MOST_UNPACKED / 2;
+        let answer = [large(0, half), large(1, half), large(2, half), batch(3, &["plain"])].concat();
+        let decoded = decode(&Bytes::from(answer.clone()), 0);
+        assert_eq!((decoded.records.len(), decoded.next_offset), (2, 2), "the rest is left for the next fetch");
+        let rest = decode(&Bytes::from(answer), 2);
+        assert_eq!((rest.records.len(), rest.next_offset), (2, 4));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod http;
 mod janitor;
 pub mod load;
 pub mod program;
+pub mod transactions;
 pub mod turn;
 pub mod wire;
 
