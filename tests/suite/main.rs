@@ -37,4 +37,5 @@ mod standin;
 mod supervision;
 #[allow(dead_code, reason = "shared with the benches, which use the rest")]
 mod support;
+mod transactions;
 mod worker;

@@ -5,9 +5,9 @@ use kafka_protocol::messages::BrokerId;
 use super::*;
 use crate::support::transactions::Transactions;
 
-/// Records without values.
-fn some(count: usize) -> Vec<Option<String>> {
-    vec![None; count]
+/// Keys and values of so many records.
+fn some(count: usize) -> Vec<(String, String)> {
+    vec![("key".to_owned(), "value".to_owned()); count]
 }
 
 impl Place {

@@ -89,18 +89,18 @@ impl Transactions {
         codes
     }
 
-    /// Produces one transactional batch to partition 0: error code and first offset. `None` is a record without a value.
-    pub fn send(&mut self, topic: &str, records: &[Option<String>]) -> (i16, i64) {
+    /// Produces one transactional batch of these keys and values to partition 0: error code and first offset.
+    pub fn send(&mut self, topic: &str, records: &[(String, String)]) -> (i16, i64) {
         let id = Some(self.id.clone());
         self.send_with(topic, records, id)
     }
 
     /// The same without the transactional id in the request.
-    pub fn send_without_id(&mut self, topic: &str, records: &[Option<String>]) -> (i16, i64) {
+    pub fn send_without_id(&mut self, topic: &str, records: &[(String, String)]) -> (i16, i64) {
         self.send_with(topic, records, None)
     }
 
-    fn send_with(&mut self, topic: &str, records: &[Option<String>], id: Option<TransactionalId>) -> (i16, i64) {
+    fn send_with(&mut self, topic: &str, records: &[(String, String)], id: Option<TransactionalId>) -> (i16, i64) {
         let partition = PartitionProduceData::default().with_records(Some(self.batch(records)));
         let topic = TopicProduceData::default().with_name(topic_name(topic)).with_partition_data(vec![partition]);
         let request = ProduceRequest::default()
@@ -116,11 +116,11 @@ impl Transactions {
         (done.error_code, done.base_offset)
     }
 
-    fn batch(&self, values: &[Option<String>]) -> Bytes {
+    fn batch(&self, contents: &[(String, String)]) -> Bytes {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("later").as_millis();
         let records: Vec<Record> = (0..)
-            .zip(values)
-            .map(|(number, value)| Record {
+            .zip(contents)
+            .map(|(number, (key, value))| Record {
                 transactional: true,
                 delete_horizon: false,
                 control: false,
@@ -131,8 +131,8 @@ impl Transactions {
                 offset: number,
                 sequence: self.sequence + i32::try_from(number).expect("a few"),
                 timestamp: i64::try_from(now).expect("soon"),
-                key: None,
-                value: value.clone().map(Bytes::from),
+                key: Some(Bytes::from(key.clone())),
+                value: Some(Bytes::from(value.clone())),
                 headers: IndexMap::new(),
             })
             .collect();

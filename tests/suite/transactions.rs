@@ -1,0 +1,86 @@
+//! Tasks of a producer with transactions: markers and aborted records on the topic of the tasks hold nothing up.
+
+use std::time::Duration;
+
+use lastcall::kafka::{ClientOptions, Cluster, admin as client_admin};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::support::{Gateway, Rig, SOON, admin, eventually, transactions::Transactions};
+
+/// Keys and values of three tasks named `prefix-N`.
+fn tasks(prefix: &str) -> Vec<(String, String)> {
+    let task = |number| {
+        let id = format!("{prefix}-{number}");
+        let value = json!({ "task_id": id, "text": "to be or not to be", "timestamp": 1.5 }).to_string();
+        (id, value)
+    };
+    (0..3).map(task).collect()
+}
+
+/// Sends the tasks in a transaction, and ends it.
+fn transaction(rig: &Rig, producer: &mut Transactions, prefix: &str, committed: bool) {
+    let topic = rig.tasks();
+    assert_eq!(producer.add(&[(&topic, 0)]), [0]);
+    assert_eq!(producer.send(&topic, &tasks(prefix)).0, 0);
+    assert_eq!(producer.end(committed), 0);
+}
+
+/// Aborted and committed tasks, an empty transaction, and a marker as the last thing on the topic.
+fn mix(rig: &Rig, gateway: &Gateway) {
+    let mut producer = Transactions::new(rig.broker().address(), &rig.group());
+    transaction(rig, &mut producer, "aborted", false);
+    transaction(rig, &mut producer, "committed", true);
+    assert_eq!((producer.add(&[(&rig.tasks(), 0)]), producer.end(true)), (vec![0], 0));
+    assert_eq!(gateway.analyze("after the markers").status, 200);
+    transaction(rig, &mut producer, "aborted-last", false);
+}
+
+/// Nothing is left of the topic, and the worker stops at once: it waits for nothing either.
+fn assert_at_the_end(rig: &Rig, mut worker: crate::support::program::Program) {
+    let address = rig.broker().address().parse().expect("host:port");
+    let cluster = Cluster::new(ClientOptions::new(vec![address], "lag"));
+    // Three transactions of three tasks, an empty one, a marker for each, and the gateway's own task.
+    eventually(SOON, "the last marker is written", || {
+        admin::end_offset(rig.broker().address(), &rig.tasks(), 0) == Ok(3 * 3 + 4 + 1)
+    });
+    eventually(SOON, "the group has nothing left", || {
+        let lags = client_admin::share_group_lags(&cluster, &rig.group(), &rig.tasks()).expect("the broker tells");
+        lags.values().copied().collect::<Vec<_>>() == [0]
+    });
+    worker.signal(Signal::SIGTERM);
+    let exit = worker.wait(SOON);
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
+}
+
+#[test]
+fn markers_among_tasks_hold_neither_worker_nor_gateway_up() {
+    let rig = Rig::alone("transactions-all");
+    let gateway = rig.start_gateway();
+    let worker = rig.start_worker("all_1");
+    mix(&rig, &gateway);
+    // A share group reads what is not committed as well, unless its settings say otherwise: Kafka hands out aborted tasks, too.
+    for (id, _) in ["committed", "aborted", "aborted-last"].iter().flat_map(|prefix| tasks(prefix)) {
+        gateway.wait_for_result(&id, SOON);
+    }
+    assert_at_the_end(&rig, worker);
+    let audit = rig.audit();
+    assert_eq!((audit.ran_again().len(), audit.dead.len()), (0, 0));
+}
+
+#[test]
+fn aborted_tasks_do_not_run_in_a_group_that_reads_what_is_committed() {
+    let rig = Rig::alone("transactions-committed");
+    admin::set(rig.broker().address(), admin::Of::Group, &rig.group(), "share.isolation.level", "read_committed");
+    let gateway = rig.start_gateway();
+    let worker = rig.start_worker("committed_1");
+    mix(&rig, &gateway);
+    for (id, _) in tasks("committed") {
+        gateway.wait_for_result(&id, SOON);
+    }
+    assert_at_the_end(&rig, worker);
+    let audit = rig.audit();
+    let aborted: Vec<_> = audit.results.keys().filter(|id| id.starts_with("aborted")).collect();
+    assert_eq!((aborted, audit.ran_again().len(), audit.dead.len()), (vec![], 0, 0));
+}
