@@ -1,7 +1,7 @@
 //! The header of a record batch, message format 2 (<https://kafka.apache.org/documentation/#recordbatch>), as a broker looks at it:
 //! checks it, gives it its place in the log, and stamps it.
 //!
-//! What is in the records is the business of those who read them; their compression is not. Called by `produce`, `log`, `transactions` and
+//! It looks into the records only to compress or to unpack them. Called by `produce`, `log`, `transactions` and
 //! `sequences`.
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -61,7 +61,7 @@ impl Batch {
         let count = i32::from_be_bytes(batch.field(57));
         // An idempotent producer counts its records.
         let uncounted = batch.mark().is_some_and(|mark| mark.first_sequence < 0);
-        // Markers are the broker's to write.
+        // Only the broker writes markers.
         let control = attributes & CONTROL != 0;
         if count < 1 || batch.last_delta() != count - 1 || control || uncounted {
             return Err(ErrorCode::INVALID_RECORD);
@@ -86,7 +86,8 @@ impl Batch {
 
     /// The marker that ends a transaction: one control record, of version 0, written by a coordinator of epoch 0.
     pub fn marker(producer_id: i64, epoch: i16, committed: bool, now_ms: i64) -> Self {
-        // Length, attributes, time and offset deltas, key (version, type), value (version, epoch of the coordinator), no headers.
+        // Length, attributes, time and offset deltas, key (version, type), value (version, epoch of the coordinator),
+        // no headers.
         let record = [32, 0, 0, 0, 8, 0, 0, 0, u8::from(committed), 12, 0, 0, 0, 0, 0, 0, 0];
         let mut bytes = BytesMut::with_capacity(HEADER + record.len());
         bytes.put_i64(0);
@@ -132,12 +133,12 @@ impl Batch {
         i64::from_be_bytes(self.field(35))
     }
 
-    /// The same records as a topic with this `compression.type` keeps them. Compressed records are unpacked whatever the type, at most `most`
-    /// bytes: Kafka looks into them as well.
+    /// The same records as a topic with this `compression.type` keeps them. Compressed records are unpacked whatever
+    /// the type, at most `most` bytes: Kafka looks into them as well.
     ///
     /// # Errors
-    /// [`ErrorCode::UNKNOWN_SERVER_ERROR`] for a codec that is not known and for bytes that it did not write, as Kafka answers;
-    /// [`ErrorCode::MESSAGE_TOO_LARGE`].
+    /// [`ErrorCode::UNKNOWN_SERVER_ERROR`] for a codec that is not known and for bytes that it did not write, as Kafka
+    /// answers; [`ErrorCode::MESSAGE_TOO_LARGE`].
     pub fn compressed_as(&self, compression_type: &str, most: usize) -> Result<Self, ErrorCode> {
         let codec = Codec::of_attributes(self.attributes()).map_err(|_| ErrorCode::UNKNOWN_SERVER_ERROR)?;
         let plain = match codec {

@@ -1,8 +1,8 @@
 //! Fetch: what a group-less reader gets.
 //!
-//! A reader of what is committed gets nothing from the last stable offset on, and the transactions that were aborted before it (KIP-98).
-//! Each call answers with what is there now; waiting for more is [`core`](super::core)'s. Every answer is whole: there are no fetch sessions
-//! (KIP-227), which Kafka may refuse as well. Called by the dispatcher.
+//! A `read_committed` reader gets records up to the last stable offset, and the list of transactions aborted among them
+//! (KIP-98). Each call answers with what is there now; waiting for more is [`core`](super::core)'s. Every answer is
+//! whole: there are no fetch sessions (KIP-227), which Kafka may refuse as well. Called by the dispatcher.
 
 use std::time::Instant;
 
@@ -28,7 +28,7 @@ struct Read {
     start: i64,
     end: i64,
     last_stable: i64,
-    /// For a reader of what is committed.
+    /// For a `read_committed` reader.
     aborted: Option<Vec<AbortedTransaction>>,
 }
 

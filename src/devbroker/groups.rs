@@ -1,5 +1,5 @@
-//! Who coordinates what, and insight into groups: FindCoordinator, ListGroups, ShareGroupDescribe, the offsets of a share group, DeleteGroups,
-//! DescribeCluster.
+//! Who coordinates what, and insight into groups: FindCoordinator, ListGroups, ShareGroupDescribe, the offsets of a
+//! share group, DeleteGroups, DescribeCluster.
 //!
 //! Called by the dispatcher. Membership is [`share_group`](super::share_group).
 

@@ -1,7 +1,7 @@
 //! The log of one partition: batches in the order they came.
 //!
-//! Memory only. It knows offsets, sizes, times and where transactions are open or were aborted, no topics and no settings. Called by
-//! `produce`, `fetch`, `offsets`, `transactions`, `share_fetch`.
+//! Memory only. It knows offsets, sizes, times and where transactions are open or were aborted, no topics and no
+//! settings. Called by `produce`, `fetch`, `offsets`, `transactions`, `share_fetch`.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -76,9 +76,10 @@ impl Log {
         self.open.contains_key(&producer_id)
     }
 
-    /// The last stable offset: the first one of the oldest open transaction, or the end.
+    /// The last stable offset: the first one of the oldest open transaction, but none before the start; the end when
+    /// none is open.
     pub fn last_stable(&self) -> i64 {
-        self.open.values().copied().min().unwrap_or(self.end)
+        self.open.values().copied().min().unwrap_or(self.end).max(self.start)
     }
 
     /// The aborted transactions that reach `from` or beyond and begin before `until`.
@@ -100,8 +101,8 @@ impl Log {
         aborted.map(|batch| (batch.base_offset(), batch.last_offset())).collect()
     }
 
-    /// The batches from the one that holds `from` on and before `until`, at most `max_bytes`: the last one is cut there, as Kafka does, but
-    /// the first is whole if `first_is_whole`. Empty at the end.
+    /// The batches from the one that holds `from` on and before `until`, at most `max_bytes`: the last one is cut
+    /// there, as Kafka does, but the first is whole if `first_is_whole`. Empty at the end.
     pub fn read(&self, from: i64, until: i64, max_bytes: usize, first_is_whole: bool) -> Bytes {
         let mut index = self.index_of(from);
         let readable = |index| self.batches.get(index).filter(|batch: &&Batch| batch.base_offset() < until);

@@ -14,7 +14,7 @@
 //! | `produce`, `fetch`, `offsets`, `committed`, `topics`, `configs`, `groups` | the requests about topics and groups |
 //! | `share_group`, `share_fetch`, `share_partition` | members, sessions, records of share groups (KIP-932) |
 //! | `log`, `batch`, `sequences` | a partition's records and its producers |
-//! | `transactions` | producers whose records count together or not at all (KIP-98) |
+//! | `transactions` | transactional ids and their epochs (KIP-98) |
 //! | `settings`, `options` | Kafka's settings, the program's options |
 //!
 //! What differs from Kafka 4.4:
@@ -22,10 +22,11 @@
 //! - No classic or consumer groups, no quotas, no rights, no TLS, no SASL; the requests for these, and all others that
 //!   ApiVersions does not list, close the connection.
 //! - Fetch sessions are never opened (each answer is whole), and nothing is compacted: `cleanup.policy` is kept and told only.
-//! - Transactions never run out of time, hold no offsets of groups, and are begun by AddPartitionsToTxn only, not by a Produce (KIP-890). Their
-//!   markers are written before EndTxn and InitProducerId are answered, where Kafka answers 51 to what comes too early.
-//! - A topic's levels of compression have no effect, nor has `max.decompressed.message.bytes`; zstd is taken from, and handed to, old versions of
-//!   Produce and Fetch as well.
+//! - Transactions have no time limit, hold no offsets of groups, and begin with AddPartitionsToTxn, never with a
+//!   Produce (KIP-890). EndTxn and InitProducerId write the markers before they answer; Kafka writes them later, and
+//!   answers 51 to requests that come before.
+//! - Levels of compression and `max.decompressed.message.bytes` are kept and told only. Kafka refuses zstd in Produce
+//!   before version 7 and in Fetch before version 10; this broker does not.
 //! - Retention drops batches, not segments. When memory is full, producing answers 56, as Kafka does when its disk fails; Kafka ends then.
 //! - The limit of record locks holds always; Kafka lets the rest of a batch through that its limit has cut.
 //! - A ShareFetch for a group that nobody has joined is answered -1 at once, not at the end of its wait.

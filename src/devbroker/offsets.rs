@@ -50,7 +50,8 @@ impl State {
         ListOffsetsResponse::default().with_topics(topics.collect())
     }
 
-    /// Offset, time and leader epoch; -1 where there is none. For readers of what is committed the log ends at its last stable offset.
+    /// Offset, time and leader epoch; -1 where there is none. For `read_committed` readers the log ends at its last
+    /// stable offset.
     fn offset_at(
         &mut self,
         caller: &Caller,
@@ -67,9 +68,9 @@ impl State {
         let found = match wanted.timestamp {
             LATEST => Some((end, -1)),
             EARLIEST | EARLIEST_LOCAL => Some((log.start(), -1)),
-            MAX_TIME => log.latest_time(),
+            MAX_TIME => log.latest_time().filter(|(offset, _)| *offset < end),
             LATEST_TIERED => None,
-            time => log.first_since(time),
+            time => log.first_since(time).filter(|(offset, _)| *offset < end),
         };
         Ok(found.map_or((-1, -1, -1), |(offset, time)| (offset, time, epoch)))
     }

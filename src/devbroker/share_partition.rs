@@ -144,7 +144,8 @@ impl SharePartition {
         ranges
     }
 
-    /// Finishes the records of these ranges (first and last offset) that are not locked, without handing them out. Ranges stand in order.
+    /// Finishes the records of these ranges (first and last offset) that are not locked, without handing them out.
+    /// Ranges stand in order.
     pub fn finish(&mut self, ranges: &[(i64, i64)], rules: Rules) {
         let Some((_, last)) = ranges.last() else { return };
         while self.next <= *last && self.next - self.start < rules.span {

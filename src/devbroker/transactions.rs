@@ -1,8 +1,10 @@
-//! Transactions of producers (KIP-98): InitProducerId, AddPartitionsToTxn, EndTxn, and the question whether a batch belongs to an open one.
+//! Transactions of producers (KIP-98): InitProducerId, AddPartitionsToTxn, EndTxn, and the question whether a batch
+//! belongs to an open one.
 //!
-//! Markers are written within the request that ends a transaction; Kafka writes them after its answer, and answers 51
-//! (CONCURRENT_TRANSACTIONS) until then. No transaction runs out of time, and none holds offsets of groups. What is open and what was aborted
-//! in a partition stands in its [`log`](super::log). Called by the dispatcher and by `produce`.
+//! The request that ends a transaction writes its markers; Kafka writes them after its answer, and answers 51
+//! (CONCURRENT_TRANSACTIONS) until then. A transaction has no time limit and holds no offsets of groups. The
+//! [`log`](super::log) of a partition knows which transactions are open and which were aborted there. Called by the
+//! dispatcher and by `produce`.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -90,7 +92,7 @@ impl State {
         let told = (request.producer_id.0, request.producer_epoch);
         let given = match known {
             Some((producer_id, epoch, _)) if told.0 >= 0 && told != (producer_id, epoch) => return Err(FENCED),
-            // The marker of the aborted transaction has the next epoch already, which is nobody's.
+            // The marker of the abort takes one epoch, the producer gets the next.
             Some((_, epoch, false)) if epoch < i16::MAX - 1 => {
                 self.end(id, false, epoch + 1, now_ms);
                 (self.transactions[id].producer_id, epoch + 2)
@@ -150,7 +152,7 @@ impl State {
         AddPartitionsToTxnResponse::default().with_results_by_topic_v3_and_below(results.collect())
     }
 
-    /// EndTxn: writes a marker into each partition of the transaction. The same end once more has no effect.
+    /// EndTxn: writes a marker into each partition of the transaction. A repetition of the same end has no effect.
     pub fn end_transaction(
         &mut self,
         caller: &Caller,

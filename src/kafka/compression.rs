@@ -1,7 +1,9 @@
-//! The four codecs of record batches as Kafka's Java client writes them: gzip, snappy in xerial's blocks, LZ4 frames, zstd.
+//! The four codecs of record batches as Kafka's Java client writes them: gzip, snappy in xerial's blocks, LZ4 frames,
+//! zstd.
 //!
-//! Bytes in, bytes out; what a batch is stands in [`records`](super::records). Unpacking takes a limit, so that a few bytes cannot take all
-//! memory. Called by `records` to read what other producers compressed, and by the embedded broker for `compression.type`.
+//! It knows bytes only; [`records`](super::records) knows batches. Unpacking takes a limit, so that a small batch
+//! cannot take all memory. Called by `records` to read what other producers compressed, and by the embedded broker for
+//! `compression.type`.
 
 use std::io::{self, Read, Write};
 
@@ -45,7 +47,7 @@ impl From<io::Error> for UnpackError {
     }
 }
 
-/// What xerial's stream begins with: its magic, version 1, compatible with version 1.
+/// The first bytes of xerial's stream: magic, version 1, compatible with version 1.
 const XERIAL: &[u8; 16] = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
 /// Bytes of one block of xerial's stream before compression, as its writer's default.
 const XERIAL_BLOCK: usize = 32 * 1024;
@@ -129,10 +131,12 @@ fn read_all(reader: impl Read, most: usize) -> Result<Bytes, UnpackError> {
     if plain.len() > most { Err(UnpackError::TooLong(most)) } else { Ok(plain.into()) }
 }
 
-/// A frame says how many bytes it refers back to at most, and its reader keeps as many. Java asks for up to 128 MiB at high levels, however
-/// short the content; of content that is no longer than the limit no more than the limit is ever referred to.
+/// Unpacks one zstd frame. A frame names its window: how far back it refers, and so how many bytes its decoder keeps.
+/// Java names up to 128 MiB at high levels, however short the content. Content within the limit refers back no further
+/// than the limit, so a larger window is lowered.
 fn unpack_zstd(packed: &[u8], most: usize) -> Result<Bytes, UnpackError> {
-    /// Where a frame's window stands, if the flag of a single segment is not set in the byte before it (RFC 8878, 3.1.1.1).
+    /// Where a frame's window stands, if the flag of a single segment is not set in the byte before it (RFC 8878,
+    /// 3.1.1.1).
     const WINDOW: usize = 5;
     const SINGLE_SEGMENT: u8 = 1 << 5;
     // A window is 1 KiB times two to the power of the upper five bits.
@@ -156,7 +160,8 @@ fn pack_xerial(plain: &[u8]) -> io::Result<Vec<u8>> {
     Ok(packed)
 }
 
-/// Java writes xerial's stream of blocks; other clients may write one raw block, which Java reads as well.
+/// Unpacks xerial's stream of blocks, which Java writes, or one raw block, which other clients may write and Java reads
+/// as well.
 fn unpack_snappy(packed: &[u8], most: usize) -> Result<Bytes, UnpackError> {
     let mut plain = Vec::new();
     let Some(mut rest) = packed.strip_prefix(XERIAL) else {

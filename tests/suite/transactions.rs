@@ -1,4 +1,5 @@
-//! Tasks of a producer with transactions: markers and aborted records on the topic of the tasks hold nothing up.
+//! Tasks of a producer with transactions: worker and gateway go on past markers and aborted records on the topic
+//! `tasks`.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use lastcall::kafka::{ClientOptions, Cluster, admin as client_admin};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::support::{Gateway, Rig, SOON, admin, eventually, transactions::Transactions};
+use crate::support::{Gateway, Rig, SOON, admin, eventually, program::Program, transactions::Transactions};
 
 /// Keys and values of three tasks named `prefix-N`.
 fn tasks(prefix: &str) -> Vec<(String, String)> {
@@ -36,8 +37,8 @@ fn mix(rig: &Rig, gateway: &Gateway) {
     transaction(rig, &mut producer, "aborted-last", false);
 }
 
-/// Nothing is left of the topic, and the worker stops at once: it waits for nothing either.
-fn assert_at_the_end(rig: &Rig, mut worker: crate::support::program::Program) {
+/// Waits until the group has finished the whole topic, then stops the worker, which waits for nothing.
+fn assert_at_the_end(rig: &Rig, mut worker: Program) {
     let address = rig.broker().address().parse().expect("host:port");
     let cluster = Cluster::new(ClientOptions::new(vec![address], "lag"));
     // Three transactions of three tasks, an empty one, a marker for each, and the gateway's own task.
@@ -55,12 +56,13 @@ fn assert_at_the_end(rig: &Rig, mut worker: crate::support::program::Program) {
 }
 
 #[test]
-fn markers_among_tasks_hold_neither_worker_nor_gateway_up() {
+fn worker_and_gateway_go_on_past_markers_and_aborted_tasks_run() {
     let rig = Rig::alone("transactions-all");
     let gateway = rig.start_gateway();
     let worker = rig.start_worker("all_1");
     mix(&rig, &gateway);
-    // A share group reads what is not committed as well, unless its settings say otherwise: Kafka hands out aborted tasks, too.
+    // The default `share.isolation.level` is read_uncommitted, with which Kafka hands out aborted records: their tasks
+    // run.
     for (id, _) in ["committed", "aborted", "aborted-last"].iter().flat_map(|prefix| tasks(prefix)) {
         gateway.wait_for_result(&id, SOON);
     }
@@ -70,7 +72,7 @@ fn markers_among_tasks_hold_neither_worker_nor_gateway_up() {
 }
 
 #[test]
-fn aborted_tasks_do_not_run_in_a_group_that_reads_what_is_committed() {
+fn a_read_committed_group_runs_no_aborted_tasks() {
     let rig = Rig::alone("transactions-committed");
     admin::set(rig.broker().address(), admin::Of::Group, &rig.group(), "share.isolation.level", "read_committed");
     let gateway = rig.start_gateway();

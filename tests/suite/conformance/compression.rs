@@ -1,4 +1,4 @@
-//! `compression.type` of a topic that exists: batches are kept as it says, whatever they came as.
+//! `compression.type` of a topic that exists: the broker keeps batches as it says, whatever they came as.
 
 use lastcall::kafka::compression::Codec;
 
@@ -47,7 +47,7 @@ impl Place {
 }
 
 #[test]
-fn batches_are_kept_as_the_topic_says() {
+fn compression_type_of_an_existing_topic_decides_how_batches_are_kept() {
     let mut place = Place::new("is-compression");
     let sent = batch(20, -1, -1, -1, SystemTime::now());
     let contents = |decoded: &records::Decoded| {
@@ -76,7 +76,7 @@ fn batches_are_kept_as_the_topic_says() {
 }
 
 #[test]
-fn a_batch_that_the_topic_packs_keeps_its_producers_mark() {
+fn a_batch_that_the_broker_compresses_keeps_its_producers_mark() {
     let mut place = Place::new("is-compression-mark");
     place.compress("zstd");
     let topic = place.topic.clone();
@@ -98,7 +98,7 @@ fn a_batch_that_the_topic_packs_keeps_its_producers_mark() {
 }
 
 #[test]
-fn compressed_batches_that_no_topic_takes() {
+fn broken_and_oversized_compressed_batches_are_refused() {
     let mut place = Place::new("is-compression-bad");
     let topic = place.topic.clone();
     let zeros = Bytes::from(vec![0; 2_000_000]);

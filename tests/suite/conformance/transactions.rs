@@ -1,11 +1,11 @@
-//! Transactions: their markers, where readers of what is committed stop, and what a share group makes of both.
+//! Transactions: their markers, where `read_committed` readers stop, and what share groups hand out of both.
 
 use kafka_protocol::messages::BrokerId;
 
 use super::*;
 use crate::support::transactions::Transactions;
 
-/// Keys and values of so many records.
+/// Keys and values of this many records.
 fn some(count: usize) -> Vec<(String, String)> {
     vec![("key".to_owned(), "value".to_owned()); count]
 }
@@ -15,7 +15,7 @@ impl Place {
         Transactions::new(self.rig.broker().address(), &format!("{}-{id}", self.topic))
     }
 
-    /// Sends so many records in a transaction, ends it, and waits for its marker; the offset of the marker.
+    /// Sends this many records in a transaction, ends it, and waits for its marker. Returns the marker's offset.
     fn transaction(&mut self, producer: &mut Transactions, count: usize, committed: bool) -> i64 {
         assert_eq!(producer.add(&[(&self.topic, 0)]), [0]);
         let (error, first) = producer.send(&self.topic, &some(count));
@@ -79,7 +79,7 @@ struct Read {
 }
 
 #[test]
-fn markers_take_an_offset_in_each_partition_that_was_added() {
+fn each_added_partition_gets_a_marker_at_an_offset_of_its_own() {
     let mut place = Place::new("is-markers");
     let mut producer = place.transactions("a");
     assert_eq!(place.transaction(&mut producer, 2, true), 2);
@@ -102,17 +102,19 @@ fn markers_take_an_offset_in_each_partition_that_was_added() {
 }
 
 #[test]
-fn readers_of_what_is_committed_stop_at_the_oldest_open_transaction() {
+fn read_committed_stops_at_the_oldest_open_transaction() {
     let mut place = Place::new("is-stable");
     let topic = place.topic.clone();
     let (mut a, mut b) = (place.transactions("a"), place.transactions("b"));
     place.produce(1);
     assert_eq!((a.add(&[(&topic, 0)]), a.send(&topic, &some(2))), (vec![0], (0, 1)));
     assert_eq!(a.add(&[(&topic, 0)]), [0], "added again");
-    assert_eq!((a.send(&topic, &some(1)), place.produce(1)), ((0, 3), 4));
+    assert_eq!(a.send(&topic, &some(1)), (0, 3));
+    let latest = batch(1, -1, -1, -1, SystemTime::now() + Duration::from_secs(60));
+    assert_eq!(produce(&mut place.wire, &topic, latest), (0, 4));
     assert_eq!((b.add(&[(&topic, 0)]), b.send(&topic, &some(1))), (vec![0], (0, 5)));
-    for (isolation, end) in [(Isolation::Uncommitted, 6), (Isolation::Committed, 1)] {
-        assert_eq!(place.latest(isolation), end);
+    for (isolation, end, latest_time) in [(Isolation::Uncommitted, 6, 4), (Isolation::Committed, 1, -1)] {
+        assert_eq!((place.latest(isolation), place.offset_of(isolation, -3)), (end, latest_time));
     }
     let read = place.read(Isolation::Uncommitted, 0);
     assert_eq!((read.ends, read.batches.len(), read.aborted), ((1, 6), 5, None));
@@ -136,11 +138,11 @@ fn readers_of_what_is_committed_stop_at_the_oldest_open_transaction() {
     }
     assert_eq!(place.read(Isolation::Committed, 8).aborted, Some(vec![]), "past its marker");
     assert_eq!(place.read(Isolation::Uncommitted, 0).batches, all);
-    assert_eq!(place.offset_of(Isolation::Committed, -3), 7, "the marker has the latest time");
+    assert_eq!(place.offset_of(Isolation::Committed, -3), 4);
 }
 
 #[test]
-fn a_fetch_that_waits_for_what_is_committed_is_woken_by_the_marker() {
+fn a_marker_wakes_a_parked_read_committed_fetch() {
     let place = Place::new("is-woken-by-marker");
     let topic = place.topic.clone();
     let mut producer = place.transactions("a");
@@ -164,7 +166,7 @@ fn a_fetch_that_waits_for_what_is_committed_is_woken_by_the_marker() {
 }
 
 #[test]
-fn a_new_epoch_aborts_what_is_open_and_fences_the_old_one() {
+fn a_new_epoch_aborts_the_open_transaction_and_fences_the_old_epoch() {
     let mut place = Place::new("is-fenced");
     let topic = place.topic.clone();
     let mut producer = place.transactions("a");
@@ -201,7 +203,7 @@ fn a_new_epoch_aborts_what_is_open_and_fences_the_old_one() {
 }
 
 #[test]
-fn what_is_no_transaction_is_refused() {
+fn requests_outside_of_a_transaction_are_refused() {
     let mut place = Place::new("is-no-transaction");
     let topic = place.topic.clone();
     let mut producer = place.transactions("a");
@@ -232,7 +234,7 @@ fn what_is_no_transaction_is_refused() {
 }
 
 impl Member {
-    /// The offsets that it is given until there are so many, or for a while; each was handed out once.
+    /// Fetches until it has this many offsets, for at most [`SOON`]; each was handed out once.
     fn offsets(&mut self, count: usize) -> Vec<i64> {
         let mut offsets = Vec::new();
         let deadline = Instant::now() + SOON;
@@ -246,7 +248,8 @@ impl Member {
     }
 }
 
-/// 0 and 1 aborted, 2 the marker, 3 and 4 committed, 5 the marker, 6 without a transaction, 7 and 8 open, 9 without a transaction.
+/// 0 and 1 aborted, 2 the marker, 3 and 4 committed, 5 the marker, 6 without a transaction, 7 and 8 open, 9 without a
+/// transaction.
 fn mixed(place: &mut Place) -> Transactions {
     let topic = place.topic.clone();
     let mut producer = place.transactions("a");
@@ -259,7 +262,7 @@ fn mixed(place: &mut Place) -> Transactions {
 }
 
 #[test]
-fn a_share_group_that_reads_all_is_given_aborted_and_open_records_and_markers() {
+fn a_read_uncommitted_share_group_gets_aborted_and_open_records_and_markers() {
     let mut place = Place::new("is-share-all");
     let mut producer = mixed(&mut place);
     let group = place.group(&[]);
@@ -282,7 +285,7 @@ fn a_share_group_that_reads_all_is_given_aborted_and_open_records_and_markers() 
 }
 
 #[test]
-fn a_share_group_that_reads_what_is_committed_is_given_no_aborted_record_but_markers() {
+fn a_read_committed_share_group_gets_markers_but_no_aborted_records() {
     let mut place = Place::new("is-share-committed");
     let mut producer = mixed(&mut place);
     let group = place.group(&[("share.isolation.level", "read_committed")]);
@@ -291,9 +294,9 @@ fn a_share_group_that_reads_what_is_committed_is_given_no_aborted_record_but_mar
     assert_eq!(member.offsets(4), [3, 4, 5, 6], "up to the open transaction");
     assert_eq!(member.fetch(100, 100, &[]).acquired, []);
     assert_eq!(member.acknowledge(&[(2, Acknowledgement::Gap), (3, Accept), (4, Accept)]), (0, 0));
-    eventually(SOON, "what was aborted is finished, what is open is not", || group.lag() == Some(5));
+    eventually(SOON, "aborted records are finished, open ones are not", || group.lag() == Some(5));
     assert_eq!(member.acknowledge(&[(5, Acknowledgement::Gap), (6, Accept)]), (0, 0));
-    eventually(SOON, "the open transaction and what follows is left", || group.lag() == Some(3));
+    eventually(SOON, "the open transaction and the record after it are left", || group.lag() == Some(3));
     assert_eq!(producer.end(false), 0);
     assert_eq!(member.offsets(2), [9, 10], "neither 7 nor 8");
     assert_eq!(member.acknowledge(&[(9, Accept), (10, Acknowledgement::Gap)]), (0, 0));

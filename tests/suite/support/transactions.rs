@@ -1,4 +1,5 @@
-//! A producer with transactions, as raw as it goes: each request of its own, version 3 of those that begin and end a transaction.
+//! A producer with transactions, request by request. Shares the codec of the protocol with the product, and no line of
+//! code.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -20,7 +21,7 @@ use super::{SOON, eventually, wire::Wire};
 /// Kafka's CONCURRENT_TRANSACTIONS: the markers of the transaction before are being written.
 pub const TOO_EARLY: i16 = 51;
 
-/// A transactional id, with what its producer knows.
+/// A transactional id, and the state of its producer.
 pub struct Transactions {
     wire: Wire,
     id: TransactionalId,
@@ -53,7 +54,7 @@ impl Transactions {
         self.init_with(60_000, (-1, -1))
     }
 
-    /// The same with this timeout, and the producer id and epoch that the caller believes in.
+    /// The same with this timeout, and the producer id and epoch that the caller takes for the current ones.
     pub fn init_with(&mut self, timeout_ms: i32, believed: (i64, i16)) -> i16 {
         let request = InitProducerIdRequest::default()
             .with_transactional_id(Some(self.id.clone()))
