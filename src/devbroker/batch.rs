@@ -1,12 +1,13 @@
 //! The header of a record batch, message format 2 (<https://kafka.apache.org/documentation/#recordbatch>), as a broker looks at it:
 //! checks it, gives it its place in the log, and stamps it.
 //!
-//! What is in the records is the business of those who read them. Called by `produce`, `log` and `sequences`.
+//! It looks into the records only to compress or to unpack them. Called by `produce`, `log`, `transactions` and
+//! `sequences`.
 
-use bytes::{Bytes, BytesMut};
-use kafka_protocol::compression::{Decompressor, Snappy};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::kafka::ErrorCode;
+use crate::kafka::compression::{CODEC_BITS, Codec, UnpackError};
 
 /// Bytes up to and including the length field, which counts what follows it.
 const LENGTH_END: usize = 12;
@@ -16,8 +17,6 @@ const HEADER: usize = 61;
 const CHECKED_FROM: usize = 21;
 const MAGIC: u8 = 2;
 /// Attribute bits.
-const COMPRESSION: i16 = 0b111;
-const SNAPPY: i16 = 2;
 const LOG_APPEND_TIME: i16 = 1 << 3;
 const TRANSACTIONAL: i16 = 1 << 4;
 const CONTROL: i16 = 1 << 5;
@@ -62,8 +61,9 @@ impl Batch {
         let count = i32::from_be_bytes(batch.field(57));
         // An idempotent producer counts its records.
         let uncounted = batch.mark().is_some_and(|mark| mark.first_sequence < 0);
-        let special = attributes & (TRANSACTIONAL | CONTROL) != 0;
-        if count < 1 || batch.last_delta() != count - 1 || special || uncounted {
+        // Only the broker writes markers.
+        let control = attributes & CONTROL != 0;
+        if count < 1 || batch.last_delta() != count - 1 || control || uncounted {
             return Err(ErrorCode::INVALID_RECORD);
         }
         Ok(batch)
@@ -84,9 +84,43 @@ impl Batch {
         i32::from_be_bytes(self.field(23))
     }
 
-    /// Whether its records are compressed.
-    pub fn is_compressed(&self) -> bool {
-        self.attributes() & COMPRESSION != 0
+    /// The marker that ends a transaction: one control record, of version 0, written by a coordinator of epoch 0.
+    pub fn marker(producer_id: i64, epoch: i16, committed: bool, now_ms: i64) -> Self {
+        // Length, attributes, time and offset deltas, key (version, type), value (version, epoch of the coordinator),
+        // no headers.
+        let record = [32, 0, 0, 0, 8, 0, 0, 0, u8::from(committed), 12, 0, 0, 0, 0, 0, 0, 0];
+        let mut bytes = BytesMut::with_capacity(HEADER + record.len());
+        bytes.put_i64(0);
+        // Bytes after this field.
+        bytes.put_i32(66);
+        bytes.put_i32(0);
+        bytes.put_u8(MAGIC);
+        bytes.put_u32(0);
+        bytes.put_i16(TRANSACTIONAL | CONTROL);
+        bytes.put_i32(0);
+        bytes.put_i64(now_ms);
+        bytes.put_i64(now_ms);
+        bytes.put_i64(producer_id);
+        bytes.put_i16(epoch);
+        bytes.put_i32(-1);
+        bytes.put_i32(1);
+        bytes.put_slice(&record);
+        Self::sealed(bytes)
+    }
+
+    /// Whether it belongs to a transaction; a marker does.
+    pub fn is_transactional(&self) -> bool {
+        self.attributes() & TRANSACTIONAL != 0
+    }
+
+    /// Whether it is a marker.
+    pub fn is_control(&self) -> bool {
+        self.attributes() & CONTROL != 0
+    }
+
+    /// Its producer's id; -1 for none.
+    pub fn producer_id(&self) -> i64 {
+        i64::from_be_bytes(self.field(43))
     }
 
     /// Whether the records' time is that of the broker, which stands in [`Self::max_timestamp`].
@@ -99,22 +133,36 @@ impl Batch {
         i64::from_be_bytes(self.field(35))
     }
 
-    /// The same records without compression.
+    /// The same records as a topic with this `compression.type` keeps them. Compressed records are unpacked whatever
+    /// the type, at most `most` bytes: Kafka looks into them as well.
     ///
     /// # Errors
-    /// [`ErrorCode::UNSUPPORTED_COMPRESSION_TYPE`] for any other than snappy; [`ErrorCode::CORRUPT_MESSAGE`].
-    pub fn uncompressed(&self) -> Result<Self, ErrorCode> {
-        if self.attributes() & COMPRESSION != SNAPPY {
-            return Err(ErrorCode::UNSUPPORTED_COMPRESSION_TYPE);
+    /// [`ErrorCode::UNKNOWN_SERVER_ERROR`] for a codec that is not known and for bytes that it did not write, as Kafka
+    /// answers; [`ErrorCode::MESSAGE_TOO_LARGE`].
+    pub fn compressed_as(&self, compression_type: &str, most: usize) -> Result<Self, ErrorCode> {
+        let codec = Codec::of_attributes(self.attributes()).map_err(|_| ErrorCode::UNKNOWN_SERVER_ERROR)?;
+        let plain = match codec {
+            None => self.0.slice(HEADER..),
+            Some(codec) => codec.unpack(&self.0[HEADER..], most).map_err(|error| match error {
+                UnpackError::Malformed(_) => ErrorCode::UNKNOWN_SERVER_ERROR,
+                UnpackError::TooLong(_) => ErrorCode::MESSAGE_TOO_LARGE,
+            })?,
+        };
+        let wanted = match compression_type {
+            "producer" => codec,
+            name => Codec::ALL.into_iter().find(|codec| codec.name() == name),
+        };
+        if wanted == codec {
+            return Ok(self.clone());
         }
-        let mut compressed = self.0.slice(HEADER..);
-        let records = Snappy::decompress(&mut compressed, |records| Ok(records.split_off(0)));
-        let records = records.map_err(|_| ErrorCode::CORRUPT_MESSAGE)?;
+        let packed = wanted.map(|codec| codec.pack(&plain)).transpose().map_err(|_| ErrorCode::UNKNOWN_SERVER_ERROR)?;
+        let records = packed.map_or(plain, Bytes::from);
         let mut bytes = BytesMut::from(&self.0[..HEADER]);
         bytes.extend_from_slice(&records);
         let length = i32::try_from(bytes.len() - LENGTH_END).map_err(|_| ErrorCode::MESSAGE_TOO_LARGE)?;
         bytes[8..LENGTH_END].copy_from_slice(&length.to_be_bytes());
-        bytes[21..23].copy_from_slice(&(self.attributes() & !COMPRESSION).to_be_bytes());
+        let attributes = self.attributes() & !CODEC_BITS | wanted.map_or(0, Codec::bits);
+        bytes[21..23].copy_from_slice(&attributes.to_be_bytes());
         Ok(Self::sealed(bytes))
     }
 
@@ -137,7 +185,7 @@ impl Batch {
 
     /// The mark of its producer, if that is idempotent.
     pub fn mark(&self) -> Option<Mark> {
-        let producer_id = i64::from_be_bytes(self.field(43));
+        let producer_id = self.producer_id();
         let first = i32::from_be_bytes(self.field(53));
         (producer_id >= 0).then(|| Mark {
             producer_id,
@@ -176,8 +224,6 @@ pub(super) fn sequence_after(sequence: i32, records: i32) -> i32 {
 #[cfg(test)]
 pub(super) mod tests {
     use std::time::{Duration, UNIX_EPOCH};
-
-    use kafka_protocol::compression::Compressor;
 
     use super::*;
     use crate::kafka::records::{self, BatchIdentity, RecordContent};
@@ -227,27 +273,42 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_compressed_batch_can_be_unpacked() {
-        let plain = Batch::of_request(&batch_of(3, 7, 5, 1000), 1000).expect("good");
-        let mut packed = BytesMut::from(&plain.0[..HEADER]);
-        Snappy::compress(&mut packed, |into| {
-            into.extend_from_slice(&plain.0[HEADER..]);
-            Ok(())
-        })
-        .expect("compressible");
-        let length = i32::try_from(packed.len() - LENGTH_END).expect("small");
-        packed[8..LENGTH_END].copy_from_slice(&length.to_be_bytes());
-        packed[21..23].copy_from_slice(&SNAPPY.to_be_bytes());
-        let mut packed = Batch::sealed(packed);
-        assert!(packed.is_compressed());
-        assert_eq!(packed.uncompressed().expect("snappy").0, plain.0);
-        let cut = packed.0.slice(..packed.0.len() - 5);
-        packed.0 = cut;
-        assert_eq!(packed.uncompressed().err(), Some(ErrorCode::CORRUPT_MESSAGE));
-        let mut gzip = BytesMut::from(&plain.0[..]);
-        gzip[22] = 1;
-        let gzip = Batch::sealed(gzip);
-        assert_eq!(gzip.uncompressed().err(), Some(ErrorCode::UNSUPPORTED_COMPRESSION_TYPE));
+    fn a_batch_is_kept_as_the_topic_says() {
+        let plain = Batch::of_request(&batch_of(30, 7, 5, 1000), 10_000).expect("good");
+        for codec in Codec::ALL {
+            let packed = plain.compressed_as(codec.name(), 1000).expect("packed");
+            assert_eq!(packed.attributes(), codec.bits());
+            assert!(packed.0.len() < plain.0.len(), "{codec:?}");
+            assert_eq!(packed.compressed_as("uncompressed", 1000).expect("unpacked").0, plain.0, "{codec:?}");
+            assert_eq!(packed.compressed_as("producer", 1000).expect("as it is").0, packed.0, "{codec:?}");
+            assert_eq!(packed.compressed_as("gzip", 1000).expect("packed anew").attributes(), 1, "{codec:?}");
+            assert_eq!(packed.compressed_as("producer", 10).err(), Some(ErrorCode::MESSAGE_TOO_LARGE), "{codec:?}");
+            let mut bad = BytesMut::from(&packed.0[..]);
+            bad[HEADER..HEADER + 4].fill(0xff);
+            let refused = Batch::sealed(bad).compressed_as("producer", 1000).err();
+            assert_eq!(refused, Some(ErrorCode::UNKNOWN_SERVER_ERROR), "{codec:?}");
+        }
+        assert_eq!(plain.compressed_as("producer", 0).expect("as it is").0, plain.0);
+        let mut unknown = BytesMut::from(&plain.0[..]);
+        unknown[22] = 5;
+        assert_eq!(Batch::sealed(unknown).compressed_as("gzip", 1000).err(), Some(ErrorCode::UNKNOWN_SERVER_ERROR));
+    }
+
+    /// As Apache Kafka 4.4.0 wrote it.
+    #[test]
+    fn a_marker_is_the_known_bytes() {
+        let known: &[u8] = &[
+            0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 66, 0, 0, 0, 0, 2, 130, 33, 134, 170, 0, 48, 0, 0, 0, 0, 0, 0, 1, 162, 35,
+            137, 43, 2, 0, 0, 1, 162, 35, 137, 43, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 255, 255, 255, 255, 0, 0, 0, 1, 32,
+            0, 0, 0, 8, 0, 0, 0, 1, 12, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        let marker = Batch::marker(0, 2, true, i64::from_be_bytes([0, 0, 1, 162, 35, 137, 43, 2]));
+        assert_eq!(&marker.placed(5, 0, None).0[..], known);
+        assert_eq!(
+            Batch::of_request(&marker.0, 1000).err(),
+            Some(ErrorCode::INVALID_RECORD),
+            "not a producer's to write"
+        );
     }
 
     #[test]

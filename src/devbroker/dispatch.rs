@@ -7,11 +7,11 @@ use std::time::{Instant, SystemTime};
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::api_versions_response::{ApiVersion, FinalizedFeatureKey, SupportedFeatureKey};
 use kafka_protocol::messages::{
-    AlterShareGroupOffsetsRequest, ApiKey, ApiVersionsResponse, CreateTopicsRequest, DeleteGroupsRequest,
-    DeleteRecordsRequest, DeleteTopicsRequest, DescribeClusterRequest, DescribeConfigsRequest,
-    DescribeShareGroupOffsetsRequest, FetchRequest, FindCoordinatorRequest, IncrementalAlterConfigsRequest,
-    InitProducerIdRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest,
-    OffsetFetchRequest, ProduceRequest, RequestHeader, ResponseHeader, ShareGroupDescribeRequest,
+    AddPartitionsToTxnRequest, AlterShareGroupOffsetsRequest, ApiKey, ApiVersionsResponse, CreateTopicsRequest,
+    DeleteGroupsRequest, DeleteRecordsRequest, DeleteTopicsRequest, DescribeClusterRequest, DescribeConfigsRequest,
+    DescribeShareGroupOffsetsRequest, EndTxnRequest, FetchRequest, FindCoordinatorRequest,
+    IncrementalAlterConfigsRequest, InitProducerIdRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest,
+    OffsetCommitRequest, OffsetFetchRequest, ProduceRequest, RequestHeader, ResponseHeader, ShareGroupDescribeRequest,
     ShareGroupHeartbeatRequest,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, Request, StrBytes};
@@ -38,6 +38,9 @@ const REQUESTS: &[(ApiKey, i16, i16)] = &[
     (ApiKey::DeleteTopics, 1, 6),
     (ApiKey::DeleteRecords, 0, 2),
     (ApiKey::InitProducerId, 0, 5),
+    // Later versions of these two are for transactions that a Produce begins by itself (KIP-890), and for brokers.
+    (ApiKey::AddPartitionsToTxn, 0, 3),
+    (ApiKey::EndTxn, 0, 4),
     (ApiKey::DescribeConfigs, 1, 4),
     (ApiKey::DeleteGroups, 0, 2),
     (ApiKey::IncrementalAlterConfigs, 0, 1),
@@ -135,7 +138,21 @@ pub(super) fn answer(core: &Core, caller: &Caller, asked: &Asked) -> Option<Byte
             typed(asked, |request: FindCoordinatorRequest| core.state.lock().find_coordinator(version, &request))
         }
         ApiKey::InitProducerId => {
-            typed(asked, |request: InitProducerIdRequest| core.state.lock().init_producer_id(&request))
+            let answer = typed(asked, |request: InitProducerIdRequest| {
+                core.state.lock().init_producer_id(caller, &request, now, now_ms())
+            });
+            core.changed.notify_all();
+            answer
+        }
+        ApiKey::AddPartitionsToTxn => {
+            typed(asked, |request: AddPartitionsToTxnRequest| core.state.lock().add_partitions(caller, &request, now))
+        }
+        ApiKey::EndTxn => {
+            let answer = typed(asked, |request: EndTxnRequest| {
+                core.state.lock().end_transaction(caller, &request, now, now_ms())
+            });
+            core.changed.notify_all();
+            answer
         }
         ApiKey::DescribeCluster => typed(asked, |_: DescribeClusterRequest| core.state.lock().describe_cluster()),
         ApiKey::CreateTopics => {
@@ -390,6 +407,12 @@ mod tests {
         }
         for version in versions(ApiKey::InitProducerId) {
             ask(&core, version, &InitProducerIdRequest::default().with_transactional_id(None));
+        }
+        for version in versions(ApiKey::AddPartitionsToTxn) {
+            ask(&core, version, &AddPartitionsToTxnRequest::default());
+        }
+        for version in versions(ApiKey::EndTxn) {
+            ask(&core, version, &EndTxnRequest::default());
         }
         for version in versions(ApiKey::ListGroups) {
             ask(&core, version, &ListGroupsRequest::default());

@@ -1,20 +1,36 @@
 //! Fetch: what a group-less reader gets.
 //!
-//! Each call answers with what is there now; waiting for more is [`core`](super::core)'s. Every answer is whole: there are no fetch sessions
-//! (KIP-227), which Kafka may refuse as well. Called by the dispatcher.
+//! A `read_committed` reader gets records up to the last stable offset, and the list of transactions aborted among them
+//! (KIP-98). Each call answers with what is there now; waiting for more is [`core`](super::core)'s. Every answer is
+//! whole: there are no fetch sessions (KIP-227), which Kafka may refuse as well. Called by the dispatcher.
 
 use std::time::Instant;
 
 use bytes::Bytes;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
-use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, LeaderIdAndEpoch, PartitionData};
-use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse};
+use kafka_protocol::messages::fetch_response::{
+    AbortedTransaction, FetchableTopicResponse, LeaderIdAndEpoch, PartitionData,
+};
+use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, ProducerId};
 
 use super::state::{Caller, State};
 use crate::kafka::ErrorCode;
 
 /// From this version on topics are named by their ids (KIP-516).
 const TOPIC_IDS: i16 = 13;
+
+/// Kafka's isolation level `read_committed`.
+pub(super) const READ_COMMITTED: i8 = 1;
+
+/// What was read of one partition.
+struct Read {
+    records: Bytes,
+    start: i64,
+    end: i64,
+    last_stable: i64,
+    /// For a `read_committed` reader.
+    aborted: Option<Vec<AbortedTransaction>>,
+}
 
 /// What a fetch found.
 pub(super) struct Found {
@@ -29,13 +45,14 @@ impl State {
     pub fn fetch(&mut self, caller: &Caller, version: i16, request: &FetchRequest, now: Instant) -> Found {
         let cap = usize::try_from(self.settings.number("fetch.max.bytes")).unwrap_or(usize::MAX);
         let mut room = usize::try_from(request.max_bytes).unwrap_or(0).min(cap);
+        let committed = request.isolation_level == READ_COMMITTED;
         let (mut bytes, mut urgent) = (0, false);
         let mut responses = Vec::new();
         for topic in &request.topics {
             let mut partitions = Vec::new();
             for wanted in &topic.partitions {
                 let name = self.fetched_topic(topic, version);
-                let read = name.and_then(|name| self.read(caller, &name, wanted, room, bytes == 0, now));
+                let read = name.and_then(|name| self.read(caller, (&name, committed), wanted, room, bytes == 0, now));
                 urgent |= read.is_err();
                 let data = partition_data(wanted, read);
                 let length = data.records.as_ref().map_or(0, Bytes::len);
@@ -57,28 +74,36 @@ impl State {
         Ok(topic.topic.as_str().to_owned())
     }
 
-    /// The records, and where the log starts and ends.
     fn read(
         &mut self,
         caller: &Caller,
-        topic: &str,
+        (topic, committed): (&str, bool),
         wanted: &FetchPartition,
         room: usize,
         first: bool,
         now: Instant,
-    ) -> Result<(Bytes, i64, i64), ErrorCode> {
+    ) -> Result<Read, ErrorCode> {
         let partition = self.led(topic, wanted.partition, caller, now)?;
-        let (start, end, epoch) = (partition.log.start(), partition.log.end(), partition.epoch);
-        let readable = partition.high_watermark;
-        if let Some(code) = wrong_epoch(wanted.current_leader_epoch, epoch) {
+        let (log, from) = (&partition.log, wanted.fetch_offset);
+        let (start, end) = (log.start(), partition.high_watermark);
+        let last_stable = partition.readable(true);
+        if let Some(code) = wrong_epoch(wanted.current_leader_epoch, partition.epoch) {
             return Err(code);
         }
-        if !(start..=end).contains(&wanted.fetch_offset) {
+        if !(start..=log.end()).contains(&from) {
             return Err(ErrorCode::OFFSET_OUT_OF_RANGE);
         }
         let limit = usize::try_from(wanted.partition_max_bytes).unwrap_or(0).min(room);
         // The first records of an answer come whole, however large: a reader would not get past them otherwise (KIP-74).
-        Ok((partition.log.read(wanted.fetch_offset, readable, limit, first), start, readable))
+        let readable = partition.readable(committed);
+        let records = log.read(from, readable, limit, first);
+        let aborted = log.aborted(from, readable).map(|aborted| {
+            AbortedTransaction::default()
+                .with_producer_id(ProducerId(aborted.producer_id))
+                .with_first_offset(aborted.first)
+        });
+        let aborted = committed.then(|| aborted.collect());
+        Ok(Read { records, start, end, last_stable, aborted })
     }
 }
 
@@ -92,16 +117,17 @@ pub(super) fn wrong_epoch(known: i32, epoch: i32) -> Option<ErrorCode> {
     }
 }
 
-fn partition_data(wanted: &FetchPartition, read: Result<(Bytes, i64, i64), ErrorCode>) -> PartitionData {
+fn partition_data(wanted: &FetchPartition, read: Result<Read, ErrorCode>) -> PartitionData {
     let data = PartitionData::default().with_partition_index(wanted.partition).with_aborted_transactions(None);
     let nobody = LeaderIdAndEpoch::default().with_leader_id(BrokerId(-1)).with_leader_epoch(-1);
     let data = data.with_current_leader(nobody).with_preferred_read_replica(BrokerId(-1));
     match read {
-        Ok((records, start, end)) => data
-            .with_records(Some(records))
-            .with_high_watermark(end)
-            .with_last_stable_offset(end)
-            .with_log_start_offset(start),
+        Ok(read) => data
+            .with_records(Some(read.records))
+            .with_high_watermark(read.end)
+            .with_last_stable_offset(read.last_stable)
+            .with_log_start_offset(read.start)
+            .with_aborted_transactions(read.aborted),
         Err(code) => data
             .with_error_code(code.0)
             .with_records(Some(Bytes::new()))

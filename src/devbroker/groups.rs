@@ -1,5 +1,5 @@
-//! Who coordinates what, and insight into groups: FindCoordinator, InitProducerId, ListGroups, ShareGroupDescribe, the offsets of a share
-//! group, DeleteGroups, DescribeCluster.
+//! Who coordinates what, and insight into groups: FindCoordinator, ListGroups, ShareGroupDescribe, the offsets of a
+//! share group, DeleteGroups, DescribeCluster.
 //!
 //! Called by the dispatcher. Membership is [`share_group`](super::share_group).
 
@@ -24,8 +24,8 @@ use kafka_protocol::messages::share_group_describe_response::{Assignment, Descri
 use kafka_protocol::messages::{
     AlterShareGroupOffsetsRequest, AlterShareGroupOffsetsResponse, BrokerId, DeleteGroupsRequest, DeleteGroupsResponse,
     DescribeClusterResponse, DescribeShareGroupOffsetsRequest, DescribeShareGroupOffsetsResponse,
-    FindCoordinatorRequest, FindCoordinatorResponse, InitProducerIdRequest, InitProducerIdResponse, ListGroupsResponse,
-    ProducerId, ShareGroupDescribeRequest, ShareGroupDescribeResponse,
+    FindCoordinatorRequest, FindCoordinatorResponse, ListGroupsResponse, ShareGroupDescribeRequest,
+    ShareGroupDescribeResponse,
 };
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
@@ -69,17 +69,6 @@ impl State {
             .with_host(found.host)
             .with_port(found.port)
             .with_error_message(None)
-    }
-
-    /// InitProducerId, for producers without transactions.
-    pub fn init_producer_id(&mut self, request: &InitProducerIdRequest) -> InitProducerIdResponse {
-        let refused = InitProducerIdResponse::default().with_producer_id(ProducerId(-1)).with_producer_epoch(-1);
-        if request.transactional_id.is_some() {
-            return refused.with_error_code(ErrorCode::INVALID_REQUEST.0);
-        }
-        let id = self.next_producer_id;
-        self.next_producer_id += 1;
-        InitProducerIdResponse::default().with_producer_id(ProducerId(id)).with_producer_epoch(0)
     }
 
     /// DescribeCluster.

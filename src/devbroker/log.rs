@@ -1,8 +1,9 @@
 //! The log of one partition: batches in the order they came.
 //!
-//! Memory only. It knows offsets, sizes and times, no topics and no settings. Called by `produce`, `fetch`, `offsets`, `share_fetch`.
+//! Memory only. It knows offsets, sizes, times and where transactions are open or were aborted, no topics and no
+//! settings. Called by `produce`, `fetch`, `offsets`, `transactions`, `share_fetch`.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -16,6 +17,18 @@ pub(super) struct Log {
     start: i64,
     end: i64,
     bytes: usize,
+    /// Producers with an open transaction, each with the first offset of it.
+    open: BTreeMap<i64, i64>,
+    aborted: Vec<Aborted>,
+}
+
+/// A transaction that was aborted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Aborted {
+    pub producer_id: i64,
+    pub first: i64,
+    /// Where its marker stands.
+    pub last: i64,
 }
 
 impl Log {
@@ -38,24 +51,68 @@ impl Log {
     pub fn append(&mut self, batch: &Batch, leader_epoch: i32, now: Option<i64>) -> i64 {
         let placed = batch.placed(self.end, leader_epoch, now);
         let base = self.end;
+        if placed.is_transactional() && !placed.is_control() {
+            self.open.entry(placed.producer_id()).or_insert(base);
+        }
         self.end = placed.last_offset() + 1;
         self.bytes += placed.bytes().len();
         self.batches.push_back(placed);
         base
     }
 
-    /// The batches from the one that holds `from` to the last before `end`, at most `max_bytes`: the last one is cut there, as Kafka does, but
-    /// the first is whole if `first_is_whole`. Empty at the end.
-    pub fn read(&self, from: i64, end: i64, max_bytes: usize, first_is_whole: bool) -> Bytes {
+    /// Appends the marker that ends the transaction of its producer.
+    pub fn end_transaction(&mut self, marker: &Batch, leader_epoch: i32, committed: bool) {
+        let last = self.append(marker, leader_epoch, None);
+        let producer_id = marker.producer_id();
+        if let Some(first) = self.open.remove(&producer_id)
+            && !committed
+        {
+            self.aborted.push(Aborted { producer_id, first, last });
+        }
+    }
+
+    /// Whether this producer has a transaction open here.
+    pub fn has_open(&self, producer_id: i64) -> bool {
+        self.open.contains_key(&producer_id)
+    }
+
+    /// The last stable offset: the first one of the oldest open transaction, but none before the start; the end when
+    /// none is open.
+    pub fn last_stable(&self) -> i64 {
+        self.open.values().copied().min().unwrap_or(self.end).max(self.start)
+    }
+
+    /// The aborted transactions that reach `from` or beyond and begin before `until`.
+    pub fn aborted(&self, from: i64, until: i64) -> impl Iterator<Item = &Aborted> {
+        self.aborted.iter().filter(move |aborted| aborted.last >= from && aborted.first < until)
+    }
+
+    /// First and last offset of each batch of an aborted transaction, of those that stand between `from` and `until`.
+    pub fn aborted_batches(&self, from: i64, until: i64) -> Vec<(i64, i64)> {
+        if self.aborted(from, until).next().is_none() {
+            return Vec::new();
+        }
+        let batches = self.batches.range(self.index_of(from)..).take_while(|batch| batch.base_offset() < until);
+        let aborted = batches.filter(|batch| {
+            let (id, base) = (batch.producer_id(), batch.base_offset());
+            let mut ranges = self.aborted(base, base + 1);
+            batch.is_transactional() && !batch.is_control() && ranges.any(|aborted| aborted.producer_id == id)
+        });
+        aborted.map(|batch| (batch.base_offset(), batch.last_offset())).collect()
+    }
+
+    /// The batches from the one that holds `from` on and before `until`, at most `max_bytes`: the last one is cut
+    /// there, as Kafka does, but the first is whole if `first_is_whole`. Empty at the end.
+    pub fn read(&self, from: i64, until: i64, max_bytes: usize, first_is_whole: bool) -> Bytes {
         let mut index = self.index_of(from);
-        let readable = |batch: &&Batch| batch.base_offset() < end;
-        let Some(first) = self.batches.get(index).filter(readable) else { return Bytes::new() };
+        let readable = |index| self.batches.get(index).filter(|batch: &&Batch| batch.base_offset() < until);
+        let Some(first) = readable(index) else { return Bytes::new() };
         if first.bytes().len() >= max_bytes {
             let length = if first_is_whole { first.bytes().len() } else { max_bytes };
             return first.bytes().slice(..length);
         }
         let mut read = BytesMut::new();
-        while let Some(batch) = self.batches.get(index).filter(readable) {
+        while let Some(batch) = readable(index) {
             let room = max_bytes - read.len();
             read.put_slice(&batch.bytes()[..batch.bytes().len().min(room)]);
             if read.len() == max_bytes {
@@ -123,6 +180,7 @@ impl Log {
                 self.bytes -= gone.bytes().len();
             }
         }
+        self.aborted.retain(|aborted| aborted.last >= self.start);
     }
 
     /// Drops the oldest batches whose records are all older than `time`, in milliseconds since 1970.
@@ -143,9 +201,9 @@ impl Log {
     }
 }
 
-/// Offset and time of each record of a batch from `start` on; of one that cannot be read, what the header says of the whole.
+/// Offset and time of each record of a batch from `start` on; of a marker, what the header says.
 fn times(batch: &Batch, start: i64) -> Vec<(i64, i64)> {
-    if batch.has_broker_time() || batch.is_compressed() {
+    if batch.has_broker_time() || batch.is_control() {
         return vec![(batch.base_offset().max(start), batch.max_timestamp())];
     }
     let decoded = records::decode(batch.bytes(), start);
@@ -170,9 +228,10 @@ mod tests {
     fn batches_follow_each_other() {
         let log = log(&[2, 1, 3]);
         assert_eq!((log.start(), log.end()), (0, 6));
-        let read = records::decode(&log.read(2, 99, 10_000, true), 2);
+        let read = records::decode(&log.read(2, 6, 10_000, true), 2);
         assert_eq!(read.records.iter().map(|record| record.offset).collect::<Vec<_>>(), [2, 3, 4, 5]);
-        assert!(log.read(6, 99, 10_000, true).is_empty());
+        assert!(log.read(6, 6, 10_000, true).is_empty());
+        assert_eq!(log.read(1, 3, 10_000, true), log.read_range(1, 2));
         assert_eq!(records::decode(&log.read_range(1, 2), 0).next_offset, 3);
         assert_eq!((log.end_of_batch(0), log.end_of_batch(3)), (1, 5));
     }
@@ -181,10 +240,10 @@ mod tests {
     fn a_read_is_cut_at_its_limit_but_for_the_first_batch() {
         let log = log(&[2, 1, 3]);
         let whole = log.bytes();
-        assert_eq!(log.read(0, 99, whole - 1, true).len(), whole - 1);
+        assert_eq!(log.read(0, 6, whole - 1, true).len(), whole - 1);
         let first = log.read_range(0, 1).len();
-        assert_eq!(log.read(0, 99, 10, true).len(), first);
-        assert_eq!(log.read(0, 99, 10, false).len(), 10);
+        assert_eq!(log.read(0, 6, 10, true).len(), first);
+        assert_eq!(log.read(0, 6, 10, false).len(), 10);
         assert_eq!(log.last_within(0, 10), Some(1));
         assert_eq!(log.last_within(0, first + 1), Some(1));
         assert_eq!(log.last_within(0, whole), Some(5));
@@ -199,6 +258,40 @@ mod tests {
         assert_eq!(log.first_since(3000), Some((3, 3000)));
         assert_eq!(log.first_since(3001), None);
         assert_eq!(log.latest_time(), Some((3, 3000)));
+    }
+
+    /// A batch of two records of this producer's transaction.
+    fn transactional(producer_id: i64) -> Batch {
+        let mut bytes = batch_of(2, producer_id, 0, 1000).to_vec();
+        bytes[22] |= 1 << 4;
+        let checksum = crc32c::crc32c(&bytes[21..]);
+        bytes[17..21].copy_from_slice(&checksum.to_be_bytes());
+        Batch::of_request(&bytes.into(), 10_000).expect("good")
+    }
+
+    #[test]
+    fn an_open_transaction_holds_the_stable_offset_and_an_aborted_one_is_known() {
+        let mut log = log(&[1]);
+        for producer_id in [7, 8] {
+            log.append(&transactional(producer_id), 0, None);
+        }
+        log.append(&transactional(7), 0, None);
+        assert_eq!((log.last_stable(), log.has_open(7), log.has_open(9)), (1, true, false));
+        log.end_transaction(&Batch::marker(7, 0, false, 2000), 0, false);
+        assert_eq!((log.last_stable(), log.end()), (3, 8));
+        log.end_transaction(&Batch::marker(8, 0, true, 2000), 0, true);
+        assert_eq!(log.last_stable(), 9);
+        // The same producer's next transaction, which is committed.
+        log.append(&transactional(7), 0, None);
+        log.end_transaction(&Batch::marker(7, 0, true, 2000), 0, true);
+        let aborted = Aborted { producer_id: 7, first: 1, last: 7 };
+        assert_eq!(log.aborted(0, 12).collect::<Vec<_>>(), [&aborted]);
+        assert_eq!((log.aborted(7, 12).count(), log.aborted(8, 12).count(), log.aborted(0, 1).count()), (1, 0, 0));
+        assert_eq!(log.aborted_batches(0, 12), [(1, 2), (5, 6)]);
+        assert_eq!(log.aborted_batches(3, 5), []);
+        assert_eq!(log.latest_time(), Some((7, 2000)), "a marker has a time");
+        log.delete_before(8);
+        assert_eq!(log.aborted(0, 12).count(), 0);
     }
 
     #[test]

@@ -15,17 +15,21 @@
 //! | `share_group`, `share_fetch`, `share_partition` | members, sessions, records of share groups (KIP-932) |
 //! | `nodes` | which nodes run, are fenced, lead, coordinate |
 //! | `log`, `batch`, `sequences` | a partition's records and its producers |
+//! | `transactions` | transactional ids and their epochs (KIP-98) |
 //! | `settings`, `options` | Kafka's settings, the program's options |
 //!
 //! What differs from Kafka 4.4:
 //! - All nodes share one memory: a replica never lags, a log never gets shorter, and a kill loses share state only as far as
 //!   `Settings::share_state_delay` says. Nodes are no processes: SIGKILL, SIGSTOP and a cut of the network are emulated, and the kernel goes on
 //!   accepting connections. Internal topics do not show; group and share state is there while any node is.
-//! - No transactions, no classic or consumer groups, no quotas, no rights, no TLS, no SASL; the requests for these, and all others that
+//! - No classic or consumer groups, no quotas, no rights, no TLS, no SASL; the requests for these, and all others that
 //!   ApiVersions does not list, close the connection.
 //! - Fetch sessions are never opened (each answer is whole), and nothing is compacted: `cleanup.policy` is kept and told only.
-//! - A topic with a `compression.type` of its own is given uncompressed batches as they are; of the compressed ones for a topic that says
-//!   `uncompressed` only those with snappy are unpacked, the others refused (76).
+//! - Transactions have no time limit, hold no offsets of groups, and begin with AddPartitionsToTxn, never with a
+//!   Produce (KIP-890). EndTxn and InitProducerId write the markers before they answer; Kafka writes them later, and
+//!   answers 51 to requests that come before.
+//! - Levels of compression and `max.decompressed.message.bytes` are kept and told only. Kafka refuses zstd in Produce
+//!   before version 7 and in Fetch before version 10; this broker does not.
 //! - Retention drops batches, not segments. When memory is full, producing answers 56, as Kafka does when its disk fails; Kafka ends then.
 //! - The limit of record locks holds always; Kafka lets the rest of a batch through that its limit has cut.
 //! - A ShareFetch for a group that nobody has joined is answered -1 at once, not at the end of its wait.
@@ -56,6 +60,7 @@ mod share_partition;
 mod share_wire;
 mod state;
 mod topics;
+mod transactions;
 
 pub use faults::{Action, Bites, Fault, Kind};
 pub use options::{DevbrokerConfig, run};

@@ -9,7 +9,7 @@ use kafka_protocol::messages::list_offsets_request::ListOffsetsPartition;
 use kafka_protocol::messages::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
 use kafka_protocol::messages::{DeleteRecordsRequest, DeleteRecordsResponse, ListOffsetsRequest, ListOffsetsResponse};
 
-use super::fetch::wrong_epoch;
+use super::fetch::{READ_COMMITTED, wrong_epoch};
 use super::state::{Caller, State};
 use crate::kafka::ErrorCode;
 
@@ -32,7 +32,8 @@ impl State {
         let topics = request.topics.iter().map(|topic| {
             let partitions = topic.partitions.iter().map(|wanted| {
                 let answer = ListOffsetsPartitionResponse::default().with_partition_index(wanted.partition_index);
-                match self.offset_at(caller, topic.name.as_str(), wanted, now) {
+                let committed = request.isolation_level == READ_COMMITTED;
+                match self.offset_at(caller, (topic.name.as_str(), committed), wanted, now) {
                     Ok((offset, time, epoch)) => {
                         // Versions before 4 have no place for it.
                         let epoch = if version < 4 { -1 } else { epoch };
@@ -49,11 +50,12 @@ impl State {
         ListOffsetsResponse::default().with_topics(topics.collect())
     }
 
-    /// Offset, time and leader epoch; -1 where there is none.
+    /// Offset, time and leader epoch; -1 where there is none. For `read_committed` readers the log ends at its last
+    /// stable offset.
     fn offset_at(
         &mut self,
         caller: &Caller,
-        topic: &str,
+        (topic, committed): (&str, bool),
         wanted: &ListOffsetsPartition,
         now: Instant,
     ) -> Result<(i64, i64, i32), ErrorCode> {
@@ -62,12 +64,13 @@ impl State {
             return Err(code);
         }
         let (log, epoch) = (&partition.log, partition.epoch);
+        let end = partition.readable(committed);
         let found = match wanted.timestamp {
-            LATEST => Some((partition.high_watermark, -1)),
+            LATEST => Some((end, -1)),
             EARLIEST | EARLIEST_LOCAL => Some((log.start(), -1)),
-            MAX_TIME => log.latest_time(),
+            MAX_TIME => log.latest_time().filter(|(offset, _)| *offset < end),
             LATEST_TIERED => None,
-            time => log.first_since(time),
+            time => log.first_since(time).filter(|(offset, _)| *offset < end),
         };
         Ok(found.map_or((-1, -1, -1), |(offset, time)| (offset, time, epoch)))
     }

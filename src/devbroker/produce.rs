@@ -35,7 +35,8 @@ impl State {
                 let index = partition.index;
                 let appended = name.clone().and_then(|name| {
                     check_acks(request.acks)?;
-                    self.append(caller, &name, partition, request.acks, now, now_ms)
+                    let id = request.transactional_id.as_ref().map(|id| id.as_str());
+                    self.append(caller, (&name, id), partition, request.acks, now, now_ms)
                 });
                 self.produced(name.as_deref().unwrap_or_default(), index, appended)
             });
@@ -59,7 +60,7 @@ impl State {
     fn append(
         &mut self,
         caller: &Caller,
-        topic: &str,
+        (topic, transactional_id): (&str, Option<&str>),
         data: &PartitionProduceData,
         acks: i16,
         now: Instant,
@@ -68,12 +69,14 @@ impl State {
         self.check_in_sync(topic, data.index, caller, acks, now)?;
         let limit = usize::try_from(self.topic_number(topic, "max.message.bytes")).unwrap_or(usize::MAX);
         let segment = usize::try_from(self.topic_number(topic, "segment.bytes")).unwrap_or(usize::MAX);
-        let mut batch = Batch::of_request(data.records.as_ref().unwrap_or(&Bytes::new()), limit)?;
+        let batch = Batch::of_request(data.records.as_ref().unwrap_or(&Bytes::new()), limit)?;
+        self.check_transaction(transactional_id, &batch, topic, data.index)?;
+        let batch = batch.compressed_as(self.topic_text(topic, "compression.type"), self.settings.memory_limit)?;
+        if batch.bytes().len() > limit {
+            return Err(ErrorCode::MESSAGE_TOO_LARGE);
+        }
         if batch.bytes().len() > segment {
             return Err(ErrorCode::RECORD_LIST_TOO_LARGE);
-        }
-        if batch.is_compressed() && self.topic_text(topic, "compression.type") == "uncompressed" {
-            batch = batch.uncompressed()?;
         }
         let broker_time = self.topic_text(topic, "message.timestamp.type") == "LogAppendTime";
         if !broker_time {

@@ -18,7 +18,6 @@ use kafka_protocol::messages::{BrokerId, ShareAcknowledgeResponse, ShareFetchRes
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
-use super::settings::GROUP;
 use super::share_partition::{Acquired, Said, SharePartition};
 use super::share_wire::{Acknowledge, Fetch, Statements};
 use super::state::{Caller, Partition, PartitionKey, State, Topic};
@@ -387,27 +386,26 @@ impl State {
         let (log_start, log_end) = (led.log.start(), led.high_watermark);
         let group = parked.key.group.as_str();
         let rules = self.rules(group);
-        let from_earliest = self.begins_at_start(group);
+        let from_earliest = self.group_text(group, "share.auto.offset.reset") == "earliest";
+        let committed = self.group_text(group, "share.isolation.level") == "read_committed";
         // Only what somebody joined for has a state to read.
         let group = self.groups.get_mut(group).ok_or(ErrorCode::UNKNOWN_SERVER_ERROR)?;
         let begin = if from_earliest { log_start } else { log_end };
         let progress = group.partitions.entry(partition).or_insert_with(|| SharePartition::new(begin));
         progress.fetched = true;
         progress.follow_log_start(log_start);
-        let Some(first) = progress.first_available(rules).filter(|first| *first < log_end) else { return Ok(None) };
-        let Some(log) = partition_in(&self.topics, partition).map(|partition| &partition.log) else { return Ok(None) };
-        let last = log.last_within(first, max_bytes).unwrap_or(first).min(log_end - 1);
+        let Some(led) = partition_in(&self.topics, partition) else { return Ok(None) };
+        let (log, readable) = (&led.log, led.readable(committed));
+        if committed {
+            progress.finish(&log.aborted_batches(progress.start(), readable), rules);
+        }
+        let Some(first) = progress.first_available(rules).filter(|first| *first < readable) else { return Ok(None) };
+        let last = log.last_within(first, max_bytes).unwrap_or(first).min(readable - 1);
         let end_of_batch = |offset: i64| log.end_of_batch(offset);
         let whole: Option<&dyn Fn(i64) -> i64> = if parked.record_limit { None } else { Some(&end_of_batch) };
         let ranges = progress.acquire(&parked.key.member, max_records, last, rules, now, whole);
         let ends = ranges.first().zip(ranges.last());
         Ok(ends.map(|(first, last)| log.read_range(first.first, last.last)).map(|bytes| (bytes, ranges)))
-    }
-
-    fn begins_at_start(&self, group: &str) -> bool {
-        let known = GROUP.iter().find(|known| known.name == "share.auto.offset.reset");
-        let values = self.group_values.get(group);
-        known.zip(values).is_some_and(|(known, values)| values.get(known, &self.settings) == "earliest")
     }
 
     fn partition(&self, key: PartitionKey) -> Option<&Partition> {

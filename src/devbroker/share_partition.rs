@@ -176,6 +176,24 @@ impl SharePartition {
         ranges
     }
 
+    /// Finishes the records of these ranges (first and last offset) that are not locked, without handing them out.
+    /// Ranges stand in order.
+    pub fn finish(&mut self, ranges: &[(i64, i64)], rules: Rules) {
+        let Some((_, last)) = ranges.last() else { return };
+        while self.next <= *last && self.next - self.start < rules.span {
+            self.records.insert(self.next, Record { state: State::Available, deliveries: 0, written: 0 });
+            self.next += 1;
+        }
+        for (first, last) in ranges.iter().filter(|(_, last)| *last >= self.start) {
+            for (_, record) in self.records.range_mut(*first..=*last) {
+                if matches!(record.state, State::Available) {
+                    record.state = State::Finished;
+                }
+            }
+        }
+        self.advance();
+    }
+
     /// Applies all that a member says of this partition, or nothing of it.
     ///
     /// # Errors
@@ -404,6 +422,19 @@ mod tests {
         let by_tens = |offset: i64| offset / 10 * 10 + 9;
         let ranges = partition.acquire(&member("a"), 1, 99, RULES, now, Some(&by_tens));
         assert_eq!(ranges, [Acquired { first: 0, last: 9, deliveries: 1 }]);
+    }
+
+    #[test]
+    fn finished_ranges_are_not_handed_out() {
+        let (mut partition, now) = (SharePartition::new(0), Instant::now());
+        assert_eq!(one(&mut partition, "a", now), [(0, 1)]);
+        partition.finish(&[(0, 2), (5, 6)], RULES);
+        let ranges = partition.acquire(&member("b"), 100, 7, RULES, now, None);
+        let range = |first, last| Acquired { first, last, deliveries: 1 };
+        assert_eq!(ranges, [range(3, 4), range(7, 7)], "and what is locked stays so");
+        assert_eq!((partition.start(), partition.lag(8)), (0, 4));
+        partition.acknowledge("a", &[(0, Said::Accept)], RULES, now).expect("held");
+        assert_eq!(partition.start(), 3);
     }
 
     #[test]

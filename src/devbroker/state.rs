@@ -17,6 +17,7 @@ use super::settings::{GROUP, Settings, TOPIC, Values, milliseconds};
 use super::share_fetch::{Session, SessionKey};
 use super::share_group::Group;
 use super::share_partition::Rules;
+use super::transactions::Transaction;
 use crate::kafka::ErrorCode;
 
 /// Who asks: which node was asked, over which connection.
@@ -86,6 +87,13 @@ pub(super) struct Partition {
     pub epoch: i32,
 }
 
+impl Partition {
+    /// The offset before which a reader may read: the high watermark, and for one of committed records no further than the last stable offset.
+    pub fn readable(&self, committed: bool) -> i64 {
+        if committed { self.log.last_stable().min(self.high_watermark) } else { self.high_watermark }
+    }
+}
+
 /// A partition by the id of its topic.
 pub(super) type PartitionKey = (Uuid, i32);
 
@@ -106,6 +114,8 @@ pub(super) struct State {
     /// Positions by group, topic and partition.
     pub committed: BTreeMap<(String, String, i32), Committed>,
     pub next_producer_id: i64,
+    /// By transactional id.
+    pub transactions: BTreeMap<String, Transaction>,
 }
 
 impl State {
@@ -123,6 +133,7 @@ impl State {
             sessions_opened: 0,
             committed: BTreeMap::new(),
             next_producer_id: 1,
+            transactions: BTreeMap::new(),
         }
     }
 
@@ -192,6 +203,15 @@ impl State {
     pub fn group_number(&self, group: &str, setting: &str) -> i64 {
         let none = Values::default();
         self.group_values.get(group).unwrap_or(&none).number(GROUP, setting, &self.settings)
+    }
+
+    /// A group's setting.
+    pub fn group_text(&self, group: &str, setting: &str) -> &str {
+        let known = GROUP.iter().find(|known| known.name == setting);
+        let values = self.group_values.get(group);
+        known.map_or("", |known| {
+            values.map_or_else(|| known.default(&self.settings), |own| own.get(known, &self.settings))
+        })
     }
 
     /// A group's setting that is a number of milliseconds.

@@ -2,7 +2,7 @@
 //!
 //! Over the codec crate `kafka-protocol` (generated from Kafka's own schemas) and `std::net::TcpStream`. Every call blocks its
 //! thread until the answer or its own deadline; an [`Interrupter`] wakes them all. It is no general client: no
-//! transactions, no consumer groups, no compression.
+//! transactions and no consumer groups, and it compresses nothing.
 //!
 //! | module | for |
 //! |---|---|
@@ -14,6 +14,7 @@
 //! | `pool` | one connection per broker for one user |
 //! | [`admin`] | does the cluster fit, topics, settings, offsets |
 //! | [`records`] | record batches in and out |
+//! | [`compression`] | the codecs of record batches |
 //! | `fetch`, `offsets` | the requests of that name |
 //! | [`partitioner`] | key to partition, as Kafka's own producers do |
 //! | [`producer`] | idempotent, batching, with each record's outcome |
@@ -23,6 +24,7 @@
 pub mod address;
 pub mod admin;
 pub mod cluster;
+pub mod compression;
 pub mod connection;
 pub mod error;
 mod fetch;

@@ -1,16 +1,18 @@
 //! Record batches, message format 2 (<https://kafka.apache.org/documentation/#recordbatch>): out of answers and into requests.
 //!
-//! Our own, beside the codec's: that one fails on the cut batch at the end of most fetches, gives the sender's time where the
-//! topic keeps the broker's, loses a whole batch for one header that is not UTF-8, and one of two headers of a name; a record
-//! that anybody may have written must not do that, and a dead letter keeps all it came with. Nothing is decompressed: our topics are
-//! created with `compression.type=uncompressed`, so that the broker does it for everybody. Called by producer, reader and share
-//! consumer.
+//! Our own, beside the codec's: that one fails on the cut batch at the end of most fetches, gives the sender's time
+//! where the topic keeps the broker's, loses a whole batch for one header that is not UTF-8, and one of two headers of
+//! a name; a record that anybody may have written must not do that, and a dead letter keeps all it came with. It
+//! compresses nothing. It unpacks what other producers compressed; brokers do so first for our topics, which are
+//! created with `compression.type=uncompressed`. Called by producer, reader and share consumer.
 
 use std::borrow::Cow;
 use std::num::TryFromIntError;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::compression::Codec;
 
 /// One record as it stands in the log. Its bytes share the memory of the whole answer; what is kept for long is better copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,15 +47,26 @@ pub struct Decoded {
     pub records: Vec<Record>,
     /// What could not be read, from the wanted offset on.
     pub unreadable: Vec<Unreadable>,
-    /// Where the next fetch begins: behind the last whole batch; the wanted offset when there was none.
+    /// Where the next fetch begins: after the last batch that was taken; the wanted offset when there was none.
     pub next_offset: i64,
+    /// Bytes of the records that were compressed, after unpacking.
+    unpacked: usize,
 }
 
+/// The longest records of one batch that [`decode`] unpacks, in bytes. It is 16 times `message.max.bytes`, the largest
+/// batch that a broker takes by default; producers put at most 1 MB into a batch before they compress it. A worker in
+/// Kubernetes has 128 MiB of memory.
+pub const MOST_UNPACKED: usize = 16 << 20;
+
 /// Decodes all whole batches of `bytes`; a cut batch at the end is left out. Records below `from_offset` are dropped: a
-/// broker answers with whole batches, however little of one was asked for.
+/// broker answers with whole batches, however little of one was asked for. Decoding stops before a compressed batch
+/// once [`MOST_UNPACKED`] bytes were unpacked; the next fetch begins there.
 pub fn decode(bytes: &Bytes, from_offset: i64) -> Decoded {
     let mut decoded = Decoded { next_offset: from_offset, ..Decoded::default() };
     for batch in batches(bytes) {
+        if decoded.unpacked >= MOST_UNPACKED && Codec::of_attributes(batch.attributes()) != Ok(None) {
+            break;
+        }
         batch.records(from_offset, &mut decoded);
         decoded.next_offset = decoded.next_offset.max(batch.last_offset().saturating_add(1));
     }
@@ -135,13 +148,21 @@ impl Batch {
         if crc32c::crc32c(&self.bytes[CHECKED_FROM..]) != u32::from_be_bytes(self.field(17)) {
             return Some("checksum does not match".into());
         }
-        match self.attributes() & 0b111 {
-            0 => None,
-            1 => Some("compressed with gzip".into()),
-            2 => Some("compressed with snappy".into()),
-            3 => Some("compressed with lz4".into()),
-            4 => Some("compressed with zstd".into()),
-            other => Some(format!("compressed with unknown method {other}")),
+        None
+    }
+
+    /// The bytes of the records without compression, and whether they were compressed.
+    fn unpacked(&self) -> Result<(Bytes, bool), String> {
+        let bytes = self.bytes.slice(HEADER..);
+        match Codec::of_attributes(self.attributes()) {
+            Ok(None) => Ok((bytes, false)),
+            Ok(Some(codec)) => {
+                let unpacked = codec.unpack(&bytes, MOST_UNPACKED);
+                unpacked
+                    .map(|bytes| (bytes, true))
+                    .map_err(|error| format!("compressed with {}: {error}", codec.name()))
+            }
+            Err(other) => Err(format!("compressed with unknown method {other}")),
         }
     }
 
@@ -150,11 +171,14 @@ impl Batch {
         if self.last_offset() < from_offset || self.attributes() & CONTROL != 0 {
             return;
         }
-        if let Some(reason) = self.fault() {
-            decoded.unreadable.push(unreadable(self.base_offset().max(from_offset), reason));
-            return;
-        }
-        let mut rest = self.bytes.slice(HEADER..);
+        let (mut rest, was_compressed) = match self.fault().map_or_else(|| self.unpacked(), Err) {
+            Ok(unpacked) => unpacked,
+            Err(reason) => {
+                decoded.unreadable.push(unreadable(self.base_offset().max(from_offset), reason));
+                return;
+            }
+        };
+        decoded.unpacked += if was_compressed { rest.len() } else { 0 };
         let mut next = self.base_offset();
         for _ in 0..i32::from_be_bytes(self.field(57)) {
             let Some(record) = self.record(&mut rest) else {
@@ -339,189 +363,4 @@ fn put_varint(into: &mut impl BufMut, value: i32) {
 }
 
 #[cfg(test)]
-mod tests {
-    use kafka_protocol::records::RecordBatchDecoder;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const NOBODY: BatchIdentity = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
-
-    /// A batch of the offsets `base..base + values.len()`.
-    fn batch(base: i64, values: &[&'static str]) -> Vec<u8> {
-        let values: Vec<Bytes> = values.iter().map(|value| Bytes::from_static(value.as_bytes())).collect();
-        let key = Bytes::from_static(b"key");
-        let header = [(Cow::Borrowed("kind"), Some(Bytes::from_static(b"result")))];
-        let contents =
-            values.iter().map(|value| RecordContent { key: Some(&key), value: Some(value), headers: &header });
-        let now = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
-        let mut bytes = encode(contents, NOBODY, now).expect("encodable").to_vec();
-        // The base offset is not part of the checksum: brokers set it.
-        bytes[..8].copy_from_slice(&base.to_be_bytes());
-        bytes
-    }
-
-    fn seal(bytes: &mut [u8]) {
-        let checksum = crc32c::crc32c(&bytes[CHECKED_FROM..]);
-        bytes[17..21].copy_from_slice(&checksum.to_be_bytes());
-    }
-
-    fn values(decoded: &Decoded) -> Vec<(i64, &str)> {
-        let pairs = decoded.records.iter().map(|record| (record.offset, record.value.as_deref().expect("a value")));
-        pairs.map(|(offset, value)| (offset, std::str::from_utf8(value).expect("text"))).collect()
-    }
-
-    #[test]
-    fn one_record_is_the_known_bytes() {
-        let bytes = batch(7, &["v"]);
-        let body = b"\x2c\x00\x00\x00\x06key\x02v\x02\x08kind\x0cresult";
-        assert_eq!(&bytes[HEADER..], body);
-        assert_eq!(&bytes[..8], &7_i64.to_be_bytes());
-        assert_eq!(bytes[16], 2, "message format");
-        assert_eq!(
-            usize::try_from(i32::from_be_bytes(bytes[8..12].try_into().expect("four bytes"))),
-            Ok(bytes.len() - 12)
-        );
-    }
-
-    #[test]
-    fn a_cut_last_batch_is_left_for_the_next_fetch() {
-        let mut bytes = batch(0, &["a", "b"]);
-        let whole = bytes.len();
-        bytes.extend(batch(2, &["c"]));
-        for cut in whole..bytes.len() {
-            let decoded = decode(&Bytes::copy_from_slice(&bytes[..cut]), 0);
-            assert_eq!(values(&decoded), [(0, "a"), (1, "b")], "cut at {cut}");
-            assert_eq!(decoded.next_offset, 2);
-        }
-        assert_eq!(decode(&Bytes::from(bytes), 0).next_offset, 3);
-    }
-
-    #[test]
-    fn records_below_the_wanted_offset_are_dropped() {
-        let decoded = decode(&Bytes::from(batch(10, &["a", "b", "c"])), 12);
-        assert_eq!(values(&decoded), [(12, "c")]);
-        assert_eq!(decoded.next_offset, 13);
-        assert_eq!(decode(&Bytes::new(), 12).next_offset, 12);
-    }
-
-    #[test]
-    fn the_brokers_time_wins_where_the_topic_keeps_it() {
-        let mut bytes = batch(0, &["a"]);
-        assert_eq!(decode(&Bytes::copy_from_slice(&bytes), 0).records[0].timestamp, time(1_700_000_000_123));
-        bytes[22] |= LOG_APPEND_TIME as u8;
-        bytes[35..43].copy_from_slice(&1_800_000_000_456_i64.to_be_bytes());
-        seal(&mut bytes);
-        assert_eq!(decode(&Bytes::from(bytes), 0).records[0].timestamp, time(1_800_000_000_456));
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_named_and_passed() {
-        let mut bytes = batch(0, &["a", "b"]);
-        let faulty = |change: &dyn Fn(&mut Vec<u8>)| {
-            let mut first = bytes.clone();
-            change(&mut first);
-            first.extend(batch(2, &["c"]));
-            decode(&Bytes::from(first), 1)
-        };
-        let compressed = faulty(&|batch| {
-            batch[22] |= 4;
-            seal(batch);
-        });
-        let flipped = faulty(&|batch| *batch.last_mut().expect("not empty") ^= 1);
-        let malformed = faulty(&|batch| {
-            batch[HEADER] = 0x7f;
-            seal(batch);
-        });
-        for (decoded, reason) in [
-            (compressed, "compressed with zstd"),
-            (flipped, "checksum does not match"),
-            (malformed, "malformed record"),
-        ] {
-            assert_eq!(values(&decoded), [(2, "c")], "{reason}");
-            assert_eq!(decoded.unreadable, [Unreadable { first: 1, last: 1, reason: reason.into() }]);
-            assert_eq!(decoded.next_offset, 3);
-        }
-        bytes[22] |= CONTROL as u8;
-        seal(&mut bytes);
-        let control = decode(&Bytes::from(bytes), 0);
-        assert_eq!((control.records.len(), control.unreadable.len(), control.next_offset), (0, 0, 2));
-    }
-
-    #[test]
-    fn a_header_that_is_not_text_loses_nothing() {
-        let mut bytes = batch(0, &["a"]);
-        let name = bytes.windows(4).position(|window| window == b"kind").expect("the header");
-        bytes[name] = 0xff;
-        seal(&mut bytes);
-        let decoded = decode(&Bytes::from(bytes), 0);
-        assert_eq!(decoded.records[0].headers[0].0, "\u{fffd}ind");
-        assert_eq!(values(&decoded), [(0, "a")]);
-    }
-
-    #[test]
-    fn headers_of_one_name_are_all_kept() {
-        let header = |value| (Cow::Borrowed("name"), value);
-        let headers = [header(Some(Bytes::from_static(b"1"))), header(None), header(Some(Bytes::from_static(b"2")))];
-        let content = RecordContent { key: None, value: None, headers: &headers };
-        let decoded = decode(&encode([content].into_iter(), NOBODY, UNIX_EPOCH).expect("encodable"), 0);
-        let values: Vec<Option<&[u8]>> = decoded.records[0].headers.iter().map(|(_, value)| value.as_deref()).collect();
-        assert_eq!(values, [Some(&b"1"[..]), None, Some(&b"2"[..])]);
-    }
-
-    #[test]
-    fn a_batch_carries_its_producers_mark() {
-        let identity = BatchIdentity { producer_id: 4000, producer_epoch: 3, base_sequence: i32::MAX - 1 };
-        let value = Bytes::from_static(b"v");
-        let content = RecordContent { key: None, value: Some(&value), headers: &[] };
-        // The sequence numbers wrap inside; it must stay one batch all the same.
-        let bytes = encode([content; 4].into_iter(), identity, UNIX_EPOCH).expect("encodable");
-        let batches: Vec<Batch> = batches(&bytes).collect();
-        assert_eq!(batches.len(), 1);
-        assert_eq!((batches[0].identity(), batches[0].last_offset()), (identity, 3));
-    }
-
-    proptest! {
-        #[test]
-        fn the_codec_reads_what_we_write_and_so_do_we(
-            records in prop::collection::vec((prop::option::of(any::<Vec<u8>>()), prop::option::of(any::<Vec<u8>>())), 1..200),
-            header in prop::option::of(any::<Vec<u8>>()),
-            base_sequence in 0..=i32::MAX,
-        ) {
-            let records: Vec<(Option<Bytes>, Option<Bytes>)> =
-                records.into_iter().map(|(key, value)| (key.map(Bytes::from), value.map(Bytes::from))).collect();
-            let headers = [(Cow::Borrowed("name"), header.map(Bytes::from))];
-            let contents =
-                records.iter().map(|(key, value)| RecordContent { key: key.as_ref(), value: value.as_ref(), headers: &headers });
-            let identity = BatchIdentity { producer_id: 5, producer_epoch: 1, base_sequence };
-            let bytes = encode(contents, identity, time(1_700_000_000_123)).expect("encodable");
-
-            let read = RecordBatchDecoder::decode_all(&mut bytes.clone()).expect("whole");
-            prop_assert_eq!(read.len(), 1);
-            for (index, (theirs, ours)) in read[0].records.iter().zip(&records).enumerate() {
-                prop_assert_eq!((&theirs.key, &theirs.value), (&ours.0, &ours.1));
-                prop_assert_eq!((theirs.offset, theirs.timestamp), (index as i64, 1_700_000_000_123));
-                prop_assert_eq!((theirs.producer_id, theirs.producer_epoch), (5, 1));
-                prop_assert_eq!(theirs.headers.get("name".as_bytes()), Some(&headers[0].1));
-            }
-
-            let decoded = decode(&bytes, 0);
-            prop_assert!(decoded.unreadable.is_empty());
-            prop_assert!(decoded.records.iter().all(|record| record.headers == [("name".to_owned(), headers[0].1.clone())]));
-            let read: Vec<_> = decoded.records.into_iter().map(|record| (record.key, record.value)).collect();
-            prop_assert_eq!(read, records);
-        }
-
-        #[test]
-        fn no_bytes_make_it_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300), sealed: bool) {
-            if sealed && bytes.len() >= HEADER {
-                let length = i32::try_from(bytes.len() - LENGTH_END).expect("short");
-                bytes[8..LENGTH_END].copy_from_slice(&length.to_be_bytes());
-                bytes[16] = 2;
-                bytes[21..23].copy_from_slice(&[0, 0]);
-                seal(&mut bytes);
-            }
-            decode(&Bytes::from(bytes), 0);
-        }
-    }
-}
+mod tests;

@@ -53,7 +53,7 @@ pub struct AcquiredRecord {
     pub value: Option<Bytes>,
     /// The record's headers, in order.
     pub headers: Vec<(String, Option<Bytes>)>,
-    /// Why key, value and headers are missing: the batch cannot be read (corrupt, or compressed by a foreign producer).
+    /// Why key, value and headers are missing: the batch cannot be read (corrupt, or its compression is).
     pub fault: Option<String>,
 }
 

@@ -3,6 +3,9 @@
 //!
 //! Requests go out as `src/kafka` writes them where it has them, and raw otherwise.
 
+mod compression;
+mod transactions;
+
 use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},

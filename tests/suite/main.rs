@@ -12,6 +12,7 @@
 
 mod bad_input;
 mod client;
+mod compression;
 mod conformance;
 mod deployment;
 mod devbroker;
@@ -39,4 +40,5 @@ mod standin;
 mod supervision;
 #[allow(dead_code, reason = "shared with the benches, which use the rest")]
 mod support;
+mod transactions;
 mod worker;

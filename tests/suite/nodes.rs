@@ -106,8 +106,9 @@ fn a_connection_that_goes_deaf_keeps_its_locks_until_they_run_out() {
     let mut a = scene.member("a");
     assert_eq!(a.fetch(5000, &[0]).acquired(0), [(0, 1)]);
     let acquired = Instant::now();
-    scene.inject(Fault::new(Action::Deafen).at(Kind::ShareFetch));
+    let bites = scene.rig.broker().faulty().inject(Fault::new(Action::Deafen).at(Kind::ShareFetch));
     a.send_fetch(0, &[], &[]);
+    eventually(SOON, "the connection is deaf", || bites.count() == 1);
     // The broker does not see the end of the connection either.
     drop(a);
     let mut b = scene.member("b");

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use kafka_protocol::{
     messages::{
         AlterShareGroupOffsetsRequest, BrokerId, CreateTopicsRequest, DeleteRecordsRequest, DescribeConfigsRequest,
-        FetchRequest, GroupId, ListOffsetsRequest, MetadataRequest, TopicName,
+        FetchRequest, GroupId, IncrementalAlterConfigsRequest, ListOffsetsRequest, MetadataRequest, TopicName,
         alter_share_group_offsets_request::{
             AlterShareGroupOffsetsRequestPartition, AlterShareGroupOffsetsRequestTopic,
         },
@@ -14,6 +14,7 @@ use kafka_protocol::{
         delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic},
         describe_configs_request::DescribeConfigsResource,
         fetch_request::{FetchPartition, FetchTopic},
+        incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig},
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
         metadata_request::MetadataRequestTopic,
     },
@@ -77,6 +78,18 @@ pub fn configs(broker: &str, of: Of, name: &str) -> BTreeMap<String, String> {
         .into_iter()
         .map(|config| (config.name.to_string(), config.value.unwrap_or_default().to_string()));
     values.collect()
+}
+
+/// Sets one setting of a topic or a group, and waits until the broker says so.
+pub fn set(broker: &str, of: Of, name: &str, key: &str, value: &str) {
+    let config = AlterableConfig::default().with_name(text(key)).with_value(Some(text(value)));
+    let resource = AlterConfigsResource::default()
+        .with_resource_type(of as i8)
+        .with_resource_name(text(name))
+        .with_configs(vec![config]);
+    let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
+    assert_eq!(Wire::connect(broker).call(1, &request).responses[0].error_code, 0, "{key}");
+    eventually(SOON, "the broker follows", || configs(broker, of, name).get(key).is_some_and(|is| is == value));
 }
 
 /// The end of a partition, or the error code.

@@ -9,6 +9,7 @@ mod janitor;
 pub mod load;
 pub mod program;
 pub mod session;
+pub mod transactions;
 pub mod turn;
 pub mod wire;
 

@@ -1,0 +1,242 @@
+use kafka_protocol::records::RecordBatchDecoder;
+use proptest::prelude::*;
+
+use super::*;
+
+const NOBODY: BatchIdentity = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
+
+/// A batch of the offsets `base..base + values.len()`.
+fn batch(base: i64, values: &[&'static str]) -> Vec<u8> {
+    let values: Vec<Bytes> = values.iter().map(|value| Bytes::from_static(value.as_bytes())).collect();
+    let key = Bytes::from_static(b"key");
+    let header = [(Cow::Borrowed("kind"), Some(Bytes::from_static(b"result")))];
+    let contents = values.iter().map(|value| RecordContent { key: Some(&key), value: Some(value), headers: &header });
+    let now = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+    let mut bytes = encode(contents, NOBODY, now).expect("encodable").to_vec();
+    // The base offset is not part of the checksum: brokers set it.
+    bytes[..8].copy_from_slice(&base.to_be_bytes());
+    bytes
+}
+
+fn seal(bytes: &mut [u8]) {
+    let checksum = crc32c::crc32c(&bytes[CHECKED_FROM..]);
+    bytes[17..21].copy_from_slice(&checksum.to_be_bytes());
+}
+
+fn values(decoded: &Decoded) -> Vec<(i64, &str)> {
+    let pairs = decoded.records.iter().map(|record| (record.offset, record.value.as_deref().expect("a value")));
+    pairs.map(|(offset, value)| (offset, std::str::from_utf8(value).expect("text"))).collect()
+}
+
+#[test]
+fn one_record_is_the_known_bytes() {
+    let bytes = batch(7, &["v"]);
+    let body = b"\x2c\x00\x00\x00\x06key\x02v\x02\x08kind\x0cresult";
+    assert_eq!(&bytes[HEADER..], body);
+    assert_eq!(&bytes[..8], &7_i64.to_be_bytes());
+    assert_eq!(bytes[16], 2, "message format");
+    assert_eq!(usize::try_from(i32::from_be_bytes(bytes[8..12].try_into().expect("four bytes"))), Ok(bytes.len() - 12));
+}
+
+#[test]
+fn a_cut_last_batch_is_left_for_the_next_fetch() {
+    let mut bytes = batch(0, &["a", "b"]);
+    let whole = bytes.len();
+    bytes.extend(batch(2, &["c"]));
+    for cut in whole..bytes.len() {
+        let decoded = decode(&Bytes::copy_from_slice(&bytes[..cut]), 0);
+        assert_eq!(values(&decoded), [(0, "a"), (1, "b")], "cut at {cut}");
+        assert_eq!(decoded.next_offset, 2);
+    }
+    assert_eq!(decode(&Bytes::from(bytes), 0).next_offset, 3);
+}
+
+#[test]
+fn records_below_the_wanted_offset_are_dropped() {
+    let decoded = decode(&Bytes::from(batch(10, &["a", "b", "c"])), 12);
+    assert_eq!(values(&decoded), [(12, "c")]);
+    assert_eq!(decoded.next_offset, 13);
+    assert_eq!(decode(&Bytes::new(), 12).next_offset, 12);
+}
+
+#[test]
+fn the_brokers_time_wins_where_the_topic_keeps_it() {
+    let mut bytes = batch(0, &["a"]);
+    assert_eq!(decode(&Bytes::copy_from_slice(&bytes), 0).records[0].timestamp, time(1_700_000_000_123));
+    bytes[22] |= LOG_APPEND_TIME as u8;
+    bytes[35..43].copy_from_slice(&1_800_000_000_456_i64.to_be_bytes());
+    seal(&mut bytes);
+    assert_eq!(decode(&Bytes::from(bytes), 0).records[0].timestamp, time(1_800_000_000_456));
+}
+
+#[test]
+fn what_cannot_be_read_is_named_and_passed() {
+    let mut bytes = batch(0, &["a", "b"]);
+    let faulty = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut first = bytes.clone();
+        change(&mut first);
+        first.extend(batch(2, &["c"]));
+        decode(&Bytes::from(first), 1)
+    };
+    let compressed = faulty(&|batch| {
+        batch[22] |= 5;
+        seal(batch);
+    });
+    let flipped = faulty(&|batch| *batch.last_mut().expect("not empty") ^= 1);
+    let malformed = faulty(&|batch| {
+        batch[HEADER] = 0x7f;
+        seal(batch);
+    });
+    for (decoded, reason) in [
+        (compressed, "compressed with unknown method 5"),
+        (flipped, "checksum does not match"),
+        (malformed, "malformed record"),
+    ] {
+        assert_eq!(values(&decoded), [(2, "c")], "{reason}");
+        assert_eq!(decoded.unreadable, [Unreadable { first: 1, last: 1, reason: reason.into() }]);
+        assert_eq!(decoded.next_offset, 3);
+    }
+    bytes[22] |= CONTROL as u8;
+    seal(&mut bytes);
+    let control = decode(&Bytes::from(bytes), 0);
+    assert_eq!((control.records.len(), control.unreadable.len(), control.next_offset), (0, 0, 2));
+}
+
+/// The batch of these records compressed by the codec.
+fn packed(mut batch: Vec<u8>, codec: Codec) -> Vec<u8> {
+    let records = codec.pack(&batch.split_off(HEADER)).expect("packed");
+    batch.extend(records);
+    batch[22] |= codec.bits() as u8;
+    let length = i32::try_from(batch.len() - LENGTH_END).expect("short");
+    batch[8..LENGTH_END].copy_from_slice(&length.to_be_bytes());
+    seal(&mut batch);
+    batch
+}
+
+#[test]
+fn compressed_batches_are_read() {
+    for codec in Codec::ALL {
+        let mut bytes = packed(batch(0, &["a", "b"]), codec);
+        bytes.extend(batch(2, &["c"]));
+        let decoded = decode(&Bytes::from(bytes), 1);
+        assert_eq!((values(&decoded), &decoded.unreadable[..]), (vec![(1, "b"), (2, "c")], &[][..]), "{codec:?}");
+    }
+}
+
+#[test]
+fn a_compressed_batch_that_cannot_be_unpacked_is_named_and_passed() {
+    for codec in Codec::ALL {
+        let mut bytes = packed(batch(0, &["a", "b"]), codec);
+        // Neither gzip's magic nor any other.
+        bytes[HEADER..HEADER + 4].fill(0xff);
+        seal(&mut bytes);
+        bytes.extend(batch(2, &["c"]));
+        let decoded = decode(&Bytes::from(bytes), 0);
+        let unreadable = &decoded.unreadable[0];
+        assert_eq!((values(&decoded), unreadable.first, unreadable.last), (vec![(2, "c")], 0, 1), "{codec:?}");
+        assert!(
+            unreadable.reason.starts_with(&format!("compressed with {}: malformed", codec.name())),
+            "{unreadable:?}"
+        );
+    }
+}
+
+#[test]
+fn one_answer_unpacks_to_a_limited_number_of_bytes() {
+    let large = |base, length| {
+        let value = Bytes::from(vec![0; length]);
+        let content = RecordContent { key: None, value: Some(&value), headers: &[] };
+        let mut bytes = encode([content].into_iter(), NOBODY, UNIX_EPOCH).expect("encodable").to_vec();
+        bytes[..8].copy_from_slice(&i64::to_be_bytes(base));
+        packed(bytes, Codec::Gzip)
+    };
+    let bomb = decode(&Bytes::from(large(0, MOST_UNPACKED)), 0);
+    assert_eq!((bomb.records.len(), bomb.next_offset), (0, 1));
+    assert_eq!(
+        bomb.unreadable[0].reason,
+        format!("compressed with gzip: longer than {MOST_UNPACKED} bytes when unpacked")
+    );
+    let half = MOST_UNPACKED / 2;
+    let answer = [large(0, half), large(1, half), large(2, half), batch(3, &["plain"])].concat();
+    let decoded = decode(&Bytes::from(answer.clone()), 0);
+    assert_eq!((decoded.records.len(), decoded.next_offset), (2, 2), "the rest is left for the next fetch");
+    let rest = decode(&Bytes::from(answer), 2);
+    assert_eq!((rest.records.len(), rest.next_offset), (2, 4));
+}
+
+#[test]
+fn a_header_that_is_not_text_loses_nothing() {
+    let mut bytes = batch(0, &["a"]);
+    let name = bytes.windows(4).position(|window| window == b"kind").expect("the header");
+    bytes[name] = 0xff;
+    seal(&mut bytes);
+    let decoded = decode(&Bytes::from(bytes), 0);
+    assert_eq!(decoded.records[0].headers[0].0, "\u{fffd}ind");
+    assert_eq!(values(&decoded), [(0, "a")]);
+}
+
+#[test]
+fn headers_of_one_name_are_all_kept() {
+    let header = |value| (Cow::Borrowed("name"), value);
+    let headers = [header(Some(Bytes::from_static(b"1"))), header(None), header(Some(Bytes::from_static(b"2")))];
+    let content = RecordContent { key: None, value: None, headers: &headers };
+    let decoded = decode(&encode([content].into_iter(), NOBODY, UNIX_EPOCH).expect("encodable"), 0);
+    let values: Vec<Option<&[u8]>> = decoded.records[0].headers.iter().map(|(_, value)| value.as_deref()).collect();
+    assert_eq!(values, [Some(&b"1"[..]), None, Some(&b"2"[..])]);
+}
+
+#[test]
+fn a_batch_carries_its_producers_mark() {
+    let identity = BatchIdentity { producer_id: 4000, producer_epoch: 3, base_sequence: i32::MAX - 1 };
+    let value = Bytes::from_static(b"v");
+    let content = RecordContent { key: None, value: Some(&value), headers: &[] };
+    // The sequence numbers wrap inside; it must stay one batch all the same.
+    let bytes = encode([content; 4].into_iter(), identity, UNIX_EPOCH).expect("encodable");
+    let batches: Vec<Batch> = batches(&bytes).collect();
+    assert_eq!(batches.len(), 1);
+    assert_eq!((batches[0].identity(), batches[0].last_offset()), (identity, 3));
+}
+
+proptest! {
+    #[test]
+    fn the_codec_reads_what_we_write_and_so_do_we(
+        records in prop::collection::vec((prop::option::of(any::<Vec<u8>>()), prop::option::of(any::<Vec<u8>>())), 1..200),
+        header in prop::option::of(any::<Vec<u8>>()),
+        base_sequence in 0..=i32::MAX,
+    ) {
+        let records: Vec<(Option<Bytes>, Option<Bytes>)> =
+            records.into_iter().map(|(key, value)| (key.map(Bytes::from), value.map(Bytes::from))).collect();
+        let headers = [(Cow::Borrowed("name"), header.map(Bytes::from))];
+        let contents =
+            records.iter().map(|(key, value)| RecordContent { key: key.as_ref(), value: value.as_ref(), headers: &headers });
+        let identity = BatchIdentity { producer_id: 5, producer_epoch: 1, base_sequence };
+        let bytes = encode(contents, identity, time(1_700_000_000_123)).expect("encodable");
+
+        let read = RecordBatchDecoder::decode_all(&mut bytes.clone()).expect("whole");
+        prop_assert_eq!(read.len(), 1);
+        for (index, (theirs, ours)) in read[0].records.iter().zip(&records).enumerate() {
+            prop_assert_eq!((&theirs.key, &theirs.value), (&ours.0, &ours.1));
+            prop_assert_eq!((theirs.offset, theirs.timestamp), (index as i64, 1_700_000_000_123));
+            prop_assert_eq!((theirs.producer_id, theirs.producer_epoch), (5, 1));
+            prop_assert_eq!(theirs.headers.get("name".as_bytes()), Some(&headers[0].1));
+        }
+
+        let decoded = decode(&bytes, 0);
+        prop_assert!(decoded.unreadable.is_empty());
+        prop_assert!(decoded.records.iter().all(|record| record.headers == [("name".to_owned(), headers[0].1.clone())]));
+        let read: Vec<_> = decoded.records.into_iter().map(|record| (record.key, record.value)).collect();
+        prop_assert_eq!(read, records);
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300), sealed: bool) {
+        if sealed && bytes.len() >= HEADER {
+            let length = i32::try_from(bytes.len() - LENGTH_END).expect("short");
+            bytes[8..LENGTH_END].copy_from_slice(&length.to_be_bytes());
+            bytes[16] = 2;
+            bytes[21..23].copy_from_slice(&[0, 0]);
+            seal(&mut bytes);
+        }
+        decode(&Bytes::from(bytes), 0);
+    }
+}

@@ -1,0 +1,88 @@
+//! Tasks of a producer with transactions: worker and gateway go on past markers and aborted records on the topic
+//! `tasks`.
+
+use std::time::Duration;
+
+use lastcall::kafka::{ClientOptions, Cluster, admin as client_admin};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::support::{Gateway, Rig, SOON, admin, eventually, program::Program, transactions::Transactions};
+
+/// Keys and values of three tasks named `prefix-N`.
+fn tasks(prefix: &str) -> Vec<(String, String)> {
+    let task = |number| {
+        let id = format!("{prefix}-{number}");
+        let value = json!({ "task_id": id, "text": "to be or not to be", "timestamp": 1.5 }).to_string();
+        (id, value)
+    };
+    (0..3).map(task).collect()
+}
+
+/// Sends the tasks in a transaction, and ends it.
+fn transaction(rig: &Rig, producer: &mut Transactions, prefix: &str, committed: bool) {
+    let topic = rig.tasks();
+    assert_eq!(producer.add(&[(&topic, 0)]), [0]);
+    assert_eq!(producer.send(&topic, &tasks(prefix)).0, 0);
+    assert_eq!(producer.end(committed), 0);
+}
+
+/// Aborted and committed tasks, an empty transaction, and a marker as the last thing on the topic.
+fn mix(rig: &Rig, gateway: &Gateway) {
+    let mut producer = Transactions::new(rig.broker().address(), &rig.group());
+    transaction(rig, &mut producer, "aborted", false);
+    transaction(rig, &mut producer, "committed", true);
+    assert_eq!((producer.add(&[(&rig.tasks(), 0)]), producer.end(true)), (vec![0], 0));
+    assert_eq!(gateway.analyze("after the markers").status, 200);
+    transaction(rig, &mut producer, "aborted-last", false);
+}
+
+/// Waits until the group has finished the whole topic, then stops the worker, which waits for nothing.
+fn assert_at_the_end(rig: &Rig, mut worker: Program) {
+    let address = rig.broker().address().parse().expect("host:port");
+    let cluster = Cluster::new(ClientOptions::new(vec![address], "lag"));
+    // Three transactions of three tasks, an empty one, a marker for each, and the gateway's own task.
+    eventually(SOON, "the last marker is written", || {
+        admin::end_offset(rig.broker().address(), &rig.tasks(), 0) == Ok(3 * 3 + 4 + 1)
+    });
+    eventually(SOON, "the group has nothing left", || {
+        let lags = client_admin::share_group_lags(&cluster, &rig.group(), &rig.tasks()).expect("the broker tells");
+        lags.values().copied().collect::<Vec<_>>() == [0]
+    });
+    worker.signal(Signal::SIGTERM);
+    let exit = worker.wait(SOON);
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
+}
+
+#[test]
+fn worker_and_gateway_go_on_past_markers_and_aborted_tasks_run() {
+    let rig = Rig::alone("transactions-all");
+    let gateway = rig.start_gateway();
+    let worker = rig.start_worker("all_1");
+    mix(&rig, &gateway);
+    // The default `share.isolation.level` is read_uncommitted, with which Kafka hands out aborted records: their tasks
+    // run.
+    for (id, _) in ["committed", "aborted", "aborted-last"].iter().flat_map(|prefix| tasks(prefix)) {
+        gateway.wait_for_result(&id, SOON);
+    }
+    assert_at_the_end(&rig, worker);
+    let audit = rig.audit();
+    assert_eq!((audit.ran_again().len(), audit.dead.len()), (0, 0));
+}
+
+#[test]
+fn a_read_committed_group_runs_no_aborted_tasks() {
+    let rig = Rig::alone("transactions-committed");
+    admin::set(rig.broker().address(), admin::Of::Group, &rig.group(), "share.isolation.level", "read_committed");
+    let gateway = rig.start_gateway();
+    let worker = rig.start_worker("committed_1");
+    mix(&rig, &gateway);
+    for (id, _) in tasks("committed") {
+        gateway.wait_for_result(&id, SOON);
+    }
+    assert_at_the_end(&rig, worker);
+    let audit = rig.audit();
+    let aborted: Vec<_> = audit.results.keys().filter(|id| id.starts_with("aborted")).collect();
+    assert_eq!((aborted, audit.ran_again().len(), audit.dead.len()), (vec![], 0, 0));
+}
