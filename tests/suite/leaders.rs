@@ -9,7 +9,7 @@ use std::{
 use uuid::Uuid;
 
 use crate::support::{
-    SOON,
+    SOON, admin,
     cluster::{Cluster, PATIENCE, SESSION_TIMEOUT},
     eventually,
     session::{self, ACCEPT, Acquired, RELEASE, Session, be_parked},
@@ -191,6 +191,9 @@ fn an_election_frees_what_is_held_and_keeps_what_was_said() {
     assert_eq!((told.error, &told.partitions[&0]), (0, &(6, new, vec![])), "the old leader names the new one");
     assert_eq!(a.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![3]), "and takes nothing more");
 
+    eventually(PATIENCE, "the new leader has read its state", || {
+        admin::end_offset(&scene.cluster.address(new), &scene.topic, 0).is_ok()
+    });
     let mut holder = scene.member("a", new);
     assert_eq!(holder.fetch(0, &[]).error, 0, "a session without partitions");
     assert_eq!(holder.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![3]), "nobody has fetched there yet");
