@@ -61,6 +61,7 @@ impl Core {
             return Reply::Close;
         }
         let Some(asked) = Asked::read(frame) else { return Reply::Close };
+        let caller = Caller { client: &asked.client, ..caller };
         let due = self.faults.due(asked.key as i16, &asked.client);
         let reply =
             if due.is_empty() { reply(&asked, self.done(&caller, &asked)) } else { self.spoiled(caller, &asked, &due) };
@@ -166,7 +167,7 @@ impl Core {
             let over = Instant::now() >= deadline;
             let current = state.share_fetch_signal(&parked.key);
             let looks = over || signal != Some(current);
-            if (looks && state.try_share_fetch(&mut parked, Instant::now())) || over {
+            if (looks && state.try_share_fetch(caller, &mut parked, Instant::now())) || over {
                 return state.finish_share_fetch(parked);
             }
             signal = Some(current);

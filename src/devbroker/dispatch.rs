@@ -132,19 +132,21 @@ pub(super) fn answer(core: &Core, caller: &Caller, asked: &Asked) -> Option<Byte
         ApiKey::ListOffsets => {
             typed(asked, |request: ListOffsetsRequest| core.state.lock().list_offsets(caller, version, &request, now))
         }
-        ApiKey::Metadata => typed(asked, |request: MetadataRequest| core.state.lock().metadata(version, &request)),
-        ApiKey::FindCoordinator => {
-            typed(asked, |request: FindCoordinatorRequest| core.state.lock().find_coordinator(version, &request))
+        ApiKey::Metadata => {
+            typed(asked, |request: MetadataRequest| core.state.lock().metadata(caller, version, &request))
         }
+        ApiKey::FindCoordinator => typed(asked, |request: FindCoordinatorRequest| {
+            core.state.lock().find_coordinator(caller, version, &request)
+        }),
         ApiKey::InitProducerId => {
-            typed(asked, |request: InitProducerIdRequest| core.state.lock().init_producer_id(&request))
+            typed(asked, |request: InitProducerIdRequest| core.state.lock().init_producer_id(caller, &request))
         }
         ApiKey::DescribeCluster => typed(asked, |_: DescribeClusterRequest| core.state.lock().describe_cluster()),
         ApiKey::CreateTopics => {
-            typed(asked, |request: CreateTopicsRequest| core.state.lock().create_topics(version, &request))
+            typed(asked, |request: CreateTopicsRequest| core.state.lock().create_topics(caller, version, &request))
         }
         ApiKey::DeleteTopics => typed(asked, |request: DeleteTopicsRequest| {
-            let answer = core.state.lock().delete_topics(version, &request);
+            let answer = core.state.lock().delete_topics(caller, version, &request);
             core.changed.notify_all();
             answer
         }),
@@ -152,10 +154,10 @@ pub(super) fn answer(core: &Core, caller: &Caller, asked: &Asked) -> Option<Byte
             typed(asked, |request: DeleteRecordsRequest| core.state.lock().delete_records(caller, &request, now))
         }
         ApiKey::DescribeConfigs => {
-            typed(asked, |request: DescribeConfigsRequest| core.state.lock().describe_configs(&request))
+            typed(asked, |request: DescribeConfigsRequest| core.state.lock().describe_configs(caller, &request))
         }
         ApiKey::IncrementalAlterConfigs => {
-            typed(asked, |request: IncrementalAlterConfigsRequest| core.state.lock().alter_configs(&request))
+            typed(asked, |request: IncrementalAlterConfigsRequest| core.state.lock().alter_configs(caller, &request))
         }
         _ => answer_group(core, caller, asked, now),
     }
@@ -164,7 +166,7 @@ pub(super) fn answer(core: &Core, caller: &Caller, asked: &Asked) -> Option<Byte
 fn answer_group(core: &Core, caller: &Caller, asked: &Asked, now: Instant) -> Option<BytesMut> {
     match asked.key {
         ApiKey::ShareGroupHeartbeat => typed(asked, |request: ShareGroupHeartbeatRequest| {
-            core.state.lock().share_group_heartbeat(caller, &asked.client, &request, now)
+            core.state.lock().share_group_heartbeat(caller, &request, now)
         }),
         ApiKey::ShareFetch => {
             let fetch = share_wire::decode_fetch(&asked.body, asked.version)?;
@@ -188,7 +190,7 @@ fn answer_group(core: &Core, caller: &Caller, asked: &Asked, now: Instant) -> Op
         ApiKey::OffsetFetch => {
             typed(asked, |request: OffsetFetchRequest| core.state.lock().fetch_offsets(caller, &request, now))
         }
-        ApiKey::ListGroups => typed(asked, |_: ListGroupsRequest| core.state.lock().list_groups()),
+        ApiKey::ListGroups => typed(asked, |_: ListGroupsRequest| core.state.lock().list_groups(caller)),
         ApiKey::DeleteGroups => {
             typed(asked, |request: DeleteGroupsRequest| core.state.lock().delete_groups(caller, &request, now))
         }
@@ -271,7 +273,7 @@ mod tests {
     use super::super::state::State;
     use super::*;
 
-    const CALLER: Caller = Caller { node: 1, connection: 1, refuses: None };
+    const CALLER: Caller = Caller { node: 1, connection: 1, client: "", refuses: None };
 
     fn core() -> Core {
         let (orders, _) = crossbeam_channel::bounded(1);

@@ -10,6 +10,7 @@ use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, LeaderIdAndEpoch, PartitionData};
 use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse};
 
+use super::rights::{Operation, Resource};
 use super::state::{Caller, State};
 use crate::kafka::ErrorCode;
 
@@ -67,6 +68,7 @@ impl State {
         first: bool,
         now: Instant,
     ) -> Result<(Bytes, i64, i64), ErrorCode> {
+        self.check_right(caller, Operation::Read, Resource::Topic(topic))?;
         let partition = self.led(topic, wanted.partition, caller.node, now)?;
         let (start, end, epoch) = (partition.log.start(), partition.log.end(), partition.epoch);
         if let Some(code) = wrong_epoch(wanted.current_leader_epoch, epoch) {

@@ -11,6 +11,7 @@
 //! | `dispatch`, `share_wire`, `refusals` | bytes to requests, answers to bytes |
 //! | `faults` | what shall go wrong |
 //! | `state` | everything it knows, behind one lock |
+//! | `rights` | which client may do what |
 //! | `produce`, `fetch`, `offsets`, `committed`, `topics`, `configs`, `groups` | the requests about topics and groups |
 //! | `share_group`, `share_fetch`, `share_partition` | members, sessions, records of share groups (KIP-932) |
 //! | `log`, `batch`, `sequences` | a partition's records and its producers |
@@ -18,8 +19,10 @@
 //!
 //! What differs from Kafka 4.4:
 //! - One replica of everything; more than one node is several addresses of one memory. Internal topics do not show.
-//! - No transactions, no classic or consumer groups, no quotas, no rights, no TLS, no SASL; the requests for these, and all others that
-//!   ApiVersions does not list, close the connection.
+//! - No transactions, no classic or consumer groups, no quotas, no TLS, no SASL; the requests for these, and all others that ApiVersions
+//!   does not list, close the connection.
+//! - Rights are denied by client id ([`Broker::deny`]), not by user, and no request changes them. A name of a resource is whole or `*`.
+//!   Transactional ids need none, and authorized operations are never told.
 //! - Fetch sessions are never opened (each answer is whole), and nothing is compacted: `cleanup.policy` is kept and told only.
 //! - A topic with a `compression.type` of its own is given uncompressed batches as they are; of the compressed ones for a topic that says
 //!   `uncompressed` only those with snappy are unpacked, the others refused (76).
@@ -43,6 +46,7 @@ mod offsets;
 mod options;
 mod produce;
 mod refusals;
+mod rights;
 mod sequences;
 mod server;
 mod settings;
@@ -55,6 +59,7 @@ mod topics;
 
 pub use faults::{Action, Bites, Fault, Kind};
 pub use options::{DevbrokerConfig, run};
+pub use rights::{Denial, Operation, Resource};
 pub use settings::{MEMORY_LIMIT, Settings};
 
 use std::io;
@@ -178,6 +183,16 @@ impl Broker {
     /// Nothing more shall go wrong.
     pub fn heal(&self) {
         self.shared.core.faults.clear();
+    }
+
+    /// Takes a right away from clients, as an ACL of Kafka does that denies.
+    pub fn deny(&self, denial: Denial) {
+        self.shared.core.state.lock().rights.deny(denial);
+    }
+
+    /// Gives every client every right back.
+    pub fn allow_all(&self) {
+        self.shared.core.state.lock().rights.allow_all();
     }
 
     /// Draws what is left to chance from this seed from now on.

@@ -10,6 +10,7 @@ use kafka_protocol::messages::list_offsets_response::{ListOffsetsPartitionRespon
 use kafka_protocol::messages::{DeleteRecordsRequest, DeleteRecordsResponse, ListOffsetsRequest, ListOffsetsResponse};
 
 use super::fetch::wrong_epoch;
+use super::rights::{Operation, Resource};
 use super::state::{Caller, State};
 use crate::kafka::ErrorCode;
 
@@ -57,6 +58,7 @@ impl State {
         wanted: &ListOffsetsPartition,
         now: Instant,
     ) -> Result<(i64, i64, i32), ErrorCode> {
+        self.check_right(caller, Operation::Describe, Resource::Topic(topic))?;
         let partition = self.led(topic, wanted.partition_index, caller.node, now)?;
         if let Some(code) = wrong_epoch(wanted.current_leader_epoch, partition.epoch) {
             return Err(code);
@@ -104,6 +106,7 @@ impl State {
         now: Instant,
     ) -> Result<i64, ErrorCode> {
         const TO_THE_END: i64 = -1;
+        self.check_right(caller, Operation::Delete, Resource::Topic(topic))?;
         let log = &mut self.led(topic, index, caller.node, now)?.log;
         let offset = if offset == TO_THE_END { log.end() } else { offset };
         if !(0..=log.end()).contains(&offset) {

@@ -11,6 +11,7 @@ use kafka_protocol::messages::{BrokerId, ProduceRequest, ProduceResponse, TopicN
 use kafka_protocol::protocol::StrBytes;
 
 use super::batch::Batch;
+use super::rights::{Operation, Resource};
 use super::state::{Caller, State};
 use crate::kafka::ErrorCode;
 
@@ -32,6 +33,7 @@ impl State {
             let partitions = topic.partition_data.iter().map(|partition| {
                 let index = partition.index;
                 let appended = name.clone().and_then(|name| {
+                    self.check_right(caller, Operation::Write, Resource::Topic(&name))?;
                     check_acks(request.acks)?;
                     self.append(caller, &name, partition, now, now_ms)
                 });
@@ -143,7 +145,7 @@ mod tests {
     use super::super::settings::{Settings, Values};
     use super::*;
 
-    const CALLER: Caller = Caller { node: 1, connection: 1, refuses: None };
+    const CALLER: Caller = Caller { node: 1, connection: 1, client: "", refuses: None };
 
     fn send(state: &mut State, records: Bytes) -> (i16, i64) {
         let partition = PartitionProduceData::default().with_records(Some(records));

@@ -120,7 +120,7 @@ impl Shared {
             let shared = Arc::clone(self);
             let thread = threads::spawn(&format!("broker-{:x}", id & 0xffff_ffff), self.died.clone(), move || {
                 // The peer has gone, or has sent what is no request: the connection is over either way.
-                let _ = shared.serve(&socket, Caller { node, connection: id, refuses: None });
+                let _ = shared.serve(&socket, Caller { node, connection: id, client: "", refuses: None });
                 let _ = socket.shutdown(Shutdown::Both);
                 shared.core.disconnected(id);
                 Ok::<(), io::Error>(())

@@ -19,6 +19,7 @@ use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
 use super::log::Log;
+use super::rights::{Operation, Resource};
 use super::settings::GROUP;
 use super::share_partition::{Acquired, Said, SharePartition};
 use super::share_wire::{Acknowledge, Fetch};
@@ -119,7 +120,7 @@ impl State {
     }
 
     /// Tries to get records for it; whether there is something to answer with.
-    pub fn try_share_fetch(&mut self, parked: &mut Parked, now: Instant) -> bool {
+    pub fn try_share_fetch(&mut self, caller: &Caller, parked: &mut Parked, now: Instant) -> bool {
         let Some(session) = self.sessions.get(&parked.key) else { return true };
         let mut partitions = session.partitions.clone();
         if partitions.is_empty() || parked.max_records == 0 {
@@ -129,7 +130,7 @@ impl State {
         partitions.rotate_left(first);
         let (mut records_left, mut bytes_left, mut any) = (parked.max_records, parked.max_bytes, false);
         for key in partitions {
-            let found = self.acquire(parked, key, records_left, bytes_left, now);
+            let found = self.acquire(caller, parked, key, records_left, bytes_left, now);
             let entry = parked.answers.entry(key);
             match found {
                 Ok(None) => {}
@@ -201,10 +202,8 @@ impl State {
         acknowledge: &Acknowledge,
         now: Instant,
     ) -> ShareAcknowledgeResponse {
-        match self.try_share_acknowledge(caller, acknowledge, now) {
-            Ok(answer) => answer,
-            Err(code) => ShareAcknowledgeResponse::default().with_error_code(code.0),
-        }
+        self.try_share_acknowledge(caller, acknowledge, now)
+            .unwrap_or_else(|code| ShareAcknowledgeResponse::default().with_error_code(code.0))
     }
 
     fn try_share_acknowledge(
@@ -253,6 +252,7 @@ impl State {
         }
         match member {
             Some(member) if !member.is_empty() && !group.is_empty() => {
+                self.check_right(caller, Operation::Read, Resource::Group(group))?;
                 Ok(SessionKey { node: caller.node, group: group.to_owned(), member: Arc::from(member) })
             }
             _ => Err(ErrorCode::INVALID_REQUEST),
@@ -337,7 +337,7 @@ impl State {
         if let Some(code) = caller.refuses {
             return Err(code);
         }
-        let name = self.topic_name(partition.0).ok_or(ErrorCode::UNKNOWN_TOPIC_ID)?;
+        let name = self.readable_topic(caller, partition.0)?;
         let log_start = self.led(&name, partition.1, key.node, now)?.log.start();
         let rules = self.rules(&key.group);
         let group = self.groups.get_mut(&key.group);
@@ -349,13 +349,14 @@ impl State {
 
     fn acquire(
         &mut self,
+        caller: &Caller,
         parked: &Parked,
         partition: PartitionKey,
         max_records: usize,
         max_bytes: usize,
         now: Instant,
     ) -> Result<Option<(Bytes, Vec<Acquired>)>, ErrorCode> {
-        let name = self.topic_name(partition.0).ok_or(ErrorCode::UNKNOWN_TOPIC_ID)?;
+        let name = self.readable_topic(caller, partition.0)?;
         self.led(&name, partition.1, parked.key.node, now)?;
         let group = parked.key.group.as_str();
         let rules = self.rules(group);

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::committed::Committed;
 use super::log::Log;
+use super::rights::Rights;
 use super::sequences::Sequences;
 use super::settings::{GROUP, Settings, TOPIC, Values, milliseconds};
 use super::share_fetch::{Session, SessionKey};
@@ -20,11 +21,13 @@ use crate::kafka::ErrorCode;
 
 /// Who asks: which node was asked, over which connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Caller {
+pub(super) struct Caller<'a> {
     /// The node that the connection is with.
     pub node: i32,
     /// The connection; its end ends the share sessions that it opened.
     pub connection: u64,
+    /// The client id of the request.
+    pub client: &'a str,
     /// A fault: every acknowledgement of this request is refused with this code.
     pub refuses: Option<ErrorCode>,
 }
@@ -55,6 +58,7 @@ pub(super) type PartitionKey = (Uuid, i32);
 #[derive(Debug)]
 pub(super) struct State {
     pub settings: Settings,
+    pub rights: Rights,
     pub cluster_id: String,
     /// Where each node tells clients to find it; node ids count from 1.
     pub nodes: Vec<SocketAddr>,
@@ -80,6 +84,7 @@ impl State {
     pub fn new(settings: Settings, nodes: Vec<SocketAddr>) -> Self {
         Self {
             settings,
+            rights: Rights::default(),
             cluster_id: Uuid::new_v4().simple().to_string()[..22].to_owned(),
             nodes,
             topics: BTreeMap::new(),

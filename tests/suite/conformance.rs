@@ -3,6 +3,8 @@
 //!
 //! Requests go out as `src/kafka` writes them where it has them, and raw otherwise.
 
+mod rights;
+
 use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},

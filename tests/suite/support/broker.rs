@@ -9,10 +9,14 @@ use std::{
     },
 };
 
-use lastcall::devbroker::{self, Settings};
+use kafka_protocol::{
+    messages::{CreateAclsRequest, DescribeAclsRequest, create_acls_request::AclCreation},
+    protocol::StrBytes,
+};
+use lastcall::devbroker::{self, Denial, Operation, Resource, Settings};
 use nix::sys::signal::Signal;
 
-use super::{ANY_PORT, SOON, eventually, janitor, signal_process};
+use super::{ANY_PORT, SOON, eventually, janitor, signal_process, wire::Wire};
 
 /// Whether the tests run against a real Kafka.
 pub fn is_apache() -> bool {
@@ -103,6 +107,14 @@ impl Broker {
         }
     }
 
+    /// Takes one operation on one resource away from every client. A real broker must be one of [`Rig::with_rights`](super::Rig::with_rights).
+    pub fn deny(&self, operation: Operation, resource: Resource) {
+        match self {
+            Broker::Embedded { broker, .. } => broker.deny(Denial::new(operation, resource)),
+            Broker::Apache(apache) => apache.deny(operation, resource),
+        }
+    }
+
     /// SIGTERM, and waits for the end.
     pub fn stop(&self) {
         match self {
@@ -153,6 +165,44 @@ impl Apache {
         let mut apache = Apache { data, address: String::new(), settings, java_options };
         apache.address = apache.script_start(&["--port", "auto"]);
         apache
+    }
+
+    /// Where a resource has any ACL, what no ACL allows is denied: the rest is allowed first.
+    fn deny(&self, operation: Operation, resource: Resource) {
+        // Kafka's numbers of operations, permissions and patterns.
+        const ALL: i8 = 2;
+        const DENY: i8 = 2;
+        const ALLOW: i8 = 3;
+        const LITERAL: i8 = 3;
+        let (resource_type, name) = resource.type_and_name();
+        let name = StrBytes::from_string(name.to_owned());
+        let acl = |operation: i8, permission: i8| {
+            AclCreation::default()
+                .with_resource_type(resource_type)
+                .with_resource_name(name.clone())
+                .with_resource_pattern_type(LITERAL)
+                .with_principal(StrBytes::from_static_str("User:ANONYMOUS"))
+                .with_host(StrBytes::from_static_str("*"))
+                .with_operation(operation)
+                .with_permission_type(permission)
+        };
+        let mut wire = Wire::connect(&self.address);
+        let request = CreateAclsRequest::default().with_creations(vec![acl(ALL, ALLOW), acl(operation as i8, DENY)]);
+        let answer = wire.call(3, &request);
+        assert!(answer.results.iter().all(|result| result.error_code == 0), "{answer:?}");
+        let filter = DescribeAclsRequest::default()
+            .with_resource_type_filter(resource_type)
+            .with_resource_name_filter(Some(name.clone()))
+            .with_pattern_type_filter(LITERAL)
+            .with_principal_filter(None)
+            .with_host_filter(None)
+            .with_operation(operation as i8)
+            .with_permission_type(DENY);
+        eventually(SOON, "the broker follows its controller", || {
+            let answer = wire.call(3, &filter);
+            // This request itself needs Describe on the cluster.
+            !answer.resources.is_empty() || answer.error_code == 31
+        });
     }
 
     fn process(&self) -> u32 {
