@@ -15,6 +15,7 @@ use super::refusals;
 use super::settings::milliseconds;
 use super::share_wire::Fetch;
 use super::state::{Caller, State};
+use super::throttle::throttled;
 use crate::stop::Stop;
 
 /// The timer looks at least so often.
@@ -30,6 +31,8 @@ pub(super) enum Reply {
     Nothing,
     /// Hangs up.
     Close,
+    /// Does this, and reads nothing for so long after it.
+    Throttled(Box<Reply>, Duration),
 }
 
 /// What a fault orders beyond the request that it bites.
@@ -97,10 +100,17 @@ impl Core {
                 }
                 Action::MoveLeaders => self.move_leaders(caller.node),
                 Action::MoveCoordinators => self.move_coordinators(caller.node),
-                Action::Misreport(_) | Action::CutAfter | Action::AnswerTwice => {}
+                Action::Misreport(_) | Action::CutAfter | Action::AnswerTwice | Action::Throttle(_) => {}
             }
         }
-        let mut answer = reply(asked, self.done(&caller, asked));
+        let throttle =
+            due.iter().find_map(|action| if let Action::Throttle(time) = action { Some(*time) } else { None });
+        let body = self.done(&caller, asked);
+        let body = match (kind, throttle) {
+            (Some(kind), Some(time)) => body.and_then(|body| throttled(kind, asked, body, time)),
+            _ => body,
+        };
+        let mut answer = reply(asked, body);
         for action in due {
             match (*action, &mut answer) {
                 (Action::CutAfter, _) => return Reply::Close,
@@ -109,7 +119,10 @@ impl Core {
                 _ => {}
             }
         }
-        answer
+        match throttle {
+            Some(time) => Reply::Throttled(Box::new(answer), time),
+            None => answer,
+        }
     }
 
     fn order(&self, order: Order) {
@@ -130,7 +143,8 @@ impl Core {
         state.stopped
     }
 
-    fn linger(&self, time: Duration) {
+    /// Waits for so long, or until the broker ends.
+    pub fn linger(&self, time: Duration) {
         let until = Instant::now() + time;
         let mut state = self.state.lock();
         while !state.stopped && !self.changed.wait_until(&mut state, until).timed_out() {}
@@ -184,6 +198,9 @@ impl Core {
         if !state.stopped {
             state.end_sessions_of(connection);
         }
+        drop(state);
+        // A ShareFetch of the connection may be parked.
+        self.changed.notify_all();
     }
 
     /// From now on nothing moves.
@@ -229,8 +246,9 @@ impl Core {
         }
     }
 
-    /// Lets time pass until stopped: locks run out, silent members go, old records are dropped.
-    pub fn keep_time(&self, stop: &Stop) {
+    /// Lets time pass until stopped: locks run out, silent members go, old records are dropped, idle connections are closed by
+    /// `close_idle`.
+    pub fn keep_time(&self, stop: &Stop, close_idle: impl Fn(Instant)) {
         let mut clean_at = Instant::now();
         let mut was_frozen = false;
         let mut pause = TICK;
@@ -250,6 +268,7 @@ impl Core {
             }
             let (any, next) = state.expire(now);
             drop(state);
+            close_idle(now);
             if any {
                 self.changed.notify_all();
             }

@@ -58,7 +58,7 @@ pub(super) struct Asked {
     pub client: String,
     pub body: Bytes,
     /// ApiVersions in a version that nobody knows: that is told in version 0 (KIP-511).
-    too_new: bool,
+    pub too_new: bool,
 }
 
 impl Asked {

@@ -90,6 +90,9 @@ pub enum Action {
     CutAfter,
     /// The answer comes twice.
     AnswerTwice,
+    /// The request has its effect; its answer tells the client to be silent for so long, and nothing is read from its connection meanwhile.
+    /// A Fetch and a ShareFetch are answered without records, as by Kafka.
+    Throttle(Duration),
     /// The whole broker stands still for so long, from before the effect on.
     Freeze(Duration),
     /// The whole broker ends without a warning and starts again after so long; memory survives.

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `server` | sockets, threads |
 //! | `core` | one request with its faults, waiting, time |
-//! | `dispatch`, `share_wire`, `refusals` | bytes to requests, answers to bytes |
+//! | `dispatch`, `share_wire`, `refusals`, `throttle` | bytes to requests, answers to bytes |
 //! | `faults` | what shall go wrong |
 //! | `state` | everything it knows, behind one lock |
 //! | `rights` | which client may do what |
@@ -19,7 +19,7 @@
 //!
 //! What differs from Kafka 4.4:
 //! - One replica of everything; more than one node is several addresses of one memory. Internal topics do not show.
-//! - No transactions, no classic or consumer groups, no quotas, no TLS, no SASL; the requests for these, and all others that ApiVersions
+//! - No transactions, no classic or consumer groups, no quotas but as a fault ([`Action::Throttle`]), no TLS, no SASL; the requests for these, and all others that ApiVersions
 //!   does not list, close the connection.
 //! - Rights are denied by client id ([`Broker::deny`]), not by user, and no request changes them. A name of a resource is whole or `*`.
 //!   Transactional ids need none, and authorized operations are never told.
@@ -55,6 +55,7 @@ mod share_group;
 mod share_partition;
 mod share_wire;
 mod state;
+mod throttle;
 mod topics;
 
 pub use faults::{Action, Bites, Fault, Kind};

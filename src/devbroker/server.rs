@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -39,7 +40,30 @@ struct Shared {
 struct Connections {
     /// Counts all there ever were.
     last: u64,
-    open: HashMap<u64, (TcpStream, Thread)>,
+    open: HashMap<u64, Connection>,
+}
+
+struct Connection {
+    socket: TcpStream,
+    thread: Thread,
+    /// When bytes came or went last.
+    active: Arc<Mutex<Instant>>,
+    /// It was idle for too long; its thread may still be parked in a request.
+    closed: bool,
+}
+
+/// The reading side of a connection, which notes when bytes came.
+struct Watched<'a> {
+    socket: &'a TcpStream,
+    active: &'a Mutex<Instant>,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.socket.read(into)?;
+        *self.active.lock() = Instant::now();
+        Ok(count)
+    }
 }
 
 impl Server {
@@ -55,7 +79,7 @@ impl Server {
         let timer = {
             let shared = Arc::clone(&shared);
             threads::spawn("devbroker-timer", died.clone(), move || {
-                shared.core.keep_time(&shared.stop);
+                shared.core.keep_time(&shared.stop, |now| shared.close_idle(now));
                 Ok::<(), io::Error>(())
             })
         };
@@ -85,11 +109,11 @@ impl Server {
             drop(listener);
         }
         let open = std::mem::take(&mut self.shared.connections.lock().open);
-        for (socket, _) in open.values() {
-            let _ = socket.shutdown(Shutdown::Both);
+        for connection in open.values() {
+            let _ = connection.socket.shutdown(Shutdown::Both);
         }
-        for (_, thread) in open.into_values() {
-            let _ = thread.join();
+        for connection in open.into_values() {
+            let _ = connection.thread.join();
         }
         let _ = self.timer.join();
     }
@@ -101,7 +125,7 @@ impl Shared {
             match listener.accept() {
                 Ok((socket, _)) => self.open(socket, node),
                 // Out of files, or the caller was gone before it was taken: the next one may do better.
-                Err(_) if !self.stop.is_triggered() => drop(self.stop.sleep(std::time::Duration::from_millis(10))),
+                Err(_) if !self.stop.is_triggered() => drop(self.stop.sleep(Duration::from_millis(10))),
                 Err(_) => return,
             }
         }
@@ -111,41 +135,73 @@ impl Shared {
     fn open(self: &Arc<Self>, socket: TcpStream, node: i32) {
         let mut connections = self.connections.lock();
         let ended: Vec<u64> =
-            connections.open.iter().filter(|(_, (_, thread))| thread.is_finished()).map(|(id, _)| *id).collect();
+            connections.open.iter().filter(|(_, open)| open.thread.is_finished()).map(|(id, _)| *id).collect();
         let ended: Vec<_> = ended.into_iter().filter_map(|id| connections.open.remove(&id)).collect();
         connections.last += 1;
         let id = connections.last;
         // Dropping the socket closes it.
         if let (Ok(handle), true) = (socket.try_clone(), connections.open.len() < MOST_CONNECTIONS) {
             let shared = Arc::clone(self);
+            let active = Arc::new(Mutex::new(Instant::now()));
+            let noted = Arc::clone(&active);
             let thread = threads::spawn(&format!("broker-{:x}", id & 0xffff_ffff), self.died.clone(), move || {
                 // The peer has gone, or has sent what is no request: the connection is over either way.
-                let _ = shared.serve(&socket, Caller { node, connection: id, client: "", refuses: None });
+                let _ = shared.serve(&socket, &noted, Caller { node, connection: id, client: "", refuses: None });
                 let _ = socket.shutdown(Shutdown::Both);
                 shared.core.disconnected(id);
                 Ok::<(), io::Error>(())
             });
-            connections.open.insert(id, (handle, thread));
+            connections.open.insert(id, Connection { socket: handle, thread, active, closed: false });
         }
         drop(connections);
-        for (_, thread) in ended {
-            let _ = thread.join();
+        for connection in ended {
+            let _ = connection.thread.join();
+        }
+    }
+
+    /// Closes the connections on which nothing came and nothing went for `connections.max.idle.ms`. Kafka does not wait for the request
+    /// that such a connection has parked, and does not answer it.
+    fn close_idle(&self, now: Instant) {
+        let Ok(limit) = u64::try_from(self.core.state.lock().settings.number("connections.max.idle.ms")) else {
+            return;
+        };
+        let limit = Duration::from_millis(limit);
+        let mut idle = Vec::new();
+        let mut connections = self.connections.lock();
+        for (id, open) in &mut connections.open {
+            if !open.closed && now.saturating_duration_since(*open.active.lock()) > limit {
+                open.closed = true;
+                let _ = open.socket.shutdown(Shutdown::Both);
+                idle.push(*id);
+            }
+        }
+        drop(connections);
+        for id in idle {
+            self.core.disconnected(id);
         }
     }
 
     /// One request after the other, each answered before the next is read: answers come in the order of their requests.
-    fn serve(&self, socket: &TcpStream, caller: Caller) -> io::Result<()> {
+    fn serve(&self, socket: &TcpStream, active: &Mutex<Instant>, caller: Caller) -> io::Result<()> {
         socket.set_nodelay(true)?;
         let largest = usize::try_from(self.core.state.lock().settings.number("socket.request.max.bytes"));
         let largest = largest.unwrap_or(usize::MAX);
-        let mut reader = BufReader::with_capacity(16 << 10, socket);
+        let mut reader = BufReader::with_capacity(16 << 10, Watched { socket, active });
         let mut writer = socket;
         loop {
             let frame = read_frame(&mut reader, largest)?;
-            match self.core.answer(caller, frame) {
+            let (reply, mute) = match self.core.answer(caller, frame) {
+                Reply::Throttled(reply, time) => (*reply, Some(time)),
+                reply => (reply, None),
+            };
+            match reply {
                 Reply::Answer(frame, times) => (0..times).try_for_each(|_| writer.write_all(&frame))?,
                 Reply::Nothing => {}
-                Reply::Close => return Ok(()),
+                Reply::Close | Reply::Throttled(..) => return Ok(()),
+            }
+            *active.lock() = Instant::now();
+            if let Some(time) = mute {
+                self.core.linger(time);
             }
         }
     }

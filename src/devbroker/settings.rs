@@ -71,6 +71,7 @@ const BROKER: &[(&str, &str)] = &[
     ("auto.create.topics.enable", "true"),
     // One node that never fails over: taken, and without effect.
     ("broker.session.timeout.ms", "9000"),
+    ("connections.max.idle.ms", "600000"),
     ("default.replication.factor", "1"),
     ("fetch.max.bytes", "57671680"),
     ("group.share.assignment.interval.ms", "1000"),

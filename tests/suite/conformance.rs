@@ -3,6 +3,7 @@
 //!
 //! Requests go out as `src/kafka` writes them where it has them, and raw otherwise.
 
+mod connections;
 mod rights;
 
 use std::{

@@ -7,13 +7,18 @@ use std::{
         OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use kafka_protocol::{
-    messages::{CreateAclsRequest, DescribeAclsRequest, create_acls_request::AclCreation},
+    messages::{
+        AlterClientQuotasRequest, CreateAclsRequest, DescribeAclsRequest,
+        alter_client_quotas_request::{EntityData, EntryData, OpData},
+        create_acls_request::AclCreation,
+    },
     protocol::StrBytes,
 };
-use lastcall::devbroker::{self, Denial, Operation, Resource, Settings};
+use lastcall::devbroker::{self, Action, Denial, Fault, Kind, Operation, Resource, Settings};
 use nix::sys::signal::Signal;
 
 use super::{ANY_PORT, SOON, eventually, janitor, signal_process, wire::Wire};
@@ -43,6 +48,9 @@ pub struct Apache {
 
 /// The quick compiler alone: a test's broker lives for seconds, and the better one would take the programs' processors.
 const SHORT_LIVED: &str = "-XX:TieredStopAtLevel=1";
+
+/// Bytes of a batch: see [`Broker::throttle`].
+pub const THROTTLED_BATCH: usize = 12_500;
 
 impl Broker {
     /// The broker of this run, for all tests that leave it alone.
@@ -113,6 +121,30 @@ impl Broker {
             Broker::Embedded { broker, .. } => broker.deny(Denial::new(operation, resource)),
             Broker::Apache(apache) => apache.deny(operation, resource),
         }
+    }
+
+    /// Throttles the requests of this kind that [`Wire`] sends, by two seconds or so each: a quota of 1000 bytes a second, over ten seconds,
+    /// for a batch of about [`THROTTLED_BATCH`] bytes. A real broker takes Produce and what fetches.
+    pub fn throttle(&self, kind: Kind) {
+        match self {
+            Broker::Embedded { broker, .. } => {
+                let fault = Fault::new(Action::Throttle(Duration::from_secs(2))).at(kind);
+                broker.inject(fault.every(1, u32::MAX));
+            }
+            Broker::Apache(apache) => apache.limit_rate(Self::quota(kind), false),
+        }
+    }
+
+    /// Ends [`Self::throttle`].
+    pub fn unthrottle(&self, kind: Kind) {
+        match self {
+            Broker::Embedded { broker, .. } => broker.heal(),
+            Broker::Apache(apache) => apache.limit_rate(Self::quota(kind), true),
+        }
+    }
+
+    fn quota(kind: Kind) -> &'static str {
+        if kind == Kind::Produce { "producer_byte_rate" } else { "consumer_byte_rate" }
     }
 
     /// SIGTERM, and waits for the end.
@@ -203,6 +235,16 @@ impl Apache {
             // This request itself needs Describe on the cluster.
             !answer.resources.is_empty() || answer.error_code == 31
         });
+    }
+
+    fn limit_rate(&self, quota: &'static str, ends: bool) {
+        let text = StrBytes::from_static_str;
+        let entity = EntityData::default().with_entity_type(text("client-id")).with_entity_name(Some(text("wire")));
+        let limit = OpData::default().with_key(text(quota)).with_value(1000.0).with_remove(ends);
+        let entry = EntryData::default().with_entity(vec![entity]).with_ops(vec![limit]);
+        let request = AlterClientQuotasRequest::default().with_entries(vec![entry]);
+        let answer = Wire::connect(&self.address).call(1, &request);
+        assert_eq!(answer.entries[0].error_code, 0, "{answer:?}");
     }
 
     fn process(&self) -> u32 {
