@@ -21,6 +21,7 @@ mod faults;
 mod foreign;
 mod gateway;
 mod hazards;
+mod idle;
 mod p01_nothing_is_lost;
 mod p02_nothing_runs_twice;
 mod p03_idle_stop;
