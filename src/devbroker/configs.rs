@@ -84,6 +84,7 @@ impl State {
         let keys = resource.configuration_keys.as_ref();
         let wanted =
             table.iter().filter(|known| keys.is_none_or(|keys| keys.iter().any(|key| key.as_str() == known.name)));
+        let wanted = wanted.filter(|known| self.settings.knows(known.name));
         let configs = wanted.map(|known| {
             DescribeConfigsResourceResult::default()
                 .with_name(StrBytes::from_static_str(known.name))
@@ -160,7 +161,8 @@ impl State {
 
     fn alter(&self, table: &'static [Known], values: &mut Values, config: &AlterableConfig) -> Result<(), Refusal> {
         let invalid = |why: &str| (ErrorCode::INVALID_CONFIG, format!("{}: {why}", config.name.as_str()));
-        let known = table.iter().find(|known| known.name == config.name.as_str());
+        let mut table = table.iter().filter(|known| self.settings.knows(known.name));
+        let known = table.find(|known| known.name == config.name.as_str());
         if known.is_none() && config.config_operation == DELETE {
             // What nobody knows nobody has set.
             return Ok(());

@@ -21,7 +21,8 @@ use super::share_wire;
 use super::state::Caller;
 use crate::kafka::{ErrorCode, records, share_lag};
 
-/// Every request that is answered, with its versions: those of Kafka 4.4 that the codec crate knows, and what is known besides.
+/// Every request that is answered, with its versions: those of Kafka 4.4 that the codec crate knows, and what is known besides. Kafka 4.2 and
+/// 4.3 have all of them.
 const REQUESTS: &[(ApiKey, i16, i16)] = &[
     // Kafka names 0 for the sake of old clients, and takes 3 and later.
     (ApiKey::Produce, 0, 13),
@@ -231,14 +232,19 @@ fn api_versions(core: &Core, asked: &Asked) -> Option<BytesMut> {
         let own = REQUESTS.iter().filter(|request| request.0 == ApiKey::ApiVersions).map(api);
         answer = answer.with_error_code(ErrorCode::UNSUPPORTED_VERSION.0).with_api_keys(own.collect());
     } else {
-        let level = core.state.lock().settings.share_version;
+        let (level, most) = {
+            let settings = &core.state.lock().settings;
+            (settings.share_version.min(settings.pose.share_version()), settings.pose.share_version())
+        };
         let name = StrBytes::from_static_str("share.version");
-        let supported = SupportedFeatureKey::default().with_name(name.clone()).with_min_version(0).with_max_version(2);
+        let supported =
+            SupportedFeatureKey::default().with_name(name.clone()).with_min_version(0).with_max_version(most);
         let finalized = FinalizedFeatureKey::default().with_name(name).with_max_version_level(level);
-        answer = answer
-            .with_api_keys(REQUESTS.iter().map(api).collect())
-            .with_supported_features(vec![supported])
-            .with_finalized_features_epoch(0);
+        answer = answer.with_api_keys(REQUESTS.iter().map(api).collect()).with_finalized_features_epoch(0);
+        // Clients of version 3 cannot read features that begin at 0, and are not told of them.
+        if asked.version >= 4 {
+            answer = answer.with_supported_features(vec![supported]);
+        }
         if level > 0 {
             answer = answer.with_finalized_features(vec![finalized.with_min_version_level(level)]);
         }

@@ -17,7 +17,7 @@
 //! | `log`, `batch`, `sequences` | a partition's records and its producers |
 //! | `settings`, `options` | Kafka's settings, the program's options |
 //!
-//! What differs from Kafka 4.4:
+//! What differs from Kafka 4.4, and from 4.2 and 4.3 when it poses as one of them:
 //! - One replica of everything; more than one node is several addresses of one memory. Internal topics do not show.
 //! - No transactions, no classic or consumer groups, no quotas but as a fault ([`Action::Throttle`]), no TLS, no SASL; the requests for these, and all others that ApiVersions
 //!   does not list, close the connection.
@@ -29,6 +29,8 @@
 //! - Retention drops batches, not segments. When memory is full, producing answers 56, as Kafka does when its disk fails; Kafka ends then.
 //! - The limit of record locks holds always; Kafka lets the rest of a batch through that its limit has cut.
 //! - A ShareFetch for a group that nobody has joined is answered -1 at once, not at the end of its wait.
+//! - When it poses as Kafka 4.2 or 4.3, its settings and the level of `share.version` are that version's; the rest is Kafka 4.4's.
+//! - An idle connection is closed within 50 ms after its time; Kafka takes up to 300 ms more, and closes them one after the other.
 //! - Share state is written at once, so that no restart repeats more than what was locked.
 //!
 //! Called by the binary `devbroker` and by tests.
@@ -61,7 +63,7 @@ mod topics;
 pub use faults::{Action, Bites, Fault, Kind};
 pub use options::{DevbrokerConfig, run};
 pub use rights::{Denial, Operation, Resource};
-pub use settings::{MEMORY_LIMIT, Settings};
+pub use settings::{KafkaVersion, MEMORY_LIMIT, Settings};
 
 use std::io;
 use std::net::SocketAddr;

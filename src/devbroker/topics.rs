@@ -154,7 +154,8 @@ impl State {
     }
 
     fn created_configs(&self, values: &Values) -> Vec<CreatableTopicConfigs> {
-        let configs = TOPIC.iter().map(|known| {
+        let known = TOPIC.iter().filter(|known| self.settings.knows(known.name));
+        let configs = known.map(|known| {
             CreatableTopicConfigs::default()
                 .with_name(StrBytes::from_static_str(known.name))
                 .with_value(Some(StrBytes::from_string(values.get(known, &self.settings).to_owned())))
@@ -198,7 +199,8 @@ impl State {
         }
         let mut values = Values::default();
         for config in &topic.configs {
-            let known = TOPIC.iter().find(|known| known.name == config.name.as_str());
+            let mut table = TOPIC.iter().filter(|known| self.settings.knows(known.name));
+            let known = table.find(|known| known.name == config.name.as_str());
             let value = config.value.as_ref().map(|value| value.as_str().to_owned());
             match (known, value) {
                 (Some(known), Some(value)) if known.takes(&value, &self.settings) => values.set(known, Some(value)),

@@ -4,6 +4,7 @@
 //! Requests go out as `src/kafka` writes them where it has them, and raw otherwise.
 
 mod connections;
+mod pose;
 mod rights;
 
 use std::{

@@ -38,4 +38,5 @@ mod standin;
 mod supervision;
 #[allow(dead_code, reason = "shared with the benches, which use the rest")]
 mod support;
+mod versions;
 mod worker;

@@ -60,7 +60,7 @@ impl Broker {
     }
 
     /// A broker for a test that stops, freezes or configures it; `arguments` are those of `scripts/kafka start`: `--set KEY=VALUE`,
-    /// `--feature NAME=LEVEL`.
+    /// `--feature NAME=LEVEL`, and, before the settings, `--version V`.
     pub fn new(arguments: &[&str]) -> Broker {
         if is_apache() { Broker::Apache(Apache::start(arguments, SHORT_LIVED)) } else { Broker::embedded(1, arguments) }
     }
@@ -74,10 +74,14 @@ impl Broker {
     pub fn embedded(nodes: usize, arguments: &[&str]) -> Broker {
         let mut settings = Settings::new(vec![ANY_PORT; nodes]);
         for pair in arguments.chunks(2) {
-            let (name, value) = pair[1].split_once('=').expect("KEY=VALUE");
+            let (name, value) = pair[1].split_once('=').unwrap_or(("", pair[1]));
             match pair[0] {
                 "--set" => settings.set(name, value).expect("a setting that the broker has"),
                 "--feature" => settings.share_version = value.parse().expect("a level"),
+                "--version" => {
+                    let (version, _patch) = value.rsplit_once('.').expect("a version such as 4.2.0");
+                    settings.pose = version.parse().expect("a version to pose as");
+                }
                 other => panic!("the embedded broker has no option {other}"),
             }
         }
