@@ -31,7 +31,7 @@ pub(super) enum Reply {
     Nothing,
     /// Hangs up.
     Close,
-    /// Does this, and reads nothing for so long after it.
+    /// Does this, and then reads nothing for this long.
     Throttled(Box<Reply>, Duration),
 }
 
@@ -143,7 +143,7 @@ impl Core {
         state.stopped
     }
 
-    /// Waits for so long, or until the broker ends.
+    /// Waits for this long, or until the broker ends.
     pub fn linger(&self, time: Duration) {
         let until = Instant::now() + time;
         let mut state = self.state.lock();

@@ -90,8 +90,8 @@ pub enum Action {
     CutAfter,
     /// The answer comes twice.
     AnswerTwice,
-    /// The request has its effect; its answer tells the client to be silent for so long, and nothing is read from its connection meanwhile.
-    /// A Fetch and a ShareFetch are answered without records, as by Kafka.
+    /// The request has its effect, the answer tells the client how long it is throttled, and the broker reads nothing from the
+    /// connection for this long. The answers to Fetch and ShareFetch bring no records, as with Kafka.
     Throttle(Duration),
     /// The whole broker stands still for so long, from before the effect on.
     Freeze(Duration),

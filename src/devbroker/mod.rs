@@ -19,8 +19,8 @@
 //!
 //! What differs from Kafka 4.4, and from 4.2 and 4.3 when it poses as one of them:
 //! - One replica of everything; more than one node is several addresses of one memory. Internal topics do not show.
-//! - No transactions, no classic or consumer groups, no quotas but as a fault ([`Action::Throttle`]), no TLS, no SASL; the requests for these, and all others that ApiVersions
-//!   does not list, close the connection.
+//! - No transactions, no classic or consumer groups, no quotas, no TLS, no SASL; the requests for these, and all others that
+//!   ApiVersions does not list, close the connection. A fault throttles ([`Action::Throttle`]).
 //! - Rights are denied by client id ([`Broker::deny`]), not by user, and no request changes them. A name of a resource is whole or `*`.
 //!   Transactional ids need none, and authorized operations are never told.
 //! - Fetch sessions are never opened (each answer is whole), and nothing is compacted: `cleanup.policy` is kept and told only.
@@ -188,7 +188,7 @@ impl Broker {
         self.shared.core.faults.clear();
     }
 
-    /// Takes a right away from clients, as an ACL of Kafka does that denies.
+    /// Takes a right away from clients, until [`Self::allow_all`] or until the broker forgets what it knows ([`Action::Forget`]).
     pub fn deny(&self, denial: Denial) {
         self.shared.core.state.lock().rights.deny(denial);
     }

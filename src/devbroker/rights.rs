@@ -1,7 +1,7 @@
-//! Rights: which client may do what to which topic, which group and the cluster, as Kafka's `StandardAuthorizer` decides it.
+//! Rights: which client may do what to topics, groups and the cluster, as Kafka's `StandardAuthorizer` decides it.
 //!
-//! A list of denials; everything else is allowed. Each request calls [`State::check_right`] where it knows the name of the topic or the
-//! group. Kafka denies users; the embedded broker has none, and denies client ids. Called by the requests, and by tests through
+//! A list of denials; everything else is allowed. Each request calls [`State::check_right`] where it knows the name of the topic or
+//! the group. Kafka denies users; the embedded broker has none, and denies client ids. Called by the requests, and by tests through
 //! [`Broker`](super::Broker).
 
 use uuid::Uuid;
@@ -20,7 +20,7 @@ pub enum Operation {
     Create = 5,
     /// DeleteTopics, for which the right to the cluster is enough; DeleteRecords; DeleteGroups.
     Delete = 6,
-    /// Metadata and ListOffsets of a topic, which ShareGroupHeartbeat also needs; FindCoordinator and DescribeShareGroupOffsets of a group.
+    /// Metadata and ListOffsets of a topic; FindCoordinator and ShareGroupDescribe of a group. Heartbeats need it of their topics.
     Describe = 8,
     /// DescribeConfigs
     DescribeConfigs = 10,
@@ -51,7 +51,7 @@ impl<'a> Resource<'a> {
         }
     }
 
-    /// What a request is answered that lacks a right to it.
+    /// The code for a request that lacks the right.
     fn code(self) -> ErrorCode {
         match self {
             Self::Topic(_) => ErrorCode::TOPIC_AUTHORIZATION_FAILED,
@@ -61,8 +61,8 @@ impl<'a> Resource<'a> {
     }
 }
 
-/// One operation on one resource that is not allowed. An operation implies no other one: as with an ACL of Kafka that denies, a client
-/// without Describe may still read.
+/// One operation on one resource that is not allowed. It implies no other one, as with an ACL of Kafka that denies: a client without
+/// Describe may still read.
 #[derive(Clone, Debug)]
 pub struct Denial {
     operation: Operation,
@@ -120,7 +120,8 @@ impl State {
     /// Whether the caller may do this.
     ///
     /// # Errors
-    /// [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`], [`ErrorCode::GROUP_AUTHORIZATION_FAILED`] or [`ErrorCode::CLUSTER_AUTHORIZATION_FAILED`].
+    /// [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`], [`ErrorCode::GROUP_AUTHORIZATION_FAILED`] or
+    /// [`ErrorCode::CLUSTER_AUTHORIZATION_FAILED`]: the code of the resource.
     pub fn check_right(&self, caller: &Caller, operation: Operation, resource: Resource) -> Result<(), ErrorCode> {
         if self.may(caller, operation, resource) { Ok(()) } else { Err(resource.code()) }
     }

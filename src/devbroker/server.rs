@@ -159,8 +159,8 @@ impl Shared {
         }
     }
 
-    /// Closes the connections on which nothing came and nothing went for `connections.max.idle.ms`. Kafka does not wait for the request
-    /// that such a connection has parked, and does not answer it.
+    /// Closes the connections on which no byte came or went for `connections.max.idle.ms`; below 0 there is no limit. A parked request is
+    /// no activity, and is not answered, as measured with Kafka 4.4.
     fn close_idle(&self, now: Instant) {
         let Ok(limit) = u64::try_from(self.core.state.lock().settings.number("connections.max.idle.ms")) else {
             return;

@@ -10,7 +10,8 @@ use std::time::Duration;
 /// Records that a broker keeps in memory unless told otherwise, in bytes.
 pub const MEMORY_LIMIT: usize = 512 << 20;
 
-/// The version of Kafka that an embedded broker poses as: what ApiVersions tells, and the settings of brokers, topics and groups that it knows.
+/// The version of Kafka that an embedded broker poses as. The level of `share.version` and the settings of brokers, topics and groups
+/// follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum KafkaVersion {
     /// Kafka 4.2

@@ -1,7 +1,7 @@
-//! Answers of a throttled client (KIP-219): they come at once and say for how long nothing is read from the connection after them.
+//! Answers to a throttled client (KIP-219): they come at once and tell how long the broker reads nothing from the connection.
 //!
-//! As in Kafka 4.4 a throttled Fetch and a throttled ShareFetch bring no records. Records that the ShareFetch has acquired stay locked and
-//! are not told. Called by [`core`](super::core) for the fault that throttles.
+//! The answers to Fetch and ShareFetch bring no records, as measured with Kafka 4.4: records that the ShareFetch has acquired stay
+//! locked, and the member does not learn of them. Called by [`core`](super::core) for [`Action::Throttle`](super::Action::Throttle).
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::dispatch::Asked;
 use super::faults::Kind;
 use super::share_wire;
 
-/// The body of the answer with this time in it. A version that has no place for the time stays as it is.
+/// Puts the time into the body of an answer. The answer of a version without such a field stays as it is.
 pub(super) fn throttled(kind: Kind, asked: &Asked, mut body: BytesMut, time: Duration) -> Option<BytesMut> {
     let (version, time_ms) = (asked.version, i32::try_from(time.as_millis()).unwrap_or(i32::MAX));
     let mut changed = BytesMut::new();

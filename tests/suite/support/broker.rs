@@ -119,7 +119,7 @@ impl Broker {
         }
     }
 
-    /// Takes one operation on one resource away from every client. A real broker must be one of [`Rig::with_rights`](super::Rig::with_rights).
+    /// Denies one operation on one resource to every client. A real broker needs [`Rig::with_rights`](super::Rig::with_rights).
     pub fn deny(&self, operation: Operation, resource: Resource) {
         match self {
             Broker::Embedded { broker, .. } => broker.deny(Denial::new(operation, resource)),
@@ -127,8 +127,8 @@ impl Broker {
         }
     }
 
-    /// Throttles the requests of this kind that [`Wire`] sends, by two seconds or so each: a quota of 1000 bytes a second, over ten seconds,
-    /// for a batch of about [`THROTTLED_BATCH`] bytes. A real broker takes Produce and what fetches.
+    /// Throttles the requests of this kind that [`Wire`] sends, by about two seconds each: a batch of [`THROTTLED_BATCH`] bytes exceeds
+    /// a quota of 1000 bytes a second, measured over ten seconds. With a real broker the kind is Produce, Fetch or ShareFetch.
     pub fn throttle(&self, kind: Kind) {
         match self {
             Broker::Embedded { broker, .. } => {
