@@ -154,8 +154,8 @@ fn share_session_of_an_idle_connection_ends_with_it() {
         }
         assert_idle_time(hung_up_after(since, &mut member.wire));
         let got = group.open("heir").eventually(2);
-        // Under a parked request a real broker counts the delivery sometimes, and sometimes takes it back.
         assert_eq!((got[0].0, got.last().map(|range| range.1)), (0, Some(1)), "what it held is released: {got:?}");
-        assert!(parks || got == [(0, 1, 2)], "{got:?}");
+        // A real broker does not count the first delivery every time.
+        assert!(got.iter().all(|range| (1..=2).contains(&range.2)), "{got:?}; parks: {parks}");
     }
 }
