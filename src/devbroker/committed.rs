@@ -12,6 +12,7 @@ use kafka_protocol::messages::{OffsetCommitRequest, OffsetCommitResponse, Offset
 use kafka_protocol::protocol::StrBytes;
 
 use super::produce::topic_name;
+use super::rights::{Operation, Resource};
 use super::state::{Caller, State};
 use crate::kafka::ErrorCode;
 
@@ -31,10 +32,12 @@ impl State {
     ) -> OffsetCommitResponse {
         let group = request.group_id.as_str();
         let member = request.generation_id_or_member_epoch != NO_MEMBER || !request.member_id.is_empty();
-        let refused = self.check_coordinator(group, caller.node, now).err();
+        let right = self.check_right(caller, Operation::Read, Resource::Group(group));
+        let refused = right.and_then(|()| self.check_coordinator(group, caller.node, now)).err();
         let refused = refused.or(member.then_some(ErrorCode::UNKNOWN_MEMBER_ID));
         let topics = request.topics.iter().map(|topic| {
             let name = topic.name.as_str();
+            let refused = refused.or(self.check_right(caller, Operation::Read, Resource::Topic(name)).err());
             let partitions = topic.partitions.iter().map(|partition| {
                 let code = refused.or_else(|| self.commit(group, name, partition).err());
                 OffsetCommitResponsePartition::default()
@@ -67,7 +70,8 @@ impl State {
         now: Instant,
     ) -> OffsetFetchResponse {
         let group = request.group_id.as_str();
-        if let Err(code) = self.check_coordinator(group, caller.node, now) {
+        let right = self.check_right(caller, Operation::Describe, Resource::Group(group));
+        if let Err(code) = right.and_then(|()| self.check_coordinator(group, caller.node, now)) {
             return OffsetFetchResponse::default().with_error_code(code.0);
         }
         let own = self.committed.keys().filter(|(owner, ..)| owner == group);
@@ -76,14 +80,17 @@ impl State {
         });
         let wanted = request.topics.clone().unwrap_or_else(|| all.collect());
         let topics = wanted.into_iter().map(|topic| {
+            let right = self.check_right(caller, Operation::Describe, Resource::Topic(topic.name.as_str()));
             let partitions = topic.partition_indexes.iter().map(|index| {
                 let key = (group.to_owned(), topic.name.to_string(), *index);
-                let (offset, epoch, metadata) = self.committed.get(&key).cloned().unwrap_or((-1, -1, String::new()));
+                let known = self.committed.get(&key).filter(|_| right.is_ok()).cloned();
+                let (offset, epoch, metadata) = known.unwrap_or((-1, -1, String::new()));
                 OffsetFetchResponsePartition::default()
                     .with_partition_index(*index)
                     .with_committed_offset(offset)
                     .with_committed_leader_epoch(epoch)
                     .with_metadata(Some(StrBytes::from_string(metadata)))
+                    .with_error_code(right.err().map_or(0, |code| code.0))
             });
             let partitions = partitions.collect();
             OffsetFetchResponseTopic::default().with_name(topic.name).with_partitions(partitions)

@@ -11,8 +11,9 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 
+use super::rights::{Operation, Resource};
 use super::settings::{GROUP, Known, Settings, TOPIC, Values};
-use super::state::State;
+use super::state::{Caller, State};
 use super::topics::is_topic_name;
 use crate::kafka::ErrorCode;
 
@@ -49,13 +50,15 @@ pub(super) fn source_of(known: &Known, values: &Values, settings: &Settings, own
 
 impl State {
     /// DescribeConfigs.
-    pub fn describe_configs(&self, request: &DescribeConfigsRequest) -> DescribeConfigsResponse {
+    pub fn describe_configs(&self, caller: &Caller, request: &DescribeConfigsRequest) -> DescribeConfigsResponse {
         let results = request.resources.iter().map(|resource| {
             let result = DescribeConfigsResult::default()
                 .with_resource_type(resource.resource_type)
                 .with_resource_name(resource.resource_name.clone())
                 .with_error_message(None);
-            match self.described_configs(resource) {
+            let (kind, name) = (resource.resource_type, resource.resource_name.as_str());
+            let right = self.check_config_right(caller, Operation::DescribeConfigs, kind, name);
+            match right.and_then(|()| self.described_configs(resource)) {
                 Ok(configs) => result.with_configs(configs),
                 Err((code, message)) => {
                     result.with_error_code(code.0).with_error_message(Some(StrBytes::from_string(message)))
@@ -81,6 +84,7 @@ impl State {
         let keys = resource.configuration_keys.as_ref();
         let wanted =
             table.iter().filter(|known| keys.is_none_or(|keys| keys.iter().any(|key| key.as_str() == known.name)));
+        let wanted = wanted.filter(|known| self.settings.knows(known.name));
         let configs = wanted.map(|known| {
             DescribeConfigsResourceResult::default()
                 .with_name(StrBytes::from_static_str(known.name))
@@ -97,10 +101,32 @@ impl State {
         self.topics.get(name).ok_or_else(|| (ErrorCode::UNKNOWN_TOPIC_OR_PARTITION, String::new()))
     }
 
+    fn check_config_right(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        resource_type: i8,
+        name: &str,
+    ) -> Result<(), Refusal> {
+        let resource = match resource_type {
+            OF_TOPIC => Resource::Topic(name),
+            OF_GROUP => Resource::Group(name),
+            _ => Resource::Cluster,
+        };
+        let right = self.check_right(caller, operation, resource);
+        right.map_err(|code| (code, "Authorization failed.".to_owned()))
+    }
+
     /// IncrementalAlterConfigs: each resource whole or not at all.
-    pub fn alter_configs(&mut self, request: &IncrementalAlterConfigsRequest) -> IncrementalAlterConfigsResponse {
+    pub fn alter_configs(
+        &mut self,
+        caller: &Caller,
+        request: &IncrementalAlterConfigsRequest,
+    ) -> IncrementalAlterConfigsResponse {
         let responses = request.resources.iter().map(|resource| {
-            let altered = self.altered(resource).map(|values| {
+            let (kind, name) = (resource.resource_type, resource.resource_name.as_str());
+            let right = self.check_config_right(caller, Operation::AlterConfigs, kind, name);
+            let altered = right.and_then(|()| self.altered(resource)).map(|values| {
                 if !request.validate_only {
                     self.put_values(resource, values);
                 }
@@ -135,7 +161,8 @@ impl State {
 
     fn alter(&self, table: &'static [Known], values: &mut Values, config: &AlterableConfig) -> Result<(), Refusal> {
         let invalid = |why: &str| (ErrorCode::INVALID_CONFIG, format!("{}: {why}", config.name.as_str()));
-        let known = table.iter().find(|known| known.name == config.name.as_str());
+        let mut table = table.iter().filter(|known| self.settings.knows(known.name));
+        let known = table.find(|known| known.name == config.name.as_str());
         if known.is_none() && config.config_operation == DELETE {
             // What nobody knows nobody has set.
             return Ok(());

@@ -18,6 +18,7 @@ use super::refusals;
 use super::settings::milliseconds;
 use super::share_wire::Fetch;
 use super::state::{Caller, Refusal, State};
+use super::throttle::throttled;
 use crate::kafka::ErrorCode;
 use crate::stop::Stop;
 
@@ -34,6 +35,8 @@ pub(super) enum Reply {
     Close,
     /// Neither answers nor reads any more, until the node ends.
     Deaf,
+    /// Does this, and then reads nothing for this long.
+    Throttled(Box<Reply>, Duration),
 }
 
 /// What a fault orders beyond the request that it bites.
@@ -74,6 +77,7 @@ impl Core {
             return Reply::Close;
         }
         let Some(asked) = Asked::read(frame) else { return Reply::Close };
+        let caller = Caller { client: &asked.client, ..caller };
         let scope = || self.state.lock().scope(&caller, &asked);
         let due = self.faults.due(asked.key as i16, &asked.client, node, scope);
         let reply =
@@ -105,10 +109,17 @@ impl Core {
                 Action::Forget(after) => return self.end(Order::Restart { node: None, after, forget: true }),
                 Action::MoveLeaders => self.change(|state, now| state.move_leaders(caller.node, now)),
                 Action::MoveCoordinators => self.change(|state, _| state.move_coordinators(caller.node)),
-                Action::Misreport(_) | Action::CutAfter | Action::AnswerTwice => {}
+                Action::Misreport(_) | Action::CutAfter | Action::AnswerTwice | Action::Throttle(_) => {}
             }
         }
-        let mut answer = reply(asked, self.done(&caller, asked));
+        let throttle =
+            due.iter().find_map(|fault| if let Action::Throttle(time) = fault.action { Some(time) } else { None });
+        let body = self.done(&caller, asked);
+        let body = match (kind, throttle) {
+            (Some(kind), Some(time)) => body.and_then(|body| throttled(kind, asked, body, time)),
+            _ => body,
+        };
+        let mut answer = reply(asked, body);
         for fault in due {
             match (fault.action, &mut answer) {
                 (Action::CutAfter, _) => return Reply::Close,
@@ -117,7 +128,10 @@ impl Core {
                 _ => {}
             }
         }
-        answer
+        match throttle {
+            Some(time) => Reply::Throttled(Box::new(answer), time),
+            None => answer,
+        }
     }
 
     fn order(&self, order: Order) {
@@ -174,7 +188,8 @@ impl Core {
         state.condition(node) == Condition::Down
     }
 
-    fn linger(&self, node: i32, time: Duration) {
+    /// Waits for this long, or until the node ends.
+    pub fn linger(&self, node: i32, time: Duration) {
         let until = Instant::now() + time;
         let mut state = self.state.lock();
         while state.condition(node) != Condition::Down && !self.changed.wait_until(&mut state, until).timed_out() {}
@@ -240,7 +255,7 @@ impl Core {
             let over = Instant::now() >= deadline;
             let current = state.share_fetch_signal(&parked);
             let looks = over || signal != Some(current);
-            if (looks && state.try_share_fetch(&mut parked, Instant::now())) || over {
+            if (looks && state.try_share_fetch(caller, &mut parked, Instant::now())) || over {
                 return state.finish_share_fetch(parked);
             }
             signal = Some(current);
@@ -254,12 +269,18 @@ impl Core {
     /// A connection has ended. A node that is frozen or cut off notices later.
     pub fn disconnected(&self, caller: &Caller) {
         if self.pass(caller.node) {
-            self.state.lock().end_sessions_of(caller.connection);
+            self.end_sessions_of(caller.connection);
         }
     }
 
-    /// Lets time pass until stopped: nodes are fenced, locks run out, silent members go, old records are dropped.
-    pub fn keep_time(&self, stop: &Stop) {
+    /// A connection is closed: its sessions end, and with them a ShareFetch that is parked.
+    pub fn end_sessions_of(&self, connection: u64) {
+        self.change(|state, _| state.end_sessions_of(connection));
+    }
+
+    /// Lets time pass until stopped: nodes are fenced, locks run out, silent members go, old records are dropped, idle connections are closed by
+    /// `close_idle`.
+    pub fn keep_time(&self, stop: &Stop, close_idle: impl Fn(Instant)) {
         let mut clean_at = Instant::now();
         let mut pause = TICK;
         while stop.sleep(pause).is_ok() {
@@ -271,6 +292,7 @@ impl Core {
             }
             let (any, next) = state.expire(now);
             drop(state);
+            close_idle(now);
             if any || controlled {
                 self.changed.notify_all();
             }

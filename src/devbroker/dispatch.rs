@@ -21,7 +21,8 @@ use super::share_wire;
 use super::state::Caller;
 use crate::kafka::{ErrorCode, records, share_lag};
 
-/// Every request that is answered, with its versions: those of Kafka 4.4 that the codec crate knows, and what is known besides.
+/// Every request that is answered, with its versions: those of Kafka 4.4 that the codec crate knows, and what is known besides. Kafka 4.2 and
+/// 4.3 have all of them.
 const REQUESTS: &[(ApiKey, i16, i16)] = &[
     // Kafka names 0 for the sake of old clients, and takes 3 and later.
     (ApiKey::Produce, 0, 13),
@@ -61,7 +62,7 @@ pub(super) struct Asked {
     pub client: String,
     pub body: Bytes,
     /// ApiVersions in a version that nobody knows: that is told in version 0 (KIP-511).
-    too_new: bool,
+    pub too_new: bool,
 }
 
 impl Asked {
@@ -134,9 +135,9 @@ pub(super) fn answer(core: &Core, caller: &Caller, asked: &Asked) -> Option<Byte
         ApiKey::Metadata => {
             typed(asked, |request: MetadataRequest| core.state.lock().metadata(caller, version, &request))
         }
-        ApiKey::FindCoordinator => {
-            typed(asked, |request: FindCoordinatorRequest| core.state.lock().find_coordinator(version, &request))
-        }
+        ApiKey::FindCoordinator => typed(asked, |request: FindCoordinatorRequest| {
+            core.state.lock().find_coordinator(caller, version, &request)
+        }),
         ApiKey::InitProducerId => {
             let answer = typed(asked, |request: InitProducerIdRequest| {
                 core.state.lock().init_producer_id(caller, &request, now, now_ms())
@@ -159,7 +160,7 @@ pub(super) fn answer(core: &Core, caller: &Caller, asked: &Asked) -> Option<Byte
             typed(asked, |request: CreateTopicsRequest| core.state.lock().create_topics(caller, version, &request))
         }
         ApiKey::DeleteTopics => typed(asked, |request: DeleteTopicsRequest| {
-            let answer = core.state.lock().delete_topics(version, &request);
+            let answer = core.state.lock().delete_topics(caller, version, &request);
             core.changed.notify_all();
             answer
         }),
@@ -167,10 +168,10 @@ pub(super) fn answer(core: &Core, caller: &Caller, asked: &Asked) -> Option<Byte
             typed(asked, |request: DeleteRecordsRequest| core.state.lock().delete_records(caller, &request, now))
         }
         ApiKey::DescribeConfigs => {
-            typed(asked, |request: DescribeConfigsRequest| core.state.lock().describe_configs(&request))
+            typed(asked, |request: DescribeConfigsRequest| core.state.lock().describe_configs(caller, &request))
         }
         ApiKey::IncrementalAlterConfigs => {
-            typed(asked, |request: IncrementalAlterConfigsRequest| core.state.lock().alter_configs(&request))
+            typed(asked, |request: IncrementalAlterConfigsRequest| core.state.lock().alter_configs(caller, &request))
         }
         _ => answer_group(core, caller, asked, now),
     }
@@ -179,7 +180,7 @@ pub(super) fn answer(core: &Core, caller: &Caller, asked: &Asked) -> Option<Byte
 fn answer_group(core: &Core, caller: &Caller, asked: &Asked, now: Instant) -> Option<BytesMut> {
     match asked.key {
         ApiKey::ShareGroupHeartbeat => typed(asked, |request: ShareGroupHeartbeatRequest| {
-            core.state.lock().share_group_heartbeat(caller, &asked.client, &request, now)
+            core.state.lock().share_group_heartbeat(caller, &request, now)
         }),
         ApiKey::ShareFetch => {
             let fetch = share_wire::decode_fetch(&asked.body, asked.version)?;
@@ -203,7 +204,7 @@ fn answer_group(core: &Core, caller: &Caller, asked: &Asked, now: Instant) -> Op
         ApiKey::OffsetFetch => {
             typed(asked, |request: OffsetFetchRequest| core.state.lock().fetch_offsets(caller, &request, now))
         }
-        ApiKey::ListGroups => typed(asked, |_: ListGroupsRequest| core.state.lock().list_groups()),
+        ApiKey::ListGroups => typed(asked, |_: ListGroupsRequest| core.state.lock().list_groups(caller)),
         ApiKey::DeleteGroups => {
             typed(asked, |request: DeleteGroupsRequest| core.state.lock().delete_groups(caller, &request, now))
         }
@@ -244,14 +245,19 @@ fn api_versions(core: &Core, asked: &Asked) -> Option<BytesMut> {
         let own = REQUESTS.iter().filter(|request| request.0 == ApiKey::ApiVersions).map(api);
         answer = answer.with_error_code(ErrorCode::UNSUPPORTED_VERSION.0).with_api_keys(own.collect());
     } else {
-        let level = core.state.lock().settings.share_version;
+        let (level, most) = {
+            let settings = &core.state.lock().settings;
+            (settings.share_version.min(settings.pose.share_version()), settings.pose.share_version())
+        };
         let name = StrBytes::from_static_str("share.version");
-        let supported = SupportedFeatureKey::default().with_name(name.clone()).with_min_version(0).with_max_version(2);
+        let supported =
+            SupportedFeatureKey::default().with_name(name.clone()).with_min_version(0).with_max_version(most);
         let finalized = FinalizedFeatureKey::default().with_name(name).with_max_version_level(level);
-        answer = answer
-            .with_api_keys(REQUESTS.iter().map(api).collect())
-            .with_supported_features(vec![supported])
-            .with_finalized_features_epoch(0);
+        answer = answer.with_api_keys(REQUESTS.iter().map(api).collect()).with_finalized_features_epoch(0);
+        // Clients of version 3 cannot read features that begin at 0, and are not told of them.
+        if asked.version >= 4 {
+            answer = answer.with_supported_features(vec![supported]);
+        }
         if level > 0 {
             answer = answer.with_finalized_features(vec![finalized.with_min_version_level(level)]);
         }

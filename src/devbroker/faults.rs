@@ -93,6 +93,9 @@ pub enum Action {
     AnswerTwice,
     /// The request has no effect; its connection stays open, says nothing and hears nothing any more, not even its end.
     Deafen,
+    /// The request has its effect, the answer tells the client how long it is throttled, and the broker reads nothing from the
+    /// connection for this long. The answers to Fetch and ShareFetch bring no records, as with Kafka.
+    Throttle(Duration),
     /// The whole broker stands still for so long, from before the effect on.
     Freeze(Duration),
     /// The whole broker ends without a warning and starts again after so long; memory survives.

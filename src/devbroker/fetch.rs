@@ -13,6 +13,7 @@ use kafka_protocol::messages::fetch_response::{
 };
 use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, ProducerId};
 
+use super::rights::{Operation, Resource};
 use super::state::{Caller, State};
 use crate::kafka::ErrorCode;
 
@@ -83,6 +84,7 @@ impl State {
         first: bool,
         now: Instant,
     ) -> Result<Read, ErrorCode> {
+        self.check_right(caller, Operation::Read, Resource::Topic(topic))?;
         let partition = self.led(topic, wanted.partition, caller, now)?;
         let (log, from) = (&partition.log, wanted.fetch_offset);
         let (start, end) = (log.start(), partition.high_watermark);

@@ -32,6 +32,7 @@ use uuid::Uuid;
 
 use super::nodes::NO_LEADER;
 use super::produce::topic_name;
+use super::rights::{Operation, Resource};
 use super::share_group::Group;
 use super::share_partition::SharePartition;
 use super::state::{Caller, State};
@@ -40,15 +41,25 @@ use crate::kafka::ErrorCode;
 /// From this version on FindCoordinator asks for several at once (KIP-699).
 const SEVERAL: i16 = 4;
 /// Key types of FindCoordinator: groups and transactions. Share state (2) is for brokers.
-const KEY_TYPES: std::ops::RangeInclusive<i8> = 0..=1;
+const KEY_TYPES: std::ops::RangeInclusive<i8> = GROUP_KEY..=1;
+const GROUP_KEY: i8 = 0;
 
 impl State {
     /// FindCoordinator.
-    pub fn find_coordinator(&self, version: i16, request: &FindCoordinatorRequest) -> FindCoordinatorResponse {
+    pub fn find_coordinator(
+        &self,
+        caller: &Caller,
+        version: i16,
+        request: &FindCoordinatorRequest,
+    ) -> FindCoordinatorResponse {
         let find = |key: &StrBytes| {
             let id = self.coordinator(key.as_str()).unwrap_or(NO_LEADER);
             let found = Coordinator::default().with_key(key.clone()).with_error_message(None);
             let none = found.clone().with_node_id(BrokerId(-1)).with_port(-1);
+            let right = self.check_right(caller, Operation::Describe, Resource::Group(key.as_str()));
+            if let (GROUP_KEY, Err(code)) = (request.key_type, right) {
+                return none.with_error_code(code.0);
+            }
             match self.node(id).map(|node| node.address) {
                 _ if !KEY_TYPES.contains(&request.key_type) => none.with_error_code(ErrorCode::INVALID_REQUEST.0),
                 Some(address) => found
@@ -88,8 +99,10 @@ impl State {
     }
 
     /// ListGroups.
-    pub fn list_groups(&self) -> ListGroupsResponse {
-        let groups = self.groups.iter().map(|(id, group)| {
+    pub fn list_groups(&self, caller: &Caller) -> ListGroupsResponse {
+        let all = self.may(caller, Operation::Describe, Resource::Cluster);
+        let shown = |id: &str| all || self.may(caller, Operation::Describe, Resource::Group(id));
+        let groups = self.groups.iter().filter(|(id, _)| shown(id)).map(|(id, group)| {
             ListedGroup::default()
                 .with_group_id(group_id(id))
                 .with_protocol_type(StrBytes::from_static_str("share"))
@@ -109,10 +122,14 @@ impl State {
         let groups = request.group_ids.iter().map(|id| {
             let described = DescribedGroup::default().with_group_id(id.clone()).with_error_message(None);
             let described = described.with_authorized_operations(i32::MIN);
-            match self.check_coordinator(id.as_str(), caller.node, now) {
+            let right = self.check_right(caller, Operation::Describe, Resource::Group(id.as_str()));
+            match right.and_then(|()| self.check_coordinator(id.as_str(), caller.node, now)) {
                 Err(code) => described.with_error_code(code.0),
                 Ok(()) => match self.groups.get(id.as_str()) {
                     None => described.with_error_code(ErrorCode::GROUP_ID_NOT_FOUND.0),
+                    Some(group) if !self.may_describe_topics(caller, group) => {
+                        described.with_error_code(ErrorCode::TOPIC_AUTHORIZATION_FAILED.0)
+                    }
                     Some(group) => described
                         .with_group_state(StrBytes::from_static_str(group_state(group)))
                         .with_group_epoch(group.epoch)
@@ -123,6 +140,11 @@ impl State {
             }
         });
         ShareGroupDescribeResponse::default().with_groups(groups.collect())
+    }
+
+    fn may_describe_topics(&self, caller: &Caller, group: &Group) -> bool {
+        let topics = group.members.values().flat_map(|member| &member.subscribed);
+        topics.into_iter().all(|name| self.may(caller, Operation::Describe, Resource::Topic(name)))
     }
 
     fn described_members(&self, group: &Group) -> Vec<Member> {
@@ -176,12 +198,14 @@ impl State {
         now: Instant,
         lags: &mut Vec<i64>,
     ) -> Result<Vec<DescribeShareGroupOffsetsResponseTopic>, ErrorCode> {
+        self.check_right(caller, Operation::Describe, Resource::Group(wanted.group_id.as_str()))?;
         self.check_coordinator(wanted.group_id.as_str(), caller.node, now)?;
         // A group that is not there has begun nothing.
         let group = self.groups.get(wanted.group_id.as_str());
         let all = || {
             let keys = group.into_iter().flat_map(|group| group.partitions.keys());
             let keys = keys.filter_map(|(topic, index)| Some((self.topic_name(*topic)?, *index)));
+            let keys = keys.filter(|(name, _)| self.may(caller, Operation::Describe, Resource::Topic(name)));
             keys.map(|(name, index)| {
                 DescribeShareGroupOffsetsRequestTopic::default()
                     .with_topic_name(topic_name(&name))
@@ -190,7 +214,8 @@ impl State {
         };
         let topics = wanted.topics.clone().unwrap_or_else(|| all().collect());
         let answers = topics.into_iter().map(|topic| {
-            let found = self.topics.get(topic.topic_name.as_str());
+            let right = self.check_right(caller, Operation::Describe, Resource::Topic(topic.topic_name.as_str()));
+            let found = self.topics.get(topic.topic_name.as_str()).filter(|_| right.is_ok());
             let partitions = topic.partitions.iter().map(|index| {
                 let answer = DescribeShareGroupOffsetsResponsePartition::default()
                     .with_partition_index(*index)
@@ -202,7 +227,8 @@ impl State {
                     .map(|partition| partition.log.end());
                 lags.push(progress.zip(end).map_or(-1, |(progress, end)| progress.lag(end)));
                 if found.is_none() {
-                    return answer.with_error_code(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION.0);
+                    let code = right.err().unwrap_or(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION);
+                    return answer.with_error_code(code.0);
                 }
                 answer.with_start_offset(progress.map_or(-1, SharePartition::start))
             });
@@ -223,7 +249,14 @@ impl State {
     ) -> AlterShareGroupOffsetsResponse {
         let answer = AlterShareGroupOffsetsResponse::default().with_error_message(None);
         let id = request.group_id.as_str();
-        let checked = self.check_coordinator(id, caller.node, now).and_then(|()| match self.groups.get_mut(id) {
+        let right = self.check_right(caller, Operation::Read, Resource::Group(id));
+        let topics = request.topics.iter().map(|topic| {
+            let name = topic.topic_name.as_str();
+            (topic, self.check_right(caller, Operation::Read, Resource::Topic(name)))
+        });
+        let topics: Vec<_> = topics.collect();
+        let right = right.and_then(|()| self.check_coordinator(id, caller.node, now));
+        let checked = right.and_then(|()| match self.groups.get_mut(id) {
             None => Err(ErrorCode::GROUP_ID_NOT_FOUND),
             Some(group) if !group.members.is_empty() => Err(ErrorCode::NON_EMPTY_GROUP),
             Some(group) => Ok(group),
@@ -232,19 +265,19 @@ impl State {
             Ok(group) => group,
             Err(code) => return answer.with_error_code(code.0),
         };
-        let responses = request.topics.iter().map(|topic| {
+        let responses = topics.into_iter().map(|(topic, right)| {
             let found = self.topics.get(topic.topic_name.as_str());
             let partitions = topic.partitions.iter().map(|wanted| {
                 let index = wanted.partition_index;
                 let exists =
                     found.filter(|topic| usize::try_from(index).is_ok_and(|index| index < topic.partitions.len()));
                 let answer = AlterShareGroupOffsetsResponsePartition::default().with_partition_index(index);
-                match exists {
-                    Some(topic) => {
+                match right.and(exists.ok_or(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION)) {
+                    Ok(topic) => {
                         group.partitions.insert((topic.id, index), SharePartition::new(wanted.start_offset));
                         answer.with_error_message(None)
                     }
-                    None => answer.with_error_code(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION.0),
+                    Err(code) => answer.with_error_code(code.0),
                 }
             });
             AlterShareGroupOffsetsResponseTopic::default()
@@ -263,7 +296,9 @@ impl State {
         now: Instant,
     ) -> DeleteGroupsResponse {
         let results = request.groups_names.iter().map(|id| {
-            let deleted = self.check_coordinator(id.as_str(), caller.node, now).and_then(|()| {
+            let right = self.check_right(caller, Operation::Delete, Resource::Group(id.as_str()));
+            let right = right.and_then(|()| self.check_coordinator(id.as_str(), caller.node, now));
+            let deleted = right.and_then(|()| {
                 let group = self.groups.get(id.as_str()).ok_or(ErrorCode::GROUP_ID_NOT_FOUND)?;
                 if group.members.is_empty() { Ok(()) } else { Err(ErrorCode::NON_EMPTY_GROUP) }
             });

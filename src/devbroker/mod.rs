@@ -8,9 +8,10 @@
 //! |---|---|
 //! | `server` | sockets, threads |
 //! | `core` | one request with its faults, waiting, time |
-//! | `dispatch`, `share_wire`, `refusals` | bytes to requests, answers to bytes |
+//! | `dispatch`, `share_wire`, `refusals`, `throttle` | bytes to requests, answers to bytes |
 //! | `faults`, `scope` | what shall go wrong, and at which requests |
 //! | `state` | everything it knows, behind one lock |
+//! | `rights` | which client may do what |
 //! | `produce`, `fetch`, `offsets`, `committed`, `topics`, `configs`, `groups` | the requests about topics and groups |
 //! | `share_group`, `share_fetch`, `share_partition` | members, sessions, records of share groups (KIP-932) |
 //! | `nodes` | which nodes run, are fenced, lead, coordinate |
@@ -18,12 +19,14 @@
 //! | `transactions` | transactional ids and their epochs (KIP-98) |
 //! | `settings`, `options` | Kafka's settings, the program's options |
 //!
-//! What differs from Kafka 4.4:
+//! What differs from Kafka 4.4, and from 4.2 and 4.3 when it poses as one of them:
 //! - All nodes share one memory: a replica never lags, a log never gets shorter, and a kill loses share state only as far as
 //!   `Settings::share_state_delay` says. Nodes are no processes: SIGKILL, SIGSTOP and a cut of the network are emulated, and the kernel goes on
 //!   accepting connections. Internal topics do not show; group and share state is there while any node is.
-//! - No classic or consumer groups, no quotas, no rights, no TLS, no SASL; the requests for these, and all others that
-//!   ApiVersions does not list, close the connection.
+//! - No classic or consumer groups, no quotas, no TLS, no SASL; the requests for these, and all others that
+//!   ApiVersions does not list, close the connection. A fault throttles ([`Action::Throttle`]).
+//! - Rights are denied by client id ([`Broker::deny`]), not by user, and no request changes them. A name of a resource is whole or `*`.
+//!   Transactional ids need none, and authorized operations are never told.
 //! - Fetch sessions are never opened (each answer is whole), and nothing is compacted: `cleanup.policy` is kept and told only.
 //! - Transactions have no time limit, hold no offsets of groups, and begin with AddPartitionsToTxn, never with a
 //!   Produce (KIP-890). EndTxn and InitProducerId write the markers before they answer; Kafka writes them later, and
@@ -33,6 +36,8 @@
 //! - Retention drops batches, not segments. When memory is full, producing answers 56, as Kafka does when its disk fails; Kafka ends then.
 //! - The limit of record locks holds always; Kafka lets the rest of a batch through that its limit has cut.
 //! - A ShareFetch for a group that nobody has joined is answered -1 at once, not at the end of its wait.
+//! - When it poses as Kafka 4.2 or 4.3, its settings and the level of `share.version` are that version's; the rest is Kafka 4.4's.
+//! - An idle connection is closed within 50 ms after its time; Kafka takes up to 300 ms more, and closes them one after the other.
 //!
 //! Called by the binary `devbroker` and by tests.
 
@@ -50,6 +55,7 @@ mod offsets;
 mod options;
 mod produce;
 mod refusals;
+mod rights;
 mod scope;
 mod sequences;
 mod server;
@@ -59,12 +65,14 @@ mod share_group;
 mod share_partition;
 mod share_wire;
 mod state;
+mod throttle;
 mod topics;
 mod transactions;
 
 pub use faults::{Action, Bites, Fault, Kind};
 pub use options::{DevbrokerConfig, run};
-pub use settings::{MEMORY_LIMIT, Settings};
+pub use rights::{Denial, Operation, Resource};
+pub use settings::{KafkaVersion, MEMORY_LIMIT, Settings};
 
 use std::io;
 use std::net::SocketAddr;
@@ -140,7 +148,10 @@ impl Broker {
         let keep = threads::spawn("devbroker-keep", shared.died.clone(), move || keeper.carry_out(&to_do, &stop));
         let stop = broker.stop.clone();
         let time = threads::spawn("devbroker-timer", shared.died.clone(), move || {
-            shared.core.keep_time(&stop);
+            let servers = &shared.servers;
+            shared
+                .core
+                .keep_time(&stop, |now| servers.lock().iter().flatten().for_each(|server| server.close_idle(now)));
             Ok::<(), StartError>(())
         });
         broker.threads = vec![keep, time];
@@ -180,6 +191,16 @@ impl Broker {
     /// Nothing more shall go wrong.
     pub fn heal(&self) {
         self.shared.core.faults.clear();
+    }
+
+    /// Takes a right away from clients, until [`Self::allow_all`] or until the broker forgets what it knows ([`Action::Forget`]).
+    pub fn deny(&self, denial: Denial) {
+        self.shared.core.state.lock().rights.deny(denial);
+    }
+
+    /// Gives every client every right back.
+    pub fn allow_all(&self) {
+        self.shared.core.state.lock().rights.allow_all();
     }
 
     /// Draws what is left to chance from this seed from now on.

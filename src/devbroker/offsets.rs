@@ -10,6 +10,7 @@ use kafka_protocol::messages::list_offsets_response::{ListOffsetsPartitionRespon
 use kafka_protocol::messages::{DeleteRecordsRequest, DeleteRecordsResponse, ListOffsetsRequest, ListOffsetsResponse};
 
 use super::fetch::{READ_COMMITTED, wrong_epoch};
+use super::rights::{Operation, Resource};
 use super::state::{Caller, State};
 use crate::kafka::ErrorCode;
 
@@ -59,6 +60,7 @@ impl State {
         wanted: &ListOffsetsPartition,
         now: Instant,
     ) -> Result<(i64, i64, i32), ErrorCode> {
+        self.check_right(caller, Operation::Describe, Resource::Topic(topic))?;
         let partition = self.led(topic, wanted.partition_index, caller, now)?;
         if let Some(code) = wrong_epoch(wanted.current_leader_epoch, partition.epoch) {
             return Err(code);
@@ -107,6 +109,7 @@ impl State {
         now: Instant,
     ) -> Result<i64, ErrorCode> {
         const TO_THE_END: i64 = -1;
+        self.check_right(caller, Operation::Delete, Resource::Topic(topic))?;
         let partition = self.led(topic, index, caller, now)?;
         let (log, end) = (&mut partition.log, partition.high_watermark);
         let offset = if offset == TO_THE_END { end } else { offset };

@@ -39,6 +39,9 @@ struct Options {
     /// A setting of the broker, by Kafka's name; may be given more than once
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// The version of Kafka to pose as: 4.2, 4.3 or 4.4; what ApiVersions tells and the settings follow it
+    #[arg(long, env = "DEVBROKER_POSE", value_name = "VERSION", default_value = "4.4")]
+    pose: String,
     /// Least severe lines to log: error, warn, info, debug, trace
     #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     log_level: String,
@@ -83,6 +86,7 @@ impl DevbrokerConfig {
         let mut mebibytes = MEMORY_LIMIT >> 20;
         faults.set(&mut mebibytes, "DEVBROKER_MEMORY", &options.memory, |text| values::number(text, &(1..=1 << 20)));
         settings.memory_limit = mebibytes << 20;
+        faults.set(&mut settings.pose, "DEVBROKER_POSE", &options.pose, str::parse);
         for pair in &options.set {
             let set = match pair.split_once('=') {
                 Some((name, value)) => settings.set(name, value),

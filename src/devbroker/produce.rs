@@ -11,6 +11,7 @@ use kafka_protocol::messages::{BrokerId, ProduceRequest, ProduceResponse, TopicN
 use kafka_protocol::protocol::StrBytes;
 
 use super::batch::Batch;
+use super::rights::{Operation, Resource};
 use super::state::{Caller, State};
 use crate::kafka::ErrorCode;
 
@@ -34,6 +35,7 @@ impl State {
             let partitions = topic.partition_data.iter().map(|partition| {
                 let index = partition.index;
                 let appended = name.clone().and_then(|name| {
+                    self.check_right(caller, Operation::Write, Resource::Topic(&name))?;
                     check_acks(request.acks)?;
                     let id = request.transactional_id.as_ref().map(|id| id.as_str());
                     self.append(caller, (&name, id), partition, request.acks, now, now_ms)

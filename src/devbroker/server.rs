@@ -7,12 +7,14 @@ use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use socket2::SockRef;
 
 use super::core::{Core, Reply};
+use super::nodes::Condition;
 use super::state::Caller;
 use crate::reserved_port::ReservedPort;
 use crate::stop::Stop;
@@ -39,7 +41,30 @@ struct Shared {
 
 #[derive(Default)]
 struct Connections {
-    open: HashMap<u64, (TcpStream, Thread)>,
+    open: HashMap<u64, Connection>,
+}
+
+struct Connection {
+    socket: TcpStream,
+    thread: Thread,
+    /// When bytes came or went last.
+    active: Arc<Mutex<Instant>>,
+    /// It was idle for too long; its thread may still be parked in a request.
+    closed: bool,
+}
+
+/// The reading side of a connection, which notes when bytes came.
+struct Watched<'a> {
+    socket: &'a TcpStream,
+    active: &'a Mutex<Instant>,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.socket.read(into)?;
+        *self.active.lock() = Instant::now();
+        Ok(count)
+    }
 }
 
 impl Server {
@@ -70,12 +95,19 @@ impl Server {
         let _ = self.accepting.join();
         drop(self.listener);
         let open = std::mem::take(&mut self.shared.connections.lock().open);
-        for (socket, _) in open.values() {
-            let _ = socket.shutdown(Shutdown::Both);
+        for connection in open.values() {
+            let _ = connection.socket.shutdown(Shutdown::Both);
         }
-        for (_, thread) in open.into_values() {
-            let _ = thread.join();
+        for connection in open.into_values() {
+            let _ = connection.thread.join();
         }
+    }
+}
+
+impl Server {
+    /// Closes connections that are idle for too long.
+    pub fn close_idle(&self, now: Instant) {
+        self.shared.close_idle(now);
     }
 }
 
@@ -85,7 +117,7 @@ impl Shared {
             match listener.accept() {
                 Ok((socket, _)) => self.open(socket),
                 // Out of files, or the caller was gone before it was taken: the next one may do better.
-                Err(_) if !self.stop.is_triggered() => drop(self.stop.sleep(std::time::Duration::from_millis(10))),
+                Err(_) if !self.stop.is_triggered() => drop(self.stop.sleep(Duration::from_millis(10))),
                 Err(_) => return,
             }
         }
@@ -95,45 +127,77 @@ impl Shared {
     fn open(self: &Arc<Self>, socket: TcpStream) {
         let mut connections = self.connections.lock();
         let ended: Vec<u64> =
-            connections.open.iter().filter(|(_, (_, thread))| thread.is_finished()).map(|(id, _)| *id).collect();
+            connections.open.iter().filter(|(_, open)| open.thread.is_finished()).map(|(id, _)| *id).collect();
         let ended: Vec<_> = ended.into_iter().filter_map(|id| connections.open.remove(&id)).collect();
         let id = self.core.next_connection();
         // Dropping the socket closes it.
         if let (Ok(handle), true) = (socket.try_clone(), connections.open.len() < MOST_CONNECTIONS) {
             let shared = Arc::clone(self);
+            let active = Arc::new(Mutex::new(Instant::now()));
+            let noted = Arc::clone(&active);
             let thread = threads::spawn(&format!("broker-{:x}", id & 0xffff_ffff), self.died.clone(), move || {
                 // The peer has gone, or has sent what is no request: the connection is over either way.
                 let caller = Caller::new(shared.node, id);
-                let _ = shared.serve(&socket, &caller);
+                let _ = shared.serve(&socket, &noted, &caller);
                 let _ = socket.shutdown(Shutdown::Both);
                 shared.core.disconnected(&caller);
                 Ok::<(), io::Error>(())
             });
-            connections.open.insert(id, (handle, thread));
+            connections.open.insert(id, Connection { socket: handle, thread, active, closed: false });
         }
         drop(connections);
-        for (_, thread) in ended {
-            let _ = thread.join();
+        for connection in ended {
+            let _ = connection.thread.join();
         }
     }
 
+    /// Closes the connections on which no byte came or went for `connections.max.idle.ms`; below 0 there is no limit. A parked request is
+    /// no activity, and is not answered, as measured with Kafka 4.4.
+    fn close_idle(&self, now: Instant) {
+        let state = self.core.state.lock();
+        let limit = u64::try_from(state.settings.number("connections.max.idle.ms"));
+        let runs = state.condition(self.node) == Condition::Running;
+        drop(state);
+        let (Ok(limit), true) = (limit, runs) else { return };
+        let limit = Duration::from_millis(limit);
+        let mut idle = Vec::new();
+        let mut connections = self.connections.lock();
+        for (id, open) in &mut connections.open {
+            if !open.closed && now.saturating_duration_since(*open.active.lock()) > limit {
+                open.closed = true;
+                let _ = open.socket.shutdown(Shutdown::Both);
+                idle.push(*id);
+            }
+        }
+        drop(connections);
+        idle.into_iter().for_each(|id| self.core.end_sessions_of(id));
+    }
+
     /// One request after the other, each answered before the next is read: answers come in the order of their requests.
-    fn serve(&self, socket: &TcpStream, caller: &Caller) -> io::Result<()> {
+    fn serve(&self, socket: &TcpStream, active: &Mutex<Instant>, caller: &Caller<'static>) -> io::Result<()> {
         socket.set_nodelay(true)?;
         let largest = usize::try_from(self.core.state.lock().settings.number("socket.request.max.bytes"));
         let largest = largest.unwrap_or(usize::MAX);
-        let mut reader = BufReader::with_capacity(16 << 10, socket);
+        let mut reader = BufReader::with_capacity(16 << 10, Watched { socket, active });
         let mut writer = socket;
         loop {
             let frame = read_frame(&mut reader, largest)?;
-            match self.core.answer(caller.clone(), frame) {
+            let (reply, mute) = match self.core.answer(caller.clone(), frame) {
+                Reply::Throttled(reply, time) => (*reply, Some(time)),
+                reply => (reply, None),
+            };
+            match reply {
                 Reply::Answer(frame, times) => (0..times).try_for_each(|_| writer.write_all(&frame))?,
                 Reply::Nothing => {}
-                Reply::Close => return Ok(()),
+                Reply::Close | Reply::Throttled(..) => return Ok(()),
                 Reply::Deaf => {
                     self.core.outlast(caller.node);
                     return Ok(());
                 }
+            }
+            *active.lock() = Instant::now();
+            if let Some(time) = mute {
+                self.core.linger(caller.node, time);
             }
         }
     }

@@ -10,6 +10,38 @@ use std::time::Duration;
 /// Records that a broker keeps in memory unless told otherwise, in bytes.
 pub const MEMORY_LIMIT: usize = 512 << 20;
 
+/// The version of Kafka that an embedded broker poses as. The level of `share.version` and the settings of brokers, topics and groups
+/// follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KafkaVersion {
+    /// Kafka 4.2
+    V4_2,
+    /// Kafka 4.3
+    V4_3,
+    /// Kafka 4.4
+    V4_4,
+}
+
+impl KafkaVersion {
+    /// The highest level of the feature `share.version`.
+    pub(super) fn share_version(self) -> i16 {
+        if self < Self::V4_4 { 1 } else { 2 }
+    }
+}
+
+impl std::str::FromStr for KafkaVersion {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "4.2" => Ok(Self::V4_2),
+            "4.3" => Ok(Self::V4_3),
+            "4.4" => Ok(Self::V4_4),
+            _ => Err("expected 4.2, 4.3 or 4.4".to_owned()),
+        }
+    }
+}
+
 /// How an embedded broker is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -17,7 +49,10 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// Bytes of records that it keeps; when they are full, it answers as a Kafka whose disk is full.
     pub memory_limit: usize,
-    /// The level of the feature `share.version`, 2 in Kafka 4.4; 0 is a cluster with share groups switched off.
+    /// The version of Kafka that it poses as.
+    pub pose: KafkaVersion,
+    /// The level of the feature `share.version`, the highest one of the version unless it is lower; 0 is a cluster with share groups
+    /// switched off.
     pub share_version: i16,
     /// How long a node that starts again is fenced: it answers, and leads nothing.
     pub fenced: Duration,
@@ -32,10 +67,12 @@ pub struct Settings {
 impl Settings {
     /// Kafka's defaults, on these addresses.
     pub fn new(listen: Vec<SocketAddr>) -> Self {
+        let pose = KafkaVersion::V4_4;
         Self {
             listen,
             memory_limit: MEMORY_LIMIT,
-            share_version: 2,
+            pose,
+            share_version: pose.share_version(),
             fenced: Duration::ZERO,
             loading: Duration::from_millis(100),
             share_state_delay: Duration::ZERO,
@@ -48,7 +85,7 @@ impl Settings {
     /// # Errors
     /// What is wrong, when the broker has no such setting or does not take the value.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
-        let known = BROKER.iter().find(|known| known.0 == name);
+        let known = BROKER.iter().find(|known| known.0 == name && self.knows(name));
         let Some((_, default)) = known else { return Err(format!("the embedded broker has no setting {name}")) };
         if !default.is_empty() && default.parse::<i64>().is_ok() != value.parse::<i64>().is_ok() {
             return Err(format!("{name} is {value:?}; expected a value such as {default}"));
@@ -57,9 +94,14 @@ impl Settings {
         Ok(())
     }
 
+    /// Whether Kafka has a setting of this name in the version that the broker poses as.
+    pub(super) fn knows(&self, name: &str) -> bool {
+        !LATER.iter().any(|(later, since)| *later == name && self.pose < *since)
+    }
+
     /// The value of a broker's setting; empty when it has none.
     pub(super) fn text(&self, name: &str) -> &str {
-        let default = || BROKER.iter().find(|known| known.0 == name).map_or("", |known| known.1);
+        let default = || BROKER.iter().find(|known| known.0 == name && self.knows(name)).map_or("", |known| known.1);
         self.overrides.get(name).map_or_else(default, String::as_str)
     }
 
@@ -84,6 +126,7 @@ const BROKER: &[(&str, &str)] = &[
     ("advertised.listeners", ""),
     ("auto.create.topics.enable", "true"),
     ("broker.session.timeout.ms", "9000"),
+    ("connections.max.idle.ms", "600000"),
     ("default.replication.factor", "1"),
     ("fetch.max.bytes", "57671680"),
     ("group.share.assignment.interval.ms", "1000"),
@@ -112,6 +155,28 @@ const BROKER: &[(&str, &str)] = &[
     ("min.insync.replicas", "1"),
     ("num.partitions", "1"),
     ("socket.request.max.bytes", "104857600"),
+];
+
+/// Settings that Kafka 4.2 does not have, with the version that has them first (asked of Kafka 4.2.0, 4.3.1 and 4.4.0).
+const LATER: &[(&str, KafkaVersion)] = &[
+    ("errors.deadletterqueue.copy.record.enable", KafkaVersion::V4_4),
+    ("errors.deadletterqueue.group.enable", KafkaVersion::V4_4),
+    ("errors.deadletterqueue.topic.name", KafkaVersion::V4_4),
+    // Kafka 4.2 assigns partitions with the next heartbeat.
+    ("group.share.assignment.interval.ms", KafkaVersion::V4_3),
+    ("group.share.max.assignment.interval.ms", KafkaVersion::V4_3),
+    ("group.share.max.delivery.count.limit", KafkaVersion::V4_3),
+    ("group.share.max.partition.max.record.locks", KafkaVersion::V4_3),
+    ("group.share.min.assignment.interval.ms", KafkaVersion::V4_3),
+    ("group.share.min.delivery.count.limit", KafkaVersion::V4_3),
+    ("group.share.min.partition.max.record.locks", KafkaVersion::V4_3),
+    ("max.decompressed.message.bytes", KafkaVersion::V4_4),
+    ("remote.copy.lag.bytes", KafkaVersion::V4_4),
+    ("remote.copy.lag.ms", KafkaVersion::V4_4),
+    ("share.assignment.interval.ms", KafkaVersion::V4_3),
+    ("share.delivery.count.limit", KafkaVersion::V4_3),
+    ("share.partition.max.record.locks", KafkaVersion::V4_3),
+    ("share.renew.acknowledge.enable", KafkaVersion::V4_3),
 ];
 
 /// What a value of a topic's or a group's setting may be.
@@ -311,6 +376,22 @@ mod tests {
         assert_eq!(settings.number("group.share.max.size"), 2);
         assert!(settings.set("group.share.max.size", "many").is_err_and(|error| error.contains("\"many\"")));
         assert!(settings.set("group.share.max.sise", "2").is_err_and(|error| error.contains("group.share.max.sise")));
+    }
+
+    #[test]
+    fn settings_of_a_later_version_are_not_known() {
+        let mut settings = Settings::new(Vec::new());
+        let names = || BROKER.iter().map(|known| known.0).chain(TOPIC.iter().chain(GROUP).map(|known| known.name));
+        assert!(names().all(|name| settings.knows(name)));
+        assert!(LATER.iter().all(|(later, _)| names().any(|name| name == *later)), "each of them is a setting");
+        settings.pose = "4.3".parse().expect("a version");
+        assert!(settings.knows("share.delivery.count.limit") && !settings.knows("remote.copy.lag.ms"));
+        settings.pose = "4.2".parse().expect("a version");
+        assert!(!settings.knows("share.delivery.count.limit"));
+        assert!(settings.set("group.share.min.delivery.count.limit", "3").is_err());
+        assert!(settings.set("group.share.delivery.count.limit", "3").is_ok());
+        assert_eq!(settings.number("group.share.assignment.interval.ms"), 0);
+        assert!("4.5".parse::<KafkaVersion>().is_err_and(|error| error.contains("4.4")));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use kafka_protocol::messages::{BrokerId, ShareAcknowledgeResponse, ShareFetchRes
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
+use super::rights::{Operation, Resource};
 use super::share_partition::{Acquired, Said, SharePartition};
 use super::share_wire::{Acknowledge, Fetch, Statements};
 use super::state::{Caller, Partition, PartitionKey, State, Topic};
@@ -52,7 +53,6 @@ pub(super) struct Session {
 /// A ShareFetch that has been taken and may have to wait for records.
 pub(super) struct Parked {
     pub key: SessionKey,
-    caller: Caller,
     /// The session that it belongs to, and what that fetched when it was taken: another session under the same key changes neither.
     session: u64,
     partitions: Vec<PartitionKey>,
@@ -119,7 +119,6 @@ impl State {
             epoch: session.map_or(CLOSE, |session| session.epoch),
             session: session.map_or(0, |session| session.number),
             partitions: session.map_or_else(Vec::new, |session| session.partitions.clone()),
-            caller: caller.clone(),
             has_looked: false,
             turn,
             key,
@@ -128,9 +127,10 @@ impl State {
 
     /// Tries to get records for it; whether it is answered at once: with records, or because nothing can come. As on Kafka, one partition that is
     /// led elsewhere does not hurry an answer that has others to wait for, and is told only if it was so from the start.
-    pub fn try_share_fetch(&mut self, parked: &mut Parked, now: Instant) -> bool {
+    pub fn try_share_fetch(&mut self, caller: &Caller, parked: &mut Parked, now: Instant) -> bool {
         let mut partitions = parked.partitions.clone();
-        if partitions.is_empty() || parked.max_records == 0 {
+        let ended = !self.sessions.contains_key(&parked.key);
+        if partitions.is_empty() || parked.max_records == 0 || ended {
             return true;
         }
         let first = parked.turn % partitions.len();
@@ -139,7 +139,7 @@ impl State {
         let mut failed = 0;
         let looks_again = std::mem::replace(&mut parked.has_looked, true);
         for key in partitions {
-            let found = self.acquire(parked, key, records_left, bytes_left, now);
+            let found = self.acquire(caller, parked, key, records_left, bytes_left, now);
             let entry = parked.answers.entry(key);
             match found {
                 Ok(None) => {}
@@ -213,10 +213,8 @@ impl State {
         acknowledge: &Acknowledge,
         now: Instant,
     ) -> ShareAcknowledgeResponse {
-        match self.try_share_acknowledge(caller, acknowledge, now) {
-            Ok(answer) => answer,
-            Err(code) => ShareAcknowledgeResponse::default().with_error_code(code.0),
-        }
+        self.try_share_acknowledge(caller, acknowledge, now)
+            .unwrap_or_else(|code| ShareAcknowledgeResponse::default().with_error_code(code.0))
     }
 
     fn try_share_acknowledge(
@@ -265,6 +263,7 @@ impl State {
         }
         match member {
             Some(member) if !member.is_empty() && !group.is_empty() => {
+                self.check_right(caller, Operation::Read, Resource::Group(group))?;
                 Ok(SessionKey { node: caller.node, group: group.to_owned(), member: Arc::from(member) })
             }
             _ => Err(ErrorCode::INVALID_REQUEST),
@@ -348,7 +347,7 @@ impl State {
         said: &[(i64, Said)],
         now: Instant,
     ) -> Result<(), ErrorCode> {
-        let name = self.topic_name(partition.0).ok_or(ErrorCode::UNKNOWN_TOPIC_ID)?;
+        let name = self.readable_topic(caller, partition.0)?;
         if let Some(code) = caller.refused(&name, Some(partition.1), true) {
             return Err(code);
         }
@@ -375,14 +374,15 @@ impl State {
 
     fn acquire(
         &mut self,
+        caller: &Caller,
         parked: &Parked,
         partition: PartitionKey,
         max_records: usize,
         max_bytes: usize,
         now: Instant,
     ) -> Result<Option<(Bytes, Vec<Acquired>)>, ErrorCode> {
-        let name = self.topic_name(partition.0).ok_or(ErrorCode::UNKNOWN_TOPIC_ID)?;
-        let led = self.led(&name, partition.1, &parked.caller, now)?;
+        let name = self.readable_topic(caller, partition.0)?;
+        let led = self.led(&name, partition.1, caller, now)?;
         let (log_start, log_end) = (led.log.start(), led.high_watermark);
         let group = parked.key.group.as_str();
         let rules = self.rules(group);

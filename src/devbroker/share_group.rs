@@ -11,6 +11,7 @@ use kafka_protocol::messages::{ShareGroupHeartbeatRequest, ShareGroupHeartbeatRe
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
+use super::rights::{Operation, Resource};
 use super::share_partition::SharePartition;
 use super::state::{Caller, PartitionKey, State};
 use crate::kafka::ErrorCode;
@@ -144,11 +145,10 @@ impl State {
     pub fn share_group_heartbeat(
         &mut self,
         caller: &Caller,
-        client: &str,
         request: &ShareGroupHeartbeatRequest,
         now: Instant,
     ) -> ShareGroupHeartbeatResponse {
-        match self.heartbeat(caller, client, request, now) {
+        match self.heartbeat(caller, request, now) {
             Ok(answer) => answer,
             Err(code) => ShareGroupHeartbeatResponse::default().with_error_code(code.0),
         }
@@ -157,7 +157,6 @@ impl State {
     fn heartbeat(
         &mut self,
         caller: &Caller,
-        client: &str,
         request: &ShareGroupHeartbeatRequest,
         now: Instant,
     ) -> Result<ShareGroupHeartbeatResponse, ErrorCode> {
@@ -171,6 +170,10 @@ impl State {
         let named = !group_id.is_empty() && (1..=LONGEST_MEMBER_ID).contains(&member_id.len());
         if !named || request.member_epoch < LEAVE || (joins && nothing) {
             return Err(ErrorCode::INVALID_REQUEST);
+        }
+        self.check_right(caller, Operation::Read, Resource::Group(group_id))?;
+        for topic in subscribed.into_iter().flatten() {
+            self.check_right(caller, Operation::Describe, Resource::Topic(topic.as_str()))?;
         }
         self.check_coordinator(group_id, caller.node, now)?;
         if request.member_epoch == LEAVE {
@@ -189,7 +192,7 @@ impl State {
                 return Err(ErrorCode::GROUP_MAX_SIZE_REACHED);
             }
             group.epoch += 1;
-            group.members.insert(member_id.to_owned(), Member::new(group.epoch, client, now));
+            group.members.insert(member_id.to_owned(), Member::new(group.epoch, caller.client, now));
         }
         let Some(member) = group.members.get_mut(member_id) else { return Err(ErrorCode::UNKNOWN_MEMBER_ID) };
         if !joins && ![member.epoch, member.previous].contains(&request.member_epoch) {

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::committed::Committed;
 use super::log::Log;
 use super::nodes::{NO_LEADER, Node};
+use super::rights::Rights;
 use super::sequences::Sequences;
 use super::settings::{GROUP, Settings, TOPIC, Values, milliseconds};
 use super::share_fetch::{Session, SessionKey};
@@ -22,11 +23,13 @@ use crate::kafka::ErrorCode;
 
 /// Who asks: which node was asked, over which connection.
 #[derive(Clone, Debug)]
-pub(super) struct Caller {
+pub(super) struct Caller<'a> {
     /// The node that the connection is with.
     pub node: i32,
     /// The connection; its end ends the share sessions that it opened.
     pub connection: u64,
+    /// The client id of the request.
+    pub client: &'a str,
     /// Faults: what of this request is refused.
     pub refusals: Vec<Refusal>,
 }
@@ -43,10 +46,10 @@ pub(super) struct Refusal {
     pub code: ErrorCode,
 }
 
-impl Caller {
+impl Caller<'_> {
     /// A caller that no fault is meant for.
     pub const fn new(node: i32, connection: u64) -> Self {
-        Self { node, connection, refusals: Vec::new() }
+        Self { node, connection, client: "", refusals: Vec::new() }
     }
 
     /// The code with which a fault refuses this partition, or the whole topic where there is no partition.
@@ -101,6 +104,7 @@ pub(super) type PartitionKey = (Uuid, i32);
 #[derive(Debug)]
 pub(super) struct State {
     pub settings: Settings,
+    pub rights: Rights,
     pub cluster_id: String,
     pub nodes: Vec<Node>,
     pub topics: BTreeMap<String, Topic>,
@@ -123,6 +127,7 @@ impl State {
     pub fn new(settings: Settings, addresses: Vec<SocketAddr>) -> Self {
         Self {
             settings,
+            rights: Rights::default(),
             cluster_id: Uuid::new_v4().simple().to_string()[..22].to_owned(),
             nodes: addresses.into_iter().map(Node::new).collect(),
             topics: BTreeMap::new(),

@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::configs::source_of;
 use super::nodes::NO_LEADER;
 use super::produce::topic_name;
+use super::rights::{Operation, Resource};
 use super::settings::{TOPIC, Values};
 use super::state::{Caller, State, Topic};
 use crate::kafka::ErrorCode;
@@ -43,8 +44,19 @@ impl State {
         // Before version 1 an empty list meant all topics.
         let wanted = request.topics.as_ref().filter(|topics| version > 0 || !topics.is_empty());
         let topics = match wanted {
-            None => self.topics.iter().map(|(name, topic)| described(caller, name, topic)).collect(),
-            Some(wanted) => wanted.iter().map(|topic| self.described(caller, version, request, topic)).collect(),
+            None => {
+                let topics = self.topics.iter();
+                let shown = topics.filter(|(name, _)| self.may(caller, Operation::Describe, Resource::Topic(name)));
+                shown.map(|(name, topic)| described(caller, name, topic)).collect()
+            }
+            Some(wanted) => {
+                let creates = self.creates_topics(version, request);
+                let described = wanted.iter().map(|topic| {
+                    self.hidden(caller, topic, creates)
+                        .unwrap_or_else(|| self.described(caller, version, request, topic))
+                });
+                described.collect()
+            }
         };
         MetadataResponse::default()
             .with_brokers(brokers)
@@ -52,6 +64,25 @@ impl State {
             .with_controller_id(BrokerId(1))
             .with_topics(topics)
             .with_cluster_authorized_operations(NO_OPERATIONS)
+    }
+
+    /// What is told of a topic that the caller may not see, or would create and may not.
+    fn hidden(&self, caller: &Caller, wanted: &MetadataRequestTopic, creates: bool) -> Option<MetadataResponseTopic> {
+        let by_id = wanted.name.is_none();
+        let name =
+            wanted.name.as_ref().map_or_else(|| self.topic_name(wanted.topic_id), |name| Some(name.to_string()))?;
+        let mut right = self.check_right(caller, Operation::Describe, Resource::Topic(&name));
+        if creates && !by_id && !self.topics.contains_key(&name) {
+            right = right.and_then(|()| self.check_topic_or_cluster(caller, Operation::Create, &name));
+        }
+        let hidden = MetadataResponseTopic::default().with_topic_authorized_operations(NO_OPERATIONS);
+        let hidden = hidden.with_name(wanted.name.clone()).with_topic_id(wanted.topic_id);
+        right.err().map(|code| hidden.with_error_code(code.0))
+    }
+
+    fn creates_topics(&self, version: i16, request: &MetadataRequest) -> bool {
+        // Versions before 4 had no choice.
+        (version < 4 || request.allow_auto_topic_creation) && self.settings.text("auto.create.topics.enable") == "true"
     }
 
     fn described(
@@ -72,9 +103,7 @@ impl State {
         if let Some(topic) = self.topics.get(name.as_str()) {
             return described(caller, name.as_str(), topic);
         }
-        // Versions before 4 had no choice.
-        let creates = (version < 4 || request.allow_auto_topic_creation)
-            && self.settings.text("auto.create.topics.enable") == "true";
+        let creates = self.creates_topics(version, request);
         let code = if !is_topic_name(name.as_str()) {
             ErrorCode::INVALID_TOPIC_EXCEPTION
         } else {
@@ -97,7 +126,10 @@ impl State {
     ) -> CreateTopicsResponse {
         let results = request.topics.iter().map(|topic| {
             let name = topic.name.as_str();
-            let created = self.check_new_topic(caller, topic).map(|(partitions, replicas, values)| {
+            let right = self.check_topic_or_cluster(caller, Operation::Create, name);
+            let right = right.map_err(|code| (code, "Authorization failed.".to_owned()));
+            let created = right.and_then(|()| self.check_new_topic(caller, topic));
+            let created = created.map(|(partitions, replicas, values)| {
                 if !request.validate_only {
                     self.create_topic(name, partitions, usize::from(replicas), values.clone());
                 }
@@ -127,7 +159,8 @@ impl State {
     }
 
     fn created_configs(&self, values: &Values) -> Vec<CreatableTopicConfigs> {
-        let configs = TOPIC.iter().map(|known| {
+        let known = TOPIC.iter().filter(|known| self.settings.knows(known.name));
+        let configs = known.map(|known| {
             CreatableTopicConfigs::default()
                 .with_name(StrBytes::from_static_str(known.name))
                 .with_value(Some(StrBytes::from_string(values.get(known, &self.settings).to_owned())))
@@ -184,7 +217,8 @@ impl State {
         };
         let mut values = Values::default();
         for config in &topic.configs {
-            let known = TOPIC.iter().find(|known| known.name == config.name.as_str());
+            let mut table = TOPIC.iter().filter(|known| self.settings.knows(known.name));
+            let known = table.find(|known| known.name == config.name.as_str());
             let value = config.value.as_ref().map(|value| value.as_str().to_owned());
             match (known, value) {
                 (Some(known), Some(value)) if known.takes(&value, &self.settings) => values.set(known, Some(value)),
@@ -198,7 +232,12 @@ impl State {
     }
 
     /// DeleteTopics.
-    pub fn delete_topics(&mut self, version: i16, request: &DeleteTopicsRequest) -> DeleteTopicsResponse {
+    pub fn delete_topics(
+        &mut self,
+        caller: &Caller,
+        version: i16,
+        request: &DeleteTopicsRequest,
+    ) -> DeleteTopicsResponse {
         let names = request.topic_names.iter().map(|name| (Some(name.as_str().to_owned()), Uuid::nil()));
         let states = request.topics.iter().map(|topic| {
             let name = topic.name.as_ref().map(|name| name.as_str().to_owned());
@@ -208,6 +247,11 @@ impl State {
         let responses = wanted.into_iter().map(|(name, id)| {
             let by_id = name.is_none();
             let name = name.or_else(|| self.topic_name(id));
+            let right = self.check_topic_or_cluster(caller, Operation::Delete, name.as_deref().unwrap_or_default());
+            if let Err(code) = right {
+                let refused = DeletableTopicResult::default().with_name(name.as_deref().map(topic_name));
+                return refused.with_topic_id(id).with_error_code(code.0).with_error_message(None);
+            }
             let gone = name.as_ref().and_then(|name| self.topics.remove(name));
             let missing = if by_id { ErrorCode::UNKNOWN_TOPIC_ID } else { ErrorCode::UNKNOWN_TOPIC_OR_PARTITION };
             DeletableTopicResult::default()

@@ -58,7 +58,7 @@ impl State {
     ) -> InitProducerIdResponse {
         let answer = InitProducerIdResponse::default();
         let given = match &request.transactional_id {
-            None => Ok((self.new_producer_id(), 0)),
+            None => self.check_idempotent(caller).map(|()| (self.new_producer_id(), 0)),
             Some(id) => self.init_transactions(caller, id.as_str(), request, now, now_ms),
         };
         match given {

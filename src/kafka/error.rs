@@ -68,6 +68,12 @@ impl ErrorCode {
     pub const UNKNOWN_MEMBER_ID: Self = Self(25);
     /// `acks` is neither -1, 0 nor 1.
     pub const INVALID_REQUIRED_ACKS: Self = Self(21);
+    /// The client lacks a right to the topic.
+    pub const TOPIC_AUTHORIZATION_FAILED: Self = Self(29);
+    /// The client lacks a right to the group.
+    pub const GROUP_AUTHORIZATION_FAILED: Self = Self(30);
+    /// The client lacks a right to the cluster.
+    pub const CLUSTER_AUTHORIZATION_FAILED: Self = Self(31);
     /// The record's time is outside of what the topic takes.
     pub const INVALID_TIMESTAMP: Self = Self(32);
     /// The broker does not speak this version of the request, or the feature is off.

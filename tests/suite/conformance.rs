@@ -4,6 +4,9 @@
 //! Requests go out as `src/kafka` writes them where it has them, and raw otherwise.
 
 mod compression;
+mod connections;
+mod pose;
+mod rights;
 mod transactions;
 
 use std::{

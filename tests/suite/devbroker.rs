@@ -46,7 +46,9 @@ fn what_it_cannot_do_is_told() {
         (&["--addr", "here"], "expected a loopback address"),
         (&["--memory", "0"], "DEVBROKER_MEMORY: value \"0\""),
         (&["--set", "group.share.max.sise=2"], "no setting group.share.max.sise"),
+        (&["--pose", "4.1"], "expected 4.2, 4.3 or 4.4"),
         (&["--set", "nothing"], "expected KEY=VALUE"),
+        (&["--pose", "4.2", "--set", "group.share.max.delivery.count.limit=9"], "no setting group.share.max"),
         (&["--set", "group.share.max.size=many"], "is \"many\""),
     ];
     for (arguments, told) in refused {

@@ -117,6 +117,22 @@ fn a_produce_that_was_taken_and_called_refused_is_in_the_log_once() {
 }
 
 #[test]
+fn throttled_produce_costs_nothing() {
+    let throttle = Action::Throttle(Duration::from_millis(300));
+    is_harmless("fault-throttle", Fault::new(throttle).at(Kind::Produce).every(7, 6), 6);
+}
+
+/// What a throttled ShareFetch has acquired is locked and never told: it comes back with the end of its lock.
+#[test]
+fn throttled_share_fetch_costs_time_and_no_second_run() {
+    let mut fleet = Fleet::of(Rig::with_faults_and("fault-throttle", 1, &SHORT_LOCKS), &["a", "b"]);
+    let throttle = Action::Throttle(Duration::from_millis(300));
+    let bites = fleet.inject(Fault::new(throttle).at(Kind::ShareFetch).after(20).every(30, 4));
+    let shots = fleet.loaded_until("it has bitten", || bites.count() == 4);
+    fleet.assert_unharmed(&shots);
+}
+
+#[test]
 fn a_stale_view_of_the_leaders_is_mended() {
     let mut fleet = Fleet::new("fault-stale", 1);
     let bites = fleet.inject(Fault::new(Action::Refuse(NOT_LEADER)).at(Kind::Produce).every(5, 10));

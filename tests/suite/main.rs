@@ -22,6 +22,7 @@ mod faults;
 mod foreign;
 mod gateway;
 mod hazards;
+mod idle;
 mod leaders;
 mod nodes;
 mod p01_nothing_is_lost;
@@ -41,4 +42,5 @@ mod supervision;
 #[allow(dead_code, reason = "shared with the benches, which use the rest")]
 mod support;
 mod transactions;
+mod versions;
 mod worker;

@@ -83,7 +83,11 @@ impl Drawn {
                 matches!(self.kind, Kind::ShareFetch | Kind::ShareAcknowledge)
             }
             // Locks last 15 s: no delay and no freeze here is as long.
-            Action::Delay(_) | Action::Freeze(_) | Action::FreezeNode(_) | Action::MoveCoordinators => false,
+            Action::Delay(_)
+            | Action::Freeze(_)
+            | Action::FreezeNode(_)
+            | Action::MoveCoordinators
+            | Action::Throttle(_) => false,
         }
     }
 }

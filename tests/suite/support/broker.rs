@@ -10,10 +10,18 @@ use std::{
     time::Duration,
 };
 
-use lastcall::devbroker::{self, Settings};
+use kafka_protocol::{
+    messages::{
+        AlterClientQuotasRequest, CreateAclsRequest, DescribeAclsRequest,
+        alter_client_quotas_request::{EntityData, EntryData, OpData},
+        create_acls_request::AclCreation,
+    },
+    protocol::StrBytes,
+};
+use lastcall::devbroker::{self, Action, Denial, Fault, Kind, Operation, Resource, Settings};
 use nix::sys::signal::Signal;
 
-use super::{ANY_PORT, SOON, eventually, janitor, signal_process};
+use super::{ANY_PORT, SOON, eventually, janitor, signal_process, wire::Wire};
 
 /// Whether the tests run against a real Kafka.
 pub fn is_apache() -> bool {
@@ -41,6 +49,9 @@ pub struct Apache {
 /// The quick compiler alone: a test's broker lives for seconds, and the better one would take the programs' processors.
 const SHORT_LIVED: &str = "-XX:TieredStopAtLevel=1";
 
+/// Bytes of a batch: see [`Broker::throttle`].
+pub const THROTTLED_BATCH: usize = 12_500;
+
 impl Broker {
     /// The broker of this run, for all tests that leave it alone.
     pub fn shared() -> &'static Broker {
@@ -49,7 +60,7 @@ impl Broker {
     }
 
     /// A broker for a test that stops, freezes or configures it; `arguments` are those of `scripts/kafka start`: `--set KEY=VALUE`,
-    /// `--feature NAME=LEVEL`.
+    /// `--feature NAME=LEVEL`, and, before the settings, `--version V`.
     pub fn new(arguments: &[&str]) -> Broker {
         if is_apache() { Broker::Apache(Apache::start(arguments, SHORT_LIVED)) } else { Broker::embedded(1, arguments) }
     }
@@ -63,12 +74,16 @@ impl Broker {
     pub fn embedded(nodes: usize, arguments: &[&str]) -> Broker {
         let mut settings = Settings::new(vec![ANY_PORT; nodes]);
         for pair in arguments.chunks(2) {
-            let (name, value) = pair[1].split_once('=').expect("KEY=VALUE");
+            let (name, value) = pair[1].split_once('=').unwrap_or(("", pair[1]));
             match pair[0] {
                 "--set" => settings.set(name, value).expect("a setting that the broker has"),
                 "--feature" => settings.share_version = value.parse().expect("a level"),
                 "--emulate" => {
-                    emulate(&mut settings, name, Duration::from_millis(value.parse().expect("milliseconds")))
+                    emulate(&mut settings, name, Duration::from_millis(value.parse().expect("milliseconds")));
+                }
+                "--version" => {
+                    let (version, _patch) = pair[1].rsplit_once('.').expect("a version such as 4.2.0");
+                    settings.pose = version.parse().expect("a version to pose as");
                 }
                 other => panic!("the embedded broker has no option {other}"),
             }
@@ -102,6 +117,38 @@ impl Broker {
             }
             Broker::Apache(apache) => apache.start_again(),
         }
+    }
+
+    /// Denies one operation on one resource to every client. A real broker needs [`Rig::with_rights`](super::Rig::with_rights).
+    pub fn deny(&self, operation: Operation, resource: Resource) {
+        match self {
+            Broker::Embedded { broker, .. } => broker.deny(Denial::new(operation, resource)),
+            Broker::Apache(apache) => apache.deny(operation, resource),
+        }
+    }
+
+    /// Throttles the requests of this kind that [`Wire`] sends, by about two seconds each: a batch of [`THROTTLED_BATCH`] bytes exceeds
+    /// a quota of 1000 bytes a second, measured over ten seconds. With a real broker the kind is Produce, Fetch or ShareFetch.
+    pub fn throttle(&self, kind: Kind) {
+        match self {
+            Broker::Embedded { broker, .. } => {
+                let fault = Fault::new(Action::Throttle(Duration::from_secs(2))).at(kind);
+                broker.inject(fault.every(1, u32::MAX));
+            }
+            Broker::Apache(apache) => apache.limit_rate(Self::quota(kind), false),
+        }
+    }
+
+    /// Ends [`Self::throttle`].
+    pub fn unthrottle(&self, kind: Kind) {
+        match self {
+            Broker::Embedded { broker, .. } => broker.heal(),
+            Broker::Apache(apache) => apache.limit_rate(Self::quota(kind), true),
+        }
+    }
+
+    fn quota(kind: Kind) -> &'static str {
+        if kind == Kind::Produce { "producer_byte_rate" } else { "consumer_byte_rate" }
     }
 
     /// SIGTERM, and waits for the end.
@@ -204,6 +251,54 @@ impl Apache {
         let mut apache = Apache { data, address: String::new(), settings, java_options };
         apache.address = apache.script_start(&["--port", "auto"]);
         apache
+    }
+
+    /// Where a resource has any ACL, what no ACL allows is denied: the rest is allowed first.
+    fn deny(&self, operation: Operation, resource: Resource) {
+        // Kafka's numbers of operations, permissions and patterns.
+        const ALL: i8 = 2;
+        const DENY: i8 = 2;
+        const ALLOW: i8 = 3;
+        const LITERAL: i8 = 3;
+        let (resource_type, name) = resource.type_and_name();
+        let name = StrBytes::from_string(name.to_owned());
+        let acl = |operation: i8, permission: i8| {
+            AclCreation::default()
+                .with_resource_type(resource_type)
+                .with_resource_name(name.clone())
+                .with_resource_pattern_type(LITERAL)
+                .with_principal(StrBytes::from_static_str("User:ANONYMOUS"))
+                .with_host(StrBytes::from_static_str("*"))
+                .with_operation(operation)
+                .with_permission_type(permission)
+        };
+        let mut wire = Wire::connect(&self.address);
+        let request = CreateAclsRequest::default().with_creations(vec![acl(ALL, ALLOW), acl(operation as i8, DENY)]);
+        let answer = wire.call(3, &request);
+        assert!(answer.results.iter().all(|result| result.error_code == 0), "{answer:?}");
+        let filter = DescribeAclsRequest::default()
+            .with_resource_type_filter(resource_type)
+            .with_resource_name_filter(Some(name.clone()))
+            .with_pattern_type_filter(LITERAL)
+            .with_principal_filter(None)
+            .with_host_filter(None)
+            .with_operation(operation as i8)
+            .with_permission_type(DENY);
+        eventually(SOON, "the broker follows its controller", || {
+            let answer = wire.call(3, &filter);
+            // This request itself needs Describe on the cluster.
+            !answer.resources.is_empty() || answer.error_code == 31
+        });
+    }
+
+    fn limit_rate(&self, quota: &'static str, ends: bool) {
+        let text = StrBytes::from_static_str;
+        let entity = EntityData::default().with_entity_type(text("client-id")).with_entity_name(Some(text("wire")));
+        let limit = OpData::default().with_key(text(quota)).with_value(1000.0).with_remove(ends);
+        let entry = EntryData::default().with_entity(vec![entity]).with_ops(vec![limit]);
+        let request = AlterClientQuotasRequest::default().with_entries(vec![entry]);
+        let answer = Wire::connect(&self.address).call(1, &request);
+        assert_eq!(answer.entries[0].error_code, 0, "{answer:?}");
     }
 
     fn process(&self) -> u32 {

@@ -86,6 +86,18 @@ impl Rig {
         Rig::new(name, Kafka::Own(Arc::new(Broker::new(arguments))), Some(turn))
     }
 
+    /// The same for tests that take rights away: see [`Broker::deny`].
+    pub fn with_rights(name: &str) -> Rig {
+        let authorizer = [
+            "--set",
+            "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "--set",
+            "allow.everyone.if.no.acl.found=true",
+        ];
+        // The embedded broker needs no setting for it.
+        Rig::with_own_broker(name, if broker::is_apache() { &authorizer } else { &[] })
+    }
+
     /// The same for tests that wait for the end of a lock, and how long one lasts: as short as the broker lets it be.
     pub fn with_short_locks(name: &str) -> (Rig, Duration) {
         if broker::is_apache() {

@@ -1,0 +1,161 @@
+//! Connections that are throttled, and connections that are idle.
+
+use kafka_protocol::protocol::Encodable;
+use lastcall::devbroker::Kind;
+
+use super::*;
+use crate::support::broker::THROTTLED_BATCH;
+
+/// A batch of the size that [`Broker::throttle`](crate::support::broker::Broker::throttle) expects.
+fn large() -> Bytes {
+    let (one, two) = (plain(1).len(), plain(2).len());
+    plain((THROTTLED_BATCH - one) / (two - one) + 1)
+}
+
+/// Repeats a request until its answer is throttled, checks that the answer came at once, and that the next request on the connection is
+/// answered after that time and on another one at once.
+fn assert_muted<T>(place: &mut Place, mut ask: impl FnMut(&mut Place) -> (i32, T)) -> T {
+    let deadline = Instant::now() + SOON;
+    let (asked_at, time, answer) = loop {
+        let asked_at = Instant::now();
+        // A real broker follows its controller a moment later.
+        match ask(place) {
+            (0, _) => assert!(Instant::now() < deadline, "no answer is throttled"),
+            (time_ms, answer) => break (asked_at, Duration::from_millis(time_ms.unsigned_abs().into()), answer),
+        }
+    };
+    let answered_at = Instant::now();
+    assert!((Duration::from_secs(1)..Duration::from_secs(4)).contains(&time), "{time:?}");
+    assert!(answered_at - asked_at < time / 2, "answered after {:?} of {time:?}", answered_at - asked_at);
+    let mut other = Wire::connect(place.rig.broker().address());
+    let metadata = MetadataRequest::default().with_topics(Some(Vec::new()));
+    other.call(12, &metadata);
+    assert!(answered_at.elapsed() < time / 2, "another connection waits as well");
+    place.wire.call(12, &metadata);
+    let waited = answered_at.elapsed();
+    assert!(waited > time - Duration::from_millis(100), "read after {waited:?} of {time:?}");
+    assert!(waited < time + Duration::from_secs(2), "read after {waited:?} of {time:?}");
+    answer
+}
+
+#[test]
+fn throttled_produce_is_answered_at_once_and_its_connection_is_silent() {
+    let mut place = Place::on(Rig::with_own_broker("is-throttled", &[]), &[]);
+    place.rig.broker().throttle(Kind::Produce);
+    let records = large();
+    let error = assert_muted(&mut place, |place| {
+        let partition = PartitionProduceData::default().with_records(Some(records.clone()));
+        let topic =
+            TopicProduceData::default().with_name(topic_name(&place.topic)).with_partition_data(vec![partition]);
+        let request = ProduceRequest::default().with_acks(-1).with_timeout_ms(5000).with_topic_data(vec![topic]);
+        let answer = place.wire.call(7, &request);
+        (answer.throttle_time_ms, answer.responses[0].partition_responses[0].error_code)
+    });
+    assert_eq!(error, 0);
+    assert!(admin::end_offset(place.rig.broker().address(), &place.topic, 0).expect("known") > 0, "it took effect");
+}
+
+fn fetch_request(place: &Place, offset: i64, wait_ms: i32) -> FetchRequest {
+    let partition = FetchPartition::default().with_current_leader_epoch(-1).with_fetch_offset(offset);
+    let partition = partition.with_partition_max_bytes(1 << 20);
+    let topic = FetchTopic::default().with_topic(topic_name(&place.topic)).with_partitions(vec![partition]);
+    let request = FetchRequest::default().with_max_bytes(1 << 20).with_min_bytes(1).with_max_wait_ms(wait_ms);
+    request.with_session_epoch(-1).with_topics(vec![topic])
+}
+
+#[test]
+fn throttled_fetch_and_share_fetch_bring_no_records() {
+    let mut place = Place::on(Rig::with_own_broker("is-throttled", &[]), &[]);
+    let topic = place.topic.clone();
+    assert_eq!(produce(&mut place.wire, &topic, large()).0, 0);
+    let group = place.group(&[]);
+    let (mut member, mut heir) = (group.open("m"), group.open("heir"));
+    assert_eq!(member.eventually(2), [(0, 1, 1)]);
+    place.rig.broker().throttle(Kind::Fetch);
+    let topics = assert_muted(&mut place, |place| {
+        let answer = place.wire.call(11, &fetch_request(place, 0, 0));
+        (answer.throttle_time_ms, answer.responses.len())
+    });
+    assert_eq!(topics, 0);
+    place.rig.broker().throttle(Kind::ShareFetch);
+    std::mem::swap(&mut place.wire, &mut member.wire);
+    let answer = assert_muted(&mut place, |place| {
+        std::mem::swap(&mut place.wire, &mut member.wire);
+        member.send_fetch(2, 0, &[(0, Accept), (1, Accept)]);
+        let body = member.wire.receive(1).expect("an answer");
+        std::mem::swap(&mut place.wire, &mut member.wire);
+        let answer = share_wire::decode_fetch(body).expect("readable");
+        (answer.throttle_time_ms, answer)
+    });
+    assert_eq!((answer.error_code, answer.responses.len()), (0, 1), "the acknowledgements have an outcome");
+    let partition = &answer.responses[0].partitions[0];
+    assert_eq!((partition.acknowledge_error_code, &partition.acquired_records[..]), (0, &[][..]));
+    place.rig.broker().unthrottle(Kind::ShareFetch);
+    eventually(SOON, "nothing is throttled any more", || {
+        place.wire.call(11, &fetch_request(&place, 0, 0)).throttle_time_ms == 0
+    });
+    assert_eq!(heir.fetch(2, 0, &[]).acquired, [(4, 5, 1)], "what was acquired is locked and not told");
+}
+
+/// Connections that are idle for a second are closed, by a real broker within the next half of a second.
+const IDLE: [&str; 2] = ["--set", "connections.max.idle.ms=1000"];
+
+/// How long it takes until the broker hangs up.
+fn hung_up_after(since: Instant, wire: &mut Wire) -> Duration {
+    assert!(wire.receive(0).is_none(), "nothing was asked");
+    since.elapsed()
+}
+
+fn assert_idle_time(time: Duration) {
+    assert!((Duration::from_millis(950)..Duration::from_secs(3)).contains(&time), "{time:?}");
+}
+
+#[test]
+fn idle_connections_are_closed() {
+    let mut place = Place::on(Rig::with_own_broker("is-idle", &IDLE), &[]);
+    let broker = place.rig.broker().address().to_owned();
+    let since = Instant::now();
+    assert_idle_time(hung_up_after(since, &mut Wire::connect(&broker)));
+    place.wire = Wire::connect(&broker);
+    let begin = Instant::now();
+    let mut since = begin;
+    // No condition can be seen from outside: the pause is shorter than the limit, all of them together are longer.
+    while begin.elapsed() < Duration::from_secs(2) {
+        std::thread::sleep(Duration::from_millis(400));
+        since = Instant::now();
+        place.produce(1);
+    }
+    assert_idle_time(hung_up_after(since, &mut place.wire));
+}
+
+#[test]
+fn parked_request_is_no_activity() {
+    let mut place = Place::on(Rig::with_own_broker("is-idle", &IDLE), &[]);
+    let since = Instant::now();
+    place.wire = Wire::connect(place.rig.broker().address());
+    let mut body = BytesMut::new();
+    fetch_request(&place, 0, 20_000).encode(&mut body, 11).expect("encodable");
+    place.wire.send(ApiKey::Fetch as i16, 11, 1, &body);
+    assert_idle_time(hung_up_after(since, &mut place.wire));
+}
+
+#[test]
+fn share_session_of_an_idle_connection_ends_with_it() {
+    let rig = Rig::with_own_broker("is-idle", &IDLE);
+    for parks in [false, true] {
+        let mut place = Place::on(Rig::beside(&rig, "is-idle"), &[]);
+        place.produce(2);
+        let group = place.group(&[]);
+        let mut member = group.open("holder");
+        assert_eq!(member.eventually(2), [(0, 1, 1)]);
+        let since = Instant::now();
+        if parks {
+            member.send_fetch(1, 20_000, &[]);
+        }
+        assert_idle_time(hung_up_after(since, &mut member.wire));
+        let got = group.open("heir").eventually(2);
+        assert_eq!((got[0].0, got.last().map(|range| range.1)), (0, Some(1)), "what it held is released: {got:?}");
+        // A real broker does not count the first delivery every time.
+        assert!(got.iter().all(|range| (1..=2).contains(&range.2)), "{got:?}; parks: {parks}");
+    }
+}
