@@ -82,7 +82,8 @@ fn check_delivery_limit(group: &str, limit: u16, ours: u16) -> Result<(), Prepar
     }
     Err(PrepareError::Unusable(format!(
         "group {group} has {DELIVERY_LIMIT}={limit}: the broker would drop tasks before MAX_DELIVERIES={ours} is reached; it \
-         must be at least {least} (the broker's group.share.max.delivery.count.limit caps it)"
+         must be at least {least} (the brokers' group.share.max.delivery.count.limit caps it; in Kafka 4.2 it is set at the \
+         brokers, as group.{DELIVERY_LIMIT})"
     )))
 }
 
@@ -140,6 +141,14 @@ fn prepare_group(cluster: &Cluster, group: &str) -> Result<GroupFacts, PrepareEr
             break;
         }
         cluster.options().interrupter.sleep(SETTLE_STEP)?;
+    }
+    // Kafka 4.2 has these for all groups, at the brokers.
+    let of_brokers: Vec<&str> =
+        [DELIVERY_LIMIT, RECORD_LOCKS].into_iter().filter(|key| !found.contains_key(*key)).collect();
+    if !of_brokers.is_empty() {
+        let brokers = admin::broker_configs(cluster, cluster.group_coordinator(group)?)?;
+        let values = of_brokers.into_iter().filter_map(|key| Some((key, brokers.get(&format!("group.{key}"))?)));
+        found.extend(values.map(|(key, value)| (key.to_owned(), value.clone())));
     }
     group_facts(group, &found)
 }

@@ -77,8 +77,7 @@ impl State {
         let (table, values, own) = match resource.resource_type {
             OF_TOPIC => (TOPIC, &self.existing_topic(name)?.values, TOPIC_SOURCE),
             OF_GROUP if !name.is_empty() => (GROUP, self.group_values.get(name).unwrap_or(&none), GROUP_SOURCE),
-            // The broker's own settings are not told: nothing of ours asks for them.
-            OF_BROKER => return Ok(Vec::new()),
+            OF_BROKER => return Ok(self.described_broker()),
             _ => return Err((ErrorCode::INVALID_REQUEST, "no such resource".to_owned())),
         };
         let keys = resource.configuration_keys.as_ref();
@@ -92,6 +91,16 @@ impl State {
                 .with_config_source(source_of(known, values, &self.settings, own))
         });
         Ok(configs.collect())
+    }
+
+    fn described_broker(&self) -> Vec<DescribeConfigsResourceResult> {
+        let configs = self.settings.of_broker().map(|(name, value)| {
+            DescribeConfigsResourceResult::default()
+                .with_name(StrBytes::from_static_str(name))
+                .with_value(Some(StrBytes::from_string(value.to_owned())))
+                .with_config_source(STATIC_BROKER_SOURCE)
+        });
+        configs.collect()
     }
 
     fn existing_topic(&self, name: &str) -> Result<&super::state::Topic, Refusal> {

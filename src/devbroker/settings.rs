@@ -105,6 +105,11 @@ impl Settings {
         self.overrides.get(name).map_or_else(default, String::as_str)
     }
 
+    /// The broker's settings that it has, each with its value.
+    pub(super) fn of_broker(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        BROKER.iter().map(|(name, _)| (*name, self.text(name)))
+    }
+
     /// The value of a broker's setting that is a number; 0 when it has none.
     pub(super) fn number(&self, name: &str) -> i64 {
         self.text(name).parse().unwrap_or(0)

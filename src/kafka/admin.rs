@@ -16,8 +16,8 @@ use kafka_protocol::messages::describe_share_group_offsets_request::{
 use kafka_protocol::messages::describe_share_group_offsets_response::DescribeShareGroupOffsetsResponsePartition;
 use kafka_protocol::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use kafka_protocol::messages::{
-    CreateTopicsRequest, DescribeConfigsRequest, DescribeShareGroupOffsetsRequest, DescribeShareGroupOffsetsResponse,
-    GroupId, IncrementalAlterConfigsRequest,
+    CreateTopicsRequest, DescribeConfigsRequest, DescribeConfigsResponse, DescribeShareGroupOffsetsRequest,
+    DescribeShareGroupOffsetsResponse, GroupId, IncrementalAlterConfigsRequest,
 };
 use kafka_protocol::protocol::{Encodable, StrBytes};
 
@@ -30,6 +30,7 @@ use super::share_lag;
 
 /// Resource types of the configuration requests.
 const TOPIC: i8 = 2;
+const BROKER: i8 = 4;
 const GROUP: i8 = 32;
 
 const OFFSETS_REQUEST: &str = "DescribeShareGroupOffsets";
@@ -176,17 +177,31 @@ pub fn topic_configs(cluster: &Cluster, topic: &str) -> Result<BTreeMap<String, 
     configs(cluster, TOPIC, topic)
 }
 
+/// The settings of a broker, by its node id.
+pub fn broker_configs(cluster: &Cluster, node: i32) -> Result<BTreeMap<String, String>> {
+    // Only the broker itself tells them.
+    let timeout = cluster.options().request_timeout;
+    described(cluster.connect(node)?.call(4, &describe(BROKER, &node.to_string()), timeout)?)
+}
+
 /// The settings of a group, with the defaults that apply; the group need not exist (KIP-848).
 pub fn group_configs(cluster: &Cluster, group: &str) -> Result<BTreeMap<String, String>> {
     configs(cluster, GROUP, group)
 }
 
 fn configs(cluster: &Cluster, kind: i8, name: &str) -> Result<BTreeMap<String, String>> {
+    described(cluster.ask(4, &describe(kind, name))?)
+}
+
+fn describe(kind: i8, name: &str) -> DescribeConfigsRequest {
     let resource = DescribeConfigsResource::default()
         .with_resource_type(kind)
         .with_resource_name(str_bytes(name))
         .with_configuration_keys(None);
-    let response = cluster.ask(4, &DescribeConfigsRequest::default().with_resources(vec![resource]))?;
+    DescribeConfigsRequest::default().with_resources(vec![resource])
+}
+
+fn described(response: DescribeConfigsResponse) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for result in response.results {
         let message = result.error_message.as_ref().map(|message| message.as_str());

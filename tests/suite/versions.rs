@@ -6,7 +6,17 @@ use crate::support::{Rig, SOON, START};
 
 #[test]
 fn fleet_works_on_kafka_4_3() {
-    let rig = Rig::with_own_broker("version-4-3", &["--version", "4.3.1"]);
+    fleet_works("version-4-3", &["--version", "4.3.1"]);
+}
+
+/// Groups of Kafka 4.2 have no delivery limit of their own: that of the brokers counts.
+#[test]
+fn fleet_works_on_kafka_4_2_with_a_delivery_limit_of_10() {
+    fleet_works("version-4-2", &["--version", "4.2.0", "--set", "group.share.delivery.count.limit=10"]);
+}
+
+fn fleet_works(name: &str, arguments: &[&str]) {
+    let rig = Rig::with_own_broker(name, arguments);
     let gateway = rig.start_gateway();
     let mut worker = rig.start_worker("w");
     let answers: Vec<_> = (0..5).map(|number| gateway.analyze(&format!("text {number}"))).collect();
@@ -19,14 +29,11 @@ fn fleet_works_on_kafka_4_3() {
     rig.audit().assert_each_ran_once(&tasks);
 }
 
-/// Groups of Kafka 4.2 have no `share.delivery.count.limit` and no `share.partition.max.record.locks`.
 #[test]
-fn programs_end_on_kafka_4_2_and_say_what_is_missing() {
-    let rig = Rig::with_own_broker("version-4-2", &["--version", "4.2.0"]);
-    for launch in [rig.gateway(), rig.worker("w")] {
-        let mut program = launch.start();
-        assert_eq!(program.wait(START).code, Some(2));
-        program
-            .wait_for_line(&format!("Kafka does not tell share.delivery.count.limit of group {}", rig.group()), SOON);
-    }
+fn worker_ends_on_kafka_4_2_with_the_default_delivery_limit_and_names_the_setting_of_the_brokers() {
+    let rig = Rig::with_own_broker("version-4-2-default", &["--version", "4.2.0"]);
+    let mut worker = rig.worker("w").start();
+    assert_eq!(worker.wait(START).code, Some(2));
+    worker.wait_for_line("share.delivery.count.limit=5: the broker would drop tasks", SOON);
+    worker.wait_for_line("at the brokers, as group.share.delivery.count.limit", SOON);
 }
