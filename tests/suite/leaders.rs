@@ -266,10 +266,17 @@ fn is_replaced(name: &str, end: impl Fn(&Cluster, i32), at_least: Duration) {
     let before = scene.cluster.told(old, &scene.topic, 0).expect("known");
     let begin = Instant::now();
     end(&scene.cluster, old);
+    let ended = Instant::now();
     let other = scene.other_than(&[old]);
     eventually(PATIENCE, "another node leads", || {
         scene.cluster.told(other, &scene.topic, 0).is_some_and(|told| ![old, -1].contains(&told.leader))
     });
+    let graceful = at_least.is_zero();
+    assert!(
+        !graceful || ended.elapsed() < SESSION_TIMEOUT / 2,
+        "it was replaced before it ended: {:?}",
+        ended.elapsed()
+    );
     // The last sign of life may be as old as the pause between two of them.
     assert!(begin.elapsed() + Duration::from_secs(1) > at_least, "{:?}", begin.elapsed());
     let after = scene.cluster.told(other, &scene.topic, 0).expect("known");
@@ -281,7 +288,7 @@ fn is_replaced(name: &str, end: impl Fn(&Cluster, i32), at_least: Duration) {
     assert_eq!(scene.produce_at(scene.leader(0), 0).0, 0, "two replicas in sync are enough");
     let node = old;
     let Scene { cluster, topic, .. } = &scene;
-    if at_least.is_zero() || name == "killed" {
+    if graceful || name == "killed" {
         cluster.start(node)
     } else {
         cluster.thaw(node)
