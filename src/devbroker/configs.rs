@@ -58,7 +58,7 @@ impl State {
                 .with_error_message(None);
             let (kind, name) = (resource.resource_type, resource.resource_name.as_str());
             let right = self.check_config_right(caller, Operation::DescribeConfigs, kind, name);
-            match right.and_then(|()| self.described_configs(resource)) {
+            match right.and_then(|()| self.described_configs(caller, resource)) {
                 Ok(configs) => result.with_configs(configs),
                 Err((code, message)) => {
                     result.with_error_code(code.0).with_error_message(Some(StrBytes::from_string(message)))
@@ -70,6 +70,7 @@ impl State {
 
     fn described_configs(
         &self,
+        caller: &Caller,
         resource: &DescribeConfigsResource,
     ) -> Result<Vec<DescribeConfigsResourceResult>, Refusal> {
         let name = resource.resource_name.as_str();
@@ -77,7 +78,7 @@ impl State {
         let (table, values, own) = match resource.resource_type {
             OF_TOPIC => (TOPIC, &self.existing_topic(name)?.values, TOPIC_SOURCE),
             OF_GROUP if !name.is_empty() => (GROUP, self.group_values.get(name).unwrap_or(&none), GROUP_SOURCE),
-            OF_BROKER => return Ok(self.described_broker()),
+            OF_BROKER if name == caller.node.to_string() => return Ok(self.described_broker(resource)),
             _ => return Err((ErrorCode::INVALID_REQUEST, "no such resource".to_owned())),
         };
         let keys = resource.configuration_keys.as_ref();
@@ -93,8 +94,10 @@ impl State {
         Ok(configs.collect())
     }
 
-    fn described_broker(&self) -> Vec<DescribeConfigsResourceResult> {
-        let configs = self.settings.of_broker().map(|(name, value)| {
+    fn described_broker(&self, resource: &DescribeConfigsResource) -> Vec<DescribeConfigsResourceResult> {
+        let keys = resource.configuration_keys.as_ref();
+        let wanted = |name: &str| keys.is_none_or(|keys| keys.iter().any(|key| key.as_str() == name));
+        let configs = self.settings.of_broker().filter(|(name, _)| wanted(name)).map(|(name, value)| {
             DescribeConfigsResourceResult::default()
                 .with_name(StrBytes::from_static_str(name))
                 .with_value(Some(StrBytes::from_string(value.to_owned())))

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use crossbeam_channel::Sender;
-use kafka_protocol::messages::{FetchRequest, FetchResponse, ProduceRequest, ProduceResponse, ShareFetchResponse};
+use kafka_protocol::messages::{
+    FetchRequest, FetchResponse, ProduceRequest, ProduceResponse, ShareAcknowledgeResponse, ShareFetchResponse,
+};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::dispatch::{self, Asked, now_ms};
@@ -16,7 +18,8 @@ use super::nodes::Condition;
 use super::produce::ALL;
 use super::refusals;
 use super::settings::milliseconds;
-use super::share_wire::Fetch;
+use super::share_partition::Said;
+use super::share_wire::{Acknowledge, Fetch, Statements};
 use super::state::{Caller, Refusal, State};
 use super::throttle::throttled;
 use crate::kafka::ErrorCode;
@@ -46,6 +49,15 @@ pub(super) enum Order {
     Restart { node: Option<i32>, after: Duration, forget: bool },
     /// Ends the freeze of a node, or of all of them, after so long.
     Thaw { node: Option<i32>, after: Duration },
+}
+
+impl Order {
+    /// How long after it was given it is due.
+    pub fn after(self) -> Duration {
+        match self {
+            Self::Restart { after, .. } | Self::Thaw { after, .. } => after,
+        }
+    }
 }
 
 /// See the module documentation.
@@ -128,15 +140,15 @@ impl Core {
                 _ => {}
             }
         }
-        match throttle {
+        match throttle.filter(|_| kind.is_some()) {
             Some(time) => Reply::Throttled(Box::new(answer), time),
             None => answer,
         }
     }
 
-    fn order(&self, order: Order) {
-        // Full or gone: there are orders enough, or nobody to carry them out any more.
-        let _ = self.orders.try_send(order);
+    /// Whether it will be carried out: not when there are orders enough, or the broker ends.
+    fn order(&self, order: Order) -> bool {
+        self.orders.try_send(order).is_ok()
     }
 
     fn end(&self, order: Order) -> Reply {
@@ -150,7 +162,9 @@ impl Core {
             let ids: Vec<i32> = state.node_ids().filter(|id| which.is_none_or(|which| which == *id)).collect();
             ids.into_iter().for_each(|id| state.silence(id, Condition::Frozen, now));
         });
-        self.order(thaw);
+        if !self.order(thaw) {
+            self.change(|state, now| state.node_ids().for_each(|id| state.resume(id, now)));
+        }
         self.pass(node);
     }
 
@@ -201,6 +215,9 @@ impl Core {
         let now = Instant::now();
         let deadline = now + milliseconds(request.timeout_ms.into());
         let mut state = self.state.lock();
+        if self.moving(&mut state, caller.node) {
+            return ProduceResponse::default();
+        }
         let mut answer = state.produce(caller, version, request, now, now_ms());
         self.changed.notify_all();
         if request.acks != ALL {
@@ -246,10 +263,16 @@ impl Core {
     pub fn share_fetch(&self, caller: &Caller, fetch: &Fetch) -> ShareFetchResponse {
         let deadline = Instant::now() + milliseconds(fetch.request.max_wait_ms.into());
         let mut state = self.state.lock();
+        if self.moving(&mut state, caller.node) {
+            return ShareFetchResponse::default();
+        }
         let mut parked = match state.take_share_fetch(caller, fetch, Instant::now()) {
             Ok(parked) => parked,
             Err(answer) => return answer,
         };
+        if changes_state(&fetch.statements()) {
+            self.await_share_state(&mut state, caller.node);
+        }
         let mut signal = None;
         loop {
             let over = Instant::now() >= deadline;
@@ -263,6 +286,27 @@ impl Core {
             if self.moving(&mut state, caller.node) {
                 return ShareFetchResponse::default();
             }
+        }
+    }
+
+    /// ShareAcknowledge, and the length of the group's locks in milliseconds.
+    pub fn share_acknowledge(&self, caller: &Caller, acknowledge: &Acknowledge) -> (ShareAcknowledgeResponse, i32) {
+        let mut state = self.state.lock();
+        if self.moving(&mut state, caller.node) {
+            return (ShareAcknowledgeResponse::default(), 0);
+        }
+        let answer = state.share_acknowledge(caller, acknowledge, Instant::now());
+        if changes_state(&acknowledge.statements()) {
+            self.await_share_state(&mut state, caller.node);
+        }
+        let group = acknowledge.request.group_id.as_ref().map_or("", |group| group.as_str());
+        (answer, state.lock_ms(group))
+    }
+
+    /// Waits until the share state is written at all nodes that are not fenced. Renewals and fetches never wait for it (measured on Kafka 4.4).
+    fn await_share_state(&self, state: &mut MutexGuard<'_, State>, node: i32) {
+        while !self.moving(state, node) && state.is_share_state_held_up() {
+            self.changed.wait(state);
         }
     }
 
@@ -308,6 +352,11 @@ fn reply(asked: &Asked, body: Option<BytesMut>) -> Reply {
         Some(_) if asked.wants_no_answer() => Reply::Nothing,
         Some(frame) => Reply::Answer(frame, 1),
     }
+}
+
+/// Whether a member says more than that it goes on.
+fn changes_state(said: &Statements) -> bool {
+    said.iter().any(|(_, said)| said.as_ref().is_ok_and(|said| said.iter().any(|(_, said)| *said != Said::Renew)))
 }
 
 fn refusal(due: &Due, code: ErrorCode, acknowledgements: bool) -> Refusal {

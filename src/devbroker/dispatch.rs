@@ -190,11 +190,7 @@ fn answer_group(core: &Core, caller: &Caller, asked: &Asked, now: Instant) -> Op
         }
         ApiKey::ShareAcknowledge => {
             let acknowledge = share_wire::decode_acknowledge(&asked.body, asked.version)?;
-            let mut state = core.state.lock();
-            let answer = state.share_acknowledge(caller, &acknowledge, now);
-            let group = acknowledge.request.group_id.as_ref().map_or("", |group| group.as_str());
-            let lock_ms = state.lock_ms(group);
-            drop(state);
+            let (answer, lock_ms) = core.share_acknowledge(caller, &acknowledge);
             let mut body = BytesMut::new();
             share_wire::encode_acknowledged(&mut body, &answer, asked.version, lock_ms).map(|()| body)
         }

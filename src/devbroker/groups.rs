@@ -224,7 +224,7 @@ impl State {
                 let progress = found.and_then(|topic| group?.partitions.get(&(topic.id, *index)));
                 let end = found
                     .and_then(|topic| topic.partitions.get(usize::try_from(*index).ok()?))
-                    .map(|partition| partition.log.end());
+                    .map(|partition| partition.high_watermark);
                 lags.push(progress.zip(end).map_or(-1, |(progress, end)| progress.lag(end)));
                 if found.is_none() {
                     let code = right.err().unwrap_or(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION);

@@ -22,11 +22,12 @@
 //! What differs from Kafka 4.4, and from 4.2 and 4.3 when it poses as one of them:
 //! - All nodes share one memory: a replica never lags, a log never gets shorter, and a kill loses share state only as far as
 //!   `Settings::share_state_delay` says. Nodes are no processes: SIGKILL, SIGSTOP and a cut of the network are emulated, and the kernel goes on
-//!   accepting connections. Internal topics do not show; group and share state is there while any node is.
+//!   accepting connections. Internal topics do not show; every node has the state of all groups, so no coordinator has to be waited for longer
+//!   than for its fencing.
 //! - No classic or consumer groups, no quotas, no TLS, no SASL; the requests for these, and all others that
 //!   ApiVersions does not list, close the connection. A fault throttles ([`Action::Throttle`]).
 //! - Rights are denied by client id ([`Broker::deny`]), not by user, and no request changes them. A name of a resource is whole or `*`.
-//!   Transactional ids need none, and authorized operations are never told.
+//!   Transactional ids and AddPartitionsToTxn need none, and authorized operations are never told.
 //! - Fetch sessions are never opened (each answer is whole), and nothing is compacted: `cleanup.policy` is kept and told only.
 //! - Transactions have no time limit, hold no offsets of groups, and begin with AddPartitionsToTxn, never with a
 //!   Produce (KIP-890). EndTxn and InitProducerId write the markers before they answer; Kafka writes them later, and
@@ -92,6 +93,8 @@ use crate::threads::{self, Thread};
 
 /// Orders that faults may give before one is carried out; more are dropped.
 const ORDERS: usize = 64;
+/// How often the thread that carries out orders looks for its end.
+const KEEP_PAUSE: Duration = Duration::from_millis(20);
 /// How long its own port may be in use when it comes back: a process that is just being started has copies of all sockets until it runs its program.
 const PORT_WAIT: Duration = Duration::from_secs(1);
 const PORT_PAUSE: Duration = Duration::from_millis(5);
@@ -175,12 +178,12 @@ impl Broker {
 
     /// All of its nodes at once.
     pub fn nodes(&self) -> Nodes<'_> {
-        Nodes { shared: &self.shared, ids: self.shared.ids(None) }
+        self.shared.only(None)
     }
 
     /// One of its nodes; ids count from 1.
     pub fn node(&self, id: i32) -> Nodes<'_> {
-        Nodes { shared: &self.shared, ids: self.shared.ids(Some(id)) }
+        self.shared.only(Some(id))
     }
 
     /// Adds to what shall go wrong.
@@ -267,7 +270,7 @@ impl Nodes<'_> {
     /// Starts them again after [`Self::kill`] or [`Self::stop`], on the same addresses.
     ///
     /// # Errors
-    /// Somebody else listens there now.
+    /// Another socket listens on an address, and still does after a second.
     pub fn revive(&self) -> Result<(), StartError> {
         self.ids.iter().try_for_each(|id| self.shared.revive(*id))
     }
@@ -337,30 +340,39 @@ impl Shared {
         self.serve(id)
     }
 
-    /// Carries out what faults order.
+    /// Carries out what faults order, each at its time.
     fn carry_out(&self, orders: &Receiver<Order>, stop: &Stop) -> Result<(), StartError> {
+        let mut due: Vec<(Instant, Order)> = Vec::new();
         loop {
-            match orders.recv_timeout(Duration::from_millis(20)) {
-                Ok(Order::Thaw { node, after }) => {
-                    // A stop thaws as well: nobody shall wait for ever.
-                    let _ = stop.sleep(after);
-                    Nodes { shared: self, ids: self.ids(node) }.thaw();
-                }
-                Ok(Order::Restart { node, after, forget }) => {
-                    let nodes = Nodes { shared: self, ids: self.ids(node) };
-                    nodes.kill();
-                    if stop.sleep(after).is_err() {
-                        return Ok(());
+            let next = due.iter().map(|(at, _)| at.saturating_duration_since(Instant::now())).min();
+            match orders.recv_timeout(next.map_or(KEEP_PAUSE, |next| next.min(KEEP_PAUSE))) {
+                Ok(order) => {
+                    if let Order::Restart { node, .. } = order {
+                        self.only(node).kill();
                     }
-                    if forget {
-                        self.core.change(|state, _| state.forget());
-                    }
-                    nodes.revive()?;
+                    due.push((Instant::now() + order.after(), order));
                 }
                 Err(RecvTimeoutError::Timeout) if !stop.is_triggered() => {}
                 Err(_) => return Ok(()),
             }
+            let now = Instant::now();
+            for (_, order) in due.extract_if(.., |(at, _)| *at <= now) {
+                match order {
+                    Order::Thaw { node, .. } => self.only(node).thaw(),
+                    Order::Restart { node, forget, .. } => {
+                        if forget {
+                            self.core.change(|state, _| state.forget());
+                        }
+                        self.only(node).revive()?;
+                    }
+                }
+            }
         }
+    }
+
+    /// This node, or all of them.
+    fn only(&self, node: Option<i32>) -> Nodes<'_> {
+        Nodes { shared: self, ids: self.ids(node) }
     }
 }
 

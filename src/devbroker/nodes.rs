@@ -12,7 +12,7 @@ use super::state::{Partition, State};
 use crate::kafka::ErrorCode;
 
 /// After a thaw requests that wait in sockets come first, then locks run out, as seen with Kafka.
-const THAW_GRACE: Duration = Duration::from_millis(50);
+const THAW_GRACE: Duration = Duration::from_millis(200);
 /// A partition without a leader, in Metadata.
 pub(super) const NO_LEADER: i32 = -1;
 
@@ -23,7 +23,7 @@ pub(super) enum Condition {
     Running,
     /// SIGSTOP: it does nothing, and no lock of its partitions runs out.
     Frozen,
-    /// Its network swallows everything: it runs and hears nothing, and locks of its partitions run out.
+    /// Its network drops everything: it runs and receives nothing, and locks of its partitions run out.
     Cut,
     /// Its process has ended.
     Down,
@@ -100,20 +100,21 @@ impl State {
 
     /// Freezes a node or cuts it off.
     pub fn silence(&mut self, id: i32, condition: Condition, now: Instant) {
-        if let Some(node) = self.node_mut(id).filter(|node| node.condition != Condition::Down) {
+        if let Some(node) = self.node_mut(id).filter(|node| node.condition == Condition::Running) {
             node.condition = condition;
-            node.silent_since.get_or_insert(now);
+            node.silent_since = Some(now);
         }
     }
 
     /// Ends a freeze or a cut. A node that was fenced meanwhile registers again.
     pub fn resume(&mut self, id: i32, now: Instant) {
-        let Some(node) = self.node_mut(id).filter(|node| node.condition != Condition::Down) else { return };
+        let silent = |node: &&mut Node| matches!(node.condition, Condition::Frozen | Condition::Cut);
+        let Some(node) = self.node_mut(id).filter(silent) else { return };
         if node.condition == Condition::Frozen {
             node.grace_until = Some(now + THAW_GRACE);
         }
         (node.condition, node.silent_since) = (Condition::Running, None);
-        if node.fenced {
+        if node.fenced && node.fenced_until.is_none_or(|until| until <= now) {
             self.unfence(id, now);
         }
         self.replicate();
@@ -190,8 +191,7 @@ impl State {
         if self.node(id).is_none_or(|node| node.fenced) {
             return;
         }
-        let moving: Vec<String> =
-            self.groups.keys().filter(|group| self.coordinator(group) == Some(id)).cloned().collect();
+        let moving = self.coordinated_by(id);
         if let Some(node) = self.node_mut(id) {
             node.fenced = true;
         }
@@ -202,11 +202,8 @@ impl State {
             }
         }
         self.each_led_by(id, |state, key| state.elect(key, now));
-        for group in moving {
-            if let Some(group) = self.groups.get_mut(&group) {
-                group.hear_all(now);
-            }
-        }
+        self.hear_members_of(&moving, now);
+        self.replicate();
     }
 
     fn unfence(&mut self, id: i32, now: Instant) {
@@ -214,10 +211,24 @@ impl State {
             (node.fenced, node.fenced_until) = (false, None);
         }
         self.each_led_by(NO_LEADER, |state, key| state.elect(key, now));
-        for partition in self.topics.values_mut().flat_map(|topic| &mut topic.partitions) {
-            if partition.replicas.contains(&id) && !partition.in_sync.contains(&id) {
-                partition.in_sync.push(id);
-            }
+        let living: Vec<i32> = self.living_nodes().map(|(id, _)| id).collect();
+        let partitions = self.topics.values_mut().flat_map(|topic| &mut topic.partitions);
+        // Without a leader nothing can be copied: whoever was not in sync stays out.
+        for partition in partitions.filter(|partition| partition.leader != NO_LEADER) {
+            let behind = partition.replicas.iter().filter(|id| living.contains(id) && !partition.in_sync.contains(id));
+            let behind: Vec<i32> = behind.copied().collect();
+            partition.in_sync.extend(behind);
+        }
+        self.hear_members_of(&self.coordinated_by(id), now);
+    }
+
+    fn coordinated_by(&self, id: i32) -> Vec<String> {
+        self.groups.keys().filter(|group| self.coordinator(group) == Some(id)).cloned().collect()
+    }
+
+    fn hear_members_of(&mut self, groups: &[String], now: Instant) {
+        for (_, group) in self.groups.iter_mut().filter(|(id, _)| groups.contains(id)) {
+            group.hear_all(now);
         }
     }
 
@@ -289,14 +300,21 @@ impl State {
     /// Moves all groups that a node coordinates to the next node.
     pub fn move_coordinators(&mut self, from: i32) {
         let to = self.next_node(from);
-        let groups: Vec<String> = self.groups.keys().filter(|id| self.coordinator(id) == Some(from)).cloned().collect();
-        for group in groups {
+        for group in self.coordinated_by(from) {
             self.coordinators.insert(group, to);
         }
     }
 
+    /// The next node that serves; the node itself when no other does.
     fn next_node(&self, node: i32) -> i32 {
-        if self.node(node + 1).is_some() { node + 1 } else { 1 }
+        let serves = |id: &i32| self.node(*id).is_some_and(|node| node.condition == Condition::Running && !node.fenced);
+        let in_turn = self.node_ids().filter(|id| *id > node).chain(self.node_ids());
+        in_turn.into_iter().find(serves).unwrap_or(node)
+    }
+
+    /// Whether a node is silent and not fenced yet. All nodes have the share state, which is written as with `acks=all`.
+    pub fn is_share_state_held_up(&self) -> bool {
+        self.nodes.iter().any(|node| node.silent_since.is_some() && !node.fenced)
     }
 
     /// Whether an in-sync replica of the partition is silent: then `acks=all` waits, and the high watermark stands.

@@ -73,7 +73,8 @@ impl State {
             }
             ApiKey::CreateTopics => {
                 let request = CreateTopicsRequest::decode(&mut body, version).ok()?;
-                request.topics.iter().map(|topic| (topic.name.as_str().to_owned(), None)).collect()
+                // It concerns no partition.
+                request.topics.iter().map(|topic| (topic.name.as_str().to_owned(), Some(-1))).collect()
             }
             ApiKey::ShareFetch => {
                 let fetch = share_wire::decode_fetch(&asked.body, version)?.request;

@@ -36,12 +36,7 @@ struct Shared {
     stop: Stop,
     /// Told when a thread dies.
     died: Stop,
-    connections: Mutex<Connections>,
-}
-
-#[derive(Default)]
-struct Connections {
-    open: HashMap<u64, Connection>,
+    connections: Mutex<HashMap<u64, Connection>>,
 }
 
 struct Connection {
@@ -86,6 +81,11 @@ impl Server {
         Ok(Self { shared, listener, accepting })
     }
 
+    /// Closes connections that are idle for too long.
+    pub fn close_idle(&self, now: Instant) {
+        self.shared.close_idle(now);
+    }
+
     /// Closes all sockets at once. The node is down already, so that no request waits any more. Returns when every thread has ended.
     pub fn end(self) {
         self.shared.stop.trigger();
@@ -94,20 +94,13 @@ impl Server {
         // A thread that did not end well has logged it.
         let _ = self.accepting.join();
         drop(self.listener);
-        let open = std::mem::take(&mut self.shared.connections.lock().open);
+        let open = std::mem::take(&mut *self.shared.connections.lock());
         for connection in open.values() {
             let _ = connection.socket.shutdown(Shutdown::Both);
         }
         for connection in open.into_values() {
             let _ = connection.thread.join();
         }
-    }
-}
-
-impl Server {
-    /// Closes connections that are idle for too long.
-    pub fn close_idle(&self, now: Instant) {
-        self.shared.close_idle(now);
     }
 }
 
@@ -127,11 +120,11 @@ impl Shared {
     fn open(self: &Arc<Self>, socket: TcpStream) {
         let mut connections = self.connections.lock();
         let ended: Vec<u64> =
-            connections.open.iter().filter(|(_, open)| open.thread.is_finished()).map(|(id, _)| *id).collect();
-        let ended: Vec<_> = ended.into_iter().filter_map(|id| connections.open.remove(&id)).collect();
+            connections.iter().filter(|(_, open)| open.thread.is_finished()).map(|(id, _)| *id).collect();
+        let ended: Vec<_> = ended.into_iter().filter_map(|id| connections.remove(&id)).collect();
         let id = self.core.next_connection();
         // Dropping the socket closes it.
-        if let (Ok(handle), true) = (socket.try_clone(), connections.open.len() < MOST_CONNECTIONS) {
+        if let (Ok(handle), true) = (socket.try_clone(), connections.len() < MOST_CONNECTIONS) {
             let shared = Arc::clone(self);
             let active = Arc::new(Mutex::new(Instant::now()));
             let noted = Arc::clone(&active);
@@ -143,7 +136,7 @@ impl Shared {
                 shared.core.disconnected(&caller);
                 Ok::<(), io::Error>(())
             });
-            connections.open.insert(id, Connection { socket: handle, thread, active, closed: false });
+            connections.insert(id, Connection { socket: handle, thread, active, closed: false });
         }
         drop(connections);
         for connection in ended {
@@ -162,7 +155,7 @@ impl Shared {
         let limit = Duration::from_millis(limit);
         let mut idle = Vec::new();
         let mut connections = self.connections.lock();
-        for (id, open) in &mut connections.open {
+        for (id, open) in connections.iter_mut() {
             if !open.closed && now.saturating_duration_since(*open.active.lock()) > limit {
                 open.closed = true;
                 let _ = open.socket.shutdown(Shutdown::Both);

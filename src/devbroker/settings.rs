@@ -56,9 +56,9 @@ pub struct Settings {
     pub share_version: i16,
     /// How long a node that starts again is fenced: it answers, and leads nothing.
     pub fenced: Duration,
-    /// How long new leaders and coordinators read their state; Kafka takes 40 to 200 ms.
+    /// How long a leader that takes over, and a coordinator whose node starts, reads its state; Kafka takes 40 to 200 ms.
     pub loading: Duration,
-    /// How late acknowledgements are written: a killed leader loses those of so long. Zero is Kafka on sound disks.
+    /// How late acknowledgements are written. A killed leader loses those of its last `share_state_delay`; zero: none.
     pub share_state_delay: Duration,
     /// Settings of the broker that differ from Kafka's defaults.
     overrides: BTreeMap<String, String>,
@@ -107,7 +107,7 @@ impl Settings {
 
     /// The broker's settings that it has, each with its value.
     pub(super) fn of_broker(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        BROKER.iter().map(|(name, _)| (*name, self.text(name)))
+        BROKER.iter().filter(|(name, _)| self.knows(name)).map(|(name, _)| (*name, self.text(name)))
     }
 
     /// The value of a broker's setting that is a number; 0 when it has none.

@@ -281,7 +281,8 @@ impl State {
     ) -> Result<usize, ErrorCode> {
         if epoch == OPEN {
             let most = usize::try_from(self.settings.number("group.share.max.share.sessions")).unwrap_or(usize::MAX);
-            if !self.sessions.contains_key(key) && self.sessions.len() >= most {
+            let open = self.sessions.keys().filter(|key| key.node == caller.node).count();
+            if !self.sessions.contains_key(key) && open >= most {
                 return Err(ErrorCode::SHARE_SESSION_LIMIT_REACHED);
             }
             self.sessions_opened += 1;

@@ -60,7 +60,8 @@ pub const MOST_UNPACKED: usize = 16 << 20;
 
 /// Decodes all whole batches of `bytes`; a cut batch at the end is left out. Records below `from_offset` are dropped: a
 /// broker answers with whole batches, however little of one was asked for. Decoding stops before a compressed batch
-/// once [`MOST_UNPACKED`] bytes were unpacked; the next fetch begins there.
+/// once [`MOST_UNPACKED`] bytes were unpacked; the next fetch begins there. In a ShareFetch what comes after stays locked until its lock runs
+/// out, and then counts one delivery more.
 pub fn decode(bytes: &Bytes, from_offset: i64) -> Decoded {
     let mut decoded = Decoded { next_offset: from_offset, ..Decoded::default() };
     for batch in batches(bytes) {

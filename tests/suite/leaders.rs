@@ -77,7 +77,8 @@ impl Scene {
             let mut got = session.fetch(0, &[partition]).acquired(partition);
             while got.len() < records && Instant::now() < deadline {
                 let told = session.fetch(100, &[]);
-                if told.error != 0 || told.error_of(partition) != 0 {
+                // With records in hand it stays: the end of the session would release them, and count a delivery more.
+                if got.is_empty() && (told.error != 0 || told.error_of(partition) != 0) {
                     break;
                 }
                 got.extend(told.acquired(partition));
@@ -257,7 +258,7 @@ fn a_partition_that_moved_away_is_an_error_of_its_own() {
 }
 
 /// The end of a leader, one way or another, until another node leads.
-fn is_replaced(name: &str, end: impl Fn(&Cluster, i32), at_least: Duration) {
+fn is_replaced(name: &str, end: fn(&Cluster, i32), undo: fn(&Cluster, i32), at_least: Duration) {
     let scene = Scene::new(name, 1, 3);
     scene.produce(0, 2);
     let (_a, got) = scene.served("a", 0, 2);
@@ -284,31 +285,30 @@ fn is_replaced(name: &str, end: impl Fn(&Cluster, i32), at_least: Duration) {
     assert!(!scene.cluster.living(other).contains(&old), "clients are not told of it any more");
     let (_b, mut got) = scene.served("b", 0, 2);
     got.sort_unstable();
-    assert_eq!(got.iter().map(|record| record.0).collect::<Vec<_>>(), [0, 1], "{got:?}");
-    assert_eq!(scene.produce_at(scene.leader(0), 0).0, 0, "two replicas in sync are enough");
-    let node = old;
-    let Scene { cluster, topic, .. } = &scene;
-    if graceful || name == "killed" {
-        cluster.start(node)
+    if graceful {
+        // The session that ended may have released them before.
+        assert_eq!(got.iter().map(|record| record.0).collect::<Vec<_>>(), [0, 1], "{got:?}");
     } else {
-        cluster.thaw(node)
+        assert_eq!(got, [(0, 1), (1, 1)], "acquired is not written");
     }
-    cluster.wait_in_sync(topic, 0);
+    assert_eq!(scene.produce_at(scene.leader(0), 0).0, 0, "two replicas in sync are enough");
+    undo(&scene.cluster, old);
+    scene.cluster.wait_in_sync(&scene.topic, 0);
 }
 
 #[test]
 fn a_killed_leader_is_replaced_once_its_session_is_over() {
-    is_replaced("killed", Cluster::kill, SESSION_TIMEOUT);
+    is_replaced("killed", Cluster::kill, Cluster::start, SESSION_TIMEOUT);
 }
 
 #[test]
 fn a_frozen_leader_is_replaced_once_its_session_is_over() {
-    is_replaced("frozen", Cluster::freeze, SESSION_TIMEOUT);
+    is_replaced("frozen", Cluster::freeze, Cluster::thaw, SESSION_TIMEOUT);
 }
 
 #[test]
 fn a_leader_that_stops_is_replaced_before_it_ends() {
-    is_replaced("stopped", Cluster::stop, Duration::ZERO);
+    is_replaced("stopped", Cluster::stop, Cluster::start, Duration::ZERO);
 }
 
 #[test]
@@ -325,7 +325,7 @@ fn acks_of_all_wait_for_a_silent_replica_until_it_is_fenced() {
     assert_eq!(told.in_sync.len(), 2, "{told:?}");
     let begin = Instant::now();
     assert_eq!(scene.produce_at(leader, 0), (0, 2));
-    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < SESSION_TIMEOUT / 2, "{:?}", begin.elapsed());
     scene.cluster.thaw(follower);
     scene.cluster.wait_in_sync(&scene.topic, 0);
 }

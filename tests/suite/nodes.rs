@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use kafka_protocol::{
     messages::{
-        CreateTopicsRequest, MetadataRequest, TopicName, create_topics_request::CreatableTopic,
-        metadata_request::MetadataRequestTopic,
+        CreateTopicsRequest, FindCoordinatorRequest, GroupId, MetadataRequest, ShareGroupHeartbeatRequest, TopicName,
+        create_topics_request::CreatableTopic, metadata_request::MetadataRequestTopic,
     },
     protocol::StrBytes,
 };
@@ -32,10 +32,13 @@ struct Scene {
     topic: String,
     group: String,
     id: Uuid,
+    /// Of the member `first`.
+    epoch: i32,
 }
 
 impl Scene {
     /// The partitions are led by the nodes in turn.
+    /// Each node has a replica of each.
     fn new(name: &str, nodes: usize, partitions: i32, arguments: &[&str]) -> Scene {
         let rig = Rig::with_faults_and(name, nodes, arguments);
         let (topic, group) = (rig.tasks(), rig.group());
@@ -44,11 +47,11 @@ impl Scene {
         let wanted = CreatableTopic::default()
             .with_name(TopicName(StrBytes::from_string(topic.clone())))
             .with_num_partitions(partitions)
-            .with_replication_factor(1);
+            .with_replication_factor(i16::try_from(nodes).expect("few"));
         let created = wire.call(7, &CreateTopicsRequest::default().with_topics(vec![wanted]));
         assert_eq!(created.topics[0].error_code, 0);
-        session::prepare_group(&mut wire, &group, &topic, partitions);
-        Scene { id: created.topics[0].topic_id, rig, topic, group }
+        let epoch = session::prepare_group(&mut wire, &group, &topic, partitions);
+        Scene { id: created.topics[0].topic_id, rig, topic, group, epoch }
     }
 
     fn wire(&self, node: usize) -> Wire {
@@ -97,6 +100,84 @@ fn locks_run_out_while_a_node_is_cut_off_and_not_while_it_is_frozen() {
         let mut b = scene.member("b");
         assert_eq!(b.fetch(300, &[0]).acquired(0), again, "cut: {cut}");
     }
+}
+
+/// How long a node may be silent in these tests.
+const SESSION: [&str; 2] = ["--set", "broker.session.timeout.ms=1500"];
+
+#[test]
+fn a_leader_that_is_cut_off_is_replaced_and_takes_nothing_more() {
+    let scene = Scene::new("node-replaced", 3, 1, &SESSION);
+    scene.produce(0);
+    let mut a = scene.member("a");
+    assert_eq!(a.fetch(5000, &[0]).acquired(0), [(0, 1)]);
+    let broker = scene.rig.broker().faulty();
+    assert_eq!(broker.leader(&scene.topic, 0), Some(1));
+    broker.node(1).cut();
+    let cut = Instant::now();
+    eventually(SOON, "another node leads", || broker.leader(&scene.topic, 0) != Some(1));
+    assert!(cut.elapsed() > Duration::from_secs(1), "{:?}", cut.elapsed());
+    let new = usize::try_from(broker.leader(&scene.topic, 0).expect("two are in sync")).expect("ids count from 1");
+    let mut got = Vec::new();
+    let mut b = Session::new(scene.wire(new), scene.id, &scene.group, "b");
+    eventually(SOON, "the new leader hands the record out", || {
+        got = b.fetch(100, if b.epoch == 0 { &[0] } else { &[] }).acquired(0);
+        b.epoch = if got.is_empty() { 0 } else { b.epoch };
+        !got.is_empty()
+    });
+    assert_eq!(got, [(0, 1)]);
+    broker.node(1).thaw();
+    assert_eq!(a.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![3]));
+    assert_eq!(a.fetch(100, &[]).error_of(0), 6);
+}
+
+#[test]
+fn accepts_wait_for_a_silent_node_until_it_is_fenced_and_fetches_do_not() {
+    let scene = Scene::new("node-state", 3, 1, &SESSION);
+    scene.produce(0);
+    let mut a = scene.member("a");
+    assert_eq!(a.fetch(5000, &[0]).acquired(0), [(0, 1)]);
+    scene.rig.broker().faulty().node(3).freeze();
+    let frozen = Instant::now();
+    assert_eq!(scene.member("b").fetch(0, &[0]).error, 0);
+    assert!(frozen.elapsed() < Duration::from_secs(1), "{:?}", frozen.elapsed());
+    assert_eq!(a.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![0]));
+    assert!(frozen.elapsed() > Duration::from_secs(1), "{:?}", frozen.elapsed());
+}
+
+#[test]
+fn members_of_a_group_go_on_at_another_coordinator() {
+    let scene = Scene::new("node-coordinator", 3, 1, &SESSION);
+    scene.rig.broker().faulty().node(1).kill();
+    let find = FindCoordinatorRequest::default().with_key(StrBytes::from_string(scene.group.clone()));
+    eventually(SOON, "another node coordinates", || scene.wire(2).call(3, &find).node_id.0 == 2);
+    let beat = ShareGroupHeartbeatRequest::default()
+        .with_group_id(GroupId(StrBytes::from_string(scene.group.clone())))
+        .with_member_id(StrBytes::from_static_str("first"))
+        .with_member_epoch(scene.epoch);
+    assert_eq!(scene.wire(2).call(1, &beat).error_code, 0);
+    assert_eq!(scene.wire(3).call(1, &beat).error_code, 16, "the third is not the coordinator");
+}
+
+/// Two replicas, of which the first is not in sync when the second goes down: nothing may lead before the second is back.
+#[test]
+fn a_replica_that_is_behind_never_leads() {
+    let scene = Scene::new("node-behind", 2, 1, &[]);
+    let broker = scene.rig.broker().faulty();
+    broker.node(1).stop();
+    assert_eq!(session::produce(&mut scene.wire(2), &scene.topic, 0).0, 6, "its leader reads its state");
+    eventually(SOON, "the second takes a record", || session::produce(&mut scene.wire(2), &scene.topic, 0).0 == 0);
+    broker.node(2).stop();
+    broker.node(1).revive().expect("it comes back on its port");
+    assert_eq!(broker.leader(&scene.topic, 0), None);
+    broker.node(2).revive().expect("it comes back on its port");
+    assert_eq!(broker.leader(&scene.topic, 0), Some(2));
+    eventually(SOON, "both are in sync, and the first may lead again", || broker.move_leader(&scene.topic, 0, 1));
+    let mut member = scene.member("a");
+    eventually(SOON, "what was written meanwhile is there", || {
+        member.epoch = 0;
+        member.fetch(100, &[0]).acquired(0) == [(0, 1)]
+    });
 }
 
 #[test]
@@ -196,7 +277,7 @@ fn share_state_that_is_written_late_is_lost_with_a_kill_and_not_with_a_stop() {
 
 #[test]
 fn a_node_that_comes_back_is_fenced_first_and_leads_nothing() {
-    let scene = Scene::new("node-fenced", 1, 1, &["--emulate", "fenced=700"]);
+    let scene = Scene::new("node-fenced", 1, 1, &["--emulate", "fenced=3000"]);
     let broker = scene.rig.broker().faulty();
     broker.nodes().kill();
     broker.nodes().revive().expect("it comes back on its port");

@@ -97,8 +97,8 @@ fn throttled_fetch_and_share_fetch_bring_no_records() {
     assert_eq!(heir.fetch(2, 0, &[]).acquired, [(4, 5, 1)], "what was acquired is locked and not told");
 }
 
-/// Connections that are idle for a second are closed, by a real broker within the next half of a second.
-const IDLE: [&str; 2] = ["--set", "connections.max.idle.ms=1000"];
+/// Connections that are idle for two seconds are closed, by a real broker within the next half of a second.
+const IDLE: [&str; 2] = ["--set", "connections.max.idle.ms=2000"];
 
 /// How long it takes until the broker hangs up.
 fn hung_up_after(since: Instant, wire: &mut Wire) -> Duration {
@@ -107,7 +107,7 @@ fn hung_up_after(since: Instant, wire: &mut Wire) -> Duration {
 }
 
 fn assert_idle_time(time: Duration) {
-    assert!((Duration::from_millis(950)..Duration::from_secs(3)).contains(&time), "{time:?}");
+    assert!((Duration::from_millis(1950)..Duration::from_secs(5)).contains(&time), "{time:?}");
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn idle_connections_are_closed() {
     let begin = Instant::now();
     let mut since = begin;
     // No condition can be seen from outside: the pause is shorter than the limit, all of them together are longer.
-    while begin.elapsed() < Duration::from_secs(2) {
+    while begin.elapsed() < Duration::from_secs(4) {
         std::thread::sleep(Duration::from_millis(400));
         since = Instant::now();
         place.produce(1);

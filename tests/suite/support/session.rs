@@ -30,8 +30,9 @@ fn text(text: &str) -> StrBytes {
 }
 
 /// Sets a new group to begin at the start, and joins it with a member that is assigned so many partitions of the topic. `wire` is with the group's
-/// coordinator.
-pub fn prepare_group(wire: &mut Wire, group: &str, topic: &str, partitions: i32) {
+/// coordinator. The member is called `first`; its epoch is returned.
+pub fn prepare_group(wire: &mut Wire, group: &str, topic: &str, partitions: i32) -> i32 {
+    let mut epoch = 0;
     for (key, value) in [("share.auto.offset.reset", "earliest"), ("share.assignment.interval.ms", "0")] {
         let config = AlterableConfig::default().with_name(text(key)).with_value(Some(text(value)));
         let group = AlterConfigsResource::default().with_resource_type(32).with_resource_name(text(group));
@@ -45,8 +46,10 @@ pub fn prepare_group(wire: &mut Wire, group: &str, topic: &str, partitions: i32)
             .with_subscribed_topic_names(Some(vec![TopicName(text(topic))]));
         let answer = wire.call(1, &request);
         let assigned = answer.assignment.map(|all| all.topic_partitions.iter().map(|one| one.partitions.len()).sum());
+        epoch = answer.member_epoch;
         answer.error_code == 0 && assigned == usize::try_from(partitions).ok()
     });
+    epoch
 }
 
 /// A record in a batch of its own, with `acks=all`; error code and offset.
