@@ -1,8 +1,8 @@
-//! What both programs do before a task is accepted or fetched: the cluster is looked at, the topics and the share group's settings are
-//! brought about and read back.
+//! What both programs do before a task is accepted or fetched: the cluster is looked at, the topics and the share
+//! group's settings are brought about and read back.
 //!
-//! Whoever starts first does it, the others find it done; every step may run in several processes at once. It repeats nothing:
-//! [`PrepareError`] says whether that is worth while. Called by `worker::run` and `gateway::run`.
+//! Whoever starts first does it, the others find it done; every step may run in several processes at once. It repeats
+//! nothing: [`PrepareError`] says whether that is worth while. Called by `worker::run` and `gateway::run`.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -17,7 +17,8 @@ use crate::kafka::{Cluster, ErrorCode, KafkaError, Retry, Topic};
 pub struct Queue {
     /// How long a fetched task is locked for its worker, unless renewed (`share.record.lock.duration.ms`).
     pub lock: Duration,
-    /// Offsets from the oldest unfinished task on after which the broker delivers nothing more (`share.partition.max.record.locks`).
+    /// Offsets from the oldest unfinished task on after which the broker delivers nothing more
+    /// (`share.partition.max.record.locks`).
     pub record_locks: u32,
     /// Partitions of the tasks topic.
     pub tasks_partitions: usize,
@@ -68,7 +69,8 @@ pub fn prepare(cluster: &Cluster, common: &Common, max_deliveries: Option<u16>) 
     Ok(Queue { lock: group.lock, record_locks: group.record_locks, tasks_partitions: tasks.partitions.len() })
 }
 
-/// Between our limit of starts and the broker's limit of deliveries there must be room for deliveries that are no starts.
+/// Between our limit of starts and the broker's limit of deliveries there must be room for deliveries that are no
+/// starts.
 const DELIVERY_ROOM: u16 = 2;
 const DELIVERY_LIMIT: &str = "share.delivery.count.limit";
 const LOCK_DURATION: &str = "share.record.lock.duration.ms";
@@ -87,7 +89,8 @@ fn check_delivery_limit(group: &str, limit: u16, ours: u16) -> Result<(), Prepar
     )))
 }
 
-/// One setting of the share group (KIP-932), and what is written, the best first: a broker refuses values outside of its own bounds.
+/// One setting of the share group (KIP-932), and what is written, the best first: a broker refuses values outside of
+/// its own bounds.
 struct GroupSetting {
     key: &'static str,
     values: &'static [&'static str],
@@ -153,7 +156,8 @@ fn prepare_group(cluster: &Cluster, group: &str) -> Result<GroupFacts, PrepareEr
     group_facts(group, &found)
 }
 
-/// Writes the first value that the broker takes, and returns it. A key this Kafka does not know (error 40) is none of ours.
+/// Writes the first value that the broker takes, and returns it. A key this Kafka does not know (error 40) is none of
+/// ours.
 fn write_setting(cluster: &Cluster, group: &str, setting: &GroupSetting) -> Result<Option<&'static str>, PrepareError> {
     for value in setting.values {
         match admin::set_group_config(cluster, group, setting.key, value) {

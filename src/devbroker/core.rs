@@ -194,7 +194,8 @@ impl Core {
         }
     }
 
-    /// Waits while the node is frozen; whether it is down. A node that is cut off works on, only its answers have to wait.
+    /// Waits while the node is frozen; whether it is down. A node that is cut off works on, only its answers have to
+    /// wait.
     fn moving(&self, state: &mut MutexGuard<'_, State>, node: i32) -> bool {
         while state.condition(node) == Condition::Frozen {
             self.changed.wait(state);
@@ -209,8 +210,8 @@ impl Core {
         while state.condition(node) != Condition::Down && !self.changed.wait_until(&mut state, until).timed_out() {}
     }
 
-    /// Produce: with `acks=all` waits until all replicas in sync are there, but no longer than was asked for; then the answer is 7, although the
-    /// records are in the log.
+    /// Produce: with `acks=all` waits until all replicas in sync are there, but no longer than was asked for; then the
+    /// answer is 7, although the records are in the log.
     pub fn produce(&self, caller: &Caller, version: i16, request: &ProduceRequest) -> ProduceResponse {
         let now = Instant::now();
         let deadline = now + milliseconds(request.timeout_ms.into());
@@ -258,8 +259,8 @@ impl Core {
         }
     }
 
-    /// ShareFetch: waits until it has records, or no longer than was asked for. Records appended and locks run out wake it; records given
-    /// back are found at the end.
+    /// ShareFetch: waits until it has records, or no longer than was asked for. Records appended and locks run out wake
+    /// it; records given back are found at the end.
     pub fn share_fetch(&self, caller: &Caller, fetch: &Fetch) -> ShareFetchResponse {
         let deadline = Instant::now() + milliseconds(fetch.request.max_wait_ms.into());
         let mut state = self.state.lock();
@@ -303,7 +304,8 @@ impl Core {
         (answer, state.lock_ms(group))
     }
 
-    /// Waits until the share state is written at all nodes that are not fenced. Renewals and fetches never wait for it (measured on Kafka 4.4).
+    /// Waits until the share state is written at all nodes that are not fenced. Renewals and fetches never wait for it
+    /// (measured on Kafka 4.4).
     fn await_share_state(&self, state: &mut MutexGuard<'_, State>, node: i32) {
         while !self.moving(state, node) && state.is_share_state_held_up() {
             self.changed.wait(state);
@@ -322,7 +324,8 @@ impl Core {
         self.change(|state, _| state.end_sessions_of(connection));
     }
 
-    /// Lets time pass until stopped: nodes are fenced, locks run out, silent members go, old records are dropped, idle connections are closed by
+    /// Lets time pass until stopped: nodes are fenced, locks run out, silent members go, old records are dropped, idle
+    /// connections are closed by
     /// `close_idle`.
     pub fn keep_time(&self, stop: &Stop, close_idle: impl Fn(Instant)) {
         let mut clean_at = Instant::now();

@@ -1,7 +1,7 @@
 //! Faults on demand: what shall go wrong, at which request, how often.
 //!
-//! A plan only: it is asked at every request and says what is due; [`core`](super::core) does it. What can be left to chance is drawn from
-//! a seed. Called by tests, through [`Broker`](super::Broker).
+//! A plan only: it is asked at every request and says what is due; [`core`](super::core) does it. What can be left to
+//! chance is drawn from a seed. Called by tests, through [`Broker`](super::Broker).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -77,7 +77,8 @@ impl Kind {
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The request has no effect, the answer is this code. A fault of one topic or partition refuses that alone; the rest of the request is as ever.
+    /// The request has no effect, the answer is this code. A fault of one topic or partition refuses that alone; the
+    /// rest of the request is as ever.
     Refuse(ErrorCode),
     /// The request has its effect, and the answer is this code all the same.
     Misreport(ErrorCode),
@@ -93,8 +94,8 @@ pub enum Action {
     AnswerTwice,
     /// The request has no effect; its connection stays open, says nothing and hears nothing any more, not even its end.
     Deafen,
-    /// The request has its effect, the answer tells the client how long it is throttled, and the broker reads nothing from the
-    /// connection for this long. The answers to Fetch and ShareFetch bring no records, as with Kafka.
+    /// The request has its effect, the answer tells the client how long it is throttled, and the broker reads nothing
+    /// from the connection for this long. The answers to Fetch and ShareFetch bring no records, as with Kafka.
     Throttle(Duration),
     /// The whole broker stands still for so long, from before the effect on.
     Freeze(Duration),
@@ -112,8 +113,8 @@ pub enum Action {
     MoveCoordinators,
 }
 
-/// One entry of the plan: an action, and the requests at which it is due. Without more it is due once, at the next request of any kind
-/// of any client.
+/// One entry of the plan: an action, and the requests at which it is due. Without more it is due once, at the next
+/// request of any kind of any client.
 #[derive(Clone, Debug)]
 pub struct Fault {
     action: Action,
@@ -269,7 +270,8 @@ impl Faults {
         self.armed.lock().0.clear();
     }
 
-    /// What is due at this request, in the order of the plan. `scope` is asked for what the request concerns, if some fault wants to know.
+    /// What is due at this request, in the order of the plan. `scope` is asked for what the request concerns, if some
+    /// fault wants to know.
     pub fn due(&self, api_key: i16, client: &str, node: i32, scope: impl FnOnce() -> Scope) -> Vec<Due> {
         let bound = self.armed.lock().0.iter().any(|entry| entry.fault.is_bound());
         let scope = if bound { scope() } else { Scope::default() };

@@ -1,8 +1,9 @@
-//! The nodes of the cluster: which of them run, which the controller has fenced, and which node leads a partition or coordinates a group.
+//! The nodes of the cluster: which of them run, which the controller has fenced, and which node leads a partition or
+//! coordinates a group.
 //!
-//! All nodes share one memory, so a replica always has every record; a replica that is silent still holds up `acks=all` and the high watermark
-//! until it is fenced (KIP-631, KIP-966). The controller is no node: it counts as there while more than half of the nodes run. Called by
-//! [`core`](super::core) and by [`Broker`](super::Broker).
+//! All nodes share one memory, so a replica always has every record; a replica that is silent still holds up `acks=all`
+//! and the high watermark until it is fenced (KIP-631, KIP-966). The controller is no node: it counts as there while
+//! more than half of the nodes run. Called by [`core`](super::core) and by [`Broker`](super::Broker).
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -120,8 +121,8 @@ impl State {
         self.replicate();
     }
 
-    /// Ends a node's process. A kill loses sessions, locks and the share state that was not written yet. A stop releases what its sessions
-    /// hold and moves its leaders first (KIP-966's controlled shutdown).
+    /// Ends a node's process. A kill loses sessions, locks and the share state that was not written yet. A stop
+    /// releases what its sessions hold and moves its leaders first (KIP-966's controlled shutdown).
     pub fn end_node(&mut self, id: i32, kill: bool, now: Instant) {
         if self.condition(id) == Condition::Down {
             return;
@@ -142,7 +143,8 @@ impl State {
         }
     }
 
-    /// Starts a node's process again: it is fenced for a while, then leads what nothing else leads, and reads its state.
+    /// Starts a node's process again: it is fenced for a while, then leads what nothing else leads, and reads its
+    /// state.
     pub fn begin_node(&mut self, id: i32, now: Instant) {
         if self.condition(id) != Condition::Down {
             return;
@@ -160,8 +162,8 @@ impl State {
         self.replicate();
     }
 
-    /// What the controller does from time to time: fences nodes that are silent for `broker.session.timeout.ms`, and unfences those that came
-    /// back. Returns whether anything changed.
+    /// What the controller does from time to time: fences nodes that are silent for `broker.session.timeout.ms`, and
+    /// unfences those that came back. Returns whether anything changed.
     pub fn control(&mut self, now: Instant) -> bool {
         let timeout = self.settings.duration("broker.session.timeout.ms");
         let running = self.nodes.iter().filter(|node| node.condition == Condition::Running).count();
@@ -258,7 +260,8 @@ impl State {
         self.lead((topic, index), leader, now);
     }
 
-    /// Makes a node the leader of a partition. Locks are gone then, and with them deliveries that were not written (measured on Kafka 4.4).
+    /// Makes a node the leader of a partition. Locks are gone then, and with them deliveries that were not written
+    /// (measured on Kafka 4.4).
     fn lead(&mut self, (topic, index): (&str, i32), leader: i32, now: Instant) {
         let ready_at = now + self.settings.loading;
         let Some(partition) = self.partition_mut(topic, index).filter(|partition| partition.leader != leader) else {
@@ -277,8 +280,8 @@ impl State {
         }
     }
 
-    /// Makes another node the leader of a partition, and its only replica where it was none; `false` when there is no such partition or the node
-    /// does not serve.
+    /// Makes another node the leader of a partition, and its only replica where it was none; `false` when there is no
+    /// such partition or the node does not serve.
     pub fn move_leader(&mut self, topic: &str, index: i32, node: i32, now: Instant) -> bool {
         let serves = self.node(node).is_some_and(|node| node.condition == Condition::Running && !node.fenced);
         let Some(partition) = self.partition_mut(topic, index).filter(|_| serves) else { return false };
@@ -312,7 +315,8 @@ impl State {
         in_turn.into_iter().find(serves).unwrap_or(node)
     }
 
-    /// Whether a node is silent and not fenced yet. All nodes have the share state, which is written as with `acks=all`.
+    /// Whether a node is silent and not fenced yet. All nodes have the share state, which is written as with
+    /// `acks=all`.
     pub fn is_share_state_held_up(&self) -> bool {
         self.nodes.iter().any(|node| node.silent_since.is_some() && !node.fenced)
     }
@@ -335,7 +339,8 @@ impl State {
         self.topics = topics;
     }
 
-    /// The node that coordinates a group, a producer's transactions or anything else with a name; `None` while all nodes are fenced.
+    /// The node that coordinates a group, a producer's transactions or anything else with a name; `None` while all
+    /// nodes are fenced.
     pub fn coordinator(&self, name: &str) -> Option<i32> {
         let first = self.coordinators.get(name).map(|id| id - 1);
         let first = first.unwrap_or_else(|| i32::try_from(crc32c::crc32c(name.as_bytes()) >> 1).unwrap_or(0));

@@ -1,7 +1,7 @@
 //! Sockets and threads of one node: its listener, and a thread for each connection.
 //!
-//! One [`Server`] is one process lifetime of a node: what the cluster knows is in the [`Core`], which outlives it. Called by
-//! [`Broker`](super::Broker).
+//! One [`Server`] is one process lifetime of a node: what the cluster knows is in the [`Core`], which outlives it.
+//! Called by [`Broker`](super::Broker).
 
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
@@ -86,7 +86,8 @@ impl Server {
         self.shared.close_idle(now);
     }
 
-    /// Closes all sockets at once. The node is down already, so that no request waits any more. Returns when every thread has ended.
+    /// Closes all sockets at once. The node is down already, so that no request waits any more. Returns when every
+    /// thread has ended.
     pub fn end(self) {
         self.shared.stop.trigger();
         // Wakes the thread that waits for a connection (shutdown(2) on Linux).
@@ -144,8 +145,8 @@ impl Shared {
         }
     }
 
-    /// Closes the connections on which no byte came or went for `connections.max.idle.ms`; below 0 there is no limit. A parked request is
-    /// no activity, and is not answered, as measured with Kafka 4.4.
+    /// Closes the connections on which no byte came or went for `connections.max.idle.ms`; below 0 there is no limit. A
+    /// parked request is no activity, and is not answered, as measured with Kafka 4.4.
     fn close_idle(&self, now: Instant) {
         let state = self.core.state.lock();
         let limit = u64::try_from(state.settings.number("connections.max.idle.ms"));

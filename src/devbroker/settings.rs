@@ -1,7 +1,7 @@
 //! The settings of the broker, its topics and its groups: Kafka's names, Kafka's defaults, Kafka's limits.
 //!
-//! Tables and the rules for values; what a setting does is decided where it is used. Called by everything in this folder, and by whoever
-//! starts a broker.
+//! Tables and the rules for values; what a setting does is decided where it is used. Called by everything in this
+//! folder, and by whoever starts a broker.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,8 +10,8 @@ use std::time::Duration;
 /// Records that a broker keeps in memory unless told otherwise, in bytes.
 pub const MEMORY_LIMIT: usize = 512 << 20;
 
-/// The version of Kafka that an embedded broker poses as. The level of `share.version` and the settings of brokers, topics and groups
-/// follow it.
+/// The version of Kafka that an embedded broker poses as. The level of `share.version` and the settings of brokers,
+/// topics and groups follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum KafkaVersion {
     /// Kafka 4.2
@@ -51,12 +51,13 @@ pub struct Settings {
     pub memory_limit: usize,
     /// The version of Kafka that it poses as.
     pub pose: KafkaVersion,
-    /// The level of the feature `share.version`, the highest one of the version unless it is lower; 0 is a cluster with share groups
-    /// switched off.
+    /// The level of the feature `share.version`, the highest one of the version unless it is lower; 0 is a cluster with
+    /// share groups switched off.
     pub share_version: i16,
     /// How long a node that starts again is fenced: it answers, and leads nothing.
     pub fenced: Duration,
-    /// How long a leader that takes over, and a coordinator whose node starts, reads its state; Kafka takes 40 to 200 ms.
+    /// How long a leader that takes over, and a coordinator whose node starts, reads its state; Kafka takes 40 to 200
+    /// ms.
     pub loading: Duration,
     /// How late acknowledgements are written. A killed leader loses those of its last `share_state_delay`; zero: none.
     pub share_state_delay: Duration,
@@ -251,8 +252,8 @@ const INT: Kind = Kind::Number(0, i32::MAX as i64);
 const SINCE_MINUS_1: Kind = Kind::Number(-1, i64::MAX);
 const SINCE_MINUS_2: Kind = Kind::Number(-2, i64::MAX);
 
-/// The settings of a topic (Kafka 4.4, `TopicConfig`). Those that have an effect: compression.type, max.message.bytes, message.timestamp.*,
-/// retention.*; the others are kept and told.
+/// The settings of a topic (Kafka 4.4, `TopicConfig`). Those that have an effect: compression.type, max.message.bytes,
+/// message.timestamp.*, retention.*; the others are kept and told.
 pub(super) const TOPIC: &[Known] = &[
     own("cleanup.policy", Kind::OneOf(&["delete", "compact"]), "delete"),
     own("compression.gzip.level", Kind::Number(-1, 9), "-1"),

@@ -1,7 +1,7 @@
 //! Share sessions, and the two requests over them: ShareFetch and ShareAcknowledge (KIP-932).
 //!
-//! A session is bound to the connection that opened it, and its requests are numbered. Each function does what can be done now; waiting for
-//! records is [`core`](super::core)'s. Called by it.
+//! A session is bound to the connection that opened it, and its requests are numbered. Each function does what can be
+//! done now; waiting for records is [`core`](super::core)'s. Called by it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,7 +53,8 @@ pub(super) struct Session {
 /// A ShareFetch that has been taken and may have to wait for records.
 pub(super) struct Parked {
     pub key: SessionKey,
-    /// The session that it belongs to, and what that fetched when it was taken: another session under the same key changes neither.
+    /// The session that it belongs to, and what that fetched when it was taken: another session under the same key
+    /// changes neither.
     session: u64,
     partitions: Vec<PartitionKey>,
     /// What it answers of each partition.
@@ -125,8 +126,9 @@ impl State {
         })
     }
 
-    /// Tries to get records for it; whether it is answered at once: with records, or because nothing can come. As on Kafka, one partition that is
-    /// led elsewhere does not hurry an answer that has others to wait for, and is told only if it was so from the start.
+    /// Tries to get records for it; whether it is answered at once: with records, or because nothing can come. As on
+    /// Kafka, one partition that is led elsewhere does not hurry an answer that has others to wait for, and is told
+    /// only if it was so from the start.
     pub fn try_share_fetch(&mut self, caller: &Caller, parked: &mut Parked, now: Instant) -> bool {
         let mut partitions = parked.partitions.clone();
         let ended = !self.sessions.contains_key(&parked.key);
@@ -168,8 +170,8 @@ impl State {
         any || failed == parked.partitions.len()
     }
 
-    /// What wakes a parked ShareFetch changes this number: records that are appended, locks that run out. Records given back do not, nor does a
-    /// leader that moves.
+    /// What wakes a parked ShareFetch changes this number: records that are appended, locks that run out. Records given
+    /// back do not, nor does a leader that moves.
     pub fn share_fetch_signal(&self, parked: &Parked) -> u64 {
         let group = self.groups.get(&parked.key.group);
         let signal = |key: &PartitionKey| {
@@ -184,8 +186,8 @@ impl State {
     pub fn finish_share_fetch(&mut self, parked: Parked) -> ShareFetchResponse {
         let lock = self.lock_ms(&parked.key.group);
         let closed = parked.epoch == CLOSE;
-        // Another request of the session overtook this one: what it has acquired stays locked and is not told. A session that was replaced meanwhile
-        // still tells.
+        // Another request of the session overtook this one: what it has acquired stays locked and is not told. A
+        // session that was replaced meanwhile still tells.
         let overtaken = |session: &Session| session.number == parked.session && session.epoch != parked.epoch;
         if !closed && self.sessions.get(&parked.key).is_some_and(overtaken) {
             return ShareFetchResponse::default().with_error_code(ErrorCode::INVALID_SHARE_SESSION_EPOCH.0);
@@ -309,7 +311,8 @@ impl State {
         Ok(session.turn)
     }
 
-    /// Ends a session and gives back what the member holds of its partitions; what was forgotten before stays locked, as on Kafka.
+    /// Ends a session and gives back what the member holds of its partitions; what was forgotten before stays locked,
+    /// as on Kafka.
     pub fn close_session(&mut self, key: &SessionKey) {
         let Some(session) = self.sessions.remove(key) else { return };
         let rules = self.rules(&key.group);

@@ -1,5 +1,5 @@
-//! What a share group has done with one partition (KIP-932): which records are locked by whom, how often each was handed out, and how
-//! far all are finished.
+//! What a share group has done with one partition (KIP-932): which records are locked by whom, how often each was
+//! handed out, and how far all are finished.
 //!
 //! Offsets and states; no bytes, no clock of its own, no waiting. Called by `share_fetch`, `share_group` and the timer.
 
@@ -135,8 +135,9 @@ impl SharePartition {
         given_back.map(|(offset, _)| *offset).or(fresh)
     }
 
-    /// Locks up to `limit` records for `member`, from the oldest on, none behind `last`. `whole`: the offset to which a record's batch goes
-    /// on; with it a batch begun is handed out to its end (KIP-932 before the record limit of KIP-1206).
+    /// Locks up to `limit` records for `member`, from the oldest on, none behind `last`. `whole`: the offset to which a
+    /// record's batch goes on; with it a batch begun is handed out to its end (KIP-932 before the record limit of
+    /// KIP-1206).
     pub fn acquire(
         &mut self,
         member: &Arc<str>,
@@ -197,7 +198,8 @@ impl SharePartition {
     /// Applies all that a member says of this partition, or nothing of it.
     ///
     /// # Errors
-    /// [`ErrorCode::INVALID_RECORD_STATE`]: some record is not locked by this member. Offsets before the first unfinished one are ignored.
+    /// [`ErrorCode::INVALID_RECORD_STATE`]: some record is not locked by this member. Offsets before the first
+    /// unfinished one are ignored.
     pub fn acknowledge(
         &mut self,
         member: &str,
@@ -274,8 +276,8 @@ impl SharePartition {
         }
     }
 
-    /// What a new leader reads of it: locks are gone, and with them the deliveries that were not written yet. Records of which nothing was
-    /// written are not known to it.
+    /// What a new leader reads of it: locks are gone, and with them the deliveries that were not written yet. Records
+    /// of which nothing was written are not known to it.
     pub fn reload(&mut self, loss: Loss) {
         if let Loss::After { delay, now } = loss {
             self.lose(delay, now);

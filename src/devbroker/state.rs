@@ -1,7 +1,8 @@
 //! Everything that the broker knows, in one struct behind one lock: topics with their logs, groups, sessions.
 //!
-//! Data and the small questions about it; those about nodes and leaders stand in [`nodes`](super::nodes). What a request does to it stands in the file of the request; who waits for a change waits in
-//! [`core`](super::core). Called by all of them.
+//! Data and the small questions about it; those about nodes and leaders stand in [`nodes`](super::nodes). What a
+//! request does to it stands in the file of the request; who waits for a change waits in [`core`](super::core). Called
+//! by all of them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -91,7 +92,8 @@ pub(super) struct Partition {
 }
 
 impl Partition {
-    /// The offset before which a reader may read: the high watermark, and for one of committed records no further than the last stable offset.
+    /// The offset before which a reader may read: the high watermark, and for one of committed records no further than
+    /// the last stable offset.
     pub fn readable(&self, committed: bool) -> i64 {
         if committed { self.log.last_stable().min(self.high_watermark) } else { self.high_watermark }
     }
@@ -147,7 +149,8 @@ impl State {
         self.topics.iter().find(|(_, topic)| topic.id == id).map(|(name, _)| name.clone())
     }
 
-    /// Creates a topic with so many partitions and replicas; its name is free and good, and as many nodes are not fenced.
+    /// Creates a topic with so many partitions and replicas; its name is free and good, and as many nodes are not
+    /// fenced.
     pub fn create_topic(&mut self, name: &str, partitions: i32, replicas: usize, values: Values) -> &Topic {
         let nodes: Vec<i32> = self.living_nodes().map(|(id, _)| id).collect();
         let first = self.topics.len();
@@ -260,7 +263,8 @@ impl State {
         }
     }
 
-    /// Lets locks and members run out where the node in charge keeps time; whether any lock did, and when the next one does.
+    /// Lets locks and members run out where the node in charge keeps time; whether any lock did, and when the next one
+    /// does.
     pub fn expire(&mut self, now: Instant) -> (bool, Option<Instant>) {
         let groups: Vec<String> = self.groups.keys().cloned().collect();
         let standing = self.standing_partitions(now);

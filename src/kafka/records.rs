@@ -1,4 +1,5 @@
-//! Record batches, message format 2 (<https://kafka.apache.org/documentation/#recordbatch>): out of answers and into requests.
+//! Record batches, message format 2 (<https://kafka.apache.org/documentation/#recordbatch>): out of answers and into
+//! requests.
 //!
 //! Our own, beside the codec's: that one fails on the cut batch at the end of most fetches, gives the sender's time
 //! where the topic keeps the broker's, loses a whole batch for one header that is not UTF-8, and one of two headers of
@@ -14,7 +15,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::compression::Codec;
 
-/// One record as it stands in the log. Its bytes share the memory of the whole answer; what is kept for long is better copied.
+/// One record as it stands in the log. Its bytes share the memory of the whole answer; what is kept for long is better
+/// copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Position in its partition.
@@ -60,8 +62,8 @@ pub const MOST_UNPACKED: usize = 16 << 20;
 
 /// Decodes all whole batches of `bytes`; a cut batch at the end is left out. Records below `from_offset` are dropped: a
 /// broker answers with whole batches, however little of one was asked for. Decoding stops before a compressed batch
-/// once [`MOST_UNPACKED`] bytes were unpacked; the next fetch begins there. In a ShareFetch what comes after stays locked until its lock runs
-/// out, and then counts one delivery more.
+/// once [`MOST_UNPACKED`] bytes were unpacked; the next fetch begins there. In a ShareFetch what comes after stays
+/// locked until its lock runs out, and then counts one delivery more.
 pub fn decode(bytes: &Bytes, from_offset: i64) -> Decoded {
     let mut decoded = Decoded { next_offset: from_offset, ..Decoded::default() };
     for batch in batches(bytes) {

@@ -1,5 +1,5 @@
-//! Share sessions and leaders on a cluster of three nodes, request by request: facts of Apache Kafka 4.4, found by asking it. The same tests run on
-//! both brokers. What these facts mean for the worker stands in ARCHITECTURE.
+//! Share sessions and leaders on a cluster of three nodes, request by request: facts of Apache Kafka 4.4, found by
+//! asking it. The same tests run on both brokers. What these facts mean for the worker stands in ARCHITECTURE.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},

@@ -1,5 +1,6 @@
-//! What the embedded broker does on demand, request by request: nodes that are cut off or fenced, connections that go deaf, faults of one topic,
-//! partition or node, share state that is written late. A real Kafka does none of it on demand; what it does by itself stands in `leaders`.
+//! What the embedded broker does on demand, request by request: nodes that are cut off or fenced, connections that go
+//! deaf, faults of one topic, partition or node, share state that is written late. A real Kafka does none of it on
+//! demand; what it does by itself stands in `leaders`.
 
 use std::time::{Duration, Instant};
 
@@ -159,7 +160,8 @@ fn members_of_a_group_go_on_at_another_coordinator() {
     assert_eq!(scene.wire(3).call(1, &beat).error_code, 16, "the third is not the coordinator");
 }
 
-/// Two replicas, of which the first is not in sync when the second goes down: nothing may lead before the second is back.
+/// Two replicas, of which the first is not in sync when the second goes down: nothing may lead before the second is
+/// back.
 #[test]
 fn a_replica_that_is_behind_never_leads() {
     let scene = Scene::new("node-behind", 2, 1, &[]);

@@ -1,4 +1,5 @@
-//! A cluster of three nodes with three replicas of everything: the embedded broker's, or with `KAFKA=apache` three nodes of a real Kafka run by
+//! A cluster of three nodes with three replicas of everything: the embedded broker's, or with `KAFKA=apache` three
+//! nodes of a real Kafka run by
 //! `scripts/kafka start --nodes 3`.
 //!
 //! One for all tests that use one, each in its turn; a test leaves it whole, and the last one that wants it ends it.

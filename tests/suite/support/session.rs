@@ -1,4 +1,5 @@
-//! Share sessions as raw as they go, in the version of the requests that the codec knows whole, and what a group needs before it has one.
+//! Share sessions as raw as they go, in the version of the requests that the codec knows whole, and what a group needs
+//! before it has one.
 
 use std::{
     collections::BTreeMap,
@@ -29,8 +30,8 @@ fn text(text: &str) -> StrBytes {
     StrBytes::from_string(text.to_owned())
 }
 
-/// Sets a new group to begin at the start, and joins it with a member that is assigned so many partitions of the topic. `wire` is with the group's
-/// coordinator. The member is called `first`; its epoch is returned.
+/// Sets a new group to begin at the start, and joins it with a member that is assigned so many partitions of the topic.
+/// `wire` is with the group's coordinator. The member is called `first`; its epoch is returned.
 pub fn prepare_group(wire: &mut Wire, group: &str, topic: &str, partitions: i32) -> i32 {
     let mut epoch = 0;
     for (key, value) in [("share.auto.offset.reset", "earliest"), ("share.assignment.interval.ms", "0")] {
