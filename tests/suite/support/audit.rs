@@ -8,6 +8,8 @@ use std::{
 use kafka::client::{FetchOffset, FetchPartition, KafkaClient, ProduceMessage, RequiredAcks};
 use serde_json::Value;
 
+use super::{SOON, eventually};
+
 /// One record as it stands on a topic. A missing key or value is an empty one here: the reader does not tell them apart.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -106,7 +108,16 @@ fn client_with_offsets(broker: &str, topic: &str, which: FetchOffset) -> (KafkaC
     if !client.topics().contains(topic) {
         return (client, BTreeMap::new());
     }
-    let offsets = client.fetch_offsets(&[topic], which).expect("the topic has offsets");
+    // The leader of a partition that nothing else has used since the broker started may still read its log.
+    let mut found = client.fetch_offsets(&[topic], which);
+    eventually(SOON, "every partition has its leader", || {
+        if found.is_err() {
+            client.load_metadata_all().expect("the broker answers");
+            found = client.fetch_offsets(&[topic], which);
+        }
+        found.is_ok()
+    });
+    let offsets = found.expect("the topic has offsets");
     let offsets = offsets[topic].iter().map(|at| (at.partition, at.offset)).collect();
     (client, offsets)
 }
