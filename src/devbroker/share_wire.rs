@@ -36,31 +36,31 @@ pub(super) struct Acknowledge {
 /// What a member says of each partition, in the order of its request; or why that cannot be.
 pub(super) type Statements = Vec<(PartitionKey, Result<Vec<(i64, Said)>, ErrorCode>)>;
 
-impl Fetch {
-    /// What rides along.
-    pub fn statements(&self) -> Statements {
-        let topics = self.request.topics.iter();
+/// What a request says; the codec has types of its own for the partitions of each.
+macro_rules! statements_of {
+    ($request:expr, $renews:expr) => {{
+        let topics = $request.topics.iter();
         let partitions = topics.flat_map(|topic| topic.partitions.iter().map(|partition| (topic.topic_id, partition)));
         let said = partitions.map(|(topic, partition)| {
             let batches = partition.acknowledgement_batches.iter();
             let batches = batches.map(|batch| (batch.first_offset, batch.last_offset, &batch.acknowledge_types[..]));
-            ((topic, partition.partition_index), statements(batches, self.renews))
+            ((topic, partition.partition_index), statements(batches, $renews))
         });
         said.collect()
+    }};
+}
+
+impl Fetch {
+    /// What rides along.
+    pub fn statements(&self) -> Statements {
+        statements_of!(self.request, self.renews)
     }
 }
 
 impl Acknowledge {
     /// What it says.
     pub fn statements(&self) -> Statements {
-        let topics = self.request.topics.iter();
-        let partitions = topics.flat_map(|topic| topic.partitions.iter().map(|partition| (topic.topic_id, partition)));
-        let said = partitions.map(|(topic, partition)| {
-            let batches = partition.acknowledgement_batches.iter();
-            let batches = batches.map(|batch| (batch.first_offset, batch.last_offset, &batch.acknowledge_types[..]));
-            ((topic, partition.partition_index), statements(batches, self.renews))
-        });
-        said.collect()
+        statements_of!(self.request, self.renews)
     }
 }
 
