@@ -100,7 +100,10 @@ impl State {
         if let Some(mark) = batch.mark() {
             partition.sequences.remember(mark, offset);
         }
-        self.replicate();
+        if !self.is_unreplicated(topic, data.index) {
+            let partition = self.led(topic, data.index, caller, now)?;
+            partition.high_watermark = partition.log.end();
+        }
         Ok((offset, stamp.unwrap_or(-1)))
     }
 

@@ -102,7 +102,8 @@ fn nothing_is_lost_when_a_gateway_is_killed_under_load() {
     gateway = Gateway::start(rig.gateway_at(port.address()));
     let back = Instant::now();
     let before = load.answered();
-    eventually(SOON, "answers come from both again", || load.answered() > before + 100);
+    // One worker on a machine with much else to do takes ten tasks a second.
+    eventually(SOON * 3, "answers come from both again", || load.answered() > before + 100);
     let shots = load.finish();
     let broken = shots.iter().filter(|shot| shot.outcome.is_err());
     for shot in broken {
