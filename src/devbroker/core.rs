@@ -126,10 +126,11 @@ impl Core {
         }
         let throttle =
             due.iter().find_map(|fault| if let Action::Throttle(time) = fault.action { Some(time) } else { None });
+        let throttle = kind.zip(throttle);
         let body = self.done(&caller, asked);
-        let body = match (kind, throttle) {
-            (Some(kind), Some(time)) => body.and_then(|body| throttled(kind, asked, body, time)),
-            _ => body,
+        let body = match throttle {
+            Some((kind, time)) => body.and_then(|body| throttled(kind, asked, body, time)),
+            None => body,
         };
         let mut answer = reply(asked, body);
         for fault in due {
@@ -140,8 +141,8 @@ impl Core {
                 _ => {}
             }
         }
-        match throttle.filter(|_| kind.is_some()) {
-            Some(time) => Reply::Throttled(Box::new(answer), time),
+        match throttle {
+            Some((_, time)) => Reply::Throttled(Box::new(answer), time),
             None => answer,
         }
     }
@@ -158,17 +159,17 @@ impl Core {
 
     fn stand_still(&self, node: i32, thaw: Order) {
         let Order::Thaw { node: which, .. } = thaw else { return };
+        let meant = |id: &i32| which.is_none_or(|which| which == *id);
         self.change(|state, now| {
-            let ids: Vec<i32> = state.node_ids().filter(|id| which.is_none_or(|which| which == *id)).collect();
-            ids.into_iter().for_each(|id| state.silence(id, Condition::Frozen, now));
+            state.node_ids().filter(meant).for_each(|id| state.silence(id, Condition::Frozen, now));
         });
         if !self.order(thaw) {
-            self.change(|state, now| state.node_ids().for_each(|id| state.resume(id, now)));
+            self.change(|state, now| state.node_ids().filter(meant).for_each(|id| state.resume(id, now)));
         }
         self.pass(node);
     }
 
-    /// Changes the state, and wakes whoever waits for a change.
+    /// Changes the state, and wakes every request that waits for a change.
     pub fn change<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
         let mut state = self.state.lock();
         let changed = change(&mut state, Instant::now());
@@ -260,7 +261,7 @@ impl Core {
     }
 
     /// ShareFetch: waits until it has records, or no longer than was asked for. Records appended and locks run out wake
-    /// it; records given back are found at the end.
+    /// it; released records are found at the end.
     pub fn share_fetch(&self, caller: &Caller, fetch: &Fetch) -> ShareFetchResponse {
         let deadline = Instant::now() + milliseconds(fetch.request.max_wait_ms.into());
         let mut state = self.state.lock();
@@ -325,8 +326,7 @@ impl Core {
     }
 
     /// Lets time pass until stopped: nodes are fenced, locks run out, silent members go, old records are dropped, idle
-    /// connections are closed by
-    /// `close_idle`.
+    /// connections are closed by `close_idle`.
     pub fn keep_time(&self, stop: &Stop, close_idle: impl Fn(Instant)) {
         let mut clean_at = Instant::now();
         let mut pause = TICK;

@@ -215,7 +215,7 @@ impl State {
         self.each_led_by(NO_LEADER, |state, key| state.elect(key, now));
         let living: Vec<i32> = self.living_nodes().map(|(id, _)| id).collect();
         let partitions = self.topics.values_mut().flat_map(|topic| &mut topic.partitions);
-        // Without a leader nothing can be copied: whoever was not in sync stays out.
+        // Without a leader nothing can be copied: a replica that was not in sync stays out of sync.
         for partition in partitions.filter(|partition| partition.leader != NO_LEADER) {
             let behind = partition.replicas.iter().filter(|id| living.contains(id) && !partition.in_sync.contains(id));
             let behind: Vec<i32> = behind.copied().collect();

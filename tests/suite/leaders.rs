@@ -77,7 +77,7 @@ impl Scene {
             let mut got = session.fetch(0, &[partition]).acquired(partition);
             while got.len() < records && Instant::now() < deadline {
                 let told = session.fetch(100, &[]);
-                // With records in hand it stays: the end of the session would release them, and count a delivery more.
+                // A session that holds records stays: its end would release them, and count a delivery more.
                 if got.is_empty() && (told.error != 0 || told.error_of(partition) != 0) {
                     break;
                 }
