@@ -79,7 +79,8 @@ fn short_tasks_do_not_wait_behind_a_long_one() {
     let shots = load.finish();
     assert_all_answered(&shots);
     let slowest = shots.iter().map(|shot| shot.latency).max().expect("there were requests");
-    assert!(slowest < Duration::from_secs(6), "one waited {slowest:?} behind the long one");
+    // The first task behind the long one would wait for 12 s: longer than its caller does.
+    assert!(slowest < Duration::from_secs(9), "one waited {slowest:?} behind the long one");
     gateway.wait_for_result(&long, 2 * SOON);
     rig.audit().assert_each_ran_once(task_ids(&shots).iter().chain([&long]));
 }
