@@ -17,6 +17,8 @@ use crate::kafka::{Cluster, ErrorCode, KafkaError, Retry, Topic};
 pub struct Queue {
     /// How long a fetched task is locked for its worker, unless renewed (`share.record.lock.duration.ms`).
     pub lock: Duration,
+    /// Deliveries after which the broker drops a task that is released (`share.delivery.count.limit`).
+    pub delivery_limit: u16,
     /// Offsets from the oldest unfinished task on after which the broker delivers nothing more
     /// (`share.partition.max.record.locks`).
     pub record_locks: u32,
@@ -66,7 +68,12 @@ pub fn prepare(cluster: &Cluster, common: &Common, max_deliveries: Option<u16>) 
     for spec in [results_spec(common), dead_spec(common, tasks_limit), starts_spec(common)] {
         prepare_topic(cluster, &spec)?;
     }
-    Ok(Queue { lock: group.lock, record_locks: group.record_locks, tasks_partitions: tasks.partitions.len() })
+    Ok(Queue {
+        lock: group.lock,
+        delivery_limit: group.delivery_limit,
+        record_locks: group.record_locks,
+        tasks_partitions: tasks.partitions.len(),
+    })
 }
 
 /// Between our limit of starts and the broker's limit of deliveries there must be room for deliveries that are no

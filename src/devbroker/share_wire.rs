@@ -182,7 +182,8 @@ mod tests {
         for group in ["workers", &long] {
             let header = SessionHeader { group, member: "m1", epoch: 7 };
             let limits = FetchLimits { max_wait: Duration::from_millis(100), max_bytes: 65_536, max_records: 5 };
-            let body = client::encode_fetch(header, limits, &[], &said(Acknowledgement::Accept)).expect("encodable");
+            let body =
+                client::encode_fetch(header, limits, &[], &[], &said(Acknowledgement::Accept)).expect("encodable");
             let fetch = decode_fetch(&body, 2).expect("readable");
             assert!(fetch.record_limit && !fetch.renews);
             assert_eq!(fetch.request.group_id.map(|id| id.0.to_string()).as_deref(), Some(group));

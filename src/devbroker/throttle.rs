@@ -134,7 +134,7 @@ mod tests {
         )]);
         let header = SessionHeader { group: "g", member: "m", epoch: 7 };
         let limits = FetchLimits { max_wait: Duration::ZERO, max_bytes: 1, max_records: 1 };
-        let body = encode_fetch(header, limits, &[], &said).expect("encodable");
+        let body = encode_fetch(header, limits, &[], &[], &said).expect("encodable");
         let records = AcquiredRecords::default().with_last_offset(3).with_delivery_count(1);
         let partition = |index| {
             PartitionData::default()

@@ -38,6 +38,8 @@ pub struct Partition {
     pub index: i32,
     /// Node id of the broker that leads it, -1 when none does.
     pub leader: i32,
+    /// Counts the elections of this partition: of two answers the one with the larger number is the later one.
+    pub leader_epoch: i32,
 }
 
 /// Handle on the shared knowledge; clones share it.
@@ -117,6 +119,17 @@ impl Cluster {
     pub(super) fn blame(&self, error: &KafkaError) {
         if let KafkaError::Timeout { broker, .. } = error {
             self.known.lock().silent.insert(broker.clone(), Instant::now());
+        }
+    }
+
+    /// This broker owes an answer: others are asked before it for a while.
+    pub fn suspect(&self, node: i32) {
+        let Some(address) = self.address(node) else { return };
+        self.known.lock().silent.insert(address.clone(), Instant::now());
+        let spare = self.spare.lock().take();
+        // Closed outside the lock if it is a connection to that broker.
+        if let Some(spare) = spare.filter(|spare| *spare.broker() != address) {
+            self.put_back(spare);
         }
     }
 
@@ -283,7 +296,11 @@ fn topic_of(name: &str, answer: &MetadataResponseTopic) -> Topic {
     let mut partitions: Vec<Partition> = answer
         .partitions
         .iter()
-        .map(|partition| Partition { index: partition.partition_index, leader: partition.leader_id.0 })
+        .map(|partition| Partition {
+            index: partition.partition_index,
+            leader: partition.leader_id.0,
+            leader_epoch: partition.leader_epoch,
+        })
         .collect();
     partitions.sort_unstable_by_key(|partition| partition.index);
     Topic { name: name.to_owned(), id: answer.topic_id, partitions }

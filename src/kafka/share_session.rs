@@ -1,10 +1,10 @@
-//! One share session: the conversation of one member with one broker about the partitions that the broker leads.
+//! One connection of a member to one broker, and the share session on it.
 //!
-//! A session is one connection, and its requests are numbered (KIP-932 "share session epoch"). The broker answers
-//! them in order, so a request may be sent while an earlier one is unanswered: that is how a renewal reaches a broker
-//! that is frozen while it owes an answer. Locks belong to the connection: when it closes, the broker gives every
-//! record that this session holds to another member at once. Therefore nothing in here closes it on a time-out;
-//! [`ShareSession::receive`] only reports that no answer is there yet, and the caller decides.
+//! Requests are numbered (KIP-932 "share session epoch"), and the broker answers them in order. Locks belong to the
+//! *member*: a second connection that opens the session anew (epoch 0) takes them over, and so does epoch 0 on the same
+//! connection. The end of the connection that has the session releases every record of the session's partitions, so
+//! nothing in here closes it on a time-out; [`ShareSession::receive`] only reports that no answer is there yet, and the
+//! caller decides.
 //!
 //! Not here: which records to acknowledge and when ([`crate::worker`]), group membership
 //! ([`super::share_membership`]), the bytes ([`super::share_wire`]).
@@ -26,26 +26,29 @@ use std::time::{Duration, Instant};
 
 /// Session epoch of the request that opens a session.
 const OPENING_EPOCH: i32 = 0;
-/// Session epoch of the request that closes a session and frees what it holds.
+/// Session epoch of the request that closes a session and releases what it holds.
 const FINAL_EPOCH: i32 = -1;
+/// What a request asks for that brings no records.
+const NO_RECORDS: FetchLimits = FetchLimits { max_wait: Duration::ZERO, max_bytes: 0, max_records: 0 };
 
 /// The group and the member id that the sessions and the membership of one process share.
 #[derive(Clone, Debug)]
 pub struct ShareIdentity {
     /// The share group.
     pub group: Arc<str>,
-    /// This process's member id; random, so that a killed predecessor is somebody else.
+    /// This process's member id; random, so that a killed predecessor is another member.
     pub member: Arc<str>,
 }
 
-/// A record that the broker has locked for this session.
+/// A record that the broker has locked for this member.
 #[derive(Clone, Debug)]
 pub struct AcquiredRecord {
     /// Where it stands.
     pub partition: SharePartition,
     /// Its offset there.
     pub offset: i64,
-    /// How often the broker has handed it out, this time included; starts at 1 and again after a broker restart.
+    /// How often the broker has handed it out, this time included; counted from 1. A new leader and a restarted broker
+    /// know the count of the last release only.
     pub delivery_count: u16,
     /// The record's key.
     pub key: Option<Bytes>,
@@ -68,17 +71,36 @@ pub struct Settlement {
     pub error: Option<ErrorCode>,
 }
 
+/// What a request was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Epoch 0: to open the session, or to take it over.
+    Open,
+    /// Records.
+    Fetch,
+    /// Only that acknowledgements are applied.
+    Acknowledge,
+    /// Epoch -1: the end of the session.
+    Close,
+}
+
 /// The answer to one request.
 #[derive(Debug)]
 pub struct Answer {
+    /// What was asked.
+    pub asked: Asked,
     /// When the request was sent: locks run from then at the earliest.
     pub sent_at: Instant,
-    /// The answered request asked for records.
-    pub fetched: bool,
+    /// Why the broker refused the request as a whole. Whether its acknowledgements were applied is unknown then; the
+    /// connection is as good as before.
+    pub refused: Option<KafkaError>,
+    /// The partitions that were fetched from.
+    pub partitions: BTreeSet<SharePartition>,
     /// The records that it brought.
     pub acquired: Vec<AcquiredRecord>,
-    /// Acquired offsets at which no record stands (a transaction marker, say); to be acknowledged as gaps.
-    pub gaps: Vec<(SharePartition, i64)>,
+    /// Acquired offsets without a record that could be handed on, and what to say of each: a gap where no record stands
+    /// (a transaction marker, say), a release where the answer ended before the record came.
+    pub unowned: Vec<(SharePartition, i64, Acknowledgement)>,
     /// What became of the acknowledgements that rode on it.
     pub settlements: Vec<Settlement>,
     /// Partitions that could not be fetched from, with the reason.
@@ -91,7 +113,8 @@ pub struct Answer {
 struct Outstanding {
     correlation: i32,
     sent_at: Instant,
-    fetch: bool,
+    asked: Asked,
+    partitions: BTreeSet<SharePartition>,
     acknowledgements: Acknowledgements,
 }
 
@@ -101,39 +124,25 @@ pub struct ShareSession {
     identity: ShareIdentity,
     node: i32,
     next_epoch: i32,
+    /// What the broker has in its session when it has read what was sent.
     partitions: BTreeSet<SharePartition>,
     outstanding: VecDeque<Outstanding>,
 }
 
 impl ShareSession {
-    /// Connects to broker `node` and opens a session over `partitions`, without asking for records.
+    /// Connects to broker `node`; asks nothing yet.
     ///
     /// # Errors
-    /// Whatever the connection or the broker says; 35 (UNSUPPORTED_VERSION) when share groups are switched off.
-    pub fn open(
-        cluster: &Cluster,
-        node: i32,
-        identity: ShareIdentity,
-        partitions: BTreeSet<SharePartition>,
-    ) -> Result<Self, KafkaError> {
-        let connection = cluster.connect(node)?;
-        let mut session = Self {
-            connection,
+    /// The broker is not known, or takes no connection within the connect timeout.
+    pub fn connect(cluster: &Cluster, node: i32, identity: ShareIdentity) -> Result<Self, KafkaError> {
+        Ok(Self {
+            connection: cluster.connect(node)?,
             identity,
             node,
             next_epoch: OPENING_EPOCH,
             partitions: BTreeSet::new(),
             outstanding: VecDeque::new(),
-        };
-        let limits = FetchLimits { max_wait: Duration::ZERO, max_bytes: 0, max_records: 0 };
-        let added: Vec<SharePartition> = partitions.iter().copied().collect();
-        session.send_fetch_body(Acknowledgements::new(), limits, &added)?;
-        session.partitions = partitions;
-        let timeout = cluster.options().request_timeout;
-        match session.receive(timeout)? {
-            Some(_) => Ok(session),
-            None => Err(session.silent(timeout)),
-        }
+        })
     }
 
     /// The broker that this session is with.
@@ -142,65 +151,78 @@ impl ShareSession {
         self.node
     }
 
-    /// The partitions of the session.
-    #[must_use]
-    pub fn partitions(&self) -> &BTreeSet<SharePartition> {
-        &self.partitions
-    }
-
     /// True while a request is unanswered.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         !self.outstanding.is_empty()
     }
 
-    /// When the oldest unanswered request was sent.
+    /// When the oldest unanswered request was sent, and what it asks for.
     #[must_use]
-    pub fn waiting_since(&self) -> Option<Instant> {
-        self.outstanding.front().map(|request| request.sent_at)
+    pub fn waiting(&self) -> Option<(Instant, Asked)> {
+        self.outstanding.front().map(|request| (request.sent_at, request.asked))
     }
 
-    /// How many requests are unanswered.
-    #[must_use]
-    pub fn waiting_count(&self) -> usize {
-        self.outstanding.len()
-    }
-
-    /// Sends a ShareFetch in record-limit mode; `acknowledgements` ride along and take effect when it arrives.
+    /// Opens the session over `partitions` (epoch 0) without asking for records: the first request on a connection, or
+    /// a later one when the broker does not know the session any more. It takes over what the member holds.
     ///
     /// # Errors
-    /// The connection is gone, and with it the session.
-    pub fn send_fetch(&mut self, acknowledgements: Acknowledgements, limits: FetchLimits) -> Result<(), KafkaError> {
-        self.send_fetch_body(acknowledgements, limits, &[])
+    /// The connection is gone.
+    pub fn send_open(&mut self, partitions: &BTreeSet<SharePartition>) -> Result<(), KafkaError> {
+        self.next_epoch = OPENING_EPOCH;
+        self.partitions.clear();
+        self.send_fetch_body(Asked::Open, partitions, Acknowledgements::new(), NO_RECORDS)
+    }
+
+    /// Sends a ShareFetch in record-limit mode for exactly these partitions; `acknowledgements`, which must be of them,
+    /// ride along and take effect when it arrives.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn send_fetch(
+        &mut self,
+        partitions: &BTreeSet<SharePartition>,
+        acknowledgements: Acknowledgements,
+        limits: FetchLimits,
+    ) -> Result<(), KafkaError> {
+        debug_assert!(acknowledgements.keys().all(|partition| partitions.contains(partition)));
+        self.send_fetch_body(Asked::Fetch, partitions, acknowledgements, limits)
     }
 
     fn send_fetch_body(
         &mut self,
+        asked: Asked,
+        partitions: &BTreeSet<SharePartition>,
         acknowledgements: Acknowledgements,
         limits: FetchLimits,
-        added: &[SharePartition],
     ) -> Result<(), KafkaError> {
-        let epoch = self.next_epoch;
-        let body = share_wire::encode_fetch(self.header(epoch), limits, added, &acknowledgements)?;
-        self.send(SHARE_FETCH, &body, true, acknowledgements)
+        let added: Vec<SharePartition> = partitions.difference(&self.partitions).copied().collect();
+        let forgotten: Vec<SharePartition> = self.partitions.difference(partitions).copied().collect();
+        let header = self.header(self.next_epoch);
+        let body = share_wire::encode_fetch(header, limits, &added, &forgotten, &acknowledgements)?;
+        if !(added.is_empty() && forgotten.is_empty()) {
+            self.partitions.clone_from(partitions);
+        }
+        self.send(SHARE_FETCH, &body, asked, acknowledgements)
     }
 
-    /// Sends a ShareAcknowledge.
+    /// Sends a ShareAcknowledge. Its partitions need not be in the session.
     ///
     /// # Errors
-    /// The connection is gone, and with it the session.
+    /// The connection is gone.
     pub fn send_acknowledge(&mut self, acknowledgements: Acknowledgements) -> Result<(), KafkaError> {
         let body = share_wire::encode_acknowledge(self.header(self.next_epoch), &acknowledgements)?;
-        self.send(SHARE_ACKNOWLEDGE, &body, false, acknowledgements)
+        self.send(SHARE_ACKNOWLEDGE, &body, Asked::Acknowledge, acknowledgements)
     }
 
-    /// Sends the last request of the session with the last acknowledgements; whatever else it holds is freed.
+    /// Sends the last request of the session: what it still holds in its partitions is released.
     ///
     /// # Errors
-    /// The connection is gone, which frees everything, too.
-    pub fn send_close(&mut self, acknowledgements: Acknowledgements) -> Result<(), KafkaError> {
+    /// The connection is gone, which releases everything, too.
+    pub fn send_close(&mut self) -> Result<(), KafkaError> {
         self.next_epoch = FINAL_EPOCH;
-        self.send_acknowledge(acknowledgements)
+        let body = share_wire::encode_acknowledge(self.header(FINAL_EPOCH), &Acknowledgements::new())?;
+        self.send(SHARE_ACKNOWLEDGE, &body, Asked::Close, Acknowledgements::new())
     }
 
     fn header(&self, epoch: i32) -> SessionHeader<'_> {
@@ -211,7 +233,7 @@ impl ShareSession {
         &mut self,
         api_key: i16,
         body: &Bytes,
-        fetch: bool,
+        asked: Asked,
         acknowledgements: Acknowledgements,
     ) -> Result<(), KafkaError> {
         let sent_at = Instant::now();
@@ -220,7 +242,8 @@ impl ShareSession {
             // The epoch after the largest is 1: 0 would open a new session.
             self.next_epoch = self.next_epoch.checked_add(1).unwrap_or(1);
         }
-        self.outstanding.push_back(Outstanding { correlation, sent_at, fetch, acknowledgements });
+        let partitions = if asked == Asked::Fetch { self.partitions.clone() } else { BTreeSet::new() };
+        self.outstanding.push_back(Outstanding { correlation, sent_at, asked, partitions, acknowledgements });
         Ok(())
     }
 
@@ -229,36 +252,23 @@ impl ShareSession {
     /// `None`: no answer yet (or none owed); the session is as good as before.
     ///
     /// # Errors
-    /// [`KafkaError::Broker`] when the broker refused the request as a whole; otherwise the connection is gone.
-    /// Either way the session is over. What was acknowledged in unanswered requests may or may not have been applied.
+    /// The connection is gone. What was acknowledged in unanswered requests may or may not have been applied.
     pub fn receive(&mut self, wait: Duration) -> Result<Option<Answer>, KafkaError> {
         let Some(oldest) = self.outstanding.front() else { return Ok(None) };
         let Some(body) = self.connection.receive(oldest.correlation, wait)? else { return Ok(None) };
         let Some(request) = self.outstanding.pop_front() else { return Ok(None) };
         let broker = self.connection.broker();
-        if request.fetch { fetched(request, body, broker) } else { acknowledged(request, &body, broker) }.map(Some)
+        let answer = match request.asked {
+            Asked::Open | Asked::Fetch => fetched(request, body, broker),
+            Asked::Acknowledge | Asked::Close => acknowledged(request, &body, broker),
+        };
+        answer.map(Some)
     }
 
-    /// The error for a caller that has waited long enough.
+    /// The error of a broker that does not answer.
     #[must_use]
     pub fn silent(&self, waited: Duration) -> KafkaError {
         KafkaError::Timeout { request: "ShareFetch", broker: self.connection.broker().clone(), waited }
-    }
-
-    /// Adds partitions that this session's broker leads.
-    ///
-    /// # Errors
-    /// As [`Self::open`]; the session is over then.
-    pub fn add_partitions(
-        &mut self,
-        added: &BTreeSet<SharePartition>,
-        timeout: Duration,
-    ) -> Result<Option<Answer>, KafkaError> {
-        let limits = FetchLimits { max_wait: Duration::ZERO, max_bytes: 0, max_records: 0 };
-        let list: Vec<SharePartition> = added.iter().copied().collect();
-        self.send_fetch_body(Acknowledgements::new(), limits, &list)?;
-        self.partitions.extend(added);
-        self.receive(timeout)
     }
 }
 
@@ -266,18 +276,29 @@ fn malformed(broker: &BrokerAddress, detail: String) -> KafkaError {
     KafkaError::Malformed { broker: broker.clone(), detail }
 }
 
-fn fetched(request: Outstanding, body: Bytes, broker: &BrokerAddress) -> Result<Answer, KafkaError> {
+impl Answer {
+    fn to(request: &mut Outstanding, lock: Option<Duration>, refused: Result<(), KafkaError>) -> Self {
+        Self {
+            asked: request.asked,
+            sent_at: request.sent_at,
+            refused: refused.err(),
+            partitions: std::mem::take(&mut request.partitions),
+            acquired: Vec::new(),
+            unowned: Vec::new(),
+            settlements: Vec::new(),
+            partition_errors: Vec::new(),
+            lock,
+        }
+    }
+}
+
+fn fetched(mut request: Outstanding, body: Bytes, broker: &BrokerAddress) -> Result<Answer, KafkaError> {
     let response = share_wire::decode_fetch(body).map_err(|detail| malformed(broker, detail))?;
-    ErrorCode(response.error_code).check("ShareFetch", response.error_message.as_deref())?;
-    let mut answer = Answer {
-        sent_at: request.sent_at,
-        fetched: true,
-        acquired: Vec::new(),
-        gaps: Vec::new(),
-        settlements: Vec::new(),
-        partition_errors: Vec::new(),
-        lock: lock_length(response.acquisition_lock_timeout_ms),
-    };
+    let refused = ErrorCode(response.error_code).check("ShareFetch", response.error_message.as_deref());
+    let mut answer = Answer::to(&mut request, lock_length(response.acquisition_lock_timeout_ms), refused);
+    if answer.refused.is_some() {
+        return Ok(answer);
+    }
     let mut errors = Vec::new();
     for topic in &response.responses {
         for data in &topic.partitions {
@@ -295,9 +316,13 @@ fn fetched(request: Outstanding, body: Bytes, broker: &BrokerAddress) -> Result<
     Ok(answer)
 }
 
-fn acknowledged(request: Outstanding, body: &Bytes, broker: &BrokerAddress) -> Result<Answer, KafkaError> {
+fn acknowledged(mut request: Outstanding, body: &Bytes, broker: &BrokerAddress) -> Result<Answer, KafkaError> {
     let (response, lock) = share_wire::decode_acknowledge(body).map_err(|detail| malformed(broker, detail))?;
-    ErrorCode(response.error_code).check("ShareAcknowledge", response.error_message.as_deref())?;
+    let refused = ErrorCode(response.error_code).check("ShareAcknowledge", response.error_message.as_deref());
+    let mut answer = Answer::to(&mut request, lock, refused);
+    if answer.refused.is_some() {
+        return Ok(answer);
+    }
     let mut errors = Vec::new();
     for topic in &response.responses {
         for data in topic.partitions.iter().filter(|data| data.error_code != 0) {
@@ -305,15 +330,8 @@ fn acknowledged(request: Outstanding, body: &Bytes, broker: &BrokerAddress) -> R
             errors.push((partition, ErrorCode(data.error_code)));
         }
     }
-    Ok(Answer {
-        sent_at: request.sent_at,
-        fetched: false,
-        acquired: Vec::new(),
-        gaps: Vec::new(),
-        settlements: settle(request.acknowledgements, &errors),
-        partition_errors: Vec::new(),
-        lock,
-    })
+    answer.settlements = settle(request.acknowledgements, &errors);
+    Ok(answer)
 }
 
 fn lock_length(milliseconds: i32) -> Option<Duration> {
@@ -323,18 +341,21 @@ fn lock_length(milliseconds: i32) -> Option<Duration> {
 /// Picks the acquired records out of the batches: the broker sends whole batches, of which others may hold the rest.
 fn take_acquired(partition: SharePartition, data: &PartitionData, answer: &mut Answer) {
     let Some(first) = data.acquired_records.iter().map(|range| range.first_offset).min() else { return };
-    let Some(bytes) = &data.records else { return };
-    let decoded = records::decode(bytes, first);
+    let decoded = records::decode(data.records.as_ref().unwrap_or(&Bytes::new()), first);
     let mut records: BTreeMap<i64, records::Record> =
         decoded.records.into_iter().map(|record| (record.offset, record)).collect();
     for range in &data.acquired_records {
         let delivery_count = u16::try_from(range.delivery_count).unwrap_or(1);
-        // Beyond what came nothing is known: what is not acknowledged is delivered again.
-        for offset in range.first_offset..=range.last_offset.min(decoded.next_offset - 1) {
+        for offset in range.first_offset..=range.last_offset {
+            if offset >= decoded.next_offset {
+                // The answer ended before it: whatever stands there comes with another delivery.
+                answer.unowned.push((partition, offset, Acknowledgement::Release));
+                continue;
+            }
             let unreadable = decoded.unreadable.iter().find(|gap| (gap.first..=gap.last).contains(&offset));
             let (record, fault) = (records.remove(&offset), unreadable.map(|gap| gap.reason.clone()));
             if record.is_none() && fault.is_none() {
-                answer.gaps.push((partition, offset));
+                answer.unowned.push((partition, offset, Acknowledgement::Gap));
                 continue;
             }
             let (key, value, headers) =

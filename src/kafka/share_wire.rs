@@ -77,18 +77,27 @@ pub struct FetchLimits {
 
 /// Encodes the body of a ShareFetch v2 request in record-limit mode.
 ///
-/// `partitions` are those to add to the session; acknowledgements ride along.
+/// `added` and `forgotten` are the partitions that enter and leave the session; acknowledgements ride along, and bring
+/// their partitions into the session. Forgetting a partition releases none of its records.
 ///
 /// # Errors
 /// [`KafkaError::Unencodable`] when a field cannot be encoded.
 pub fn encode_fetch(
     header: SessionHeader<'_>,
     limits: FetchLimits,
-    partitions: &[SharePartition],
+    added: &[SharePartition],
+    forgotten: &[SharePartition],
     acknowledgements: &Acknowledgements,
 ) -> Result<Bytes, KafkaError> {
+    let mut left: BTreeMap<Uuid, Vec<i32>> = BTreeMap::new();
+    for partition in forgotten {
+        left.entry(partition.topic_id).or_default().push(partition.partition);
+    }
+    let left = left.into_iter().map(|(topic_id, partitions)| {
+        fetch_request::ForgottenTopic::default().with_topic_id(topic_id).with_partitions(partitions)
+    });
     let mut topics: BTreeMap<Uuid, BTreeMap<i32, Vec<fetch_request::AcknowledgementBatch>>> = BTreeMap::new();
-    for partition in partitions {
+    for partition in added {
         topics.entry(partition.topic_id).or_default().entry(partition.partition).or_default();
     }
     for (partition, offsets) in acknowledgements {
@@ -126,7 +135,8 @@ pub fn encode_fetch(
                     )
                 })
                 .collect(),
-        );
+        )
+        .with_forgotten_topics_data(left.collect());
     // ShareAcquireMode (1 = record limit) and IsRenewAck follow BatchSize: six int32 fields after the two strings.
     splice(&request, prefix_length(header) + 24, &[1, 0], "ShareFetch")
 }
@@ -287,7 +297,7 @@ mod tests {
     fn fetch_carries_record_limit_mode_and_riding_acknowledgements() {
         let limits = FetchLimits { max_wait: Duration::from_millis(100), max_bytes: 65_536, max_records: 5 };
         let said = acknowledgements(&[(10, Acknowledgement::Accept), (11, Acknowledgement::Accept)]);
-        let body = encode_fetch(HEADER, limits, &[], &said).unwrap();
+        let body = encode_fetch(HEADER, limits, &[], &[], &said).unwrap();
         let mut expected = vec![8];
         expected.extend_from_slice(b"workers");
         expected.push(3);
@@ -310,6 +320,15 @@ mod tests {
         expected.extend_from_slice(&[0, 0, 0]); // tags of batch, partition, topic
         expected.push(1); // no forgotten topics
         expected.push(0);
+        assert_eq!(body.as_ref(), expected.as_slice());
+        let forgotten = [SharePartition { topic_id: TOPIC, partition: 4 }];
+        let body = encode_fetch(HEADER, limits, &[], &forgotten, &said).unwrap();
+        expected.truncate(expected.len() - 2);
+        expected.push(2); // one forgotten topic
+        expected.extend_from_slice(TOPIC.as_bytes());
+        expected.push(2); // one partition
+        expected.extend_from_slice(&4i32.to_be_bytes());
+        expected.extend_from_slice(&[0, 0]); // tags of topic and request
         assert_eq!(body.as_ref(), expected.as_slice());
     }
 

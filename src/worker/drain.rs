@@ -8,7 +8,7 @@ use super::in_flight::InFlight;
 use crate::exit::{self, ExitCode};
 use crate::stop::Stop;
 use crate::task::Receipt;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 use std::io::Write;
 use std::sync::Arc;
@@ -83,26 +83,24 @@ pub(super) struct Control {
     pub(super) draining: Stop,
     /// Triggered when running tasks are abandoned; handlers see it as `Context::abandoned`.
     pub(super) abandoned: Stop,
-    /// Capacity one: a doorbell that already rings need not be rung again, so a full channel loses nothing.
-    ring: Sender<()>,
-    doorbell: Receiver<()>,
-    /// With so many records ready or fewer, a handler that finishes rings.
+    /// A doorbell for each thread that takes part. Capacity one each: one that already rings need not be rung again, so
+    /// a full channel loses nothing. Replaced as a whole, so that nothing is sent under the lock.
+    bells: Mutex<Arc<[Sender<()>]>>,
+    /// With this many records ready or fewer, a handler that finishes rings.
     low_water: AtomicUsize,
-    /// Counted by the intake whenever it comes round.
-    rounds: AtomicU64,
+    /// Counted whenever a broker has told something.
+    heard: AtomicU64,
 }
 
 impl Control {
     pub(super) fn new() -> Self {
-        let (ring, doorbell) = bounded(1);
         Self {
             phase: AtomicU8::new(0),
             draining: Stop::new(),
             abandoned: Stop::new(),
-            ring,
-            doorbell,
+            bells: Mutex::new(Arc::from([])),
             low_water: AtomicUsize::new(usize::MAX),
-            rounds: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
         }
     }
 
@@ -121,10 +119,27 @@ impl Control {
         next
     }
 
-    /// Wakes the intake: a handler is free, an acknowledgement is due, the phase or the assignment has changed.
+    /// Wakes the intakes: a handler is free, an acknowledgement is due, the phase, the assignment or a leader has changed.
     pub(super) fn ring(&self) {
-        // Full: it rings already.
-        let _ = self.ring.try_send(());
+        let bells = Arc::clone(&self.bells.lock());
+        let gone = |bell: &Sender<()>| matches!(bell.try_send(()), Err(TrySendError::Disconnected(())));
+        // A full one rings already. One that is gone belonged to a thread that has ended.
+        if bells.iter().filter(|bell| gone(bell)).count() > 0 {
+            let left = bells.iter().filter(|bell| !gone(bell)).cloned().collect();
+            let mut now = self.bells.lock();
+            // Another doorbell was added meanwhile: the next ring tries again.
+            if Arc::ptr_eq(&now, &bells) {
+                *now = left;
+            }
+        }
+    }
+
+    /// A doorbell for the calling thread.
+    pub(super) fn doorbell(&self) -> Receiver<()> {
+        let (ring, rung) = bounded(1);
+        let mut bells = self.bells.lock();
+        *bells = bells.iter().cloned().chain([ring]).collect();
+        rung
     }
 
     /// The number of ready records at which the intake wants to be woken.
@@ -137,18 +152,15 @@ impl Control {
         self.low_water.store(ready, Ordering::Relaxed);
     }
 
-    /// The intake moves.
-    pub(super) fn came_round(&self) {
+    /// A broker has told something.
+    pub(super) fn heard(&self) {
         // Nothing else hangs on it: only whether it changes.
-        self.rounds.fetch_add(1, Ordering::Relaxed);
+        self.heard.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn rounds(&self) -> u64 {
-        self.rounds.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn doorbell(&self) -> &Receiver<()> {
-        &self.doorbell
+    /// How often brokers have told something.
+    pub(super) fn times_heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
     }
 }
 
@@ -359,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_receipt_says_how_long_it_took_even_when_a_step_was_not_done() {
-        let account = Account::new("w", Arc::new(InFlight::default()));
+        let account = Account::new("w", Arc::new(InFlight::new(Duration::from_secs(15))));
         assert_eq!(account.receipt().phases_ms.get("total"), None, "nobody stops");
         let Some(began) = Instant::now().checked_sub(Duration::from_secs(7)) else { return };
         account.begin("SIGTERM", began);
@@ -378,12 +390,20 @@ mod tests {
     #[test]
     fn the_doorbell_rings_once_for_many_rings() {
         let control = Control::new();
+        let bells = [control.doorbell(), control.doorbell()];
         control.ring();
         control.ring();
-        assert!(control.doorbell().try_recv().is_ok());
-        assert!(control.doorbell().try_recv().is_err());
+        for bell in &bells {
+            assert!(bell.try_recv().is_ok());
+            assert!(bell.try_recv().is_err());
+        }
+        let [first, second] = bells;
+        drop(first);
+        control.ring();
+        assert!(second.try_recv().is_ok());
+        assert_eq!(control.bells.lock().len(), 1, "the one that is gone is forgotten");
         assert_eq!(control.apply(Event::Signal), Phase::Draining);
         assert!(control.draining.is_triggered());
-        assert!(control.doorbell().try_recv().is_ok());
+        assert!(second.try_recv().is_ok());
     }
 }

@@ -5,8 +5,8 @@
 //! ([`super::in_flight`]): a task that was given back while it ran has no outcome any more.
 
 use super::drain::Control;
-use super::in_flight::{Claim, InFlight, RecordKey};
-use super::intake::{Job, NEVER_RELEASE_FROM};
+use super::in_flight::{Claim, InFlight, RecordKey, Run};
+use super::intake::Job;
 use super::outbox::{Outbox, OutboxClosed, error_result};
 use super::past::{Decision, Past};
 use crate::handler::{Context, Handler, HandlerError};
@@ -35,8 +35,8 @@ pub(super) struct HandlerThread<H> {
     pub(super) cluster: Cluster,
     pub(super) worker_id: Arc<str>,
     pub(super) max_deliveries: u16,
-    /// The group's lock duration.
-    pub(super) lock: Duration,
+    /// From this delivery on a record that cannot be started is sent again: the broker drops it at its next release.
+    pub(super) last_delivery: u16,
 }
 
 /// What the handler's code came to.
@@ -67,16 +67,16 @@ impl<H: Handler> HandlerThread<H> {
         };
         match decoded {
             Err(bad) => {
-                if self.claim(job.key, true) == Claim::Yours {
+                if let Claim::Yours(run) = self.claim(job.key, true) {
                     let reason = format!("not a task: {}", bad.reason);
-                    self.give_up(job, bad.task_id.as_deref(), &reason)?;
+                    self.give_up(job, &run, bad.task_id.as_deref(), &reason)?;
                 }
                 Ok(())
             }
             Ok(task) if delivery > 1 => self.vet(job, &task),
             Ok(task) => {
-                if self.claim(job.key, false) == Claim::Yours {
-                    self.execute(job.key, &task, delivery)
+                if let Claim::Yours(run) = self.claim(job.key, false) {
+                    self.execute(job.key, &run, &task, delivery)
                 } else {
                     Ok(())
                 }
@@ -85,25 +85,23 @@ impl<H: Handler> HandlerThread<H> {
     }
 
     fn claim(&self, key: RecordKey, vetting: bool) -> Claim {
-        self.in_flight.claim(key, vetting, Instant::now(), self.lock)
+        self.in_flight.claim(key, vetting, Instant::now())
     }
 
     // ---- tasks that were delivered before ----
 
     fn vet(&self, job: &Job, task: &Task) -> Result<(), OutboxClosed> {
-        if self.claim(job.key, true) == Claim::Gone {
-            return Ok(());
-        }
+        let Claim::Yours(run) = self.claim(job.key, true) else { return Ok(()) };
         let delivery = job.record.delivery_count;
         let decision = if delivery > self.max_deliveries {
             let starts_topic = &self.outbox.topics().starts;
             match Past::read(&self.cluster, starts_topic, &task.task_id, &self.control.draining) {
-                Ok(past) => (past.decide(delivery, self.max_deliveries, NEVER_RELEASE_FROM), past),
+                Ok(past) => (past.decide(delivery, self.max_deliveries, self.last_delivery), past),
                 // Near the broker's own limit a copy is always right: it starts at one again, and nothing is lost.
-                Err(_) if delivery >= NEVER_RELEASE_FROM => (Decision::SendAgain, Past::default()),
+                Err(_) if delivery >= self.last_delivery => (Decision::SendAgain, Past::default()),
                 Err(error) => {
                     log::warn!("could not read the starts of task {} ({error}); giving it back", escape(&task.task_id));
-                    self.in_flight.decline(job.key);
+                    self.in_flight.decline(job.key, &run);
                     return Ok(());
                 }
             }
@@ -111,31 +109,31 @@ impl<H: Handler> HandlerThread<H> {
             (Decision::Run, Past::default())
         };
         match decision {
-            (Decision::Run, _) => self.start_on_record(job, task),
-            (Decision::GiveUp, past) => self.give_up(job, Some(&task.task_id), &past.reason(self.max_deliveries)),
-            (Decision::SendAgain, _) => self.send_again(job, task),
+            (Decision::Run, _) => self.start_on_record(job, &run, task),
+            (Decision::GiveUp, past) => self.give_up(job, &run, Some(&task.task_id), &past.reason(self.max_deliveries)),
+            (Decision::SendAgain, _) => self.send_again(job, &run, task),
         }
     }
 
     /// The start is in Kafka before the handler runs, so that it counts even if it is the last thing this process does.
-    fn start_on_record(&self, job: &Job, task: &Task) -> Result<(), OutboxClosed> {
+    fn start_on_record(&self, job: &Job, run: &Run, task: &Task) -> Result<(), OutboxClosed> {
         let delivery = job.record.delivery_count;
         let started = TaskStarted { task_id: task.task_id.clone(), delivery, worker_id: self.worker_id.to_string() };
         let on_record = self.outbox.announce_start(&started, &self.control.draining);
         if !on_record {
-            self.in_flight.decline(job.key);
+            self.in_flight.decline(job.key, run);
             return Ok(());
         }
-        if self.in_flight.start(job.key, Instant::now()) == Claim::Yours {
-            self.execute(job.key, task, delivery)
+        if self.in_flight.start(job.key, run, Instant::now()) {
+            self.execute(job.key, run, task, delivery)
         } else {
             Ok(())
         }
     }
 
-    fn give_up(&self, job: &Job, task_id: Option<&str>, reason: &str) -> Result<(), OutboxClosed> {
+    fn give_up(&self, job: &Job, run: &Run, task_id: Option<&str>, reason: &str) -> Result<(), OutboxClosed> {
         let records = 1 + u8::from(task_id.is_some());
-        if self.in_flight.publish(job.key, records, None) == Claim::Gone {
+        if !self.in_flight.publish(job.key, run, records, None) {
             return Ok(());
         }
         log::error!(
@@ -152,8 +150,8 @@ impl<H: Handler> HandlerThread<H> {
         }
     }
 
-    fn send_again(&self, job: &Job, task: &Task) -> Result<(), OutboxClosed> {
-        if self.in_flight.publish(job.key, 1, None) == Claim::Gone {
+    fn send_again(&self, job: &Job, run: &Run, task: &Task) -> Result<(), OutboxClosed> {
+        if !self.in_flight.publish(job.key, run, 1, None) {
             return Ok(());
         }
         log::warn!(
@@ -166,9 +164,8 @@ impl<H: Handler> HandlerThread<H> {
 
     // ---- running ----
 
-    fn execute(&self, key: RecordKey, task: &Task, delivery: u16) -> Result<(), OutboxClosed> {
-        let context =
-            Context { delivery, draining: self.control.draining.clone(), abandoned: self.control.abandoned.clone() };
+    fn execute(&self, key: RecordKey, run: &Run, task: &Task, delivery: u16) -> Result<(), OutboxClosed> {
+        let context = Context { delivery, draining: self.control.draining.clone(), abandoned: run.abandoned.clone() };
         self.say_start(task, delivery);
         let began = Instant::now();
         let outcome = match catch_unwind(AssertUnwindSafe(|| self.handler.handle(task, &context))) {
@@ -180,12 +177,12 @@ impl<H: Handler> HandlerThread<H> {
         let took = began.elapsed();
         log::debug!("Worker {} has run task {} for {} us", self.worker_id, escape(&task.task_id), took.as_micros());
         match outcome {
-            Outcome::Output(output) => self.publish(key, task, took, Ok(output)),
+            Outcome::Output(output) => self.publish(key, run, task, took, Ok(output)),
             Outcome::Final(error) => {
                 log::warn!("task {} failed for good: {}", escape(&task.task_id), escape(&error));
-                self.publish(key, task, took, Err(error))
+                self.publish(key, run, task, took, Err(error))
             }
-            Outcome::Retry(error) => self.rest(key, task, delivery, took, error),
+            Outcome::Retry(error) => self.rest(key, run, task, delivery, took, error),
         }
     }
 
@@ -198,11 +195,12 @@ impl<H: Handler> HandlerThread<H> {
     fn publish(
         &self,
         key: RecordKey,
+        run: &Run,
         task: &Task,
         took: Duration,
         outcome: Result<serde_json::Map<String, serde_json::Value>, String>,
     ) -> Result<(), OutboxClosed> {
-        if self.in_flight.publish(key, 1, Some(took)) == Claim::Gone {
+        if !self.in_flight.publish(key, run, 1, Some(took)) {
             log::warn!("task {} was given back while it ran; its outcome is dropped", escape(&task.task_id));
             return Ok(());
         }
@@ -227,12 +225,17 @@ impl<H: Handler> HandlerThread<H> {
     fn rest(
         &self,
         key: RecordKey,
+        run: &Run,
         task: &Task,
         delivery: u16,
         took: Duration,
         error: String,
     ) -> Result<(), OutboxClosed> {
         let rest = FIRST_REST.saturating_mul(1 << delivery.saturating_sub(1).min(10)).min(LONGEST_REST);
+        if !self.in_flight.rest(key, run, Instant::now() + rest, took) {
+            log::warn!("task {} was given back while it ran; its outcome is dropped", escape(&task.task_id));
+            return Ok(());
+        }
         log::warn!(
             "task {} failed at its delivery {delivery}: {}; it goes back in {} ms",
             escape(&task.task_id),
@@ -240,11 +243,10 @@ impl<H: Handler> HandlerThread<H> {
             rest.as_millis()
         );
         // One that was told to end has not failed.
-        if !self.control.abandoned.is_triggered() {
+        if !run.abandoned.is_triggered() {
             let (task_id, worker_id) = (task.task_id.clone(), self.worker_id.to_string());
             self.outbox.note_failure(&TaskFailed { task_id, delivery, worker_id, error })?;
         }
-        self.in_flight.rest(key, Instant::now() + rest, took);
         Ok(())
     }
 }

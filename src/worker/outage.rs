@@ -7,14 +7,14 @@ use std::time::Instant;
 /// One kind of trouble, as one thread sees it.
 #[derive(Debug)]
 pub(crate) struct Outage {
-    what: &'static str,
+    what: String,
     since: Option<Instant>,
 }
 
 impl Outage {
     /// `what` is the subject of the log line, such as "Kafka".
-    pub(crate) fn new(what: &'static str) -> Self {
-        Self { what, since: None }
+    pub(crate) fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), since: None }
     }
 
     /// It failed; the first failure in a row is logged.

@@ -5,7 +5,10 @@
 use super::drain::{self, Account, Control, Deadlines};
 use super::handlers::HandlerThread;
 use super::in_flight::InFlight;
-use super::intake::{Intake, IntakeLinks, IntakeOptions, IntakeReport, Job};
+use super::intake::queue::{ReadyQueue, last_delivery};
+use super::intake::{IntakeLinks, Job};
+use super::intakes::{IntakeReport, Intakes};
+use super::leaders::{Leaders, LeadersThread};
 use super::membership::{self, Assignment, Leave};
 use super::outage::Outage;
 use super::outbox::{self, Outbox, OutboxTopics, Repair, Token};
@@ -62,7 +65,7 @@ pub(super) struct Running {
     pub(super) deadlines: Arc<Mutex<Option<Deadlines>>>,
     /// Told the deadlines of the stop; dropped to disarm the watchdog.
     pub(super) watchdog: Sender<Instant>,
-    /// How the intake ended; told once.
+    /// How the intakes ended; told once.
     pub(super) intake_done: Receiver<Result<IntakeReport, KafkaError>>,
     pub(super) leave: Sender<Leave>,
     pub(super) producer: Producer<Token>,
@@ -74,7 +77,8 @@ pub(super) struct Running {
 
 /// The threads by the moment in which they are joined.
 pub(super) struct WorkerThreads {
-    pub(super) intake: Thread,
+    pub(super) intakes: Thread,
+    pub(super) leaders: Thread,
     pub(super) handlers: Vec<Thread>,
     pub(super) membership: Thread,
     pub(super) status: Thread,
@@ -103,7 +107,7 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
         Err(early) => return early,
     };
     log::info!("🚀 Worker {} started", escape(&config.worker_id));
-    let (mut running, ready) = start_threads(config, handler, &cluster, interrupter, queue.lock, supervisor);
+    let (mut running, ready) = start_threads(config, handler, &cluster, interrupter, &queue, supervisor);
     // A signal or a fault while joining: what has begun is taken apart by the ordinary stop.
     let round = tick(supervisor::INTERVAL);
     loop {
@@ -191,12 +195,12 @@ fn start_threads(
     handler: impl Handler,
     cluster: &Cluster,
     interrupter: Interrupter,
-    lock: Duration,
+    queue: &Queue,
     supervisor: Supervisor,
 ) -> (Running, Receiver<()>) {
     let fatal = Stop::new();
     let control = Arc::new(Control::new());
-    let in_flight = Arc::new(InFlight::default());
+    let in_flight = Arc::new(InFlight::new(queue.lock));
     let account = Arc::new(Account::new(&config.worker_id, Arc::clone(&in_flight)));
     let topics = OutboxTopics {
         tasks: config.common.tasks_topic.as_str().into(),
@@ -204,7 +208,14 @@ fn start_threads(
         dead: config.common.dead_topic().into(),
         starts: config.common.starts_topic().into(),
     };
-    let parts = Parts { config, cluster, control: &control, in_flight: &in_flight, fatal: &fatal, lock };
+    let parts = Parts {
+        config,
+        cluster,
+        control: &control,
+        in_flight: &in_flight,
+        fatal: &fatal,
+        delivery_limit: queue.delivery_limit,
+    };
     let (producer, outbox, repairs) = outbox::start(
         cluster.clone(),
         topics,
@@ -216,24 +227,36 @@ fn start_threads(
     let (announcements, to_announce) = bounded(2);
     let deadlines = Arc::new(Mutex::new(None));
     let status = parts.status(outbox.clone(), to_announce, repairs, Arc::clone(&deadlines));
-    let (jobs, unstarted) = bounded(MOST_JOBS + config.concurrency);
-    let handlers = parts.handlers(Arc::new(handler), &outbox, &unstarted);
+    let (queue_in, queue_out) = bounded(MOST_JOBS + config.concurrency);
+    let handlers = parts.handlers(Arc::new(handler), &outbox, &queue_out);
     let assignment = Arc::new(Assignment::default());
     // Random, so that a killed predecessor with the same worker id is another member.
     let identity =
         ShareIdentity { group: config.common.worker_group.as_str().into(), member: Uuid::new_v4().to_string().into() };
     let (leave, to_leave) = bounded(1);
     let membership = parts.membership(identity.clone(), Arc::clone(&assignment), to_leave);
+    let leaders = Arc::new(Leaders::new());
+    let leaders_thread = parts.leaders(Arc::clone(&leaders), assignment);
     let (ready, is_ready) = bounded(1);
+    let ready_queue = ReadyQueue::new(
+        config.concurrency,
+        queue.delivery_limit,
+        Arc::clone(&in_flight),
+        Arc::clone(&control),
+        (queue_in, queue_out),
+    );
     let links = IntakeLinks {
+        cluster: cluster.clone(),
+        identity,
+        worker_id: config.worker_id.as_str().into(),
+        topic: config.common.tasks_topic.as_str().into(),
         in_flight: Arc::clone(&in_flight),
         control: Arc::clone(&control),
-        assignment,
-        jobs,
-        unstarted,
+        leaders,
+        queue: Arc::new(ready_queue),
         ready,
     };
-    let (intake, intake_done) = parts.intake(identity, links);
+    let (intakes, intake_done) = parts.intakes(links);
     // First and second signal: two deadlines at the most, so sending never blocks.
     let (watchdog, deadlines_of_watchdog) = bounded(2);
     let watched = Arc::clone(&account);
@@ -241,7 +264,8 @@ fn start_threads(
         drain::watch(&deadlines_of_watchdog, &watched);
         Ok(())
     });
-    let threads = WorkerThreads { intake, handlers, membership, status, watchdog: watchdog_thread };
+    let threads =
+        WorkerThreads { intakes, leaders: leaders_thread, handlers, membership, status, watchdog: watchdog_thread };
     let running = Running {
         control,
         in_flight,
@@ -268,7 +292,7 @@ struct Parts<'a> {
     control: &'a Arc<Control>,
     in_flight: &'a Arc<InFlight>,
     fatal: &'a Stop,
-    lock: Duration,
+    delivery_limit: u16,
 }
 
 impl Parts<'_> {
@@ -309,7 +333,7 @@ impl Parts<'_> {
                     cluster: self.cluster.clone(),
                     worker_id: self.config.worker_id.as_str().into(),
                     max_deliveries: self.config.max_deliveries,
-                    lock: self.lock,
+                    last_delivery: last_delivery(self.delivery_limit),
                 };
                 threads::spawn(&format!("handler-{number}"), self.fatal.clone(), move || thread.run())
             })
@@ -324,22 +348,24 @@ impl Parts<'_> {
         })
     }
 
-    fn intake(
-        &self,
-        identity: ShareIdentity,
-        links: IntakeLinks,
-    ) -> (Thread, Receiver<Result<IntakeReport, KafkaError>>) {
-        let options = IntakeOptions {
-            worker_id: self.config.worker_id.clone(),
-            topic: self.config.common.tasks_topic.clone(),
-            handlers: self.config.concurrency,
-            task_timeout: self.config.task_timeout,
-            lock: self.lock,
+    fn leaders(&self, leaders: Arc<Leaders>, assignment: Arc<Assignment>) -> Thread {
+        let thread = LeadersThread {
+            cluster: self.cluster.clone(),
+            worker_id: self.config.worker_id.as_str().into(),
+            topic: self.config.common.tasks_topic.as_str().into(),
+            leaders,
+            assignment,
+            in_flight: Arc::clone(self.in_flight),
+            control: Arc::clone(self.control),
         };
-        let intake = Intake::new(self.cluster.clone(), identity, options, links);
+        threads::spawn("leaders", self.fatal.clone(), move || thread.run())
+    }
+
+    fn intakes(&self, links: IntakeLinks) -> (Thread, Receiver<Result<IntakeReport, KafkaError>>) {
+        let intakes = Intakes::new(links, self.config.task_timeout, self.fatal.clone());
         let (told, done) = bounded(1);
-        let thread = threads::spawn("intake", self.fatal.clone(), move || -> Result<(), String> {
-            let report = intake.run();
+        let thread = threads::spawn("intakes", self.fatal.clone(), move || -> Result<(), String> {
+            let report = intakes.run();
             let outcome = report.as_ref().map(|_| ()).map_err(ToString::to_string);
             // Capacity one, one answer.
             let _ = told.try_send(report);
@@ -354,7 +380,7 @@ pub(super) fn say_stopped_early(config: &WorkerConfig, signals: &Signals) -> Exi
     let id = escape(&config.worker_id);
     log::info!("🛑 Worker {id} received {}, initiating graceful shutdown...", signals.name());
     log::info!("👋 Worker {id} gracefully shut down before it had started");
-    let account = Account::new(&config.worker_id, Arc::new(InFlight::default()));
+    let account = Account::new(&config.worker_id, Arc::new(InFlight::new(Duration::ZERO)));
     account.begin(signals.name(), Instant::now());
     drain::print_receipt(&account.receipt());
     ExitCode::Drained

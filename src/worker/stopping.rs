@@ -4,7 +4,7 @@
 
 use super::drain::{self, Deadlines, Event, Phase};
 use super::in_flight::RunningTask;
-use super::intake::IntakeReport;
+use super::intakes::IntakeReport;
 use super::membership::Leave;
 use super::outbox::acknowledged_by;
 use super::pulse::Pulse;
@@ -26,6 +26,8 @@ const NOTIFICATION_WAIT: Duration = Duration::from_secs(1);
 const LAST_RESULTS: Duration = Duration::from_millis(400);
 /// The same after a second signal.
 const LAST_RESULTS_FORCED: Duration = Duration::from_millis(100);
+/// A worker that hears of no leader for this many locks is not live: whatever it held, others have it.
+const SILENT_LOCKS: u32 = 2;
 /// Steps of a stop that nobody hurries.
 const STEP: Duration = Duration::from_secs(1);
 /// Steps after work was abandoned.
@@ -48,7 +50,7 @@ pub(super) fn run_until_stopped(mut worker: Running, config: &WorkerConfig, sign
     if !signals.first.is_triggered() && !worker.fatal.is_triggered() {
         announce(&worker, id, WorkerState::Started, None, Instant::now() + NOTIFICATION_WAIT);
     }
-    if !work(&mut worker, signals) {
+    if !work(&mut worker, id, signals) {
         return die(worker, id);
     }
     let stop = Stopping::begin(&mut worker, config, signals);
@@ -56,9 +58,10 @@ pub(super) fn run_until_stopped(mut worker: Running, config: &WorkerConfig, sign
 }
 
 /// Main while the worker works: tells the supervisor every second what the other threads do. False: one of them died.
-fn work(worker: &mut Running, signals: &Signals) -> bool {
+fn work(worker: &mut Running, id: &str, signals: &Signals) -> bool {
     let round = tick(supervisor::INTERVAL);
     let mut pulse = Pulse::new(Instant::now());
+    let mut live = true;
     if !signals.first.is_triggered() {
         worker.supervisor.ready("takes tasks");
     }
@@ -67,13 +70,27 @@ fn work(worker: &mut Running, signals: &Signals) -> bool {
             recv(signals.first.triggered()) -> _ => return true,
             recv(worker.fatal.triggered()) -> _ => return false,
             recv(round) -> _ => {
-                let moves = pulse.beats(worker.control.rounds(), Instant::now());
+                let limit = worker.in_flight.lock_length() * SILENT_LOCKS;
+                let hears = pulse.beats(worker.control.times_heard(), limit, Instant::now());
+                if hears != live {
+                    live = hears;
+                    say_live(id, live, limit);
+                }
                 // Nothing is said otherwise, and the supervisor draws its conclusions; the log has the reason.
-                if moves && !worker.in_flight.has_overdue() {
+                if live && !worker.in_flight.has_overdue() {
                     worker.supervisor.alive(&working(&worker.in_flight.running()));
                 }
             }
         }
+    }
+}
+
+/// The log's word on whether any leader of the tasks answers.
+fn say_live(id: &str, live: bool, limit: Duration) {
+    if live {
+        log::info!("Worker {} is live again: a leader of the tasks answers", escape(id));
+    } else {
+        log::error!("Worker {} is not live: no leader of the tasks has answered for {} s", escape(id), limit.as_secs());
     }
 }
 
@@ -97,7 +114,7 @@ fn die(worker: Running, id: &str) -> ExitCode {
         .and_then(Result::err)
         .is_some_and(|error| error.code() == Some(ErrorCode::UNSUPPORTED_VERSION));
     worker.producer.close(Instant::now());
-    for thread in [worker.threads.intake, worker.threads.membership] {
+    for thread in [worker.threads.intakes, worker.threads.leaders, worker.threads.membership] {
         // What does not end in time ends with the process; its error is logged by the thread itself.
         let _ = thread.join_deadline(Instant::now() + JOIN);
     }
@@ -236,7 +253,7 @@ impl<'a> Stopping<'a> {
                 for task in &report.unaccepted {
                     log::warn!("task {} is done, but Kafka did not take its accept: it may run again", escape(task));
                 }
-                if let Some(reason) = &report.close_failed {
+                for reason in &report.close_failed {
                     log::warn!("Worker {} could not close its share session: {}", escape(self.id), escape(reason));
                 }
             }
@@ -269,7 +286,8 @@ impl<'a> Stopping<'a> {
         log::info!("✅ Worker {id} producer closed");
         // Whatever still waits for a socket has nothing left to wait for.
         interrupter.interrupt();
-        let ended = [threads.intake, threads.membership, threads.status].into_iter().chain(threads.handlers);
+        let ended =
+            [threads.intakes, threads.leaders, threads.membership, threads.status].into_iter().chain(threads.handlers);
         for thread in ended {
             // A handler that was abandoned does not end before the process does.
             let _ =

@@ -218,7 +218,7 @@ impl Member {
     fn send_fetch(&mut self, max_records: i32, wait_ms: u64, said: &[(i64, Acknowledgement)]) {
         let limits = FetchLimits { max_wait: Duration::from_millis(wait_ms), max_bytes: 1 << 20, max_records };
         let added: &[SharePartition] = if self.epoch == 0 { &[self.partition] } else { &[] };
-        let body = share_wire::encode_fetch(self.header(), limits, added, &self.said(said)).expect("encodable");
+        let body = share_wire::encode_fetch(self.header(), limits, added, &[], &self.said(said)).expect("encodable");
         self.wire.send(ApiKey::ShareFetch as i16, 2, 2, &body);
         self.epoch += i32::from(self.epoch >= 0);
     }

@@ -288,12 +288,16 @@ fn an_accept_that_is_refused_costs_no_answer() {
 /// The lock runs out under the handler: somebody else runs the task as well, and its caller has one answer.
 #[test]
 fn a_lock_that_runs_out_under_its_handler_costs_one_run_more_and_no_answer() {
-    let mut fleet = Fleet::of(Rig::with_faults_and("fault-lock", 1, &SHORT_LOCKS), &["a", "b"]);
+    let rig = Rig::with_faults_and("fault-lock", 1, &SHORT_LOCKS);
+    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "25s"));
+    // Their handler does not listen when it is told to end.
+    let workers = ["a", "b"].map(|id| crate::support::started(&rig.obedient_worker(id))).into();
+    let mut fleet = Fleet { rig, gateway, workers };
     for kind in [Kind::ShareFetch, Kind::ShareAcknowledge] {
         // Renewals come every second: none of them is taken.
         fleet.inject(Fault::new(Action::RefuseAcknowledgements(LOST_LOCK)).at(kind).every(1, 10_000));
     }
-    let task = fleet.gateway.submit("longer than its lock", Duration::from_secs(5));
+    let task = fleet.gateway.submit("sleep 5000", Duration::ZERO);
     let result = fleet.gateway.wait_for_result(&task, Duration::from_secs(20));
     fleet.rig.broker().faulty().heal();
     assert_eq!(result["success"], true);

@@ -140,10 +140,11 @@ fn a_worker_whose_handler_runs_past_its_time_is_not_live_any_more() {
     let rig = Rig::shared("overdue");
     let gateway = rig.start_gateway();
     let manager = Manager::new("overdue");
-    let launch = manager.supervise(rig.worker("stuck")).env("TASK_TIMEOUT", "500ms");
+    // Its handler does not listen when it is told to end.
+    let launch = manager.supervise(rig.obedient_worker("stuck")).env("TASK_TIMEOUT", "500ms");
     let mut worker = launch.start();
     manager.wait_for("READY=1", START);
-    gateway.submit("too long", Duration::from_secs(60));
+    gateway.submit("sleep 60000", Duration::ZERO);
     worker.wait_for_line("Worker stuck is not live", SOON);
     // A beat may have been on its way: from the next round on there is none.
     let silent = Instant::now() + Duration::from_secs(3);

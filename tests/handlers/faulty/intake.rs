@@ -117,7 +117,11 @@ impl Intake {
         let nobody = || KafkaError::broker("Metadata", ErrorCode::LEADER_NOT_AVAILABLE, Some("no leader"));
         let node = *led.values().next().ok_or_else(nobody)?;
         let partitions = led.into_iter().filter(|(_, leader)| *leader == node).map(|(partition, _)| partition);
-        ShareSession::open(&self.cluster, node, self.identity.clone(), partitions.collect())
+        let mut session = ShareSession::connect(&self.cluster, node, self.identity.clone())?;
+        session.send_open(&partitions.collect())?;
+        let timeout = self.cluster.options().request_timeout;
+        let answer = session.receive(timeout)?.ok_or_else(|| session.silent(timeout))?;
+        answer.refused.map_or(Ok(session), Err)
     }
 
     /// The session is over; what it held is free.
@@ -130,7 +134,8 @@ impl Intake {
 
     /// Asks for one record.
     pub fn fetch(&mut self) {
-        self.with_session(|session| session.send_fetch(Acknowledgements::new(), ONE_RECORD));
+        let partitions = self.opened_for.clone();
+        self.with_session(|session| session.send_fetch(&partitions, Acknowledgements::new(), ONE_RECORD));
     }
 
     /// Says something of one record that is held.
@@ -141,7 +146,12 @@ impl Intake {
 
     /// Waits for the next answer.
     pub fn receive(&mut self, wait: Duration) -> Option<Answer> {
-        self.with_session(|session| session.receive(wait)).flatten()
+        let answer = self.with_session(|session| session.receive(wait)).flatten()?;
+        match &answer.refused {
+            Some(error) => self.lose(error),
+            None => return Some(answer),
+        }
+        None
     }
 
     fn with_session<T>(&mut self, what: impl FnOnce(&mut ShareSession) -> Result<T, KafkaError>) -> Option<T> {
@@ -151,7 +161,7 @@ impl Intake {
 
     /// Closes the session, which frees what it holds, behind all that was said; false when Kafka did not say that it has.
     pub fn close(&mut self, deadline: Instant) -> bool {
-        self.with_session(|session| session.send_close(Acknowledgements::new()));
+        self.with_session(|session| session.send_close());
         while self.is_waiting() && Instant::now() < deadline {
             self.receive(deadline.saturating_duration_since(Instant::now()));
         }

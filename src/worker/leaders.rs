@@ -1,0 +1,305 @@
+//! Which broker leads which partition of `tasks`, and which partitions are this worker's: one table for all intakes.
+//!
+//! Metadata of two brokers can differ for a moment. The answer with the larger leader epoch is the later one, and an
+//! older one is ignored. The thread `leaders` looks up and writes; intakes read, and ask for another look.
+
+use super::drain::{Control, Phase};
+use super::in_flight::{InFlight, TaskIds};
+use super::membership::Assignment;
+use super::outage::Outage;
+use crate::backoff::Backoff;
+use crate::kafka::cluster::{Cluster, Topic};
+use crate::kafka::error::KafkaError;
+use crate::kafka::share_wire::SharePartition;
+use crate::logging::escape;
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often the leaders are looked up without a reason.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// First and longest pause while a look fails or a partition has no leader.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+/// Between two looks, however often they are asked for.
+const LEAST_PAUSE: Duration = Duration::from_millis(10);
+
+/// A partition's leader, as far as this worker knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Leader {
+    /// Its node id; `None` while the partition has none.
+    pub(super) node: Option<i32>,
+    epoch: i32,
+    /// When this worker learned of it. What was asked for before says nothing about what the leader holds now (rule 10).
+    pub(super) since: Instant,
+    /// The partition had another leader, or another epoch, before: its locks were lost by all members at once.
+    pub(super) changed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    assigned: BTreeSet<SharePartition>,
+    leaders: BTreeMap<SharePartition, Leader>,
+    /// Nodes that owe an answer: another one is asked for the leaders.
+    silent: BTreeSet<i32>,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Leaders {
+    table: Mutex<Table>,
+    /// Capacity one: a look that is asked for need not be asked for again, so a full channel loses nothing.
+    ask: Sender<()>,
+    asked: Receiver<()>,
+}
+
+/// What a look at the cluster has changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// Partitions with a new leader or a new epoch of the old one, and the leader.
+    pub(super) led: Vec<(SharePartition, i32)>,
+    /// Partitions that are not assigned to this worker any more.
+    pub(super) unassigned: Vec<SharePartition>,
+}
+
+impl Leaders {
+    pub(super) fn new() -> Self {
+        let (ask, asked) = bounded(1);
+        Self { table: Mutex::default(), ask, asked }
+    }
+
+    /// Asks for a look at the cluster.
+    pub(super) fn look_up(&self) {
+        // Full: it is asked for already.
+        let _ = self.ask.try_send(());
+    }
+
+    /// Rings when a look is asked for.
+    pub(super) fn asked(&self) -> &Receiver<()> {
+        &self.asked
+    }
+
+    /// This node owes an answer, or has given it.
+    pub(super) fn set_silent(&self, node: i32, silent: bool) {
+        let mut table = self.table.lock();
+        if silent {
+            table.silent.insert(node);
+        } else {
+            table.silent.remove(&node);
+        }
+    }
+
+    /// The nodes that owe an answer.
+    pub(super) fn silent(&self) -> BTreeSet<i32> {
+        self.table.lock().silent.clone()
+    }
+
+    /// The assigned partitions that `node` leads.
+    pub(super) fn of_node(&self, node: i32) -> BTreeMap<SharePartition, Leader> {
+        let table = self.table.lock();
+        let led = table.assigned.iter().filter_map(|partition| Some((*partition, *table.leaders.get(partition)?)));
+        led.filter(|(_, leader)| leader.node == Some(node)).collect()
+    }
+
+    /// The partition's leader, assigned or not.
+    pub(super) fn of(&self, partition: SharePartition) -> Option<Leader> {
+        self.table.lock().leaders.get(&partition).copied()
+    }
+
+    /// Nodes that lead an assigned partition.
+    pub(super) fn nodes(&self) -> BTreeSet<i32> {
+        let table = self.table.lock();
+        table.assigned.iter().filter_map(|partition| table.leaders.get(partition)?.node).collect()
+    }
+
+    /// True while an assigned partition has no known leader.
+    pub(super) fn is_incomplete(&self) -> bool {
+        let table = self.table.lock();
+        table.assigned.iter().any(|partition| table.leaders.get(partition).is_none_or(|leader| leader.node.is_none()))
+    }
+
+    /// Enters what is assigned. True: there are partitions of which no leader is known.
+    pub(super) fn assign(&self, assigned: BTreeSet<SharePartition>) -> (Changes, bool) {
+        let mut table = self.table.lock();
+        let unassigned: Vec<SharePartition> = table.assigned.difference(&assigned).copied().collect();
+        let unknown = assigned.iter().any(|partition| !table.leaders.contains_key(partition));
+        table.assigned = assigned;
+        (Changes { unassigned, ..Changes::default() }, unknown)
+    }
+
+    /// Enters the answer of a broker.
+    pub(super) fn learn(&self, topic: &Topic, now: Instant) -> Changes {
+        let mut table = self.table.lock();
+        let mut changes = Changes::default();
+        for partition in &topic.partitions {
+            let key = SharePartition { topic_id: topic.id, partition: partition.index };
+            let node = (partition.leader >= 0).then_some(partition.leader);
+            let known = table.leaders.get(&key).copied();
+            let news = known.is_none_or(|known| {
+                partition.leader_epoch > known.epoch || (partition.leader_epoch == known.epoch && node != known.node)
+            });
+            if !news {
+                continue;
+            }
+            let epoch = partition.leader_epoch;
+            table.leaders.insert(key, Leader { node, epoch, since: now, changed: known.is_some() });
+            if let (Some(_), Some(node)) = (known, node) {
+                changes.led.push((key, node));
+            }
+        }
+        changes
+    }
+}
+
+/// Asks the cluster for the leaders and applies what has changed to the account. Returns the tasks whose work goes on
+/// without a lock.
+///
+/// # Errors
+/// No broker answers, or the topic is not there.
+pub(super) fn look(
+    cluster: &Cluster,
+    topic: &str,
+    leaders: &Leaders,
+    in_flight: &InFlight,
+) -> Result<TaskIds, KafkaError> {
+    for node in leaders.silent() {
+        cluster.suspect(node);
+    }
+    cluster.refresh(&[topic])?;
+    let changes = leaders.learn(&cluster.topic(topic)?, Instant::now());
+    let changed = changes.led.into_iter();
+    Ok(changed.flat_map(|(partition, leader)| in_flight.leader_changed(partition, leader)).collect())
+}
+
+/// Says in the log which tasks lost their locks while they are in work.
+pub(super) fn say_lost(worker_id: &str, lost: &TaskIds, why: &str) {
+    for task in lost {
+        log::warn!(
+            "Worker {} lost the lock of task {} ({why}); its result counts, and another worker may run it again",
+            escape(worker_id),
+            escape(task)
+        );
+    }
+}
+
+/// The thread `leaders`.
+pub(super) struct LeadersThread {
+    pub(super) cluster: Cluster,
+    pub(super) worker_id: Arc<str>,
+    /// The topic that the tasks are on.
+    pub(super) topic: Arc<str>,
+    pub(super) leaders: Arc<Leaders>,
+    pub(super) assignment: Arc<Assignment>,
+    pub(super) in_flight: Arc<InFlight>,
+    pub(super) control: Arc<Control>,
+}
+
+impl LeadersThread {
+    /// Looks up leaders whenever that is asked for, and now and then, until the worker has stopped.
+    ///
+    /// # Errors
+    /// None: what fails is tried again. The thread ends early only when its connections are interrupted.
+    pub(super) fn run(self) -> Result<(), KafkaError> {
+        let doorbell = self.control.doorbell();
+        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut outage = Outage::new(format!("topic {}", self.topic));
+        let mut next_look = Instant::now();
+        let mut earliest = next_look;
+        let mut assigned = BTreeSet::new();
+        while self.control.phase() < Phase::Stopped {
+            let wanted = self.assignment.partitions();
+            if wanted != assigned {
+                let (changes, unknown) = self.leaders.assign(wanted.clone());
+                changes.unassigned.into_iter().for_each(|partition| self.in_flight.unassigned(partition));
+                if unknown {
+                    next_look = Instant::now();
+                }
+                assigned = wanted;
+                self.control.ring();
+            }
+            if Instant::now() >= next_look {
+                match look(&self.cluster, &self.topic, &self.leaders, &self.in_flight) {
+                    Ok(lost) => {
+                        outage.over();
+                        say_lost(&self.worker_id, &lost, "another broker leads its partition");
+                        self.answered();
+                        self.control.ring();
+                    }
+                    Err(KafkaError::Interrupted) => return Ok(()),
+                    Err(error) => {
+                        if error.code().is_some() {
+                            self.answered();
+                        }
+                        outage.report(&error);
+                    }
+                }
+                if !self.leaders.is_incomplete() {
+                    backoff.reset();
+                }
+                earliest = Instant::now() + LEAST_PAUSE;
+                next_look = Instant::now() + if self.leaders.is_incomplete() { backoff.pause() } else { INTERVAL };
+            }
+            select! {
+                recv(self.leaders.asked()) -> _ => next_look = next_look.min(earliest),
+                recv(doorbell) -> _ => {}
+                default(next_look.saturating_duration_since(Instant::now())) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A broker has told where the leaders are. While there is no leader to ask anything, this is what the worker hears.
+    fn answered(&self) {
+        if self.leaders.nodes().is_empty() {
+            self.control.heard();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::cluster::Partition;
+    use uuid::Uuid;
+
+    const P0: SharePartition = SharePartition { topic_id: Uuid::nil(), partition: 0 };
+    const P1: SharePartition = SharePartition { topic_id: Uuid::nil(), partition: 1 };
+
+    fn told(partitions: &[(i32, i32, i32)]) -> Topic {
+        let partitions =
+            partitions.iter().map(|&(index, leader, leader_epoch)| Partition { index, leader, leader_epoch }).collect();
+        Topic { name: "tasks".into(), id: Uuid::nil(), partitions }
+    }
+
+    #[test]
+    fn an_older_answer_changes_nothing() {
+        let (leaders, now) = (Leaders::new(), Instant::now());
+        leaders.assign(BTreeSet::from([P0, P1]));
+        assert_eq!(leaders.learn(&told(&[(0, 1, 5), (1, 2, 3)]), now), Changes::default(), "known for the first time");
+        assert_eq!(leaders.learn(&told(&[(0, 2, 6), (1, 2, 4)]), now).led, [(P0, 2), (P1, 2)]);
+        assert_eq!(leaders.learn(&told(&[(0, 1, 5), (1, 3, 3)]), now), Changes::default());
+        assert_eq!(leaders.nodes(), BTreeSet::from([2]));
+        assert!(leaders.of_node(2).values().all(|leader| leader.changed));
+    }
+
+    #[test]
+    fn a_partition_without_a_leader_is_nothing_of_any_node() {
+        let (leaders, now) = (Leaders::new(), Instant::now());
+        let (_, unknown) = leaders.assign(BTreeSet::from([P0, P1]));
+        assert!(unknown && leaders.is_incomplete());
+        leaders.learn(&told(&[(0, -1, 5), (1, 2, 3)]), now);
+        assert!(leaders.is_incomplete());
+        assert_eq!(leaders.of_node(2).keys().collect::<Vec<_>>(), [&P1]);
+        assert_eq!(leaders.learn(&told(&[(0, 1, 6)]), now).led, [(P0, 1)], "it had none, and locks before that");
+        assert!(!leaders.is_incomplete());
+    }
+
+    #[test]
+    fn what_is_assigned_to_another_member_is_told_once() {
+        let leaders = Leaders::new();
+        leaders.assign(BTreeSet::from([P0, P1]));
+        assert_eq!(leaders.assign(BTreeSet::from([P1])).0.unassigned, [P0]);
+        assert_eq!(leaders.assign(BTreeSet::from([P1])).0, Changes::default());
+    }
+}
