@@ -44,19 +44,19 @@ scale-down: ## down to one worker (WORKERS=n)
 scale-up: ## up to three workers (WORKERS=n)
 	@scripts/stack scale-up
 
-test: ## all tests, on the embedded broker; KAFKA=apache on a real one; TESTS='--test suite -- p03' only these
-	cargo test --locked --no-fail-fast $(TESTS)
+test: ## all tests, on the embedded broker, and the model's sweep; KAFKA=apache on a real one; TESTS='--test suite -- p03' only these
+	cargo test --locked --no-fail-fast $(or $(TESTS),--workspace)
 
 check: fmt clippy doc no-async-runtime ## formatting, lints, documentation, dependencies
 
 fmt: ## is the code formatted?
-	cargo fmt --check
+	cargo fmt --all --check
 
 clippy: ## lints, warnings denied
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 doc: ## does the documentation build without warnings?
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 
 no-async-runtime: ## is the dependency tree free of async runtimes?
 	scripts/no-async-runtime

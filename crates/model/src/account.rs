@@ -1,0 +1,219 @@
+//! A worker's account of records: one for all its intakes, so that no record runs twice at the same time (rule 8).
+//!
+//! The account knows what the worker knows; what is true at the broker is in `records`.
+
+use crate::ids::{BrokerId, ConnectionId, Slot, TaskId, WorkerId};
+use crate::scenario::Scenario;
+use crate::state::{Intake, Phase, State};
+use crate::twin::Twin;
+
+/// How far a worker is with a record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Progress {
+    /// Not in the account.
+    #[default]
+    Unknown,
+    /// Waits for a handler.
+    Ready,
+    Running,
+    /// The result is sent and not acknowledged.
+    Publishing,
+    /// The result is acknowledged, the accept is due.
+    Done,
+    /// The accept is unanswered.
+    Accepting,
+    /// The release is due.
+    ToRelease,
+    /// The release is unanswered.
+    Releasing,
+    /// The result is acknowledged and the lock is gone: remembered, so that it is accepted when it comes back (rule
+    /// 12).
+    Finished,
+    /// Twins only: in the account and renewed, but its job is dropped.
+    Ghost,
+}
+
+impl Progress {
+    /// Whether the record occupies a handler.
+    pub fn is_at_work(self) -> bool {
+        matches!(self, Self::Running | Self::Publishing)
+    }
+
+    /// After an accept or release whose outcome is unknown, or known to be none: it is due again.
+    pub fn due_again(self) -> Self {
+        match self {
+            Self::Accepting => Self::Done,
+            Self::Releasing => Self::ToRelease,
+            other => other,
+        }
+    }
+}
+
+/// A record in the account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Entry {
+    pub progress: Progress,
+    /// The leader that holds its lock. A code from another leader's session never touches the entry (rule 8).
+    pub lock: Option<BrokerId>,
+    /// The lock has to be renewed.
+    pub renewal_due: bool,
+    /// The lock is gone while the task runs: one fetch at the new leader may bring the record back (rule 16).
+    pub search: bool,
+    /// The connection on which its accept or release is unanswered.
+    pub unanswered_on: Option<(BrokerId, Slot)>,
+}
+
+impl Entry {
+    /// Remembers the result, unless a twin forgets it.
+    fn finished(scenario: &Scenario) -> Self {
+        if scenario.has(Twin::ForgetDone) {
+            Self::default()
+        } else {
+            Self { progress: Progress::Finished, ..Self::default() }
+        }
+    }
+
+    /// Whether its accept or release is unanswered on another connection to the same or another broker.
+    pub fn is_unanswered_elsewhere(&self, id: ConnectionId) -> bool {
+        self.unanswered_on.is_some_and(|place| place != (id.broker, id.slot))
+    }
+
+    /// Whether its accept or release is unanswered on this connection.
+    pub fn is_unanswered_on(&self, id: ConnectionId) -> bool {
+        self.unanswered_on == Some((id.broker, id.slot))
+    }
+
+    /// The result is acknowledged: the accept is due now and not before (rule 1); without a lock it is remembered.
+    pub fn publish(&mut self, scenario: &Scenario) {
+        if scenario.has(Twin::AcceptEarly) && self.unanswered_on.is_some() {
+            self.progress = Progress::Accepting;
+        } else if self.lock.is_some() {
+            self.progress = Progress::Done;
+        } else {
+            *self = Self::finished(scenario);
+        }
+    }
+
+    /// The lock is gone, as far as the worker knows (rule 16).
+    pub fn lose_lock(&mut self, scenario: &Scenario) {
+        match self.progress {
+            Progress::Running | Progress::Publishing => {
+                self.lock = None;
+                self.renewal_due = false;
+                self.search = true;
+            }
+            Progress::Done | Progress::Accepting | Progress::Finished => *self = Self::finished(scenario),
+            _ => *self = Self::default(),
+        }
+    }
+}
+
+/// A fetch result brings a record. `doubtful` says that the result does not prove the lock (rule 10).
+pub fn deliver(state: &mut State, scenario: &Scenario, id: ConnectionId, task: TaskId, doubtful: bool) {
+    let partition = scenario.partition_of(task);
+    let entry = state.workers[id.worker].account[task];
+    // Rule 11: not the leader, and the lock is known elsewhere. The look-up finds the true leader.
+    let elsewhere = entry.lock.is_some_and(|broker| broker != id.broker);
+    if elsewhere && !state.leads(id.broker, partition) && !scenario.has(Twin::StaleDelivery) {
+        return;
+    }
+    if entry.progress == Progress::Releasing && scenario.has(Twin::RedeliveryIgnored) {
+        return;
+    }
+    let worker = &mut state.workers[id.worker];
+    // Rule 9: the delivery is newer than everything asked about the record before.
+    let mut unanswered_on = entry.unanswered_on;
+    if !scenario.has(Twin::StaleCodes) {
+        let connections = worker.connections.0.iter_mut().flat_map(|slots| &mut slots.0).flatten();
+        connections.for_each(|connection| connection.outdated.insert(task));
+        unanswered_on = None;
+    }
+    // Rule 10: start only what the known leader brought beyond doubt; release everything else.
+    let from_former_leader = worker.leaders[partition].broker != id.broker && !scenario.has(Twin::StartFromOldLeader);
+    let startable = worker.phase == Phase::Running
+        && worker.assigned.contains(partition)
+        && !from_former_leader
+        && (!doubtful || scenario.has(Twin::StartUnlocked));
+    let progress = match entry.progress {
+        Progress::Unknown | Progress::ToRelease | Progress::Releasing | Progress::Ready => {
+            if startable {
+                Progress::Ready
+            } else {
+                Progress::ToRelease
+            }
+        }
+        Progress::Finished | Progress::Accepting | Progress::Done => Progress::Done,
+        other => other,
+    };
+    worker.account[task] =
+        Entry { progress, lock: Some(id.broker), renewal_due: doubtful, search: false, unanswered_on };
+}
+
+/// Whether the locks at the broker are still the worker's is in doubt: what runs is renewed, what is not started is
+/// released. A renewal that is answered 0 proves nothing, because offsets below the start of the window answer 0 as
+/// well (rules 10, 15).
+pub fn doubt_locks(state: &mut State, scenario: &Scenario, worker: WorkerId, broker: BrokerId) {
+    for task in scenario.tasks() {
+        let entry = &mut state.workers[worker].account[task];
+        if entry.lock == Some(broker) {
+            entry.renewal_due = true;
+            if entry.progress == Progress::Ready && !scenario.has(Twin::StartUnlocked) {
+                entry.progress = Progress::ToRelease;
+            }
+        }
+    }
+}
+
+/// The acknowledgements on the connection will not be answered any more: they are due again (rule 17).
+pub fn give_up_results(state: &mut State, scenario: &Scenario, id: ConnectionId) {
+    for task in scenario.tasks() {
+        let entry = &mut state.workers[id.worker].account[task];
+        if entry.is_unanswered_on(id) {
+            entry.unanswered_on = None;
+            entry.progress = entry.progress.due_again();
+        }
+    }
+    doubt_locks(state, scenario, id.worker, id.broker);
+    let worker = &mut state.workers[id.worker];
+    worker.intakes[id.broker].renew_all = worker.holds_at(id.broker);
+}
+
+/// The connection in use is gone, and with it the session; another connection takes the locks over.
+pub fn lose_session(state: &mut State, scenario: &Scenario, worker: WorkerId, broker: BrokerId) {
+    let worker = &mut state.workers[worker];
+    worker.intakes[broker] = Intake::default();
+    worker.recovering = true;
+    for task in scenario.tasks() {
+        let entry = &mut worker.account[task];
+        if entry.progress == Progress::Ready && scenario.has(Twin::DropReady) {
+            if entry.lock == Some(broker) {
+                *entry = Entry::default();
+            } else {
+                entry.progress = Progress::Ghost;
+            }
+        }
+        if entry.lock == Some(broker) && scenario.has(Twin::NoTakeover) {
+            entry.lose_lock(scenario);
+        }
+    }
+}
+
+/// Whether accepts and releases on this connection have to wait, because one is unanswered on a superseded connection
+/// to the same broker. They wait only until that connection has been silent for two ticks, and not if this would be the
+/// second that hangs (rule 13).
+pub fn acknowledgements_wait(state: &State, scenario: &Scenario, id: ConnectionId) -> bool {
+    let worker = &state.workers[id.worker];
+    let connections = &worker.connections[id.broker];
+    let is_silent = |slot: Slot| connections[slot].is_some_and(|it| it.request.is_some() && it.is_long_silent());
+    let silent = Slot::ALL.into_iter().filter(|&slot| slot != id.slot && is_silent(slot)).count();
+    worker.account.0.iter().any(|entry| {
+        entry.unanswered_on.is_some_and(|(broker, slot)| {
+            broker == id.broker
+                && slot != id.slot
+                && (!connections[slot].is_some_and(|it| it.is_long_silent())
+                    || silent > 1
+                    || scenario.has(Twin::WaitOldForever))
+        })
+    })
+}

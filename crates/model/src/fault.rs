@@ -1,0 +1,63 @@
+//! The kinds of faults, and the names by which a scenario counts them.
+//!
+//! What a fault does to a state is in `faults`; planned events of a worker (stop, login, a partition assigned away) are
+//! faults, too.
+
+use crate::ids::numbered;
+
+numbered!(
+    /// A kind of fault. A scenario says how often each may occur; the search tries every moment.
+    Fault, PerFault:
+    /// `move`: the leader of a partition changes in an orderly way.
+    LeaderMove
+    /// `crash`: a broker ends; its connections are closed and its unpersisted locks are gone.
+    Crash
+    /// `freeze`: a broker stands still and keeps its connections.
+    Freeze
+    /// `hole`: one connection becomes a black hole in both directions.
+    BlackHole
+    /// `rst`: one connection is reset at the worker's side only.
+    Reset
+    /// `cut`: all connections of worker 0 to a broker stall; no byte is lost.
+    Cut
+    /// `coord`: the share coordinator is unavailable, so no accept or release is persisted.
+    Coordinator
+    /// `ro`: the results topic is unavailable.
+    Results
+    /// `kill`: a worker is killed.
+    Kill
+    /// `term`: a worker gets SIGTERM.
+    Terminate
+    /// `login`: a worker replaces a connection on purpose, because its login or certificate expires.
+    Login
+    /// `unassign`: the group assigns a partition of worker 0 away while its leader stays.
+    Unassign
+    /// `pfail`: the persister gives up a write with error 15.
+    PersisterFails
+);
+
+impl Fault {
+    /// The name in scenarios.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LeaderMove => "move",
+            Self::Crash => "crash",
+            Self::Freeze => "freeze",
+            Self::BlackHole => "hole",
+            Self::Reset => "rst",
+            Self::Cut => "cut",
+            Self::Coordinator => "coord",
+            Self::Results => "ro",
+            Self::Kill => "kill",
+            Self::Terminate => "term",
+            Self::Login => "login",
+            Self::Unassign => "unassign",
+            Self::PersisterFails => "pfail",
+        }
+    }
+
+    /// The fault of a name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|fault| fault.name() == name)
+    }
+}

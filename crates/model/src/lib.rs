@@ -1,0 +1,40 @@
+//! An executable model of the worker's protocol on share groups: brokers, connections, sessions, record locks, and the
+//! worker's intakes and account. A breadth-first search visits every reachable state of a fault scenario and checks the
+//! protocol's properties in it.
+//!
+//! The model shares no code with the worker: it is the design that the worker's code follows, so a rule changes here
+//! first. The rules, what is modelled and what is not stand in the crate's README. Called by `tests/sweep.rs` and by
+//! the binary, which searches one scenario.
+//!
+//! ```
+//! let scenario: model::Scenario = "login 1 1 --sym --calm".parse()?;
+//! let (_, report) = model::Search::run(&scenario);
+//! assert!(report.complete && report.violations.is_empty() && report.unreachable.is_empty());
+//! # Ok::<(), String>(())
+//! ```
+
+mod account;
+mod broker;
+mod clock;
+mod connection;
+mod fault;
+mod faults;
+mod fingerprint;
+mod ids;
+mod intake;
+mod property;
+mod records;
+mod result;
+mod scenario;
+mod search;
+mod state;
+mod steps;
+mod trace;
+mod twin;
+mod worker;
+
+pub use fault::Fault;
+pub use property::{Goal, Violation};
+pub use scenario::Scenario;
+pub use search::{Report, Search, Unreachable};
+pub use twin::Twin;

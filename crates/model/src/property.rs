@@ -1,0 +1,106 @@
+//! The properties that the search checks: what no state may show, and what has to stay reachable from every state.
+
+use crate::connection::{Request, Stage};
+use crate::ids::{ConnectionId, PartitionId, WorkerId};
+use crate::scenario::Scenario;
+use crate::state::{Phase, RecordState, State};
+use std::fmt;
+
+/// A broken safety property. A state that has one is not looked beyond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Violation {
+    /// I2: accepted, and no result is in the log.
+    AcceptedWithoutResult,
+    /// I3: more starts than one, plus one for each permitted loss of the lock.
+    StartedWithoutCause,
+    /// A worker with up-to-date metadata starts a record whose lock it does not hold.
+    StartedWithoutLock,
+    /// I6: a record is locked for a worker that has left with exit code 0.
+    HiddenAfterExit,
+    /// A lock runs out although no connection or broker was silent and no worker was killed.
+    LockRanOut,
+    /// A record is locked for a live worker that does not know of it.
+    HiddenFromOwner,
+    /// A killed worker still gets a record, and hides it until the lock runs out.
+    HiddenByKilled,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AcceptedWithoutResult => "I2 accepted without a result",
+            Self::StartedWithoutCause => "I3 second start without a cause",
+            Self::StartedWithoutLock => "a record starts whose lock the worker does not hold, with metadata up to date",
+            Self::HiddenAfterExit => "I6 record hidden after exit 0",
+            Self::LockRanOut => "lock ran out without a cause",
+            Self::HiddenFromOwner => "record hidden until its lock runs out",
+            Self::HiddenByKilled => "killed worker hides a record until its lock runs out",
+        })
+    }
+}
+
+/// A liveness property: from every reachable state, steps that are not faults lead to a state where it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// I1: every task has a result and is accepted, as long as a worker is there to do it.
+    TasksEnd,
+    /// A drain ends.
+    DrainEnds,
+    /// I4: the worker's fetch is parked at the leader of the partition.
+    Fetches(WorkerId, PartitionId),
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TasksEnd => f.write_str("I1 every task gets a result and is accepted"),
+            Self::DrainEnds => f.write_str("a drain ends"),
+            Self::Fetches(worker, partition) => {
+                write!(f, "I4 worker {} fetches from partition {}", *worker as u8, *partition as u8)
+            }
+        }
+    }
+}
+
+impl Goal {
+    /// All goals of a scenario.
+    pub fn all(scenario: &Scenario) -> Vec<Self> {
+        let fetches =
+            WorkerId::ALL.into_iter().flat_map(|worker| scenario.partitions().map(move |it| Self::Fetches(worker, it)));
+        [Self::TasksEnd, Self::DrainEnds].into_iter().chain(fetches).collect()
+    }
+
+    /// Whether the goal is reached.
+    pub fn holds(self, state: &State, scenario: &Scenario) -> bool {
+        let workers = &state.workers.0;
+        match self {
+            Self::TasksEnd => {
+                let done = |task| {
+                    state.records[task].state == RecordState::Accepted && !state.history[task].results.is_empty()
+                        || !workers.iter().any(|worker| {
+                            worker.phase == Phase::Running && worker.assigned.contains(scenario.partition_of(task))
+                        })
+                };
+                !workers.iter().any(|worker| worker.phase.is_live()) || scenario.tasks().all(done)
+            }
+            Self::DrainEnds => workers.iter().all(|worker| worker.phase != Phase::Draining),
+            Self::Fetches(worker, partition) => {
+                let own = &state.workers[worker];
+                if own.phase != Phase::Running || !own.assigned.contains(partition) {
+                    return true;
+                }
+                let broker = state.leaders[partition].broker;
+                let Some(slot) = own.intakes[broker].current.slot() else { return false };
+                let id = ConnectionId { worker, broker, slot };
+                state.connection(id).is_some_and(|connection| {
+                    !connection.black_hole
+                        && connection.request == Some(Request::Fetch)
+                        && connection.stage == Stage::Parked
+                        && connection.partitions.contains(partition)
+                        && state.has_session(id)
+                })
+            }
+        }
+    }
+}
