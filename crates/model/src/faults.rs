@@ -187,12 +187,11 @@ fn worker_steps(state: &State, scenario: &Scenario, worker: WorkerId, steps: &mu
     if let Some(mut next) = spend(state, Fault::Terminate) {
         let own = &mut next.workers[worker];
         own.phase = Phase::Draining;
-        // Rule 21: the phase, then all that is not started. Rule 23: nothing is searched any more.
+        // Rule 21: the phase, then all that is not started. What runs is searched on (rule 23).
         for entry in &mut own.account.0 {
             if entry.progress == Progress::Ready {
                 entry.progress = Progress::ToRelease;
             }
-            entry.search = false;
         }
         steps.add(Kind::Fault, "SIGTERM", subject, next);
     }

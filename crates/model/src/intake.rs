@@ -284,15 +284,15 @@ impl<'a> View<'a> {
         due
     }
 
-    /// Whether to fetch: for free handlers, or to find a record that runs and whose partition moved here (rules 16,
-    /// 19).
+    /// Whether to fetch: for free handlers, or, also during a stop, to find a record that runs and whose partition moved
+    /// here (rules 16, 19 and 23).
     fn wants_fetch(&self) -> bool {
         let account = &self.own.account;
         let is_searched = |task| account[task].search && self.partitions.contains(self.scenario.partition_of(task));
         let has_stock = account.0.iter().any(|it| matches!(it.progress, Progress::Ready | Progress::Ghost));
         let is_paused = self.scenario.has(Twin::GlobalRecovery) && self.own.recovering;
         let is_idle = !has_stock && !self.is_busy() && !is_paused;
-        self.wants_records() && (is_idle || self.scenario.tasks().any(is_searched))
+        (self.wants_records() && is_idle) || self.scenario.tasks().any(is_searched)
     }
 
     fn acknowledge(&self, next: &mut State, id: ConnectionId, connection: &Connection, due: &Due, request: Request) {
