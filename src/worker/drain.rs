@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// What is left between the deadline's abandonment and the end of the process: promise P5 gives a second, of which a busy machine needs some.
@@ -86,6 +86,8 @@ pub(super) struct Control {
     /// A doorbell for each thread that takes part. Capacity one each: one that already rings need not be rung again, so
     /// a full channel loses nothing. Replaced as a whole, so that nothing is sent under the lock.
     bells: Mutex<Arc<[Sender<()>]>>,
+    /// During a stop: what lies ready is finished, since it takes a moment only.
+    finishes_ready: AtomicBool,
     /// With this many records ready or fewer, a handler that finishes rings.
     low_water: AtomicUsize,
     /// Counted whenever a broker has told something.
@@ -99,6 +101,7 @@ impl Control {
             draining: Stop::new(),
             abandoned: Stop::new(),
             bells: Mutex::new(Arc::from([])),
+            finishes_ready: AtomicBool::new(false),
             low_water: AtomicUsize::new(usize::MAX),
             heard: AtomicU64::new(0),
         }
@@ -117,6 +120,20 @@ impl Control {
         }
         self.ring();
         next
+    }
+
+    /// Whether a stop finishes what lies ready. Set before the phase, and ended by the thread `intakes`.
+    pub(super) fn set_finishes_ready(&self, finishes: bool) {
+        self.finishes_ready.store(finishes, Ordering::Release);
+    }
+
+    /// Whether a handler may start a task now.
+    pub(super) fn may_start(&self) -> bool {
+        match self.phase() {
+            Phase::Running => true,
+            Phase::Draining => self.finishes_ready.load(Ordering::Acquire),
+            Phase::Closing | Phase::Stopped => false,
+        }
     }
 
     /// Wakes the intakes: a handler is free, an acknowledgement is due, the phase, the assignment or a leader has changed.
@@ -169,24 +186,35 @@ impl Control {
 pub(super) struct Deadlines {
     /// What handlers still run then is abandoned.
     pub(super) abandon_at: Instant,
+    /// A stop that never had work ends then, whatever Kafka does.
+    idle_exit_at: Instant,
     /// The watchdog ends the process then.
-    pub(super) exit_at: Instant,
+    exit_at: Instant,
 }
 
 impl Deadlines {
-    /// A busy worker has the drain timeout and a little for closing; an idle one has [`IDLE_LIMIT`]. Both end before the
-    /// orchestrator's grace period does.
-    pub(super) fn new(signalled_at: Instant, drain_timeout: Duration, grace: Duration, busy: bool) -> Self {
+    /// A stop has the drain timeout and a little for closing, and ends before the orchestrator's grace period does.
+    pub(super) fn new(signalled_at: Instant, drain_timeout: Duration, grace: Duration) -> Self {
         let latest = signalled_at + grace.saturating_sub(GRACE_MARGIN);
-        let wanted = if busy { drain_timeout + CLOSING_TIME } else { IDLE_LIMIT };
-        let exit_at = latest.min(signalled_at + wanted);
-        let abandon_at = (signalled_at + drain_timeout).min(exit_at - CLOSING_TIME);
-        Self { abandon_at, exit_at }
+        let exit_at = latest.min(signalled_at + drain_timeout + CLOSING_TIME);
+        let idle_exit_at = exit_at.min(signalled_at + IDLE_LIMIT);
+        Self { abandon_at: exit_at - CLOSING_TIME, idle_exit_at, exit_at }
     }
 
     /// After a second signal at `now` less than a second is left.
     pub(super) fn forced(self, now: Instant) -> Self {
-        Self { abandon_at: now, exit_at: self.exit_at.min(now + CLOSING_TIME) }
+        let exit_at = self.exit_at.min(now + CLOSING_TIME);
+        Self { abandon_at: now, idle_exit_at: self.idle_exit_at.min(exit_at), exit_at }
+    }
+
+    /// When the process ends at the latest. A task that was started just after the signal has the time of any other.
+    pub(super) fn exit_at(&self, has_work: bool) -> Instant {
+        if has_work { self.exit_at } else { self.idle_exit_at }
+    }
+
+    /// When draining ends at the latest.
+    pub(super) fn end_draining_at(&self, has_work: bool) -> Instant {
+        if has_work { self.abandon_at } else { self.abandon_at.min(self.idle_exit_at - CLOSING_TIME) }
     }
 }
 
@@ -222,6 +250,12 @@ impl Account {
         facts.began = Some(at);
         facts.finished_before = finished;
         facts.returned_before = returned;
+    }
+
+    /// Whether the stop has, or had, a task to finish.
+    pub(super) fn has_work(&self) -> bool {
+        let before = self.facts.lock().finished_before;
+        self.in_flight.counts().started() > 0 || self.in_flight.totals().0 > before
     }
 
     pub(super) fn force(&self) {
@@ -288,12 +322,14 @@ fn write_receipt(stdout: &mut impl Write, receipt: &Receipt) {
 /// The body of the watchdog thread: ends the process at the last deadline that was sent, unless disarmed before.
 ///
 /// `deadlines`: capacity two (first signal, second signal), so sending never blocks; disconnected: disarmed.
-pub(super) fn watch(deadlines: &Receiver<Instant>, account: &Arc<Account>) {
-    let Ok(mut exit_at) = deadlines.recv() else { return };
+pub(super) fn watch(deadlines: &Receiver<Deadlines>, account: &Arc<Account>) {
+    let Ok(mut current) = deadlines.recv() else { return };
     loop {
-        match deadlines.recv_deadline(exit_at) {
-            Ok(sooner) => exit_at = exit_at.min(sooner),
+        match deadlines.recv_deadline(current.exit_at(account.has_work())) {
+            Ok(sooner) => current = sooner,
             Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return,
+            // A task may have been started meanwhile.
+            Err(crossbeam_channel::RecvTimeoutError::Timeout) if Instant::now() < current.exit_at(account.has_work()) => {}
             Err(crossbeam_channel::RecvTimeoutError::Timeout) => break,
         }
     }
@@ -318,6 +354,8 @@ pub(super) fn watch(deadlines: &Receiver<Instant>, account: &Arc<Account>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kafka::share_wire::SharePartition;
+    use crate::worker::in_flight::{Claim, Delivered, RecordKey};
 
     const PHASES: [Phase; 4] = [Phase::Running, Phase::Draining, Phase::Closing, Phase::Stopped];
     const EVENTS: [Event; 6] =
@@ -354,19 +392,40 @@ mod tests {
     fn deadlines_fit_the_promises() {
         let now = Instant::now();
         let seconds = Duration::from_secs;
-        let busy = Deadlines::new(now, seconds(30), seconds(45), true);
-        assert_eq!(busy.abandon_at, now + seconds(30));
-        assert_eq!(busy.exit_at, now + seconds(30) + CLOSING_TIME);
-        let idle = Deadlines::new(now, seconds(30), seconds(45), false);
-        assert_eq!(idle.exit_at, now + Duration::from_millis(4_500));
-        assert!(idle.abandon_at < idle.exit_at);
+        let usual = Deadlines::new(now, seconds(30), seconds(45));
+        assert_eq!((usual.abandon_at, usual.end_draining_at(true)), (now + seconds(30), now + seconds(30)));
+        assert_eq!(usual.exit_at(true), now + seconds(30) + CLOSING_TIME);
+        assert_eq!(usual.exit_at(false), now + Duration::from_millis(4_500));
+        assert!(usual.end_draining_at(false) < usual.exit_at(false));
         assert!(CLOSING_TIME < seconds(1), "promises P5, P6 and P7");
-        let tight = Deadlines::new(now, seconds(5), seconds(10), true);
-        assert_eq!(tight.exit_at, now + seconds(5) + CLOSING_TIME);
-        let forced = busy.forced(now + seconds(3));
-        assert_eq!(forced.exit_at, now + seconds(3) + CLOSING_TIME);
-        let late = busy.forced(now + Duration::from_millis(30_500));
-        assert_eq!(late.exit_at, busy.exit_at, "a second signal never gives more time");
+        let tight = Deadlines::new(now, seconds(5), seconds(10));
+        assert_eq!(tight.exit_at(true), now + seconds(5) + CLOSING_TIME);
+        let forced = usual.forced(now + seconds(3));
+        assert_eq!(forced.exit_at(true), now + seconds(3) + CLOSING_TIME);
+        let late = usual.forced(now + Duration::from_millis(30_500));
+        assert_eq!(late.exit_at(true), usual.exit_at(true), "a second signal never gives more time");
+    }
+
+    /// The stop that met a task in the moment in which it was started gave it the time of an idle one.
+    #[test]
+    fn a_task_that_starts_in_the_moment_of_the_signal_has_the_whole_drain_timeout() {
+        let now = Instant::now();
+        let in_flight = Arc::new(InFlight::new(Duration::from_secs(15)));
+        let account = Account::new("w", Arc::clone(&in_flight));
+        account.begin("SIGTERM", now);
+        let deadlines = Deadlines::new(now, Duration::from_secs(30), Duration::from_secs(45));
+        assert!(!account.has_work());
+        let key = RecordKey {
+            partition: SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 },
+            offset: 0,
+        };
+        let task_id = "a".into();
+        in_flight.deliver(Delivered { key, task_id, node: 1, sent_at: now, startable: true, last_delivery: false }, now);
+        let Claim::Yours(run) = in_flight.claim(key, false, now) else { panic!("it lies ready") };
+        assert_eq!(deadlines.end_draining_at(account.has_work()), now + Duration::from_secs(30));
+        assert!(in_flight.publish(key, &run, 1, None));
+        in_flight.published(key);
+        assert_eq!(deadlines.exit_at(account.has_work()), deadlines.exit_at(true), "also when it is done");
     }
 
     #[test]

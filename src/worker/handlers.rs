@@ -84,7 +84,12 @@ impl<H: Handler> HandlerThread<H> {
         }
     }
 
+    /// A worker that stops starts nothing; a record at its last delivery is copied all the same.
     fn claim(&self, key: RecordKey, vetting: bool) -> Claim {
+        if !self.control.may_start() && !self.in_flight.is_last(key) && self.in_flight.take_back(key) {
+            self.control.ring();
+            return Claim::Gone;
+        }
         self.in_flight.claim(key, vetting, Instant::now())
     }
 

@@ -121,7 +121,13 @@ impl Intakes {
             // It has said its last word; a panic was logged and has ended the worker.
             let _ = thread.join();
         }
-        self.report.close_failed.extend(ended.outcome?);
+        let failed = ended.outcome?;
+        if self.links.control.phase() == Phase::Running {
+            // Its broker leads nothing any more, and often is on its way down.
+            log::debug!("intake of broker {} ended: {failed:?}", ended.node);
+        } else {
+            self.report.close_failed.extend(failed);
+        }
         Ok(())
     }
 
@@ -129,7 +135,8 @@ impl Intakes {
     /// that rests goes back: another worker has the time.
     fn give_back(&self, since: Instant, now: Instant) {
         let quick = now.saturating_duration_since(since) <= ReadyQueue::quick_finish();
-        let finishes = quick && self.links.queue.finishes_quickly();
+        let finishes = quick && self.links.control.may_start();
+        self.links.control.set_finishes_ready(finishes);
         if !finishes && self.links.queue.take_back_all() {
             self.links.control.ring();
         }

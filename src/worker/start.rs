@@ -64,7 +64,8 @@ pub(super) struct Running {
     pub(super) announcements: Sender<Announce>,
     pub(super) deadlines: Arc<Mutex<Option<Deadlines>>>,
     /// Told the deadlines of the stop; dropped to disarm the watchdog.
-    pub(super) watchdog: Sender<Instant>,
+    pub(super) watchdog: Sender<Deadlines>,
+    pub(super) queue: Arc<ReadyQueue>,
     /// How the intakes ended; told once.
     pub(super) intake_done: Receiver<Result<IntakeReport, KafkaError>>,
     pub(super) leave: Sender<Leave>,
@@ -238,13 +239,13 @@ fn start_threads(
     let leaders = Arc::new(Leaders::new());
     let leaders_thread = parts.leaders(Arc::clone(&leaders), assignment);
     let (ready, is_ready) = bounded(1);
-    let ready_queue = ReadyQueue::new(
+    let ready_queue = Arc::new(ReadyQueue::new(
         config.concurrency,
         queue.delivery_limit,
         Arc::clone(&in_flight),
         Arc::clone(&control),
         (queue_in, queue_out),
-    );
+    ));
     let links = IntakeLinks {
         cluster: cluster.clone(),
         identity,
@@ -253,7 +254,7 @@ fn start_threads(
         in_flight: Arc::clone(&in_flight),
         control: Arc::clone(&control),
         leaders,
-        queue: Arc::new(ready_queue),
+        queue: Arc::clone(&ready_queue),
         ready,
     };
     let (intakes, intake_done) = parts.intakes(links);
@@ -275,6 +276,7 @@ fn start_threads(
         announcements,
         deadlines,
         watchdog,
+        queue: ready_queue,
         intake_done,
         leave,
         producer,

@@ -17,7 +17,7 @@ use crate::logging::escape;
 use crate::signals::Signals;
 use crate::supervisor;
 use crate::task::{Receipt, TaskStopped, WorkerState};
-use crossbeam_channel::{bounded, select, tick};
+use crossbeam_channel::{Receiver, at, bounded, never, select, tick};
 use std::time::{Duration, Instant};
 
 /// "Sent" means acknowledged by Kafka, waited for so long before the next step.
@@ -48,13 +48,13 @@ enum Ending {
 pub(super) fn run_until_stopped(mut worker: Running, config: &WorkerConfig, signals: &Signals) -> ExitCode {
     let id = config.worker_id.as_str();
     if !signals.first.is_triggered() && !worker.fatal.is_triggered() {
-        announce(&worker, id, WorkerState::Started, None, Instant::now() + NOTIFICATION_WAIT);
+        announce_start(&worker, id);
     }
     if !work(&mut worker, id, signals) {
         return die(worker, id);
     }
     let stop = Stopping::begin(&mut worker, config, signals);
-    stop.run(worker, signals)
+    stop.run(worker)
 }
 
 /// Main while the worker works: tells the supervisor every second what the other threads do. False: one of them died.
@@ -124,38 +124,42 @@ fn die(worker: Running, id: &str) -> ExitCode {
 /// One stop.
 struct Stopping<'a> {
     id: &'a str,
+    signals: &'a Signals,
     deadlines: Deadlines,
     ending: Ending,
+    /// A second signal was heard: what is left takes no more than a moment.
+    hurried: bool,
     report: Option<Result<IntakeReport, KafkaError>>,
 }
 
 impl<'a> Stopping<'a> {
-    /// Steps 1 to 3: say so, take nothing new.
-    fn begin(worker: &mut Running, config: &'a WorkerConfig, signals: &Signals) -> Self {
+    /// Steps 1 to 3: take nothing new, say so. First the phase, then the words: a log line may block.
+    fn begin(worker: &mut Running, config: &'a WorkerConfig, signals: &'a Signals) -> Self {
         let began = Instant::now();
         let id = config.worker_id.as_str();
         worker.account.begin(signals.name(), began);
-        worker.supervisor.stopping("stops");
-        let busy = worker.in_flight.counts().started() > 0;
-        let deadlines = Deadlines::new(began, config.drain_timeout, config.stop_grace_period, busy);
-        // The capacity is two and this is the first.
-        let _ = worker.watchdog.try_send(deadlines.exit_at);
-        *worker.deadlines.lock() = Some(deadlines);
-        log::info!("🛑 Worker {} received {}, initiating graceful shutdown...", escape(id), signals.name());
+        worker.control.set_finishes_ready(worker.queue.finishes_quickly());
         worker.control.apply(Event::Signal);
+        let deadlines = Deadlines::new(began, config.drain_timeout, config.stop_grace_period);
+        // The capacity is two and this is the first.
+        let _ = worker.watchdog.try_send(deadlines);
+        *worker.deadlines.lock() = Some(deadlines);
+        worker.supervisor.stopping("stops");
+        let mut stop = Self { id, signals, deadlines, ending: Ending::Settled, hurried: false, report: None };
+        log::info!("🛑 Worker {} received {}, initiating graceful shutdown...", escape(id), signals.name());
         let limit = (began + NOTIFICATION_WAIT).min(deadlines.abandon_at);
-        announce(worker, id, WorkerState::ShutdownStarted, None, limit);
+        stop.announce(worker, WorkerState::ShutdownStarted, None, limit);
         worker.account.phase("announce", began.elapsed());
-        Self { id, deadlines, ending: Ending::Settled, report: None }
+        stop
     }
 
-    fn run(mut self, mut worker: Running, signals: &Signals) -> ExitCode {
+    fn run(mut self, mut worker: Running) -> ExitCode {
         let id = escape(self.id);
         for task in worker.in_flight.running() {
             log::info!("⏳ Worker {id} waiting for current task {} to complete...", escape(&task.task_id));
         }
         let drained = Instant::now();
-        self.ending = self.wait_for_end(&mut worker, signals);
+        self.ending = self.wait_for_end(&mut worker);
         self.end_draining(&worker);
         worker.account.phase("drain", drained.elapsed());
 
@@ -172,25 +176,71 @@ impl<'a> Stopping<'a> {
             receipt.exit_code = ExitCode::Fatal as u8;
         }
         let limit = Instant::now() + self.step();
-        announce(&worker, self.id, WorkerState::ShutdownCompleted, Some(receipt.clone()), limit);
+        self.announce(&worker, WorkerState::ShutdownCompleted, Some(receipt.clone()), limit);
         self.end(worker, &receipt)
     }
 
+    /// A second signal: every wait from now on is a short one.
+    fn hurry(&mut self, worker: &Running) {
+        self.hurried = true;
+        worker.account.force();
+        self.deadlines = self.deadlines.forced(Instant::now());
+        // The capacity is two and this is the second.
+        let _ = worker.watchdog.try_send(self.deadlines);
+        log::warn!("🛑 Worker {} received a second signal, leaving at once", escape(self.id));
+    }
+
+    /// Waits for `receiver` until `deadline`, or a moment after a second signal.
+    fn wait<T>(&mut self, worker: &Running, receiver: &Receiver<T>, mut deadline: Instant) -> Option<T> {
+        loop {
+            let second = if self.hurried { never() } else { self.signals.second.triggered().clone() };
+            select! {
+                recv(receiver) -> message => return message.ok(),
+                recv(second) -> _ => {
+                    self.hurry(worker);
+                    deadline = deadline.min(Instant::now() + HURRIED_STEP);
+                }
+                recv(at(deadline)) -> _ => return None,
+            }
+        }
+    }
+
+    /// Sends a notification and says so once Kafka has it; says what did not work otherwise.
+    fn announce(&mut self, worker: &Running, state: WorkerState, receipt: Option<Receipt>, deadline: Instant) {
+        let (sent, on_its_way) = bounded(1);
+        // Full: the status thread has been waiting for Kafka since the last one.
+        let asked = worker.announcements.try_send(Announce { state, receipt, sent }).is_ok();
+        let answer = if asked { self.wait(worker, &on_its_way, deadline) } else { None };
+        let announced = answer.and_then(|answer| self.wait(worker, &answer, deadline)).unwrap_or(false);
+        say_announced(self.id, state, announced);
+    }
+
     /// Step 4: until nothing is in flight, the deadline, a second signal, or a dead thread.
-    fn wait_for_end(&mut self, worker: &mut Running, signals: &Signals) -> Ending {
-        let deadline = crossbeam_channel::at(self.deadlines.abandon_at);
+    fn wait_for_end(&mut self, worker: &mut Running) -> Ending {
+        if self.hurried {
+            return Ending::SecondSignal;
+        }
         let round = tick(supervisor::INTERVAL);
         loop {
             worker.supervisor.stopping(&self.draining(&worker.in_flight.running()));
+            let deadline = self.deadlines.end_draining_at(worker.account.has_work());
             select! {
                 recv(worker.intake_done) -> report => {
                     self.report = report.ok();
                     return if matches!(self.report, Some(Ok(_))) { Ending::Settled } else { Ending::Fatal };
                 }
-                recv(signals.second.triggered()) -> _ => return Ending::SecondSignal,
-                recv(deadline) -> _ => return Ending::Deadline,
+                recv(self.signals.second.triggered()) -> _ => {
+                    self.hurry(worker);
+                    return Ending::SecondSignal;
+                }
+                recv(at(deadline)) -> _ => {
+                    // A task may have been started meanwhile.
+                    if Instant::now() >= self.deadlines.end_draining_at(worker.account.has_work()) {
+                        return Ending::Deadline;
+                    }
+                }
                 recv(worker.fatal.triggered()) -> _ => {
-                    // The intake's own report comes just before its thread's end is noticed.
+                    // The intakes' own report comes just before their thread's end is noticed.
                     self.report = worker.intake_done.try_recv().ok();
                     return Ending::Fatal;
                 }
@@ -219,13 +269,6 @@ impl<'a> Stopping<'a> {
             Ending::SecondSignal => Event::SecondSignal,
             Ending::Fatal => Event::Fatal,
         };
-        if self.ending == Ending::SecondSignal {
-            worker.account.force();
-            self.deadlines = self.deadlines.forced(Instant::now());
-            // The capacity is two and this is the second.
-            let _ = worker.watchdog.try_send(self.deadlines.exit_at);
-            log::warn!("🛑 Worker {} received a second signal, leaving at once", escape(self.id));
-        }
         if self.ending != Ending::Settled {
             worker.in_flight.abandon_running();
             let patience = if self.ending == Ending::SecondSignal { LAST_RESULTS_FORCED } else { LAST_RESULTS };
@@ -246,7 +289,8 @@ impl<'a> Stopping<'a> {
     /// Steps 5 and 7: the last acknowledgements and the end of the share session.
     fn close_session(&mut self, worker: &Running) {
         if self.report.is_none() {
-            self.report = worker.intake_done.recv_timeout(self.step()).ok();
+            let deadline = Instant::now() + self.step();
+            self.report = self.wait(worker, &worker.intake_done, deadline);
         }
         match &self.report {
             Some(Ok(report)) => {
@@ -262,17 +306,17 @@ impl<'a> Stopping<'a> {
         }
     }
 
-    fn leave(&self, worker: &Running) {
+    fn leave(&mut self, worker: &Running) {
         let (done, answer) = bounded(1);
         let deadline = Instant::now() + self.step();
         // The capacity is one and this is the only command.
         let _ = worker.leave.try_send(Leave { deadline, done });
-        match answer.recv_deadline(deadline) {
-            Ok(Ok(())) => log::info!("✅ Worker {} consumer closed", escape(self.id)),
-            Ok(Err(error)) => {
+        match self.wait(worker, &answer, deadline) {
+            Some(Ok(())) => log::info!("✅ Worker {} consumer closed", escape(self.id)),
+            Some(Err(error)) => {
                 log::warn!("Worker {} could not leave its group: {}", escape(self.id), escape(&error.to_string()));
             }
-            Err(_) => log::warn!("Worker {} could not leave its group: Kafka does not answer", escape(self.id)),
+            None => log::warn!("Worker {} could not leave its group: Kafka does not answer", escape(self.id)),
         }
     }
 
@@ -288,10 +332,10 @@ impl<'a> Stopping<'a> {
         interrupter.interrupt();
         let ended =
             [threads.intakes, threads.leaders, threads.membership, threads.status].into_iter().chain(threads.handlers);
+        // One deadline for all. A handler that was abandoned does not end before the process does.
+        let deadline = Instant::now() + if in_flight.abandoned().is_empty() { JOIN } else { JOIN / 10 };
         for thread in ended {
-            // A handler that was abandoned does not end before the process does.
-            let _ =
-                thread.join_deadline(Instant::now() + if in_flight.abandoned().is_empty() { JOIN } else { JOIN / 10 });
+            let _ = thread.join_deadline(deadline);
         }
         drop(supervisor);
         drop(watchdog);
@@ -307,16 +351,22 @@ impl<'a> Stopping<'a> {
 
     /// How long one step may take, given how the draining ended and what the deadline leaves.
     fn step(&self) -> Duration {
-        let usual = if self.ending == Ending::Settled { STEP } else { HURRIED_STEP };
-        usual.min(self.deadlines.exit_at.saturating_duration_since(Instant::now()))
+        let usual = if self.ending == Ending::Settled && !self.hurried { STEP } else { HURRIED_STEP };
+        usual.min(self.deadlines.exit_at(true).saturating_duration_since(Instant::now()))
     }
 }
 
-/// Sends a notification and says so once Kafka has it; says what did not work otherwise.
-fn announce(worker: &Running, id: &str, state: WorkerState, receipt: Option<Receipt>, deadline: Instant) {
+/// The start's notification; waited for a little, since what follows does not need it.
+fn announce_start(worker: &Running, id: &str) {
+    let deadline = Instant::now() + NOTIFICATION_WAIT;
     let (sent, on_its_way) = bounded(1);
-    let announced = worker.announcements.send_deadline(Announce { state, receipt, sent }, deadline).is_ok()
+    let announcement = Announce { state: WorkerState::Started, receipt: None, sent };
+    let announced = worker.announcements.try_send(announcement).is_ok()
         && on_its_way.recv_deadline(deadline).is_ok_and(|answer| acknowledged_by(&answer, deadline));
+    say_announced(id, WorkerState::Started, announced);
+}
+
+fn say_announced(id: &str, state: WorkerState, announced: bool) {
     if announced {
         log::info!("📡 Worker {} sent {state} notification", escape(id));
     } else {

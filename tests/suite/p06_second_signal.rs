@@ -59,3 +59,26 @@ fn a_second_signal_to_an_idle_worker_changes_nothing() {
         assert_eq!(worker.receipt()["exit_code"], 0);
     }
 }
+
+/// Every step of a stop hears the second signal, also one that waits for a broker that does not answer.
+#[test]
+fn a_second_signal_is_heard_in_every_step_though_kafka_is_frozen() {
+    for busy in [false, true] {
+        let rig = Rig::with_own_broker("p6-frozen", &[]);
+        let gateway = rig.start_gateway();
+        let mut worker = rig.start_worker("frozen");
+        if busy {
+            let task = gateway.submit("a long one", Duration::from_secs(60));
+            gateway.wait_until_running(&task, SOON);
+        }
+        rig.broker().freeze();
+        let first = worker.signal(Signal::SIGTERM);
+        // In the midst of the first step, which waits for a second.
+        eventually(SOON, "the stop has begun", || first.elapsed() > Duration::from_millis(150));
+        worker.signal(Signal::SIGINT);
+        let exit = worker.wait(SOON);
+        rig.broker().thaw();
+        assert_eq!(exit.code, Some(if busy { 4 } else { 0 }));
+        assert!(exit.elapsed < BOUND, "busy {busy}: {exit:?}");
+    }
+}

@@ -342,6 +342,11 @@ impl InFlight {
         self.table.lock().entries.get(&key).is_some_and(|entry| matches!(entry.state, State::Ready))
     }
 
+    /// Whether the broker drops the record at its next release.
+    pub(super) fn is_last(&self, key: RecordKey) -> bool {
+        self.table.lock().entries.get(&key).is_some_and(|entry| entry.last_delivery)
+    }
+
     /// Makes the releases of failed tasks due at once: the worker stops, and another one has the time.
     pub(super) fn take_back_resting(&self) {
         self.end_rests_by(None);
