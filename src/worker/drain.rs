@@ -329,7 +329,8 @@ pub(super) fn watch(deadlines: &Receiver<Deadlines>, account: &Arc<Account>) {
             Ok(sooner) => current = sooner,
             Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return,
             // A task may have been started meanwhile.
-            Err(crossbeam_channel::RecvTimeoutError::Timeout) if Instant::now() < current.exit_at(account.has_work()) => {}
+            Err(crossbeam_channel::RecvTimeoutError::Timeout)
+                if Instant::now() < current.exit_at(account.has_work()) => {}
             Err(crossbeam_channel::RecvTimeoutError::Timeout) => break,
         }
     }
@@ -415,12 +416,10 @@ mod tests {
         account.begin("SIGTERM", now);
         let deadlines = Deadlines::new(now, Duration::from_secs(30), Duration::from_secs(45));
         assert!(!account.has_work());
-        let key = RecordKey {
-            partition: SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 },
-            offset: 0,
-        };
+        let key = RecordKey { partition: SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 }, offset: 0 };
         let task_id = "a".into();
-        in_flight.deliver(Delivered { key, task_id, node: 1, sent_at: now, startable: true, last_delivery: false }, now);
+        in_flight
+            .deliver(Delivered { key, task_id, node: 1, sent_at: now, startable: true, last_delivery: false }, now);
         let Claim::Yours(run) = in_flight.claim(key, false, now) else { panic!("it lies ready") };
         assert_eq!(deadlines.end_draining_at(account.has_work()), now + Duration::from_secs(30));
         assert!(in_flight.publish(key, &run, 1, None));

@@ -1,6 +1,7 @@
 //! The account, record by record.
 
 use super::*;
+use crate::kafka::share_wire::{Acknowledgements, SharePartition};
 use uuid::Uuid;
 
 const PARTITION: SharePartition = SharePartition { topic_id: Uuid::nil(), partition: 0 };

@@ -1,0 +1,186 @@
+//! What comes in and what changes by itself: deliveries, leaders, assignments, time-outs.
+
+use super::entry::{Entry, Lock, State};
+use super::{Delivered, InFlight, RecordKey, RunningTask, TaskIds};
+use crate::kafka::share_wire::SharePartition;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+impl InFlight {
+    /// Enters a delivery. It is newer than everything that was asked about the record before (rule 9). True: the record
+    /// is to be handed to a handler.
+    pub(in crate::worker) fn deliver(&self, delivered: Delivered, now: Instant) -> bool {
+        let Delivered { key, task_id, node, sent_at, startable, last_delivery } = delivered;
+        let mut table = self.table.lock();
+        let lock = Lock::Held { node, since: sent_at, doubt: !startable };
+        let fresh = if startable { State::Ready } else { State::Returned };
+        if table.entries.contains_key(&key) {
+            let started = table.change(key, |entry| {
+                (entry.lock, entry.delivered_at, entry.asked) = (lock, now, None);
+                entry.last_delivery = last_delivery;
+                let was_ready = matches!(entry.state, State::Ready);
+                if was_ready || matches!(entry.state, State::Returned) {
+                    entry.state = fresh;
+                }
+                startable && !was_ready && matches!(entry.state, State::Ready)
+            });
+            return started.unwrap_or(false);
+        }
+        let finished = table.unaccepted.knows(&key, &task_id);
+        table.unaccepted.found(&key);
+        let state = if finished { State::Done } else { fresh };
+        let entry = Entry { task_id, state, lock, delivered_at: now, last_delivery, asked: None, asked_until: None };
+        *table.counts.slot(&entry.state) += 1;
+        table.returned += u64::from(matches!(entry.state, State::Returned));
+        let starts = matches!(entry.state, State::Ready);
+        if let Some(acknowledgement) = entry.owed() {
+            table.due.insert(key, acknowledgement);
+        }
+        table.entries.insert(key, entry);
+        starts
+    }
+
+    /// Whether the record is known, as work or as finished: a search for it, if there was one, has found it.
+    pub(in crate::worker) fn knows(&self, key: RecordKey, task_id: &str) -> bool {
+        let table = self.table.lock();
+        table.entries.contains_key(&key) || table.unaccepted.knows(&key, task_id)
+    }
+
+    /// Whether another node is known to hold the lock (rule 11).
+    pub(in crate::worker) fn is_held_elsewhere(&self, key: RecordKey, node: i32) -> bool {
+        self.table.lock().entries.get(&key).and_then(Entry::node).is_some_and(|holder| holder != node)
+    }
+
+    /// Takes back one record that no handler has touched; counted as returned unstarted.
+    pub(in crate::worker) fn take_back(&self, key: RecordKey) -> bool {
+        let mut table = self.table.lock();
+        let ready = table.entries.get(&key).is_some_and(|entry| matches!(entry.state, State::Ready));
+        if ready {
+            table.returned += 1;
+            table.give_back(key);
+        }
+        ready
+    }
+
+    /// Whether the record still lies ready.
+    pub(in crate::worker) fn is_ready(&self, key: RecordKey) -> bool {
+        self.table.lock().entries.get(&key).is_some_and(|entry| matches!(entry.state, State::Ready))
+    }
+
+    /// Whether the broker drops the record at its next release.
+    pub(in crate::worker) fn is_last(&self, key: RecordKey) -> bool {
+        self.table.lock().entries.get(&key).is_some_and(|entry| entry.last_delivery)
+    }
+
+    /// Makes the releases of failed tasks due at once: the worker stops, and another one has the time.
+    pub(in crate::worker) fn take_back_resting(&self) {
+        self.end_rests_by(None);
+    }
+
+    /// Makes the releases due of failed tasks whose rest is over.
+    pub(in crate::worker) fn end_rests(&self, now: Instant) {
+        self.end_rests_by(Some(now));
+    }
+
+    fn end_rests_by(&self, now: Option<Instant>) {
+        let mut table = self.table.lock();
+        if table.counts.resting == 0 {
+            return;
+        }
+        let over = |until: Instant| now.is_none_or(|now| until <= now);
+        for key in table.keys(|_, entry| matches!(entry.state, State::Resting(until) if over(until))) {
+            table.give_back(key);
+        }
+    }
+
+    /// Another node leads the partition: the locks at the former one are gone. Where the same node leads it in a later
+    /// epoch, it is asked (rule 18). Returns the tasks whose work goes on without a lock.
+    pub(in crate::worker) fn leader_changed(&self, partition: SharePartition, leader: i32) -> TaskIds {
+        self.doubt_those(|key, entry| key.partition == partition && entry.node() == Some(leader));
+        let mut table = self.table.lock();
+        let elsewhere = |key: &RecordKey, entry: &Entry| {
+            key.partition == partition && entry.node().is_some_and(|node| node != leader)
+        };
+        let keys = table.keys(elsewhere);
+        keys.into_iter().filter_map(|key| table.lose(key)).collect()
+    }
+
+    /// The partition is another member's from now on: what is not started goes back, what runs is finished (rule 20).
+    pub(in crate::worker) fn unassigned(&self, partition: SharePartition) {
+        let mut table = self.table.lock();
+        for key in table.keys(|key, _| key.partition == partition) {
+            table.give_back_unstarted(key);
+        }
+    }
+
+    /// How many locks are sought in this partition: of work, and with `finished` of finished tasks, too.
+    pub(in crate::worker) fn sought(&self, partition: SharePartition, finished: bool) -> usize {
+        let table = self.table.lock();
+        let of_finished = if finished { table.unaccepted.sought(partition) } else { 0 };
+        if table.sought == 0 {
+            return of_finished;
+        }
+        let entries = table.entries.iter();
+        entries.filter(|(key, entry)| key.partition == partition && entry.is_sought()).count() + of_finished
+    }
+
+    /// The search in this partition is over: another member may have what was not found. Handlers are told.
+    pub(in crate::worker) fn end_search(&self, partition: SharePartition) {
+        let mut told = Vec::new();
+        {
+            let mut table = self.table.lock();
+            table.unaccepted.end_search(partition);
+            for key in table.keys(|key, entry| key.partition == partition && entry.is_sought()) {
+                table.change(key, |entry| {
+                    entry.lock = Lock::Gone { sought: false };
+                    if let State::Running { abandoned, .. } = &entry.state {
+                        told.push(abandoned.clone());
+                    }
+                });
+            }
+        }
+        for abandoned in told {
+            abandoned.trigger();
+        }
+    }
+
+    /// Takes the tasks away from handlers that have run them for longer than `limit`: they go back and may start
+    /// elsewhere, and what these handlers say of them is dropped. Returns them.
+    pub(in crate::worker) fn take_overdue(&self, limit: Duration, now: Instant) -> TaskIds {
+        let mut told = Vec::new();
+        let mut overdue = TaskIds::new();
+        {
+            let mut table = self.table.lock();
+            if table.counts.running == 0 {
+                return overdue;
+            }
+            for key in table.keys(|_, entry| {
+                matches!(entry.state, State::Running { since, .. } if now.saturating_duration_since(since) > limit)
+            }) {
+                let Some(Entry { task_id, state: State::Running { run, since, abandoned }, .. }) =
+                    table.entries.get(&key).cloned()
+                else {
+                    continue;
+                };
+                overdue.push(Arc::clone(&task_id));
+                told.push(abandoned);
+                table.detach(run, Some(RunningTask { task_id, key, since }));
+                table.give_back(key);
+            }
+        }
+        for abandoned in told {
+            abandoned.trigger();
+        }
+        overdue
+    }
+
+    /// Whether a handler runs past its time.
+    pub(in crate::worker) fn has_overdue(&self) -> bool {
+        self.table.lock().detached.values().any(Option::is_some)
+    }
+
+    /// The durations that handlers have reported since the last call.
+    pub(in crate::worker) fn take_durations(&self) -> Vec<Duration> {
+        std::mem::take(&mut self.table.lock().durations)
+    }
+}

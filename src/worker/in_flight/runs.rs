@@ -1,0 +1,116 @@
+//! What handlers do with the records, and what Kafka has acknowledged of their results.
+
+use super::entry::{Entry, Lock, State};
+use super::{Claim, InFlight, LEAST_LOCK_LEFT, RecordKey, Run, RunId};
+use std::time::{Duration, Instant};
+
+impl InFlight {
+    /// A handler has taken the record from the channel. With `vetting` its past is looked into first.
+    pub(in crate::worker) fn claim(&self, key: RecordKey, vetting: bool, now: Instant) -> Claim {
+        let mut table = self.table.lock();
+        let Some(entry) = table.entries.get(&key) else { return Claim::Gone };
+        let (State::Ready, Lock::Held { since, .. }) = (&entry.state, entry.lock) else { return Claim::Gone };
+        let left = (since + table.lock).saturating_duration_since(now);
+        if left < table.lock / LEAST_LOCK_LEFT {
+            if left.is_zero() {
+                table.remove(key);
+            } else {
+                table.returned += 1;
+                table.give_back(key);
+            }
+            return Claim::Gone;
+        }
+        let run = table.new_run();
+        let state = if vetting {
+            State::Vetting(run.id)
+        } else {
+            State::Running { run: run.id, since: now, abandoned: run.abandoned.clone() }
+        };
+        table.change(key, |entry| entry.state = state);
+        Claim::Yours(run)
+    }
+
+    /// The past is clean: the handler starts now. False: the record was taken back meanwhile, or its lock is too old.
+    pub(in crate::worker) fn start(&self, key: RecordKey, run: &Run, now: Instant) -> bool {
+        let mut table = self.table.lock();
+        if table.reattach(run.id) {
+            return false;
+        }
+        let Some(entry) = table.entries.get(&key) else { return false };
+        let (State::Vetting(vetting), Lock::Held { since, .. }) = (&entry.state, entry.lock) else { return false };
+        if *vetting != run.id {
+            return false;
+        }
+        let left = (since + table.lock).saturating_duration_since(now);
+        if !entry.is_sure() || left < table.lock / LEAST_LOCK_LEFT {
+            table.returned += 1;
+            table.give_back(key);
+            return false;
+        }
+        let state = State::Running { run: run.id, since: now, abandoned: run.abandoned.clone() };
+        table.change(key, |entry| entry.state = state);
+        true
+    }
+
+    /// The handler gives a vetted record back unstarted: the worker stops, or its past cannot be read.
+    pub(in crate::worker) fn decline(&self, key: RecordKey, run: &Run) {
+        let mut table = self.table.lock();
+        if table.reattach(run.id) {
+            return;
+        }
+        if table.entries.get(&key).is_some_and(|entry| matches!(entry.state, State::Vetting(id) if id == run.id)) {
+            table.returned += 1;
+            table.give_back(key);
+        }
+    }
+
+    /// The handler is done, or gives the task up: `records` records go to Kafka now. False: the task was given back in
+    /// the meantime, and its outcome must be dropped.
+    pub(in crate::worker) fn publish(&self, key: RecordKey, run: &Run, records: u8, took: Option<Duration>) -> bool {
+        let mut table = self.table.lock();
+        table.durations.extend(took);
+        if table.reattach(run.id) || !table.entries.get(&key).is_some_and(|entry| is_of(entry, run.id)) {
+            return false;
+        }
+        table.change(key, |entry| entry.state = State::Publishing(records)).is_some()
+    }
+
+    /// The failure may pass: released at `until`, or at once when the worker stops.
+    /// False: the task was taken away from this handler before.
+    pub(in crate::worker) fn rest(&self, key: RecordKey, run: &Run, until: Instant, took: Duration) -> bool {
+        let mut table = self.table.lock();
+        table.durations.push(took);
+        if table.reattach(run.id) {
+            return false;
+        }
+        match table.entries.get(&key).filter(|entry| is_of(entry, run.id)).map(|entry| entry.lock) {
+            Some(Lock::Held { .. }) => table.change(key, |entry| entry.state = State::Resting(until)).is_some(),
+            Some(Lock::Gone { .. }) => table.remove(key).is_some(),
+            None => false,
+        }
+    }
+
+    /// Kafka has acknowledged one of the task's records; after the last one the accept is due.
+    pub(in crate::worker) fn published(&self, key: RecordKey) {
+        let mut table = self.table.lock();
+        let Some(State::Publishing(left)) = table.entries.get(&key).map(|entry| entry.state.clone()) else { return };
+        if left > 1 {
+            table.change(key, |entry| entry.state = State::Publishing(left - 1));
+            return;
+        }
+        table.finished += 1;
+        match table.entries.get(&key).map(|entry| entry.lock) {
+            Some(Lock::Gone { sought }) => {
+                if let Some(entry) = table.remove(key) {
+                    table.unaccepted.remember(key, entry.task_id, sought);
+                }
+            }
+            _ => drop(table.change(key, |entry| entry.state = State::Done)),
+        }
+    }
+}
+
+/// Whether the entry is in the hands of this run.
+fn is_of(entry: &Entry, run: RunId) -> bool {
+    matches!(&entry.state, State::Vetting(id) | State::Running { run: id, .. } if *id == run)
+}
