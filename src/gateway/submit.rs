@@ -417,6 +417,9 @@ fn not_accepted(key: TaskKey, error: &DeliveryError) -> Answer {
         DeliveryError::Refused { code, .. } => {
             Answer::unavailable(&format!("Kafka refused the task ({code}); nothing was accepted"), None, RETRY_AFTER)
         }
+        DeliveryError::Denied { .. } => {
+            Answer::unavailable(&format!("{error}; nothing was accepted"), None, RETRY_AFTER)
+        }
         DeliveryError::Unsent => {
             Answer::unavailable("the gateway is shutting down; nothing was accepted", None, RETRY_AFTER)
         }

@@ -130,7 +130,12 @@ pub(super) fn start(
     on_death: Stop,
 ) -> (Producer<Token>, Outbox, Receiver<Repair>) {
     let (repairs, to_repair) = bounded(REPAIRS);
-    let options = ProducerOptions { queue: QUEUE, batch_bytes: 512 * 1024, request_bytes: 900 * 1024 };
+    let options = ProducerOptions {
+        queue: QUEUE,
+        batch_bytes: 512 * 1024,
+        request_bytes: 900 * 1024,
+        ..ProducerOptions::default()
+    };
     let producer = Producer::start("outbox", cluster, options, Settling { in_flight, control, repairs }, on_death);
     let outbox = Outbox { sender: producer.sender(), topics, worker_id: worker_id.into() };
     (producer, outbox, to_repair)
