@@ -7,7 +7,7 @@
 use super::drain::Control;
 use super::in_flight::{Claim, InFlight, RecordKey};
 use super::intake::{Job, NEVER_RELEASE_FROM};
-use super::outbox::{Outbox, OutboxClosed, error_result};
+use super::outbox::{Announced, Outbox, OutboxClosed, error_result};
 use super::past::{Decision, Past};
 use crate::handler::{Context, Handler, HandlerError};
 use crate::kafka::cluster::Cluster;
@@ -60,6 +60,10 @@ impl<H: Handler> HandlerThread<H> {
     }
 
     fn process(&self, job: &Job) -> Result<(), OutboxClosed> {
+        if !self.outbox.wait_for_rights(&self.control.draining) {
+            self.in_flight.take_back(job.key);
+            return Ok(());
+        }
         let delivery = job.record.delivery_count;
         let decoded = match &job.record.fault {
             Some(fault) => Err(BadTask { reason: fault.clone(), task_id: None }),
@@ -121,8 +125,16 @@ impl<H: Handler> HandlerThread<H> {
     fn start_on_record(&self, job: &Job, task: &Task) -> Result<(), OutboxClosed> {
         let delivery = job.record.delivery_count;
         let started = TaskStarted { task_id: task.task_id.clone(), delivery, worker_id: self.worker_id.to_string() };
-        let on_record = self.outbox.announce_start(&started, &self.control.draining);
-        if !on_record {
+        let announced = self.outbox.announce_start(&started, &self.control.draining, self.lock);
+        if announced != Announced::OnRecord {
+            if announced == Announced::Denied {
+                // Every release brings the task nearer to the delivery limit.
+                let _ = self.control.draining.sleep(self.lock / 3);
+            }
+            if announced != Announced::Stopped {
+                let id = escape(&task.task_id);
+                log::warn!("the start of task {id} could not be put on record ({announced:?}); giving it back");
+            }
             self.in_flight.decline(job.key);
             return Ok(());
         }
@@ -147,7 +159,10 @@ impl<H: Handler> HandlerThread<H> {
         );
         self.outbox.send_dead(job.key, &job.record, reason)?;
         match task_id {
-            Some(task_id) => self.outbox.send_result(job.key, &error_result(task_id, &self.worker_id, reason)),
+            Some(task_id) => {
+                let result = error_result(task_id, &self.worker_id, reason);
+                self.outbox.send_result(job.key, job.record.delivery_count, &result)
+            }
             None => Ok(()),
         }
     }
@@ -161,7 +176,7 @@ impl<H: Handler> HandlerThread<H> {
             escape(&task.task_id),
             job.record.delivery_count
         );
-        self.outbox.send_again(job.key, &job.record)
+        self.outbox.send_again(job.key, &job.record, &task.task_id)
     }
 
     // ---- running ----
@@ -180,10 +195,10 @@ impl<H: Handler> HandlerThread<H> {
         let took = began.elapsed();
         log::debug!("Worker {} has run task {} for {} us", self.worker_id, escape(&task.task_id), took.as_micros());
         match outcome {
-            Outcome::Output(output) => self.publish(key, task, took, Ok(output)),
+            Outcome::Output(output) => self.publish(key, (task, delivery), took, Ok(output)),
             Outcome::Final(error) => {
                 log::warn!("task {} failed for good: {}", escape(&task.task_id), escape(&error));
-                self.publish(key, task, took, Err(error))
+                self.publish(key, (task, delivery), took, Err(error))
             }
             Outcome::Retry(error) => self.rest(key, task, delivery, took, error),
         }
@@ -198,7 +213,7 @@ impl<H: Handler> HandlerThread<H> {
     fn publish(
         &self,
         key: RecordKey,
-        task: &Task,
+        (task, delivery): (&Task, u16),
         took: Duration,
         outcome: Result<serde_json::Map<String, serde_json::Value>, String>,
     ) -> Result<(), OutboxClosed> {
@@ -213,6 +228,7 @@ impl<H: Handler> HandlerThread<H> {
         };
         self.outbox.send_result(
             key,
+            delivery,
             &TaskResult {
                 task_id: task.task_id.clone(),
                 success,

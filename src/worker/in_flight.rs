@@ -498,6 +498,18 @@ impl InFlight {
         }
     }
 
+    /// One of the task's records will not be written: the task is released at `until`, or at once when the worker stops.
+    pub(super) fn unpublished(&self, key: RecordKey, until: Instant) {
+        let mut table = self.table.lock();
+        match table.entries.get(&key).map(|entry| (entry.state, entry.locked)) {
+            Some((State::Publishing(_), true)) => table.set(key, State::Resting(until)),
+            Some((State::Publishing(_), false)) => {
+                table.remove(&key);
+            }
+            _ => {}
+        }
+    }
+
     // ---- main ----
 
     /// Abandons what handlers run, at the deadline or the second signal; what publishes is left alone.

@@ -20,6 +20,7 @@ mod outbox;
 mod past;
 mod pulse;
 mod recovery;
+mod repair;
 mod start;
 mod status;
 mod stopping;

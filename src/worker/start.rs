@@ -8,7 +8,8 @@ use super::in_flight::InFlight;
 use super::intake::{Intake, IntakeLinks, IntakeOptions, IntakeReport, Job};
 use super::membership::{self, Assignment, Leave};
 use super::outage::Outage;
-use super::outbox::{self, Outbox, OutboxTopics, Repair, Token};
+use super::outbox::{self, Outbox, OutboxTopics, Token};
+use super::repair::Repair;
 use super::status::{Announce, Identity, StatusThread};
 use crate::backoff::Backoff;
 use crate::config::{Common, WorkerConfig};
@@ -192,7 +193,7 @@ fn start_threads(
     cluster: &Cluster,
     interrupter: Interrupter,
     lock: Duration,
-    supervisor: Supervisor,
+    mut supervisor: Supervisor,
 ) -> (Running, Receiver<()>) {
     let fatal = Stop::new();
     let control = Arc::new(Control::new());
@@ -213,6 +214,7 @@ fn start_threads(
         Arc::clone(&control),
         fatal.clone(),
     );
+    supervisor.watch(outbox.obstacle());
     let (announcements, to_announce) = bounded(2);
     let deadlines = Arc::new(Mutex::new(None));
     let status = parts.status(outbox.clone(), to_announce, repairs, Arc::clone(&deadlines));

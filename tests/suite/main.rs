@@ -25,6 +25,7 @@ mod hazards;
 mod idle;
 mod leaders;
 mod nodes;
+mod outbox;
 mod p01_nothing_is_lost;
 mod p02_nothing_runs_twice;
 mod p03_idle_stop;

@@ -130,6 +130,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
             let now = Instant::now();
             self.ask(now);
             let done_here = self.dispatch(now)?;
+            self.denials.expire(now);
             self.shared.ready.store(self.is_ready(), Ordering::Relaxed);
             if !done_here && let Some(report) = self.next_report(now) {
                 self.handle(report)?;

@@ -1,29 +1,38 @@
 //! What Kafka refuses the producer for good, a missing right above all: said once, known to the producer's handles, and
-//! forgotten with the first success.
+//! forgotten with the first success, or when nothing was refused for a while: without records nothing would end it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::{DeliveryError, Shared};
 use crate::kafka::error::{ErrorCode, KafkaError, Retry};
 
-const CLUSTER: &str = "the cluster";
+pub(super) const CLUSTER: &str = "the cluster";
+/// How long a denial counts after its last record.
+const AGE: Duration = Duration::from_secs(10);
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub(super) struct Denial {
+    pub(super) error: DeliveryError,
+    last: Instant,
+}
 
 /// See the module documentation.
 pub(super) struct Denials {
     /// The producer's name.
     name: String,
     shared: Arc<Shared>,
-    /// How many there are; the map itself is behind a lock.
-    count: usize,
 }
 
 impl Denials {
     pub(super) fn new(name: &str, shared: Arc<Shared>) -> Self {
-        Self { name: name.to_owned(), shared, count: 0 }
+        Self { name: name.to_owned(), shared }
     }
 
     /// What an error says about a topic, if it is a code that no repetition cures.
-    pub(super) fn note(&mut self, error: &KafkaError, topic: &str) -> Option<DeliveryError> {
+    pub(super) fn note(&mut self, error: &KafkaError, topic: &str, now: Instant) -> Option<DeliveryError> {
         let KafkaError::Broker { request, code, .. } = error else { return None };
         if code.retry() != Retry::Never {
             return None;
@@ -34,34 +43,47 @@ impl Denials {
             "Produce" => ("Write", resource(topic)),
             _ => ("Describe", resource(topic)),
         };
-        let denied = DeliveryError::Denied { right, resource: Arc::clone(&resource), code: *code };
-        let mut all = self.shared.denied.lock();
-        if all.insert(resource, denied.clone()).is_none() {
-            log::error!("{}: {denied}; records that need it fail until it is granted", self.name);
+        let error = DeliveryError::Denied { right, resource: Arc::clone(&resource), code: *code };
+        let denial = Denial { error: error.clone(), last: now };
+        if self.shared.denied.lock().insert(resource, denial).is_none() {
+            log::error!("{}: {error}; records that need it fail until it is granted", self.name);
         }
-        self.count = all.len();
-        Some(denied)
+        self.shared.is_denied.store(true, Ordering::Relaxed);
+        Some(error)
     }
 
     /// A record was written to the topic.
     pub(super) fn over(&mut self, topic: &str) {
-        if self.count == 0 {
-            return;
+        if !self.is_empty() {
+            let written = resource(topic);
+            self.end(|resource, _| *resource == *written || resource == CLUSTER);
         }
+    }
+
+    /// Forgets what was not refused for a while.
+    pub(super) fn expire(&mut self, now: Instant) {
+        if !self.is_empty() {
+            self.end(|_, denial| now.saturating_duration_since(denial.last) >= AGE);
+        }
+    }
+
+    fn end(&mut self, ended: impl Fn(&str, &Denial) -> bool) {
         let mut all = self.shared.denied.lock();
-        for resource in [resource(topic), CLUSTER.into()] {
-            if all.remove(&resource).is_some() {
-                log::info!("{}: Kafka takes records again: {resource}", self.name);
+        all.retain(|resource, denial| {
+            let ended = ended(resource, denial);
+            if ended {
+                log::info!("{}: no longer refused: {}", self.name, denial.error);
             }
-        }
-        self.count = all.len();
+            !ended
+        });
+        self.shared.is_denied.store(!all.is_empty(), Ordering::Relaxed);
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.count == 0
+        !self.shared.is_denied.load(Ordering::Relaxed)
     }
 }
 
-fn resource(topic: &str) -> Arc<str> {
+pub(super) fn resource(topic: &str) -> Arc<str> {
     format!("topic {topic}").into()
 }

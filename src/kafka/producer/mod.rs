@@ -17,6 +17,7 @@
 //! | `leader` | one leader: its job, rest and thread |
 //! | `link` | what blocks on a leader |
 //! | `doubts` | looking batches up in the log |
+//! | `denials` | what Kafka refuses for good |
 //! | `trouble` | back-off and outage of one thing; pure |
 //!
 //! Called by the gateway (tasks, claims) and by the worker's outbox.
@@ -42,6 +43,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
+use self::denials::Denial;
 use super::cluster::Cluster;
 use super::error::ErrorCode;
 use super::interrupt::Interrupter;
@@ -193,8 +195,20 @@ struct Shared {
     closed: AtomicBool,
     /// Callers inside `send`: the thread drops the channel only when none is, so that no record vanishes between the two.
     inside: AtomicUsize,
-    /// By resource: what was refused at last.
-    denied: Mutex<BTreeMap<Arc<str>, DeliveryError>>,
+    /// Whether anything is denied: asked for every task.
+    is_denied: AtomicBool,
+    /// By resource.
+    denied: Mutex<BTreeMap<Arc<str>, Denial>>,
+}
+
+impl Shared {
+    fn denial(&self, wanted: impl Fn(&str) -> bool) -> Option<DeliveryError> {
+        if !self.is_denied.load(Ordering::Relaxed) {
+            return None;
+        }
+        let all = self.denied.lock();
+        all.iter().find(|(resource, _)| wanted(resource)).map(|(_, denial)| denial.error.clone())
+    }
 }
 
 /// Takes records for a producer; clones share its channel.
@@ -238,10 +252,17 @@ impl<T> ProducerSender<T> {
         self.shared.ready.load(Ordering::Relaxed)
     }
 
-    /// A [`DeliveryError::Denied`] that no later success has ended.
+    /// A [`DeliveryError::Denied`] that neither a success nor ten seconds without another denial have ended.
     #[must_use]
     pub fn denial(&self) -> Option<DeliveryError> {
-        self.shared.denied.lock().values().next().cloned()
+        self.shared.denial(|_| true)
+    }
+
+    /// The same for records of one topic.
+    #[must_use]
+    pub fn denial_of(&self, topic: &str) -> Option<DeliveryError> {
+        let name = denials::resource(topic);
+        self.shared.denial(|resource| *resource == *name || resource == denials::CLUSTER)
     }
 }
 

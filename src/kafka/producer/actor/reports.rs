@@ -96,7 +96,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
                     placed.into_iter().for_each(|(key, message)| self.push(key, message));
                 }
                 Err(error) => {
-                    let denied = self.denials.note(&error, &name);
+                    let denied = self.denials.note(&error, &name, now);
                     let told = self.topics.failed(&name, &error, now) && denied.is_none();
                     if let Some(denied) = denied {
                         let waiting = self.topics.take_waiting_for(&name);
@@ -120,7 +120,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
             }
             Some(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
             Some(error) => {
-                if let Some(denied) = self.denials.note(&error, "") {
+                if let Some(denied) = self.denials.note(&error, "", now) {
                     let waiting = self.topics.take_waiting();
                     self.fail(waiting, &denied);
                 }
@@ -255,7 +255,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
             self.topics.want(&key.0);
         }
         let Some(slot) = self.lanes.get_mut(key) else { return };
-        if let Some(denied) = self.denials.note(error, &key.0) {
+        if let Some(denied) = self.denials.note(error, &key.0, now) {
             let deliveries = slot.lane.deny(&denied);
             self.settle(deliveries);
         } else if slot.trouble.failed(error, now) {
