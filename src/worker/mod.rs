@@ -21,6 +21,7 @@ mod past;
 mod pulse;
 mod recovery;
 mod repair;
+mod settling;
 mod start;
 mod status;
 mod stopping;

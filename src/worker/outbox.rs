@@ -1,29 +1,26 @@
 //! The outbox: everything that a worker writes to Kafka goes through one idempotent producer, and what Kafka has
 //! acknowledged moves the account.
 //!
-//! A result is acknowledged by all in-sync replicas, then its task is accepted. The only calls of
-//! [`InFlight::published`] are in here. A record that Kafka refuses is written with less in it, at last as a line in the
-//! log ([`repair`](super::repair)); one that is denied, for a right that is missing, gives its task back. So no task stays
-//! `Publishing` for good. Handlers and the status thread send; the producer's thread settles.
+//! A result is acknowledged by all in-sync replicas, then its task is accepted: see [`settling`](super::settling). Handlers
+//! and the status thread send; the producer's thread settles.
 
 use super::drain::Control;
 use super::in_flight::{InFlight, RecordKey};
 use super::repair::{Debt, Owed, Part, Repair};
+use super::settling::{Settling, StartRecord, Token};
 use crate::kafka::cluster::Cluster;
-use crate::kafka::producer::{
-    Delivery, DeliveryError, Producer, ProducerEvents, ProducerOptions, ProducerRecord, ProducerSender,
-};
+use crate::kafka::producer::{Producer, ProducerOptions, ProducerRecord, ProducerSender};
 use crate::kafka::share_session::AcquiredRecord;
 use crate::logging::escape;
 use crate::stop::Stop;
 use crate::supervisor::Obstacle;
 use crate::task::{self, TaskFailed, TaskResult, TaskStarted, TaskStopped, WorkerStatus};
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, bounded, select};
 use serde_json::Map;
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Records that may wait for the producer. Full: handlers wait with their outcome, and so nothing more is fetched.
@@ -32,35 +29,6 @@ const QUEUE: usize = 2048;
 const REPAIRS: usize = 256;
 /// How often a handler that waits for a right looks whether it is there.
 const DENIAL_CHECK: Duration = Duration::from_millis(100);
-
-/// What the producer gives back with each delivery.
-#[derive(Debug)]
-pub(super) enum Token {
-    /// One of the records that must be in Kafka before the task is accepted.
-    Owed(RecordKey, Debt),
-    /// A notification whose sender waits. Capacity one, one answer.
-    Notice(Sender<bool>),
-    /// The record of a start, for which a handler waits. Capacity one, one answer.
-    Start(Sender<bool>, Arc<StartRecord>),
-    /// A heartbeat.
-    Heartbeat,
-    /// A record for which nothing waits.
-    Fleeting,
-}
-
-/// Whether the record of a start goes out, or its handler has given up waiting.
-#[derive(Debug, Default)]
-pub(super) struct StartRecord(AtomicU8);
-
-impl StartRecord {
-    const WAITS: u8 = 0;
-    const SENT: u8 = 1;
-    const CANCELLED: u8 = 2;
-
-    fn change(&self, to: u8) -> bool {
-        self.0.compare_exchange(Self::WAITS, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-    }
-}
 
 /// What came of announcing a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,92 +66,6 @@ pub(super) struct Outbox {
 #[derive(Debug, thiserror::Error)]
 #[error("the outbox is closed")]
 pub(super) struct OutboxClosed;
-
-/// Moves the account when Kafka answers.
-struct Settling {
-    in_flight: Arc<InFlight>,
-    control: Arc<Control>,
-    repairs: Sender<Repair>,
-    heartbeat: Arc<AtomicBool>,
-    worker_id: Arc<str>,
-    /// Records that could not be written at all.
-    unwritten: u64,
-}
-
-impl ProducerEvents<Token> for Settling {
-    fn about_to_send(&mut self, token: &Token) -> bool {
-        match token {
-            // A start that its handler does not wait for any more is not one.
-            Token::Start(_, record) => record.change(StartRecord::SENT),
-            _ => true,
-        }
-    }
-
-    fn settled(&mut self, deliveries: Vec<Delivery<Token>>) {
-        for Delivery { token, outcome } in deliveries {
-            match (token, outcome) {
-                (Token::Owed(key, _), Ok(_)) => self.in_flight.published(key),
-                (Token::Owed(key, debt), Err(error)) => self.mend(key, &debt, &error),
-                // Capacity one and one answer: never full. Disconnected: the waiting time is over.
-                (Token::Notice(waiting) | Token::Start(waiting, _), outcome) => {
-                    let _ = waiting.try_send(outcome.is_ok());
-                }
-                (Token::Heartbeat, _) => self.heartbeat.store(false, Ordering::Relaxed),
-                (Token::Fleeting, _) => {}
-            }
-        }
-        self.control.ring();
-    }
-}
-
-impl Settling {
-    fn mend(&mut self, key: RecordKey, debt: &Debt, error: &DeliveryError) {
-        match error {
-            // The producer was closed before, so the process ends, and main has given the task back.
-            DeliveryError::Unsent => {}
-            DeliveryError::Denied { .. } | DeliveryError::Unknown => self.give_back(key, debt, error),
-            DeliveryError::Refused { .. } => {
-                let reason: Arc<str> = error.to_string().into();
-                let given_up = if let Owed::Copy(_, task_id) = &debt.record { Some(Arc::clone(task_id)) } else { None };
-                match debt.less(&reason) {
-                    Some(less) => {
-                        if self.repairs.try_send(Repair { key, debt: less, reason, given_up }).is_err() {
-                            self.give_back(key, debt, &"too many records are being repaired");
-                        }
-                    }
-                    None => self.last_resort(key, debt, &reason),
-                }
-            }
-        }
-    }
-
-    /// The task is released after a rest, and runs again.
-    fn give_back(&self, key: RecordKey, debt: &Debt, reason: &dyn std::fmt::Display) {
-        log::warn!(
-            "Worker {} gives the task at offset {} back in {} s: {}",
-            escape(&self.worker_id),
-            key.offset,
-            debt.rest().as_secs(),
-            escape(&reason.to_string())
-        );
-        self.in_flight.unpublished(key, Instant::now() + debt.rest());
-    }
-
-    /// Nothing can be written: the log has the fact, and the task ends as if it had been.
-    fn last_resort(&mut self, key: RecordKey, debt: &Debt, reason: &str) {
-        self.unwritten += 1;
-        log::error!(
-            "Worker {} cannot write the {} (partition {}, offset {}): {}; the task ends without it ({} such records so far)",
-            escape(&self.worker_id),
-            debt.facts(),
-            key.partition.partition,
-            key.offset,
-            escape(reason),
-            self.unwritten
-        );
-        self.in_flight.published(key);
-    }
-}
 
 /// Starts the producer's thread. The receiver is for the status thread, which calls [`Outbox::repair`].
 pub(super) fn start(
@@ -286,7 +168,7 @@ impl Outbox {
             Some(true) => return Announced::OnRecord,
             Some(false) if self.sender.denial_of(&self.topics.starts).is_some() => return Announced::Denied,
             Some(false) => {}
-            None if record.change(StartRecord::CANCELLED) => {}
+            None if record.cancel() => {}
             // It may yet come to stand there, and was no start.
             None => {
                 let (task_id, worker_id) = (started.task_id.clone(), self.worker_id.to_string());

@@ -69,6 +69,8 @@ pub(super) struct Actor<T, E> {
     lanes: BTreeMap<LaneKey, Slot<T>>,
     leaders: BTreeMap<i32, Leader>,
     denials: Denials,
+    /// A leader that leads nothing has failed: another broker may be there to connect to.
+    look_for_leader: bool,
     /// There was never more than one broker.
     alone: bool,
     /// More records may be taken from the channel.
@@ -102,6 +104,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
             topics: Topics::new(Instant::now()),
             lanes: BTreeMap::new(),
             leaders: BTreeMap::new(),
+            look_for_leader: false,
             alone: true,
             has_room: true,
             ending: Vec::new(),
@@ -199,7 +202,8 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
         let identity = self.identity.is_none();
         let topics = self.topics.take_wanted(now);
-        if identity || !topics.is_empty() || self.leaders.is_empty() {
+        let brokers = self.leaders.is_empty() || std::mem::take(&mut self.look_for_leader);
+        if identity || brokers || !topics.is_empty() {
             asker.ask(Question { identity, topics });
         }
     }

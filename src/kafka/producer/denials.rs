@@ -87,3 +87,27 @@ impl Denials {
 pub(super) fn resource(topic: &str) -> Arc<str> {
     format!("topic {topic}").into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_denial_ends_with_a_success_of_its_topic_or_with_time() {
+        let shared = Arc::new(Shared::default());
+        let mut denials = Denials::new("test", Arc::clone(&shared));
+        let now = Instant::now();
+        let refused = |request, code| KafkaError::broker(request, ErrorCode(code), None);
+        assert_eq!(denials.note(&refused("Produce", 6), "a", now), None, "a leader that moves is no denial");
+        let write = denials.note(&refused("Produce", 29), "a", now).expect("a denial");
+        assert_eq!(write.to_string(), "Kafka refuses Write on topic a: TOPIC_AUTHORIZATION_FAILED (29)");
+        assert!(denials.note(&refused("Produce", 31), "a", now).expect("a denial").to_string().contains("the cluster"));
+        assert!(denials.note(&refused("Metadata", 29), "b", now).expect("a denial").to_string().contains("Describe"));
+        denials.over("a");
+        assert_eq!(shared.denied.lock().keys().map(|name| &**name).collect::<Vec<_>>(), ["topic b"]);
+        denials.expire(now + AGE / 2);
+        assert!(!denials.is_empty());
+        denials.expire(now + AGE);
+        assert!(denials.is_empty());
+    }
+}

@@ -148,3 +148,57 @@ impl<T> Topic<T> {
         std::mem::take(&mut self.waiting).into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::kafka::ErrorCode;
+    use crate::kafka::producer::ProducerRecord;
+
+    fn message(topic: &str, key: &str) -> Message<u32> {
+        let key = Some(Bytes::copy_from_slice(key.as_bytes()));
+        Message { record: ProducerRecord { topic: topic.into(), key, value: None, headers: Vec::new() }, token: 7 }
+    }
+
+    #[test]
+    fn records_wait_for_their_own_topic_and_keep_their_order() {
+        let now = Instant::now();
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let mut topics = Topics::new(now);
+        for (topic, key) in [("a", "1"), ("b", "1"), ("a", "2")] {
+            assert!(topics.place(message(topic, key)).is_none());
+        }
+        assert_eq!(topics.take_wanted(now), [Arc::clone(&a), Arc::clone(&b)]);
+        assert!(topics.take_wanted(now).is_empty(), "asked once");
+        let missing = KafkaError::broker("Metadata", ErrorCode::UNKNOWN_TOPIC_OR_PARTITION, None);
+        topics.failed(&a, &missing, now);
+        assert!(topics.take_wanted(now).is_empty(), "it rests");
+        let (placed, _) = topics.learnt(&b, vec![3], now);
+        assert_eq!(placed.iter().map(|(key, _)| topics.leader(key)).collect::<Vec<_>>(), [Some(3)]);
+        assert!(topics.bytes() > 0 && topics.place(message("b", "2")).is_some());
+        let later = now + Duration::from_secs(1);
+        assert_eq!(topics.take_wanted(later), [Arc::clone(&a)]);
+        let (placed, _) = topics.learnt(&a, vec![-1], later);
+        let keys: Vec<_> = placed.iter().filter_map(|(_, message)| message.record.key.as_deref()).collect();
+        assert_eq!(keys, [b"1", b"2"]);
+        assert_eq!((topics.leader(&(a, 0)), topics.bytes()), (None, 0));
+    }
+
+    #[test]
+    fn a_refused_topic_gives_its_records_back_and_is_asked_for_with_the_next() {
+        let now = Instant::now();
+        let name: Arc<str> = "a".into();
+        let mut topics = Topics::new(now);
+        topics.place(message("a", "1"));
+        topics.take_wanted(now);
+        let denied = KafkaError::broker("Metadata", ErrorCode::TOPIC_AUTHORIZATION_FAILED, None);
+        topics.failed(&name, &denied, now);
+        assert_eq!(topics.take_waiting_for(&name).len(), 1);
+        let later = now + Duration::from_secs(1);
+        assert!(topics.take_wanted(later).is_empty() && topics.bytes() == 0);
+        topics.place(message("a", "2"));
+        assert_eq!(topics.take_wanted(later), [name]);
+    }
+}

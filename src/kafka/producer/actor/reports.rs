@@ -108,12 +108,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
                 }
             }
         }
-        if self.leaders.is_empty()
-            && let Some(node) = asked.node
-        {
-            // A producer without records connects all the same.
-            self.leaders.insert(node, Leader::new(node, &self.links));
-        }
+        self.keep_a_leader(asked.node, now);
         match asked.failed {
             None => {
                 self.cluster_trouble.over(now);
@@ -235,14 +230,27 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
         let led: Vec<Arc<str>> = self.led_by(node).map(|(topic, _)| Arc::clone(topic)).collect();
         led.iter().for_each(|topic| self.topics.want(topic));
-        if led.is_empty()
-            && let Some(leader) = self.leaders.remove(&node)
-        {
-            self.cluster_trouble.failed(&error, now);
-            self.ending.extend(leader.end(now).err());
-            self.ending.retain(|thread| !thread.is_finished());
+        if led.is_empty() {
+            self.look_for_leader = true;
         }
         Ok(())
+    }
+
+    /// A producer without records has a connection all the same. A leader that leads nothing and does not answer goes.
+    fn keep_a_leader(&mut self, node: Option<i32>, now: Instant) {
+        let of_no_use = |(id, leader): (&i32, &Leader)| {
+            leader.trouble.lasts() && leader.out.is_empty() && node != Some(*id) && self.led_by(*id).next().is_none()
+        };
+        let gone: Vec<i32> = self.leaders.iter().filter(|one| of_no_use(*one)).map(|(id, _)| *id).collect();
+        for leader in gone.iter().filter_map(|id| self.leaders.remove(id)).collect::<Vec<_>>() {
+            self.ending.extend(leader.end(now).err());
+        }
+        self.ending.retain(|thread| !thread.is_finished());
+        if self.leaders.is_empty()
+            && let Some(node) = node
+        {
+            self.leaders.insert(node, Leader::new(node, &self.links));
+        }
     }
 
     fn led_by(&self, node: i32) -> impl Iterator<Item = &LaneKey> {
