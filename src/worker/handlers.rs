@@ -127,15 +127,7 @@ impl<H: Handler> HandlerThread<H> {
         let started = TaskStarted { task_id: task.task_id.clone(), delivery, worker_id: self.worker_id.to_string() };
         let announced = self.outbox.announce_start(&started, &self.control.draining, self.lock);
         if announced != Announced::OnRecord {
-            if announced == Announced::Denied {
-                // Every release brings the task nearer to the delivery limit.
-                let _ = self.control.draining.sleep(self.lock / 3);
-            }
-            if announced != Announced::Stopped {
-                let id = escape(&task.task_id);
-                log::warn!("the start of task {id} could not be put on record ({announced:?}); giving it back");
-            }
-            self.in_flight.decline(job.key);
+            self.decline(job, task, announced);
             return Ok(());
         }
         if self.in_flight.start(job.key, Instant::now()) == Claim::Yours {
@@ -143,6 +135,18 @@ impl<H: Handler> HandlerThread<H> {
         } else {
             Ok(())
         }
+    }
+
+    fn decline(&self, job: &Job, task: &Task, announced: Announced) {
+        if announced == Announced::Denied {
+            // Every release brings the task nearer to the delivery limit.
+            let _ = self.control.draining.sleep(self.lock / 3);
+        }
+        if announced != Announced::Stopped {
+            let id = escape(&task.task_id);
+            log::warn!("the start of task {id} could not be put on record: {announced}; the task is given back");
+        }
+        self.in_flight.decline(job.key);
     }
 
     fn give_up(&self, job: &Job, task_id: Option<&str>, reason: &str) -> Result<(), OutboxClosed> {

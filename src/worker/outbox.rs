@@ -31,15 +31,19 @@ const REPAIRS: usize = 256;
 const DENIAL_CHECK: Duration = Duration::from_millis(100);
 
 /// What came of announcing a start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Announced {
     /// Kafka has the record.
+    #[error("it is")]
     OnRecord,
     /// A right is missing.
+    #[error("a right is missing")]
     Denied,
     /// Kafka did not take it within the limit.
+    #[error("Kafka did not take it in time")]
     TooLate,
     /// The worker stops.
+    #[error("the worker stops")]
     Stopped,
 }
 
@@ -115,8 +119,8 @@ impl Outbox {
         true
     }
 
-    /// Sends the result of a task that was delivered so often; with it, and any other record that the account expects, in
-    /// Kafka the task is accepted.
+    /// Sends the result of a task that was delivered this many times. Once Kafka has it, and every other record that the
+    /// account expects, the task is accepted.
     pub(super) fn send_result(&self, key: RecordKey, deliveries: u16, result: &TaskResult) -> Result<(), OutboxClosed> {
         let record = Owed::Result(result.task_id.as_str().into());
         self.send(self.result_record(result), Token::Owed(key, Debt { deliveries, record }))

@@ -162,6 +162,27 @@ fn a_worker_that_may_not_write_results_gives_its_task_back_and_is_not_ready() {
 }
 
 #[test]
+fn a_worker_that_may_not_write_results_stops_in_time_and_gives_back_what_it_has_not_started() {
+    let rig = Rig::with_faults("outbox-stop", 1);
+    let gateway = rig.start_gateway();
+    let mut worker = rig.start_worker("w");
+    let broker = rig.broker().faulty();
+    broker.deny(Denial::new(Operation::Write, Resource::Topic(&rig.results())).of_client("lastcall-worker"));
+    worker.wait_for_line("Kafka refuses Write on topic", SOON);
+    let task = gateway.submit("not to be started", Duration::ZERO);
+    // Nothing tells that the worker has fetched it and waits.
+    std::thread::sleep(Duration::from_millis(500));
+    worker.signal(Signal::SIGTERM);
+    let exit = worker.wait(SOON);
+    assert!(exit.code == Some(0) && exit.elapsed < Duration::from_secs(2), "{exit:?}");
+    assert_eq!(worker.receipt()["tasks_returned"], 1, "{}", worker.receipt());
+    broker.allow_all();
+    let _other = rig.start_worker("other");
+    gateway.wait_for_result(&task, SOON);
+    assert_eq!(rig.audit().runs(&task), 1);
+}
+
+#[test]
 fn a_task_whose_result_is_denied_is_released_and_runs_again() {
     let rig = Rig::with_faults("outbox-release", 1);
     let gateway = rig.start_gateway();
@@ -191,7 +212,7 @@ fn a_start_that_may_not_be_put_on_record_does_not_hold_up_the_worker() {
     worker.wait_for_line(&format!("Kafka refuses Write on topic {starts}"), SOON);
     let other = gateway.submit("anything", Duration::ZERO);
     gateway.wait_for_result(&other, SOON);
-    worker.wait_for_line("could not be put on record (Denied)", SOON);
+    worker.wait_for_line("could not be put on record: a right is missing", SOON);
     broker.allow_all();
     gateway.wait_for_result(&failing, Duration::from_secs(30));
     worker.signal(Signal::SIGTERM);
@@ -213,7 +234,7 @@ fn a_handler_waits_for_the_record_of_a_start_no_longer_than_a_lock() {
     // With one handler, which waits for the record of the second start.
     let other = gateway.submit("anything", Duration::ZERO);
     gateway.wait_for_result(&other, SOON);
-    worker.wait_for_line("could not be put on record (TooLate)", SOON);
+    worker.wait_for_line("could not be put on record: Kafka did not take it in time", SOON);
     broker.heal();
     gateway.wait_for_result(&failing, Duration::from_secs(30));
     worker.signal(Signal::SIGTERM);

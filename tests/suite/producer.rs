@@ -314,7 +314,7 @@ fn a_producer_without_the_right_to_be_idempotent_fails_its_records() {
 
 /// The broker reads nothing for longer than a request may take: it is not at fault (KIP-219).
 #[test]
-fn a_throttled_producer_waits_and_blames_nobody() {
+fn a_throttled_producer_waits_and_stays_ready() {
     let scene = Scene::new("producer-throttle", 1);
     scene.both_are_served();
     let broker = scene.rig.broker().faulty();

@@ -121,7 +121,7 @@ impl Leader {
         self.busy = false;
     }
 
-    /// The broker reads nothing from its connection for so long. True when this is to be logged: not each time in a row.
+    /// The broker reads nothing from its connection for this long. True when this is to be logged: only the first of several in a row.
     pub(super) fn throttled(&mut self, time: Duration, now: Instant) -> bool {
         if time.is_zero() {
             self.throttled_until = None;

@@ -353,8 +353,9 @@ impl<T> Producer<T> {
         self.sender.is_ready()
     }
 
-    /// Sends what is queued until `deadline`; the rest is settled as `Unsent` or `Unknown`. All deliveries are told when this returns,
-    /// also while a connection is being opened: that thread ends by itself, at the latest after the connect timeout.
+    /// Sends what is queued until `deadline`; the rest is settled as `Unsent` or `Unknown`. All deliveries are told when
+    /// this returns, unless the cluster has one broker and its address takes no connection: then the thread ends after
+    /// the connect timeout.
     pub fn close(mut self, deadline: Instant) {
         self.end(deadline);
     }
