@@ -15,6 +15,8 @@ use std::time::Duration;
 pub const INTERVAL: Duration = Duration::from_secs(1);
 /// What the health file says while the process takes work.
 pub(crate) const RUNNING: &str = "running";
+/// What it says while something keeps the process from its work.
+const NOT_READY: &str = "not ready";
 /// How much longer the service manager is asked to wait, each time: some missed rounds are no reason to kill.
 pub const EXTENSION: Duration = Duration::from_secs(10);
 
@@ -25,6 +27,23 @@ pub struct Supervisor {
     status: String,
     stopping: bool,
     complained: bool,
+    obstacle: Option<Obstacle>,
+}
+
+/// Asked every round for what keeps the process from doing its work, although it lives.
+pub(crate) struct Obstacle(Box<dyn Fn() -> Option<String> + Send>);
+
+impl Obstacle {
+    /// `ask` must not block; its text is shown by the service manager.
+    pub(crate) fn new(ask: impl Fn() -> Option<String> + Send + 'static) -> Self {
+        Self(Box::new(ask))
+    }
+}
+
+impl std::fmt::Debug for Obstacle {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Obstacle")
+    }
 }
 
 impl Supervisor {
@@ -59,10 +78,16 @@ impl Supervisor {
         self.tell(&[NotifyState::Ready, NotifyState::Watchdog], status);
     }
 
-    /// It works, or could.
+    /// It works, or could: unless there is an obstacle, which is shown instead.
     pub fn alive(&mut self, status: &str) {
-        self.refresh(RUNNING);
-        self.tell(&[NotifyState::Watchdog], status);
+        let obstacle = self.obstacle.as_ref().and_then(|obstacle| (obstacle.0)());
+        self.refresh(if obstacle.is_none() { RUNNING } else { NOT_READY });
+        self.tell(&[NotifyState::Watchdog], obstacle.as_deref().unwrap_or(status));
+    }
+
+    /// While `obstacle` says something the process is alive and not ready.
+    pub(crate) fn watch(&mut self, obstacle: Obstacle) {
+        self.obstacle = Some(obstacle);
     }
 
     /// It stops, and needs more time than the service manager may have been told.

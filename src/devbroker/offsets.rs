@@ -7,13 +7,17 @@ use std::time::Instant;
 use kafka_protocol::messages::delete_records_response::{DeleteRecordsPartitionResult, DeleteRecordsTopicResult};
 use kafka_protocol::messages::list_offsets_request::ListOffsetsPartition;
 use kafka_protocol::messages::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
-use kafka_protocol::messages::{DeleteRecordsRequest, DeleteRecordsResponse, ListOffsetsRequest, ListOffsetsResponse};
+use kafka_protocol::messages::{
+    BrokerId, DeleteRecordsRequest, DeleteRecordsResponse, ListOffsetsRequest, ListOffsetsResponse,
+};
 
 use super::fetch::{READ_COMMITTED, wrong_epoch};
 use super::rights::{Operation, Resource};
 use super::state::{Caller, State};
 use crate::kafka::ErrorCode;
 
+/// The replica id of clients; a debugging consumer has -2.
+const CONSUMER: BrokerId = BrokerId(-1);
 /// Times that are none (Kafka's `ListOffsetsRequest`).
 const LATEST: i64 = -1;
 const EARLIEST: i64 = -2;
@@ -34,7 +38,8 @@ impl State {
             let partitions = topic.partitions.iter().map(|wanted| {
                 let answer = ListOffsetsPartitionResponse::default().with_partition_index(wanted.partition_index);
                 let committed = request.isolation_level == READ_COMMITTED;
-                match self.offset_at(caller, (topic.name.as_str(), committed), wanted, now) {
+                let reader = if request.replica_id == CONSUMER { Some(committed) } else { None };
+                match self.offset_at(caller, (topic.name.as_str(), reader), wanted, now) {
                     Ok((offset, time, epoch)) => {
                         // Versions before 4 have no place for it.
                         let epoch = if version < 4 { -1 } else { epoch };
@@ -52,11 +57,11 @@ impl State {
     }
 
     /// Offset, time and leader epoch; -1 where there is none. For `read_committed` readers the log ends at its last
-    /// stable offset.
+    /// stable offset, for other clients at the high watermark, and for all others (`None`) where it ends.
     fn offset_at(
         &mut self,
         caller: &Caller,
-        (topic, committed): (&str, bool),
+        (topic, reader): (&str, Option<bool>),
         wanted: &ListOffsetsPartition,
         now: Instant,
     ) -> Result<(i64, i64, i32), ErrorCode> {
@@ -66,7 +71,7 @@ impl State {
             return Err(code);
         }
         let (log, epoch) = (&partition.log, partition.epoch);
-        let end = partition.readable(committed);
+        let end = reader.map_or(log.end(), |committed| partition.readable(committed));
         let found = match wanted.timestamp {
             LATEST => Some((end, -1)),
             EARLIEST | EARLIEST_LOCAL => Some((log.start(), -1)),

@@ -164,10 +164,11 @@ impl Service {
         if status == 503 { answer.with("Retry-After", "1".to_owned()) } else { answer }
     }
 
-    fn readiness(&self) -> [(&'static str, bool); 4] {
+    fn readiness(&self) -> [(&'static str, bool); 5] {
         [
             ("prepared", self.desk.is_prepared()),
             ("kafka", self.desk.is_kafka_connected()),
+            ("rights", self.submitter.has_rights()),
             ("read_back", self.desk.is_read_back()),
             ("accepting", !self.desk.is_draining()),
         ]

@@ -81,6 +81,11 @@ impl Submitter {
         self.producer.get().is_some_and(ProducerSender::is_ready)
     }
 
+    /// Whether Kafka takes this gateway's records, as far as its rights go.
+    pub(super) fn has_rights(&self) -> bool {
+        self.producer.get().is_none_or(|producer| producer.denial().is_none())
+    }
+
     /// Takes what a caller wants, or turns the caller away.
     pub(super) fn submit(&self, exchange: Exchange, wanted: Wanted, terms: &Terms) {
         if self.desk.is_draining() {
@@ -416,6 +421,9 @@ fn not_accepted(key: TaskKey, error: &DeliveryError) -> Answer {
     match error {
         DeliveryError::Refused { code, .. } => {
             Answer::unavailable(&format!("Kafka refused the task ({code}); nothing was accepted"), None, RETRY_AFTER)
+        }
+        DeliveryError::Denied { .. } => {
+            Answer::unavailable(&format!("{error}; nothing was accepted"), None, RETRY_AFTER)
         }
         DeliveryError::Unsent => {
             Answer::unavailable("the gateway is shutting down; nothing was accepted", None, RETRY_AFTER)

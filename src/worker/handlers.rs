@@ -7,7 +7,7 @@
 use super::drain::Control;
 use super::in_flight::{Claim, InFlight, RecordKey, Run};
 use super::intake::Job;
-use super::outbox::{Outbox, OutboxClosed, error_result};
+use super::outbox::{Announced, Outbox, OutboxClosed, error_result};
 use super::past::{Decision, Past};
 use crate::handler::{Context, Handler, HandlerError};
 use crate::kafka::cluster::Cluster;
@@ -60,6 +60,10 @@ impl<H: Handler> HandlerThread<H> {
     }
 
     fn process(&self, job: &Job) -> Result<(), OutboxClosed> {
+        if !self.outbox.wait_for_rights(&self.control.draining) {
+            self.in_flight.take_back(job.key);
+            return Ok(());
+        }
         let delivery = job.record.delivery_count;
         let decoded = match &job.record.fault {
             Some(fault) => Err(BadTask { reason: fault.clone(), task_id: None }),
@@ -124,9 +128,9 @@ impl<H: Handler> HandlerThread<H> {
     fn start_on_record(&self, job: &Job, run: &Run, task: &Task) -> Result<(), OutboxClosed> {
         let delivery = job.record.delivery_count;
         let started = TaskStarted { task_id: task.task_id.clone(), delivery, worker_id: self.worker_id.to_string() };
-        let on_record = self.outbox.announce_start(&started, &self.control.draining);
-        if !on_record {
-            self.in_flight.decline(job.key, run);
+        let announced = self.outbox.announce_start(&started, &self.control.draining, self.in_flight.lock_length());
+        if announced != Announced::OnRecord {
+            self.decline(job, run, task, announced);
             return Ok(());
         }
         if self.in_flight.start(job.key, run, Instant::now()) {
@@ -134,6 +138,18 @@ impl<H: Handler> HandlerThread<H> {
         } else {
             Ok(())
         }
+    }
+
+    fn decline(&self, job: &Job, run: &Run, task: &Task, announced: Announced) {
+        if announced == Announced::Denied {
+            // Every release brings the task nearer to the delivery limit.
+            let _ = self.control.draining.sleep(self.in_flight.lock_length() / 3);
+        }
+        if announced != Announced::Stopped {
+            let id = escape(&task.task_id);
+            log::warn!("the start of task {id} could not be put on record: {announced}; the task is given back");
+        }
+        self.in_flight.decline(job.key, run);
     }
 
     fn give_up(&self, job: &Job, run: &Run, task_id: Option<&str>, reason: &str) -> Result<(), OutboxClosed> {
@@ -150,7 +166,10 @@ impl<H: Handler> HandlerThread<H> {
         );
         self.outbox.send_dead(job.key, &job.record, reason)?;
         match task_id {
-            Some(task_id) => self.outbox.send_result(job.key, &error_result(task_id, &self.worker_id, reason)),
+            Some(task_id) => {
+                let result = error_result(task_id, &self.worker_id, reason);
+                self.outbox.send_result(job.key, job.record.delivery_count, &result)
+            }
             None => Ok(()),
         }
     }
@@ -164,7 +183,7 @@ impl<H: Handler> HandlerThread<H> {
             escape(&task.task_id),
             job.record.delivery_count
         );
-        self.outbox.send_again(job.key, &job.record)
+        self.outbox.send_again(job.key, &job.record, &task.task_id)
     }
 
     // ---- running ----
@@ -182,10 +201,10 @@ impl<H: Handler> HandlerThread<H> {
         let took = began.elapsed();
         log::debug!("Worker {} has run task {} for {} us", self.worker_id, escape(&task.task_id), took.as_micros());
         match outcome {
-            Outcome::Output(output) => self.publish(key, run, task, took, Ok(output)),
+            Outcome::Output(output) => self.publish(key, run, (task, delivery), took, Ok(output)),
             Outcome::Final(error) => {
                 log::warn!("task {} failed for good: {}", escape(&task.task_id), escape(&error));
-                self.publish(key, run, task, took, Err(error))
+                self.publish(key, run, (task, delivery), took, Err(error))
             }
             Outcome::Retry(error) => self.rest(key, run, task, delivery, took, error),
         }
@@ -201,7 +220,7 @@ impl<H: Handler> HandlerThread<H> {
         &self,
         key: RecordKey,
         run: &Run,
-        task: &Task,
+        (task, delivery): (&Task, u16),
         took: Duration,
         outcome: Result<serde_json::Map<String, serde_json::Value>, String>,
     ) -> Result<(), OutboxClosed> {
@@ -216,6 +235,7 @@ impl<H: Handler> HandlerThread<H> {
         };
         self.outbox.send_result(
             key,
+            delivery,
             &TaskResult {
                 task_id: task.task_id.clone(),
                 success,

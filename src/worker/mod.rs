@@ -21,6 +21,8 @@ pub(crate) mod outage;
 mod outbox;
 mod past;
 mod pulse;
+mod repair;
+mod settling;
 mod start;
 mod status;
 mod stopping;

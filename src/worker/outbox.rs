@@ -1,61 +1,51 @@
 //! The outbox: everything that a worker writes to Kafka goes through one idempotent producer, and what Kafka has
 //! acknowledged moves the account.
 //!
-//! Order is everything: a result is acknowledged by all in-sync replicas, then its task is accepted. The only call of
-//! [`InFlight::published`] is in here. Handlers and the status thread send; the producer's thread settles.
+//! A result is acknowledged by all in-sync replicas, then its task is accepted: see [`settling`](super::settling). Handlers
+//! and the status thread send; the producer's thread settles.
 
 use super::drain::Control;
 use super::in_flight::{InFlight, RecordKey};
+use super::repair::{Debt, Owed, Part, Repair};
+use super::settling::{Settling, StartRecord, Token};
 use crate::kafka::cluster::Cluster;
-use crate::kafka::producer::{
-    Delivery, DeliveryError, Producer, ProducerEvents, ProducerOptions, ProducerRecord, ProducerSender,
-};
+use crate::kafka::producer::{Producer, ProducerOptions, ProducerRecord, ProducerSender};
 use crate::kafka::share_session::AcquiredRecord;
 use crate::logging::escape;
 use crate::stop::Stop;
+use crate::supervisor::Obstacle;
 use crate::task::{self, TaskFailed, TaskResult, TaskStarted, TaskStopped, WorkerStatus};
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, bounded, select};
 use serde_json::Map;
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Records that may wait for the producer. Full: handlers wait with their outcome, and so nothing more is fetched.
 const QUEUE: usize = 2048;
-/// Refused records that may wait for their repair. Full: the task stays unaccepted and is delivered again later.
+/// Refused records that may wait for their repair. Full: the task is given back.
 const REPAIRS: usize = 256;
+/// How often a handler that waits for a right looks whether it is there.
+const DENIAL_CHECK: Duration = Duration::from_millis(100);
 
-/// Why a result could not be written as it was.
-#[derive(Debug)]
-pub(super) struct Repair {
-    key: RecordKey,
-    what: Refused,
-    reason: String,
+/// What came of announcing a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Announced {
+    /// Kafka has the record.
+    #[error("it is")]
+    OnRecord,
+    /// A right is missing.
+    #[error("a right is missing")]
+    Denied,
+    /// Kafka did not take it within the limit.
+    #[error("Kafka did not take it in time")]
+    TooLate,
+    /// The worker stops.
+    #[error("the worker stops")]
+    Stopped,
 }
-
-#[derive(Clone, Debug)]
-enum Refused {
-    /// The result itself, of this task.
-    Result(Arc<str>),
-    /// The copy for the dead-letter topic.
-    DeadCopy(Box<AcquiredRecord>, Arc<str>),
-}
-
-/// What the producer gives back with each delivery.
-#[derive(Debug)]
-pub(super) enum Token {
-    /// One of the records that must be in Kafka before the task is accepted.
-    Owed { key: RecordKey, refused: Option<RefusedBox> },
-    /// A notification that somebody waits for. Capacity one, one answer.
-    Notice(Sender<bool>),
-    /// Nobody waits.
-    Fleeting,
-}
-
-/// What to write instead when Kafka refuses the record alone.
-#[derive(Debug)]
-pub(super) struct RefusedBox(Refused);
 
 /// Names of the topics that a worker writes to.
 #[derive(Clone, Debug)]
@@ -72,53 +62,14 @@ pub(super) struct Outbox {
     sender: ProducerSender<Token>,
     topics: OutboxTopics,
     worker_id: Arc<str>,
+    /// One heartbeat is on its way.
+    heartbeat: Arc<AtomicBool>,
 }
 
 /// The outbox is closed: the process ends.
 #[derive(Debug, thiserror::Error)]
 #[error("the outbox is closed")]
 pub(super) struct OutboxClosed;
-
-/// Moves the account when Kafka answers.
-struct Settling {
-    in_flight: Arc<InFlight>,
-    control: Arc<Control>,
-    repairs: Sender<Repair>,
-}
-
-impl ProducerEvents<Token> for Settling {
-    fn settled(&mut self, deliveries: Vec<Delivery<Token>>) {
-        for delivery in deliveries {
-            let in_kafka = delivery.outcome.is_ok();
-            match delivery.token {
-                Token::Owed { key, .. } if in_kafka => self.in_flight.published(key),
-                Token::Owed { key, refused } => self.mend(key, refused, delivery.outcome.as_ref().err()),
-                // Capacity one and one answer: never full. Disconnected: the waiting second is over.
-                Token::Notice(waiting) => drop(waiting.try_send(in_kafka)),
-                Token::Fleeting => {}
-            }
-        }
-        self.control.ring();
-    }
-}
-
-impl Settling {
-    fn mend(&self, key: RecordKey, refused: Option<RefusedBox>, error: Option<&DeliveryError>) {
-        // Unsent or unknown: the producer was closed, so the process ends and the task is given back.
-        let Some(DeliveryError::Refused { code, message }) = error else { return };
-        let reason = format!(
-            "Kafka refused the record: {code}{}",
-            if message.is_empty() { String::new() } else { format!(" ({message})") }
-        );
-        let Some(RefusedBox(what)) = refused else {
-            log::error!("a record of offset {} was refused twice: {}", key.offset, escape(&reason));
-            return;
-        };
-        if self.repairs.try_send(Repair { key, what, reason }).is_err() {
-            log::error!("too many refused records at once; the task at offset {} is delivered again later", key.offset);
-        }
-    }
-}
 
 /// Starts the producer's thread. The receiver is for the status thread, which calls [`Outbox::repair`].
 pub(super) fn start(
@@ -130,9 +81,19 @@ pub(super) fn start(
     on_death: Stop,
 ) -> (Producer<Token>, Outbox, Receiver<Repair>) {
     let (repairs, to_repair) = bounded(REPAIRS);
-    let options = ProducerOptions { queue: QUEUE, batch_bytes: 512 * 1024, request_bytes: 900 * 1024 };
-    let producer = Producer::start("outbox", cluster, options, Settling { in_flight, control, repairs }, on_death);
-    let outbox = Outbox { sender: producer.sender(), topics, worker_id: worker_id.into() };
+    let options = ProducerOptions { queue: QUEUE, request_bytes: 900 * 1024, ..ProducerOptions::default() };
+    let heartbeat = Arc::new(AtomicBool::new(false));
+    let worker_id: Arc<str> = worker_id.into();
+    let settling = Settling {
+        in_flight,
+        control,
+        repairs,
+        heartbeat: Arc::clone(&heartbeat),
+        worker_id: Arc::clone(&worker_id),
+        unwritten: 0,
+    };
+    let producer = Producer::start("outbox", cluster, options, settling, on_death);
+    let outbox = Outbox { sender: producer.sender(), topics, worker_id, heartbeat };
     (producer, outbox, to_repair)
 }
 
@@ -141,52 +102,93 @@ impl Outbox {
         &self.topics
     }
 
-    /// Sends a result; with it, and any other record that the account expects, in Kafka the task is accepted.
-    pub(super) fn send_result(&self, key: RecordKey, result: &TaskResult) -> Result<(), OutboxClosed> {
-        let record = self.result_record(result);
-        let refused = Some(RefusedBox(Refused::Result(result.task_id.as_str().into())));
-        self.send(record, Token::Owed { key, refused })
+    /// What keeps the worker from being ready: a right that is missing.
+    pub(super) fn obstacle(&self) -> Obstacle {
+        let sender = self.sender.clone();
+        Obstacle::new(move || sender.denial().map(|denied| denied.to_string()))
+    }
+
+    /// Waits while results are denied: what ran then could not be told. Heartbeats go to the same topic, so the first one
+    /// that is written ends this. False: `stop` came first.
+    pub(super) fn wait_for_rights(&self, stop: &Stop) -> bool {
+        while self.sender.denial_of(&self.topics.results).is_some() {
+            if stop.sleep(DENIAL_CHECK).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Sends the result of a task that was delivered this many times. Once Kafka has it, and every other record that the
+    /// account expects, the task is accepted.
+    pub(super) fn send_result(&self, key: RecordKey, deliveries: u16, result: &TaskResult) -> Result<(), OutboxClosed> {
+        let record = Owed::Result(result.task_id.as_str().into());
+        self.send(self.result_record(result), Token::Owed(key, Debt { deliveries, record }))
     }
 
     /// Sends the copy of a task that is given up to the dead-letter topic.
     pub(super) fn send_dead(&self, key: RecordKey, record: &AcquiredRecord, reason: &str) -> Result<(), OutboxClosed> {
-        let copy = self.dead_record(record, record.value.clone(), reason);
-        let refused = Some(RefusedBox(Refused::DeadCopy(Box::new(record.clone()), reason.into())));
-        self.send(copy, Token::Owed { key, refused })
+        let dead = Owed::DeadLetter(Box::new(record.clone()), reason.into(), Part::Whole);
+        self.send_owed(key, Debt { deliveries: record.delivery_count, record: dead }, reason)
     }
 
     /// Sends the task again under the same id: the broker is about to drop the old record unrun.
-    pub(super) fn send_again(&self, key: RecordKey, record: &AcquiredRecord) -> Result<(), OutboxClosed> {
-        let again = ProducerRecord {
-            topic: Arc::clone(&self.topics.tasks),
-            key: record.key.clone(),
-            value: record.value.clone(),
-            headers: own_headers(record),
-        };
-        self.send(again, Token::Owed { key, refused: None })
+    pub(super) fn send_again(
+        &self,
+        key: RecordKey,
+        record: &AcquiredRecord,
+        task_id: &str,
+    ) -> Result<(), OutboxClosed> {
+        let copy = Owed::Copy(Box::new(record.clone()), task_id.into());
+        self.send_owed(key, Debt { deliveries: record.delivery_count, record: copy }, "")
     }
 
-    /// Says that a task which was delivered before is about to be started, and waits until Kafka has it.
-    ///
-    /// False: the outbox closed, or `stop` was triggered, before Kafka had it.
-    pub(super) fn announce_start(&self, started: &TaskStarted, stop: &Stop) -> bool {
+    /// Writes what stands in for a record that Kafka has refused.
+    pub(super) fn repair(&self, repair: Repair) -> Result<(), OutboxClosed> {
+        let Repair { key, debt, reason, given_up } = repair;
+        log::warn!("offset {}: {}; writing less instead", key.offset, escape(&reason));
+        if let Some(task_id) = given_up {
+            // Not owed: the account expects the one record that it was told of.
+            self.send(self.result_record(&error_result(&task_id, &self.worker_id, &reason)), Token::Fleeting)?;
+        }
+        self.send_owed(key, debt, &reason)
+    }
+
+    /// Says that a task which was delivered before is about to be started, and waits until Kafka has it: `limit` at most,
+    /// and not while the worker stops.
+    pub(super) fn announce_start(&self, started: &TaskStarted, stop: &Stop, limit: Duration) -> Announced {
         let (waiting, answer) = bounded(1);
-        if self.send(self.starts_record(&started.task_id, started.encode()), Token::Notice(waiting)).is_err() {
-            return false;
+        let record = Arc::new(StartRecord::default());
+        let token = Token::Start(waiting, Arc::clone(&record));
+        if self.send(self.starts_record(&started.task_id, started.encode()), token).is_err() {
+            return Announced::Stopped;
         }
-        crossbeam_channel::select! {
-            recv(answer) -> in_kafka => in_kafka.unwrap_or(false),
-            recv(stop.triggered()) -> _ => answer.try_recv().unwrap_or(false),
+        let (told, otherwise) = select! {
+            recv(answer) -> in_kafka => (in_kafka.ok(), Announced::Stopped),
+            recv(stop.triggered()) -> _ => (answer.try_recv().ok(), Announced::Stopped),
+            default(limit) => (answer.try_recv().ok(), Announced::TooLate),
+        };
+        match told {
+            Some(true) => return Announced::OnRecord,
+            Some(false) if self.sender.denial_of(&self.topics.starts).is_some() => return Announced::Denied,
+            Some(false) => {}
+            None if record.cancel() => {}
+            // It may yet come to stand there, and was no start.
+            None => {
+                let (task_id, worker_id) = (started.task_id.clone(), self.worker_id.to_string());
+                self.note_stop(&TaskStopped { task_id, worker_id });
+            }
         }
+        otherwise
     }
 
-    /// Notes why a start failed, for the reason in the dead letter. Nobody waits for it.
+    /// Notes why a start failed, for the reason in the dead letter. Does not wait for Kafka.
     pub(super) fn note_failure(&self, failed: &TaskFailed) -> Result<(), OutboxClosed> {
         self.send(self.starts_record(&failed.task_id, failed.encode()), Token::Fleeting)
     }
 
-    /// Notes that a start ended with its worker's stop, so that it is not held against the task. Nobody waits for it, least of all the stop: where there is no
-    /// room for it, the start counts.
+    /// Notes that a start ended with its worker's stop, so that it is not held against the task. Does not wait: if the
+    /// queue is full the note is dropped, and the start counts.
     pub(super) fn note_stop(&self, stopped: &TaskStopped) {
         // Full or closed: see above.
         let _ = self.sender.try_send(self.starts_record(&stopped.task_id, stopped.encode()), Token::Fleeting);
@@ -199,21 +201,31 @@ impl Outbox {
         Ok(answer)
     }
 
-    /// Sends a heartbeat unless the queue is full: the next one follows soon.
+    /// Sends a heartbeat unless one is on its way, or the queue is full: while Kafka is unavailable they do not pile up.
     pub(super) fn send_heartbeat(&self, status: &WorkerStatus) {
-        // Full or closed: one heartbeat less.
-        let _ = self.sender.try_send(self.status_record(status), Token::Fleeting);
+        if self.heartbeat.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if self.sender.try_send(self.status_record(status), Token::Heartbeat).is_err() {
+            self.heartbeat.store(false, Ordering::Relaxed);
+        }
     }
 
-    /// Writes something that Kafka takes in place of what it refused.
-    pub(super) fn repair(&self, repair: Repair) -> Result<(), OutboxClosed> {
-        let Repair { key, what, reason } = repair;
-        log::warn!("offset {}: {}; writing less instead", key.offset, escape(&reason));
-        let record = match what {
-            Refused::Result(task_id) => self.result_record(&error_result(&task_id, &self.worker_id, &reason)),
-            Refused::DeadCopy(record, why) => self.dead_record(&record, None, &why),
+    /// Sends a record that is owed. `reason`: why an error result stands in for a result.
+    fn send_owed(&self, key: RecordKey, debt: Debt, reason: &str) -> Result<(), OutboxClosed> {
+        let record = match &debt.record {
+            Owed::Result(task_id) | Owed::ErrorResult(task_id) => {
+                self.result_record(&error_result(task_id, &self.worker_id, reason))
+            }
+            Owed::DeadLetter(record, why, part) => self.dead_record(record, why, *part),
+            Owed::Copy(record, _) => ProducerRecord {
+                topic: Arc::clone(&self.topics.tasks),
+                key: record.key.clone(),
+                value: record.value.clone(),
+                headers: own_headers(record),
+            },
         };
-        self.send(record, Token::Owed { key, refused: None })
+        self.send(record, Token::Owed(key, debt))
     }
 
     fn send(&self, record: ProducerRecord, token: Token) -> Result<(), OutboxClosed> {
@@ -247,13 +259,14 @@ impl Outbox {
         }
     }
 
-    fn dead_record(&self, record: &AcquiredRecord, value: Option<Bytes>, reason: &str) -> ProducerRecord {
-        let mut headers = own_headers(record);
+    fn dead_record(&self, record: &AcquiredRecord, reason: &str, part: Part) -> ProducerRecord {
+        let mut headers = if part == Part::KeyAlone { Vec::new() } else { own_headers(record) };
         let mut add = |name: &'static str, value: String| headers.push((Cow::Borrowed(name), Some(Bytes::from(value))));
         add("lastcall-reason", reason.to_owned());
         add("lastcall-deliveries", record.delivery_count.to_string());
         add("lastcall-worker", self.worker_id.to_string());
         add("lastcall-original-offset", record.offset.to_string());
+        let value = record.value.clone().filter(|_| part == Part::Whole);
         ProducerRecord { topic: Arc::clone(&self.topics.dead), key: record.key.clone(), value, headers }
     }
 }

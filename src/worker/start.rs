@@ -11,7 +11,9 @@ use super::intakes::{IntakeReport, Intakes};
 use super::leaders::{Leaders, LeadersThread};
 use super::membership::{self, Assignment, Leave};
 use super::outage::Outage;
-use super::outbox::{self, Outbox, OutboxTopics, Repair, Token};
+use super::outbox::{self, Outbox, OutboxTopics};
+use super::repair::Repair;
+use super::settling::Token;
 use super::status::{Announce, Identity, StatusThread};
 use crate::backoff::Backoff;
 use crate::config::{Common, WorkerConfig};
@@ -197,7 +199,7 @@ fn start_threads(
     cluster: &Cluster,
     interrupter: Interrupter,
     queue: &Queue,
-    supervisor: Supervisor,
+    mut supervisor: Supervisor,
 ) -> (Running, Receiver<()>) {
     let fatal = Stop::new();
     let control = Arc::new(Control::new());
@@ -225,6 +227,7 @@ fn start_threads(
         Arc::clone(&control),
         fatal.clone(),
     );
+    supervisor.watch(outbox.obstacle());
     let (announcements, to_announce) = bounded(2);
     let deadlines = Arc::new(Mutex::new(None));
     let status = parts.status(outbox.clone(), to_announce, repairs, Arc::clone(&deadlines));

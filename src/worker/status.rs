@@ -6,12 +6,13 @@
 
 use super::drain::Deadlines;
 use super::in_flight::InFlight;
-use super::outbox::{Outbox, OutboxClosed, Repair};
+use super::outbox::{Outbox, OutboxClosed};
+use super::repair::Repair;
 use crate::kafka::admin;
 use crate::kafka::cluster::Cluster;
 use crate::logging::escape;
 use crate::task::{Receipt, WorkerState, WorkerStatus, unix_now};
-use crossbeam_channel::{Receiver, Sender, select, tick};
+use crossbeam_channel::{Receiver, Sender, never, select, tick};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -55,7 +56,7 @@ pub(super) struct StatusThread {
 
 impl StatusThread {
     /// Runs until main drops its end of `announcements`.
-    pub(super) fn run(self) -> Result<(), OutboxClosed> {
+    pub(super) fn run(mut self) -> Result<(), OutboxClosed> {
         let heartbeat = tick(self.heartbeat_interval);
         let span = tick(SPAN_INTERVAL);
         let mut state = None;
@@ -81,7 +82,7 @@ impl StatusThread {
                         self.outbox.repair(repair)?;
                     } else {
                         // The producer has ended: the next send says so.
-                        std::thread::yield_now();
+                        self.repairs = never();
                     }
                 }
                 recv(span) -> _ => holding_back = self.look_at_span(holding_back),

@@ -6,6 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kafka_protocol::{
+    messages::{
+        BrokerId, ListOffsetsRequest, TopicName,
+        list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
+    },
+    protocol::StrBytes,
+};
 use uuid::Uuid;
 
 use crate::support::{
@@ -346,4 +353,35 @@ fn a_partition_of_one_replica_has_no_leader_while_its_node_is_down() {
     });
     let (_a, got) = scene.served("a", 0, 1);
     assert_eq!(got, [(0, 1)]);
+}
+
+/// What the leader has written and a replica in sync has not cannot be read yet. Where it ends a producer has to know that
+/// looks for its own batch.
+#[test]
+fn a_client_is_told_the_high_watermark_and_a_debugging_consumer_the_end_of_the_log() {
+    const CLIENT: i32 = -1;
+    const DEBUGGING_CONSUMER: i32 = -2;
+    let scene = Scene::new("end", 1, 3);
+    scene.produce(0, 1);
+    let leader = scene.leader(0);
+    let frozen = scene.other_than(&[leader]);
+    let end = |replica| {
+        let partition = ListOffsetsPartition::default().with_current_leader_epoch(-1).with_timestamp(-1);
+        let topic = ListOffsetsTopic::default()
+            .with_name(TopicName(StrBytes::from_string(scene.topic.clone())))
+            .with_partitions(vec![partition]);
+        let request = ListOffsetsRequest::default().with_replica_id(BrokerId(replica)).with_topics(vec![topic]);
+        scene.cluster.wire(leader).call(7, &request).topics[0].partitions[0].offset
+    };
+    eventually(SOON, "every replica has the first record", || end(CLIENT) == 1);
+    scene.cluster.freeze(frozen);
+    std::thread::scope(|scope| {
+        let written = scope.spawn(|| scene.produce_at(leader, 0));
+        eventually(SESSION_TIMEOUT, "the second record is written and not replicated", || {
+            (end(DEBUGGING_CONSUMER), end(CLIENT)) == (2, 1)
+        });
+        scene.cluster.thaw(frozen);
+        assert_eq!(written.join().expect("answered"), (0, 1));
+    });
+    eventually(SOON, "every replica has both", || end(CLIENT) == 2);
 }

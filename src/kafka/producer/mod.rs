@@ -1,17 +1,39 @@
 //! The idempotent, batching producer (KIP-98, without transactions): every record's outcome is told exactly once.
 //!
-//! One thread takes what is in the channel, sends it as one request per leader, and takes what has gathered meanwhile: no timer, no linger.
-//! A batch's bytes are made once and resent as they are until their outcome is known, so that a broker that has them
-//! already says so. A record that the broker refuses for good is found by splitting its batch; the others are delivered. The producer never
-//! gives a record up because Kafka is away: it repeats until it is closed. Records of one partition keep their order.
+//! One thread takes what is in the channel and sends one request per leader at a time; the next one carries what has
+//! gathered meanwhile: no timer, no linger. A batch's bytes are made once and resent as they are until their outcome is
+//! known, so that a broker that has them already says so. A record that the broker refuses for good is found by splitting
+//! its batch; the others are delivered. A right that is missing fails all records that need it. While a leader, a
+//! partition or a topic is unavailable its records wait, until the producer is closed, and no others do: each has its own
+//! back-off and its own bytes. Up to [`ProducerOptions::held_bytes`] are taken from the channel for each leader (the
+//! records without one share as much); beyond, the channel fills, and `send` waits or `try_send` refuses, whatever the
+//! record's topic. Records of one partition keep their order.
 //!
-//! `lane` is the pure part, one partition's records and what an answer means for them; `run` is the thread. Called by the gateway (tasks,
-//! claims) and by the worker's outbox.
+//! | module | noun |
+//! |---|---|
+//! | `actor` | the thread that decides |
+//! | `lane` | one partition's records, and what an answer means for them; pure |
+//! | `topics`, `asker` | partitions and leaders; the thread that asks for them |
+//! | `leader` | one leader: its job, rest and thread |
+//! | `link` | what blocks on a leader |
+//! | `doubts` | looking batches up in the log |
+//! | `denials` | what Kafka refuses for good |
+//! | `trouble` | back-off and outage of one thing; pure |
+//!
+//! Called by the gateway (tasks, claims) and by the worker's outbox.
 
+mod actor;
+mod asker;
+mod denials;
+mod doubts;
 mod lane;
-mod run;
+mod leader;
+mod link;
+mod topics;
+mod trouble;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,7 +41,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Sender, bounded};
+use parking_lot::Mutex;
 
+use self::denials::Denial;
 use super::cluster::Cluster;
 use super::error::ErrorCode;
 use super::interrupt::Interrupter;
@@ -71,11 +95,22 @@ pub enum DeliveryError {
         /// The broker's own words, if it gave any.
         message: String,
     },
+    /// Kafka refuses the topic, the producer or the request, whatever the record, and time alone does not change that: a
+    /// right is missing (29, 31), or a setting forbids it. The record is not in the log.
+    #[error("Kafka refuses {right} on {resource}: {code}")]
+    Denied {
+        /// What was refused, by the name of the operation in Kafka's ACLs: "Write", "Describe", "IdempotentWrite".
+        right: &'static str,
+        /// What it was refused on: `topic NAME`, or "the cluster".
+        resource: Arc<str>,
+        /// The broker's code.
+        code: ErrorCode,
+    },
     /// Closed before it was sent: it is not in the log.
     #[error("closed before it was sent")]
     Unsent,
-    /// Closed before the outcome was known: it may be in the log.
-    #[error("closed before the outcome was known")]
+    /// It may be in the log: the producer was closed before the outcome was known, or may not read the log to find out.
+    #[error("whether it was written is unknown")]
     Unknown,
 }
 
@@ -107,13 +142,16 @@ pub struct ProducerOptions {
     pub queue: usize,
     /// Bytes after which a batch ends. A batch is read as a whole, so batches of tasks are kept small. Kafka: `batch.size`.
     pub batch_bytes: usize,
-    /// Bytes in hand beside the channel, and so the size of a request. Kafka: `max.request.size`.
+    /// Bytes after which no further batch is added to a request. Kafka: `max.request.size`.
     pub request_bytes: usize,
+    /// Bytes of records that are held for one leader beside the channel, and for all records without a leader together.
+    /// Enough for what comes while a leader is replaced. Kafka: `buffer.memory`, which is one bound for all.
+    pub held_bytes: usize,
 }
 
 impl Default for ProducerOptions {
     fn default() -> Self {
-        Self { queue: 4096, batch_bytes: 512 << 10, request_bytes: 1 << 20 }
+        Self { queue: 4096, batch_bytes: 512 << 10, request_bytes: 1 << 20, held_bytes: 8 << 20 }
     }
 }
 
@@ -147,6 +185,9 @@ struct Message<T> {
     token: T,
 }
 
+/// Topic and partition.
+type LaneKey = (Arc<str>, i32);
+
 /// What the producer's thread and its handles share.
 #[derive(Debug, Default)]
 struct Shared {
@@ -154,6 +195,20 @@ struct Shared {
     closed: AtomicBool,
     /// Callers inside `send`: the thread drops the channel only when none is, so that no record vanishes between the two.
     inside: AtomicUsize,
+    /// Whether anything is denied: asked for every task.
+    is_denied: AtomicBool,
+    /// By resource.
+    denied: Mutex<BTreeMap<Arc<str>, Denial>>,
+}
+
+impl Shared {
+    fn denial(&self, wanted: impl Fn(&str) -> bool) -> Option<DeliveryError> {
+        if !self.is_denied.load(Ordering::Relaxed) {
+            return None;
+        }
+        let all = self.denied.lock();
+        all.iter().find(|(resource, _)| wanted(resource)).map(|(_, denial)| denial.error.clone())
+    }
 }
 
 /// Takes records for a producer; clones share its channel.
@@ -196,6 +251,19 @@ impl<T> ProducerSender<T> {
     pub fn is_ready(&self) -> bool {
         self.shared.ready.load(Ordering::Relaxed)
     }
+
+    /// A [`DeliveryError::Denied`] that neither a success nor ten seconds without another denial have ended.
+    #[must_use]
+    pub fn denial(&self) -> Option<DeliveryError> {
+        self.shared.denial(|_| true)
+    }
+
+    /// The same for records of one topic.
+    #[must_use]
+    pub fn denial_of(&self, topic: &str) -> Option<DeliveryError> {
+        let name = denials::resource(topic);
+        self.shared.denial(|resource| *resource == *name || resource == denials::CLUSTER)
+    }
 }
 
 /// A caller inside `send`.
@@ -230,7 +298,7 @@ pub struct Producer<T> {
 }
 
 impl<T: Send + 'static> Producer<T> {
-    /// Starts the thread `name` (at most 15 bytes). It connects at once, and goes on trying while Kafka is away.
+    /// Starts the thread `name` (at most 15 bytes). It connects at once, and keeps trying while Kafka is unavailable.
     pub fn start(
         name: &str,
         cluster: Cluster,
@@ -241,16 +309,14 @@ impl<T: Send + 'static> Producer<T> {
         let (inbox, records) = bounded(options.queue);
         let closing = Stop::new();
         let shared = Arc::new(Shared::default());
-        // Its own interrupter: closing wakes this producer's calls and nobody else's.
+        // Its own interrupter: closing wakes this producer's calls and no others.
         let interrupter = cluster.options().interrupter.child();
-        let actor = run::Actor::new(
-            name,
+        let actor = actor::Actor::new(
+            (name, &on_death),
             cluster.scoped(interrupter.clone()),
             options,
             events,
-            records,
-            closing.clone(),
-            Arc::clone(&shared),
+            actor::Handles { inbox: records, closing: closing.clone(), shared: Arc::clone(&shared) },
         );
         let thread = threads::spawn(name, on_death, move || actor.run());
         Self { sender: ProducerSender { inbox, shared }, closing, interrupter, thread: Some(thread) }
@@ -280,15 +346,16 @@ impl<T> Producer<T> {
         self.sender.clone()
     }
 
-    /// Whether Kafka took part lately: the last request was answered, or nothing is to be sent and the connection stands. A
-    /// frozen broker is noticed with the next record.
+    /// Whether records are written: a leader is connected, nothing is denied, and where records wait for longer than a
+    /// moment, others do not. A frozen broker is noticed with the next record.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.sender.is_ready()
     }
 
-    /// Sends what is queued until `deadline`; the rest is settled as `Unsent` or `Unknown`. All deliveries are told when this returns,
-    /// unless the thread hangs in the operating system (an unreachable address, at most the connect timeout).
+    /// Sends what is queued until `deadline`; the rest is settled as `Unsent` or `Unknown`. All deliveries are told when
+    /// this returns, unless the cluster has one broker and its address takes no connection: then the thread ends after
+    /// the connect timeout.
     pub fn close(mut self, deadline: Instant) {
         self.end(deadline);
     }

@@ -108,6 +108,19 @@ impl InFlight {
             _ => drop(table.change(key, |entry| entry.state = State::Done)),
         }
     }
+
+    /// One of the task's records will not be written: the task is released at `until`, or at once when the worker stops.
+    pub(in crate::worker) fn unpublished(&self, key: RecordKey, until: Instant) {
+        let mut table = self.table.lock();
+        let Some((State::Publishing(_), lock)) = table.entries.get(&key).map(|entry| (entry.state.clone(), entry.lock))
+        else {
+            return;
+        };
+        match lock {
+            Lock::Held { .. } => drop(table.change(key, |entry| entry.state = State::Resting(until))),
+            Lock::Gone { .. } => drop(table.remove(key)),
+        }
+    }
 }
 
 /// Whether the entry is in the hands of this run.

@@ -1,0 +1,277 @@
+//! Records that a worker cannot write: each ends in a defined way, and the worker goes on.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use crossbeam_channel::{Sender, bounded};
+use kafka_protocol::records::Record;
+use lastcall::{
+    devbroker::{Action, Denial, Fault, Kind, Operation, Resource},
+    kafka::{ClientOptions, Cluster, Delivery, ErrorCode, Producer, ProducerEvents, ProducerOptions, ProducerRecord},
+    stop::Stop,
+};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::support::{
+    Gateway, Rig, SHORT_LOCKS, SOON,
+    admin::{self, Of},
+    audit, eventually,
+    program::Program,
+    started,
+};
+
+/// A worker, a gateway, and an embedded broker of their own.
+struct Scene {
+    rig: Rig,
+    gateway: Gateway,
+    worker: Program,
+}
+
+impl Scene {
+    fn new(name: &str) -> Scene {
+        let rig = Rig::with_faults(name, 1);
+        let gateway = rig.start_gateway();
+        let worker = rig.start_worker("w");
+        Scene { rig, gateway, worker }
+    }
+
+    fn dead(&self) -> String {
+        format!("{}.dead", self.rig.tasks())
+    }
+
+    fn dead_letters(&self) -> Vec<Record> {
+        admin::records(self.rig.broker().address(), &self.dead())
+    }
+
+    /// Writes a record that is no task, with a header as large as its value.
+    fn produce_poison(&self) {
+        let record = ProducerRecord {
+            topic: Arc::from(self.rig.tasks()),
+            key: Some(Bytes::from_static(b"poison")),
+            value: Some(Bytes::from_static(&[b'x'; 2000])),
+            headers: vec![("foreign".into(), Some(Bytes::from_static(&[b'y'; 2000])))],
+        };
+        write(self.rig.broker().address(), record);
+    }
+
+    /// The worker still does its work, and stops as promised.
+    fn works_and_stops(mut self) {
+        for _ in 0..3 {
+            let answer = self.gateway.analyze("still at work");
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+        self.worker.signal(Signal::SIGTERM);
+        let exit = self.worker.wait(SOON);
+        assert!(exit.code == Some(0) && exit.elapsed < Duration::from_secs(2), "{exit:?}");
+    }
+}
+
+struct Told(Sender<Delivery<()>>);
+
+impl ProducerEvents<()> for Told {
+    fn settled(&mut self, deliveries: Vec<Delivery<()>>) {
+        deliveries.into_iter().for_each(|delivery| self.0.send(delivery).expect("the test waits"));
+    }
+}
+
+fn write(broker: &str, record: ProducerRecord) {
+    let (told, outcome) = bounded(1);
+    let cluster = Cluster::new(ClientOptions::new(vec![broker.parse().expect("an address")], "foreign"));
+    let producer = Producer::start("foreign", cluster, ProducerOptions::default(), Told(told), Stop::new());
+    producer.send(record, ()).expect("open");
+    outcome.recv_timeout(SOON).expect("an outcome").outcome.expect("delivered");
+}
+
+#[test]
+fn a_dead_letter_that_is_too_large_keeps_its_key_and_our_headers() {
+    let scene = Scene::new("outbox-large");
+    admin::set(scene.rig.broker().address(), Of::Topic, &scene.dead(), "max.message.bytes", "1000");
+    scene.produce_poison();
+    eventually(SOON, "a dead letter", || scene.dead_letters().len() == 1);
+    let letter = &scene.dead_letters()[0];
+    assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"poison"[..]), None));
+    let names: Vec<&str> = letter.headers.keys().map(|name| name.as_str()).collect();
+    assert_eq!(names, ["lastcall-reason", "lastcall-deliveries", "lastcall-worker", "lastcall-original-offset"]);
+    scene.works_and_stops();
+}
+
+#[test]
+fn a_dead_letter_that_cannot_be_written_ends_in_the_log() {
+    for (name, code) in [("outbox-10", ErrorCode::MESSAGE_TOO_LARGE), ("outbox-87", ErrorCode::INVALID_RECORD)] {
+        let scene = Scene::new(name);
+        let refuse = Fault::new(Action::Refuse(code)).at(Kind::Produce).of_topic(&scene.dead());
+        scene.rig.broker().faulty().inject(refuse.every(1, u32::MAX));
+        scene.produce_poison();
+        let line = scene.worker.wait_for_line("cannot write the dead letter", SOON);
+        assert!(line.text.contains("\"poison\"") && line.text.contains("not a task"), "{}", line.text);
+        scene.works_and_stops();
+    }
+}
+
+#[test]
+fn a_result_that_is_too_large_becomes_an_error_result() {
+    let scene = Scene::new("outbox-result");
+    // Large enough for heartbeats and error results.
+    admin::set(scene.rig.broker().address(), Of::Topic, &scene.rig.results(), "max.message.bytes", "700");
+    let text = format!("{} {}", "w".repeat(1500), "v".repeat(1500));
+    let task = json!({ "task_id": "large", "text": text, "timestamp": 1.5 }).to_string();
+    audit::produce(scene.rig.broker().address(), &scene.rig.tasks(), &[(Some(b"large"), Some(task.as_bytes()))]);
+    let result = scene.gateway.wait_for_result("large", SOON);
+    assert_eq!(result["success"], false, "{result}");
+    scene.works_and_stops();
+}
+
+#[test]
+fn a_result_that_cannot_be_written_ends_in_the_log() {
+    let scene = Scene::new("outbox-no-result");
+    let refuse = Fault::new(Action::Refuse(ErrorCode::MESSAGE_TOO_LARGE)).at(Kind::Produce);
+    let refuse = refuse.of_topic(&scene.rig.results()).of_client("lastcall-worker");
+    scene.rig.broker().faulty().inject(refuse.every(1, u32::MAX));
+    let task = scene.gateway.submit("whose result nothing takes", Duration::ZERO);
+    let line = scene.worker.wait_for_line("cannot write the result", SOON);
+    assert!(line.text.contains(&task), "{}", line.text);
+    scene.rig.broker().faulty().heal();
+    scene.works_and_stops();
+}
+
+#[test]
+fn a_worker_that_may_not_write_results_gives_its_task_back_and_is_not_ready() {
+    let rig = Rig::with_faults("outbox-right", 1);
+    let gateway = rig.start_gateway();
+    let file = std::env::temp_dir().join(format!("lastcall-outbox-{}", std::process::id()));
+    let mut worker = started(&rig.worker("w").env("HEALTH_FILE", file.display()));
+    let health = || std::fs::read_to_string(&file).unwrap_or_default();
+    eventually(SOON, "ready", || health() == "running\n");
+    let broker = rig.broker().faulty();
+    let (topic, client) = (rig.results(), "lastcall-worker");
+    broker.deny(Denial::new(Operation::Write, Resource::Topic(&topic)).of_client(client));
+    let line = worker.wait_for_line(&format!("Kafka refuses Write on topic {topic}"), SOON);
+    assert!(!line.text.contains("does not answer"), "{}", line.text);
+    eventually(SOON, "not ready", || health() == "not ready\n");
+    let task = gateway.submit("waits for the right", Duration::ZERO);
+    // No condition tells that nothing happens.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(rig.audit().runs(&task), 0);
+    assert_eq!(worker.lines_with("Kafka refuses Write").len(), 1, "said once");
+    broker.allow_all();
+    gateway.wait_for_result(&task, SOON);
+    eventually(SOON, "ready again", || health() == "running\n");
+    worker.signal(Signal::SIGTERM);
+    assert_eq!(worker.wait(SOON).code, Some(0));
+}
+
+#[test]
+fn a_worker_that_may_not_write_results_stops_in_time_and_gives_back_what_it_has_not_started() {
+    let rig = Rig::with_faults("outbox-stop", 1);
+    let gateway = rig.start_gateway();
+    let mut worker = rig.start_worker("w");
+    let broker = rig.broker().faulty();
+    broker.deny(Denial::new(Operation::Write, Resource::Topic(&rig.results())).of_client("lastcall-worker"));
+    worker.wait_for_line("Kafka refuses Write on topic", SOON);
+    let task = gateway.submit("not to be started", Duration::ZERO);
+    // Nothing tells that the worker has fetched it and waits.
+    std::thread::sleep(Duration::from_millis(500));
+    worker.signal(Signal::SIGTERM);
+    let exit = worker.wait(SOON);
+    assert!(exit.code == Some(0) && exit.elapsed < Duration::from_secs(2), "{exit:?}");
+    assert_eq!(worker.receipt()["tasks_returned"], 1, "{}", worker.receipt());
+    broker.allow_all();
+    let _other = rig.start_worker("other");
+    gateway.wait_for_result(&task, SOON);
+    assert_eq!(rig.audit().runs(&task), 1);
+}
+
+#[test]
+fn a_task_whose_result_is_denied_is_released_and_runs_again() {
+    let rig = Rig::with_faults("outbox-release", 1);
+    let gateway = rig.start_gateway();
+    let worker = rig.start_worker("w");
+    let broker = rig.broker().faulty();
+    let task = gateway.submit("runs while the right is taken away", Duration::from_secs(2));
+    gateway.wait_until_running(&task, SOON);
+    broker.deny(Denial::new(Operation::Write, Resource::Topic(&rig.results())).of_client("lastcall-worker"));
+    worker.wait_for_line("gives the task at offset 0 back", SOON);
+    assert_eq!(rig.audit().runs(&task), 0);
+    // It is not lost with the worker either: another one, which may write, has it after the rest.
+    broker.allow_all();
+    let result = gateway.wait_for_result(&task, Duration::from_secs(20));
+    assert_eq!(result["success"], true, "{result}");
+    assert_eq!(rig.audit().runs(&task), 1);
+}
+
+#[test]
+fn a_start_that_may_not_be_put_on_record_does_not_hold_up_the_worker() {
+    let rig = Rig::with_faults("outbox-starts", 1);
+    let gateway = rig.start_gateway();
+    let mut worker = started(&rig.obedient_worker("w"));
+    let broker = rig.broker().faulty();
+    let starts = format!("{}.starts", rig.tasks());
+    broker.deny(Denial::new(Operation::Write, Resource::Topic(&starts)));
+    let failing = gateway.submit("retry later", Duration::ZERO);
+    worker.wait_for_line(&format!("Kafka refuses Write on topic {starts}"), SOON);
+    let other = gateway.submit("anything", Duration::ZERO);
+    gateway.wait_for_result(&other, SOON);
+    worker.wait_for_line("could not be put on record: a right is missing", SOON);
+    broker.allow_all();
+    gateway.wait_for_result(&failing, Duration::from_secs(30));
+    worker.signal(Signal::SIGTERM);
+    assert_eq!(worker.wait(SOON).code, Some(0));
+}
+
+/// The leader of the starts topic is unavailable: the record of a start waits, and its handler no longer than a lock.
+#[test]
+fn a_handler_waits_for_the_record_of_a_start_no_longer_than_a_lock() {
+    let rig = Rig::with_faults_and("outbox-vetting", 1, &SHORT_LOCKS);
+    let gateway = rig.start_gateway();
+    let mut worker = started(&rig.obedient_worker("w"));
+    let broker = rig.broker().faulty();
+    let starts = format!("{}.starts", rig.tasks());
+    let away = Fault::new(Action::Refuse(ErrorCode::NOT_ENOUGH_REPLICAS)).at(Kind::Produce).of_topic(&starts);
+    broker.inject(away.every(1, u32::MAX));
+    let failing = gateway.submit("retry later", Duration::ZERO);
+    worker.wait_for_line("failed at its delivery 1", SOON);
+    // With one handler, which waits for the record of the second start.
+    let other = gateway.submit("anything", Duration::ZERO);
+    gateway.wait_for_result(&other, SOON);
+    worker.wait_for_line("could not be put on record: Kafka did not take it in time", SOON);
+    broker.heal();
+    gateway.wait_for_result(&failing, Duration::from_secs(30));
+    worker.signal(Signal::SIGTERM);
+    assert_eq!(worker.wait(SOON).code, Some(0));
+}
+
+#[test]
+fn heartbeats_do_not_pile_up_while_kafka_is_unavailable() {
+    let rig = Rig::with_faults("outbox-heartbeats", 1);
+    let worker = started(&rig.worker("w").env("HEARTBEAT_INTERVAL", "50ms"));
+    let statuses = || rig.audit().statuses_of("w").count();
+    eventually(SOON, "heartbeats", || statuses() > 5);
+    let refuse = Fault::new(Action::Refuse(ErrorCode::NOT_ENOUGH_REPLICAS)).at(Kind::Produce);
+    let refused = rig.broker().faulty().inject(refuse.every(1, u32::MAX));
+    eventually(SOON, "one is refused", || refused.count() > 0);
+    let before = statuses();
+    // The outage itself is what is tested.
+    std::thread::sleep(Duration::from_secs(3));
+    rig.broker().faulty().heal();
+    eventually(SOON, "heartbeats again", || statuses() > before + 5);
+    let written = statuses() - before;
+    assert!(written < 30, "{written} statuses, of which 60 fell due in the outage");
+    drop(worker);
+}
+
+#[test]
+fn a_gateway_that_may_not_write_tasks_says_so_and_is_not_ready() {
+    let scene = Scene::new("outbox-gateway");
+    let broker = scene.rig.broker().faulty();
+    broker.deny(Denial::new(Operation::Write, Resource::Topic(&scene.rig.tasks())).of_client("lastcall-gateway"));
+    let refused = scene.gateway.analyze("not to be accepted");
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(refused.text().contains("Write on topic"), "{}", refused.text());
+    assert_eq!(scene.gateway.get("/readyz").status, 503);
+    scene.gateway.program.wait_for_line("Kafka refuses Write on topic", SOON);
+    broker.allow_all();
+    eventually(SOON, "accepted again", || scene.gateway.analyze("accepted").status == 200);
+    eventually(SOON, "ready again", || scene.gateway.get("/readyz").status == 200);
+    scene.works_and_stops();
+}
