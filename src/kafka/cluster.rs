@@ -28,6 +28,8 @@ pub struct Topic {
     pub name: String,
     /// Its id (KIP-516): a topic deleted and created again has another one.
     pub id: Uuid,
+    /// Whether it is one of Kafka's own, such as `__consumer_offsets`.
+    pub is_internal: bool,
     /// Its partitions in the order of their indexes.
     pub partitions: Vec<Partition>,
 }
@@ -407,7 +409,7 @@ fn topic_of(name: &str, answer: &MetadataResponseTopic, before: Option<&Topic>) 
         })
         .collect();
     partitions.sort_unstable_by_key(|partition| partition.index);
-    Topic { name: name.to_owned(), id: answer.topic_id, partitions }
+    Topic { name: name.to_owned(), id: answer.topic_id, is_internal: answer.is_internal, partitions }
 }
 
 /// A text in the codec's type.

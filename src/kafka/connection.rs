@@ -211,7 +211,9 @@ impl Connection {
         Ok(correlation)
     }
 
-    /// Writes the whole frame or breaks the connection: half a frame cannot be taken back.
+    /// Writes the whole frame or breaks the connection: half a frame cannot be taken back, and it is not kept to be finished later.
+    /// Share sessions lose nothing by that: their requests are small, so that a write blocks only when hundreds of kB are unread,
+    /// and TCP_USER_TIMEOUT ends such a connection soon after.
     fn write(&mut self, mut frame: &[u8]) -> Result<()> {
         let deadline = Instant::now() + self.write_timeout;
         while !frame.is_empty() {

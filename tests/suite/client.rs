@@ -534,7 +534,8 @@ fn the_queue_is_prepared_once_and_found_ready_by_everybody_else() {
         let racers: Vec<_> = (0..4).map(|_| scope.spawn(|| prepare(&cluster, &common))).collect();
         racers.into_iter().map(|racer| racer.join().expect("no panic")).collect::<Vec<_>>()
     });
-    let expected = queue::Queue { lock: Duration::from_secs(15), record_locks: 4000, tasks_partitions: 1 };
+    let expected =
+        queue::Queue { lock: Duration::from_secs(15), delivery_limit: 10, record_locks: 4000, tasks_partitions: 1 };
     assert!(queues.iter().all(|queue| queue.as_ref() == Ok(&expected)), "{queues:?}");
     // Read back with another client.
     let group = crate::support::admin::configs(rig.broker().address(), Of::Group, &rig.group());
