@@ -1,7 +1,9 @@
-//! Metadata, CreateTopics and DeleteTopics: which topics there are, and who leads them.
+//! Metadata, CreateTopics, CreatePartitions and DeleteTopics: which topics there are, and who leads them.
 //!
 //! Called by the dispatcher.
 
+use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
+use kafka_protocol::messages::create_partitions_response::CreatePartitionsTopicResult;
 use kafka_protocol::messages::create_topics_request::CreatableTopic;
 use kafka_protocol::messages::create_topics_response::{CreatableTopicConfigs, CreatableTopicResult};
 use kafka_protocol::messages::delete_topics_response::DeletableTopicResult;
@@ -10,8 +12,8 @@ use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
 use kafka_protocol::messages::{
-    BrokerId, CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest, DeleteTopicsResponse, MetadataRequest,
-    MetadataResponse,
+    BrokerId, CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
+    DeleteTopicsRequest, DeleteTopicsResponse, MetadataRequest, MetadataResponse,
 };
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
@@ -229,6 +231,41 @@ impl State {
             }
         }
         Ok((partitions, replicas, values))
+    }
+
+    /// CreatePartitions.
+    pub fn create_partitions(
+        &mut self,
+        caller: &Caller,
+        request: &CreatePartitionsRequest,
+    ) -> CreatePartitionsResponse {
+        let results = request.topics.iter().map(|topic| {
+            let added = self.check_more_partitions(caller, topic).map(|(places, replicas)| {
+                let added: Vec<_> = places.map(|place| self.new_partition(place, replicas)).collect();
+                if let Some(topic) = self.topics.get_mut(topic.name.as_str()).filter(|_| !request.validate_only) {
+                    topic.partitions.extend(added);
+                }
+            });
+            let result = CreatePartitionsTopicResult::default().with_name(topic.name.clone()).with_error_message(None);
+            result.with_error_code(added.err().map_or(0, |code| code.0))
+        });
+        CreatePartitionsResponse::default().with_results(results.collect())
+    }
+
+    /// Places and number of replicas of the partitions to be added.
+    fn check_more_partitions(
+        &self,
+        caller: &Caller,
+        wanted: &CreatePartitionsTopic,
+    ) -> Result<(std::ops::Range<usize>, usize), ErrorCode> {
+        let name = wanted.name.as_str();
+        self.check_right(caller, Operation::Alter, Resource::Topic(name))?;
+        let topic = self.topics.get(name).ok_or(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION)?;
+        let (now, most) = (topic.partitions.len(), usize::try_from(MOST_PARTITIONS).unwrap_or(usize::MAX));
+        let count = usize::try_from(wanted.count).ok().filter(|count| (now + 1..=most).contains(count));
+        let count = count.ok_or(ErrorCode::INVALID_PARTITIONS)?;
+        let first = self.topics.keys().position(|known| known == name).unwrap_or(0);
+        Ok((first + now..first + count, topic.partitions.first().map_or(1, |partition| partition.replicas.len())))
     }
 
     /// DeleteTopics.

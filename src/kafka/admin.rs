@@ -345,19 +345,31 @@ fn partitions_of(
     Ok(partitions)
 }
 
-/// The offset behind the last record of each partition of the topic (ListOffsets v7).
+/// The offset after the last record of each partition of the topic that has a leader (ListOffsets v7).
+///
+/// # Errors
+/// What a leader answered; code 5 when no partition has a leader.
 pub fn end_offsets(cluster: &Cluster, topic: &str) -> Result<BTreeMap<i32, i64>> {
     list(cluster, topic, Position::End)
 }
 
-/// The offset of the first record still kept in each partition of the topic (ListOffsets v7).
+/// The offset of the first record still kept in each partition of the topic that has a leader (ListOffsets v7).
+///
+/// # Errors
+/// As [`end_offsets`].
 pub fn start_offsets(cluster: &Cluster, topic: &str) -> Result<BTreeMap<i32, i64>> {
     list(cluster, topic, Position::Start)
 }
 
 fn list(cluster: &Cluster, topic: &str, position: Position) -> Result<BTreeMap<i32, i64>> {
-    let partitions: Vec<i32> = cluster.topic(topic)?.partitions.iter().map(|partition| partition.index).collect();
-    let offsets = offsets::list(&mut Pool::new(cluster.clone()), topic, partitions, position);
+    let known = cluster.topic(topic)?.partitions;
+    let led = known.iter().filter(|partition| partition.leader >= 0).map(|partition| partition.index);
+    let partitions: Vec<i32> = led.collect();
+    let offsets = if partitions.is_empty() {
+        Err(KafkaError::broker("Metadata", ErrorCode::LEADER_NOT_AVAILABLE, Some(topic)))
+    } else {
+        offsets::list(&mut Pool::new(cluster.clone()), topic, partitions, position)
+    };
     if offsets.as_ref().is_err_and(|error| error.retry() != Retry::Never) {
         cluster.forget_topic(topic);
     }

@@ -35,6 +35,7 @@ mod p07_broker_away;
 mod p08_crash;
 mod p09_gateway_stop;
 mod p10_gateway_restart;
+mod queue;
 mod rig;
 mod schedules;
 mod standin;
