@@ -64,6 +64,8 @@ impl ErrorCode {
     pub const INVALID_TOPIC_EXCEPTION: Self = Self(17);
     /// The batch is larger than a segment of the topic.
     pub const RECORD_LIST_TOO_LARGE: Self = Self(18);
+    /// The group is one of another kind.
+    pub const INCONSISTENT_GROUP_PROTOCOL: Self = Self(23);
     /// The group does not know the member.
     pub const UNKNOWN_MEMBER_ID: Self = Self(25);
     /// `acks` is neither -1, 0 nor 1.

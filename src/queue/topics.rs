@@ -39,7 +39,11 @@ pub(super) fn prepare(
 /// # Errors
 /// See [`PrepareError`]; the next call tries again.
 pub fn restore_side_topics(cluster: &Cluster, common: &Common) -> std::result::Result<(), PrepareError> {
-    for name in [common.dead_topic(), common.starts_topic()] {
+    let names = [common.dead_topic(), common.starts_topic()];
+    if cluster.refresh(&names.each_ref().map(String::as_str)).is_ok() {
+        return Ok(());
+    }
+    for name in names {
         match cluster.refresh(&[&name]) {
             Err(error) if error.code() == Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION) => {}
             known => {
@@ -47,11 +51,11 @@ pub fn restore_side_topics(cluster: &Cluster, common: &Common) -> std::result::R
                 continue;
             }
         }
-        log::warn!("topic {name} is missing; it is made again");
         let specs = side_specs(cluster, common).map_err(|error| about(&tasks_spec(common), error))?;
         for spec in specs.into_iter().filter(|spec| spec.name == name) {
             prepare_topic(cluster, &spec).map_err(|error| about(&spec, error))?;
         }
+        log::warn!("topic {name} was missing; it was made again");
     }
     Ok(())
 }

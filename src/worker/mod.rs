@@ -24,6 +24,7 @@ mod start;
 mod status;
 mod stopping;
 mod unaccepted;
+mod upkeep;
 mod window;
 
 use crate::config::WorkerConfig;
@@ -47,7 +48,7 @@ pub fn run(config: WorkerConfig, handler: impl Handler, signals: Signals) -> Exi
     }
     match start::start(&config, handler, &signals) {
         start::Started::Running(worker) => stopping::run_until_stopped(*worker, &config, &signals),
-        start::Started::Stopped => start::say_stopped_early(&config, &signals),
+        start::Started::Stopped(armed) => start::say_stopped_early(&config, &signals, armed),
         start::Started::Failed(code) => code,
     }
 }

@@ -1,8 +1,8 @@
 //! How a worker starts: prepare the topics and the group, start the threads, wait until it can take tasks.
 //!
-//! Kafka that cannot be reached is no fault: said once and tried on. A signal ends the start at any point.
+//! Kafka that cannot be reached is no fault: said once and tried again. A signal ends the start at any point.
 
-use super::drain::{self, Account, Control, Deadlines};
+use super::drain::{self, Account, Control, Deadlines, Event};
 use super::handlers::HandlerThread;
 use super::in_flight::InFlight;
 use super::intake::{Intake, IntakeLinks, IntakeOptions, IntakeReport, Job};
@@ -10,6 +10,7 @@ use super::membership::{self, Assignment, Leave};
 use super::outage::Outage;
 use super::outbox::{self, Outbox, OutboxTopics, Repair, Token};
 use super::status::{Announce, Identity, StatusThread};
+use super::upkeep::Upkeep;
 use crate::backoff::Backoff;
 use crate::config::{Common, WorkerConfig};
 use crate::exit::ExitCode;
@@ -28,7 +29,7 @@ use crate::stop::Stop;
 use crate::supervisor::{self, Supervisor};
 use crate::task::unix_now;
 use crate::threads::{self, Thread};
-use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, tick};
 use parking_lot::Mutex;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -40,12 +41,18 @@ const START_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration:
 /// Jobs beside one for each handler: more than the window ever opens.
 const MOST_JOBS: usize = 1024;
 
-/// What became of the start.
+/// Before it takes tasks, a worker ends this long after the first signal, and this long after the second one.
+const EARLY_LIMIT: Duration = Duration::from_millis(4500);
+const FORCED_LIMIT: Duration = Duration::from_millis(500);
+/// Threads that were woken end within this.
+const JOIN: Duration = Duration::from_millis(500);
+
+/// The outcome of the start.
 pub(super) enum Started {
     /// It takes tasks.
     Running(Box<Running>),
     /// A signal came first; nothing was taken.
-    Stopped,
+    Stopped(EarlyWatchdog),
     /// One line in the log said why.
     Failed(ExitCode),
 }
@@ -86,6 +93,7 @@ const STARTING: &str = "waiting for Kafka";
 
 /// Starts everything; returns when the first share session is open, or a signal or a fault came first.
 pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Signals) -> Started {
+    let early = EarlyWatchdog::arm(config, signals);
     let mut supervisor = match Supervisor::new(config.health_file.as_deref()) {
         Ok(supervisor) => supervisor,
         Err(fault) => {
@@ -100,10 +108,12 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
     let cluster = Cluster::new(options);
     let queue = match prepare(&cluster, config, signals, &mut supervisor) {
         Ok(queue) => queue,
-        Err(early) => return early,
+        Err(Some(code)) => return Started::Failed(code),
+        Err(None) => return Started::Stopped(early),
     };
     log::info!("🚀 Worker {} started", escape(&config.worker_id));
-    let (mut running, ready) = start_threads(config, handler, &cluster, interrupter, queue.lock, supervisor);
+    let (refused, is_refused) = bounded(1);
+    let (mut running, ready) = start_threads(config, handler, &cluster, interrupter, queue, refused, supervisor);
     // A signal or a fault while joining: what has begun is taken apart by the ordinary stop.
     let round = tick(supervisor::INTERVAL);
     loop {
@@ -111,19 +121,82 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
             recv(ready) -> _ => break,
             recv(signals.first.triggered()) -> _ => break,
             recv(running.fatal.triggered()) -> _ => break,
+            recv(is_refused) -> reason => {
+                // Without a reason the thread has ended, which the stop deals with.
+                let Ok(reason) = reason else { break };
+                log::error!("Worker {} cannot use this Kafka: {}", escape(&config.worker_id), escape(&reason));
+                give_up(running);
+                return Started::Failed(ExitCode::Usage);
+            }
             recv(round) -> _ => running.supervisor.starting(STARTING),
         }
     }
+    drop(early);
     Started::Running(Box::new(running))
 }
 
-/// Prepares topics and group, again and again until Kafka answers or a signal comes.
+/// Ends what was started and has taken nothing: the group does not take this worker in.
+fn give_up(running: Running) {
+    running.control.apply(Event::Fatal);
+    running.interrupter.interrupt();
+    running.producer.close(Instant::now());
+    let deadline = Instant::now() + JOIN;
+    for thread in [running.threads.intake, running.threads.membership] {
+        // What does not end in time ends with the process.
+        let _ = thread.join_deadline(deadline);
+    }
+}
+
+/// Ends the process when it does not end by itself after a signal that comes before it takes tasks, whatever hangs: the resolver, a
+/// full pipe on stdout. Dropping it disarms it.
+pub(super) struct EarlyWatchdog {
+    _disarm: Sender<Infallible>,
+}
+
+impl EarlyWatchdog {
+    fn arm(config: &WorkerConfig, signals: &Signals) -> Self {
+        let (disarm, disarmed) = bounded::<Infallible>(0);
+        let (signals, worker_id) = (signals.clone(), config.worker_id.clone());
+        let watchdog = threads::spawn("early-watchdog", Stop::new(), move || -> Result<(), Infallible> {
+            select! {
+                recv(signals.first.triggered()) -> _ => {}
+                recv(disarmed) -> _ => return Ok(()),
+            }
+            let account = Arc::new(Account::new(&worker_id, Arc::new(InFlight::default())));
+            account.begin(signals.name(), Instant::now());
+            let deadline = Instant::now() + EARLY_LIMIT;
+            let second = select! {
+                recv(signals.second.triggered()) -> _ => true,
+                recv(disarmed) -> _ => return Ok(()),
+                recv(crossbeam_channel::at(deadline)) -> _ => false,
+            };
+            if second {
+                account.force();
+                let deadline = deadline.min(Instant::now() + FORCED_LIMIT);
+                if disarmed.recv_deadline(deadline) != Err(RecvTimeoutError::Timeout) {
+                    return Ok(());
+                }
+            }
+            let (now, deadlines) = bounded(1);
+            // The capacity is one and this is the only deadline. The sender stays until the end: nothing disarms it any more.
+            let _ = now.try_send(Instant::now());
+            drain::watch(&deadlines, &account);
+            Ok(())
+        });
+        // It ends with the guard, or it ends the process.
+        drop(watchdog);
+        Self { _disarm: disarm }
+    }
+}
+
+/// Prepares topics and group, again and again until Kafka answers or a signal comes. `Err`: the exit code after a fault, `None`
+/// after a signal.
 fn prepare(
     cluster: &Cluster,
     config: &WorkerConfig,
     signals: &Signals,
     supervisor: &mut Supervisor,
-) -> Result<Queue, Started> {
+) -> Result<Queue, Option<ExitCode>> {
     supervisor.starting(STARTING);
     let (told, outcome) = bounded(1);
     let (stop, common, max_deliveries) = (signals.first.clone(), config.common.clone(), config.max_deliveries);
@@ -143,13 +216,13 @@ fn prepare(
                 Ok(Ok(queue)) => Ok(queue),
                 Ok(Err(reason)) => {
                     log::error!("Worker {} cannot use this Kafka: {}", escape(&config.worker_id), escape(&reason));
-                    Err(Started::Failed(ExitCode::Usage))
+                    Err(Some(ExitCode::Usage))
                 }
                 // It ended without an answer: a signal, or it died, which its join says.
-                Err(_) if signals.first.is_triggered() => Err(Started::Stopped),
-                Err(_) => Err(Started::Failed(ExitCode::Fatal)),
+                Err(_) if signals.first.is_triggered() => Err(None),
+                Err(_) => Err(Some(ExitCode::Fatal)),
             },
-            recv(signals.first.triggered()) -> _ => break Err(Started::Stopped),
+            recv(signals.first.triggered()) -> _ => break Err(None),
             recv(round) -> _ => supervisor.starting(STARTING),
         }
     };
@@ -157,8 +230,9 @@ fn prepare(
         // Wakes whatever it waits for.
         cluster.options().interrupter.interrupt();
     }
-    if let Err(error) = thread.join() {
-        log::error!("{error}");
+    match thread.join_deadline(Instant::now() + JOIN) {
+        Ok(ended) => drop(ended.inspect_err(|error| log::error!("{error}"))),
+        Err(thread) => log::warn!("thread {} ends with the process", thread.name()),
     }
     result
 }
@@ -191,7 +265,8 @@ fn start_threads(
     handler: impl Handler,
     cluster: &Cluster,
     interrupter: Interrupter,
-    lock: Duration,
+    queue: Queue,
+    refused: Sender<String>,
     supervisor: Supervisor,
 ) -> (Running, Receiver<()>) {
     let fatal = Stop::new();
@@ -204,7 +279,7 @@ fn start_threads(
         dead: config.common.dead_topic().into(),
         starts: config.common.starts_topic().into(),
     };
-    let parts = Parts { config, cluster, control: &control, in_flight: &in_flight, fatal: &fatal, lock };
+    let parts = Parts { config, cluster, control: &control, in_flight: &in_flight, fatal: &fatal, queue };
     let (producer, outbox, repairs) = outbox::start(
         cluster.clone(),
         topics,
@@ -223,7 +298,7 @@ fn start_threads(
     let identity =
         ShareIdentity { group: config.common.worker_group.as_str().into(), member: Uuid::new_v4().to_string().into() };
     let (leave, to_leave) = bounded(1);
-    let membership = parts.membership(identity.clone(), Arc::clone(&assignment), to_leave);
+    let membership = parts.membership(identity.clone(), Arc::clone(&assignment), refused, to_leave);
     let (ready, is_ready) = bounded(1);
     let links = IntakeLinks {
         in_flight: Arc::clone(&in_flight),
@@ -268,7 +343,7 @@ struct Parts<'a> {
     control: &'a Arc<Control>,
     in_flight: &'a Arc<InFlight>,
     fatal: &'a Stop,
-    lock: Duration,
+    queue: Queue,
 }
 
 impl Parts<'_> {
@@ -284,11 +359,19 @@ impl Parts<'_> {
             instance: Uuid::new_v4(),
             started_at: unix_now(),
         };
+        let upkeep = Upkeep {
+            worker_id: self.config.worker_id.as_str().into(),
+            in_flight: Arc::clone(self.in_flight),
+            cluster: self.cluster.clone(),
+            common: self.config.common.clone(),
+            queue: self.queue,
+        };
         let status = StatusThread {
             identity,
             outbox,
             in_flight: Arc::clone(self.in_flight),
-            cluster: self.cluster.clone(),
+            upkeep,
+            fatal: self.fatal.clone(),
             heartbeat_interval: self.config.heartbeat_interval,
             announcements,
             repairs,
@@ -309,18 +392,24 @@ impl Parts<'_> {
                     cluster: self.cluster.clone(),
                     worker_id: self.config.worker_id.as_str().into(),
                     max_deliveries: self.config.max_deliveries,
-                    lock: self.lock,
+                    lock: self.queue.lock,
                 };
                 threads::spawn(&format!("handler-{number}"), self.fatal.clone(), move || thread.run())
             })
             .collect()
     }
 
-    fn membership(&self, identity: ShareIdentity, assignment: Arc<Assignment>, commands: Receiver<Leave>) -> Thread {
+    fn membership(
+        &self,
+        identity: ShareIdentity,
+        assignment: Arc<Assignment>,
+        refused: Sender<String>,
+        commands: Receiver<Leave>,
+    ) -> Thread {
         let member = ShareMembership::new(self.cluster.clone(), identity, &self.config.common.tasks_topic);
         let control = Arc::clone(self.control);
         threads::spawn("membership", self.fatal.clone(), move || {
-            membership::run(member, &assignment, &control, &commands)
+            membership::run(member, &assignment, &control, &refused, &commands)
         })
     }
 
@@ -334,7 +423,7 @@ impl Parts<'_> {
             topic: self.config.common.tasks_topic.clone(),
             handlers: self.config.concurrency,
             task_timeout: self.config.task_timeout,
-            lock: self.lock,
+            lock: self.queue.lock,
         };
         let intake = Intake::new(self.cluster.clone(), identity, options, links);
         let (told, done) = bounded(1);
@@ -349,13 +438,14 @@ impl Parts<'_> {
     }
 }
 
-/// A signal before anything was taken: nothing is owed to anybody, the receipt says so.
-pub(super) fn say_stopped_early(config: &WorkerConfig, signals: &Signals) -> ExitCode {
+/// A signal before anything was taken: no task is owed, the receipt says so. The watchdog stays armed to the end.
+pub(super) fn say_stopped_early(config: &WorkerConfig, signals: &Signals, armed: EarlyWatchdog) -> ExitCode {
     let id = escape(&config.worker_id);
     log::info!("🛑 Worker {id} received {}, initiating graceful shutdown...", signals.name());
     log::info!("👋 Worker {id} gracefully shut down before it had started");
     let account = Account::new(&config.worker_id, Arc::new(InFlight::default()));
     account.begin(signals.name(), Instant::now());
     drain::print_receipt(&account.receipt());
+    drop(armed);
     ExitCode::Drained
 }

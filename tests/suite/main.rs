@@ -24,6 +24,7 @@ mod gateway;
 mod hazards;
 mod idle;
 mod leaders;
+mod membership;
 mod nodes;
 mod p01_nothing_is_lost;
 mod p02_nothing_runs_twice;
