@@ -45,7 +45,7 @@ impl State {
         let brokers = brokers.collect();
         // Before version 1 an empty list meant all topics.
         let wanted = request.topics.as_ref().filter(|topics| version > 0 || !topics.is_empty());
-        let topics = match wanted {
+        let topics: Vec<MetadataResponseTopic> = match wanted {
             None => {
                 let topics = self.topics.iter();
                 let shown = topics.filter(|(name, _)| self.may(caller, Operation::Describe, Resource::Topic(name)));
@@ -60,12 +60,36 @@ impl State {
                 described.collect()
             }
         };
+        // Versions before 8 cannot ask for it.
+        let operations = |topic: MetadataResponseTopic| {
+            let name =
+                topic.name.clone().filter(|_| topic.error_code == 0 && request.include_topic_authorized_operations);
+            let operations = name.map_or(NO_OPERATIONS, |name| self.operations(caller, name.as_str()));
+            topic.with_topic_authorized_operations(operations)
+        };
+        let topics = topics.into_iter().map(operations).collect();
         MetadataResponse::default()
             .with_brokers(brokers)
             .with_cluster_id(Some(StrBytes::from_string(self.cluster_id.clone())))
             .with_controller_id(BrokerId(1))
             .with_topics(topics)
             .with_cluster_authorized_operations(NO_OPERATIONS)
+    }
+
+    /// What the caller may do with a topic: a bit for each of Kafka's operations on topics.
+    fn operations(&self, caller: &Caller, name: &str) -> i32 {
+        let all = [
+            Operation::Read,
+            Operation::Write,
+            Operation::Create,
+            Operation::Delete,
+            Operation::Alter,
+            Operation::Describe,
+            Operation::DescribeConfigs,
+            Operation::AlterConfigs,
+        ];
+        let allowed = all.into_iter().filter(|operation| self.may(caller, *operation, Resource::Topic(name)));
+        allowed.fold(0, |bits, operation| bits | 1 << operation as i32)
     }
 
     /// What is told of a topic that the caller may not see, or would create and may not.

@@ -15,9 +15,10 @@ use kafka_protocol::messages::describe_share_group_offsets_request::{
 };
 use kafka_protocol::messages::describe_share_group_offsets_response::DescribeShareGroupOffsetsResponsePartition;
 use kafka_protocol::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{
     CreateTopicsRequest, DescribeConfigsRequest, DescribeConfigsResponse, DescribeShareGroupOffsetsRequest,
-    DescribeShareGroupOffsetsResponse, GroupId, IncrementalAlterConfigsRequest,
+    DescribeShareGroupOffsetsResponse, GroupId, IncrementalAlterConfigsRequest, MetadataRequest,
 };
 use kafka_protocol::protocol::{Encodable, StrBytes};
 
@@ -173,6 +174,41 @@ fn await_leaders(cluster: &Cluster, name: &str) -> Result<Topic> {
         }
         cluster.options().interrupter.sleep(Duration::from_millis(20))?;
     }
+}
+
+/// A right to a topic. Its number is that of Kafka's `AclOperation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TopicRight {
+    /// Fetch and ShareFetch.
+    Read = 3,
+    /// Produce.
+    Write = 4,
+}
+
+/// Those of `wanted` that this client does not have (Metadata v12, KIP-430). Topics that cannot be told of are left out.
+///
+/// # Errors
+/// What kept the question from being answered.
+pub fn missing_rights(cluster: &Cluster, wanted: &[(String, TopicRight)]) -> Result<Vec<(String, TopicRight)>> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let topics = wanted.iter().map(|(name, _)| MetadataRequestTopic::default().with_name(Some(topic_name(name))));
+    let request = MetadataRequest::default()
+        .with_topics(Some(topics.collect()))
+        .with_allow_auto_topic_creation(false)
+        .with_include_topic_authorized_operations(true);
+    let response = cluster.ask(12, &request)?;
+    let lacks = |name: &str, right: TopicRight| {
+        let told = response.topics.iter().filter(|topic| topic.error_code == 0);
+        let mut told = told.filter(|topic| topic.name.as_ref().is_some_and(|told| told.as_str() == name));
+        // The smallest number: the broker does not tell.
+        told.next().is_some_and(|topic| {
+            topic.topic_authorized_operations != i32::MIN
+                && topic.topic_authorized_operations & (1 << right as i32) == 0
+        })
+    };
+    Ok(wanted.iter().filter(|(name, right)| lacks(name, *right)).cloned().collect())
 }
 
 /// One setting as the broker tells it.

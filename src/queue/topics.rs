@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::PrepareError;
 use crate::config::Common;
-use crate::kafka::admin::{self, TopicSpec};
+use crate::kafka::admin::{self, TopicRight, TopicSpec};
 use crate::kafka::{Cluster, ErrorCode, KafkaError, Result, Topic};
 
 /// Prepares all topics; returns that of the tasks. A gateway goes on without a right to the side topics, which workers write.
@@ -31,7 +31,37 @@ pub(super) fn prepare(
             prepared => drop(prepared.map_err(|error| about(&spec, error))?),
         }
     }
+    check_rights(cluster, common, is_gateway)?;
     Ok(tasks)
+}
+
+/// Names every right to the topics that the program lacks: without some of them it would start, and do nothing.
+fn check_rights(cluster: &Cluster, common: &Common, is_gateway: bool) -> std::result::Result<(), PrepareError> {
+    use TopicRight::{Read, Write};
+    let (tasks, results) = (common.tasks_topic.clone(), common.results_topic.clone());
+    let (dead, starts) = (common.dead_topic(), common.starts_topic());
+    let (needed, wanted) = if is_gateway {
+        (vec![(tasks.clone(), Read), (tasks, Write), (results.clone(), Read), (results, Write)], Vec::new())
+    } else {
+        // The last two are for tasks that were delivered many times: to count their starts, and to send them again.
+        let needed = vec![(tasks.clone(), Read), (results, Write), (dead, Write), (starts.clone(), Write)];
+        (needed, vec![(starts, Read), (tasks, Write)])
+    };
+    let listed = |missing: Vec<(String, TopicRight)>| {
+        let each = missing
+            .iter()
+            .map(|(name, right)| format!("topic \"{name}\": the right {right:?} on the topic is missing"));
+        each.collect::<Vec<_>>().join("; ")
+    };
+    let missing = admin::missing_rights(cluster, &needed)?;
+    if !missing.is_empty() {
+        return Err(PrepareError::Unusable(listed(missing)));
+    }
+    let missing = admin::missing_rights(cluster, &wanted)?;
+    if !missing.is_empty() {
+        log::warn!("{}; a task that is delivered again and again stays in the queue without it", listed(missing));
+    }
+    Ok(())
 }
 
 /// Makes the side topics (dead tasks, starts) again when an operator has deleted them: records for them wait until they exist.

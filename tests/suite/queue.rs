@@ -223,6 +223,35 @@ fn missing_right_is_named_with_its_topic_or_group() {
 }
 
 #[test]
+fn program_that_could_start_and_do_nothing_names_every_missing_right() {
+    let rig = Rig::with_rights("queue-nothing");
+    let own = common(&rig);
+    let (dead, starts) = (own.dead_topic(), own.starts_topic());
+    for (topic, operation, worker, gateway) in [
+        (&own.tasks_topic, Operation::Read, true, true),
+        (&own.tasks_topic, Operation::Write, false, true),
+        (&own.results_topic, Operation::Read, false, true),
+        (&own.results_topic, Operation::Write, true, true),
+        (&dead, Operation::Write, true, false),
+        (&starts, Operation::Write, true, false),
+        (&starts, Operation::Read, false, false),
+    ] {
+        let rig = Rig::beside(&rig, "queue-nothing");
+        let other = common(&rig);
+        let topic =
+            topic.replace(&own.tasks_topic, &other.tasks_topic).replace(&own.results_topic, &other.results_topic);
+        let cluster = cluster(&rig);
+        prepare(&cluster, &other).expect("every right is there");
+        rig.broker().deny(operation, Resource::Topic(&topic));
+        for (limit, needed) in [(Some(5), worker), (None, gateway)] {
+            let refused = queue::prepare(&cluster, &other, limit).err().map(|error| error.to_string());
+            let names = |error: &String| error.contains(&topic) && error.contains(&format!("the right {operation:?}"));
+            assert_eq!(refused.as_ref().is_some_and(names), needed, "{topic} {operation:?} {limit:?}: {refused:?}");
+        }
+    }
+}
+
+#[test]
 fn gateway_needs_no_right_to_the_side_topics() {
     let rig = Rig::with_rights("queue-side");
     let common = common(&rig);
