@@ -3,6 +3,7 @@
 //! Kafka that cannot be reached is no fault: said once and tried again. A signal ends the start at any point.
 
 use super::drain::{self, Account, Control, Deadlines, Event};
+use super::early_watchdog::EarlyWatchdog;
 use super::handlers::HandlerThread;
 use super::in_flight::InFlight;
 use super::intake::{Intake, IntakeLinks, IntakeOptions, IntakeReport, Job};
@@ -29,7 +30,7 @@ use crate::stop::Stop;
 use crate::supervisor::{self, Supervisor};
 use crate::task::unix_now;
 use crate::threads::{self, Thread};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, tick};
+use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
 use parking_lot::Mutex;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -41,9 +42,6 @@ const START_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration:
 /// Jobs beside one for each handler: more than the window ever opens.
 const MOST_JOBS: usize = 1024;
 
-/// Before it takes tasks, a worker ends this long after the first signal, and this long after the second one.
-const EARLY_LIMIT: Duration = Duration::from_millis(4500);
-const FORCED_LIMIT: Duration = Duration::from_millis(500);
 /// Threads that were woken end within this.
 const JOIN: Duration = Duration::from_millis(500);
 
@@ -144,48 +142,6 @@ fn give_up(running: Running) {
     for thread in [running.threads.intake, running.threads.membership] {
         // What does not end in time ends with the process.
         let _ = thread.join_deadline(deadline);
-    }
-}
-
-/// Ends the process when it does not end by itself after a signal that comes before it takes tasks, whatever hangs: the resolver, a
-/// full pipe on stdout. Dropping it disarms it.
-pub(super) struct EarlyWatchdog {
-    _disarm: Sender<Infallible>,
-}
-
-impl EarlyWatchdog {
-    fn arm(config: &WorkerConfig, signals: &Signals) -> Self {
-        let (disarm, disarmed) = bounded::<Infallible>(0);
-        let (signals, worker_id) = (signals.clone(), config.worker_id.clone());
-        let watchdog = threads::spawn("early-watchdog", Stop::new(), move || -> Result<(), Infallible> {
-            select! {
-                recv(signals.first.triggered()) -> _ => {}
-                recv(disarmed) -> _ => return Ok(()),
-            }
-            let account = Arc::new(Account::new(&worker_id, Arc::new(InFlight::default())));
-            account.begin(signals.name(), Instant::now());
-            let deadline = Instant::now() + EARLY_LIMIT;
-            let second = select! {
-                recv(signals.second.triggered()) -> _ => true,
-                recv(disarmed) -> _ => return Ok(()),
-                recv(crossbeam_channel::at(deadline)) -> _ => false,
-            };
-            if second {
-                account.force();
-                let deadline = deadline.min(Instant::now() + FORCED_LIMIT);
-                if disarmed.recv_deadline(deadline) != Err(RecvTimeoutError::Timeout) {
-                    return Ok(());
-                }
-            }
-            let (now, deadlines) = bounded(1);
-            // The capacity is one and this is the only deadline. The sender stays until the end: nothing disarms it any more.
-            let _ = now.try_send(Instant::now());
-            drain::watch(&deadlines, &account);
-            Ok(())
-        });
-        // It ends with the guard, or it ends the process.
-        drop(watchdog);
-        Self { _disarm: disarm }
     }
 }
 
