@@ -313,7 +313,7 @@ fn set_config(cluster: &Cluster, kind: i8, name: &str, key: &str, value: &str) -
 }
 
 /// The offset up to which a share group is done with each partition of the topic (DescribeShareGroupOffsets v0, KIP-932).
-/// Partitions that the group has not begun, and a group that does not exist, have none.
+/// Partitions that the group has not begun, those without a leader, and a group that does not exist, have none.
 pub fn share_group_offsets(cluster: &Cluster, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>> {
     let request = describe_offsets(cluster, group, topic)?;
     let timeout = cluster.options().request_timeout;
@@ -323,7 +323,7 @@ pub fn share_group_offsets(cluster: &Cluster, group: &str, topic: &str) -> Resul
 }
 
 /// How many records of each partition of the topic a share group has not finished (DescribeShareGroupOffsets v1, KIP-1226).
-/// Partitions that the group has not begun, and a group that does not exist, have none.
+/// Partitions that the group has not begun, those without a leader, and a group that does not exist, have none.
 pub fn share_group_lags(cluster: &Cluster, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>> {
     let request = describe_offsets(cluster, group, topic)?;
     let timeout = cluster.options().request_timeout;
@@ -342,7 +342,10 @@ pub fn share_group_lags(cluster: &Cluster, group: &str, topic: &str) -> Result<B
 }
 
 fn describe_offsets(cluster: &Cluster, group: &str, topic: &str) -> Result<DescribeShareGroupOffsetsRequest> {
-    let partitions = cluster.topic(topic)?.partitions.iter().map(|partition| partition.index).collect();
+    // The coordinator asks the leaders; without one a partition's answer is an error (5).
+    let known = cluster.topic(topic)?.partitions;
+    let led = known.iter().filter(|partition| partition.leader >= 0).map(|partition| partition.index);
+    let partitions = led.collect();
     let topics =
         DescribeShareGroupOffsetsRequestTopic::default().with_topic_name(topic_name(topic)).with_partitions(partitions);
     let asked = DescribeShareGroupOffsetsRequestGroup::default()

@@ -60,6 +60,8 @@ pub struct Cluster {
 struct Known {
     brokers: BTreeMap<i32, BrokerAddress>,
     topics: HashMap<String, Topic>,
+    /// When a broker last told of each of them.
+    told_at: HashMap<String, Instant>,
     coordinators: HashMap<String, i32>,
     /// Brokers that answered neither a request nor an attempt to connect, and since when. [`Cluster::forget`] keeps them.
     silent: HashMap<BrokerAddress, Instant>,
@@ -300,6 +302,7 @@ impl Cluster {
                 Ok(()) => {
                     let topic = topic_of(name, topic, known.topics.get(name));
                     known.topics.insert(name.to_owned(), topic);
+                    known.told_at.insert(name.to_owned(), Instant::now());
                 }
                 Err(error) => {
                     known.topics.remove(name);
@@ -308,6 +311,12 @@ impl Cluster {
             }
         }
         outcome
+    }
+
+    /// How long ago a broker told of the topic, whatever part of this client asked; `None` when it is not known.
+    pub(super) fn topic_age(&self, name: &str) -> Option<Duration> {
+        let known = self.known.lock();
+        known.topics.get(name).and_then(|_| known.told_at.get(name)).map(Instant::elapsed)
     }
 
     /// Node id of the partition's leader; error 5 when it has none, error 3 when there is no such partition.

@@ -21,8 +21,8 @@ use crate::backoff::Backoff;
 
 /// Partitions can be added to a topic: how often the cluster is asked for them. What others ask in between is used at once.
 const METADATA_AGE: Duration = Duration::from_secs(60);
-/// The same while a partition has no leader.
-const LEADERLESS_AGE: Duration = Duration::from_secs(1);
+/// The same while a partition has no leader. Longer than the interval in which a gateway asks, so that its readers need not.
+const LEADERLESS_AGE: Duration = Duration::from_secs(2);
 /// With several leaders each is looked at in turn for this long.
 const TURN: Duration = Duration::from_millis(2);
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
@@ -106,8 +106,8 @@ pub struct Reader {
     outstanding: BTreeMap<i32, Outstanding>,
     positions: BTreeMap<i32, i64>,
     high_watermarks: BTreeMap<i32, i64>,
-    /// When the topic's partitions were last looked up; `None`: look before the next fetch.
-    looked_up: Option<Instant>,
+    /// What is known of the topic is wrong: look it up before the next fetch.
+    is_stale: bool,
     /// Whether a partition has no leader at present.
     leaderless: bool,
     /// Partitions of the first look-up that had no leader then, and have none since.
@@ -132,7 +132,7 @@ impl Reader {
             outstanding: BTreeMap::new(),
             positions: BTreeMap::new(),
             high_watermarks: BTreeMap::new(),
-            looked_up: None,
+            is_stale: true,
             leaderless: false,
             absent: BTreeSet::new(),
             new_from: None,
@@ -155,7 +155,7 @@ impl Reader {
             Err(KafkaError::Interrupted) => Err(KafkaError::Interrupted),
             Err(error) => {
                 // Whatever it was: ask again who leads. Its failing is the next round's error.
-                self.looked_up = None;
+                self.is_stale = true;
                 self.fetches.cluster().forget_topic(&self.topic);
                 self.fetches.cluster().options().interrupter.sleep(self.backoff.pause())?;
                 Err(error)
@@ -220,9 +220,10 @@ impl Reader {
 
     fn round(&mut self) -> Result<Vec<ReadRecord>> {
         let age = if self.leaderless { LEADERLESS_AGE } else { METADATA_AGE };
-        if self.looked_up.is_none_or(|at| at.elapsed() > age) {
-            self.questions.cluster().refresh(&[&self.topic])?;
-            self.looked_up = Some(Instant::now());
+        let cluster = self.questions.cluster();
+        if self.is_stale || cluster.topic_age(&self.topic).is_none_or(|told| told > age) {
+            cluster.refresh(&[&self.topic])?;
+            self.is_stale = false;
         }
         let returns = Instant::now() + self.options.max_wait;
         if let Err(error) = self.take_up_new() {
@@ -231,7 +232,7 @@ impl Reader {
             }
             // A new partition that cannot be had yet keeps none of the others from being read.
             log::debug!("{}: a new partition cannot be read yet: {error}", self.topic);
-            (self.looked_up, self.new_from) = (None, Some(Instant::now() + LEADERLESS_AGE));
+            (self.is_stale, self.new_from) = (true, Some(Instant::now() + LEADERLESS_AGE));
         }
         let mut trouble = self.send_fetches()?;
         let mut records = Vec::new();
@@ -253,7 +254,7 @@ impl Reader {
                 Some(error) if records.is_empty() => return Err(error),
                 // What was read is not thrown away; the next round looks the leaders up.
                 Some(_) => {
-                    self.looked_up = None;
+                    self.is_stale = true;
                     return Ok(records);
                 }
                 None if records.is_empty() && Instant::now() < returns && !self.outstanding.is_empty() => {}
@@ -393,7 +394,7 @@ impl Reader {
             Some(error) if records.is_empty() => Err(error),
             Some(_) => {
                 // What was read is not thrown away; the next round looks the leaders up.
-                self.looked_up = None;
+                self.is_stale = true;
                 Ok(records)
             }
             None => Ok(records),

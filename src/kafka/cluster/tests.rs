@@ -40,9 +40,12 @@ fn an_answer_is_learnt_although_one_topic_is_missing() {
     let indexes: Vec<i32> = cluster.topic("tasks").expect("known").partitions.iter().map(|known| known.index).collect();
     assert_eq!(indexes, [0, 1]);
     assert_eq!(cluster.leader("tasks", 0).ok(), Some(7));
+    assert!(cluster.topic_age("tasks").is_some_and(|age| age < Duration::from_secs(60)));
+    assert_eq!(cluster.topic_age("other"), None);
     let code = |partition| cluster.leader("tasks", partition).expect_err("no leader").code();
     assert_eq!((code(1), code(2)), (Some(ErrorCode(5)), Some(ErrorCode(3))));
     cluster.forget_topic("tasks");
+    assert_eq!(cluster.topic_age("tasks"), None);
     // No broker is there to be asked.
     assert!(matches!(cluster.topic("tasks"), Err(KafkaError::NoBroker { .. } | KafkaError::Unsupported(_))));
 }
