@@ -1,4 +1,4 @@
-//! Metadata, CreateTopics, CreatePartitions and DeleteTopics: which topics there are, and who leads them.
+//! Metadata, CreateTopics, CreatePartitions and DeleteTopics: which topics there are, and their leaders.
 //!
 //! Called by the dispatcher.
 

@@ -105,8 +105,13 @@ pub fn ensure_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<EnsuredTopic>
             let created = create_topic(cluster, spec)?;
             Ok(EnsuredTopic { topic: await_leaders(cluster, &spec.name)?, created })
         }
-        // Its leaders were known once; those that are missing now may be for long.
-        known => known.and_then(|()| cluster.topic(&spec.name)).map(|topic| EnsuredTopic { topic, created: false }),
+        known => {
+            let topic = known.and_then(|()| cluster.topic(&spec.name))?;
+            // Without any leader it is one that another program has just created. A single one may be missing for long.
+            let is_led = topic.partitions.iter().any(|partition| partition.leader >= 0);
+            let topic = if is_led { topic } else { await_leaders(cluster, &spec.name)? };
+            Ok(EnsuredTopic { topic, created: false })
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use super::interrupt::Registration;
 
 /// Each address of a name gets at least this long, which is enough for a round trip to another continent.
 const SHORTEST_TRY: Duration = Duration::from_millis(250);
-/// A peer that is silent for so long is asked whether it still exists, again after as long, twice in all. A host that is gone is
+/// A silent peer is asked after this time whether it still exists, and again after as long, twice in all. A host that is gone is
 /// noticed within a lock (15 s); a broker that is only frozen is not disturbed, since its kernel answers.
 const KEEPALIVE: Duration = Duration::from_secs(3);
 const KEEPALIVE_PROBES: u32 = 2;

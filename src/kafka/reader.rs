@@ -99,6 +99,8 @@ pub struct Reader {
     topic: String,
     start: StartAt,
     options: ReaderOptions,
+    /// Leave out what transactions have not committed.
+    is_committed: bool,
     /// The fetches' connections: nothing else is asked on them.
     fetches: Pool,
     /// Connections for offsets.
@@ -127,6 +129,7 @@ impl Reader {
             topic: topic.to_owned(),
             start,
             options,
+            is_committed: false,
             fetches: Pool::new(cluster.clone()),
             questions: Pool::new(cluster),
             outstanding: BTreeMap::new(),
@@ -140,6 +143,14 @@ impl Reader {
             gaps: 0,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_LONGEST),
         }
+    }
+
+    /// Leaves out records of aborted transactions, and waits for the end of open ones. Without it everything that is replicated is
+    /// read.
+    #[must_use]
+    pub fn committed(mut self) -> Self {
+        self.is_committed = true;
+        self
     }
 
     /// The records that have come, in order within each partition; empty when none came within `max_wait`.
@@ -190,13 +201,15 @@ impl Reader {
         self.last_answer
     }
 
-    /// The offset after the last record of each partition that has a leader, asked now.
+    /// The offset after the last record (that can be read now, with [`committed`](Self::committed)) of each partition that has a
+    /// leader, asked now.
     ///
     /// # Errors
     /// What the leaders answered; nothing is repeated. Code 5 when no partition has a leader.
     pub fn end_offsets(&mut self) -> Result<BTreeMap<i32, i64>> {
         let (partitions, _) = self.partitions()?;
-        offsets::list(&mut self.questions, &self.topic, partitions, Position::End)
+        let end = if self.is_committed { Position::CommittedEnd } else { Position::End };
+        offsets::list(&mut self.questions, &self.topic, partitions, end)
     }
 
     /// The record at this offset, `None` when there is none any more.
@@ -334,7 +347,8 @@ impl Reader {
             if self.outstanding.contains_key(&leader) {
                 continue;
             }
-            let request = fetch::request(&self.topic, &wanted, limits);
+            let request = if self.is_committed { fetch::request_committed } else { fetch::request };
+            let request = request(&self.topic, &wanted, limits);
             match self.fetches.get(leader).and_then(|connection| connection.send(fetch::VERSION, &request)) {
                 Ok(correlation) => {
                     self.outstanding.insert(leader, Outstanding { correlation, deadline: Instant::now() + patience });
@@ -410,7 +424,10 @@ impl Reader {
         }
         *position = decoded.next_offset;
         self.high_watermarks.insert(fetched.partition, fetched.high_watermark);
-        decoded.records.into_iter().map(|record| ReadRecord::new(fetched.partition, record)).collect()
+        let aborted = records::aborted_offsets(&fetched.bytes, &fetched.aborted);
+        let records = decoded.records.into_iter();
+        let records = records.filter(|record| !aborted.iter().any(|offsets| offsets.contains(&record.offset)));
+        records.map(|record| ReadRecord::new(fetched.partition, record)).collect()
     }
 
     /// The position is not in the log: retention was faster, or the log ends before it (topic created again, records lost with

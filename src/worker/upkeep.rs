@@ -93,7 +93,7 @@ impl Upkeep {
     }
 }
 
-/// Whether a span of offsets is so long that the partition is close to standing still: 3900 of 4000.
+/// Whether a partition with this span of unfinished offsets is close to standing still: from 3900 of 4000 on.
 fn is_long(span: i64, record_locks: u32) -> bool {
     span >= i64::from(record_locks - record_locks / 40)
 }
