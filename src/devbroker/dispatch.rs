@@ -7,9 +7,9 @@ use std::time::{Instant, SystemTime};
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::api_versions_response::{ApiVersion, FinalizedFeatureKey, SupportedFeatureKey};
 use kafka_protocol::messages::{
-    AddPartitionsToTxnRequest, AlterShareGroupOffsetsRequest, ApiKey, ApiVersionsResponse, CreateTopicsRequest,
-    DeleteGroupsRequest, DeleteRecordsRequest, DeleteTopicsRequest, DescribeClusterRequest, DescribeConfigsRequest,
-    DescribeShareGroupOffsetsRequest, EndTxnRequest, FetchRequest, FindCoordinatorRequest,
+    AddPartitionsToTxnRequest, AlterShareGroupOffsetsRequest, ApiKey, ApiVersionsResponse, CreatePartitionsRequest,
+    CreateTopicsRequest, DeleteGroupsRequest, DeleteRecordsRequest, DeleteTopicsRequest, DescribeClusterRequest,
+    DescribeConfigsRequest, DescribeShareGroupOffsetsRequest, EndTxnRequest, FetchRequest, FindCoordinatorRequest,
     IncrementalAlterConfigsRequest, InitProducerIdRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest,
     OffsetCommitRequest, OffsetFetchRequest, ProduceRequest, RequestHeader, ResponseHeader, ShareGroupDescribeRequest,
     ShareGroupHeartbeatRequest,
@@ -37,6 +37,7 @@ const REQUESTS: &[(ApiKey, i16, i16)] = &[
     (ApiKey::ApiVersions, 0, 4),
     (ApiKey::CreateTopics, 2, 7),
     (ApiKey::DeleteTopics, 1, 6),
+    (ApiKey::CreatePartitions, 0, 3),
     (ApiKey::DeleteRecords, 0, 2),
     (ApiKey::InitProducerId, 0, 5),
     // Later versions of these two are for transactions that a Produce begins by itself (KIP-890), and for brokers.
@@ -164,6 +165,9 @@ pub(super) fn answer(core: &Core, caller: &Caller, asked: &Asked) -> Option<Byte
             core.changed.notify_all();
             answer
         }),
+        ApiKey::CreatePartitions => {
+            typed(asked, |request: CreatePartitionsRequest| core.state.lock().create_partitions(caller, &request))
+        }
         ApiKey::DeleteRecords => {
             typed(asked, |request: DeleteRecordsRequest| core.state.lock().delete_records(caller, &request, now))
         }
@@ -271,6 +275,7 @@ pub(super) fn now_ms() -> i64 {
 mod tests {
     use std::net::SocketAddr;
 
+    use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
     use kafka_protocol::messages::create_topics_request::CreatableTopic;
     use kafka_protocol::messages::delete_topics_request::DeleteTopicState;
     use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
@@ -379,6 +384,14 @@ mod tests {
             for there in [true, false] {
                 let topic = CreatableTopic::default().with_name(name(there)).with_num_partitions(1);
                 let request = CreateTopicsRequest::default().with_topics(vec![topic.with_replication_factor(1)]);
+                ask(&core, version, &request.with_validate_only(true));
+            }
+        }
+        for version in versions(ApiKey::CreatePartitions) {
+            for there in [true, false] {
+                let topic =
+                    CreatePartitionsTopic::default().with_name(name(there)).with_count(2).with_assignments(None);
+                let request = CreatePartitionsRequest::default().with_topics(vec![topic]).with_timeout_ms(1000);
                 ask(&core, version, &request.with_validate_only(true));
             }
         }

@@ -226,6 +226,11 @@ impl State {
                     .and_then(|topic| topic.partitions.get(usize::try_from(*index).ok()?))
                     .map(|partition| partition.high_watermark);
                 lags.push(progress.zip(end).map_or(-1, |(progress, end)| progress.lag(end)));
+                let index = usize::try_from(*index).unwrap_or(usize::MAX);
+                let partition = found.and_then(|topic| topic.partitions.get(index));
+                if progress.is_some() && partition.is_some_and(|partition| partition.leader == NO_LEADER) {
+                    return answer.with_error_code(ErrorCode::LEADER_NOT_AVAILABLE.0);
+                }
                 if found.is_none() {
                     let code = right.err().unwrap_or(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION);
                     return answer.with_error_code(code.0);

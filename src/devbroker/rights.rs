@@ -20,6 +20,8 @@ pub enum Operation {
     Create = 5,
     /// DeleteTopics, for which the right to the cluster is enough; DeleteRecords; DeleteGroups.
     Delete = 6,
+    /// CreatePartitions
+    Alter = 7,
     /// Metadata and ListOffsets of a topic; FindCoordinator and ShareGroupDescribe of a group. Heartbeats need it of their topics.
     Describe = 8,
     /// DescribeConfigs

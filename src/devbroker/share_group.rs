@@ -90,10 +90,13 @@ impl Group {
         let known: BTreeSet<PartitionKey> =
             self.members.values().flat_map(|member| member.assigned.iter().copied()).collect();
         let fresh = !self.members.is_empty() && ready.iter().any(|key| !known.contains(key));
-        if (!fresh && self.assigned_epoch == self.epoch) || now < self.assigned_at + interval {
+        // Of a topic that was deleted.
+        let gone = known.iter().any(|key| !wanted.contains(key));
+        let changed = fresh || gone;
+        if (!changed && self.assigned_epoch == self.epoch) || now < self.assigned_at + interval {
             return;
         }
-        self.epoch += i32::from(fresh && self.assigned_epoch == self.epoch);
+        self.epoch += i32::from(changed && self.assigned_epoch == self.epoch);
         let had: Vec<_> = self.members.values().map(|member| &member.assigned).collect();
         let shares = deal(&had, &ready);
         for (member, share) in self.members.values_mut().zip(shares) {

@@ -152,24 +152,27 @@ impl State {
     /// Creates a topic with so many partitions and replicas; its name is free and good, and as many nodes are not
     /// fenced.
     pub fn create_topic(&mut self, name: &str, partitions: i32, replicas: usize, values: Values) -> &Topic {
-        let nodes: Vec<i32> = self.living_nodes().map(|(id, _)| id).collect();
         let first = self.topics.len();
-        let partitions = (0..partitions).zip(first..).map(|(_, place)| {
-            let replicas: Vec<i32> =
-                nodes.iter().cycle().skip(place % nodes.len().max(1)).take(replicas).copied().collect();
-            Partition {
-                log: Log::default(),
-                sequences: Sequences::default(),
-                leader: replicas.first().copied().unwrap_or(NO_LEADER),
-                in_sync: replicas.clone(),
-                replicas,
-                high_watermark: 0,
-                ready_at: None,
-                epoch: 0,
-            }
-        });
+        let partitions = (0..partitions).zip(first..).map(|(_, place)| self.new_partition(place, replicas));
         let topic = Topic { id: Uuid::new_v4(), partitions: partitions.collect(), values };
         self.topics.entry(name.to_owned()).or_insert(topic)
+    }
+
+    /// An empty partition; its replicas are the living nodes from this place on.
+    pub fn new_partition(&self, place: usize, replicas: usize) -> Partition {
+        let nodes: Vec<i32> = self.living_nodes().map(|(id, _)| id).collect();
+        let replicas: Vec<i32> =
+            nodes.iter().cycle().skip(place % nodes.len().max(1)).take(replicas).copied().collect();
+        Partition {
+            log: Log::default(),
+            sequences: Sequences::default(),
+            leader: replicas.first().copied().unwrap_or(NO_LEADER),
+            in_sync: replicas.clone(),
+            replicas,
+            high_watermark: 0,
+            ready_at: None,
+            epoch: 0,
+        }
     }
 
     /// A partition that the caller's node leads.

@@ -1,7 +1,9 @@
-//! Metadata, CreateTopics and DeleteTopics: which topics there are, and who leads them.
+//! Metadata, CreateTopics, CreatePartitions and DeleteTopics: which topics there are, and their leaders.
 //!
 //! Called by the dispatcher.
 
+use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
+use kafka_protocol::messages::create_partitions_response::CreatePartitionsTopicResult;
 use kafka_protocol::messages::create_topics_request::CreatableTopic;
 use kafka_protocol::messages::create_topics_response::{CreatableTopicConfigs, CreatableTopicResult};
 use kafka_protocol::messages::delete_topics_response::DeletableTopicResult;
@@ -10,8 +12,8 @@ use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
 use kafka_protocol::messages::{
-    BrokerId, CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest, DeleteTopicsResponse, MetadataRequest,
-    MetadataResponse,
+    BrokerId, CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
+    DeleteTopicsRequest, DeleteTopicsResponse, MetadataRequest, MetadataResponse,
 };
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
@@ -43,7 +45,7 @@ impl State {
         let brokers = brokers.collect();
         // Before version 1 an empty list meant all topics.
         let wanted = request.topics.as_ref().filter(|topics| version > 0 || !topics.is_empty());
-        let topics = match wanted {
+        let topics: Vec<MetadataResponseTopic> = match wanted {
             None => {
                 let topics = self.topics.iter();
                 let shown = topics.filter(|(name, _)| self.may(caller, Operation::Describe, Resource::Topic(name)));
@@ -58,12 +60,36 @@ impl State {
                 described.collect()
             }
         };
+        // Versions before 8 cannot ask for it.
+        let operations = |topic: MetadataResponseTopic| {
+            let name =
+                topic.name.clone().filter(|_| topic.error_code == 0 && request.include_topic_authorized_operations);
+            let operations = name.map_or(NO_OPERATIONS, |name| self.operations(caller, name.as_str()));
+            topic.with_topic_authorized_operations(operations)
+        };
+        let topics = topics.into_iter().map(operations).collect();
         MetadataResponse::default()
             .with_brokers(brokers)
             .with_cluster_id(Some(StrBytes::from_string(self.cluster_id.clone())))
             .with_controller_id(BrokerId(1))
             .with_topics(topics)
             .with_cluster_authorized_operations(NO_OPERATIONS)
+    }
+
+    /// What the caller may do with a topic: a bit for each of Kafka's operations on topics.
+    fn operations(&self, caller: &Caller, name: &str) -> i32 {
+        let all = [
+            Operation::Read,
+            Operation::Write,
+            Operation::Create,
+            Operation::Delete,
+            Operation::Alter,
+            Operation::Describe,
+            Operation::DescribeConfigs,
+            Operation::AlterConfigs,
+        ];
+        let allowed = all.into_iter().filter(|operation| self.may(caller, *operation, Resource::Topic(name)));
+        allowed.fold(0, |bits, operation| bits | 1 << operation as i32)
     }
 
     /// What is told of a topic that the caller may not see, or would create and may not.
@@ -229,6 +255,41 @@ impl State {
             }
         }
         Ok((partitions, replicas, values))
+    }
+
+    /// CreatePartitions.
+    pub fn create_partitions(
+        &mut self,
+        caller: &Caller,
+        request: &CreatePartitionsRequest,
+    ) -> CreatePartitionsResponse {
+        let results = request.topics.iter().map(|topic| {
+            let added = self.check_more_partitions(caller, topic).map(|(places, replicas)| {
+                let added: Vec<_> = places.map(|place| self.new_partition(place, replicas)).collect();
+                if let Some(topic) = self.topics.get_mut(topic.name.as_str()).filter(|_| !request.validate_only) {
+                    topic.partitions.extend(added);
+                }
+            });
+            let result = CreatePartitionsTopicResult::default().with_name(topic.name.clone()).with_error_message(None);
+            result.with_error_code(added.err().map_or(0, |code| code.0))
+        });
+        CreatePartitionsResponse::default().with_results(results.collect())
+    }
+
+    /// Places and number of replicas of the partitions to be added.
+    fn check_more_partitions(
+        &self,
+        caller: &Caller,
+        wanted: &CreatePartitionsTopic,
+    ) -> Result<(std::ops::Range<usize>, usize), ErrorCode> {
+        let name = wanted.name.as_str();
+        self.check_right(caller, Operation::Alter, Resource::Topic(name))?;
+        let topic = self.topics.get(name).ok_or(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION)?;
+        let (now, most) = (topic.partitions.len(), usize::try_from(MOST_PARTITIONS).unwrap_or(usize::MAX));
+        let count = usize::try_from(wanted.count).ok().filter(|count| (now + 1..=most).contains(count));
+        let count = count.ok_or(ErrorCode::INVALID_PARTITIONS)?;
+        let first = self.topics.keys().position(|known| known == name).unwrap_or(0);
+        Ok((first + now..first + count, topic.partitions.first().map_or(1, |partition| partition.replicas.len())))
     }
 
     /// DeleteTopics.

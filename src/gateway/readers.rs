@@ -251,7 +251,8 @@ pub(super) fn tasks(
     // Our own tasks are entered when Kafka acknowledges them; those of other gateways may be known a little later, and every
     // answer less leaves the broker more time for tasks.
     let options = ReaderOptions { max_wait: TASKS_WAIT, max_bytes: MAX_BYTES, min_bytes: TASKS_BYTES };
-    let mut reader = Reader::new(cluster, topic, StartAt::Offsets(start), options);
+    // The group is read_committed as well: a task of an aborted transaction is never run, and must not be waited for.
+    let mut reader = Reader::new(cluster, topic, StartAt::Offsets(start), options).committed();
     let mut ends: Option<BTreeMap<i32, i64>> = None;
     let mut behind = true;
     while !stop.is_triggered() {

@@ -36,6 +36,8 @@ const PRODUCER_QUEUE: usize = 4096;
 const TASK_BATCH_BYTES: usize = 32 * 1024;
 /// First and longest pause while Kafka cannot be reached.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// How often the topics are looked up: partitions that are added are read within twice this.
+const TOPICS_AGE: Duration = Duration::from_secs(1);
 /// The deadline thread looks at least so often; sooner when a caller's time is over.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -187,11 +189,27 @@ impl KafkaStarter {
         let producer = Producer::start("producer", self.cluster.clone(), options, settling, self.fatal.clone());
         self.submitter.set_producer(producer.sender());
         *self.producer.lock() = Some(producer);
-        for thread in self.start_readers() {
+        let readers = self.start_readers();
+        self.watch_topics();
+        for thread in readers {
             // Its own line says how it ended badly, and `fatal` is triggered.
             let _ = thread.join();
         }
         Ok(())
+    }
+
+    /// Keeps what is known of the topics new, until the end. The readers use it and need not ask themselves: a question to a broker
+    /// that does not answer would hold up results that others have.
+    fn watch_topics(&self) {
+        let common = &self.desk.config.common;
+        while self.end.sleep(TOPICS_AGE).is_ok() {
+            match self.cluster.refresh(&[&common.tasks_topic, &common.results_topic]) {
+                Ok(()) => {}
+                Err(KafkaError::Interrupted) => return,
+                // The tail says it when Kafka does not answer.
+                Err(error) => log::debug!("the topics cannot be looked up: {error}"),
+            }
+        }
     }
 
     /// False: the end came first, or this Kafka cannot be used.

@@ -15,9 +15,10 @@ use kafka_protocol::messages::describe_share_group_offsets_request::{
 };
 use kafka_protocol::messages::describe_share_group_offsets_response::DescribeShareGroupOffsetsResponsePartition;
 use kafka_protocol::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{
     CreateTopicsRequest, DescribeConfigsRequest, DescribeConfigsResponse, DescribeShareGroupOffsetsRequest,
-    DescribeShareGroupOffsetsResponse, GroupId, IncrementalAlterConfigsRequest,
+    DescribeShareGroupOffsetsResponse, GroupId, IncrementalAlterConfigsRequest, MetadataRequest,
 };
 use kafka_protocol::protocol::{Encodable, StrBytes};
 
@@ -88,22 +89,33 @@ pub struct TopicSpec {
 /// A topic that is there now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnsuredTopic {
-    /// The topic, each partition with a leader.
+    /// The topic. Partitions of it may have no leader.
     pub topic: Topic,
     /// Whether this call created it. An existing one is left as it is.
     pub created: bool,
 }
 
-/// Creates the topic unless it exists (CreateTopics v7, KIP-4), and waits until the brokers know its leaders.
+/// Creates the topic unless it exists (CreateTopics v7, KIP-4), and waits until the brokers know the leaders of one that was missing.
+///
+/// # Errors
+/// What kept the questions from being answered; code 38 with fewer brokers than replicas; 29 without the right Describe or Create.
 pub fn ensure_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<EnsuredTopic> {
-    let created = match cluster.refresh(&[&spec.name]) {
-        Err(error) if error.code() == Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION) => create_topic(cluster, spec)?,
-        known => known.map(|()| false)?,
-    };
-    Ok(EnsuredTopic { topic: await_leaders(cluster, &spec.name)?, created })
+    match cluster.refresh(&[&spec.name]) {
+        Err(error) if error.code() == Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION) => {
+            let created = create_topic(cluster, spec)?;
+            Ok(EnsuredTopic { topic: await_leaders(cluster, &spec.name)?, created })
+        }
+        known => {
+            let topic = known.and_then(|()| cluster.topic(&spec.name))?;
+            // Without any leader it is one that another program has just created. A single one may be missing for long.
+            let is_led = topic.partitions.iter().any(|partition| partition.leader >= 0);
+            let topic = if is_led { topic } else { await_leaders(cluster, &spec.name)? };
+            Ok(EnsuredTopic { topic, created: false })
+        }
+    }
 }
 
-/// `false`: somebody else was faster.
+/// `false`: another program was faster.
 fn create_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<bool> {
     let replicas = match spec.replication_factor {
         Some(replicas) => replicas,
@@ -122,9 +134,10 @@ fn ask_create(
     replicas: i16,
     validate_only: bool,
 ) -> Result<Option<CreatableTopicResult>> {
-    // A write is safe on two replicas wherever there are two (acks=all).
-    let in_sync = ("min.insync.replicas", replicas.clamp(1, 2).to_string());
-    let configs = spec.configs.iter().chain(std::iter::once(&in_sync)).map(|(name, value)| {
+    // A write is safe on two replicas wherever there are two (acks=all). Without the right DescribeConfigs the broker does not
+    // tell how many it would take (-1); its own default stands then.
+    let in_sync = (replicas > 0).then(|| ("min.insync.replicas", replicas.min(2).to_string()));
+    let configs = spec.configs.iter().chain(&in_sync).map(|(name, value)| {
         CreatableTopicConfig::default().with_name(StrBytes::from_static_str(name)).with_value(Some(str_bytes(value)))
     });
     let topic = CreatableTopic::default()
@@ -153,44 +166,103 @@ fn broker_wait(cluster: &Cluster) -> i32 {
     i32::try_from((cluster.options().request_timeout * 4 / 5).as_millis()).unwrap_or(i32::MAX)
 }
 
-/// A topic just created is known to the brokers some milliseconds later.
+/// A topic just created is known to the brokers some milliseconds later. A leader that is still missing at the deadline is left out.
 fn await_leaders(cluster: &Cluster, name: &str) -> Result<Topic> {
     let deadline = std::time::Instant::now() + cluster.options().request_timeout;
     loop {
-        let missing = match cluster.refresh(&[name]).and_then(|()| cluster.topic(name)) {
-            Ok(topic) => match topic.partitions.iter().find(|partition| partition.leader < 0) {
-                None => return Ok(topic),
-                Some(_) => KafkaError::broker("Metadata", ErrorCode::LEADER_NOT_AVAILABLE, Some(name)),
-            },
-            Err(error) if error.retry() == Retry::RefreshMetadata => error,
-            Err(error) => return Err(error),
-        };
-        if std::time::Instant::now() >= deadline {
-            return Err(missing);
+        let known = cluster.refresh(&[name]).and_then(|()| cluster.topic(name));
+        let last = std::time::Instant::now() >= deadline;
+        match known {
+            Ok(topic) if last || topic.partitions.iter().all(|partition| partition.leader >= 0) => return Ok(topic),
+            Err(error) if last || error.retry() != Retry::RefreshMetadata => return Err(error),
+            _ => {}
         }
         cluster.options().interrupter.sleep(Duration::from_millis(20))?;
     }
 }
 
+/// A right to a topic. Its number is that of Kafka's `AclOperation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TopicRight {
+    /// Fetch and ShareFetch.
+    Read = 3,
+    /// Produce.
+    Write = 4,
+}
+
+/// Those of `wanted` that this client does not have (Metadata v12, KIP-430). Topics that cannot be told of are left out.
+///
+/// # Errors
+/// What kept the question from being answered.
+pub fn missing_rights(cluster: &Cluster, wanted: &[(String, TopicRight)]) -> Result<Vec<(String, TopicRight)>> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let topics = wanted.iter().map(|(name, _)| MetadataRequestTopic::default().with_name(Some(topic_name(name))));
+    let request = MetadataRequest::default()
+        .with_topics(Some(topics.collect()))
+        .with_allow_auto_topic_creation(false)
+        .with_include_topic_authorized_operations(true);
+    let response = cluster.ask(12, &request)?;
+    let lacks = |name: &str, right: TopicRight| {
+        let told = response.topics.iter().filter(|topic| topic.error_code == 0);
+        let mut told = told.filter(|topic| topic.name.as_ref().is_some_and(|told| told.as_str() == name));
+        // The smallest number: the broker does not tell.
+        told.next().is_some_and(|topic| {
+            topic.topic_authorized_operations != i32::MIN
+                && topic.topic_authorized_operations & (1 << right as i32) == 0
+        })
+    };
+    Ok(wanted.iter().filter(|(name, right)| lacks(name, *right)).cloned().collect())
+}
+
+/// One setting as the broker tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The value in force.
+    pub value: String,
+    /// Whether it is Kafka's own default: neither the resource nor the brokers' configuration has another one.
+    pub is_default: bool,
+}
+
 /// The settings of a topic, with the defaults that apply (DescribeConfigs v4, KIP-133). Settings without a value are left out.
+///
+/// # Errors
+/// Code 29 without the right DescribeConfigs on the topic, or what kept the question from being answered.
 pub fn topic_configs(cluster: &Cluster, topic: &str) -> Result<BTreeMap<String, String>> {
-    configs(cluster, TOPIC, topic)
+    let found = described(cluster.ask(4, &describe(TOPIC, topic))?)?;
+    Ok(found.into_iter().map(|(key, setting)| (key, setting.value)).collect())
 }
 
 /// The settings of a broker, by its node id.
-pub fn broker_configs(cluster: &Cluster, node: i32) -> Result<BTreeMap<String, String>> {
+///
+/// # Errors
+/// Code 31 without the right DescribeConfigs on the cluster, or what kept the question from being answered.
+pub fn broker_settings(cluster: &Cluster, node: i32) -> Result<BTreeMap<String, Setting>> {
     // Only the broker itself tells them.
     let timeout = cluster.options().request_timeout;
     described(cluster.connect(node)?.call(4, &describe(BROKER, &node.to_string()), timeout)?)
 }
 
 /// The settings of a group, with the defaults that apply; the group need not exist (KIP-848).
-pub fn group_configs(cluster: &Cluster, group: &str) -> Result<BTreeMap<String, String>> {
-    configs(cluster, GROUP, group)
+///
+/// # Errors
+/// Code 30 without the right DescribeConfigs on the group, or what kept the question from being answered.
+pub fn group_settings(cluster: &Cluster, group: &str) -> Result<BTreeMap<String, Setting>> {
+    described(cluster.ask(4, &describe(GROUP, group))?)
 }
 
-fn configs(cluster: &Cluster, kind: i8, name: &str) -> Result<BTreeMap<String, String>> {
-    described(cluster.ask(4, &describe(kind, name))?)
+/// The same as the broker with this node id knows them.
+///
+/// # Errors
+/// The same; `timeout` is for the answer alone.
+pub fn group_settings_at(
+    cluster: &Cluster,
+    node: i32,
+    group: &str,
+    timeout: Duration,
+) -> Result<BTreeMap<String, Setting>> {
+    described(cluster.connect(node)?.call(4, &describe(GROUP, group), timeout)?)
 }
 
 fn describe(kind: i8, name: &str) -> DescribeConfigsRequest {
@@ -201,14 +273,18 @@ fn describe(kind: i8, name: &str) -> DescribeConfigsRequest {
     DescribeConfigsRequest::default().with_resources(vec![resource])
 }
 
-fn described(response: DescribeConfigsResponse) -> Result<BTreeMap<String, String>> {
+fn described(response: DescribeConfigsResponse) -> Result<BTreeMap<String, Setting>> {
+    /// Kafka's `ConfigSource.DEFAULT_CONFIG`
+    const DEFAULT: i8 = 5;
     let mut found = BTreeMap::new();
     for result in response.results {
         let message = result.error_message.as_ref().map(|message| message.as_str());
         ErrorCode(result.error_code).check("DescribeConfigs", message)?;
-        let values =
-            result.configs.into_iter().filter_map(|config| Some((config.name.to_string(), config.value?.to_string())));
-        found.extend(values);
+        let settings = result.configs.into_iter().filter_map(|config| {
+            let setting = Setting { value: config.value?.to_string(), is_default: config.config_source == DEFAULT };
+            Some((config.name.to_string(), setting))
+        });
+        found.extend(settings);
     }
     Ok(found)
 }
@@ -242,7 +318,7 @@ fn set_config(cluster: &Cluster, kind: i8, name: &str, key: &str, value: &str) -
 }
 
 /// The offset up to which a share group is done with each partition of the topic (DescribeShareGroupOffsets v0, KIP-932).
-/// Partitions that the group has not begun, and a group that does not exist, have none.
+/// Partitions that the group has not begun, those without a leader, and a group that does not exist, have none.
 pub fn share_group_offsets(cluster: &Cluster, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>> {
     let request = describe_offsets(cluster, group, topic)?;
     let timeout = cluster.options().request_timeout;
@@ -252,7 +328,7 @@ pub fn share_group_offsets(cluster: &Cluster, group: &str, topic: &str) -> Resul
 }
 
 /// How many records of each partition of the topic a share group has not finished (DescribeShareGroupOffsets v1, KIP-1226).
-/// Partitions that the group has not begun, and a group that does not exist, have none.
+/// Partitions that the group has not begun, those without a leader, and a group that does not exist, have none.
 pub fn share_group_lags(cluster: &Cluster, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>> {
     let request = describe_offsets(cluster, group, topic)?;
     let timeout = cluster.options().request_timeout;
@@ -271,7 +347,10 @@ pub fn share_group_lags(cluster: &Cluster, group: &str, topic: &str) -> Result<B
 }
 
 fn describe_offsets(cluster: &Cluster, group: &str, topic: &str) -> Result<DescribeShareGroupOffsetsRequest> {
-    let partitions = cluster.topic(topic)?.partitions.iter().map(|partition| partition.index).collect();
+    // The coordinator asks the leaders; without one a partition's answer is an error (5).
+    let known = cluster.topic(topic)?.partitions;
+    let led = known.iter().filter(|partition| partition.leader >= 0).map(|partition| partition.index);
+    let partitions = led.collect();
     let topics =
         DescribeShareGroupOffsetsRequestTopic::default().with_topic_name(topic_name(topic)).with_partitions(partitions);
     let asked = DescribeShareGroupOffsetsRequestGroup::default()
@@ -310,19 +389,31 @@ fn partitions_of(
     Ok(partitions)
 }
 
-/// The offset behind the last record of each partition of the topic (ListOffsets v7).
+/// The offset after the last record of each partition of the topic that has a leader (ListOffsets v7).
+///
+/// # Errors
+/// What a leader answered; code 5 when no partition has a leader.
 pub fn end_offsets(cluster: &Cluster, topic: &str) -> Result<BTreeMap<i32, i64>> {
     list(cluster, topic, Position::End)
 }
 
-/// The offset of the first record still kept in each partition of the topic (ListOffsets v7).
+/// The offset of the first record still kept in each partition of the topic that has a leader (ListOffsets v7).
+///
+/// # Errors
+/// As [`end_offsets`].
 pub fn start_offsets(cluster: &Cluster, topic: &str) -> Result<BTreeMap<i32, i64>> {
     list(cluster, topic, Position::Start)
 }
 
 fn list(cluster: &Cluster, topic: &str, position: Position) -> Result<BTreeMap<i32, i64>> {
-    let partitions: Vec<i32> = cluster.topic(topic)?.partitions.iter().map(|partition| partition.index).collect();
-    let offsets = offsets::list(&mut Pool::new(cluster.clone()), topic, partitions, position);
+    let known = cluster.topic(topic)?.partitions;
+    let led = known.iter().filter(|partition| partition.leader >= 0).map(|partition| partition.index);
+    let partitions: Vec<i32> = led.collect();
+    let offsets = if partitions.is_empty() {
+        Err(KafkaError::broker("Metadata", ErrorCode::LEADER_NOT_AVAILABLE, Some(topic)))
+    } else {
+        offsets::list(&mut Pool::new(cluster.clone()), topic, partitions, position)
+    };
     if offsets.as_ref().is_err_and(|error| error.retry() != Retry::Never) {
         cluster.forget_topic(topic);
     }

@@ -5,6 +5,7 @@
 //! calls [`Cluster::refresh`] or [`Cluster::forget`] and asks again. Called by producer, reader, share consumer and admin.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ pub struct Topic {
     pub name: String,
     /// Its id (KIP-516): a topic deleted and created again has another one.
     pub id: Uuid,
+    /// Whether it is one of Kafka's own, such as `__consumer_offsets`.
+    pub is_internal: bool,
     /// Its partitions in the order of their indexes.
     pub partitions: Vec<Partition>,
 }
@@ -38,7 +41,8 @@ pub struct Partition {
     pub index: i32,
     /// Node id of the broker that leads it, -1 when none does.
     pub leader: i32,
-    /// Counts the elections of this partition: of two answers the one with the larger number is the later one.
+    /// How often its leader has changed (KIP-320); -1 when the broker does not know. A higher epoch is newer knowledge, and
+    /// locks of a share session do not survive the change.
     pub leader_epoch: i32,
 }
 
@@ -56,13 +60,17 @@ pub struct Cluster {
 struct Known {
     brokers: BTreeMap<i32, BrokerAddress>,
     topics: HashMap<String, Topic>,
+    /// When a broker last told of each of them.
+    told_at: HashMap<String, Instant>,
     coordinators: HashMap<String, i32>,
-    /// Brokers that took a request and did not answer it, and since when.
+    /// Brokers that answered neither a request nor an attempt to connect, and since when. [`Cluster::forget`] keeps them.
     silent: HashMap<BrokerAddress, Instant>,
 }
 
 /// How long a broker that did not answer is asked last.
 const SILENCE: Duration = Duration::from_secs(10);
+/// A question that goes round several brokers gives each at least this long.
+const SHORTEST_PATIENCE: Duration = Duration::from_millis(250);
 
 impl Cluster {
     /// A cluster of which nothing is known but the bootstrap list. Opens no connection.
@@ -88,22 +96,24 @@ impl Cluster {
         let candidates = self.candidates();
         let mut last = None;
         for address in &candidates {
-            match Connection::open(address, self.options()) {
+            match self.open(address) {
                 Ok(connection) => return Ok(connection),
                 Err(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
                 Err(error) => last = Some(error),
             }
         }
-        let tried = candidates.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         Err(match last {
-            Some(last) => KafkaError::NoBroker { tried, last: Box::new(last) },
+            Some(last) => KafkaError::NoBroker { tried: listed(&candidates), last: Box::new(last) },
             None => KafkaError::Unsupported("no broker address is configured".into()),
         })
     }
 
+    fn open(&self, address: &BrokerAddress) -> Result<Connection> {
+        Connection::open(address, self.options()).inspect_err(|error| self.blame(error))
+    }
+
     fn candidates(&self) -> Vec<BrokerAddress> {
         let mut known = self.known.lock();
-        known.silent.retain(|_, since| since.elapsed() < SILENCE);
         let mut candidates: Vec<BrokerAddress> = known.brokers.values().cloned().collect();
         for address in &self.options().bootstrap {
             if !candidates.contains(address) {
@@ -111,26 +121,20 @@ impl Cluster {
             }
         }
         fastrand::shuffle(&mut candidates);
-        candidates.sort_by_key(|address| known.silent.contains_key(address));
+        known.silent_last(&mut candidates);
         candidates
     }
 
-    /// Remembers a broker that did not answer. Whoever waits for answers on connections of its own tells it here.
-    pub(super) fn blame(&self, error: &KafkaError) {
-        if let KafkaError::Timeout { broker, .. } = error {
-            self.known.lock().silent.insert(broker.clone(), Instant::now());
-        }
-    }
-
-    /// This broker owes an answer: others are asked before it for a while.
-    pub fn suspect(&self, node: i32) {
-        let Some(address) = self.address(node) else { return };
-        self.known.lock().silent.insert(address.clone(), Instant::now());
-        let spare = self.spare.lock().take();
-        // Closed outside the lock if it is a connection to that broker.
-        if let Some(spare) = spare.filter(|spare| *spare.broker() != address) {
-            self.put_back(spare);
-        }
+    /// Remembers a broker that did not answer, when `error` says so: for 10 s the others are asked first. A user that waits for
+    /// answers on connections of its own, such as a share session, reports its time-outs here; other errors change nothing.
+    pub fn blame(&self, error: &KafkaError) {
+        let broker = match error {
+            KafkaError::Timeout { broker, .. } => broker,
+            // A host that is gone, a firewall that drops: each attempt to connect costs the whole connect timeout.
+            KafkaError::Io { broker, source, .. } if source.kind() == ErrorKind::TimedOut => broker,
+            _ => return,
+        };
+        self.known.lock().silent.insert(broker.clone(), Instant::now());
     }
 
     /// A connection to the broker with this node id.
@@ -144,7 +148,7 @@ impl Cluster {
                 })?
             }
         };
-        Connection::open(&address, self.options())
+        self.open(&address)
     }
 
     fn address(&self, node: i32) -> Option<BrokerAddress> {
@@ -160,9 +164,9 @@ impl Cluster {
     /// Runs `question` on a connection to any broker, like [`ask`](Self::ask).
     pub fn ask_with<T>(&self, question: impl Fn(&mut Connection) -> Result<T>) -> Result<T> {
         let spare = self.spare.lock().take();
-        if let Some(mut connection) = spare {
+        if let Some(mut connection) = spare.filter(|spare| !self.is_silent(spare.broker())) {
             match question(&mut connection) {
-                // Not for a timeout: that broker had it, and whoever asks has waited long enough.
+                // Not for a time-out: that broker had it, and the caller has waited long enough.
                 Err(error) if error.retry() == Retry::Reconnect && !matches!(error, KafkaError::Timeout { .. }) => {}
                 answer => return self.answered(connection, answer),
             }
@@ -173,8 +177,16 @@ impl Cluster {
     }
 
     fn answered<T>(&self, connection: Connection, answer: Result<T>) -> Result<T> {
+        match &answer {
+            Ok(_) => drop(self.known.lock().silent.remove(connection.broker())),
+            Err(error) => self.blame(error),
+        }
         self.put_back(connection);
-        answer.inspect_err(|error| self.blame(error))
+        answer
+    }
+
+    fn is_silent(&self, address: &BrokerAddress) -> bool {
+        self.known.lock().silent.get(address).is_some_and(|since| since.elapsed() < SILENCE)
     }
 
     fn put_back(&self, connection: Connection) {
@@ -200,12 +212,80 @@ impl Cluster {
 
     /// Asks the cluster for its brokers and for these topics (Metadata v12, KIP-516; `allow_auto_topic_creation` is false).
     /// The first topic with an error makes the error; the others are known afterwards.
+    ///
+    /// A partition without a leader is no error of its topic: it is known with leader -1.
+    ///
+    /// # Errors
+    /// What kept the question from being answered, or the first topic's error.
     pub fn refresh(&self, topics: &[&str]) -> Result<()> {
-        let wanted = topics.iter().map(|name| MetadataRequestTopic::default().with_name(Some(topic_name(name))));
-        let request =
-            MetadataRequest::default().with_topics(Some(wanted.collect())).with_allow_auto_topic_creation(false);
-        let response = self.ask(12, &request)?;
+        let response = self.ask(METADATA_VERSION, &metadata_of(topics))?;
         self.learn(response)
+    }
+
+    /// The same, asked of any broker but `not`, a node that does not answer: is it still the leader? All other brokers are asked
+    /// in turn within `limit`, each for its share of what is left (at least 250 ms), until one answers.
+    ///
+    /// # Errors
+    /// As [`refresh`](Self::refresh); `NoBroker` when none of them answered, error 5 when no other broker is known.
+    pub fn refresh_from_another(&self, not: i32, topics: &[&str], limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        let candidates = self.others(not);
+        let mut last =
+            KafkaError::broker("Metadata", ErrorCode::LEADER_NOT_AVAILABLE, Some("no other broker is known"));
+        for (tried, address) in candidates.iter().enumerate() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let share = left / u32::try_from(candidates.len() - tried).unwrap_or(u32::MAX);
+            match self.ask_at(address, &metadata_of(topics), share.max(SHORTEST_PATIENCE)) {
+                Ok(response) => return self.learn(response),
+                Err(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
+                Err(error) => last = KafkaError::NoBroker { tried: listed(&candidates), last: Box::new(error) },
+            }
+        }
+        Err(last)
+    }
+
+    /// The brokers that are not the node `not`: first the nodes known from metadata, then the bootstrap list, since an address of
+    /// that list can be another name of the same node.
+    fn others(&self, not: i32) -> Vec<BrokerAddress> {
+        let mut known = self.known.lock();
+        let silent = known.brokers.get(&not).cloned();
+        let nodes = known.brokers.iter().filter(|(node, _)| **node != not).map(|(_, address)| address.clone());
+        let mut others: Vec<BrokerAddress> = nodes.collect();
+        fastrand::shuffle(&mut others);
+        let strangers = self.options().bootstrap.iter().filter(|address| Some(*address) != silent.as_ref());
+        let strangers: Vec<BrokerAddress> = strangers.filter(|address| !others.contains(address)).cloned().collect();
+        others.extend(strangers);
+        known.silent_last(&mut others);
+        others
+    }
+
+    /// One question to one broker, on the spare connection if it leads there.
+    fn ask_at(
+        &self,
+        address: &BrokerAddress,
+        request: &MetadataRequest,
+        patience: Duration,
+    ) -> Result<MetadataResponse> {
+        let deadline = Instant::now() + patience;
+        let mut spare = self.spare.lock();
+        let held = spare.take_if(|connection| connection.broker() == address);
+        drop(spare);
+        if let Some(mut connection) = held {
+            match connection.call(METADATA_VERSION, request, patience) {
+                // It died while nothing was asked.
+                Err(error) if error.retry() == Retry::Reconnect && !matches!(error, KafkaError::Timeout { .. }) => {}
+                answer => return self.answered(connection, answer),
+            }
+        }
+        let mut options = ClientOptions::clone(&self.options);
+        options.connect_timeout = options.connect_timeout.min(patience);
+        let mut connection = Connection::open(address, &options).inspect_err(|error| self.blame(error))?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let answer = connection.call(METADATA_VERSION, request, left);
+        self.answered(connection, answer)
     }
 
     fn learn(&self, response: MetadataResponse) -> Result<()> {
@@ -220,7 +300,9 @@ impl Cluster {
             let Some(name) = topic.name.as_ref().map(|name| name.as_str()) else { continue };
             match ErrorCode(topic.error_code).check("Metadata", Some(name)) {
                 Ok(()) => {
-                    known.topics.insert(name.to_owned(), topic_of(name, topic));
+                    let topic = topic_of(name, topic, known.topics.get(name));
+                    known.topics.insert(name.to_owned(), topic);
+                    known.told_at.insert(name.to_owned(), Instant::now());
                 }
                 Err(error) => {
                     known.topics.remove(name);
@@ -229,6 +311,12 @@ impl Cluster {
             }
         }
         outcome
+    }
+
+    /// How long ago a broker told of the topic, whatever part of this client asked; `None` when it is not known.
+    pub(super) fn topic_age(&self, name: &str) -> Option<Duration> {
+        let known = self.known.lock();
+        known.topics.get(name).and_then(|_| known.told_at.get(name)).map(Instant::elapsed)
     }
 
     /// Node id of the partition's leader; error 5 when it has none, error 3 when there is no such partition.
@@ -286,24 +374,51 @@ impl Cluster {
         self.known.lock().topics.remove(name);
     }
 
-    /// Forgets everything but the bootstrap list.
+    /// Forgets everything but the bootstrap list and the brokers that do not answer: the next question must not go to one of
+    /// those first.
     pub fn forget(&self) {
-        *self.known.lock() = Known::default();
+        let mut known = self.known.lock();
+        let silent = std::mem::take(&mut known.silent);
+        *known = Known { silent, ..Known::default() };
     }
 }
 
-fn topic_of(name: &str, answer: &MetadataResponseTopic) -> Topic {
+impl Known {
+    /// Moves the brokers that did not answer lately to the end, and keeps the order otherwise.
+    fn silent_last(&mut self, candidates: &mut [BrokerAddress]) {
+        self.silent.retain(|_, since| since.elapsed() < SILENCE);
+        candidates.sort_by_key(|address| self.silent.contains_key(address));
+    }
+}
+
+/// Metadata v12: topics by name, their ids and the epochs of their leaders.
+const METADATA_VERSION: i16 = 12;
+
+fn metadata_of(topics: &[&str]) -> MetadataRequest {
+    let wanted = topics.iter().map(|name| MetadataRequestTopic::default().with_name(Some(topic_name(name))));
+    MetadataRequest::default().with_topics(Some(wanted.collect())).with_allow_auto_topic_creation(false)
+}
+
+fn listed(addresses: &[BrokerAddress]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// The topic as the answer says, but for partitions of which a newer leader is known: a node that was cut off or frozen goes on
+/// naming the old one for a while.
+fn topic_of(name: &str, answer: &MetadataResponseTopic, before: Option<&Topic>) -> Topic {
+    let before = before.filter(|topic| topic.id == answer.topic_id).map_or(&[][..], |topic| &topic.partitions);
     let mut partitions: Vec<Partition> = answer
         .partitions
         .iter()
-        .map(|partition| Partition {
-            index: partition.partition_index,
-            leader: partition.leader_id.0,
-            leader_epoch: partition.leader_epoch,
+        .map(|partition| {
+            let (index, leader) = (partition.partition_index, partition.leader_id.0);
+            let told = Partition { index, leader, leader_epoch: partition.leader_epoch };
+            let known = before.binary_search_by_key(&index, |known| known.index).ok().map(|at| before[at]);
+            known.filter(|known| known.leader_epoch > told.leader_epoch && told.leader_epoch >= 0).unwrap_or(told)
         })
         .collect();
     partitions.sort_unstable_by_key(|partition| partition.index);
-    Topic { name: name.to_owned(), id: answer.topic_id, partitions }
+    Topic { name: name.to_owned(), id: answer.topic_id, is_internal: answer.is_internal, partitions }
 }
 
 /// A text in the codec's type.
@@ -317,99 +432,4 @@ pub(super) fn topic_name(name: &str) -> TopicName {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::net::TcpListener;
-
-    use bytes::{BufMut, BytesMut};
-    use kafka_protocol::messages::BrokerId;
-    use kafka_protocol::messages::metadata_response::{MetadataResponseBroker, MetadataResponsePartition};
-    use kafka_protocol::protocol::Encodable;
-
-    use super::*;
-    use crate::stop::Stop;
-    use crate::threads;
-
-    fn cluster(bootstrap: &[BrokerAddress]) -> Cluster {
-        Cluster::new(ClientOptions::new(bootstrap.to_vec(), "test"))
-    }
-
-    fn answer() -> MetadataResponse {
-        let broker = MetadataResponseBroker::default()
-            .with_node_id(BrokerId(7))
-            .with_host(StrBytes::from_static_str("kafka-7"))
-            .with_port(9092);
-        let partition = |index, leader| {
-            MetadataResponsePartition::default().with_partition_index(index).with_leader_id(BrokerId(leader))
-        };
-        let topic = MetadataResponseTopic::default()
-            .with_name(Some(topic_name("tasks")))
-            .with_partitions(vec![partition(1, -1), partition(0, 7)]);
-        let missing = MetadataResponseTopic::default().with_name(Some(topic_name("other"))).with_error_code(3);
-        MetadataResponse::default().with_brokers(vec![broker]).with_topics(vec![missing, topic])
-    }
-
-    #[test]
-    fn an_answer_is_learnt_although_one_topic_is_missing() {
-        let cluster = cluster(&[]);
-        let error = cluster.learn(answer()).expect_err("one is missing");
-        assert_eq!(error.code(), Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION));
-        assert_eq!(cluster.address(7), Some(BrokerAddress::new("kafka-7", 9092)));
-        let indexes: Vec<i32> =
-            cluster.topic("tasks").expect("known").partitions.iter().map(|known| known.index).collect();
-        assert_eq!(indexes, [0, 1]);
-        assert_eq!(cluster.leader("tasks", 0).ok(), Some(7));
-        let code = |partition| cluster.leader("tasks", partition).expect_err("no leader").code();
-        assert_eq!((code(1), code(2)), (Some(ErrorCode(5)), Some(ErrorCode(3))));
-        cluster.forget_topic("tasks");
-        // Nobody is there to be asked.
-        assert!(matches!(cluster.topic("tasks"), Err(KafkaError::NoBroker { .. } | KafkaError::Unsupported(_))));
-    }
-
-    #[test]
-    fn a_silent_broker_is_asked_last() {
-        let addresses = [1, 2, 3].map(|number| BrokerAddress::new(format!("kafka-{number}"), 9092));
-        let cluster = cluster(&addresses);
-        let timeout = KafkaError::Timeout { request: "Fetch", broker: addresses[1].clone(), waited: Duration::ZERO };
-        cluster.blame(&timeout);
-        for _ in 0..50 {
-            let candidates = cluster.candidates();
-            assert_eq!((candidates.len(), candidates.last()), (3, Some(&addresses[1])));
-        }
-    }
-
-    #[test]
-    fn a_connection_that_died_while_idle_is_replaced() {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = listener.local_addr().expect("bound").port();
-        // Answers one question per connection, then hangs up.
-        let broker = threads::spawn("broker", Stop::new(), move || {
-            for mut client in listener.incoming().take(2).map_while(std::result::Result::ok) {
-                let request = client.read(&mut [0; 512]).expect("a request");
-                assert!(request > 0);
-                // Correlation 0 on every connection, no tags.
-                let mut frame = BytesMut::from(&[0; 9][..]);
-                answer().with_topics(Vec::new()).encode(&mut frame, 12).expect("encodable");
-                let length = u32::try_from(frame.len() - 4).expect("short");
-                (&mut frame[..4]).put_u32(length);
-                client.write_all(&frame).expect("sent");
-            }
-            Ok::<(), KafkaError>(())
-        });
-        let cluster = cluster(&[BrokerAddress::new("127.0.0.1", port)]);
-        assert!(cluster.refresh(&[]).is_ok());
-        // From the answer: a broker that does not exist. The bootstrap list is still known.
-        assert!(cluster.refresh(&[]).is_ok());
-        assert_eq!(broker.join(), Ok(()), "two connections");
-    }
-
-    #[test]
-    fn the_parts_of_a_client_know_the_same_and_end_alone() {
-        let cluster = cluster(&[]);
-        let part = cluster.scoped(cluster.options().interrupter.child());
-        assert!(part.learn(answer()).is_err());
-        assert_eq!(cluster.leader("tasks", 0).ok(), Some(7));
-        part.options().interrupter.interrupt();
-        assert!(!cluster.options().interrupter.is_interrupted());
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,11 @@ use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse, RequestH
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
 
 use super::address::BrokerAddress;
+use super::bounded;
+use super::dial::dial;
 use super::error::{ErrorCode, KafkaError, Result};
 use super::interrupt::{Interrupter, Registration};
+use super::resolve::Resolver;
 use super::share_lag;
 
 /// Largest answer taken, in bytes. Far above every fetch this client asks for, far below what "HTTP" read as a length would be.
@@ -40,12 +43,15 @@ pub struct ClientOptions {
     pub bootstrap: Vec<BrokerAddress>,
     /// Name of this client in the brokers' logs and quotas. Kafka: `client.id`.
     pub client_id: String,
-    /// Longest wait for a TCP connection. Kafka: `socket.connection.setup.timeout.ms`.
+    /// Longest wait for a TCP connection, and before it for the addresses of the broker's name. All addresses share it. Kafka:
+    /// `socket.connection.setup.timeout.ms`.
     pub connect_timeout: Duration,
     /// Longest wait for an answer: the only thing that detects a frozen broker. Kafka: `request.timeout.ms`.
     pub request_timeout: Duration,
     /// Wakes everything of this client that waits.
     pub interrupter: Interrupter,
+    /// The addresses of the brokers' names.
+    pub(super) resolver: Resolver,
 }
 
 impl ClientOptions {
@@ -57,6 +63,7 @@ impl ClientOptions {
             connect_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(5),
             interrupter: Interrupter::new(),
+            resolver: Resolver::default(),
         }
     }
 }
@@ -88,15 +95,16 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to `broker`, trying each address of its name until the connect timeout is used up.
+    /// Connects to `broker`, trying the addresses of its name until the connect timeout is used up.
+    ///
+    /// # Errors
+    /// `Io` with the last failure: the name has no address, or none of its addresses takes a connection. `Interrupted`.
     pub fn open(broker: &BrokerAddress, options: &ClientOptions) -> Result<Self> {
         options.interrupter.check()?;
-        let failed = |source| KafkaError::Io { action: "cannot connect to", broker: broker.clone(), source };
-        let socket = connect(broker, options.connect_timeout).map_err(failed)?;
-        // A request is one write; waiting for more to fill a segment would add 40 ms to every call.
-        socket.set_nodelay(true).map_err(failed)?;
-        let socket = Arc::new(socket);
-        let registration = options.interrupter.register(&socket)?;
+        let (socket, registration) = dial(broker, options).map_err(|source| match options.interrupter.check() {
+            Ok(()) => KafkaError::Io { action: "cannot connect to", broker: broker.clone(), source },
+            Err(interrupted) => interrupted,
+        })?;
         Ok(Self {
             broker: broker.clone(),
             socket,
@@ -146,7 +154,8 @@ impl Connection {
 
     /// Decodes the body of the answer to a request of type `R`; closes the connection when it is not one.
     pub fn decode<R: Request>(&mut self, body: &mut Bytes, version: i16) -> Result<R::Response> {
-        R::Response::decode(body, version)
+        let flexible = R::Response::header_version(version) > 0;
+        bounded::decode(body, version, flexible)
             .map_err(|error| self.malformed(format!("answer to {}: {error}", name_of::<R>())))
     }
 
@@ -202,7 +211,9 @@ impl Connection {
         Ok(correlation)
     }
 
-    /// Writes the whole frame or breaks the connection: half a frame cannot be taken back.
+    /// Writes the whole frame or breaks the connection: half a frame cannot be taken back, and it is not kept to be finished later.
+    /// Share sessions lose nothing by that: their requests are small, so that a write blocks only when hundreds of kB are unread,
+    /// and TCP_USER_TIMEOUT ends such a connection soon after.
     fn write(&mut self, mut frame: &[u8]) -> Result<()> {
         let deadline = Instant::now() + self.write_timeout;
         while !frame.is_empty() {
@@ -373,29 +384,6 @@ impl Connection {
     }
 }
 
-/// Connects to the first address of the broker's name that answers.
-fn connect(broker: &BrokerAddress, timeout: Duration) -> std::io::Result<TcpStream> {
-    let deadline = Instant::now() + timeout;
-    let mut last = std::io::Error::new(ErrorKind::NotFound, "the name has no address");
-    for address in (broker.host.as_str(), broker.port).to_socket_addrs()? {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        match TcpStream::connect_timeout(&address, left).and_then(|socket| refuse_self(socket, address)) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-/// While a broker on this machine is away, the system may pick its port for our own end: the socket is then connected to
-/// itself, and the broker cannot bind its port any more.
-fn refuse_self(socket: TcpStream, address: SocketAddr) -> std::io::Result<TcpStream> {
-    if socket.local_addr()? == address { Err(ErrorKind::ConnectionRefused.into()) } else { Ok(socket) }
-}
-
 /// `Metadata` for `kafka_protocol::messages::metadata_request::MetadataRequest`.
 fn name_of_key(api_key: i16) -> &'static str {
     match api_key {
@@ -439,181 +427,4 @@ impl ApiVersions {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use kafka_protocol::messages::MetadataRequest;
-
-    use super::*;
-
-    const SOON: Duration = Duration::from_secs(5);
-
-    /// A connection of ours and the socket at its other end.
-    fn pair() -> (Connection, TcpStream, ClientOptions) {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = listener.local_addr().expect("bound").port();
-        let options = ClientOptions::new(vec![BrokerAddress::new("127.0.0.1", port)], "test");
-        let connection = Connection::open(&options.bootstrap[0], &options).expect("the listener takes it");
-        (connection, listener.accept().expect("our own connection").0, options)
-    }
-
-    fn read_frame(far: &mut TcpStream) -> Vec<u8> {
-        let mut length = [0; 4];
-        far.read_exact(&mut length).expect("a length");
-        let mut frame = vec![0; usize::try_from(i32::from_be_bytes(length)).expect("not negative")];
-        far.read_exact(&mut frame).expect("the frame");
-        frame
-    }
-
-    fn metadata() -> MetadataRequest {
-        MetadataRequest::default().with_topics(Some(Vec::new())).with_allow_auto_topic_creation(false)
-    }
-
-    #[test]
-    fn a_request_is_the_known_bytes() {
-        let (mut connection, mut far, _) = pair();
-        connection.send(12, &metadata()).expect("sent");
-        // Key 3, version 12, correlation 0, client id "test", no tags; no topics (compact: length + 1), no creation, no
-        // authorized operations, no tags.
-        let expected = b"\x00\x03\x00\x0c\x00\x00\x00\x00\x00\x04test\x00\x01\x00\x00\x00";
-        assert_eq!(read_frame(&mut far), expected);
-        connection.send_body(78, 2, true, b"body").expect("sent");
-        assert_eq!(read_frame(&mut far), b"\x00\x4e\x00\x02\x00\x00\x00\x01\x00\x04test\x00body");
-    }
-
-    #[test]
-    fn a_partial_frame_is_resumed() {
-        let (mut connection, mut far, _) = pair();
-        let correlation = connection.send_body(78, 2, true, b"").expect("sent");
-        // Length 10: correlation 0, no tags, five bytes of body. It comes in three pieces.
-        far.write_all(b"\x00\x00").expect("sent");
-        assert_eq!(connection.receive(correlation, Duration::from_millis(5)).expect("still good"), None);
-        far.write_all(b"\x00\x0a\x00\x00\x00\x00\x00he").expect("sent");
-        assert_eq!(connection.receive(correlation, Duration::from_millis(5)).expect("still good"), None);
-        assert!(!connection.is_broken());
-        far.write_all(b"llo").expect("sent");
-        let body = connection.receive(correlation, SOON).expect("good").expect("whole");
-        assert_eq!(&body[..], b"hello");
-    }
-
-    #[test]
-    fn answers_that_arrive_together_are_taken_one_by_one() {
-        let (mut connection, mut far, _) = pair();
-        let first = connection.send_body(78, 2, true, b"").expect("sent");
-        let second = connection.send_body(79, 2, true, b"").expect("sent");
-        far.write_all(b"\x00\x00\x00\x06\x00\x00\x00\x00\x00a\x00\x00\x00\x06\x00\x00\x00\x01\x00b").expect("sent");
-        assert_eq!(&connection.receive(first, SOON).expect("good").expect("whole")[..], b"a");
-        assert_eq!(&connection.receive(second, Duration::ZERO).expect("good").expect("already here")[..], b"b");
-    }
-
-    #[test]
-    fn a_wrong_correlation_closes_the_connection() {
-        let (mut connection, mut far, _) = pair();
-        far.write_all(b"\x00\x00\x00\x06\x00\x00\x00\x07\x00x").expect("sent");
-        let error = connection.call(12, &metadata(), SOON).expect_err("not ours");
-        assert!(matches!(&error, KafkaError::Malformed { detail, .. } if detail.contains("correlation")), "{error}");
-        assert!(connection.is_broken());
-        assert!(matches!(connection.send(12, &metadata()), Err(KafkaError::Closed { .. })));
-        assert_eq!(far.read(&mut [0; 512]).ok().and_then(|_| far.read(&mut [0; 1]).ok()), Some(0), "we hung up");
-    }
-
-    #[test]
-    fn a_web_server_is_no_broker() {
-        let (mut connection, mut far, _) = pair();
-        far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").expect("sent");
-        let error = connection.call(12, &metadata(), SOON).expect_err("not Kafka");
-        assert!(error.to_string().contains("HTTP"), "{error}");
-        assert_eq!(error.retry(), super::super::Retry::Reconnect);
-    }
-
-    #[test]
-    fn frames_of_impossible_size_are_refused() {
-        for length in [-1, 0, 3, i32::MAX] {
-            let (mut connection, mut far, _) = pair();
-            far.write_all(&length.to_be_bytes()).expect("sent");
-            let error = connection.call(12, &metadata(), SOON).expect_err("not a frame");
-            assert!(matches!(error, KafkaError::Malformed { .. }), "{length}: {error}");
-        }
-    }
-
-    #[test]
-    fn an_undecodable_answer_closes_the_connection() {
-        let (mut connection, mut far, _) = pair();
-        far.write_all(b"\x00\x00\x00\x08\x00\x00\x00\x00\x00\xff\xff\xff").expect("sent");
-        let error = connection.call(12, &metadata(), SOON).expect_err("cut short");
-        assert!(matches!(&error, KafkaError::Malformed { detail, .. } if detail.contains("Metadata")), "{error}");
-        assert!(connection.is_broken());
-    }
-
-    #[test]
-    fn a_silent_broker_is_left_at_the_deadline() {
-        let (mut connection, _far, _) = pair();
-        let since = Instant::now();
-        let error = connection.call(12, &metadata(), Duration::from_millis(50)).expect_err("silence");
-        assert!(matches!(error, KafkaError::Timeout { request: "Metadata", .. }), "{error}");
-        assert!(connection.is_broken());
-        assert!((Duration::from_millis(50)..SOON).contains(&since.elapsed()));
-    }
-
-    #[test]
-    fn a_broker_that_hangs_up_is_named() {
-        let (mut connection, far, options) = pair();
-        drop(far);
-        let error = connection.call(12, &metadata(), SOON).expect_err("hung up");
-        assert!(matches!(error, KafkaError::Closed { .. } | KafkaError::Io { .. }), "{error}");
-        assert!(error.to_string().contains(&options.bootstrap[0].to_string()), "{error}");
-    }
-
-    #[test]
-    fn an_idle_connection_knows_when_it_is_dead() {
-        let (mut connection, far, _) = pair();
-        assert!(connection.is_alive());
-        drop(far);
-        let deadline = Instant::now() + SOON;
-        // The end of a connection takes its way through the kernel.
-        while connection.is_alive() {
-            assert!(Instant::now() < deadline, "it looks alive though nobody is there");
-        }
-        assert!(connection.is_broken());
-    }
-
-    #[test]
-    fn a_write_that_nobody_reads_ends_at_its_deadline() {
-        let (mut connection, _far, _) = pair();
-        connection.write_timeout = Duration::from_millis(50);
-        let body = vec![0; 64 << 20];
-        let error = connection.send_body(0, 7, false, &body).expect_err("no buffer takes so much");
-        assert!(matches!(error, KafkaError::Io { .. }), "{error}");
-        assert!(connection.is_broken());
-    }
-
-    #[test]
-    fn an_interrupt_wakes_a_blocked_receive() {
-        let (mut connection, _far, options) = pair();
-        let correlation = connection.send(12, &metadata()).expect("sent");
-        let (blocked, started) = crossbeam_channel::bounded::<()>(1);
-        let since = std::thread::scope(|scope| {
-            let reader = scope.spawn(move || {
-                blocked.send(()).expect("the test waits for this");
-                connection.receive(correlation, Duration::from_secs(60))
-            });
-            started.recv().expect("the thread says when it starts");
-            let since = Instant::now();
-            options.interrupter.interrupt();
-            let answer = reader.join().expect("the read returns");
-            assert!(matches!(answer, Err(KafkaError::Interrupted)), "{answer:?}");
-            since.elapsed()
-        });
-        assert!(since < SOON);
-        assert!(matches!(Connection::open(&options.bootstrap[0], &options), Err(KafkaError::Interrupted)));
-    }
-
-    #[test]
-    fn a_closed_port_is_named() {
-        let port = crate::reserved_port::ReservedPort::any().expect("a free port");
-        let address = port.address();
-        let options = ClientOptions::new(vec![BrokerAddress::new("127.0.0.1", address.port())], "test");
-        let error = Connection::open(&options.bootstrap[0], &options).expect_err("nobody listens");
-        assert!(error.to_string().starts_with(&format!("cannot connect to {address}")), "{error}");
-    }
-}
+mod tests;

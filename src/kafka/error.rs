@@ -64,6 +64,8 @@ impl ErrorCode {
     pub const INVALID_TOPIC_EXCEPTION: Self = Self(17);
     /// The batch is larger than a segment of the topic.
     pub const RECORD_LIST_TOO_LARGE: Self = Self(18);
+    /// The group is one of another kind.
+    pub const INCONSISTENT_GROUP_PROTOCOL: Self = Self(23);
     /// The group does not know the member.
     pub const UNKNOWN_MEMBER_ID: Self = Self(25);
     /// `acks` is neither -1, 0 nor 1.
@@ -82,6 +84,8 @@ impl ErrorCode {
     pub const TOPIC_ALREADY_EXISTS: Self = Self(36);
     /// No number of partitions for a topic.
     pub const INVALID_PARTITIONS: Self = Self(37);
+    /// A policy of the cluster's operator forbids it.
+    pub const POLICY_VIOLATION: Self = Self(44);
     /// More replicas asked for than there are brokers.
     pub const INVALID_REPLICATION_FACTOR: Self = Self(38);
     /// The broker does not take this request or this value.
@@ -261,6 +265,28 @@ impl KafkaError {
         }
     }
 
+    /// The right that the client lacks, and on what, when the broker refused the request for it: "the right Read on the group". The
+    /// broker's own words name neither.
+    pub fn missing_right(&self) -> Option<String> {
+        let Self::Broker { request, code, .. } = self else { return None };
+        let resource = match *code {
+            ErrorCode::TOPIC_AUTHORIZATION_FAILED => "topic",
+            ErrorCode::GROUP_AUTHORIZATION_FAILED => "group",
+            ErrorCode::CLUSTER_AUTHORIZATION_FAILED => "cluster",
+            _ => return None,
+        };
+        let right = match (*request, resource) {
+            ("Produce", _) => "Write",
+            ("CreateTopics", _) => "Create",
+            ("DescribeConfigs", _) => "DescribeConfigs",
+            ("IncrementalAlterConfigs", _) => "AlterConfigs",
+            ("InitProducerId", _) => "IdempotentWrite",
+            ("Fetch" | "ShareFetch" | "ShareAcknowledge", _) | ("ShareGroupHeartbeat", "group") => "Read",
+            _ => "Describe",
+        };
+        Some(format!("the right {right} on the {resource}"))
+    }
+
     /// Whether the client was told to end.
     pub fn is_interrupted(&self) -> bool {
         matches!(self, Self::Interrupted)
@@ -320,6 +346,24 @@ mod tests {
         }
         assert_eq!(KafkaError::Interrupted.retry(), Retry::Never);
         assert_eq!(KafkaError::broker("Produce", ErrorCode(6), None).retry(), Retry::RefreshMetadata);
+    }
+
+    #[test]
+    fn missing_right_follows_from_request_and_code() {
+        let missing = |request, code| KafkaError::broker(request, ErrorCode(code), None).missing_right();
+        for (request, code, right) in [
+            ("Metadata", 29, "the right Describe on the topic"),
+            ("ShareGroupHeartbeat", 29, "the right Describe on the topic"),
+            ("ShareGroupHeartbeat", 30, "the right Read on the group"),
+            ("ShareFetch", 29, "the right Read on the topic"),
+            ("FindCoordinator", 30, "the right Describe on the group"),
+            ("Produce", 29, "the right Write on the topic"),
+            ("InitProducerId", 31, "the right IdempotentWrite on the cluster"),
+        ] {
+            assert_eq!(missing(request, code).as_deref(), Some(right), "{request} {code}");
+        }
+        assert_eq!(missing("Metadata", 3), None);
+        assert_eq!(KafkaError::Interrupted.missing_right(), None);
     }
 
     #[test]

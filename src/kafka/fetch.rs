@@ -33,7 +33,12 @@ pub(super) struct Fetched {
     pub(super) high_watermark: i64,
     /// Whole batches, the last one perhaps cut.
     pub(super) bytes: Bytes,
+    /// Producer id and first offset of each aborted transaction in it; only told to readers of committed records.
+    pub(super) aborted: Vec<(i64, i64)>,
 }
+
+/// Kafka's isolation level `read_committed`: an answer ends before the first open transaction.
+const READ_COMMITTED: i8 = 1;
 
 /// A request for these partitions of the topic, each from its offset on.
 pub(super) fn request(topic: &str, wanted: &[(i32, i64)], limits: Limits) -> FetchRequest {
@@ -58,6 +63,11 @@ pub(super) fn request(topic: &str, wanted: &[(i32, i64)], limits: Limits) -> Fet
         .with_topics(vec![topic])
 }
 
+/// The same for committed records.
+pub(super) fn request_committed(topic: &str, wanted: &[(i32, i64)], limits: Limits) -> FetchRequest {
+    request(topic, wanted, limits).with_isolation_level(READ_COMMITTED)
+}
+
 /// The partitions of an answer; `Err` when the request as a whole was refused.
 pub(super) fn open(response: FetchResponse) -> Result<Vec<Fetched>> {
     ErrorCode(response.error_code).check("Fetch", None)?;
@@ -68,6 +78,12 @@ pub(super) fn open(response: FetchResponse) -> Result<Vec<Fetched>> {
             code: ErrorCode(partition.error_code),
             high_watermark: partition.high_watermark,
             bytes: partition.records.unwrap_or_default(),
+            aborted: partition
+                .aborted_transactions
+                .into_iter()
+                .flatten()
+                .map(|aborted| (aborted.producer_id.0, aborted.first_offset))
+                .collect(),
         })
         .collect())
 }

@@ -1,18 +1,21 @@
 //! Wakes every blocked call of a client from another thread.
 //!
 //! An [`Interrupter`] is the registry of all sockets of one client and the clock its back-offs sleep on. Interrupting shuts the
-//! sockets down, which wakes a blocked read within a tenth of a millisecond, and is final: nothing is opened afterwards. It is no
+//! sockets down, which wakes a blocked read or an attempt to connect within a tenth of a millisecond, and is final: nothing is opened afterwards. It is no
 //! way to stop politely, since a share session that is cut gives back what still runs; politely stops whoever owns the work.
 //! Called by connections (register), by everything that backs off (sleep), and by the programs' very last resort (interrupt).
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use crossbeam_channel::Receiver;
+use parking_lot::Mutex;
 
 use super::error::{KafkaError, Result};
+use crate::stop::Stop;
 
 /// Handle on the sockets and sleepers of one client; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -23,7 +26,8 @@ pub struct Interrupter {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    woken: Condvar,
+    /// Triggered directly after `State::interrupted` is set; wakes what waits for no socket.
+    stop: Stop,
 }
 
 #[derive(Debug, Default)]
@@ -52,7 +56,9 @@ impl Interrupter {
     pub fn child(&self) -> Self {
         let child = Self::default();
         let mut state = self.shared.state.lock();
-        child.shared.state.lock().interrupted = state.interrupted;
+        if state.interrupted {
+            child.interrupt();
+        }
         state.children.retain(|other| other.strong_count() > 0);
         state.children.push(Arc::downgrade(&child.shared));
         drop(state);
@@ -76,14 +82,12 @@ impl Interrupter {
 
     /// Sleeps for `duration`, or until interrupted.
     pub fn sleep(&self, duration: Duration) -> Result<()> {
-        let deadline = Instant::now() + duration;
-        let mut state = self.shared.state.lock();
-        while !state.interrupted {
-            if self.shared.woken.wait_until(&mut state, deadline).timed_out() {
-                break;
-            }
-        }
-        if state.interrupted { Err(KafkaError::Interrupted) } else { Ok(()) }
+        self.shared.stop.sleep(duration).map_err(|_| KafkaError::Interrupted)
+    }
+
+    /// Becomes ready, by disconnecting, once interrupted: for a `select!` beside something else.
+    pub(super) fn triggered(&self) -> &Receiver<Infallible> {
+        self.shared.stop.triggered()
     }
 
     /// Puts a socket into the registry until the registration is dropped.
@@ -106,7 +110,7 @@ impl Shared {
             state.interrupted = true;
             (std::mem::take(&mut state.sockets), std::mem::take(&mut state.children))
         };
-        self.woken.notify_all();
+        self.stop.trigger();
         for socket in sockets.into_values().filter_map(|socket| socket.upgrade()) {
             // Fails only when the peer was faster; the socket is dead either way.
             let _ = socket.shutdown(Shutdown::Both);
@@ -127,6 +131,7 @@ impl Drop for Registration {
 mod tests {
     use std::io::Read;
     use std::net::TcpListener;
+    use std::time::Instant;
 
     use super::*;
 

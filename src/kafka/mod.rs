@@ -10,6 +10,8 @@
 //! | [`error`] | error codes and the one retry decision |
 //! | [`interrupt`] | waking blocked calls from another thread |
 //! | [`connection`] | one TCP connection: frames, correlation, deadlines |
+//! | `dial`, `resolve` | how it is made: sockets that notice a peer that is gone; names, within a limit |
+//! | `bounded` | decoding that believes no count beyond the bytes that came |
 //! | [`cluster`] | bootstrap list, metadata, leaders, coordinators |
 //! | `pool` | one connection per broker for one user |
 //! | [`admin`] | does the cluster fit, topics, settings, offsets |
@@ -23,9 +25,11 @@
 
 pub mod address;
 pub mod admin;
+mod bounded;
 pub mod cluster;
 pub mod compression;
 pub mod connection;
+mod dial;
 pub mod error;
 mod fetch;
 pub mod interrupt;
@@ -35,6 +39,7 @@ mod pool;
 pub mod producer;
 pub mod reader;
 pub mod records;
+mod resolve;
 pub mod share_lag;
 pub mod share_membership;
 pub mod share_session;

@@ -20,8 +20,10 @@ const VERSION: i16 = 7;
 pub(super) enum Position {
     /// The first record still kept.
     Start,
-    /// Behind the last record.
+    /// After the last record.
     End,
+    /// After the last record before the first open transaction.
+    CommittedEnd,
     /// The first record at or after this time; the end when there is none.
     Time(SystemTime),
     /// The record with the latest time (KIP-734); the end when there is none.
@@ -33,7 +35,7 @@ impl Position {
     fn timestamp(self) -> i64 {
         match self {
             Self::Start => -2,
-            Self::End => -1,
+            Self::End | Self::CommittedEnd => -1,
             Self::Latest => -3,
             Self::Time(time) => records::milliseconds(time),
         }
@@ -110,9 +112,10 @@ fn ask(pool: &mut Pool, leader: i32, topic: &str, partitions: Vec<i32>, position
             .with_timestamp(position.timestamp())
     });
     let topics = vec![ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(partitions.collect())];
-    // Replica id -1: a client. Isolation level 0: everything replicated, as nobody writes transactions here.
+    // Replica id -1: a client. Isolation level 0: everything replicated; 1: what is committed, too.
+    let isolation = i8::from(position == Position::CommittedEnd);
     let request =
-        ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_isolation_level(0).with_topics(topics);
+        ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_isolation_level(isolation).with_topics(topics);
     let timeout = pool.cluster().options().request_timeout;
     let response = pool.get(leader)?.call(VERSION, &request, timeout)?;
     let mut found = Vec::new();

@@ -5,13 +5,13 @@
 //! nothing and starts no thread; whoever calls [`Reader::poll`] in a loop is the thread. Called by the gateway (results, tasks) and by
 //! the worker (starts).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use kafka_protocol::messages::FetchRequest;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Partition};
 use super::error::{ErrorCode, KafkaError, Result, Retry};
 use super::fetch::{self, Fetched, Limits};
 use super::offsets::{self, Position};
@@ -19,14 +19,17 @@ use super::pool::Pool;
 use super::records::{self, Record};
 use crate::backoff::Backoff;
 
-/// Partitions can be added to a topic: how often it is looked at again.
+/// Partitions can be added to a topic: how often the cluster is asked for them. What others ask in between is used at once.
 const METADATA_AGE: Duration = Duration::from_secs(60);
-/// With several leaders each is looked at in turn for so long.
+/// The same while a partition has no leader. Longer than the interval in which a gateway asks, so that its readers need not.
+const LEADERLESS_AGE: Duration = Duration::from_secs(2);
+/// With several leaders each is looked at in turn for this long.
 const TURN: Duration = Duration::from_millis(2);
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_LONGEST: Duration = Duration::from_millis(500);
 
-/// Where reading begins. Partitions that appear later are read from their first record.
+/// Where reading begins. Partitions that are added later are read from their first record; those that have no leader at first, from
+/// here once they have one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartAt {
     /// The first record still kept.
@@ -96,6 +99,8 @@ pub struct Reader {
     topic: String,
     start: StartAt,
     options: ReaderOptions,
+    /// Leave out what transactions have not committed.
+    is_committed: bool,
     /// The fetches' connections: nothing else is asked on them.
     fetches: Pool,
     /// Connections for offsets.
@@ -103,8 +108,14 @@ pub struct Reader {
     outstanding: BTreeMap<i32, Outstanding>,
     positions: BTreeMap<i32, i64>,
     high_watermarks: BTreeMap<i32, i64>,
-    /// When the topic's partitions were last looked up; `None`: look before the next fetch.
-    looked_up: Option<Instant>,
+    /// What is known of the topic is wrong: look it up before the next fetch.
+    is_stale: bool,
+    /// Whether a partition has no leader at present.
+    leaderless: bool,
+    /// Partitions of the first look-up that had no leader then, and have none since.
+    absent: BTreeSet<i32>,
+    /// Partitions that are new are not looked at again before: one of them failed.
+    new_from: Option<Instant>,
     last_answer: Option<Instant>,
     gaps: u64,
     backoff: Backoff,
@@ -118,16 +129,28 @@ impl Reader {
             topic: topic.to_owned(),
             start,
             options,
+            is_committed: false,
             fetches: Pool::new(cluster.clone()),
             questions: Pool::new(cluster),
             outstanding: BTreeMap::new(),
             positions: BTreeMap::new(),
             high_watermarks: BTreeMap::new(),
-            looked_up: None,
+            is_stale: true,
+            leaderless: false,
+            absent: BTreeSet::new(),
+            new_from: None,
             last_answer: None,
             gaps: 0,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_LONGEST),
         }
+    }
+
+    /// Leaves out records of aborted transactions, and waits for the end of open ones. Without it everything that is replicated is
+    /// read.
+    #[must_use]
+    pub fn committed(mut self) -> Self {
+        self.is_committed = true;
+        self
     }
 
     /// The records that have come, in order within each partition; empty when none came within `max_wait`.
@@ -143,7 +166,7 @@ impl Reader {
             Err(KafkaError::Interrupted) => Err(KafkaError::Interrupted),
             Err(error) => {
                 // Whatever it was: ask again who leads. Its failing is the next round's error.
-                self.looked_up = None;
+                self.is_stale = true;
                 self.fetches.cluster().forget_topic(&self.topic);
                 self.fetches.cluster().options().interrupter.sleep(self.backoff.pause())?;
                 Err(error)
@@ -178,13 +201,15 @@ impl Reader {
         self.last_answer
     }
 
-    /// The offset behind the last record of each partition, asked now.
+    /// The offset after the last record (that can be read now, with [`committed`](Self::committed)) of each partition that has a
+    /// leader, asked now.
     ///
     /// # Errors
-    /// What the leaders answered; nothing is repeated.
+    /// What the leaders answered; nothing is repeated. Code 5 when no partition has a leader.
     pub fn end_offsets(&mut self) -> Result<BTreeMap<i32, i64>> {
-        let partitions = self.partitions()?;
-        offsets::list(&mut self.questions, &self.topic, partitions, Position::End)
+        let (partitions, _) = self.partitions()?;
+        let end = if self.is_committed { Position::CommittedEnd } else { Position::End };
+        offsets::list(&mut self.questions, &self.topic, partitions, end)
     }
 
     /// The record at this offset, `None` when there is none any more.
@@ -195,16 +220,33 @@ impl Reader {
         Lookup::new(cluster.clone()).read(topic, partition, offset)
     }
 
-    fn partitions(&self) -> Result<Vec<i32>> {
+    /// The partitions that have a leader, and those that have none.
+    fn partitions(&self) -> Result<(Vec<i32>, Vec<i32>)> {
         let topic = self.questions.cluster().topic(&self.topic)?;
-        Ok(topic.partitions.iter().map(|partition| partition.index).collect())
+        let (led, leaderless): (Vec<_>, Vec<_>) = topic.partitions.iter().partition(|partition| partition.leader >= 0);
+        if led.is_empty() {
+            return Err(KafkaError::broker("Metadata", ErrorCode::LEADER_NOT_AVAILABLE, Some(&self.topic)));
+        }
+        let index = |partition: &Partition| partition.index;
+        Ok((led.into_iter().map(index).collect(), leaderless.into_iter().map(index).collect()))
     }
 
     fn round(&mut self) -> Result<Vec<ReadRecord>> {
-        if self.looked_up.is_none_or(|at| at.elapsed() > METADATA_AGE) {
-            self.look_up()?;
+        let age = if self.leaderless { LEADERLESS_AGE } else { METADATA_AGE };
+        let cluster = self.questions.cluster();
+        if self.is_stale || cluster.topic_age(&self.topic).is_none_or(|told| told > age) {
+            cluster.refresh(&[&self.topic])?;
+            self.is_stale = false;
         }
         let returns = Instant::now() + self.options.max_wait;
+        if let Err(error) = self.take_up_new() {
+            if self.positions.is_empty() || error.is_interrupted() {
+                return Err(error);
+            }
+            // A new partition that cannot be had yet keeps none of the others from being read.
+            log::debug!("{}: a new partition cannot be read yet: {error}", self.topic);
+            (self.is_stale, self.new_from) = (true, Some(Instant::now() + LEADERLESS_AGE));
+        }
         let mut trouble = self.send_fetches()?;
         let mut records = Vec::new();
         // One leader is waited for; several are looked at in turn, and the first that has something ends the round.
@@ -225,7 +267,7 @@ impl Reader {
                 Some(error) if records.is_empty() => return Err(error),
                 // What was read is not thrown away; the next round looks the leaders up.
                 Some(_) => {
-                    self.looked_up = None;
+                    self.is_stale = true;
                     return Ok(records);
                 }
                 None if records.is_empty() && Instant::now() < returns && !self.outstanding.is_empty() => {}
@@ -234,18 +276,32 @@ impl Reader {
         }
     }
 
-    /// Looks the topic's partitions up and finds the starting positions of those that are new.
-    fn look_up(&mut self) -> Result<()> {
-        self.questions.cluster().refresh(&[&self.topic])?;
-        let first_time = self.positions.is_empty();
-        let new: Vec<i32> =
-            self.partitions()?.into_iter().filter(|partition| !self.positions.contains_key(partition)).collect();
-        if !new.is_empty() {
-            let start = if first_time { self.start.clone() } else { StartAt::Earliest };
-            let positions = self.starting_positions(new, &start)?;
-            self.positions.extend(positions);
+    /// Finds the starting positions of partitions that are new, or have a leader for the first time. Asks brokers only for those.
+    fn take_up_new(&mut self) -> Result<()> {
+        if self.new_from.is_some_and(|from| Instant::now() < from) {
+            return Ok(());
         }
-        self.looked_up = Some(Instant::now());
+        self.new_from = None;
+        let (led, leaderless) = self.partitions()?;
+        self.leaderless = !leaderless.is_empty();
+        let first_time = self.positions.is_empty();
+        if first_time {
+            self.absent = leaderless.into_iter().collect();
+        }
+        let new: Vec<i32> = led.into_iter().filter(|partition| !self.positions.contains_key(partition)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let (known, added): (Vec<i32>, Vec<i32>) =
+            new.into_iter().partition(|partition| first_time || self.absent.contains(partition));
+        let start = self.start.clone();
+        for (partitions, start) in [(known, &start), (added, &StartAt::Earliest)] {
+            if !partitions.is_empty() {
+                let positions = self.starting_positions(partitions, start)?;
+                self.absent.retain(|partition| !positions.contains_key(partition));
+                self.positions.extend(positions);
+            }
+        }
         Ok(())
     }
 
@@ -273,8 +329,13 @@ impl Reader {
         for (&partition, &position) in &self.positions {
             match self.fetches.cluster().leader(&self.topic, partition) {
                 Ok(leader) => by_leader.entry(leader).or_default().push((partition, position)),
+                // Its records come when it has a leader again; the others are read meanwhile.
+                Err(error) if error.code() == Some(ErrorCode::LEADER_NOT_AVAILABLE) => {}
                 Err(error) => trouble = trouble.or(Some(error)),
             }
+        }
+        if by_leader.is_empty() && self.outstanding.is_empty() && trouble.is_none() {
+            trouble = Some(KafkaError::broker("Metadata", ErrorCode::LEADER_NOT_AVAILABLE, Some(&self.topic)));
         }
         let limits = Limits {
             max_wait: self.options.max_wait,
@@ -286,7 +347,8 @@ impl Reader {
             if self.outstanding.contains_key(&leader) {
                 continue;
             }
-            let request = fetch::request(&self.topic, &wanted, limits);
+            let request = if self.is_committed { fetch::request_committed } else { fetch::request };
+            let request = request(&self.topic, &wanted, limits);
             match self.fetches.get(leader).and_then(|connection| connection.send(fetch::VERSION, &request)) {
                 Ok(correlation) => {
                     self.outstanding.insert(leader, Outstanding { correlation, deadline: Instant::now() + patience });
@@ -346,7 +408,7 @@ impl Reader {
             Some(error) if records.is_empty() => Err(error),
             Some(_) => {
                 // What was read is not thrown away; the next round looks the leaders up.
-                self.looked_up = None;
+                self.is_stale = true;
                 Ok(records)
             }
             None => Ok(records),
@@ -362,7 +424,10 @@ impl Reader {
         }
         *position = decoded.next_offset;
         self.high_watermarks.insert(fetched.partition, fetched.high_watermark);
-        decoded.records.into_iter().map(|record| ReadRecord::new(fetched.partition, record)).collect()
+        let aborted = records::aborted_offsets(&fetched.bytes, &fetched.aborted);
+        let records = decoded.records.into_iter();
+        let records = records.filter(|record| !aborted.iter().any(|offsets| offsets.contains(&record.offset)));
+        records.map(|record| ReadRecord::new(fetched.partition, record)).collect()
     }
 
     /// The position is not in the log: retention was faster, or the log ends before it (topic created again, records lost with

@@ -8,7 +8,9 @@
 //! created with `compression.type=uncompressed`. Called by producer, reader and share consumer.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::num::TryFromIntError;
+use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -109,6 +111,24 @@ pub fn batches(bytes: &Bytes) -> impl Iterator<Item = Batch> {
         let whole = usize::try_from(length).ok()?.checked_add(LENGTH_END)?;
         (HEADER..=rest.len()).contains(&whole).then(|| Batch { bytes: rest.split_to(whole) })
     })
+}
+
+/// The offsets of `bytes` that belong to aborted transactions (KIP-98). `aborted`: producer id and first offset of each transaction
+/// that the broker names; it ends with the producer's next marker.
+pub fn aborted_offsets(bytes: &Bytes, aborted: &[(i64, i64)]) -> Vec<RangeInclusive<i64>> {
+    let mut left = aborted.to_vec();
+    let mut open = BTreeSet::new();
+    let mut offsets = Vec::new();
+    for batch in batches(bytes) {
+        left.retain(|(producer, first)| *first > batch.last_offset() || !open.insert(*producer));
+        let producer = batch.identity().producer_id;
+        if batch.attributes() & CONTROL != 0 {
+            open.remove(&producer);
+        } else if batch.attributes() & TRANSACTIONAL != 0 && open.contains(&producer) {
+            offsets.push(batch.base_offset()..=batch.last_offset());
+        }
+    }
+    offsets
 }
 
 impl Batch {
@@ -228,6 +248,7 @@ impl Batch {
 }
 
 const LOG_APPEND_TIME: i16 = 1 << 3;
+const TRANSACTIONAL: i16 = 1 << 4;
 const CONTROL: i16 = 1 << 5;
 
 /// A time of the protocol, in milliseconds since 1970; before that, and "no timestamp" (-1), is 1970.

@@ -54,6 +54,23 @@ impl ShareMembership {
         self.epoch > JOINING_EPOCH
     }
 
+    /// The reason, with topic or group and the missing right, when an error of [`heartbeat`](Self::heartbeat) is one that time does
+    /// not change: rights (29, 30, 31), a group of another kind (23, 69).
+    #[must_use]
+    pub fn refusal(&self, error: &KafkaError) -> Option<String> {
+        let group = format!("group \"{}\"", self.identity.group.escape_debug());
+        let what = match error.code()? {
+            ErrorCode::TOPIC_AUTHORIZATION_FAILED => format!("topic \"{}\"", self.topic.escape_debug()),
+            ErrorCode::GROUP_AUTHORIZATION_FAILED
+            | ErrorCode::CLUSTER_AUTHORIZATION_FAILED
+            | ErrorCode::INCONSISTENT_GROUP_PROTOCOL
+            | ErrorCode::GROUP_ID_NOT_FOUND => group,
+            _ => return None,
+        };
+        let right = error.missing_right().map(|right| format!("{right} is missing: "));
+        Some(format!("{what}: {}{error}", right.unwrap_or_default()))
+    }
+
     /// Joins, or says that this member is still there (KIP-932 ShareGroupHeartbeat).
     ///
     /// # Errors

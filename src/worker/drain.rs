@@ -201,6 +201,11 @@ impl Deadlines {
         Self { abandon_at: exit_at - CLOSING_TIME, idle_exit_at, exit_at }
     }
 
+    /// Of a stop that has nothing left to wait for.
+    pub(super) fn at(moment: Instant) -> Self {
+        Self { abandon_at: moment, idle_exit_at: moment, exit_at: moment }
+    }
+
     /// After a second signal at `now` less than a second is left.
     pub(super) fn forced(self, now: Instant) -> Self {
         let exit_at = self.exit_at.min(now + CLOSING_TIME);

@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 const INTERVAL: Duration = Duration::from_secs(5);
 /// First and longest pause while a look fails or a partition has no leader.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+/// How long the others are asked when a node owes an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two looks, however often they are asked for.
 const LEAST_PAUSE: Duration = Duration::from_millis(10);
 
@@ -90,9 +92,9 @@ impl Leaders {
         }
     }
 
-    /// The nodes that owe an answer.
-    pub(super) fn silent(&self) -> BTreeSet<i32> {
-        self.table.lock().silent.clone()
+    /// A node that owes an answer.
+    pub(super) fn silent(&self) -> Option<i32> {
+        self.table.lock().silent.first().copied()
     }
 
     /// The assigned partitions that `node` leads.
@@ -163,10 +165,10 @@ pub(super) fn look(
     leaders: &Leaders,
     in_flight: &InFlight,
 ) -> Result<TaskIds, KafkaError> {
-    for node in leaders.silent() {
-        cluster.suspect(node);
+    match leaders.silent() {
+        Some(node) => cluster.refresh_from_another(node, &[topic], PATIENCE)?,
+        None => cluster.refresh(&[topic])?,
     }
-    cluster.refresh(&[topic])?;
     let changes = leaders.learn(&cluster.topic(topic)?, Instant::now());
     let changed = changes.led.into_iter();
     Ok(changed.flat_map(|(partition, leader)| in_flight.leader_changed(partition, leader)).collect())
@@ -269,7 +271,7 @@ mod tests {
     fn told(partitions: &[(i32, i32, i32)]) -> Topic {
         let partitions =
             partitions.iter().map(|&(index, leader, leader_epoch)| Partition { index, leader, leader_epoch }).collect();
-        Topic { name: "tasks".into(), id: Uuid::nil(), partitions }
+        Topic { name: "tasks".into(), id: Uuid::nil(), is_internal: false, partitions }
     }
 
     #[test]

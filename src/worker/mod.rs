@@ -11,6 +11,7 @@
 //! [`run`] is all there is for callers: the `worker` binary, the examples, and programs with handlers of their own.
 
 mod drain;
+mod early_watchdog;
 mod handlers;
 mod in_flight;
 mod intake;
@@ -26,6 +27,7 @@ mod settling;
 mod start;
 mod status;
 mod stopping;
+mod upkeep;
 
 use crate::config::WorkerConfig;
 use crate::exit::ExitCode;
@@ -48,7 +50,7 @@ pub fn run(config: WorkerConfig, handler: impl Handler, signals: Signals) -> Exi
     }
     match start::start(&config, handler, &signals) {
         start::Started::Running(worker) => stopping::run_until_stopped(*worker, &config, &signals),
-        start::Started::Stopped => start::say_stopped_early(&config, &signals),
+        start::Started::Stopped(armed) => start::say_stopped_early(&config, &signals, armed),
         start::Started::Failed(code) => code,
     }
 }

@@ -1,27 +1,59 @@
-//! Says once that something is away and once that it is back, however often it is tried in between.
+//! Says once that something does not answer, or refuses, and once that it answers again, however often it is tried in between.
 
+use crate::kafka::error::{KafkaError, Retry};
 use crate::logging::escape;
 use std::fmt::Display;
+use std::io;
 use std::time::Instant;
+
+/// An error that an [`Outage`] can be told of.
+pub(crate) trait Trouble: Display {
+    /// Why it was refused, when it was answered: waiting alone does not help then, an operator has to act.
+    fn refusal(&self) -> Option<String> {
+        None
+    }
+}
+
+impl Trouble for io::Error {}
+
+impl Trouble for String {}
+
+impl Trouble for KafkaError {
+    fn refusal(&self) -> Option<String> {
+        if !matches!(self, Self::Broker { .. }) || self.retry() != Retry::Never {
+            return None;
+        }
+        let right = self.missing_right().map(|right| format!("{right} is missing: "));
+        Some(format!("{}{self}", right.unwrap_or_default()))
+    }
+}
 
 /// One kind of trouble, as one thread sees it.
 #[derive(Debug)]
 pub(crate) struct Outage {
     what: String,
     since: Option<Instant>,
+    /// What was said last was a refusal.
+    refused: bool,
 }
 
 impl Outage {
     /// `what` is the subject of the log line, such as "Kafka".
     pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), since: None }
+        Self { what: what.into(), since: None, refused: false }
     }
 
-    /// It failed; the first failure in a row is logged.
-    pub(crate) fn report(&mut self, error: &dyn Display) {
-        if self.since.is_none() {
-            self.since = Some(Instant::now());
-            log::warn!("{} does not answer ({}); trying on", self.what, escape(&error.to_string()));
+    /// It failed; the first failure in a row is logged, and the first one of the other kind.
+    pub(crate) fn report(&mut self, error: &impl Trouble) {
+        let refusal = error.refusal();
+        if self.since.is_some() && self.refused == refusal.is_some() {
+            return;
+        }
+        self.since.get_or_insert_with(Instant::now);
+        self.refused = refusal.is_some();
+        match refusal {
+            Some(reason) => log::warn!("{} refuses ({}); retrying", self.what, escape(&reason)),
+            None => log::warn!("{} does not answer ({}); retrying", self.what, escape(&error.to_string())),
         }
     }
 
@@ -30,5 +62,38 @@ impl Outage {
         if let Some(since) = self.since.take() {
             log::info!("{} answers again after {:.1} s", self.what, since.elapsed().as_secs_f64());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::error::ErrorCode;
+
+    #[test]
+    fn answers_that_time_does_not_change_are_refusals() {
+        let of = |code| KafkaError::broker("ShareGroupHeartbeat", ErrorCode(code), None).refusal();
+        for code in [23, 29, 30, 31, 69, 81] {
+            assert!(of(code).is_some_and(|reason| reason.contains("ShareGroupHeartbeat")), "{code}");
+        }
+        for code in [5, 6, 14, 15, 16] {
+            assert_eq!(of(code), None, "{code}");
+        }
+        assert!(of(30).is_some_and(|reason| reason.starts_with("the right Read on the group is missing")));
+        assert_eq!(KafkaError::Interrupted.refusal(), None);
+    }
+
+    #[test]
+    fn refusal_is_told_after_silence_and_each_only_once() {
+        let mut outage = Outage::new("Kafka");
+        let (silence, refusal) =
+            (io::Error::from(io::ErrorKind::TimedOut), KafkaError::broker("Fetch", ErrorCode(29), None));
+        outage.report(&silence);
+        let since = outage.since;
+        assert!(since.is_some() && !outage.refused);
+        outage.report(&refusal);
+        assert!(outage.since == since && outage.refused, "one outage, of another kind");
+        outage.over();
+        assert_eq!(outage.since, None);
     }
 }

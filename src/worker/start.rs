@@ -1,8 +1,9 @@
 //! How a worker starts: prepare the topics and the group, start the threads, wait until it can take tasks.
 //!
-//! Kafka that cannot be reached is no fault: said once and tried on. A signal ends the start at any point.
+//! Kafka that cannot be reached is no fault: said once and tried again. A signal ends the start at any point.
 
-use super::drain::{self, Account, Control, Deadlines};
+use super::drain::{self, Account, Control, Deadlines, Event};
+use super::early_watchdog::EarlyWatchdog;
 use super::handlers::HandlerThread;
 use super::in_flight::InFlight;
 use super::intake::queue::{ReadyQueue, last_delivery};
@@ -15,6 +16,7 @@ use super::outbox::{self, Outbox, OutboxTopics};
 use super::repair::Repair;
 use super::settling::Token;
 use super::status::{Announce, Identity, StatusThread};
+use super::upkeep::Upkeep;
 use crate::backoff::Backoff;
 use crate::config::{Common, WorkerConfig};
 use crate::exit::ExitCode;
@@ -45,12 +47,15 @@ const START_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration:
 /// Jobs beside one for each handler: more than the window ever opens.
 const MOST_JOBS: usize = 1024;
 
-/// What became of the start.
+/// Threads that were woken end within this.
+const JOIN: Duration = Duration::from_millis(500);
+
+/// The outcome of the start.
 pub(super) enum Started {
     /// It takes tasks.
     Running(Box<Running>),
     /// A signal came first; nothing was taken.
-    Stopped,
+    Stopped(EarlyWatchdog),
     /// One line in the log said why.
     Failed(ExitCode),
 }
@@ -93,6 +98,7 @@ const STARTING: &str = "waiting for Kafka";
 
 /// Starts everything; returns when the first share session is open, or a signal or a fault came first.
 pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Signals) -> Started {
+    let early = EarlyWatchdog::arm(config, signals);
     let mut supervisor = match Supervisor::new(config.health_file.as_deref()) {
         Ok(supervisor) => supervisor,
         Err(fault) => {
@@ -107,10 +113,12 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
     let cluster = Cluster::new(options);
     let queue = match prepare(&cluster, config, signals, &mut supervisor) {
         Ok(queue) => queue,
-        Err(early) => return early,
+        Err(Some(code)) => return Started::Failed(code),
+        Err(None) => return Started::Stopped(early),
     };
     log::info!("🚀 Worker {} started", escape(&config.worker_id));
-    let (mut running, ready) = start_threads(config, handler, &cluster, interrupter, &queue, supervisor);
+    let (refused, is_refused) = bounded(1);
+    let (mut running, ready) = start_threads(config, handler, &cluster, interrupter, queue, refused, supervisor);
     // A signal or a fault while joining: what has begun is taken apart by the ordinary stop.
     let round = tick(supervisor::INTERVAL);
     loop {
@@ -118,19 +126,40 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
             recv(ready) -> _ => break,
             recv(signals.first.triggered()) -> _ => break,
             recv(running.fatal.triggered()) -> _ => break,
+            recv(is_refused) -> reason => {
+                // Without a reason the thread has ended, which the stop deals with.
+                let Ok(reason) = reason else { break };
+                log::error!("Worker {} cannot use this Kafka: {}", escape(&config.worker_id), escape(&reason));
+                give_up(running);
+                return Started::Failed(ExitCode::Usage);
+            }
             recv(round) -> _ => running.supervisor.starting(STARTING),
         }
     }
+    drop(early);
     Started::Running(Box::new(running))
 }
 
-/// Prepares topics and group, again and again until Kafka answers or a signal comes.
+/// Ends what was started and has taken nothing: the group does not take this worker in.
+fn give_up(running: Running) {
+    running.control.apply(Event::Fatal);
+    running.interrupter.interrupt();
+    running.producer.close(Instant::now());
+    let deadline = Instant::now() + JOIN;
+    for thread in [running.threads.intakes, running.threads.leaders, running.threads.membership] {
+        // What does not end in time ends with the process.
+        let _ = thread.join_deadline(deadline);
+    }
+}
+
+/// Prepares topics and group, again and again until Kafka answers or a signal comes. `Err`: the exit code after a fault, `None`
+/// after a signal.
 fn prepare(
     cluster: &Cluster,
     config: &WorkerConfig,
     signals: &Signals,
     supervisor: &mut Supervisor,
-) -> Result<Queue, Started> {
+) -> Result<Queue, Option<ExitCode>> {
     supervisor.starting(STARTING);
     let (told, outcome) = bounded(1);
     let (stop, common, max_deliveries) = (signals.first.clone(), config.common.clone(), config.max_deliveries);
@@ -150,13 +179,13 @@ fn prepare(
                 Ok(Ok(queue)) => Ok(queue),
                 Ok(Err(reason)) => {
                     log::error!("Worker {} cannot use this Kafka: {}", escape(&config.worker_id), escape(&reason));
-                    Err(Started::Failed(ExitCode::Usage))
+                    Err(Some(ExitCode::Usage))
                 }
                 // It ended without an answer: a signal, or it died, which its join says.
-                Err(_) if signals.first.is_triggered() => Err(Started::Stopped),
-                Err(_) => Err(Started::Failed(ExitCode::Fatal)),
+                Err(_) if signals.first.is_triggered() => Err(None),
+                Err(_) => Err(Some(ExitCode::Fatal)),
             },
-            recv(signals.first.triggered()) -> _ => break Err(Started::Stopped),
+            recv(signals.first.triggered()) -> _ => break Err(None),
             recv(round) -> _ => supervisor.starting(STARTING),
         }
     };
@@ -164,8 +193,9 @@ fn prepare(
         // Wakes whatever it waits for.
         cluster.options().interrupter.interrupt();
     }
-    if let Err(error) = thread.join() {
-        log::error!("{error}");
+    match thread.join_deadline(Instant::now() + JOIN) {
+        Ok(ended) => drop(ended.inspect_err(|error| log::error!("{error}"))),
+        Err(thread) => log::warn!("thread {} ends with the process", thread.name()),
     }
     result
 }
@@ -198,7 +228,8 @@ fn start_threads(
     handler: impl Handler,
     cluster: &Cluster,
     interrupter: Interrupter,
-    queue: &Queue,
+    queue: Queue,
+    refused: Sender<String>,
     mut supervisor: Supervisor,
 ) -> (Running, Receiver<()>) {
     let fatal = Stop::new();
@@ -211,14 +242,7 @@ fn start_threads(
         dead: config.common.dead_topic().into(),
         starts: config.common.starts_topic().into(),
     };
-    let parts = Parts {
-        config,
-        cluster,
-        control: &control,
-        in_flight: &in_flight,
-        fatal: &fatal,
-        delivery_limit: queue.delivery_limit,
-    };
+    let parts = Parts { config, cluster, control: &control, in_flight: &in_flight, fatal: &fatal, queue };
     let (producer, outbox, repairs) = outbox::start(
         cluster.clone(),
         topics,
@@ -238,7 +262,7 @@ fn start_threads(
     let identity =
         ShareIdentity { group: config.common.worker_group.as_str().into(), member: Uuid::new_v4().to_string().into() };
     let (leave, to_leave) = bounded(1);
-    let membership = parts.membership(identity.clone(), Arc::clone(&assignment), to_leave);
+    let membership = parts.membership(identity.clone(), Arc::clone(&assignment), refused, to_leave);
     let leaders = Arc::new(Leaders::new());
     let leaders_thread = parts.leaders(Arc::clone(&leaders), assignment);
     let (ready, is_ready) = bounded(1);
@@ -297,7 +321,7 @@ struct Parts<'a> {
     control: &'a Arc<Control>,
     in_flight: &'a Arc<InFlight>,
     fatal: &'a Stop,
-    delivery_limit: u16,
+    queue: Queue,
 }
 
 impl Parts<'_> {
@@ -313,11 +337,19 @@ impl Parts<'_> {
             instance: Uuid::new_v4(),
             started_at: unix_now(),
         };
+        let upkeep = Upkeep {
+            worker_id: self.config.worker_id.as_str().into(),
+            in_flight: Arc::clone(self.in_flight),
+            cluster: self.cluster.clone(),
+            common: self.config.common.clone(),
+            queue: self.queue,
+        };
         let status = StatusThread {
             identity,
             outbox,
             in_flight: Arc::clone(self.in_flight),
-            cluster: self.cluster.clone(),
+            upkeep,
+            fatal: self.fatal.clone(),
             heartbeat_interval: self.config.heartbeat_interval,
             announcements,
             repairs,
@@ -338,18 +370,24 @@ impl Parts<'_> {
                     cluster: self.cluster.clone(),
                     worker_id: self.config.worker_id.as_str().into(),
                     max_deliveries: self.config.max_deliveries,
-                    last_delivery: last_delivery(self.delivery_limit),
+                    last_delivery: last_delivery(self.queue.delivery_limit),
                 };
                 threads::spawn(&format!("handler-{number}"), self.fatal.clone(), move || thread.run())
             })
             .collect()
     }
 
-    fn membership(&self, identity: ShareIdentity, assignment: Arc<Assignment>, commands: Receiver<Leave>) -> Thread {
+    fn membership(
+        &self,
+        identity: ShareIdentity,
+        assignment: Arc<Assignment>,
+        refused: Sender<String>,
+        commands: Receiver<Leave>,
+    ) -> Thread {
         let member = ShareMembership::new(self.cluster.clone(), identity, &self.config.common.tasks_topic);
         let control = Arc::clone(self.control);
         threads::spawn("membership", self.fatal.clone(), move || {
-            membership::run(member, &assignment, &control, &commands)
+            membership::run(member, &assignment, &control, &refused, &commands)
         })
     }
 
@@ -380,13 +418,14 @@ impl Parts<'_> {
     }
 }
 
-/// A signal before anything was taken: nothing is owed to anybody, the receipt says so.
-pub(super) fn say_stopped_early(config: &WorkerConfig, signals: &Signals) -> ExitCode {
+/// A signal before anything was taken: no task is owed, the receipt says so. The watchdog stays armed to the end.
+pub(super) fn say_stopped_early(config: &WorkerConfig, signals: &Signals, armed: EarlyWatchdog) -> ExitCode {
     let id = escape(&config.worker_id);
     log::info!("🛑 Worker {id} received {}, initiating graceful shutdown...", signals.name());
     log::info!("👋 Worker {id} gracefully shut down before it had started");
     let account = Account::new(&config.worker_id, Arc::new(InFlight::new(Duration::ZERO)));
     account.begin(signals.name(), Instant::now());
     drain::print_receipt(&account.receipt());
+    drop(armed);
     ExitCode::Drained
 }

@@ -4,8 +4,6 @@ mod proxy;
 
 use std::{
     collections::BTreeMap,
-    io::{Read, Write},
-    net::TcpListener,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -13,22 +11,20 @@ use std::{
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use lastcall::{
-    config::Common,
     kafka::{
         ClientOptions, Cluster, Delivered, Delivery, DeliveryError, ErrorCode, KafkaError, Lookup, Producer,
         ProducerEvents, ProducerOptions, ProducerRecord, ReadRecord, Reader, ReaderOptions, StartAt,
         admin::{self, TopicSpec},
     },
-    queue::{self, PrepareError},
     stop::Stop,
 };
 
 use proxy::{Fault, Proxy};
 
-use crate::support::{Rig, SOON, START, admin::Of, audit, eventually, reserved_port};
+use crate::support::{Rig, SOON, START, audit, eventually};
 
 /// A client of this rig's broker.
-fn cluster(rig: &Rig) -> Cluster {
+pub fn cluster(rig: &Rig) -> Cluster {
     cluster_at(rig.broker().address())
 }
 
@@ -39,14 +35,14 @@ fn impatient_cluster(rig: &Rig) -> Cluster {
     Cluster::new(options)
 }
 
-fn cluster_at(address: &str) -> Cluster {
+pub fn cluster_at(address: &str) -> Cluster {
     let mut options = ClientOptions::new(vec![address.parse().expect("an address")], "test");
     options.request_timeout = Duration::from_secs(10);
     Cluster::new(options)
 }
 
 /// Creates a topic with the time of the broker, as the programs do.
-fn create(cluster: &Cluster, name: &str, partitions: i32, more: &[(&'static str, &str)]) {
+pub fn create(cluster: &Cluster, name: &str, partitions: i32, more: &[(&'static str, &str)]) {
     let own = [("message.timestamp.type", "LogAppendTime")];
     let configs = own.iter().chain(more).map(|(key, value)| (*key, (*value).to_owned())).collect();
     let spec = TopicSpec { name: name.to_owned(), partitions, replication_factor: None, configs };
@@ -57,7 +53,7 @@ fn create(cluster: &Cluster, name: &str, partitions: i32, more: &[(&'static str,
 }
 
 /// Repeats what Kafka answers with an error for a moment.
-fn eventually_ok<T>(limit: Duration, mut call: impl FnMut() -> Result<T, KafkaError>) -> T {
+pub fn eventually_ok<T>(limit: Duration, mut call: impl FnMut() -> Result<T, KafkaError>) -> T {
     let deadline = Instant::now() + limit;
     loop {
         match call() {
@@ -93,7 +89,7 @@ fn producer(cluster: &Cluster) -> (Producer<u64>, Receiver<Delivery<u64>>) {
     (Producer::start("test-producer", cluster.clone(), ProducerOptions::default(), events, Stop::new()), told)
 }
 
-fn record(topic: &str, key: &str, value: &str) -> ProducerRecord {
+pub fn record(topic: &str, key: &str, value: &str) -> ProducerRecord {
     let bytes = |text: &str| Some(Bytes::copy_from_slice(text.as_bytes()));
     ProducerRecord { topic: Arc::from(topic), key: bytes(key), value: bytes(value), headers: Vec::new() }
 }
@@ -104,7 +100,7 @@ fn outcome(told: &Receiver<Delivery<u64>>) -> (u64, Result<Delivered, DeliveryEr
 }
 
 /// Sends the records and waits until all are in the log.
-fn deliver(cluster: &Cluster, records: Vec<ProducerRecord>) -> Vec<Delivered> {
+pub fn deliver(cluster: &Cluster, records: Vec<ProducerRecord>) -> Vec<Delivered> {
     let (producer, told) = producer(cluster);
     let count = records.len();
     for (token, record) in (0..).zip(records) {
@@ -113,13 +109,13 @@ fn deliver(cluster: &Cluster, records: Vec<ProducerRecord>) -> Vec<Delivered> {
     (0..count).map(|_| outcome(&told).1.expect("delivered")).collect()
 }
 
-fn reader(cluster: &Cluster, topic: &str, start: StartAt) -> Reader {
+pub fn reader(cluster: &Cluster, topic: &str, start: StartAt) -> Reader {
     let options = ReaderOptions { max_wait: Duration::from_millis(100), max_bytes: 1 << 20, min_bytes: 1 };
     Reader::new(cluster.clone(), topic, start, options)
 }
 
 /// Polls until so many records have come.
-fn read(reader: &mut Reader, count: usize) -> Vec<ReadRecord> {
+pub fn read(reader: &mut Reader, count: usize) -> Vec<ReadRecord> {
     let mut records = Vec::new();
     eventually(START, "all records are read", || {
         records.extend(reader.poll().unwrap_or_default());
@@ -500,142 +496,4 @@ fn a_batch_of_unknown_outcome_is_looked_up_before_it_is_written_again() {
     send(&[Fault::Refuse(6), Fault::Refuse(5), Fault::Refuse(3), Fault::Refuse(14)]);
     let keys: Vec<String> = audit::read(&proxy.address(), &rig.tasks()).iter().map(audit::Record::key).collect();
     assert_eq!(keys, (0..expected).map(|number| format!("key-{number}")).collect::<Vec<_>>());
-}
-
-fn common(rig: &Rig) -> Common {
-    let bootstrap = vec![rig.broker().address().parse().expect("an address")];
-    Common {
-        bootstrap,
-        tasks_topic: rig.tasks(),
-        results_topic: rig.results(),
-        worker_group: rig.group(),
-        ..Common::default()
-    }
-}
-
-/// Prepares, and waits for a cluster that is just starting.
-fn prepare(cluster: &Cluster, common: &Common) -> Result<queue::Queue, String> {
-    let deadline = Instant::now() + START;
-    loop {
-        match queue::prepare(cluster, common, Some(5)) {
-            Ok(queue) => return Ok(queue),
-            Err(PrepareError::Unusable(text)) => return Err(text),
-            Err(PrepareError::Unreachable(error)) => assert!(Instant::now() < deadline, "{error}"),
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[test]
-fn the_queue_is_prepared_once_and_found_ready_by_everybody_else() {
-    let rig = Rig::shared("client-prepare");
-    let (cluster, common) = (cluster(&rig), common(&rig));
-    let queues = std::thread::scope(|scope| {
-        let racers: Vec<_> = (0..4).map(|_| scope.spawn(|| prepare(&cluster, &common))).collect();
-        racers.into_iter().map(|racer| racer.join().expect("no panic")).collect::<Vec<_>>()
-    });
-    let expected =
-        queue::Queue { lock: Duration::from_secs(15), delivery_limit: 10, record_locks: 4000, tasks_partitions: 1 };
-    assert!(queues.iter().all(|queue| queue.as_ref() == Ok(&expected)), "{queues:?}");
-    // Read back with another client.
-    let group = crate::support::admin::configs(rig.broker().address(), Of::Group, &rig.group());
-    for (setting, value) in [
-        ("share.delivery.count.limit", "10"),
-        ("share.record.lock.duration.ms", "15000"),
-        ("share.partition.max.record.locks", "4000"),
-    ] {
-        assert_eq!(group[setting], value, "{setting}");
-    }
-    // Nobody has joined: the group has begun nothing. The first question of all has the coordinator's topic created.
-    let begun = eventually_ok(START, || admin::share_group_offsets(&cluster, &rig.group(), &rig.tasks()));
-    assert_eq!(begun, BTreeMap::new());
-}
-
-#[test]
-fn a_topic_of_somebody_else_gets_what_the_programs_need() {
-    let rig = Rig::shared("client-foreign");
-    crate::support::admin::create_topic(rig.broker().address(), &rig.tasks(), 3, &[("retention.ms", "60000")]);
-    let cluster = cluster(&rig);
-    assert_eq!(prepare(&cluster, &common(&rig)).map(|queue| queue.tasks_partitions), Ok(3));
-    let own = |configs: &BTreeMap<String, String>| {
-        ["message.timestamp.type", "compression.type", "retention.ms"].map(|key| configs[key].clone())
-    };
-    eventually(SOON, "the broker follows the controller", || {
-        admin::topic_configs(&cluster, &rig.tasks())
-            .is_ok_and(|found| own(&found) == ["LogAppendTime", "uncompressed", "60000"])
-    });
-}
-
-#[test]
-fn a_topic_name_that_kafka_refuses_is_named() {
-    let rig = Rig::shared("client-name");
-    let common = Common { results_topic: "no/topic".to_owned(), ..common(&rig) };
-    let error = prepare(&cluster(&rig), &common).expect_err("refused");
-    assert!(error.contains("\"no/topic\"") && error.contains("INVALID_TOPIC_EXCEPTION"), "{error}");
-}
-
-#[test]
-fn a_delivery_limit_below_ours_is_refused_with_the_arithmetic() {
-    let rig = Rig::with_own_broker("client-limit", &["--set", "group.share.max.delivery.count.limit=7"]);
-    let error = prepare(&cluster(&rig), &common(&rig)).expect_err("too low");
-    assert!(error.contains("share.delivery.count.limit=5") && error.contains("at least 8"), "{error}");
-}
-
-#[test]
-fn a_lower_limit_is_taken_where_the_broker_allows_no_more() {
-    let rig = Rig::with_own_broker("client-capped", &["--set", "group.share.max.delivery.count.limit=8"]);
-    prepare(&cluster(&rig), &common(&rig)).expect("eight are enough for five");
-}
-
-#[test]
-fn a_cluster_with_share_groups_switched_off_is_told_what_to_do() {
-    let rig = Rig::with_own_broker("client-off", &["--feature", "share.version=0"]);
-    let error = prepare(&cluster(&rig), &common(&rig)).expect_err("switched off");
-    assert!(error.contains("Apache Kafka 4.2") && error.contains("kafka-features.sh"), "{error}");
-}
-
-/// Something that listens and is no Kafka of ours: gives every connection the same bytes.
-fn impostor(answer: Vec<u8>) -> Cluster {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
-    std::thread::spawn(move || {
-        for mut client in listener.incoming().map_while(Result::ok) {
-            let mut request = [0; 1024];
-            // A client that hangs up early is no matter.
-            let _ = client.read(&mut request).and_then(|_| client.write_all(&answer));
-        }
-    });
-    cluster_at(&address)
-}
-
-#[test]
-fn what_is_no_kafka_is_tried_again_and_what_is_too_old_is_not() {
-    let common = Common::default();
-    for answer in
-        [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"", b"\x00\x00\x00\x05\x00\x00\x00\x00\xff", b"\xff\xff\xff\xff"]
-    {
-        let error = queue::prepare(&impostor(answer.to_vec()), &common, None).expect_err("no Kafka");
-        assert!(matches!(error, PrepareError::Unreachable(_)), "{error}");
-    }
-    // Version 3 of ApiVersions: no error; Produce 3 to 12 only; no tags.
-    let mut old =
-        b"\x00\x00\x00\x13\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x03\x00\x0c\x00\x00\x00\x00\x00\x00".to_vec();
-    // Correlation, error, one key (compact array), its tags, throttle time, tags.
-    let length = i32::try_from(old.len() - 4).expect("short");
-    old[..4].copy_from_slice(&length.to_be_bytes());
-    // Version 0, as brokers before 2.4 answer: unsupported version, no keys.
-    let ancient = b"\x00\x00\x00\x0a\x00\x00\x00\x00\x00\x23\x00\x00\x00\x00".to_vec();
-    for answer in [old, ancient] {
-        let error = queue::prepare(&impostor(answer), &common, None).expect_err("too old");
-        let PrepareError::Unusable(text) = error else { panic!("{error}") };
-        assert!(text.contains("Apache Kafka 4.2 or later") && text.contains("ShareFetch 2"), "{text}");
-    }
-}
-
-#[test]
-fn a_broker_that_nobody_runs_is_tried_again() {
-    let port = reserved_port();
-    let cluster = cluster_at(&port.address().to_string());
-    let error = queue::prepare(&cluster, &Common::default(), None).expect_err("nothing listens");
-    assert!(matches!(error, PrepareError::Unreachable(KafkaError::NoBroker { .. })), "{error}");
 }

@@ -8,7 +8,10 @@ use std::{
 
 use kafka_protocol::{
     messages::{
-        BrokerId, ListOffsetsRequest, TopicName,
+        BrokerId, DescribeShareGroupOffsetsRequest, GroupId, ListOffsetsRequest, TopicName,
+        describe_share_group_offsets_request::{
+            DescribeShareGroupOffsetsRequestGroup, DescribeShareGroupOffsetsRequestTopic,
+        },
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
     },
     protocol::StrBytes,
@@ -335,6 +338,40 @@ fn acks_of_all_wait_for_a_silent_replica_until_it_is_fenced() {
     assert!(begin.elapsed() < SESSION_TIMEOUT / 2, "{:?}", begin.elapsed());
     scene.cluster.thaw(follower);
     scene.cluster.wait_in_sync(&scene.topic, 0);
+}
+
+/// Error codes of the question how far the group is with these partitions: the group's, and theirs in order. Asked of all nodes but one.
+fn share_offsets(scene: &Scene, not: i32, partitions: Vec<i32>) -> Option<(i16, Vec<i16>)> {
+    const NOT_COORDINATOR: i16 = 16;
+    let topic = TopicName(StrBytes::from_string(scene.topic.clone()));
+    let topic = DescribeShareGroupOffsetsRequestTopic::default().with_topic_name(topic).with_partitions(partitions);
+    let group = GroupId(StrBytes::from_string(scene.group.clone()));
+    let group = DescribeShareGroupOffsetsRequestGroup::default().with_group_id(group).with_topics(Some(vec![topic]));
+    let request = DescribeShareGroupOffsetsRequest::default().with_groups(vec![group]);
+    let nodes = (1..=3).filter(|node| *node != not);
+    let answers = nodes.map(|node| scene.cluster.wire(node).call(0, &request).groups.remove(0));
+    let answer = answers.into_iter().find(|group| group.error_code != NOT_COORDINATOR)?;
+    let mut partitions = answer.topics.into_iter().flat_map(|topic| topic.partitions).collect::<Vec<_>>();
+    partitions.sort_by_key(|partition| partition.partition_index);
+    Some((answer.error_code, partitions.iter().map(|partition| partition.error_code).collect()))
+}
+
+#[test]
+fn offsets_of_a_group_have_an_error_where_a_partition_has_no_leader() {
+    let scene = Scene::new("group-offsets", 2, 1);
+    let (down, up) = (scene.leader(0), scene.leader(1));
+    assert_ne!(down, up, "the nodes lead in turn");
+    scene.produce(0, 1);
+    scene.produce(1, 1);
+    let (_a, _) = scene.served("a", 0, 1);
+    let (_b, _) = scene.served("b", 1, 1);
+    scene.cluster.stop(down);
+    // The others are told of all the same, and a question without it has no error.
+    eventually(PATIENCE, "the coordinator tells of the one that is led", || {
+        share_offsets(&scene, down, vec![0, 1]) == Some((0, vec![5, 0]))
+    });
+    assert_eq!(share_offsets(&scene, down, vec![1]), Some((0, vec![0])));
+    scene.cluster.start(down);
 }
 
 #[test]

@@ -197,6 +197,35 @@ fn a_batch_carries_its_producers_mark() {
     assert_eq!((batches[0].identity(), batches[0].last_offset()), (identity, 3));
 }
 
+#[test]
+fn aborted_transactions_end_with_their_producers_marker() {
+    let value = Bytes::from_static(b"v");
+    let content = RecordContent { key: None, value: Some(&value), headers: &[] };
+    let mut log = BytesMut::new();
+    for (offset, producer_id, attributes) in [
+        (0_i64, 1, TRANSACTIONAL),
+        (2, 2, TRANSACTIONAL),
+        (4, 1, TRANSACTIONAL | CONTROL),
+        (6, 1, TRANSACTIONAL),
+        (8, -1, 0),
+        (10, 2, TRANSACTIONAL),
+        (12, 2, TRANSACTIONAL | CONTROL),
+        (14, 2, TRANSACTIONAL),
+    ] {
+        let identity = BatchIdentity { producer_id, producer_epoch: 0, base_sequence: 0 };
+        let mut batch = encode([content; 2].into_iter(), identity, UNIX_EPOCH).expect("encodable").to_vec();
+        batch[..8].copy_from_slice(&offset.to_be_bytes());
+        batch[21..23].copy_from_slice(&attributes.to_be_bytes());
+        log.extend_from_slice(&batch);
+    }
+    let log = log.freeze();
+    assert!(aborted_offsets(&log, &[]).is_empty());
+    assert_eq!(aborted_offsets(&log, &[(1, 0)]), [0..=1], "the next one of this producer is committed");
+    assert_eq!(aborted_offsets(&log, &[(2, 2)]), [2..=3, 10..=11]);
+    assert_eq!(aborted_offsets(&log, &[(1, 0), (1, 6)]), [0..=1, 6..=7]);
+    assert_eq!(aborted_offsets(&log, &[(2, -5)]), [2..=3, 10..=11], "it began before what was fetched");
+}
+
 proptest! {
     #[test]
     fn the_codec_reads_what_we_write_and_so_do_we(

@@ -173,6 +173,7 @@ mod tests {
         let topic = |of_second| Topic {
             name: "tasks".into(),
             id: Uuid::nil(),
+            is_internal: false,
             partitions: [(0, 1, 1), of_second]
                 .map(|(index, leader, leader_epoch)| Partition { index, leader, leader_epoch })
                 .to_vec(),

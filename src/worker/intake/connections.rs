@@ -109,7 +109,7 @@ impl Intake {
         self.links.queue.look(now);
         self.read_superseded(now)?;
         if waited >= SILENCE {
-            self.watch(now);
+            self.watch(waited, now);
         }
         let third = self.third();
         let patience = if asked == Asked::Open { 2 * third } else { third };
@@ -127,11 +127,14 @@ impl Intake {
     }
 
     /// The broker owes an answer: meanwhile another one is asked what it leads, and its places are given to others.
-    fn watch(&mut self, now: Instant) {
+    fn watch(&mut self, waited: Duration, now: Instant) {
         if self.silent_since.is_some_and(|since| now.saturating_duration_since(since) < WATCH_INTERVAL) {
             return;
         }
         self.silent_since = Some(now);
+        if let Some(channel) = &self.current {
+            self.links.cluster.blame(&channel.session.silent(waited));
+        }
         self.links.queue.withdraw(self.node);
         self.links.leaders.set_silent(self.node, true);
         self.links.leaders.look_up();

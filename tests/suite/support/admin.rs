@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use kafka_protocol::{
     messages::{
-        AlterShareGroupOffsetsRequest, BrokerId, CreateTopicsRequest, DeleteRecordsRequest, DescribeConfigsRequest,
-        FetchRequest, GroupId, IncrementalAlterConfigsRequest, ListOffsetsRequest, MetadataRequest, TopicName,
+        AlterShareGroupOffsetsRequest, BrokerId, CreatePartitionsRequest, CreateTopicsRequest, DeleteRecordsRequest,
+        DeleteTopicsRequest, DescribeConfigsRequest, FetchRequest, GroupId, IncrementalAlterConfigsRequest,
+        ListOffsetsRequest, MetadataRequest, TopicName,
         alter_share_group_offsets_request::{
             AlterShareGroupOffsetsRequestPartition, AlterShareGroupOffsetsRequestTopic,
         },
+        create_partitions_request::CreatePartitionsTopic,
         create_topics_request::{CreatableTopic, CreatableTopicConfig},
         delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic},
+        delete_topics_request::DeleteTopicState,
         describe_configs_request::DescribeConfigsResource,
         fetch_request::{FetchPartition, FetchTopic},
         incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig},
@@ -53,6 +56,29 @@ pub fn create_topic(broker: &str, name: &str, partitions: i32, configs: &[(&str,
     let answer = Wire::connect(broker).call(7, &request);
     assert_eq!(answer.topics[0].error_code, 0, "{:?}", answer.topics[0].error_message);
     eventually(SOON, "its leaders know of it", || (0..partitions).all(|index| end_offset(broker, name, index).is_ok()));
+}
+
+/// Gives a topic this many partitions in all.
+pub fn grow_topic(broker: &str, name: &str, partitions: i32) {
+    let topic = CreatePartitionsTopic::default().with_name(topic_name(name)).with_count(partitions);
+    let topics = vec![topic.with_assignments(None)];
+    let request = CreatePartitionsRequest::default().with_topics(topics).with_timeout_ms(10_000);
+    let answer = Wire::connect(broker).call(3, &request);
+    assert_eq!(answer.results[0].error_code, 0, "{:?}", answer.results[0].error_message);
+}
+
+/// Deletes a topic.
+pub fn delete_topic(broker: &str, name: &str) {
+    let topic = DeleteTopicState::default().with_name(Some(topic_name(name)));
+    let request = DeleteTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
+    assert_eq!(Wire::connect(broker).call(6, &request).responses[0].error_code, 0, "{name}");
+}
+
+/// Whether there is such a topic.
+pub fn has_topic(broker: &str, name: &str) -> bool {
+    let topic = MetadataRequestTopic::default().with_name(Some(topic_name(name)));
+    let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(false);
+    Wire::connect(broker).call(12, &request).topics[0].error_code == 0
 }
 
 /// Its number of partitions.

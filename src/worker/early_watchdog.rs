@@ -1,0 +1,62 @@
+//! The watchdog of a worker that has taken no task yet: after a signal it ends within the contract's 5 s, whatever hangs.
+//!
+//! Armed before anything can block, and disarmed when the worker takes tasks: from then on the stop has its own
+//! ([`drain::watch`]).
+
+use super::drain::{self, Account, Deadlines};
+use super::in_flight::InFlight;
+use crate::config::WorkerConfig;
+use crate::signals::Signals;
+use crate::stop::Stop;
+use crate::threads;
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded, select};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Before it takes tasks, a worker ends this long after the first signal, and this long after the second one.
+const EARLY_LIMIT: Duration = Duration::from_millis(4500);
+const FORCED_LIMIT: Duration = Duration::from_millis(500);
+
+/// Ends the process when it does not end by itself after a signal that comes before it takes tasks, whatever hangs: the resolver, a
+/// full pipe on stdout. Dropping it disarms it.
+pub(super) struct EarlyWatchdog {
+    _disarm: Sender<Infallible>,
+}
+
+impl EarlyWatchdog {
+    /// Armed from now on.
+    pub(super) fn arm(config: &WorkerConfig, signals: &Signals) -> Self {
+        let (disarm, disarmed) = bounded::<Infallible>(0);
+        let (signals, worker_id) = (signals.clone(), config.worker_id.clone());
+        let watchdog = threads::spawn("early-watchdog", Stop::new(), move || -> Result<(), Infallible> {
+            select! {
+                recv(signals.first.triggered()) -> _ => {}
+                recv(disarmed) -> _ => return Ok(()),
+            }
+            let account = Arc::new(Account::new(&worker_id, Arc::new(InFlight::new(Duration::ZERO))));
+            account.begin(signals.name(), Instant::now());
+            let deadline = Instant::now() + EARLY_LIMIT;
+            let second = select! {
+                recv(signals.second.triggered()) -> _ => true,
+                recv(disarmed) -> _ => return Ok(()),
+                recv(crossbeam_channel::at(deadline)) -> _ => false,
+            };
+            if second {
+                account.force();
+                let deadline = deadline.min(Instant::now() + FORCED_LIMIT);
+                if disarmed.recv_deadline(deadline) != Err(RecvTimeoutError::Timeout) {
+                    return Ok(());
+                }
+            }
+            let (now, deadlines) = bounded(1);
+            // The capacity is one and this is the only deadline. The sender stays until the end: nothing disarms it any more.
+            let _ = now.try_send(Deadlines::at(Instant::now()));
+            drain::watch(&deadlines, &account);
+            Ok(())
+        });
+        // It ends with the guard, or it ends the process.
+        drop(watchdog);
+        Self { _disarm: disarm }
+    }
+}

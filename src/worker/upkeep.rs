@@ -1,0 +1,129 @@
+//! The upkeep thread: every few seconds it looks whether a long task holds back its partition, and whether the side topics are there.
+//!
+//! Both are questions to brokers that may not answer, so they have a thread of their own: a heartbeat or a notification waits for
+//! neither. The status thread starts it, reads its verdict and ends it.
+
+use super::in_flight::InFlight;
+use crate::config::Common;
+use crate::kafka::admin;
+use crate::kafka::cluster::Cluster;
+use crate::logging::escape;
+use crate::queue::{self, Queue};
+use crate::stop::Stop;
+use crate::threads::{self, Thread};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often it looks, and how long a task must run before it is looked at.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// A thread that was woken ends within this.
+const JOIN: Duration = Duration::from_millis(200);
+
+/// What the thread looks after.
+pub(super) struct Upkeep {
+    pub(super) worker_id: Arc<str>,
+    pub(super) in_flight: Arc<InFlight>,
+    pub(super) cluster: Cluster,
+    pub(super) common: Common,
+    pub(super) queue: Queue,
+}
+
+/// The thread that runs. Dropping it ends it.
+pub(super) struct Running {
+    holding_back: Arc<AtomicBool>,
+    stop: Stop,
+    cluster: Cluster,
+    thread: Option<Thread>,
+}
+
+impl Upkeep {
+    /// Starts the thread; its death triggers `on_death`.
+    pub(super) fn start(mut self, on_death: Stop) -> Running {
+        // Its own interrupter: ending it wakes its questions and no other ones.
+        self.cluster = self.cluster.scoped(self.cluster.options().interrupter.child());
+        let (holding_back, stop, cluster) = (Arc::new(AtomicBool::new(false)), Stop::new(), self.cluster.clone());
+        let (verdict, until) = (Arc::clone(&holding_back), stop.clone());
+        let thread = threads::spawn("upkeep", on_death, move || -> Result<(), Infallible> {
+            self.run(&verdict, &until);
+            Ok(())
+        });
+        Running { holding_back, stop, cluster, thread: Some(thread) }
+    }
+
+    fn run(&self, holding_back: &AtomicBool, until: &Stop) {
+        let mut told = false;
+        while until.sleep(INTERVAL).is_ok() {
+            let before = holding_back.load(Ordering::Relaxed);
+            holding_back.store(self.look_at_span(before), Ordering::Relaxed);
+            match queue::restore_side_topics(&self.cluster, &self.common) {
+                Ok(()) => told = false,
+                Err(_) if self.cluster.options().interrupter.is_interrupted() => return,
+                Err(queue::PrepareError::Unreachable(error)) => log::debug!("the side topics are not known: {error}"),
+                Err(queue::PrepareError::Unusable(reason)) => {
+                    if !std::mem::replace(&mut told, true) {
+                        log::warn!("Worker {}: {}; retrying", escape(&self.worker_id), escape(&reason));
+                    }
+                }
+            }
+        }
+    }
+
+    /// True when the oldest running task keeps its partition from delivering; said once in the log each time it begins.
+    fn look_at_span(&self, before: bool) -> bool {
+        let running = self.in_flight.running();
+        let old = running.iter().filter(|task| task.since.elapsed() >= INTERVAL);
+        let Some(oldest) = old.min_by_key(|task| task.key) else { return false };
+        let Ok(ends) = admin::end_offsets(&self.cluster, &self.common.tasks_topic) else { return before };
+        let span = ends.get(&oldest.key.partition.partition).map_or(0, |end| end - oldest.key.offset);
+        let long = is_long(span, self.queue.record_locks);
+        if long && !before {
+            log::warn!(
+                "Worker {} holds task {} for {} s with {span} records after it: partition {} delivers at most {} beyond \
+                 its oldest unfinished record and stands still until this one is done",
+                self.worker_id,
+                escape(&oldest.task_id),
+                oldest.since.elapsed().as_secs(),
+                oldest.key.partition.partition,
+                self.queue.record_locks
+            );
+        }
+        long
+    }
+}
+
+/// Whether a partition with this span of unfinished offsets is close to standing still: from 3900 of 4000 on.
+fn is_long(span: i64, record_locks: u32) -> bool {
+    span >= i64::from(record_locks - record_locks / 40)
+}
+
+impl Running {
+    /// What was found last.
+    pub(super) fn is_holding_back(&self) -> bool {
+        self.holding_back.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.trigger();
+        self.cluster.options().interrupter.interrupt();
+        // What does not end in time ends with the process.
+        let _ = self.thread.take().map(|thread| thread.join_deadline(Instant::now() + JOIN));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn span_is_judged_by_the_groups_own_limit() {
+        for (span, record_locks, long) in
+            [(3_899, 4_000, false), (3_900, 4_000, true), (1_949, 2_000, false), (1_950, 2_000, true), (98, 100, true)]
+        {
+            assert_eq!(is_long(span, record_locks), long, "{span} of {record_locks}");
+        }
+    }
+}

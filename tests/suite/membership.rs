@@ -1,0 +1,118 @@
+//! A worker as a member of its group: how often it says that it is there, what it is assigned, what it may not do; and what its other
+//! threads do while a broker does not answer.
+
+use std::time::{Duration, Instant};
+
+use kafka_protocol::{
+    messages::{GroupId, ShareGroupDescribeRequest},
+    protocol::StrBytes,
+};
+use lastcall::devbroker::{Action, Fault, Kind, Operation, Resource};
+use nix::sys::signal::Signal;
+
+use crate::support::{
+    Rig, SOON, START,
+    admin::{create_topic, delete_topic, grow_topic, has_topic},
+    eventually,
+    wire::Wire,
+};
+
+/// How many partitions the members of the group have in all.
+fn assigned(rig: &Rig) -> usize {
+    let group = GroupId(StrBytes::from_string(rig.group()));
+    let request = ShareGroupDescribeRequest::default().with_group_ids(vec![group]);
+    let answer = Wire::connect(rig.broker().address()).call(1, &request);
+    let members = answer.groups.iter().flat_map(|group| &group.members);
+    members.flat_map(|member| &member.assignment.topic_partitions).map(|topic| topic.partitions.len()).sum()
+}
+
+#[test]
+fn added_partitions_are_assigned_within_two_seconds() {
+    let rig = Rig::shared("member-grown");
+    let _worker = rig.start_worker("grown_1");
+    // Three times, as it depends on when the next heartbeat is.
+    for count in [2, 3, 4] {
+        grow_topic(rig.broker().address(), &rig.tasks(), count);
+        let wanted = usize::try_from(count).expect("a few");
+        eventually(Duration::from_secs(2), "the partition is assigned", || assigned(&rig) == wanted);
+    }
+}
+
+#[test]
+fn member_without_partitions_says_so_and_does_not_ask_all_the_time() {
+    let rig = Rig::with_faults("member-nothing", 1);
+    let mut worker = rig.start_worker("nothing_1");
+    delete_topic(rig.broker().address(), &rig.tasks());
+    worker.wait_for_line("assigns no partition", SOON);
+    // A delay of nothing, to count the requests.
+    let count = Fault::new(Action::Delay(Duration::ZERO)).at(Kind::ShareGroupHeartbeat).every(1, u32::MAX);
+    let heartbeats = rig.broker().faulty().inject(count);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!((1..=9).contains(&heartbeats.count()), "{} in 3 s", heartbeats.count());
+    assert_eq!(worker.lines_with("assigns no partition").len(), 1);
+    create_topic(rig.broker().address(), &rig.tasks(), 1, &[]);
+    worker.wait_for_line("assigns partitions again", SOON);
+    worker.signal(Signal::SIGTERM);
+    assert_eq!(worker.wait(SOON).code, Some(0));
+}
+
+#[test]
+fn worker_whose_group_refuses_it_from_the_start_names_the_right_and_exits_2() {
+    let rig = Rig::with_rights("member-refused");
+    for (operation, right) in
+        [(Operation::Read, "the right Read on the group"), (Operation::Describe, "the right Describe on the group")]
+    {
+        let rig = Rig::beside(&rig, "member-refused");
+        rig.broker().deny(operation, Resource::Group(&rig.group()));
+        let mut worker = rig.worker("refused_1").start();
+        assert_eq!(worker.wait(START).code, Some(2));
+        let told = worker.lines_with("cannot use this Kafka");
+        assert!(told.len() == 1 && told[0].text.contains(&rig.group()) && told[0].text.contains(right), "{told:?}");
+    }
+}
+
+#[test]
+fn right_that_is_taken_away_later_is_a_refusal_and_no_silence() {
+    let rig = Rig::with_rights("member-later");
+    let mut worker = rig.start_worker("later_1");
+    rig.broker().deny(Operation::Read, Resource::Group(&rig.group()));
+    worker.wait_for_line("the share group's coordinator refuses (the right Read on the group is missing", SOON);
+    assert!(worker.is_running());
+    assert!(worker.lines_with("coordinator does not answer").is_empty());
+}
+
+#[test]
+fn heartbeats_go_on_while_the_leader_of_the_tasks_is_frozen() {
+    let rig = Rig::with_faults("member-frozen", 2);
+    let (broker, address) = (rig.broker().faulty(), rig.broker().address().to_owned());
+    create_topic(&address, &rig.results(), 1, &[]);
+    let results = broker.leader(&rig.results(), 0).expect("led");
+    broker.move_coordinator(&rig.group(), results);
+    let gateway = rig.start_gateway();
+    let _worker = rig.start_worker("frozen_1");
+    let tasks = broker.leader(&rig.tasks(), 0).expect("led");
+    assert_ne!(tasks, results, "the nodes lead in turn");
+    let task = gateway.submit("long", Duration::from_secs(30));
+    gateway.wait_until_running(&task, SOON);
+    std::thread::sleep(Duration::from_secs(5));
+    broker.node(tasks).freeze();
+    let frozen = Instant::now();
+    while frozen.elapsed() < Duration::from_secs(8) {
+        let worker = gateway.fleet()["workers"]["frozen_1"].clone();
+        assert!(worker["seconds_since_update"].as_u64().is_some_and(|seconds| seconds <= 3), "{worker}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    broker.node(tasks).thaw();
+}
+
+#[test]
+fn side_topic_that_vanishes_is_made_again_by_a_worker() {
+    let rig = Rig::shared("member-side");
+    let worker = rig.start_worker("side_1");
+    for kind in ["dead", "starts"] {
+        let topic = format!("{}.{kind}", rig.tasks());
+        delete_topic(rig.broker().address(), &topic);
+        eventually(SOON, "it is made again", || has_topic(rig.broker().address(), &topic));
+        worker.wait_for_line(&format!("topic {topic} was missing; it was made again"), SOON);
+    }
+}

@@ -1,0 +1,380 @@
+//! What the programs do before they work: topics and the group's settings, against a real broker; and partitions that are added, or
+//! have no leader.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+use lastcall::{
+    config::Common,
+    devbroker::{Operation, Resource},
+    kafka::{ClientOptions, Cluster, KafkaError, StartAt, admin},
+    queue::{self, PrepareError},
+};
+use serde_json::json;
+
+use crate::{
+    client::{cluster, cluster_at, create, deliver, eventually_ok, read, reader, record},
+    support::{
+        Gateway, Rig, SOON, START,
+        admin::{Of, configs, create_topic, delete_topic, grow_topic, has_topic, set},
+        eventually, reserved_port,
+    },
+};
+
+fn common(rig: &Rig) -> Common {
+    let bootstrap = vec![rig.broker().address().parse().expect("an address")];
+    Common {
+        bootstrap,
+        tasks_topic: rig.tasks(),
+        results_topic: rig.results(),
+        worker_group: rig.group(),
+        ..Common::default()
+    }
+}
+
+/// Prepares, and waits for a cluster that is just starting.
+fn prepare(cluster: &Cluster, common: &Common) -> Result<queue::Queue, String> {
+    let deadline = Instant::now() + START;
+    loop {
+        match queue::prepare(cluster, common, Some(5)) {
+            Ok(queue) => return Ok(queue),
+            Err(PrepareError::Unusable(text)) => return Err(text),
+            Err(PrepareError::Unreachable(error)) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_queue_is_prepared_once_and_found_ready_by_everybody_else() {
+    let rig = Rig::shared("client-prepare");
+    let (cluster, common) = (cluster(&rig), common(&rig));
+    let queues = std::thread::scope(|scope| {
+        let racers: Vec<_> = (0..4).map(|_| scope.spawn(|| prepare(&cluster, &common))).collect();
+        racers.into_iter().map(|racer| racer.join().expect("no panic")).collect::<Vec<_>>()
+    });
+    let expected =
+        queue::Queue { lock: Duration::from_secs(15), delivery_limit: 10, record_locks: 4000, tasks_partitions: 1 };
+    assert!(queues.iter().all(|queue| queue.as_ref() == Ok(&expected)), "{queues:?}");
+    // Read back with another client.
+    let group = configs(rig.broker().address(), Of::Group, &rig.group());
+    for (setting, value) in [
+        ("share.delivery.count.limit", "10"),
+        ("share.record.lock.duration.ms", "15000"),
+        ("share.partition.max.record.locks", "4000"),
+        ("share.isolation.level", "read_committed"),
+    ] {
+        assert_eq!(group[setting], value, "{setting}");
+    }
+    // Nobody has joined: the group has begun nothing. The first question of all has the coordinator's topic created.
+    let begun = eventually_ok(START, || admin::share_group_offsets(&cluster, &rig.group(), &rig.tasks()));
+    assert_eq!(begun, BTreeMap::new());
+}
+
+#[test]
+fn a_topic_of_somebody_else_gets_what_the_programs_need() {
+    let rig = Rig::shared("client-foreign");
+    create_topic(rig.broker().address(), &rig.tasks(), 3, &[("retention.ms", "60000")]);
+    let cluster = cluster(&rig);
+    assert_eq!(prepare(&cluster, &common(&rig)).map(|queue| queue.tasks_partitions), Ok(3));
+    let own = |configs: &BTreeMap<String, String>| {
+        ["message.timestamp.type", "compression.type", "retention.ms"].map(|key| configs[key].clone())
+    };
+    eventually(SOON, "the broker follows the controller", || {
+        admin::topic_configs(&cluster, &rig.tasks())
+            .is_ok_and(|found| own(&found) == ["LogAppendTime", "uncompressed", "60000"])
+    });
+}
+
+#[test]
+fn a_topic_name_that_kafka_refuses_is_named() {
+    let rig = Rig::shared("client-name");
+    let common = Common { results_topic: "no/topic".to_owned(), ..common(&rig) };
+    let error = prepare(&cluster(&rig), &common).expect_err("refused");
+    assert!(error.contains("\"no/topic\"") && error.contains("INVALID_TOPIC_EXCEPTION"), "{error}");
+}
+
+#[test]
+fn a_delivery_limit_below_ours_is_refused_with_the_arithmetic() {
+    let rig = Rig::with_own_broker("client-limit", &["--set", "group.share.max.delivery.count.limit=7"]);
+    let error = prepare(&cluster(&rig), &common(&rig)).expect_err("too low");
+    assert!(error.contains("share.delivery.count.limit=5") && error.contains("at least 8"), "{error}");
+}
+
+#[test]
+fn a_lower_limit_is_taken_where_the_broker_allows_no_more() {
+    let rig = Rig::with_own_broker("client-capped", &["--set", "group.share.max.delivery.count.limit=8"]);
+    prepare(&cluster(&rig), &common(&rig)).expect("eight are enough for five");
+}
+
+#[test]
+fn a_cluster_with_share_groups_switched_off_is_told_what_to_do() {
+    let rig = Rig::with_own_broker("client-off", &["--feature", "share.version=0"]);
+    let error = prepare(&cluster(&rig), &common(&rig)).expect_err("switched off");
+    assert!(error.contains("Apache Kafka 4.2") && error.contains("kafka-features.sh"), "{error}");
+}
+
+/// Something that listens and is no Kafka of ours: gives every connection the same bytes.
+fn impostor(answer: Vec<u8>) -> Cluster {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let mut request = [0; 1024];
+            // A client that hangs up early is no matter.
+            let _ = client.read(&mut request).and_then(|_| client.write_all(&answer));
+        }
+    });
+    cluster_at(&address)
+}
+
+#[test]
+fn what_is_no_kafka_is_tried_again_and_what_is_too_old_is_not() {
+    let common = Common::default();
+    for answer in
+        [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"", b"\x00\x00\x00\x05\x00\x00\x00\x00\xff", b"\xff\xff\xff\xff"]
+    {
+        let error = queue::prepare(&impostor(answer.to_vec()), &common, None).expect_err("no Kafka");
+        assert!(matches!(error, PrepareError::Unreachable(_)), "{error}");
+    }
+    // Version 3 of ApiVersions: no error; Produce 3 to 12 only; no tags.
+    let mut old =
+        b"\x00\x00\x00\x13\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x03\x00\x0c\x00\x00\x00\x00\x00\x00".to_vec();
+    // Correlation, error, one key (compact array), its tags, throttle time, tags.
+    let length = i32::try_from(old.len() - 4).expect("short");
+    old[..4].copy_from_slice(&length.to_be_bytes());
+    // Version 0, as brokers before 2.4 answer: unsupported version, no keys.
+    let ancient = b"\x00\x00\x00\x0a\x00\x00\x00\x00\x00\x23\x00\x00\x00\x00".to_vec();
+    for answer in [old, ancient] {
+        let error = queue::prepare(&impostor(answer), &common, None).expect_err("too old");
+        let PrepareError::Unusable(text) = error else { panic!("{error}") };
+        assert!(text.contains("Apache Kafka 4.2 or later") && text.contains("ShareFetch 2"), "{text}");
+    }
+}
+
+#[test]
+fn a_broker_that_nobody_runs_is_tried_again() {
+    let port = reserved_port();
+    let cluster = cluster_at(&port.address().to_string());
+    let error = queue::prepare(&cluster, &Common::default(), None).expect_err("nothing listens");
+    assert!(matches!(error, PrepareError::Unreachable(KafkaError::NoBroker { .. })), "{error}");
+}
+
+#[test]
+fn operators_settings_stay_where_they_will_do() {
+    let rig = Rig::shared("queue-operator");
+    let chosen = [
+        ("share.record.lock.duration.ms", "30000"),
+        ("share.isolation.level", "read_uncommitted"),
+        ("share.delivery.count.limit", "8"),
+        ("share.partition.max.record.locks", "1000"),
+    ];
+    for (key, value) in chosen {
+        set(rig.broker().address(), Of::Group, &rig.group(), key, value);
+    }
+    let found = prepare(&cluster(&rig), &common(&rig)).expect("they will do");
+    assert_eq!((found.lock, found.delivery_limit, found.record_locks), (Duration::from_secs(30), 8, 1000));
+    let group = configs(rig.broker().address(), Of::Group, &rig.group());
+    for (key, value) in chosen {
+        assert_eq!(group[key], value, "{key}");
+    }
+    assert_eq!(group["share.auto.offset.reset"], "earliest", "nothing else will do");
+}
+
+#[test]
+fn without_right_to_alter_the_group_is_judged_as_it_is() {
+    let rig = Rig::with_rights("queue-rights");
+    let broker = rig.broker();
+    broker.deny(Operation::AlterConfigs, Resource::Group(&rig.group()));
+    let error = prepare(&cluster(&rig), &common(&rig)).expect_err("it would begin after the newest task");
+    for words in [rig.group().as_str(), "share.auto.offset.reset", "earliest", "GROUP_AUTHORIZATION_FAILED"] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    let other = Rig::beside(&rig, "queue-set");
+    for (key, value) in [("share.auto.offset.reset", "earliest"), ("share.delivery.count.limit", "10")] {
+        set(broker.address(), Of::Group, &other.group(), key, value);
+    }
+    broker.deny(Operation::AlterConfigs, Resource::Group(&other.group()));
+    let found = prepare(&cluster(&other), &common(&other)).expect("what is needed is set");
+    assert_eq!(found.lock, Duration::from_secs(30), "Kafka's default");
+}
+
+#[test]
+fn missing_right_is_named_with_its_topic_or_group() {
+    let rig = Rig::with_rights("queue-named");
+    for (operation, right, of_group) in [
+        (Operation::DescribeConfigs, "the right DescribeConfigs on the topic", false),
+        (Operation::Describe, "the right Describe on the topic", false),
+        (Operation::DescribeConfigs, "the right DescribeConfigs on the group", true),
+    ] {
+        let rig = Rig::beside(&rig, "queue-named");
+        create_topic(rig.broker().address(), &rig.tasks(), 1, &[]);
+        let (tasks, group) = (rig.tasks(), rig.group());
+        let (name, resource) =
+            if of_group { (&group, Resource::Group(&group)) } else { (&tasks, Resource::Topic(&tasks)) };
+        rig.broker().deny(operation, resource);
+        let error = prepare(&cluster(&rig), &common(&rig)).expect_err("refused");
+        assert!(error.contains(name) && error.contains(right), "{error}");
+    }
+}
+
+#[test]
+fn program_that_could_start_and_do_nothing_names_every_missing_right() {
+    let rig = Rig::with_rights("queue-nothing");
+    let own = common(&rig);
+    let (dead, starts) = (own.dead_topic(), own.starts_topic());
+    for (topic, operation, worker, gateway) in [
+        (&own.tasks_topic, Operation::Read, true, true),
+        (&own.tasks_topic, Operation::Write, false, true),
+        (&own.results_topic, Operation::Read, false, true),
+        (&own.results_topic, Operation::Write, true, true),
+        (&dead, Operation::Write, true, false),
+        (&starts, Operation::Write, true, false),
+        (&starts, Operation::Read, false, false),
+    ] {
+        let rig = Rig::beside(&rig, "queue-nothing");
+        let other = common(&rig);
+        let topic =
+            topic.replace(&own.tasks_topic, &other.tasks_topic).replace(&own.results_topic, &other.results_topic);
+        let cluster = cluster(&rig);
+        prepare(&cluster, &other).expect("every right is there");
+        rig.broker().deny(operation, Resource::Topic(&topic));
+        for (limit, needed) in [(Some(5), worker), (None, gateway)] {
+            let refused = queue::prepare(&cluster, &other, limit).err().map(|error| error.to_string());
+            let names = |error: &String| error.contains(&topic) && error.contains(&format!("the right {operation:?}"));
+            assert_eq!(refused.as_ref().is_some_and(names), needed, "{topic} {operation:?} {limit:?}: {refused:?}");
+        }
+    }
+}
+
+#[test]
+fn gateway_needs_no_right_to_the_side_topics() {
+    let rig = Rig::with_rights("queue-side");
+    let common = common(&rig);
+    for topic in [common.dead_topic(), common.starts_topic()] {
+        create_topic(rig.broker().address(), &topic, 1, &[]);
+        rig.broker().deny(Operation::Describe, Resource::Topic(&topic));
+        rig.broker().deny(Operation::DescribeConfigs, Resource::Topic(&topic));
+    }
+    let cluster = cluster(&rig);
+    queue::prepare(&cluster, &common, None).expect("a gateway");
+    let error = queue::prepare(&cluster, &common, Some(5)).expect_err("a worker").to_string();
+    assert!(error.contains(&common.dead_topic()), "{error}");
+}
+
+#[test]
+fn topic_of_kafkas_own_is_refused() {
+    let rig = Rig::shared("queue-internal");
+    let cluster = cluster(&rig);
+    let own = Common { tasks_topic: "__consumer_offsets".to_owned(), ..common(&rig) };
+    // It exists once a group was looked for.
+    prepare(&cluster, &common(&rig)).expect("usable");
+    let _ = admin::share_group_offsets(&cluster, &rig.group(), &rig.tasks());
+    if has_topic(rig.broker().address(), "__consumer_offsets") {
+        let error = prepare(&cluster, &own).expect_err("Kafka's own");
+        assert!(error.contains("__consumer_offsets") && error.contains("Kafka's own"), "{error}");
+    }
+}
+
+/// Two nodes, `tasks` with a partition on each, no topic with a second replica; and the node without `results`.
+fn with_two_nodes(name: &str) -> (Rig, i32) {
+    let rig = Rig::with_faults(name, 2);
+    let cluster = cluster(&rig);
+    create(&cluster, &rig.results(), 1, &[]);
+    create(&cluster, &rig.tasks(), 2, &[]);
+    let broker = rig.broker().faulty();
+    let results = broker.leader(&rig.results(), 0).expect("led");
+    broker.move_coordinator(&rig.group(), results);
+    (rig, 3 - results)
+}
+
+/// A client that knows the other node only, once the partition of the node that is down has no leader.
+fn cluster_without(rig: &Rig, down: i32) -> (Cluster, String) {
+    let broker = rig.broker().faulty();
+    broker.node(down).stop();
+    let alive = broker.addresses()[usize::try_from(2 - down).expect("1 or 2")].to_string();
+    let cluster = Cluster::new(ClientOptions::new(vec![alive.parse().expect("an address")], "test"));
+    eventually(SOON, "its partition has no leader", || {
+        cluster.refresh(&[&rig.tasks()]).is_ok()
+            && cluster.topic(&rig.tasks()).is_ok_and(|topic| topic.partitions.iter().any(|it| it.leader < 0))
+    });
+    (cluster, alive)
+}
+
+#[test]
+fn programs_are_prepared_while_a_partition_has_no_leader() {
+    let (rig, down) = with_two_nodes("queue-offline");
+    let (cluster, alive) = cluster_without(&rig, down);
+    let since = Instant::now();
+    assert_eq!(prepare(&cluster, &common(&rig)).map(|queue| queue.tasks_partitions), Ok(2));
+    assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+    let launch = rig.gateway().env("KAFKA_BOOTSTRAP_SERVERS", &alive);
+    let gateway = Gateway::start(launch);
+    assert!(since.elapsed() < START, "{:?}", since.elapsed());
+    drop(gateway);
+}
+
+#[test]
+fn partition_without_leader_holds_up_no_reader_and_is_read_once_it_has_one() {
+    let (rig, down) = with_two_nodes("queue-reader");
+    let broker = rig.broker().faulty();
+    let offline = (0..2).find(|index| broker.leader(&rig.tasks(), *index) == Some(down)).expect("one of them");
+    let keys: Vec<String> = (0..20).map(|number| format!("key-{number}")).collect();
+    let records = keys.iter().map(|key| record(&rig.tasks(), key, "value")).collect();
+    let written = deliver(&cluster(&rig), records);
+    let offline_count = written.iter().filter(|it| it.partition == offline).count();
+    let (cluster, _) = cluster_without(&rig, down);
+    let mut late = reader(&cluster, &rig.tasks(), StartAt::Earliest);
+    let since = Instant::now();
+    assert!(read(&mut late, 20 - offline_count).iter().all(|record| record.partition != offline));
+    for _ in 0..5 {
+        assert_eq!(late.poll().map(|records| records.len()).ok(), Some(0), "no record and no error");
+    }
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    let ends = late.end_offsets().expect("of the other");
+    assert_eq!(ends.keys().copied().collect::<Vec<_>>(), [1 - offline]);
+    broker.node(down).revive().expect("it comes back on its port");
+    assert!(read(&mut late, offline_count).iter().all(|record| record.partition == offline));
+}
+
+#[test]
+fn gateway_reads_added_partitions_of_tasks_within_two_seconds() {
+    let rig = Rig::shared("queue-grown");
+    let gateway = rig.start_gateway();
+    let address = rig.broker().address();
+    grow_topic(address, &rig.tasks(), 3);
+    let grown = Instant::now();
+    let cluster = cluster(&rig);
+    eventually(SOON, "the brokers know", || {
+        cluster.refresh(&[&rig.tasks()]).is_ok() && cluster.leader(&rig.tasks(), 2).is_ok()
+    });
+    // Another program writes: this gateway knows of the tasks only what it reads.
+    let ids: Vec<String> = (0..12).map(|number| format!("3f2c8a10-0000-4000-8000-{number:012}")).collect();
+    let task =
+        |id: &String| record(&rig.tasks(), id, &json!({"task_id": id, "text": "x", "timestamp": 1.0}).to_string());
+    let written = deliver(&cluster, ids.iter().map(task).collect());
+    assert!(written.iter().any(|it| it.partition > 0));
+    eventually(Duration::from_secs(4), "all tasks are known", || {
+        ids.iter().all(|id| gateway.get(&format!("/tasks/{id}")).json()["state"] == "pending")
+    });
+    assert!(grown.elapsed() < Duration::from_secs(4), "{:?}", grown.elapsed());
+}
+
+#[test]
+fn side_topics_that_vanish_are_made_again() {
+    let rig = Rig::shared("queue-vanished");
+    let (cluster, common) = (cluster(&rig), common(&rig));
+    prepare(&cluster, &common).expect("usable");
+    queue::restore_side_topics(&cluster, &common).expect("nothing to do");
+    for topic in [common.dead_topic(), common.starts_topic()] {
+        delete_topic(rig.broker().address(), &topic);
+        eventually(SOON, "it is gone", || !has_topic(rig.broker().address(), &topic));
+        eventually(SOON, "it is made again", || queue::restore_side_topics(&cluster, &common).is_ok());
+        let made = configs(rig.broker().address(), Of::Topic, &topic);
+        assert_eq!(made["message.timestamp.type"], "LogAppendTime", "{topic}");
+    }
+}
