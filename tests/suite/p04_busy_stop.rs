@@ -155,3 +155,34 @@ fn what_a_stopping_worker_fetched_and_did_not_start_starts_elsewhere_at_once() {
     assert!(slowest < Duration::from_secs(5), "a task waited for {slowest:?}");
     rig.audit().assert_each_ran_once(&task_ids(&shots));
 }
+
+/// What lay ready was started after the signal for as long as a frozen broker kept the fetch from its end.
+#[test]
+fn nothing_that_lies_ready_is_started_after_the_signal_though_kafka_is_frozen() {
+    let rig = Rig::with_faults("p4-ready", 1);
+    let gateway = rig.start_gateway();
+    let mut worker = crate::support::started(&rig.worker("busy").env("LOG_LEVEL", "debug").env("DRAIN_TIMEOUT", "5s"));
+    // Short enough that the worker fetches ahead.
+    let short = |count: usize| {
+        for number in 0..count {
+            gateway.submit(&format!("text {number}"), Duration::from_millis(6));
+        }
+    };
+    short(60);
+    let begun = |worker: &crate::support::program::Program| worker.lines_with("starts task").len();
+    eventually(SOON, "the first ones are done", || begun(&worker) == 60);
+    let load = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| short(150));
+        eventually(SOON, "some more are done", || begun(&worker) > 100);
+        rig.broker().faulty().nodes().freeze();
+        worker.signal(Signal::SIGTERM);
+        let exit = worker.wait(SOON);
+        rig.broker().faulty().nodes().thaw();
+        sender.join().expect("they are accepted at last");
+        exit
+    });
+    assert!(load.elapsed < Duration::from_secs(6), "{load:?}");
+    let signalled = worker.lines_with("received SIGTERM")[0].at;
+    let after: Vec<_> = worker.lines_with("starts task").into_iter().filter(|line| line.at > signalled).collect();
+    assert!(after.len() <= 1, "one may start in the instant of the signal: {after:?}");
+}

@@ -159,12 +159,10 @@ fn a_frozen_broker_stops_its_partitions_until_they_have_new_leaders_and_nothing_
     scene.broker().node(2).freeze();
     wait(Duration::from_secs(9));
     let shots = load.finish();
-    let served = |from: Duration, until: Duration| {
-        let during = shots.iter().filter(|shot| (frozen + from..frozen + until).contains(&shot.due));
-        during.filter(|shot| shot.outcome == Ok(200) && shot.latency < Duration::from_secs(1)).count()
-    };
-    let settled = FAIL_OVER + Duration::from_secs(3);
-    assert!(served(settled, settled + Duration::from_secs(2)) >= 72, "of 80: all partitions are served again");
+    let settled = frozen + FAIL_OVER + Duration::from_secs(3);
+    let late: Vec<_> = shots.iter().filter(|shot| shot.due > settled && shot.outcome != Ok(200)).collect();
+    let of = shots.iter().filter(|shot| shot.due > settled).count();
+    assert!(of > 100 && late.is_empty(), "{} of {of} are not served though it is frozen: {late:?}", late.len());
     scene.broker().node(2).thaw();
     scene.assert_all_work(&shots);
 }

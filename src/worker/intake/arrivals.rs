@@ -24,6 +24,8 @@ const IDLE_PAUSE: Duration = Duration::from_millis(300);
 const SEARCH: Duration = IDLE_PAUSE;
 /// First and longest pause between two rounds of a search.
 const SEARCH_PAUSES: (Duration, Duration) = (Duration::from_millis(30), Duration::from_millis(120));
+/// A leader that has just moved is refused for a moment, which is not worth a line in the log.
+const USUAL: Duration = Duration::from_secs(2);
 /// From this delivery on a record is not given back to members that may look for it.
 const FOUND_OFTEN: u16 = 4;
 /// First and longest pause after a refusal while locks are looked for: the new leader may be ready any moment.
@@ -37,6 +39,7 @@ struct Arrival {
     not_before: Instant,
     search: Option<Search>,
     refused: Backoff,
+    refused_since: Option<Instant>,
     outage: Outage,
 }
 
@@ -79,6 +82,7 @@ impl Arrivals {
                 not_before,
                 search: None,
                 refused: Backoff::new(REFUSED_PAUSES.0, REFUSED_PAUSES.1),
+                refused_since: None,
                 outage: Outage::new(format!("partition {} of the tasks", partition.partition)),
             });
             if arrival.since != leader.since {
@@ -97,7 +101,10 @@ impl Arrivals {
     /// The partition was refused.
     pub(super) fn refused(&mut self, partition: SharePartition, error: &KafkaError, now: Instant) {
         let Some(arrival) = self.partitions.get_mut(&partition) else { return };
-        arrival.outage.report(error);
+        let since = *arrival.refused_since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= USUAL {
+            arrival.outage.report(error);
+        }
         arrival.not_before = now + IDLE_PAUSE;
         if let Some(search) = &mut arrival.search {
             search.next_round = now + arrival.refused.pause();
@@ -107,6 +114,7 @@ impl Arrivals {
     /// The partition was fetched from without an error.
     pub(super) fn fetched(&mut self, partition: SharePartition, now: Instant) {
         let Some(arrival) = self.partitions.get_mut(&partition) else { return };
+        arrival.refused_since = None;
         arrival.outage.over();
         arrival.refused.reset();
         if let Some(search) = &mut arrival.search {

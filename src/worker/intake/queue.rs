@@ -238,3 +238,78 @@ impl ReadyQueue {
 pub(in crate::worker) fn last_delivery(limit: u16) -> u16 {
     limit.saturating_sub(1).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::bounded;
+
+    fn queue(handlers: usize, intakes: impl IntoIterator<Item = i32>) -> ReadyQueue {
+        let in_flight = Arc::new(InFlight::new(Duration::from_secs(15)));
+        let queue = ReadyQueue::new(handlers, 10, in_flight, Arc::new(Control::new()), bounded(1024));
+        intakes.into_iter().for_each(|node| queue.join(node));
+        queue
+    }
+
+    fn records(queue: &ReadyQueue, node: i32, now: Instant) -> usize {
+        queue.ask(node, now).map_or(0, |grant| grant.records)
+    }
+
+    #[test]
+    fn one_intake_gets_a_record_for_each_handler_and_parks_its_fetch_for_long() {
+        let (queue, now) = (queue(3, [1]), Instant::now());
+        assert_eq!(queue.ask(1, now), Some(Grant { records: 3, max_wait: MAX_WAIT }));
+        assert_eq!(queue.ask(1, now), Some(Grant { records: 3, max_wait: MAX_WAIT }), "its own places are free again");
+    }
+
+    #[test]
+    fn one_place_goes_from_one_intake_to_the_next() {
+        let (queue, now) = (queue(1, [1, 2, 3]), Instant::now());
+        assert_eq!(queue.ask(1, now), Some(Grant { records: 1, max_wait: MAX_WAIT / 3 }));
+        assert_eq!([2, 3].map(|node| records(&queue, node, now)), [0, 0], "it is given already");
+        let mut order = Vec::new();
+        let mut holder = 1;
+        for _ in 0..5 {
+            queue.answered(holder);
+            // All of them ask again, and the one that has just had it asks first.
+            let granted: Vec<i32> =
+                [holder, 1, 2, 3].into_iter().filter(|node| records(&queue, *node, now) == 1).collect();
+            assert_eq!(granted.len(), 1, "{granted:?}");
+            holder = granted[0];
+            order.push(holder);
+        }
+        assert_eq!(order, [2, 3, 1, 2, 3]);
+    }
+
+    #[test]
+    fn several_places_are_shared() {
+        let (queue, now) = (queue(4, [1, 2]), Instant::now());
+        assert_eq!([1, 2].map(|node| records(&queue, node, now)), [2, 1], "half of what is left, at least one");
+        let first = queue.ask(1, now).map(|grant| grant.max_wait);
+        assert_eq!(first, Some(MAX_WAIT), "the other one is not kept waiting");
+    }
+
+    #[test]
+    fn a_broker_that_is_late_does_not_keep_its_place() {
+        let (queue, now) = (queue(1, [1, 2]), Instant::now());
+        assert_eq!(records(&queue, 1, now), 1);
+        let late = now + MAX_WAIT / 2 + LATE + Duration::from_millis(1);
+        assert_eq!([now, late].map(|at| records(&queue, 2, at)), [0, 1]);
+    }
+
+    #[test]
+    fn an_intake_that_ends_or_waits_for_its_broker_is_passed_over() {
+        let (queue, now) = (queue(1, [1, 2, 3]), Instant::now());
+        assert_eq!([1, 2, 3].map(|node| records(&queue, node, now)), [1, 0, 0]);
+        queue.withdraw(2);
+        queue.answered(1);
+        assert_eq!([1, 3].map(|node| records(&queue, node, now)), [0, 1]);
+        queue.leave(3);
+        assert_eq!(records(&queue, 1, now), 1);
+    }
+
+    #[test]
+    fn the_last_delivery_but_one_is_the_last_that_is_given_away() {
+        assert_eq!([10, 8, 2, 1].map(last_delivery), [9, 7, 1, 1]);
+    }
+}
