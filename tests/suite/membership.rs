@@ -1,5 +1,5 @@
-//! A worker as a member of its group: how often it says that it is there, what it is assigned, what it may not do; and what its other
-//! threads do while a broker does not answer.
+//! A worker as a member of its group: how often it says that it is there, what it is assigned, what it may not do; and
+//! what its other threads do while a broker does not answer.
 
 use std::time::{Duration, Instant};
 
