@@ -1,8 +1,9 @@
-//! Runs in both programs before any task is accepted or fetched: checks the cluster, creates the topics, writes the share group's
-//! settings and reads them back.
+//! Runs in both programs before any task is accepted or fetched: checks the cluster, creates the topics, writes the
+//! share group's settings and reads them back.
 //!
-//! Several processes may do it at once: each step finds what another one has done. It repeats nothing; [`PrepareError`] says
-//! whether that is worth while. Called by `worker::run` and `gateway::run`; the worker's upkeep calls [`restore_side_topics`].
+//! Several processes may do it at once: each step finds what another one has done. It repeats nothing; [`PrepareError`]
+//! says whether that is worth while. Called by `worker::run` and `gateway::run`; the worker's upkeep calls
+//! [`restore_side_topics`].
 
 mod group;
 mod topics;
@@ -53,7 +54,8 @@ impl From<KafkaError> for PrepareError {
 }
 
 impl PrepareError {
-    /// The same with the name of what it is about, and the right where one is missing: the broker's own words name neither.
+    /// The same with the name of what it is about, and the right where one is missing: the broker's own words name
+    /// neither.
     fn about(what: &str, error: KafkaError) -> Self {
         let right = error.missing_right().map(|right| format!("{right} is missing: "));
         match Self::from(error) {
@@ -67,8 +69,8 @@ impl PrepareError {
 ///
 /// A partition without a leader keeps nothing from starting: `tasks` and `results` need one partition that has one.
 ///
-/// `max_deliveries`: the worker's limit of starts, to be checked against the broker's limit of deliveries; `None` in a gateway, which
-/// needs no right to the side topics.
+/// `max_deliveries`: the worker's limit of starts, to be checked against the broker's limit of deliveries; `None` in a
+/// gateway, which needs no right to the side topics.
 ///
 /// # Errors
 /// See [`PrepareError`]; a program that can wait tries again after `Unreachable`.

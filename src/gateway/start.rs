@@ -198,8 +198,8 @@ impl KafkaStarter {
         Ok(())
     }
 
-    /// Keeps what is known of the topics new, until the end. The readers use it and need not ask themselves: a question to a broker
-    /// that does not answer would hold up results that others have.
+    /// Keeps what is known of the topics new, until the end. The readers use it and need not ask themselves: a question
+    /// to a broker that does not answer would hold up results that others have.
     fn watch_topics(&self) {
         let common = &self.desk.config.common;
         while self.end.sleep(TOPICS_AGE).is_ok() {

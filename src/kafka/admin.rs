@@ -95,10 +95,12 @@ pub struct EnsuredTopic {
     pub created: bool,
 }
 
-/// Creates the topic unless it exists (CreateTopics v7, KIP-4), and waits until the brokers know the leaders of one that was missing.
+/// Creates the topic unless it exists (CreateTopics v7, KIP-4), and waits until the brokers know the leaders of one
+/// that was missing.
 ///
 /// # Errors
-/// What kept the questions from being answered; code 38 with fewer brokers than replicas; 29 without the right Describe or Create.
+/// What kept the questions from being answered; code 38 with fewer brokers than replicas; 29 without the right Describe
+/// or Create.
 pub fn ensure_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<EnsuredTopic> {
     match cluster.refresh(&[&spec.name]) {
         Err(error) if error.code() == Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION) => {
@@ -134,8 +136,8 @@ fn ask_create(
     replicas: i16,
     validate_only: bool,
 ) -> Result<Option<CreatableTopicResult>> {
-    // A write is safe on two replicas wherever there are two (acks=all). Without the right DescribeConfigs the broker does not
-    // tell how many it would take (-1); its own default stands then.
+    // A write is safe on two replicas wherever there are two (acks=all). Without the right DescribeConfigs the broker
+    // does not tell how many it would take (-1); its own default stands then.
     let in_sync = (replicas > 0).then(|| ("min.insync.replicas", replicas.min(2).to_string()));
     let configs = spec.configs.iter().chain(&in_sync).map(|(name, value)| {
         CreatableTopicConfig::default().with_name(StrBytes::from_static_str(name)).with_value(Some(str_bytes(value)))
@@ -166,7 +168,8 @@ fn broker_wait(cluster: &Cluster) -> i32 {
     i32::try_from((cluster.options().request_timeout * 4 / 5).as_millis()).unwrap_or(i32::MAX)
 }
 
-/// A topic just created is known to the brokers some milliseconds later. A leader that is still missing at the deadline is left out.
+/// A topic just created is known to the brokers some milliseconds later. A leader that is still missing at the deadline
+/// is left out.
 fn await_leaders(cluster: &Cluster, name: &str) -> Result<Topic> {
     let deadline = std::time::Instant::now() + cluster.options().request_timeout;
     loop {
@@ -190,7 +193,8 @@ pub enum TopicRight {
     Write = 4,
 }
 
-/// Those of `wanted` that this client does not have (Metadata v12, KIP-430). Topics that cannot be told of are left out.
+/// Those of `wanted` that this client does not have (Metadata v12, KIP-430). Topics that cannot be told of are left
+/// out.
 ///
 /// # Errors
 /// What kept the question from being answered.

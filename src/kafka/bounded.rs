@@ -1,9 +1,10 @@
 //! Decodes answers whose counts are not believed.
 //!
-//! The codec crate reserves memory for as many items as an array's length field says, before it reads the first one: a false
-//! length of 2^32 ends the process in its allocator. Here a length that the bytes left cannot hold is an error. The bytes go
-//! through a buffer that looks at what the codec reads from it, since the codec has no limit of its own. Called by
-//! [`Connection::decode`](super::connection::Connection::decode) and by the modules that take answers apart themselves.
+//! The codec crate reserves memory for as many items as an array's length field says, before it reads the first one: a
+//! false length of 2^32 ends the process in its allocator. Here a length that the bytes left cannot hold is an error.
+//! The bytes go through a buffer that looks at what the codec reads from it, since the codec has no limit of its own.
+//! Called by [`Connection::decode`](super::connection::Connection::decode) and by the modules that take answers apart
+//! themselves.
 
 use std::ops::Range;
 
@@ -13,8 +14,9 @@ use kafka_protocol::protocol::buf::ByteBuf;
 
 /// What a varint may exceed the bytes left by: numbers of tagged fields are varints, too.
 const VARINT_ROOM: usize = 64;
-/// What a 32-bit number may exceed the bytes left by. Not all of them are lengths; the others (partitions, throttle times in
-/// milliseconds, the session id 0) stay below. A million items reserve about 100 MB of address space, no memory.
+/// What a 32-bit number may exceed the bytes left by. Not all of them are lengths; the others (partitions, throttle
+/// times in milliseconds, the session id 0) stay below. A million items reserve about 100 MB of address space, no
+/// memory.
 const NUMBER_ROOM: usize = 1 << 20;
 
 /// Decodes an answer. `flexible`: its version has compact lengths (KIP-482).

@@ -41,8 +41,8 @@ pub struct Partition {
     pub index: i32,
     /// Node id of the broker that leads it, -1 when none does.
     pub leader: i32,
-    /// How often its leader has changed (KIP-320); -1 when the broker does not know. A higher epoch is newer knowledge, and
-    /// locks of a share session do not survive the change.
+    /// How often its leader has changed (KIP-320); -1 when the broker does not know. A higher epoch is newer knowledge,
+    /// and locks of a share session do not survive the change.
     pub leader_epoch: i32,
 }
 
@@ -63,7 +63,8 @@ struct Known {
     /// When a broker last told of each of them.
     told_at: HashMap<String, Instant>,
     coordinators: HashMap<String, i32>,
-    /// Brokers that answered neither a request nor an attempt to connect, and since when. [`Cluster::forget`] keeps them.
+    /// Brokers that answered neither a request nor an attempt to connect, and since when. [`Cluster::forget`] keeps
+    /// them.
     silent: HashMap<BrokerAddress, Instant>,
 }
 
@@ -125,8 +126,9 @@ impl Cluster {
         candidates
     }
 
-    /// Remembers a broker that did not answer, when `error` says so: for 10 s the others are asked first. A user that waits for
-    /// answers on connections of its own, such as a share session, reports its time-outs here; other errors change nothing.
+    /// Remembers a broker that did not answer, when `error` says so: for 10 s the others are asked first. A user that
+    /// waits for answers on connections of its own, such as a share session, reports its time-outs here; other errors
+    /// change nothing.
     pub fn blame(&self, error: &KafkaError) {
         let broker = match error {
             KafkaError::Timeout { broker, .. } => broker,
@@ -222,8 +224,8 @@ impl Cluster {
         self.learn(response)
     }
 
-    /// The same, asked of any broker but `not`, a node that does not answer: is it still the leader? All other brokers are asked
-    /// in turn within `limit`, each for its share of what is left (at least 250 ms), until one answers.
+    /// The same, asked of any broker but `not`, a node that does not answer: is it still the leader? All other brokers
+    /// are asked in turn within `limit`, each for its share of what is left (at least 250 ms), until one answers.
     ///
     /// # Errors
     /// As [`refresh`](Self::refresh); `NoBroker` when none of them answered, error 5 when no other broker is known.
@@ -247,8 +249,8 @@ impl Cluster {
         Err(last)
     }
 
-    /// The brokers that are not the node `not`: first the nodes known from metadata, then the bootstrap list, since an address of
-    /// that list can be another name of the same node.
+    /// The brokers that are not the node `not`: first the nodes known from metadata, then the bootstrap list, since an
+    /// address of that list can be another name of the same node.
     fn others(&self, not: i32) -> Vec<BrokerAddress> {
         let mut known = self.known.lock();
         let silent = known.brokers.get(&not).cloned();
@@ -374,8 +376,8 @@ impl Cluster {
         self.known.lock().topics.remove(name);
     }
 
-    /// Forgets everything but the bootstrap list and the brokers that do not answer: the next question must not go to one of
-    /// those first.
+    /// Forgets everything but the bootstrap list and the brokers that do not answer: the next question must not go to
+    /// one of those first.
     pub fn forget(&self) {
         let mut known = self.known.lock();
         let silent = std::mem::take(&mut known.silent);
@@ -403,8 +405,8 @@ fn listed(addresses: &[BrokerAddress]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// The topic as the answer says, but for partitions of which a newer leader is known: a node that was cut off or frozen goes on
-/// naming the old one for a while.
+/// The topic as the answer says, but for partitions of which a newer leader is known: a node that was cut off or frozen
+/// goes on naming the old one for a while.
 fn topic_of(name: &str, answer: &MetadataResponseTopic, before: Option<&Topic>) -> Topic {
     let before = before.filter(|topic| topic.id == answer.topic_id).map_or(&[][..], |topic| &topic.partitions);
     let mut partitions: Vec<Partition> = answer

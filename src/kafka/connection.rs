@@ -43,8 +43,8 @@ pub struct ClientOptions {
     pub bootstrap: Vec<BrokerAddress>,
     /// Name of this client in the brokers' logs and quotas. Kafka: `client.id`.
     pub client_id: String,
-    /// Longest wait for a TCP connection, and before it for the addresses of the broker's name. All addresses share it. Kafka:
-    /// `socket.connection.setup.timeout.ms`.
+    /// Longest wait for a TCP connection, and before it for the addresses of the broker's name. All addresses share it.
+    /// Kafka: `socket.connection.setup.timeout.ms`.
     pub connect_timeout: Duration,
     /// Longest wait for an answer: the only thing that detects a frozen broker. Kafka: `request.timeout.ms`.
     pub request_timeout: Duration,
@@ -211,9 +211,9 @@ impl Connection {
         Ok(correlation)
     }
 
-    /// Writes the whole frame or breaks the connection: half a frame cannot be taken back, and it is not kept to be finished later.
-    /// Share sessions lose nothing by that: their requests are small, so that a write blocks only when hundreds of kB are unread,
-    /// and TCP_USER_TIMEOUT ends such a connection soon after.
+    /// Writes the whole frame or breaks the connection: half a frame cannot be taken back, and it is not kept to be
+    /// finished later. Share sessions lose nothing by that: their requests are small, so that a write blocks only when
+    /// hundreds of kB are unread, and TCP_USER_TIMEOUT ends such a connection soon after.
     fn write(&mut self, mut frame: &[u8]) -> Result<()> {
         let deadline = Instant::now() + self.write_timeout;
         while !frame.is_empty() {

@@ -265,8 +265,8 @@ impl KafkaError {
         }
     }
 
-    /// The right that the client lacks, and on what, when the broker refused the request for it: "the right Read on the group". The
-    /// broker's own words name neither.
+    /// The right that the client lacks, and on what, when the broker refused the request for it: "the right Read on the
+    /// group". The broker's own words name neither.
     pub fn missing_right(&self) -> Option<String> {
         let Self::Broker { request, code, .. } = self else { return None };
         let resource = match *code {

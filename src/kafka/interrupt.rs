@@ -1,9 +1,10 @@
 //! Wakes every blocked call of a client from another thread.
 //!
-//! An [`Interrupter`] is the registry of all sockets of one client and the clock its back-offs sleep on. Interrupting shuts the
-//! sockets down, which wakes a blocked read or an attempt to connect within a tenth of a millisecond, and is final: nothing is opened afterwards. It is no
-//! way to stop politely, since a share session that is cut gives back what still runs; politely stops whoever owns the work.
-//! Called by connections (register), by everything that backs off (sleep), and by the programs' very last resort (interrupt).
+//! An [`Interrupter`] is the registry of all sockets of one client and the clock its back-offs sleep on. Interrupting
+//! shuts the sockets down, which wakes a blocked read or an attempt to connect within a tenth of a millisecond, and is
+//! final: nothing is opened afterwards. It is no way to stop politely, since a share session that is cut gives back
+//! what still runs; politely stops whoever owns the work. Called by connections (register), by everything that backs
+//! off (sleep), and by the programs' very last resort (interrupt).
 
 use std::collections::HashMap;
 use std::convert::Infallible;

@@ -19,17 +19,19 @@ use super::pool::Pool;
 use super::records::{self, Record};
 use crate::backoff::Backoff;
 
-/// Partitions can be added to a topic: how often the cluster is asked for them. What others ask in between is used at once.
+/// Partitions can be added to a topic: how often the cluster is asked for them. What others ask in between is used at
+/// once.
 const METADATA_AGE: Duration = Duration::from_secs(60);
-/// The same while a partition has no leader. Longer than the interval in which a gateway asks, so that its readers need not.
+/// The same while a partition has no leader. Longer than the interval in which a gateway asks, so that its readers need
+/// not.
 const LEADERLESS_AGE: Duration = Duration::from_secs(2);
 /// With several leaders each is looked at in turn for this long.
 const TURN: Duration = Duration::from_millis(2);
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_LONGEST: Duration = Duration::from_millis(500);
 
-/// Where reading begins. Partitions that are added later are read from their first record; those that have no leader at first, from
-/// here once they have one.
+/// Where reading begins. Partitions that are added later are read from their first record; those that have no leader at
+/// first, from here once they have one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartAt {
     /// The first record still kept.
@@ -145,8 +147,8 @@ impl Reader {
         }
     }
 
-    /// Leaves out records of aborted transactions, and waits for the end of open ones. Without it everything that is replicated is
-    /// read.
+    /// Leaves out records of aborted transactions, and waits for the end of open ones. Without it everything that is
+    /// replicated is read.
     #[must_use]
     pub fn committed(mut self) -> Self {
         self.is_committed = true;
@@ -201,8 +203,8 @@ impl Reader {
         self.last_answer
     }
 
-    /// The offset after the last record (that can be read now, with [`committed`](Self::committed)) of each partition that has a
-    /// leader, asked now.
+    /// The offset after the last record (that can be read now, with [`committed`](Self::committed)) of each partition
+    /// that has a leader, asked now.
     ///
     /// # Errors
     /// What the leaders answered; nothing is repeated. Code 5 when no partition has a leader.
@@ -276,7 +278,8 @@ impl Reader {
         }
     }
 
-    /// Finds the starting positions of partitions that are new, or have a leader for the first time. Asks brokers only for those.
+    /// Finds the starting positions of partitions that are new, or have a leader for the first time. Asks brokers only
+    /// for those.
     fn take_up_new(&mut self) -> Result<()> {
         if self.new_from.is_some_and(|from| Instant::now() < from) {
             return Ok(());

@@ -113,8 +113,8 @@ pub fn batches(bytes: &Bytes) -> impl Iterator<Item = Batch> {
     })
 }
 
-/// The offsets of `bytes` that belong to aborted transactions (KIP-98). `aborted`: producer id and first offset of each transaction
-/// that the broker names; it ends with the producer's next marker.
+/// The offsets of `bytes` that belong to aborted transactions (KIP-98). `aborted`: producer id and first offset of each
+/// transaction that the broker names; it ends with the producer's next marker.
 pub fn aborted_offsets(bytes: &Bytes, aborted: &[(i64, i64)]) -> Vec<RangeInclusive<i64>> {
     let mut left = aborted.to_vec();
     let mut open = BTreeSet::new();

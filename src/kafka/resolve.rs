@@ -1,8 +1,8 @@
 //! Looks broker names up, on threads of its own: the system's resolver can take a minute, and nothing interrupts it.
 //!
-//! A caller waits for a limited time and can be interrupted; the look-up goes on and its result is kept. One thread looks one
-//! name up, and there are never more than [`MOST_LOOKUPS`], however long the name server does not answer. Called by
-//! [`dial`](super::dial).
+//! A caller waits for a limited time and can be interrupted; the look-up goes on and its result is kept. One thread
+//! looks one name up, and there are never more than [`MOST_LOOKUPS`], however long the name server does not answer.
+//! Called by [`dial`](super::dial).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -75,12 +75,13 @@ impl fmt::Debug for Resolver {
 }
 
 impl Resolver {
-    /// The addresses of `host` in the order in which they are to be tried: another first one for each call, since the first may
-    /// be a broker that takes connections and answers nothing, and those that took no connection lately at the end.
+    /// The addresses of `host` in the order in which they are to be tried: another first one for each call, since the
+    /// first may be a broker that takes connections and answers nothing, and those that took no connection lately at
+    /// the end.
     ///
     /// # Errors
-    /// `TimedOut` after `limit`; `Interrupted`; what the system's resolver says. A result of earlier stands in for the first and
-    /// the last.
+    /// `TimedOut` after `limit`; `Interrupted`; what the system's resolver says. A result of earlier stands in for the
+    /// first and the last.
     pub(super) fn addresses(&self, host: &str, limit: Duration, interrupter: &Interrupter) -> io::Result<Vec<IpAddr>> {
         if let Ok(address) = host.parse() {
             return Ok(vec![address]);
@@ -105,8 +106,8 @@ impl Resolver {
         }
     }
 
-    /// Joins the look-up that is under way for the name, or starts one; `None` when none is needed. Beside it, whether an earlier
-    /// result can stand in.
+    /// Joins the look-up that is under way for the name, or starts one; `None` when none is needed. Beside it, whether
+    /// an earlier result can stand in.
     fn begin(&self, host: &str) -> io::Result<Option<(Stop, bool)>> {
         let mut state = self.shared.lock();
         let State { names, threads } = &mut *state;
@@ -242,7 +243,12 @@ mod tests {
         resolver.failed("kafka", addresses([1])[0]);
         resolver.failed("kafka", addresses([3])[0]);
         ask();
-        assert_eq!(count.load(Ordering::SeqCst), 2);
+        // The old result stands in where the new one takes its time.
+        let deadline = Instant::now() + SOON;
+        while count.load(Ordering::SeqCst) < 2 {
+            assert!(Instant::now() < deadline, "it is not looked up again");
+            std::thread::yield_now();
+        }
     }
 
     #[test]
@@ -262,16 +268,20 @@ mod tests {
             let error = resolver.addresses("kafka", limit, &interrupter).expect_err("it hangs");
             assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
         }
-        assert_eq!(count.load(Ordering::SeqCst), 1);
+        assert!(count.load(Ordering::SeqCst) <= 1);
         for name in ["a", "b", "c", "d", "e"] {
             let error = resolver.addresses(name, limit, &interrupter).expect_err("they hang");
             assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
         }
-        assert_eq!((count.load(Ordering::SeqCst), resolver.shared.lock().threads.len()), (4, MOST_LOOKUPS));
+        assert!(count.load(Ordering::SeqCst) <= MOST_LOOKUPS);
+        assert_eq!(resolver.shared.lock().threads.len(), MOST_LOOKUPS);
         assert!(since.elapsed() < SOON);
         drop(release);
         assert_eq!(resolver.addresses("kafka", LONG, &interrupter).expect("it came late"), addresses([1]));
-        assert_eq!(resolver.addresses("e", LONG, &interrupter).expect("there is room again"), addresses([1]));
+        let deadline = Instant::now() + SOON;
+        while resolver.addresses("e", LONG, &interrupter).is_err() {
+            assert!(Instant::now() < deadline, "there is no room again");
+        }
     }
 
     #[test]

@@ -54,8 +54,8 @@ impl ShareMembership {
         self.epoch > JOINING_EPOCH
     }
 
-    /// The reason, with topic or group and the missing right, when an error of [`heartbeat`](Self::heartbeat) is one that time does
-    /// not change: rights (29, 30, 31), a group of another kind (23, 69).
+    /// The reason, with topic or group and the missing right, when an error of [`heartbeat`](Self::heartbeat) is one
+    /// that time does not change: rights (29, 30, 31), a group of another kind (23, 69).
     #[must_use]
     pub fn refusal(&self, error: &KafkaError) -> Option<String> {
         let group = format!("group \"{}\"", self.identity.group.escape_debug());

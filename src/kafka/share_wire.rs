@@ -4,6 +4,7 @@
 //! one to the second's response, at fixed places; this module encodes version 1 and splices them in. It holds no
 //! connection and no session state: [`super::share_session`] does, and is the only caller.
 
+use super::bounded;
 use super::error::KafkaError;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::share_acknowledge_request::{
@@ -13,7 +14,7 @@ use kafka_protocol::messages::share_fetch_request::{self as fetch_request, Fetch
 use kafka_protocol::messages::{
     ApiKey, GroupId, ShareAcknowledgeRequest, ShareAcknowledgeResponse, ShareFetchRequest, ShareFetchResponse,
 };
-use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
+use kafka_protocol::protocol::{Encodable, StrBytes};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use uuid::Uuid;
@@ -186,7 +187,7 @@ pub fn encode_acknowledge(header: SessionHeader<'_>, acknowledgements: &Acknowle
 /// # Errors
 /// What is wrong, when the bytes are not such a response.
 pub fn decode_fetch(mut body: Bytes) -> Result<ShareFetchResponse, String> {
-    ShareFetchResponse::decode(&mut body, CODEC_VERSION).map_err(|error| format!("answer to ShareFetch: {error}"))
+    bounded::decode(&mut body, CODEC_VERSION, true).map_err(|error| format!("answer to ShareFetch: {error}"))
 }
 
 /// Decodes the body of a ShareAcknowledge v2 response; the second value is the lock's length, if the broker gave it.
@@ -210,7 +211,7 @@ pub fn decode_acknowledge(body: &Bytes) -> Result<(ShareAcknowledgeResponse, Opt
     let mut version_1 = BytesMut::with_capacity(body.len());
     version_1.put_slice(&body[..split]);
     version_1.put_slice(&head);
-    let response = ShareAcknowledgeResponse::decode(&mut version_1.freeze(), CODEC_VERSION).map_err(malformed)?;
+    let response = bounded::decode(&mut version_1.freeze(), CODEC_VERSION, true).map_err(malformed)?;
     let lock = u64::try_from(lock_ms).ok().filter(|milliseconds| *milliseconds > 0).map(Duration::from_millis);
     Ok((response, lock))
 }

@@ -8,7 +8,8 @@ use super::PrepareError;
 use crate::kafka::admin::{self, Setting};
 use crate::kafka::{Cluster, ErrorCode, KafkaError, Topic};
 
-/// Between the worker's limit of starts and the broker's limit of deliveries there must be room for deliveries that are no starts.
+/// Between the worker's limit of starts and the broker's limit of deliveries there must be room for deliveries that are
+/// no starts.
 const DELIVERY_ROOM: u16 = 2;
 const RESET: &str = "share.auto.offset.reset";
 const DELIVERY_LIMIT: &str = "share.delivery.count.limit";
@@ -42,8 +43,8 @@ const WANTED: &[Wanted] = &[
 ];
 
 impl Wanted {
-    /// Whether the setting has to be written. What an operator has chosen stays if the programs can live with it; `least` is the
-    /// lowest limit of deliveries that they can live with.
+    /// Whether the setting has to be written. What an operator has chosen stays if the programs can live with it;
+    /// `least` is the lowest limit of deliveries that they can live with.
     fn differs(&self, found: &Setting, least: u16) -> bool {
         if self.values[0] == found.value {
             return false;
@@ -57,6 +58,8 @@ impl Wanted {
     }
 }
 
+/// The lock that the programs ask for: a hung worker's tasks start elsewhere within 20 s.
+const SHORT_LOCK: Duration = Duration::from_secs(15);
 /// How long written settings may take to reach the brokers.
 const SETTLE: Duration = Duration::from_secs(2);
 const SETTLE_STEP: Duration = Duration::from_millis(20);
@@ -113,6 +116,12 @@ pub(super) fn prepare(cluster: &Cluster, group: &str, max_deliveries: Option<u16
     }
     read_of_brokers(cluster, group, &mut found)?;
     let facts = judge(group, &found).map_err(|error| with_refusal(error, refused.as_ref()))?;
+    if facts.lock > SHORT_LOCK {
+        let (group, seconds) = (group.escape_debug(), facts.lock.as_secs());
+        log::info!(
+            "group {group}: {LOCK_DURATION} stays {seconds} s: tasks of a hung worker start elsewhere after that"
+        );
+    }
     if let Some(starts) = max_deliveries {
         check_delivery_limit(group, facts.delivery_limit, starts)
             .map_err(|error| with_refusal(error, refused.as_ref()))?;
@@ -136,8 +145,8 @@ fn read_of_brokers(cluster: &Cluster, group: &str, found: &mut Settings) -> Resu
     Ok(())
 }
 
-/// Waits until each leader of a task partition knows that the group begins at the oldest task: a leader that does not know it yet
-/// would begin after the newest one. A leader that does not answer learns it before it leads again.
+/// Waits until each leader of a task partition knows that the group begins at the oldest task: a leader that does not
+/// know it yet would begin after the newest one. A leader that does not answer learns it before it leads again.
 pub(super) fn await_leaders(cluster: &Cluster, group: &str, tasks: &Topic) -> Result<(), PrepareError> {
     let deadline = Instant::now() + SETTLE;
     let leaders = tasks.partitions.iter().map(|partition| partition.leader).filter(|leader| *leader >= 0);

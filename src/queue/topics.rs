@@ -9,7 +9,8 @@ use crate::config::Common;
 use crate::kafka::admin::{self, TopicRight, TopicSpec};
 use crate::kafka::{Cluster, ErrorCode, KafkaError, Result, Topic};
 
-/// Prepares all topics; returns that of the tasks. A gateway goes on without a right to the side topics, which workers write.
+/// Prepares all topics; returns that of the tasks. A gateway goes on without a right to the side topics, which workers
+/// write.
 pub(super) fn prepare(
     cluster: &Cluster,
     common: &Common,
@@ -64,7 +65,8 @@ fn check_rights(cluster: &Cluster, common: &Common, is_gateway: bool) -> std::re
     Ok(())
 }
 
-/// Makes the side topics (dead tasks, starts) again when an operator has deleted them: records for them wait until they exist.
+/// Makes the side topics (dead tasks, starts) again when an operator has deleted them: records for them wait until they
+/// exist.
 ///
 /// # Errors
 /// See [`PrepareError`]; the next call tries again.
@@ -142,7 +144,8 @@ fn results_spec(common: &Common) -> TopicSpec {
     single_spec(common, common.results_topic.clone(), configs)
 }
 
-/// A dead task keeps all it came with and gets headers besides: the topic takes twice the size, as far as Kafka has a number for it.
+/// A dead task keeps all it came with and gets headers besides: the topic takes twice the size, as far as Kafka has a
+/// number for it.
 fn dead_spec(common: &Common, tasks_limit: u64) -> TopicSpec {
     single_spec(common, common.dead_topic(), common_configs(DEAD_RETENTION, tasks_limit.saturating_mul(2)))
 }

@@ -1,4 +1,5 @@
-//! The watchdog of a worker that has taken no task yet: after a signal it ends within the contract's 5 s, whatever hangs.
+//! The watchdog of a worker that has taken no task yet: after a signal it ends within the contract's 5 s, whatever
+//! hangs.
 //!
 //! Armed before anything can block, and disarmed when the worker takes tasks: from then on the stop has its own
 //! ([`drain::watch`]).
@@ -18,8 +19,8 @@ use std::time::{Duration, Instant};
 const EARLY_LIMIT: Duration = Duration::from_millis(4500);
 const FORCED_LIMIT: Duration = Duration::from_millis(500);
 
-/// Ends the process when it does not end by itself after a signal that comes before it takes tasks, whatever hangs: the resolver, a
-/// full pipe on stdout. Dropping it disarms it.
+/// Ends the process when it does not end by itself after a signal that comes before it takes tasks, whatever hangs: the
+/// resolver, a full pipe on stdout. Dropping it disarms it.
 pub(super) struct EarlyWatchdog {
     _disarm: Sender<Infallible>,
 }
@@ -50,7 +51,8 @@ impl EarlyWatchdog {
                 }
             }
             let (now, deadlines) = bounded(1);
-            // The capacity is one and this is the only deadline. The sender stays until the end: nothing disarms it any more.
+            // The capacity is one and this is the only deadline. The sender stays until the end: nothing disarms it any
+            // more.
             let _ = now.try_send(Deadlines::at(Instant::now()));
             drain::watch(&deadlines, &account);
             Ok(())

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Longest pause: a full group (81) or a cluster that is unreachable is asked again this often.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Longest time between two heartbeats, whatever the coordinator asks for (5 s by default): a partition that is added to the tasks
-/// topic is noticed with one heartbeat and assigned with the next, and is to be served within 2 s.
+/// Longest time between two heartbeats, whatever the coordinator asks for (5 s by default): a partition that is added
+/// to the tasks topic is noticed with one heartbeat and assigned with the next, and is to be served within 2 s.
 const LONGEST_INTERVAL: Duration = Duration::from_millis(900);
 /// A member without a partition for this long is worth a line: a new one waits for milliseconds.
 const UNASSIGNED: Duration = Duration::from_secs(3);
@@ -48,7 +48,8 @@ pub(super) struct Leave {
 
 /// Heartbeats until it is told to leave, or until `commands` is disconnected.
 ///
-/// `refused`: capacity one; gets the reason when the group takes no member from the very start and waiting does not help.
+/// `refused`: capacity one; gets the reason when the group takes no member from the very start and waiting does not
+/// help.
 pub(super) fn run(
     mut membership: ShareMembership,
     assignment: &Assignment,
@@ -108,8 +109,8 @@ impl Waiting {
         Self { pauses: Backoff::new(FIRST_PAUSE, LONGEST_INTERVAL), since: None, told: false }
     }
 
-    /// The pause before the next heartbeat of a member with this many partitions. One that was just taken in gets them when a
-    /// settled group is computed again: it asks soon, and less often the longer that takes.
+    /// The pause before the next heartbeat of a member with this many partitions. One that was just taken in gets them
+    /// when a settled group is computed again: it asks soon, and less often the longer that takes.
     fn next(&mut self, partitions: usize, interval: Duration) -> Duration {
         if partitions > 0 {
             let since = self.since.take();

@@ -1,4 +1,5 @@
-//! Says once that something does not answer, or refuses, and once that it answers again, however often it is tried in between.
+//! Says once that something does not answer, or refuses, and once that it answers again, however often it is tried in
+//! between.
 
 use crate::kafka::error::{KafkaError, Retry};
 use crate::logging::escape;

@@ -1,7 +1,9 @@
-//! The status thread: notifications, heartbeats, and repairs, which need a thread that waits for no handler and no broker.
+//! The status thread: notifications, heartbeats, and repairs, which need a thread that waits for no handler and no
+//! broker.
 //!
-//! It is the only sender of statuses, so that a heartbeat never overtakes the notification of a later state. Main asks it to
-//! announce; the outbox hands it records to repair; [`upkeep`](super::upkeep) tells whether a long task holds back its partition.
+//! It is the only sender of statuses, so that a heartbeat never overtakes the notification of a later state. Main asks
+//! it to announce; the outbox hands it records to repair; [`upkeep`](super::upkeep) tells whether a long task holds
+//! back its partition.
 
 use super::drain::Deadlines;
 use super::in_flight::InFlight;

@@ -1,7 +1,8 @@
-//! The upkeep thread: every few seconds it looks whether a long task holds back its partition, and whether the side topics are there.
+//! The upkeep thread: every few seconds it looks whether a long task holds back its partition, and whether the side
+//! topics are there.
 //!
-//! Both are questions to brokers that may not answer, so they have a thread of their own: a heartbeat or a notification waits for
-//! neither. The status thread starts it, reads its verdict and ends it.
+//! Both are questions to brokers that may not answer, so they have a thread of their own: a heartbeat or a notification
+//! waits for neither. The status thread starts it, reads its verdict and ends it.
 
 use super::in_flight::InFlight;
 use crate::config::Common;

@@ -340,7 +340,8 @@ fn acks_of_all_wait_for_a_silent_replica_until_it_is_fenced() {
     scene.cluster.wait_in_sync(&scene.topic, 0);
 }
 
-/// Error codes of the question how far the group is with these partitions: the group's, and theirs in order. Asked of all nodes but one.
+/// Error codes of the question how far the group is with these partitions: the group's, and theirs in order. Asked of
+/// all nodes but one.
 fn share_offsets(scene: &Scene, not: i32, partitions: Vec<i32>) -> Option<(i16, Vec<i16>)> {
     const NOT_COORDINATOR: i16 = 16;
     let topic = TopicName(StrBytes::from_string(scene.topic.clone()));

@@ -1,5 +1,5 @@
-//! What the programs do before they work: topics and the group's settings, against a real broker; and partitions that are added, or
-//! have no leader.
+//! What the programs do before they work: topics and the group's settings, against a real broker; and partitions that
+//! are added, or have no leader.
 
 use std::{
     collections::BTreeMap,

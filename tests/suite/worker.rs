@@ -1,11 +1,16 @@
 //! What a worker does beyond the promises: the hazards of share groups, each shown to be closed.
 
-use std::time::Duration;
+use std::{
+    io::Write,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use kafka::client::{Compression, KafkaClient, ProduceMessage, RequiredAcks};
+use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::support::{Rig, SOON, START, audit, eventually, started};
+use crate::support::{Rig, SOON, START, audit, eventually, reserved_port, signal_process, started};
 
 /// The records of `count` short tasks named `prefix-N`.
 fn short_tasks(prefix: &str, count: usize) -> Vec<(String, String)> {
@@ -144,4 +149,40 @@ fn a_worker_that_finds_no_kafka_says_so_once_and_starts_when_it_comes() {
     rig.broker().start();
     worker.wait_for_line("worker_started notification", START);
     assert_eq!(worker.lines_with("Kafka does not answer").len(), 1);
+}
+
+/// A full pipe blocks the thread that writes the first line of the stop.
+#[test]
+fn worker_that_cannot_write_ends_in_time_after_a_signal_before_its_start() {
+    let port = reserved_port();
+    for (signals, limit) in [(1, Duration::from_secs(5)), (2, Duration::from_millis(1500))] {
+        let (_reader, mut writer) = std::io::pipe().expect("a pipe");
+        // What a pipe holds on Linux.
+        writer.write_all(&[b'\n'; 65_536]).expect("it takes all of it");
+        let mut worker = Command::new(env!("CARGO_BIN_EXE_worker"))
+            .env("KAFKA_BOOTSTRAP_SERVERS", port.address().to_string())
+            .env("WORKER_ID", "mute_1")
+            .stdout(writer)
+            .spawn()
+            .expect("it starts");
+        std::thread::sleep(Duration::from_millis(500));
+        let since = Instant::now();
+        for _ in 0..signals {
+            signal_process(worker.id(), Signal::SIGTERM);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        let ended = loop {
+            if let Some(ended) = worker.try_wait().expect("its parent may ask") {
+                break Some(ended);
+            }
+            if since.elapsed() > limit {
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        if ended.is_none() {
+            worker.kill().and_then(|()| worker.wait()).expect("it ends");
+        }
+        assert_eq!(ended.and_then(|ended| ended.code()), Some(0), "{signals} signal(s), {:?}", since.elapsed());
+    }
 }

@@ -133,12 +133,12 @@ fn leader_that_does_not_answer_is_looked_up_at_another_node() {
         let code = cluster.refresh_from_another(1, &["tasks", "other"], Duration::from_secs(4));
         assert_eq!(code.expect_err("one topic is missing").code(), Some(ErrorCode(3)));
     }
-    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
     assert_eq!(cluster.leader("tasks", 0).ok(), Some(7));
     // The other way round it is the silent one that is asked, within the limit.
     let error = cluster.refresh_from_another(2, &["tasks"], Duration::from_millis(300)).expect_err("silence");
     assert!(matches!(&error, KafkaError::NoBroker { .. }), "{error}");
-    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
     assert!(cluster.is_silent(&silent));
     stop.trigger();
 }
