@@ -1,8 +1,8 @@
 //! The outbox: everything that a worker writes to Kafka goes through one idempotent producer, and what Kafka has
 //! acknowledged moves the account.
 //!
-//! A result is acknowledged by all in-sync replicas, then its task is accepted: see [`settling`](super::settling). Handlers
-//! and the status thread send; the producer's thread settles.
+//! A result is acknowledged by all in-sync replicas, then its task is accepted: see [`settling`](super::settling).
+//! Handlers and the status thread send; the producer's thread settles.
 
 use super::drain::Control;
 use super::in_flight::{InFlight, RecordKey};
@@ -108,8 +108,8 @@ impl Outbox {
         Obstacle::new(move || sender.denial().map(|denied| denied.to_string()))
     }
 
-    /// Waits while results are denied: what ran then could not be told. Heartbeats go to the same topic, so the first one
-    /// that is written ends this. False: `stop` came first.
+    /// Waits while results are denied: what ran then could not be told. Heartbeats go to the same topic, so the first
+    /// one that is written ends this. False: `stop` came first.
     pub(super) fn wait_for_rights(&self, stop: &Stop) -> bool {
         while self.sender.denial_of(&self.topics.results).is_some() {
             if stop.sleep(DENIAL_CHECK).is_err() {
@@ -119,8 +119,8 @@ impl Outbox {
         true
     }
 
-    /// Sends the result of a task that was delivered this many times. Once Kafka has it, and every other record that the
-    /// account expects, the task is accepted.
+    /// Sends the result of a task that was delivered this many times. Once Kafka has it, and every other record that
+    /// the account expects, the task is accepted.
     pub(super) fn send_result(&self, key: RecordKey, deliveries: u16, result: &TaskResult) -> Result<(), OutboxClosed> {
         let record = Owed::Result(result.task_id.as_str().into());
         self.send(self.result_record(result), Token::Owed(key, Debt { deliveries, record }))
@@ -154,8 +154,8 @@ impl Outbox {
         self.send_owed(key, debt, &reason)
     }
 
-    /// Says that a task which was delivered before is about to be started, and waits until Kafka has it: `limit` at most,
-    /// and not while the worker stops.
+    /// Says that a task which was delivered before is about to be started, and waits until Kafka has it: `limit` at
+    /// most, and not while the worker stops.
     pub(super) fn announce_start(&self, started: &TaskStarted, stop: &Stop, limit: Duration) -> Announced {
         let (waiting, answer) = bounded(1);
         let record = Arc::new(StartRecord::default());
@@ -201,7 +201,8 @@ impl Outbox {
         Ok(answer)
     }
 
-    /// Sends a heartbeat unless one is on its way, or the queue is full: while Kafka is unavailable they do not pile up.
+    /// Sends a heartbeat unless one is on its way, or the queue is full: while Kafka is unavailable they do not pile
+    /// up.
     pub(super) fn send_heartbeat(&self, status: &WorkerStatus) {
         if self.heartbeat.swap(true, Ordering::Relaxed) {
             return;

@@ -1,5 +1,5 @@
-//! What is written in place of a record that Kafka refuses: less and less of it, and in the end nothing but a line in the
-//! log. So every debt ends, and with it the task that holds it.
+//! What is written in place of a record that Kafka refuses: less and less of it, and in the end nothing but a line in
+//! the log. So every debt ends, and with it the task that holds it.
 //!
 //! Pure; the [`outbox`](super::outbox) makes the records and sends them.
 
@@ -98,7 +98,8 @@ impl Debt {
             Owed::Result(task_id) | Owed::ErrorResult(task_id) => format!("result of task {}", escape(task_id)),
             Owed::Copy(_, task_id) => format!("copy of task {}", escape(task_id)),
             Owed::DeadLetter(record, why, _) => format!(
-                "dead letter of the record with key {}, {} header(s), a value of {} bytes and {} deliveries, given up because: {}",
+                "dead letter of the record with key {}, {} header(s), a value of {} bytes and {} deliveries, given up \
+                 because: {}",
                 record
                     .key
                     .as_ref()

@@ -1,8 +1,8 @@
 //! What Kafka has acknowledged moves the account: on the producer's thread, for every record of the outbox.
 //!
-//! The only calls of [`InFlight::published`] are in here. A record that Kafka refuses is written with less in it, at last
-//! as a line in the log ([`repair`](super::repair)); one that is denied, for a right that is missing, gives its task back.
-//! So no task stays `Publishing` for good.
+//! The only calls of [`InFlight::published`] are in here. A record that Kafka refuses is written with less in it, at
+//! last as a line in the log ([`repair`](super::repair)); one that is denied, for a right that is missing, gives its
+//! task back. So no task stays `Publishing` for good.
 
 use super::drain::Control;
 use super::in_flight::{InFlight, RecordKey};
@@ -125,7 +125,8 @@ impl Settling {
     fn last_resort(&mut self, key: RecordKey, debt: &Debt, reason: &str) {
         self.unwritten += 1;
         log::error!(
-            "Worker {} cannot write the {} (partition {}, offset {}): {}; the task ends without it ({} such records so far)",
+            "Worker {} cannot write the {} (partition {}, offset {}): {}; the task ends without it ({} such records so \
+             far)",
             escape(&self.worker_id),
             debt.facts(),
             key.partition.partition,

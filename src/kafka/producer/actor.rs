@@ -1,8 +1,8 @@
 //! The producer's thread: takes records, gives each leader its next job, and applies what comes back.
 //!
-//! It decides and never waits for Kafka, as long as there is more than one broker: leaders and the asker have threads, and
-//! report through one channel. It blocks in one place, [`Actor::next_report`], on records, reports, the end, and the next
-//! moment at which a rest is over.
+//! It decides and never waits for Kafka, as long as there is more than one broker: leaders and the asker have threads,
+//! and report through one channel. It blocks in one place, [`Actor::next_report`], on records, reports, the end, and
+//! the next moment at which a rest is over.
 
 mod reports;
 
@@ -247,7 +247,8 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
     }
 
     /// What a leader is to do next, if it is free: connect and learn where logs end, look a batch up, send, or look at
-    /// its idle connection. It is connected before anything is composed: `about_to_send` means that the record goes out.
+    /// its idle connection. It is connected before anything is composed: `about_to_send` means that the record goes
+    /// out.
     fn next_job(&mut self, node: i32, now: Instant) -> Option<Job> {
         let leader = self.leaders.get_mut(&node).filter(|leader| leader.is_free(now))?;
         let (mut unlearnt, mut sendable, mut doubt) = (Vec::new(), Vec::new(), None);
@@ -380,7 +381,8 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         self.fail(unsent, &DeliveryError::Unsent);
     }
 
-    /// Joins all threads. One that is opening a connection cannot be woken; it ends by itself, with the connect timeout.
+    /// Joins all threads. One that is opening a connection cannot be woken; it ends by itself, with the connect
+    /// timeout.
     fn end_threads(self) {
         drop(self.reports);
         // This producer's own: everything is settled, so nothing is cut that matters.

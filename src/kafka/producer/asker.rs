@@ -1,7 +1,7 @@
 //! Asks the cluster what the producer has to know: its producer id, and who leads its topics.
 //!
-//! On a thread of its own, since a broker may take seconds to answer and nothing else shall wait for that. One question at
-//! a time. Called by the [`actor`](super::actor), which gets the answer as a report.
+//! On a thread of its own, since a broker may take seconds to answer and nothing else shall wait for that. One question
+//! at a time. Called by the [`actor`](super::actor), which gets the answer as a report.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! Batches whose outcome only the log can tell: is a batch with this producer's mark in it?
 //!
-//! Blocks its thread on questions to the partition's leader; repeats nothing. Called by a leader's [`link`](super::link).
+//! Blocks its thread on questions to the partition's leader; repeats nothing. Called by a leader's
+//! [`link`](super::link).
 
 use std::time::Duration;
 

@@ -13,8 +13,8 @@ use super::{Delivered, Delivery, DeliveryError, Message};
 use crate::kafka::error::{ErrorCode, Retry};
 use crate::kafka::records::{self, BatchIdentity, RecordContent};
 
-/// A record larger than this is refused here: a request above the broker's `socket.request.max.bytes` (100 MiB) is answered by
-/// closing the connection, for ever.
+/// A record larger than this is refused here: a request above the broker's `socket.request.max.bytes` (100 MiB) is
+/// answered by closing the connection, for ever.
 const RECORD_CAP: usize = 32 << 20;
 
 /// Id and epoch that a broker gave to a producer (KIP-98).
@@ -125,8 +125,8 @@ impl<T> Lane<T> {
         self.batch.as_ref().filter(|batch| batch.in_doubt).map(|batch| batch.identity)
     }
 
-    /// Makes the next batch unless one is out already. `keep` is asked for each record that goes out for the first time;
-    /// the ones it drops are gone. Returns what could be refused without asking the broker.
+    /// Makes the next batch unless one is out already. `keep` is asked for each record that goes out for the first
+    /// time; the ones it drops are gone. Returns what could be refused without asking the broker.
     pub(super) fn compose(
         &mut self,
         batch_bytes: usize,
@@ -194,7 +194,8 @@ impl<T> Lane<T> {
         messages
     }
 
-    /// The bytes to be sent now; `None` when there is nothing, or the log must be asked first. Counts as sent from here on.
+    /// The bytes to be sent now; `None` when there is nothing, or the log must be asked first. Counts as sent from here
+    /// on.
     pub(super) fn outgoing(&mut self) -> Option<Bytes> {
         let batch = self.batch.as_mut().filter(|batch| !batch.in_doubt)?;
         batch.out = true;
@@ -295,7 +296,8 @@ impl<T> Lane<T> {
         deliveries
     }
 
-    /// Nothing of a refused batch is in the log, and its sequence numbers are free again: halve it until the culprit is alone.
+    /// Nothing of a refused batch is in the log, and its sequence numbers are free again: halve it until the culprit is
+    /// alone.
     fn split(&mut self, code: ErrorCode, message: &str) -> Vec<Delivery<T>> {
         let Some(Batch { mut messages, .. }) = self.batch.take() else { return Vec::new() };
         if messages.len() == 1 {
@@ -327,7 +329,8 @@ impl<T> Lane<T> {
     }
 }
 
-/// The codes that concern a record itself and that repeating cannot cure. For the whole batch the broker names one culprit.
+/// The codes that concern a record itself and that repeating cannot cure. For the whole batch the broker names one
+/// culprit.
 fn is_refusal(code: ErrorCode) -> bool {
     matches!(
         code,
@@ -338,7 +341,8 @@ fn is_refusal(code: ErrorCode) -> bool {
     )
 }
 
-/// The broker does not agree about our id or sequence numbers: it lost them (retention, an unclean leader), or we are at fault.
+/// The broker does not agree about our id or sequence numbers: it lost them (retention, an unclean leader), or we are
+/// at fault.
 fn is_sequence_fault(code: ErrorCode) -> bool {
     /// The batch is older than the five whose numbers the broker remembers.
     const DUPLICATE_SEQUENCE_NUMBER: ErrorCode = ErrorCode(46);

@@ -1,8 +1,9 @@
 //! One leader as the producer's thread sees it: the job that is out, its rest, and the thread that does its waiting.
 //!
-//! A leader has one job out at a time. In a cluster of several brokers its [`Link`] has a thread of its own, so that one
-//! that is frozen, unreachable or slow to take bytes holds up nothing but its own partitions. A cluster of one broker has
-//! no other leader to hold up: there the link is called in line, which saves two changes of thread per request.
+//! A leader has one job out at a time. In a cluster of several brokers its [`Link`] has a thread of its own, so that
+//! one that is frozen, unreachable or slow to take bytes holds up nothing but its own partitions. A cluster of one
+//! broker has no other leader to hold up: there the link is called in line, which saves two changes of thread per
+//! request.
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -121,7 +122,8 @@ impl Leader {
         self.busy = false;
     }
 
-    /// The broker reads nothing from its connection for this long. True when this is to be logged: only the first of several in a row.
+    /// The broker reads nothing from its connection for this long. True when this is to be logged: only the first of
+    /// several in a row.
     pub(super) fn throttled(&mut self, time: Duration, now: Instant) -> bool {
         if time.is_zero() {
             self.throttled_until = None;

@@ -2,12 +2,12 @@
 //!
 //! One thread takes what is in the channel and sends one request per leader at a time; the next one carries what has
 //! gathered meanwhile: no timer, no linger. A batch's bytes are made once and resent as they are until their outcome is
-//! known, so that a broker that has them already says so. A record that the broker refuses for good is found by splitting
-//! its batch; the others are delivered. A right that is missing fails all records that need it. While a leader, a
-//! partition or a topic is unavailable its records wait, until the producer is closed, and no others do: each has its own
-//! back-off and its own bytes. Up to [`ProducerOptions::held_bytes`] are taken from the channel for each leader (the
-//! records without one share as much); beyond, the channel fills, and `send` waits or `try_send` refuses, whatever the
-//! record's topic. Records of one partition keep their order.
+//! known, so that a broker that has them already says so. A record that the broker refuses for good is found by
+//! splitting its batch; the others are delivered. A right that is missing fails all records that need it. While a
+//! leader, a partition or a topic is unavailable its records wait, until the producer is closed, and no others do: each
+//! has its own back-off and its own bytes. Up to [`ProducerOptions::held_bytes`] are taken from the channel for each
+//! leader (the records without one share as much); beyond, the channel fills, and `send` waits or `try_send` refuses,
+//! whatever the record's topic. Records of one partition keep their order.
 //!
 //! | module | noun |
 //! |---|---|
@@ -95,8 +95,8 @@ pub enum DeliveryError {
         /// The broker's own words, if it gave any.
         message: String,
     },
-    /// Kafka refuses the topic, the producer or the request, whatever the record, and time alone does not change that: a
-    /// right is missing (29, 31), or a setting forbids it. The record is not in the log.
+    /// Kafka refuses the topic, the producer or the request, whatever the record, and time alone does not change that:
+    /// a right is missing (29, 31), or a setting forbids it. The record is not in the log.
     #[error("Kafka refuses {right} on {resource}: {code}")]
     Denied {
         /// What was refused, by the name of the operation in Kafka's ACLs: "Write", "Describe", "IdempotentWrite".
@@ -140,7 +140,8 @@ pub trait ProducerEvents<T>: Send + 'static {
 pub struct ProducerOptions {
     /// Records that wait in the channel. When it is full, `send` blocks and `try_send` refuses.
     pub queue: usize,
-    /// Bytes after which a batch ends. A batch is read as a whole, so batches of tasks are kept small. Kafka: `batch.size`.
+    /// Bytes after which a batch ends. A batch is read as a whole, so batches of tasks are kept small. Kafka:
+    /// `batch.size`.
     pub batch_bytes: usize,
     /// Bytes after which no further batch is added to a request. Kafka: `max.request.size`.
     pub request_bytes: usize,
@@ -193,7 +194,8 @@ type LaneKey = (Arc<str>, i32);
 struct Shared {
     ready: AtomicBool,
     closed: AtomicBool,
-    /// Callers inside `send`: the thread drops the channel only when none is, so that no record vanishes between the two.
+    /// Callers inside `send`: the thread drops the channel only when none is, so that no record vanishes between the
+    /// two.
     inside: AtomicUsize,
     /// Whether anything is denied: asked for every task.
     is_denied: AtomicBool,
@@ -353,9 +355,9 @@ impl<T> Producer<T> {
         self.sender.is_ready()
     }
 
-    /// Sends what is queued until `deadline`; the rest is settled as `Unsent` or `Unknown`. All deliveries are told when
-    /// this returns, unless the cluster has one broker and its address takes no connection: then the thread ends after
-    /// the connect timeout.
+    /// Sends what is queued until `deadline`; the rest is settled as `Unsent` or `Unknown`. All deliveries are told
+    /// when this returns, unless the cluster has one broker and its address takes no connection: then the thread ends
+    /// after the connect timeout.
     pub fn close(mut self, deadline: Instant) {
         self.end(deadline);
     }

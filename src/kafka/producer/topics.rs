@@ -80,8 +80,8 @@ impl<T> Topics<T> {
         .collect()
     }
 
-    /// The cluster has named a topic's leaders. Returns the records that were waiting for it, with their partitions, and
-    /// how long the topic was missing, where that was logged.
+    /// The cluster has named a topic's leaders. Returns the records that were waiting for it, with their partitions,
+    /// and how long the topic was missing, where that was logged.
     pub(super) fn learnt(
         &mut self,
         name: &Arc<str>,

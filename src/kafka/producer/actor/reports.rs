@@ -218,7 +218,8 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
     }
 
-    /// A leader's connection is gone: its records wait, and who leads them now is asked. A fault of ours ends the producer.
+    /// A leader's connection is gone: its records wait, and who leads them now is asked. A fault of ours ends the
+    /// producer.
     fn leader_failed(&mut self, node: i32, error: KafkaError, now: Instant) -> Result<()> {
         if matches!(error, KafkaError::Interrupted | KafkaError::Unencodable { .. }) {
             return Err(error);
