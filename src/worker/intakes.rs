@@ -13,7 +13,7 @@ use crate::logging::escape;
 use crate::stop::Stop;
 use crate::threads::{self, Thread};
 use crossbeam_channel::{Receiver, Sender, bounded, select};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
@@ -69,8 +69,12 @@ impl Intakes {
             let now = Instant::now();
             self.say_overdue(now);
             match self.links.control.phase() {
-                Phase::Running => self.start_missing(),
-                Phase::Draining => self.give_back(*draining_since.get_or_insert(now), now),
+                Phase::Running => self.start_missing(self.links.leaders.nodes()),
+                Phase::Draining => {
+                    self.give_back(*draining_since.get_or_insert(now), now);
+                    // What runs may have a new leader.
+                    self.start_missing(self.links.leaders.nodes_of(|it| self.links.in_flight.sought(it, false) > 0));
+                }
                 Phase::Closing | Phase::Stopped => {}
             }
             if self.is_over() {
@@ -98,8 +102,8 @@ impl Intakes {
         }
     }
 
-    fn start_missing(&mut self) {
-        for node in self.links.leaders.nodes() {
+    fn start_missing(&mut self, nodes: BTreeSet<i32>) {
+        for node in nodes {
             if self.threads.contains_key(&node) {
                 continue;
             }

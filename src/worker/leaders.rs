@@ -9,7 +9,7 @@ use super::membership::Assignment;
 use super::outage::Outage;
 use crate::backoff::Backoff;
 use crate::kafka::cluster::{Cluster, Topic};
-use crate::kafka::error::KafkaError;
+use crate::kafka::error::{ErrorCode, KafkaError};
 use crate::kafka::share_wire::SharePartition;
 use crate::logging::escape;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
@@ -115,6 +115,16 @@ impl Leaders {
         table.assigned.iter().filter_map(|partition| table.leaders.get(partition)?.node).collect()
     }
 
+    /// Nodes that lead such an assigned partition.
+    pub(super) fn nodes_of(&self, which: impl Fn(SharePartition) -> bool) -> BTreeSet<i32> {
+        let led: Vec<(SharePartition, i32)> = {
+            let table = self.table.lock();
+            let assigned = table.assigned.iter();
+            assigned.filter_map(|partition| Some((*partition, table.leaders.get(partition)?.node?))).collect()
+        };
+        led.into_iter().filter(|(partition, _)| which(*partition)).map(|(_, node)| node).collect()
+    }
+
     /// True while an assigned partition has no known leader.
     pub(super) fn is_incomplete(&self) -> bool {
         let table = self.table.lock();
@@ -166,13 +176,24 @@ pub(super) fn look(
     in_flight: &InFlight,
 ) -> Result<TaskIds, KafkaError> {
     match leaders.silent() {
-        Some(node) => cluster.refresh_from_another(node, &[topic], PATIENCE)?,
+        Some(node) => match cluster.refresh_from_another(node, &[topic], PATIENCE) {
+            // There is no other broker.
+            Err(error) if error.code() == Some(ErrorCode::LEADER_NOT_AVAILABLE) => return Ok(TaskIds::new()),
+            asked => asked?,
+        },
         None => cluster.refresh(&[topic])?,
     }
     let changes = leaders.learn(&cluster.topic(topic)?, Instant::now());
-    let changed = changes.led.into_iter();
+    // Another thread may have learned of a later change meanwhile.
+    let changed = changes
+        .led
+        .into_iter()
+        .filter(|(partition, node)| leaders.of(*partition).is_some_and(|it| it.node == Some(*node)));
     Ok(changed.flat_map(|(partition, leader)| in_flight.leader_changed(partition, leader)).collect())
 }
+
+/// Why locks are lost when a leader changes.
+pub(super) const MOVED: &str = "another broker leads its partition";
 
 /// Says in the log which tasks lost their locks while they are in work.
 pub(super) fn say_lost(worker_id: &str, lost: &TaskIds, why: &str) {
@@ -221,12 +242,14 @@ impl LeadersThread {
                 self.control.ring();
             }
             if Instant::now() >= next_look {
+                let well;
                 match look(&self.cluster, &self.topic, &self.leaders, &self.in_flight) {
                     Ok(lost) => {
                         outage.over();
-                        say_lost(&self.worker_id, &lost, "another broker leads its partition");
+                        say_lost(&self.worker_id, &lost, MOVED);
                         self.answered();
                         self.control.ring();
+                        well = !self.leaders.is_incomplete();
                     }
                     Err(KafkaError::Interrupted) => return Ok(()),
                     Err(error) => {
@@ -234,13 +257,14 @@ impl LeadersThread {
                             self.answered();
                         }
                         outage.report(&error);
+                        well = false;
                     }
                 }
-                if !self.leaders.is_incomplete() {
+                if well {
                     backoff.reset();
                 }
                 earliest = Instant::now() + LEAST_PAUSE;
-                next_look = Instant::now() + if self.leaders.is_incomplete() { backoff.pause() } else { INTERVAL };
+                next_look = Instant::now() + if well { INTERVAL } else { backoff.pause() };
             }
             select! {
                 recv(self.leaders.asked()) -> _ => next_look = next_look.min(earliest),

@@ -161,10 +161,11 @@ mod tests {
             node: 1,
             sent_at: now,
             startable: true,
+            delivery_count: 1,
             last_delivery: false,
         };
         assert!(in_flight.deliver(delivered, now));
-        let Claim::Yours(run) = in_flight.claim(KEY, false, now) else { panic!("it lies ready") };
+        let Claim::Yours(run) = in_flight.claim(KEY, 1, false, now) else { panic!("it lies ready") };
         assert!(in_flight.publish(KEY, &run, records, None));
         let (repairs, to_repair) = bounded(1);
         let settling = Settling {

@@ -348,3 +348,55 @@ fn a_stop_or_a_kill_right_after_a_replacement_hides_no_task() {
         scene.workers[0].wait(SOON);
     }
 }
+
+// ---- several tasks at once ----
+
+/// Counts requests of this kind of all workers from now on, and does nothing to them.
+fn count(scene: &Scene, kind: Kind) -> Bites {
+    let nothing = Fault::new(Action::Delay(Duration::ZERO)).at(kind).of_client("lastcall-worker");
+    scene.broker().inject(nothing.every(1, u32::MAX))
+}
+
+/// A group of renewals that is refused for lost locks is halved; it was sent again as a whole, as fast as it was refused.
+#[test]
+fn a_broker_that_starts_again_under_several_tasks_is_not_flooded_and_each_goes_on() {
+    let mut scene = Scene::short_locks("p11-group", &[]);
+    scene.workers.push(started(&scene.rig.worker("three").env("WORKER_CONCURRENCY", 3)));
+    let tasks = [1, 2, 3].map(|number| scene.gateway.submit(&format!("task {number}"), Duration::from_secs(6)));
+    eventually(SOON, "all of them run", || {
+        scene.gateway.fleet()["workers"]["three"]["current_tasks"].as_array().is_some_and(|tasks| tasks.len() == 3)
+    });
+    let acknowledged = count(&scene, Kind::ShareAcknowledge);
+    scene.broker().nodes().kill();
+    scene.broker().nodes().revive().expect("it comes back on its port");
+    for task in &tasks {
+        scene.gateway.wait_for_result(task, SOON);
+    }
+    wait(Duration::from_millis(500));
+    assert!(acknowledged.count() < 100, "{} acknowledgements in six seconds", acknowledged.count());
+    scene.rig.audit().assert_each_ran_once(&tasks);
+}
+
+/// While an accept hangs, other records are fetched and run, and the broker is not asked about it without a pause.
+#[test]
+fn an_accept_that_hangs_stops_nothing_else() {
+    let scene = Scene::short_locks("p11-hang", &["only"]);
+    assert_eq!(scene.gateway.analyze("before").status, 200);
+    let hang = Fault::new(Action::Delay(Duration::from_secs(4))).at(Kind::ShareFetch).of_client("lastcall-worker");
+    let bites = scene.broker().inject(hang);
+    let first = scene.gateway.submit("its accept rides on a fetch that hangs", Duration::from_millis(1));
+    eventually(SOON, "a fetch hangs", || bites.count() == 1);
+    let acknowledged = count(&scene, Kind::ShareAcknowledge);
+    let begun = Instant::now();
+    let mut tasks = vec![first];
+    while begun.elapsed() < Duration::from_secs(5) {
+        tasks.push(scene.gateway.submit("meanwhile", Duration::from_millis(1)));
+        wait(Duration::from_millis(250));
+    }
+    for task in &tasks {
+        scene.gateway.wait_for_result(task, Duration::from_secs(2));
+    }
+    assert!(acknowledged.count() < 100, "{} acknowledgements in five seconds", acknowledged.count());
+    wait(LOCK + Duration::from_secs(1));
+    scene.rig.audit().assert_each_ran_once(&tasks);
+}

@@ -56,7 +56,9 @@ impl InFlight {
         let held = |entry: &Entry| match entry.lock {
             Lock::Held { node: holder, since, doubt } if holder == node => {
                 let renewable = settled || !matches!(entry.state, State::Done | State::Returned);
-                renewable.then(|| (now.saturating_duration_since(since), doubt))
+                // In transition: asked, and told nothing (rule 14). What is out elsewhere has to end first.
+                let moot = entry.asked.is_some() && !doubt;
+                (renewable && !moot).then(|| (now.saturating_duration_since(since), doubt))
             }
             _ => None,
         };
@@ -112,7 +114,7 @@ impl InFlight {
                             };
                             entry.lock = Lock::Held { node, since, doubt: false };
                             // Still locked: what is unanswered elsewhere did not arrive, and is said again (rule 13).
-                            if elsewhere {
+                            if entry.asked.is_some_and(|asked| asked.is_before(channel)) {
                                 (entry.asked, entry.asked_until) = (None, Some(now));
                             }
                         })),

@@ -10,26 +10,39 @@ impl InFlight {
     /// Enters a delivery. It is newer than everything that was asked about the record before (rule 9). True: the record
     /// is to be handed to a handler.
     pub(in crate::worker) fn deliver(&self, delivered: Delivered, now: Instant) -> bool {
-        let Delivered { key, task_id, node, sent_at, startable, last_delivery } = delivered;
+        let Delivered { key, task_id, node, sent_at, startable, delivery_count, last_delivery } = delivered;
         let mut table = self.table.lock();
         let lock = Lock::Held { node, since: sent_at, doubt: !startable };
         let fresh = if startable { State::Ready } else { State::Returned };
+        // Where a log was cut off, another task may stand at the same offset.
+        if table.entries.get(&key).is_some_and(|entry| entry.task_id != task_id) {
+            table.forget(key);
+        }
         if table.entries.contains_key(&key) {
             let started = table.change(key, |entry| {
                 (entry.lock, entry.delivered_at, entry.asked) = (lock, now, None);
-                entry.last_delivery = last_delivery;
-                let was_ready = matches!(entry.state, State::Ready);
-                if was_ready || matches!(entry.state, State::Returned) {
+                (entry.delivery_count, entry.last_delivery) = (delivery_count, last_delivery);
+                if matches!(entry.state, State::Ready | State::Returned) {
                     entry.state = fresh;
                 }
-                startable && !was_ready && matches!(entry.state, State::Ready)
+                // A job of an earlier delivery that still lies in the queue is of no use.
+                matches!(entry.state, State::Ready)
             });
             return started.unwrap_or(false);
         }
         let finished = table.unaccepted.knows(&key, &task_id);
         table.unaccepted.found(&key);
         let state = if finished { State::Done } else { fresh };
-        let entry = Entry { task_id, state, lock, delivered_at: now, last_delivery, asked: None, asked_until: None };
+        let entry = Entry {
+            task_id,
+            state,
+            lock,
+            delivered_at: now,
+            delivery_count,
+            last_delivery,
+            asked: None,
+            asked_until: None,
+        };
         *table.counts.slot(&entry.state) += 1;
         table.returned += u64::from(matches!(entry.state, State::Returned));
         let starts = matches!(entry.state, State::Ready);
@@ -46,15 +59,23 @@ impl InFlight {
         table.entries.contains_key(&key) || table.unaccepted.knows(&key, task_id)
     }
 
+    /// Whether the account has the record.
+    pub(in crate::worker) fn holds(&self, key: RecordKey) -> bool {
+        self.table.lock().entries.contains_key(&key)
+    }
+
     /// Whether another node is known to hold the lock (rule 11).
     pub(in crate::worker) fn is_held_elsewhere(&self, key: RecordKey, node: i32) -> bool {
         self.table.lock().entries.get(&key).and_then(Entry::node).is_some_and(|holder| holder != node)
     }
 
     /// Takes back one record that no handler has touched; counted as returned unstarted.
-    pub(in crate::worker) fn take_back(&self, key: RecordKey) -> bool {
+    pub(in crate::worker) fn take_back(&self, key: RecordKey, delivery_count: u16) -> bool {
         let mut table = self.table.lock();
-        let ready = table.entries.get(&key).is_some_and(|entry| matches!(entry.state, State::Ready));
+        let ready = table
+            .entries
+            .get(&key)
+            .is_some_and(|entry| matches!(entry.state, State::Ready) && entry.delivery_count == delivery_count);
         if ready {
             table.returned += 1;
             table.give_back(key);
@@ -62,9 +83,13 @@ impl InFlight {
         ready
     }
 
-    /// Whether the record still lies ready.
-    pub(in crate::worker) fn is_ready(&self, key: RecordKey) -> bool {
-        self.table.lock().entries.get(&key).is_some_and(|entry| matches!(entry.state, State::Ready))
+    /// Whether the record still lies ready, in this delivery.
+    pub(in crate::worker) fn is_ready(&self, key: RecordKey, delivery_count: u16) -> bool {
+        self.table
+            .lock()
+            .entries
+            .get(&key)
+            .is_some_and(|entry| matches!(entry.state, State::Ready) && entry.delivery_count == delivery_count)
     }
 
     /// Whether the broker drops the record at its next release.

@@ -20,6 +20,13 @@ pub(in crate::worker) struct RecordKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::worker) struct ChannelId(pub(in crate::worker) u64);
 
+impl ChannelId {
+    /// Whether this connection was made before the other one.
+    pub(super) fn is_before(self, other: ChannelId) -> bool {
+        self.0 < other.0
+    }
+}
+
 /// One start of one task by one handler: what a handler says counts only for its own run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::worker) struct RunId(pub(super) u64);
@@ -60,6 +67,8 @@ pub(super) struct Entry {
     pub(super) lock: Lock,
     /// When its present delivery was entered: an answer to a request sent before says nothing about it (rule 9).
     pub(super) delivered_at: Instant,
+    /// Which delivery that is.
+    pub(super) delivery_count: u16,
     /// The broker drops it at its next release: a handler copies it instead.
     pub(super) last_delivery: bool,
     /// Where an accept or a release of it is unanswered.

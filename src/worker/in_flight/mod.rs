@@ -119,6 +119,7 @@ pub(super) struct Delivered {
     pub(super) sent_at: Instant,
     /// It may be started (rule 10); otherwise it goes back, unless it is known.
     pub(super) startable: bool,
+    pub(super) delivery_count: u16,
     /// The broker drops it at its next release.
     pub(super) last_delivery: bool,
 }
@@ -191,7 +192,7 @@ impl Table {
     fn give_back_unstarted(&mut self, key: RecordKey) {
         let Some(entry) = self.entries.get(&key) else { return };
         match entry.state {
-            State::Ready if entry.last_delivery => return,
+            State::Ready | State::Vetting(_) if entry.last_delivery => return,
             State::Ready => {}
             State::Vetting(run) => self.detach(run, None),
             _ => return,
@@ -210,6 +211,16 @@ impl Table {
         let was = self.detached.remove(&run).is_some();
         self.counts.detached = self.detached.len();
         was
+    }
+
+    /// The record is another task's now: what is done with the former one does not count any more.
+    fn forget(&mut self, key: RecordKey) {
+        if let Some(State::Vetting(run) | State::Running { run, .. }) = self.entries.get(&key).map(|entry| &entry.state)
+        {
+            let run = *run;
+            self.detach(run, None);
+        }
+        self.remove(key);
     }
 
     /// The lock is not ours any more. What runs goes on without it, what is finished is remembered (rule 12), and the

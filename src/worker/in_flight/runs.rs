@@ -6,10 +6,14 @@ use std::time::{Duration, Instant};
 
 impl InFlight {
     /// A handler has taken the record from the channel. With `vetting` its past is looked into first.
-    pub(in crate::worker) fn claim(&self, key: RecordKey, vetting: bool, now: Instant) -> Claim {
+    pub(in crate::worker) fn claim(&self, key: RecordKey, delivery_count: u16, vetting: bool, now: Instant) -> Claim {
         let mut table = self.table.lock();
         let Some(entry) = table.entries.get(&key) else { return Claim::Gone };
         let (State::Ready, Lock::Held { since, .. }) = (&entry.state, entry.lock) else { return Claim::Gone };
+        if entry.delivery_count != delivery_count {
+            // The job of an earlier delivery; that of this one lies in the queue as well.
+            return Claim::Gone;
+        }
         let left = (since + table.lock).saturating_duration_since(now);
         if left < table.lock / LEAST_LOCK_LEFT {
             if left.is_zero() {

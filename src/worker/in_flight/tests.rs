@@ -21,7 +21,7 @@ fn key(offset: i64) -> RecordKey {
 
 fn from(node: i32, offset: i64, at: Instant, startable: bool) -> Delivered {
     let task_id = offset.to_string().into();
-    Delivered { key: key(offset), task_id, node, sent_at: at, startable, last_delivery: false }
+    Delivered { key: key(offset), task_id, node, sent_at: at, startable, delivery_count: 1, last_delivery: false }
 }
 
 fn deliver(in_flight: &InFlight, offset: i64, at: Instant) -> bool {
@@ -39,7 +39,7 @@ fn holding(count: i64, now: Instant) -> (InFlight, ChannelId) {
 }
 
 fn claim(in_flight: &InFlight, offset: i64, vetting: bool, now: Instant) -> Option<Run> {
-    match in_flight.claim(key(offset), vetting, now) {
+    match in_flight.claim(key(offset), 1, vetting, now) {
         Claim::Yours(run) => Some(run),
         Claim::Gone => None,
     }
@@ -103,7 +103,7 @@ fn what_no_handler_has_begun_can_be_taken_back_and_nothing_else() {
     let now = Instant::now();
     let (in_flight, channel) = holding(2, now);
     let run = run(&in_flight, 1, now);
-    assert!(!in_flight.take_back(key(1)) && in_flight.take_back(key(2)) && !in_flight.take_back(key(2)));
+    assert!(!in_flight.take_back(key(1), 1) && in_flight.take_back(key(2), 1) && !in_flight.take_back(key(2), 1));
     assert!(claim(&in_flight, 2, false, now).is_none());
     assert_eq!(due(&in_flight, channel), [(2, Release)]);
     assert!(in_flight.publish(key(1), &run, 1, None));
@@ -189,7 +189,7 @@ fn a_task_that_runs_too_long_goes_back_and_is_never_attached_to_its_handler_agai
 fn a_delivery_is_newer_than_everything_that_was_asked_before() {
     let now = Instant::now();
     let (in_flight, channel) = holding(1, now);
-    in_flight.take_back(key(1));
+    in_flight.take_back(key(1), 1);
     assert_eq!(due(&in_flight, channel), [(1, Release)]);
     assert!(deliver(&in_flight, 1, after(now, 5)), "the broker gave it out again: it is to be started");
     told(&in_flight, channel, &[(1, Release)], Verdict::Applied, now);
@@ -237,7 +237,7 @@ fn a_renewal_that_was_applied_says_that_an_unanswered_acknowledgement_did_not_ar
     let now = Instant::now();
     let (in_flight, old) = holding(2, now);
     finish(&in_flight, 1, now);
-    in_flight.take_back(key(2));
+    in_flight.take_back(key(2), 1);
     assert_eq!(due(&in_flight, old), [(1, Accept), (2, Release)]);
     let new = in_flight.new_channel();
     in_flight.doubt(NODE);
@@ -412,7 +412,7 @@ proptest::proptest! {
                     in_flight.published(key);
                     if publishing { published.insert(offset); }
                 }
-                8 => { in_flight.take_back(key); }
+                8 => { in_flight.take_back(key, 1); }
                 9 => { if let Some(run) = runs.get(&offset) { in_flight.rest(key, run, now, Duration::ZERO); } in_flight.end_rests(now); }
                 10 => { in_flight.doubt(node); }
                 11 => { in_flight.leader_changed(PARTITION, node); }

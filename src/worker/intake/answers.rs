@@ -3,6 +3,7 @@
 use super::{FIRST_WAIT, Intake, Job, MAX_WAIT};
 use crate::kafka::error::{ErrorCode, KafkaError};
 use crate::kafka::share_session::{AcquiredRecord, Answer, Asked, Settlement};
+use crate::kafka::share_wire::{Acknowledgement, SharePartition};
 use crate::worker::drain::Phase;
 use crate::worker::in_flight::{ChannelId, Delivered, RecordKey, TaskIds, Verdict};
 use crate::worker::leaders;
@@ -39,13 +40,15 @@ impl Intake {
         }
         for (partition, code) in &answer.partition_errors {
             let error = KafkaError::broker("ShareFetch", *code, None);
-            self.arrivals.refused(*partition, &error, now);
-            self.links.leaders.look_up();
+            if self.arrivals.refused(*partition, &error, now) {
+                self.links.leaders.look_up();
+            }
         }
         if answer.asked == Asked::Fetch {
             let refused = |partition| answer.partition_errors.iter().any(|(refused, _)| refused == partition);
             for partition in answer.partitions.iter().filter(|partition| !refused(*partition)) {
-                self.arrivals.fetched(*partition, now);
+                let brought = answer.acquired.iter().any(|record| record.partition == *partition);
+                self.arrivals.fetched(*partition, brought, now);
             }
             self.patience = if answer.acquired.is_empty() { (self.patience * 2).min(MAX_WAIT) } else { FIRST_WAIT };
             self.take_records(is_current, answer.acquired, answer.sent_at, now);
@@ -62,6 +65,10 @@ impl Intake {
         }
         let Some(channel) = &mut self.current else { return };
         channel.open = true;
+        if std::mem::take(&mut self.was_lost) {
+            self.arrivals.hold_still(now);
+            self.links.leaders.look_up();
+        }
         self.outage.over();
         self.connect.reset();
         self.connect_at = now;
@@ -82,14 +89,29 @@ impl Intake {
             return;
         }
         match verdict {
-            Verdict::Applied => self.again.reset(),
+            Verdict::Applied if offsets.iter().any(|(_, said)| *said != Acknowledgement::Renew) => self.again.reset(),
+            Verdict::Applied => {}
             Verdict::Again => self.acknowledge_at = times.1 + self.again.pause(),
             Verdict::Lost if !of_one => self.links.leaders.look_up(),
             Verdict::Lost => {}
         }
+        if verdict == Verdict::Again {
+            self.say_again(partition, &offsets);
+        }
         let lost = self.links.in_flight.settled((self.node, id), partition, &offsets, verdict, times);
         if let Some(code) = error {
             self.say_lost(&lost, &format!("acknowledgement answered {code}"));
+        }
+    }
+
+    /// What was said of offsets that are nobody's task is not in the account.
+    fn say_again(&mut self, partition: SharePartition, offsets: &[(i64, Acknowledgement)]) {
+        let unowned = offsets.iter().filter(|(offset, said)| {
+            *said != Acknowledgement::Renew && !self.links.in_flight.holds(RecordKey { partition, offset: *offset })
+        });
+        let unowned: Vec<(i64, Acknowledgement)> = unowned.copied().collect();
+        if !unowned.is_empty() {
+            self.unowned.entry(partition).or_default().extend(unowned);
         }
     }
 
@@ -125,6 +147,7 @@ impl Intake {
                 sent_at,
                 // A handler does not run it, it copies it: that is right whatever became of the lock.
                 startable: startable || last_delivery,
+                delivery_count: record.delivery_count,
                 last_delivery,
             };
             if self.links.in_flight.deliver(delivered, now) {
@@ -141,7 +164,10 @@ impl Intake {
             return false;
         }
         // Where no broker tells, what is known stands.
-        let _ = leaders::look(&self.links.cluster, &self.links.topic, &self.links.leaders, &self.links.in_flight);
+        let links = &self.links;
+        if let Ok(lost) = leaders::look(&links.cluster, &links.topic, &links.leaders, &links.in_flight) {
+            self.say_lost(&lost, leaders::MOVED);
+        }
         self.links.leaders.of(key.partition).is_none_or(|leader| leader.node != Some(self.node))
     }
 }

@@ -22,10 +22,14 @@ use std::time::{Duration, Instant};
 const IDLE_PAUSE: Duration = Duration::from_millis(300);
 /// How long a search goes on after the leader's first useful answer: then the others take what they find.
 const SEARCH: Duration = IDLE_PAUSE;
+/// It ends this long after the first answer without an error, whether records came or not.
+const LONGEST_SEARCH: Duration = Duration::from_secs(3);
 /// First and longest pause between two rounds of a search.
 const SEARCH_PAUSES: (Duration, Duration) = (Duration::from_millis(30), Duration::from_millis(120));
 /// A leader that has just moved is refused for a moment, which is not worth a line in the log.
 const USUAL: Duration = Duration::from_secs(2);
+/// How often the leader of a partition is looked up that is refused for longer.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// From this delivery on a record is not given back to members that may look for it.
 const FOUND_OFTEN: u16 = 4;
 /// First and longest pause after a refusal while locks are looked for: the new leader may be ready any moment.
@@ -40,12 +44,15 @@ struct Arrival {
     search: Option<Search>,
     refused: Backoff,
     refused_since: Option<Instant>,
+    looked_up_at: Option<Instant>,
     outage: Outage,
 }
 
 #[derive(Debug)]
 struct Search {
-    /// The first answer that came without an error.
+    /// The first answer without an error.
+    answered_at: Option<Instant>,
+    /// The first one that brought a record.
     useful_at: Option<Instant>,
     next_round: Instant,
     pauses: Backoff,
@@ -83,6 +90,7 @@ impl Arrivals {
                 search: None,
                 refused: Backoff::new(REFUSED_PAUSES.0, REFUSED_PAUSES.1),
                 refused_since: None,
+                looked_up_at: None,
                 outage: Outage::new(format!("partition {} of the tasks", partition.partition)),
             });
             if arrival.since != leader.since {
@@ -99,8 +107,9 @@ impl Arrivals {
     }
 
     /// The partition was refused.
-    pub(super) fn refused(&mut self, partition: SharePartition, error: &KafkaError, now: Instant) {
-        let Some(arrival) = self.partitions.get_mut(&partition) else { return };
+    /// True: its leader is to be looked up.
+    pub(super) fn refused(&mut self, partition: SharePartition, error: &KafkaError, now: Instant) -> bool {
+        let Some(arrival) = self.partitions.get_mut(&partition) else { return true };
         let since = *arrival.refused_since.get_or_insert(now);
         if now.saturating_duration_since(since) >= USUAL {
             arrival.outage.report(error);
@@ -109,16 +118,27 @@ impl Arrivals {
         if let Some(search) = &mut arrival.search {
             search.next_round = now + arrival.refused.pause();
         }
+        let lasts = now.saturating_duration_since(since) >= USUAL;
+        let looked = arrival.looked_up_at.is_some_and(|at| now.saturating_duration_since(at) < LOOK_INTERVAL);
+        if lasts && looked {
+            return false;
+        }
+        arrival.looked_up_at = Some(now);
+        true
     }
 
     /// The partition was fetched from without an error.
-    pub(super) fn fetched(&mut self, partition: SharePartition, now: Instant) {
+    /// `brought`: it had records. A leader that still reads its share state has none and says no error.
+    pub(super) fn fetched(&mut self, partition: SharePartition, brought: bool, now: Instant) {
         let Some(arrival) = self.partitions.get_mut(&partition) else { return };
         arrival.refused_since = None;
         arrival.outage.over();
         arrival.refused.reset();
         if let Some(search) = &mut arrival.search {
-            search.useful_at.get_or_insert(now);
+            search.answered_at.get_or_insert(now);
+            if brought {
+                search.useful_at.get_or_insert(now);
+            }
             search.next_round = now + search.pauses.pause();
         }
     }
@@ -139,11 +159,15 @@ impl Arrivals {
                 arrival.search = None;
             } else {
                 let search = arrival.search.get_or_insert_with(|| Search {
+                    answered_at: None,
                     useful_at: None,
                     next_round: now,
                     pauses: Backoff::new(SEARCH_PAUSES.0, SEARCH_PAUSES.1),
                 });
-                if search.useful_at.is_some_and(|useful| now.saturating_duration_since(useful) >= SEARCH) {
+                let past = |since: Option<Instant>, limit| {
+                    since.is_some_and(|since| now.saturating_duration_since(since) >= limit)
+                };
+                if past(search.useful_at, SEARCH) || past(search.answered_at, LONGEST_SEARCH) {
                     arrival.search = None;
                     plan.given_up.push(partition);
                 }
@@ -236,7 +260,7 @@ mod tests {
             given_up.extend(plan.given_up.into_iter().map(|partition| (partition, millisecond)));
             if !plan.search.is_empty() {
                 rounds += 1;
-                arrivals.fetched(P1, at);
+                arrivals.fetched(P1, true, at);
             }
         }
         assert_eq!(given_up, [(P1, 300)]);

@@ -6,12 +6,12 @@
 //! brings counts. Never is a connection closed whose epoch 0 is unanswered while its broker may lead anything that is
 //! held: answered late, it has the session, and its end would release every lock (rule 6).
 
-use super::{Channel, Intake, TICK};
+use super::{Channel, Intake, TICK, is_renewal};
 use crate::kafka::error::{ErrorCode, KafkaError};
 use crate::kafka::share_session::{Asked, ShareSession};
 use crate::kafka::share_wire::SharePartition;
 use crate::worker::drain::Phase;
-use crate::worker::in_flight::ChannelId;
+use crate::worker::in_flight::{ChannelId, Verdict};
 use crate::worker::leaders::Leader;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -24,6 +24,8 @@ const MOST_CONNECTIONS: usize = 3;
 const SILENCE: Duration = Duration::from_millis(300);
 /// How often it asks while the silence lasts.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// A take-over is not put off longer than this, however long a lock lasts.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 /// A stop waits for acknowledgements no longer than this: the result is in Kafka, and the broker releases the rest.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -56,6 +58,8 @@ impl Intake {
     /// Opens the session on the current connection (epoch 0), which keeps the locks; then renews.
     pub(super) fn open(&mut self, led: &BTreeMap<SharePartition, Leader>, now: Instant) -> Result<(), KafkaError> {
         self.open_again = false;
+        // Everything is renewed now.
+        self.halves.retain(|half| !is_renewal(half));
         self.doubt();
         let mut partitions: BTreeSet<SharePartition> = led.keys().copied().collect();
         let renewals = self.links.in_flight.renewals(self.node, true, now);
@@ -111,7 +115,7 @@ impl Intake {
         if waited >= SILENCE {
             self.watch(waited, now);
         }
-        let third = self.third();
+        let third = self.third().min(LONGEST_PATIENCE);
         let patience = if asked == Asked::Open { 2 * third } else { third };
         let room = 1 + self.superseded.len() < MOST_CONNECTIONS;
         if waited >= patience && room && now >= self.connect_at {
@@ -172,7 +176,8 @@ impl Intake {
     /// here, once (rule 13).
     pub(super) fn is_held_back(&self, now: Instant) -> bool {
         let limit = 2 * self.third();
-        let since = |channel: &Channel| channel.session.waiting().map(|(sent_at, _)| now - sent_at);
+        let since =
+            |channel: &Channel| channel.session.waiting().map(|(sent_at, _)| now.saturating_duration_since(sent_at));
         let long = self.superseded.iter().filter_map(since).filter(|waited| *waited >= limit).count();
         self.superseded.iter().any(|channel| {
             let hangs = since(channel).is_some_and(|waited| waited < limit || long > 1);
@@ -227,6 +232,7 @@ impl Intake {
             self.links.in_flight.unanswered(channel.id, now);
         }
         self.halves.clear();
+        self.was_lost = true;
         self.doubt();
         self.links.queue.answered(self.node);
         self.arrivals.hold_still(now);
@@ -243,15 +249,27 @@ impl Intake {
             // The broker does not know the session any more (122), or another connection has it (123): epoch 0 on the same
             // connection takes it back (rule 3).
             Some(ErrorCode::SHARE_SESSION_NOT_FOUND | ErrorCode::INVALID_SHARE_SESSION_EPOCH) => {
-                self.halves.clear();
-                self.open_again = true;
-                let pause = self.connect.pause();
                 log::debug!("broker {}: {error}; opening the session again", self.node);
-                self.sleep(Some(Instant::now() + pause));
+                self.open_later();
+                Ok(())
+            }
+            // A right that was withdrawn, a coordinator on its way: the locks are ours, and the request's number is unknown.
+            code if code.is_some_and(|code| Verdict::of(Some(code)) == Verdict::Again) => {
+                self.outage.report(&error);
+                self.open_later();
                 Ok(())
             }
             _ => self.lost(&error),
         }
+    }
+
+    /// Epoch 0 on the same connection, after a pause.
+    fn open_later(&mut self) {
+        self.halves.clear();
+        self.open_again = true;
+        self.links.queue.withdraw(self.node);
+        let pause = self.connect.pause();
+        self.sleep(Some(Instant::now() + pause));
     }
 
     /// Decides when to try again.
@@ -260,7 +278,10 @@ impl Intake {
         match error {
             KafkaError::Interrupted => return Ok(()),
             // Something answers under the address, or answered until now: this is no silence.
-            KafkaError::Io { source, .. } if source.kind() == ErrorKind::ConnectionRefused => {
+            KafkaError::Closed { .. } => self.links.control.heard(),
+            KafkaError::Io { source, .. }
+                if matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset) =>
+            {
                 self.links.control.heard();
             }
             _ => {}

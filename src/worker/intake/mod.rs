@@ -89,6 +89,8 @@ pub(super) struct Intake {
     current: Option<Channel>,
     /// Connections that a take-over has replaced, until what they owe was read.
     superseded: Vec<Channel>,
+    /// The last connection ended: its broker may have given everything away.
+    was_lost: bool,
     /// The epoch 0 of a superseded connection was answered late and may have taken the session (rule 6).
     open_again: bool,
     arrivals: Arrivals,
@@ -121,6 +123,7 @@ impl Intake {
             doorbell,
             current: None,
             superseded: Vec::new(),
+            was_lost: false,
             open_again: false,
             arrivals: Arrivals::default(),
             halves: VecDeque::new(),
@@ -178,6 +181,10 @@ impl Intake {
         let id = channel.id;
         let settled_wait = self.is_held_back(now);
         if now >= self.acknowledge_at {
+            // First what is left of refused groups: the rest of a group whose one lock is lost has to be renewed in time.
+            if let Some(half) = self.next_half(id, settled_wait) {
+                return self.send(|session| session.send_acknowledge(half));
+            }
             let renewals = self.links.in_flight.renewals(self.node, settled_wait, now);
             if !renewals.is_empty() {
                 return self.send(|session| session.send_acknowledge(renewals));
@@ -200,7 +207,8 @@ impl Intake {
             None if !due.is_empty() => self.send(|session| session.send_acknowledge(due)),
             None => {
                 let acknowledge_at = Some(self.acknowledge_at).filter(|at| *at > now);
-                let timers = [next, acknowledge_at, self.links.in_flight.next_timer(self.node)];
+                let renewal = self.links.in_flight.next_timer(self.node).map(|at| at.max(self.acknowledge_at));
+                let timers = [next, acknowledge_at, renewal];
                 self.sleep(timers.into_iter().flatten().min());
                 Ok(())
             }
@@ -229,13 +237,27 @@ impl Intake {
         Some((plan.fetch, limits(grant)))
     }
 
-    /// The acknowledgements that can be sent now on channel `id`.
-    fn take_due(&mut self, id: ChannelId) -> Acknowledgements {
-        while let Some(half) = self.halves.pop_front() {
+    /// The next half of a refused group of which something still stands; while acknowledgements are held back, only
+    /// renewals.
+    fn next_half(&mut self, id: ChannelId, only_renewals: bool) -> Option<Acknowledgements> {
+        for _ in 0..self.halves.len() {
+            let half = self.halves.pop_front()?;
+            if only_renewals && !is_renewal(&half) {
+                self.halves.push_back(half);
+                continue;
+            }
             let still = self.links.in_flight.confirm((self.node, id), half);
             if !still.is_empty() {
-                return still;
+                return Some(still);
             }
+        }
+        None
+    }
+
+    /// The acknowledgements that can be sent now on channel `id`.
+    fn take_due(&mut self, id: ChannelId) -> Acknowledgements {
+        if let Some(half) = self.next_half(id, false) {
+            return half;
         }
         let mut due = self.links.in_flight.take_due(self.node, id);
         for (partition, offsets) in std::mem::take(&mut self.unowned) {
@@ -267,6 +289,10 @@ fn limits(grant: Grant) -> FetchLimits {
         max_bytes: if grant.records <= FEW_RECORDS { FEW_BYTES } else { MOST_BYTES },
         max_records: i32::try_from(grant.records).unwrap_or(i32::MAX),
     }
+}
+
+fn is_renewal(acknowledgements: &Acknowledgements) -> bool {
+    acknowledgements.values().flat_map(BTreeMap::values).any(|said| *said == Acknowledgement::Renew)
 }
 
 /// Whether the next fetch may carry these acknowledgements: accepts, of partitions that it fetches from.

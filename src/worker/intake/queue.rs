@@ -192,7 +192,7 @@ impl ReadyQueue {
             let keep = !stopping || self.is_last(job.record.delivery_count);
             let refused = if keep { self.queue_in.try_send(job).err() } else { Some(TrySendError::Full(job)) };
             if let Some(TrySendError::Full(job) | TrySendError::Disconnected(job)) = refused {
-                self.in_flight.take_back(job.key);
+                self.in_flight.take_back(job.key, job.record.delivery_count);
             }
         }
     }
@@ -202,11 +202,11 @@ impl ReadyQueue {
     pub(in crate::worker) fn take_back_all(&self) -> bool {
         let mut any = false;
         for job in self.queue_out.try_iter().collect::<Vec<_>>() {
-            if self.is_last(job.record.delivery_count) && self.in_flight.is_ready(job.key) {
-                // There is room: it was taken out a moment ago.
-                let _ = self.queue_in.try_send(job);
+            let delivery = job.record.delivery_count;
+            if self.is_last(delivery) && self.in_flight.is_ready(job.key, delivery) {
+                self.put_back(job);
             } else {
-                any |= self.in_flight.take_back(job.key);
+                any |= self.in_flight.take_back(job.key, delivery);
             }
         }
         any
@@ -215,10 +215,16 @@ impl ReadyQueue {
     /// Drops the jobs of records that are not ready any more.
     pub(super) fn purge(&self) {
         for job in self.queue_out.try_iter().collect::<Vec<_>>() {
-            if self.in_flight.is_ready(job.key) {
-                // There is room: it was taken out a moment ago.
-                let _ = self.queue_in.try_send(job);
+            if self.in_flight.is_ready(job.key, job.record.delivery_count) {
+                self.put_back(job);
             }
+        }
+    }
+
+    /// Back into the queue, out of which it was taken a moment ago. Full: the record goes back to the broker.
+    fn put_back(&self, job: Job) {
+        if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = self.queue_in.try_send(job) {
+            self.in_flight.take_back(job.key, job.record.delivery_count);
         }
     }
 
