@@ -589,7 +589,7 @@ mod tests {
         let took = began.elapsed();
         assert!(size < 1_500_000, "{size} bytes");
         // Many times what it takes without optimization when nothing else runs.
-        assert!(took < Duration::from_secs(5), "{took:?}");
+        assert!(took < Duration::from_secs(20), "{took:?}");
         assert!(timeline.notes.is_empty());
     }
 }

@@ -242,14 +242,13 @@ impl LeadersThread {
                 self.control.ring();
             }
             if Instant::now() >= next_look {
-                let well;
-                match look(&self.cluster, &self.topic, &self.leaders, &self.in_flight) {
+                let well = match look(&self.cluster, &self.topic, &self.leaders, &self.in_flight) {
                     Ok(lost) => {
                         outage.over();
                         say_lost(&self.worker_id, &lost, MOVED);
                         self.answered();
                         self.control.ring();
-                        well = !self.leaders.is_incomplete();
+                        !self.leaders.is_incomplete()
                     }
                     Err(KafkaError::Interrupted) => return Ok(()),
                     Err(error) => {
@@ -257,9 +256,9 @@ impl LeadersThread {
                             self.answered();
                         }
                         outage.report(&error);
-                        well = false;
+                        false
                     }
-                }
+                };
                 if well {
                     backoff.reset();
                 }

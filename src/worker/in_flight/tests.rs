@@ -259,6 +259,7 @@ fn a_renewal_that_is_refused_while_an_accept_is_out_elsewhere_says_nothing() {
     in_flight.doubt(NODE);
     assert!(told(&in_flight, new, &[(1, Renew)], Verdict::Lost, after(now, 1)).is_empty());
     assert!(in_flight.holds_at(NODE));
+    assert!(renewals(&in_flight, true, after(now, 6_000)).is_empty(), "it is asked again when the other has ended");
     // The old connection ends without an answer; a renewal that was sent before that still says nothing.
     in_flight.unanswered(old, after(now, 5));
     assert!(told(&in_flight, new, &[(1, Renew)], Verdict::Lost, after(now, 3)).is_empty());
