@@ -422,12 +422,12 @@ mod tests {
         let deadlines = Deadlines::new(now, Duration::from_secs(30), Duration::from_secs(45));
         assert!(!account.has_work());
         let key = RecordKey { partition: SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 }, offset: 0 };
-        let task_id = "a".into();
+        let mark = "a".into();
         in_flight.deliver(
-            Delivered { key, task_id, node: 1, sent_at: now, startable: true, delivery_count: 1, last_delivery: false },
+            Delivered { key, mark, node: 1, sent_at: now, startable: true, delivery_count: 1, last_delivery: false },
             now,
         );
-        let Claim::Yours(run) = in_flight.claim(key, 1, false, now) else { panic!("it lies ready") };
+        let Claim::Yours(run) = in_flight.claim((key, 1), None, false, now) else { panic!("it lies ready") };
         assert_eq!(deadlines.end_draining_at(account.has_work()), now + Duration::from_secs(30));
         assert!(in_flight.publish(key, &run, 1, None));
         in_flight.published(key);

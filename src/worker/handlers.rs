@@ -71,7 +71,7 @@ impl<H: Handler> HandlerThread<H> {
         };
         match decoded {
             Err(bad) => {
-                if let Claim::Yours(run) = self.claim(job, true) {
+                if let Claim::Yours(run) = self.claim(job, bad.task_id.as_deref(), true) {
                     let reason = format!("not a task: {}", bad.reason);
                     self.give_up(job, &run, bad.task_id.as_deref(), &reason)?;
                 }
@@ -79,7 +79,7 @@ impl<H: Handler> HandlerThread<H> {
             }
             Ok(task) if delivery > 1 => self.vet(job, &task),
             Ok(task) => {
-                if let Claim::Yours(run) = self.claim(job, false) {
+                if let Claim::Yours(run) = self.claim(job, Some(&task.task_id), false) {
                     self.execute(job.key, &run, &task, delivery)
                 } else {
                     Ok(())
@@ -89,19 +89,19 @@ impl<H: Handler> HandlerThread<H> {
     }
 
     /// A worker that stops starts nothing; a record at its last delivery is copied all the same.
-    fn claim(&self, job: &Job, vetting: bool) -> Claim {
+    fn claim(&self, job: &Job, task_id: Option<&str>, vetting: bool) -> Claim {
         let (key, delivery) = (job.key, job.record.delivery_count);
         if !self.control.may_start() && !self.in_flight.is_last(key) && self.in_flight.take_back(key, delivery) {
             self.control.ring();
             return Claim::Gone;
         }
-        self.in_flight.claim(key, delivery, vetting, Instant::now())
+        self.in_flight.claim((key, delivery), task_id, vetting, Instant::now())
     }
 
     // ---- tasks that were delivered before ----
 
     fn vet(&self, job: &Job, task: &Task) -> Result<(), OutboxClosed> {
-        let Claim::Yours(run) = self.claim(job, true) else { return Ok(()) };
+        let Claim::Yours(run) = self.claim(job, Some(&task.task_id), true) else { return Ok(()) };
         let delivery = job.record.delivery_count;
         let decision = if delivery > self.max_deliveries {
             let starts_topic = &self.outbox.topics().starts;

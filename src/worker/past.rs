@@ -5,7 +5,7 @@
 //! handlers, for records whose delivery count is above the limit; rare by nature.
 
 use crate::kafka::cluster::Cluster;
-use crate::kafka::error::KafkaError;
+use crate::kafka::error::{ErrorCode, KafkaError};
 use crate::kafka::reader::{Reader, ReaderOptions, StartAt};
 use crate::stop::Stop;
 use crate::task::StartsRecord;
@@ -73,6 +73,11 @@ impl Past {
             });
             match round {
                 Ok(None) => return Ok(past),
+                // An hour of starts can be more than can be read while a handler waits.
+                Ok(Some(_)) if Instant::now() >= deadline => {
+                    let message = format!("the starts were not read within {} s", READ_LIMIT.as_secs());
+                    return Err(KafkaError::broker("Fetch", ErrorCode::REQUEST_TIMED_OUT, Some(&message)));
+                }
                 Ok(Some(records)) => {
                     let mine = records.iter().filter(|record| record.key.as_deref() == Some(task_id.as_bytes()));
                     mine.for_each(|record| past.add(record.value.as_deref().unwrap_or_default()));

@@ -2,7 +2,7 @@
 //! broker.
 //!
 //! It is the only sender of statuses, so that a heartbeat never overtakes the notification of a later state. Main asks
-//! it to announce; the outbox hands it records to repair; [`upkeep`](super::upkeep) tells whether a long task holds
+//! it to announce; the outbox hands it records to repair; [`upkeep`] tells whether a long task holds
 //! back its partition.
 
 use super::drain::Deadlines;

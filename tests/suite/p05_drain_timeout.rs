@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Rig, SOON, eventually, started};
+use crate::support::{Rig, SOON, audit, eventually, started};
 
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -108,4 +108,23 @@ fn a_task_that_outlasts_stop_after_stop_is_not_given_up() {
     let result = gateway.wait_for_result(&task, Duration::from_secs(20));
     assert_eq!((&result["success"], &result["processed_by"]), (&json!(true), &json!("last")), "{result}");
     assert_eq!(rig.audit().dead.len(), 0);
+}
+
+/// Any program may write tasks, with any key or none: the id in the value counts, in the receipt and against its starts.
+#[test]
+fn a_task_with_a_foreign_key_or_none_is_named_by_its_id() {
+    for (key, id) in [(None, "without-a-key"), (Some(&b"customer 7"[..]), "under-another-key")] {
+        let rig = Rig::shared("p5-key");
+        let mut worker = started(&rig.obedient_worker("plain").env("DRAIN_TIMEOUT", "1s"));
+        let value = json!({ "task_id": id, "text": "sleep 30000", "timestamp": 0 }).to_string();
+        audit::produce(rig.broker().address(), &rig.tasks(), &[(key, Some(value.as_bytes()))]);
+        worker.wait_for_line(&format!("handler started {id}"), SOON);
+        worker.signal(Signal::SIGTERM);
+        let exit = worker.wait(SOON);
+        assert_eq!((exit.code, &worker.receipt()["tasks_abandoned"]), (Some(3), &json!([id])));
+        eventually(SOON, "the stop is noted under its id", || {
+            let starts = audit::read(rig.broker().address(), &format!("{}.starts", rig.tasks()));
+            starts.iter().any(|it| it.key() == id && it.json()["type"] == "task_stopped")
+        });
+    }
 }

@@ -10,12 +10,12 @@ impl InFlight {
     /// Enters a delivery. It is newer than everything that was asked about the record before (rule 9). True: the record
     /// is to be handed to a handler.
     pub(in crate::worker) fn deliver(&self, delivered: Delivered, now: Instant) -> bool {
-        let Delivered { key, task_id, node, sent_at, startable, delivery_count, last_delivery } = delivered;
+        let Delivered { key, mark, node, sent_at, startable, delivery_count, last_delivery } = delivered;
         let mut table = self.table.lock();
         let lock = Lock::Held { node, since: sent_at, doubt: !startable };
         let fresh = if startable { State::Ready } else { State::Returned };
         // Where a log was cut off, another task may stand at the same offset.
-        if table.entries.get(&key).is_some_and(|entry| entry.task_id != task_id) {
+        if table.entries.get(&key).is_some_and(|entry| entry.mark != mark) {
             table.forget(key);
         }
         if table.entries.contains_key(&key) {
@@ -30,11 +30,12 @@ impl InFlight {
             });
             return started.unwrap_or(false);
         }
-        let finished = table.unaccepted.knows(&key, &task_id);
+        let finished = table.unaccepted.knows(&key, &mark);
         table.unaccepted.found(&key);
         let state = if finished { State::Done } else { fresh };
         let entry = Entry {
-            task_id,
+            task_id: Arc::clone(&mark),
+            mark,
             state,
             lock,
             delivered_at: now,
@@ -54,9 +55,9 @@ impl InFlight {
     }
 
     /// Whether the record is known, as work or as finished: a search for it, if there was one, has found it.
-    pub(in crate::worker) fn knows(&self, key: RecordKey, task_id: &str) -> bool {
+    pub(in crate::worker) fn knows(&self, key: RecordKey, mark: &str) -> bool {
         let table = self.table.lock();
-        table.entries.contains_key(&key) || table.unaccepted.knows(&key, task_id)
+        table.entries.contains_key(&key) || table.unaccepted.knows(&key, mark)
     }
 
     /// Whether the account has the record.

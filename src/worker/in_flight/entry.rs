@@ -62,6 +62,9 @@ pub(super) enum Lock {
 
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
+    /// What tells this record from another one that may stand at the same offset later: its key, as far as it has one.
+    pub(super) mark: Arc<str>,
+    /// The task's id: the mark, until a handler has looked into the value, which counts (any key may stand beside it).
     pub(super) task_id: Arc<str>,
     pub(super) state: State,
     pub(super) lock: Lock,

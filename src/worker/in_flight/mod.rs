@@ -112,7 +112,8 @@ pub(super) enum Claim {
 #[derive(Clone, Debug)]
 pub(super) struct Delivered {
     pub(super) key: RecordKey,
-    pub(super) task_id: Arc<str>,
+    /// The record's key, or another name: see [`Entry::mark`].
+    pub(super) mark: Arc<str>,
     /// The broker that brought it.
     pub(super) node: i32,
     /// When it was asked for: the lock is not older.
@@ -235,7 +236,7 @@ impl Table {
             }),
             State::Done => {
                 let entry = self.remove(key)?;
-                self.unaccepted.remember(key, Arc::clone(&entry.task_id), true);
+                self.unaccepted.remember(key, entry.mark, true);
                 Some(entry.task_id)
             }
             State::Vetting(run) => {

@@ -5,8 +5,15 @@ use super::{Claim, InFlight, LEAST_LOCK_LEFT, RecordKey, Run, RunId};
 use std::time::{Duration, Instant};
 
 impl InFlight {
-    /// A handler has taken the record from the channel. With `vetting` its past is looked into first.
-    pub(in crate::worker) fn claim(&self, key: RecordKey, delivery_count: u16, vetting: bool, now: Instant) -> Claim {
+    /// A handler has taken the record from the channel, and has found the task's id in it. With `vetting` its past is
+    /// looked into first.
+    pub(in crate::worker) fn claim(
+        &self,
+        (key, delivery_count): (RecordKey, u16),
+        task_id: Option<&str>,
+        vetting: bool,
+        now: Instant,
+    ) -> Claim {
         let mut table = self.table.lock();
         let Some(entry) = table.entries.get(&key) else { return Claim::Gone };
         let (State::Ready, Lock::Held { since, .. }) = (&entry.state, entry.lock) else { return Claim::Gone };
@@ -30,7 +37,12 @@ impl InFlight {
         } else {
             State::Running { run: run.id, since: now, abandoned: run.abandoned.clone() }
         };
-        table.change(key, |entry| entry.state = state);
+        table.change(key, |entry| {
+            entry.state = state;
+            if let Some(task_id) = task_id.filter(|id| *entry.task_id != **id) {
+                entry.task_id = task_id.into();
+            }
+        });
         Claim::Yours(run)
     }
 
@@ -106,7 +118,7 @@ impl InFlight {
         match table.entries.get(&key).map(|entry| entry.lock) {
             Some(Lock::Gone { sought }) => {
                 if let Some(entry) = table.remove(key) {
-                    table.unaccepted.remember(key, entry.task_id, sought);
+                    table.unaccepted.remember(key, entry.mark, sought);
                 }
             }
             _ => drop(table.change(key, |entry| entry.state = State::Done)),

@@ -20,8 +20,8 @@ fn key(offset: i64) -> RecordKey {
 }
 
 fn from(node: i32, offset: i64, at: Instant, startable: bool) -> Delivered {
-    let task_id = offset.to_string().into();
-    Delivered { key: key(offset), task_id, node, sent_at: at, startable, delivery_count: 1, last_delivery: false }
+    let mark = offset.to_string().into();
+    Delivered { key: key(offset), mark, node, sent_at: at, startable, delivery_count: 1, last_delivery: false }
 }
 
 fn deliver(in_flight: &InFlight, offset: i64, at: Instant) -> bool {
@@ -39,7 +39,7 @@ fn holding(count: i64, now: Instant) -> (InFlight, ChannelId) {
 }
 
 fn claim(in_flight: &InFlight, offset: i64, vetting: bool, now: Instant) -> Option<Run> {
-    match in_flight.claim(key(offset), 1, vetting, now) {
+    match in_flight.claim((key(offset), 1), None, vetting, now) {
         Claim::Yours(run) => Some(run),
         Claim::Gone => None,
     }
@@ -359,6 +359,20 @@ fn a_record_at_its_last_delivery_stays_for_a_handler() {
     in_flight.doubt(NODE);
     assert!(due(&in_flight, channel).is_empty(), "the broker would drop it");
     assert!(claim(&in_flight, 1, true, now).is_some());
+}
+
+/// The id in the value counts, whatever key stands beside it: a start that a stop ended is noted under that id.
+#[test]
+fn a_task_is_named_by_its_value_and_known_by_its_key() {
+    let now = Instant::now();
+    let (in_flight, _) = holding(1, now);
+    assert!(matches!(in_flight.claim((key(1), 1), Some("the task"), false, now), Claim::Yours(_)));
+    assert_eq!(in_flight.started_ids(), ["the task".into()]);
+    assert!(!deliver(&in_flight, 1, after(now, 1)), "the same record: attached");
+    in_flight.abandon_running();
+    assert_eq!(in_flight.abandoned(), ["the task".into()]);
+    let other = Delivered { mark: "another".into(), ..from(NODE, 1, now, true) };
+    assert!(in_flight.deliver(other, after(now, 2)), "the log was cut off, and another task stands there");
 }
 
 #[test]

@@ -130,19 +130,19 @@ impl Intake {
         let mut jobs = Vec::with_capacity(records.len());
         for record in records {
             let key = RecordKey { partition: record.partition, offset: record.offset };
-            let task_id = task_name(&record);
+            let mark = mark(&record);
             if !led.contains_key(&key.partition) && self.is_held_at_the_leader(key) {
                 continue;
             }
             // What a search finds besides is another member's, which looks for it.
             let is_foreign = self.arrivals.goes_back(&key.partition, record.delivery_count)
-                && !self.links.in_flight.knows(key, &task_id);
+                && !self.links.in_flight.knows(key, &mark);
             let led_since = led.get(&key.partition).map(|leader| leader.since);
             let last_delivery = self.links.queue.is_last(record.delivery_count);
             let startable = starts && !is_foreign && led_since.is_some_and(|since| since <= sent_at);
             let delivered = Delivered {
                 key,
-                task_id,
+                mark,
                 node: self.node,
                 sent_at,
                 // A handler does not run it, it copies it: that is right whatever became of the lock.
@@ -172,8 +172,8 @@ impl Intake {
     }
 }
 
-/// A name for the record before its value was looked into: its key, as far as it can be read.
-fn task_name(record: &AcquiredRecord) -> Arc<str> {
+/// What tells the record from another one: its key, as far as it can be read.
+fn mark(record: &AcquiredRecord) -> Arc<str> {
     match &record.key {
         Some(key) if !key.is_empty() => String::from_utf8_lossy(&key[..key.len().min(100)]).into(),
         _ => format!("offset {}", record.offset).into(),
