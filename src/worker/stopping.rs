@@ -323,8 +323,10 @@ impl<'a> Stopping<'a> {
     /// Steps 8 and 9: the producer is closed, the threads are joined, the receipt is the last line.
     fn end(self, worker: Running, receipt: &Receipt) -> ExitCode {
         let id = escape(self.id);
-        let Running { in_flight, interrupter, announcements, watchdog, producer, supervisor, threads, .. } = worker;
+        let Running { in_flight, interrupter, announcements, watchdog, queue, producer, supervisor, threads, .. } = worker;
         drop(announcements);
+        // The last end into which jobs are put: the handlers see it go.
+        drop(queue);
         let deadline = Instant::now() + self.step().min(HURRIED_STEP);
         producer.close(deadline);
         log::info!("✅ Worker {id} producer closed");
@@ -335,7 +337,11 @@ impl<'a> Stopping<'a> {
         // One deadline for all. A handler that was abandoned does not end before the process does.
         let deadline = Instant::now() + if in_flight.abandoned().is_empty() { JOIN } else { JOIN / 10 };
         for thread in ended {
-            let _ = thread.join_deadline(deadline);
+            if let Err(late) = thread.join_deadline(deadline)
+                && in_flight.abandoned().is_empty()
+            {
+                log::warn!("Worker {id}: thread {} has not ended", late.name());
+            }
         }
         drop(supervisor);
         drop(watchdog);

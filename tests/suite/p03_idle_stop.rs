@@ -18,6 +18,7 @@ fn stop_idle(rig: &Rig, worker: &mut Program, id: &str, signal: Signal) -> Value
     let exit = worker.wait(SOON);
     assert_eq!(exit.code, Some(0));
     assert!(exit.elapsed < BOUND, "{exit:?}");
+    assert!(worker.lines_with("has not ended").is_empty(), "a thread was waited for in vain");
     let receipt = worker.receipt();
     assert_eq!(rig.audit().receipt_of(id), &receipt, "the receipt on the topic is the one on stdout");
     receipt
