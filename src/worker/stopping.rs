@@ -323,7 +323,8 @@ impl<'a> Stopping<'a> {
     /// Steps 8 and 9: the producer is closed, the threads are joined, the receipt is the last line.
     fn end(self, worker: Running, receipt: &Receipt) -> ExitCode {
         let id = escape(self.id);
-        let Running { in_flight, interrupter, announcements, watchdog, queue, producer, supervisor, threads, .. } = worker;
+        let Running { in_flight, interrupter, announcements, watchdog, queue, producer, supervisor, threads, .. } =
+            worker;
         drop(announcements);
         // The last end into which jobs are put: the handlers see it go.
         drop(queue);
