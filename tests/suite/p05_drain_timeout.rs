@@ -115,10 +115,13 @@ fn a_task_that_outlasts_stop_after_stop_is_not_given_up() {
 fn a_task_with_a_foreign_key_or_none_is_named_by_its_id() {
     for (key, id) in [(None, "without-a-key"), (Some(&b"customer 7"[..]), "under-another-key")] {
         let rig = Rig::shared("p5-key");
-        let mut worker = started(&rig.obedient_worker("plain").env("DRAIN_TIMEOUT", "1s"));
+        let mut first = started(&rig.obedient_worker("first"));
         let value = json!({ "task_id": id, "text": "sleep 30000", "timestamp": 0 }).to_string();
         audit::produce(rig.broker().address(), &rig.tasks(), &[(key, Some(value.as_bytes()))]);
-        worker.wait_for_line(&format!("handler started {id}"), SOON);
+        first.wait_for_line(&format!("handler started {id}"), SOON);
+        first.kill();
+        let mut worker = started(&rig.obedient_worker("plain").env("DRAIN_TIMEOUT", "1s"));
+        worker.wait_for_line(&format!("handler started {id} delivery 2"), SOON);
         worker.signal(Signal::SIGTERM);
         let exit = worker.wait(SOON);
         assert_eq!((exit.code, &worker.receipt()["tasks_abandoned"]), (Some(3), &json!([id])));
