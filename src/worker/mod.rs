@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!            ShareFetch (accepts ride along)
-//!  Kafka ───────────────► intake ──jobs──► handler-1..N ──records──► outbox ──Produce──► Kafka `results`
+//!  Kafka ─────────────► intake-N ──jobs──► handler-1..N ──records──► outbox ──Produce──► Kafka `results`
 //!    ▲                       ▲                                          │
 //!    └── accept / release ───┴──────────── in Kafka: accept is due ◄────┘
+//!  leaders, intakes: one intake-N for each broker N that leads a partition
 //!  membership: ShareGroupHeartbeat   status: notifications and heartbeats   watchdog: the last word
 //! ```
 //!

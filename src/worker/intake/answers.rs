@@ -104,7 +104,7 @@ impl Intake {
         }
     }
 
-    /// What was said of offsets that are nobody's task is not in the account.
+    /// What was said of offsets without a task is not in the account.
     fn say_again(&mut self, partition: SharePartition, offsets: &[(i64, Acknowledgement)]) {
         let unowned = offsets.iter().filter(|(offset, said)| {
             *said != Acknowledgement::Renew && !self.links.in_flight.holds(RecordKey { partition, offset: *offset })

@@ -5,7 +5,7 @@
 //! to the member that asks first. A member with work under way asks at once (a search), so that its own records come back
 //! to it; a member without holds still for a moment. A search asks for as many records as it misses and gives back what
 //! is not its own, so that all members together cost each record about one delivery for each round. What was given back
-//! a few times already is nobody's that searches: it is taken like any other.
+//! a few times already belongs to no member that searches: it is taken like any other.
 //!
 //! Pure: times and facts in, decisions out. Called by the intake.
 

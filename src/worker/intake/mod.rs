@@ -96,7 +96,7 @@ pub(super) struct Intake {
     arrivals: Arrivals,
     /// Halves of refused requests, so that one lost lock holds up nothing else.
     halves: VecDeque<Acknowledgements>,
-    /// Acknowledgements of offsets that are nobody's task.
+    /// Acknowledgements of offsets without a task: gaps, and records that did not come with their answer.
     unowned: Acknowledgements,
     /// How long the next fetch is parked while something is in work here.
     patience: Duration,
