@@ -218,24 +218,6 @@ fn a_leader_that_moves_gives_a_running_task_back_to_its_worker() {
     assert!(again <= 1, "{again} of 5 ran again");
 }
 
-/// The same node leads again before its parked fetch has ended: what that brings is locked, and not forgotten.
-#[test]
-fn a_leader_that_moves_there_and_back_hides_nothing() {
-    let scene = Scene::new("p11-back", 1, &["only"]);
-    for round in 0..5 {
-        let home = scene.leader(0);
-        let begun = Instant::now();
-        let task = scene.gateway.submit(&format!("round {round}"), Duration::from_millis(1));
-        scene.lead(0, 1 + home % 3);
-        scene.lead(0, home);
-        let after = scene.gateway.submit(&format!("after round {round}"), Duration::from_millis(1));
-        for task in [task, after] {
-            scene.gateway.wait_for_result(&task, SOON);
-        }
-        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
-    }
-}
-
 // ---- connections that die without a word ----
 
 /// The worker waited for the answer for ever, and called itself healthy.
