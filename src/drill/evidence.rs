@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
 
-use super::fact::{Answer, Begin, Fact, Line};
+use super::fact::{Answer, Begin, Fact, Led, Line};
+use super::outages::{self, Outage};
 use super::receipt;
 use super::spans::Spans;
 
@@ -71,8 +72,9 @@ impl<'a> Run<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Story<'a> {
     pub(super) number: Option<u64>,
-    /// Its records on `tasks`.
+    /// Its records on `tasks`, and the partition of the first.
     pub(super) accepted: Vec<(usize, f64)>,
+    pub(super) partition: Option<i32>,
     /// In the order of their starts.
     pub(super) runs: Vec<Run<'a>>,
     pub(super) dead: Vec<usize>,
@@ -215,28 +217,19 @@ pub(super) struct ReadBack<'a> {
     pub(super) mark: Option<&'a str>,
 }
 
-/// What was done to a broker.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Outage {
-    pub(super) from: f64,
-    pub(super) until: f64,
-    /// It kept its connections, its sessions and its locks.
-    pub(super) freeze: bool,
-    /// From when until when it can have taken nothing.
-    pub(super) silent: (f64, f64),
-}
-
-impl Outage {
-    fn freeze(from: f64, until: f64) -> Self {
-        /// What it had taken before may be dated later, and what waited for it comes when it is thawed.
-        const ON_ITS_WAY: f64 = 0.2;
-        Self { from, until, freeze: true, silent: (from + ON_ITS_WAY, until - ON_ITS_WAY) }
-    }
+/// The partition that a record was put on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum On {
+    Tasks(i32),
+    Results,
+    /// Of a topic of ours whose leader nobody asks for.
+    Other,
 }
 
 /// One action.
 #[derive(Clone, Debug)]
 pub(super) struct Action<'a> {
+    pub(super) number: u32,
     pub(super) line: usize,
     pub(super) what: &'a str,
     pub(super) target: Option<&'a str>,
@@ -266,10 +259,10 @@ pub(super) struct Evidence<'a> {
     pub(super) outages: Vec<(f64, f64)>,
     /// When it did not answer the drill's own reader, with the lines that say so.
     pub(super) seen_away: Vec<(usize, f64, f64)>,
-    /// When it has taken a record.
-    pub(super) appended: Vec<f64>,
-    /// When the drill had frozen or stopped it.
-    pub(super) done_to_broker: Vec<Outage>,
+    /// When it has taken a record, and where.
+    pub(super) appended: Vec<(f64, On)>,
+    /// When the drill had frozen or stopped a node of it, or moved a leader.
+    pub(super) done_to_broker: Vec<Outage<'a>>,
     pub(super) lag: Option<(usize, i64)>,
     pub(super) disagreed: Vec<(usize, &'a str, &'a str)>,
     pub(super) load_ended: f64,
@@ -308,6 +301,13 @@ struct Pieces<'a> {
     ends: Vec<(usize, &'a str, RunEnd<'a>)>,
 }
 
+/// What was told of the nodes of the broker: their lives, and what they led, each with its action and its time.
+#[derive(Debug, Default)]
+struct Nodes<'a> {
+    lives: BTreeMap<&'a str, Vec<Life<'a>>>,
+    led: Vec<(u32, &'a str, f64, &'a Led)>,
+}
+
 impl<'a> Evidence<'a> {
     /// Takes a ledger's lines.
     pub(super) fn new(lines: &'a [Line]) -> Self {
@@ -315,20 +315,20 @@ impl<'a> Evidence<'a> {
         let never = f64::INFINITY;
         let mut evidence = Self { load_ended: never, healed: never, sees_starts, ..Self::default() };
         let mut pieces: HashMap<&'a str, Pieces<'a>> = HashMap::new();
-        let mut broker: Vec<Life<'a>> = Vec::new();
+        let mut nodes = Nodes::default();
         for (index, line) in lines.iter().enumerate() {
             evidence.take(index + 1, line, &mut pieces);
         }
-        evidence.take_processes(lines, &mut broker);
+        evidence.take_processes(lines, &mut nodes);
         for (task_id, pieces) in pieces {
             let (runs, given_up) = pieces.runs(evidence.sees_starts);
             let story = evidence.tasks.entry(task_id).or_default();
             (story.runs, story.given_up) = (runs, given_up);
         }
         evidence.end = lines.iter().map(|line| line.at).fold(0.0, f64::max);
-        let frozen = broker.iter().flat_map(|life| &life.frozen);
-        evidence.done_to_broker = frozen.map(|(from, until)| Outage::freeze(*from, *until)).collect();
-        evidence.done_to_broker.extend(broker_away(&broker, evidence.end));
+        let lives: Vec<Vec<Life<'a>>> = nodes.lives.into_values().collect();
+        let actions: Vec<&Action<'a>> = evidence.actions.values().collect();
+        evidence.done_to_broker = outages::outages(&evidence.begin, &lives, &actions, &nodes.led, evidence.end);
         evidence.outages.extend(evidence.seen_away.iter().map(|(_, from, until)| (*from, *until)));
         evidence.outages.extend(evidence.done_to_broker.iter().map(|outage| (outage.from, outage.until)));
         for notices in evidence.notices.values_mut() {
@@ -384,11 +384,13 @@ impl<'a> Evidence<'a> {
 
     fn take(&mut self, number: usize, line: &'a Line, pieces: &mut HashMap<&'a str, Pieces<'a>>) {
         let at = line.at;
-        if let Fact::Accepted { .. } | Fact::RunEnded { .. } | Fact::Notified { .. } | Fact::Restarted { .. } =
-            line.fact
-        {
-            self.appended.push(at);
-        }
+        let on = match &line.fact {
+            Fact::Accepted { partition, .. } => Some(On::Tasks(*partition)),
+            Fact::RunEnded { .. } | Fact::Notified { .. } => Some(On::Results),
+            Fact::Restarted { .. } => Some(On::Other),
+            _ => None,
+        };
+        self.appended.extend(on.map(|on| (at, on)));
         match &line.fact {
             Fact::Begin(begin) => self.begin = begin.clone(),
             Fact::Submitted { number: request, gateway, work_ms, repeats, poison, .. } => {
@@ -420,9 +422,9 @@ impl<'a> Evidence<'a> {
             Fact::Ordered { action, what, target, detail } => {
                 let target = target.as_deref();
                 let (from, until, carried, signals) = (at, f64::INFINITY, None, Vec::new());
-                let action_of =
-                    Action { line: number, what, target, carried, from, until, ordered: detail, detail, signals };
-                self.actions.insert(*action, action_of);
+                let (line, number, ordered) = (number, *action, detail);
+                let action_of = Action { number, line, what, target, carried, from, until, ordered, detail, signals };
+                self.actions.insert(number, action_of);
             }
             Fact::Carried { action, done, detail } => {
                 if let Some(action) = self.actions.get_mut(action) {
@@ -430,7 +432,11 @@ impl<'a> Evidence<'a> {
                 }
             }
             // In the order of their times, when all actions are known.
-            Fact::Started { .. } | Fact::Ready { .. } | Fact::Signalled { .. } | Fact::Exited { .. } => {}
+            Fact::Started { .. }
+            | Fact::Ready { .. }
+            | Fact::Signalled { .. }
+            | Fact::Exited { .. }
+            | Fact::Led { .. } => {}
             Fact::RunBegan { worker, task_id, delivery } => {
                 pieces.entry(task_id).or_default().begans.push((number, at, worker, *delivery));
             }
@@ -446,9 +452,10 @@ impl<'a> Evidence<'a> {
             }
             Fact::KafkaAway { until } => self.seen_away.push((number, at, *until)),
             Fact::LoadEnded => self.load_ended = at,
-            Fact::Accepted { number: request, task_id, .. } => {
+            Fact::Accepted { number: request, task_id, partition, .. } => {
                 let story = self.tasks.entry(task_id).or_default();
                 story.number = story.number.or(*request);
+                story.partition = story.partition.or(Some(*partition));
                 story.accepted.push((number, at));
             }
             Fact::Notified { worker, instance, status, current_tasks, receipt, .. } => {
@@ -468,7 +475,12 @@ impl<'a> Evidence<'a> {
 
     /// What was done to processes, in the order in which it was done: the words of make up tell it when they are over, and one may begin and end while
     /// another goes on.
-    fn take_processes(&mut self, lines: &'a [Line], broker: &mut Vec<Life<'a>>) {
+    fn take_processes(&mut self, lines: &'a [Line], nodes: &mut Nodes<'a>) {
+        let led = lines.iter().filter_map(|line| match &line.fact {
+            Fact::Led { action, process, led } => Some((*action, process.as_str(), line.at, led)),
+            _ => None,
+        });
+        nodes.led = led.collect();
         let process_of = |line: &'a Line| match &line.fact {
             Fact::Started { process, .. }
             | Fact::Ready { process }
@@ -480,14 +492,14 @@ impl<'a> Evidence<'a> {
         let mut told: Vec<_> = numbered.filter_map(|(number, line)| Some((number, line, process_of(line)?))).collect();
         told.sort_by(|(_, one, _), (_, other, _)| one.at.total_cmp(&other.at));
         for (number, line, process) in told {
-            self.take_process(number, line, process, broker);
+            self.take_process(number, line, process, nodes);
         }
     }
 
-    fn take_process(&mut self, number: usize, line: &'a Line, process: &'a str, broker: &mut Vec<Life<'a>>) {
+    fn take_process(&mut self, number: usize, line: &'a Line, process: &'a str, nodes: &mut Nodes<'a>) {
         let at = line.at;
         let lives = match process {
-            "broker" => broker,
+            _ if process.starts_with("broker") => nodes.lives.entry(process).or_default(),
             // One that the drill has not started it knows by its address.
             _ if process.starts_with("gateway") || process.starts_with("http://") => {
                 self.gateways.entry(process).or_default()
@@ -522,8 +534,8 @@ impl<'a> Evidence<'a> {
                 "SIGTERM" | "SIGKILL" if life.exit.is_some() => {}
                 "SIGTERM" => life.terms.push((number, at)),
                 "SIGKILL" => life.kill = Some((number, at)),
-                "SIGSTOP" => life.frozen.push((at, f64::INFINITY)),
-                "SIGCONT" => {
+                "SIGSTOP" | "cut" => life.frozen.push((at, f64::INFINITY)),
+                "SIGCONT" | "mended" => {
                     if let Some((_, until @ f64::INFINITY)) = life.frozen.last_mut() {
                         *until = at;
                     }
@@ -735,18 +747,6 @@ impl Heard<'_> {
         let away = self.outages.iter().filter(|(_, back)| *back > at).map(|(_, back)| back.min(self.end));
         self.end - away.fold(at, f64::max) > self.silence
     }
-}
-
-/// When the broker was not there: from its signal until it was ready again.
-fn broker_away(lives: &[Life<'_>], end: f64) -> Vec<Outage> {
-    let signal = |life: &Life<'_>| life.kill.or(life.terms.first().copied()).map(|(_, at)| at);
-    let away = lives.iter().enumerate().filter_map(|(index, life)| {
-        let next = lives.get(index + 1);
-        let back = next.map_or(end, |next| next.ready.unwrap_or(end));
-        let silent = (life.exit.as_ref().map_or(f64::NAN, |exit| exit.at), next.map_or(end, |next| next.from));
-        Some(Outage { from: signal(life)?, until: back, freeze: false, silent })
-    });
-    away.collect()
 }
 
 impl<'a> Pieces<'a> {

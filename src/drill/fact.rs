@@ -79,7 +79,8 @@ pub(super) enum Fact {
     Started { process: String, pid: u32 },
     /// It says, or another one says of it, that it is ready.
     Ready { process: String },
-    /// A signal was sent to it: `SIGTERM`, `SIGKILL`, `SIGSTOP`, `SIGCONT`. An embedded broker is treated alike.
+    /// A signal was sent to it: `SIGTERM`, `SIGKILL`, `SIGSTOP`, `SIGCONT`. An embedded broker is treated alike; from `cut` to `mended` nothing
+    /// arrives at a node of it, nor from it.
     Signalled {
         process: String,
         signal: String,
@@ -96,6 +97,13 @@ pub(super) enum Fact {
         signal: Option<i32>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         receipt: Option<Value>,
+    },
+    /// What a node of a broker with several led when an action began that takes it away: all of it, or the one partition that is moved.
+    Led {
+        action: u32,
+        process: String,
+        #[serde(flatten)]
+        led: Led,
     },
     /// The journal says that a handler has begun this task.
     RunBegan { worker: String, task_id: String, delivery: i16 },
@@ -195,6 +203,18 @@ pub(super) struct Begin {
     pub(super) max_deliveries: u32,
     /// How long a lock lasts.
     pub(super) lock_ms: u64,
+    /// Nodes of the broker, where it is the drill's own; and for how long one of several may be silent before the others take over from it.
+    #[serde(default)]
+    pub(super) brokers: u32,
+    #[serde(default)]
+    pub(super) fail_over_ms: u64,
+}
+
+/// What a node leads: partitions of the tasks, and whether the results.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Led {
+    pub(super) tasks: Vec<i32>,
+    pub(super) results: bool,
 }
 
 fn is_false(value: &bool) -> bool {

@@ -91,10 +91,10 @@ impl<'a> Life<'a> {
                     "SIGTERM" | "SIGINT" | "SIGHUP" => {
                         alive.draining.get_or_insert(at);
                     }
-                    "SIGSTOP" => {
+                    "SIGSTOP" | "cut" => {
                         alive.frozen.get_or_insert(at);
                     }
-                    "SIGCONT" => {
+                    "SIGCONT" | "mended" => {
                         let frozen = alive.frozen.take();
                         self.lane.spans.extend(frozen.map(|from| (from, at, "frozen", "frozen".to_owned())));
                     }

@@ -9,7 +9,7 @@
 //! | `cli`, `options`, `plan`, `schedule` | what was asked for, and what is to happen when |
 //! | `run` | the one owner of all state: takes events, writes, shows, decides when it is over |
 //! | `load`, `asker`, `topics` | the threads: send, ask, read; `event` is what they tell |
-//! | `director`, `fleet` | the thread that acts, and what it acts on: `native` with `process` and `broker`, or `stack`; `target` finds it |
+//! | `director`, `fleet` | the thread that acts, and what it acts on: `native` with `process`, `broker`, `broker_work` and `leaders`, or `stack`; `target` finds it |
 //! | `http`, `texts`, `clock` | what they need: a caller of the gateway, the texts, the time |
 //! | `outcome`, `expect` | what became of a request, and whether its result is right |
 //! | `hits`, `starts` | which tasks were hit often enough; which are begun and ended, as the workers' journal says |
@@ -17,7 +17,7 @@
 //! | `ledger`, `fact` | what was seen, line by line |
 //! | `audit`, `witness` | what stands on the topics |
 //! | `receipt` | what a stopped worker says of itself, read strictly |
-//! | `evidence` with `spans`, `judge`, `judgement` | the ledger put in order, the promises, the verdict |
+//! | `evidence` with `spans` and `outages`, `judge`, `judgement` | the ledger put in order, the promises, the verdict |
 //! | `display` with `report`, `console`, `screen`;  `paper`, `junit`, `html`, `output` | what people and machines read |
 //! | `timeline`, `lanes`, `columns` | what the page draws, and how wide text is on a screen |
 //!
@@ -27,6 +27,7 @@ mod account;
 mod asker;
 mod audit;
 mod broker;
+mod broker_work;
 mod cli;
 mod clock;
 mod columns;
@@ -46,10 +47,12 @@ mod judge;
 mod judgement;
 mod junit;
 mod lanes;
+mod leaders;
 mod ledger;
 mod load;
 mod native;
 mod options;
+mod outages;
 mod outcome;
 mod output;
 mod paper;

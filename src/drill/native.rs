@@ -1,8 +1,8 @@
 //! A fleet of processes that the drill has started itself, on a broker of its own or on one that runs.
 //!
 //! Every process is a slot that is filled or empty. What is to happen with a slot later (a thaw, a start, a second signal) is written
-//! into it with its moment; the director looks in when the first of them is due. Nothing here blocks but the start of a process; the
-//! broker is stopped and started by a thread of its own.
+//! into it with its moment; the director looks in when the first of them is due. Nothing here blocks but the start of a process; what is done to the
+//! broker is done by a thread of its own, [`broker_work`](super::broker_work).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -14,16 +14,17 @@ use serde_json::Value;
 use crate::config::values::show_duration;
 use crate::devbroker::Bites;
 use crate::journal::JOURNAL;
-use crate::kafka::BrokerAddress;
+use crate::kafka::{BrokerAddress, ClientOptions, Cluster};
 use crate::reserved_port::ReservedPort;
 use crate::stop::Stop;
-use crate::threads::{self, Thread};
 
 use super::broker::Broker;
+use super::broker_work::{BrokerWork, drawn_node};
 use super::fact::Fact;
 use super::fleet::{Attempt, Fleet, LOCK, MAX_DELIVERIES, Place, Teller};
 use super::hits::Hits;
 use super::http::Client;
+use super::leaders::Leaders;
 use super::options::GatewayAddress;
 use super::plan::{FaultPlan, FleetPlan, What, Who};
 use super::process::{Ears, Happened, Happening, Launch, Process};
@@ -58,6 +59,8 @@ const GATEWAY_GRACE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub(super) struct NativeOptions {
     pub(super) plan: FleetPlan,
+    /// Of the tasks topic.
+    pub(super) partitions: u32,
     /// See [`Plan::outlasts_drain`](super::plan::Plan::outlasts_drain).
     pub(super) outlasts_drain: Option<Duration>,
     pub(super) worker: PathBuf,
@@ -99,20 +102,6 @@ struct Slot {
     action: Option<u32>,
 }
 
-/// What is done to the broker, and what follows.
-struct BrokerWork {
-    thread: Thread,
-    outcome: crossbeam_channel::Receiver<Result<(), String>>,
-    number: u32,
-    what: &'static str,
-    /// When it is looked at next.
-    look: Instant,
-    /// It comes back now, however long it should have been away.
-    back: Stop,
-    /// Nobody needs it any more: it stays away.
-    over: Stop,
-}
-
 /// See the module documentation.
 pub(super) struct Native {
     options: NativeOptions,
@@ -130,8 +119,8 @@ pub(super) struct Native {
     /// Workers that are to be restarted one after another, and the action that says so.
     rolling: VecDeque<(String, u32)>,
     rolled: Option<String>,
+    leaders: Leaders,
     broker_work: Option<BrokerWork>,
-    broker_thaw: Option<Instant>,
     /// Faults that wait for their request: since when, of which action, how often they were done.
     faults: Vec<(Instant, u32, Bites)>,
     /// Nobody stays away for longer than his end takes.
@@ -154,6 +143,11 @@ impl Native {
         signal: &Stop,
     ) -> Result<Self, String> {
         let starts = Starts::create(&options.folder)?;
+        let leaders = Leaders {
+            cluster: Cluster::new(ClientOptions::new(broker.addresses(), "drill-nodes")),
+            tasks_topic: options.tasks_topic.clone(),
+            results_topic: options.results_topic.clone(),
+        };
         let mut native = Self {
             options,
             broker,
@@ -167,14 +161,16 @@ impl Native {
             hits: Hits::default(),
             rolling: VecDeque::new(),
             rolled: None,
+            leaders,
             broker_work: None,
-            broker_thaw: None,
             faults: Vec::new(),
             healing: false,
             cut_short: false,
         };
-        native.teller.tell(Fact::Started { process: "broker".to_owned(), pid: 0 });
-        native.teller.tell(Fact::Ready { process: "broker".to_owned() });
+        for node in 1..=native.broker.nodes().max(1) {
+            native.teller.tell(Fact::Started { process: native.broker.process(node), pid: 0 });
+            native.teller.tell(Fact::Ready { process: native.broker.process(node) });
+        }
         for number in 1..=native.options.plan.gateways {
             let port = ReservedPort::any().map_err(|error| format!("no port for a gateway: {error}"))?;
             let address = GatewayAddress { host: port.address().ip().to_string(), port: port.address().port() };
@@ -309,6 +305,7 @@ impl Native {
             ("KAFKA_BOOTSTRAP_SERVERS".to_owned(), brokers.join(",")),
             ("TASKS_TOPIC".to_owned(), self.options.tasks_topic.clone()),
             ("RESULTS_TOPIC".to_owned(), self.options.results_topic.clone()),
+            ("TASKS_PARTITIONS".to_owned(), self.options.partitions.to_string()),
             ("ALLOW_WORK_MS".to_owned(), "1".to_owned()),
         ]
     }
@@ -554,27 +551,16 @@ impl Native {
     }
 
     fn order_broker(&mut self, number: u32, planned: &Planned) -> Attempt {
-        if self.broker_work.is_some() || self.broker_thaw.is_some() {
+        if self.broker_work.is_some() {
             return Attempt::NotInTurn("something is being done to the broker already".to_owned());
         }
-        let length = planned.length.unwrap_or_default();
-        self.ordered(number, planned, Some("broker"), format!("for {:.1} s", length.as_secs_f64()));
-        if planned.what == What::FreezeBroker {
-            self.freeze_broker(true, Some(number));
-            self.broker_thaw = Some(Instant::now() + length);
-            return Attempt::Begun;
-        }
-        let (broker, teller) = (self.broker.clone(), self.teller.clone());
-        let (report, outcome) = crossbeam_channel::bounded(1);
-        let kill = planned.what == What::KillBroker;
-        let (back, over) = (Stop::new(), Stop::new());
-        let absence = Absence { length, back: back.clone(), over: over.clone() };
-        let thread = threads::spawn("broker", self.ears.died.clone(), move || {
-            let outcome = restart_broker(&broker, &teller, kill, number, &absence);
-            report.send(outcome).map_err(|error| error.to_string())
-        });
-        let (what, look) = (planned.what.name(), Instant::now() + LOOK);
-        self.broker_work = Some(BrokerWork { thread, outcome, number, what, look, back, over });
+        let process = self.broker.process(drawn_node(planned, self.broker.nodes()));
+        let target = (!matches!(planned.what, What::RollBrokers | What::MoveLeader)).then_some(process.as_str());
+        let detail = planned.length.map(|length| format!("for {:.1} s", length.as_secs_f64())).unwrap_or_default();
+        self.ordered(number, planned, target, detail);
+        let (broker, leaders, teller) = (self.broker.clone(), self.leaders.clone(), self.teller.clone());
+        let died = self.ears.died.clone();
+        self.broker_work = Some(BrokerWork::begin(broker, leaders, teller, died, number, planned.clone()));
         Attempt::Begun
     }
 
@@ -603,33 +589,12 @@ impl Native {
         }
     }
 
-    fn freeze_broker(&mut self, frozen: bool, action: Option<u32>) {
-        let signal = if frozen { "SIGSTOP" } else { "SIGCONT" };
-        if frozen {
-            self.teller.tell(Fact::Signalled { process: "broker".to_owned(), signal: signal.to_owned(), action });
-        }
-        let outcome = self.broker.freeze(frozen);
-        if !frozen {
-            // Told afterwards: until then it may have been frozen.
-            self.teller.tell(Fact::Signalled { process: "broker".to_owned(), signal: signal.to_owned(), action });
-        }
-        if let Some(number) = action {
-            self.carried(number, outcome.is_ok(), outcome.err().unwrap_or_else(|| "the broker is frozen".to_owned()));
-        }
-    }
-
     fn look_after_broker(&mut self) {
-        if self.broker_thaw.is_some_and(|thaw| Instant::now() >= thaw) {
-            self.broker_thaw = None;
-            self.freeze_broker(false, None);
-        }
-        let Some(work) = &mut self.broker_work else { return };
-        work.look = Instant::now() + LOOK;
-        let Ok(outcome) = work.outcome.try_recv() else { return };
-        let Some(BrokerWork { thread, number, what, .. }) = self.broker_work.take() else { return };
-        // How it ended was logged there.
-        let _ = thread.join();
-        self.carried(number, outcome.is_ok(), outcome.err().unwrap_or_else(|| format!("{what}: it answers again")));
+        let Some(outcome) = self.broker_work.as_mut().and_then(BrokerWork::outcome) else { return };
+        let Some(work) = self.broker_work.take() else { return };
+        let number = work.number;
+        work.join(false);
+        self.carried(number, outcome.is_ok(), outcome.unwrap_or_else(|problem| problem));
     }
 
     fn do_due(&mut self, name: &str, due: Due) {
@@ -688,46 +653,17 @@ impl Native {
     }
 }
 
-/// How long a broker is away.
-struct Absence {
-    length: Duration,
-    back: Stop,
-    over: Stop,
-}
-
-/// Stops a broker, leaves it so for a while, and starts it again.
-fn restart_broker(broker: &Broker, teller: &Teller, kill: bool, number: u32, absence: &Absence) -> Result<(), String> {
-    let signal = if kill { "SIGKILL" } else { "SIGTERM" };
-    let process = || "broker".to_owned();
-    teller.tell(Fact::Signalled { process: process(), signal: signal.to_owned(), action: Some(number) });
-    broker.stop(kill)?;
-    teller.tell(Fact::Exited { process: process(), pid: 0, code: None, signal: None, receipt: None });
-    // Both ways of ending it are an end.
-    let _ = absence.back.sleep(absence.length);
-    if absence.over.is_triggered() {
-        return Ok(());
-    }
-    teller.tell(Fact::Started { process: process(), pid: 0 });
-    broker.start()?;
-    teller.tell(Fact::Ready { process: process() });
-    Ok(())
-}
-
 impl Fleet for Native {
     fn describe(&self) -> String {
-        format!("native, {}", self.broker.name())
+        let nodes = match self.broker.nodes() {
+            0 | 1 => String::new(),
+            nodes => format!(" of {nodes} nodes, {} partitions", self.options.partitions),
+        };
+        format!("native, {}{nodes}", self.broker.name())
     }
 
     fn can(&self, what: What) -> Result<(), String> {
-        match (&self.broker, what.has_broker()) {
-            (Broker::Given(_), true) => {
-                Err("the Kafka is not the drill's to stop; use BROKER=embedded or BROKER=apache, or a plan without it"
-                    .to_owned())
-            }
-            (Broker::Embedded(_), _) => Ok(()),
-            _ if what == What::Fault => Err("faults on demand are the embedded broker's".to_owned()),
-            _ => Ok(()),
-        }
+        self.broker.can(what)
     }
 
     fn order(&mut self, number: u32, planned: &Planned) -> Attempt {
@@ -762,7 +698,7 @@ impl Fleet for Native {
     fn due(&self) -> Option<Instant> {
         let slots = self.slots.values().flat_map(|slot| &slot.due).map(|(at, _)| *at);
         let broker = self.broker_work.as_ref().map(|work| work.look);
-        slots.chain(self.broker_thaw).chain(broker).chain([self.read + READ]).min()
+        slots.chain(broker).chain([self.read + READ]).min()
     }
 
     fn tick(&mut self) {
@@ -794,11 +730,8 @@ impl Fleet for Native {
             self.carried(*number, self.cut_short, detail);
         }
         let now = Instant::now();
-        if let Some(thaw) = &mut self.broker_thaw {
-            *thaw = now;
-        }
         if let Some(work) = &self.broker_work {
-            work.back.trigger();
+            work.hurry();
         }
         for (at, due) in self.slots.values_mut().flat_map(|slot| &mut slot.due) {
             if *due == Due::Start {
@@ -832,7 +765,6 @@ impl Fleet for Native {
 
     fn is_sound(&self) -> bool {
         self.broker_work.is_none()
-            && self.broker_thaw.is_none()
             && self.slots.values().all(|slot| {
                 slot.due.is_empty()
                     && slot.process.as_ref().is_none_or(|process| slot.ready && !slot.stopping && !process.frozen)
@@ -860,18 +792,14 @@ impl Fleet for Native {
             }
         }
         if let Some(work) = self.broker_work.take() {
-            work.over.trigger();
-            work.back.trigger();
-            // How it ended was logged there.
-            let _ = work.thread.join();
+            work.join(true);
         }
-        if self.broker_thaw.take().is_some() {
-            self.freeze_broker(false, None);
-        }
-        if let Broker::Apache(_) = self.broker
-            && let Err(problem) = self.broker.stop(true)
-        {
-            log::error!("{problem}");
+        if let Broker::Apache(_) = self.broker {
+            for node in 1..=self.broker.nodes() {
+                if let Err(problem) = self.broker.stop(node, true) {
+                    log::error!("{problem}");
+                }
+            }
         }
     }
 }

@@ -31,6 +31,7 @@ use crate::threads::{self, Thread};
 use super::account::Account;
 use super::asker::{Asker, Question};
 use super::audit::Audit;
+use super::broker::FAIL_OVER;
 use super::clock::Clock;
 use super::console::Console;
 use super::director::{Command, Director};
@@ -105,14 +106,14 @@ pub(super) fn run(config: &RunConfig, signals: &Signals) -> ExitCode {
     let teller = Teller { clock, facts: events.clone() };
     let ears = Ears { owner, died: died.clone() };
     console.line(&format!("drill: {}", config.headline()));
-    let (fleet, place) = match target::reach(config, teller, ears, &happenings, signals) {
+    let seed = config.seed.unwrap_or_else(|| fastrand::u64(0..1_000_000));
+    let (fleet, place) = match target::reach(config, seed, teller, ears, &happenings, signals) {
         Ok(reached) => reached,
         Err(why) => {
             console.error(&why);
             return ExitCode::Fatal;
         }
     };
-    let seed = config.seed.unwrap_or_else(|| fastrand::u64(0..1_000_000));
     let mut run = Run::new(Parts { config, signals, clock, events, taken, died, place, seed, console });
     let outcome = run.all(fleet, happenings);
     run.finish(outcome)
@@ -314,20 +315,20 @@ impl<'a> Run<'a> {
         paused: Arc<AtomicBool>,
     ) -> Result<(), End> {
         let mut schedule = schedule::schedule(self.plan(), self.plan().length, self.seed);
-        let mut impossible: Vec<String> = What::ALL
+        let mut impossible: Vec<(What, String)> = What::ALL
             .iter()
             .filter(|(what, _)| schedule.iter().any(|planned| planned.what == *what))
-            .filter_map(|(what, name)| fleet.can(*what).err().map(|why| format!("{name}: {why}")))
+            .filter_map(|(what, name)| Some((*what, format!("{name}: {}", fleet.can(*what).err()?))))
             .collect();
         schedule.retain(|planned| fleet.can(planned.what).is_ok());
-        // A fleet that was there is taken as it is; one of the drill's own could have been made for the plan, but for faults that no real broker has.
-        let owned = self.config.owns_processes() && impossible.iter().any(|why| !why.starts_with(What::Fault.name()));
+        // A fleet that was there is taken as it is; one of the drill's own could have been made for the plan, but for what only some brokers can do.
+        let owned = self.config.owns_processes() && impossible.iter().any(|(what, _)| !what.is_left_out());
         if (owned || schedule.is_empty())
-            && let Some(why) = impossible.pop()
+            && let Some((_, why)) = impossible.pop()
         {
             return Err(End::Cannot(why));
         }
-        for why in impossible {
+        for (_, why) in impossible {
             self.display.console.line(&format!("drill: left out: {why}"));
         }
         self.display.planned = Some(schedule.len() as u64);
@@ -378,6 +379,7 @@ impl<'a> Run<'a> {
             self.config.length().map_or("until Ctrl-C".to_owned(), |length| format!("for {} s", length.as_secs_f64()));
         let faults = self.display.planned.map(|planned| format!(", {planned} actions")).unwrap_or_default();
         self.display.console.line(&format!("drill: {rate} to {names}, {length}{faults}; seed {}", self.seed));
+        let brokers = if self.config.owns_broker() { self.place.bootstrap.len() as u32 } else { 0 };
         let begin = Begin {
             unix: self.clock.unix(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -394,6 +396,8 @@ impl<'a> Run<'a> {
             concurrency: self.place.concurrency,
             max_deliveries: self.place.max_deliveries,
             lock_ms: milliseconds(self.place.lock),
+            brokers,
+            fail_over_ms: if brokers > 1 { milliseconds(FAIL_OVER) } else { 0 },
         };
         self.ledger.write(Line { at: 0.0, fact: Fact::Begin(begin) });
         self.display.begin(self.now());
@@ -704,10 +708,11 @@ impl<'a> Run<'a> {
                 self.display.console.at(at, &format!("⚡ not done: {}", escape(detail)));
             }
             Fact::Signalled { signal, process, .. } => {
-                if signal != "SIGTERM" || process == "broker" {
+                let is_broker = process.starts_with("broker");
+                if signal != "SIGTERM" || is_broker {
                     self.disturbed = Some(self.now());
                 }
-                self.outage |= process == "broker";
+                self.outage |= is_broker;
             }
             Fact::Exited { process, .. } => {
                 self.history.ended(process);

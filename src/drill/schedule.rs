@@ -16,6 +16,8 @@ pub(super) struct Planned {
     pub(super) at: Duration,
     pub(super) what: What,
     pub(super) who: Who,
+    /// Of the broker.
+    pub(super) node: Option<u32>,
     /// How long it lasts, where it lasts.
     pub(super) length: Option<Duration>,
     /// How many, for `scale`.
@@ -58,6 +60,7 @@ fn planned(action: &ActionPlan, at: Duration, rng: &mut Rng) -> Planned {
         at,
         what: action.what,
         who: action.worker.clone(),
+        node: action.node,
         length,
         to: action.to.unwrap_or_default(),
         fault: action.network_fault(),

@@ -197,6 +197,9 @@ impl Fleet for Stack {
                 Err("the embedded broker would forget everything; it is possible with KAFKA=apache make up".to_owned())
             }
             (What::Fault, _) => Err("faults on demand are those of a drill's own embedded broker".to_owned()),
+            (What::CutBroker | What::RollBrokers | What::MoveLeader, _) => {
+                Err("it is done to a drill's own broker of several nodes".to_owned())
+            }
             (what, "own") if what.has_broker() => Err("this Kafka is not the fleet's to stop".to_owned()),
             _ => Ok(()),
         }

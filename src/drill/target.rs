@@ -27,17 +27,20 @@ pub(super) type Reached = (Option<Box<dyn Fleet>>, Place);
 
 /// Starts the fleet, or waits until it answers.
 ///
+/// `seed` draws what the plan leaves open.
+///
 /// # Errors
 /// What is missing, and what would help.
 pub(super) fn reach(
     config: &RunConfig,
+    seed: u64,
     teller: Teller,
     ears: Ears,
     happenings: &Receiver<Happening>,
     signals: &Signals,
 ) -> Result<Reached, String> {
     match &config.target {
-        Target::Native(target) => native(config, target, teller, ears, happenings, signals),
+        Target::Native(target) => native(config, seed, target, teller, ears, happenings, signals),
         Target::Stack => {
             let stack = Stack::find(teller, ears.died)?;
             let place = stack.place().clone();
@@ -60,6 +63,7 @@ pub(super) fn reach(
 
 fn native(
     config: &RunConfig,
+    seed: u64,
     target: &NativeTarget,
     teller: Teller,
     ears: Ears,
@@ -71,13 +75,15 @@ fn native(
     remove_logs(&folder)?;
     let worker = program(target.worker.as_deref(), "worker")?;
     let gateway = program(target.gateway.as_deref(), "gateway")?;
+    let nodes = config.plan.fleet.brokers.drawn(seed);
     let broker = match &target.broker {
-        BrokerChoice::Embedded => Broker::embedded()?,
-        BrokerChoice::Apache => Broker::apache(&folder)?,
+        BrokerChoice::Embedded => Broker::embedded(nodes)?,
+        BrokerChoice::Apache => Broker::apache(&folder, nodes)?,
         BrokerChoice::Given(addresses) => Broker::Given(addresses.clone()),
     };
     let options = NativeOptions {
         plan: config.plan.fleet.clone(),
+        partitions: config.plan.fleet.partitions.drawn(seed),
         outlasts_drain: config.plan.outlasts_drain(),
         worker,
         gateway,

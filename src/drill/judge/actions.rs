@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::super::evidence::{Action, Evidence, Life, MOMENT};
+use super::super::evidence::{Action, Evidence, Life, MOMENT, On};
 use super::super::judgement::{Fault, Row};
+use super::super::outages::{Means, Outage, is_cluster};
 use super::Tally;
 
 /// The row's name, by which it is told from the promises: what did not happen breaks none.
@@ -58,8 +59,8 @@ fn bitten(evidence: &Evidence<'_>, action: &Action<'_>) -> Result<(), String> {
         let there = |life: &&Life<'_>| life.contains(*at) || life.contains(*at - MOMENT);
         let life = lives.and_then(|lives| lives.iter().rev().find(there));
         let seen = match (*process, *signal) {
-            ("broker", "SIGCONT") => true,
-            ("broker", _) => broker_fell_silent(evidence, *at),
+            (_, "SIGCONT" | "mended") => true,
+            (broker, _) if broker.starts_with("broker") => broker_fell_silent(evidence, broker, *at),
             (_, "SIGSTOP") => life.is_some_and(|life| fell_silent(evidence, life, *at)),
             (_, "SIGKILL") => life.is_some_and(|life| life.exit.as_ref().is_some_and(|exit| exit.signal == Some(9))),
             (_, "SIGTERM") => life.is_some_and(|life| life.exit.is_some() || life.by_hearsay),
@@ -84,13 +85,22 @@ fn fell_silent(evidence: &Evidence<'_>, life: &Life<'_>, at: f64) -> bool {
     evidence.kafka_away(from - HEARTBEAT, *until) || !said.chain(began).any(|at| at < until - MOMENT)
 }
 
-/// A broker that is frozen or stopped takes nothing: there is no record from that time. A freeze that is too short to be seen counts for nothing.
-fn broker_fell_silent(evidence: &Evidence<'_>, at: f64) -> bool {
-    let outage = evidence.done_to_broker.iter().find(|outage| (outage.from - at).abs() < 0.01);
-    let Some((from, until)) = outage.map(|outage| outage.silent).filter(|(from, until)| from < until) else {
-        return false;
+/// A broker that is frozen or stopped takes nothing: there is no record from that time. A freeze that is too short to be seen counts for nothing. Of
+/// several nodes that is so of the partitions that the node led until the others took over; one that was stopped or killed is known to have ended.
+fn broker_fell_silent(evidence: &Evidence<'_>, process: &str, at: f64) -> bool {
+    let of = |outage: &&Outage<'_>| outage.process == process && (outage.from - at).abs() < 0.01;
+    let Some(outage) = evidence.done_to_broker.iter().find(of) else { return false };
+    if is_cluster(&evidence.begin) && outage.means != Means::Silence {
+        return true;
+    }
+    let (from, until) = outage.silent;
+    let led = |on: &On| match (outage.led, on) {
+        (None, _) => true,
+        (Some(led), On::Tasks(partition)) => led.tasks.contains(partition),
+        (Some(led), On::Results) => led.results,
+        (Some(_), On::Other) => false,
     };
-    !evidence.appended.iter().any(|at| *at > from && *at < until)
+    from < until && !evidence.appended.iter().any(|(at, on)| *at > from && *at < until && led(on))
 }
 
 /// Whether it hit a worker with a task in hand, or a gateway with callers.

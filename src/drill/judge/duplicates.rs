@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use super::super::evidence::{Evidence, Life, MOMENT, Outage, Run, Story};
+use super::super::evidence::{Evidence, Life, MOMENT, Run, Story};
 use super::super::judgement::{Finding, Row};
+use super::super::outages::{Means, Outage, is_cluster};
 use super::super::receipt;
 use super::Tally;
 
@@ -179,7 +180,12 @@ fn cause(
     {
         return found;
     }
-    let outage = outages(evidence).find(|outage| outage.from <= until && outage.until + AFTERMATH >= run.began);
+    // Of several nodes only the partitions of the one that went are hit, and what is begun at the next leader is not.
+    let aftermath = if is_cluster(&evidence.begin) { MOMENT } else { AFTERMATH };
+    let story = evidence.tasks.get(id)?;
+    let hit =
+        |outage: &Outage<'_>| outage.from <= until && outage.until + aftermath >= run.began && outage.concerns(story);
+    let outage = outages(evidence).find(hit);
     if let Some(outage) = outage
         && let found @ Some(_) =
             causes.take((String::new(), outage.from, outage.until), "broker", || lost_in(evidence, &outage))
@@ -207,27 +213,26 @@ fn lost_at(evidence: &Evidence<'_>, life: &Life<'_>, at: f64) -> u64 {
 }
 
 /// The same of all workers, when Kafka goes; and once more what they begin before they know that they have lost it.
-fn lost_in(evidence: &Evidence<'_>, outage: &Outage) -> u64 {
+fn lost_in(evidence: &Evidence<'_>, outage: &Outage<'_>) -> u64 {
     let alive = evidence.workers.values().flatten().filter(|life| life.contains(outage.from));
     let places = u64::from(evidence.begin.concurrency.max(1));
     alive.map(|life| lost_at(evidence, life, outage.from) + places).sum()
 }
 
-/// The outages that cost sessions. Of a broker that is not the drill's own only what its reader saw is known; a frozen one keeps everything for as
-/// long as its clients and their locks have patience.
-fn outages<'e>(evidence: &'e Evidence<'_>) -> impl Iterator<Item = Outage> + 'e {
+/// The outages that cost locks. Of a broker that is not the drill's own only what its reader saw is known.
+fn outages<'e, 'a>(evidence: &'e Evidence<'a>) -> impl Iterator<Item = Outage<'a>> + 'e {
     let kept = LOCK_KEPT * lock(evidence);
-    let done = evidence
-        .done_to_broker
-        .iter()
-        .copied()
-        .filter(move |outage| !outage.freeze || outage.until - outage.from >= kept);
+    let done = evidence.done_to_broker.iter().copied();
+    let done = done.filter(move |outage| outage.costs_locks(&evidence.begin, kept));
     let seen = evidence.seen_away.iter().filter(|_| !evidence.begin.owns_broker);
     done.chain(seen.map(|(_, from, until)| Outage {
+        process: "",
+        means: Means::Seen,
         from: *from,
         until: *until,
-        freeze: false,
+        back: *until,
         silent: (*from, *until),
+        led: None,
     }))
 }
 

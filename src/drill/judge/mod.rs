@@ -10,10 +10,12 @@
 //! | `duplicates` | what ran more than once, and why: P2 |
 //! | `stops` | stops of workers: P3 to P7, exit codes, notifications, receipts |
 //! | `crashes` | what became of the tasks of killed and frozen workers: P8, P8b |
+//! | `cluster` | what callers are promised while a node of several is away, and that every worker works: P11 |
 //! | `gateways` | stops and restarts of gateways, and what they show: P9, P10 |
 //! | `actions` | whether what was planned has happened |
 
 mod actions;
+mod cluster;
 mod crashes;
 mod duplicates;
 mod gateways;
@@ -73,6 +75,7 @@ pub(super) fn judge(lines: &[Line], circumstances: &Circumstances) -> Verdict {
     if evidence.begin.owns_processes || !evidence.actions.is_empty() {
         rows.extend(stops::rows(audited));
         rows.extend(crashes::rows(audited));
+        rows.extend(cluster::rows(audited));
         rows.extend(gateways::rows(&evidence));
         rows.extend(service::rows(audited, &causes));
     }

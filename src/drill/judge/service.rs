@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use super::super::evidence::{Evidence, MOMENT, Request, Story};
 use super::super::fact::{Answer, Kind};
 use super::super::judgement::{Finding, Row};
+use super::super::outages::Outage;
 use super::super::texts::AFTERWARDS;
 use super::{Tally, crashes, shown};
 
@@ -363,9 +364,7 @@ fn unplanned(evidence: &Evidence<'_>) -> Row {
     }
     tally.count = 1;
     for (line, from, until) in &evidence.seen_away {
-        let planned = |outage: &super::super::evidence::Outage| {
-            outage.from - RECOVERED <= *from && *until <= outage.until + RECOVERED
-        };
+        let planned = |outage: &Outage<'_>| outage.from - RECOVERED <= *from && *until <= outage.until + RECOVERED;
         if !evidence.done_to_broker.iter().any(planned) {
             let what =
                 format!("Kafka did not answer for {}, and no action had done anything to it", shown(until - from));

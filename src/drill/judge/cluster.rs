@@ -1,0 +1,111 @@
+//! What a cluster's callers are promised while one of its nodes is away, and that no worker stays behind (P11).
+//!
+//! The time that counts is from the request to the first start of its task, less what passed while no worker had a place free. Fail-over is the
+//! cluster's own: while a node that fell silent is still in sync, every partition that has it as a replica stands still.
+
+use super::super::evidence::{Evidence, Life, MOMENT, Story};
+use super::super::judgement::{Finding, Row};
+use super::super::outages::{Means, Outage, is_cluster};
+use super::{Tally, crashes, shown};
+
+/// After an order: a leader that was moved, a node that was stopped.
+const ORDERED: f64 = 2.0;
+/// Beyond the fail-over, where a node fell silent.
+const BEYOND_FAIL_OVER: f64 = 3.0;
+/// The 99th of 100 tasks of partitions that other nodes lead.
+const ELSEWHERE: f64 = 1.0;
+/// Requests that were sent so long before an outage may have been on their way.
+const ON_ITS_WAY: f64 = 0.5;
+/// What is sent so long after an outage is still looked at.
+const AFTER: f64 = 3.0;
+/// At the end of the load every worker works, if there are so many tasks for each.
+const END: f64 = 20.0;
+const ENOUGH: usize = 20;
+
+pub(super) const SERVED: &str = "partitions are served again";
+pub(super) const OTHERS: &str = "what other nodes lead is not held up";
+pub(super) const WORKS: &str = "every worker works at the end";
+
+pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
+    if !evidence.sees_starts {
+        return Vec::new();
+    }
+    let mut rows = vec![workers(evidence)];
+    if is_cluster(&evidence.begin) {
+        rows.extend(partitions(evidence));
+    }
+    rows
+}
+
+fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
+    let fail_over = evidence.begin.fail_over_ms as f64 / 1e3 + BEYOND_FAIL_OVER;
+    let mut served = Tally::new("P11", SERVED, format!("< {ORDERED:.0} s, or fail-over: < {fail_over:.0} s"));
+    let mut others = Tally::new("P11", OTHERS, format!("p99 < {ELSEWHERE:.0} s"));
+    let mut elsewhere: Vec<(f64, &str, &Story<'_>)> = Vec::new();
+    for (id, story) in &evidence.tasks {
+        let Some(request) = evidence.request_of(story).filter(|request| !request.poison) else { continue };
+        let (Some((_, accepted)), Some(run)) = (story.accepted.first(), story.runs.first()) else { continue };
+        let during =
+            |outage: &&Outage<'_>| outage.from - ON_ITS_WAY <= request.at && request.at <= outage.until + AFTER;
+        let Some(outage) = evidence.done_to_broker.iter().find(during) else { continue };
+        let fell_silent = matches!(outage.means, Means::Kill | Means::Silence);
+        let hit = fell_silent || outage.concerns(story) || outage.led.is_some_and(|led| led.results);
+        let written = (accepted - request.at.max(outage.from)).max(0.0);
+        let took = written + crashes::free_time(evidence, "", accepted.max(outage.from), run.began);
+        if hit {
+            let bound = if fell_silent { fail_over } else { ORDERED };
+            served.time(took, bound, || Finding {
+                what: format!(
+                    "a task was held up for {} by what was done to {} at {:.1} s; its bound was {}",
+                    shown(took),
+                    outage.process,
+                    outage.from,
+                    shown(bound)
+                ),
+                ids: vec![(*id).to_owned()],
+                lines: story.lines(),
+            });
+        } else {
+            elsewhere.push((took, *id, story));
+        }
+    }
+    elsewhere.sort_by(|(one, ..), (other, ..)| one.total_cmp(other));
+    others.count = elsewhere.len() as u64;
+    let percentile = (elsewhere.len() * 99).div_ceil(100).max(1) - 1;
+    if let Some((took, id, story)) = elsewhere.get(percentile) {
+        others.worst = shown(*took);
+        if *took > ELSEWHERE {
+            let what = format!("a task waited for {}, though its partition's leader was there", shown(*took));
+            others.broken(what, vec![(*id).to_owned()], story.lines());
+        }
+    }
+    [served.row(), others.row()]
+}
+
+/// Each worker that ran undisturbed while the load came to its end has begun some of its tasks.
+fn workers(evidence: &Evidence<'_>) -> Row {
+    let mut tally = Tally::new("P11", WORKS, format!("in the last {END:.0} s"));
+    let (from, until) = (evidence.load_ended - END, evidence.load_ended);
+    let undisturbed = |life: &&Life<'_>| {
+        life.ready.is_some_and(|ready| ready <= from) && life.works_until() > until && !life.is_frozen(from, until)
+    };
+    let lives: Vec<&Life<'_>> = evidence.workers.values().flatten().filter(undisturbed).collect();
+    let begun = |life: &Life<'_>| {
+        let runs = evidence.runs_during(life.process, from, until);
+        runs.filter(|held| (from..=until + MOMENT).contains(&held.run.began)).count()
+    };
+    let counts: Vec<usize> = lives.iter().map(|life| begun(life)).collect();
+    let enough = counts.iter().sum::<usize>() >= ENOUGH * counts.len();
+    if !from.is_finite() || !enough || evidence.kafka_away(from, until) {
+        return tally.row();
+    }
+    for (life, count) in lives.iter().zip(&counts) {
+        tally.count += 1;
+        if *count == 0 {
+            let what = format!("{} began no task in the last {END:.0} s, though the others did", life.process);
+            tally.broken(what, vec![life.process.to_owned()], Vec::new());
+        }
+    }
+    tally.worst = counts.iter().min().map(|least| format!("{least} tasks")).unwrap_or_default();
+    tally.row()
+}

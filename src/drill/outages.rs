@@ -1,0 +1,121 @@
+//! What was done to the broker, from the ledger: which part of it was away, from when until when, and what that part led.
+//!
+//! A broker of one node is away until it is back. Of several nodes one may be away for long: the others take over from it, at once if it was stopped in
+//! order, and after the fail-over time if it just fell silent. Pure; part of the [evidence](super::evidence).
+
+use super::evidence::{Action, Life, Story};
+use super::fact::{Begin, Led};
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Means {
+    /// SIGTERM: sessions end, and leaders move first.
+    Stop,
+    Kill,
+    /// Frozen or cut off: connections, sessions and locks stay for as long as clients, locks and the other nodes have patience.
+    Silence,
+    /// A partition got another leader.
+    Move,
+    /// The drill's own reader had no answer; nobody knows why.
+    Seen,
+}
+
+/// See the module documentation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outage<'a> {
+    pub(super) process: &'a str,
+    pub(super) means: Means,
+    pub(super) from: f64,
+    /// Until when it is felt: what comes later is no more its fault.
+    pub(super) until: f64,
+    /// When the node was there again.
+    pub(super) back: f64,
+    /// From when until when it can have taken nothing.
+    pub(super) silent: (f64, f64),
+    /// What the node led, or the one partition that moved; `None`: everything.
+    pub(super) led: Option<&'a Led>,
+}
+
+/// What a node had taken before it was frozen may be dated later, and what waited for it comes when it is thawed.
+const ON_ITS_WAY: f64 = 0.2;
+/// A node is heard every half second, so that its silence may have begun so much earlier for the others.
+const HEARD_EVERY: f64 = 0.6;
+
+impl Outage<'_> {
+    /// Whether this task's partition was led by what was away.
+    pub(super) fn concerns(&self, story: &Story<'_>) -> bool {
+        self.led.is_none_or(|led| story.partition.is_some_and(|partition| led.tasks.contains(&partition)))
+    }
+
+    /// Whether locks may have been lost. `kept`: for how long a lock outlives the silence of the one node that there is, in seconds.
+    pub(super) fn costs_locks(&self, begin: &Begin, kept: f64) -> bool {
+        let kept = if is_cluster(begin) { fail_over(begin) - HEARD_EVERY } else { kept };
+        self.means != Means::Silence || self.back - self.from >= kept
+    }
+}
+
+/// Whether the broker has several nodes.
+pub(super) fn is_cluster(begin: &Begin) -> bool {
+    begin.brokers > 1
+}
+
+fn fail_over(begin: &Begin) -> f64 {
+    begin.fail_over_ms as f64 / 1e3
+}
+
+/// All outages. `led`: what was told of each node, with its time; `end`: of the ledger.
+pub(super) fn outages<'a>(
+    begin: &Begin,
+    nodes: &[Vec<Life<'a>>],
+    actions: &[&Action<'a>],
+    led: &[(u32, &'a str, f64, &'a Led)],
+    end: f64,
+) -> Vec<Outage<'a>> {
+    let mut all = Vec::new();
+    for life in nodes.iter().flatten() {
+        all.extend(life.frozen.iter().map(|(from, until)| silence(begin, life.process, *from, *until)));
+    }
+    for lives in nodes {
+        all.extend(
+            lives.iter().enumerate().filter_map(|(index, life)| absence(begin, life, lives.get(index + 1), end)),
+        );
+    }
+    for outage in &mut all {
+        let told = led.iter().filter(|(_, process, at, _)| *process == outage.process && *at <= outage.from);
+        outage.led = told.map(|(.., led)| *led).next_back();
+    }
+    for (number, process, at, led) in led {
+        let action = actions.iter().find(|action| action.number == *number && action.what == "move-leader");
+        let Some(action) = action else { continue };
+        let (from, until) = (*at, action.until.min(end));
+        let silent = (from, from);
+        all.push(Outage { process, means: Means::Move, from, until, back: until, silent, led: Some(led) });
+    }
+    all
+}
+
+fn silence<'a>(begin: &Begin, process: &'a str, from: f64, back: f64) -> Outage<'a> {
+    let (until, silent) = if is_cluster(begin) {
+        let taken_over = from + fail_over(begin);
+        (back.min(taken_over), back.min(taken_over - HEARD_EVERY))
+    } else {
+        (back, back)
+    };
+    let silent = (from + ON_ITS_WAY, silent - ON_ITS_WAY);
+    Outage { process, means: Means::Silence, from, until, back, silent, led: None }
+}
+
+/// From its signal until it was ready again.
+fn absence<'a>(begin: &Begin, life: &Life<'a>, next: Option<&Life<'a>>, end: f64) -> Option<Outage<'a>> {
+    let means = if life.kill.is_some() { Means::Kill } else { Means::Stop };
+    let (_, from) = life.kill.or(life.terms.first().copied())?;
+    let back = next.map_or(end, |next| next.ready.unwrap_or(end));
+    let exit = life.exit.as_ref().map_or(f64::NAN, |exit| exit.at);
+    let until = match means {
+        _ if !is_cluster(begin) => back,
+        Means::Kill => back.min(from + fail_over(begin)),
+        _ => back.min(exit),
+    };
+    let silent = (exit, next.map_or(end, |next| next.from));
+    Some(Outage { process: life.process, means, from, until, back, silent, led: None })
+}
