@@ -30,7 +30,7 @@ pub struct Common {
     pub tasks_topic: String,
     /// `RESULTS_TOPIC`: where results and statuses are said.
     pub results_topic: String,
-    /// `TASKS_PARTITIONS`: partitions of the tasks topic when it is created. Run at least two workers per partition.
+    /// `TASKS_PARTITIONS`: partitions of the tasks topic when it is created.
     pub tasks_partitions: i32,
     /// `REPLICATION_FACTOR`: replicas of each topic that is created; the broker's default when `None`.
     pub replication_factor: Option<i16>,

@@ -18,7 +18,7 @@ pub(super) struct CommonOptions {
     /// Topic of results and worker statuses; created when missing
     #[arg(long, env = "RESULTS_TOPIC", value_name = "TOPIC", default_value = "results")]
     pub results_topic: String,
-    /// Partitions of the tasks topic when it is created; run at least two workers per partition
+    /// Partitions of the tasks topic when it is created
     #[arg(long, env = "TASKS_PARTITIONS", value_name = "NUMBER", default_value = "1")]
     pub tasks_partitions: String,
     /// Replicas of each topic that is created [default: the broker's]

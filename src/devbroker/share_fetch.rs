@@ -392,8 +392,9 @@ impl State {
         let rules = self.rules(group);
         let from_earliest = self.group_text(group, "share.auto.offset.reset") == "earliest";
         let committed = self.group_text(group, "share.isolation.level") == "read_committed";
-        // Only what somebody joined for has a state to read.
-        let group = self.groups.get_mut(group).ok_or(ErrorCode::UNKNOWN_SERVER_ERROR)?;
+        // Only a partition of which the group's coordinator has begun a state has one to read.
+        let group = self.groups.get_mut(group).filter(|group| group.has_begun(partition, now));
+        let group = group.ok_or(ErrorCode::UNKNOWN_SERVER_ERROR)?;
         let begin = if from_earliest { log_start } else { log_end };
         let progress = group.partitions.entry(partition).or_insert_with(|| SharePartition::new(begin));
         progress.fetched = true;

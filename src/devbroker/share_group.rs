@@ -71,6 +71,11 @@ impl Group {
         self.members.values_mut().for_each(|member| member.heard = now);
     }
 
+    /// Whether the partition has a state: a member has asked for its topic, a moment ago at least.
+    pub fn has_begun(&self, partition: PartitionKey, now: Instant) -> bool {
+        self.initialized.get(&partition).is_some_and(|at| *at <= now)
+    }
+
     /// Removes members that have been silent for too long.
     pub fn expire_members(&mut self, timeout: Duration, now: Instant) {
         let before = self.members.len();
@@ -85,8 +90,7 @@ impl Group {
         for key in wanted {
             self.initialized.entry(*key).or_insert(now + INITIALIZING);
         }
-        let ready: Vec<PartitionKey> =
-            wanted.iter().filter(|key| self.initialized.get(key).is_some_and(|at| *at <= now)).copied().collect();
+        let ready: Vec<PartitionKey> = wanted.iter().filter(|key| self.has_begun(**key, now)).copied().collect();
         let known: BTreeSet<PartitionKey> =
             self.members.values().flat_map(|member| member.assigned.iter().copied()).collect();
         let fresh = !self.members.is_empty() && ready.iter().any(|key| !known.contains(key));

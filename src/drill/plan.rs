@@ -242,6 +242,7 @@ fn in_one_line(text: &str, error: &toml::de::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::action::Range;
     use super::*;
 
     fn faults(text: &str) -> Vec<String> {
@@ -255,6 +256,7 @@ mod tests {
             ("short", include_str!("../../drills/short.toml")),
             ("random", include_str!("../../drills/random.toml")),
             ("deploys", include_str!("../../drills/deploys.toml")),
+            ("cluster", include_str!("../../drills/cluster.toml")),
         ] {
             let plan = Plan::read(name, text).unwrap_or_else(|faults| panic!("{name}: {faults:?}"));
             assert!(!plan.actions.is_empty() && plan.has_work(), "{name}");
@@ -262,15 +264,25 @@ mod tests {
     }
 
     #[test]
-    fn the_default_plan_has_every_kind_of_action() {
-        let plan = Plan::read("default", DEFAULT).expect("a plan");
-        let missing: Vec<&str> = What::ALL
-            .iter()
-            .filter(|(what, _)| !plan.actions.iter().any(|action| action.what == *what))
-            .map(|(_, name)| *name)
-            .collect();
-        assert_eq!(missing, [""; 0]);
-        assert_eq!(plan.length, Duration::from_mins(2));
+    fn the_plans_that_ship_have_every_kind_of_action() {
+        let of_one = Plan::read("default", DEFAULT).expect("a plan");
+        let of_three = Plan::read("cluster", include_str!("../../drills/cluster.toml")).expect("a plan");
+        let has = |plan: &Plan, what| plan.actions.iter().any(|action| action.what == what);
+        for (what, name) in What::ALL {
+            let needs_three = matches!(what, What::RollBrokers | What::MoveLeader | What::CutBroker);
+            assert!(has(if needs_three { &of_three } else { &of_one }, what), "{name}");
+        }
+        assert_eq!(of_one.length, Duration::from_mins(2));
+    }
+
+    #[test]
+    fn of_several_numbers_a_seed_draws_always_the_same() {
+        let plan = "for = \"1m\"\n[fleet]\nbrokers = 3\npartitions = [1, 3, 6]";
+        let plan = Plan::read("test", plan).expect("a plan");
+        let drawn: Vec<u32> = (0..40).map(|seed| plan.fleet.partitions.drawn(seed)).collect();
+        assert!([1, 3, 6].iter().all(|number| drawn.contains(number)), "{drawn:?}");
+        assert_eq!(drawn, (0..40).map(|seed| plan.fleet.partitions.drawn(seed)).collect::<Vec<_>>());
+        assert_eq!(plan.fleet.brokers.drawn(7), 3);
     }
 
     #[test]
@@ -328,6 +340,12 @@ mod tests {
             (
                 "for = \"2m\"\n[[action]]\ndo = \"fault\"\nat = \"1s\"\nfault = \"delay\"\nrequest = \"fetch\"\nof = \"worker\"",
                 &["a delay without for"],
+            ),
+            ("for = \"2m\"\n[fleet]\nbrokers = [3, 0]", &["fleet.brokers is 0; expected 1 to 5"]),
+            ("for = \"2m\"\n[fleet]\npartitions = []", &["expected a number, or several to draw one of: [1, 3]"]),
+            (
+                "for = \"2m\"\n[[action]]\ndo = \"move-leader\"\nat = \"1s\"\nnode = 2",
+                &["action 1 (move-leader): takes no node"],
             ),
             ("for = \"2m\"\n[load]\nrate = 0", &["load.rate is 0; expected 1 to 2000"]),
             ("for = \"2m\"\n[[load.tasks]]\nshare = 1\nwork = \"3m\"", &["work 3m", "2m at most"]),

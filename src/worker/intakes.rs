@@ -1,4 +1,4 @@
-//! The thread that starts an intake for each broker that leads an assigned partition, and joins those that end.
+//! The thread that starts an intake for each broker that leads a partition, and joins those that end.
 //!
 //! A new leader gets an intake, a broker that leads nothing any more loses its own when everything held there is settled.
 //! During a stop it gives back what lies ready and waits until nothing is in work and every intake has closed its

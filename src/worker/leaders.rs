@@ -1,5 +1,9 @@
 //! Which broker leads which partition of `tasks`, and which partitions are this worker's: one table for all intakes.
 //!
+//! A worker takes tasks from every partition, its own ones first: a worker that was killed keeps its partitions for the
+//! 45 s until the group misses it, and a worker with a long task keeps others waiting. Brokers do not ask whose a
+//! partition is (KIP-932).
+//!
 //! Metadata of two brokers can differ for a moment. The answer with the larger leader epoch is the later one, and an
 //! older one is ignored. The thread `leaders` looks up and writes; intakes read, and ask for another look.
 
@@ -37,11 +41,15 @@ pub(super) struct Leader {
     pub(super) since: Instant,
     /// The partition had another leader, or another epoch, before: its locks were lost by all members at once.
     pub(super) changed: bool,
+    /// The group assigns the partition to this worker.
+    pub(super) is_own: bool,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     assigned: BTreeSet<SharePartition>,
+    /// All partitions of the topic.
+    partitions: BTreeSet<SharePartition>,
     leaders: BTreeMap<SharePartition, Leader>,
     /// Nodes that owe an answer: another one is asked for the leaders.
     silent: BTreeSet<i32>,
@@ -56,13 +64,15 @@ pub(super) struct Leaders {
     asked: Receiver<()>,
 }
 
-/// What a look at the cluster has changed.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Changes {
-    /// Partitions with a new leader or a new epoch of the old one, and the leader.
-    pub(super) led: Vec<(SharePartition, i32)>,
-    /// Partitions that are not assigned to this worker any more.
-    pub(super) unassigned: Vec<SharePartition>,
+impl Table {
+    /// The partitions to take tasks from, with their leaders: all, once the group has taken this worker in.
+    fn wanted(&self) -> impl Iterator<Item = (SharePartition, Option<Leader>)> + '_ {
+        let others = self.partitions.difference(&self.assigned).filter(|_| !self.assigned.is_empty());
+        self.assigned.iter().chain(others).map(|partition| {
+            let is_own = self.assigned.contains(partition);
+            (*partition, self.leaders.get(partition).map(|leader| Leader { is_own, ..*leader }))
+        })
+    }
 }
 
 impl Leaders {
@@ -97,55 +107,53 @@ impl Leaders {
         self.table.lock().silent.first().copied()
     }
 
-    /// The assigned partitions that `node` leads.
+    /// The partitions that `node` leads.
     pub(super) fn of_node(&self, node: i32) -> BTreeMap<SharePartition, Leader> {
         let table = self.table.lock();
-        let led = table.assigned.iter().filter_map(|partition| Some((*partition, *table.leaders.get(partition)?)));
+        let led = table.wanted().filter_map(|(partition, leader)| Some((partition, leader?)));
         led.filter(|(_, leader)| leader.node == Some(node)).collect()
     }
 
-    /// The partition's leader, assigned or not.
+    /// The partition's leader.
     pub(super) fn of(&self, partition: SharePartition) -> Option<Leader> {
         self.table.lock().leaders.get(&partition).copied()
     }
 
-    /// Nodes that lead an assigned partition.
+    /// Nodes that lead a partition.
     pub(super) fn nodes(&self) -> BTreeSet<i32> {
-        let table = self.table.lock();
-        table.assigned.iter().filter_map(|partition| table.leaders.get(partition)?.node).collect()
+        self.table.lock().wanted().filter_map(|(_, leader)| leader?.node).collect()
     }
 
-    /// Nodes that lead such an assigned partition.
+    /// Nodes that lead such a partition.
     pub(super) fn nodes_of(&self, which: impl Fn(SharePartition) -> bool) -> BTreeSet<i32> {
         let led: Vec<(SharePartition, i32)> = {
             let table = self.table.lock();
-            let assigned = table.assigned.iter();
-            assigned.filter_map(|partition| Some((*partition, table.leaders.get(partition)?.node?))).collect()
+            table.wanted().filter_map(|(partition, leader)| Some((partition, leader?.node?))).collect()
         };
         led.into_iter().filter(|(partition, _)| which(*partition)).map(|(_, node)| node).collect()
     }
 
-    /// True while an assigned partition has no known leader.
+    /// True while a partition has no known leader.
     pub(super) fn is_incomplete(&self) -> bool {
-        let table = self.table.lock();
-        table.assigned.iter().any(|partition| table.leaders.get(partition).is_none_or(|leader| leader.node.is_none()))
+        self.table.lock().wanted().any(|(_, leader)| leader.is_none_or(|leader| leader.node.is_none()))
     }
 
     /// Enters what is assigned. True: there are partitions of which no leader is known.
-    pub(super) fn assign(&self, assigned: BTreeSet<SharePartition>) -> (Changes, bool) {
+    pub(super) fn assign(&self, assigned: BTreeSet<SharePartition>) -> bool {
         let mut table = self.table.lock();
-        let unassigned: Vec<SharePartition> = table.assigned.difference(&assigned).copied().collect();
         let unknown = assigned.iter().any(|partition| !table.leaders.contains_key(partition));
         table.assigned = assigned;
-        (Changes { unassigned, ..Changes::default() }, unknown)
+        unknown
     }
 
-    /// Enters the answer of a broker.
-    pub(super) fn learn(&self, topic: &Topic, now: Instant) -> Changes {
+    /// Enters the answer of a broker. Returns partitions with a new leader or a new epoch of the old one, and the leader.
+    pub(super) fn learn(&self, topic: &Topic, now: Instant) -> Vec<(SharePartition, i32)> {
         let mut table = self.table.lock();
-        let mut changes = Changes::default();
+        let mut changed = Vec::new();
+        let key = |index| SharePartition { topic_id: topic.id, partition: index };
+        table.partitions = topic.partitions.iter().map(|partition| key(partition.index)).collect();
         for partition in &topic.partitions {
-            let key = SharePartition { topic_id: topic.id, partition: partition.index };
+            let key = key(partition.index);
             let node = (partition.leader >= 0).then_some(partition.leader);
             let known = table.leaders.get(&key).copied();
             let news = known.is_none_or(|known| {
@@ -155,12 +163,13 @@ impl Leaders {
                 continue;
             }
             let epoch = partition.leader_epoch;
-            table.leaders.insert(key, Leader { node, epoch, since: now, changed: known.is_some() });
+            let leader = Leader { node, epoch, since: now, changed: known.is_some(), is_own: false };
+            table.leaders.insert(key, leader);
             if let (Some(_), Some(node)) = (known, node) {
-                changes.led.push((key, node));
+                changed.push((key, node));
             }
         }
-        changes
+        changed
     }
 }
 
@@ -183,12 +192,10 @@ pub(super) fn look(
         },
         None => cluster.refresh(&[topic])?,
     }
-    let changes = leaders.learn(&cluster.topic(topic)?, Instant::now());
+    let changed = leaders.learn(&cluster.topic(topic)?, Instant::now());
     // Another thread may have learned of a later change meanwhile.
-    let changed = changes
-        .led
-        .into_iter()
-        .filter(|(partition, node)| leaders.of(*partition).is_some_and(|it| it.node == Some(*node)));
+    let changed =
+        changed.into_iter().filter(|(partition, node)| leaders.of(*partition).is_some_and(|it| it.node == Some(*node)));
     Ok(changed.flat_map(|(partition, leader)| in_flight.leader_changed(partition, leader)).collect())
 }
 
@@ -233,9 +240,7 @@ impl LeadersThread {
         while self.control.phase() < Phase::Stopped {
             let wanted = self.assignment.partitions();
             if wanted != assigned {
-                let (changes, unknown) = self.leaders.assign(wanted.clone());
-                changes.unassigned.into_iter().for_each(|partition| self.in_flight.unassigned(partition));
-                if unknown {
+                if self.leaders.assign(wanted.clone()) {
                     next_look = Instant::now();
                 }
                 assigned = wanted;
@@ -301,9 +306,9 @@ mod tests {
     fn an_older_answer_changes_nothing() {
         let (leaders, now) = (Leaders::new(), Instant::now());
         leaders.assign(BTreeSet::from([P0, P1]));
-        assert_eq!(leaders.learn(&told(&[(0, 1, 5), (1, 2, 3)]), now), Changes::default(), "known for the first time");
-        assert_eq!(leaders.learn(&told(&[(0, 2, 6), (1, 2, 4)]), now).led, [(P0, 2), (P1, 2)]);
-        assert_eq!(leaders.learn(&told(&[(0, 1, 5), (1, 3, 3)]), now), Changes::default());
+        assert_eq!(leaders.learn(&told(&[(0, 1, 5), (1, 2, 3)]), now), [], "known for the first time");
+        assert_eq!(leaders.learn(&told(&[(0, 2, 6), (1, 2, 4)]), now), [(P0, 2), (P1, 2)]);
+        assert_eq!(leaders.learn(&told(&[(0, 1, 5), (1, 3, 3)]), now), []);
         assert_eq!(leaders.nodes(), BTreeSet::from([2]));
         assert!(leaders.of_node(2).values().all(|leader| leader.changed));
     }
@@ -311,20 +316,22 @@ mod tests {
     #[test]
     fn a_partition_without_a_leader_is_nothing_of_any_node() {
         let (leaders, now) = (Leaders::new(), Instant::now());
-        let (_, unknown) = leaders.assign(BTreeSet::from([P0, P1]));
-        assert!(unknown && leaders.is_incomplete());
+        assert!(leaders.assign(BTreeSet::from([P0, P1])) && leaders.is_incomplete());
         leaders.learn(&told(&[(0, -1, 5), (1, 2, 3)]), now);
         assert!(leaders.is_incomplete());
         assert_eq!(leaders.of_node(2).keys().collect::<Vec<_>>(), [&P1]);
-        assert_eq!(leaders.learn(&told(&[(0, 1, 6)]), now).led, [(P0, 1)], "it had none, and locks before that");
+        assert_eq!(leaders.learn(&told(&[(0, 1, 6), (1, 2, 3)]), now), [(P0, 1)], "it had none, and locks before that");
         assert!(!leaders.is_incomplete());
     }
 
     #[test]
-    fn what_is_assigned_to_another_member_is_told_once() {
-        let leaders = Leaders::new();
-        leaders.assign(BTreeSet::from([P0, P1]));
-        assert_eq!(leaders.assign(BTreeSet::from([P1])).0.unassigned, [P0]);
-        assert_eq!(leaders.assign(BTreeSet::from([P1])).0, Changes::default());
+    fn a_worker_that_is_in_the_group_takes_from_every_partition() {
+        let (leaders, now) = (Leaders::new(), Instant::now());
+        leaders.learn(&told(&[(0, 1, 5), (1, 2, 3)]), now);
+        assert!(leaders.nodes().is_empty(), "it is not in the group yet");
+        leaders.assign(BTreeSet::from([P1]));
+        assert_eq!(leaders.nodes(), BTreeSet::from([1, 2]));
+        let own = |node| leaders.of_node(node).into_iter().map(|(key, it)| (key, it.is_own)).collect::<Vec<_>>();
+        assert_eq!((own(1), own(2)), (vec![(P0, false)], vec![(P1, true)]));
     }
 }

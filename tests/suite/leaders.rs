@@ -100,6 +100,29 @@ impl Scene {
     }
 }
 
+/// So a worker takes tasks from partitions that the group assigns to another one, which may be dead.
+#[test]
+fn a_leader_does_not_ask_whose_a_partition_is() {
+    let scene = Scene::new("whose", 1, 3);
+    let other = format!("{}-other", scene.topic);
+    let id = scene.cluster.create_topic(&other, 1, 3);
+    let leader = scene.cluster.leader(&other, 0);
+    assert_eq!(session::produce(&mut scene.cluster.wire(leader), &other, 0).0, 0);
+    // No member of this name has joined, and no member has asked for this topic.
+    let mut stranger = Session::new(scene.cluster.wire(leader), id, &scene.group, "stranger");
+    let told = stranger.fetch(100, &[0]);
+    assert_eq!((told.error, told.error_of(0)), (0, -1), "the group has not begun the partition");
+    let coordinator = scene.cluster.coordinator(&scene.group);
+    session::prepare_group(&mut scene.cluster.wire(coordinator), &scene.group, &other, 1);
+    let mut got = Vec::new();
+    eventually(PATIENCE, "the stranger is served", || {
+        got = stranger.fetch(100, &[]).acquired(0);
+        !got.is_empty()
+    });
+    assert_eq!(got, [(0, 1)], "though the partition is assigned to another member");
+    assert_eq!(stranger.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![0]));
+}
+
 #[test]
 fn epoch_0_on_the_same_connection_keeps_the_locks() {
     let scene = Scene::new("again", 1, 3);

@@ -50,6 +50,25 @@ fn the_task_of_a_killed_worker_starts_elsewhere_within_half_a_second() {
     }
 }
 
+/// The group keeps a killed member, and what it has assigned to it, for 45 s.
+#[test]
+fn the_partitions_of_a_killed_worker_are_served_by_the_others_at_once() {
+    let rig = Rig::alone("p8-partitions");
+    let gateway = Gateway::start(rig.gateway().env("TASKS_PARTITIONS", 4));
+    let mut workers: Vec<Program> = ["w0", "w1"].map(|id| rig.start_worker(id)).into();
+    assert_eq!(gateway.analyze("all is well").status, 200);
+    workers[0].kill();
+    let begin = Instant::now();
+    // Their ids spread them over all partitions.
+    for number in 0..16 {
+        let answer = gateway.analyze(&format!("text {number}"));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    // One after the other; each may have had to wait for a visit.
+    let took = begin.elapsed();
+    assert!(took < 16 * Duration::from_millis(500), "16 tasks took {took:?}");
+}
+
 /// How many records the group has not accepted.
 fn lag(rig: &Rig) -> Option<i64> {
     let address = rig.broker().address().parse().expect("host:port");

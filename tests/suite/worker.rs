@@ -10,7 +10,7 @@ use kafka::client::{Compression, KafkaClient, ProduceMessage, RequiredAcks};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::support::{Rig, SOON, START, audit, eventually, reserved_port, signal_process, started};
+use crate::support::{Gateway, Rig, SOON, START, audit, eventually, reserved_port, signal_process, started};
 
 /// The records of `count` short tasks named `prefix-N`.
 fn short_tasks(prefix: &str, count: usize) -> Vec<(String, String)> {
@@ -53,6 +53,22 @@ fn a_long_task_does_not_hold_back_thousands_of_short_ones() {
     let audit = rig.audit();
     assert_eq!(audit.runs("long"), 0, "the long task ended before the short ones: nothing was shown");
     assert!(audit.ran_again().is_empty(), "{:?}", audit.ran_again());
+}
+
+/// Whichever worker the group assigns its partition to: the other one has the time.
+#[test]
+fn a_long_task_keeps_no_partition_waiting_while_another_worker_is_free() {
+    let rig = Rig::shared("worker-visits");
+    let gateway = Gateway::start(rig.gateway().env("TASKS_PARTITIONS", 2));
+    let _workers = ["visits_1", "visits_2"].map(|id| rig.start_worker(id));
+    let long = gateway.call("long", Duration::from_secs(6));
+    gateway.wait_until_running(&long.task, SOON);
+    for number in 0..12 {
+        let answer = gateway.analyze(&format!("text {number}"));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    assert_eq!(gateway.get(&format!("/tasks/{}", long.task)).json()["state"], "pending", "nothing was shown");
+    assert_eq!(long.join().0.status, 200);
 }
 
 #[test]

@@ -131,10 +131,8 @@ pub fn deliver(state: &mut State, scenario: &Scenario, id: ConnectionId, task: T
     }
     // Rule 10: start only what the known leader brought beyond doubt; release everything else.
     let from_former_leader = worker.leaders[partition].broker != id.broker && !scenario.has(Twin::StartFromOldLeader);
-    let startable = worker.phase == Phase::Running
-        && worker.assigned.contains(partition)
-        && !from_former_leader
-        && (!doubtful || scenario.has(Twin::StartUnlocked));
+    let startable =
+        worker.phase == Phase::Running && !from_former_leader && (!doubtful || scenario.has(Twin::StartUnlocked));
     let progress = match entry.progress {
         Progress::Unknown | Progress::ToRelease | Progress::Releasing | Progress::Ready => {
             if startable {

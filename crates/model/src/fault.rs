@@ -1,6 +1,6 @@
 //! The kinds of faults, and the names by which a scenario counts them.
 //!
-//! What a fault does to a state is in `faults`; planned events of a worker (stop, login, a partition assigned away) are
+//! What a fault does to a state is in `faults`; planned events of a worker (stop, login, the end of a visit) are
 //! faults, too.
 
 use crate::ids::numbered;
@@ -30,8 +30,8 @@ numbered!(
     Terminate
     /// `login`: a worker replaces a connection on purpose, because its login or certificate expires.
     Login
-    /// `unassign`: the group assigns a partition of worker 0 away while its leader stays.
-    Unassign
+    /// `visit`: a partition leaves the session of worker 0 while its leader stays: it is another worker's, and was visited.
+    Visit
     /// `pfail`: the persister gives up a write with error 15.
     PersisterFails
 );
@@ -51,7 +51,7 @@ impl Fault {
             Self::Kill => "kill",
             Self::Terminate => "term",
             Self::Login => "login",
-            Self::Unassign => "unassign",
+            Self::Visit => "visit",
             Self::PersisterFails => "pfail",
         }
     }

@@ -196,29 +196,25 @@ fn worker_steps(state: &State, scenario: &Scenario, worker: WorkerId, steps: &mu
         steps.add(Kind::Fault, "SIGTERM", subject, next);
     }
     for partition in scenario.partitions().filter(|_| worker == WorkerId::W0) {
-        assign_away(state, scenario, worker, partition, steps);
+        end_visit(state, scenario, worker, partition, steps);
     }
 }
 
-/// Rule 20: what is not started is released, what runs goes on.
-fn assign_away(state: &State, scenario: &Scenario, worker: WorkerId, partition: PartitionId, steps: &mut Steps) {
-    let Some(mut next) = spend(state, Fault::Unassign) else { return };
+/// Rule 20: what is held there stays held.
+fn end_visit(state: &State, scenario: &Scenario, worker: WorkerId, partition: PartitionId, steps: &mut Steps) {
+    let Some(mut next) = spend(state, Fault::Visit) else { return };
     let own = &mut next.workers[worker];
-    if !own.assigned.contains(partition) {
+    if !own.fetched.contains(partition) {
         return;
     }
-    own.assigned.remove(partition);
+    own.fetched.remove(partition);
     for task in scenario.tasks().filter(|&task| scenario.partition_of(task) == partition) {
         let entry = &mut own.account[task];
-        if entry.progress == Progress::Ready {
-            if scenario.has(Twin::ForgetWithoutRelease) {
-                *entry = Entry::default();
-            } else {
-                entry.progress = Progress::ToRelease;
-            }
+        if entry.progress == Progress::Ready && scenario.has(Twin::ForgetReady) {
+            *entry = Entry::default();
         }
     }
-    steps.add(Kind::Fault, "partition is assigned away", Subject::Assignment(worker, partition), next);
+    steps.add(Kind::Fault, "visit to a partition ends", Subject::Visit(worker, partition), next);
 }
 
 fn outages(state: &State, steps: &mut Steps) {

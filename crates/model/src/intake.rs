@@ -164,7 +164,7 @@ impl<'a> View<'a> {
         Slot::ALL.into_iter().filter(move |&slot| slot != id.slot).filter_map(|slot| connections[slot].as_ref())
     }
 
-    /// Closes the session when the broker leads nothing that is assigned and nothing is held there.
+    /// Closes the session when the broker leads nothing that is fetched from and nothing is held there.
     fn retire(&self, id: ConnectionId, connection: &Connection) -> Option<State> {
         let is_unneeded = !self.wants_records() && !self.own.holds_at(self.broker) && !self.is_draining();
         let is_settled = self.own.intakes[self.broker].stage == IntakeStage::Open

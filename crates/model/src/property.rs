@@ -79,7 +79,7 @@ impl Goal {
                 let done = |task| {
                     state.records[task].state == RecordState::Accepted && !state.history[task].results.is_empty()
                         || !workers.iter().any(|worker| {
-                            worker.phase == Phase::Running && worker.assigned.contains(scenario.partition_of(task))
+                            worker.phase == Phase::Running && worker.fetched.contains(scenario.partition_of(task))
                         })
                 };
                 !workers.iter().any(|worker| worker.phase.is_live()) || scenario.tasks().all(done)
@@ -87,7 +87,7 @@ impl Goal {
             Self::DrainEnds => workers.iter().all(|worker| worker.phase != Phase::Draining),
             Self::Fetches(worker, partition) => {
                 let own = &state.workers[worker];
-                if own.phase != Phase::Running || !own.assigned.contains(partition) {
+                if own.phase != Phase::Running || !own.fetched.contains(partition) {
                     return true;
                 }
                 let broker = state.leaders[partition].broker;

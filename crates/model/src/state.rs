@@ -170,8 +170,8 @@ pub struct Worker {
     pub intakes: PerBroker<Intake>,
     /// The leaders that it knows from metadata.
     pub leaders: PerPartition<Leader>,
-    /// The partitions that the group assigns to it.
-    pub assigned: PartitionSet,
+    /// The partitions that it fetches from.
+    pub fetched: PartitionSet,
     /// One account for all intakes (rule 8).
     pub account: PerTask<Entry>,
     /// Twins only: the recovery flag that the worker once had for all partitions together.
@@ -220,7 +220,7 @@ impl State {
             phase: Phase::Running,
             intakes: PerBroker::default(),
             leaders,
-            assigned: scenario.partitions().collect(),
+            fetched: scenario.partitions().collect(),
             account: PerTask::default(),
             recovering: false,
         };
@@ -301,7 +301,7 @@ impl Worker {
     pub fn partitions_at(&self, broker: BrokerId, scenario: &Scenario) -> PartitionSet {
         scenario
             .partitions()
-            .filter(|&partition| self.leaders[partition].broker == broker && self.assigned.contains(partition))
+            .filter(|&partition| self.leaders[partition].broker == broker && self.fetched.contains(partition))
             .collect()
     }
 

@@ -29,7 +29,7 @@ pub enum Subject {
     Worker(WorkerId),
     Broker(BrokerId),
     Partition(PartitionId, BrokerId),
-    Assignment(WorkerId, PartitionId),
+    Visit(WorkerId, PartitionId),
     Record(TaskId),
     Task(WorkerId, TaskId),
     Connection(ConnectionId),
@@ -40,7 +40,7 @@ impl Subject {
     pub fn mirrored(self) -> Self {
         match self {
             Self::Worker(worker) => Self::Worker(worker.other()),
-            Self::Assignment(worker, partition) => Self::Assignment(worker.other(), partition),
+            Self::Visit(worker, partition) => Self::Visit(worker.other(), partition),
             Self::Task(worker, task) => Self::Task(worker.other(), task),
             Self::Connection(id) => Self::Connection(ConnectionId { worker: id.worker.other(), ..id }),
             Self::Everything | Self::Broker(_) | Self::Partition(..) | Self::Record(_) => self,
@@ -55,7 +55,7 @@ impl fmt::Display for Subject {
             Self::Worker(worker) => write!(f, "worker {}", worker as u8),
             Self::Broker(broker) => write!(f, "broker {}", broker as u8),
             Self::Partition(partition, to) => write!(f, "partition {} to broker {}", partition as u8, to as u8),
-            Self::Assignment(worker, partition) => write!(f, "worker {}, partition {}", worker as u8, partition as u8),
+            Self::Visit(worker, partition) => write!(f, "worker {}, partition {}", worker as u8, partition as u8),
             Self::Record(task) => write!(f, "task {}", task as u8),
             Self::Task(worker, task) => write!(f, "worker {}, task {}", worker as u8, task as u8),
             Self::Connection(ConnectionId { worker, broker, slot }) => {

@@ -58,7 +58,7 @@ twins! {
     GlobalRecovery "global_recovery" [19] "pauses all intakes while one recovers"
     DropReady "drop_ready" [19] "drops the ready tasks of all leaders when one session is lost"
     Serial "serial" [19] "has one intake for all leaders"
-    ForgetWithoutRelease "forget_norelease" [20] "forgets what is not started when a partition is assigned away"
+    ForgetReady "forget_ready" [20] "forgets what lies ready when a visit to its partition ends"
     DrainReliesOnClose "drain_relies_on_close" [21] "leaves releases to the close of the session"
     DrainCloseEarly "drain_close_early" [21] "closes the session while a superseded connection's fetch is out"
     LateTakeover "late_takeover" [2] "takes over after two thirds of a lock instead of one third"

@@ -742,10 +742,9 @@ fn the_recorded_run_is_held() {
     let verdict = Recorded::new().judged();
     let broken = broken(&verdict);
     assert!(verdict.conclusion == Conclusion::Held && broken.is_empty(), "{:?}: {broken:#?}", verdict.conclusion);
-    // Nothing is held for want of an occasion.
-    let untested: Vec<&str> =
-        verdict.rows.iter().filter(|row| row.state == State::Untested).map(|row| row.name).collect();
-    assert_eq!(untested, [""; 0]);
+    // Nothing is held for want of an occasion, but for what a broker of one node has none for.
+    let untested = verdict.rows.iter().filter(|row| row.state == State::Untested && row.promise != "P11");
+    assert_eq!(untested.map(|row| row.name).collect::<Vec<_>>(), [""; 0]);
 }
 
 #[test]

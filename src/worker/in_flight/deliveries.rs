@@ -1,4 +1,4 @@
-//! What comes in and what changes by itself: deliveries, leaders, assignments, time-outs.
+//! What comes in and what changes by itself: deliveries, leaders, time-outs.
 
 use super::entry::{Entry, Lock, State};
 use super::{Delivered, InFlight, RecordKey, RunningTask, TaskIds};
@@ -129,14 +129,6 @@ impl InFlight {
         };
         let keys = table.keys(elsewhere);
         keys.into_iter().filter_map(|key| table.lose(key)).collect()
-    }
-
-    /// The partition is another member's from now on: what is not started goes back, what runs is finished (rule 20).
-    pub(in crate::worker) fn unassigned(&self, partition: SharePartition) {
-        let mut table = self.table.lock();
-        for key in table.keys(|key, _| key.partition == partition) {
-            table.give_back_unstarted(key);
-        }
     }
 
     /// How many locks are sought in this partition: of work, and with `finished` of finished tasks, too.

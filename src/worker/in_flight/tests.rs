@@ -340,17 +340,6 @@ fn a_finished_task_that_was_not_accepted_is_accepted_however_often_it_comes() {
 }
 
 #[test]
-fn a_partition_that_is_assigned_away_is_finished() {
-    let now = Instant::now();
-    let (in_flight, channel) = holding(2, now);
-    let run = run(&in_flight, 1, now);
-    in_flight.unassigned(PARTITION);
-    assert_eq!(due(&in_flight, channel), [(2, Release)]);
-    assert_eq!(renewals(&in_flight, false, after(now, 5_000)), [1]);
-    assert!(in_flight.publish(key(1), &run, 1, None));
-}
-
-#[test]
 fn a_record_at_its_last_delivery_stays_for_a_handler() {
     let now = Instant::now();
     let (in_flight, channel) = holding(0, now);
@@ -434,7 +423,6 @@ proptest::proptest! {
                 12 => { if let Some(run) = runs.get(&offset) { in_flight.decline(key, run); } in_flight.end_search(PARTITION); }
                 13 => { in_flight.unanswered(channel, now); }
                 14 => { in_flight.take_overdue(Duration::from_millis(5), now); }
-                15 => { in_flight.unassigned(PARTITION); }
                 _ => {
                     let said = list(in_flight.take_due(node, channel));
                     for (offset, acknowledgement) in &said {

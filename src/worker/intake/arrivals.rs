@@ -7,6 +7,10 @@
 //! is not its own, so that all members together cost each record about one delivery for each round. What was given back
 //! a few times already belongs to no member that searches: it is taken like any other.
 //!
+//! A partition that the group assigns to another member is visited now and then, with a fetch that is hardly parked, and
+//! fetched from like an own one for as long as that brings records: its member is dead, or has its hands full. Where an
+//! own partition has the same leader, it comes along with every fetch.
+//!
 //! Pure: times and facts in, decisions out. Called by the intake.
 
 use crate::backoff::Backoff;
@@ -32,6 +36,11 @@ const USUAL: Duration = Duration::from_secs(2);
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// From this delivery on a record is not given back to members that may look for it.
 const FOUND_OFTEN: u16 = 4;
+/// First and longest pause between two visits. A task of a worker that was killed starts elsewhere within half a second,
+/// whichever partition it is on, so one pause has to be shorter than that.
+const VISIT_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(250));
+/// A partition of another member that brought a record is fetched from like an own one for this long.
+const ADOPTED: Duration = Duration::from_secs(1);
 /// First and longest pause after a refusal while locks are looked for: the new leader may be ready any moment.
 const REFUSED_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 
@@ -39,6 +48,13 @@ const REFUSED_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duratio
 struct Arrival {
     /// Of the leader, when it was entered.
     since: Instant,
+    /// Assigned to this worker.
+    is_own: bool,
+    /// Of a partition of another member: not before.
+    visit_at: Instant,
+    visits: Backoff,
+    /// It is fetched from like an own one until then.
+    adopted_until: Instant,
     /// Nothing is fetched from it before.
     not_before: Instant,
     search: Option<Search>,
@@ -66,10 +82,18 @@ pub(super) struct Plan {
     pub(super) missing: usize,
     /// Partitions for ordinary fetches.
     pub(super) fetch: BTreeSet<SharePartition>,
+    /// All of these are other members': a visit.
+    pub(super) is_visit: bool,
     /// When this changes by itself.
     pub(super) next: Option<Instant>,
     /// Partitions whose search is over.
     pub(super) given_up: Vec<SharePartition>,
+}
+
+impl Plan {
+    fn wake_at(&mut self, at: Instant) {
+        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+    }
 }
 
 /// See the module documentation.
@@ -86,6 +110,10 @@ impl Arrivals {
             let not_before = if leader.changed { leader.since + IDLE_PAUSE } else { now };
             let arrival = self.partitions.entry(*partition).or_insert_with(|| Arrival {
                 since: leader.since,
+                is_own: leader.is_own,
+                visit_at: now,
+                visits: Backoff::new(VISIT_PAUSES.0, VISIT_PAUSES.1),
+                adopted_until: now,
                 not_before,
                 search: None,
                 refused: Backoff::new(REFUSED_PAUSES.0, REFUSED_PAUSES.1),
@@ -93,6 +121,7 @@ impl Arrivals {
                 looked_up_at: None,
                 outage: Outage::new(format!("partition {} of the tasks", partition.partition)),
             });
+            arrival.is_own = leader.is_own;
             if arrival.since != leader.since {
                 (arrival.since, arrival.not_before, arrival.search) = (leader.since, not_before, None);
             }
@@ -134,6 +163,11 @@ impl Arrivals {
         arrival.refused_since = None;
         arrival.outage.over();
         arrival.refused.reset();
+        if brought {
+            arrival.visits.reset();
+            arrival.adopted_until = now + ADOPTED;
+        }
+        arrival.visit_at = now + arrival.visits.pause();
         if let Some(search) = &mut arrival.search {
             search.answered_at.get_or_insert(now);
             if brought {
@@ -153,6 +187,7 @@ impl Arrivals {
     /// What to fetch now, given how many locks are missed in each partition.
     pub(super) fn plan(&mut self, missed: impl Fn(SharePartition) -> usize, now: Instant) -> Plan {
         let mut plan = Plan::default();
+        let mut visits = Vec::new();
         for (&partition, arrival) in &mut self.partitions {
             let missing = missed(partition);
             if missing == 0 {
@@ -174,13 +209,26 @@ impl Arrivals {
             }
             let (set, at) = match &arrival.search {
                 Some(search) => (&mut plan.search, search.next_round),
-                None => (&mut plan.fetch, arrival.not_before),
+                None if arrival.is_own || arrival.adopted_until > now => (&mut plan.fetch, arrival.not_before),
+                None => {
+                    visits.push((partition, arrival.not_before, arrival.visit_at));
+                    continue;
+                }
             };
             if at <= now {
                 set.insert(partition);
                 plan.missing += if arrival.search.is_some() { missing } else { 0 };
             } else {
-                plan.next = Some(plan.next.map_or(at, |next: Instant| next.min(at)));
+                plan.wake_at(at);
+            }
+        }
+        plan.is_visit = plan.fetch.is_empty();
+        for (partition, not_before, visit_at) in visits {
+            let at = if plan.is_visit { not_before.max(visit_at) } else { not_before };
+            if at <= now {
+                plan.fetch.insert(partition);
+            } else {
+                plan.wake_at(at);
             }
         }
         plan
@@ -246,6 +294,39 @@ mod tests {
         assert!(arrivals.goes_back(&P1, 3) && !arrivals.goes_back(&P1, 4) && !arrivals.goes_back(&P0, 1));
         assert_eq!(arrivals.plan(|_| 0, now).search, BTreeSet::new(), "all were found");
         assert!(!arrivals.goes_back(&P1, 1));
+    }
+
+    #[test]
+    fn a_partition_of_another_member_is_visited_and_adopted_while_it_brings_records() {
+        let now = Instant::now();
+        let leaders = Leaders::new();
+        let partitions = [(0, 1, 1), (1, 2, 1)];
+        let partitions = partitions.map(|(index, leader, leader_epoch)| Partition { index, leader, leader_epoch });
+        let partitions = partitions.to_vec();
+        leaders.learn(&Topic { name: "tasks".into(), id: Uuid::nil(), is_internal: false, partitions }, now);
+        leaders.assign(BTreeSet::from([P1]));
+        let mut arrivals = Arrivals::default();
+        arrivals.follow(&leaders.of_node(1), now);
+        let visited = |arrivals: &mut Arrivals, at| (arrivals.plan(|_| 0, at).fetch.contains(&P0)).then_some(());
+        let (mut visits, mut is_visit) = (0, true);
+        for millisecond in 0..1_000 {
+            let at = now + Duration::from_millis(millisecond);
+            is_visit &= arrivals.plan(|_| 0, at).is_visit;
+            if visited(&mut arrivals, at).is_some() {
+                visits += 1;
+                arrivals.fetched(P0, visits == 6, at);
+            }
+            if visits == 6 {
+                break;
+            }
+        }
+        assert!(visits == 6 && is_visit, "{visits} visits in a second");
+        let found = now + Duration::from_secs(1);
+        arrivals.fetched(P0, true, found);
+        let plan = arrivals.plan(|_| 0, found);
+        assert!(plan.fetch.contains(&P0) && !plan.is_visit);
+        arrivals.fetched(P0, false, found + ADOPTED);
+        assert!(arrivals.plan(|_| 0, found + ADOPTED).fetch.is_empty(), "it is visited later");
     }
 
     #[test]

@@ -146,7 +146,6 @@ impl Intake {
     /// # Errors
     /// What no repetition cures: a request of ours that the broker calls invalid (42), or a cluster without share groups.
     pub(super) fn run(mut self) -> Result<Option<String>, KafkaError> {
-        self.links.queue.join(self.node);
         let worked = self.work();
         let closed = worked.and_then(|()| self.close());
         self.links.leaders.set_silent(self.node, false);
@@ -230,7 +229,7 @@ impl Intake {
             self.links.queue.withdraw(self.node);
             return None;
         }
-        let mut grant = self.links.queue.ask(self.node, now)?;
+        let mut grant = self.links.queue.ask(self.node, plan.is_visit, now)?;
         if self.links.in_flight.counts().in_work() > 0 {
             grant.max_wait = grant.max_wait.min(self.patience);
         }

@@ -6,8 +6,8 @@
 //!
 //! Not here: what becomes of the records ([`InFlight`]), sessions (the intakes).
 
-use super::Job;
 use super::window::Window;
+use super::{FIRST_WAIT, Job};
 use crate::worker::drain::{Control, Phase};
 use crate::worker::in_flight::InFlight;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -37,7 +37,7 @@ pub(super) struct Grant {
 #[derive(Debug)]
 struct Places {
     window: Window,
-    /// Intakes by their node.
+    /// Intakes that fetch all the time, by their node; those that only visit their broker are not among them.
     intakes: BTreeSet<i32>,
     /// Records that intakes have asked their brokers for, and until when that counts.
     asked: BTreeMap<i32, (usize, Instant)>,
@@ -89,11 +89,6 @@ impl ReadyQueue {
 
     // ---- places ----
 
-    /// An intake begins.
-    pub(super) fn join(&self, node: i32) {
-        self.places.lock().intakes.insert(node);
-    }
-
     /// An intake has ended.
     pub(super) fn leave(&self, node: i32) {
         self.withdraw(node);
@@ -101,11 +96,17 @@ impl ReadyQueue {
     }
 
     /// What the intake of `node` may fetch now. Without a grant it is woken when a place may be free for it.
-    pub(super) fn ask(&self, node: i32, now: Instant) -> Option<Grant> {
+    /// `is_visit`: the fetch is hardly parked, so that it keeps no others waiting.
+    pub(super) fn ask(&self, node: i32, is_visit: bool, now: Instant) -> Option<Grant> {
         let counts = self.in_flight.counts();
         let mut places = self.places.lock();
         let Places { window, intakes, asked, waiting, .. } = &mut *places;
         window.adjust();
+        if is_visit {
+            intakes.remove(&node);
+        } else {
+            intakes.insert(node);
+        }
         asked.retain(|holder, (_, until)| *holder != node && *until > now);
         let others: usize = asked.values().map(|(records, _)| records).sum();
         let idle = self.handlers.saturating_sub(counts.busy());
@@ -123,9 +124,14 @@ impl ReadyQueue {
             return None;
         }
         waiting.retain(|waiter| *waiter != node);
-        let records = free.div_ceil(intakes.len().max(1));
-        let contended = intakes.len() > 1 && records == free;
-        let max_wait = if contended { MAX_WAIT / u32::try_from(intakes.len()).unwrap_or(u32::MAX) } else { MAX_WAIT };
+        let sharers = intakes.len() + usize::from(is_visit);
+        let records = free.div_ceil(sharers);
+        let contended = sharers > 1 && records == free;
+        let max_wait = match u32::try_from(sharers) {
+            _ if is_visit => FIRST_WAIT,
+            Ok(sharers) if contended => MAX_WAIT / sharers,
+            _ => MAX_WAIT,
+        };
         asked.insert(node, (records, now + max_wait + LATE));
         Some(Grant { records, max_wait })
     }
@@ -253,25 +259,29 @@ mod tests {
     fn queue(handlers: usize, intakes: impl IntoIterator<Item = i32>) -> ReadyQueue {
         let in_flight = Arc::new(InFlight::new(Duration::from_secs(15)));
         let queue = ReadyQueue::new(handlers, 10, in_flight, Arc::new(Control::new()), bounded(1024));
-        intakes.into_iter().for_each(|node| queue.join(node));
+        queue.places.lock().intakes.extend(intakes);
         queue
     }
 
     fn records(queue: &ReadyQueue, node: i32, now: Instant) -> usize {
-        queue.ask(node, now).map_or(0, |grant| grant.records)
+        queue.ask(node, false, now).map_or(0, |grant| grant.records)
     }
 
     #[test]
     fn one_intake_gets_a_record_for_each_handler_and_parks_its_fetch_for_long() {
         let (queue, now) = (queue(3, [1]), Instant::now());
-        assert_eq!(queue.ask(1, now), Some(Grant { records: 3, max_wait: MAX_WAIT }));
-        assert_eq!(queue.ask(1, now), Some(Grant { records: 3, max_wait: MAX_WAIT }), "its own places are free again");
+        assert_eq!(queue.ask(1, false, now), Some(Grant { records: 3, max_wait: MAX_WAIT }));
+        assert_eq!(
+            queue.ask(1, false, now),
+            Some(Grant { records: 3, max_wait: MAX_WAIT }),
+            "its own places are free again"
+        );
     }
 
     #[test]
     fn one_place_goes_from_one_intake_to_the_next() {
         let (queue, now) = (queue(1, [1, 2, 3]), Instant::now());
-        assert_eq!(queue.ask(1, now), Some(Grant { records: 1, max_wait: MAX_WAIT / 3 }));
+        assert_eq!(queue.ask(1, false, now), Some(Grant { records: 1, max_wait: MAX_WAIT / 3 }));
         assert_eq!([2, 3].map(|node| records(&queue, node, now)), [0, 0], "it is given already");
         let mut order = Vec::new();
         let mut holder = 1;
@@ -288,10 +298,22 @@ mod tests {
     }
 
     #[test]
+    fn a_visit_takes_its_turn_and_is_hardly_parked() {
+        let (queue, now) = (queue(1, [1]), Instant::now());
+        assert_eq!(queue.ask(1, false, now), Some(Grant { records: 1, max_wait: MAX_WAIT }));
+        assert_eq!(queue.ask(2, true, now), None, "the place is given");
+        queue.answered(1);
+        assert_eq!(queue.ask(1, false, now), None, "the visit has waited for longer");
+        assert_eq!(queue.ask(2, true, now), Some(Grant { records: 1, max_wait: FIRST_WAIT }));
+        queue.answered(2);
+        assert_eq!(queue.ask(1, false, now), Some(Grant { records: 1, max_wait: MAX_WAIT }), "no longer shared");
+    }
+
+    #[test]
     fn several_places_are_shared() {
         let (queue, now) = (queue(4, [1, 2]), Instant::now());
         assert_eq!([1, 2].map(|node| records(&queue, node, now)), [2, 1], "half of what is left, at least one");
-        let first = queue.ask(1, now).map(|grant| grant.max_wait);
+        let first = queue.ask(1, false, now).map(|grant| grant.max_wait);
         assert_eq!(first, Some(MAX_WAIT), "the other one is not kept waiting");
     }
 
