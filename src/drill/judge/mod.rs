@@ -16,6 +16,8 @@
 
 mod actions;
 mod cluster;
+#[cfg(test)]
+mod cluster_mutations;
 mod crashes;
 mod duplicates;
 mod gateways;

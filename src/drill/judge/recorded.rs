@@ -1,6 +1,6 @@
-//! One ledger of a real run, and what can be done to it: for the table of mutations.
+//! Two ledgers of real runs, and what can be done to them: for the tables of mutations.
 //!
-//! It is made with the plan beside this file, on the embedded broker; ids are made short, so that the file is:
+//! They are made with the plans beside this file, on the embedded broker; ids are made short, so that the files are:
 //! `drill run src/drill/judge/recorded.toml --seed 1`, then
 //! `perl -pe 's/[0-9a-f]{8}-[0-9a-f-]{27}/$m{$&} \/\/= "t".++$n/ge' .drill/ledger.jsonl | gzip -9n >src/drill/judge/recorded.jsonl.gz`
 
@@ -15,11 +15,14 @@ use super::super::judgement::{Row, State, Verdict};
 use super::super::texts::AFTERWARDS;
 use super::{Circumstances, judge};
 
-static RECORDED: LazyLock<Vec<Line>> = LazyLock::new(|| {
+static RECORDED: LazyLock<Vec<Line>> = LazyLock::new(|| read(include_bytes!("recorded.jsonl.gz")));
+static OF_CLUSTER: LazyLock<Vec<Line>> = LazyLock::new(|| read(include_bytes!("recorded_cluster.jsonl.gz")));
+
+fn read(compressed: &[u8]) -> Vec<Line> {
     let mut text = String::new();
-    GzDecoder::new(&include_bytes!("recorded.jsonl.gz")[..]).read_to_string(&mut text).expect("a compressed text");
+    GzDecoder::new(compressed).read_to_string(&mut text).expect("a compressed text");
     text.lines().map(|line| serde_json::from_str(line).expect("a line of a ledger")).collect()
-});
+}
 
 /// A copy of the recorded ledger.
 #[derive(Clone)]
@@ -68,6 +71,11 @@ pub(super) fn refused(status: u16) -> Answer {
 impl Recorded {
     pub(super) fn new() -> Self {
         Self { lines: RECORDED.clone() }
+    }
+
+    /// Of a run with a broker of three nodes.
+    pub(super) fn of_cluster() -> Self {
+        Self { lines: OF_CLUSTER.clone() }
     }
 
     /// When the load began.

@@ -1,0 +1,165 @@
+//! The table of mutations of a cluster's run: see [`mutations`](super::mutations).
+
+use super::super::fact::{Fact, Led};
+use super::super::judgement::{Conclusion, State};
+use super::cluster::{OTHERS, SERVED, WORKS};
+use super::mutations::{Mutation, TWICE, undetected};
+use super::recorded::{Recorded, broken, task_of};
+
+const PLANNED: &str = "what was planned has happened";
+/// Actions of the recorded run.
+const SECOND_MOVE: u32 = 2;
+const STOP: u32 = 4;
+const FREEZE: u32 = 5;
+
+/// When an action took something away, and what that led.
+fn led(it: &Recorded, number: u32) -> (f64, Led) {
+    let found = it.lines.iter().find_map(|line| match &line.fact {
+        Fact::Led { action, led, .. } if *action == number => Some((line.at, led.clone())),
+        _ => None,
+    });
+    found.expect("every action of the run has told what it took away")
+}
+
+/// A task that was accepted in this time, on such a partition: its request, its id, its worker, and when it was begun.
+fn task_on(it: &Recorded, (from, until): (f64, f64), on: impl Fn(i32) -> bool) -> (u64, String, String, f64) {
+    let (mut number, mut id) = (0, String::new());
+    for line in it.lines.iter().filter(|line| (from..until).contains(&line.at)) {
+        if let Fact::Accepted { number: Some(of), task_id, partition, .. } = &line.fact
+            && on(*partition)
+        {
+            (number, id) = (*of, task_id.clone());
+            break;
+        }
+    }
+    let begun = it.lines.iter().find_map(|line| match &line.fact {
+        Fact::RunBegan { worker, task_id, .. } if *task_id == id => Some((worker.clone(), line.at)),
+        _ => None,
+    });
+    let (worker, at) = begun.expect("a task that was accepted then and there, and begun");
+    (number, id, worker, at)
+}
+
+const MUTATIONS: &[Mutation] = &[
+    Mutation {
+        name: "a partition that was moved is served late",
+        row: SERVED,
+        says: "was held up for 2.",
+        change: |it| {
+            let (at, led) = led(it, SECOND_MOVE);
+            let (number, id, _, began) = task_on(it, (at, at + 1.0), |partition| led.tasks.contains(&partition));
+            it.delay(&id, number, began, 2.5);
+        },
+    },
+    Mutation {
+        name: "a partition of a node that was stopped is served late",
+        row: SERVED,
+        says: "by what was done to broker_2",
+        change: |it| {
+            let (at, led) = led(it, STOP);
+            let (number, id, _, began) = task_on(it, (at, at + 2.0), |partition| led.tasks.contains(&partition));
+            it.delay(&id, number, began, 2.5);
+        },
+    },
+    Mutation {
+        name: "a partition is served long after the fail-over",
+        row: SERVED,
+        says: "its bound was 6.0 s",
+        change: |it| {
+            let (at, _) = led(it, FREEZE);
+            let (number, id, _, began) = task_on(it, (at - 0.3, at + 6.0), |_| true);
+            it.delay(&id, number, began, 7.0);
+        },
+    },
+    Mutation {
+        name: "what other nodes lead waits for a leader that moves",
+        row: OTHERS,
+        says: "though its partition's leader was there",
+        change: |it| {
+            let (at, led) = led(it, SECOND_MOVE);
+            let (number, id, _, began) = task_on(it, (at, at + 1.0), |partition| !led.tasks.contains(&partition));
+            it.delay(&id, number, began, 1.5);
+        },
+    },
+    Mutation {
+        name: "a worker stays behind",
+        row: WORKS,
+        says: "worker_2 began no task in the last 20 s",
+        change: |it| {
+            let ended = it.lines.iter().find(|line| matches!(line.fact, Fact::LoadEnded)).expect("its end").at;
+            it.change(|line| match &mut line.fact {
+                Fact::RunBegan { worker, .. } | Fact::RunEnded { worker, .. }
+                    if worker == "worker_2" && line.at > ended - 21.0 =>
+                {
+                    *worker = "worker_1".to_owned();
+                    true
+                }
+                _ => false,
+            });
+        },
+    },
+    Mutation {
+        name: "a task of another partition runs twice when a leader moves",
+        row: TWICE,
+        says: "unexplained",
+        change: |it| {
+            let (at, led) = led(it, SECOND_MOVE);
+            let (_, id, worker, _) = task_on(it, (at - 0.4, at), |partition| !led.tasks.contains(&partition));
+            it.run(&id, &worker, at + 0.3);
+        },
+    },
+    Mutation {
+        name: "a task that was begun at the next leader runs twice",
+        row: TWICE,
+        says: "unexplained",
+        change: |it| {
+            let (at, led) = led(it, SECOND_MOVE);
+            let (_, id, worker, began) = task_on(it, (at + 0.3, at + 1.0), |partition| led.tasks.contains(&partition));
+            it.run(&id, &worker, began + 0.2);
+        },
+    },
+    Mutation {
+        name: "a node that was frozen goes on",
+        row: PLANNED,
+        says: "SIGSTOP to broker_3 was not seen to have an effect",
+        change: |it| {
+            let (at, led) = led(it, FREEZE);
+            let partition = *led.tasks.first().expect("it led one");
+            let fact = Fact::Accepted { number: None, task_id: "other".to_owned(), partition, offset: 9_999 };
+            it.put(at + 1.0, fact);
+        },
+    },
+];
+
+#[test]
+fn the_recorded_run_of_a_cluster_is_held() {
+    let verdict = Recorded::of_cluster().judged();
+    assert!(verdict.conclusion == Conclusion::Held, "{:?}: {:#?}", verdict.conclusion, broken(&verdict));
+    let held = verdict.rows.iter().filter(|row| row.promise == "P11" && row.state == State::Held);
+    assert_eq!(held.count(), 3);
+}
+
+#[test]
+fn each_mutation_of_a_cluster_turns_its_row_red_for_its_reason() {
+    let wrong: Vec<String> =
+        MUTATIONS.iter().filter_map(|mutation| undetected(mutation, Recorded::of_cluster()).err()).collect();
+    assert!(wrong.is_empty(), "{} of {} mutations:\n{}", wrong.len(), MUTATIONS.len(), wrong.join("\n"));
+}
+
+/// One more run of a task that was in work on the partition when its leader went is what that costs.
+#[test]
+fn a_task_that_was_in_work_when_its_leader_went_may_run_twice() {
+    let mut it = Recorded::of_cluster();
+    let (at, led) = led(&it, STOP);
+    let (_, id, worker, _) = task_on(&it, (at - 0.6, at), |partition| led.tasks.contains(&partition));
+    // Its result comes when its leader goes.
+    it.change(|line| {
+        let ends = task_of(&line.fact) == Some(&id) && matches!(line.fact, Fact::RunEnded { .. });
+        line.at = if ends { at } else { line.at };
+        ends
+    });
+    it.run(&id, &worker, at + 0.7);
+    let verdict = it.judged();
+    let twice = verdict.rows.iter().find(|row| row.name == TWICE).expect("a row");
+    assert_eq!((twice.state, twice.note.contains("broker 1 of")), (State::Held, true), "{twice:?}");
+}
