@@ -30,18 +30,19 @@ const LONGEST_WORK_MS: u64 = 120_000;
 const ENDLESS: Duration = Duration::from_secs(3600);
 
 /// Plans that are built in, by their names.
-const PLANS: [(&str, &str); 4] = [
+const PLANS: [(&str, &str); 5] = [
     ("default", plan::DEFAULT),
     ("short", include_str!("../../drills/short.toml")),
     ("random", include_str!("../../drills/random.toml")),
     ("deploys", include_str!("../../drills/deploys.toml")),
+    ("cluster", include_str!("../../drills/cluster.toml")),
 ];
 
 /// Rolls, scales, kills and freezes a fleet under load, and says from evidence whether the promises held
 #[derive(Parser)]
 #[command(name = "drill run", bin_name = "drill run", version, args_override_self = true, next_line_help = true, after_help = AFTER_RUN)]
 struct RunOptions {
-    /// The plan: a file, or default, short, random or deploys
+    /// The plan: a file, or default, short, random, deploys or cluster
     #[arg(value_name = "PLAN")]
     plan: Option<String>,
     /// The plan, where it is not named otherwise [default: default]
@@ -182,6 +183,7 @@ Signals: SIGTERM, SIGINT and SIGHUP end the load, and what there is is audited; 
 Examples:
   drill run                                   two minutes of everything, on a fleet and a broker of its own
   drill run random --for 1h --broker apache   an hour of random faults on a real Kafka
+  drill run cluster --broker apache           two minutes of faults on a real Kafka of three nodes
   drill run short --target stack              on the fleet of make up (started with ALLOW_WORK_MS=1)";
 
 const AFTER_WATCH: &str = "\

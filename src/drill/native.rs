@@ -655,11 +655,13 @@ impl Native {
 
 impl Fleet for Native {
     fn describe(&self) -> String {
-        let nodes = match self.broker.nodes() {
-            0 | 1 => String::new(),
-            nodes => format!(" of {nodes} nodes, {} partitions", self.options.partitions),
-        };
-        format!("native, {}{nodes}", self.broker.name())
+        let mut described = format!("native, {}", self.broker.name());
+        for (count, what) in [(self.broker.nodes(), " of {} nodes"), (self.options.partitions, ", {} partitions")] {
+            if count > 1 {
+                described.push_str(&what.replace("{}", &count.to_string()));
+            }
+        }
+        described
     }
 
     fn can(&self, what: What) -> Result<(), String> {
