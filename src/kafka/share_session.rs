@@ -56,7 +56,7 @@ pub struct AcquiredRecord {
     pub value: Option<Bytes>,
     /// The record's headers, in order.
     pub headers: Vec<(String, Option<Bytes>)>,
-    /// Why key, value and headers are missing: the batch cannot be read (corrupt, or its compression is).
+    /// Why key, value and headers are missing or not to be believed: the batch is damaged, or cannot be unpacked.
     pub fault: Option<String>,
 }
 
@@ -341,9 +341,11 @@ fn lock_length(milliseconds: i32) -> Option<Duration> {
 /// Picks the acquired records out of the batches: the broker sends whole batches, of which others may hold the rest.
 fn take_acquired(partition: SharePartition, data: &PartitionData, answer: &mut Answer) {
     let Some(first) = data.acquired_records.iter().map(|range| range.first_offset).min() else { return };
-    let decoded = records::decode(data.records.as_ref().unwrap_or(&Bytes::new()), first);
+    let mut decoded = records::decode(data.records.as_ref().unwrap_or(&Bytes::new()), first);
+    let doubtful = decoded.unreadable.iter_mut().flat_map(|gap| std::mem::take(&mut gap.doubtful));
+    // Last what was read without a fault: a damaged offset must not displace it.
     let mut records: BTreeMap<i64, records::Record> =
-        decoded.records.into_iter().map(|record| (record.offset, record)).collect();
+        doubtful.chain(decoded.records).map(|record| (record.offset, record)).collect();
     for range in &data.acquired_records {
         let delivery_count = u16::try_from(range.delivery_count).unwrap_or(1);
         for offset in range.first_offset..=range.last_offset {
