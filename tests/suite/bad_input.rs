@@ -250,10 +250,10 @@ fn assert_refused(launch: &Launch, texts: &[&str]) {
 }
 
 #[test]
-fn topic_names_that_kafka_refuses_are_refused() {
+fn topic_names_that_kafka_refuses_or_uses_itself_are_refused() {
     let rig = Rig::shared("bad-topic");
     let long = "x".repeat(250);
-    for name in ["a b", "..", ".", "tasks/1", "задачи", &long] {
+    for name in ["a b", "..", ".", "tasks/1", "задачи", "__consumer_offsets", &long] {
         assert_refused(&rig.worker("w").env("TASKS_TOPIC", name), &["TASKS_TOPIC"]);
         assert_refused(&rig.gateway().env("RESULTS_TOPIC", name), &["RESULTS_TOPIC"]);
     }
