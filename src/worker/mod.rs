@@ -40,7 +40,8 @@ use crate::signals::Signals;
 ///
 /// `handler` runs on `config.concurrency` threads at once. Log lines and the receipt (the last line on stdout) are those of
 /// the contract. Nothing is left running when this returns, except handlers that were abandoned at the deadline: they
-/// end with the process, so return its exit code from `main` without doing anything that they could disturb.
+/// end with the process, so return its exit code from `main` without doing anything that they could disturb. What is
+/// logged after the receipt is not written.
 ///
 /// Exit codes: [`ExitCode::Drained`] after a signal with everything finished or given back; [`ExitCode::Fatal`] when a thread died
 /// or Kafka refused what no repetition cures; [`ExitCode::Usage`] when the cluster cannot be used (no share groups, a delivery

@@ -28,7 +28,7 @@ use crate::kafka::interrupt::Interrupter;
 use crate::kafka::producer::Producer;
 use crate::kafka::share_membership::ShareMembership;
 use crate::kafka::share_session::ShareIdentity;
-use crate::logging::escape;
+use crate::logging::{LAST_LINES, escape};
 use crate::queue::{self, PrepareError, Queue, Starts};
 use crate::signals::Signals;
 use crate::stop::Stop;
@@ -421,7 +421,7 @@ pub(super) fn say_stopped_early(config: &WorkerConfig, signals: &Signals, armed:
     log::info!("👋 Worker {id} gracefully shut down before it had started");
     let account = Account::new(&config.worker_id, Arc::new(InFlight::new(Duration::ZERO)));
     account.begin(signals.name(), Instant::now());
-    drain::print_receipt(&account.receipt());
+    drain::print_receipt(&account.receipt(), LAST_LINES);
     drop(armed);
     ExitCode::Drained
 }
