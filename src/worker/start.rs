@@ -38,6 +38,7 @@ use crate::threads::{self, Thread};
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
 use parking_lot::Mutex;
 use std::convert::Infallible;
+use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -102,7 +103,8 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
     let mut supervisor = match Supervisor::new(config.health_file.as_deref()) {
         Ok(supervisor) => supervisor,
         Err(fault) => {
-            log::error!("{fault}");
+            // A fault of the configuration; without stderr the exit code still tells.
+            let _ = writeln!(std::io::stderr(), "{fault}");
             return Started::Failed(ExitCode::Usage);
         }
     };
