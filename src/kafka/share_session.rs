@@ -362,6 +362,10 @@ fn take_acquired(partition: SharePartition, data: &PartitionData, answer: &mut A
             }
             let (key, value, headers) =
                 record.map_or((None, None, Vec::new()), |record| (record.key, record.value, record.headers));
+            // A task that runs for minutes must not keep the whole answer in memory.
+            let own = |bytes: Option<Bytes>| bytes.map(|bytes| Bytes::copy_from_slice(&bytes));
+            let headers = headers.into_iter().map(|(name, value)| (name, own(value))).collect();
+            let (key, value) = (own(key), own(value));
             answer.acquired.push(AcquiredRecord { partition, offset, delivery_count, key, value, headers, fault });
         }
     }
@@ -376,4 +380,39 @@ fn settle(acknowledgements: Acknowledgements, errors: &[(SharePartition, ErrorCo
             error: errors.iter().find(|(failed, _)| *failed == partition).map(|(_, code)| *code),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::records::{BatchIdentity, RecordContent};
+    use kafka_protocol::messages::share_fetch_response::AcquiredRecords;
+    use std::borrow::Cow;
+
+    /// A task can run for minutes, and an answer be as long as 1 MiB.
+    #[test]
+    fn an_acquired_record_does_not_keep_the_whole_answer_in_memory() {
+        let text = Bytes::from_static(b"text");
+        let headers = [(Cow::Borrowed("name"), Some(text.clone()))];
+        let content = RecordContent { key: Some(&text), value: Some(&text), headers: &headers };
+        let nobody = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
+        let batch = records::encode([content; 3].into_iter(), nobody, std::time::SystemTime::now());
+        let acquired = AcquiredRecords::default().with_first_offset(1).with_last_offset(1).with_delivery_count(1);
+        let data = PartitionData::default().with_records(batch.ok()).with_acquired_records(vec![acquired]);
+        let mut request = Outstanding {
+            correlation: 0,
+            sent_at: Instant::now(),
+            asked: Asked::Fetch,
+            partitions: BTreeSet::new(),
+            acknowledgements: Acknowledgements::new(),
+        };
+        let mut answer = Answer::to(&mut request, None, Ok(()));
+        take_acquired(SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 }, &data, &mut answer);
+        let [record] = &answer.acquired[..] else { panic!("{answer:?}") };
+        for bytes in [&record.key, &record.value, &record.headers[0].1] {
+            let bytes = bytes.as_ref().expect("as it was written");
+            assert_eq!(bytes, &text);
+            assert!(bytes.is_unique(), "its memory is shared");
+        }
+    }
 }
