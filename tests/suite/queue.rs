@@ -366,6 +366,27 @@ fn gateway_reads_added_partitions_of_tasks_within_two_seconds() {
     assert!(grown.elapsed() < Duration::from_secs(4), "{:?}", grown.elapsed());
 }
 
+#[test]
+fn reader_of_a_topic_that_was_created_again_begins_with_its_first_record() {
+    let rig = Rig::shared("queue-again");
+    let (cluster, topic) = (cluster(&rig), rig.tasks());
+    let write = |texts: &[&str]| {
+        create(&cluster, &topic, 1, &[]);
+        cluster.refresh(&[&topic]).expect("the brokers know it");
+        deliver(&cluster, texts.iter().map(|text| record(&topic, "key", text)).collect());
+    };
+    write(&["a", "b", "c"]);
+    let mut reader = reader(&cluster, &topic, StartAt::Earliest);
+    assert_eq!(read(&mut reader, 3).len(), 3);
+    delete_topic(rig.broker().address(), &topic);
+    eventually(SOON, "it is gone", || !has_topic(rig.broker().address(), &topic));
+    // Longer than the former log: no offset is out of range.
+    write(&["d", "e", "f", "g", "h"]);
+    let values = read(&mut reader, 5).into_iter().filter_map(|record| record.value).collect::<Vec<_>>();
+    assert_eq!(values, ["d", "e", "f", "g", "h"]);
+    assert_eq!(reader.gaps(), 1);
+}
+
 /// A gateway makes the topic for workers whose limits it does not know.
 #[test]
 fn starts_are_kept_for_as_long_as_the_worker_may_need_them() {
