@@ -22,7 +22,7 @@ use bytes::Bytes;
 use kafka_protocol::messages::share_fetch_response::PartitionData;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Session epoch of the request that opens a session.
 const OPENING_EPOCH: i32 = 0;
@@ -91,6 +91,8 @@ pub struct Answer {
     pub asked: Asked,
     /// When the request was sent: locks run from then at the earliest.
     pub sent_at: Instant,
+    /// The same by the wall clock, which does not stand still while the machine is suspended.
+    pub sent_wall: SystemTime,
     /// Why the broker refused the request as a whole. Whether its acknowledgements were applied is unknown then; the
     /// connection is as good as before.
     pub refused: Option<KafkaError>,
@@ -113,6 +115,7 @@ pub struct Answer {
 struct Outstanding {
     correlation: i32,
     sent_at: Instant,
+    sent_wall: SystemTime,
     asked: Asked,
     partitions: BTreeSet<SharePartition>,
     acknowledgements: Acknowledgements,
@@ -236,14 +239,21 @@ impl ShareSession {
         asked: Asked,
         acknowledgements: Acknowledgements,
     ) -> Result<(), KafkaError> {
-        let sent_at = Instant::now();
+        let (sent_at, sent_wall) = (Instant::now(), SystemTime::now());
         let correlation = self.connection.send_body(api_key, WIRE_VERSION, true, body)?;
         if self.next_epoch != FINAL_EPOCH {
             // The epoch after the largest is 1: 0 would open a new session.
             self.next_epoch = self.next_epoch.checked_add(1).unwrap_or(1);
         }
         let partitions = if asked == Asked::Fetch { self.partitions.clone() } else { BTreeSet::new() };
-        self.outstanding.push_back(Outstanding { correlation, sent_at, asked, partitions, acknowledgements });
+        self.outstanding.push_back(Outstanding {
+            correlation,
+            sent_at,
+            sent_wall,
+            asked,
+            partitions,
+            acknowledgements,
+        });
         Ok(())
     }
 
@@ -281,6 +291,7 @@ impl Answer {
         Self {
             asked: request.asked,
             sent_at: request.sent_at,
+            sent_wall: request.sent_wall,
             refused: refused.err(),
             partitions: std::mem::take(&mut request.partitions),
             acquired: Vec::new(),
@@ -396,12 +407,13 @@ mod tests {
         let headers = [(Cow::Borrowed("name"), Some(text.clone()))];
         let content = RecordContent { key: Some(&text), value: Some(&text), headers: &headers };
         let nobody = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
-        let batch = records::encode([content; 3].into_iter(), nobody, std::time::SystemTime::now());
+        let batch = records::encode([content; 3].into_iter(), nobody, SystemTime::now());
         let acquired = AcquiredRecords::default().with_first_offset(1).with_last_offset(1).with_delivery_count(1);
         let data = PartitionData::default().with_records(batch.ok()).with_acquired_records(vec![acquired]);
         let mut request = Outstanding {
             correlation: 0,
             sent_at: Instant::now(),
+            sent_wall: SystemTime::now(),
             asked: Asked::Fetch,
             partitions: BTreeSet::new(),
             acknowledgements: Acknowledgements::new(),

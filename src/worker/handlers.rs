@@ -103,7 +103,7 @@ impl<H: Handler> HandlerThread<H> {
             self.control.ring();
             return Claim::Gone;
         }
-        self.in_flight.claim((key, delivery), task_id, vetting, Instant::now())
+        self.in_flight.claim((key, delivery), task_id, vetting, job.now())
     }
 
     /// The damage may be of this answer, or of this leader's disk: another delivery may bring the record whole.
@@ -156,11 +156,7 @@ impl<H: Handler> HandlerThread<H> {
             self.decline(job, run, task, announced);
             return Ok(());
         }
-        if self.in_flight.start(job.key, run, Instant::now()) {
-            self.execute(job.key, run, task, delivery)
-        } else {
-            Ok(())
-        }
+        if self.in_flight.start(job.key, run, job.now()) { self.execute(job.key, run, task, delivery) } else { Ok(()) }
     }
 
     fn decline(&self, job: &Job, run: &Run, task: &Task, announced: Announced) {
