@@ -1,8 +1,8 @@
 //! The log: on stdout, one line per event, with UTC time (RFC 3339), level and message.
 //!
-//! Sets up the logger of crate `log`; what is said is up to the callers. The thread `log` writes the lines, so that a full
-//! pipe behind stdout blocks no thread that logs. [`init`] is called once by each binary, [`close`] at the end of the
-//! process, [`escape`] by everything that logs a string from outside.
+//! Sets up the logger of crate `log`; what is said is up to the callers. The thread `log` writes the lines, so that a
+//! full pipe behind stdout blocks no thread that logs. [`init`] is called once by each binary, [`close`] at the end of
+//! the process, [`escape`] by everything that logs a string from outside.
 
 mod lines;
 
@@ -46,8 +46,8 @@ pub fn init(level: LevelFilter) {
 }
 
 /// Ends the log: what was logged so far is written, then `last`, and nothing afterwards. Gives up after `limit`, when
-/// stdout does not take it; a second call does nothing. [`ExitCode`](crate::exit::ExitCode) calls it when `main` returns
-/// one.
+/// stdout does not take it; a second call does nothing. [`ExitCode`](crate::exit::ExitCode) calls it when `main`
+/// returns one.
 pub fn close(last: Option<String>, limit: Duration) {
     if !LINES.close(last.map(|line| (line + "\n").into_bytes())) {
         return;

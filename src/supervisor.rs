@@ -139,8 +139,8 @@ impl Drop for Supervisor {
     }
 }
 
-/// Writes the word into a file beside this one, which then takes its place: a health check that reads meanwhile finds the
-/// former word, not an empty file.
+/// Writes the word into a file beside this one, which then takes its place: a health check that reads meanwhile finds
+/// the former word, not an empty file.
 fn replace(path: &Path, word: &str) -> std::io::Result<()> {
     let new = path.with_added_extension("new");
     std::fs::write(&new, format!("{word}\n"))?;

@@ -1,7 +1,8 @@
-//! Whether the fleet has workers enough for the partitions of the tasks: pure state and time in, a line for the log out.
+//! Whether the fleet has workers enough for the partitions of the tasks: pure state and time in, a line for the log
+//! out.
 //!
-//! Kafka spreads the partitions over the workers. With fewer than two for each, the partition of a killed worker waits up
-//! to 45 s for another one. Called every second by the thread `kafka`.
+//! Kafka spreads the partitions over the workers. With fewer than two for each, the partition of a killed worker waits
+//! up to 45 s for another one. Called every second by the thread `kafka`.
 
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,8 @@ pub(super) struct Staffing {
 }
 
 impl Staffing {
-    /// What to warn of, given how many workers take tasks; once while it lasts. All workers share a single partition, so
-    /// that one needs no second worker; a fleet without workers is told otherwise.
+    /// What to warn of, given how many workers take tasks; once while it lasts. All workers share a single partition,
+    /// so that one needs no second worker; a fleet without workers is told otherwise.
     pub(super) fn look(&mut self, workers: usize, partitions: usize, now: Instant) -> Option<String> {
         let wanted = WORKERS_PER_PARTITION * partitions;
         if partitions < 2 || workers == 0 || workers >= wanted {
@@ -31,8 +32,8 @@ impl Staffing {
         }
         self.told = true;
         Some(format!(
-            "{workers} worker(s) for {partitions} partitions of the tasks: if one is killed, its partition can wait 45 s for \
-             another; run at least {wanted} workers, or use fewer partitions"
+            "{workers} worker(s) for {partitions} partitions of the tasks: the partition of a killed worker can wait 45 s \
+             for another one; run at least {wanted} workers, or use fewer partitions"
         ))
     }
 }

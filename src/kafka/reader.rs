@@ -2,8 +2,8 @@
 //!
 //! Keeps one Fetch request outstanding per leader and returns what has come. It recovers by itself: leaders that move,
 //! brokers that restart, offsets that retention has deleted, topics that are created again (both counted by
-//! [`Reader::gaps`]), partitions that are added. It commits nothing and starts no thread: its caller polls it in a loop.
-//! Called by the gateway (results, tasks) and by the worker (starts). Single records: [`Lookup`].
+//! [`Reader::gaps`]), partitions that are added. It commits nothing and starts no thread: its caller polls it in a
+//! loop. Called by the gateway (results, tasks) and by the worker (starts). Single records: [`Lookup`].
 
 mod lookup;
 
@@ -288,7 +288,8 @@ impl Reader {
         }
     }
 
-    /// A topic that was deleted and created again is read from its first record: the positions are those of another log.
+    /// A topic that was deleted and created again is read from its first record: the positions are those of another
+    /// log.
     fn notice_new_topic(&mut self) -> Result<()> {
         let id = self.questions.cluster().topic(&self.topic)?.id;
         if self.topic_id.replace(id).is_some_and(|before| before != id) {

@@ -406,8 +406,8 @@ mod tests {
         let text = Bytes::from_static(b"text");
         let headers = [(Cow::Borrowed("name"), Some(text.clone()))];
         let content = RecordContent { key: Some(&text), value: Some(&text), headers: &headers };
-        let nobody = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
-        let batch = records::encode([content; 3].into_iter(), nobody, SystemTime::now());
+        let no_producer = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
+        let batch = records::encode([content; 3].into_iter(), no_producer, SystemTime::now());
         let acquired = AcquiredRecords::default().with_first_offset(1).with_last_offset(1).with_delivery_count(1);
         let data = PartitionData::default().with_records(batch.ok()).with_acquired_records(vec![acquired]);
         let mut request = Outstanding {

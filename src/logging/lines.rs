@@ -1,8 +1,8 @@
 //! Lines on their way to stdout: a queue with a limit, and what the thread `log` does with it.
 //!
-//! A write to a full pipe blocks for as long as the reader of the pipe stands still. So a thread that logs only adds its
-//! line here, which never blocks. When the queue is full the oldest line is dropped and counted, and the next line that
-//! is written comes after one with the number. Called by [`logging`](super).
+//! A write to a full pipe blocks for as long as the reader of the pipe stands still. So a thread that logs only adds
+//! its line here, which never blocks. When the queue is full the oldest line is dropped and counted, and the next line
+//! that is written comes after one with the number. Called by [`logging`](super).
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -59,8 +59,8 @@ impl Lines {
         first
     }
 
-    /// Writes the lines until the queue is closed and empty. A line that cannot be written is lost: there is no place to
-    /// say so.
+    /// Writes the lines until the queue is closed and empty. A line that cannot be written is lost: there is no place
+    /// to say so.
     pub(super) fn write_to(&self, output: &mut impl Write) {
         while let Some((dropped, line)) = self.next() {
             if dropped > 0 {
