@@ -6,6 +6,8 @@
 use std::fmt;
 use std::process::Termination;
 
+use crate::logging::{self, LAST_LINES, LATE_LINES};
+
 /// What the exit code of `gateway`, `worker` and `drill` says to whoever started them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -63,9 +65,10 @@ impl From<ExitCode> for std::process::ExitCode {
     }
 }
 
-/// Lets `main` return the code.
+/// Lets `main` return the code. The log ends with it.
 impl Termination for ExitCode {
     fn report(self) -> std::process::ExitCode {
+        logging::close(None, LAST_LINES);
         self.into()
     }
 }
@@ -73,9 +76,10 @@ impl Termination for ExitCode {
 /// Ends the process at once, without unwinding or joining anything. For `main` after its last word, and for a watchdog that
 /// must keep a deadline although some thread does not come back.
 ///
-/// Log lines are not lost: the logger writes each of them whole (see [`logging`](crate::logging)).
+/// The last lines of the log are given 50 ms.
 #[expect(clippy::disallowed_methods, clippy::exit, reason = "the one place that ends the process")]
 pub fn terminate(code: ExitCode) -> ! {
+    logging::close(None, LATE_LINES);
     std::process::exit(code.number().into())
 }
 

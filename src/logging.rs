@@ -1,24 +1,84 @@
 //! The log: on stdout, one line per event, with UTC time (RFC 3339), level and message.
 //!
-//! Sets up the logger of crate `log`; what is said is up to the callers. A full pipe behind stdout blocks whoever logs, so no hot
-//! path logs, and no lock is held around a log line. Called once by each binary; [`escape`] by everything that logs a string
-//! from outside.
+//! Sets up the logger of crate `log`; what is said is up to the callers. The thread `log` writes the lines, so that a
+//! full pipe behind stdout blocks no thread that logs. [`init`] is called once by each binary, [`close`] at the end of
+//! the process, [`escape`] by everything that logs a string from outside.
 
+mod lines;
+
+use std::convert::Infallible;
 use std::fmt::{self, Display};
-use std::io::{self, LineWriter};
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
 
+use lines::Lines;
 use log::LevelFilter;
+use parking_lot::Mutex;
 use simplelog::{ConfigBuilder, LevelPadding, WriteLogger};
+
+use crate::stop::Stop;
+use crate::threads::{self, Thread};
+
+/// How long the end of a process waits for its last lines where stdout does not take them: an idle worker still ends
+/// within a second.
+pub const LAST_LINES: Duration = Duration::from_millis(500);
+/// The same where a watchdog ends the process, whose time is over.
+pub const LATE_LINES: Duration = Duration::from_millis(50);
+
+static LINES: Lines = Lines::new();
+/// The thread `log`, from [`init`] to [`close`].
+static THREAD: Mutex<Option<Thread>> = Mutex::new(None);
 
 /// Starts the log. Only the first call of a process has an effect on where lines go; later ones change the level.
 pub fn init(level: LevelFilter) {
-    // A line is written whole, in one piece and at its end: nothing is left in a buffer when the process exits at once.
-    let stdout = LineWriter::new(io::stdout());
+    let pen = Pen { lines: &LINES, line: Vec::new() };
     // The writer takes everything; the filter is the global one, so that a later call can change it.
-    if log::set_boxed_logger(WriteLogger::new(LevelFilter::Trace, format(), stdout)).is_err() {
+    if log::set_boxed_logger(WriteLogger::new(LevelFilter::Trace, format(), pen)).is_ok() {
+        let thread = threads::spawn("log", Stop::new(), || -> Result<(), Infallible> {
+            LINES.write_to(&mut io::stdout());
+            Ok(())
+        });
+        *THREAD.lock() = Some(thread);
+    } else {
         log::debug!("The log had been started before");
     }
     log::set_max_level(level);
+}
+
+/// Ends the log: what was logged so far is written, then `last`, and nothing afterwards. Gives up after `limit`, when
+/// stdout does not take it; a second call does nothing. [`ExitCode`](crate::exit::ExitCode) calls it when `main`
+/// returns one.
+pub fn close(last: Option<String>, limit: Duration) {
+    if !LINES.close(last.map(|line| (line + "\n").into_bytes())) {
+        return;
+    }
+    let thread = THREAD.lock().take();
+    match thread {
+        // A thread that still waits for stdout ends with the process.
+        Some(thread) => drop(thread.join_deadline(Instant::now() + limit)),
+        // The program has a log of its own, or none.
+        None => LINES.write_to(&mut io::stdout()),
+    }
+}
+
+/// Puts the pieces together in which the formatter writes a line.
+struct Pen {
+    lines: &'static Lines,
+    line: Vec<u8>,
+}
+
+impl Write for Pen {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        self.line.extend_from_slice(piece);
+        if self.line.ends_with(b"\n") {
+            self.lines.add(std::mem::take(&mut self.line));
+        }
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Time, level, message; neither thread nor target, which are for the authors and not for who runs the programs.
@@ -60,32 +120,18 @@ const QUOTES: [char; 2] = ['"', '\''];
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::sync::Arc;
-
     use log::{Level, Log, Record};
-    use parking_lot::Mutex;
 
     use super::*;
 
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().write(bytes)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn line(level: Level, message: &str) -> String {
-        let sink = Sink::default();
-        let logger = WriteLogger::new(LevelFilter::Trace, format(), LineWriter::new(sink.clone()));
+    fn line(level: Level, message: &'static str) -> String {
+        let lines: &'static Lines = Box::leak(Box::default());
+        let logger = WriteLogger::new(LevelFilter::Trace, format(), Pen { lines, line: Vec::new() });
         logger.log(&Record::builder().level(level).target("lastcall::x").args(format_args!("{message}")).build());
-        // Not flushed, and the logger is still there: whatever a line consists of has to be written already.
-        String::from_utf8(sink.0.lock().clone()).expect("lines are UTF-8")
+        let mut output = Vec::new();
+        lines.close(None);
+        lines.write_to(&mut output);
+        String::from_utf8(output).expect("lines are UTF-8")
     }
 
     #[test]

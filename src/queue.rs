@@ -10,7 +10,7 @@ mod topics;
 
 use std::time::Duration;
 
-use crate::config::Common;
+use crate::config::{Common, WorkerConfig};
 use crate::kafka::{Cluster, ErrorCode, KafkaError, Retry, admin};
 
 pub use topics::restore_side_topics;
@@ -27,6 +27,23 @@ pub struct Queue {
     pub record_locks: u32,
     /// Partitions of the tasks topic, those without a leader included.
     pub tasks_partitions: usize,
+}
+
+/// How often a worker starts one task, and for how long at most: what the queue has to suit for a worker.
+#[derive(Clone, Copy, Debug)]
+pub struct Starts {
+    /// `MAX_DELIVERIES`
+    pub most: u16,
+    /// `TASK_TIMEOUT`
+    pub longest: Duration,
+}
+
+impl Starts {
+    /// Those of a worker with this configuration.
+    #[must_use]
+    pub fn of(config: &WorkerConfig) -> Self {
+        Self { most: config.max_deliveries, longest: config.task_timeout }
+    }
 }
 
 /// Why the queue is not ready.
@@ -69,15 +86,15 @@ impl PrepareError {
 ///
 /// A partition without a leader keeps nothing from starting: `tasks` and `results` need one partition that has one.
 ///
-/// `max_deliveries`: the worker's limit of starts, to be checked against the broker's limit of deliveries; `None` in a
-/// gateway, which needs no right to the side topics.
+/// `starts`: of a worker, to be checked against the broker's limit of deliveries; `None` in a gateway, which needs no
+/// right to the side topics.
 ///
 /// # Errors
 /// See [`PrepareError`]; a program that can wait tries again after `Unreachable`.
-pub fn prepare(cluster: &Cluster, common: &Common, max_deliveries: Option<u16>) -> Result<Queue, PrepareError> {
+pub fn prepare(cluster: &Cluster, common: &Common, starts: Option<Starts>) -> Result<Queue, PrepareError> {
     admin::check_share_support(cluster)?;
-    let group = group::prepare(cluster, &common.worker_group, max_deliveries)?;
-    let tasks = topics::prepare(cluster, common, max_deliveries.is_none())?;
+    let group = group::prepare(cluster, &common.worker_group, starts.map(|starts| starts.most))?;
+    let tasks = topics::prepare(cluster, common, starts)?;
     group::await_leaders(cluster, &common.worker_group, &tasks)?;
     Ok(Queue {
         lock: group.lock,

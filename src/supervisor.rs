@@ -53,7 +53,7 @@ impl Supervisor {
     /// The file cannot be written: what to tell the user, with the path and what would be right.
     pub fn new(health_file: Option<&Path>) -> Result<Self, String> {
         if let Some(path) = health_file {
-            std::fs::write(path, "starting\n").map_err(|error| {
+            replace(path, "starting").map_err(|error| {
                 format!(
                     "HEALTH_FILE: value \"{}\" cannot be written ({error}); expected a file in a folder that exists and is \
                      this user's to write",
@@ -103,7 +103,7 @@ impl Supervisor {
 
     fn refresh(&mut self, word: &str) {
         let Some(path) = &self.health_file else { return };
-        if let Err(error) = std::fs::write(path, format!("{word}\n")) {
+        if let Err(error) = replace(path, word) {
             self.complain("write HEALTH_FILE", &error);
         }
     }
@@ -139,6 +139,14 @@ impl Drop for Supervisor {
     }
 }
 
+/// Writes the word into a file beside this one, which then takes its place: a health check that reads meanwhile finds
+/// the former word, not an empty file.
+fn replace(path: &Path, word: &str) -> std::io::Result<()> {
+    let new = path.with_added_extension("new");
+    std::fs::write(&new, format!("{word}\n"))?;
+    std::fs::rename(&new, path)
+}
+
 fn extension() -> NotifyState<'static> {
     NotifyState::ExtendTimeoutUsec(u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX))
 }
@@ -166,6 +174,29 @@ mod tests {
         assert_eq!(content(), "draining\n");
         drop(supervisor);
         assert!(!path.exists());
+        std::fs::remove_dir(&folder).expect("empty again");
+    }
+
+    #[test]
+    fn the_health_file_has_its_word_at_every_moment() {
+        let folder = folder();
+        let path = folder.join("health");
+        let mut supervisor = Supervisor::new(Some(&path)).expect("writable");
+        let stop = crate::stop::Stop::new();
+        let (until, watched) = (stop.clone(), path.clone());
+        let reader = crate::threads::spawn("reader", crate::stop::Stop::new(), move || {
+            while !until.is_triggered() {
+                let word = std::fs::read_to_string(&watched).map_err(|error| error.to_string())?;
+                if !word.ends_with('\n') {
+                    return Err(format!("{word:?}"));
+                }
+            }
+            Ok(())
+        });
+        (0..1_000).for_each(|_| supervisor.refresh(RUNNING));
+        stop.trigger();
+        assert_eq!(reader.join(), Ok(()));
+        drop(supervisor);
         std::fs::remove_dir(&folder).expect("empty again");
     }
 

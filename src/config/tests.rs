@@ -164,6 +164,11 @@ fn each_wrong_value_is_one_line_with_what_would_be_right() {
             "..",
             "is no topic name; expected 1 to 249 of a-z, A-Z, 0-9, \".\", \"_\" and \"-\", and neither \".\" nor \"..\"",
         ),
+        (
+            "TASKS_TOPIC",
+            "__share_group_state",
+            "begins like the topics of Kafka itself; expected a name without \"__\" in front",
+        ),
         ("RESULTS_TOPIC", "tasks", "is the same as the topic tasks, to Kafka; expected another name"),
         ("RESULTS_TOPIC", "tasks_dead", "is the same as the topic tasks.dead, to Kafka; expected another name"),
         ("TASKS_PARTITIONS", "0", "is out of range; expected a whole number from 1 to 10000"),

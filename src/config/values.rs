@@ -75,8 +75,9 @@ pub(crate) fn switch(text: &str) -> Read<bool> {
     }
 }
 
-/// The name of a topic, by Kafka's own rule (`org.apache.kafka.common.internals.Topic.validate`). `limit` is below Kafka's where
-/// other topics' names are made of this one.
+/// The name of a topic, by Kafka's own rule (`org.apache.kafka.common.internals.Topic.validate`). `limit` is below
+/// Kafka's where other topics' names are made of this one. The names of Kafka's own topics begin with two underscores
+/// and are refused as well: such a topic may not exist yet, and then only its name tells.
 pub(crate) fn topic(text: &str, limit: usize) -> Read<String> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let expected = format!("expected 1 to {limit} of a-z, A-Z, 0-9, \".\", \"_\" and \"-\"");
@@ -84,6 +85,9 @@ pub(crate) fn topic(text: &str, limit: usize) -> Read<String> {
         "." | ".." => Err(format!("is no topic name; {expected}, and neither \".\" nor \"..\"")),
         _ if !text.bytes().all(legal) => Err(format!("is no topic name; {expected}")),
         _ if !(1..=limit).contains(&text.len()) => Err(format!("has {} characters; {expected}", text.len())),
+        _ if text.starts_with("__") => {
+            Err("begins like the topics of Kafka itself; expected a name without \"__\" in front".to_owned())
+        }
         _ => Ok(text.to_owned()),
     }
 }

@@ -19,7 +19,7 @@ use super::produce::ALL;
 use super::refusals;
 use super::settings::milliseconds;
 use super::share_partition::Said;
-use super::share_wire::{Acknowledge, Fetch, Statements};
+use super::share_wire::{self, Acknowledge, Fetch, Statements};
 use super::state::{Caller, Refusal, State};
 use super::throttle::throttled;
 use crate::kafka::ErrorCode;
@@ -121,7 +121,11 @@ impl Core {
                 Action::Forget(after) => return self.end(Order::Restart { node: None, after, forget: true }),
                 Action::MoveLeaders => self.change(|state, now| state.move_leaders(caller.node, now)),
                 Action::MoveCoordinators => self.change(|state, _| state.move_coordinators(caller.node)),
-                Action::Misreport(_) | Action::CutAfter | Action::AnswerTwice | Action::Throttle(_) => {}
+                Action::Misreport(_)
+                | Action::CutAfter
+                | Action::AnswerTwice
+                | Action::Throttle(_)
+                | Action::Damage => {}
             }
         }
         let throttle =
@@ -132,6 +136,8 @@ impl Core {
             Some((kind, time)) => body.and_then(|body| throttled(kind, asked, body, time)),
             None => body,
         };
+        let damages = kind == Some(Kind::ShareFetch) && due.iter().any(|fault| fault.action == Action::Damage);
+        let body = if damages { body.and_then(share_wire::damaged) } else { body };
         let mut answer = reply(asked, body);
         for fault in due {
             match (fault.action, &mut answer) {

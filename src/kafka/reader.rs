@@ -1,23 +1,29 @@
 //! Reads all partitions of one topic, without a group: every reader sees every record.
 //!
 //! Keeps one Fetch request outstanding per leader and returns what has come. It recovers by itself: leaders that move,
-//! brokers that restart, offsets that retention has deleted (counted by [`Reader::gaps`]), partitions that are added. It commits
-//! nothing and starts no thread; whoever calls [`Reader::poll`] in a loop is the thread. Called by the gateway (results, tasks) and by
-//! the worker (starts).
+//! brokers that restart, offsets that retention has deleted, topics that are created again (both counted by
+//! [`Reader::gaps`]), partitions that are added. It commits nothing and starts no thread: its caller polls it in a
+//! loop. Called by the gateway (results, tasks) and by the worker (starts). Single records: [`Lookup`].
+
+mod lookup;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use kafka_protocol::messages::FetchRequest;
+use uuid::Uuid;
 
 use super::cluster::{Cluster, Partition};
-use super::error::{ErrorCode, KafkaError, Result, Retry};
+use super::error::{ErrorCode, KafkaError, Result};
 use super::fetch::{self, Fetched, Limits};
 use super::offsets::{self, Position};
 use super::pool::Pool;
 use super::records::{self, Record};
 use crate::backoff::Backoff;
+
+pub use lookup::Lookup;
+pub(super) use lookup::fetch_one;
 
 /// Partitions can be added to a topic: how often the cluster is asked for them. What others ask in between is used at
 /// once.
@@ -110,6 +116,8 @@ pub struct Reader {
     outstanding: BTreeMap<i32, Outstanding>,
     positions: BTreeMap<i32, i64>,
     high_watermarks: BTreeMap<i32, i64>,
+    /// Told by the first look-up; another one under the same name is another log.
+    topic_id: Option<Uuid>,
     /// What is known of the topic is wrong: look it up before the next fetch.
     is_stale: bool,
     /// Whether a partition has no leader at present.
@@ -137,6 +145,7 @@ impl Reader {
             outstanding: BTreeMap::new(),
             positions: BTreeMap::new(),
             high_watermarks: BTreeMap::new(),
+            topic_id: None,
             is_stale: true,
             leaderless: false,
             absent: BTreeSet::new(),
@@ -182,7 +191,7 @@ impl Reader {
         self.positions.clone()
     }
 
-    /// How often records were deleted before they were read, and reading went on behind them.
+    /// How often records were deleted before they were read, and reading went on at later ones or in a new log.
     #[must_use]
     pub fn gaps(&self) -> u64 {
         self.gaps
@@ -240,6 +249,7 @@ impl Reader {
             cluster.refresh(&[&self.topic])?;
             self.is_stale = false;
         }
+        self.notice_new_topic()?;
         let returns = Instant::now() + self.options.max_wait;
         if let Err(error) = self.take_up_new() {
             if self.positions.is_empty() || error.is_interrupted() {
@@ -276,6 +286,21 @@ impl Reader {
                 None => return Ok(records),
             }
         }
+    }
+
+    /// A topic that was deleted and created again is read from its first record: the positions are those of another
+    /// log.
+    fn notice_new_topic(&mut self) -> Result<()> {
+        let id = self.questions.cluster().topic(&self.topic)?.id;
+        if self.topic_id.replace(id).is_some_and(|before| before != id) {
+            log::warn!("{}: the topic was created again, reading goes on at its first records", self.topic);
+            // What these fetches bring is from offsets of the former log.
+            std::mem::take(&mut self.outstanding).into_keys().for_each(|node| self.fetches.drop_node(node));
+            (self.positions, self.high_watermarks) = (BTreeMap::new(), BTreeMap::new());
+            self.start = StartAt::Earliest;
+            self.gaps += 1;
+        }
+        Ok(())
     }
 
     /// Finds the starting positions of partitions that are new, or have a leader for the first time. Asks brokers only
@@ -444,61 +469,4 @@ impl Reader {
         log::warn!("{}-{partition}: offset {old} is out of range, reading goes on at {start}", self.topic);
         Ok(())
     }
-}
-
-/// Reads single records by their offsets, on connections that it keeps.
-#[derive(Debug)]
-pub struct Lookup {
-    pool: Pool,
-}
-
-impl Lookup {
-    /// Asks nothing yet.
-    #[must_use]
-    pub fn new(cluster: Cluster) -> Self {
-        Self { pool: Pool::new(cluster) }
-    }
-
-    /// The record at this offset, `None` when there is none any more.
-    ///
-    /// # Errors
-    /// What the leader answered, after one repetition with fresh metadata.
-    pub fn read(&mut self, topic: &str, partition: i32, offset: i64) -> Result<Option<ReadRecord>> {
-        match self.try_read(topic, partition, offset) {
-            // The connection was idle, or the leader has moved: once more from the beginning.
-            Err(error) if error.retry() != Retry::Never => {
-                self.pool.cluster().refresh(&[topic])?;
-                self.try_read(topic, partition, offset)
-            }
-            outcome => outcome,
-        }
-    }
-
-    fn try_read(&mut self, topic: &str, partition: i32, offset: i64) -> Result<Option<ReadRecord>> {
-        let leader = self.pool.cluster().leader(topic, partition)?;
-        // One byte: a broker answers with one whole batch all the same.
-        let limits = Limits { max_wait: Duration::ZERO, max_bytes: 1, min_bytes: 1 };
-        let found = fetch_one(&mut self.pool, leader, topic, (partition, offset), limits)?;
-        if found.code == ErrorCode::OFFSET_OUT_OF_RANGE {
-            return Ok(None);
-        }
-        found.code.check("Fetch", Some(topic))?;
-        let first = records::decode(&found.bytes, offset).records.into_iter().next();
-        Ok(first.filter(|record| record.offset == offset).map(|record| ReadRecord::new(partition, record)))
-    }
-}
-
-/// Fetches once from one partition.
-pub(super) fn fetch_one(
-    pool: &mut Pool,
-    leader: i32,
-    topic: &str,
-    wanted: (i32, i64),
-    limits: Limits,
-) -> Result<Fetched> {
-    let timeout = limits.max_wait + pool.cluster().options().request_timeout;
-    let request = fetch::request(topic, &[wanted], limits);
-    let response = pool.get(leader)?.call(fetch::VERSION, &request, timeout)?;
-    let partition = fetch::open(response)?.into_iter().find(|fetched| fetched.partition == wanted.0);
-    partition.ok_or_else(|| KafkaError::broker("Fetch", ErrorCode::UNKNOWN_TOPIC_OR_PARTITION, Some(topic)))
 }

@@ -42,6 +42,9 @@ pub struct Unreadable {
     pub last: i64,
     /// Why.
     pub reason: String,
+    /// The records as far as their bytes can be taken apart although the checksum is wrong. They are for a person to
+    /// look at, not to be worked on: any bit of them may be wrong.
+    pub doubtful: Vec<Record>,
 }
 
 /// The whole batches out of one answer.
@@ -190,11 +193,23 @@ impl Batch {
     }
 
     fn records(&self, from_offset: i64, decoded: &mut Decoded) {
-        let unreadable = |first: i64, reason: String| Unreadable { first, last: self.last_offset(), reason };
         if self.last_offset() < from_offset || self.attributes() & CONTROL != 0 {
             return;
         }
-        let (mut rest, was_compressed) = match self.fault().map_or_else(|| self.unpacked(), Err) {
+        let Some(reason) = self.fault() else { return self.take_apart(from_offset, decoded) };
+        let mut doubtful = Decoded::default();
+        self.take_apart(from_offset, &mut doubtful);
+        decoded.unpacked += doubtful.unpacked;
+        let (first, last) = (self.base_offset().max(from_offset), self.last_offset());
+        decoded.unreadable.push(Unreadable { first, last, reason, doubtful: doubtful.records });
+    }
+
+    fn take_apart(&self, from_offset: i64, decoded: &mut Decoded) {
+        let unreadable = |first: i64, reason: String| {
+            let last = self.last_offset();
+            Unreadable { first, last, reason, doubtful: Vec::new() }
+        };
+        let (mut rest, was_compressed) = match self.unpacked() {
             Ok(unpacked) => unpacked,
             Err(reason) => {
                 decoded.unreadable.push(unreadable(self.base_offset().max(from_offset), reason));

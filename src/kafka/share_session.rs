@@ -22,7 +22,7 @@ use bytes::Bytes;
 use kafka_protocol::messages::share_fetch_response::PartitionData;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Session epoch of the request that opens a session.
 const OPENING_EPOCH: i32 = 0;
@@ -56,7 +56,7 @@ pub struct AcquiredRecord {
     pub value: Option<Bytes>,
     /// The record's headers, in order.
     pub headers: Vec<(String, Option<Bytes>)>,
-    /// Why key, value and headers are missing: the batch cannot be read (corrupt, or its compression is).
+    /// Why key, value and headers are missing or not to be believed: the batch is damaged, or cannot be unpacked.
     pub fault: Option<String>,
 }
 
@@ -91,6 +91,8 @@ pub struct Answer {
     pub asked: Asked,
     /// When the request was sent: locks run from then at the earliest.
     pub sent_at: Instant,
+    /// The same by the wall clock, which does not stand still while the machine is suspended.
+    pub sent_wall: SystemTime,
     /// Why the broker refused the request as a whole. Whether its acknowledgements were applied is unknown then; the
     /// connection is as good as before.
     pub refused: Option<KafkaError>,
@@ -113,6 +115,7 @@ pub struct Answer {
 struct Outstanding {
     correlation: i32,
     sent_at: Instant,
+    sent_wall: SystemTime,
     asked: Asked,
     partitions: BTreeSet<SharePartition>,
     acknowledgements: Acknowledgements,
@@ -236,14 +239,21 @@ impl ShareSession {
         asked: Asked,
         acknowledgements: Acknowledgements,
     ) -> Result<(), KafkaError> {
-        let sent_at = Instant::now();
+        let (sent_at, sent_wall) = (Instant::now(), SystemTime::now());
         let correlation = self.connection.send_body(api_key, WIRE_VERSION, true, body)?;
         if self.next_epoch != FINAL_EPOCH {
             // The epoch after the largest is 1: 0 would open a new session.
             self.next_epoch = self.next_epoch.checked_add(1).unwrap_or(1);
         }
         let partitions = if asked == Asked::Fetch { self.partitions.clone() } else { BTreeSet::new() };
-        self.outstanding.push_back(Outstanding { correlation, sent_at, asked, partitions, acknowledgements });
+        self.outstanding.push_back(Outstanding {
+            correlation,
+            sent_at,
+            sent_wall,
+            asked,
+            partitions,
+            acknowledgements,
+        });
         Ok(())
     }
 
@@ -281,6 +291,7 @@ impl Answer {
         Self {
             asked: request.asked,
             sent_at: request.sent_at,
+            sent_wall: request.sent_wall,
             refused: refused.err(),
             partitions: std::mem::take(&mut request.partitions),
             acquired: Vec::new(),
@@ -341,9 +352,11 @@ fn lock_length(milliseconds: i32) -> Option<Duration> {
 /// Picks the acquired records out of the batches: the broker sends whole batches, of which others may hold the rest.
 fn take_acquired(partition: SharePartition, data: &PartitionData, answer: &mut Answer) {
     let Some(first) = data.acquired_records.iter().map(|range| range.first_offset).min() else { return };
-    let decoded = records::decode(data.records.as_ref().unwrap_or(&Bytes::new()), first);
+    let mut decoded = records::decode(data.records.as_ref().unwrap_or(&Bytes::new()), first);
+    let doubtful = decoded.unreadable.iter_mut().flat_map(|gap| std::mem::take(&mut gap.doubtful));
+    // Last what was read without a fault: a damaged offset must not displace it.
     let mut records: BTreeMap<i64, records::Record> =
-        decoded.records.into_iter().map(|record| (record.offset, record)).collect();
+        doubtful.chain(decoded.records).map(|record| (record.offset, record)).collect();
     for range in &data.acquired_records {
         let delivery_count = u16::try_from(range.delivery_count).unwrap_or(1);
         for offset in range.first_offset..=range.last_offset {
@@ -360,6 +373,10 @@ fn take_acquired(partition: SharePartition, data: &PartitionData, answer: &mut A
             }
             let (key, value, headers) =
                 record.map_or((None, None, Vec::new()), |record| (record.key, record.value, record.headers));
+            // A task that runs for minutes must not keep the whole answer in memory.
+            let own = |bytes: Option<Bytes>| bytes.map(|bytes| Bytes::copy_from_slice(&bytes));
+            let headers = headers.into_iter().map(|(name, value)| (name, own(value))).collect();
+            let (key, value) = (own(key), own(value));
             answer.acquired.push(AcquiredRecord { partition, offset, delivery_count, key, value, headers, fault });
         }
     }
@@ -374,4 +391,40 @@ fn settle(acknowledgements: Acknowledgements, errors: &[(SharePartition, ErrorCo
             error: errors.iter().find(|(failed, _)| *failed == partition).map(|(_, code)| *code),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::records::{BatchIdentity, RecordContent};
+    use kafka_protocol::messages::share_fetch_response::AcquiredRecords;
+    use std::borrow::Cow;
+
+    /// A task can run for minutes, and an answer be as long as 1 MiB.
+    #[test]
+    fn an_acquired_record_does_not_keep_the_whole_answer_in_memory() {
+        let text = Bytes::from_static(b"text");
+        let headers = [(Cow::Borrowed("name"), Some(text.clone()))];
+        let content = RecordContent { key: Some(&text), value: Some(&text), headers: &headers };
+        let no_producer = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
+        let batch = records::encode([content; 3].into_iter(), no_producer, SystemTime::now());
+        let acquired = AcquiredRecords::default().with_first_offset(1).with_last_offset(1).with_delivery_count(1);
+        let data = PartitionData::default().with_records(batch.ok()).with_acquired_records(vec![acquired]);
+        let mut request = Outstanding {
+            correlation: 0,
+            sent_at: Instant::now(),
+            sent_wall: SystemTime::now(),
+            asked: Asked::Fetch,
+            partitions: BTreeSet::new(),
+            acknowledgements: Acknowledgements::new(),
+        };
+        let mut answer = Answer::to(&mut request, None, Ok(()));
+        take_acquired(SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 }, &data, &mut answer);
+        let [record] = &answer.acquired[..] else { panic!("{answer:?}") };
+        for bytes in [&record.key, &record.value, &record.headers[0].1] {
+            let bytes = bytes.as_ref().expect("as it was written");
+            assert_eq!(bytes, &text);
+            assert!(bytes.is_unique(), "its memory is shared");
+        }
+    }
 }

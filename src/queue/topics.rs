@@ -4,20 +4,21 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::PrepareError;
+use super::{PrepareError, Starts};
 use crate::config::Common;
 use crate::kafka::admin::{self, TopicRight, TopicSpec};
 use crate::kafka::{Cluster, ErrorCode, KafkaError, Result, Topic};
 
-/// Prepares all topics; returns that of the tasks. A gateway goes on without a right to the side topics, which workers
-/// write.
+/// Prepares all topics; returns that of the tasks. A gateway (`starts` is `None`) goes on without a right to the side
+/// topics, which workers write.
 pub(super) fn prepare(
     cluster: &Cluster,
     common: &Common,
-    is_gateway: bool,
+    starts: Option<Starts>,
 ) -> std::result::Result<Topic, PrepareError> {
+    let is_gateway = starts.is_none();
     let needed = |spec: &TopicSpec| -> std::result::Result<Topic, PrepareError> {
-        let topic = prepare_topic(cluster, spec).map_err(|error| about(spec, error))?;
+        let topic = prepare_topic(cluster, common, spec).map_err(|error| about(spec, error))?;
         if topic.partitions.iter().any(|partition| partition.leader >= 0) {
             return Ok(topic);
         }
@@ -26,8 +27,8 @@ pub(super) fn prepare(
     };
     let tasks = needed(&tasks_spec(common))?;
     needed(&results_spec(common))?;
-    for spec in side_specs(cluster, common).map_err(|error| about(&tasks_spec(common), error))? {
-        match prepare_topic(cluster, &spec) {
+    for spec in side_specs(cluster, common, starts).map_err(|error| about(&tasks_spec(common), error))? {
+        match prepare_topic(cluster, common, &spec) {
             Err(error) if is_gateway && error.missing_right().is_some() => log::debug!("topic {}: {error}", spec.name),
             prepared => drop(prepared.map_err(|error| about(&spec, error))?),
         }
@@ -70,7 +71,11 @@ fn check_rights(cluster: &Cluster, common: &Common, is_gateway: bool) -> std::re
 ///
 /// # Errors
 /// See [`PrepareError`]; the next call tries again.
-pub fn restore_side_topics(cluster: &Cluster, common: &Common) -> std::result::Result<(), PrepareError> {
+pub fn restore_side_topics(
+    cluster: &Cluster,
+    common: &Common,
+    starts: Starts,
+) -> std::result::Result<(), PrepareError> {
     let names = [common.dead_topic(), common.starts_topic()];
     if cluster.refresh(&names.each_ref().map(String::as_str)).is_ok() {
         return Ok(());
@@ -83,9 +88,9 @@ pub fn restore_side_topics(cluster: &Cluster, common: &Common) -> std::result::R
                 continue;
             }
         }
-        let specs = side_specs(cluster, common).map_err(|error| about(&tasks_spec(common), error))?;
+        let specs = side_specs(cluster, common, Some(starts)).map_err(|error| about(&tasks_spec(common), error))?;
         for spec in specs.into_iter().filter(|spec| spec.name == name) {
-            prepare_topic(cluster, &spec).map_err(|error| about(&spec, error))?;
+            prepare_topic(cluster, common, &spec).map_err(|error| about(&spec, error))?;
         }
         log::warn!("topic {name} was missing; it was made again");
     }
@@ -117,7 +122,7 @@ fn common_configs(retention: Duration, message_bytes: u64) -> Vec<(&'static str,
         // Writers may compress; no reader has to know how.
         (COMPRESSION, "uncompressed".to_owned()),
         ("cleanup.policy", "delete".to_owned()),
-        ("retention.ms", retention.as_millis().to_string()),
+        (RETENTION, retention.as_millis().to_string()),
         ("retention.bytes", "-1".to_owned()),
         (MAX_BYTES, message_bytes.min(LARGEST).to_string()),
         ("unclean.leader.election.enable", "false".to_owned()),
@@ -150,20 +155,24 @@ fn dead_spec(common: &Common, tasks_limit: u64) -> TopicSpec {
     single_spec(common, common.dead_topic(), common_configs(DEAD_RETENTION, tasks_limit.saturating_mul(2)))
 }
 
-fn starts_spec(common: &Common) -> TopicSpec {
-    let mut configs = common_configs(HOUR, MESSAGE_BYTES);
+/// The first start of a task has to be on record when its last one ends. One [`Starts::longest`] more is for the time
+/// in which the task lies in the queue. A gateway does not know the workers' limits: a worker corrects the retention.
+fn starts_spec(common: &Common, starts: Option<Starts>) -> TopicSpec {
+    let needed = starts.map_or(HOUR, |starts| starts.longest.saturating_mul(u32::from(starts.most) + 1));
+    let mut configs = common_configs(needed.max(HOUR), MESSAGE_BYTES);
     configs.push(("segment.ms", SHORT_SEGMENT.as_millis().to_string()));
     single_spec(common, common.starts_topic(), configs)
 }
 
 /// The topics that workers write and that no task needs until one fails or kills its worker.
-fn side_specs(cluster: &Cluster, common: &Common) -> Result<[TopicSpec; 2]> {
+fn side_specs(cluster: &Cluster, common: &Common, starts: Option<Starts>) -> Result<[TopicSpec; 2]> {
     let tasks = admin::topic_configs(cluster, &common.tasks_topic)?;
     let tasks_limit = number(&tasks, MAX_BYTES).unwrap_or(MESSAGE_BYTES);
-    Ok([dead_spec(common, tasks_limit), starts_spec(common)])
+    Ok([dead_spec(common, tasks_limit), starts_spec(common, starts)])
 }
 
-fn prepare_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<Topic> {
+fn prepare_topic(cluster: &Cluster, common: &Common, spec: &TopicSpec) -> Result<Topic> {
+    let keeps_starts = spec.name == common.starts_topic();
     let ensured = admin::ensure_topic(cluster, spec)?;
     if ensured.topic.is_internal {
         return Err(KafkaError::Unsupported("it is one of Kafka's own topics; choose another name".to_owned()));
@@ -172,11 +181,15 @@ fn prepare_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<Topic> {
         log::info!("topic {} created, {} partitions", spec.name, ensured.topic.partitions.len());
         return Ok(ensured.topic);
     }
-    let found = admin::topic_configs(cluster, &spec.name)?;
-    for (key, value) in corrections(spec, &found) {
+    let mut found = admin::topic_configs(cluster, &spec.name)?;
+    for (key, value) in corrections(spec, &found, keeps_starts) {
         match admin::set_topic_config(cluster, &spec.name, key, value) {
-            Ok(()) => log::warn!("topic {}: {key} was not {value}; it is set now", spec.name),
-            // Wrong clocks can then hold up records, and every reader has to unpack: worse, but it works.
+            Ok(()) => {
+                log::warn!("topic {}: {key} was not {value}; it is set now", spec.name);
+                found.insert(key.to_owned(), value.to_owned());
+            }
+            // Wrong clocks can then hold up records, every reader has to unpack, a task may be started more often:
+            // worse, but it works.
             Err(error) if error.missing_right().is_some() => {
                 log::warn!(
                     "topic {}: {key} is not {value} ({error}); set it, or give the program the right AlterConfigs on the topic",
@@ -195,23 +208,37 @@ fn prepare_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<Topic> {
 const MAX_BYTES: &str = "max.message.bytes";
 const TIMESTAMP_TYPE: &str = "message.timestamp.type";
 const COMPRESSION: &str = "compression.type";
+const RETENTION: &str = "retention.ms";
 
-/// Settings of an existing topic that the programs cannot work without.
-fn corrections<'a>(spec: &'a TopicSpec, found: &BTreeMap<String, String>) -> Vec<(&'static str, &'a str)> {
-    let needed = spec.configs.iter().filter(|(key, _)| [TIMESTAMP_TYPE, COMPRESSION].contains(key));
-    needed.filter(|(key, value)| found.get(*key) != Some(value)).map(|(key, value)| (*key, value.as_str())).collect()
+/// Settings of an existing topic that the programs cannot work without. `keeps_starts`: its retention is one of them,
+/// since a task whose first starts are deleted is never given up.
+fn corrections<'a>(
+    spec: &'a TopicSpec,
+    found: &BTreeMap<String, String>,
+    keeps_starts: bool,
+) -> Vec<(&'static str, &'a str)> {
+    let differs = |key: &str, value: &String| match key {
+        TIMESTAMP_TYPE | COMPRESSION => found.get(key) != Some(value),
+        RETENTION => keeps_starts && is_shorter(found, value),
+        _ => false,
+    };
+    let needed = spec.configs.iter().filter(|(key, value)| differs(key, value));
+    needed.map(|(key, value)| (*key, value.as_str())).collect()
+}
+
+/// Whether the topic keeps its records for less than this many milliseconds; -1 is for ever.
+fn is_shorter(found: &BTreeMap<String, String>, wanted: &str) -> bool {
+    let (is, wanted) = (number::<i64>(found, RETENTION), wanted.parse());
+    is.zip(wanted.ok()).is_some_and(|(is, wanted)| (0..wanted).contains(&is))
 }
 
 /// What else differs in an existing topic, as far as it can lose something.
 fn warnings(spec: &TopicSpec, found: &BTreeMap<String, String>, partitions: usize) -> Vec<String> {
     let mut warnings = Vec::new();
-    let wanted: BTreeMap<String, String> =
-        spec.configs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-    let retention = |configs| number::<i64>(configs, "retention.ms");
-    if let (Some(is), Some(wanted)) = (retention(found), retention(&wanted))
-        && (0..wanted).contains(&is)
-    {
-        warnings.push(format!("retention.ms is {is}, less than {wanted}: records may be deleted before they are read"));
+    let wanted = spec.configs.iter().find(|(key, _)| *key == RETENTION);
+    if let Some((_, wanted)) = wanted.filter(|(_, wanted)| is_shorter(found, wanted)) {
+        let is = &found[RETENTION];
+        warnings.push(format!("{RETENTION} is {is}, less than {wanted}: records may be deleted before they are read"));
     }
     if let Some(policy) = found.get("cleanup.policy").filter(|policy| policy.contains("compact")) {
         warnings.push(format!(
@@ -249,20 +276,48 @@ mod tests {
     }
 
     #[test]
+    fn starts_are_kept_until_the_last_start_of_the_longest_task_ends() {
+        let retention = |starts: Option<Starts>| {
+            let configs = starts_spec(&Common::default(), starts).configs;
+            configs.into_iter().find(|(key, _)| *key == RETENTION).expect("a retention").1
+        };
+        let starts = |most, minutes: u64| Some(Starts { most, longest: Duration::from_secs(minutes * 60) });
+        assert_eq!([None, starts(5, 10), starts(2, 1)].map(retention), ["3600000"; 3], "an hour at least");
+        assert_eq!(retention(starts(5, 30)), (6 * 30 * 60_000).to_string());
+    }
+
+    #[test]
+    fn only_the_starts_are_kept_longer_by_force() {
+        let spec = starts_spec(&Common::default(), Some(Starts { most: 5, longest: HOUR }));
+        let kept = |value: &str| {
+            let own = spec.configs.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+            own.chain([(RETENTION.to_owned(), value.to_owned())]).collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(corrections(&spec, &kept("3600000"), true), [(RETENTION, "21600000")]);
+        assert!(corrections(&spec, &kept("3600000"), false).is_empty());
+        for enough in ["21600000", "86400000", "-1"] {
+            assert!(corrections(&spec, &kept(enough), true).is_empty(), "{enough}");
+        }
+    }
+
+    #[test]
     fn a_topic_of_somebody_else_is_corrected_where_it_must_be_and_named_where_it_could_lose() {
         let spec = tasks_spec(&Common::default());
         let found = |changed: &[(&str, &str)]| -> BTreeMap<String, String> {
             let own = spec.configs.iter().map(|(key, value)| (*key, value.as_str()));
             own.chain(changed.iter().copied()).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
         };
-        assert!(corrections(&spec, &found(&[])).is_empty() && warnings(&spec, &found(&[]), 1).is_empty());
+        assert!(corrections(&spec, &found(&[]), false).is_empty() && warnings(&spec, &found(&[]), 1).is_empty());
         let strange = found(&[
             (TIMESTAMP_TYPE, "CreateTime"),
             (COMPRESSION, "producer"),
             ("retention.ms", "60000"),
             ("cleanup.policy", "compact"),
         ]);
-        assert_eq!(corrections(&spec, &strange), [(TIMESTAMP_TYPE, "LogAppendTime"), (COMPRESSION, "uncompressed")]);
+        assert_eq!(
+            corrections(&spec, &strange, false),
+            [(TIMESTAMP_TYPE, "LogAppendTime"), (COMPRESSION, "uncompressed")]
+        );
         let warned = warnings(&spec, &strange, 3);
         assert_eq!(warned.len(), 3, "{warned:?}");
         // -1: kept for ever.

@@ -6,11 +6,11 @@
 
 use super::in_flight::InFlight;
 use crate::exit::{self, ExitCode};
+use crate::logging::{self, LATE_LINES};
 use crate::stop::Stop;
 use crate::task::Receipt;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -312,16 +312,10 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Prints the receipt, which is the last line on stdout.
-pub(super) fn print_receipt(receipt: &Receipt) {
-    write_receipt(&mut std::io::stdout().lock(), receipt);
-}
-
-fn write_receipt(stdout: &mut impl Write, receipt: &Receipt) {
-    if let Ok(line) = serde_json::to_string(receipt) {
-        // Nobody reads stdout any more: the exit code still tells.
-        let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
-    }
+/// Prints the receipt, which is the last line on stdout. Where stdout does not take it within `limit`, the exit code
+/// still tells.
+pub(super) fn print_receipt(receipt: &Receipt, limit: Duration) {
+    logging::close(Some(receipt.to_line()), limit);
 }
 
 /// The body of the watchdog thread: ends the process at the last deadline that was sent, unless disarmed before.
@@ -341,19 +335,8 @@ pub(super) fn watch(deadlines: &Receiver<Deadlines>, account: &Arc<Account>) {
     }
     let receipt = account.receipt();
     let code = receipt.exit_code;
-    // A full pipe blocks whoever writes to it, so the last words get a thread of their own and a moment.
-    let (said, done) = bounded::<()>(1);
-    let speaker = crate::threads::spawn("last-words", Stop::new(), move || -> Result<(), String> {
-        log::error!("Worker did not get through its stop in time; ending with exit code {}", receipt.exit_code);
-        let mut stdout = std::io::stdout().lock();
-        write_receipt(&mut stdout, &receipt);
-        // Never unlocked: the other threads still run, and nothing may be written behind the last line.
-        std::mem::forget(stdout);
-        let _ = said.send(());
-        Ok(())
-    });
-    let _ = done.recv_timeout(Duration::from_millis(50));
-    drop(speaker);
+    log::error!("Worker did not get through its stop in time; ending with exit code {code}");
+    print_receipt(&receipt, LATE_LINES);
     exit::terminate(ExitCode::from_number(code));
 }
 

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 const EARLY_LIMIT: Duration = Duration::from_millis(4500);
 const FORCED_LIMIT: Duration = Duration::from_millis(500);
 
-/// Ends the process when it does not end by itself after a signal that comes before it takes tasks, whatever hangs: the
-/// resolver, a full pipe on stdout. Dropping it disarms it.
+/// Ends the process when it does not end by itself after a signal that comes before it takes tasks, whatever hangs, the
+/// resolver for example. Dropping it disarms it.
 pub(super) struct EarlyWatchdog {
     _disarm: Sender<Infallible>,
 }

@@ -65,9 +65,17 @@ impl<H: Handler> HandlerThread<H> {
             return Ok(());
         }
         let delivery = job.record.delivery_count;
+        let decoded = Task::decode(job.record.key.as_deref(), job.record.value.as_deref());
         let decoded = match &job.record.fault {
-            Some(fault) => Err(BadTask { reason: fault.clone(), task_id: None }),
-            None => Task::decode(job.record.key.as_deref(), job.record.value.as_deref()),
+            Some(fault) if !self.in_flight.is_last(job.key) => {
+                self.rest_damaged(job, fault);
+                return Ok(());
+            }
+            Some(fault) => {
+                let task_id = decoded.map_or_else(|bad| bad.task_id, |task| Some(task.task_id));
+                Err(BadTask { reason: fault.clone(), task_id })
+            }
+            None => decoded,
         };
         match decoded {
             Err(bad) => {
@@ -95,7 +103,21 @@ impl<H: Handler> HandlerThread<H> {
             self.control.ring();
             return Claim::Gone;
         }
-        self.in_flight.claim((key, delivery), task_id, vetting, Instant::now())
+        self.in_flight.claim((key, delivery), task_id, vetting, job.now())
+    }
+
+    /// The damage may be of this answer, or of this leader's disk: another delivery may bring the record whole.
+    fn rest_damaged(&self, job: &Job, fault: &str) {
+        let Claim::Yours(run) = self.claim(job, None, true) else { return };
+        let (offset, delivery) = (job.key.offset, job.record.delivery_count);
+        let rest = rest_after(delivery);
+        if self.in_flight.rest(job.key, &run, Instant::now() + rest, None) {
+            log::warn!(
+                "offset {offset} of the tasks cannot be read at its delivery {delivery} ({}); it is released in {} ms",
+                escape(fault),
+                rest.as_millis()
+            );
+        }
     }
 
     // ---- tasks that were delivered before ----
@@ -134,11 +156,7 @@ impl<H: Handler> HandlerThread<H> {
             self.decline(job, run, task, announced);
             return Ok(());
         }
-        if self.in_flight.start(job.key, run, Instant::now()) {
-            self.execute(job.key, run, task, delivery)
-        } else {
-            Ok(())
-        }
+        if self.in_flight.start(job.key, run, job.now()) { self.execute(job.key, run, task, delivery) } else { Ok(()) }
     }
 
     fn decline(&self, job: &Job, run: &Run, task: &Task, announced: Announced) {
@@ -257,8 +275,8 @@ impl<H: Handler> HandlerThread<H> {
         took: Duration,
         error: String,
     ) -> Result<(), OutboxClosed> {
-        let rest = FIRST_REST.saturating_mul(1 << delivery.saturating_sub(1).min(10)).min(LONGEST_REST);
-        if !self.in_flight.rest(key, run, Instant::now() + rest, took) {
+        let rest = rest_after(delivery);
+        if !self.in_flight.rest(key, run, Instant::now() + rest, Some(took)) {
             log::warn!("task {} was given back while it ran; its outcome is dropped", escape(&task.task_id));
             return Ok(());
         }
@@ -275,4 +293,8 @@ impl<H: Handler> HandlerThread<H> {
         }
         Ok(())
     }
+}
+
+fn rest_after(delivery: u16) -> Duration {
+    FIRST_REST.saturating_mul(1 << delivery.saturating_sub(1).min(10)).min(LONGEST_REST)
 }

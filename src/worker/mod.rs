@@ -38,9 +38,10 @@ use crate::signals::Signals;
 
 /// Runs a worker until a signal stops it, and says how that went; with `config.healthcheck` asks the one that runs.
 ///
-/// `handler` runs on `config.concurrency` threads at once. Log lines and the receipt (the last line on stdout) are those of
-/// the contract. Nothing is left running when this returns, except handlers that were abandoned at the deadline: they
-/// end with the process, so return its exit code from `main` without doing anything that they could disturb.
+/// `handler` runs on `config.concurrency` threads at once. Log lines and the receipt (the last line on stdout) are
+/// those of the contract. Nothing is left running when this returns, except handlers that were abandoned at the
+/// deadline: they end with the process, so return its exit code from `main` without doing anything that they could
+/// disturb. What is logged after the receipt is not written.
 ///
 /// Exit codes: [`ExitCode::Drained`] after a signal with everything finished or given back; [`ExitCode::Fatal`] when a thread died
 /// or Kafka refused what no repetition cures; [`ExitCode::Usage`] when the cluster cannot be used (no share groups, a delivery

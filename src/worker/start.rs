@@ -28,8 +28,8 @@ use crate::kafka::interrupt::Interrupter;
 use crate::kafka::producer::Producer;
 use crate::kafka::share_membership::ShareMembership;
 use crate::kafka::share_session::ShareIdentity;
-use crate::logging::escape;
-use crate::queue::{self, PrepareError, Queue};
+use crate::logging::{LAST_LINES, escape};
+use crate::queue::{self, PrepareError, Queue, Starts};
 use crate::signals::Signals;
 use crate::stop::Stop;
 use crate::supervisor::{self, Supervisor};
@@ -38,6 +38,7 @@ use crate::threads::{self, Thread};
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
 use parking_lot::Mutex;
 use std::convert::Infallible;
+use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -102,7 +103,8 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
     let mut supervisor = match Supervisor::new(config.health_file.as_deref()) {
         Ok(supervisor) => supervisor,
         Err(fault) => {
-            log::error!("{fault}");
+            // A fault of the configuration; without stderr the exit code still tells.
+            let _ = writeln!(std::io::stderr(), "{fault}");
             return Started::Failed(ExitCode::Usage);
         }
     };
@@ -162,11 +164,11 @@ fn prepare(
 ) -> Result<Queue, Option<ExitCode>> {
     supervisor.starting(STARTING);
     let (told, outcome) = bounded(1);
-    let (stop, common, max_deliveries) = (signals.first.clone(), config.common.clone(), config.max_deliveries);
+    let (stop, common, starts) = (signals.first.clone(), config.common.clone(), Starts::of(config));
     let of_thread = cluster.clone();
     // On a thread of its own, so that a frozen Kafka does not hold up a signal.
     let thread = threads::spawn("prepare", Stop::new(), move || -> Result<(), Infallible> {
-        if let Some(answer) = prepare_until(&of_thread, &common, max_deliveries, &stop) {
+        if let Some(answer) = prepare_until(&of_thread, &common, starts, &stop) {
             // Capacity one, one answer.
             let _ = told.try_send(answer);
         }
@@ -201,16 +203,11 @@ fn prepare(
 }
 
 /// `None`: stopped or interrupted. `Some(Err)`: this cluster can never be used.
-fn prepare_until(
-    cluster: &Cluster,
-    common: &Common,
-    max_deliveries: u16,
-    stop: &Stop,
-) -> Option<Result<Queue, String>> {
+fn prepare_until(cluster: &Cluster, common: &Common, starts: Starts, stop: &Stop) -> Option<Result<Queue, String>> {
     let mut backoff = Backoff::new(START_PAUSES.0, START_PAUSES.1);
     let mut outage = Outage::new("Kafka");
     loop {
-        match queue::prepare(cluster, common, Some(max_deliveries)) {
+        match queue::prepare(cluster, common, Some(starts)) {
             Ok(queue) => {
                 outage.over();
                 return Some(Ok(queue));
@@ -342,6 +339,7 @@ impl Parts<'_> {
             in_flight: Arc::clone(self.in_flight),
             cluster: self.cluster.clone(),
             common: self.config.common.clone(),
+            starts: Starts::of(self.config),
             queue: self.queue,
         };
         let status = StatusThread {
@@ -425,7 +423,7 @@ pub(super) fn say_stopped_early(config: &WorkerConfig, signals: &Signals, armed:
     log::info!("👋 Worker {id} gracefully shut down before it had started");
     let account = Account::new(&config.worker_id, Arc::new(InFlight::new(Duration::ZERO)));
     account.begin(signals.name(), Instant::now());
-    drain::print_receipt(&account.receipt());
+    drain::print_receipt(&account.receipt(), LAST_LINES);
     drop(armed);
     ExitCode::Drained
 }

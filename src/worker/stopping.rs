@@ -13,7 +13,7 @@ use super::status::Announce;
 use crate::config::WorkerConfig;
 use crate::exit::ExitCode;
 use crate::kafka::error::{ErrorCode, KafkaError};
-use crate::logging::escape;
+use crate::logging::{LAST_LINES, LATE_LINES, escape};
 use crate::signals::Signals;
 use crate::supervisor;
 use crate::task::{Receipt, TaskStopped, WorkerState};
@@ -133,7 +133,7 @@ struct Stopping<'a> {
 }
 
 impl<'a> Stopping<'a> {
-    /// Steps 1 to 3: take nothing new, say so. First the phase, then the words: a log line may block.
+    /// Steps 1 to 3: take nothing new, say so.
     fn begin(worker: &mut Running, config: &'a WorkerConfig, signals: &'a Signals) -> Self {
         let began = Instant::now();
         let id = config.worker_id.as_str();
@@ -323,6 +323,7 @@ impl<'a> Stopping<'a> {
     /// Steps 8 and 9: the producer is closed, the threads are joined, the receipt is the last line.
     fn end(self, worker: Running, receipt: &Receipt) -> ExitCode {
         let id = escape(self.id);
+        let last_lines = self.step().clamp(LATE_LINES, LAST_LINES);
         let Running { in_flight, interrupter, announcements, watchdog, queue, producer, supervisor, threads, .. } =
             worker;
         drop(announcements);
@@ -352,7 +353,7 @@ impl<'a> Stopping<'a> {
             0 => log::info!("👋 Worker {id} gracefully shut down"),
             count => log::warn!("👋 Worker {id} stopped with {count} task(s) abandoned and given back to Kafka"),
         }
-        drain::print_receipt(receipt);
+        drain::print_receipt(receipt, last_lines);
         ExitCode::from_number(receipt.exit_code)
     }
 

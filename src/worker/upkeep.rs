@@ -9,7 +9,7 @@ use crate::config::Common;
 use crate::kafka::admin;
 use crate::kafka::cluster::Cluster;
 use crate::logging::escape;
-use crate::queue::{self, Queue};
+use crate::queue::{self, Queue, Starts};
 use crate::stop::Stop;
 use crate::threads::{self, Thread};
 use std::convert::Infallible;
@@ -28,6 +28,7 @@ pub(super) struct Upkeep {
     pub(super) in_flight: Arc<InFlight>,
     pub(super) cluster: Cluster,
     pub(super) common: Common,
+    pub(super) starts: Starts,
     pub(super) queue: Queue,
 }
 
@@ -58,7 +59,7 @@ impl Upkeep {
         while until.sleep(INTERVAL).is_ok() {
             let before = holding_back.load(Ordering::Relaxed);
             holding_back.store(self.look_at_span(before), Ordering::Relaxed);
-            match queue::restore_side_topics(&self.cluster, &self.common) {
+            match queue::restore_side_topics(&self.cluster, &self.common, self.starts) {
                 Ok(()) => told = false,
                 Err(_) if self.cluster.options().interrupter.is_interrupted() => return,
                 Err(queue::PrepareError::Unreachable(error)) => log::debug!("the side topics are not known: {error}"),

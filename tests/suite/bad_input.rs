@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use lastcall::devbroker::{Action, Fault, Kind};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -163,6 +164,40 @@ fn records_that_are_not_tasks_become_dead_letters() {
     assert_eq!(worker.wait(SOON).code, Some(0));
 }
 
+/// A worker to which each task comes with a wrong checksum, and a gateway.
+fn with_damage(name: &str) -> (Rig, Gateway, Program) {
+    let rig = Rig::with_faults(name, 1);
+    let gateway = rig.start_gateway();
+    // Before the worker: a fetch that is parked when the fault is added is answered without it.
+    rig.broker().faulty().inject(Fault::new(Action::Damage).at(Kind::ShareFetch).every(1, u32::MAX));
+    let worker = rig.start_worker("w");
+    (rig, gateway, worker)
+}
+
+#[test]
+fn a_task_that_was_damaged_on_its_way_runs_when_it_comes_whole() {
+    let (rig, gateway, mut worker) = with_damage("bad-checksum");
+    let task = gateway.submit("damaged for a while", Duration::ZERO);
+    worker.wait_for_line("checksum does not match", SOON);
+    rig.broker().faulty().heal();
+    assert_eq!(gateway.wait_for_result(&task, SOON)["words"], 4);
+    assert!(audit::read(rig.broker().address(), &format!("{}.dead", rig.tasks())).is_empty());
+    assert_works(&gateway, &mut worker);
+}
+
+#[test]
+fn a_task_that_is_damaged_at_every_delivery_is_dead_lettered_at_its_last_one_with_its_content() {
+    let (rig, gateway, mut worker) = with_damage("bad-checksums");
+    let task = gateway.submit("damaged for good", Duration::ZERO);
+    let result = gateway.wait_for_result(&task, Duration::from_secs(40));
+    assert!(result["error"].as_str().is_some_and(|error| error.contains("checksum does not match")), "{result}");
+    rig.broker().faulty().heal();
+    let dead = audit::read(rig.broker().address(), &format!("{}.dead", rig.tasks()));
+    assert_eq!(dead.iter().map(|record| record.key()).collect::<Vec<_>>(), [task]);
+    assert_eq!(dead[0].json()["text"], "damaged for good");
+    assert_works(&gateway, &mut worker);
+}
+
 #[test]
 fn strange_records_on_results_are_ignored() {
     let rig = Rig::shared("bad-results");
@@ -215,10 +250,10 @@ fn assert_refused(launch: &Launch, texts: &[&str]) {
 }
 
 #[test]
-fn topic_names_that_kafka_refuses_are_refused() {
+fn topic_names_that_kafka_refuses_or_uses_itself_are_refused() {
     let rig = Rig::shared("bad-topic");
     let long = "x".repeat(250);
-    for name in ["a b", "..", ".", "tasks/1", "задачи", &long] {
+    for name in ["a b", "..", ".", "tasks/1", "задачи", "__consumer_offsets", &long] {
         assert_refused(&rig.worker("w").env("TASKS_TOPIC", name), &["TASKS_TOPIC"]);
         assert_refused(&rig.gateway().env("RESULTS_TOPIC", name), &["RESULTS_TOPIC"]);
     }

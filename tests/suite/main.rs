@@ -24,6 +24,7 @@ mod gateway;
 mod hazards;
 mod idle;
 mod leaders;
+mod logs;
 mod membership;
 mod nodes;
 mod outbox;

@@ -12,7 +12,7 @@ use lastcall::{
     config::Common,
     devbroker::{Operation, Resource},
     kafka::{ClientOptions, Cluster, KafkaError, StartAt, admin},
-    queue::{self, PrepareError},
+    queue::{self, PrepareError, Starts},
 };
 use serde_json::json;
 
@@ -21,9 +21,11 @@ use crate::{
     support::{
         Gateway, Rig, SOON, START,
         admin::{Of, configs, create_topic, delete_topic, grow_topic, has_topic, set},
-        eventually, reserved_port,
+        eventually, reserved_port, started,
     },
 };
+
+const STARTS: Starts = Starts { most: 5, longest: Duration::from_secs(600) };
 
 fn common(rig: &Rig) -> Common {
     let bootstrap = vec![rig.broker().address().parse().expect("an address")];
@@ -40,7 +42,7 @@ fn common(rig: &Rig) -> Common {
 fn prepare(cluster: &Cluster, common: &Common) -> Result<queue::Queue, String> {
     let deadline = Instant::now() + START;
     loop {
-        match queue::prepare(cluster, common, Some(5)) {
+        match queue::prepare(cluster, common, Some(STARTS)) {
             Ok(queue) => return Ok(queue),
             Err(PrepareError::Unusable(text)) => return Err(text),
             Err(PrepareError::Unreachable(error)) => assert!(Instant::now() < deadline, "{error}"),
@@ -243,7 +245,7 @@ fn program_that_could_start_and_do_nothing_names_every_missing_right() {
         let cluster = cluster(&rig);
         prepare(&cluster, &other).expect("every right is there");
         rig.broker().deny(operation, Resource::Topic(&topic));
-        for (limit, needed) in [(Some(5), worker), (None, gateway)] {
+        for (limit, needed) in [(Some(STARTS), worker), (None, gateway)] {
             let refused = queue::prepare(&cluster, &other, limit).err().map(|error| error.to_string());
             let names = |error: &String| error.contains(&topic) && error.contains(&format!("the right {operation:?}"));
             assert_eq!(refused.as_ref().is_some_and(names), needed, "{topic} {operation:?} {limit:?}: {refused:?}");
@@ -262,7 +264,7 @@ fn gateway_needs_no_right_to_the_side_topics() {
     }
     let cluster = cluster(&rig);
     queue::prepare(&cluster, &common, None).expect("a gateway");
-    let error = queue::prepare(&cluster, &common, Some(5)).expect_err("a worker").to_string();
+    let error = queue::prepare(&cluster, &common, Some(STARTS)).expect_err("a worker").to_string();
     assert!(error.contains(&common.dead_topic()), "{error}");
 }
 
@@ -365,15 +367,51 @@ fn gateway_reads_added_partitions_of_tasks_within_two_seconds() {
 }
 
 #[test]
+fn reader_of_a_topic_that_was_created_again_begins_with_its_first_record() {
+    let rig = Rig::shared("queue-again");
+    let (cluster, topic) = (cluster(&rig), rig.tasks());
+    let write = |texts: &[&str]| {
+        create(&cluster, &topic, 1, &[]);
+        cluster.refresh(&[&topic]).expect("the brokers know it");
+        deliver(&cluster, texts.iter().map(|text| record(&topic, "key", text)).collect());
+    };
+    write(&["a", "b", "c"]);
+    let mut reader = reader(&cluster, &topic, StartAt::Earliest);
+    assert_eq!(read(&mut reader, 3).len(), 3);
+    delete_topic(rig.broker().address(), &topic);
+    eventually(SOON, "it is gone", || !has_topic(rig.broker().address(), &topic));
+    // Longer than the former log: no offset is out of range.
+    write(&["d", "e", "f", "g", "h"]);
+    let values = read(&mut reader, 5).into_iter().filter_map(|record| record.value).collect::<Vec<_>>();
+    assert_eq!(values, ["d", "e", "f", "g", "h"]);
+    assert_eq!(reader.gaps(), 1);
+}
+
+/// A gateway makes the topic for workers whose limits it does not know.
+#[test]
+fn starts_are_kept_for_as_long_as_the_worker_may_need_them() {
+    let rig = Rig::shared("queue-starts");
+    let _gateway = rig.start_gateway();
+    let retention = || configs(rig.broker().address(), Of::Topic, &common(&rig).starts_topic())["retention.ms"].clone();
+    assert_eq!(retention(), "3600000");
+    let worker = started(&rig.worker("w").env("TASK_TIMEOUT", "1h"));
+    eventually(SOON, "the broker follows the controller", || retention() == (6 * 3_600_000).to_string());
+    assert_eq!(worker.lines_with("retention.ms").len(), 1, "{:?}", worker.lines_with("retention.ms"));
+    let other = started(&rig.worker("other"));
+    assert_eq!(retention(), (6 * 3_600_000).to_string());
+    assert_eq!(other.lines_with("retention.ms").len(), 0, "what is kept longer stays");
+}
+
+#[test]
 fn side_topics_that_vanish_are_made_again() {
     let rig = Rig::shared("queue-vanished");
     let (cluster, common) = (cluster(&rig), common(&rig));
     prepare(&cluster, &common).expect("usable");
-    queue::restore_side_topics(&cluster, &common).expect("nothing to do");
+    queue::restore_side_topics(&cluster, &common, STARTS).expect("nothing to do");
     for topic in [common.dead_topic(), common.starts_topic()] {
         delete_topic(rig.broker().address(), &topic);
         eventually(SOON, "it is gone", || !has_topic(rig.broker().address(), &topic));
-        eventually(SOON, "it is made again", || queue::restore_side_topics(&cluster, &common).is_ok());
+        eventually(SOON, "it is made again", || queue::restore_side_topics(&cluster, &common, STARTS).is_ok());
         let made = configs(rig.broker().address(), Of::Topic, &topic);
         assert_eq!(made["message.timestamp.type"], "LogAppendTime", "{topic}");
     }

@@ -87,6 +87,7 @@ impl Drawn {
             | Action::Freeze(_)
             | Action::FreezeNode(_)
             | Action::MoveCoordinators
+            | Action::Damage
             | Action::Throttle(_) => false,
         }
     }

@@ -211,5 +211,6 @@ fn a_health_check_needs_the_file_and_a_worker_a_file_that_can_be_written() {
     assert!(line.starts_with("HEALTH_FILE: not set; expected the file"), "{line}");
     let mut worker: Program = rig.worker("wrong").env("HEALTH_FILE", "/nowhere/health").start();
     assert_eq!(worker.wait(SOON).code, Some(2));
-    worker.wait_for_line("HEALTH_FILE: value \"/nowhere/health\" cannot be written", SOON);
+    let fault = "HEALTH_FILE: value \"/nowhere/health\" cannot be written";
+    assert!(worker.stderr().starts_with(fault), "like every fault of the configuration: {:?}", worker.lines());
 }

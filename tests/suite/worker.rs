@@ -167,7 +167,7 @@ fn a_worker_that_finds_no_kafka_says_so_once_and_starts_when_it_comes() {
     assert_eq!(worker.lines_with("Kafka does not answer").len(), 1);
 }
 
-/// A full pipe blocks the thread that writes the first line of the stop.
+/// A pipe that is full from the first line on.
 #[test]
 fn worker_that_cannot_write_ends_in_time_after_a_signal_before_its_start() {
     let port = reserved_port();

@@ -70,7 +70,7 @@ fn the_brokers_time_wins_where_the_topic_keeps_it() {
 }
 
 #[test]
-fn what_cannot_be_read_is_named_and_passed() {
+fn what_cannot_be_read_is_named_passed_and_kept_apart() {
     let mut bytes = batch(0, &["a", "b"]);
     let faulty = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut first = bytes.clone();
@@ -87,13 +87,16 @@ fn what_cannot_be_read_is_named_and_passed() {
         batch[HEADER] = 0x7f;
         seal(batch);
     });
-    for (decoded, reason) in [
-        (compressed, "compressed with unknown method 5"),
-        (flipped, "checksum does not match"),
-        (malformed, "malformed record"),
+    for (decoded, reason, doubtful) in [
+        (compressed, "compressed with unknown method 5", &[][..]),
+        (flipped, "checksum does not match", &[(1, "b")]),
+        (malformed, "malformed record", &[]),
     ] {
         assert_eq!(values(&decoded), [(2, "c")], "{reason}");
-        assert_eq!(decoded.unreadable, [Unreadable { first: 1, last: 1, reason: reason.into() }]);
+        let [unreadable] = &decoded.unreadable[..] else { panic!("{decoded:?}") };
+        assert_eq!((unreadable.first, unreadable.last, unreadable.reason.as_str()), (1, 1, reason));
+        let of_damaged = Decoded { records: unreadable.doubtful.clone(), ..Decoded::default() };
+        assert_eq!(values(&of_damaged), doubtful, "{reason}");
         assert_eq!(decoded.next_offset, 3);
     }
     bytes[22] |= CONTROL as u8;

@@ -91,11 +91,11 @@ impl InFlight {
         table.change(key, |entry| entry.state = State::Publishing(records)).is_some()
     }
 
-    /// The failure may pass: released at `until`, or at once when the worker stops.
+    /// The failure may pass: released at `until`, or at once when the worker stops. `took`: how long the handler ran.
     /// False: the task was taken away from this handler before.
-    pub(in crate::worker) fn rest(&self, key: RecordKey, run: &Run, until: Instant, took: Duration) -> bool {
+    pub(in crate::worker) fn rest(&self, key: RecordKey, run: &Run, until: Instant, took: Option<Duration>) -> bool {
         let mut table = self.table.lock();
-        table.durations.push(took);
+        table.durations.extend(took);
         if table.reattach(run.id) {
             return false;
         }

@@ -370,7 +370,7 @@ fn a_failed_task_rests_before_it_goes_back() {
     let (in_flight, channel) = holding(2, now);
     for offset in [1, 2] {
         let run = run(&in_flight, offset, now);
-        in_flight.rest(key(offset), &run, after(now, 1_000 * offset as u64), Duration::ZERO);
+        in_flight.rest(key(offset), &run, after(now, 1_000 * offset as u64), None);
     }
     in_flight.end_rests(now);
     assert!(due(&in_flight, channel).is_empty());
@@ -417,7 +417,7 @@ proptest::proptest! {
                     if publishing { published.insert(offset); }
                 }
                 8 => { in_flight.take_back(key, 1); }
-                9 => { if let Some(run) = runs.get(&offset) { in_flight.rest(key, run, now, Duration::ZERO); } in_flight.end_rests(now); }
+                9 => { if let Some(run) = runs.get(&offset) { in_flight.rest(key, run, now, None); } in_flight.end_rests(now); }
                 10 => { in_flight.doubt(node); }
                 11 => { in_flight.leader_changed(PARTITION, node); }
                 12 => { if let Some(run) = runs.get(&offset) { in_flight.decline(key, run); } in_flight.end_search(PARTITION); }

@@ -9,7 +9,7 @@ use crate::worker::in_flight::{ChannelId, Delivered, RecordKey, TaskIds, Verdict
 use crate::worker::leaders;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 impl Intake {
     /// Applies the answer that came on connection `id`.
@@ -51,7 +51,7 @@ impl Intake {
                 self.arrivals.fetched(*partition, brought, now);
             }
             self.patience = if answer.acquired.is_empty() { (self.patience * 2).min(MAX_WAIT) } else { FIRST_WAIT };
-            self.take_records(is_current, answer.acquired, answer.sent_at, now);
+            self.take_records(is_current, answer.acquired, (answer.sent_at, answer.sent_wall), now);
         }
         Ok(())
     }
@@ -119,7 +119,13 @@ impl Intake {
         leaders::say_lost(&self.links.worker_id, lost, why);
     }
 
-    fn take_records(&mut self, is_current: bool, records: Vec<AcquiredRecord>, sent_at: Instant, now: Instant) {
+    fn take_records(
+        &mut self,
+        is_current: bool,
+        records: Vec<AcquiredRecord>,
+        (sent_at, sent_wall): (Instant, SystemTime),
+        now: Instant,
+    ) {
         if records.is_empty() {
             return;
         }
@@ -151,7 +157,7 @@ impl Intake {
                 last_delivery,
             };
             if self.links.in_flight.deliver(delivered, now) {
-                jobs.push(Job { key, record });
+                jobs.push(Job { key, record, sent_at, sent_wall });
             }
         }
         self.links.queue.hand_out(jobs);

@@ -31,7 +31,7 @@ use crossbeam_channel::{Receiver, Sender};
 use queue::{Grant, MAX_WAIT, ReadyQueue};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long a fetch is parked at first while something is in work here: what is done meanwhile can be accepted only when
 /// the fetch has ended, and would run again if this worker were killed before. Doubled with every fetch that brings
@@ -55,6 +55,23 @@ const CONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duratio
 pub(super) struct Job {
     pub(super) key: RecordKey,
     pub(super) record: AcquiredRecord,
+    /// When the fetch was sent that brought it, by both clocks.
+    sent_at: Instant,
+    sent_wall: SystemTime,
+}
+
+impl Job {
+    /// The present time as its lock counts it. The monotonic clock stands still while the machine is suspended, and the
+    /// lock runs on at the broker: what the wall clock has gained since the fetch is added. A wall clock that is set
+    /// forward looks the same, and costs the record one lock and one delivery at most.
+    pub(super) fn now(&self) -> Instant {
+        self.now_at(Instant::now(), SystemTime::now())
+    }
+
+    fn now_at(&self, now: Instant, wall: SystemTime) -> Instant {
+        let by_wall = wall.duration_since(self.sent_wall).unwrap_or_default();
+        now + by_wall.saturating_sub(now.saturating_duration_since(self.sent_at))
+    }
 }
 
 /// What an intake shares with the rest of the worker.
@@ -300,4 +317,54 @@ fn may_ride(due: &Acknowledgements, plan: &Plan) -> bool {
     due.iter().all(|(partition, offsets)| {
         fetched.contains(partition) && offsets.values().all(|said| *said == Acknowledgement::Accept)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::in_flight::{Claim, Delivered};
+
+    const LOCK: Duration = Duration::from_secs(15);
+
+    /// What a handler may do with a record that it takes when the clocks have gone on this far since the fetch.
+    fn claim_after(monotonic: Duration, wall: Duration, wall_set_back: Duration) -> Claim {
+        let (sent_at, sent_wall) = (Instant::now(), SystemTime::now());
+        let key = RecordKey { partition: SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 }, offset: 7 };
+        let record = AcquiredRecord {
+            partition: key.partition,
+            offset: key.offset,
+            delivery_count: 1,
+            key: None,
+            value: None,
+            headers: Vec::new(),
+            fault: None,
+        };
+        let in_flight = InFlight::new(LOCK);
+        let delivered = Delivered {
+            key,
+            mark: "a".into(),
+            node: 1,
+            sent_at,
+            startable: true,
+            delivery_count: 1,
+            last_delivery: false,
+        };
+        assert!(in_flight.deliver(delivered, sent_at));
+        let job = Job { key, record, sent_at, sent_wall };
+        let now = job.now_at(sent_at + monotonic, sent_wall + wall - wall_set_back);
+        in_flight.claim((key, 1), None, false, now)
+    }
+
+    #[test]
+    fn record_whose_lock_ran_out_while_the_machine_was_suspended_is_not_started() {
+        let (moment, hour) = (Duration::from_millis(50), Duration::from_secs(3600));
+        assert!(matches!(claim_after(moment, moment, Duration::ZERO), Claim::Yours(_)));
+        assert!(matches!(claim_after(moment, LOCK + moment, Duration::ZERO), Claim::Gone), "suspended");
+        assert!(
+            matches!(claim_after(moment, LOCK / 3, Duration::ZERO), Claim::Yours(_)),
+            "suspended, but not for long"
+        );
+        assert!(matches!(claim_after(moment, moment, hour), Claim::Yours(_)), "the wall clock was set back");
+        assert!(matches!(claim_after(LOCK, moment, hour), Claim::Gone), "and the lock is old");
+    }
 }

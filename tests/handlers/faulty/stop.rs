@@ -1,14 +1,11 @@
 //! The stop, step by step, as the contract has it; every step has a limit.
 
-use std::{
-    io::Write,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use lastcall::{
     config::WorkerConfig,
     exit::ExitCode,
-    logging::escape,
+    logging::{self, LAST_LINES, escape},
     signals::Signals,
     task::{Receipt, WorkerState, unix_now},
 };
@@ -45,7 +42,8 @@ pub fn before_the_start(config: &WorkerConfig, signals: &Signals) -> ExitCode {
     log::info!("🛑 Worker {id} received {}, initiating graceful shutdown...", signals.name());
     log::info!("👋 Worker {id} gracefully shut down before it had started");
     let (worker_id, signal, outcome) = (config.worker_id.clone(), signals.name().to_owned(), "drained".to_owned());
-    print(&Receipt { worker_id, signal, outcome, ..Receipt::default() });
+    let receipt = Receipt { worker_id, signal, outcome, ..Receipt::default() };
+    logging::close(Some(receipt.to_line()), LAST_LINES);
     ExitCode::Drained
 }
 
@@ -114,7 +112,7 @@ pub fn stop(mut worker: Worker, signals: &Signals) -> ExitCode {
         ExitCode::Drained => log::info!("👋 Worker {id} gracefully shut down"),
         _ => log::warn!("👋 Worker {id} stopped with 1 task(s) abandoned and given back to Kafka"),
     }
-    print(&receipt);
+    logging::close(Some(receipt.to_line()), LAST_LINES);
     code
 }
 
@@ -170,13 +168,6 @@ fn lie(receipt: &mut Receipt) {
     receipt.tasks_finished += 7;
     receipt.tasks_abandoned.clear();
     receipt.phases_ms.insert("total".to_owned(), Value::from(1));
-}
-
-/// The last line.
-fn print(receipt: &Receipt) {
-    let mut stdout = std::io::stdout().lock();
-    // Nobody reads stdout any more: the exit code still tells.
-    let _ = writeln!(stdout, "{}", receipt.to_line()).and_then(|()| stdout.flush());
 }
 
 fn milliseconds(duration: Duration) -> u64 {

@@ -23,7 +23,7 @@ use lastcall::{
         share_wire::Acknowledgement,
     },
     logging::escape,
-    queue::{self, PrepareError},
+    queue::{self, PrepareError, Starts},
     signals::Signals,
     stop::Stop,
     task::{BadTask, Receipt, Task, TaskResult, WorkerState, WorkerStatus, unix_now},
@@ -124,7 +124,7 @@ pub fn run(config: WorkerConfig, faults: Faults, signals: &Signals) -> ExitCode 
 fn prepare(cluster: &Cluster, config: &WorkerConfig, signals: &Signals) -> Result<bool, String> {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
     loop {
-        match queue::prepare(cluster, &config.common, Some(config.max_deliveries)) {
+        match queue::prepare(cluster, &config.common, Some(Starts::of(config))) {
             Ok(_) => return Ok(true),
             Err(PrepareError::Unusable(reason)) => return Err(reason),
             Err(PrepareError::Unreachable(error)) => log::warn!("Kafka does not answer ({error}); trying on"),

@@ -2,12 +2,16 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader, Read},
+    fs::File,
+    io::{BufRead, BufReader, Read, Write},
     net::SocketAddr,
-    os::unix::process::ExitStatusExt,
+    os::unix::{fs::OpenOptionsExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -93,6 +97,16 @@ pub struct Line {
 struct Output {
     lines: Mutex<Vec<Line>>,
     grew: Condvar,
+    /// Standard output is not read at present.
+    muted: AtomicBool,
+}
+
+impl Output {
+    fn await_turn(&self, stream: Stream) {
+        while stream == Stream::Stdout && self.muted.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 /// How a program ended.
@@ -154,6 +168,7 @@ impl Program {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
                 let at = Instant::now();
                 janitor::process_ended(self.child.id());
+                self.unmute();
                 // Both pipes end with the process, so what is read is complete from here on.
                 for reader in self.readers.drain(..) {
                     reader.join().expect("a reader does not panic");
@@ -167,6 +182,28 @@ impl Program {
             assert!(Instant::now() < deadline, "{} still runs after {waited:?}", self.name);
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Stops reading the standard output, and fills the pipe: a write of the program blocks from now on.
+    pub fn mute(&self) {
+        /// Linux
+        const O_NONBLOCK: i32 = 0o4000;
+        self.output.muted.store(true, Ordering::SeqCst);
+        let path = format!("/proc/{}/fd/1", self.id());
+        let pipe = File::options().write(true).custom_flags(O_NONBLOCK).open(path);
+        let mut pipe = pipe.expect("a pipe can be opened again");
+        // What is being read at this moment makes room once more.
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(20));
+            for piece in [[b'\n'; 4096].as_slice(), b"\n"] {
+                while pipe.write(piece).is_ok_and(|written| written > 0) {}
+            }
+        }
+    }
+
+    /// Reads the standard output again.
+    pub fn unmute(&self) {
+        self.output.muted.store(false, Ordering::SeqCst);
     }
 
     /// True while the process runs.
@@ -258,6 +295,7 @@ impl Drop for Program {
             let _ = self.child.kill();
             let _ = self.child.wait();
             janitor::process_ended(self.child.id());
+            self.unmute();
             for reader in self.readers.drain(..) {
                 let _ = reader.join();
             }
@@ -279,6 +317,7 @@ fn read_lines(from: impl Read + Send + 'static, stream: Stream, output: &Arc<Out
         .spawn(move || {
             let mut from = BufReader::new(from);
             let mut line = Vec::new();
+            output.await_turn(stream);
             // Bytes, not text: what a program writes is the test's business, and no reason to stop reading.
             while from.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
                 let at = Instant::now();
@@ -286,6 +325,7 @@ fn read_lines(from: impl Read + Send + 'static, stream: Stream, output: &Arc<Out
                 line.clear();
                 output.lines.lock().push(Line { at, stream, text });
                 output.grew.notify_all();
+                output.await_turn(stream);
             }
         })
         .expect("a thread starts")
