@@ -27,7 +27,6 @@
 //! | `lookup` | fetching stored results |
 //! | `unknown` | questions for tasks that only other gateways know |
 //! | `sweep` | finding tasks that Kafka dropped |
-//! | `staffing` | whether there are workers enough for the partitions |
 //! | `start`, `stopping` | bringing the threads up, and the drain |
 //! | `rate`, `metrics`, `page` | what the names say |
 //!
@@ -50,7 +49,6 @@ mod rate;
 mod readers;
 mod request;
 mod routes;
-mod staffing;
 mod start;
 mod stopping;
 mod submit;

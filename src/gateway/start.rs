@@ -7,7 +7,6 @@ use super::listener;
 use super::lookup::{self, Question, Questions};
 use super::readers::{self, ReadBack};
 use super::routes::Service;
-use super::staffing::Staffing;
 use super::submit::{Settling, Submitter, Token, parting_answer};
 use super::sweep;
 use crate::backoff::Backoff;
@@ -203,16 +202,9 @@ impl KafkaStarter {
     /// to a broker that does not answer would hold up results that others have.
     fn watch_topics(&self) {
         let common = &self.desk.config.common;
-        let mut staffing = Staffing::default();
         while self.end.sleep(TOPICS_AGE).is_ok() {
             match self.cluster.refresh(&[&common.tasks_topic, &common.results_topic]) {
-                Ok(()) => {
-                    let partitions = self.cluster.topic(&common.tasks_topic).map_or(0, |topic| topic.partitions.len());
-                    let workers = self.desk.state().fleet.active(self.desk.now());
-                    if let Some(lack) = staffing.look(workers, partitions, Instant::now()) {
-                        log::warn!("{lack}");
-                    }
-                }
+                Ok(()) => {}
                 Err(KafkaError::Interrupted) => return,
                 // The tail says it when Kafka does not answer.
                 Err(error) => log::debug!("the topics cannot be looked up: {error}"),

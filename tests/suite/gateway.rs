@@ -292,15 +292,6 @@ fn a_burst_of_connections_is_served_to_the_last_one() {
 }
 
 #[test]
-fn gateway_warns_of_too_few_workers_for_the_partitions() {
-    let rig = Rig::shared("gw-staffing");
-    let gateway = Gateway::start(rig.gateway().env("TASKS_PARTITIONS", 2));
-    let _worker = rig.start_worker("only");
-    let line = gateway.program.wait_for_line("for 2 partitions of the tasks", Duration::from_secs(20)).text;
-    assert!(line.contains("[WARN] 1 worker(s)") && line.contains("at least 4 workers"), "{line}");
-}
-
-#[test]
 fn pipelined_requests_are_answered_in_order_and_hold_up_nobody_else() {
     let rig = Rig::alone("gw-pipeline");
     let gateway = rig.start_gateway();
