@@ -21,6 +21,9 @@ const NOT_OURS: &str = "it is not the drill's";
 
 /// How long a node may be silent before the others take over from it: `broker.session.timeout.ms`. Kafka's own default is 9 s.
 pub(super) const FAIL_OVER: Duration = Duration::from_secs(3);
+/// How long a new leader of Kafka's may be without the share state of its partition when the node that had the state stopped in order: its first two
+/// questions may be refused, and it waits 1 s and 2 s before it repeats them (`PersisterStateManager`).
+const STATE_READ: Duration = Duration::from_secs(3);
 
 /// See the module documentation.
 #[derive(Clone)]
@@ -105,6 +108,11 @@ impl Broker {
             Self::Apache(nodes) => nodes.len() as u32,
             Self::Given(_) => 0,
         }
+    }
+
+    /// How long a partition of a node that stopped in order may be without its share state.
+    pub(super) fn state_read(&self) -> Duration {
+        if matches!(self, Self::Apache(_)) { STATE_READ } else { Duration::ZERO }
     }
 
     /// A node's name in the ledger.

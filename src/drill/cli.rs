@@ -385,6 +385,7 @@ fn place(
         max_deliveries: MAX_DELIVERIES,
         lock: LOCK,
         takes_work: true,
+        state_read: Duration::ZERO,
     }
 }
 

@@ -208,6 +208,9 @@ pub(super) struct Begin {
     pub(super) brokers: u32,
     #[serde(default)]
     pub(super) fail_over_ms: u64,
+    /// How long a partition of a node that stopped in order may be without its share state.
+    #[serde(default)]
+    pub(super) state_read_ms: u64,
 }
 
 /// What a node leads: partitions of the tasks, and whether the results.

@@ -48,6 +48,8 @@ pub struct Place {
     pub lock: Duration,
     /// Whether tasks may say how long they shall take.
     pub takes_work: bool,
+    /// How long a partition may be without its share state when a node of several stops in order.
+    pub state_read: Duration,
 }
 
 /// What came of an order.

@@ -397,6 +397,7 @@ impl<'a> Run<'a> {
             max_deliveries: self.place.max_deliveries,
             lock_ms: milliseconds(self.place.lock),
             brokers,
+            state_read_ms: milliseconds(self.place.state_read),
             fail_over_ms: if brokers > 1 { milliseconds(FAIL_OVER) } else { 0 },
         };
         self.ledger.write(Line { at: 0.0, fact: Fact::Begin(begin) });

@@ -150,6 +150,7 @@ impl Stack {
             max_deliveries: MAX_DELIVERIES,
             lock: LOCK,
             takes_work: value("ALLOW_WORK_MS")? == "1",
+            state_read: Duration::ZERO,
         };
         let (mode, kafka) = (value("MODE")?, value("KAFKA")?);
         let shared = Shared {

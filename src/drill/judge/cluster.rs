@@ -8,7 +8,7 @@ use super::super::judgement::{Finding, Row};
 use super::super::outages::{Means, Outage, is_cluster};
 use super::{Tally, crashes, shown};
 
-/// After an order: a leader that was moved, a node that was stopped.
+/// After an order: a leader that was moved, a node that was stopped, beside what Kafka itself takes to read share state again.
 const ORDERED: f64 = 2.0;
 /// Beyond the fail-over, where a node fell silent.
 const BEYOND_FAIL_OVER: f64 = 3.0;
@@ -39,7 +39,9 @@ pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
 
 fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
     let fail_over = evidence.begin.fail_over_ms as f64 / 1e3 + BEYOND_FAIL_OVER;
-    let mut served = Tally::new("P11", SERVED, format!("< {ORDERED:.0} s, or fail-over: < {fail_over:.0} s"));
+    let stop = evidence.begin.state_read_ms as f64 / 1e3 + ORDERED;
+    let bounds = format!("move < {ORDERED:.0} s, stop < {stop:.0} s, fail-over < {fail_over:.0} s");
+    let mut served = Tally::new("P11", SERVED, bounds);
     let mut others = Tally::new("P11", OTHERS, format!("p99 < {ELSEWHERE:.0} s"));
     let mut elsewhere: Vec<(f64, &str, &Story<'_>)> = Vec::new();
     for (id, story) in &evidence.tasks {
@@ -53,7 +55,11 @@ fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
         let written = (accepted - request.at.max(outage.from)).max(0.0);
         let took = written + crashes::free_time(evidence, "", accepted.max(outage.from), run.began);
         if hit {
-            let bound = if fell_silent { fail_over } else { ORDERED };
+            let bound = match outage.means {
+                _ if fell_silent => fail_over,
+                Means::Stop => stop,
+                _ => ORDERED,
+            };
             served.time(took, bound, || Finding {
                 what: format!(
                     "a task was held up for {} by what was done to {} at {:.1} s; its bound was {}",
