@@ -4,7 +4,7 @@
 //! what workers say: one that announced its stop was stopped, one that fell silent was killed when it was last heard. What is known of their signals and
 //! ends goes before that. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -282,6 +282,8 @@ pub(super) struct Evidence<'a> {
     pub(super) cut_short: bool,
     /// The runs of each worker: which task, and which of its runs.
     runs: HashMap<&'a str, Spans<(&'a str, usize)>>,
+    /// Requests that others repeat.
+    repeated: HashSet<u64>,
     /// The first request with each text.
     by_text: HashMap<u64, u64>,
     /// The requests of each gateway that were answered, by the times in which they waited.
@@ -399,6 +401,7 @@ impl<'a> Evidence<'a> {
                 let request_of = Request { line: number, at, gateway, work, of, poison: *poison, answered, fetched };
                 self.requests.insert(*request, request_of);
                 self.by_text.entry(of).or_insert(*request);
+                self.repeated.extend(repeats);
             }
             Fact::Late => self.late.push(at),
             Fact::ReadBack { number: request, gateway, task_id, status, mark, is_result } => {
@@ -564,6 +567,11 @@ impl<'a> Evidence<'a> {
     /// The request that a task is of; one that repeats it, if the first one was never sent.
     pub(super) fn request_of(&self, story: &Story<'_>) -> Option<&Request<'a>> {
         self.by_text.get(&story.number?).and_then(|number| self.requests.get(number))
+    }
+
+    /// Whether the request has an Idempotency-Key: another one repeats it, or it repeats another one.
+    pub(super) fn is_repeated(&self, request: &Request<'a>) -> bool {
+        self.repeated.contains(&request.of)
     }
 
     /// Whether the handler of a task fails each time, as it was asked to.

@@ -49,9 +49,14 @@ impl Outage<'_> {
 
     /// Whether locks may have been lost. `kept`: for how long a lock outlives the silence of the one node that there is, in seconds.
     pub(super) fn costs_locks(&self, begin: &Begin, kept: f64) -> bool {
-        let kept = if is_cluster(begin) { fail_over(begin) - HEARD_EVERY } else { kept };
+        let kept = if is_cluster(begin) { silence_allowed(begin) } else { kept };
         self.means != Means::Silence || self.back - self.from >= kept
     }
+}
+
+/// For how long a node of several may be silent and leads on, at the least.
+fn silence_allowed(begin: &Begin) -> f64 {
+    begin.fail_over_ms as f64 / 1e3 - HEARD_EVERY
 }
 
 /// Whether the broker has several nodes.
@@ -59,8 +64,14 @@ pub(super) fn is_cluster(begin: &Begin) -> bool {
     begin.brokers > 1
 }
 
-fn fail_over(begin: &Begin) -> f64 {
-    begin.fail_over_ms as f64 / 1e3
+/// How long the cluster itself takes until a partition of a node that fell silent is served, and of a node that stopped in order, in seconds.
+pub(super) fn fail_over(begin: &Begin) -> f64 {
+    begin.fail_over_ms as f64 / 1e3 + state_read(begin)
+}
+
+/// See [`fail_over`].
+pub(super) fn state_read(begin: &Begin) -> f64 {
+    begin.state_read_ms as f64 / 1e3
 }
 
 /// All outages. `led`: what was told of each node, with its time; `end`: of the ledger.
@@ -96,8 +107,7 @@ pub(super) fn outages<'a>(
 
 fn silence<'a>(begin: &Begin, process: &'a str, from: f64, back: f64) -> Outage<'a> {
     let (until, silent) = if is_cluster(begin) {
-        let taken_over = from + fail_over(begin);
-        (back.min(taken_over), back.min(taken_over - HEARD_EVERY))
+        (back.min(from + fail_over(begin)), back.min(from + silence_allowed(begin)))
     } else {
         (back, back)
     };
@@ -114,7 +124,7 @@ fn absence<'a>(begin: &Begin, life: &Life<'a>, next: Option<&Life<'a>>, end: f64
     let until = match means {
         _ if !is_cluster(begin) => back,
         Means::Kill => back.min(from + fail_over(begin)),
-        _ => back.min(exit),
+        _ => back.min(exit.max(from + state_read(begin))),
     };
     let silent = (exit, next.map_or(end, |next| next.from));
     Some(Outage { process: life.process, means, from, until, back, silent, led: None })

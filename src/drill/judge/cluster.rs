@@ -5,7 +5,7 @@
 
 use super::super::evidence::{Evidence, Life, MOMENT, Story};
 use super::super::judgement::{Finding, Row};
-use super::super::outages::{Means, Outage, is_cluster};
+use super::super::outages::{self, Means, Outage, is_cluster};
 use super::{Tally, crashes, shown};
 
 /// After an order: a leader that was moved, a node that was stopped, beside what Kafka itself takes to read share state again.
@@ -38,14 +38,18 @@ pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
 }
 
 fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
-    let fail_over = evidence.begin.fail_over_ms as f64 / 1e3 + BEYOND_FAIL_OVER;
-    let stop = evidence.begin.state_read_ms as f64 / 1e3 + ORDERED;
+    let fail_over = outages::fail_over(&evidence.begin) + BEYOND_FAIL_OVER;
+    let stop = outages::state_read(&evidence.begin) + ORDERED;
     let bounds = format!("move < {ORDERED:.0} s, stop < {stop:.0} s, fail-over < {fail_over:.0} s");
     let mut served = Tally::new("P11", SERVED, bounds);
     let mut others = Tally::new("P11", OTHERS, format!("p99 < {ELSEWHERE:.0} s"));
     let mut elsewhere: Vec<(f64, &str, &Story<'_>)> = Vec::new();
     for (id, story) in &evidence.tasks {
-        let Some(request) = evidence.request_of(story).filter(|request| !request.poison) else { continue };
+        let Some(request) = evidence.request_of(story) else { continue };
+        // A key is claimed before its task is sent, and a claim has a clock of its own.
+        if request.poison || evidence.is_repeated(request) {
+            continue;
+        }
         let (Some((_, accepted)), Some(run)) = (story.accepted.first(), story.runs.first()) else { continue };
         let during =
             |outage: &&Outage<'_>| outage.from - ON_ITS_WAY <= request.at && request.at <= outage.until + AFTER;
