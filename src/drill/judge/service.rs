@@ -364,7 +364,10 @@ fn unplanned(evidence: &Evidence<'_>) -> Row {
     }
     tally.count = 1;
     for (line, from, until) in &evidence.seen_away {
-        let planned = |outage: &Outage<'_>| outage.from - RECOVERED <= *from && *until <= outage.until + RECOVERED;
+        // Until the node is back, its connections may still be found to say nothing.
+        let planned = |outage: &Outage<'_>| {
+            outage.from - RECOVERED <= *from && *until <= outage.back.max(outage.until) + RECOVERED
+        };
         if !evidence.done_to_broker.iter().any(planned) {
             let what =
                 format!("Kafka did not answer for {}, and no action had done anything to it", shown(until - from));

@@ -1,7 +1,7 @@
 //! The connections to one broker: opening, waiting for an answer, taking over, losing one.
 //!
 //! A second connection of the same member takes the session over with every lock (KIP-932; 1 to 16 ms), whatever becomes
-//! of the first one then. So a request that is unanswered for a third of the lock is not waited for any longer: a second
+//! of the first one then. So a request that is unanswered for a third of the lock, or half a second, is not waited for: a second
 //! connection opens the session anew and renews what is held, and the first one is read to its end, since what it still
 //! brings counts. Never is a connection closed whose epoch 0 is unanswered while its broker may lead anything that is
 //! held: answered late, it has the session, and its end would release every lock (rule 6).
@@ -26,6 +26,9 @@ const SILENCE: Duration = Duration::from_millis(300);
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// A take-over is not put off longer than this, however long a lock lasts.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
+/// A request that accepts or releases waits for the share coordinator as well, which moves when its broker stops: up to
+/// 3 s, in which the tasks of this leader would lie. The session that takes over fetches meanwhile, and accepts nothing.
+const ACCEPT_PATIENCE: Duration = Duration::from_millis(500);
 /// A stop waits for acknowledgements no longer than this: the result is in Kafka, and the broker releases the rest.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -106,9 +109,8 @@ impl Intake {
     /// No answer yet. False: the next round decides anew.
     fn wait_on(&mut self, led: &BTreeMap<SharePartition, Leader>) -> Result<bool, KafkaError> {
         let now = Instant::now();
-        let Some((sent_at, asked)) = self.current.as_ref().and_then(|channel| channel.session.waiting()) else {
-            return Ok(false);
-        };
+        let waiting = self.current.as_ref().and_then(|it| Some((it.id, it.session.waiting()?)));
+        let Some((id, (sent_at, asked))) = waiting else { return Ok(false) };
         let waited = now.saturating_duration_since(sent_at);
         self.links.queue.look(now);
         self.read_superseded(now)?;
@@ -116,7 +118,11 @@ impl Intake {
             self.watch(waited, now);
         }
         let third = self.third().min(LONGEST_PATIENCE);
-        let patience = if asked == Asked::Open { 2 * third } else { third };
+        let patience = match asked {
+            Asked::Open => 2 * third,
+            _ if self.takes() && self.links.in_flight.asks_on(id) => third.min(ACCEPT_PATIENCE),
+            _ => third,
+        };
         let room = 1 + self.superseded.len() < MOST_CONNECTIONS;
         if waited >= patience && room && now >= self.connect_at {
             let error = self.current.as_ref().map(|channel| channel.session.silent(waited));
