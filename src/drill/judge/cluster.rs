@@ -6,7 +6,7 @@
 use super::super::evidence::{Evidence, Life, MOMENT, Story};
 use super::super::judgement::{Finding, Row};
 use super::super::outages::{self, Means, Outage, is_cluster};
-use super::{Tally, crashes, shown};
+use super::{Tally, crashes, service, shown};
 
 /// After an order: a leader that was moved, a node that was stopped, beside what Kafka itself takes to read share state again.
 const ORDERED: f64 = 2.0;
@@ -14,6 +14,8 @@ const ORDERED: f64 = 2.0;
 const BEYOND_FAIL_OVER: f64 = 3.0;
 /// The 99th of 100 tasks of partitions that other nodes lead.
 const ELSEWHERE: f64 = 1.0;
+/// Where a worker was killed meanwhile, as after a hang.
+const AFTER_LOCK: f64 = 20.0;
 /// Requests that were sent so long before an outage may have been on their way.
 const ON_ITS_WAY: f64 = 0.5;
 /// What is sent so long after an outage is still looked at.
@@ -60,6 +62,7 @@ fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
         let took = written + crashes::free_time(evidence, "", accepted.max(outage.from), run.began);
         if hit {
             let bound = match outage.means {
+                _ if service::died_amid_outage(evidence, *accepted, run.began) => AFTER_LOCK,
                 _ if fell_silent => fail_over,
                 Means::Stop => stop,
                 _ => ORDERED,

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::evidence::{Evidence, MOMENT, Request, Story};
+use super::super::evidence::{Evidence, Life, MOMENT, Request, Story};
 use super::super::fact::{Answer, Kind};
 use super::super::judgement::{Finding, Row};
 use super::super::outages::Outage;
@@ -275,13 +275,20 @@ fn bound(evidence: &Evidence<'_>, accepted: f64, began: f64) -> f64 {
     let within = |at: f64| at >= accepted - MOMENT && at <= began;
     let hung = lives().any(|life| life.frozen.iter().any(|(from, thaw)| *from <= began && *thaw >= accepted));
     // What a worker had fetched when it lost its session may stay locked.
-    if hung || evidence.session_faults(accepted - RECOVERED, began).next().is_some() {
+    let lost = evidence.session_faults(accepted - RECOVERED, began).next().is_some();
+    if hung || lost || died_amid_outage(evidence, accepted, began) {
         BEGUN_AFTER_HANG
     } else if lives().any(|life| within(life.works_until()) || life.exit.as_ref().is_some_and(|exit| within(exit.at))) {
         BEGUN_AFTER_STOP
     } else {
         BEGUN
     }
+}
+
+/// Whether a worker was killed while sessions were replaced: what its old connection brings after its end stays locked (P8).
+pub(super) fn died_amid_outage(evidence: &Evidence<'_>, from: f64, until: f64) -> bool {
+    let mut deaths = evidence.workers.values().flatten().filter_map(Life::death);
+    deaths.any(|at| (from - MOMENT..=until).contains(&at) && evidence.kafka_away(at - RECOVERED, at))
 }
 
 /// A result is passed on at once.
