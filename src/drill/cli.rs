@@ -16,7 +16,7 @@ use crate::config::{ConfigError, Environment, Parsed};
 use crate::kafka::BrokerAddress;
 use crate::logging::escape;
 
-use super::fleet::{LOCK, MAX_DELIVERIES, Place};
+use super::fleet::{LOCK, MAX_DELIVERIES, Pauses, Place};
 use super::options::{
     BrokerChoice, DrillConfig, GatewayAddress, JudgeConfig, NativeTarget, RunConfig, Target, gateways,
 };
@@ -385,7 +385,7 @@ fn place(
         max_deliveries: MAX_DELIVERIES,
         lock: LOCK,
         takes_work: true,
-        state_read: Duration::ZERO,
+        pauses: Pauses::default(),
     }
 }
 

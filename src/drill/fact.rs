@@ -7,6 +7,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::fleet::Pauses;
+
 /// A fact and its time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Line {
@@ -203,14 +205,11 @@ pub(super) struct Begin {
     pub(super) max_deliveries: u32,
     /// How long a lock lasts.
     pub(super) lock_ms: u64,
-    /// Nodes of the broker, where it is the drill's own; and for how long one of several may be silent before the others take over from it.
+    /// Nodes of the broker, where it is the drill's own.
     #[serde(default)]
     pub(super) brokers: u32,
-    #[serde(default)]
-    pub(super) fail_over_ms: u64,
-    /// How long a partition of a node that stopped in order may be without its share state.
-    #[serde(default)]
-    pub(super) state_read_ms: u64,
+    #[serde(flatten)]
+    pub(super) pauses: Pauses,
 }
 
 /// What a node leads: partitions of the tasks, and whether the results.

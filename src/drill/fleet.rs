@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
+use serde::{Deserialize, Serialize};
 
 use crate::kafka::BrokerAddress;
 
@@ -48,8 +49,20 @@ pub struct Place {
     pub lock: Duration,
     /// Whether tasks may say how long they shall take.
     pub takes_work: bool,
-    /// How long a partition may be without its share state when a node of several stops in order.
-    pub state_read: Duration,
+    /// What its broker takes by itself.
+    pub pauses: Pauses,
+}
+
+/// What a broker of several nodes takes by itself when one of them goes, in milliseconds; 0 where nothing is known of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pauses {
+    /// For how long a node may be silent before the others take over from it.
+    pub fail_over_ms: u64,
+    /// How long a partition may then be without its share state, also when the node stopped in order.
+    pub state_read_ms: u64,
+    /// How long records wait for a node that stops, until it is no more among the replicas in sync.
+    pub in_sync_ms: u64,
 }
 
 /// What came of an order.

@@ -202,7 +202,7 @@ impl Native {
             max_deliveries: MAX_DELIVERIES,
             lock: LOCK,
             takes_work: true,
-            state_read: self.broker.state_read(),
+            pauses: self.broker.pauses(),
         }
     }
 

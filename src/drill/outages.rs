@@ -56,7 +56,7 @@ impl Outage<'_> {
 
 /// For how long a node of several may be silent and leads on, at the least.
 fn silence_allowed(begin: &Begin) -> f64 {
-    begin.fail_over_ms as f64 / 1e3 - HEARD_EVERY
+    begin.pauses.fail_over_ms as f64 / 1e3 - HEARD_EVERY
 }
 
 /// Whether the broker has several nodes.
@@ -66,12 +66,12 @@ pub(super) fn is_cluster(begin: &Begin) -> bool {
 
 /// How long the cluster itself takes until a partition of a node that fell silent is served, and of a node that stopped in order, in seconds.
 pub(super) fn fail_over(begin: &Begin) -> f64 {
-    begin.fail_over_ms as f64 / 1e3 + state_read(begin)
+    begin.pauses.fail_over_ms as f64 / 1e3 + state_read(begin)
 }
 
 /// See [`fail_over`].
 pub(super) fn state_read(begin: &Begin) -> f64 {
-    begin.state_read_ms as f64 / 1e3
+    begin.pauses.state_read_ms as f64 / 1e3
 }
 
 /// All outages. `led`: what was told of each node, with its time; `end`: of the ledger.

@@ -31,7 +31,6 @@ use crate::threads::{self, Thread};
 use super::account::Account;
 use super::asker::{Asker, Question};
 use super::audit::Audit;
-use super::broker::FAIL_OVER;
 use super::clock::Clock;
 use super::console::Console;
 use super::director::{Command, Director};
@@ -397,8 +396,7 @@ impl<'a> Run<'a> {
             max_deliveries: self.place.max_deliveries,
             lock_ms: milliseconds(self.place.lock),
             brokers,
-            state_read_ms: milliseconds(self.place.state_read),
-            fail_over_ms: if brokers > 1 { milliseconds(FAIL_OVER) } else { 0 },
+            pauses: self.place.pauses,
         };
         self.ledger.write(Line { at: 0.0, fact: Fact::Begin(begin) });
         self.display.begin(self.now());

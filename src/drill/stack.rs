@@ -28,7 +28,7 @@ use crate::stop::Stop;
 use crate::threads::{self, Thread};
 
 use super::fact::Fact;
-use super::fleet::{Attempt, Fleet, LOCK, MAX_DELIVERIES, Place, Teller};
+use super::fleet::{Attempt, Fleet, LOCK, MAX_DELIVERIES, Pauses, Place, Teller};
 use super::hits::Hits;
 use super::http::Client;
 use super::options::GatewayAddress;
@@ -150,7 +150,7 @@ impl Stack {
             max_deliveries: MAX_DELIVERIES,
             lock: LOCK,
             takes_work: value("ALLOW_WORK_MS")? == "1",
-            state_read: Duration::ZERO,
+            pauses: Pauses::default(),
         };
         let (mode, kafka) = (value("MODE")?, value("KAFKA")?);
         let shared = Shared {

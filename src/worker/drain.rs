@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// What is left between the deadline's abandonment and the end of the process: promise P5 gives a second, of which a busy machine needs some.
-const CLOSING_TIME: Duration = Duration::from_millis(750);
+const CLOSING_TIME: Duration = Duration::from_millis(600);
 /// An idle worker is gone by then, whatever Kafka does (promise P7: 5 s).
 const IDLE_LIMIT: Duration = Duration::from_millis(4_500);
 /// The orchestrator kills at the end of the grace period; the worker is gone this long before.

@@ -357,10 +357,11 @@ fn a_worker_that_hung_with_several_tasks_floods_nobody_and_works_on() {
 #[test]
 fn an_accept_that_hangs_stops_nothing_else() {
     let scene = Scene::short_locks("p11-hang", &["only"]);
-    assert_eq!(scene.gateway.analyze("before").status, 200);
+    let first = scene.gateway.submit("its accept rides on a fetch that hangs", Duration::from_secs(2));
+    scene.gateway.wait_until_running(&first, SOON);
+    // Nothing is fetched while it runs.
     let hang = Fault::new(Action::Delay(Duration::from_secs(4))).at(Kind::ShareFetch).of_client("lastcall-worker");
     let bites = scene.broker().inject(hang);
-    let first = scene.gateway.submit("its accept rides on a fetch that hangs", Duration::from_millis(1));
     eventually(SOON, "a fetch hangs", || bites.count() == 1);
     let begun = Instant::now();
     let acknowledged = count(&scene, Kind::ShareAcknowledge);
