@@ -222,7 +222,7 @@ pub(super) struct ReadBack<'a> {
 pub(super) enum On {
     Tasks(i32),
     Results,
-    /// Of a topic of ours whose leader nobody asks for.
+    /// A topic of ours whose leader is not told.
     Other,
 }
 

@@ -16,7 +16,7 @@ pub(super) enum Means {
     Silence,
     /// A partition got another leader.
     Move,
-    /// The drill's own reader had no answer; nobody knows why.
+    /// The drill's own reader had no answer, for a reason that is not known.
     Seen,
 }
 

@@ -1,8 +1,8 @@
 //! Which broker leads which partition of `tasks`, and which partitions are this worker's: one table for all intakes.
 //!
 //! A worker takes tasks from every partition, its own ones first: a worker that was killed keeps its partitions for the
-//! 45 s until the group misses it, and a worker with a long task keeps others waiting. Brokers do not ask whose a
-//! partition is (KIP-932).
+//! 45 s until the group misses it, and a worker with a long task keeps others waiting. Leaders serve every member, as a
+//! test on both brokers shows.
 //!
 //! Metadata of two brokers can differ for a moment. The answer with the larger leader epoch is the later one, and an
 //! older one is ignored. The thread `leaders` looks up and writes; intakes read, and ask for another look.

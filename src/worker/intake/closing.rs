@@ -19,10 +19,6 @@ const LOOK: Duration = Duration::from_millis(5);
 impl Intake {
     /// Settles what is left and closes the session. Returns why that could not be done in order, if so.
     pub(super) fn close(&mut self) -> Result<Option<String>, KafkaError> {
-        if self.silent_since.is_some() && !self.links.in_flight.holds_at(self.node) {
-            // Nothing is held: the end of the connection says all that the closing request would.
-            return Ok(None);
-        }
         let hurried = self.links.control.abandoned.is_triggered();
         let deadline = Instant::now() + if hurried { HURRIED_LIMIT } else { CLOSE_LIMIT };
         let mut closing = false;
