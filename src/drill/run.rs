@@ -9,6 +9,7 @@
 //! | `pace` | hands out request numbers | when the load's time is over, or at a signal |
 //! | `send-N` | posts, waits for the answer | when the pace ended and its answer came |
 //! | `director` | acts on the fleet | when it is told to |
+//! | `broker` | one action on the nodes of the broker | when every replica is in sync again |
 //! | `out-NAME` | reads a process's output | with the process |
 //! | `fleet`, `lookups` | ask the gateways | when nobody asks any more |
 //! | `tasks`, `results` | read the topics | when their client is interrupted |
