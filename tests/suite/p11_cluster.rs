@@ -379,3 +379,22 @@ fn an_accept_that_hangs_stops_nothing_else() {
     wait(LOCK + Duration::from_secs(1));
     scene.rig.audit().assert_each_ran_once(&tasks);
 }
+
+/// A result that hangs, as one does whose leader was killed, keeps no other task from its start.
+#[test]
+fn a_result_that_hangs_keeps_no_task_waiting() {
+    let mut scene = Scene::short_locks("p11-result", &[]);
+    scene.workers.push(started(&scene.rig.worker("only").env("LOG_LEVEL", "debug")));
+    let first = scene.gateway.submit("its result hangs", Duration::from_millis(500));
+    scene.workers[0].wait_for_line(&format!("starts task {first}"), SOON);
+    let hang = Fault::new(Action::Delay(Duration::from_secs(4))).at(Kind::Produce).of_client("lastcall-worker");
+    let bites = scene.broker().inject(hang.of_topic(&scene.rig.results()));
+    scene.workers[0].wait_for_line(&format!("has run task {first}"), SOON);
+    eventually(SOON, "a result or a heartbeat hangs, and what comes after it waits", || bites.count() == 1);
+    let second = scene.gateway.submit("meanwhile", Duration::from_millis(1));
+    scene.workers[0].wait_for_line(&format!("starts task {second}"), Duration::from_secs(1));
+    for task in [&first, &second] {
+        scene.gateway.wait_for_result(task, SOON);
+        assert_eq!(scene.rig.audit().runs(task), 1);
+    }
+}

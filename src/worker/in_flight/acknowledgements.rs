@@ -170,6 +170,12 @@ impl InFlight {
         self.table.lock().entries.values().any(|entry| entry.node() == Some(node))
     }
 
+    /// Whether the result of a record that is locked through a session with `node` is on its way.
+    pub(in crate::worker) fn publishes_at(&self, node: i32) -> bool {
+        let table = self.table.lock();
+        table.entries.values().any(|it| matches!(it.state, State::Publishing(_)) && it.node() == Some(node))
+    }
+
     /// When the next renewal at `node` is due, or a rest ends.
     pub(in crate::worker) fn next_timer(&self, node: i32) -> Option<Instant> {
         let table = self.table.lock();

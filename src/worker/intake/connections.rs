@@ -240,7 +240,7 @@ impl Intake {
         self.halves.clear();
         self.was_lost = true;
         self.doubt();
-        self.links.queue.answered(self.node);
+        self.links.queue.answered(self.node, 0);
         self.arrivals.hold_still(now);
         self.failed(error)
     }

@@ -25,6 +25,8 @@ const LONGEST_READY: Duration = Duration::from_millis(100);
 const QUICK_FINISH: Duration = Duration::from_millis(100);
 /// An answer that is later than its fetch was parked by this much: its places are given to other intakes.
 const LATE: Duration = Duration::from_millis(100);
+/// A fetch waits for results that are on their way no longer than this: their leader may be gone.
+const LONGEST_HOLD: Duration = Duration::from_millis(50);
 
 /// What an intake may fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,10 @@ struct Places {
     intakes: BTreeSet<i32>,
     /// Records that intakes have asked their brokers for, and until when that counts.
     asked: BTreeMap<i32, (usize, Instant)>,
+    /// Brokers whose last answer brought all that it was asked for: more lies there, and the next fetch is not parked.
+    backlogs: BTreeSet<i32>,
+    /// Since when the next fetch of an intake waits for results.
+    held: BTreeMap<i32, Instant>,
     /// Intakes that found no place, the one that waits longest first.
     waiting: VecDeque<i32>,
     /// Since when all handlers were busy while records lay ready.
@@ -75,6 +81,8 @@ impl ReadyQueue {
             window: Window::new(handlers),
             intakes: BTreeSet::new(),
             asked: BTreeMap::new(),
+            backlogs: BTreeSet::new(),
+            held: BTreeMap::new(),
             waiting: VecDeque::new(),
             busy_since: None,
         };
@@ -92,12 +100,19 @@ impl ReadyQueue {
     /// An intake has ended.
     pub(super) fn leave(&self, node: i32) {
         self.withdraw(node);
-        self.places.lock().intakes.remove(&node);
+        let mut places = self.places.lock();
+        places.intakes.remove(&node);
+        places.backlogs.remove(&node);
+        places.held.remove(&node);
     }
 
     /// What the intake of `node` may fetch now. Without a grant it is woken when a place may be free for it.
     /// `is_visit`: the fetch is hardly parked, so that it keeps no others waiting.
     pub(super) fn ask(&self, node: i32, is_visit: bool, now: Instant) -> Option<Grant> {
+        if self.is_held(node, now) {
+            self.withdraw(node);
+            return None;
+        }
         let counts = self.in_flight.counts();
         let mut places = self.places.lock();
         let Places { window, intakes, asked, waiting, .. } = &mut *places;
@@ -110,11 +125,7 @@ impl ReadyQueue {
         asked.retain(|holder, (_, until)| *holder != node && *until > now);
         let others: usize = asked.values().map(|(records, _)| records).sum();
         let idle = self.handlers.saturating_sub(counts.busy());
-        // An accept rides on the next fetch, and a fetch may be parked: so the next one waits for the results that are on
-        // their way, unless there is other work to fetch for meanwhile. A worker that is killed while it is parked then has
-        // nothing done that is not accepted.
-        let nothing_else = window.is_closed() || counts.ready + counts.busy() == 0;
-        let free = if counts.publishing > 0 && nothing_else { 0 } else { window.wanted(idle, counts.ready + others) };
+        let free = window.wanted(idle, counts.ready + others);
         self.control.set_low_water(window.low_water());
         let is_next = waiting.front().is_none_or(|first| *first == node);
         if free == 0 || !is_next {
@@ -136,10 +147,31 @@ impl ReadyQueue {
         Some(Grant { records, max_wait })
     }
 
-    /// The fetch of `node` was answered, or will not be: its places are free.
-    pub(super) fn answered(&self, node: i32) {
+    /// Whether the next fetch of `node` waits for results that are on their way: an accept rides on the next fetch, and a
+    /// fetch may be parked. A worker that is killed while it is parked then has nothing done that is not accepted. Not
+    /// while other work can be fetched for meanwhile, nor while more lies at the broker.
+    fn is_held(&self, node: i32, now: Instant) -> bool {
+        let counts = self.in_flight.counts();
         let mut places = self.places.lock();
-        places.asked.remove(&node);
+        let nothing_else = places.window.is_closed() || counts.ready + counts.busy() == 0;
+        let may_park = !places.backlogs.contains(&node);
+        let waits = counts.publishing > 0 && nothing_else && may_park && self.in_flight.publishes_at(node);
+        if waits && now.saturating_duration_since(*places.held.entry(node).or_insert(now)) < LONGEST_HOLD {
+            return true;
+        }
+        places.held.remove(&node);
+        false
+    }
+
+    /// The fetch of `node` was answered with so many records, or will not be: its places are free.
+    pub(super) fn answered(&self, node: i32, records: usize) {
+        let mut places = self.places.lock();
+        let asked = places.asked.remove(&node).map_or(usize::MAX, |(asked, _)| asked);
+        if records >= asked {
+            places.backlogs.insert(node);
+        } else {
+            places.backlogs.remove(&node);
+        }
         let waits = !places.waiting.is_empty();
         drop(places);
         if waits {
@@ -254,6 +286,8 @@ pub(in crate::worker) fn last_delivery(limit: u16) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kafka::share_wire::SharePartition;
+    use crate::worker::in_flight::{Claim, Delivered, RecordKey};
     use crossbeam_channel::bounded;
 
     fn queue(handlers: usize, intakes: impl IntoIterator<Item = i32>) -> ReadyQueue {
@@ -286,7 +320,7 @@ mod tests {
         let mut order = Vec::new();
         let mut holder = 1;
         for _ in 0..5 {
-            queue.answered(holder);
+            queue.answered(holder, 0);
             // All of them ask again, and the one that has just had it asks first.
             let granted: Vec<i32> =
                 [holder, 1, 2, 3].into_iter().filter(|node| records(&queue, *node, now) == 1).collect();
@@ -302,10 +336,10 @@ mod tests {
         let (queue, now) = (queue(1, [1]), Instant::now());
         assert_eq!(queue.ask(1, false, now), Some(Grant { records: 1, max_wait: MAX_WAIT }));
         assert_eq!(queue.ask(2, true, now), None, "the place is given");
-        queue.answered(1);
+        queue.answered(1, 0);
         assert_eq!(queue.ask(1, false, now), None, "the visit has waited for longer");
         assert_eq!(queue.ask(2, true, now), Some(Grant { records: 1, max_wait: FIRST_WAIT }));
-        queue.answered(2);
+        queue.answered(2, 0);
         assert_eq!(queue.ask(1, false, now), Some(Grant { records: 1, max_wait: MAX_WAIT }), "no longer shared");
     }
 
@@ -315,6 +349,46 @@ mod tests {
         assert_eq!([1, 2].map(|node| records(&queue, node, now)), [2, 1], "half of what is left, at least one");
         let first = queue.ask(1, false, now).map(|grant| grant.max_wait);
         assert_eq!(first, Some(MAX_WAIT), "the other one is not kept waiting");
+    }
+
+    /// A record that broker 1 has brought, whose result is on its way.
+    fn publish(queue: &ReadyQueue, now: Instant) {
+        let partition = SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 };
+        let key = RecordKey { partition, offset: 7 };
+        let delivered = Delivered {
+            key,
+            mark: "a".into(),
+            node: 1,
+            sent_at: now,
+            startable: true,
+            delivery_count: 1,
+            last_delivery: false,
+        };
+        assert!(queue.in_flight.deliver(delivered, now));
+        let Claim::Yours(run) = queue.in_flight.claim((key, 1), None, false, now) else { panic!("it is ready") };
+        assert!(queue.in_flight.publish(key, &run, 1, None));
+    }
+
+    #[test]
+    fn a_fetch_that_may_be_parked_waits_for_results_of_its_broker_but_not_for_long() {
+        let (queue, now) = (queue(1, [1, 2]), Instant::now());
+        publish(&queue, now);
+        assert_eq!(records(&queue, 1, now), 0, "its accept could not be sent");
+        assert_eq!(records(&queue, 2, now), 1, "another broker's session is free for it");
+        queue.answered(2, 0);
+        assert_eq!(records(&queue, 1, now + LONGEST_HOLD / 2), 0);
+        assert_eq!(records(&queue, 1, now + LONGEST_HOLD), 1, "the results' leader may be gone");
+    }
+
+    #[test]
+    fn a_fetch_where_more_lies_waits_for_no_result() {
+        let (queue, now) = (queue(1, [1]), Instant::now());
+        assert_eq!(records(&queue, 1, now), 1);
+        queue.answered(1, 1);
+        publish(&queue, now);
+        assert_eq!(records(&queue, 1, now), 1, "the last one brought all that it asked for");
+        queue.answered(1, 0);
+        assert_eq!(records(&queue, 1, now), 0);
     }
 
     #[test]
@@ -330,7 +404,7 @@ mod tests {
         let (queue, now) = (queue(1, [1, 2, 3]), Instant::now());
         assert_eq!([1, 2, 3].map(|node| records(&queue, node, now)), [1, 0, 0]);
         queue.withdraw(2);
-        queue.answered(1);
+        queue.answered(1, 0);
         assert_eq!([1, 3].map(|node| records(&queue, node, now)), [0, 1]);
         queue.leave(3);
         assert_eq!(records(&queue, 1, now), 1);
