@@ -21,7 +21,7 @@ impl Intake {
             self.links.leaders.set_silent(self.node, false);
         }
         if answer.asked == Asked::Fetch && is_current {
-            self.links.queue.answered(self.node, answer.acquired.len());
+            self.links.queue.answered(self.node, answer.acquired.len(), now);
         }
         if let Some(error) = answer.refused {
             return self.refused(id, is_current, error);

@@ -240,7 +240,7 @@ impl Intake {
         self.halves.clear();
         self.was_lost = true;
         self.doubt();
-        self.links.queue.answered(self.node, 0);
+        self.links.queue.answered(self.node, 0, now);
         self.arrivals.hold_still(now);
         self.failed(error)
     }

@@ -27,6 +27,8 @@ const QUICK_FINISH: Duration = Duration::from_millis(100);
 const LATE: Duration = Duration::from_millis(100);
 /// A fetch waits for results that are on their way no longer than this: their leader may be gone.
 const LONGEST_HOLD: Duration = Duration::from_millis(50);
+/// What lay at a broker so long ago may be gone: others take from it as well.
+const BACKLOG_LASTS: Duration = Duration::from_millis(100);
 
 /// What an intake may fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +45,8 @@ struct Places {
     intakes: BTreeSet<i32>,
     /// Records that intakes have asked their brokers for, and until when that counts.
     asked: BTreeMap<i32, (usize, Instant)>,
-    /// Brokers whose last answer brought all that it was asked for: more lies there, and the next fetch is not parked.
-    backlogs: BTreeSet<i32>,
+    /// When a broker has brought all that it was asked for: more lies there, and the next fetch is not parked.
+    backlogs: BTreeMap<i32, Instant>,
     /// Since when the next fetch of an intake waits for results.
     held: BTreeMap<i32, Instant>,
     /// Intakes that found no place, the one that waits longest first.
@@ -81,7 +83,7 @@ impl ReadyQueue {
             window: Window::new(handlers),
             intakes: BTreeSet::new(),
             asked: BTreeMap::new(),
-            backlogs: BTreeSet::new(),
+            backlogs: BTreeMap::new(),
             held: BTreeMap::new(),
             waiting: VecDeque::new(),
             busy_since: None,
@@ -154,7 +156,8 @@ impl ReadyQueue {
         let counts = self.in_flight.counts();
         let mut places = self.places.lock();
         let nothing_else = places.window.is_closed() || counts.ready + counts.busy() == 0;
-        let may_park = !places.backlogs.contains(&node);
+        let lasts = |at: &Instant| now.saturating_duration_since(*at) < BACKLOG_LASTS;
+        let may_park = !places.backlogs.get(&node).is_some_and(lasts);
         let waits = counts.publishing > 0 && nothing_else && may_park && self.in_flight.publishes_at(node);
         if waits && now.saturating_duration_since(*places.held.entry(node).or_insert(now)) < LONGEST_HOLD {
             return true;
@@ -164,11 +167,11 @@ impl ReadyQueue {
     }
 
     /// The fetch of `node` was answered with so many records, or will not be: its places are free.
-    pub(super) fn answered(&self, node: i32, records: usize) {
+    pub(super) fn answered(&self, node: i32, records: usize, now: Instant) {
         let mut places = self.places.lock();
         let asked = places.asked.remove(&node).map_or(usize::MAX, |(asked, _)| asked);
         if records >= asked {
-            places.backlogs.insert(node);
+            places.backlogs.insert(node, now);
         } else {
             places.backlogs.remove(&node);
         }
@@ -320,7 +323,7 @@ mod tests {
         let mut order = Vec::new();
         let mut holder = 1;
         for _ in 0..5 {
-            queue.answered(holder, 0);
+            queue.answered(holder, 0, now);
             // All of them ask again, and the one that has just had it asks first.
             let granted: Vec<i32> =
                 [holder, 1, 2, 3].into_iter().filter(|node| records(&queue, *node, now) == 1).collect();
@@ -336,10 +339,10 @@ mod tests {
         let (queue, now) = (queue(1, [1]), Instant::now());
         assert_eq!(queue.ask(1, false, now), Some(Grant { records: 1, max_wait: MAX_WAIT }));
         assert_eq!(queue.ask(2, true, now), None, "the place is given");
-        queue.answered(1, 0);
+        queue.answered(1, 0, now);
         assert_eq!(queue.ask(1, false, now), None, "the visit has waited for longer");
         assert_eq!(queue.ask(2, true, now), Some(Grant { records: 1, max_wait: FIRST_WAIT }));
-        queue.answered(2, 0);
+        queue.answered(2, 0, now);
         assert_eq!(queue.ask(1, false, now), Some(Grant { records: 1, max_wait: MAX_WAIT }), "no longer shared");
     }
 
@@ -375,7 +378,7 @@ mod tests {
         publish(&queue, now);
         assert_eq!(records(&queue, 1, now), 0, "its accept could not be sent");
         assert_eq!(records(&queue, 2, now), 1, "another broker's session is free for it");
-        queue.answered(2, 0);
+        queue.answered(2, 0, now);
         assert_eq!(records(&queue, 1, now + LONGEST_HOLD / 2), 0);
         assert_eq!(records(&queue, 1, now + LONGEST_HOLD), 1, "the results' leader may be gone");
     }
@@ -384,11 +387,13 @@ mod tests {
     fn a_fetch_where_more_lies_waits_for_no_result() {
         let (queue, now) = (queue(1, [1]), Instant::now());
         assert_eq!(records(&queue, 1, now), 1);
-        queue.answered(1, 1);
+        queue.answered(1, 1, now);
         publish(&queue, now);
-        assert_eq!(records(&queue, 1, now), 1, "the last one brought all that it asked for");
-        queue.answered(1, 0);
-        assert_eq!(records(&queue, 1, now), 0);
+        let later = now + BACKLOG_LASTS;
+        assert_eq!([now, later].map(|at| records(&queue, 1, at)), [1, 0], "the last one brought all that it asked for");
+        assert_eq!(records(&queue, 1, now), 1);
+        queue.answered(1, 0, now);
+        assert_eq!(records(&queue, 1, now), 0, "the last one brought nothing");
     }
 
     #[test]
@@ -404,7 +409,7 @@ mod tests {
         let (queue, now) = (queue(1, [1, 2, 3]), Instant::now());
         assert_eq!([1, 2, 3].map(|node| records(&queue, node, now)), [1, 0, 0]);
         queue.withdraw(2);
-        queue.answered(1, 0);
+        queue.answered(1, 0, now);
         assert_eq!([1, 3].map(|node| records(&queue, node, now)), [0, 1]);
         queue.leave(3);
         assert_eq!(records(&queue, 1, now), 1);
