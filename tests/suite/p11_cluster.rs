@@ -106,6 +106,12 @@ impl Scene {
         self.broker().inject(Fault::new(Action::Deafen).of_client(&format!("lastcall-worker-{id}")).every(1, u32::MAX))
     }
 
+    fn wait_until_runs(&self, worker: &str, tasks: usize) {
+        eventually(SOON, "all of them run", || {
+            self.gateway.fleet()["workers"][worker]["current_tasks"].as_array().is_some_and(|all| all.len() == tasks)
+        });
+    }
+
     fn starts(&self, task: &str) -> usize {
         let lines = self.workers.iter().flat_map(|worker| worker.lines_with(&format!("starts task {task}")));
         lines.count()
@@ -330,9 +336,7 @@ fn a_worker_that_hung_with_several_tasks_floods_nobody_and_works_on() {
     };
     start(&mut scene, "hung");
     let tasks = [1, 2, 3].map(|number| scene.gateway.submit(&format!("task {number}"), Duration::from_secs(8)));
-    eventually(SOON, "all of them run", || {
-        scene.gateway.fleet()["workers"]["hung"]["current_tasks"].as_array().is_some_and(|tasks| tasks.len() == 3)
-    });
+    scene.wait_until_runs("hung", 3);
     start(&mut scene, "heir");
     scene.workers[0].signal(Signal::SIGSTOP);
     for task in &tasks {
@@ -396,5 +400,31 @@ fn a_result_that_hangs_keeps_no_task_waiting() {
     for task in [&first, &second] {
         scene.gateway.wait_for_result(task, SOON);
         assert_eq!(scene.rig.audit().runs(task), 1);
+    }
+}
+
+/// A session that is opened on a second connection, and on a third because that hangs as well, stays with the third: what
+/// the second one does late is undone, and no lock is lost.
+#[test]
+fn a_session_that_is_opened_late_takes_no_lock_away() {
+    let rig = Rig::with_faults_and("p11-late", 1, &[]);
+    let gateway = Gateway::start(rig.gateway());
+    let workers = vec![started(&rig.worker("holder").env("WORKER_CONCURRENCY", 2))];
+    let mut scene = Scene { rig, gateway, workers };
+    let tasks = [14, 2].map(|seconds| scene.gateway.submit("held meanwhile", Duration::from_secs(seconds)));
+    scene.wait_until_runs("holder", 2);
+    // The fetch with the accept of the second task, and the epoch 0 of the connection that takes over: two thirds of a
+    // lock later there is a third one, and then the second one has its answer.
+    let hang =
+        Fault::new(Action::Delay(Duration::from_secs(11))).at(Kind::ShareFetch).of_client("lastcall-worker-holder");
+    let bites = scene.broker().inject(hang.every(1, 2));
+    scene.workers.push(started(&scene.rig.worker("heir")));
+    for task in &tasks {
+        scene.gateway.wait_for_result(task, Duration::from_secs(20));
+    }
+    wait(Duration::from_secs(1));
+    assert_eq!(bites.count(), 2);
+    for task in &tasks {
+        assert_eq!((scene.rig.audit().runs(task), scene.starts(task)), (1, 0));
     }
 }
