@@ -218,6 +218,35 @@ fn a_leader_that_moves_gives_a_running_task_back_to_its_worker() {
     assert!(again <= 1, "{again} of 5 ran again");
 }
 
+/// The former leader's answer is read when its records have been run and accepted at the new one: it starts nothing.
+#[test]
+fn late_answer_of_the_former_leader_starts_no_task() {
+    let mut scene = Scene::new("p11-late", 1, &[]);
+    scene.lead(0, 1);
+    scene.workers.push(started(&scene.rig.worker("only").env("WORKER_CONCURRENCY", 2).env("LOG_LEVEL", "debug")));
+    scene.gateway.analyze("before");
+    // Both faults meet one fetch. It acquires what comes within the delay; its answer is sent when the worker has read
+    // Metadata (0.3 s), has waited before it fetches at the new leader (0.3 s), and before the intake of the former one
+    // stops waiting (1 s after Metadata).
+    let (acquires, answers) = (Duration::from_millis(200), Duration::from_millis(800));
+    let faults = [Action::Delay(acquires), Action::Late(answers)];
+    let bites = faults.map(|action| scene.broker().inject(Fault::new(action).at(Kind::ShareFetch).of_client("worker")));
+    eventually(SOON, "a fetch is held up", || bites.iter().all(|bites| bites.count() == 1));
+    let moves_at = Instant::now() + acquires + Duration::from_millis(50);
+    let tasks = [1, 2].map(|number| scene.gateway.submit(&format!("task {number}"), Duration::from_millis(1)));
+    wait(moves_at.saturating_duration_since(Instant::now()));
+    let to_former = Fault::new(Action::Delay(Duration::ZERO)).at(Kind::ShareAcknowledge).on_node(1);
+    let to_former = scene.broker().inject(to_former.every(1, u32::MAX));
+    scene.lead(0, 2);
+    for task in &tasks {
+        scene.gateway.wait_for_result(task, SOON);
+    }
+    eventually(SOON, "what the late answer brought is released, and the session closed", || to_former.count() >= 2);
+    wait(Duration::from_millis(500));
+    scene.rig.audit().assert_each_ran_once(&tasks);
+    assert_eq!([&tasks[0], &tasks[1]].map(|task| scene.starts(task)), [1, 1]);
+}
+
 // ---- connections that die without a word ----
 
 /// The worker waited for the answer for ever, and called itself healthy.
