@@ -477,3 +477,25 @@ fn sessions_that_are_refused_again_and_again_are_not_asked_for_without_a_pause()
     fleet.rig.broker().faulty().heal();
     assert_eq!(fleet.gateway.analyze("it works again").status, 200);
 }
+
+/// A connection that breaks releases the record of a running task, and the search brings it back with its delivery
+/// count one higher. The task failed at the broker's limit, its record was released, and the broker dropped it.
+#[test]
+fn task_that_fails_at_the_delivery_limit_is_sent_again() {
+    let limit = 5;
+    let rig = Rig::with_faults_and("fault-limit", 1, &["--set", "group.share.max.delivery.count.limit=5"]);
+    let worker = rig.obedient_worker("w").env("MAX_DELIVERIES", 2).env("WORKER_CONCURRENCY", 2);
+    let worker = crate::support::started(&worker);
+    let gateway = rig.start_gateway();
+    let task = gateway.submit("stumble 3500", Duration::ZERO);
+    let start = format!("handler started {task} delivery 1");
+    worker.wait_for_line(&start, SOON);
+    for delivery in 2..=limit {
+        let cut = Fault::new(Action::CutBefore).at(Kind::ShareFetch).of_client("lastcall-worker");
+        rig.broker().faulty().inject(cut);
+        worker.wait_for_lines(&format!("lost the lock of task {task}"), delivery - 1, SOON);
+        // The search asks at once, and every 0.1 s.
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    worker.wait_for_lines(&start, 2, SOON);
+}
