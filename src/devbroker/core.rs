@@ -121,7 +121,8 @@ impl Core {
                 Action::Forget(after) => return self.end(Order::Restart { node: None, after, forget: true }),
                 Action::MoveLeaders => self.change(|state, now| state.move_leaders(caller.node, now)),
                 Action::MoveCoordinators => self.change(|state, _| state.move_coordinators(caller.node)),
-                Action::Misreport(_)
+                Action::Late(_)
+                | Action::Misreport(_)
                 | Action::CutAfter
                 | Action::AnswerTwice
                 | Action::Throttle(_)
@@ -141,6 +142,7 @@ impl Core {
         let mut answer = reply(asked, body);
         for fault in due {
             match (fault.action, &mut answer) {
+                (Action::Late(time), _) => self.linger(caller.node, time),
                 (Action::CutAfter, _) => return Reply::Close,
                 (Action::Misreport(code), _) => answer = reply(asked, says(code)),
                 (Action::AnswerTwice, Reply::Answer(_, times)) => *times = 2,

@@ -86,6 +86,9 @@ pub enum Action {
     RefuseAcknowledgements(ErrorCode),
     /// The request has its effect after so long.
     Delay(Duration),
+    /// The request has its effect, and the answer to it, as it was then, is sent after so long. Meanwhile the broker reads
+    /// nothing from the connection.
+    Late(Duration),
     /// The connection is closed; the request has no effect.
     CutBefore,
     /// The request has its effect; the connection is closed instead of the answer.

@@ -109,6 +109,8 @@ pub struct Answer {
     pub partition_errors: Vec<(SharePartition, ErrorCode)>,
     /// The lock's length, if the broker gave it.
     pub lock: Option<Duration>,
+    /// The broker reads nothing from the connection for this long (KIP-219).
+    pub throttled: Duration,
 }
 
 /// A request on its way.
@@ -287,7 +289,12 @@ fn malformed(broker: &BrokerAddress, detail: String) -> KafkaError {
 }
 
 impl Answer {
-    fn to(request: &mut Outstanding, lock: Option<Duration>, refused: Result<(), KafkaError>) -> Self {
+    fn to(
+        request: &mut Outstanding,
+        lock: Option<Duration>,
+        throttle_time_ms: i32,
+        refused: Result<(), KafkaError>,
+    ) -> Self {
         Self {
             asked: request.asked,
             sent_at: request.sent_at,
@@ -299,6 +306,7 @@ impl Answer {
             settlements: Vec::new(),
             partition_errors: Vec::new(),
             lock,
+            throttled: Duration::from_millis(u64::try_from(throttle_time_ms).unwrap_or(0)),
         }
     }
 }
@@ -306,7 +314,8 @@ impl Answer {
 fn fetched(mut request: Outstanding, body: Bytes, broker: &BrokerAddress) -> Result<Answer, KafkaError> {
     let response = share_wire::decode_fetch(body).map_err(|detail| malformed(broker, detail))?;
     let refused = ErrorCode(response.error_code).check("ShareFetch", response.error_message.as_deref());
-    let mut answer = Answer::to(&mut request, lock_length(response.acquisition_lock_timeout_ms), refused);
+    let lock = lock_length(response.acquisition_lock_timeout_ms);
+    let mut answer = Answer::to(&mut request, lock, response.throttle_time_ms, refused);
     if answer.refused.is_some() {
         return Ok(answer);
     }
@@ -330,7 +339,7 @@ fn fetched(mut request: Outstanding, body: Bytes, broker: &BrokerAddress) -> Res
 fn acknowledged(mut request: Outstanding, body: &Bytes, broker: &BrokerAddress) -> Result<Answer, KafkaError> {
     let (response, lock) = share_wire::decode_acknowledge(body).map_err(|detail| malformed(broker, detail))?;
     let refused = ErrorCode(response.error_code).check("ShareAcknowledge", response.error_message.as_deref());
-    let mut answer = Answer::to(&mut request, lock, refused);
+    let mut answer = Answer::to(&mut request, lock, response.throttle_time_ms, refused);
     if answer.refused.is_some() {
         return Ok(answer);
     }
@@ -418,7 +427,7 @@ mod tests {
             partitions: BTreeSet::new(),
             acknowledgements: Acknowledgements::new(),
         };
-        let mut answer = Answer::to(&mut request, None, Ok(()));
+        let mut answer = Answer::to(&mut request, None, 0, Ok(()));
         take_acquired(SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 }, &data, &mut answer);
         let [record] = &answer.acquired[..] else { panic!("{answer:?}") };
         for bytes in [&record.key, &record.value, &record.headers[0].1] {

@@ -88,7 +88,7 @@ impl<H: Handler> HandlerThread<H> {
             Ok(task) if delivery > 1 => self.vet(job, &task),
             Ok(task) => {
                 if let Claim::Yours(run) = self.claim(job, Some(&task.task_id), false) {
-                    self.execute(job.key, &run, &task, delivery)
+                    self.execute(job, &run, &task)
                 } else {
                     Ok(())
                 }
@@ -156,7 +156,7 @@ impl<H: Handler> HandlerThread<H> {
             self.decline(job, run, task, announced);
             return Ok(());
         }
-        if self.in_flight.start(job.key, run, job.now()) { self.execute(job.key, run, task, delivery) } else { Ok(()) }
+        if self.in_flight.start(job.key, run, job.now()) { self.execute(job, run, task) } else { Ok(()) }
     }
 
     fn decline(&self, job: &Job, run: &Run, task: &Task, announced: Announced) {
@@ -207,7 +207,8 @@ impl<H: Handler> HandlerThread<H> {
 
     // ---- running ----
 
-    fn execute(&self, key: RecordKey, run: &Run, task: &Task, delivery: u16) -> Result<(), OutboxClosed> {
+    fn execute(&self, job: &Job, run: &Run, task: &Task) -> Result<(), OutboxClosed> {
+        let (key, delivery) = (job.key, job.record.delivery_count);
         let context = Context { delivery, draining: self.control.draining.clone(), abandoned: run.abandoned.clone() };
         self.say_start(task, delivery);
         let began = Instant::now();
@@ -225,7 +226,7 @@ impl<H: Handler> HandlerThread<H> {
                 log::warn!("task {} failed for good: {}", escape(&task.task_id), escape(&error));
                 self.publish(key, run, (task, delivery), took, Err(error))
             }
-            Outcome::Retry(error) => self.rest(key, run, task, delivery, took, error),
+            Outcome::Retry(error) => self.rest(job, run, task, took, error),
         }
     }
 
@@ -266,32 +267,33 @@ impl<H: Handler> HandlerThread<H> {
         )
     }
 
-    fn rest(
-        &self,
-        key: RecordKey,
-        run: &Run,
-        task: &Task,
-        delivery: u16,
-        took: Duration,
-        error: String,
-    ) -> Result<(), OutboxClosed> {
-        let rest = rest_after(delivery);
-        if !self.in_flight.rest(key, run, Instant::now() + rest, Some(took)) {
+    /// A failure may pass: the task is released after a rest. A running task whose lock was lost and found again is
+    /// delivered again each time, and where that has brought it to its last delivery, a release may be its end.
+    fn rest(&self, job: &Job, run: &Run, task: &Task, took: Duration, error: String) -> Result<(), OutboxClosed> {
+        let (key, delivery) = (job.key, job.record.delivery_count);
+        let (rest, is_last) = (rest_after(delivery), self.in_flight.is_last(key));
+        let is_ours = if is_last {
+            self.in_flight.publish(key, run, 1, Some(took))
+        } else {
+            self.in_flight.rest(key, run, Instant::now() + rest, Some(took))
+        };
+        if !is_ours {
             log::warn!("task {} was given back while it ran; its outcome is dropped", escape(&task.task_id));
             return Ok(());
         }
-        log::warn!(
-            "task {} failed at its delivery {delivery}: {}; it goes back in {} ms",
-            escape(&task.task_id),
-            escape(&error),
-            rest.as_millis()
-        );
+        let next = if is_last {
+            "its record is near the delivery limit, and the task is sent again under the same id".to_owned()
+        } else {
+            format!("it goes back in {} ms", rest.as_millis())
+        };
+        let id = escape(&task.task_id);
+        log::warn!("task {id} failed at its delivery {delivery}: {}; {next}", escape(&error));
         // One that was told to end has not failed.
         if !run.abandoned.is_triggered() {
             let (task_id, worker_id) = (task.task_id.clone(), self.worker_id.to_string());
             self.outbox.note_failure(&TaskFailed { task_id, delivery, worker_id, error })?;
         }
-        Ok(())
+        if is_last { self.outbox.send_again(key, &job.record, &task.task_id) } else { Ok(()) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A worker whose handler does what the text of the task says. For the tests of crashes and failures; never for anything else.
 //!
-//! `abort`, `panic`, `fail WHY`, `retry WHY`, `wait MILLISECONDS` (ends when abandoned), `sleep MILLISECONDS` (does not); anything else succeeds. Each start is told on stdout
+//! `abort`, `panic`, `fail WHY`, `retry WHY`, `wait MILLISECONDS` (ends when abandoned), `sleep MILLISECONDS` (does not),
+//! `stumble MILLISECONDS` (sleeps and fails, and may succeed later); anything else succeeds. Each start is told on stdout
 //! before anything else happens: `handler started ID delivery N`.
 
 #![allow(
@@ -39,6 +40,10 @@ impl Handler for Obedient {
             "sleep" => {
                 std::thread::sleep(time(rest)?);
                 Ok(Map::new())
+            }
+            "stumble" => {
+                std::thread::sleep(time(rest)?);
+                Err(HandlerError::Retry("as ordered".to_owned()))
             }
             _ => Ok(Map::from_iter([("obeyed".to_owned(), Value::from(true))])),
         }

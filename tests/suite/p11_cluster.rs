@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastcall::devbroker::{Action, Bites, Broker, Fault, Kind};
+use lastcall::{
+    devbroker::{Action, Bites, Broker, Fault, Kind},
+    kafka::ErrorCode,
+};
 use nix::sys::signal::Signal;
 
 use crate::support::{
@@ -222,6 +225,73 @@ fn a_leader_that_moves_gives_a_running_task_back_to_its_worker() {
     }
     wait(Duration::from_millis(1500));
     assert!(again <= 1, "{again} of 5 ran again");
+}
+
+/// The former leader's answer is read when its records have been run and accepted at the new one: it starts nothing.
+#[test]
+fn late_answer_of_the_former_leader_starts_no_task() {
+    let mut scene = Scene::new("p11-late", 1, &[]);
+    scene.lead(0, 1);
+    scene.workers.push(started(&scene.rig.worker("only").env("WORKER_CONCURRENCY", 2).env("LOG_LEVEL", "debug")));
+    scene.gateway.analyze("before");
+    // Both faults meet one fetch. It acquires what comes within the delay; its answer is sent when the worker has read
+    // Metadata (0.3 s), has waited before it fetches at the new leader (0.3 s), and before the intake of the former one
+    // stops waiting (1 s after Metadata).
+    let (acquires, answers) = (Duration::from_millis(200), Duration::from_millis(800));
+    let faults = [Action::Delay(acquires), Action::Late(answers)];
+    let bites = faults.map(|action| scene.broker().inject(Fault::new(action).at(Kind::ShareFetch).of_client("worker")));
+    eventually(SOON, "a fetch is held up", || bites.iter().all(|bites| bites.count() == 1));
+    let moves_at = Instant::now() + acquires + Duration::from_millis(50);
+    let tasks = [1, 2].map(|number| scene.gateway.submit(&format!("task {number}"), Duration::from_millis(1)));
+    wait(moves_at.saturating_duration_since(Instant::now()));
+    let to_former = Fault::new(Action::Delay(Duration::ZERO)).at(Kind::ShareAcknowledge).on_node(1);
+    let to_former = scene.broker().inject(to_former.every(1, u32::MAX));
+    scene.lead(0, 2);
+    for task in &tasks {
+        scene.gateway.wait_for_result(task, SOON);
+    }
+    eventually(SOON, "what the late answer brought is released, and the session closed", || to_former.count() >= 2);
+    wait(Duration::from_millis(500));
+    scene.rig.audit().assert_each_ran_once(&tasks);
+    assert_eq!([&tasks[0], &tasks[1]].map(|task| scene.starts(task)), [1, 1]);
+}
+
+/// The leader moves there and back while a fetch is out, which then acquires records in the new epoch. When the worker
+/// reads of that epoch, the records are locked for it: it asks before it forgets them, or they are hidden until their
+/// locks run out.
+#[test]
+fn leader_that_moves_there_and_back_within_a_fetch_hides_no_task() {
+    let scene = Scene::new("p11-there-and-back", 1, &["only"]);
+    scene.lead(0, 1);
+    // Tasks of a few microseconds let the worker fetch ahead: the one handler is busy, and a fetch is out all the same.
+    for number in 0..20 {
+        assert_eq!(scene.gateway.analyze(&format!("before {number}")).status, 200);
+    }
+    let running = scene.gateway.submit("in work", Duration::from_millis(1500));
+    scene.gateway.wait_until_running(&running, SOON);
+    // For less than the 0.3 s after which the worker reads Metadata, and longer than a new leader reads its state (0.1 s).
+    let parked =
+        Fault::new(Action::Delay(Duration::from_millis(250))).at(Kind::ShareFetch).of_client("lastcall-worker");
+    let parked = scene.broker().inject(parked);
+    eventually(SOON, "a fetch is out", || parked.count() == 1);
+    for node in [2, 1] {
+        scene.lead(0, node);
+    }
+    let mut tasks: Vec<String> =
+        (0..3).map(|number| scene.gateway.submit(&format!("queued {number}"), Duration::from_millis(1))).collect();
+    // The worker reads Metadata when the partition is refused to its next fetch.
+    let refused = Fault::new(Action::Refuse(ErrorCode::NOT_LEADER_OR_FOLLOWER)).at(Kind::ShareFetch);
+    let refused = scene.broker().inject(refused.of_client("lastcall-worker").of_topic(&scene.rig.tasks()));
+    let asked = count(&scene, Kind::ShareAcknowledge);
+    eventually(SOON, "the fetch is answered, and the next one is refused", || refused.count() == 1);
+    tasks.push(running);
+    for task in &tasks {
+        // A hidden one comes when its lock of 15 s has run out.
+        scene.gateway.wait_for_result(task, Duration::from_secs(5));
+    }
+    assert!(asked.count() > 0, "it has asked");
+    assert_eq!(scene.gateway.analyze("and after").status, 200);
+    scene.rig.audit().assert_each_ran_once(&tasks);
 }
 
 // ---- connections that die without a word ----

@@ -84,6 +84,7 @@ impl Drawn {
             }
             // Locks last 15 s: no delay and no freeze here is as long.
             Action::Delay(_)
+            | Action::Late(_)
             | Action::Freeze(_)
             | Action::FreezeNode(_)
             | Action::MoveCoordinators

@@ -49,7 +49,8 @@ impl Intake {
         let links = &self.links;
         match ShareSession::connect(&links.cluster, self.node, links.identity.clone()) {
             Ok(session) => {
-                let channel = Channel { id: links.in_flight.new_channel(), session, open: false };
+                let id = links.in_flight.new_channel();
+                let channel = Channel { id, session, open: false, muted_until: Instant::now() };
                 self.superseded.extend(self.current.replace(channel));
                 self.connect_at = Instant::now() + self.connect.pause();
                 self.open(led, Instant::now())
@@ -109,18 +110,20 @@ impl Intake {
     /// No answer yet. False: the next round decides anew.
     fn wait_on(&mut self, led: &BTreeMap<SharePartition, Leader>) -> Result<bool, KafkaError> {
         let now = Instant::now();
-        let waiting = self.current.as_ref().and_then(|it| Some((it.id, it.session.waiting()?)));
-        let Some((id, (sent_at, asked))) = waiting else { return Ok(false) };
+        let waiting = self.current.as_ref().and_then(|it| Some((it.id, it.muted_until, it.session.waiting()?)));
+        let Some((id, muted_until, (sent_at, asked))) = waiting else { return Ok(false) };
+        let muted = muted_until.saturating_duration_since(sent_at);
         let waited = now.saturating_duration_since(sent_at);
         self.links.queue.look(now);
         self.read_superseded(now)?;
-        if waited >= SILENCE {
+        if waited >= muted + SILENCE {
             self.watch(waited, now);
         }
         let third = self.third().min(LONGEST_PATIENCE);
         let patience = match asked {
             Asked::Open => 2 * third,
-            _ if self.takes() && self.links.in_flight.asks_on(id) => third.min(ACCEPT_PATIENCE),
+            // A throttled connection is muted, not silent. But no longer than this: a lock has to be renewed in time.
+            _ if self.takes() && self.links.in_flight.asks_on(id) => third.min(muted + ACCEPT_PATIENCE),
             _ => third,
         };
         let room = 1 + self.superseded.len() < MOST_CONNECTIONS;

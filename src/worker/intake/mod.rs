@@ -96,6 +96,8 @@ struct Channel {
     session: ShareSession,
     /// Its epoch 0 was answered.
     open: bool,
+    /// The broker throttles this client, and reads nothing from the connection before.
+    muted_until: Instant,
 }
 
 /// See the module documentation.
@@ -194,7 +196,7 @@ impl Intake {
         if self.open_again || !channel.open {
             return self.open(led, now);
         }
-        let id = channel.id;
+        let (id, muted_until) = (channel.id, channel.muted_until);
         let settled_wait = self.is_held_back(now);
         if now >= self.acknowledge_at {
             // First what is left of refused groups: the rest of a group whose one lock is lost has to be renewed in time.
@@ -216,8 +218,18 @@ impl Intake {
         for partition in &plan.given_up {
             self.links.in_flight.end_search(*partition);
         }
-        let next = plan.next;
-        let fetch = if may_ride(&due, &plan) { self.next_fetch(plan, now) } else { None };
+        let muted = Some(muted_until).filter(|until| *until > now);
+        let next = muted.or(plan.next);
+        let fetch = match muted {
+            // Its records would be as old as the fetch, too old to start. Acknowledgements are sent: the broker reads
+            // them afterwards, even if this process ends before.
+            Some(_) => {
+                self.links.queue.withdraw(self.node);
+                None
+            }
+            None if may_ride(&due, &plan) => self.next_fetch(plan, now),
+            None => None,
+        };
         match fetch {
             Some((partitions, limits)) => self.send(|session| session.send_fetch(&partitions, due, limits)),
             None if !due.is_empty() => self.send(|session| session.send_acknowledge(due)),
