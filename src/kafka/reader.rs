@@ -5,23 +5,24 @@
 //! [`Reader::gaps`]), partitions that are added. It commits nothing and starts no thread: its caller polls it in a
 //! loop. Called by the gateway (results, tasks) and by the worker (starts). Single records: [`Lookup`].
 
+mod fetches;
 mod lookup;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use kafka_protocol::messages::FetchRequest;
 use uuid::Uuid;
 
 use super::cluster::{Cluster, Partition};
 use super::error::{ErrorCode, KafkaError, Result};
-use super::fetch::{self, Fetched, Limits};
+use super::fetch::Fetched;
 use super::offsets::{self, Position};
 use super::pool::Pool;
 use super::records::{self, Record};
 use crate::backoff::Backoff;
 
+use fetches::Outstanding;
 pub use lookup::Lookup;
 pub(super) use lookup::fetch_one;
 
@@ -92,13 +93,6 @@ impl ReadRecord {
         let Record { offset, timestamp, key, value, headers } = record;
         Self { partition, offset, timestamp, key, value, headers }
     }
-}
-
-/// A fetch on its way.
-#[derive(Debug)]
-struct Outstanding {
-    correlation: i32,
-    deadline: Instant,
 }
 
 /// Reader of one topic.
@@ -261,9 +255,9 @@ impl Reader {
         }
         let mut trouble = self.send_fetches()?;
         let mut records = Vec::new();
-        // One leader is waited for; several are looked at in turn, and the first that has something ends the round.
-        let single = self.outstanding.len() == 1 && trouble.is_none();
         loop {
+            // One leader is waited for; several are looked at in turn, and the first that has something ends the round.
+            let single = self.outstanding.len() == 1 && trouble.is_none();
             let nodes: Vec<i32> = self.outstanding.keys().copied().collect();
             for node in nodes {
                 let left = returns.saturating_duration_since(Instant::now());
@@ -348,76 +342,6 @@ impl Reader {
                 Ok(positions)
             }
         }
-    }
-
-    /// Sends a fetch to every leader that has none outstanding. Returns the first failure: the others are read all the same.
-    fn send_fetches(&mut self) -> Result<Option<KafkaError>> {
-        let mut trouble = None;
-        let mut by_leader: BTreeMap<i32, Vec<(i32, i64)>> = BTreeMap::new();
-        for (&partition, &position) in &self.positions {
-            match self.fetches.cluster().leader(&self.topic, partition) {
-                Ok(leader) => by_leader.entry(leader).or_default().push((partition, position)),
-                // Its records come when it has a leader again; the others are read meanwhile.
-                Err(error) if error.code() == Some(ErrorCode::LEADER_NOT_AVAILABLE) => {}
-                Err(error) => trouble = trouble.or(Some(error)),
-            }
-        }
-        if by_leader.is_empty() && self.outstanding.is_empty() && trouble.is_none() {
-            trouble = Some(KafkaError::broker("Metadata", ErrorCode::LEADER_NOT_AVAILABLE, Some(&self.topic)));
-        }
-        let limits = Limits {
-            max_wait: self.options.max_wait,
-            max_bytes: self.options.max_bytes,
-            min_bytes: self.options.min_bytes,
-        };
-        let patience = self.patience();
-        for (leader, wanted) in by_leader {
-            if self.outstanding.contains_key(&leader) {
-                continue;
-            }
-            let request = if self.is_committed { fetch::request_committed } else { fetch::request };
-            let request = request(&self.topic, &wanted, limits);
-            match self.fetches.get(leader).and_then(|connection| connection.send(fetch::VERSION, &request)) {
-                Ok(correlation) => {
-                    self.outstanding.insert(leader, Outstanding { correlation, deadline: Instant::now() + patience });
-                }
-                Err(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
-                Err(error) => trouble = trouble.or(Some(error)),
-            }
-        }
-        Ok(trouble)
-    }
-
-    /// How long an answer may take.
-    fn patience(&self) -> Duration {
-        self.options.max_wait + self.fetches.cluster().options().request_timeout
-    }
-
-    /// Waits for one leader's answer and takes its records.
-    fn receive(&mut self, node: i32, wait: Duration) -> Result<Vec<ReadRecord>> {
-        let Some(outstanding) = self.outstanding.get(&node) else { return Ok(Vec::new()) };
-        let (correlation, deadline) = (outstanding.correlation, outstanding.deadline);
-        let waited = self.patience();
-        let answer = self.fetches.get(node).and_then(|connection| match connection.receive(correlation, wait)? {
-            None if Instant::now() < deadline => Ok(None),
-            None => {
-                connection.close();
-                Err(KafkaError::Timeout { request: "Fetch", broker: connection.broker().clone(), waited })
-            }
-            Some(mut body) => connection.decode::<FetchRequest>(&mut body, fetch::VERSION).map(Some),
-        });
-        let response = match answer {
-            Ok(None) => return Ok(Vec::new()),
-            Ok(Some(response)) => response,
-            Err(error) => {
-                self.outstanding.remove(&node);
-                self.fetches.drop_node(node);
-                self.fetches.cluster().blame(&error);
-                return Err(error);
-            }
-        };
-        self.outstanding.remove(&node);
-        self.take(fetch::open(response)?)
     }
 
     /// Takes an answer's records and moves the positions. A partition with an error is the round's error only if nothing was read.
