@@ -2,9 +2,11 @@
 //!
 //! Keeps one Fetch request outstanding per leader and returns what has come. It recovers by itself: leaders that move,
 //! brokers that restart, offsets that retention has deleted, topics that are created again (both counted by
-//! [`Reader::gaps`]), partitions that are added. It commits nothing and starts no thread: its caller polls it in a
-//! loop. Called by the gateway (results, tasks) and by the worker (starts). Single records: [`Lookup`].
+//! [`Reader::gaps`]), partitions that are added, batches that were damaged on their way. It commits nothing and starts
+//! no thread: its caller polls it in a loop. Called by the gateway (results, tasks) and by the worker (starts). Single
+//! records: [`Lookup`].
 
+mod damage;
 mod fetches;
 mod lookup;
 
@@ -22,6 +24,7 @@ use super::pool::Pool;
 use super::records::{self, Record};
 use crate::backoff::Backoff;
 
+use damage::Damage;
 use fetches::Outstanding;
 pub use lookup::Lookup;
 pub(super) use lookup::fetch_one;
@@ -121,6 +124,7 @@ pub struct Reader {
     /// Partitions that are new are not looked at again before: one of them failed.
     new_from: Option<Instant>,
     last_answer: Option<Instant>,
+    damage: Damage,
     gaps: u64,
     backoff: Backoff,
 }
@@ -145,6 +149,7 @@ impl Reader {
             absent: BTreeSet::new(),
             new_from: None,
             last_answer: None,
+            damage: Damage::default(),
             gaps: 0,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_LONGEST),
         }
@@ -163,9 +168,15 @@ impl Reader {
     /// # Errors
     /// A failed round, after a back-off: call again, the reader recovers by itself. `Interrupted` is final.
     pub fn poll(&mut self) -> Result<Vec<ReadRecord>> {
+        // Here and not at the end of the round before: what that one read was not to wait.
+        if std::mem::take(&mut self.damage.is_pending) {
+            self.fetches.cluster().options().interrupter.sleep(self.backoff.pause())?;
+        }
         match self.round() {
             Ok(records) => {
-                self.backoff.reset();
+                if !self.damage.is_pending {
+                    self.backoff.reset();
+                }
                 Ok(records)
             }
             Err(KafkaError::Interrupted) => Err(KafkaError::Interrupted),
@@ -276,7 +287,10 @@ impl Reader {
                     self.is_stale = true;
                     return Ok(records);
                 }
-                None if records.is_empty() && Instant::now() < returns && !self.outstanding.is_empty() => {}
+                None if records.is_empty()
+                    && Instant::now() < returns
+                    && !self.outstanding.is_empty()
+                    && !self.damage.is_pending => {}
                 None => return Ok(records),
             }
         }
@@ -345,13 +359,13 @@ impl Reader {
     }
 
     /// Takes an answer's records and moves the positions. A partition with an error is the round's error only if nothing was read.
-    fn take(&mut self, answer: Vec<Fetched>) -> Result<Vec<ReadRecord>> {
+    fn take(&mut self, node: i32, answer: Vec<Fetched>) -> Result<Vec<ReadRecord>> {
         self.last_answer = Some(Instant::now());
         let mut records = Vec::new();
         let mut trouble = None;
         for fetched in answer {
             match fetched.code {
-                ErrorCode::NONE => records.extend(self.take_partition(&fetched)),
+                ErrorCode::NONE => records.extend(self.take_partition(node, &fetched)),
                 ErrorCode::OFFSET_OUT_OF_RANGE => trouble = trouble.or(self.skip_gap(fetched.partition).err()),
                 code => trouble = trouble.or(Some(KafkaError::broker("Fetch", code, Some(&self.topic)))),
             }
@@ -367,14 +381,19 @@ impl Reader {
         }
     }
 
-    fn take_partition(&mut self, fetched: &Fetched) -> Vec<ReadRecord> {
-        let Some(position) = self.positions.get_mut(&fetched.partition) else { return Vec::new() };
-        let decoded = records::decode(&fetched.bytes, *position);
+    fn take_partition(&mut self, node: i32, fetched: &Fetched) -> Vec<ReadRecord> {
+        let Some(&position) = self.positions.get(&fetched.partition) else { return Vec::new() };
+        let mut decoded = records::decode(&fetched.bytes, position);
+        if decoded.is_damaged {
+            decoded = self.decode_damaged(node, fetched, position);
+        } else {
+            self.damage.is_over(fetched.partition);
+        }
         for unreadable in &decoded.unreadable {
             let (first, last, reason) = (unreadable.first, unreadable.last, &unreadable.reason);
             log::warn!("{}-{}: offsets {first} to {last} cannot be read: {reason}", self.topic, fetched.partition);
         }
-        *position = decoded.next_offset;
+        self.positions.insert(fetched.partition, decoded.next_offset);
         self.high_watermarks.insert(fetched.partition, fetched.high_watermark);
         let aborted = records::aborted_offsets(&fetched.bytes, &fetched.aborted);
         let records = decoded.records.into_iter();

@@ -113,7 +113,7 @@ impl Reader {
             }
         };
         self.outstanding.remove(&node);
-        self.take(fetch::open(response)?)
+        self.take(node, fetch::open(response)?)
     }
 
     /// Whether the answer is overdue and another broker tells that the leader has changed.
