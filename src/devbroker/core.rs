@@ -12,6 +12,7 @@ use kafka_protocol::messages::{
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::damage::damaged;
 use super::dispatch::{self, Asked, now_ms};
 use super::faults::{Action, Due, Faults, Kind};
 use super::nodes::Condition;
@@ -19,7 +20,7 @@ use super::produce::ALL;
 use super::refusals;
 use super::settings::milliseconds;
 use super::share_partition::Said;
-use super::share_wire::{self, Acknowledge, Fetch, Statements};
+use super::share_wire::{Acknowledge, Fetch, Statements};
 use super::state::{Caller, Refusal, State};
 use super::throttle::throttled;
 use crate::kafka::ErrorCode;
@@ -137,8 +138,11 @@ impl Core {
             Some((kind, time)) => body.and_then(|body| throttled(kind, asked, body, time)),
             None => body,
         };
-        let damages = kind == Some(Kind::ShareFetch) && due.iter().any(|fault| fault.action == Action::Damage);
-        let body = if damages { body.and_then(share_wire::damaged) } else { body };
+        let damages = kind.filter(|_| due.iter().any(|fault| fault.action == Action::Damage));
+        let body = match damages {
+            Some(kind) => body.and_then(|body| damaged(kind, asked, body)),
+            None => body,
+        };
         let mut answer = reply(asked, body);
         for fault in due {
             match (fault.action, &mut answer) {

@@ -100,8 +100,8 @@ pub enum Action {
     /// The request has its effect, the answer tells the client how long it is throttled, and the broker reads nothing
     /// from the connection for this long. The answers to Fetch and ShareFetch bring no records, as with Kafka.
     Throttle(Duration),
-    /// The request has its effect; in each partition of the answer to a ShareFetch the checksum of the first batch is
-    /// wrong, as after a bit error on its way. Answers to other requests are as ever.
+    /// The request has its effect; in each partition of the answer to a Fetch or a ShareFetch the checksum of the first
+    /// batch is wrong, as after a bit error on its way. Answers to other requests are as ever.
     Damage,
     /// The whole broker stands still for so long, from before the effect on.
     Freeze(Duration),

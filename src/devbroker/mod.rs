@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `server` | sockets, threads |
 //! | `core` | one request with its faults, waiting, time |
-//! | `dispatch`, `share_wire`, `refusals`, `throttle` | bytes to requests, answers to bytes |
+//! | `dispatch`, `share_wire`, `refusals`, `throttle`, `damage` | bytes to requests, answers to bytes |
 //! | `faults`, `scope` | what shall go wrong, and at which requests |
 //! | `state` | everything it knows, behind one lock |
 //! | `rights` | which client may do what |
@@ -46,6 +46,7 @@ mod batch;
 mod committed;
 mod configs;
 mod core;
+mod damage;
 mod dispatch;
 mod faults;
 mod fetch;

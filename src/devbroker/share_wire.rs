@@ -5,9 +5,7 @@
 //! dispatcher.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use kafka_protocol::messages::{
-    ShareAcknowledgeRequest, ShareAcknowledgeResponse, ShareFetchRequest, ShareFetchResponse,
-};
+use kafka_protocol::messages::{ShareAcknowledgeRequest, ShareAcknowledgeResponse, ShareFetchRequest};
 use kafka_protocol::protocol::{Decodable, Encodable};
 
 use super::share_partition::Said;
@@ -117,23 +115,6 @@ pub(super) fn decode_acknowledge(body: &Bytes, version: i16) -> Option<Acknowled
     }
     let (cut, mut rest) = cut_out::<1>(body, ACKNOWLEDGE_NUMBERS)?;
     Some(Acknowledge { request: ShareAcknowledgeRequest::decode(&mut rest, CODEC).ok()?, renews: cut[0] != 0 })
-}
-
-/// The answer to a ShareFetch with a wrong checksum in the first batch of each partition.
-pub(super) fn damaged(body: BytesMut) -> Option<BytesMut> {
-    /// Where the last byte of a batch's checksum stands.
-    const CHECKSUM: usize = 20;
-    let mut answer = ShareFetchResponse::decode(&mut body.freeze(), CODEC).ok()?;
-    for partition in answer.responses.iter_mut().flat_map(|topic| &mut topic.partitions) {
-        if let Some(records) = partition.records.take_if(|records| records.len() > CHECKSUM) {
-            let mut bytes = BytesMut::from(&records[..]);
-            bytes[CHECKSUM] ^= 1;
-            partition.records = Some(bytes.freeze());
-        }
-    }
-    let mut changed = BytesMut::new();
-    answer.encode(&mut changed, CODEC).ok()?;
-    Some(changed)
 }
 
 /// Appends the answer; `lock_ms` is the length of the group's locks.

@@ -4,7 +4,7 @@
 //! knows can be stale at any time: whoever is told so by a broker ([`Retry::RefreshMetadata`](super::error::Retry)), or loses a connection,
 //! calls [`Cluster::refresh`] or [`Cluster::forget`] and asks again. Called by producer, reader, share consumer and admin.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,6 +46,14 @@ pub struct Partition {
     pub leader_epoch: i32,
 }
 
+/// A partition that a leader was sent a request about, and the leader's epoch as it was known at that time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Led<'a> {
+    pub(super) topic: &'a str,
+    pub(super) partition: i32,
+    pub(super) epoch: i32,
+}
+
 /// Handle on the shared knowledge; clones share it.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -70,6 +78,8 @@ struct Known {
 
 /// How long a broker that did not answer is asked last.
 const SILENCE: Duration = Duration::from_secs(10);
+/// How often another broker is asked while a leader owes an answer.
+pub(super) const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// A question that goes round several brokers gives each at least this long.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(250);
 
@@ -247,6 +257,38 @@ impl Cluster {
             }
         }
         Err(last)
+    }
+
+    /// While the leader `node` owes an answer (`silence`) to a request about `led`: whether one of these partitions has
+    /// another leader, or a newer epoch of this one, so that the answer need not be waited for. If none is known to,
+    /// another broker is asked, which takes [`WATCH_INTERVAL`] at most.
+    pub(super) fn leads_elsewhere(&self, node: i32, led: &[Led<'_>], silence: &KafkaError) -> bool {
+        let has_moved = |led: &Led<'_>| {
+            let now = self.partition(led.topic, led.partition).filter(|partition| partition.leader >= 0);
+            // Where no epoch was known none is newer.
+            now.is_some_and(|now| now.leader != node || (led.epoch >= 0 && now.leader_epoch > led.epoch))
+        };
+        let moved = led.iter().any(has_moved);
+        if !moved && self.broker_count() <= 1 {
+            return false;
+        }
+        self.blame(silence);
+        let topics: BTreeSet<&str> = led.iter().map(|led| led.topic).collect();
+        let topics: Vec<&str> = topics.into_iter().collect();
+        // Where no other broker tells, the answer is waited for.
+        let told = || self.refresh_from_another(node, &topics, WATCH_INTERVAL).is_ok();
+        moved || (told() && led.iter().any(has_moved))
+    }
+
+    /// The partition as it was told last; asks nothing.
+    fn partition(&self, topic: &str, index: i32) -> Option<Partition> {
+        let known = self.known.lock();
+        known.topics.get(topic)?.partitions.iter().find(|partition| partition.index == index).copied()
+    }
+
+    /// The epoch of the partition's leader as it was told last, -1 when it is not known; asks nothing.
+    pub(super) fn epoch(&self, topic: &str, partition: i32) -> i32 {
+        self.partition(topic, partition).map_or(-1, |known| known.leader_epoch)
     }
 
     /// The brokers that are not the node `not`: first the nodes known from metadata, then the bootstrap list, since an

@@ -2,26 +2,30 @@
 //!
 //! Keeps one Fetch request outstanding per leader and returns what has come. It recovers by itself: leaders that move,
 //! brokers that restart, offsets that retention has deleted, topics that are created again (both counted by
-//! [`Reader::gaps`]), partitions that are added. It commits nothing and starts no thread: its caller polls it in a
-//! loop. Called by the gateway (results, tasks) and by the worker (starts). Single records: [`Lookup`].
+//! [`Reader::gaps`]), partitions that are added, batches that were damaged on their way. It commits nothing and starts
+//! no thread: its caller polls it in a loop. Called by the gateway (results, tasks) and by the worker (starts). Single
+//! records: [`Lookup`].
 
+mod damage;
+mod fetches;
 mod lookup;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use kafka_protocol::messages::FetchRequest;
 use uuid::Uuid;
 
 use super::cluster::{Cluster, Partition};
 use super::error::{ErrorCode, KafkaError, Result};
-use super::fetch::{self, Fetched, Limits};
+use super::fetch::Fetched;
 use super::offsets::{self, Position};
 use super::pool::Pool;
 use super::records::{self, Record};
 use crate::backoff::Backoff;
 
+use damage::Damage;
+use fetches::Outstanding;
 pub use lookup::Lookup;
 pub(super) use lookup::fetch_one;
 
@@ -94,13 +98,6 @@ impl ReadRecord {
     }
 }
 
-/// A fetch on its way.
-#[derive(Debug)]
-struct Outstanding {
-    correlation: i32,
-    deadline: Instant,
-}
-
 /// Reader of one topic.
 #[derive(Debug)]
 pub struct Reader {
@@ -127,6 +124,7 @@ pub struct Reader {
     /// Partitions that are new are not looked at again before: one of them failed.
     new_from: Option<Instant>,
     last_answer: Option<Instant>,
+    damage: Damage,
     gaps: u64,
     backoff: Backoff,
 }
@@ -151,6 +149,7 @@ impl Reader {
             absent: BTreeSet::new(),
             new_from: None,
             last_answer: None,
+            damage: Damage::default(),
             gaps: 0,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_LONGEST),
         }
@@ -169,9 +168,15 @@ impl Reader {
     /// # Errors
     /// A failed round, after a back-off: call again, the reader recovers by itself. `Interrupted` is final.
     pub fn poll(&mut self) -> Result<Vec<ReadRecord>> {
+        // Here and not at the end of the round before: what that one read was not to wait.
+        if std::mem::take(&mut self.damage.is_pending) {
+            self.fetches.cluster().options().interrupter.sleep(self.backoff.pause())?;
+        }
         match self.round() {
             Ok(records) => {
-                self.backoff.reset();
+                if !self.damage.is_pending {
+                    self.backoff.reset();
+                }
                 Ok(records)
             }
             Err(KafkaError::Interrupted) => Err(KafkaError::Interrupted),
@@ -261,9 +266,9 @@ impl Reader {
         }
         let mut trouble = self.send_fetches()?;
         let mut records = Vec::new();
-        // One leader is waited for; several are looked at in turn, and the first that has something ends the round.
-        let single = self.outstanding.len() == 1 && trouble.is_none();
         loop {
+            // One leader is waited for; several are looked at in turn, and the first that has something ends the round.
+            let single = self.outstanding.len() == 1 && trouble.is_none();
             let nodes: Vec<i32> = self.outstanding.keys().copied().collect();
             for node in nodes {
                 let left = returns.saturating_duration_since(Instant::now());
@@ -282,7 +287,10 @@ impl Reader {
                     self.is_stale = true;
                     return Ok(records);
                 }
-                None if records.is_empty() && Instant::now() < returns && !self.outstanding.is_empty() => {}
+                None if records.is_empty()
+                    && Instant::now() < returns
+                    && !self.outstanding.is_empty()
+                    && !self.damage.is_pending => {}
                 None => return Ok(records),
             }
         }
@@ -350,84 +358,14 @@ impl Reader {
         }
     }
 
-    /// Sends a fetch to every leader that has none outstanding. Returns the first failure: the others are read all the same.
-    fn send_fetches(&mut self) -> Result<Option<KafkaError>> {
-        let mut trouble = None;
-        let mut by_leader: BTreeMap<i32, Vec<(i32, i64)>> = BTreeMap::new();
-        for (&partition, &position) in &self.positions {
-            match self.fetches.cluster().leader(&self.topic, partition) {
-                Ok(leader) => by_leader.entry(leader).or_default().push((partition, position)),
-                // Its records come when it has a leader again; the others are read meanwhile.
-                Err(error) if error.code() == Some(ErrorCode::LEADER_NOT_AVAILABLE) => {}
-                Err(error) => trouble = trouble.or(Some(error)),
-            }
-        }
-        if by_leader.is_empty() && self.outstanding.is_empty() && trouble.is_none() {
-            trouble = Some(KafkaError::broker("Metadata", ErrorCode::LEADER_NOT_AVAILABLE, Some(&self.topic)));
-        }
-        let limits = Limits {
-            max_wait: self.options.max_wait,
-            max_bytes: self.options.max_bytes,
-            min_bytes: self.options.min_bytes,
-        };
-        let patience = self.patience();
-        for (leader, wanted) in by_leader {
-            if self.outstanding.contains_key(&leader) {
-                continue;
-            }
-            let request = if self.is_committed { fetch::request_committed } else { fetch::request };
-            let request = request(&self.topic, &wanted, limits);
-            match self.fetches.get(leader).and_then(|connection| connection.send(fetch::VERSION, &request)) {
-                Ok(correlation) => {
-                    self.outstanding.insert(leader, Outstanding { correlation, deadline: Instant::now() + patience });
-                }
-                Err(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
-                Err(error) => trouble = trouble.or(Some(error)),
-            }
-        }
-        Ok(trouble)
-    }
-
-    /// How long an answer may take.
-    fn patience(&self) -> Duration {
-        self.options.max_wait + self.fetches.cluster().options().request_timeout
-    }
-
-    /// Waits for one leader's answer and takes its records.
-    fn receive(&mut self, node: i32, wait: Duration) -> Result<Vec<ReadRecord>> {
-        let Some(outstanding) = self.outstanding.get(&node) else { return Ok(Vec::new()) };
-        let (correlation, deadline) = (outstanding.correlation, outstanding.deadline);
-        let waited = self.patience();
-        let answer = self.fetches.get(node).and_then(|connection| match connection.receive(correlation, wait)? {
-            None if Instant::now() < deadline => Ok(None),
-            None => {
-                connection.close();
-                Err(KafkaError::Timeout { request: "Fetch", broker: connection.broker().clone(), waited })
-            }
-            Some(mut body) => connection.decode::<FetchRequest>(&mut body, fetch::VERSION).map(Some),
-        });
-        let response = match answer {
-            Ok(None) => return Ok(Vec::new()),
-            Ok(Some(response)) => response,
-            Err(error) => {
-                self.outstanding.remove(&node);
-                self.fetches.drop_node(node);
-                self.fetches.cluster().blame(&error);
-                return Err(error);
-            }
-        };
-        self.outstanding.remove(&node);
-        self.take(fetch::open(response)?)
-    }
-
     /// Takes an answer's records and moves the positions. A partition with an error is the round's error only if nothing was read.
-    fn take(&mut self, answer: Vec<Fetched>) -> Result<Vec<ReadRecord>> {
+    fn take(&mut self, node: i32, answer: Vec<Fetched>) -> Result<Vec<ReadRecord>> {
         self.last_answer = Some(Instant::now());
         let mut records = Vec::new();
         let mut trouble = None;
         for fetched in answer {
             match fetched.code {
-                ErrorCode::NONE => records.extend(self.take_partition(&fetched)),
+                ErrorCode::NONE => records.extend(self.take_partition(node, &fetched)),
                 ErrorCode::OFFSET_OUT_OF_RANGE => trouble = trouble.or(self.skip_gap(fetched.partition).err()),
                 code => trouble = trouble.or(Some(KafkaError::broker("Fetch", code, Some(&self.topic)))),
             }
@@ -443,14 +381,19 @@ impl Reader {
         }
     }
 
-    fn take_partition(&mut self, fetched: &Fetched) -> Vec<ReadRecord> {
-        let Some(position) = self.positions.get_mut(&fetched.partition) else { return Vec::new() };
-        let decoded = records::decode(&fetched.bytes, *position);
+    fn take_partition(&mut self, node: i32, fetched: &Fetched) -> Vec<ReadRecord> {
+        let Some(&position) = self.positions.get(&fetched.partition) else { return Vec::new() };
+        let mut decoded = records::decode(&fetched.bytes, position);
+        if decoded.is_damaged {
+            decoded = self.decode_damaged(node, fetched, position);
+        } else {
+            self.damage.is_over(fetched.partition);
+        }
         for unreadable in &decoded.unreadable {
             let (first, last, reason) = (unreadable.first, unreadable.last, &unreadable.reason);
             log::warn!("{}-{}: offsets {first} to {last} cannot be read: {reason}", self.topic, fetched.partition);
         }
-        *position = decoded.next_offset;
+        self.positions.insert(fetched.partition, decoded.next_offset);
         self.high_watermarks.insert(fetched.partition, fetched.high_watermark);
         let aborted = records::aborted_offsets(&fetched.bytes, &fetched.aborted);
         let records = decoded.records.into_iter();

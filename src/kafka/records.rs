@@ -56,6 +56,9 @@ pub struct Decoded {
     pub unreadable: Vec<Unreadable>,
     /// Where the next fetch begins: after the last batch that was taken; the wanted offset when there was none.
     pub next_offset: i64,
+    /// A batch is not what a broker has checked. Any bit of it may be wrong, its offsets and its kind included, so that
+    /// it may not even stand among the unreadable.
+    pub is_damaged: bool,
     /// Bytes of the records that were compressed, after unpacking.
     unpacked: usize,
 }
@@ -165,8 +168,13 @@ impl Batch {
         i16::from_be_bytes(self.field(21))
     }
 
-    /// Why the records cannot be read, if so.
-    fn fault(&self) -> Option<String> {
+    /// Length in bytes.
+    pub(super) fn length(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Why the records cannot be read, if so: the batch is not what a broker has checked.
+    pub(super) fn fault(&self) -> Option<String> {
         let magic = self.bytes[16];
         if magic != 2 {
             return Some(format!("message format {magic}"));
@@ -193,10 +201,12 @@ impl Batch {
     }
 
     fn records(&self, from_offset: i64, decoded: &mut Decoded) {
+        let fault = self.fault();
+        decoded.is_damaged |= fault.is_some();
         if self.last_offset() < from_offset || self.attributes() & CONTROL != 0 {
             return;
         }
-        let Some(reason) = self.fault() else { return self.take_apart(from_offset, decoded) };
+        let Some(reason) = fault else { return self.take_apart(from_offset, decoded) };
         let mut doubtful = Decoded::default();
         self.take_apart(from_offset, &mut doubtful);
         decoded.unpacked += doubtful.unpacked;

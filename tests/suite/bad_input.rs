@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lastcall::devbroker::{Action, Fault, Kind};
+use lastcall::devbroker::{Action, Bites, Fault, Kind};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -196,6 +196,59 @@ fn a_task_that_is_damaged_at_every_delivery_is_dead_lettered_at_its_last_one_wit
     assert_eq!(dead.iter().map(|record| record.key()).collect::<Vec<_>>(), [task]);
     assert_eq!(dead[0].json()["text"], "damaged for good");
     assert_works(&gateway, &mut worker);
+}
+
+/// The answers to the gateway's next fetches of `results` are damaged, so many times.
+fn damage_results(rig: &Rig, times: u32) -> Bites {
+    let fault = Fault::new(Action::Damage).at(Kind::Fetch).of_client("lastcall-gateway").of_topic(&rig.results());
+    rig.broker().faulty().inject(fault.every(1, times))
+}
+
+/// The gateway skipped the batch at first sight, and the caller waited in vain.
+#[test]
+fn result_that_was_damaged_on_its_way_reaches_its_caller() {
+    let rig = Rig::with_faults("bad-fetch", 1);
+    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "6s"));
+    let mut worker = rig.start_worker("w");
+    // Fetches are parked for half a second: one of these brings the result, and the first repetitions find it damaged too.
+    let bites = damage_results(&rig, 4);
+    eventually(SOON, "such a fetch is parked", || bites.count() > 0);
+    let answer = gateway.post("/analyze", &json!({ "text": "damaged for a moment", "work_ms": 300 }));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.json()["words"], 4);
+    assert_eq!(bites.count(), 4);
+    assert_works(&gateway, &mut worker);
+}
+
+#[test]
+fn result_that_stays_damaged_is_skipped_and_later_ones_are_delivered() {
+    let rig = Rig::with_faults("bad-fetches", 1);
+    let gateway = rig.start_gateway();
+    let mut worker = rig.start_worker("w");
+    let bites = damage_results(&rig, u32::MAX);
+    eventually(SOON, "a fetch is parked whose answer will be damaged", || bites.count() > 0);
+    gateway.submit("damaged for good", Duration::ZERO);
+    let line = gateway.program.wait_for_line("skipped", SOON).text;
+    assert!(line.contains(&format!("{}-0: offset", rig.results())) && line.contains("1 batch"), "{line}");
+    assert!(bites.count() >= 6, "{}", bites.count());
+    rig.broker().faulty().heal();
+    assert_works(&gateway, &mut worker);
+}
+
+/// A look-up that was answered with a damaged batch said that the result is not kept any more, and the gateway forgot it.
+#[test]
+fn look_up_of_result_that_is_damaged_on_its_way_forgets_nothing() {
+    let rig = Rig::with_faults("bad-look-up", 1);
+    let gateway = rig.start_gateway();
+    let worker = rig.start_worker("w");
+    let task = gateway.submit("looked up", Duration::ZERO);
+    gateway.wait_for_result(&task, SOON);
+    let path = format!("/tasks/{task}");
+    damage_results(&rig, u32::MAX);
+    assert_eq!(gateway.get(&path).status, 503);
+    rig.broker().faulty().heal();
+    assert_eq!(gateway.get(&path).json()["words"], 2);
+    drop(worker);
 }
 
 #[test]

@@ -191,6 +191,38 @@ fn a_killed_broker_costs_no_task_and_every_worker_works_on() {
     scene.assert_all_work(&shots);
 }
 
+/// The gateway waited for the whole time-out of its fetch to the frozen broker, seconds after `results` had a new leader.
+#[test]
+fn results_are_read_again_right_after_the_fail_over_of_a_frozen_leader() {
+    let scene = Scene::new("p11-tail", 1, &["a"]);
+    let (broker, results) = (scene.broker(), scene.rig.results());
+    assert!(broker.move_leader(&results, 0, 1));
+    scene.lead(0, 2);
+    broker.move_coordinator(&scene.rig.group(), 2);
+    // The gateway's regular questions go to the broker that freezes: the reader has to find out by itself.
+    let metadata = |action, node| {
+        let fault = Fault::new(action).at(Kind::Metadata).of_client("lastcall-gateway").on_node(node);
+        broker.inject(fault.every(1, u32::MAX))
+    };
+    for node in [2, 3] {
+        metadata(Action::CutBefore, node);
+    }
+    let questions = metadata(Action::Delay(Duration::ZERO), 1);
+    eventually(SOON, "it asks node 1", || questions.count() >= 3);
+    let load = scene.load();
+    eventually(SOON, "results are read", || load.answered() > 20);
+    broker.heal();
+    broker.node(1).freeze();
+    eventually(SOON, "another broker leads the results", || broker.leader(&results, 0) != Some(1));
+    let moved = Instant::now();
+    wait(Duration::from_secs(6));
+    let shots = load.finish();
+    let answers = shots.iter().filter(|shot| shot.outcome == Ok(200)).map(|shot| shot.due + shot.latency);
+    let first = answers.filter(|answered| *answered > moved).min().expect("answers go on");
+    let after = first - moved;
+    assert!(after < Duration::from_secs(2), "the first result was read {after:?} after the fail-over");
+}
+
 // ---- one partition ----
 
 /// The error of one partition cost the locks of all others on that broker.

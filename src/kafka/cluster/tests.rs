@@ -144,6 +144,29 @@ fn leader_that_does_not_answer_is_looked_up_at_another_node() {
 }
 
 #[test]
+fn answer_is_not_waited_for_once_partition_has_another_leader_or_newer_epoch() {
+    let cluster = cluster(&[]);
+    assert!(
+        cluster.learn(answer()).is_err(),
+        "one topic is missing; node 7 leads tasks-0 in epoch 3, tasks-1 has no leader"
+    );
+    let source = std::io::Error::from(std::io::ErrorKind::TimedOut);
+    let silence = KafkaError::Io { action: "cannot read from", broker: BrokerAddress::new("kafka-7", 9092), source };
+    for (node, partition, epoch, expected) in [
+        (7, 0, 3, false),
+        (7, 0, 2, true),
+        (7, 0, -1, false),
+        (1, 0, 3, true),
+        (1, 0, -1, true),
+        (7, 1, 0, false),
+        (7, 2, 0, false),
+    ] {
+        let led = [Led { topic: "tasks", partition, epoch }];
+        assert_eq!(cluster.leads_elsewhere(node, &led, &silence), expected, "node {node}, {led:?}");
+    }
+}
+
+#[test]
 fn single_node_has_no_other_to_ask() {
     let address = BrokerAddress::new("127.0.0.1", 1);
     let cluster = cluster(std::slice::from_ref(&address));

@@ -3,7 +3,6 @@
 //! A [`Link`] does one job at a time, on the thread that calls it, and says what came of it. It decides nothing and
 //! repeats nothing; [`leader`](super::leader) owns it, and gives it a thread of its own where others could be held up.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,16 +13,13 @@ use super::LaneKey;
 use super::asker::Asked;
 use super::doubts::{self, Doubt};
 use super::lane::Identity;
-use crate::kafka::cluster::{Cluster, topic_name};
+use crate::kafka::cluster::{Cluster, Led, WATCH_INTERVAL, topic_name};
 use crate::kafka::error::{KafkaError, Result, Retry};
 use crate::kafka::offsets::{self, Position};
 use crate::kafka::pool::Pool;
 
 /// Produce v8: as v7, and the answer carries the broker's words (KIP-467).
 const VERSION: i16 = 8;
-
-/// A leader that owes an answer for this long is looked up at another broker, and as often again.
-const SILENCE: Duration = Duration::from_millis(500);
 
 /// What a link is to do.
 #[derive(Debug)]
@@ -114,36 +110,27 @@ impl Link {
         let timeout = self.pool.cluster().options().request_timeout;
         let cluster = self.pool.cluster().clone();
         let keys: Vec<LaneKey> = batches.iter().map(|(key, _)| key.clone()).collect();
+        let led = keys.iter().map(|(topic, partition)| {
+            let epoch = cluster.epoch(topic, *partition);
+            Led { topic, partition: *partition, epoch }
+        });
+        let led: Vec<Led<'_>> = led.collect();
         let request = produce_request(batches, timeout);
         let connection = self.pool.get(self.node)?;
         let correlation = connection.send(VERSION, &request)?;
         let begin = Instant::now();
         loop {
             let left = timeout.saturating_sub(begin.elapsed());
-            if let Some(mut body) = connection.receive(correlation, left.min(SILENCE))? {
+            if let Some(mut body) = connection.receive(correlation, left.min(WATCH_INTERVAL))? {
                 return connection.decode::<ProduceRequest>(&mut body, VERSION);
             }
             let waited = begin.elapsed();
             let error = KafkaError::Timeout { request: "Produce", broker: connection.broker().clone(), waited };
-            if waited >= timeout || leads_elsewhere(&cluster, self.node, &keys, &error) {
+            if waited >= timeout || cluster.leads_elsewhere(self.node, &led, &error) {
                 return Err(error);
             }
         }
     }
-}
-
-/// While the leader owes an answer another broker is asked: has one of these partitions a new leader, then the answer of
-/// the old one is not waited for.
-fn leads_elsewhere(cluster: &Cluster, node: i32, keys: &[LaneKey], silence: &KafkaError) -> bool {
-    if cluster.broker_count() <= 1 {
-        return false;
-    }
-    cluster.blame(silence);
-    let topics: BTreeSet<&str> = keys.iter().map(|(topic, _)| &**topic).collect();
-    let topics: Vec<&str> = topics.into_iter().collect();
-    // Where no other broker tells, the answer is waited for.
-    cluster.refresh_from_another(node, &topics, SILENCE).is_ok()
-        && keys.iter().any(|(topic, partition)| cluster.leader(topic, *partition).is_ok_and(|leader| leader != node))
 }
 
 /// Produce v8 with acks=all. The lanes come sorted, so those of one topic stand together.

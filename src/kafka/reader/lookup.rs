@@ -47,7 +47,13 @@ impl Lookup {
             return Ok(None);
         }
         found.code.check("Fetch", Some(topic))?;
-        let first = records::decode(&found.bytes, offset).records.into_iter().next();
+        let decoded = records::decode(&found.bytes, offset);
+        if decoded.is_damaged {
+            // The damage may be of this answer alone: that there is no such record is not known.
+            self.pool.drop_node(leader);
+            return Err(KafkaError::broker("Fetch", ErrorCode::CORRUPT_MESSAGE, Some(topic)));
+        }
+        let first = decoded.records.into_iter().next();
         Ok(first.filter(|record| record.offset == offset).map(|record| ReadRecord::new(partition, record)))
     }
 }

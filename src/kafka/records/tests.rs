@@ -97,7 +97,12 @@ fn what_cannot_be_read_is_named_passed_and_kept_apart() {
         assert_eq!((unreadable.first, unreadable.last, unreadable.reason.as_str()), (1, 1, reason));
         let of_damaged = Decoded { records: unreadable.doubtful.clone(), ..Decoded::default() };
         assert_eq!(values(&of_damaged), doubtful, "{reason}");
-        assert_eq!(decoded.next_offset, 3);
+        assert_eq!((decoded.next_offset, decoded.is_damaged), (3, reason == "checksum does not match"), "{reason}");
+    }
+    // The bits that say that it is a control batch, and that its last offset lies below the wanted one.
+    for (at, bit) in [(22, CONTROL as u8), (23, 0x80)] {
+        let hidden = faulty(&|batch| batch[at] |= bit);
+        assert_eq!((values(&hidden), hidden.is_damaged), (vec![(2, "c")], true), "byte {at}");
     }
     bytes[22] |= CONTROL as u8;
     seal(&mut bytes);

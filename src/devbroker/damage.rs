@@ -1,0 +1,41 @@
+//! Answers whose records are damaged, for faults that are injected. Called by [`core`](super::core).
+
+use bytes::{Bytes, BytesMut};
+use kafka_protocol::messages::{FetchResponse, ShareFetchResponse};
+use kafka_protocol::protocol::{Decodable, Encodable};
+
+use super::dispatch::Asked;
+use super::faults::Kind;
+
+/// The answer to a Fetch or a ShareFetch with a wrong checksum in the first batch of each partition. Other answers stay
+/// as they are.
+pub(super) fn damaged(kind: Kind, asked: &Asked, body: BytesMut) -> Option<BytesMut> {
+    let mut changed = BytesMut::new();
+    match kind {
+        Kind::Fetch => {
+            let mut answer = FetchResponse::decode(&mut body.freeze(), asked.version).ok()?;
+            let partitions = answer.responses.iter_mut().flat_map(|topic| &mut topic.partitions);
+            partitions.for_each(|partition| flip(&mut partition.records));
+            answer.encode(&mut changed, asked.version).ok()?;
+        }
+        Kind::ShareFetch => {
+            // Version 2 has the same answer, and the codec does not know it.
+            let mut answer = ShareFetchResponse::decode(&mut body.freeze(), 1).ok()?;
+            let partitions = answer.responses.iter_mut().flat_map(|topic| &mut topic.partitions);
+            partitions.for_each(|partition| flip(&mut partition.records));
+            answer.encode(&mut changed, 1).ok()?;
+        }
+        _ => return Some(body),
+    }
+    Some(changed)
+}
+
+fn flip(records: &mut Option<Bytes>) {
+    /// Where the last byte of a batch's checksum stands.
+    const CHECKSUM: usize = 20;
+    if let Some(whole) = records.take_if(|records| records.len() > CHECKSUM) {
+        let mut bytes = BytesMut::from(&whole[..]);
+        bytes[CHECKSUM] ^= 1;
+        *records = Some(bytes.freeze());
+    }
+}
