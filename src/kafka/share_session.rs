@@ -377,7 +377,9 @@ fn take_acquired(partition: SharePartition, data: &PartitionData, answer: &mut A
             let unreadable = decoded.unreadable.iter().find(|gap| (gap.first..=gap.last).contains(&offset));
             let (record, fault) = (records.remove(&offset), unreadable.map(|gap| gap.reason.clone()));
             if record.is_none() && fault.is_none() {
-                answer.unowned.push((partition, offset, Acknowledgement::Gap));
+                // A batch with a wrong checksum may hide it.
+                let said = if decoded.is_damaged { Acknowledgement::Release } else { Acknowledgement::Gap };
+                answer.unowned.push((partition, offset, said));
                 continue;
             }
             let (key, value, headers) =
@@ -409,16 +411,17 @@ mod tests {
     use kafka_protocol::messages::share_fetch_response::AcquiredRecords;
     use std::borrow::Cow;
 
-    /// A task can run for minutes, and an answer be as long as 1 MiB.
-    #[test]
-    fn an_acquired_record_does_not_keep_the_whole_answer_in_memory() {
+    /// The answer to a fetch that has acquired the second of three records; `damage` changes the batch.
+    fn acquired(damage: impl FnOnce(&mut [u8])) -> Answer {
         let text = Bytes::from_static(b"text");
         let headers = [(Cow::Borrowed("name"), Some(text.clone()))];
         let content = RecordContent { key: Some(&text), value: Some(&text), headers: &headers };
         let no_producer = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
         let batch = records::encode([content; 3].into_iter(), no_producer, SystemTime::now());
+        let mut batch = batch.expect("a batch").to_vec();
+        damage(&mut batch);
         let acquired = AcquiredRecords::default().with_first_offset(1).with_last_offset(1).with_delivery_count(1);
-        let data = PartitionData::default().with_records(batch.ok()).with_acquired_records(vec![acquired]);
+        let data = PartitionData::default().with_records(Some(batch.into())).with_acquired_records(vec![acquired]);
         let mut request = Outstanding {
             correlation: 0,
             sent_at: Instant::now(),
@@ -429,10 +432,26 @@ mod tests {
         };
         let mut answer = Answer::to(&mut request, None, 0, Ok(()));
         take_acquired(SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 }, &data, &mut answer);
+        answer
+    }
+
+    #[test]
+    fn a_record_that_damage_hides_is_released_and_not_called_a_gap() {
+        // The batch's attributes end at byte 23: bit 5 makes it a control batch.
+        let answer = acquired(|batch| batch[22] ^= 0x20);
+        assert_eq!(answer.acquired.len(), 0);
+        let said: Vec<_> = answer.unowned.iter().map(|(_, offset, said)| (*offset, *said)).collect();
+        assert_eq!(said, [(1, Acknowledgement::Release)]);
+    }
+
+    /// A task can run for minutes, and an answer be as long as 1 MiB.
+    #[test]
+    fn an_acquired_record_does_not_keep_the_whole_answer_in_memory() {
+        let answer = acquired(|_| {});
         let [record] = &answer.acquired[..] else { panic!("{answer:?}") };
         for bytes in [&record.key, &record.value, &record.headers[0].1] {
             let bytes = bytes.as_ref().expect("as it was written");
-            assert_eq!(bytes, &text);
+            assert_eq!(&bytes[..], b"text");
             assert!(bytes.is_unique(), "its memory is shared");
         }
     }
