@@ -75,7 +75,16 @@ impl Phase {
     }
 }
 
-/// The phase that all threads read, and the doorbell that wakes the intake when something has changed.
+/// What a doorbell rings for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rings {
+    /// For work: a handler is free, an acknowledgement is due; and for changes.
+    Work,
+    /// For changes: of the phase, of the assignment, of a leader. During a stop for work as well, since that may end it.
+    Changes,
+}
+
+/// The phase that all threads read, and the doorbells that wake them when something has changed.
 #[derive(Debug)]
 pub(super) struct Control {
     phase: AtomicU8,
@@ -85,7 +94,7 @@ pub(super) struct Control {
     pub(super) abandoned: Stop,
     /// A doorbell for each thread that takes part. Capacity one each: one that already rings need not be rung again, so
     /// a full channel loses nothing. Replaced as a whole, so that nothing is sent under the lock.
-    bells: Mutex<Arc<[Sender<()>]>>,
+    bells: Mutex<Arc<[(Rings, Sender<()>)]>>,
     /// During a stop: what lies ready is finished, since it takes a moment only.
     finishes_ready: AtomicBool,
     /// With this many records ready or fewer, a handler that finishes rings.
@@ -118,7 +127,7 @@ impl Control {
         if next >= Phase::Draining {
             self.draining.trigger();
         }
-        self.ring();
+        self.announce();
         next
     }
 
@@ -136,10 +145,22 @@ impl Control {
         }
     }
 
-    /// Wakes the intakes: a handler is free, an acknowledgement is due, the phase, the assignment or a leader has changed.
+    /// There is work: wakes the intakes. Not the threads that wait for changes: a task would wake each of them.
     pub(super) fn ring(&self) {
+        let all = self.phase() != Phase::Running;
+        self.ring_those(|rings| all || rings == Rings::Work);
+    }
+
+    /// The phase, the assignment or a leader has changed: wakes all that have a doorbell.
+    pub(super) fn announce(&self) {
+        self.ring_those(|_| true);
+    }
+
+    fn ring_those(&self, wanted: impl Fn(Rings) -> bool) {
         let bells = Arc::clone(&self.bells.lock());
-        let gone = |bell: &Sender<()>| matches!(bell.try_send(()), Err(TrySendError::Disconnected(())));
+        let gone = |(rings, bell): &(Rings, Sender<()>)| {
+            wanted(*rings) && matches!(bell.try_send(()), Err(TrySendError::Disconnected(())))
+        };
         // A full one rings already. One that is gone belonged to a thread that has ended.
         if bells.iter().filter(|bell| gone(bell)).count() > 0 {
             let left = bells.iter().filter(|bell| !gone(bell)).cloned().collect();
@@ -152,10 +173,10 @@ impl Control {
     }
 
     /// A doorbell for the calling thread.
-    pub(super) fn doorbell(&self) -> Receiver<()> {
+    pub(super) fn doorbell(&self, rings: Rings) -> Receiver<()> {
         let (ring, rung) = bounded(1);
         let mut bells = self.bells.lock();
-        *bells = bells.iter().cloned().chain([ring]).collect();
+        *bells = bells.iter().cloned().chain([(rings, ring)]).collect();
         rung
     }
 
@@ -438,7 +459,7 @@ mod tests {
     #[test]
     fn the_doorbell_rings_once_for_many_rings() {
         let control = Control::new();
-        let bells = [control.doorbell(), control.doorbell()];
+        let bells = [control.doorbell(Rings::Work), control.doorbell(Rings::Work)];
         control.ring();
         control.ring();
         for bell in &bells {
@@ -453,5 +474,20 @@ mod tests {
         assert_eq!(control.apply(Event::Signal), Phase::Draining);
         assert!(control.draining.is_triggered());
         assert!(second.try_recv().is_ok());
+    }
+
+    /// A worker that runs thousands of tasks per second would wake its threads `leaders` and `intakes` as often.
+    #[test]
+    fn work_wakes_those_that_wait_for_changes_only_during_a_stop() {
+        let control = Control::new();
+        let bell = control.doorbell(Rings::Changes);
+        control.ring();
+        assert!(bell.try_recv().is_err());
+        control.announce();
+        assert!(bell.try_recv().is_ok());
+        control.apply(Event::Signal);
+        assert!(bell.try_recv().is_ok(), "the phase has changed");
+        control.ring();
+        assert!(bell.try_recv().is_ok());
     }
 }

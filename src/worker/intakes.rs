@@ -4,7 +4,7 @@
 //! During a stop it gives back what lies ready and waits until nothing is in work and every intake has closed its
 //! session. Not here: which broker leads what ([`super::leaders`]).
 
-use super::drain::Phase;
+use super::drain::{Phase, Rings};
 use super::in_flight::TaskIds;
 use super::intake::queue::ReadyQueue;
 use super::intake::{Intake, IntakeLinks};
@@ -63,7 +63,7 @@ impl Intakes {
     /// # Errors
     /// What ended an intake: nothing that repetition cures.
     pub(super) fn run(mut self) -> Result<IntakeReport, KafkaError> {
-        let doorbell = self.links.control.doorbell();
+        let doorbell = self.links.control.doorbell(Rings::Changes);
         let mut draining_since = None;
         loop {
             let now = Instant::now();

@@ -7,7 +7,7 @@
 //! Metadata of two brokers can differ for a moment. The answer with the larger leader epoch is the later one, and an
 //! older one is ignored. The thread `leaders` looks up and writes; intakes read, and ask for another look.
 
-use super::drain::{Control, Phase};
+use super::drain::{Control, Phase, Rings};
 use super::in_flight::{InFlight, TaskIds};
 use super::membership::Assignment;
 use super::outage::Outage;
@@ -231,7 +231,7 @@ impl LeadersThread {
     /// # Errors
     /// None: what fails is tried again. The thread ends early only when its connections are interrupted.
     pub(super) fn run(self) -> Result<(), KafkaError> {
-        let doorbell = self.control.doorbell();
+        let doorbell = self.control.doorbell(Rings::Changes);
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         let mut outage = Outage::new(format!("topic {}", self.topic));
         let mut next_look = Instant::now();
@@ -244,7 +244,7 @@ impl LeadersThread {
                     next_look = Instant::now();
                 }
                 assigned = wanted;
-                self.control.ring();
+                self.control.announce();
             }
             if Instant::now() >= next_look {
                 let well = match look(&self.cluster, &self.topic, &self.leaders, &self.in_flight) {
@@ -252,7 +252,7 @@ impl LeadersThread {
                         outage.over();
                         say_lost(&self.worker_id, &lost, MOVED);
                         self.answered();
-                        self.control.ring();
+                        self.control.announce();
                         !self.leaders.is_incomplete()
                     }
                     Err(KafkaError::Interrupted) => return Ok(()),

@@ -69,7 +69,7 @@ pub(super) fn run(
                 joined = true;
                 if let Some(partitions) = heartbeat.assignment {
                     *assignment.partitions.lock() = partitions;
-                    control.ring();
+                    control.announce();
                 }
                 let count = assignment.partitions.lock().len();
                 waiting.next(count, heartbeat.interval.min(LONGEST_INTERVAL))

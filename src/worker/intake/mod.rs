@@ -17,7 +17,7 @@ mod connections;
 pub(super) mod queue;
 mod window;
 
-use super::drain::{Control, Phase};
+use super::drain::{Control, Phase, Rings};
 use super::in_flight::{ChannelId, InFlight, RecordKey};
 use super::leaders::{Leader, Leaders};
 use super::outage::Outage;
@@ -135,7 +135,7 @@ pub(super) struct Intake {
 impl Intake {
     /// The intake of broker `node`. Opens no connection yet.
     pub(super) fn new(node: i32, links: IntakeLinks) -> Self {
-        let doorbell = links.control.doorbell();
+        let doorbell = links.control.doorbell(Rings::Work);
         let now = Instant::now();
         Self {
             node,
