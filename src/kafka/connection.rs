@@ -290,8 +290,9 @@ impl Connection {
                 Ok(0) => return Err(self.closed()),
                 Ok(_) => return Ok(true),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // A read deadline surfaces as WouldBlock; the head of the loop decides.
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                // A read deadline surfaces as WouldBlock; the head of the loop decides. TimedOut is the kernel's word on a
+                // dead path, told once: the next read would find the end, as if the broker had closed the connection.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Err(self.failed("cannot read from", error)),
             }
         }
@@ -342,7 +343,7 @@ impl Connection {
         let peeked = self.socket.set_read_timeout(Some(SHORTEST_WAIT)).and_then(|()| self.socket.peek(&mut [0]));
         let alive = match peeked {
             Ok(count) => count > 0,
-            Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted),
+            Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
         };
         if !alive {
             self.close();

@@ -270,3 +270,18 @@ fn interrupt_ends_attempt_to_connect() {
     });
     assert!(since.elapsed() < SOON);
 }
+
+/// Where a path is dead, the kernel ends the connection (tcp(7), TCP_USER_TIMEOUT). The broker would be taken for alive if
+/// it were said to have closed it.
+#[test]
+fn a_path_that_takes_nothing_any_more_is_not_called_the_brokers_end() {
+    let (mut connection, _far, _) = pair();
+    SockRef::from(&*connection.socket).set_tcp_user_timeout(Some(Duration::from_millis(300))).expect("set");
+    let correlation = connection.send_body(78, 2, true, b"").expect("sent");
+    // What the other end does not read fills both buffers.
+    connection.socket.set_nonblocking(true).expect("set");
+    while (&*connection.socket).write(&[0; 64 * 1024]).is_ok() {}
+    connection.socket.set_nonblocking(false).expect("set");
+    let error = connection.receive(correlation, SOON).expect_err("it is dead");
+    assert!(matches!(&error, KafkaError::Io { source, .. } if source.kind() == ErrorKind::TimedOut), "{error}");
+}
