@@ -4,12 +4,13 @@
 //! The watchdog is the last word: whatever a socket or a handler does, it ends the process in time with the truthful
 //! exit code.
 
+use super::bells::{Bells, Rings};
 use super::in_flight::InFlight;
 use crate::exit::{self, ExitCode};
 use crate::logging::{self, LATE_LINES};
 use crate::stop::Stop;
 use crate::task::Receipt;
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -75,15 +76,6 @@ impl Phase {
     }
 }
 
-/// What a doorbell rings for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rings {
-    /// For work: a handler is free, an acknowledgement is due; and for changes.
-    Work,
-    /// For changes: of the phase, of the assignment, of a leader. During a stop for work as well, since that may end it.
-    Changes,
-}
-
 /// The phase that all threads read, and the doorbells that wake them when something has changed.
 #[derive(Debug)]
 pub(super) struct Control {
@@ -92,9 +84,7 @@ pub(super) struct Control {
     pub(super) draining: Stop,
     /// Triggered when running tasks are abandoned; handlers see it as `Context::abandoned`.
     pub(super) abandoned: Stop,
-    /// A doorbell for each thread that takes part. Capacity one each: one that already rings need not be rung again, so
-    /// a full channel loses nothing. Replaced as a whole, so that nothing is sent under the lock.
-    bells: Mutex<Arc<[(Rings, Sender<()>)]>>,
+    bells: Bells,
     /// During a stop: what lies ready is finished, since it takes a moment only.
     finishes_ready: AtomicBool,
     /// With this many records ready or fewer, a handler that finishes rings.
@@ -109,7 +99,7 @@ impl Control {
             phase: AtomicU8::new(0),
             draining: Stop::new(),
             abandoned: Stop::new(),
-            bells: Mutex::new(Arc::from([])),
+            bells: Bells::default(),
             finishes_ready: AtomicBool::new(false),
             low_water: AtomicUsize::new(usize::MAX),
             heard: AtomicU64::new(0),
@@ -148,36 +138,17 @@ impl Control {
     /// There is work: wakes the intakes. Not the threads that wait for changes: a task would wake each of them.
     pub(super) fn ring(&self) {
         let all = self.phase() != Phase::Running;
-        self.ring_those(|rings| all || rings == Rings::Work);
+        self.bells.ring(|rings| all || rings == Rings::Work);
     }
 
     /// The phase, the assignment or a leader has changed: wakes all that have a doorbell.
     pub(super) fn announce(&self) {
-        self.ring_those(|_| true);
-    }
-
-    fn ring_those(&self, wanted: impl Fn(Rings) -> bool) {
-        let bells = Arc::clone(&self.bells.lock());
-        let gone = |(rings, bell): &(Rings, Sender<()>)| {
-            wanted(*rings) && matches!(bell.try_send(()), Err(TrySendError::Disconnected(())))
-        };
-        // A full one rings already. One that is gone belonged to a thread that has ended.
-        if bells.iter().filter(|bell| gone(bell)).count() > 0 {
-            let left = bells.iter().filter(|bell| !gone(bell)).cloned().collect();
-            let mut now = self.bells.lock();
-            // Another doorbell was added meanwhile: the next ring tries again.
-            if Arc::ptr_eq(&now, &bells) {
-                *now = left;
-            }
-        }
+        self.bells.ring(|_| true);
     }
 
     /// A doorbell for the calling thread.
     pub(super) fn doorbell(&self, rings: Rings) -> Receiver<()> {
-        let (ring, rung) = bounded(1);
-        let mut bells = self.bells.lock();
-        *bells = bells.iter().cloned().chain([(rings, ring)]).collect();
-        rung
+        self.bells.add(rings)
     }
 
     /// The number of ready records at which the intake wants to be woken.
@@ -454,26 +425,6 @@ mod tests {
             std::hint::spin_loop();
         }
         assert_eq!(account.receipt(), receipt, "it says the same to everybody");
-    }
-
-    #[test]
-    fn the_doorbell_rings_once_for_many_rings() {
-        let control = Control::new();
-        let bells = [control.doorbell(Rings::Work), control.doorbell(Rings::Work)];
-        control.ring();
-        control.ring();
-        for bell in &bells {
-            assert!(bell.try_recv().is_ok());
-            assert!(bell.try_recv().is_err());
-        }
-        let [first, second] = bells;
-        drop(first);
-        control.ring();
-        assert!(second.try_recv().is_ok());
-        assert_eq!(control.bells.lock().len(), 1, "the one that is gone is forgotten");
-        assert_eq!(control.apply(Event::Signal), Phase::Draining);
-        assert!(control.draining.is_triggered());
-        assert!(second.try_recv().is_ok());
     }
 
     /// A worker that runs thousands of tasks per second would wake its threads `leaders` and `intakes` as often.

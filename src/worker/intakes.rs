@@ -4,7 +4,8 @@
 //! During a stop it gives back what lies ready and waits until nothing is in work and every intake has closed its
 //! session. Not here: which broker leads what ([`super::leaders`]).
 
-use super::drain::{Phase, Rings};
+use super::bells::Rings;
+use super::drain::Phase;
 use super::in_flight::TaskIds;
 use super::intake::queue::ReadyQueue;
 use super::intake::{Intake, IntakeLinks};

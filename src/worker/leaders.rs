@@ -7,7 +7,8 @@
 //! Metadata of two brokers can differ for a moment. The answer with the larger leader epoch is the later one, and an
 //! older one is ignored. The thread `leaders` looks up and writes; intakes read, and ask for another look.
 
-use super::drain::{Control, Phase, Rings};
+use super::bells::Rings;
+use super::drain::{Control, Phase};
 use super::in_flight::{InFlight, TaskIds};
 use super::membership::Assignment;
 use super::outage::Outage;

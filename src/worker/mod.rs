@@ -11,6 +11,7 @@
 //!
 //! [`run`] is all there is for callers: the `worker` binary, the examples, and programs with handlers of their own.
 
+mod bells;
 mod drain;
 mod early_watchdog;
 mod handlers;

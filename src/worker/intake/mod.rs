@@ -17,7 +17,8 @@ mod connections;
 pub(super) mod queue;
 mod window;
 
-use super::drain::{Control, Phase, Rings};
+use super::bells::Rings;
+use super::drain::{Control, Phase};
 use super::in_flight::{ChannelId, InFlight, RecordKey};
 use super::leaders::{Leader, Leaders};
 use super::outage::Outage;
