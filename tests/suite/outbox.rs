@@ -275,3 +275,27 @@ fn a_gateway_that_may_not_write_tasks_says_so_and_is_not_ready() {
     eventually(SOON, "ready again", || scene.gateway.get("/readyz").status == 200);
     scene.works_and_stops();
 }
+
+/// A connection that breaks releases the record of a running task, and the search brings it back with its delivery
+/// count one higher. The task failed at the broker's limit, its record was released, and the broker dropped it.
+#[test]
+fn task_that_fails_at_the_delivery_limit_is_sent_again() {
+    let limit = 5;
+    let rig = Rig::with_faults_and("fault-limit", 1, &["--set", "group.share.max.delivery.count.limit=5"]);
+    let worker = rig.obedient_worker("w").env("MAX_DELIVERIES", 2).env("WORKER_CONCURRENCY", 2);
+    let worker = started(&worker);
+    let gateway = rig.start_gateway();
+    let task = gateway.submit("stumble 3500", Duration::ZERO);
+    let start = format!("handler started {task} delivery 1");
+    worker.wait_for_line(&start, SOON);
+    for delivery in 2..=limit {
+        let cut = Fault::new(Action::CutBefore).at(Kind::ShareFetch).of_client("lastcall-worker");
+        rig.broker().faulty().inject(cut);
+        worker.wait_for_lines(&format!("lost the lock of task {task}"), delivery - 1, SOON);
+        // It opens its session and asks a few times: the search begins at once and asks every 0.1 s.
+        let nothing = Fault::new(Action::Delay(Duration::ZERO)).at(Kind::ShareFetch).of_client("lastcall-worker");
+        let asked = rig.broker().faulty().inject(nothing.every(1, u32::MAX));
+        eventually(SOON, "it has searched", || asked.count() >= 6);
+    }
+    worker.wait_for_lines(&start, 2, SOON);
+}
