@@ -15,8 +15,9 @@ const AFTER_FREEZE: f64 = 20.0;
 const AROUND: f64 = 3.0;
 /// One that was frozen has to find its way back.
 const THAW: f64 = 1.0;
-/// Between two tasks a worker that is never idle seems to be so for less than this.
-const BETWEEN: f64 = 0.025;
+/// Between two tasks a worker that is never idle seems to be so for less than this: it waits for its results, up to 50 ms, and fetches.
+/// In a backlog the sum of these moments says only how long the queue is.
+const BETWEEN: f64 = 0.1;
 /// Nobody looks for longer, for what never starts again.
 const LONGEST: f64 = 60.0;
 
@@ -196,7 +197,8 @@ fn free_times(evidence: &Evidence<'_>, life: &Life<'_>, from: f64, until: f64) -
         taken += change;
         match since {
             Some(begin) if taken >= places => {
-                if at.min(until) - begin > BETWEEN {
+                // What ends with the start that is asked for is no moment between others.
+                if at.min(until) - begin > BETWEEN || at >= until {
                     free.push((begin, at.min(until)));
                 }
                 since = None;

@@ -10,8 +10,8 @@ use super::super::sample::id;
 use super::super::texts::AFTERWARDS;
 use super::Circumstances;
 use super::mutations::{
-    AWAY, BUSY as BUSY_ONE, CODES, CUT, DEADLINE, GATEWAY, GIVEN_UP, HUNG as AFTER_FREEZE, IDLE, KILLED as AFTER_KILL,
-    KNOWS, LOST, RECEIPTS, RESTARTED, RIGHT, SAID, SECOND, TWICE,
+    AWAY, BUSY as BUSY_ONE, CODES, CUT, DEADLINE, GATEWAY, GIVEN_UP, HUNG as AFTER_FREEZE, IDLE, IN_TIME,
+    KILLED as AFTER_KILL, KNOWS, LOST, RECEIPTS, RESTARTED, RIGHT, SAID, SECOND, TWICE,
 };
 use super::sample::{KILLED, Sample, abandoned, drained, forced};
 
@@ -440,6 +440,23 @@ fn nobody_can_start_what_nobody_has_a_hand_for() {
     sample.remove(|fact| matches!(fact, Fact::RunBegan { task_id, .. } | Fact::RunEnded { task_id, .. } | Fact::Accepted { task_id, .. } if *task_id == id(603)));
     sample.remove(|fact| matches!(fact, Fact::Submitted { number: 603, .. } | Fact::Answered { number: 603, .. }));
     assert_eq!(sample.broken(), [AFTER_KILL]);
+}
+
+#[test]
+fn a_backlog_is_no_time_in_which_a_worker_was_free() {
+    // All tasks come at once, and each worker has one of 40 ms after the other.
+    let backlog = |between_seconds: f64| {
+        let mut sample = Sample::calm();
+        for number in 600..690 {
+            let (round, worker) = ((number - 600) / 3, format!("worker_{}", 1 + number % 3));
+            let at = 12.01 + round as f64 * (0.04 + between_seconds);
+            sample.submit(number, 12.0, 40).accept(number, 12.001).begin(number, &worker, at, 1);
+            sample.result(number, &worker, at + 0.04, 0.04).answer(number, &worker, at + 0.05);
+        }
+        sample.broken()
+    };
+    assert_eq!(backlog(0.09), NONE);
+    assert_eq!(backlog(0.15), [IN_TIME]);
 }
 
 #[test]
