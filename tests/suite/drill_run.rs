@@ -587,7 +587,7 @@ fn a_worker_that_dies_by_itself_is_seen() {
 
 #[test]
 fn a_fleet_that_keeps_its_promises_is_held_whatever_happens_to_it() {
-    let turn = Turn::alone();
+    let turn = Turn::quiet();
     let mut real = Setup::alone(EVERYTHING).start();
     // One load at a time, each while the others wait for locks to run out.
     real.wait_for_load();

@@ -272,7 +272,7 @@ fn callers_of_one_address_leave_room_for_others_unless_it_is_a_proxy() {
 
 #[test]
 fn a_burst_of_connections_is_served_to_the_last_one() {
-    let rig = Rig::alone("gw-burst");
+    let rig = Rig::quiet("gw-burst");
     let gateway = rig.start_gateway();
     // Also with many that are open and idle, and with threads that have just become free.
     for idle in [0, 100] {
@@ -293,7 +293,7 @@ fn a_burst_of_connections_is_served_to_the_last_one() {
 
 #[test]
 fn pipelined_requests_are_answered_in_order_and_hold_up_nobody_else() {
-    let rig = Rig::alone("gw-pipeline");
+    let rig = Rig::quiet("gw-pipeline");
     let gateway = rig.start_gateway();
     let _worker = started(&rig.worker("w").env("WORKER_CONCURRENCY", 20));
     let mut pipelines: Vec<Http> = (0..10).map(|_| gateway.connect()).collect();
@@ -428,7 +428,7 @@ fn limit_files(process: u32, soft: &str) {
 
 #[test]
 fn a_gateway_that_ran_out_of_files_takes_connections_again() {
-    let rig = Rig::alone("gw-files");
+    let rig = Rig::quiet("gw-files");
     let mut gateway = rig.start_gateway();
     let _worker = rig.start_worker("w");
     let open: Vec<Http> = (0..20).map(|_| gateway.connect()).collect();
@@ -447,7 +447,7 @@ fn a_gateway_that_ran_out_of_files_takes_connections_again() {
 
 #[test]
 fn answers_on_a_kept_connection_do_not_wait_for_an_acknowledgement() {
-    let rig = Rig::alone("gw-nagle");
+    let rig = Rig::quiet("gw-nagle");
     let gateway = rig.start_gateway();
     let mut http = gateway.connect();
     let fastest = (0..20)

@@ -50,7 +50,7 @@ fn topics_and_group_have_settings_of_their_own() {
 
 #[test]
 fn a_first_worker_takes_tasks_at_once() {
-    let rig = Rig::alone("hazard-join");
+    let rig = Rig::quiet("hazard-join");
     let times = [0, 1, 2].map(|round| {
         let rig = Rig::beside(&rig, &format!("hazard-join-{round}"));
         let gateway = rig.start_gateway();
@@ -160,7 +160,7 @@ fn a_task_whose_produce_has_no_outcome_keeps_its_id() {
 
 #[test]
 fn callers_who_would_wait_in_vain_are_sent_away_at_once() {
-    let rig = Rig::alone("hazard-overload");
+    let rig = Rig::quiet("hazard-overload");
     let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "3s"));
     let _worker = rig.start_worker("w");
     let mut http = gateway.connect();

@@ -21,7 +21,7 @@ fn wait_for_dead_letters(rig: &Rig, count: usize) {
 
 #[test]
 fn worker_whose_stdout_is_full_works_and_stops_in_time() {
-    let rig = Rig::alone("logs-worker");
+    let rig = Rig::quiet("logs-worker");
     let gateway = rig.start_gateway();
     let mut worker = rig.start_worker("mute");
     worker.mute();
@@ -41,7 +41,7 @@ fn worker_whose_stdout_is_full_works_and_stops_in_time() {
 
 #[test]
 fn idle_programs_whose_stdout_is_full_stop_within_a_second() {
-    let rig = Rig::alone("logs-idle");
+    let rig = Rig::quiet("logs-idle");
     let mut gateway = rig.start_gateway();
     let mut worker = rig.start_worker("mute");
     for program in [&mut worker, &mut gateway.program] {

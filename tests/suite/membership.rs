@@ -29,7 +29,7 @@ fn assigned(rig: &Rig) -> usize {
 #[test]
 fn added_partitions_are_assigned_within_two_seconds() {
     // A bound of seconds in which Kafka and the worker both have their part.
-    let rig = Rig::alone("member-grown");
+    let rig = Rig::quiet("member-grown");
     let _worker = rig.start_worker("grown_1");
     // Three times, as it depends on when the next heartbeat is.
     for count in [2, 3, 4] {

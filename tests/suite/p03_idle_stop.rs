@@ -26,14 +26,14 @@ fn stop_idle(rig: &Rig, worker: &mut Program, id: &str, signal: Signal) -> Value
 
 #[test]
 fn an_idle_worker_stops_within_a_second_at_sigterm() {
-    let rig = Rig::alone("p3-term");
+    let rig = Rig::quiet("p3-term");
     let mut worker = rig.start_worker("idle");
     stop_idle(&rig, &mut worker, "idle", Signal::SIGTERM);
 }
 
 #[test]
 fn an_idle_worker_stops_within_a_second_at_sigint() {
-    let rig = Rig::alone("p3-int");
+    let rig = Rig::quiet("p3-int");
     let mut worker = rig.start_worker("idle");
     let receipt = stop_idle(&rig, &mut worker, "idle", Signal::SIGINT);
     assert_eq!(receipt["signal"], "SIGINT");
@@ -42,7 +42,7 @@ fn an_idle_worker_stops_within_a_second_at_sigint() {
 
 #[test]
 fn an_idle_worker_stops_within_a_second_at_sighup() {
-    let rig = Rig::alone("p3-hup");
+    let rig = Rig::quiet("p3-hup");
     let mut worker = rig.start_worker("idle");
     let receipt = stop_idle(&rig, &mut worker, "idle", Signal::SIGHUP);
     assert_eq!(receipt["signal"], "SIGHUP");
@@ -50,7 +50,7 @@ fn an_idle_worker_stops_within_a_second_at_sighup() {
 
 #[test]
 fn a_worker_that_has_worked_and_is_idle_again_stops_within_a_second() {
-    let rig = Rig::alone("p3-after");
+    let rig = Rig::quiet("p3-after");
     let gateway = rig.start_gateway();
     let mut worker = rig.start_worker("idle");
     for number in 0..20 {
@@ -141,7 +141,7 @@ fn is_utc_time(text: &str) -> bool {
 
 #[test]
 fn a_signal_before_the_start_is_done_stops_without_a_fault() {
-    let rig = Rig::alone("p3-early");
+    let rig = Rig::quiet("p3-early");
     // Nobody listens there: the worker is still looking for Kafka when the signal comes.
     let port = reserved_port();
     let mut worker = rig.worker("early").env("KAFKA_BOOTSTRAP_SERVERS", port.address()).start();
@@ -155,7 +155,7 @@ fn a_signal_before_the_start_is_done_stops_without_a_fault() {
 
 #[test]
 fn a_signal_while_the_worker_joins_stops_without_a_fault() {
-    let rig = Rig::alone("p3-joining");
+    let rig = Rig::quiet("p3-joining");
     // At several moments of the start; whichever it hits, the answer is the same.
     for moment in [0, 5, 20, 60, 150] {
         let mut worker = rig.worker(&format!("joining-{moment}")).env("LOG_LEVEL", "debug").start();

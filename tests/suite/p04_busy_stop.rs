@@ -135,7 +135,7 @@ fn all_handlers_in_flight_are_finished() {
 
 #[test]
 fn what_a_stopping_worker_fetched_and_did_not_start_starts_elsewhere_at_once() {
-    let rig = Rig::alone("p4-prefetched");
+    let rig = Rig::quiet("p4-prefetched");
     let gateway = rig.start_gateway();
     let mut first = rig.start_worker("first");
     let _second = rig.start_worker("second");

@@ -10,7 +10,7 @@ use crate::support::{Rig, SOON, eventually};
 const BOUND: Duration = Duration::from_secs(1);
 
 fn forced(name: &str, first: Signal, second: Signal) {
-    let rig = Rig::alone(name);
+    let rig = Rig::quiet(name);
     let gateway = rig.start_gateway();
     let mut worker = rig.start_worker("forced");
     let task = gateway.submit("a long one", Duration::from_secs(60));
@@ -46,7 +46,7 @@ fn a_sigint_after_a_sigterm_abandons_and_leaves() {
 
 #[test]
 fn a_second_signal_to_an_idle_worker_changes_nothing() {
-    let rig = Rig::alone("p6-idle");
+    let rig = Rig::quiet("p6-idle");
     for round in 0..5 {
         let id = format!("idle-{round}");
         let mut worker = rig.start_worker(&id);

@@ -28,7 +28,7 @@ fn analyze_in_background(gateway: &Gateway, body: Value) -> JoinHandle<(Response
 
 #[test]
 fn the_task_of_a_killed_worker_starts_elsewhere_within_half_a_second() {
-    let rig = Rig::alone("p8-kill");
+    let rig = Rig::quiet("p8-kill");
     let gateway = rig.start_gateway();
     // Seen at once to be at work, so that the kill comes in the midst of it.
     let start = |id: &str| started(&rig.worker(id).env("HEARTBEAT_INTERVAL", "50ms"));
@@ -53,7 +53,7 @@ fn the_task_of_a_killed_worker_starts_elsewhere_within_half_a_second() {
 /// The group keeps a killed member, and what it has assigned to it, for 45 s.
 #[test]
 fn the_partitions_of_a_killed_worker_are_served_by_the_others_at_once() {
-    let rig = Rig::alone("p8-partitions");
+    let rig = Rig::quiet("p8-partitions");
     let gateway = Gateway::start(rig.gateway().env("TASKS_PARTITIONS", 4));
     let mut workers: Vec<Program> = ["w0", "w1"].map(|id| rig.start_worker(id)).into();
     assert_eq!(gateway.analyze("all is well").status, 200);
@@ -81,7 +81,7 @@ fn lag(rig: &Rig) -> Option<i64> {
 /// What is done is accepted at once, also while nothing else comes: it does not wait for the end of a fetch that was sent ahead.
 #[test]
 fn a_worker_that_is_killed_between_two_tasks_has_nothing_to_run_again() {
-    let rig = Rig::alone("p8-between");
+    let rig = Rig::quiet("p8-between");
     let gateway = rig.start_gateway();
     let (mut tasks, mut accepted_after) = (Vec::new(), Vec::new());
     for round in 0..6 {

@@ -135,7 +135,7 @@ fn the_answer_timeout_goes_on_counting_during_the_drain() {
 }
 
 fn stops_at_once(name: &str, signal: Signal, idle_connections: usize) {
-    let rig = Rig::alone(name);
+    let rig = Rig::quiet(name);
     let mut gateway = rig.start_gateway();
     let mut open: Vec<Http> = (0..idle_connections).map(|_| gateway.connect()).collect();
     for http in &mut open {
@@ -170,7 +170,7 @@ fn idle_connections_do_not_hold_up_the_exit() {
 
 #[test]
 fn a_second_signal_answers_the_waiting_callers_at_once() {
-    let rig = Rig::alone("p9-second");
+    let rig = Rig::quiet("p9-second");
     let mut gateway = rig.start_gateway();
     let callers = callers(&gateway, 20, Duration::ZERO);
     wait_for_tasks(&rig, 20);
@@ -189,7 +189,7 @@ fn a_second_signal_answers_the_waiting_callers_at_once() {
 
 #[test]
 fn a_second_signal_with_nobody_waiting_changes_nothing() {
-    let rig = Rig::alone("p9-second-idle");
+    let rig = Rig::quiet("p9-second-idle");
     let mut gateway = rig.start_gateway();
     gateway.program.signal(Signal::SIGTERM);
     gateway.program.signal(Signal::SIGINT);
@@ -198,7 +198,7 @@ fn a_second_signal_with_nobody_waiting_changes_nothing() {
 
 #[test]
 fn a_signal_before_kafka_was_found_stops_without_a_fault() {
-    let rig = Rig::alone("p9-early");
+    let rig = Rig::quiet("p9-early");
     let port = crate::support::reserved_port();
     let launch = rig.gateway().env("KAFKA_BOOTSTRAP_SERVERS", port.address());
     let mut gateway = Gateway::launch(launch);

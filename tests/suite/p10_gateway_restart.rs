@@ -85,7 +85,7 @@ fn every_gateway_serves_every_result() {
 
 #[test]
 fn the_fleet_tells_a_restarted_worker_from_its_former_self_and_from_a_twin() {
-    let rig = Rig::alone("p10-fleet");
+    let rig = Rig::quiet("p10-fleet");
     let gateway = rig.start_gateway();
     let mut worker = rig.start_worker("same");
     worker.kill();

@@ -92,7 +92,7 @@ fn without_a_fault_each_task_runs_once_and_is_answered_right() {
 
 #[test]
 fn without_a_fault_an_idle_one_stops_within_a_second() {
-    let rig = Rig::alone("standin-idle");
+    let rig = Rig::quiet("standin-idle");
     let mut worker = started(&rig.faulty_worker("idle", "none"));
     let exit = stop(&mut worker);
     assert_eq!(exit.code, Some(0));

@@ -57,7 +57,7 @@ fn assert_at_the_end(rig: &Rig, mut worker: Program) {
 
 #[test]
 fn aborted_tasks_run_where_an_operator_has_chosen_so() {
-    let rig = Rig::alone("transactions-all");
+    let rig = Rig::quiet("transactions-all");
     admin::set(rig.broker().address(), admin::Of::Group, &rig.group(), "share.isolation.level", "read_uncommitted");
     let gateway = rig.start_gateway();
     let worker = rig.start_worker("all_1");
@@ -73,7 +73,7 @@ fn aborted_tasks_run_where_an_operator_has_chosen_so() {
 
 #[test]
 fn worker_and_gateway_go_on_past_markers_and_know_no_aborted_tasks() {
-    let rig = Rig::alone("transactions-committed");
+    let rig = Rig::quiet("transactions-committed");
     let gateway = rig.start_gateway();
     let worker = rig.start_worker("committed_1");
     mix(&rig, &gateway);

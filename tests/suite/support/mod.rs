@@ -74,9 +74,9 @@ impl Rig {
         Rig::new(name, Kafka::Shared(Broker::shared()), Some(turn))
     }
 
-    /// For tests of a bound of a second or less, and for those that use the whole machine: nothing else runs meanwhile.
-    pub fn alone(name: &str) -> Rig {
-        let turn = Turn::alone();
+    /// For tests of a bound of a second or less, and for those that use the whole machine: two more of them run meanwhile at most.
+    pub fn quiet(name: &str) -> Rig {
+        let turn = Turn::quiet();
         Rig::new(name, Kafka::Shared(Broker::shared()), Some(turn))
     }
 
@@ -120,7 +120,7 @@ impl Rig {
 
     /// For figures: a real broker of its own as it runs in earnest.
     pub fn for_bench(name: &str) -> Rig {
-        let turn = Turn::alone();
+        let turn = Turn::quiet();
         Rig::new(name, Kafka::Own(Arc::new(Broker::optimised())), Some(turn))
     }
 
@@ -347,10 +347,24 @@ pub fn reserved_port() -> ReservedPort {
     ReservedPort::any().expect("a free port")
 }
 
-/// Sends a signal to a process that this one started.
+/// Sends a signal to a process that this one started. After a SIGSTOP no thread of it runs any more.
 pub fn signal_process(process: u32, signal: Signal) {
-    let process = Pid::from_raw(i32::try_from(process).expect("a process number"));
-    nix::sys::signal::kill(process, signal).expect("the process is there");
+    let number = Pid::from_raw(i32::try_from(process).expect("a process number"));
+    nix::sys::signal::kill(number, signal).expect("the process is there");
+    if signal == Signal::SIGSTOP {
+        // Threads on other processors run on until each has seen it.
+        eventually(SOON, "every thread has stopped", || has_stopped(process));
+    }
+}
+
+/// By the third field of `stat`: proc_pid_stat(5).
+fn has_stopped(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("a process that runs");
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // One that has ended meanwhile has no file.
+        stat.is_empty() || stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
+    })
 }
 
 /// Waits until `condition` holds; fails the test when `limit` passes first.
