@@ -5,6 +5,8 @@
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
+# For a build that is quick and not small: off.
+ARG CARGO_PROFILE_RELEASE_LTO=thin
 # Names of functions stay for a backtrace; lines of code would double the size of the image.
 ENV CARGO_PROFILE_RELEASE_DEBUG=false
 # Dependencies first, in a layer of their own that changes with Cargo.lock only. Tests, benches and examples are not part of the
