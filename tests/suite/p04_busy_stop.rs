@@ -35,7 +35,7 @@ fn wait_until_busy(gateway: &Gateway, worker: &str, count: usize) {
 }
 
 fn a_busy_worker_finishes_and_stops(name: &str, signal: Signal) {
-    let rig = Rig::shared(name);
+    let rig = Rig::quiet(name);
     let gateway = rig.start_gateway();
     let work = Duration::from_secs(4);
     let mut worker = rig.start_worker("busy");
@@ -113,7 +113,7 @@ fn a_stopping_worker_takes_nothing_new() {
 
 #[test]
 fn all_handlers_in_flight_are_finished() {
-    let rig = Rig::shared("p4-many");
+    let rig = Rig::quiet("p4-many");
     let gateway = rig.start_gateway();
     let launch = rig.worker("many").env("WORKER_CONCURRENCY", 4).env("HEARTBEAT_INTERVAL", "200ms");
     let mut worker = crate::support::started(&launch);

@@ -11,7 +11,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_task_that_outlasts_the_drain_timeout_is_given_back() {
-    let rig = Rig::shared("p5");
+    let rig = Rig::quiet("p5");
     let gateway = rig.start_gateway();
     let work = Duration::from_secs(6);
     let mut worker = started(&rig.worker("slow").env("DRAIN_TIMEOUT", "2s"));
