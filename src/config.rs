@@ -5,7 +5,7 @@
 //! and by whoever uses the library and fills the structs itself.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -136,8 +136,6 @@ pub struct GatewayConfig {
     pub max_waiting: usize,
     /// `MAX_PENDING`: tasks without a result before `respond-async` is refused.
     pub max_pending: usize,
-    /// `TRUSTED_PROXIES`: addresses whose callers may all wait at once; any other address may have a quarter of `MAX_WAITING`.
-    pub trusted_proxies: Vec<IpAddr>,
     /// `--healthcheck`: do not run, ask the gateway that does.
     pub healthcheck: Option<HealthCheck>,
 }
@@ -153,7 +151,6 @@ impl Default for GatewayConfig {
             worker_timeout: Duration::from_secs(5),
             max_waiting: 1024,
             max_pending: 100_000,
-            trusted_proxies: Vec::new(),
             healthcheck: None,
         }
     }

@@ -90,8 +90,6 @@ fn format() -> simplelog::Config {
         .set_thread_level(LevelFilter::Off)
         .set_target_level(LevelFilter::Off)
         .set_location_level(LevelFilter::Off)
-        // The HTTP library reports every connection that breaks as an error of its own.
-        .add_filter_ignore_str("tiny_http")
         .build()
 }
 

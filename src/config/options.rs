@@ -127,9 +127,6 @@ pub(super) struct GatewayOptions {
     /// Tasks without a result before `Prefer: respond-async` gets 503 with Retry-After
     #[arg(long, env = "MAX_PENDING", value_name = "NUMBER", default_value = "100000", help_heading = "HTTP")]
     pub max_pending: String,
-    /// Proxies whose callers may use all of MAX_WAITING; any other address has a quarter of it [default: none]
-    #[arg(long, env = "TRUSTED_PROXIES", value_name = "IP,...", help_heading = "HTTP")]
-    pub trusted_proxies: Option<String>,
     /// A task without a result for so long is looked for in Kafka, and produced again if that has dropped it
     #[arg(long, env = "MISSING_AFTER", value_name = "DURATION", default_value = "60s", help_heading = "Running")]
     pub missing_after: String,

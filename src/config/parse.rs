@@ -153,9 +153,6 @@ impl GatewayConfig {
         faults.set(&mut config.max_waiting, "MAX_WAITING", max_waiting, |text| values::number(text, &(1..=100_000)));
         let max_pending = &options.max_pending;
         faults.set(&mut config.max_pending, "MAX_PENDING", max_pending, |text| values::number(text, &(1..=10_000_000)));
-        if let Some(proxies) = &options.trusted_proxies {
-            faults.set(&mut config.trusted_proxies, "TRUSTED_PROXIES", proxies, values::addresses);
-        }
         let grace = &options.stop_grace_period;
         let read = faults.set(&mut config.stop_grace_period, "STOP_GRACE_PERIOD", grace, positive);
         if read && config.stop_grace_period < SHORTEST_GATEWAY_GRACE {

@@ -108,7 +108,6 @@ fn every_gateway_option_reaches_its_field() {
         worker_timeout: Duration::from_secs(2),
         max_waiting: 8,
         max_pending: 9,
-        trusted_proxies: vec![IpAddr::from([10, 0, 0, 1])],
         healthcheck: None,
     };
     let variables = [
@@ -119,7 +118,6 @@ fn every_gateway_option_reaches_its_field() {
         ("WORKER_TIMEOUT", "2s"),
         ("MAX_WAITING", "8"),
         ("MAX_PENDING", "9"),
-        ("TRUSTED_PROXIES", "10.0.0.1"),
     ];
     assert_eq!(running(gateway(&[], &variables)), expected);
 }
@@ -213,7 +211,6 @@ fn each_wrong_value_of_the_gateway_is_one_line() {
         ("ANSWER_TIMEOUT", "10", "has no unit; expected a whole number with ms, s, m or h, for example 30s"),
         ("MAX_WAITING", "0", "is out of range; expected a whole number from 1 to 100000"),
         ("MAX_PENDING", "-1", "is not a whole number; expected a whole number from 1 to 10000000"),
-        ("TRUSTED_PROXIES", "proxy", "has the item \"proxy\": expected an IPv4 or IPv6 address without a port"),
         ("WORKER_TIMEOUT", "5sec", "is not a duration; expected a whole number with ms, s, m or h, for example 30s"),
         (
             "STOP_GRACE_PERIOD",

@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -113,14 +113,6 @@ pub(crate) fn list<T, E: Display>(text: &str, item: impl Fn(&str) -> Result<T, E
 /// Brokers.
 pub(crate) fn brokers(text: &str) -> Read<Vec<BrokerAddress>> {
     list(text, str::parse)
-}
-
-/// Addresses without a port. An IPv4 address in its IPv6 form is the IPv4 address, as which its connections count.
-pub(crate) fn addresses(text: &str) -> Read<Vec<IpAddr>> {
-    list(text, |item| {
-        let address = item.parse::<IpAddr>().map(|address| address.to_canonical());
-        address.map_err(|_| "expected an IPv4 or IPv6 address without a port")
-    })
 }
 
 /// An address to listen on.
@@ -246,9 +238,6 @@ mod tests {
         assert_eq!(brokers("a:1, [::1]:2"), Ok(two));
         assert!(brokers("a:1,b").expect_err("no port").starts_with("has the item \"b\": no port"));
         assert!(brokers("a:1,").expect_err("an empty item").starts_with("has the item \"\""));
-        let local = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([10, 0, 0, 1])];
-        assert_eq!(addresses("127.0.0.1,::ffff:10.0.0.1"), Ok(local));
-        assert!(addresses("proxy").is_err() && addresses("10.0.0.1:80").is_err() && addresses("10.0.0.0/8").is_err());
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! The body and the headers of `POST /analyze`: what may be asked for, and what is wrong otherwise. Pure.
 
+use super::http::Refusal;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Largest body, in bytes.
-pub(super) const LARGEST_BODY: usize = 64 * 1024;
 /// Longest `work_ms`.
 const LONGEST_WORK_MS: u64 = 120_000;
 /// Longest idempotency key.
@@ -17,15 +16,8 @@ pub(super) struct Wanted {
     pub(super) work_ms: Option<u64>,
 }
 
-/// A status and a sentence for the caller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) status: u16,
-    pub(super) detail: String,
-}
-
 fn refuse<T>(status: u16, detail: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal { status, detail: detail.into() })
+    Err(Refusal::new(status, detail))
 }
 
 /// Reads the body.
@@ -100,17 +92,10 @@ pub(super) fn check_key(key: &str) -> Result<(), Refusal> {
     }
 }
 
-/// Whether `Prefer` asks for `respond-async` (RFC 7240).
-pub(super) fn prefers_async(prefer: Option<&str>) -> bool {
-    prefer
-        .unwrap_or_default()
-        .split(',')
+/// Whether one of these preferences is `respond-async` (RFC 7240).
+pub(super) fn prefers_async<'a>(mut preferences: impl Iterator<Item = &'a str>) -> bool {
+    preferences
         .any(|preference| preference.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("respond-async"))
-}
-
-/// The refusal of a body that is too large.
-pub(super) fn too_large() -> Refusal {
-    Refusal { status: 413, detail: format!("the body is larger than {LARGEST_BODY} bytes") }
 }
 
 #[cfg(test)]
@@ -164,8 +149,8 @@ mod tests {
 
     #[test]
     fn preferences_and_keys_follow_their_grammar() {
-        assert!(prefers_async(Some("wait=5, Respond-Async; foo")));
-        assert!(!prefers_async(Some("respond-asynchronously")) && !prefers_async(None));
+        assert!(prefers_async(["wait=5", "Respond-Async; foo"].into_iter()));
+        assert!(!prefers_async(["respond-asynchronously"].into_iter()));
         assert!(check_key("order-1").is_ok() && check_key(&"k".repeat(255)).is_ok());
         for bad in ["", "ключ", "tab\t", &"k".repeat(256)] {
             assert_eq!(check_key(bad).unwrap_err().status, 400);

@@ -1,18 +1,26 @@
 //! What a caller gets: status, headers, body, as the bytes of one HTTP/1.1 response.
 //!
-//! Errors are problem documents (RFC 9457). Written by ourselves in one piece, because the HTTP library writes a response in
-//! several and allocates for each header. Nothing that came with a request goes into a header.
+//! Errors are problem documents (RFC 9457). Nothing that came with a request goes into a header.
 
-use super::request::Afterwards;
 use crate::task::TaskResult;
-use httpdate::HttpDate;
 use serde_json::{Map, Value, json};
-use std::io::{self, Write};
-use std::time::{Duration, SystemTime};
-use tiny_http::{Header, Response};
+use std::io::Cursor;
+use std::time::Duration;
+use tiny_http::{HTTPVersion, Header, Response, StatusCode};
 
 const JSON: &str = "application/json";
 const PROBLEM: &str = "application/problem+json";
+
+/// What a response says of its connection (RFC 9112 section 9.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Afterwards {
+    /// It stays open, which HTTP/1.1 need not say.
+    Stays,
+    /// It stays open, which HTTP/1.0 must say.
+    StaysAsAsked,
+    /// This is its last response.
+    Closes,
+}
 
 /// One response.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,82 +96,43 @@ impl Answer {
         self.status
     }
 
-    /// The whole response. `head`: without its body, as an answer to HEAD.
-    pub(super) fn encode(&self, head: bool, afterwards: Afterwards) -> Vec<u8> {
-        let mut response = Vec::with_capacity(512 + self.body.len());
-        // Writing into a vector does not fail.
-        let _ = self.encode_head(&mut response, afterwards);
-        if !head {
-            response.extend_from_slice(&self.body);
-        }
-        response
-    }
-
-    fn encode_head(&self, response: &mut Vec<u8>, afterwards: Afterwards) -> io::Result<()> {
-        let date = HttpDate::from(SystemTime::now());
-        write!(response, "HTTP/1.1 {} {}\r\nDate: {date}\r\n", self.status, reason(self.status))?;
-        write!(response, "Content-Type: {}\r\nContent-Length: {}\r\n", self.content_type, self.body.len())?;
-        for (name, value) in self.all_headers() {
-            write!(response, "{name}: {value}\r\n")?;
-        }
-        match afterwards {
-            Afterwards::Stays => {}
-            Afterwards::StaysAsAsked => write!(response, "Connection: keep-alive\r\n")?,
-            Afterwards::Closes => write!(response, "Connection: close\r\n")?,
-        }
-        write!(response, "\r\n")
-    }
-
-    /// Everything here is about a moment: nobody in between may keep it.
-    fn all_headers(&self) -> impl Iterator<Item = (&'static str, &str)> {
+    /// The whole response. `head_only`: without its body, as it answers a HEAD.
+    pub(super) fn encode(&self, head_only: bool, afterwards: Afterwards) -> Vec<u8> {
         let own = self.headers.iter().map(|(name, value)| (*name, value.as_str()));
-        [("Server", "lastcall"), ("Cache-Control", "no-store")].into_iter().chain(own)
-    }
-
-    /// The same for the library to write, where only it can.
-    pub(super) fn into_library_response(self) -> Response<io::Cursor<Vec<u8>>> {
-        let headers: Vec<(&'static str, String)> = self
-            .all_headers()
-            .chain([("Content-Type", self.content_type)])
-            .map(|(name, value)| (name, value.to_owned()))
-            .collect();
-        let mut response = Response::from_data(self.body).with_status_code(self.status);
-        for (name, value) in headers {
+        // Everything here is about a moment: no cache in between may keep it.
+        let fixed = [("Server", "lastcall"), ("Content-Type", self.content_type), ("Cache-Control", "no-store")];
+        let mut response = Response::empty(self.status)
+            .with_data(Cursor::new(self.body.as_slice()), Some(self.body.len()))
+            // A length is simpler to read than chunks, and known.
+            .with_chunked_threshold(usize::MAX);
+        for (name, value) in fixed.into_iter().chain(own) {
             // Our own names and values are well-formed; a header less is better than no answer.
             if let Ok(header) = Header::from_bytes(name, value) {
                 response.add_header(header);
             }
         }
-        response
+        let mut bytes = Vec::with_capacity(512 + self.body.len());
+        // Writing into a vector does not fail.
+        let _ = response.raw_print(&mut bytes, HTTPVersion(1, 1), None, head_only, None);
+        // The library keeps this header to its own server; it stands first here.
+        let connection: &[u8] = match afterwards {
+            Afterwards::Stays => b"",
+            Afterwards::StaysAsAsked => b"Connection: keep-alive\r\n",
+            Afterwards::Closes => b"Connection: close\r\n",
+        };
+        let begin = bytes.windows(2).position(|it| it == b"\r\n").map_or(0, |end| end + 2);
+        bytes.splice(begin..begin, connection.iter().copied());
+        bytes
     }
 }
 
 fn problem_members(status: u16, detail: &str) -> Map<String, Value> {
     let mut members = Map::new();
     members.insert("type".to_owned(), "about:blank".into());
-    members.insert("title".to_owned(), reason(status).into());
+    members.insert("title".to_owned(), StatusCode(status).default_reason_phrase().into());
     members.insert("status".to_owned(), status.into());
     members.insert("detail".to_owned(), detail.into());
     members
-}
-
-/// The reason phrases of RFC 9110 for the statuses that we use.
-fn reason(status: u16) -> &'static str {
-    match status {
-        200 => "OK",
-        202 => "Accepted",
-        400 => "Bad Request",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        413 => "Content Too Large",
-        415 => "Unsupported Media Type",
-        422 => "Unprocessable Content",
-        500 => "Internal Server Error",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        _ => "Unknown",
-    }
 }
 
 #[cfg(test)]

@@ -2,14 +2,15 @@
 //!
 //! Nothing is sent, written, logged or answered while the lock is held.
 
-use super::connections::{Counted, Load, Unanswered};
 use super::exchange::Exchange;
 use super::fleet::{Fleet, FleetEvent};
+use super::http::load::Load;
 use super::index::{Index, MOST_RESULTS, Place, TaskKey};
 use super::kept::Kept;
 use super::keyed::KeyedTasks;
 use super::metrics::Metrics;
 use super::rate::Rate;
+use super::unanswered::{Counted, Unanswered};
 use super::unknown::Unknown;
 use super::waiting::{Caller, Waiting};
 use crate::config::GatewayConfig;

@@ -6,7 +6,6 @@
 use super::answer::Answer;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What a request is answered with.
@@ -37,7 +36,6 @@ struct Slot {
 #[derive(Debug)]
 pub(super) struct Exchange {
     slot: Option<Arc<Slot>>,
-    address: IpAddr,
 }
 
 /// The side that waits.
@@ -45,15 +43,10 @@ pub(super) struct Exchange {
 pub(super) struct Awaited(Arc<Slot>);
 
 impl Exchange {
-    /// Both sides of a request that came from this address.
-    pub(super) fn new(address: IpAddr) -> (Self, Awaited) {
+    /// Both sides.
+    pub(super) fn new() -> (Self, Awaited) {
         let slot: Arc<Slot> = Arc::default();
-        (Self { slot: Some(Arc::clone(&slot)), address }, Awaited(slot))
-    }
-
-    /// Where the request came from.
-    pub(super) fn address(&self) -> IpAddr {
-        self.address
+        (Self { slot: Some(Arc::clone(&slot)) }, Awaited(slot))
     }
 
     /// Answers with a response.
@@ -98,11 +91,9 @@ impl Awaited {
 mod tests {
     use super::*;
 
-    const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-
     #[test]
     fn an_answer_reaches_the_thread_that_waits() {
-        let (exchange, awaited) = Exchange::new(ADDRESS);
+        let (exchange, awaited) = Exchange::new();
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| awaited.wait());
             exchange.answer(Answer::problem(404, "nothing", None));
@@ -112,14 +103,14 @@ mod tests {
 
     #[test]
     fn a_result_is_made_into_a_response_by_who_waits() {
-        let (exchange, awaited) = Exchange::new(ADDRESS);
+        let (exchange, awaited) = Exchange::new();
         exchange.result(Bytes::from_static(br#"{"task_id":"t","success":false,"error":"no","type":"result"}"#));
         assert_eq!(awaited.wait().status(), 500);
     }
 
     #[test]
     fn an_exchange_that_gets_lost_is_answered_all_the_same() {
-        let (exchange, awaited) = Exchange::new(ADDRESS);
+        let (exchange, awaited) = Exchange::new();
         drop(exchange);
         assert_eq!(awaited.wait().status(), 500);
     }

@@ -27,7 +27,6 @@ pub(super) struct Metrics {
     results: Counter,
     produced_again: Counter,
     bad_records: Counter,
-    connection_panics: Counter,
     answer_seconds: Histogram,
     connections: Gauge,
     unacknowledged_bytes: Gauge,
@@ -54,7 +53,6 @@ impl Metrics {
         let produced_again =
             counter("tasks_produced_again", "Tasks that Kafka had dropped and this gateway produced again");
         let bad_records = counter("bad_records", "Records of the results topic that could not be read");
-        let connection_panics = counter("connection_panics", "Connections given up because serving them panicked");
         let answer_seconds = Histogram::new(exponential_buckets(0.0005, 2.0, 16));
         registry.register_with_unit(
             "answer",
@@ -82,7 +80,6 @@ impl Metrics {
             results,
             produced_again,
             bad_records,
-            connection_panics,
             answer_seconds,
             connections,
             unacknowledged_bytes,
@@ -113,10 +110,6 @@ impl Metrics {
 
     pub(super) fn bad_record(&self) {
         self.bad_records.inc();
-    }
-
-    pub(super) fn connection_panicked(&self) {
-        self.connection_panics.inc();
     }
 
     pub(super) fn answer_took(&self, took: Duration) {

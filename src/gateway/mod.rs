@@ -9,9 +9,7 @@
 //!
 //! | file | noun |
 //! |---|---|
-//! | `listener` | the listening socket, the watch of the own port |
-//! | `connections` | taking connections, their threads, one request at a time on each |
-//! | `request` | where a request's body ends, and reading it |
+//! | `http` | connections: requests are read from them, responses written |
 //! | `exchange` | a request that waits for its answer, wherever that comes from |
 //! | `routes` | which request gets which answer |
 //! | `analyze` | what `POST /analyze` may ask for |
@@ -25,6 +23,7 @@
 //! | `fleet` | the workers as their statuses show them |
 //! | `readers` | the tail, the past, the tasks |
 //! | `lookup` | fetching stored results |
+//! | `unanswered` | requests that a stop waits for |
 //! | `unknown` | questions for tasks that only other gateways know |
 //! | `sweep` | finding tasks that Kafka dropped |
 //! | `start`, `stopping` | bringing the threads up, and the drain |
@@ -34,25 +33,24 @@
 
 mod analyze;
 mod answer;
-mod connections;
 mod desk;
 mod exchange;
 mod fleet;
+mod http;
 mod index;
 mod kept;
 mod keyed;
-mod listener;
 mod lookup;
 mod metrics;
 mod page;
 mod rate;
 mod readers;
-mod request;
 mod routes;
 mod start;
 mod stopping;
 mod submit;
 mod sweep;
+mod unanswered;
 mod unknown;
 mod waiting;
 

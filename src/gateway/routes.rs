@@ -1,21 +1,24 @@
 //! Which request gets which answer. Called by the connections' threads, one request at a time each; what cannot be answered at once
 //! travels on with the exchange.
 
-use super::analyze::{self, Refusal};
+use super::analyze;
 use super::answer::Answer;
 use super::desk::Desk;
 use super::exchange::Exchange;
+use super::http::Refusal;
+use super::http::connection;
+use super::http::head::Head;
 use super::index::{Known, TaskKey};
 use super::lookup::Questions;
 use super::metrics;
 use super::page;
-use super::request::header;
 use super::submit::{Submitter, Terms};
+use super::unanswered::Counted;
 use crate::task::is_task_id;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tiny_http::{Method, Request};
+use tiny_http::Method;
 
 /// Everything that requests are answered with.
 #[derive(Debug)]
@@ -56,7 +59,6 @@ impl Resource<'_> {
 
 /// The resource of a request's target (RFC 9112 section 3.2: a path, or a whole URL), and its query.
 fn resource(target: &str) -> (Option<Resource<'_>>, &str) {
-    let target = target.split('#').next().unwrap_or_default();
     let (path, query) = path_of(target).split_once('?').unwrap_or((path_of(target), ""));
     let resource = match path {
         "/analyze" => Some(Resource::Analyze),
@@ -79,26 +81,20 @@ fn path_of(target: &str) -> &str {
 }
 
 impl Service {
-    /// Whether the request is one whose body is looked into.
-    pub(super) fn wants_body(&self, request: &Request) -> bool {
-        let (resource, _) = resource(request.url());
-        resource == Some(Resource::Analyze) && *request.method() == Method::Post
-    }
-
     /// Answers a request, or has it answered.
-    pub(super) fn take(&self, exchange: Exchange, request: &Request, body: &[u8]) {
-        let (resource, query) = resource(request.url());
+    fn take(&self, exchange: Exchange, head: &Head, body: &[u8]) {
+        let (resource, query) = resource(&head.target);
         let Some(resource) = resource else {
             let detail = "there is nothing here; POST /analyze takes texts, GET / shows the workers";
             return exchange.answer(Answer::problem(404, detail, None));
         };
-        if !resource.allows(request.method()) {
+        if !resource.allows(&head.method) {
             let allowed = resource.allowed();
             let answer = Answer::problem(405, &format!("this path takes {allowed}"), None);
             return exchange.answer(answer.with("Allow", allowed.to_owned()));
         }
         match resource {
-            Resource::Analyze => self.analyze(exchange, request, body),
+            Resource::Analyze => self.analyze(exchange, head, body),
             Resource::Task(id) => self.task(exchange, id),
             Resource::Fleet => {
                 let view = self.desk.state().fleet.view(self.desk.now());
@@ -114,9 +110,9 @@ impl Service {
         }
     }
 
-    fn analyze(&self, exchange: Exchange, request: &Request, body: &[u8]) {
-        let wanted = terms_of(request)
-            .and_then(|terms| Ok((analyze::parse(body, self.desk.config.common.allow_work_ms)?, terms)));
+    fn analyze(&self, exchange: Exchange, head: &Head, body: &[u8]) {
+        let wanted =
+            terms_of(head).and_then(|terms| Ok((analyze::parse(body, self.desk.config.common.allow_work_ms)?, terms)));
         match wanted {
             Ok((wanted, terms)) => self.submitter.submit(exchange, wanted, &terms),
             Err(refusal) => exchange.answer(Answer::problem(refusal.status, &refusal.detail, None)),
@@ -184,6 +180,33 @@ impl Service {
     }
 }
 
+impl connection::Service for Service {
+    type Counted<'a> = Counted<'a>;
+
+    fn begin(&self) -> Counted<'_> {
+        self.desk.count_unanswered()
+    }
+
+    fn wants_body(&self, head: &Head) -> bool {
+        let (resource, _) = resource(&head.target);
+        resource == Some(Resource::Analyze) && head.method == Method::Post
+    }
+
+    fn respond(&self, head: &Head, body: &[u8]) -> Answer {
+        let (exchange, awaited) = Exchange::new();
+        self.take(exchange, head, body);
+        awaited.wait()
+    }
+
+    fn responds(&self, status: u16) {
+        self.desk.metrics.answered(status);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.desk.is_draining()
+    }
+}
+
 /// 200 when all checks pass, else 503; `?verbose` lists them.
 fn checks(checks: &[(&'static str, bool)], query: &str) -> Answer {
     let good = checks.iter().all(|(_, good)| *good);
@@ -197,14 +220,14 @@ fn checks(checks: &[(&'static str, bool)], query: &str) -> Answer {
     Answer::json(status, &value)
 }
 
-fn terms_of(request: &Request) -> Result<Terms, Refusal> {
-    analyze::check_type(header(request, "Content-Type"))?;
-    let idempotency_key = header(request, "Idempotency-Key");
+fn terms_of(head: &Head) -> Result<Terms, Refusal> {
+    analyze::check_type(head.field("Content-Type")?)?;
+    let idempotency_key = head.field("Idempotency-Key")?;
     if let Some(key) = idempotency_key {
         analyze::check_key(key)?;
     }
     Ok(Terms {
-        asynchronous: analyze::prefers_async(header(request, "Prefer")),
+        asynchronous: analyze::prefers_async(head.list("Prefer")),
         idempotency_key: idempotency_key.map(str::to_owned),
     })
 }
@@ -237,7 +260,7 @@ mod tests {
     #[test]
     fn targets_are_paths_with_or_without_a_query_or_whole_urls() {
         assert_eq!(resource("/readyz?verbose"), (Some(Resource::Ready), "verbose"));
-        assert_eq!(resource("http://host:80/tasks/a%20b?x#y"), (Some(Resource::Task("a%20b")), "x"));
+        assert_eq!(resource("http://host:80/tasks/a%20b?x"), (Some(Resource::Task("a%20b")), "x"));
         assert_eq!(resource("http://host"), (Some(Resource::Page), ""));
         assert_eq!(resource("/?a"), (Some(Resource::Page), "a"));
         for nothing in ["", "*", "//", "/tasks", "/tasks/", "/analyze/", "/ANALYZE", "https://host/"] {

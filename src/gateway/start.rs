@@ -1,9 +1,9 @@
 //! How a gateway starts: the port first, then HTTP, then Kafka as soon as it can be reached.
 
 use super::answer::Answer;
-use super::connections::{self, Load};
 use super::desk::{Desk, log_events};
-use super::listener;
+use super::http::load::Load;
+use super::http::{accept, listener};
 use super::lookup::{self, Question, Questions};
 use super::readers::{self, ReadBack};
 use super::routes::Service;
@@ -69,7 +69,7 @@ pub(super) fn start(config: GatewayConfig) -> Result<Running, ExitCode> {
     })?;
     let address = listener.local_addr().unwrap_or(address);
     let grace = config.stop_grace_period;
-    let load = Load::new(connections::most_connections(config.max_waiting));
+    let load = Load::new(accept::most_connections(config.max_waiting));
     let desk = Arc::new(Desk::new(config, load));
     let (questions, asked) = lookup::queue();
     let submitter = Arc::new(Submitter::new(Arc::clone(&desk), questions.clone()));
@@ -108,7 +108,10 @@ impl Running {
         let service =
             Arc::new(Service { desk: Arc::clone(&self.desk), submitter: Arc::clone(&self.submitter), questions });
         let (load, end) = (Arc::clone(&self.desk.load), self.end.clone());
-        self.spawn("accept", move || connections::accept(listener, service, &load, &end));
+        self.spawn("accept", move || -> Result<(), Infallible> {
+            accept::accept(&listener, service, &load, &end);
+            Ok(())
+        });
         let (address, load, end) = (self.address, Arc::clone(&self.desk.load), self.end.clone());
         self.spawn("port-watch", move || listener::watch(address, &load, &end));
         let (desk, submitter, end) = (Arc::clone(&self.desk), Arc::clone(&self.submitter), self.end.clone());

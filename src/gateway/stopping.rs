@@ -1,10 +1,10 @@
 //! How a gateway stops: nothing new is accepted, everybody who waits is answered, then it ends.
 //!
-//! It keeps answering to the end; a connection is closed with its next answer. Threads of idle connections cannot be woken, the library has
-//! their sockets: they end with the process.
+//! It keeps answering to the end; a connection is closed with its next answer. Idle connections end with the process: a request that is on its way to
+//! one that is closed would be cut off.
 
 use super::desk::Desk;
-use super::listener;
+use super::http::listener;
 use super::start::Running;
 use super::submit::parting_answer;
 use crate::exit::{self, ExitCode};

@@ -107,7 +107,7 @@ impl Submitter {
         let now = Instant::now();
         let refused = {
             let mut state = self.desk.state();
-            match self.refusal(&mut state, &exchange, asynchronous, now) {
+            match self.refusal(&mut state, asynchronous, now) {
                 Some(answer) => Some((exchange, answer)),
                 None => {
                     park(&mut state, exchange, key, asynchronous, Progress::Queued, now);
@@ -122,7 +122,7 @@ impl Submitter {
     }
 
     /// Why no more work is taken now.
-    fn refusal(&self, state: &mut State, exchange: &Exchange, asynchronous: bool, now: Instant) -> Option<Answer> {
+    fn refusal(&self, state: &mut State, asynchronous: bool, now: Instant) -> Option<Answer> {
         let config = &self.desk.config;
         let pending = state.index.pending_count();
         if asynchronous && pending >= config.max_pending {
@@ -139,13 +139,9 @@ impl Submitter {
             let detail = "Kafka does not take tasks as fast as they come; nothing was accepted";
             return Some(Answer::unavailable(detail, None, RETRY_AFTER));
         }
-        let address = exchange.address();
-        let detail = match state.waiting.room(address, config.trusted_proxies.contains(&address)) {
+        let detail = match state.waiting.room() {
             Ok(()) => return None,
             Err(Full::Table) => format!("{} callers wait already (MAX_WAITING)", config.max_waiting),
-            Err(Full::Address) => {
-                "a quarter of MAX_WAITING callers wait from your address already (see TRUSTED_PROXIES)".to_owned()
-            }
             Err(Full::Closed) => "the gateway is shutting down; send this to another one".to_owned(),
         };
         Some(Answer::unavailable(&detail, None, RETRY_AFTER))
@@ -247,7 +243,7 @@ impl Submitter {
             Known::Pending | Known::Nothing => {}
         }
         let Some(waiting) = exchange.take() else { return Keyed::Wait };
-        if let Some(answer) = self.refusal(state, &waiting, asynchronous, now) {
+        if let Some(answer) = self.refusal(state, asynchronous, now) {
             *exchange = Some(waiting);
             return Keyed::answer(answer);
         }
@@ -335,7 +331,7 @@ impl Submitter {
 }
 
 fn park(state: &mut State, exchange: Exchange, key: TaskKey, asynchronous: bool, progress: Progress, now: Instant) {
-    let caller = Caller { address: exchange.address(), request: exchange, asynchronous, since: now };
+    let caller = Caller { request: exchange, asynchronous, since: now };
     state.waiting.park(key, caller, progress, now);
 }
 

@@ -5,7 +5,6 @@
 
 use super::index::TaskKey;
 use std::collections::{HashMap, VecDeque};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// How far the caller's task has got on its way to Kafka; decides what may be said when time runs out.
@@ -24,8 +23,6 @@ pub(super) enum Progress {
 pub(super) struct Caller<R> {
     /// What is needed to answer.
     pub(super) request: R,
-    /// Where the caller comes from.
-    pub(super) address: IpAddr,
     /// Answered as soon as Kafka has the task (`Prefer: respond-async`).
     pub(super) asynchronous: bool,
     /// When it came.
@@ -52,8 +49,6 @@ struct Entry<R> {
 pub(super) enum Full {
     /// `MAX_WAITING` callers wait.
     Table,
-    /// A quarter of the table belongs to this caller's address.
-    Address,
     /// The gateway has ended.
     Closed,
 }
@@ -63,7 +58,6 @@ pub(super) enum Full {
 pub(super) struct Waiting<R> {
     entries: HashMap<TaskKey, Entry<R>>,
     deadlines: VecDeque<(Instant, TaskKey, u64)>,
-    by_address: HashMap<IpAddr, usize>,
     patience: Duration,
     most: usize,
     count: usize,
@@ -74,31 +68,18 @@ pub(super) struct Waiting<R> {
 impl<R> Waiting<R> {
     /// At most `most` callers, each for `patience` (`MAX_WAITING`, `ANSWER_TIMEOUT`).
     pub(super) fn new(most: usize, patience: Duration) -> Self {
-        Self {
-            entries: HashMap::new(),
-            deadlines: VecDeque::new(),
-            by_address: HashMap::new(),
-            patience,
-            most,
-            count: 0,
-            next: 0,
-            closed: false,
-        }
+        Self { entries: HashMap::new(), deadlines: VecDeque::new(), patience, most, count: 0, next: 0, closed: false }
     }
 
-    /// Whether one more caller from this address may wait. Proxies (`trusted`) speak for many and may fill the table.
-    pub(super) fn room(&self, address: IpAddr, trusted: bool) -> Result<(), Full> {
+    /// Whether one more caller may wait.
+    pub(super) fn room(&self) -> Result<(), Full> {
         if self.closed {
-            return Err(Full::Closed);
+            Err(Full::Closed)
+        } else if self.count >= self.most {
+            Err(Full::Table)
+        } else {
+            Ok(())
         }
-        if self.count >= self.most {
-            return Err(Full::Table);
-        }
-        let share = (self.most / 4).max(1);
-        if !trusted && self.by_address.get(&address).copied().unwrap_or(0) >= share {
-            return Err(Full::Address);
-        }
-        Ok(())
     }
 
     /// Enters a caller. `progress` counts for a task that nobody waits for yet; otherwise the task's own stands.
@@ -106,7 +87,6 @@ impl<R> Waiting<R> {
         let number = self.next;
         self.next += 1;
         self.count += 1;
-        *self.by_address.entry(caller.address).or_default() += 1;
         self.deadlines.push_back((now + self.patience, key, number));
         let entry = self.entries.entry(key).or_insert_with(|| Entry { progress, callers: Vec::with_capacity(1) });
         entry.callers.push((number, caller));
@@ -171,15 +151,11 @@ impl<R> Waiting<R> {
             self.entries.remove(&key);
         }
         self.count -= 1;
-        self.leave_address(caller.address);
         Some(Leaving { key, caller, progress })
     }
 
     fn gone(&mut self, callers: Vec<(u64, Caller<R>)>) -> Vec<Caller<R>> {
         self.count -= callers.len();
-        for (_, caller) in &callers {
-            self.leave_address(caller.address);
-        }
         // Their deadlines stay and find nothing; most leave long before, so the queue is kept from growing.
         if self.deadlines.len() > 64 + 4 * self.count {
             let entries = &self.entries;
@@ -188,15 +164,6 @@ impl<R> Waiting<R> {
             });
         }
         callers.into_iter().map(|(_, caller)| caller).collect()
-    }
-
-    fn leave_address(&mut self, address: IpAddr) {
-        if let Some(count) = self.by_address.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_address.remove(&address);
-            }
-        }
     }
 
     /// When the next caller's time is over.
@@ -227,8 +194,8 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    fn caller(request: u32, last: u8) -> Caller<u32> {
-        Caller { request, address: IpAddr::from([127, 0, 0, last]), asynchronous: false, since: Instant::now() }
+    fn caller(request: u32) -> Caller<u32> {
+        Caller { request, asynchronous: false, since: Instant::now() }
     }
 
     fn key(number: u128) -> TaskKey {
@@ -243,11 +210,11 @@ mod tests {
     fn a_caller_is_answered_by_whoever_comes_first_and_only_once() {
         let now = Instant::now();
         let mut waiting = Waiting::new(8, PATIENCE);
-        waiting.park(key(1), caller(1, 1), Progress::Queued, now);
+        waiting.park(key(1), caller(1), Progress::Queued, now);
         assert_eq!(requests(waiting.complete(key(1))), [1]);
         assert!(waiting.complete(key(1)).is_empty());
         assert!(waiting.expire(now + PATIENCE).is_empty());
-        assert_eq!((waiting.len(), waiting.by_address.len()), (0, 0));
+        assert_eq!(waiting.len(), 0);
     }
 
     #[test]
@@ -255,7 +222,7 @@ mod tests {
         let now = Instant::now();
         let mut waiting = Waiting::new(8, PATIENCE);
         for number in 1..=3 {
-            waiting.park(key(number), caller(number as u32, 1), Progress::Queued, now);
+            waiting.park(key(number), caller(number as u32), Progress::Queued, now);
         }
         assert!(waiting.sending(key(2)) && waiting.sending(key(3)));
         assert!(waiting.acknowledged(key(3)).is_empty(), "it waits for the result");
@@ -269,35 +236,26 @@ mod tests {
     fn an_asynchronous_caller_leaves_with_the_acknowledgement() {
         let now = Instant::now();
         let mut waiting = Waiting::new(8, PATIENCE);
-        waiting.park(key(1), Caller { asynchronous: true, ..caller(1, 1) }, Progress::Queued, now);
-        waiting.park(key(1), caller(2, 1), Progress::Queued, now);
+        waiting.park(key(1), Caller { asynchronous: true, ..caller(1) }, Progress::Queued, now);
+        waiting.park(key(1), caller(2), Progress::Queued, now);
         assert_eq!(requests(waiting.acknowledged(key(1))), [1]);
         assert_eq!(waiting.len(), 1);
         assert_eq!(requests(waiting.complete(key(1))), [2]);
     }
 
     #[test]
-    fn one_address_gets_a_quarter_of_the_table_unless_it_is_a_proxy() {
+    fn the_table_has_room_for_so_many_callers_and_for_none_once_it_is_closed() {
         let now = Instant::now();
-        let mut waiting = Waiting::new(8, PATIENCE);
-        let address = IpAddr::from([127, 0, 0, 1]);
+        let mut waiting = Waiting::new(2, PATIENCE);
         for number in 0..2 {
-            assert_eq!(waiting.room(address, false), Ok(()));
-            waiting.park(key(number), caller(0, 1), Progress::Queued, now);
+            assert_eq!(waiting.room(), Ok(()));
+            waiting.park(key(number), caller(0), Progress::Queued, now);
         }
-        assert_eq!(waiting.room(address, false), Err(Full::Address));
-        assert_eq!(waiting.room(address, true), Ok(()));
-        assert_eq!(waiting.room(IpAddr::from([127, 0, 0, 2]), false), Ok(()));
-        for number in 2..8 {
-            waiting.park(key(number), caller(0, 2), Progress::Queued, now);
-        }
-        assert_eq!(waiting.room(IpAddr::from([127, 0, 0, 3]), true), Err(Full::Table));
-        for number in 0..2 {
-            assert_eq!(waiting.complete(key(number)).len(), 1);
-        }
-        assert_eq!(waiting.room(address, false), Ok(()), "its share is free again");
-        assert_eq!(waiting.close().len(), 6);
-        assert_eq!(waiting.room(address, false), Err(Full::Closed));
+        assert_eq!(waiting.room(), Err(Full::Table));
+        assert_eq!(waiting.complete(key(0)).len(), 1);
+        assert_eq!(waiting.room(), Ok(()));
+        assert_eq!(waiting.close().len(), 1);
+        assert_eq!(waiting.room(), Err(Full::Closed));
     }
 
     #[test]
@@ -305,7 +263,7 @@ mod tests {
         let now = Instant::now();
         let mut waiting = Waiting::new(8, PATIENCE);
         for number in 0..10_000 {
-            waiting.park(key(number), caller(0, 1), Progress::Queued, now);
+            waiting.park(key(number), caller(0), Progress::Queued, now);
             waiting.complete(key(number));
         }
         assert!(waiting.deadlines.len() <= 65, "{}", waiting.deadlines.len());
@@ -322,7 +280,7 @@ mod tests {
                 match step {
                     0 | 1 => {
                         let asynchronous = step == 1;
-                        waiting.park(key(number), Caller { asynchronous, ..caller(parked, 1) }, Progress::Queued, now);
+                        waiting.park(key(number), Caller { asynchronous, ..caller(parked) }, Progress::Queued, now);
                         parked += 1;
                     }
                     2 => { waiting.sending(key(number)); }
@@ -338,7 +296,7 @@ mod tests {
             left.extend(waiting.close().into_iter().map(|it| it.caller.request));
             left.sort_unstable();
             proptest::prop_assert_eq!(left, (0..parked).collect::<Vec<_>>());
-            proptest::prop_assert!(waiting.entries.is_empty() && waiting.by_address.is_empty());
+            proptest::prop_assert!(waiting.entries.is_empty());
         }
     }
 }

@@ -22,6 +22,7 @@ mod faults;
 mod foreign;
 mod gateway;
 mod hazards;
+mod http;
 mod idle;
 mod leaders;
 mod logs;

@@ -1,0 +1,317 @@
+//! One connection: its requests are read, answered and written one after the other.
+//!
+//! A head must be whole within 10 s of its first byte, a body within 10 s of its head; between requests a connection may be quiet for a minute. Pipelined
+//! requests are answered in order. Whatever a caller does, it holds its own thread only, and that for a bounded time. Called by the
+//! connections' threads of [`accept`](super::accept).
+
+use super::Refusal;
+use super::chunked::Chunked;
+use super::head::{self, Body, Head};
+use super::load::Seat;
+use crate::gateway::answer::{Afterwards, Answer};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tiny_http::Method;
+
+/// How long a caller may take.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Until the first byte of the next request.
+    idle: Duration,
+    /// From there until its head is whole.
+    head: Duration,
+    /// And from there until its body is.
+    body: Duration,
+    /// Until it has read its last response and closed.
+    linger: Duration,
+}
+
+const LIMITS: Limits = Limits {
+    idle: Duration::from_secs(60),
+    head: Duration::from_secs(10),
+    body: Duration::from_secs(10),
+    linger: Duration::from_secs(1),
+};
+/// Bytes of a body at the most.
+pub(in crate::gateway) const LARGEST_BODY: usize = 64 * 1024;
+/// Bytes behind a last response that are read away, so that their sender gets to reading it (RFC 9112 section 9.6).
+const READ_AWAY: usize = 1024 * 1024;
+/// Bytes of one read.
+const PIECE: usize = 8 * 1024;
+
+/// What answers requests.
+pub(in crate::gateway) trait Service: Send + Sync {
+    /// What is held from the moment that a request is whole until its response is written.
+    type Counted<'a>
+    where
+        Self: 'a;
+
+    /// A request is whole.
+    fn begin(&self) -> Self::Counted<'_>;
+
+    /// Whether the body is looked into; what is not wanted is not waited for.
+    fn wants_body(&self, head: &Head) -> bool;
+
+    /// The response, waited for.
+    fn respond(&self, head: &Head, body: &[u8]) -> Answer;
+
+    /// A response with this status is about to be written.
+    fn responds(&self, status: u16);
+
+    /// Whether connections end with their next response.
+    fn is_stopping(&self) -> bool;
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: Arc<TcpStream>,
+    seat: Seat,
+    /// Bytes that came and belong to nothing yet.
+    input: Vec<u8>,
+    /// As the socket has it; a system call for each read would cost as much as the read.
+    timeout: Duration,
+    limits: Limits,
+}
+
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// Nothing is on its way to us.
+    Read,
+    /// The caller may still send, and has to get to reading our response.
+    Unread,
+}
+
+/// What a read came to.
+enum Came {
+    Bytes,
+    /// The caller sends nothing more, or has gone.
+    End,
+    Late,
+}
+
+impl Connection {
+    pub(super) fn new(socket: Arc<TcpStream>, seat: Seat) -> Self {
+        Self { socket, seat, input: Vec::new(), timeout: Duration::ZERO, limits: LIMITS }
+    }
+
+    /// Serves it to its end.
+    pub(super) fn serve(mut self, service: &impl Service) {
+        if self.requests(service) == Ending::Unread {
+            self.linger();
+        }
+    }
+
+    fn requests(&mut self, service: &impl Service) -> Ending {
+        loop {
+            let head = match self.read_head() {
+                Ok(Some(head)) => head,
+                Ok(None) => return Ending::Read,
+                Err(refusal) => {
+                    // Where the next request begins is not known any more.
+                    self.write(service, &problem(&refusal), false, Afterwards::Closes);
+                    return Ending::Unread;
+                }
+            };
+            self.seat.waits(false);
+            let body = self.read_body(&head, service.wants_body(&head));
+            let whole = matches!(body, Ok(Some(_)));
+            // Counted from here: a stop waits for requests that are whole, not for callers that have yet to send theirs.
+            let counted = service.begin();
+            let answer = match body {
+                Ok(body) => service.respond(&head, &body.unwrap_or_default()),
+                Err(refusal) => problem(&refusal),
+            };
+            let afterwards = match (whole && head.persists && !service.is_stopping(), head.is_old) {
+                (false, _) => Afterwards::Closes,
+                (true, false) => Afterwards::Stays,
+                (true, true) => Afterwards::StaysAsAsked,
+            };
+            let written = self.write(service, &answer, head.method == Method::Head, afterwards);
+            drop(counted);
+            // A caller that has gone, or does not read: its task is in Kafka, its result can be asked for.
+            if !written {
+                return Ending::Read;
+            }
+            if afterwards == Afterwards::Closes {
+                return if whole && self.input.is_empty() { Ending::Read } else { Ending::Unread };
+            }
+            self.seat.waits(true);
+        }
+    }
+
+    /// The next head; `None`: there is none, and nobody waits for a response.
+    fn read_head(&mut self) -> Result<Option<Head>, Refusal> {
+        let mut begun = !self.input.is_empty();
+        let mut until = Instant::now() + if begun { self.limits.head } else { self.limits.idle };
+        loop {
+            // Some callers send an empty line behind a body (RFC 9112 section 2.2).
+            while self.input.starts_with(b"\r\n") {
+                self.input.drain(..2);
+            }
+            if !self.input.is_empty()
+                && let Some((head, length)) = head::parse(&self.input)?
+            {
+                self.input.drain(..length);
+                return Ok(Some(head));
+            }
+            match self.read(until) {
+                Came::Bytes if !begun => (begun, until) = (true, Instant::now() + self.limits.head),
+                Came::Bytes => {}
+                Came::End => return Ok(None),
+                Came::Late if self.input.is_empty() => return Ok(None),
+                Came::Late => {
+                    let detail =
+                        format!("the head of the request did not come within {} s", self.limits.head.as_secs());
+                    return Err(Refusal::new(408, detail));
+                }
+            }
+        }
+    }
+
+    /// The body; `None`: it is not wanted, and not here.
+    fn read_body(&mut self, head: &Head, wanted: bool) -> Result<Option<Vec<u8>>, Refusal> {
+        let until = Instant::now() + self.limits.body;
+        match head.body {
+            Body::Length(length) => {
+                let here = usize::try_from(length).ok().filter(|length| *length <= self.input.len());
+                match (here, wanted) {
+                    (Some(length), _) => Ok(Some(self.input.drain(..length).collect())),
+                    (None, false) => Ok(None),
+                    // Answered at once: it may be as large as its sender likes, or may wait for our 100 (Continue).
+                    (None, true) if length > LARGEST_BODY as u64 => Err(too_large()),
+                    (None, true) => self.read_length(head, length as usize, until).map(Some),
+                }
+            }
+            Body::Chunked if wanted => self.read_chunks(head, until).map(Some),
+            Body::Chunked => Ok(None),
+        }
+    }
+
+    fn read_length(&mut self, head: &Head, length: usize, until: Instant) -> Result<Vec<u8>, Refusal> {
+        self.ask_for_body(head);
+        self.input.reserve_exact(length - self.input.len());
+        while self.input.len() < length {
+            match self.read(until) {
+                Came::Bytes => {}
+                Came::End => return Err(ended_early()),
+                Came::Late => return Err(self.late()),
+            }
+        }
+        let rest = self.input.split_off(length);
+        Ok(std::mem::replace(&mut self.input, rest))
+    }
+
+    fn read_chunks(&mut self, head: &Head, until: Instant) -> Result<Vec<u8>, Refusal> {
+        self.ask_for_body(head);
+        let (mut chunked, mut body, mut is_large) = (Chunked::new(), Vec::new(), false);
+        loop {
+            let decoded = chunked.decode(&self.input, |content| {
+                is_large |= body.len() + content.len() > LARGEST_BODY;
+                if !is_large {
+                    body.extend_from_slice(content);
+                }
+            });
+            let length = match decoded {
+                Ok(length) => length,
+                Err(fault) => return Err(Refusal::new(400, format!("the body is not well-formed: {fault}"))),
+            };
+            self.input.drain(..length);
+            if is_large {
+                return Err(too_large());
+            }
+            if chunked.is_done() {
+                return Ok(body);
+            }
+            match self.read(until) {
+                Came::Bytes => {}
+                Came::End => return Err(ended_early()),
+                Came::Late => return Err(self.late()),
+            }
+        }
+    }
+
+    /// Lets a caller send its body that waits for our word (RFC 9110 section 10.1.1).
+    fn ask_for_body(&mut self, head: &Head) {
+        if head.expects_continue && self.input.is_empty() {
+            // One that cannot be written shows at the next read.
+            let _ = (&*self.socket).write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+    }
+
+    /// Reads what has come, or waits for it.
+    fn read(&mut self, until: Instant) -> Came {
+        let mut piece = [0; PIECE];
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Came::Late;
+            }
+            // In whole seconds, so that it seldom changes: a little too late is in time here.
+            let timeout = Duration::from_secs(left.as_secs() + 1);
+            if timeout != self.timeout {
+                if self.socket.set_read_timeout(Some(timeout)).is_err() {
+                    return Came::End;
+                }
+                self.timeout = timeout;
+            }
+            match (&*self.socket).read(&mut piece) {
+                Ok(0) => return Came::End,
+                Ok(length) => {
+                    self.input.extend_from_slice(&piece[..length]);
+                    return Came::Bytes;
+                }
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+                }
+                Err(_) => return Came::End,
+            }
+        }
+    }
+
+    /// Writes a response in one piece; false: it did not get through.
+    fn write(&mut self, service: &impl Service, answer: &Answer, head_only: bool, afterwards: Afterwards) -> bool {
+        service.responds(answer.status());
+        (&*self.socket).write_all(&answer.encode(head_only, afterwards)).is_ok()
+    }
+
+    fn late(&self) -> Refusal {
+        Refusal::new(408, format!("the body did not come within {} s", self.limits.body.as_secs()))
+    }
+
+    /// Reads away what still comes. Closing a socket with unread bytes resets the connection, and a response that the caller has not
+    /// read yet is lost with it.
+    fn linger(&mut self) {
+        let until = Instant::now() + self.limits.linger;
+        let mut left = READ_AWAY;
+        // It fails where the caller has gone.
+        if self.socket.shutdown(Shutdown::Write).is_err() {
+            return;
+        }
+        loop {
+            self.input.clear();
+            match self.read(until) {
+                Came::Bytes if self.input.len() <= left => left -= self.input.len(),
+                _ => return,
+            }
+        }
+    }
+}
+
+fn problem(refusal: &Refusal) -> Answer {
+    Answer::problem(refusal.status, &refusal.detail, None)
+}
+
+fn too_large() -> Refusal {
+    Refusal::new(413, format!("the body is larger than {LARGEST_BODY} bytes"))
+}
+
+fn ended_early() -> Refusal {
+    Refusal::new(400, "the body ended early")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! A connection before callers of all kinds, over real sockets.
+
+use super::*;
+use crate::gateway::http::load::Load;
+use crate::stop::Stop;
+use crate::threads::{self, Thread};
+use parking_lot::Mutex;
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Short enough to be waited for; a wait may take a second more.
+const SHORT: Limits = Limits {
+    idle: Duration::from_millis(300),
+    head: Duration::from_millis(300),
+    body: Duration::from_millis(300),
+    linger: Duration::from_millis(300),
+};
+
+/// Says what it was asked.
+#[derive(Debug, Default)]
+struct Echo {
+    statuses: Mutex<Vec<u16>>,
+    open: Mutex<usize>,
+    stopping: AtomicBool,
+}
+
+struct Open<'a>(&'a Mutex<usize>);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        *self.0.lock() -= 1;
+    }
+}
+
+impl Service for Echo {
+    type Counted<'a> = Open<'a>;
+
+    fn begin(&self) -> Open<'_> {
+        *self.open.lock() += 1;
+        Open(&self.open)
+    }
+
+    fn wants_body(&self, head: &Head) -> bool {
+        head.method == Method::Post
+    }
+
+    fn respond(&self, head: &Head, body: &[u8]) -> Answer {
+        let text = format!("{} {} {}", head.method, head.target, String::from_utf8_lossy(body));
+        Answer::bytes(200, "text/plain", text.into_bytes())
+    }
+
+    fn responds(&self, status: u16) {
+        self.statuses.lock().push(status);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+}
+
+/// A caller, and the thread that serves it.
+struct Served {
+    caller: TcpStream,
+    echo: Arc<Echo>,
+    load: Arc<Load>,
+    thread: Thread,
+}
+
+fn serve(limits: Limits) -> Served {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let caller = TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
+    caller.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+    let socket = Arc::new(listener.accept().expect("a connection").0);
+    let (echo, load) = (Arc::<Echo>::default(), Arc::new(Load::new(8)));
+    let seat = load.seat(&socket, &Stop::new()).expect("no stop");
+    let connection = Connection { limits, ..Connection::new(socket, seat) };
+    let service = Arc::clone(&echo);
+    let thread = threads::spawn("served", Stop::new(), move || -> Result<(), Infallible> {
+        connection.serve(&*service);
+        Ok(())
+    });
+    Served { caller, echo, load, thread }
+}
+
+impl Served {
+    fn send(&mut self, text: &str) {
+        self.caller.write_all(text.as_bytes()).expect("it is read");
+    }
+
+    /// Everything until the connection's end, which is waited for.
+    fn rest(mut self) -> String {
+        let mut text = String::new();
+        self.caller.read_to_string(&mut text).expect("text, and an end that is no reset");
+        // One that lingers waits for this.
+        drop(self.caller);
+        self.thread.join().expect("no panic");
+        assert_eq!((self.load.open(), *self.echo.open.lock()), (0, 0));
+        text
+    }
+}
+
+/// What comes back for this, from a caller that sends nothing more and waits.
+fn all(text: &str) -> String {
+    let mut served = serve(LIMITS);
+    served.send(text);
+    served.caller.shutdown(Shutdown::Write).expect("a socket");
+    served.rest()
+}
+
+fn statuses(text: &str) -> Vec<&str> {
+    let begins = text.split("HTTP/1.1 ").skip(1).filter_map(|response| response.split(' ').next());
+    begins.filter(|begin| begin.parse::<u16>().is_ok()).collect()
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let text = all(
+        "POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\none\r\n\r\nGET /b HTTP/1.1\r\nHost: x\r\n\r\n\
+         POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\ntw\r\n1\r\no\r\n0\r\nX-Sum: 2\r\n\r\n\
+         HEAD /d HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
+    assert_eq!(statuses(&text), ["200"; 4], "{text}");
+    let places: Vec<_> = ["POST /a one", "GET /b ", "POST /c two"].iter().map(|it| text.find(it)).collect();
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{text}");
+    assert!(!text.contains("HEAD /d") && text.contains("Connection: close\r\n"), "{text}");
+}
+
+#[test]
+fn another_protocol_may_be_offered_and_is_not_taken() {
+    let text = all("POST /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
+         Content-Length: 2\r\n\r\nhi");
+    assert!(statuses(&text) == ["200"] && text.contains("POST /a hi"), "{text}");
+    let text = all("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    assert!(statuses(&text) == ["505"] && text.contains("application/problem+json"), "{text}");
+}
+
+#[test]
+fn a_request_that_can_be_read_in_two_ways_is_the_last_one() {
+    let next = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+    for (bad, status) in [
+        ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na", "400"),
+        ("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\na\r\n0\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost: x\r\nExpect: more\r\n\r\n", "417"),
+    ] {
+        let text = all(&format!("{bad}{next}"));
+        assert!(statuses(&text) == [status] && text.contains("Connection: close\r\n"), "{bad:?}: {text}");
+    }
+}
+
+#[test]
+fn a_body_that_ends_early_is_refused() {
+    for body in ["Content-Length: 10\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"] {
+        let text = all(&format!("POST / HTTP/1.1\r\nHost: x\r\n{body}"));
+        assert!(statuses(&text) == ["400"] && text.contains("the body ended early"), "{text}");
+    }
+    assert_eq!(all("GET / HTTP/1.1\r\nHost: x\r\n"), "", "the caller has left in its head");
+}
+
+#[test]
+fn a_body_that_is_too_large_is_refused_before_it_came_and_read_away_afterwards() {
+    let large = "a".repeat(LARGEST_BODY + 1);
+    let mut served = serve(LIMITS);
+    served.send(&format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", large.len()));
+    let mut begin = [0; 12];
+    served.caller.read_exact(&mut begin).expect("a response");
+    assert_eq!(&begin, b"HTTP/1.1 413");
+    // A stop does not wait for the rest of the body.
+    while *served.echo.open.lock() > 0 {
+        std::thread::yield_now();
+    }
+    served.send(&large);
+    assert!(served.rest().contains("Connection: close\r\n"));
+    let text =
+        all(&format!("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{large}", large.len()));
+    assert_eq!(statuses(&text), ["413"]);
+}
+
+#[test]
+fn a_caller_that_waits_for_our_word_gets_it_or_a_last_response() {
+    let mut served = serve(LIMITS);
+    served
+        .send("POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n");
+    let mut word = [0; 25];
+    served.caller.read_exact(&mut word).expect("a word");
+    assert_eq!(&word, b"HTTP/1.1 100 Continue\r\n\r\n");
+    served.send("hi");
+    assert_eq!(statuses(&served.rest()), ["200"]);
+    let text = all("POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\nExpect: 100-continue\r\n\r\n");
+    assert_eq!(statuses(&text), ["413"]);
+}
+
+#[test]
+fn a_body_that_is_not_wanted_is_not_waited_for() {
+    let text = all("GET /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhiGET /b HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(statuses(&text), ["200", "200"], "it is here already");
+    let mut served = serve(SHORT);
+    served.send("GET /a HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000000000000000\r\n\r\nhi");
+    let text = served.rest();
+    assert!(statuses(&text) == ["200"] && text.contains("Connection: close\r\n"), "{text}");
+}
+
+#[test]
+fn old_callers_say_when_a_connection_stays() {
+    let text = all("GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /b HTTP/1.0\r\n\r\nGET /c HTTP/1.0\r\n\r\n");
+    assert_eq!(statuses(&text), ["200", "200"]);
+    assert!(text.contains("Connection: keep-alive\r\n") && text.contains("Connection: close\r\n"), "{text}");
+}
+
+#[test]
+fn no_caller_may_take_for_ever() {
+    assert_eq!(serve(SHORT).rest(), "", "an idle connection ends without a word");
+    for begin in ["G", "GET / HTTP/1.1\r\nHost: x\r\n"] {
+        let mut served = serve(SHORT);
+        served.send(begin);
+        assert_eq!(statuses(&served.rest()), ["408"], "{begin:?}");
+    }
+    for body in ["Content-Length: 5\r\n\r\nhell", "Transfer-Encoding: chunked\r\n\r\n5;"] {
+        let mut served = serve(SHORT);
+        served.send(&format!("POST / HTTP/1.1\r\nHost: x\r\n{body}"));
+        assert_eq!(statuses(&served.rest()), ["408"], "{body:?}");
+    }
+}
+
+#[test]
+fn a_stop_ends_a_connection_with_its_next_response() {
+    let mut served = serve(LIMITS);
+    served.send("GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
+    let mut begin = [0; 12];
+    served.caller.read_exact(&mut begin).expect("a response");
+    served.echo.stopping.store(true, Ordering::Relaxed);
+    served.send("GET /b HTTP/1.1\r\nHost: x\r\n\r\nGET /c HTTP/1.1\r\nHost: x\r\n\r\n");
+    let text = served.rest();
+    assert!(text.contains("GET /b") && !text.contains("GET /c") && text.contains("Connection: close\r\n"), "{text}");
+}

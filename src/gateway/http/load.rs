@@ -1,0 +1,180 @@
+//! The seats of connections: how many are taken, and which connection has been idle for longest.
+//!
+//! A connection takes a [`Seat`] and leaves it when it ends. With all seats taken, the connection that has waited for a request for longest is
+//! closed, so that new callers and probes get through whatever quiet ones there are. Called by [`accept`](super::accept) and the
+//! connections' threads.
+
+use crate::stop::Stop;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often is looked whether a full gateway is to stop.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(in crate::gateway) struct Load {
+    seats: Mutex<Seats>,
+    one_less: Condvar,
+    most: usize,
+}
+
+#[derive(Debug, Default)]
+struct Seats {
+    taken: HashMap<u64, Taken>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Taken {
+    socket: Arc<TcpStream>,
+    /// Since when it waits for a request that is whole; `None`: it has one.
+    waits_since: Option<Instant>,
+}
+
+impl Load {
+    /// `most` connections at once; with nobody idle, more wait in the kernel's queue.
+    pub(in crate::gateway) fn new(most: usize) -> Self {
+        Self { seats: Mutex::default(), one_less: Condvar::new(), most }
+    }
+
+    /// Connections open now.
+    pub(in crate::gateway) fn open(&self) -> usize {
+        self.seats.lock().taken.len()
+    }
+
+    /// Whether all seats are taken.
+    pub(in crate::gateway) fn is_full(&self) -> bool {
+        self.open() >= self.most
+    }
+
+    /// A seat for this connection; `None`: a stop came first. With all taken, the connection that has waited for a request for longest is closed.
+    pub(super) fn seat(self: &Arc<Self>, socket: &Arc<TcpStream>, stop: &Stop) -> Option<Seat> {
+        let mut seats = self.seats.lock();
+        while seats.taken.len() >= self.most {
+            if stop.is_triggered() {
+                return None;
+            }
+            if let Some(longest) = seats.leave_longest() {
+                MutexGuard::unlocked(&mut seats, || end_reading(&longest));
+            }
+            if seats.taken.len() >= self.most {
+                self.one_less.wait_for(&mut seats, LOOK);
+            }
+        }
+        let number = seats.next;
+        seats.next += 1;
+        seats.taken.insert(number, Taken { socket: Arc::clone(socket), waits_since: Some(Instant::now()) });
+        Some(Seat { load: Arc::clone(self), number })
+    }
+}
+
+impl Seats {
+    /// The connection that has waited for longest, which counts as one that leaves from now on.
+    fn leave_longest(&mut self) -> Option<Arc<TcpStream>> {
+        let waiting = self.taken.values_mut().filter(|it| it.waits_since.is_some());
+        let longest = waiting.min_by_key(|it| it.waits_since)?;
+        longest.waits_since = None;
+        Some(Arc::clone(&longest.socket))
+    }
+}
+
+/// Its thread finds the end of what is sent, once it has read what came before.
+fn end_reading(socket: &TcpStream) {
+    // It fails where the caller has gone.
+    let _ = socket.shutdown(Shutdown::Read);
+}
+
+/// One connection's seat; left when dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    load: Arc<Load>,
+    number: u64,
+}
+
+impl Seat {
+    /// A request is whole, or the connection waits for the next one.
+    pub(super) fn waits(&self, waits: bool) {
+        let waits_since = waits.then(Instant::now);
+        if let Some(taken) = self.load.seats.lock().taken.get_mut(&self.number) {
+            taken.waits_since = waits_since;
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.load.seats.lock().taken.remove(&self.number);
+        self.load.one_less.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::{Ipv4Addr, TcpListener};
+
+    /// A caller's end, and ours.
+    fn pair() -> (TcpStream, Arc<TcpStream>) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let far = TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
+        let (near, _) = listener.accept().expect("a connection");
+        near.set_read_timeout(Some(Duration::from_millis(50))).expect("a socket");
+        (far, Arc::new(near))
+    }
+
+    fn is_ended(mut socket: &TcpStream) -> bool {
+        matches!(socket.read(&mut [0]), Ok(0))
+    }
+
+    fn seat(load: &Arc<Load>, socket: &Arc<TcpStream>) -> Seat {
+        load.seat(socket, &Stop::new()).expect("no stop")
+    }
+
+    #[test]
+    fn the_longest_idle_connection_makes_room_for_a_new_one() {
+        let load = Arc::new(Load::new(3));
+        let (busy, first, second, new) = (pair(), pair(), pair(), pair());
+        let busy_seat = seat(&load, &busy.1);
+        busy_seat.waits(false);
+        let first_seat = seat(&load, &first.1);
+        let second_seat = seat(&load, &second.1);
+        // It has had a request meanwhile.
+        first_seat.waits(false);
+        first_seat.waits(true);
+        assert!(load.is_full() && [&busy, &first, &second].iter().all(|it| !is_ended(&it.1)));
+        std::thread::scope(|scope| {
+            let newcomer = scope.spawn(|| seat(&load, &new.1));
+            while !is_ended(&second.1) {
+                std::thread::yield_now();
+            }
+            drop(second_seat);
+            drop(newcomer.join().expect("no panic"));
+        });
+        assert!(!is_ended(&first.1) && !is_ended(&busy.1), "one is enough");
+        drop((busy_seat, first_seat));
+        assert_eq!(load.open(), 0);
+    }
+
+    #[test]
+    fn with_nobody_idle_a_seat_is_waited_for_until_a_stop() {
+        let load = Arc::new(Load::new(1));
+        let (old, new) = (pair(), pair());
+        let taken = seat(&load, &old.1);
+        taken.waits(false);
+        let stop = Stop::new();
+        std::thread::scope(|scope| {
+            let newcomer = scope.spawn(|| load.seat(&new.1, &stop));
+            stop.trigger();
+            assert!(newcomer.join().expect("no panic").is_none());
+            let newcomer = scope.spawn(|| seat(&load, &new.1));
+            drop(taken);
+            drop(newcomer.join().expect("no panic"));
+        });
+        assert!(!is_ended(&old.1));
+    }
+}

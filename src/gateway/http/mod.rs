@@ -1,0 +1,35 @@
+//! The HTTP front: from a listening socket to whole requests, and from responses to bytes.
+//!
+//! `tiny_http` gives the vocabulary and writes responses. Its server and its parser are not used: they have no limit for a head, none for a time, and
+//! keep the socket to themselves, so that one request of 24 bytes can hold a thread for good. Connections have a thread each; every wait for a
+//! caller has an end.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `listener` | the listening socket, the watch of the own port |
+//! | `accept` | taking connections, and their threads |
+//! | `load` | the connections' seats: how many, who is idle |
+//! | `connection` | one connection: request, response, request |
+//! | `head` | the head of a request, strictly |
+//! | `chunked` | the chunked coding of a body |
+
+pub(super) mod accept;
+mod chunked;
+pub(super) mod connection;
+pub(super) mod head;
+pub(super) mod listener;
+pub(super) mod load;
+
+/// A status and a sentence for the caller: what is wrong with the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: u16,
+    pub(super) detail: String,
+}
+
+impl Refusal {
+    /// The detail is a sentence without its end.
+    pub(super) fn new(status: u16, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into() }
+    }
+}

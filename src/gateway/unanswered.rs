@@ -1,0 +1,81 @@
+//! Requests that are whole and whose response is not written yet: those that a stop waits for, and later ones.
+//!
+//! A stop waits for the first kind only, so that callers who ask again and again cannot prolong it. Entered by the connections' threads, read by
+//! `stopping`.
+
+use parking_lot::Mutex;
+
+/// See the module documentation.
+#[derive(Debug, Default)]
+pub(super) struct Unanswered(Mutex<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// A stop has begun.
+    line_drawn: bool,
+    before: usize,
+    after: usize,
+}
+
+/// One of them; no longer when dropped.
+#[derive(Debug)]
+pub(super) struct Counted<'a> {
+    counts: &'a Mutex<Counts>,
+    is_later: bool,
+}
+
+impl Unanswered {
+    /// Counts a request until what this returns is dropped.
+    pub(super) fn enter(&self) -> Counted<'_> {
+        let mut counts = self.0.lock();
+        let is_later = counts.line_drawn;
+        *counts.of(is_later) += 1;
+        Counted { counts: &self.0, is_later }
+    }
+
+    /// From now on requests count as later ones.
+    pub(super) fn draw_line(&self) {
+        self.0.lock().line_drawn = true;
+    }
+
+    /// Those from before the line, or all while there is none.
+    pub(super) fn before(&self) -> usize {
+        self.0.lock().before
+    }
+
+    /// All of them.
+    pub(super) fn count(&self) -> usize {
+        let counts = self.0.lock();
+        counts.before + counts.after
+    }
+}
+
+impl Counts {
+    fn of(&mut self, is_later: bool) -> &mut usize {
+        if is_later { &mut self.after } else { &mut self.before }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        *self.counts.lock().of(self.is_later) -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_counts_by_when_it_came() {
+        let unanswered = Unanswered::default();
+        let first = unanswered.enter();
+        unanswered.draw_line();
+        let later = unanswered.enter();
+        assert_eq!((unanswered.before(), unanswered.count()), (1, 2));
+        drop(first);
+        assert_eq!((unanswered.before(), unanswered.count()), (0, 1));
+        drop(later);
+        assert_eq!(unanswered.count(), 0);
+    }
+}
