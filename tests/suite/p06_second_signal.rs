@@ -64,7 +64,7 @@ fn a_second_signal_to_an_idle_worker_changes_nothing() {
 #[test]
 fn a_second_signal_is_heard_in_every_step_though_kafka_is_frozen() {
     for busy in [false, true] {
-        let rig = Rig::with_own_broker("p6-frozen", &[]);
+        let rig = Rig::quiet_with_own_broker("p6-frozen");
         let gateway = rig.start_gateway();
         let mut worker = rig.start_worker("frozen");
         if busy {

@@ -86,7 +86,13 @@ impl Rig {
         Rig::new(name, Kafka::Own(Arc::new(Broker::new(arguments))), Some(turn))
     }
 
-    /// The same for tests that take rights away: see [`Broker::deny`].
+    /// The same for those of them that measure a bound of a second.
+    pub fn quiet_with_own_broker(name: &str) -> Rig {
+        let turn = Turn::quiet();
+        Rig::new(name, Kafka::Own(Arc::new(Broker::new(&[]))), Some(turn))
+    }
+
+    /// The same as [`Rig::with_own_broker`] for tests that take rights away: see [`Broker::deny`].
     pub fn with_rights(name: &str) -> Rig {
         let authorizer = [
             "--set",
