@@ -1,4 +1,4 @@
-//! What the gateway does beyond the promises: the HTTP table, its edges, and what the HTTP library does not do by itself.
+//! What the gateway does beyond the promises: the HTTP table and its edges. How requests are read: `http`.
 
 use std::{
     collections::BTreeSet,
@@ -264,7 +264,7 @@ fn callers_wait_up_to_the_limit_wherever_they_come_from() {
     assert_eq!(analyze(&gateway, &[("Prefer", "respond-async")], &json!({ "text": "room again" })).status, 202);
 }
 
-// ---- what the HTTP library does not do by itself (design section 6) ----
+// ---- callers that are many, slow or large ----
 
 #[test]
 fn a_burst_of_connections_is_served_to_the_last_one() {
