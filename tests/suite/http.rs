@@ -1,7 +1,8 @@
 //! The gateway's HTTP front: clients as they are, and callers that do not go on. What it takes and refuses, byte by byte, is tested where it is
-//! written (`src/gateway/http/`).
+//! written (`src/gateway/http/`), and here by the table of docs/http.md.
 
 use std::{
+    io::ErrorKind,
     process::Command,
     time::{Duration, Instant},
 };
@@ -14,6 +15,8 @@ use nix::sys::{
 use crate::support::{Gateway, Rig, SOON, eventually, http::Http};
 
 const HEAD: &str = "POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+/// What `{post}` stands for in the table of docs/http.md.
+const POST: &str = r"POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
 /// What a request must not take while others misbehave; a bound for a busy machine, no promise.
 const PROMPT: Duration = Duration::from_secs(5);
 
@@ -47,6 +50,56 @@ fn client_that_offers_http_2_is_answered_in_http_1() {
     let insisted = curl(&["--http2-prior-knowledge"]);
     assert!(!insisted.status.success() && insisted.status.code() != Some(28), "{insisted:?}");
     assert_eq!(rig.audit().tasks.len(), 1);
+}
+
+/// A row of the table: the request, its statuses, and whether the connection stays.
+fn row(line: &str) -> Option<(String, Vec<u16>, bool)> {
+    let cells: Vec<&str> = line.strip_prefix("| ")?.split(" | ").collect();
+    let [_, request, statuses, connection, _] = cells[..] else { return None };
+    let request = request.strip_prefix('`')?.strip_suffix('`')?.replace("{post}", POST);
+    let statuses = statuses.split(' ').map(|status| status.parse().expect("a status")).collect();
+    Some((request, statuses, connection == "stays"))
+}
+
+/// The bytes for which this stands: `\r`, `\n`, `\t` and `\xNN`.
+fn unescaped(text: &str) -> Vec<u8> {
+    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+    while let Some((byte, after)) = rest.split_first() {
+        let (byte, length) = match (byte, after) {
+            (b'\\', [b'r', ..]) => (b'\r', 2),
+            (b'\\', [b'n', ..]) => (b'\n', 2),
+            (b'\\', [b't', ..]) => (b'\t', 2),
+            (b'\\', [b'x', high, low, ..]) => {
+                let digits = String::from_utf8(vec![*high, *low]).expect("digits");
+                (u8::from_str_radix(&digits, 16).expect("digits"), 4)
+            }
+            (byte, _) => (*byte, 1),
+        };
+        bytes.push(byte);
+        rest = &rest[length..];
+    }
+    bytes
+}
+
+#[test]
+fn requests_are_answered_as_the_documentation_says() {
+    let rig = Rig::shared("http-table");
+    let gateway = rig.start_gateway();
+    let rows: Vec<_> = include_str!("../../docs/http.md").lines().filter_map(row).collect();
+    assert!(rows.len() > 60, "the table is whole: {}", rows.len());
+    for (request, statuses, stays) in rows {
+        let mut http = gateway.connect();
+        http.send_raw(&unescaped(&request)).expect("it is sent");
+        for status in statuses {
+            let answer = http.receive("GET").unwrap_or_else(|error| panic!("{request}: {error}"));
+            assert_eq!(answer.status, status, "{request}: {}", answer.text());
+        }
+        let next = if stays { http.get("/livez") } else { http.receive("GET") };
+        match next {
+            Ok(answer) => assert!(stays && answer.status == 200, "{request}: {answer:?}"),
+            Err(error) => assert!(!stays && error.kind() == ErrorKind::UnexpectedEof, "{request}: {error}"),
+        }
+    }
 }
 
 /// The program of a caller in Java, as its documentation shows it.
