@@ -66,10 +66,10 @@ fn tell_supervisor(gateway: &mut Running, ready: &mut bool) {
 fn fail(gateway: Running) -> ExitCode {
     let unusable = gateway.unusable.is_triggered();
     let code = if unusable { ExitCode::Usage } else { ExitCode::Fatal };
+    let disarm = arm_watchdog(Instant::now() + FATAL_END, code);
     if !unusable {
         log::error!("the gateway ends: a thread that must not end has ended (its own line says why)");
     }
-    let disarm = arm_watchdog(Instant::now() + FATAL_END, code);
     gateway.desk.start_draining();
     answer_the_rest(&gateway.desk);
     end(gateway);
@@ -80,10 +80,11 @@ fn fail(gateway: Running) -> ExitCode {
 fn drain(mut gateway: Running, signals: &Signals) -> ExitCode {
     let began = Instant::now();
     let grace = gateway.desk.config.stop_grace_period;
+    // First of all: whatever the next line waits for, the process ends in time.
+    let disarm = arm_watchdog(began + grace.saturating_sub(EXIT_MARGIN), ExitCode::Fatal);
     gateway.desk.start_draining();
     let waiting = gateway.desk.state().waiting.len();
     log::info!("🛑 Gateway received {}, initiating graceful shutdown; {waiting} caller(s) wait", signals.name());
-    let disarm = arm_watchdog(began + grace.saturating_sub(EXIT_MARGIN), ExitCode::Fatal);
     let until = began + grace.saturating_sub(ANSWERS_END);
     let forced = match wait_until_answered(&mut gateway, signals, until) {
         Waited::Answered | Waited::Late => false,
