@@ -25,7 +25,7 @@ const OWN_FILES: u64 = 128;
 const THREAD_IDLE: Duration = Duration::from_secs(10);
 /// With fewer threads those that have ended are not looked for.
 const FEW_THREADS: usize = 64;
-/// Until the next try when the system has no file descriptor, thread or memory left: at first, and at the most.
+/// Until the next try when the system has no file descriptor, thread or memory left: the first and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// How many connections may be open: as many as callers may wait and some more, as far as the files suffice. Raises the process's

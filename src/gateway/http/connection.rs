@@ -34,7 +34,7 @@ const LIMITS: Limits = Limits {
     body: Duration::from_secs(10),
     linger: Duration::from_secs(1),
 };
-/// Bytes of a body at the most.
+/// The largest body, in bytes.
 pub(in crate::gateway) const LARGEST_BODY: usize = 64 * 1024;
 /// Bytes behind a last response that are read away, so that their sender gets to reading it (RFC 9112 section 9.6).
 const READ_AWAY: usize = 1024 * 1024;
@@ -143,7 +143,7 @@ impl Connection {
         }
     }
 
-    /// The next head; `None`: there is none, and nobody waits for a response.
+    /// The next head; `None`: there is none, and no response is owed.
     fn read_head(&mut self) -> Result<Option<Head>, Refusal> {
         let mut begun = !self.input.is_empty();
         let mut until = Instant::now() + if begun { self.limits.head } else { self.limits.idle };

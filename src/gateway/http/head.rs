@@ -8,9 +8,9 @@
 use super::Refusal;
 use tiny_http::Method;
 
-/// Bytes of a head at the most.
+/// The largest head, in bytes.
 pub(super) const LARGEST_HEAD: usize = 16 * 1024;
-/// Fields of a head at the most.
+/// The most fields of a head.
 const MOST_FIELDS: usize = 100;
 
 /// How the body of a request ends (RFC 9112 section 6.3).

@@ -36,7 +36,7 @@ struct Taken {
 }
 
 impl Load {
-    /// `most` connections at once; with nobody idle, more wait in the kernel's queue.
+    /// `most` connections at once; with none of them idle, more wait in the kernel's queue.
     pub(in crate::gateway) fn new(most: usize) -> Self {
         Self { seats: Mutex::default(), one_less: Condvar::new(), most }
     }
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn with_nobody_idle_a_seat_is_waited_for_until_a_stop() {
+    fn without_an_idle_one_a_seat_is_waited_for_until_a_stop() {
         let load = Arc::new(Load::new(1));
         let (old, new) = (pair(), pair());
         let taken = seat(&load, &old.1);

@@ -1,8 +1,8 @@
 //! Whose turn it is: which tests run beside each other on this machine.
 //!
 //! Most tests wait more than they work, so that many of them run at once; those that measure a bound of a second and less run a few at a time,
-//! once no other test wants to run. libtest starts more threads than there are turns (`.cargo/config.toml`), so that those who wait hold up
-//! nobody.
+//! once no other test wants to run. libtest starts more threads than there are turns (`.cargo/config.toml`), so that a test that waits
+//! holds up no other.
 
 use parking_lot::{Condvar, Mutex};
 
