@@ -167,7 +167,9 @@ fn a_body_that_is_too_large_is_refused_before_it_came_and_read_away_afterwards()
     served.caller.read_exact(&mut begin).expect("a response");
     assert_eq!(&begin, b"HTTP/1.1 413");
     // A stop does not wait for the rest of the body.
+    let until = Instant::now() + Duration::from_secs(10);
     while *served.echo.open.lock() > 0 {
+        assert!(Instant::now() < until, "it is still counted");
         std::thread::yield_now();
     }
     served.send(&large);
