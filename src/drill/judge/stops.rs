@@ -2,7 +2,7 @@
 //!
 //! What a worker had in hand when its signal came is known from the runs; what it should have done about it follows from the contract.
 
-use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Notice, Story};
+use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Notice, Run, Story};
 use super::super::judgement::{Finding, Row};
 use super::super::receipt::Receipt;
 use super::{Tally, crashes, shown};
@@ -239,10 +239,12 @@ fn in_hand<'e, 'a>(evidence: &'e Evidence<'a>, life: &Life<'a>, at: f64, until: 
     runs
 }
 
-/// A worker that hung, or lost Kafka, loses what it had in hand then: its handler ends, and its outcome is dropped.
+/// A worker that hung, or lost Kafka, loses what it had in hand then: its handler ends, at the latest when another worker has begun the task, and its
+/// outcome is dropped.
 fn was_lost(evidence: &Evidence<'_>, life: &Life<'_>, held: &Held<'_, '_>, at: f64) -> bool {
     let began = held.run.began;
-    let over = held.run.end.is_none() && began + held.work < at - MOMENT;
+    let elsewhere = |run: &Run<'_>| run.worker != life.process && (began..at - MOMENT).contains(&run.began);
+    let over = held.run.end.is_none() && (began + held.work < at - MOMENT || held.story.runs.iter().any(elsewhere));
     let kept = LOCK_KEPT * evidence.begin.lock_ms as f64 / 1e3;
     let hung = |(from, until): &(f64, f64)| until - from >= kept && *from <= at && *until >= began;
     // Kafka has to be back: until then the outcome is kept, and its worker tries to get rid of it.

@@ -248,6 +248,22 @@ fn a_busy_worker_has_the_time_of_its_task_and_a_second() {
 }
 
 #[test]
+fn what_a_worker_lost_in_an_outage_is_not_in_its_hand_once_another_has_begun_it() {
+    let stop = |outage: bool, elsewhere: f64| {
+        let mut sample = long_task("worker_1", 5000);
+        if outage {
+            sample.order(1, "restart-broker", "broker", 12.3).kill("broker", 12.3).start("broker", 12.8);
+        }
+        restart(&mut sample, "worker_2", elsewhere);
+        sample.stop("worker_1", 14.0, 0.05).start("worker_1", 14.5);
+        sample.broken().contains(&BUSY_ONE)
+    };
+    assert!(!stop(true, 13.6));
+    assert!(stop(true, 14.1), "it was given up at the signal");
+    assert!(stop(false, 13.6), "nothing has taken it away");
+}
+
+#[test]
 fn what_a_handler_takes_by_itself_is_the_time_of_its_task() {
     // A handler of others, which takes longer than the drill has asked for.
     let mut sample = Sample::calm();
