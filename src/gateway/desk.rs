@@ -2,7 +2,6 @@
 //!
 //! Nothing is sent, written, logged or answered while the lock is held.
 
-use super::exchange::Exchange;
 use super::fleet::{Fleet, FleetEvent};
 use super::http::load::Load;
 use super::index::{Index, MOST_RESULTS, Place, TaskKey};
@@ -10,9 +9,9 @@ use super::kept::Kept;
 use super::keyed::KeyedTasks;
 use super::metrics::Metrics;
 use super::rate::Rate;
+use super::reply::Reply;
 use super::unanswered::{Counted, Unanswered};
-use super::unknown::Unknown;
-use super::waiting::{Caller, Waiting};
+use super::waiting::{Waiter, Waiting};
 use crate::config::GatewayConfig;
 use crate::logging::escape;
 use crate::task::unix_now;
@@ -25,13 +24,12 @@ use uuid::Uuid;
 /// What the lock protects.
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) waiting: Waiting<Exchange>,
+    pub(super) waiting: Waiting<Reply>,
     pub(super) index: Index,
     pub(super) fleet: Fleet,
     pub(super) rate: Rate,
     pub(super) keyed: KeyedTasks,
     pub(super) kept: Kept,
-    pub(super) unknown: Unknown,
     /// Bytes of records that the producer has and Kafka has not acknowledged.
     pub(super) unacknowledged_bytes: usize,
     /// Kafka's time of the newest record of the results topic that was read.
@@ -40,14 +38,14 @@ pub(super) struct State {
 
 impl State {
     /// A task does not get into Kafka. Returns its callers.
-    pub(super) fn task_is_given_up(&mut self, key: TaskKey) -> Vec<Caller<Exchange>> {
+    pub(super) fn task_is_given_up(&mut self, key: TaskKey) -> Vec<Waiter<Reply>> {
         self.keyed.settled(key);
         self.kept.forget(key);
         self.waiting.complete(key)
     }
 
     /// A task's result stands on the results topic. Returns whether that is news, and its callers.
-    pub(super) fn task_is_done(&mut self, key: TaskKey, place: Place, at: f64) -> (bool, Vec<Caller<Exchange>>) {
+    pub(super) fn task_is_done(&mut self, key: TaskKey, place: Place, at: f64) -> (bool, Vec<Waiter<Reply>>) {
         let news = self.index.result(key, place, at);
         self.keyed.settled(key);
         self.kept.forget(key);
@@ -71,7 +69,7 @@ impl State {
     }
 
     /// A task stands on the tasks topic. Returns the callers who only wanted to know that.
-    pub(super) fn task_is_in_kafka(&mut self, key: TaskKey, place: Place, at: f64) -> Vec<Caller<Exchange>> {
+    pub(super) fn task_is_in_kafka(&mut self, key: TaskKey, place: Place, at: f64) -> Vec<Waiter<Reply>> {
         self.index.task(key, place, at);
         self.keyed.settled(key);
         self.waiting.acknowledged(key)
@@ -87,7 +85,7 @@ pub(super) struct Desk {
     pub(super) metrics: Metrics,
     state: Mutex<State>,
     /// Requests that are whole and not answered.
-    unanswered: Unanswered,
+    unanswered: Arc<Unanswered>,
     /// Connections.
     pub(super) load: Arc<Load>,
     /// The gateway stops: nothing new is accepted.
@@ -118,7 +116,6 @@ impl Desk {
             rate: Rate::new(Instant::now()),
             keyed: KeyedTasks::default(),
             kept: Kept::default(),
-            unknown: Unknown::default(),
             unacknowledged_bytes: 0,
             newest_record: 0.0,
         };
@@ -127,7 +124,7 @@ impl Desk {
             instance: Uuid::new_v4(),
             metrics: Metrics::new(),
             state: Mutex::new(state),
-            unanswered: Unanswered::default(),
+            unanswered: Arc::default(),
             load: Arc::new(load),
             draining: AtomicBool::new(false),
             read_back: AtomicBool::new(false),
@@ -145,7 +142,7 @@ impl Desk {
     }
 
     /// Counts a request as unanswered until what this returns is dropped.
-    pub(super) fn count_unanswered(&self) -> Counted<'_> {
+    pub(super) fn count_unanswered(&self) -> Counted {
         self.unanswered.enter()
     }
 

@@ -1,70 +1,146 @@
-//! Fetching stored results: the index knows where a result stands, this thread gets it from Kafka.
+//! What is asked by a task's id: the index knows where a result stands, the thread `lookup` gets it from Kafka.
 //!
-//! One thread with connections of its own, so that the readers never wait for a lookup.
+//! One thread with connections of its own, so that the readers never wait for a look-up. A question waits in [`waiting`](super::waiting) like
+//! every reply that cannot be given at once; what is queued here is its number, and where its result stands.
 
 use super::answer::Answer;
 use super::desk::Desk;
-use super::exchange::Exchange;
 use super::index::{Known, Place, TaskKey};
+use super::reply::{Reply, Ticket};
+use super::waiting::{Full, Leaving, Wish};
 use crate::kafka::cluster::Cluster;
 use crate::kafka::reader::Lookup;
 use crate::stop::Stop;
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use serde_json::json;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Questions that may wait. Full: the caller is told to come back.
+/// Questions that may wait for the thread, those of callers that have left included. Full: the caller is told to come back.
 const QUEUE: usize = 1024;
 /// When to come back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// A result that somebody asks for.
-#[derive(Debug)]
+/// A result that a caller waits for.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Question {
-    pub(super) exchange: Exchange,
-    pub(super) key: TaskKey,
-    pub(super) place: Place,
+    number: u64,
+    key: TaskKey,
+    place: Place,
     /// Asked for by its id (200 whatever came of the task), not by posting the task.
-    pub(super) stored: bool,
+    stored: bool,
 }
 
 /// The asking side.
 #[derive(Clone, Debug)]
-pub(super) struct Questions(Sender<Question>);
-
-/// The two ends of the queue.
-pub(super) fn queue() -> (Questions, Receiver<Question>) {
-    let (sender, receiver) = bounded(QUEUE);
-    (Questions(sender), receiver)
+pub(super) struct Questions {
+    desk: Arc<Desk>,
+    asked: Sender<Question>,
 }
 
 impl Questions {
-    /// Answers who asks for a task by its id, from what is known of it.
-    pub(super) fn answer(&self, known: Known, exchange: Exchange, key: TaskKey, id: &str, read_back: bool) {
+    /// The two ends of the queue.
+    pub(super) fn new(desk: Arc<Desk>) -> (Self, Receiver<Question>) {
+        let (sender, receiver) = bounded(QUEUE);
+        (Self { desk, asked: sender }, receiver)
+    }
+
+    /// A task is asked for by its id.
+    pub(super) fn ask(&self, reply: Reply, id: String) -> Option<Ticket> {
+        let desk = &self.desk;
+        let key = TaskKey::from_id(&id);
+        let known = desk.state().index.known(key);
         match known {
-            Known::Done(place) => self.ask(Question { exchange, key, place, stored: true }),
-            Known::Pending => exchange.answer(Answer::json(200, &json!({ "task_id": id, "state": "pending" }))),
-            Known::Nothing if read_back => {
-                let detail = "this task is not known, or its result is older than RESULT_RETENTION";
-                exchange.answer(Answer::problem(404, detail, Some(id)));
-            }
-            Known::Nothing => {
+            Known::Done(place) => return self.fetch(reply, key, id, place, true),
+            Known::Nothing if !desk.is_read_back() => {
                 let detail = "the gateway is still reading what happened before its start; try again";
-                exchange.answer(Answer::unavailable(detail, Some(id), RETRY_AFTER));
+                reply.give(unavailable(detail, &id));
             }
+            Known::Nothing if desk.is_draining() => {
+                reply.give(unavailable("the gateway is shutting down; ask another one", &id));
+            }
+            Known::Nothing if !desk.is_kafka_connected() => {
+                reply.give(unavailable("Kafka does not answer; whether there is such a task is not known", &id));
+            }
+            // Another gateway may have accepted it a moment ago.
+            Known::Nothing => {
+                let asked = desk.state().waiting.ask(key, id.clone(), reply, Instant::now());
+                return self.ticket(asked, &id);
+            }
+            Known::Pending => reply.give(pending(&id)),
+        }
+        None
+    }
+
+    /// Those that asked for an unknown task are answered once other gateways' tasks are known, too.
+    pub(super) fn piece_read(&self) {
+        let asked: Vec<_> = {
+            let mut state = self.desk.state();
+            let ripe = state.waiting.piece_read();
+            ripe.into_iter().map(|(number, key)| (number, key, state.index.known(key))).collect()
+        };
+        for (number, key, known) in asked {
+            if let Known::Done(place) = known {
+                self.hand_over(Question { number, key, place, stored: true });
+                continue;
+            }
+            self.give(number, |id| match known {
+                Known::Pending => pending(id),
+                _ => Answer::problem(
+                    404,
+                    "this task is not known, or its result is older than RESULT_RETENTION",
+                    Some(id),
+                ),
+            });
         }
     }
 
-    /// Hands a question over, or answers that there are too many.
-    pub(super) fn ask(&self, question: Question) {
-        let (question, detail) = match self.0.try_send(question) {
-            Ok(()) => return,
-            Err(TrySendError::Full(question)) => (question, "too many results are asked for at once"),
-            Err(TrySendError::Disconnected(question)) => (question, "the gateway is shutting down"),
+    /// Has a result fetched that stands there.
+    pub(super) fn fetch(&self, reply: Reply, key: TaskKey, id: String, place: Place, stored: bool) -> Option<Ticket> {
+        if !self.desk.is_kafka_connected() {
+            reply.give(unavailable(AWAY, &id));
+            return None;
+        }
+        let entered = self.desk.state().waiting.look_up(key, id.clone(), reply, Instant::now());
+        let ticket = self.ticket(entered, &id)?;
+        self.hand_over(Question { number: ticket.number, key, place, stored });
+        Some(ticket)
+    }
+
+    fn ticket(&self, entered: Result<Ticket, (Reply, Full)>, id: &str) -> Option<Ticket> {
+        let (reply, full) = match entered {
+            Ok(ticket) => return Some(ticket),
+            Err(refused) => refused,
         };
-        question.exchange.answer(Answer::unavailable(detail, None, RETRY_AFTER));
+        reply.give(match full {
+            Full::Table(_) => unavailable("too many tasks are asked for at once", id),
+            Full::Closed => unavailable("the gateway is shutting down; ask another one", id),
+        });
+        None
+    }
+
+    fn hand_over(&self, question: Question) {
+        // Full, or the thread has ended.
+        if self.asked.try_send(question).is_err() {
+            self.give(question.number, |id| unavailable("too many results are asked for at once", id));
+        }
+    }
+
+    fn give(&self, number: u64, answer: impl FnOnce(&str) -> Answer) {
+        give(&self.desk, number, answer);
+    }
+}
+
+const AWAY: &str = "Kafka does not answer; the result is not lost";
+
+/// Gives a question's reply, unless its caller has left.
+fn give(desk: &Desk, number: u64, answer: impl FnOnce(&str) -> Answer) {
+    let taken = desk.state().waiting.take(number);
+    if let Some(Leaving { waiter, .. }) = taken
+        && let Wish::Stored(id) | Wish::Existence(id) = &waiter.wish
+    {
+        waiter.reply.give(answer(id));
     }
 }
 
@@ -78,32 +154,38 @@ pub(super) fn run(
     let topic = desk.config.common.results_topic.clone();
     let mut lookup = Lookup::new(cluster);
     loop {
-        let Question { exchange, key, place, stored } = select! {
+        let Question { number, key, place, stored } = select! {
             recv(questions) -> question => match question {
                 Ok(question) => question,
                 Err(_) => return Ok(()),
             },
             recv(stop.triggered()) -> _ => return Ok(()),
         };
-        let answer = match lookup.read(&topic, place.partition, place.offset) {
-            Ok(Some(record)) => match record.value {
+        if !desk.state().waiting.waits(number) {
+            continue;
+        }
+        let found = lookup.read(&topic, place.partition, place.offset);
+        if let Ok(None) = found {
+            desk.state().index.forget(key);
+        }
+        give(desk, number, |id| match found {
+            Ok(record) => match record.and_then(|record| record.value) {
                 Some(value) if stored => Answer::stored_result(&value),
                 Some(value) => Answer::result(&value),
-                None => gone(),
+                None => Answer::problem(404, "the result is not kept any more", Some(id)),
             },
-            Ok(None) => {
-                desk.state().index.forget(key);
-                gone()
-            }
             Err(error) => {
                 log::debug!("a result could not be fetched: {error}");
-                Answer::unavailable("Kafka does not answer; the result is not lost", None, RETRY_AFTER)
+                unavailable(AWAY, id)
             }
-        };
-        exchange.answer(answer);
+        });
     }
 }
 
-fn gone() -> Answer {
-    Answer::problem(404, "the result is not kept any more", None)
+fn pending(id: &str) -> Answer {
+    Answer::json(200, &json!({ "task_id": id, "state": "pending" }))
+}
+
+fn unavailable(detail: &str, id: &str) -> Answer {
+    Answer::unavailable(detail, Some(id), RETRY_AFTER)
 }

@@ -124,7 +124,7 @@ impl Metrics {
         };
         set(&self.connections, connections);
         set(&self.unacknowledged_bytes, state.unacknowledged_bytes);
-        set(&self.waiting, state.waiting.len());
+        set(&self.waiting, state.waiting.callers());
         set(&self.pending, state.index.pending_count());
         set(&self.known_results, state.index.results_count());
         set(&self.duplicate_results, usize::try_from(state.index.duplicates()).unwrap_or(usize::MAX));

@@ -1,30 +1,30 @@
 //! The gateway: takes tasks over HTTP, puts them on Kafka, and answers with the results that come back.
 //!
 //! ```text
-//!              conn-N (one per connection)
-//!  callers ──► request ──► routes ──► submit ──► producer ──► `tasks`
-//!     ▲            waits │            │ parked in `waiting`
-//!     └── answer ◄───────┴─ exchange ◄┴── results-tail ◄── `results`
+//!             conn-N (one per connection)
+//!  callers ──► http ──► routes ──► submit ──► producer ──► `tasks`
+//!     ▲                              │ parked in `waiting`
+//!     └──────── reply ◄──────────────┴── results-tail ◄── `results`
 //! ```
 //!
 //! | file | noun |
 //! |---|---|
 //! | `http` | connections: requests are read from them, responses written |
-//! | `exchange` | a request that waits for its answer, wherever that comes from |
 //! | `routes` | which request gets which answer |
 //! | `analyze` | what `POST /analyze` may ask for |
 //! | `answer` | a response: problem documents, results |
+//! | `reply` | the way back to one caller |
+//! | `parting` | what a caller is told that leaves without what it waited for |
 //! | `desk` | the one state behind one lock |
-//! | `waiting` | callers under the ids of their tasks |
+//! | `waiting` | the replies that wait, and for what |
 //! | `submit` | from a caller into Kafka |
 //! | `kept` | the records of tasks without a result |
 //! | `keyed` | idempotency keys: which gateway produces |
 //! | `index` | where results stand, what is pending, who claimed |
 //! | `fleet` | the workers as their statuses show them |
 //! | `readers` | the tail, the past, the tasks |
-//! | `lookup` | fetching stored results |
+//! | `lookup` | what is asked by a task's id; fetching stored results |
 //! | `unanswered` | requests that a stop waits for |
-//! | `unknown` | questions for tasks that only other gateways know |
 //! | `sweep` | finding tasks that Kafka dropped |
 //! | `start`, `stopping` | bringing the threads up, and the drain |
 //! | `rate`, `metrics`, `page` | what the names say |
@@ -34,7 +34,6 @@
 mod analyze;
 mod answer;
 mod desk;
-mod exchange;
 mod fleet;
 mod http;
 mod index;
@@ -43,15 +42,16 @@ mod keyed;
 mod lookup;
 mod metrics;
 mod page;
+mod parting;
 mod rate;
 mod readers;
+mod reply;
 mod routes;
 mod start;
 mod stopping;
 mod submit;
 mod sweep;
 mod unanswered;
-mod unknown;
 mod waiting;
 
 use crate::config::GatewayConfig;

@@ -11,11 +11,11 @@
 
 use super::answer::Answer;
 use super::desk::{Desk, log_events};
-use super::exchange::Exchange;
 use super::index::{HeldClaim, Place, TaskKey};
 use super::lookup::Questions;
+use super::reply::Reply;
 use super::submit::Submitter;
-use super::waiting::Caller;
+use super::waiting::{Waiter, Wish};
 use crate::kafka::admin;
 use crate::kafka::cluster::Cluster;
 use crate::kafka::error::KafkaError;
@@ -129,7 +129,7 @@ fn take_results(desk: &Desk, submitter: &Submitter, records: &[ReadRecord], live
             if let Some((key, value)) = result_of(record) {
                 let (news, callers) = state.task_is_done(key, place, at);
                 finished += u64::from(news);
-                answers.extend(callers.into_iter().map(|caller| (caller, key, value.clone())));
+                answers.extend(callers.into_iter().map(|caller| (caller, value)));
                 continue;
             }
             match ResultsRecord::decode(record.value.as_deref()) {
@@ -161,15 +161,14 @@ fn take_results(desk: &Desk, submitter: &Submitter, records: &[ReadRecord], live
 }
 
 /// Answers the callers whose results have come.
-fn answer(desk: &Desk, answers: Vec<(Caller<Exchange>, TaskKey, Bytes)>, now: Instant) {
-    for (caller, key, value) in answers {
+fn answer(desk: &Desk, answers: Vec<(Waiter<Reply>, &Bytes)>, now: Instant) {
+    for (caller, value) in answers {
         desk.metrics.answer_took(now.saturating_duration_since(caller.since));
-        if caller.asynchronous {
+        caller.reply.give(match caller.wish {
             // The result was faster than the acknowledgement.
-            caller.request.answer(Answer::accepted(&key.as_uuid().to_string()));
-        } else {
-            caller.request.result(value);
-        }
+            Wish::Acceptance => Answer::accepted(&caller.key.as_uuid().to_string()),
+            _ => Answer::result(value),
+        });
     }
 }
 
@@ -262,7 +261,7 @@ pub(super) fn tasks(
         match reader.poll() {
             Ok(records) => {
                 take_tasks(desk, &records);
-                answer_unknown(desk, questions);
+                questions.piece_read();
             }
             Err(KafkaError::Interrupted) => return Ok(()),
             // The tail says that Kafka is away.
@@ -274,18 +273,6 @@ pub(super) fn tasks(
         }
     }
     Ok(())
-}
-
-/// Whoever asked for a task that was not known here is answered once other gateways' tasks are known, too.
-fn answer_unknown(desk: &Desk, questions: &Questions) {
-    let answerable: Vec<_> = {
-        let mut state = desk.state();
-        let answerable = state.unknown.piece_read();
-        answerable.into_iter().map(|question| (state.index.known(question.key), question)).collect()
-    };
-    for (known, question) in answerable {
-        questions.answer(known, question.exchange, question.key, &question.id, true);
-    }
 }
 
 fn take_tasks(desk: &Desk, records: &[ReadRecord]) {
@@ -305,7 +292,7 @@ fn take_tasks(desk: &Desk, records: &[ReadRecord]) {
     }
     drop(state);
     for (caller, id) in answers {
-        caller.request.answer(Answer::accepted(id));
+        caller.reply.give(Answer::accepted(id));
     }
 }
 

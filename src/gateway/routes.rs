@@ -1,23 +1,22 @@
 //! Which request gets which answer. Called by the connections' threads, one request at a time each; what cannot be answered at once
-//! travels on with the exchange.
+//! waits with its reply.
 
 use super::analyze;
 use super::answer::Answer;
 use super::desk::Desk;
-use super::exchange::Exchange;
 use super::http::Refusal;
 use super::http::connection;
 use super::http::head::Head;
-use super::index::{Known, TaskKey};
 use super::lookup::Questions;
 use super::metrics;
 use super::page;
+use super::parting;
+use super::reply::{Parting, Reply, Ticket};
 use super::submit::{Submitter, Terms};
 use super::unanswered::Counted;
 use crate::task::is_task_id;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use tiny_http::Method;
 
 /// Everything that requests are answered with.
@@ -81,68 +80,45 @@ fn path_of(target: &str) -> &str {
 }
 
 impl Service {
-    /// Answers a request, or has it answered.
-    fn take(&self, exchange: Exchange, head: &Head, body: &[u8]) {
-        let (resource, query) = resource(&head.target);
-        let Some(resource) = resource else {
-            let detail = "there is nothing here; POST /analyze takes texts, GET / shows the workers";
-            return exchange.answer(Answer::problem(404, detail, None));
-        };
-        if !resource.allows(&head.method) {
-            let allowed = resource.allowed();
-            let answer = Answer::problem(405, &format!("this path takes {allowed}"), None);
-            return exchange.answer(answer.with("Allow", allowed.to_owned()));
-        }
+    /// What is answered at once.
+    fn answer(&self, resource: Option<Resource<'_>>, query: &str) -> Answer {
         match resource {
-            Resource::Analyze => self.analyze(exchange, head, body),
-            Resource::Task(id) => self.task(exchange, id),
-            Resource::Fleet => {
+            Some(Resource::Fleet) => {
                 let view = self.desk.state().fleet.view(self.desk.now());
-                exchange.answer(Answer::json(200, &json!(view)));
+                Answer::json(200, &json!(view))
             }
-            Resource::Health => exchange.answer(self.health()),
-            Resource::Live => exchange.answer(checks(&[("threads", self.desk.is_alive())], query)),
-            Resource::Ready => exchange.answer(checks(&self.readiness(), query)),
-            Resource::Metrics => {
-                exchange.answer(Answer::bytes(200, metrics::CONTENT_TYPE, self.metrics().into_bytes()));
+            Some(Resource::Health) => self.health(),
+            Some(Resource::Live) => checks(&[("threads", self.desk.is_alive())], query),
+            Some(Resource::Ready) => checks(&self.readiness(), query),
+            Some(Resource::Metrics) => Answer::bytes(200, metrics::CONTENT_TYPE, self.metrics().into_bytes()),
+            Some(Resource::Page) => page::answer(),
+            Some(Resource::Analyze | Resource::Task(_)) | None => {
+                let detail = "there is nothing here; POST /analyze takes texts, GET / shows the workers";
+                Answer::problem(404, detail, None)
             }
-            Resource::Page => exchange.answer(page::answer()),
         }
     }
 
-    fn analyze(&self, exchange: Exchange, head: &Head, body: &[u8]) {
+    fn analyze(&self, reply: Reply, head: &Head, body: &[u8]) -> Option<Ticket> {
         let wanted =
             terms_of(head).and_then(|terms| Ok((analyze::parse(body, self.desk.config.common.allow_work_ms)?, terms)));
         match wanted {
-            Ok((wanted, terms)) => self.submitter.submit(exchange, wanted, &terms),
-            Err(refusal) => exchange.answer(Answer::problem(refusal.status, &refusal.detail, None)),
+            Ok((wanted, terms)) => self.submitter.submit(reply, wanted, &terms),
+            Err(refusal) => {
+                reply.give(Answer::problem(refusal.status, &refusal.detail, None));
+                None
+            }
         }
     }
 
-    fn task(&self, exchange: Exchange, id: &str) {
-        let Some(id) = percent_decoded(id).filter(|id| is_task_id(id)) else {
-            let detail = "a task id is 1 to 100 printable ASCII characters";
-            return exchange.answer(Answer::problem(404, detail, None));
-        };
-        let key = TaskKey::from_id(&id);
-        let known = self.desk.state().index.known(key);
-        let looked_for = known == Known::Nothing && self.desk.is_read_back();
-        if looked_for && self.desk.is_draining() {
-            let detail = "the gateway is shutting down; ask another one";
-            return exchange.answer(Answer::unavailable(detail, None, Duration::from_secs(1)));
-        }
-        if looked_for {
-            let asked = self.desk.state().unknown.ask(exchange, key, id, Instant::now());
-            if let Err(exchange) = asked {
-                exchange.answer(Answer::unavailable(
-                    "too many unknown tasks are asked for",
-                    None,
-                    Duration::from_secs(1),
-                ));
+    fn task(&self, reply: Reply, id: &str) -> Option<Ticket> {
+        match percent_decoded(id).filter(|id| is_task_id(id)) {
+            Some(id) => self.questions.ask(reply, id),
+            None => {
+                reply.give(Answer::problem(404, "a task id is 1 to 100 printable ASCII characters", None));
+                None
             }
-            return;
         }
-        self.questions.answer(known, exchange, key, &id, self.desk.is_read_back());
     }
 
     fn health(&self) -> Answer {
@@ -181,9 +157,9 @@ impl Service {
 }
 
 impl connection::Service for Service {
-    type Counted<'a> = Counted<'a>;
+    type Counted = Counted;
 
-    fn begin(&self) -> Counted<'_> {
+    fn begin(&self) -> Counted {
         self.desk.count_unanswered()
     }
 
@@ -192,10 +168,25 @@ impl connection::Service for Service {
         resource == Some(Resource::Analyze) && head.method == Method::Post
     }
 
-    fn respond(&self, head: &Head, body: &[u8]) -> Answer {
-        let (exchange, awaited) = Exchange::new();
-        self.take(exchange, head, body);
-        awaited.wait()
+    fn take(&self, head: &Head, body: &[u8], reply: Reply) -> Option<Ticket> {
+        let (resource, query) = resource(&head.target);
+        if let Some(allowed) = resource.filter(|it| !it.allows(&head.method)).map(Resource::allowed) {
+            let answer = Answer::problem(405, &format!("this path takes {allowed}"), None);
+            reply.give(answer.with("Allow", allowed.to_owned()));
+            return None;
+        }
+        match resource {
+            Some(Resource::Analyze) => self.analyze(reply, head, body),
+            Some(Resource::Task(id)) => self.task(reply, id),
+            _ => {
+                reply.give(self.answer(resource, query));
+                None
+            }
+        }
+    }
+
+    fn part(&self, ticket: Ticket, parting: Parting) -> bool {
+        parting::part(&self.desk, ticket.number, parting)
     }
 
     fn responds(&self, status: u16) {

@@ -1,13 +1,12 @@
 //! How a gateway starts: the port first, then HTTP, then Kafka as soon as it can be reached.
 
-use super::answer::Answer;
 use super::desk::{Desk, log_events};
 use super::http::load::Load;
 use super::http::{accept, listener};
 use super::lookup::{self, Question, Questions};
 use super::readers::{self, ReadBack};
 use super::routes::Service;
-use super::submit::{Settling, Submitter, Token, parting_answer};
+use super::submit::{Settling, Submitter, Token};
 use super::sweep;
 use crate::backoff::Backoff;
 use crate::config::GatewayConfig;
@@ -28,7 +27,7 @@ use parking_lot::Mutex;
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Tasks that may wait for the producer; beyond, callers are turned away.
 const PRODUCER_QUEUE: usize = 4096;
@@ -38,7 +37,7 @@ const TASK_BATCH_BYTES: usize = 32 * 1024;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// How often the topics are looked up: partitions that are added are read within twice this.
 const TOPICS_AGE: Duration = Duration::from_secs(1);
-/// The deadline thread looks at least so often; sooner when a caller's time is over.
+/// How often workers, claims and results are looked through for what has become old.
 const TICK: Duration = Duration::from_millis(200);
 
 /// A gateway that runs.
@@ -71,7 +70,7 @@ pub(super) fn start(config: GatewayConfig) -> Result<Running, ExitCode> {
     let grace = config.stop_grace_period;
     let load = Load::new(accept::most_connections(config.max_waiting));
     let desk = Arc::new(Desk::new(config, load));
-    let (questions, asked) = lookup::queue();
+    let (questions, asked) = Questions::new(Arc::clone(&desk));
     let submitter = Arc::new(Submitter::new(Arc::clone(&desk), questions.clone()));
     let interrupter = Interrupter::default();
     let mut options = ClientOptions::new(desk.config.common.bootstrap.clone(), "lastcall-gateway");
@@ -109,14 +108,14 @@ impl Running {
             Arc::new(Service { desk: Arc::clone(&self.desk), submitter: Arc::clone(&self.submitter), questions });
         let (load, end) = (Arc::clone(&self.desk.load), self.end.clone());
         self.spawn("accept", move || -> Result<(), Infallible> {
-            accept::accept(&listener, service, &load, &end);
+            accept::accept(&listener, &service, &load, &end);
             Ok(())
         });
         let (address, load, end) = (self.address, Arc::clone(&self.desk.load), self.end.clone());
         self.spawn("port-watch", move || listener::watch(address, &load, &end));
         let (desk, submitter, end) = (Arc::clone(&self.desk), Arc::clone(&self.submitter), self.end.clone());
-        self.spawn("deadlines", move || -> Result<(), Infallible> {
-            watch_deadlines(&desk, &submitter, &end);
+        self.spawn("upkeep", move || -> Result<(), Infallible> {
+            keep_up(&desk, &submitter, &end);
             Ok(())
         });
     }
@@ -138,31 +137,19 @@ impl Running {
     }
 }
 
-/// Callers whose time is over, workers that fell silent, claims and results that are old.
-fn watch_deadlines(desk: &Desk, submitter: &Submitter, end: &Stop) {
+/// Workers that fell silent, claims and results that are old.
+fn keep_up(desk: &Desk, submitter: &Submitter, end: &Stop) {
     loop {
-        let (now, instant) = (desk.now(), Instant::now());
-        let (leaving, events, unknown, next) = {
+        let now = desk.now();
+        let events = {
             let mut state = desk.state();
-            let leaving = state.waiting.expire(instant);
-            let events = state.fleet.tick(now);
             state.index.forget_old(now);
-            (leaving, events, state.unknown.expire(instant), state.waiting.next_deadline())
+            state.fleet.tick(now)
         };
         desk.ticked();
-        for it in leaving {
-            // ANSWER_TIMEOUT goes on counting while the gateway drains, and says the same.
-            it.caller.request.answer(parting_answer(it.key, it.progress, false));
-        }
-        for exchange in unknown {
-            let detail = "Kafka does not answer; whether there is such a task is not known";
-            exchange.answer(Answer::unavailable(detail, None, Duration::from_secs(1)));
-        }
         log_events(&events);
         submitter.claim_overdue();
-        let pause = next.map_or(TICK, |next| next.saturating_duration_since(Instant::now()).min(TICK));
-        // A pause of zero would spin on a deadline that has just passed: the next round takes it.
-        if end.sleep(pause.max(Duration::from_millis(1))).is_err() {
+        if end.sleep(TICK).is_err() {
             return;
         }
     }

@@ -5,8 +5,9 @@
 
 use super::desk::Desk;
 use super::http::listener;
+use super::parting;
+use super::reply::Parting;
 use super::start::Running;
-use super::submit::parting_answer;
 use crate::exit::{self, ExitCode};
 use crate::signals::Signals;
 use crate::stop::Stop;
@@ -83,7 +84,7 @@ fn drain(mut gateway: Running, signals: &Signals) -> ExitCode {
     // First of all: whatever the next line waits for, the process ends in time.
     let disarm = arm_watchdog(began + grace.saturating_sub(EXIT_MARGIN), ExitCode::Fatal);
     gateway.desk.start_draining();
-    let waiting = gateway.desk.state().waiting.len();
+    let waiting = gateway.desk.state().waiting.callers();
     log::info!("🛑 Gateway received {}, initiating graceful shutdown; {waiting} caller(s) wait", signals.name());
     let until = began + grace.saturating_sub(ANSWERS_END);
     let forced = match wait_until_answered(&mut gateway, signals, until) {
@@ -137,7 +138,7 @@ fn answer_the_rest(desk: &Desk) -> usize {
     let leaving = desk.state().waiting.close();
     let count = leaving.len();
     for it in leaving {
-        it.caller.request.answer(parting_answer(it.key, it.progress, true));
+        parting::tell(it, Parting::Stopping);
     }
     wait_while(LAST_ANSWERS, || desk.unanswered_from_before() > 0);
     // Whoever came later is answered as well, but callers who ask all the time are never all answered.

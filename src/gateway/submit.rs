@@ -7,11 +7,11 @@
 use super::analyze::Wanted;
 use super::answer::Answer;
 use super::desk::{Desk, State};
-use super::exchange::Exchange;
 use super::index::{HeldClaim, Known, Place, TaskKey, digest, task_of_key};
 use super::keyed::{CLAIM_LIFE, Next};
-use super::lookup::{Question, Questions};
-use super::waiting::{Caller, Full, Progress};
+use super::lookup::Questions;
+use super::reply::{Reply, Ticket};
+use super::waiting::{Full, Progress, Waiter};
 use crate::kafka::producer::{Delivery, DeliveryError, ProducerEvents, ProducerRecord, ProducerSender, TrySendError};
 use crate::task::{self, Claim, Task, unix_now};
 use bytes::Bytes;
@@ -87,37 +87,42 @@ impl Submitter {
     }
 
     /// Takes what a caller wants, or turns the caller away.
-    pub(super) fn submit(&self, exchange: Exchange, wanted: Wanted, terms: &Terms) {
-        if self.desk.is_draining() {
-            let detail = "the gateway is shutting down; send this to another one";
-            return exchange.answer(Answer::unavailable(detail, None, RETRY_AFTER));
-        }
-        if self.producer.get().is_none() {
-            let detail = "Kafka is not connected yet; nothing was accepted";
-            return exchange.answer(Answer::unavailable(detail, None, RETRY_AFTER));
-        }
-        match &terms.idempotency_key {
-            None => self.submit_new(exchange, Uuid::now_v7(), wanted, terms.asynchronous),
-            Some(key) => self.submit_keyed(exchange, key, wanted, terms.asynchronous),
-        }
+    pub(super) fn submit(&self, reply: Reply, wanted: Wanted, terms: &Terms) -> Option<Ticket> {
+        let refused = if self.desk.is_draining() {
+            "the gateway is shutting down; send this to another one"
+        } else if self.producer.get().is_none() {
+            "Kafka is not connected yet; nothing was accepted"
+        } else if terms.idempotency_key.is_some() && !self.desk.is_read_back() {
+            "the gateway is still reading what happened before its start; try again"
+        } else {
+            return match &terms.idempotency_key {
+                None => self.submit_new(reply, Uuid::now_v7(), wanted, terms.asynchronous),
+                Some(key) => self.submit_keyed(reply, key, wanted, terms.asynchronous),
+            };
+        };
+        reply.give(Answer::unavailable(refused, None, RETRY_AFTER));
+        None
     }
 
-    fn submit_new(&self, exchange: Exchange, id: Uuid, wanted: Wanted, asynchronous: bool) {
+    fn submit_new(&self, reply: Reply, id: Uuid, wanted: Wanted, asynchronous: bool) -> Option<Ticket> {
         let key = TaskKey::from_uuid(id);
         let now = Instant::now();
-        let refused = {
+        let parked = {
             let mut state = self.desk.state();
             match self.refusal(&mut state, asynchronous, now) {
-                Some(answer) => Some((exchange, answer)),
-                None => {
-                    park(&mut state, exchange, key, asynchronous, Progress::Queued, now);
-                    None
-                }
+                Some(answer) => Err((reply, answer)),
+                None => Ok(state.waiting.park(key, reply, asynchronous, Progress::Queued, now)),
             }
         };
-        match refused {
-            Some((exchange, answer)) => exchange.answer(answer),
-            None => self.produce_task(key, wanted),
+        match parked {
+            Ok(ticket) => {
+                self.produce_task(key, wanted);
+                Some(ticket)
+            }
+            Err((reply, answer)) => {
+                reply.give(answer);
+                None
+            }
         }
     }
 
@@ -141,7 +146,7 @@ impl Submitter {
         }
         let detail = match state.waiting.room() {
             Ok(()) => return None,
-            Err(Full::Table) => format!("{} callers wait already (MAX_WAITING)", config.max_waiting),
+            Err(Full::Table(count)) => format!("{count} callers wait already (MAX_WAITING)"),
             Err(Full::Closed) => "the gateway is shutting down; send this to another one".to_owned(),
         };
         Some(Answer::unavailable(&detail, None, RETRY_AFTER))
@@ -193,26 +198,24 @@ impl Submitter {
 
     // ---- idempotency keys ----
 
-    fn submit_keyed(&self, exchange: Exchange, idempotency_key: &str, wanted: Wanted, asynchronous: bool) {
-        if !self.desk.is_read_back() {
-            let detail = "the gateway is still reading what happened before its start; try again";
-            return exchange.answer(Answer::unavailable(detail, None, RETRY_AFTER));
-        }
+    fn submit_keyed(&self, reply: Reply, idempotency_key: &str, wanted: Wanted, asynchronous: bool) -> Option<Ticket> {
         let key = TaskKey::from_uuid(task_of_key(idempotency_key));
         let digest = digest(&wanted.text);
-        let mut exchange = Some(exchange);
-        let next = {
+        let decided = {
             let mut state = self.desk.state();
-            self.decide(&mut state, &mut exchange, key, wanted, digest, asynchronous)
+            self.decide(&mut state, reply, key, wanted, digest, asynchronous)
         };
-        match (next, exchange) {
-            (Keyed::Answer(answer), Some(exchange)) => exchange.answer(*answer),
-            (Keyed::Fetch(place), Some(exchange)) => {
-                self.questions.ask(Question { exchange, key, place, stored: false });
+        match decided {
+            Keyed::Answer(reply, answer) => {
+                reply.give(*answer);
+                None
             }
-            (Keyed::Claim, _) => self.produce_claim(key, digest),
-            // Parked.
-            _ => {}
+            Keyed::Fetch(reply, place) => self.questions.fetch(reply, key, key.as_uuid().to_string(), place, false),
+            Keyed::Wait(ticket) => Some(ticket),
+            Keyed::Claim(ticket) => {
+                self.produce_claim(key, digest);
+                Some(ticket)
+            }
         }
     }
 
@@ -220,7 +223,7 @@ impl Submitter {
     fn decide(
         &self,
         state: &mut State,
-        exchange: &mut Option<Exchange>,
+        reply: Reply,
         key: TaskKey,
         wanted: Wanted,
         digest: Uuid,
@@ -233,37 +236,33 @@ impl Submitter {
             claim.filter(|claim| known != Known::Nothing || self.desk.now() - claim.heard < CLAIM_LIFE.as_secs_f64());
         let other_text = |known: Uuid| known != digest;
         if claim.is_some_and(|claim| other_text(claim.digest)) || state.keyed.digest(key).is_some_and(other_text) {
-            return Keyed::answer(used_with_another_text(key));
+            return Keyed::Answer(reply, Box::new(used_with_another_text(key)));
         }
         match known {
             Known::Done(_) | Known::Pending if asynchronous => {
-                return Keyed::answer(Answer::accepted(&key.as_uuid().to_string()));
+                return Keyed::Answer(reply, Box::new(Answer::accepted(&key.as_uuid().to_string())));
             }
-            Known::Done(place) => return Keyed::Fetch(place),
+            Known::Done(place) => return Keyed::Fetch(reply, place),
             Known::Pending | Known::Nothing => {}
         }
-        let Some(waiting) = exchange.take() else { return Keyed::Wait };
         if let Some(answer) = self.refusal(state, asynchronous, now) {
-            *exchange = Some(waiting);
-            return Keyed::answer(answer);
+            return Keyed::Answer(reply, Box::new(answer));
         }
-        let wait = |state: &mut State, progress| park(state, waiting, key, asynchronous, progress, now);
+        let wait = |state: &mut State, progress| state.waiting.park(key, reply, asynchronous, progress, now);
         if known == Known::Pending {
-            wait(state, Progress::Acknowledged);
-            Keyed::Wait
+            Keyed::Wait(wait(state, Progress::Acknowledged))
         } else if state.keyed.digest(key).is_some() {
-            // Where it is on its way already the progress is known, unless everybody has left: then it is not.
-            wait(state, Progress::Sent);
-            Keyed::Wait
+            // Where it is on its way already the progress is known, unless all its callers have left: then it is not.
+            Keyed::Wait(wait(state, Progress::Sent))
         } else if claim.is_some() {
             // Whether its gateway has produced the task is unknown.
-            wait(state, Progress::Sent);
+            let ticket = wait(state, Progress::Sent);
             state.keyed.wait(key, wanted, digest, now);
-            Keyed::Wait
+            Keyed::Wait(ticket)
         } else {
-            wait(state, Progress::Queued);
+            let ticket = wait(state, Progress::Queued);
             state.keyed.claim(key, wanted, digest, now);
-            Keyed::Claim
+            Keyed::Claim(ticket)
         }
     }
 
@@ -330,14 +329,9 @@ impl Submitter {
     }
 }
 
-fn park(state: &mut State, exchange: Exchange, key: TaskKey, asynchronous: bool, progress: Progress, now: Instant) {
-    let caller = Caller { request: exchange, asynchronous, since: now };
-    state.waiting.park(key, caller, progress, now);
-}
-
-fn turn_away(callers: Vec<Caller<Exchange>>, answer: &Answer) {
+fn turn_away(callers: Vec<Waiter<Reply>>, answer: &Answer) {
     for caller in callers {
-        caller.request.answer(answer.clone());
+        caller.reply.give(answer.clone());
     }
 }
 
@@ -347,16 +341,10 @@ fn used_with_another_text(key: TaskKey) -> Answer {
 
 /// What a keyed request comes to.
 enum Keyed {
-    Answer(Box<Answer>),
-    Fetch(Place),
-    Wait,
-    Claim,
-}
-
-impl Keyed {
-    fn answer(answer: Answer) -> Self {
-        Self::Answer(Box::new(answer))
-    }
+    Answer(Reply, Box<Answer>),
+    Fetch(Reply, Place),
+    Wait(Ticket),
+    Claim(Ticket),
 }
 
 /// What the gateway does when Kafka answers the producer.
@@ -427,28 +415,6 @@ fn not_accepted(key: TaskKey, error: &DeliveryError) -> Answer {
         DeliveryError::Unknown => {
             let detail = "Kafka has not acknowledged the task; whether it was accepted is unknown: ask for its result";
             Answer::unavailable(detail, Some(&key.as_uuid().to_string()), RETRY_AFTER)
-        }
-    }
-}
-
-/// What a caller is told whose time is over, or whom the gateway cannot serve to the end.
-pub(super) fn parting_answer(key: TaskKey, progress: Progress, draining: bool) -> Answer {
-    let id = key.as_uuid().to_string();
-    match progress {
-        Progress::Queued => {
-            Answer::unavailable("Kafka does not take tasks at the moment; nothing was accepted", None, RETRY_AFTER)
-        }
-        Progress::Sent => {
-            let detail =
-                "Kafka has not acknowledged the task yet; whether it was accepted is unknown: ask for its result";
-            Answer::unavailable(detail, Some(&id), RETRY_AFTER)
-        }
-        Progress::Acknowledged if draining => {
-            let detail = "the gateway is shutting down; the task is accepted and not lost: ask for its result";
-            Answer::unavailable(detail, Some(&id), RETRY_AFTER)
-        }
-        Progress::Acknowledged => {
-            Answer::problem(504, "the task is accepted and not done yet; it is not lost: ask for its result", Some(&id))
         }
     }
 }

@@ -4,6 +4,7 @@
 //! `stopping`.
 
 use parking_lot::Mutex;
+use std::sync::Arc;
 
 /// See the module documentation.
 #[derive(Debug, Default)]
@@ -19,18 +20,18 @@ struct Counts {
 
 /// One of them; no longer when dropped.
 #[derive(Debug)]
-pub(super) struct Counted<'a> {
-    counts: &'a Mutex<Counts>,
+pub(super) struct Counted {
+    unanswered: Arc<Unanswered>,
     is_later: bool,
 }
 
 impl Unanswered {
     /// Counts a request until what this returns is dropped.
-    pub(super) fn enter(&self) -> Counted<'_> {
+    pub(super) fn enter(self: &Arc<Self>) -> Counted {
         let mut counts = self.0.lock();
         let is_later = counts.line_drawn;
         *counts.of(is_later) += 1;
-        Counted { counts: &self.0, is_later }
+        Counted { unanswered: Arc::clone(self), is_later }
     }
 
     /// From now on requests count as later ones.
@@ -56,9 +57,9 @@ impl Counts {
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
-        *self.counts.lock().of(self.is_later) -= 1;
+        *self.unanswered.0.lock().of(self.is_later) -= 1;
     }
 }
 
@@ -68,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_request_counts_by_when_it_came() {
-        let unanswered = Unanswered::default();
+        let unanswered = Arc::<Unanswered>::default();
         let first = unanswered.enter();
         unanswered.draw_line();
         let later = unanswered.enter();

@@ -1,11 +1,23 @@
-//! The callers that wait, under the ids of their tasks.
+//! The replies that wait: for a task's result, for Kafka's word that it has a task, for a stored result, for word whether there is such a task.
 //!
-//! A caller is entered before its task is produced, so that no result is faster than its entry. Who removes an entry owns the
-//! answer, so each caller is answered exactly once by construction. Pure: time is a parameter, nothing is sent from here.
+//! A reply is entered before anything is set going that could give it, so that no result is faster than its entry. Who takes an entry out gives the
+//! reply, so each is given exactly once by construction. The connection's thread keeps the deadline. Pure: time is a parameter, nothing is
+//! sent from here.
 
 use super::index::TaskKey;
-use std::collections::{HashMap, VecDeque};
+use super::reply::Ticket;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
+
+/// Stored results that may be waited for.
+const MOST_LOOK_UPS: usize = 1024;
+/// Unknown tasks that may be asked for.
+const MOST_UNKNOWN: usize = 256;
+/// What has to be asked of Kafka is waited for so long.
+const QUESTION_PATIENCE: Duration = Duration::from_secs(3);
+/// The tasks topic is read in larger pieces, so what another gateway has accepted is known up to one piece later. A question for an unknown task
+/// waits for so many pieces: the first may have been put together before it came.
+const PIECES: u8 = 2;
 
 /// How far the caller's task has got on its way to Kafka; decides what may be said when time runs out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,37 +30,48 @@ pub(super) enum Progress {
     Acknowledged,
 }
 
-/// A caller that waits for the result of type-erased request `R`.
+/// What a caller waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// The task's result.
+    Result,
+    /// That Kafka has the task (`Prefer: respond-async`).
+    Acceptance,
+    /// A result that stands in Kafka, of the task of this id.
+    Stored(String),
+    /// Word whether there is a task of this id.
+    Existence(String),
+}
+
+/// A reply that waited.
 #[derive(Debug)]
-pub(super) struct Caller<R> {
-    /// What is needed to answer.
-    pub(super) request: R,
-    /// Answered as soon as Kafka has the task (`Prefer: respond-async`).
-    pub(super) asynchronous: bool,
+pub(super) struct Waiter<R> {
+    pub(super) reply: R,
+    pub(super) key: TaskKey,
+    pub(super) wish: Wish,
     /// When it came.
     pub(super) since: Instant,
 }
 
-/// A caller whose time is over, or who is answered early.
+/// One that leaves without what it waited for, and how far its task has got.
 #[derive(Debug)]
 pub(super) struct Leaving<R> {
-    pub(super) key: TaskKey,
-    pub(super) caller: Caller<R>,
+    pub(super) waiter: Waiter<R>,
     pub(super) progress: Progress,
 }
 
 #[derive(Debug)]
-struct Entry<R> {
+struct Task {
     progress: Progress,
     /// Several callers wait for one task when they name the same idempotency key.
-    callers: Vec<(u64, Caller<R>)>,
+    callers: Vec<u64>,
 }
 
-/// Why a caller may not wait.
+/// Why a reply may not wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    /// `MAX_WAITING` callers wait.
-    Table,
+    /// There are so many already.
+    Table(usize),
     /// The gateway has ended.
     Closed,
 }
@@ -56,135 +79,177 @@ pub(super) enum Full {
 /// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Waiting<R> {
-    entries: HashMap<TaskKey, Entry<R>>,
-    deadlines: VecDeque<(Instant, TaskKey, u64)>,
+    waiters: HashMap<u64, Waiter<R>>,
+    tasks: HashMap<TaskKey, Task>,
+    /// Those for word whether there is such a task, with the pieces that they have seen.
+    unknown: Vec<(u64, u8)>,
+    /// How many of the waiters wait for a task on its way.
+    callers: usize,
+    most_callers: usize,
     patience: Duration,
-    most: usize,
-    count: usize,
     next: u64,
     closed: bool,
 }
 
 impl<R> Waiting<R> {
-    /// At most `most` callers, each for `patience` (`MAX_WAITING`, `ANSWER_TIMEOUT`).
-    pub(super) fn new(most: usize, patience: Duration) -> Self {
-        Self { entries: HashMap::new(), deadlines: VecDeque::new(), patience, most, count: 0, next: 0, closed: false }
-    }
-
-    /// Whether one more caller may wait.
-    pub(super) fn room(&self) -> Result<(), Full> {
-        if self.closed {
-            Err(Full::Closed)
-        } else if self.count >= self.most {
-            Err(Full::Table)
-        } else {
-            Ok(())
+    /// At most `most_callers` for tasks on their way, each for `patience` (`MAX_WAITING`, `ANSWER_TIMEOUT`).
+    pub(super) fn new(most_callers: usize, patience: Duration) -> Self {
+        Self {
+            waiters: HashMap::new(),
+            tasks: HashMap::new(),
+            unknown: Vec::new(),
+            callers: 0,
+            most_callers,
+            patience,
+            next: 0,
+            closed: false,
         }
     }
 
-    /// Enters a caller. `progress` counts for a task that nobody waits for yet; otherwise the task's own stands.
-    pub(super) fn park(&mut self, key: TaskKey, caller: Caller<R>, progress: Progress, now: Instant) {
-        let number = self.next;
-        self.next += 1;
-        self.count += 1;
-        self.deadlines.push_back((now + self.patience, key, number));
-        let entry = self.entries.entry(key).or_insert_with(|| Entry { progress, callers: Vec::with_capacity(1) });
-        entry.callers.push((number, caller));
+    /// Whether one more caller may wait for a task on its way.
+    pub(super) fn room(&self) -> Result<(), Full> {
+        self.room_beside(self.callers, self.most_callers)
     }
 
-    /// The task goes into a request now. False: everybody who wanted it has left, so it is withdrawn.
+    fn room_beside(&self, count: usize, most: usize) -> Result<(), Full> {
+        match (self.closed, count >= most) {
+            (true, _) => Err(Full::Closed),
+            (false, true) => Err(Full::Table(count)),
+            (false, false) => Ok(()),
+        }
+    }
+
+    /// Enters a caller of a task on its way. `progress` counts for a task that nobody waits for yet; otherwise the task's own stands.
+    pub(super) fn park(
+        &mut self,
+        key: TaskKey,
+        reply: R,
+        asynchronous: bool,
+        progress: Progress,
+        now: Instant,
+    ) -> Ticket {
+        let wish = if asynchronous { Wish::Acceptance } else { Wish::Result };
+        let ticket = self.enter(Waiter { reply, key, wish, since: now }, self.patience);
+        self.callers += 1;
+        let task = self.tasks.entry(key).or_insert_with(|| Task { progress, callers: Vec::with_capacity(1) });
+        task.callers.push(ticket.number);
+        ticket
+    }
+
+    /// Enters a caller of a result that stands in Kafka; gives the reply back where there is no room.
+    pub(super) fn look_up(&mut self, key: TaskKey, id: String, reply: R, now: Instant) -> Result<Ticket, (R, Full)> {
+        let look_ups = self.waiters.len() - self.callers - self.unknown.len();
+        match self.room_beside(look_ups, MOST_LOOK_UPS) {
+            Ok(()) => Ok(self.enter(Waiter { reply, key, wish: Wish::Stored(id), since: now }, QUESTION_PATIENCE)),
+            Err(full) => Err((reply, full)),
+        }
+    }
+
+    /// Enters a caller that asks for an unknown task; gives the reply back where there is no room.
+    pub(super) fn ask(&mut self, key: TaskKey, id: String, reply: R, now: Instant) -> Result<Ticket, (R, Full)> {
+        match self.room_beside(self.unknown.len(), MOST_UNKNOWN) {
+            Ok(()) => {
+                let ticket =
+                    self.enter(Waiter { reply, key, wish: Wish::Existence(id), since: now }, QUESTION_PATIENCE);
+                self.unknown.push((ticket.number, 0));
+                Ok(ticket)
+            }
+            Err(full) => Err((reply, full)),
+        }
+    }
+
+    fn enter(&mut self, waiter: Waiter<R>, patience: Duration) -> Ticket {
+        let (number, until) = (self.next, waiter.since + patience);
+        self.next += 1;
+        self.waiters.insert(number, waiter);
+        Ticket { number, until }
+    }
+
+    /// The task goes into a request now. False: all its callers have left, so it is withdrawn.
     pub(super) fn sending(&mut self, key: TaskKey) -> bool {
-        match self.entries.get_mut(&key) {
-            Some(entry) => {
-                entry.progress = entry.progress.max_with(Progress::Sent);
+        match self.tasks.get_mut(&key) {
+            Some(task) => {
+                if task.progress == Progress::Queued {
+                    task.progress = Progress::Sent;
+                }
                 true
             }
             None => false,
         }
     }
 
-    /// Kafka has the task. Returns the callers who only wanted to know that.
-    pub(super) fn acknowledged(&mut self, key: TaskKey) -> Vec<Caller<R>> {
-        let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
-        entry.progress = Progress::Acknowledged;
-        let (content, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut entry.callers).into_iter().partition(|(_, caller)| caller.asynchronous);
-        entry.callers = waiting;
-        if entry.callers.is_empty() {
-            self.entries.remove(&key);
+    /// Kafka has the task. Returns the callers that only wanted to know that.
+    pub(super) fn acknowledged(&mut self, key: TaskKey) -> Vec<Waiter<R>> {
+        let Some(task) = self.tasks.get_mut(&key) else { return Vec::new() };
+        task.progress = Progress::Acknowledged;
+        let waiters = &self.waiters;
+        let wants_no_more = |number: &mut u64| waiters.get(number).is_none_or(|it| it.wish == Wish::Acceptance);
+        let content: Vec<u64> = task.callers.extract_if(.., wants_no_more).collect();
+        if task.callers.is_empty() {
+            self.tasks.remove(&key);
         }
-        self.gone(content)
+        self.leave_together(content)
     }
 
-    /// The task's result is there, or nothing more will come: everybody who waits for it leaves.
-    pub(super) fn complete(&mut self, key: TaskKey) -> Vec<Caller<R>> {
-        let callers = self.entries.remove(&key).map(|entry| entry.callers).unwrap_or_default();
-        self.gone(callers)
+    /// The task's result is there, or nothing more will come: all its callers leave.
+    pub(super) fn complete(&mut self, key: TaskKey) -> Vec<Waiter<R>> {
+        let callers = self.tasks.remove(&key).map(|task| task.callers).unwrap_or_default();
+        self.leave_together(callers)
     }
 
-    /// Callers whose time is over.
-    pub(super) fn expire(&mut self, now: Instant) -> Vec<Leaving<R>> {
-        let mut leaving = Vec::new();
-        while let Some(&(deadline, key, number)) = self.deadlines.front() {
-            if deadline > now {
-                break;
+    fn leave_together(&mut self, callers: Vec<u64>) -> Vec<Waiter<R>> {
+        self.callers -= callers.len();
+        callers.iter().filter_map(|number| self.waiters.remove(number)).collect()
+    }
+
+    /// A piece of the tasks topic was read. Returns those that asked for an unknown task and have waited long enough: what is known now decides.
+    pub(super) fn piece_read(&mut self) -> Vec<(u64, TaskKey)> {
+        self.unknown.iter_mut().for_each(|(_, pieces)| *pieces += 1);
+        let ripe = self.unknown.extract_if(.., |(_, pieces)| *pieces >= PIECES);
+        ripe.filter_map(|(number, _)| Some((number, self.waiters.get(&number)?.key))).collect()
+    }
+
+    /// Whether this reply still waits.
+    pub(super) fn waits(&self, number: u64) -> bool {
+        self.waiters.contains_key(&number)
+    }
+
+    /// Takes one out; `None`: it was taken out before, and its reply is given by another thread.
+    pub(super) fn take(&mut self, number: u64) -> Option<Leaving<R>> {
+        let waiter = self.waiters.remove(&number)?;
+        let mut progress = Progress::Acknowledged;
+        match &waiter.wish {
+            Wish::Stored(_) => {}
+            Wish::Existence(_) => self.unknown.retain(|(own, _)| *own != number),
+            Wish::Result | Wish::Acceptance => {
+                self.callers -= 1;
+                if let Some(task) = self.tasks.get_mut(&waiter.key) {
+                    progress = task.progress;
+                    task.callers.retain(|own| *own != number);
+                    if task.callers.is_empty() {
+                        self.tasks.remove(&waiter.key);
+                    }
+                }
             }
-            self.deadlines.pop_front();
-            leaving.extend(self.remove_one(key, number));
         }
-        leaving
+        Some(Leaving { waiter, progress })
     }
 
-    /// Everybody leaves, and nobody comes in any more: the gateway ends.
+    /// All leave, and none comes in any more: the gateway ends.
     pub(super) fn close(&mut self) -> Vec<Leaving<R>> {
         self.closed = true;
-        let all: Vec<_> = self.deadlines.drain(..).collect();
-        all.into_iter().filter_map(|(_, key, number)| self.remove_one(key, number)).collect()
+        let all: Vec<u64> = self.waiters.keys().copied().collect();
+        all.into_iter().filter_map(|number| self.take(number)).collect()
     }
 
-    fn remove_one(&mut self, key: TaskKey, number: u64) -> Option<Leaving<R>> {
-        let entry = self.entries.get_mut(&key)?;
-        let place = entry.callers.iter().position(|(own, _)| *own == number)?;
-        let (_, caller) = entry.callers.swap_remove(place);
-        let progress = entry.progress;
-        if entry.callers.is_empty() {
-            self.entries.remove(&key);
-        }
-        self.count -= 1;
-        Some(Leaving { key, caller, progress })
+    /// Callers that wait for a task on its way.
+    pub(super) fn callers(&self) -> usize {
+        self.callers
     }
 
-    fn gone(&mut self, callers: Vec<(u64, Caller<R>)>) -> Vec<Caller<R>> {
-        self.count -= callers.len();
-        // Their deadlines stay and find nothing; most leave long before, so the queue is kept from growing.
-        if self.deadlines.len() > 64 + 4 * self.count {
-            let entries = &self.entries;
-            self.deadlines.retain(|(_, key, number)| {
-                entries.get(key).is_some_and(|entry| entry.callers.iter().any(|(own, _)| own == number))
-            });
-        }
-        callers.into_iter().map(|(_, caller)| caller).collect()
-    }
-
-    /// When the next caller's time is over.
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.front().map(|(deadline, _, _)| *deadline)
-    }
-
-    /// Callers that wait.
-    pub(super) fn len(&self) -> usize {
-        self.count
-    }
-
-    /// Whether anybody waits for this task.
+    /// Whether a caller waits for this task.
     pub(super) fn contains(&self, key: TaskKey) -> bool {
-        self.entries.contains_key(&key)
-    }
-}
-
-impl Progress {
-    fn max_with(self, other: Progress) -> Progress {
-        if self == Progress::Queued { other } else { self }
+        self.tasks.contains_key(&key)
     }
 }
 
@@ -194,109 +259,140 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    fn caller(request: u32) -> Caller<u32> {
-        Caller { request, asynchronous: false, since: Instant::now() }
-    }
-
     fn key(number: u128) -> TaskKey {
         TaskKey::from_number(number)
     }
 
-    fn requests(callers: Vec<Caller<u32>>) -> Vec<u32> {
-        callers.into_iter().map(|caller| caller.request).collect()
+    fn table(most: usize) -> Waiting<u32> {
+        Waiting::new(most, PATIENCE)
+    }
+
+    fn park(waiting: &mut Waiting<u32>, number: u128, reply: u32) -> Ticket {
+        waiting.park(key(number), reply, false, Progress::Queued, Instant::now())
+    }
+
+    fn replies(waiters: Vec<Waiter<u32>>) -> Vec<u32> {
+        waiters.into_iter().map(|waiter| waiter.reply).collect()
     }
 
     #[test]
-    fn a_caller_is_answered_by_whoever_comes_first_and_only_once() {
-        let now = Instant::now();
-        let mut waiting = Waiting::new(8, PATIENCE);
-        waiting.park(key(1), caller(1), Progress::Queued, now);
-        assert_eq!(requests(waiting.complete(key(1))), [1]);
-        assert!(waiting.complete(key(1)).is_empty());
-        assert!(waiting.expire(now + PATIENCE).is_empty());
-        assert_eq!(waiting.len(), 0);
+    fn a_reply_is_given_by_what_comes_first_and_only_once() {
+        let mut waiting = table(8);
+        let ticket = park(&mut waiting, 1, 1);
+        assert_eq!(replies(waiting.complete(key(1))), [1]);
+        assert!(waiting.complete(key(1)).is_empty() && waiting.take(ticket.number).is_none());
+        assert_eq!(waiting.callers(), 0);
     }
 
     #[test]
-    fn what_may_be_said_at_the_deadline_follows_the_progress() {
-        let now = Instant::now();
-        let mut waiting = Waiting::new(8, PATIENCE);
-        for number in 1..=3 {
-            waiting.park(key(number), caller(number as u32), Progress::Queued, now);
-        }
+    fn what_may_be_said_of_a_task_follows_its_progress() {
+        let mut waiting = table(8);
+        let tickets = [1, 2, 3].map(|number| park(&mut waiting, number, number as u32));
         assert!(waiting.sending(key(2)) && waiting.sending(key(3)));
         assert!(waiting.acknowledged(key(3)).is_empty(), "it waits for the result");
-        assert!(waiting.expire(now + PATIENCE - Duration::from_millis(1)).is_empty());
-        let left: Vec<_> = waiting.expire(now + PATIENCE).iter().map(|it| (it.caller.request, it.progress)).collect();
-        assert_eq!(left, [(1, Progress::Queued), (2, Progress::Sent), (3, Progress::Acknowledged)]);
+        let progress = tickets.map(|ticket| waiting.take(ticket.number).expect("it waits").progress);
+        assert_eq!(progress, [Progress::Queued, Progress::Sent, Progress::Acknowledged]);
         assert!(!waiting.sending(key(1)), "a task whose callers all left unsent is withdrawn");
     }
 
     #[test]
-    fn an_asynchronous_caller_leaves_with_the_acknowledgement() {
-        let now = Instant::now();
-        let mut waiting = Waiting::new(8, PATIENCE);
-        waiting.park(key(1), Caller { asynchronous: true, ..caller(1) }, Progress::Queued, now);
-        waiting.park(key(1), caller(2), Progress::Queued, now);
-        assert_eq!(requests(waiting.acknowledged(key(1))), [1]);
-        assert_eq!(waiting.len(), 1);
-        assert_eq!(requests(waiting.complete(key(1))), [2]);
+    fn a_caller_has_its_patience_and_a_question_three_seconds() {
+        let (mut waiting, now) = (table(8), Instant::now());
+        assert_eq!(waiting.park(key(1), 1, false, Progress::Queued, now).until, now + PATIENCE);
+        let asked = waiting.ask(key(2), "2".to_owned(), 2, now).expect("room");
+        let looked_up = waiting.look_up(key(3), "3".to_owned(), 3, now).expect("room");
+        assert_eq!([asked.until, looked_up.until], [now + Duration::from_secs(3); 2]);
     }
 
     #[test]
-    fn the_table_has_room_for_so_many_callers_and_for_none_once_it_is_closed() {
-        let now = Instant::now();
-        let mut waiting = Waiting::new(2, PATIENCE);
+    fn an_asynchronous_caller_leaves_with_the_acknowledgement() {
+        let mut waiting = table(8);
+        waiting.park(key(1), 1, true, Progress::Queued, Instant::now());
+        park(&mut waiting, 1, 2);
+        assert_eq!(replies(waiting.acknowledged(key(1))), [1]);
+        assert_eq!(waiting.callers(), 1);
+        assert_eq!(replies(waiting.complete(key(1))), [2]);
+    }
+
+    #[test]
+    fn a_question_for_an_unknown_task_waits_for_two_pieces() {
+        let (mut waiting, now) = (table(8), Instant::now());
+        let ask = |waiting: &mut Waiting<u32>, number: u32| {
+            waiting.ask(key(number.into()), number.to_string(), number, now).expect("room")
+        };
+        ask(&mut waiting, 1);
+        assert!(waiting.piece_read().is_empty());
+        let left = ask(&mut waiting, 2);
+        let last = ask(&mut waiting, 3);
+        assert_eq!(waiting.piece_read(), [(0, key(1))]);
+        assert!(waiting.take(left.number).is_some());
+        assert_eq!(waiting.piece_read(), [(last.number, key(3))]);
+        assert!(waiting.piece_read().is_empty() && waiting.unknown.is_empty());
+        assert!(waiting.waits(last.number), "it is answered by what is known");
+    }
+
+    #[test]
+    fn each_kind_has_room_of_its_own_and_none_once_the_table_is_closed() {
+        let (mut waiting, now) = (table(2), Instant::now());
         for number in 0..2 {
             assert_eq!(waiting.room(), Ok(()));
-            waiting.park(key(number), caller(0), Progress::Queued, now);
+            park(&mut waiting, number, 0);
         }
-        assert_eq!(waiting.room(), Err(Full::Table));
-        assert_eq!(waiting.complete(key(0)).len(), 1);
+        assert_eq!(waiting.room(), Err(Full::Table(2)));
+        for number in 0..MOST_LOOK_UPS {
+            waiting.look_up(key(number as u128), String::new(), 0, now).expect("room");
+        }
+        for number in 0..MOST_UNKNOWN {
+            waiting.ask(key(number as u128), String::new(), 0, now).expect("room");
+        }
+        let full = waiting.look_up(key(0), String::new(), 7, now).expect_err("no room");
+        assert_eq!(full, (7, Full::Table(MOST_LOOK_UPS)));
+        let full = waiting.ask(key(0), String::new(), 7, now).expect_err("no room");
+        assert_eq!(full, (7, Full::Table(MOST_UNKNOWN)));
+        assert_eq!(waiting.complete(key(0)).len(), 1, "the callers of a task, not those of its stored result");
         assert_eq!(waiting.room(), Ok(()));
-        assert_eq!(waiting.close().len(), 1);
+        assert_eq!(waiting.close().len(), 1 + MOST_LOOK_UPS + MOST_UNKNOWN);
         assert_eq!(waiting.room(), Err(Full::Closed));
-    }
-
-    #[test]
-    fn the_deadlines_of_answered_callers_do_not_pile_up() {
-        let now = Instant::now();
-        let mut waiting = Waiting::new(8, PATIENCE);
-        for number in 0..10_000 {
-            waiting.park(key(number), caller(0), Progress::Queued, now);
-            waiting.complete(key(number));
-        }
-        assert!(waiting.deadlines.len() <= 65, "{}", waiting.deadlines.len());
+        assert_eq!(waiting.ask(key(0), String::new(), 7, now).expect_err("closed"), (7, Full::Closed));
     }
 
     proptest::proptest! {
         #[test]
-        fn everybody_who_parks_leaves_exactly_once(steps in proptest::collection::vec((0u8..6, 0u128..5), 1..200)) {
-            let start = Instant::now();
-            let mut now = start;
-            let mut waiting = Waiting::new(usize::MAX, PATIENCE);
-            let (mut parked, mut left) = (0u32, Vec::new());
+        fn all_that_wait_leave_exactly_once(steps in proptest::collection::vec((0u8..9, 0u128..5), 1..200)) {
+            let now = Instant::now();
+            let mut waiting = table(usize::MAX);
+            let (mut entered, mut left, mut tickets) = (0u32, Vec::new(), Vec::new());
             for (step, number) in steps {
+                let before = entered;
                 match step {
                     0 | 1 => {
-                        let asynchronous = step == 1;
-                        waiting.park(key(number), Caller { asynchronous, ..caller(parked) }, Progress::Queued, now);
-                        parked += 1;
+                        tickets.push(waiting.park(key(number), entered, step == 1, Progress::Queued, now));
+                        entered += 1;
                     }
-                    2 => { waiting.sending(key(number)); }
-                    3 => left.extend(requests(waiting.acknowledged(key(number)))),
-                    4 => left.extend(requests(waiting.complete(key(number)))),
+                    2 => {
+                        tickets.push(waiting.look_up(key(number), number.to_string(), entered, now).expect("room"));
+                        entered += 1;
+                    }
+                    3 => {
+                        tickets.push(waiting.ask(key(number), number.to_string(), entered, now).expect("room"));
+                        entered += 1;
+                    }
+                    4 => { waiting.sending(key(number)); }
+                    5 => left.extend(replies(waiting.acknowledged(key(number)))),
+                    6 => left.extend(replies(waiting.complete(key(number)))),
+                    7 => { waiting.piece_read(); }
                     _ => {
-                        now += PATIENCE / 3;
-                        left.extend(waiting.expire(now).into_iter().map(|it| it.caller.request));
+                        let ticket = tickets.get(number as usize * 7);
+                        left.extend(ticket.and_then(|ticket| waiting.take(ticket.number)).map(|it| it.waiter.reply));
                     }
                 }
-                proptest::prop_assert_eq!(waiting.len() + left.len(), parked as usize);
+                proptest::prop_assert!(tickets.len() == entered as usize && entered - before <= 1);
+                proptest::prop_assert_eq!(waiting.waiters.len() + left.len(), entered as usize);
             }
-            left.extend(waiting.close().into_iter().map(|it| it.caller.request));
+            left.extend(waiting.close().into_iter().map(|it| it.waiter.reply));
             left.sort_unstable();
-            proptest::prop_assert_eq!(left, (0..parked).collect::<Vec<_>>());
-            proptest::prop_assert!(waiting.entries.is_empty());
+            proptest::prop_assert_eq!(left, (0..entered).collect::<Vec<_>>());
+            proptest::prop_assert!(waiting.tasks.is_empty() && waiting.unknown.is_empty() && waiting.callers == 0);
         }
     }
 }

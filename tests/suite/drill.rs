@@ -75,7 +75,8 @@ fn a_signal_ends_the_load_with_a_verdict_and_a_second_one_without() {
         })
     });
     drill.signal(Signal::SIGINT);
-    assert_eq!(drill.wait(SOON).code, Some(0));
+    // On a busy machine the broker may have taken a task back, for a lock's time.
+    assert_eq!(drill.wait(SOON * 3).code, Some(0));
     assert!(last_line(&drill).starts_with("verdict: HELD: "), "{}", last_line(&drill));
     drill.wait_for_line("SIGINT received", SOON);
     // Nobody works: there is always an answer to wait for.

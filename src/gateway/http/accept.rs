@@ -45,13 +45,8 @@ pub(in crate::gateway) fn most_connections(max_waiting: usize) -> usize {
 }
 
 /// Takes connections until stopped.
-pub(in crate::gateway) fn accept<S: Service + 'static>(
-    listener: &TcpListener,
-    service: Arc<S>,
-    load: &Arc<Load>,
-    stop: &Stop,
-) {
-    let mut threads = Threads::new(service);
+pub(in crate::gateway) fn accept<S: Service>(listener: &TcpListener, service: &Arc<S>, load: &Arc<Load>, stop: &Stop) {
+    let mut threads = Threads::new();
     let mut outage = Outage::new("the system");
     let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
     while !stop.is_triggered() {
@@ -59,7 +54,7 @@ pub(in crate::gateway) fn accept<S: Service + 'static>(
             Ok((socket, _)) => {
                 let socket = Arc::new(socket);
                 let Some(seat) = load.seat(&socket, stop) else { return };
-                threads.serve(Connection::new(socket, seat)).err()
+                threads.serve(Connection::new(socket, seat, Arc::clone(service))).err()
             }
             // The caller was gone before it was taken.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => None,
@@ -80,36 +75,35 @@ pub(in crate::gateway) fn accept<S: Service + 'static>(
 }
 
 /// The connections' threads: as many as there are connections, and those that had one a moment ago.
-struct Threads<S> {
-    service: Arc<S>,
+struct Threads<S: Service> {
     /// Of capacity zero: a connection is taken by a thread that waits at this instant, or by none. So none is left behind a
     /// thread that was about to become busy.
-    offers: Sender<Connection>,
-    takers: Receiver<Connection>,
+    offers: Sender<Connection<S>>,
+    takers: Receiver<Connection<S>>,
     running: Vec<Thread>,
     /// How many may be `running` before those that have ended are looked for.
     look_at: usize,
     started: usize,
 }
 
-impl<S: Service + 'static> Threads<S> {
-    fn new(service: Arc<S>) -> Self {
+impl<S: Service> Threads<S> {
+    fn new() -> Self {
         let (offers, takers) = bounded(0);
-        Self { service, offers, takers, running: Vec::new(), look_at: FEW_THREADS, started: 0 }
+        Self { offers, takers, running: Vec::new(), look_at: FEW_THREADS, started: 0 }
     }
 
-    fn serve(&mut self, connection: Connection) -> Result<(), String> {
+    fn serve(&mut self, connection: Connection<S>) -> Result<(), String> {
         let connection = match self.offers.try_send(connection) {
             Ok(()) => return Ok(()),
             Err(TrySendError::Full(connection) | TrySendError::Disconnected(connection)) => connection,
         };
         self.join_ended();
         self.started += 1;
-        let (service, takers) = (Arc::clone(&self.service), self.takers.clone());
+        let takers = self.takers.clone();
         // A stop of its own: one connection's end is not the gateway's.
         let name = format!("conn-{}", self.started % 1_000_000);
         let thread = threads::spawn(&name, Stop::new(), move || -> Result<(), Infallible> {
-            work(&*service, connection, &takers);
+            work(connection, &takers);
             Ok(())
         });
         if thread.is_finished() {
@@ -136,10 +130,10 @@ impl<S: Service + 'static> Threads<S> {
 }
 
 /// A connection's thread: serves this connection, and the next ones that come soon enough.
-fn work(service: &impl Service, first: Connection, takers: &Receiver<Connection>) {
+fn work<S: Service>(first: Connection<S>, takers: &Receiver<Connection<S>>) {
     let mut next = Some(first);
     while let Some(connection) = next {
-        connection.serve(service);
+        connection.serve();
         next = takers.recv_timeout(THREAD_IDLE).ok();
     }
 }

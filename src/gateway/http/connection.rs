@@ -8,7 +8,9 @@ use super::Refusal;
 use super::chunked::Chunked;
 use super::head::{self, Body, Head};
 use super::load::Seat;
+use super::outgoing::{Outgoing, Terms, Written};
 use crate::gateway::answer::{Afterwards, Answer};
+use crate::gateway::reply::{Carrier, Parting, Reply, Ticket};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
@@ -38,24 +40,28 @@ const LIMITS: Limits = Limits {
 pub(in crate::gateway) const LARGEST_BODY: usize = 64 * 1024;
 /// Bytes behind a last response that are read away, so that their sender gets to reading it (RFC 9112 section 9.6).
 const READ_AWAY: usize = 1024 * 1024;
+/// A reply that another thread has taken out to give it is given within this.
+const GIVING: Duration = Duration::from_secs(5);
+const TENTH: Duration = Duration::from_millis(100);
 /// Bytes of one read.
 const PIECE: usize = 8 * 1024;
 
 /// What answers requests.
-pub(in crate::gateway) trait Service: Send + Sync {
+pub(in crate::gateway) trait Service: Send + Sync + 'static {
     /// What is held from the moment that a request is whole until its response is written.
-    type Counted<'a>
-    where
-        Self: 'a;
+    type Counted: Send;
 
     /// A request is whole.
-    fn begin(&self) -> Self::Counted<'_>;
+    fn begin(&self) -> Self::Counted;
 
     /// Whether the body is looked into; what is not wanted is not waited for.
     fn wants_body(&self, head: &Head) -> bool;
 
-    /// The response, waited for.
-    fn respond(&self, head: &Head, body: &[u8]) -> Answer;
+    /// Has the reply given, at once or later. The ticket of one that waits.
+    fn take(&self, head: &Head, body: &[u8], reply: Reply) -> Option<Ticket>;
+
+    /// Has a reply that waits given, or withdrawn, for this reason. False: another thread is giving it.
+    fn part(&self, ticket: Ticket, parting: Parting) -> bool;
 
     /// A response with this status is about to be written.
     fn responds(&self, status: u16);
@@ -66,9 +72,10 @@ pub(in crate::gateway) trait Service: Send + Sync {
 
 /// See the module documentation.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct Connection<S: Service> {
     socket: Arc<TcpStream>,
-    seat: Seat,
+    service: Arc<S>,
+    outgoing: Arc<Outgoing<S>>,
     /// Bytes that came and belong to nothing yet.
     input: Vec<u8>,
     /// As the socket has it; a system call for each read would cost as much as the read.
@@ -93,60 +100,101 @@ enum Came {
     Late,
 }
 
-impl Connection {
-    pub(super) fn new(socket: Arc<TcpStream>, seat: Seat) -> Self {
-        Self { socket, seat, input: Vec::new(), timeout: Duration::ZERO, limits: LIMITS }
+impl<S: Service> Connection<S> {
+    pub(super) fn new(socket: Arc<TcpStream>, seat: Seat, service: Arc<S>) -> Self {
+        let outgoing = Arc::new(Outgoing::new(Arc::clone(&socket), seat, Arc::clone(&service)));
+        Self { socket, service, outgoing, input: Vec::new(), timeout: Duration::ZERO, limits: LIMITS }
     }
 
     /// Serves it to its end.
-    pub(super) fn serve(mut self, service: &impl Service) {
-        if self.requests(service) == Ending::Unread {
+    pub(super) fn serve(mut self) {
+        let ending = self.requests();
+        if ending == Ending::Unread {
             self.linger();
         }
+        self.outgoing.join();
     }
 
-    fn requests(&mut self, service: &impl Service) -> Ending {
+    fn requests(&mut self) -> Ending {
+        let mut idle_since = Instant::now();
         loop {
-            let head = match self.read_head() {
+            let head = match self.read_head(idle_since) {
                 Ok(Some(head)) => head,
                 Ok(None) => return Ending::Read,
                 Err(refusal) => {
                     // Where the next request begins is not known any more.
-                    self.write(service, &problem(&refusal), false, Afterwards::Closes);
+                    let terms = Terms { head_only: false, afterwards: Afterwards::Closes };
+                    self.outgoing.take(terms, self.service.begin());
+                    self.reply().give(problem(&refusal));
+                    self.outgoing.taken();
                     return Ending::Unread;
                 }
             };
-            self.seat.waits(false);
-            let body = self.read_body(&head, service.wants_body(&head));
+            let body = self.read_body(&head, self.service.wants_body(&head));
             let whole = matches!(body, Ok(Some(_)));
-            // Counted from here: a stop waits for requests that are whole, not for callers that have yet to send theirs.
-            let counted = service.begin();
-            let answer = match body {
-                Ok(body) => service.respond(&head, &body.unwrap_or_default()),
-                Err(refusal) => problem(&refusal),
-            };
-            let afterwards = match (whole && head.persists && !service.is_stopping(), head.is_old) {
+            let afterwards = match (whole && head.persists, head.is_old) {
                 (false, _) => Afterwards::Closes,
                 (true, false) => Afterwards::Stays,
                 (true, true) => Afterwards::StaysAsAsked,
             };
-            let written = self.write(service, &answer, head.method == Method::Head, afterwards);
-            drop(counted);
+            // Counted from here: a stop waits for requests that are whole, not for callers that have yet to send theirs.
+            let terms = Terms { head_only: head.method == Method::Head, afterwards };
+            self.outgoing.take(terms, self.service.begin());
+            let ticket = match body {
+                Ok(body) => self.service.take(&head, &body.unwrap_or_default(), self.reply()),
+                Err(refusal) => {
+                    self.reply().give(problem(&refusal));
+                    None
+                }
+            };
             // A caller that has gone, or does not read: its task is in Kafka, its result can be asked for.
-            if !written {
+            let Some(written) = self.outgoing.taken().or_else(|| self.wait(ticket)).filter(|it| it.whole) else {
                 return Ending::Read;
-            }
-            if afterwards == Afterwards::Closes {
+            };
+            if !written.stays {
                 return if whole && self.input.is_empty() { Ending::Read } else { Ending::Unread };
             }
-            self.seat.waits(true);
+            idle_since = written.at;
+        }
+    }
+
+    fn reply(&self) -> Reply {
+        Reply::new(Arc::clone(&self.outgoing) as Arc<dyn Carrier>)
+    }
+
+    /// Waits until the response is written, most often until the next request has come; `None`: the caller has left.
+    fn wait(&mut self, ticket: Option<Ticket>) -> Option<Written> {
+        // Without a ticket another thread is giving the reply.
+        let mut until = ticket.map_or_else(|| Instant::now() + GIVING, |ticket| ticket.until);
+        let mut waiting = ticket;
+        loop {
+            // What has come belongs to the next request; a caller that sends ahead is not watched for leaving.
+            let reads = waiting.is_some() && self.input.is_empty() && !self.outgoing.makes_room();
+            let came = match reads {
+                true => self.read(until),
+                false => self.outgoing.wait_until(until).map_or(Came::Late, |_| Came::Bytes),
+            };
+            let written = self.outgoing.written();
+            let parting = match came {
+                _ if written.is_some() => return written,
+                Came::Bytes => continue,
+                // Not the caller's end, but ours.
+                Came::End if self.outgoing.makes_room() => continue,
+                Came::End => Parting::Left,
+                Came::Late => Parting::Late,
+            };
+            let ticket = waiting.take()?;
+            if self.service.part(ticket, parting) && parting == Parting::Left {
+                return None;
+            }
+            until = Instant::now() + GIVING;
         }
     }
 
     /// The next head; `None`: there is none, and no response is owed.
-    fn read_head(&mut self) -> Result<Option<Head>, Refusal> {
+    fn read_head(&mut self, idle_since: Instant) -> Result<Option<Head>, Refusal> {
         let mut begun = !self.input.is_empty();
-        let mut until = Instant::now() + if begun { self.limits.head } else { self.limits.idle };
+        let mut until = if begun { Instant::now() + self.limits.head } else { idle_since + self.limits.idle };
         loop {
             // Some callers send an empty line behind a body (RFC 9112 section 2.2).
             while self.input.starts_with(b"\r\n") {
@@ -250,8 +298,8 @@ impl Connection {
             if left.is_zero() {
                 return Came::Late;
             }
-            // In whole seconds, so that it seldom changes: a little too late is in time here.
-            let timeout = Duration::from_secs(left.as_secs() + 1);
+            // In tenths of a second, so that it seldom changes: a little too late is in time here.
+            let timeout = TENTH * u32::try_from(left.as_millis() / TENTH.as_millis() + 1).unwrap_or(u32::MAX);
             if timeout != self.timeout {
                 if self.socket.set_read_timeout(Some(timeout)).is_err() {
                     return Came::End;
@@ -270,12 +318,6 @@ impl Connection {
                 Err(_) => return Came::End,
             }
         }
-    }
-
-    /// Writes a response in one piece; false: it did not get through.
-    fn write(&mut self, service: &impl Service, answer: &Answer, head_only: bool, afterwards: Afterwards) -> bool {
-        service.responds(answer.status());
-        (&*self.socket).write_all(&answer.encode(head_only, afterwards)).is_ok()
     }
 
     fn late(&self) -> Refusal {

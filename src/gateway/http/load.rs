@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often is looked whether a full gateway is to stop.
@@ -20,6 +21,7 @@ pub(in crate::gateway) struct Load {
     seats: Mutex<Seats>,
     one_less: Condvar,
     most: usize,
+    born: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -31,14 +33,27 @@ struct Seats {
 #[derive(Debug)]
 struct Taken {
     socket: Arc<TcpStream>,
-    /// Since when it waits for a request that is whole; `None`: it has one.
-    waits_since: Option<Instant>,
+    rest: Arc<Rest>,
 }
+
+/// How long a connection has waited for a request that is whole: the microsecond of the load's life since when it does, [`BUSY`] or [`LEAVING`].
+/// Not behind the lock, which two threads would take for each request.
+#[derive(Debug)]
+struct Rest(AtomicU64);
+
+/// It has a request.
+const BUSY: u64 = u64::MAX;
+/// It is to make room.
+const LEAVING: u64 = u64::MAX - 1;
 
 impl Load {
     /// `most` connections at once; with none of them idle, more wait in the kernel's queue.
     pub(in crate::gateway) fn new(most: usize) -> Self {
-        Self { seats: Mutex::default(), one_less: Condvar::new(), most }
+        Self { seats: Mutex::default(), one_less: Condvar::new(), most, born: Instant::now() }
+    }
+
+    fn microseconds(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_micros()).unwrap_or(LEAVING - 1)
     }
 
     /// Connections open now.
@@ -67,18 +82,23 @@ impl Load {
         }
         let number = seats.next;
         seats.next += 1;
-        seats.taken.insert(number, Taken { socket: Arc::clone(socket), waits_since: Some(Instant::now()) });
-        Some(Seat { load: Arc::clone(self), number })
+        let rest = Arc::new(Rest(AtomicU64::new(self.microseconds())));
+        seats.taken.insert(number, Taken { socket: Arc::clone(socket), rest: Arc::clone(&rest) });
+        Some(Seat { load: Arc::clone(self), number, rest })
     }
 }
 
 impl Seats {
-    /// The connection that has waited for longest, which counts as one that leaves from now on.
-    fn leave_longest(&mut self) -> Option<Arc<TcpStream>> {
-        let waiting = self.taken.values_mut().filter(|it| it.waits_since.is_some());
-        let longest = waiting.min_by_key(|it| it.waits_since)?;
-        longest.waits_since = None;
-        Some(Arc::clone(&longest.socket))
+    /// The connection that has waited for longest, which is to leave from now on.
+    fn leave_longest(&self) -> Option<Arc<TcpStream>> {
+        let since = |it: &&Taken| it.rest.0.load(Ordering::Relaxed);
+        let longest = self.taken.values().filter(|it| since(it) < LEAVING).min_by_key(since)?;
+        // Unless it has a request meanwhile; then the next look finds another one.
+        let is_idle = longest
+            .rest
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |since| (since < LEAVING).then_some(LEAVING));
+        is_idle.is_ok().then(|| Arc::clone(&longest.socket))
     }
 }
 
@@ -93,15 +113,28 @@ fn end_reading(socket: &TcpStream) {
 pub(super) struct Seat {
     load: Arc<Load>,
     number: u64,
+    rest: Arc<Rest>,
 }
 
 impl Seat {
-    /// A request is whole, or the connection waits for the next one.
-    pub(super) fn waits(&self, waits: bool) {
-        let waits_since = waits.then(Instant::now);
-        if let Some(taken) = self.load.seats.lock().taken.get_mut(&self.number) {
-            taken.waits_since = waits_since;
-        }
+    /// A request is whole.
+    pub(super) fn busy(&self) {
+        self.change(BUSY);
+    }
+
+    /// The connection waits for the next one.
+    pub(super) fn idle(&self) {
+        self.change(self.load.microseconds());
+    }
+
+    fn change(&self, rest: u64) {
+        // Who is to leave leaves. The result says what was there before.
+        let _ = self.rest.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now != LEAVING).then_some(rest));
+    }
+
+    /// Whether the connection is to make room for another one.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.rest.0.load(Ordering::Relaxed) == LEAVING
     }
 }
 
@@ -140,17 +173,20 @@ mod tests {
         let load = Arc::new(Load::new(3));
         let (busy, first, second, new) = (pair(), pair(), pair(), pair());
         let busy_seat = seat(&load, &busy.1);
-        busy_seat.waits(false);
+        busy_seat.busy();
         let first_seat = seat(&load, &first.1);
         let second_seat = seat(&load, &second.1);
         // It has had a request meanwhile.
-        first_seat.waits(false);
-        first_seat.waits(true);
+        first_seat.busy();
+        first_seat.idle();
         assert!(load.is_full() && [&busy, &first, &second].iter().all(|it| !is_ended(&it.1)));
         std::thread::scope(|scope| {
             let newcomer = scope.spawn(|| seat(&load, &new.1));
             // Each look takes 50 ms where nothing ends.
             assert!((0..200).any(|_| is_ended(&second.1)), "the longest idle one is closed");
+            assert!(second_seat.is_leaving() && !first_seat.is_leaving());
+            second_seat.idle();
+            assert!(second_seat.is_leaving(), "a request that came in between does not keep it");
             drop(second_seat);
             drop(newcomer.join().expect("no panic"));
         });
@@ -164,7 +200,7 @@ mod tests {
         let load = Arc::new(Load::new(1));
         let (old, new) = (pair(), pair());
         let taken = seat(&load, &old.1);
-        taken.waits(false);
+        taken.busy();
         let stop = Stop::new();
         std::thread::scope(|scope| {
             let newcomer = scope.spawn(|| load.seat(&new.1, &stop));

@@ -10,6 +10,7 @@
 //! | `accept` | taking connections, and their threads |
 //! | `load` | the connections' seats: how many, who is idle |
 //! | `connection` | one connection: request, response, request |
+//! | `outgoing` | its writing half: a response, written by the thread that has it |
 //! | `head` | the head of a request, strictly |
 //! | `chunked` | the chunked coding of a body |
 
@@ -19,6 +20,7 @@ pub(super) mod connection;
 pub(super) mod head;
 pub(super) mod listener;
 pub(super) mod load;
+mod outgoing;
 
 /// A status and a sentence for the caller: what is wrong with the request.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,37 +17,57 @@ const SHORT: Limits = Limits {
     linger: Duration::from_millis(300),
 };
 
-/// Says what it was asked.
+/// Says what it was asked; of `/later` when the test gives it.
 #[derive(Debug, Default)]
 struct Echo {
     statuses: Mutex<Vec<u16>>,
-    open: Mutex<usize>,
+    open: Arc<Mutex<usize>>,
     stopping: AtomicBool,
+    later: Mutex<Option<Reply>>,
+    partings: Mutex<Vec<Parting>>,
 }
 
-struct Open<'a>(&'a Mutex<usize>);
+struct Open(Arc<Mutex<usize>>);
 
-impl Drop for Open<'_> {
+impl Drop for Open {
     fn drop(&mut self) {
         *self.0.lock() -= 1;
     }
 }
 
-impl Service for Echo {
-    type Counted<'a> = Open<'a>;
+/// So long a caller of `/later` waits.
+const PATIENCE: Duration = Duration::from_millis(600);
 
-    fn begin(&self) -> Open<'_> {
+impl Service for Echo {
+    type Counted = Open;
+
+    fn begin(&self) -> Open {
         *self.open.lock() += 1;
-        Open(&self.open)
+        Open(Arc::clone(&self.open))
     }
 
     fn wants_body(&self, head: &Head) -> bool {
         head.method == Method::Post
     }
 
-    fn respond(&self, head: &Head, body: &[u8]) -> Answer {
+    fn take(&self, head: &Head, body: &[u8], reply: Reply) -> Option<Ticket> {
+        if head.target == "/later" {
+            *self.later.lock() = Some(reply);
+            return Some(Ticket { number: 0, until: Instant::now() + PATIENCE });
+        }
         let text = format!("{} {} {}", head.method, head.target, String::from_utf8_lossy(body));
-        Answer::bytes(200, "text/plain", text.into_bytes())
+        reply.give(Answer::bytes(200, "text/plain", text.into_bytes()));
+        None
+    }
+
+    fn part(&self, _: Ticket, parting: Parting) -> bool {
+        let Some(reply) = self.later.lock().take() else { return false };
+        self.partings.lock().push(parting);
+        match parting {
+            Parting::Left => reply.withdraw(),
+            _ => reply.give(Answer::problem(504, "too late", None)),
+        }
+        true
     }
 
     fn responds(&self, status: u16) {
@@ -74,10 +94,9 @@ fn serve(limits: Limits) -> Served {
     let socket = Arc::new(listener.accept().expect("a connection").0);
     let (echo, load) = (Arc::<Echo>::default(), Arc::new(Load::new(8)));
     let seat = load.seat(&socket, &Stop::new()).expect("no stop");
-    let connection = Connection { limits, ..Connection::new(socket, seat) };
-    let service = Arc::clone(&echo);
+    let connection = Connection { limits, ..Connection::new(socket, seat, Arc::clone(&echo)) };
     let thread = threads::spawn("served", Stop::new(), move || -> Result<(), Infallible> {
-        connection.serve(&*service);
+        connection.serve();
         Ok(())
     });
     Served { caller, echo, load, thread }
@@ -86,6 +105,24 @@ fn serve(limits: Limits) -> Served {
 impl Served {
     fn send(&mut self, text: &str) {
         self.caller.write_all(text.as_bytes()).expect("it is read");
+    }
+
+    /// The reply of a request for `/later` that was sent.
+    fn later(&self) -> Reply {
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(reply) = self.echo.later.lock().take() {
+                return reply;
+            }
+            assert!(Instant::now() < until, "it was not asked for");
+            std::thread::yield_now();
+        }
+    }
+
+    /// The same of a caller that sends nothing more.
+    fn rest_after_leaving(self) -> String {
+        self.caller.shutdown(Shutdown::Write).expect("a socket");
+        self.rest()
     }
 
     /// Everything until the connection's end, which is waited for.
@@ -104,8 +141,7 @@ impl Served {
 fn all(text: &str) -> String {
     let mut served = serve(LIMITS);
     served.send(text);
-    served.caller.shutdown(Shutdown::Write).expect("a socket");
-    served.rest()
+    served.rest_after_leaving()
 }
 
 fn statuses(text: &str) -> Vec<&str> {
@@ -235,4 +271,94 @@ fn a_stop_ends_a_connection_with_its_next_response() {
     served.send("GET /b HTTP/1.1\r\nHost: x\r\n\r\nGET /c HTTP/1.1\r\nHost: x\r\n\r\n");
     let text = served.rest();
     assert!(text.contains("GET /b") && !text.contains("GET /c") && text.contains("Connection: close\r\n"), "{text}");
+}
+
+// ---- replies that come later ----
+
+const LATER: &str = "GET /later HTTP/1.1\r\nHost: x\r\n\r\n";
+
+fn text_of(bytes: usize) -> Answer {
+    Answer::bytes(200, "text/plain", vec![b'a'; bytes])
+}
+
+#[test]
+fn a_response_is_written_by_the_thread_that_has_it_and_the_next_request_is_served() {
+    let mut served = serve(LIMITS);
+    for _ in 0..3 {
+        served.send(LATER);
+        served.later().give(text_of(3));
+        let mut response = String::new();
+        while !response.ends_with("aaa") {
+            let mut byte = [0];
+            served.caller.read_exact(&mut byte).expect("a response");
+            response.push(byte[0].into());
+        }
+        assert_eq!(statuses(&response), ["200"]);
+    }
+    // Sent before the response is there.
+    served.send(LATER);
+    let reply = served.later();
+    served.send("GET /b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    reply.give(text_of(3));
+    let text = served.rest();
+    assert_eq!(statuses(&text), ["200", "200"], "{text}");
+    assert!(text.find("aaa") < text.find("GET /b") && text.ends_with("GET /b "), "{text}");
+}
+
+#[test]
+fn a_caller_that_leaves_is_noticed_before_its_response_is_there() {
+    let mut served = serve(LIMITS);
+    served.send(LATER);
+    let until = Instant::now() + Duration::from_secs(10);
+    while served.echo.later.lock().is_none() {
+        assert!(Instant::now() < until, "it was not asked for");
+    }
+    let echo = Arc::clone(&served.echo);
+    assert_eq!(served.rest_after_leaving(), "", "nothing is written any more");
+    assert_eq!(*echo.partings.lock(), [Parting::Left]);
+    assert!(echo.statuses.lock().is_empty());
+}
+
+#[test]
+fn a_caller_that_waits_for_too_long_is_told_and_may_ask_again() {
+    let mut served = serve(LIMITS);
+    served.send(LATER);
+    let mut begin = [0; 12];
+    served.caller.read_exact(&mut begin).expect("a response");
+    assert_eq!(&begin, b"HTTP/1.1 504");
+    served.send("GET /b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let echo = Arc::clone(&served.echo);
+    assert!(served.rest().ends_with("GET /b "));
+    assert_eq!(*echo.partings.lock(), [Parting::Late]);
+}
+
+#[test]
+fn a_caller_that_reads_slowly_holds_up_no_other() {
+    const LARGE: usize = 32 * 1024 * 1024;
+    let mut served = serve(LIMITS);
+    served.send("GET /later HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let reply = served.later();
+    let began = Instant::now();
+    reply.give(text_of(LARGE));
+    assert!(began.elapsed() < Duration::from_secs(1), "it waits for no caller: {:?}", began.elapsed());
+    let text = served.rest();
+    assert_eq!(text.len() - text.find("\r\n\r\n").expect("a head"), LARGE + 4);
+}
+
+#[test]
+fn a_late_response_of_a_stopping_gateway_is_the_last_one() {
+    let mut served = serve(LIMITS);
+    served.send(LATER);
+    let reply = served.later();
+    served.echo.stopping.store(true, Ordering::Relaxed);
+    reply.give(text_of(3));
+    assert!(served.rest().contains("Connection: close\r\n"));
+}
+
+#[test]
+fn a_reply_that_gets_lost_is_given_all_the_same() {
+    let mut served = serve(LIMITS);
+    served.send("GET /later HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    drop(served.later());
+    assert_eq!(statuses(&served.rest()), ["500"]);
 }

@@ -1,0 +1,91 @@
+//! The way back to one caller.
+//!
+//! A [`Reply`] is given exactly once: giving consumes it, and one that is dropped says 500 by itself, so that no caller waits for ever. The thread that
+//! has the response writes it; the connection's own thread waits for the next request meanwhile. A reply that cannot be given at once waits in
+//! [`waiting`](super::waiting) under a [`Ticket`], with which the connection's thread takes it out again when its caller has left or its time is over.
+
+use super::answer::Answer;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What carries a response to its caller: a connection.
+pub(super) trait Carrier: Debug + Send + Sync {
+    /// Takes the response along, without waiting for the caller.
+    fn carry(self: Arc<Self>, response: Answer);
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Reply(Option<Arc<dyn Carrier>>);
+
+/// Stands for a reply that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket {
+    pub(super) number: u64,
+    /// The caller waits until then.
+    pub(super) until: Instant,
+}
+
+/// Why a reply does not wait any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parting {
+    /// Its caller has closed the connection.
+    Left,
+    /// Its caller's time is over.
+    Late,
+    /// The gateway ends.
+    Stopping,
+}
+
+impl Reply {
+    pub(super) fn new(carrier: Arc<dyn Carrier>) -> Self {
+        Self(Some(carrier))
+    }
+
+    /// Gives the response.
+    pub(super) fn give(mut self, response: Answer) {
+        if let Some(carrier) = self.0.take() {
+            carrier.carry(response);
+        }
+    }
+
+    /// Gives none: the caller has left.
+    pub(super) fn withdraw(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(carrier) = self.0.take() {
+            carrier.carry(Answer::problem(500, "the gateway has lost this request; send it again", None));
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use parking_lot::Mutex;
+
+    /// Keeps what it carries.
+    #[derive(Debug, Default)]
+    pub(in crate::gateway) struct Kept(pub(in crate::gateway) Mutex<Vec<u16>>);
+
+    impl Carrier for Kept {
+        fn carry(self: Arc<Self>, response: Answer) {
+            self.0.lock().push(response.status());
+        }
+    }
+
+    #[test]
+    fn a_reply_is_given_once_whatever_becomes_of_it() {
+        let kept = Arc::<Kept>::default();
+        let reply = || Reply::new(Arc::clone(&kept) as Arc<dyn Carrier>);
+        reply().give(Answer::problem(404, "nothing", None));
+        drop(reply());
+        reply().withdraw();
+        assert_eq!(*kept.0.lock(), [404, 500]);
+    }
+}
