@@ -73,11 +73,11 @@ impl Questions {
         None
     }
 
-    /// Those that asked for an unknown task are answered once other gateways' tasks are known, too.
-    pub(super) fn piece_read(&self) {
+    /// The tasks topic was read so often. Those that asked for an unknown task are answered once other gateways' tasks are known, too.
+    pub(super) fn passed(&self, passes: u64) {
         let asked: Vec<_> = {
             let mut state = self.desk.state();
-            let ripe = state.waiting.piece_read();
+            let ripe = state.waiting.passed(passes);
             ripe.into_iter().map(|(number, key)| (number, key, state.index.known(key))).collect()
         };
         for (number, key, known) in asked {

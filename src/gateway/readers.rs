@@ -261,7 +261,7 @@ pub(super) fn tasks(
         match reader.poll() {
             Ok(records) => {
                 take_tasks(desk, &records);
-                questions.piece_read();
+                questions.passed(reader.passes());
             }
             Err(KafkaError::Interrupted) => return Ok(()),
             // The tail says that Kafka is away.

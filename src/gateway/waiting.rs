@@ -15,9 +15,9 @@ const MOST_LOOK_UPS: usize = 1024;
 const MOST_UNKNOWN: usize = 256;
 /// What has to be asked of Kafka is waited for so long.
 const QUESTION_PATIENCE: Duration = Duration::from_secs(3);
-/// The tasks topic is read in larger pieces, so what another gateway has accepted is known up to one piece later. A question for an unknown task
-/// waits for so many pieces: the first may have been put together before it came.
-const PIECES: u8 = 2;
+/// The tasks topic is read in larger pieces, so what another gateway has accepted is known a piece later. A question for an unknown task waits for
+/// so many passes over all partitions: the first is under way when it comes, and the pieces of the second may have been put together before.
+const PASSES: u64 = 3;
 
 /// How far the caller's task has got on its way to Kafka; decides what may be said when time runs out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +81,10 @@ pub(super) enum Full {
 pub(super) struct Waiting<R> {
     waiters: HashMap<u64, Waiter<R>>,
     tasks: HashMap<TaskKey, Task>,
-    /// Those for word whether there is such a task, with the pieces that they have seen.
-    unknown: Vec<(u64, u8)>,
+    /// Those for word whether there is such a task, each with the passes at which it is answered.
+    unknown: Vec<(u64, u64)>,
+    /// Over the tasks topic, as far as is known here.
+    passes: u64,
     /// How many of the waiters wait for a task on its way.
     callers: usize,
     most_callers: usize,
@@ -98,6 +100,7 @@ impl<R> Waiting<R> {
             waiters: HashMap::new(),
             tasks: HashMap::new(),
             unknown: Vec::new(),
+            passes: 0,
             callers: 0,
             most_callers,
             patience,
@@ -151,7 +154,7 @@ impl<R> Waiting<R> {
             Ok(()) => {
                 let ticket =
                     self.enter(Waiter { reply, key, wish: Wish::Existence(id), since: now }, QUESTION_PATIENCE);
-                self.unknown.push((ticket.number, 0));
+                self.unknown.push((ticket.number, self.passes + PASSES));
                 Ok(ticket)
             }
             Err(full) => Err((reply, full)),
@@ -202,10 +205,11 @@ impl<R> Waiting<R> {
         callers.iter().filter_map(|number| self.waiters.remove(number)).collect()
     }
 
-    /// A piece of the tasks topic was read. Returns those that asked for an unknown task and have waited long enough: what is known now decides.
-    pub(super) fn piece_read(&mut self) -> Vec<(u64, TaskKey)> {
-        self.unknown.iter_mut().for_each(|(_, pieces)| *pieces += 1);
-        let ripe = self.unknown.extract_if(.., |(_, pieces)| *pieces >= PIECES);
+    /// So many passes over the tasks topic are done. Returns those that asked for an unknown task and have waited long enough: what is known
+    /// now decides.
+    pub(super) fn passed(&mut self, passes: u64) -> Vec<(u64, TaskKey)> {
+        self.passes = passes;
+        let ripe = self.unknown.extract_if(.., |(_, at)| *at <= passes);
         ripe.filter_map(|(number, _)| Some((number, self.waiters.get(&number)?.key))).collect()
     }
 
@@ -315,19 +319,20 @@ mod tests {
     }
 
     #[test]
-    fn a_question_for_an_unknown_task_waits_for_two_pieces() {
+    fn a_question_for_an_unknown_task_waits_for_three_passes() {
         let (mut waiting, now) = (table(8), Instant::now());
         let ask = |waiting: &mut Waiting<u32>, number: u32| {
             waiting.ask(key(number.into()), number.to_string(), number, now).expect("room")
         };
         ask(&mut waiting, 1);
-        assert!(waiting.piece_read().is_empty());
+        assert!(waiting.passed(1).is_empty());
         let left = ask(&mut waiting, 2);
         let last = ask(&mut waiting, 3);
-        assert_eq!(waiting.piece_read(), [(0, key(1))]);
+        assert!(waiting.passed(2).is_empty() && waiting.passed(2).is_empty(), "no leader answers");
+        assert_eq!(waiting.passed(3), [(0, key(1))]);
         assert!(waiting.take(left.number).is_some());
-        assert_eq!(waiting.piece_read(), [(last.number, key(3))]);
-        assert!(waiting.piece_read().is_empty() && waiting.unknown.is_empty());
+        assert_eq!(waiting.passed(4), [(last.number, key(3))]);
+        assert!(waiting.passed(9).is_empty() && waiting.unknown.is_empty());
         assert!(waiting.waits(last.number), "it is answered by what is known");
     }
 
@@ -380,7 +385,7 @@ mod tests {
                     4 => { waiting.sending(key(number)); }
                     5 => left.extend(replies(waiting.acknowledged(key(number)))),
                     6 => left.extend(replies(waiting.complete(key(number)))),
-                    7 => { waiting.piece_read(); }
+                    7 => { waiting.passed(waiting.passes + 1); }
                     _ => {
                         let ticket = tickets.get(number as usize * 7);
                         left.extend(ticket.and_then(|ticket| waiting.take(ticket.number)).map(|it| it.waiter.reply));

@@ -124,6 +124,9 @@ pub struct Reader {
     /// Partitions that are new are not looked at again before: one of them failed.
     new_from: Option<Instant>,
     last_answer: Option<Instant>,
+    /// Partitions that were answered for since the last pass over all of them, and how many passes there were.
+    answered: BTreeSet<i32>,
+    passes: u64,
     damage: Damage,
     gaps: u64,
     backoff: Backoff,
@@ -149,6 +152,8 @@ impl Reader {
             absent: BTreeSet::new(),
             new_from: None,
             last_answer: None,
+            answered: BTreeSet::new(),
+            passes: 0,
             damage: Damage::default(),
             gaps: 0,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_LONGEST),
@@ -215,6 +220,12 @@ impl Reader {
     #[must_use]
     pub fn last_answer(&self) -> Option<Instant> {
         self.last_answer
+    }
+
+    /// How often every partition was answered for since the time before; it stands still while one has no leader, or its leader is silent.
+    #[must_use]
+    pub fn passes(&self) -> u64 {
+        self.passes
     }
 
     /// The offset after the last record (that can be read now, with [`committed`](Self::committed)) of each partition
@@ -370,6 +381,10 @@ impl Reader {
                 code => trouble = trouble.or(Some(KafkaError::broker("Fetch", code, Some(&self.topic)))),
             }
         }
+        if self.absent.is_empty() && self.positions.keys().all(|partition| self.answered.contains(partition)) {
+            self.answered.clear();
+            self.passes += 1;
+        }
         match trouble {
             Some(error) if records.is_empty() => Err(error),
             Some(_) => {
@@ -393,6 +408,7 @@ impl Reader {
             let (first, last, reason) = (unreadable.first, unreadable.last, &unreadable.reason);
             log::warn!("{}-{}: offsets {first} to {last} cannot be read: {reason}", self.topic, fetched.partition);
         }
+        self.answered.insert(fetched.partition);
         self.positions.insert(fetched.partition, decoded.next_offset);
         self.high_watermarks.insert(fetched.partition, fetched.high_watermark);
         let aborted = records::aborted_offsets(&fetched.bytes, &fetched.aborted);

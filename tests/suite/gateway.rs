@@ -264,6 +264,54 @@ fn callers_wait_up_to_the_limit_wherever_they_come_from() {
     assert_eq!(analyze(&gateway, &[("Prefer", "respond-async")], &json!({ "text": "room again" })).status, 202);
 }
 
+// ---- callers that leave ----
+
+fn figure(gateway: &Gateway, name: &str) -> u64 {
+    let metrics = gateway.get("/metrics").text();
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {metrics}"))
+}
+
+#[test]
+fn caller_that_leaves_makes_room_at_once() {
+    let rig = Rig::shared("gw-left");
+    let gateway = Gateway::start(rig.gateway().env("MAX_WAITING", 2).env("ANSWER_TIMEOUT", "60s"));
+    let wait = || {
+        let mut http = gateway.connect();
+        http.send("POST", "/analyze", &[JSON], br#"{"text": "waits"}"#).expect("it is sent");
+        http
+    };
+    for _ in 0..3 {
+        let both = [wait(), wait()];
+        eventually(SOON, "both wait", || figure(&gateway, "lastcall_gateway_waiting_callers") == 2);
+        drop(both);
+        eventually(PROMPT, "both have left", || figure(&gateway, "lastcall_gateway_waiting_callers") == 0);
+    }
+    let asks_alone = || figure(&gateway, "lastcall_gateway_http_connections") == 1;
+    eventually(PROMPT, "their connections have ended", asks_alone);
+    // Kafka had their tasks: they are run.
+    let _worker = rig.start_worker("w");
+    eventually(SOON, "all six are run", || rig.audit().results.len() == 6);
+}
+
+#[test]
+fn task_whose_caller_left_before_kafka_got_it_is_not_produced() {
+    let rig = Rig::with_own_broker("gw-left-queued", &[]);
+    let gateway = rig.start_gateway();
+    rig.broker().stop();
+    let mut http = gateway.connect();
+    http.send("POST", "/analyze", &[JSON], br#"{"text": "left"}"#).expect("it is sent");
+    eventually(SOON, "its caller waits", || figure(&gateway, "lastcall_gateway_waiting_callers") == 1);
+    drop(http);
+    eventually(PROMPT, "its caller has left", || figure(&gateway, "lastcall_gateway_waiting_callers") == 0);
+    rig.broker().start();
+    let _worker = rig.start_worker("w");
+    eventually(SOON, "the gateway is ready", || gateway.get("/readyz").status == 200);
+    let stays = gateway.analyze("stays").task_id();
+    let tasks: Vec<String> = rig.audit().tasks.into_keys().collect();
+    assert_eq!(tasks, [stays]);
+}
+
 // ---- callers that are many, slow or large ----
 
 #[test]

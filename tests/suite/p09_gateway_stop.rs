@@ -134,6 +134,52 @@ fn the_answer_timeout_goes_on_counting_during_the_drain() {
     }
 }
 
+#[test]
+fn callers_that_ask_for_results_are_told_though_kafka_is_frozen() {
+    let rig = Rig::quiet_with_own_broker("p9-frozen");
+    let mut gateway = rig.start_gateway();
+    let _worker = rig.start_worker("w");
+    let task = gateway.analyze("done").task_id();
+    let mut callers: Vec<Http> = (0..200).map(|_| gateway.connect()).collect();
+    rig.broker().freeze();
+    // Known and never heard of, in turn; the gateway does not know yet that Kafka does not answer.
+    for (number, http) in callers.iter_mut().enumerate() {
+        let id = if number % 2 == 0 { &task } else { "never-heard-of" };
+        http.send("GET", &format!("/tasks/{id}"), &[], b"").expect("it is sent");
+    }
+    eventually(SOON, "it stands before all of them", || {
+        gateway.get("/metrics").text().contains("lastcall_gateway_http_connections 201\n")
+    });
+    gateway.program.signal(Signal::SIGTERM);
+    let exit = gateway.program.wait(SOON);
+    assert_eq!(exit.code, Some(0));
+    // What has to be asked of Kafka is waited for 3 s.
+    assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
+    for http in &mut callers {
+        let answer = http.receive("GET").expect("every caller is answered");
+        let problem = answer.assert_problem(503);
+        assert!(problem["task_id"] == task.as_str() || problem["task_id"] == "never-heard-of", "{problem}");
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    }
+}
+
+#[test]
+fn questions_are_answered_at_once_where_kafka_is_known_to_be_away() {
+    let rig = Rig::quiet_with_own_broker("p9-away");
+    let gateway = rig.start_gateway();
+    let _worker = rig.start_worker("w");
+    let task = gateway.analyze("done").task_id();
+    rig.broker().freeze();
+    eventually(SOON, "it is known", || gateway.get("/health").status == 503);
+    let began = Instant::now();
+    for _ in 0..20 {
+        for id in [&task, "never-heard-of"] {
+            gateway.get(&format!("/tasks/{id}")).assert_problem(503);
+        }
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
 fn stops_at_once(name: &str, signal: Signal, idle_connections: usize) {
     let rig = Rig::quiet(name);
     let mut gateway = rig.start_gateway();

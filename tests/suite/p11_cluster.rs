@@ -231,6 +231,24 @@ fn results_are_read_again_right_after_the_fail_over_of_a_frozen_leader() {
     assert!(after < Duration::from_secs(2), "the first result was read {after:?} after the fail-over");
 }
 
+/// Answers for the other partitions were enough, and even polls that ended without one: 404 for a task that another gateway might have accepted.
+#[test]
+fn unknown_task_is_not_denied_while_a_leader_is_silent() {
+    let scene = Scene::new("p11-unknown", 3, &["a"]);
+    let (broker, results) = (scene.broker(), scene.rig.results());
+    for partition in 0..3 {
+        scene.lead(partition, 1 + partition);
+    }
+    assert!(broker.move_leader(&results, 0, 1));
+    let ask = || scene.gateway.get("/tasks/never-heard-of");
+    ask().assert_problem(404);
+    broker.node(3).freeze();
+    let status = ask().status;
+    let is_moved = broker.leader(&scene.rig.tasks(), 2) != Some(3);
+    assert!(status == 503 || status == 404 && is_moved, "{status} before its partition has another leader");
+    eventually(SOON, "it is known again", || ask().status == 404);
+}
+
 // ---- one partition ----
 
 /// The error of one partition cost the locks of all others on that broker.
