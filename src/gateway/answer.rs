@@ -2,7 +2,7 @@
 //!
 //! Errors are problem documents (RFC 9457). Nothing that came with a request goes into a header.
 
-use crate::task::TaskResult;
+use crate::task::{ResultPeek, TaskResult};
 use serde_json::{Map, Value, json};
 use std::io::Cursor;
 use std::time::Duration;
@@ -60,8 +60,8 @@ impl Answer {
     /// problem's when the task failed for good.
     pub(super) fn result(value: &[u8]) -> Self {
         let body = TaskResult::body_for_http(value);
-        match TaskResult::decode(value) {
-            Ok(result) if !result.success => {
+        match ResultPeek::decode(value) {
+            Some(result) if !result.success => {
                 let detail = result.error.unwrap_or_else(|| "the task failed".to_owned());
                 let mut members = problem_members(500, &detail);
                 if let Ok(own) = serde_json::from_slice::<Map<String, Value>>(&body) {

@@ -148,7 +148,7 @@ fn answered_since(desk: &Desk, cluster: &Cluster, since: f64) -> Result<BTreeSet
             if let Some(Ok(id)) = record.key.as_deref().map(std::str::from_utf8) {
                 // Statuses and claims have other keys or are no result; a claim's key is its task's, so it is looked into.
                 let result =
-                    record.value.as_deref().is_some_and(|value| crate::task::TaskResult::decode(value).is_ok());
+                    record.value.as_deref().is_some_and(|value| crate::task::ResultPeek::decode(value).is_some());
                 if result {
                     answered.insert(TaskKey::from_id(id));
                 }
