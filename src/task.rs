@@ -90,6 +90,19 @@ impl Task {
         }
     }
 
+    /// The id under which a record's outcome is told, as its worker finds it: that in the value, or of a record that is no task the key's.
+    pub fn id_of(key: Option<&[u8]>, value: Option<&[u8]>) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Peek {
+            task_id: String,
+        }
+        let peek = value.and_then(|value| from_object::<Peek>(value).ok());
+        match peek {
+            Some(peek) if is_task_id(&peek.task_id) => Some(peek.task_id),
+            _ => BadTask::diagnose(key, value).task_id,
+        }
+    }
+
     /// The value of its record.
     pub fn encode(&self) -> Vec<u8> {
         to_json(self)
@@ -374,13 +387,22 @@ impl ResultsRecord {
         }
     }
 
+    /// Reads a record. Its [`KIND_HEADER`] saves a look; a stranger's record has none.
+    pub fn of_record<'h>(headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>)>, value: Option<&[u8]>) -> Self {
+        let kind = headers.into_iter().find(|(name, _)| *name == KIND_HEADER).and_then(|(_, kind)| kind);
+        match (kind, value) {
+            (Some(kind), Some(value)) => Self::decode_kind(kind, value),
+            _ => Self::decode(value),
+        }
+    }
+
     /// Reads the value of a record whose kind is known, from its [`KIND_HEADER`].
     pub fn decode_kind(kind: &[u8], value: &[u8]) -> Self {
         if kind == KIND_RESULT.as_bytes() {
-            match from_object::<ResultPeek>(value) {
-                Ok(peek) if is_task_id(&peek.task_id) => Self::Result(peek),
-                Ok(_) => Self::Bad("the result's task_id is not 1 to 100 printable ASCII characters"),
-                Err(_) => Self::Bad("the result has no task_id or no success"),
+            match ResultPeek::decode(value) {
+                Some(peek) if is_task_id(&peek.task_id) => Self::Result(peek),
+                Some(_) => Self::Bad("the result's task_id is not 1 to 100 printable ASCII characters"),
+                None => Self::Bad("the result has no task_id or no success"),
             }
         } else if kind == KIND_STATUS.as_bytes() {
             match from_object::<Box<WorkerStatus>>(value) {

@@ -56,21 +56,21 @@ impl Answer {
         Self::problem(503, detail, task_id).with("Retry-After", retry_after.as_secs().max(1).to_string())
     }
 
-    /// The answer to a caller who waited for this record of the results topic: 200, or 500 with the result's members beside the
+    /// The answer to a caller that waited for this result, the value of its record: 200, or 500 with the result's members beside the
     /// problem's when the task failed for good.
-    pub(super) fn result(value: &[u8]) -> Self {
+    pub(super) fn result(peek: &ResultPeek, value: &[u8]) -> Self {
         let body = TaskResult::body_for_http(value);
-        match ResultPeek::decode(value) {
-            Some(result) if !result.success => {
-                let detail = result.error.unwrap_or_else(|| "the task failed".to_owned());
-                let mut members = problem_members(500, &detail);
-                if let Ok(own) = serde_json::from_slice::<Map<String, Value>>(&body) {
-                    members.extend(own);
-                }
-                Self::bytes(500, PROBLEM, Value::Object(members).to_string().into_bytes())
-            }
-            _ => Self::bytes(200, JSON, body.into_owned()),
+        if peek.success {
+            return Self::bytes(200, JSON, body.into_owned());
         }
+        let mut members = problem_members(500, peek.error.as_deref().unwrap_or("the task failed"));
+        if let Ok(own) = serde_json::from_slice::<Map<String, Value>>(&body) {
+            // A stranger's members do not take the place of the problem's.
+            own.into_iter().for_each(|(name, value)| {
+                members.entry(name).or_insert(value);
+            });
+        }
+        Self::bytes(500, PROBLEM, Value::Object(members).to_string().into_bytes())
     }
 
     /// The same where a result is asked for by its id: 200 whatever came of the task.
@@ -139,6 +139,10 @@ fn problem_members(status: u16, detail: &str) -> Map<String, Value> {
 mod tests {
     use super::*;
 
+    fn result(value: &[u8]) -> Answer {
+        Answer::result(&ResultPeek::decode(value).unwrap(), value)
+    }
+
     fn text(answer: &Answer) -> String {
         String::from_utf8(answer.encode(false, Afterwards::Stays)).unwrap()
     }
@@ -157,7 +161,7 @@ mod tests {
     #[test]
     fn a_result_is_handed_on_without_its_type() {
         let stored = br#"{"task_id":"t","success":true,"chars":3,"processed_by":"w","seconds":0.1,"type":"result"}"#;
-        let text = text(&Answer::result(stored));
+        let text = text(&result(stored));
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
         assert!(
             text.ends_with(r#"{"task_id":"t","success":true,"chars":3,"processed_by":"w","seconds":0.1}"#),
@@ -168,8 +172,8 @@ mod tests {
     #[test]
     fn a_failed_task_is_a_problem_with_the_result_beside() {
         let stored =
-            br#"{"task_id":"t","success":false,"error":"no luck","processed_by":"w","seconds":0.1,"type":"result"}"#;
-        let answer = Answer::result(stored);
+            br#"{"task_id":"t","success":false,"error":"no luck","status":"ok","seconds":0.1,"type":"result"}"#;
+        let answer = result(stored);
         let body: Value = serde_json::from_slice(&answer.body).unwrap();
         assert_eq!((answer.status, &body["detail"], &body["status"]), (500, &json!("no luck"), &json!(500)));
         assert_eq!(

@@ -52,6 +52,12 @@ impl State {
         (news, self.waiting.complete(key))
     }
 
+    /// Nothing more will come of a task.
+    pub(super) fn task_is_settled(&mut self, key: TaskKey) {
+        self.index.settle(key);
+        self.kept.forget(key);
+    }
+
     /// A record of this time by Kafka's clock was read.
     pub(super) fn record_read(&mut self, written: f64) {
         self.newest_record = self.newest_record.max(written);

@@ -77,15 +77,18 @@ pub(super) enum Known {
 /// A task without a result.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct PendingTask {
-    pub(super) key: TaskKey,
+    /// Where its last record stands.
     pub(super) place: Place,
-    /// When Kafka took it.
+    /// When Kafka took that.
     pub(super) since: f64,
+    /// How many records there were before it.
+    pub(super) again: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct ResultEntry {
     place: Place,
+    at: f64,
 }
 
 /// A claim that holds.
@@ -110,7 +113,7 @@ impl HeldClaim {
 pub(super) struct Index {
     retention: f64,
     most_results: usize,
-    pending: HashMap<TaskKey, (Place, f64)>,
+    pending: HashMap<TaskKey, PendingTask>,
     results: HashMap<TaskKey, ResultEntry>,
     by_age: VecDeque<(f64, TaskKey)>,
     claims: HashMap<TaskKey, HeldClaim>,
@@ -139,9 +142,14 @@ impl Index {
         if self.results.contains_key(&key) {
             return;
         }
-        let entry = self.pending.entry(key).or_insert((place, at));
-        if place > entry.0 {
-            *entry = (place, at);
+        let pending = self.pending.entry(key).or_insert(PendingTask { place, since: at, again: 0 });
+        // Of two partitions only their times say which record is the later one.
+        let is_later = match place.partition == pending.place.partition {
+            true => place.offset > pending.place.offset,
+            false => at > pending.since,
+        };
+        if is_later {
+            *pending = PendingTask { place, since: at, again: pending.again + 1 };
         }
     }
 
@@ -155,9 +163,9 @@ impl Index {
             self.duplicates += u64::from(place != known.place);
             return false;
         }
-        self.results.insert(key, ResultEntry { place });
+        self.results.insert(key, ResultEntry { place, at });
         self.by_age.push_back((at, key));
-        if self.results.len() > self.most_results {
+        while self.results.len() > self.most_results {
             self.forget_oldest();
         }
         true
@@ -220,20 +228,23 @@ impl Index {
     }
 
     fn forget_oldest(&mut self) {
-        if let Some((_, key)) = self.by_age.pop_front() {
+        if let Some((at, key)) = self.by_age.pop_front()
+            // Unless it was forgotten before, and there is a later one.
+            && self.results.get(&key).is_some_and(|result| result.at <= at)
+        {
             self.results.remove(&key);
         }
     }
 
     /// Tasks that have waited for a result since before `before`.
-    pub(super) fn pending_since(&self, before: f64) -> Vec<PendingTask> {
-        let old = self.pending.iter().filter(|(_, (_, since))| *since < before);
-        old.map(|(key, (place, since))| PendingTask { key: *key, place: *place, since: *since }).collect()
+    pub(super) fn pending_since(&self, before: f64) -> Vec<(TaskKey, PendingTask)> {
+        let old = self.pending.iter().filter(|(_, task)| task.since < before);
+        old.map(|(key, task)| (*key, *task)).collect()
     }
 
     /// Whether the task has no result, and its last record stands there.
     pub(super) fn is_pending_at(&self, key: TaskKey, place: Place) -> bool {
-        self.pending.get(&key).is_some_and(|(last, _)| *last == place)
+        self.pending.get(&key).is_some_and(|task| task.place == place)
     }
 
     /// The record of the task's result is not there any more.
@@ -303,7 +314,13 @@ mod tests {
         index.task(key(1), at(5), 100.0);
         index.task(key(1), at(90), 200.0);
         index.task(key(1), at(5), 100.0);
-        assert_eq!(index.pending_since(300.0), [PendingTask { key: key(1), place: at(90), since: 200.0 }]);
+        assert_eq!(index.pending_since(300.0), [(key(1), PendingTask { place: at(90), since: 200.0, again: 1 })]);
+        // In a partition with a lower number, later.
+        let (first, second) = (Place { partition: 2, offset: 90 }, Place { partition: 1, offset: 7 });
+        index.task(key(2), first, 100.0);
+        index.task(key(2), second, 200.0);
+        index.task(key(2), first, 100.0);
+        assert!(index.is_pending_at(key(2), second));
     }
 
     #[test]
@@ -331,6 +348,11 @@ mod tests {
         assert_eq!(index.known(key(9)), Known::Pending);
         assert_eq!(index.pending_since(0.5).len(), 1);
         assert!(index.pending_since(0.0).is_empty());
+        // Its record was deleted, and its task, of an idempotency key, is run again.
+        index.forget(key(3));
+        assert!(index.result(key(3), at(9), 900.0));
+        index.forget_old(950.0);
+        assert_eq!(index.known(key(3)), Known::Done(at(9)), "only the first one is old");
     }
 
     #[test]

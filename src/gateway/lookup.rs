@@ -6,11 +6,13 @@
 use super::answer::Answer;
 use super::desk::Desk;
 use super::index::{Known, Place, TaskKey};
+use super::readers;
 use super::reply::{Reply, Ticket};
 use super::waiting::{Full, Leaving, Wish};
 use crate::kafka::cluster::Cluster;
 use crate::kafka::reader::Lookup;
 use crate::stop::Stop;
+use crate::task::ResultsRecord;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use serde_json::json;
 use std::convert::Infallible;
@@ -164,16 +166,19 @@ pub(super) fn run(
         if !desk.state().waiting.waits(number) {
             continue;
         }
-        let found = lookup.read(&topic, place.partition, place.offset);
+        // In a topic that was created again another record stands there, or none.
+        let found = lookup.read(&topic, place.partition, place.offset).map(|record| {
+            let record = record?;
+            let ResultsRecord::Result(peek) = readers::decode(&record) else { return None };
+            (TaskKey::from_id(&peek.task_id) == key).then_some((peek, record.value?))
+        });
         if let Ok(None) = found {
             desk.state().index.forget(key);
         }
         give(desk, number, |id| match found {
-            Ok(record) => match record.and_then(|record| record.value) {
-                Some(value) if stored => Answer::stored_result(&value),
-                Some(value) => Answer::result(&value),
-                None => Answer::problem(404, "the result is not kept any more", Some(id)),
-            },
+            Ok(Some((_, value))) if stored => Answer::stored_result(&value),
+            Ok(Some((peek, value))) => Answer::result(&peek, &value),
+            Ok(None) => Answer::problem(404, "the result is not kept any more", Some(id)),
             Err(error) => {
                 log::debug!("a result could not be fetched: {error}");
                 unavailable(AWAY, id)

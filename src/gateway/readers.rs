@@ -21,9 +21,8 @@ use crate::kafka::cluster::Cluster;
 use crate::kafka::error::KafkaError;
 use crate::kafka::reader::{ReadRecord, Reader, ReaderOptions, StartAt};
 use crate::stop::Stop;
-use crate::task::{KIND_HEADER, KIND_RESULT, ResultsRecord};
+use crate::task::{ResultPeek, ResultsRecord, Task};
 use crate::worker::outage::Outage;
-use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -118,42 +117,44 @@ fn take_results(desk: &Desk, submitter: &Submitter, records: &[ReadRecord], live
     let (now, instant) = (desk.now(), Instant::now());
     let (mut answers, mut events, mut claims) = (Vec::new(), Vec::new(), Vec::new());
     let mut finished = 0;
+    let decoded: Vec<_> = records.iter().map(|record| (record, decode(record), live(record))).collect();
     {
         let mut state = desk.state();
         // First, so that the age of each is right.
         state.record_read(newest(records));
-        for record in records {
+        for (record, decoded, is_live) in decoded {
             let place = Place { partition: record.partition, offset: record.offset };
-            let (is_live, written) = (live(record), unix_time(record.timestamp));
+            let written = unix_time(record.timestamp);
             let at = if is_live { now } else { state.date(written, now) };
-            if let Some((key, value)) = result_of(record) {
-                let (news, callers) = state.task_is_done(key, place, at);
-                finished += u64::from(news);
-                answers.extend(callers.into_iter().map(|caller| (caller, value)));
-                continue;
-            }
-            match ResultsRecord::decode(record.value.as_deref()) {
-                ResultsRecord::Status(status) => {
+            match (decoded, &record.value) {
+                (ResultsRecord::Result(peek), Some(value)) => {
+                    let (news, callers) = state.task_is_done(TaskKey::from_id(&peek.task_id), place, at);
+                    finished += u64::from(news);
+                    answers.extend((!callers.is_empty()).then_some((callers, peek, value)));
+                }
+                (ResultsRecord::Status(status), _) => {
                     let at = if is_live { now } else { state.date_of_life(written, now) };
                     let heard = state.fleet.hear(*status, at, record.offset);
                     if is_live {
                         events.extend(heard);
                     }
                 }
-                ResultsRecord::Claim(claim) => {
+                (ResultsRecord::Claim(claim), _) => {
                     if let Some((key, held)) = claim_of(&claim, written, at) {
                         claims.push((key, state.index.claim(key, held).0));
                     }
                 }
-                ResultsRecord::Bad(_) => desk.metrics.bad_record(),
-                ResultsRecord::Result(_) | ResultsRecord::Other => {}
+                (ResultsRecord::Bad(_), _) => desk.metrics.bad_record(),
+                (ResultsRecord::Result(_) | ResultsRecord::Other, _) => {}
             }
         }
         let pending = state.index.pending_count();
         state.rate.finished(finished, pending, instant);
     }
     desk.metrics.results(finished);
-    answer(desk, answers, instant);
+    for (callers, peek, value) in answers {
+        answer(desk, callers, &peek, value, instant);
+    }
     log_events(&events);
     for (key, held) in claims {
         submitter.claim_read(key, held);
@@ -161,29 +162,21 @@ fn take_results(desk: &Desk, submitter: &Submitter, records: &[ReadRecord], live
 }
 
 /// Answers the callers whose results have come.
-fn answer(desk: &Desk, answers: Vec<(Waiter<Reply>, &Bytes)>, now: Instant) {
-    for (caller, value) in answers {
+fn answer(desk: &Desk, callers: Vec<Waiter<Reply>>, peek: &ResultPeek, value: &[u8], now: Instant) {
+    for caller in callers {
         desk.metrics.answer_took(now.saturating_duration_since(caller.since));
         caller.reply.give(match caller.wish {
             // The result was faster than the acknowledgement.
-            Wish::Acceptance => Answer::accepted(&caller.key.as_uuid().to_string()),
-            _ => Answer::result(value),
+            Wish::Acceptance => Answer::accepted(&peek.task_id),
+            _ => Answer::result(peek, value),
         });
     }
 }
 
-/// The key and the value of a result. Its header tells it apart; a stranger's without one is looked into.
-fn result_of(record: &ReadRecord) -> Option<(TaskKey, &Bytes)> {
-    let value = record.value.as_ref()?;
-    let kind = record.headers.iter().find(|(name, _)| name == KIND_HEADER).and_then(|(_, kind)| kind.as_deref());
-    match (kind, record.key.as_deref().map(std::str::from_utf8)) {
-        (Some(kind), Some(Ok(key))) if kind == KIND_RESULT.as_bytes() => Some((TaskKey::from_id(key), value)),
-        (Some(kind), _) if kind != KIND_RESULT.as_bytes() => None,
-        _ => match ResultsRecord::decode(Some(value)) {
-            ResultsRecord::Result(peek) => Some((TaskKey::from_id(&peek.task_id), value)),
-            _ => None,
-        },
-    }
+/// What a record of `results` is.
+pub(super) fn decode(record: &ReadRecord) -> ResultsRecord {
+    let headers = record.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
+    ResultsRecord::of_record(headers, record.value.as_deref())
 }
 
 fn claim_of(claim: &crate::task::Claim, at: f64, heard: f64) -> Option<(TaskKey, HeldClaim)> {
@@ -207,16 +200,16 @@ pub(super) fn past(desk: &Arc<Desk>, cluster: Cluster, read_back: &ReadBack, sto
     let reader = Reader::new(cluster, &desk.config.common.results_topic, from, options());
     let read = until_end(reader, stop, |records| {
         let now = desk.now();
+        let decoded: Vec<_> = records.iter().map(|record| (record, decode(record))).collect();
         let mut state = desk.state();
-        for record in records {
+        for (record, decoded) in decoded {
             let place = Place { partition: record.partition, offset: record.offset };
             let written = unix_time(record.timestamp);
             let at = state.date(written, now);
-            if let Some((key, _)) = result_of(record) {
-                state.index.result(key, place, at);
-                continue;
-            }
-            match ResultsRecord::decode(record.value.as_deref()) {
+            match decoded {
+                ResultsRecord::Result(peek) => {
+                    state.index.result(TaskKey::from_id(&peek.task_id), place, at);
+                }
                 ResultsRecord::Status(status) => {
                     let at = state.date_of_life(written, now);
                     // What happened before the start is no news.
@@ -280,19 +273,23 @@ fn take_tasks(desk: &Desk, records: &[ReadRecord]) {
         return;
     }
     let now = desk.now();
+    // A record in which no id is found is no task; its worker gives it up.
+    let id_of = |record: &ReadRecord| Task::id_of(record.key.as_deref(), record.value.as_deref());
+    let tasks: Vec<_> = records.iter().filter_map(|record| Some((record, id_of(record)?))).collect();
     let mut answers = Vec::new();
-    let mut state = desk.state();
-    for record in records {
-        // A record without a readable key is no task of ours; the workers look into its value and give it up by name.
-        let Some(Ok(id)) = record.key.as_deref().map(std::str::from_utf8) else { continue };
-        let place = Place { partition: record.partition, offset: record.offset };
-        let (key, at) = (TaskKey::from_id(id), state.date(unix_time(record.timestamp), now));
-        let done = state.task_is_in_kafka(key, place, at);
-        answers.extend(done.into_iter().map(|caller| (caller, id)));
+    {
+        let mut state = desk.state();
+        for (record, id) in tasks {
+            let place = Place { partition: record.partition, offset: record.offset };
+            let at = state.date(unix_time(record.timestamp), now);
+            let done = state.task_is_in_kafka(TaskKey::from_id(&id), place, at);
+            answers.extend((!done.is_empty()).then_some((done, id)));
+        }
     }
-    drop(state);
-    for (caller, id) in answers {
-        caller.reply.give(Answer::accepted(id));
+    for (callers, id) in answers {
+        for caller in callers {
+            caller.reply.give(Answer::accepted(&id));
+        }
     }
 }
 

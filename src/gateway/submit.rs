@@ -190,9 +190,9 @@ impl Submitter {
     }
 
     /// Produces a task again that Kafka has dropped, as it was.
-    pub(super) fn produce_again(&self, key: TaskKey, id: Bytes, value: Bytes) {
-        let record =
-            ProducerRecord { topic: Arc::clone(&self.tasks), key: Some(id), value: Some(value), headers: Vec::new() };
+    pub(super) fn produce_again(&self, key: TaskKey, record_key: Option<Bytes>, value: Bytes) {
+        let (topic, headers) = (Arc::clone(&self.tasks), Vec::new());
+        let record = ProducerRecord { topic, key: record_key, value: Some(value), headers };
         self.produce(record, Kind::Again, key);
     }
 

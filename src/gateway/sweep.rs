@@ -7,12 +7,14 @@
 
 use super::desk::Desk;
 use super::index::{PendingTask, TaskKey};
+use super::readers;
 use super::submit::Submitter;
 use crate::kafka::admin;
 use crate::kafka::cluster::Cluster;
 use crate::kafka::error::KafkaError;
 use crate::kafka::reader::{Lookup, Reader, ReaderOptions, StartAt};
 use crate::stop::Stop;
+use crate::task::ResultsRecord;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,6 +22,8 @@ use std::time::Duration;
 
 /// Tasks produced again in one round at the most.
 const MOST_AT_ONCE: usize = 500;
+/// A task is produced again so often. Kafka, or a program that owns the group, drops what it has dropped three times for a reason.
+const MOST_AGAIN: u32 = 2;
 /// Results are kept for an hour at least: an older task without one may have had it, and is not run again.
 const RESULTS_KEPT_SECONDS: f64 = 3_500.0;
 
@@ -87,52 +91,54 @@ fn sweep(
     if dropped.is_empty() {
         return Ok(());
     }
-    let earliest = dropped.iter().map(|task| task.since).fold(f64::INFINITY, f64::min);
+    let earliest = dropped.iter().map(|(_, task)| task.since).fold(f64::INFINITY, f64::min);
     let answered = answered_since(desk, cluster, earliest)?;
     let mut lookup = Lookup::new(cluster.clone());
-    for task in dropped.into_iter().take(MOST_AT_ONCE) {
-        suspects.remove(&task.key);
-        let too_old = now - task.since > RESULTS_KEPT_SECONDS;
-        if too_old || answered.contains(&task.key) {
-            desk.state().index.settle(task.key);
+    for (key, task) in dropped.into_iter().take(MOST_AT_ONCE) {
+        suspects.remove(&key);
+        let place = task.place;
+        if now - task.since > RESULTS_KEPT_SECONDS || answered.contains(&key) {
+            desk.state().task_is_settled(key);
             continue;
         }
-        let record = lookup.read(&common.tasks_topic, task.place.partition, task.place.offset)?;
+        let record = lookup.read(&common.tasks_topic, place.partition, place.offset)?;
         // Deleted from the topic: whoever accepted it has it still.
-        let kept = || desk.state().kept.get(task.key).map(|value| (Bytes::from(task.key.as_uuid().to_string()), value));
-        let Some((id, value)) = record.and_then(|record| record.key.zip(record.value)).or_else(kept) else {
-            log::error!(
-                "the task at offset {} of {} was deleted without a result",
-                task.place.offset,
-                common.tasks_topic
-            );
-            desk.state().index.settle(task.key);
-            continue;
+        let kept = || desk.state().kept.get(key).map(|value| (Some(Bytes::from(key.as_uuid().to_string())), value));
+        let found = record.and_then(|record| Some((record.key, record.value?))).or_else(kept);
+        let given_up = match &found {
+            Some(_) if task.again < MOST_AGAIN => None,
+            Some(_) => Some("was dropped again and again; it is not produced once more"),
+            None => Some("was deleted without a result"),
         };
-        if !desk.state().index.is_pending_at(task.key, task.place) {
+        if let Some(why) = given_up {
+            log::error!("the task at offset {} of {} {why}", place.offset, common.tasks_topic);
+            desk.state().task_is_settled(key);
+            continue;
+        }
+        let Some((record_key, value)) = found.filter(|_| desk.state().index.is_pending_at(key, place)) else {
             // Another gateway was faster, or the result has come.
             continue;
-        }
+        };
         desk.metrics.produced_again();
-        log::warn!("Kafka has dropped the task at offset {} without a result; producing it again", task.place.offset);
-        submitter.produce_again(task.key, id, value);
+        log::warn!("Kafka has dropped the task at offset {} without a result; producing it again", place.offset);
+        submitter.produce_again(key, record_key, value);
     }
     Ok(())
 }
 
 /// Of the old tasks those that have been below the group's start offset for `grace` seconds. Pure.
 fn ripe(
-    old: &[PendingTask],
+    old: &[(TaskKey, PendingTask)],
     starts: &BTreeMap<i32, i64>,
     suspects: &mut HashMap<TaskKey, f64>,
     now: f64,
     grace: f64,
-) -> Vec<PendingTask> {
-    let below = |task: &&PendingTask| starts.get(&task.place.partition).is_some_and(|start| task.place.offset < *start);
-    let below: Vec<&PendingTask> = old.iter().filter(below).collect();
-    let still: BTreeSet<TaskKey> = below.iter().map(|task| task.key).collect();
-    suspects.retain(|key, _| still.contains(key));
-    below.into_iter().filter(|task| now - *suspects.entry(task.key).or_insert(now) >= grace).copied().collect()
+) -> Vec<(TaskKey, PendingTask)> {
+    let is_below =
+        |task: &PendingTask| starts.get(&task.place.partition).is_some_and(|start| task.place.offset < *start);
+    let below: BTreeMap<TaskKey, PendingTask> = old.iter().filter(|(_, task)| is_below(task)).copied().collect();
+    suspects.retain(|key, _| below.contains_key(key));
+    below.into_iter().filter(|(key, _)| now - *suspects.entry(*key).or_insert(now) >= grace).collect()
 }
 
 /// The tasks that have a result in the log since `since`.
@@ -145,13 +151,8 @@ fn answered_since(desk: &Desk, cluster: &Cluster, since: f64) -> Result<BTreeSet
     let mut answered = BTreeSet::new();
     loop {
         for record in reader.poll()? {
-            if let Some(Ok(id)) = record.key.as_deref().map(std::str::from_utf8) {
-                // Statuses and claims have other keys or are no result; a claim's key is its task's, so it is looked into.
-                let result =
-                    record.value.as_deref().is_some_and(|value| crate::task::ResultPeek::decode(value).is_some());
-                if result {
-                    answered.insert(TaskKey::from_id(id));
-                }
+            if let ResultsRecord::Result(peek) = readers::decode(&record) {
+                answered.insert(TaskKey::from_id(&peek.task_id));
             }
         }
         let positions = reader.positions();
@@ -168,10 +169,9 @@ mod tests {
 
     #[test]
     fn only_what_stays_below_the_start_offset_for_the_grace_is_ripe() {
-        let task = |number: u128, offset: i64| PendingTask {
-            key: TaskKey::from_number(number),
-            place: Place { partition: 0, offset },
-            since: 0.0,
+        let task = |number: u128, offset: i64| {
+            let task = PendingTask { place: Place { partition: 0, offset }, since: 0.0, again: 0 };
+            (TaskKey::from_number(number), task)
         };
         let old = [task(1, 5), task(2, 10), task(3, 11)];
         let mut suspects = HashMap::new();

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::support::{
     Gateway, Rig, SOON,
     admin::{self, Of},
-    eventually,
+    audit, eventually,
     load::{Load, Plan, assert_all_answered, task_ids},
     program::Program,
     started,
@@ -198,6 +198,51 @@ fn a_task_that_kafka_dropped_is_produced_again() {
     let result = gateway.wait_for_result(&task, Duration::from_secs(20));
     assert_eq!((&result["success"], &result["words"]), (&json!(true), &json!(1)));
     assert_eq!(rig.audit().runs(&task), 1);
+}
+
+/// The key was taken for the id: pending for ever, and produced again for ever, by every gateway.
+#[test]
+fn task_whose_key_is_not_its_id_is_an_ordinary_task() {
+    let rig = Rig::shared("hazard-key");
+    let gateway = Gateway::start(rig.gateway().env("MISSING_AFTER", "2s"));
+    let value = |id: &str| json!({ "task_id": id, "text": "a b", "timestamp": 0.0 }).to_string();
+    let values = [value("t-1"), value("t-2")];
+    audit::produce(
+        rig.broker().address(),
+        &rig.tasks(),
+        &[(Some(b"customer-7"), Some(values[0].as_bytes())), (None, Some(values[1].as_bytes()))],
+    );
+    for id in ["t-1", "t-2"] {
+        let pending = json!({ "task_id": id, "state": "pending" });
+        eventually(SOON, "it is pending under its id", || gateway.get(&format!("/tasks/{id}")).json() == pending);
+    }
+    assert_eq!(gateway.get("/tasks/customer-7").status, 404);
+    let _worker = rig.start_worker("w");
+    for id in ["t-1", "t-2"] {
+        assert_eq!(gateway.wait_for_result(id, SOON)["words"], 2);
+    }
+    // With nothing pending nothing can be missed.
+    let none_pending = || gateway.get("/metrics").text().contains("lastcall_gateway_pending_tasks 0\n");
+    eventually(SOON, "nothing is pending", none_pending);
+    assert_eq!(rig.audit().tasks.values().collect::<Vec<_>>(), [&1, &1]);
+}
+
+#[test]
+fn task_that_is_dropped_again_and_again_is_produced_twice() {
+    let rig = Rig::shared("hazard-again");
+    let gateway = Gateway::start(rig.gateway().env("MISSING_AFTER", "2s"));
+    let mut worker = rig.start_worker("w");
+    assert_eq!(gateway.analyze("makes the group known").status, 200);
+    worker.signal(Signal::SIGTERM);
+    worker.wait(SOON);
+    let task = gateway.submit("dropped", Duration::ZERO);
+    for records in 1..=3 {
+        eventually(Duration::from_secs(20), "it is on the topic", || rig.audit().tasks[&task] == records);
+        admin::skip_to_end(rig.broker().address(), &rig.group(), &rig.tasks());
+    }
+    gateway.program.wait_for_line("was dropped again and again", Duration::from_secs(20));
+    eventually(SOON, "it is given up", || gateway.get(&format!("/tasks/{task}")).status == 404);
+    assert_eq!(rig.audit().tasks[&task], 3);
 }
 
 #[test]
