@@ -134,8 +134,12 @@ pub struct GatewayConfig {
     pub worker_timeout: Duration,
     /// `MAX_WAITING`: callers that wait at once.
     pub max_waiting: usize,
-    /// `MAX_PENDING`: tasks without a result before `respond-async` is refused.
+    /// `MAX_PENDING`: tasks without a result before more are refused.
     pub max_pending: usize,
+    /// `MAX_KEYS`: idempotency keys that are remembered before new ones are refused.
+    pub max_keys: usize,
+    /// `READY_WITHOUT_KAFKA`: how long Kafka may be away before the gateway is not ready.
+    pub ready_without_kafka: Duration,
     /// `--healthcheck`: do not run, ask the gateway that does.
     pub healthcheck: Option<HealthCheck>,
 }
@@ -151,6 +155,8 @@ impl Default for GatewayConfig {
             worker_timeout: Duration::from_secs(5),
             max_waiting: 1024,
             max_pending: 100_000,
+            max_keys: 100_000,
+            ready_without_kafka: Duration::from_secs(15),
             healthcheck: None,
         }
     }

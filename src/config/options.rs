@@ -124,10 +124,16 @@ pub(super) struct GatewayOptions {
     /// Callers that wait at once; more get 503 with Retry-After
     #[arg(long, env = "MAX_WAITING", value_name = "NUMBER", default_value = "1024", help_heading = "HTTP")]
     pub max_waiting: String,
-    /// Tasks without a result before `Prefer: respond-async` gets 503 with Retry-After
+    /// Tasks without a result before more get 503 with Retry-After
     #[arg(long, env = "MAX_PENDING", value_name = "NUMBER", default_value = "100000", help_heading = "HTTP")]
     pub max_pending: String,
-    /// A task without a result for so long is looked for in Kafka, and produced again if that has dropped it
+    /// Idempotency keys that are remembered before new ones get 503 with Retry-After
+    #[arg(long, env = "MAX_KEYS", value_name = "NUMBER", default_value = "100000", help_heading = "HTTP")]
+    pub max_keys: String,
+    /// Kafka may be away for so long before /readyz says 503
+    #[arg(long, env = "READY_WITHOUT_KAFKA", value_name = "DURATION", default_value = "15s", help_heading = "HTTP")]
+    pub ready_without_kafka: String,
+    /// A task without a result for so long is looked for in Kafka, and produced again if that has dropped it; 1s to 30m
     #[arg(long, env = "MISSING_AFTER", value_name = "DURATION", default_value = "60s", help_heading = "Running")]
     pub missing_after: String,
     /// A worker that says nothing for so long is shown as not responsive

@@ -147,12 +147,19 @@ impl GatewayConfig {
         let mut config = Self { common: Common::read(&options.common, faults), ..Self::default() };
         faults.set(&mut config.http_addr, "HTTP_ADDR", &options.http_addr, values::listen_address);
         faults.set(&mut config.answer_timeout, "ANSWER_TIMEOUT", &options.answer_timeout, positive);
-        faults.set(&mut config.missing_after, "MISSING_AFTER", &options.missing_after, positive);
+        let ready = &options.ready_without_kafka;
+        faults.set(&mut config.ready_without_kafka, "READY_WITHOUT_KAFKA", ready, positive);
+        // Shorter, it asks Kafka all the time; results are sure to be kept for an hour, and are looked for that far back.
+        let missing = Duration::from_secs(1)..=Duration::from_secs(30 * 60);
+        let missing = |text: &str| values::duration(text, &missing);
+        faults.set(&mut config.missing_after, "MISSING_AFTER", &options.missing_after, missing);
         faults.set(&mut config.worker_timeout, "WORKER_TIMEOUT", &options.worker_timeout, positive);
         let max_waiting = &options.max_waiting;
         faults.set(&mut config.max_waiting, "MAX_WAITING", max_waiting, |text| values::number(text, &(1..=100_000)));
         let max_pending = &options.max_pending;
         faults.set(&mut config.max_pending, "MAX_PENDING", max_pending, |text| values::number(text, &(1..=10_000_000)));
+        let max_keys = &options.max_keys;
+        faults.set(&mut config.max_keys, "MAX_KEYS", max_keys, |text| values::number(text, &(1..=10_000_000)));
         let grace = &options.stop_grace_period;
         let read = faults.set(&mut config.stop_grace_period, "STOP_GRACE_PERIOD", grace, positive);
         if read && config.stop_grace_period < SHORTEST_GATEWAY_GRACE {

@@ -82,14 +82,36 @@ pub(super) fn check_type(content_type: Option<&str>) -> Result<(), Refusal> {
     if json { Ok(()) } else { refuse(415, "the Content-Type must be application/json") }
 }
 
-/// Checks an Idempotency-Key: 1 to 255 printable ASCII characters.
-pub(super) fn check_key(key: &str) -> Result<(), Refusal> {
-    let printable = key.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
-    if printable && (1..=LONGEST_KEY).contains(&key.len()) {
-        Ok(())
-    } else {
-        refuse(400, format!("the Idempotency-Key must be 1 to {LONGEST_KEY} printable ASCII characters"))
+/// The key in an Idempotency-Key: 1 to 255 printable ASCII characters, in quotes (a string of RFC 8941, as the field's draft has it) or, as most
+/// clients send it, without.
+pub(super) fn key_of(field: &str) -> Result<String, Refusal> {
+    let key = match field.strip_prefix('"') {
+        None => Some(field.to_owned()),
+        Some(rest) => rest.strip_suffix('"').and_then(unquoted),
+    };
+    let printable = |key: &String| key.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
+    match key.filter(|key| printable(key) && (1..=LONGEST_KEY).contains(&key.len())) {
+        Some(key) => Ok(key),
+        None => refuse(
+            400,
+            format!(
+                "the Idempotency-Key must be 1 to {LONGEST_KEY} printable ASCII characters, with quotes around them or without"
+            ),
+        ),
     }
+}
+
+/// What stands between quotes, where a backslash stands before a quote or a backslash only.
+fn unquoted(text: &str) -> Option<String> {
+    let (mut plain, mut characters) = (String::new(), text.chars());
+    while let Some(character) = characters.next() {
+        match character {
+            '"' => return None,
+            '\\' => plain.push(characters.next().filter(|next| matches!(next, '"' | '\\'))?),
+            _ => plain.push(character),
+        }
+    }
+    Some(plain)
 }
 
 /// Whether one of these preferences is `respond-async` (RFC 7240).
@@ -151,9 +173,19 @@ mod tests {
     fn preferences_and_keys_follow_their_grammar() {
         assert!(prefers_async(["wait=5", "Respond-Async; foo"].into_iter()));
         assert!(!prefers_async(["respond-asynchronously"].into_iter()));
-        assert!(check_key("order-1").is_ok() && check_key(&"k".repeat(255)).is_ok());
-        for bad in ["", "ключ", "tab\t", &"k".repeat(256)] {
-            assert_eq!(check_key(bad).unwrap_err().status, 400);
+        for (field, key) in [
+            ("order-1", "order-1"),
+            (r#""order-1""#, "order-1"),
+            (r#""a \"b\" \\c""#, r#"a "b" \c"#),
+            (r"a\b", r"a\b"),
+            (r#"5" nails"#, r#"5" nails"#),
+            (&"k".repeat(255), &"k".repeat(255)),
+        ] {
+            assert_eq!(key_of(field), Ok(key.to_owned()), "{field}");
+        }
+        for bad in ["", "ключ", "tab\t", &"k".repeat(256), "\"", "\"\"", r#""a"#, r#""a"b""#, r#""a\b""#, r#""a\""#]
+        {
+            assert_eq!(key_of(bad).unwrap_err().status, 400, "{bad}");
         }
     }
 }

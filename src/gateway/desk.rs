@@ -17,7 +17,7 @@ use crate::logging::escape;
 use crate::task::unix_now;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -32,8 +32,9 @@ pub(super) struct State {
     pub(super) kept: Kept,
     /// Bytes of records that the producer has and Kafka has not acknowledged.
     pub(super) unacknowledged_bytes: usize,
-    /// Kafka's time of the newest record of the results topic that was read.
-    newest_record: f64,
+    /// Kafka's times of the newest records of the results topic that were read: the newest, and the one before, which counts. So one record that
+    /// is dated in the future makes none look old.
+    newest: [f64; 2],
 }
 
 impl State {
@@ -60,13 +61,14 @@ impl State {
 
     /// A record of this time by Kafka's clock was read.
     pub(super) fn record_read(&mut self, written: f64) {
-        self.newest_record = self.newest_record.max(written);
+        let [newest, second] = self.newest;
+        self.newest = [newest.max(written), second.max(newest.min(written))];
     }
 
     /// When a record that is read back was written, in our time: its age is what it lies behind the newest record. No clock of
     /// ours takes part, which may be an hour wrong; in a cluster where nothing happens records look younger than they are.
     pub(super) fn date(&self, written: f64, now: f64) -> f64 {
-        now - (self.newest_record - written).max(0.0)
+        now - (self.newest[1] - written).max(0.0)
     }
 
     /// The same for who must not look alive when it is dead: the older one by either clock.
@@ -96,22 +98,34 @@ pub(super) struct Desk {
     pub(super) load: Arc<Load>,
     /// The gateway stops: nothing new is accepted.
     draining: AtomicBool,
-    /// The results of the retention are read back, the pending tasks are known.
-    read_back: AtomicBool,
+    /// What is read back: [`RESULTS_READ`], [`TASKS_READ`], [`TASKS_FULL`].
+    read_back: AtomicU8,
     /// Topics and group are prepared.
     prepared: AtomicBool,
     born: Instant,
     born_at: f64,
     /// When Kafka last answered the tail reader, in milliseconds after `born` plus one; 0: never.
     kafka_answered: AtomicU64,
-    /// When the deadline thread last came round, likewise.
+    /// When the thread `upkeep` last came round, likewise.
     ticked: AtomicU64,
+    /// When the tail reader did.
+    tail_turned: AtomicU64,
 }
+
+/// The results of the retention are read back.
+pub(super) const RESULTS_READ: u8 = 1;
+/// The tasks are read to the end that was seen at the start.
+pub(super) const TASKS_READ: u8 = 2;
+/// They are not, since `MAX_PENDING` of them are pending.
+pub(super) const TASKS_FULL: u8 = 4;
+const READ_BACK: u8 = RESULTS_READ | TASKS_READ;
 
 /// Kafka counts as connected when it has answered within this.
 const KAFKA_SILENCE: Duration = Duration::from_secs(3);
 /// Our own threads count as alive when they came round within this.
-const THREAD_SILENCE: Duration = Duration::from_secs(10);
+pub(super) const THREAD_SILENCE: Duration = Duration::from_secs(10);
+/// And one that waits for Kafka itself, a question to one broker after the other.
+const READER_SILENCE: Duration = Duration::from_secs(60);
 
 impl Desk {
     pub(super) fn new(config: GatewayConfig, load: Load) -> Self {
@@ -123,7 +137,7 @@ impl Desk {
             keyed: KeyedTasks::default(),
             kept: Kept::default(),
             unacknowledged_bytes: 0,
-            newest_record: 0.0,
+            newest: [0.0; 2],
         };
         Self {
             config,
@@ -133,12 +147,13 @@ impl Desk {
             unanswered: Arc::default(),
             load: Arc::new(load),
             draining: AtomicBool::new(false),
-            read_back: AtomicBool::new(false),
+            read_back: AtomicU8::new(0),
             prepared: AtomicBool::new(false),
             born: Instant::now(),
             born_at: unix_now(),
             kafka_answered: AtomicU64::new(0),
             ticked: AtomicU64::new(0),
+            tail_turned: AtomicU64::new(0),
         }
     }
 
@@ -172,13 +187,27 @@ impl Desk {
         self.draining.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_read_back(&self) {
-        self.read_back.store(true, Ordering::Release);
+    /// One of [`RESULTS_READ`], [`TASKS_READ`] and [`TASKS_FULL`] is so.
+    pub(super) fn set_read(&self, what: u8) {
+        let before = self.read_back.fetch_or(what, Ordering::AcqRel);
+        if (before | what) & READ_BACK == READ_BACK && before & READ_BACK != READ_BACK {
+            let (results, pending) = {
+                let state = self.state();
+                (state.index.results_count(), state.index.pending_count())
+            };
+            log::info!("read back: {results} results, {pending} pending tasks");
+        }
+    }
+
+    /// True once every result that is kept can be asked for, and as many pending tasks as there is room for.
+    pub(super) fn has_read_enough(&self) -> bool {
+        let read = self.read_back.load(Ordering::Acquire);
+        read & RESULTS_READ != 0 && read & (TASKS_READ | TASKS_FULL) != 0
     }
 
     /// True once an unknown task is known not to exist.
     pub(super) fn is_read_back(&self) -> bool {
-        self.read_back.load(Ordering::Acquire)
+        self.read_back.load(Ordering::Acquire) & READ_BACK == READ_BACK
     }
 
     pub(super) fn set_prepared(&self) {
@@ -200,13 +229,28 @@ impl Desk {
         self.is_recent(&self.kafka_answered, KAFKA_SILENCE)
     }
 
-    /// The deadline thread came round.
+    /// Whether Kafka has been away for so short a time that this gateway still serves best: it says what is the matter, and with which task.
+    pub(super) fn is_kafka_near(&self) -> bool {
+        self.is_recent(&self.kafka_answered, self.config.ready_without_kafka.max(KAFKA_SILENCE))
+    }
+
+    /// The tail reader came round.
+    pub(super) fn tail_turned(&self) {
+        self.tail_turned.store(self.milliseconds(), Ordering::Relaxed);
+    }
+
+    /// Whether the tail reader moves, or has not begun.
+    pub(super) fn is_tail_alive(&self) -> bool {
+        self.tail_turned.load(Ordering::Relaxed) == 0 || self.is_recent(&self.tail_turned, READER_SILENCE)
+    }
+
+    /// The thread `upkeep` came round.
     pub(super) fn ticked(&self) {
         self.ticked.store(self.milliseconds(), Ordering::Relaxed);
     }
 
-    /// Whether our own threads move; the one that asks is alive anyway.
-    pub(super) fn is_alive(&self) -> bool {
+    /// Whether the thread `upkeep` moves.
+    pub(super) fn is_upkeep_alive(&self) -> bool {
         self.is_recent(&self.ticked, THREAD_SILENCE)
     }
 
@@ -241,5 +285,22 @@ pub(super) fn log_events(events: &[FleetEvent]) {
                 log::warn!("two live workers call themselves {}; give each a WORKER_ID of its own", escape(id))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::http::load::Load;
+
+    #[test]
+    fn one_record_that_is_dated_in_the_future_makes_none_look_old() {
+        let desk = Desk::new(GatewayConfig::default(), Load::new(1));
+        let mut state = desk.state();
+        for written in [100.0, 9_000.0, 101.0, 103.0, 102.0] {
+            state.record_read(written);
+        }
+        assert_eq!((state.date(103.0, 5_000.0), state.date(93.0, 5_000.0)), (5_000.0, 4_990.0));
+        assert_eq!(state.date(9_000.0, 5_000.0), 5_000.0, "nor itself younger than now");
     }
 }

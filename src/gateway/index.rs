@@ -262,6 +262,11 @@ impl Index {
         self.pending.len()
     }
 
+    /// Idempotency keys that are remembered.
+    pub(super) fn claims_count(&self) -> usize {
+        self.claims.len()
+    }
+
     /// Results that can be asked for.
     pub(super) fn results_count(&self) -> usize {
         self.results.len()

@@ -33,7 +33,7 @@ pub(super) struct Metrics {
     waiting: Gauge,
     pending: Gauge,
     known_results: Gauge,
-    duplicate_results: Gauge,
+    duplicate_results: Counter,
     active_workers: Gauge,
     kafka_connected: Gauge,
 }
@@ -53,6 +53,7 @@ impl Metrics {
         let produced_again =
             counter("tasks_produced_again", "Tasks that Kafka had dropped and this gateway produced again");
         let bad_records = counter("bad_records", "Records of the results topic that could not be read");
+        let duplicate_results = counter("duplicate_results", "Results for tasks that had one already");
         let answer_seconds = Histogram::new(exponential_buckets(0.0005, 2.0, 16));
         registry.register_with_unit(
             "answer",
@@ -70,7 +71,6 @@ impl Metrics {
         let waiting = gauge("waiting_callers", "Callers that wait for a result");
         let pending = gauge("pending_tasks", "Tasks without a result");
         let known_results = gauge("known_results", "Results that can be asked for");
-        let duplicate_results = gauge("duplicate_results", "Results for tasks that had one already");
         let active_workers = gauge("active_workers", "Workers that take tasks");
         let kafka_connected = gauge("kafka_connected", "1 while Kafka answers");
         Self {
@@ -127,7 +127,8 @@ impl Metrics {
         set(&self.waiting, state.waiting.callers());
         set(&self.pending, state.index.pending_count());
         set(&self.known_results, state.index.results_count());
-        set(&self.duplicate_results, usize::try_from(state.index.duplicates()).unwrap_or(usize::MAX));
+        // Counted by the index, which alone knows one that was read twice.
+        self.duplicate_results.inc_by(state.index.duplicates().saturating_sub(self.duplicate_results.get()));
         set(&self.active_workers, state.fleet.active(now));
         set(&self.kafka_connected, usize::from(kafka_connected));
     }

@@ -10,7 +10,7 @@
 //! known not to exist. All records seen up to the ends at the start count from Kafka's time, later ones from their arrival.
 
 use super::answer::Answer;
-use super::desk::{Desk, log_events};
+use super::desk::{Desk, RESULTS_READ, TASKS_FULL, TASKS_READ, log_events};
 use super::index::{HeldClaim, Place, TaskKey};
 use super::lookup::Questions;
 use super::reply::Reply;
@@ -25,7 +25,6 @@ use crate::task::{ResultPeek, ResultsRecord, Task};
 use crate::worker::outage::Outage;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
@@ -42,30 +41,6 @@ const TASKS_BYTES: i32 = 64 * 1024;
 /// Before this is reached results may still be missing from the index, because of clocks that differ a little.
 const CLOCK_SLACK: Duration = Duration::from_secs(5);
 
-/// Waits for both readers of the past.
-#[derive(Debug)]
-pub(super) struct ReadBack {
-    desk: Arc<Desk>,
-    left: AtomicU8,
-}
-
-impl ReadBack {
-    pub(super) fn new(desk: Arc<Desk>) -> Self {
-        Self { desk, left: AtomicU8::new(2) }
-    }
-
-    fn one_done(&self) {
-        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.desk.set_read_back();
-            let (results, pending) = {
-                let state = self.desk.state();
-                (state.index.results_count(), state.index.pending_count())
-            };
-            log::info!("read back: {results} results, {pending} pending tasks");
-        }
-    }
-}
-
 fn options() -> ReaderOptions {
     ReaderOptions { max_wait: MAX_WAIT, max_bytes: MAX_BYTES, ..ReaderOptions::default() }
 }
@@ -76,6 +51,7 @@ pub(super) fn tail(desk: &Arc<Desk>, submitter: &Submitter, cluster: Cluster, st
     let mut outage = Outage::new("Kafka");
     let mut live_from: Option<BTreeMap<i32, i64>> = None;
     while !stop.is_triggered() {
+        desk.tail_turned();
         if live_from.is_none() {
             match reader.end_offsets() {
                 Ok(ends) => live_from = Some(ends),
@@ -121,7 +97,7 @@ fn take_results(desk: &Desk, submitter: &Submitter, records: &[ReadRecord], live
     {
         let mut state = desk.state();
         // First, so that the age of each is right.
-        state.record_read(newest(records));
+        records.iter().for_each(|record| state.record_read(unix_time(record.timestamp)));
         for (record, decoded, is_live) in decoded {
             let place = Place { partition: record.partition, offset: record.offset };
             let written = unix_time(record.timestamp);
@@ -185,18 +161,13 @@ fn claim_of(claim: &crate::task::Claim, at: f64, heard: f64) -> Option<(TaskKey,
     Some((TaskKey::from_id(&claim.task_id), HeldClaim { digest, gateway, at, heard }))
 }
 
-/// The time of the newest record.
-fn newest(records: &[ReadRecord]) -> f64 {
-    records.iter().map(|record| unix_time(record.timestamp)).fold(0.0, f64::max)
-}
-
 fn unix_time(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// The results of the retention, up to the end that is seen now.
-pub(super) fn past(desk: &Arc<Desk>, cluster: Cluster, read_back: &ReadBack, stop: &Stop) -> Result<(), KafkaError> {
-    let from = StartAt::EndMinus(desk.config.common.result_retention + CLOCK_SLACK);
+pub(super) fn past(desk: &Arc<Desk>, cluster: Cluster, stop: &Stop) -> Result<(), KafkaError> {
+    let from = StartAt::AtLeast(desk.config.common.result_retention + CLOCK_SLACK);
     let reader = Reader::new(cluster, &desk.config.common.results_topic, from, options());
     let read = until_end(reader, stop, |records| {
         let now = desk.now();
@@ -225,19 +196,13 @@ pub(super) fn past(desk: &Arc<Desk>, cluster: Cluster, read_back: &ReadBack, sto
         }
     });
     if read.is_ok() {
-        read_back.one_done();
+        desk.set_read(RESULTS_READ);
     }
     Ok(())
 }
 
 /// The tasks from the group's start offset on, until stopped.
-pub(super) fn tasks(
-    desk: &Arc<Desk>,
-    questions: &Questions,
-    cluster: Cluster,
-    read_back: &ReadBack,
-    stop: &Stop,
-) -> Result<(), KafkaError> {
+pub(super) fn tasks(desk: &Arc<Desk>, questions: &Questions, cluster: Cluster, stop: &Stop) -> Result<(), KafkaError> {
     let Some(start) = group_start(desk, &cluster, stop) else { return Ok(()) };
     let topic = &desk.config.common.tasks_topic;
     // Our own tasks are entered when Kafka acknowledges them; those of other gateways may be known a little later, and every
@@ -248,6 +213,14 @@ pub(super) fn tasks(
     let mut ends: Option<BTreeMap<i32, i64>> = None;
     let mut behind = true;
     while !stop.is_triggered() {
+        if desk.state().index.pending_count() >= desk.config.max_pending {
+            desk.set_read(TASKS_FULL);
+            // What is not read yet stays in Kafka; until then unknown tasks are not said not to exist, and new ones are refused.
+            if stop.sleep(TASKS_WAIT).is_err() {
+                return Ok(());
+            }
+            continue;
+        }
         if ends.is_none() {
             ends = reader.end_offsets().ok();
         }
@@ -262,7 +235,7 @@ pub(super) fn tasks(
         }
         if behind && ends.as_ref().is_some_and(|ends| reached(ends, &reader.positions())) {
             behind = false;
-            read_back.one_done();
+            desk.set_read(TASKS_READ);
         }
     }
     Ok(())

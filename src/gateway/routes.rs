@@ -88,7 +88,7 @@ impl Service {
                 Answer::json(200, &json!(view))
             }
             Some(Resource::Health) => self.health(),
-            Some(Resource::Live) => checks(&[("threads", self.desk.is_alive())], query),
+            Some(Resource::Live) => checks(&self.submitter.liveness(), query),
             Some(Resource::Ready) => checks(&self.readiness(), query),
             Some(Resource::Metrics) => Answer::bytes(200, metrics::CONTENT_TYPE, self.metrics().into_bytes()),
             Some(Resource::Page) => page::answer(),
@@ -139,9 +139,9 @@ impl Service {
     fn readiness(&self) -> [(&'static str, bool); 5] {
         [
             ("prepared", self.desk.is_prepared()),
-            ("kafka", self.desk.is_kafka_connected()),
+            ("kafka", self.desk.is_kafka_near()),
             ("rights", self.submitter.has_rights()),
-            ("read_back", self.desk.is_read_back()),
+            ("read_back", self.desk.has_read_enough()),
             ("accepting", !self.desk.is_draining()),
         ]
     }
@@ -213,14 +213,8 @@ fn checks(checks: &[(&'static str, bool)], query: &str) -> Answer {
 
 fn terms_of(head: &Head) -> Result<Terms, Refusal> {
     analyze::check_type(head.field("Content-Type")?)?;
-    let idempotency_key = head.field("Idempotency-Key")?;
-    if let Some(key) = idempotency_key {
-        analyze::check_key(key)?;
-    }
-    Ok(Terms {
-        asynchronous: analyze::prefers_async(head.list("Prefer")),
-        idempotency_key: idempotency_key.map(str::to_owned),
-    })
+    let idempotency_key = head.field("Idempotency-Key")?.map(analyze::key_of).transpose()?;
+    Ok(Terms { asynchronous: analyze::prefers_async(head.list("Prefer")), idempotency_key })
 }
 
 /// `%41` is `A`; `None` when it is not well-formed.

@@ -4,7 +4,7 @@ use super::desk::{Desk, log_events};
 use super::http::load::Load;
 use super::http::{accept, listener};
 use super::lookup::{self, Question, Questions};
-use super::readers::{self, ReadBack};
+use super::readers;
 use super::routes::Service;
 use super::submit::{Settling, Submitter, Token};
 use super::sweep;
@@ -229,21 +229,20 @@ impl KafkaStarter {
     }
 
     fn start_readers(&self) -> [Thread; 4] {
-        let read_back = Arc::new(ReadBack::new(Arc::clone(&self.desk)));
-        let parts = || (Arc::clone(&self.desk), self.cluster.clone(), Arc::clone(&read_back), self.end.clone());
+        let parts = || (Arc::clone(&self.desk), self.cluster.clone(), self.end.clone());
         let spawn = |name: &str, body: Box<dyn FnOnce() -> Result<(), KafkaError> + Send>| {
             threads::spawn(name, self.fatal.clone(), body)
         };
         let submitter = Arc::clone(&self.submitter);
-        let (desk, cluster, _, end) = parts();
+        let (desk, cluster, end) = parts();
         let tail = spawn("results-tail", Box::new(move || readers::tail(&desk, &submitter, cluster, &end)));
-        let (desk, cluster, back, end) = parts();
-        let past = spawn("results-past", Box::new(move || readers::past(&desk, cluster, &back, &end)));
-        let (desk, cluster, back, end) = parts();
+        let (desk, cluster, end) = parts();
+        let past = spawn("results-past", Box::new(move || readers::past(&desk, cluster, &end)));
+        let (desk, cluster, end) = parts();
         let questions = self.questions.clone();
-        let tasks = spawn("tasks", Box::new(move || readers::tasks(&desk, &questions, cluster, &back, &end)));
+        let tasks = spawn("tasks", Box::new(move || readers::tasks(&desk, &questions, cluster, &end)));
         let submitter = Arc::clone(&self.submitter);
-        let (desk, cluster, _, end) = parts();
+        let (desk, cluster, end) = parts();
         let sweep = spawn("sweep", Box::new(move || sweep::run(&desk, &submitter, &cluster, &end)));
         [tail, past, tasks, sweep]
     }

@@ -51,14 +51,14 @@ pub(super) fn run_until_stopped(mut gateway: Running, signals: &Signals) -> Exit
 /// Main while the gateway serves. Ready is said once: afterwards `/readyz` says how things are.
 fn tell_supervisor(gateway: &mut Running, ready: &mut bool) {
     let desk = &gateway.desk;
-    let can_serve = desk.is_prepared() && desk.is_kafka_connected() && desk.is_read_back();
+    let can_serve = desk.is_prepared() && desk.is_kafka_connected() && desk.has_read_enough();
     let status = if can_serve { "serves" } else { "waiting for Kafka" };
     if !*ready && can_serve {
         *ready = true;
         gateway.supervisor.ready(status);
     } else if !*ready {
         gateway.supervisor.starting(status);
-    } else if desk.is_alive() {
+    } else if gateway.submitter.liveness().iter().all(|(_, alive)| *alive) {
         gateway.supervisor.alive(status);
     }
 }

@@ -6,7 +6,7 @@
 
 use super::analyze::Wanted;
 use super::answer::Answer;
-use super::desk::{Desk, State};
+use super::desk::{Desk, State, THREAD_SILENCE};
 use super::index::{HeldClaim, Known, Place, TaskKey, digest, task_of_key};
 use super::keyed::{CLAIM_LIFE, Next};
 use super::lookup::Questions;
@@ -81,6 +81,12 @@ impl Submitter {
         self.producer.get().is_some_and(ProducerSender::is_ready)
     }
 
+    /// The threads that must move, and whether they do. That of the listening socket is watched from outside: see `listener`.
+    pub(super) fn liveness(&self) -> [(&'static str, bool); 3] {
+        let producer = self.producer.get().is_none_or(|producer| producer.last_turn().elapsed() < THREAD_SILENCE);
+        [("upkeep", self.desk.is_upkeep_alive()), ("results_tail", self.desk.is_tail_alive()), ("producer", producer)]
+    }
+
     /// Whether Kafka takes this gateway's records, as far as its rights go.
     pub(super) fn has_rights(&self) -> bool {
         self.producer.get().is_none_or(|producer| producer.denial().is_none())
@@ -130,7 +136,7 @@ impl Submitter {
     fn refusal(&self, state: &mut State, asynchronous: bool, now: Instant) -> Option<Answer> {
         let config = &self.desk.config;
         let pending = state.index.pending_count();
-        if asynchronous && pending >= config.max_pending {
+        if pending >= config.max_pending {
             let detail = format!("{pending} tasks are pending already (MAX_PENDING={})", config.max_pending);
             return Some(Answer::unavailable(&detail, None, RETRY_AFTER));
         }
@@ -247,6 +253,12 @@ impl Submitter {
         }
         if let Some(answer) = self.refusal(state, asynchronous, now) {
             return Keyed::Answer(reply, Box::new(answer));
+        }
+        let keys = state.index.claims_count();
+        let is_new = known == Known::Nothing && claim.is_none() && state.keyed.digest(key).is_none();
+        if is_new && keys >= self.desk.config.max_keys {
+            let detail = format!("{keys} idempotency keys are remembered already (MAX_KEYS)");
+            return Keyed::Answer(reply, Box::new(Answer::unavailable(&detail, None, RETRY_AFTER)));
         }
         let wait = |state: &mut State, progress| state.waiting.park(key, reply, asynchronous, progress, now);
         if known == Known::Pending {

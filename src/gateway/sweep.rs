@@ -146,7 +146,7 @@ fn answered_since(desk: &Desk, cluster: &Cluster, since: f64) -> Result<BTreeSet
     // Counted back from the newest record: no clock of ours takes part.
     let age = Duration::from_secs_f64((desk.now() - since).max(0.0)) + SLACK;
     let options = ReaderOptions { max_bytes: 2 * 1024 * 1024, ..ReaderOptions::default() };
-    let mut reader = Reader::new(cluster.clone(), &desk.config.common.results_topic, StartAt::EndMinus(age), options);
+    let mut reader = Reader::new(cluster.clone(), &desk.config.common.results_topic, StartAt::AtLeast(age), options);
     let ends = reader.end_offsets()?;
     let mut answered = BTreeSet::new();
     loop {

@@ -71,16 +71,19 @@ pub(super) fn list(
 }
 
 /// Looks up, in each of `partitions`, where the records of the last `age` begin. "Now" is the time of the partition's latest
-/// record: where topics keep the brokers' time, no clock but theirs takes part.
+/// record, or `no_later_than`: where topics keep the brokers' time, no clock but theirs takes part without that.
 pub(super) fn list_back_from_latest(
     pool: &mut Pool,
     topic: &str,
     partitions: impl IntoIterator<Item = i32>,
     age: Duration,
+    no_later_than: Option<SystemTime>,
 ) -> Result<BTreeMap<i32, i64>> {
     let mut offsets = BTreeMap::new();
     for latest in ask_leaders(pool, topic, partitions, Position::Latest)? {
-        let since = records::time(latest.timestamp).checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+        let latest_time = records::time(latest.timestamp);
+        let now = no_later_than.map_or(latest_time, |time| time.min(latest_time));
+        let since = now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
         let position = if latest.offset < 0 { Position::End } else { Position::Time(since) };
         offsets.extend(list(pool, topic, [latest.partition], position)?);
     }

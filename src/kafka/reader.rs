@@ -54,6 +54,8 @@ pub enum StartAt {
     Offsets(BTreeMap<i32, i64>),
     /// The records of this last time span, counted back from the latest record's time: no clock of ours takes part.
     EndMinus(Duration),
+    /// The same, and more where the latest record is dated ahead of our clock.
+    AtLeast(Duration),
 }
 
 /// How a reader fetches.
@@ -358,7 +360,10 @@ impl Reader {
             StartAt::Earliest => offsets::list(pool, topic, partitions, Position::Start),
             StartAt::Latest => offsets::list(pool, topic, partitions, Position::End),
             StartAt::Time(time) => offsets::list(pool, topic, partitions, Position::Time(*time)),
-            StartAt::EndMinus(age) => offsets::list_back_from_latest(pool, topic, partitions, *age),
+            StartAt::EndMinus(age) => offsets::list_back_from_latest(pool, topic, partitions, *age, None),
+            StartAt::AtLeast(age) => {
+                offsets::list_back_from_latest(pool, topic, partitions, *age, Some(SystemTime::now()))
+            }
             StartAt::Offsets(given) => {
                 let (named, others): (Vec<i32>, Vec<i32>) =
                     partitions.into_iter().partition(|partition| given.contains_key(partition));

@@ -158,7 +158,7 @@ fn a_gateway_stops_though_the_broker_is_frozen() {
     let mut gateway = rig.start_gateway();
     assert_eq!(gateway.get("/health").json()["status"], "ok");
     rig.broker().freeze();
-    eventually(Duration::from_secs(30), "the gateway sees that Kafka is away", || gateway.get("/readyz").status == 503);
+    eventually(Duration::from_secs(30), "the gateway sees that Kafka is away", || gateway.get("/health").status == 503);
     let health = gateway.get("/health");
     assert_eq!((health.status, &health.json()["status"]), (503, &json!("degraded")));
     assert_eq!(health.json()["kafka_connected"], false);

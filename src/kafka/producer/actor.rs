@@ -131,6 +131,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
                 return Ok(());
             }
             let now = Instant::now();
+            self.shared.turn(now);
             self.ask(now);
             let done_here = self.dispatch(now)?;
             self.denials.expire(now);

@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_denial_ends_with_a_success_of_its_topic_or_with_time() {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new());
         let mut denials = Denials::new("test", Arc::clone(&shared));
         let now = Instant::now();
         let refused = |request, code| KafkaError::broker(request, ErrorCode(code), None);

@@ -36,7 +36,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -190,8 +190,11 @@ struct Message<T> {
 type LaneKey = (Arc<str>, i32);
 
 /// What the producer's thread and its handles share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    born: Instant,
+    /// When the thread last came round, in milliseconds after `born`.
+    turned: AtomicU64,
     ready: AtomicBool,
     closed: AtomicBool,
     /// Callers inside `send`: the thread drops the channel only when none is, so that no record vanishes between the
@@ -204,6 +207,23 @@ struct Shared {
 }
 
 impl Shared {
+    fn new() -> Self {
+        Self {
+            born: Instant::now(),
+            turned: AtomicU64::new(0),
+            ready: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            inside: AtomicUsize::new(0),
+            is_denied: AtomicBool::new(false),
+            denied: Mutex::default(),
+        }
+    }
+
+    fn turn(&self, now: Instant) {
+        let after = now.saturating_duration_since(self.born).as_millis();
+        self.turned.store(u64::try_from(after).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
     fn denial(&self, wanted: impl Fn(&str) -> bool) -> Option<DeliveryError> {
         if !self.is_denied.load(Ordering::Relaxed) {
             return None;
@@ -252,6 +272,12 @@ impl<T> ProducerSender<T> {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.shared.ready.load(Ordering::Relaxed)
+    }
+
+    /// When the producer's thread last came round: every second at the least, whatever Kafka does.
+    #[must_use]
+    pub fn last_turn(&self) -> Instant {
+        self.shared.born + Duration::from_millis(self.shared.turned.load(Ordering::Relaxed))
     }
 
     /// A [`DeliveryError::Denied`] that neither a success nor ten seconds without another denial have ended.
@@ -310,7 +336,7 @@ impl<T: Send + 'static> Producer<T> {
     ) -> Self {
         let (inbox, records) = bounded(options.queue);
         let closing = Stop::new();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new());
         // Its own interrupter: closing wakes this producer's calls and no others.
         let interrupter = cluster.options().interrupter.child();
         let actor = actor::Actor::new(
