@@ -77,7 +77,7 @@ fn a_task_fetched_behind_a_long_one_is_given_to_another_worker() {
     let _first = rig.start_worker("stuck_1");
     // Short tasks open the window of the only worker, so that it fetches far ahead.
     produce(&rig, &short_tasks("warm", 500));
-    wait_for_results(&rig, "warm", 500, SOON);
+    wait_for_results(&rig, "warm", 500, SOON * 3);
     let mut batch = vec![long_task("long", Duration::from_secs(15))];
     batch.extend(short_tasks("behind", 50));
     produce(&rig, &batch);
