@@ -1,8 +1,8 @@
 //! The options of both programs: flags, environment variables, defaults, and the checked values that come of them.
 //!
-//! Nothing here connects or listens. Options become text first and values second, so that every fault is reported at once, each
-//! on its line. Called by the binaries ([`WorkerConfig::from_args`], [`GatewayConfig::from_args`]) before anything is started,
-//! and by whoever uses the library and fills the structs itself.
+//! Nothing here connects or listens. Options become text first and values second, so that every fault is reported at
+//! once, each on its line. Called by the binaries ([`WorkerConfig::from_args`], [`GatewayConfig::from_args`]) before
+//! anything is started, and by whoever uses the library and fills the structs itself.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};

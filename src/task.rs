@@ -1,8 +1,8 @@
 //! The records of the topics: tasks, results, statuses, claims and starts, as JSON.
 //!
-//! Formats and their checks only; nothing here knows a topic's name or a connection. Readers ignore members and types that they
-//! do not know, so that programs of different versions can run side by side. Called by worker and gateway, and by everything
-//! else that reads or writes the topics.
+//! Formats and their checks only; nothing here knows a topic's name or a connection. Readers ignore members and types
+//! that they do not know, so that programs of different versions can run side by side. Called by worker and gateway,
+//! and by everything else that reads or writes the topics.
 
 use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -90,7 +90,8 @@ impl Task {
         }
     }
 
-    /// The id under which a record's outcome is told, as its worker finds it: that in the value, or of a record that is no task the key's.
+    /// The id under which a record's outcome is told, as its worker finds it: that in the value, or of a record that is
+    /// no task the key's.
     pub fn id_of(key: Option<&[u8]>, value: Option<&[u8]>) -> Option<String> {
         #[derive(Deserialize)]
         struct Peek {
@@ -138,8 +139,8 @@ fn parse(value: &[u8]) -> Result<Map<String, Value>, String> {
     }
 }
 
-/// The first thing that keeps an object from being a task. In our own words: those of serde quote what was found, and a task's
-/// text must not get into logs and headers.
+/// The first thing that keeps an object from being a task. In our own words: those of serde quote what was found, and a
+/// task's text must not get into logs and headers.
 fn fault_of(members: &Map<String, Value>) -> &'static str {
     let member = |name: &str| members.get(name);
     match (member("task_id"), member("text")) {
@@ -196,15 +197,16 @@ impl ResultPeek {
 const RESULT_SUFFIX: &[u8] = br#","type":"result"}"#;
 
 impl TaskResult {
-    /// The value of its record: `"type":"result"` comes last, so that [`body_for_http`](Self::body_for_http) finds it at once.
+    /// The value of its record: `"type":"result"` comes last, so that [`body_for_http`](Self::body_for_http) finds it
+    /// at once.
     pub fn encode(&self) -> Vec<u8> {
         to_json(self)
     }
 
     /// The value of a result's record as callers get it: the same JSON without its `type`.
     pub fn body_for_http(value: &[u8]) -> Cow<'_, [u8]> {
-        // In an object that ends so, these bytes are its last member: a quote before the closing brace ends a string, and
-        // reading backwards from it each of the others is unescaped too.
+        // In an object that ends so, these bytes are its last member: a quote before the closing brace ends a string,
+        // and reading backwards from it each of the others is unescaped too.
         if let Some(front) = value.strip_suffix(RESULT_SUFFIX) {
             let mut body = Vec::with_capacity(front.len() + 1);
             body.extend_from_slice(front);

@@ -1,5 +1,5 @@
-//! The options as text: names, defaults and what `--help` says of them. Whether a text is a value is decided afterwards, in
-//! [`values`](super::values), so that all faults can be reported and not just the first.
+//! The options as text: names, defaults and what `--help` says of them. Whether a text is a value is decided
+//! afterwards, in [`values`](super::values), so that all faults can be reported and not just the first.
 //!
 //! Each doc comment below is what `--help` shows. An option's variable is its flag in capitals, with `_` for `-`.
 

@@ -1,5 +1,5 @@
-//! From the command line and the environment to a configuration: first text, then values, then what must hold between them.
-//! Every fault is collected, and all are reported.
+//! From the command line and the environment to a configuration: first text, then values, then what must hold between
+//! them. Every fault is collected, and all are reported.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -75,8 +75,8 @@ impl Environment {
 }
 
 impl WorkerConfig {
-    /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2 after
-    /// all faults were printed to stderr.
+    /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2
+    /// after all faults were printed to stderr.
     pub fn from_args() -> Self {
         run_or_exit(Self::parse(std::env::args_os(), &Environment::of_process()))
     }
@@ -129,8 +129,8 @@ impl WorkerConfig {
 }
 
 impl GatewayConfig {
-    /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2 after
-    /// all faults were printed to stderr.
+    /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2
+    /// after all faults were printed to stderr.
     pub fn from_args() -> Self {
         run_or_exit(Self::parse(std::env::args_os(), &Environment::of_process()))
     }
@@ -149,7 +149,8 @@ impl GatewayConfig {
         faults.set(&mut config.answer_timeout, "ANSWER_TIMEOUT", &options.answer_timeout, positive);
         let ready = &options.ready_without_kafka;
         faults.set(&mut config.ready_without_kafka, "READY_WITHOUT_KAFKA", ready, positive);
-        // Shorter, it asks Kafka all the time; results are sure to be kept for an hour, and are looked for that far back.
+        // Shorter, it asks Kafka all the time; results are sure to be kept for an hour, and are looked for that far
+        // back.
         let missing = Duration::from_secs(1)..=Duration::from_secs(30 * 60);
         let missing = |text: &str| values::duration(text, &missing);
         faults.set(&mut config.missing_after, "MISSING_AFTER", &options.missing_after, missing);
@@ -361,8 +362,8 @@ pub(crate) fn parse_with<O: Parser, C>(
     faults.none_or(Parsed::Run(config))
 }
 
-/// The options that variables give, as if they stood on the command line. Done here and not by clap, which would take an empty
-/// variable for a value and could not be tested without changing the process.
+/// The options that variables give, as if they stood on the command line. Done here and not by clap, which would take
+/// an empty variable for a value and could not be tested without changing the process.
 fn from_variables(command: &Command, environment: &Environment, faults: &mut Faults) -> Vec<OsString> {
     let mut given = Vec::new();
     for arg in command.get_arguments() {

@@ -82,8 +82,8 @@ pub(super) fn check_type(content_type: Option<&str>) -> Result<(), Refusal> {
     if json { Ok(()) } else { refuse(415, "the Content-Type must be application/json") }
 }
 
-/// The key in an Idempotency-Key: 1 to 255 printable ASCII characters, in quotes (a string of RFC 8941, as the field's draft has it) or, as most
-/// clients send it, without.
+/// The key in an Idempotency-Key: 1 to 255 printable ASCII characters, in quotes (a string of RFC 8941, as the field's
+/// draft has it) or, as most clients send it, without.
 pub(super) fn key_of(field: &str) -> Result<String, Refusal> {
     let key = match field.strip_prefix('"') {
         None => Some(field.to_owned()),

@@ -56,8 +56,8 @@ impl Answer {
         Self::problem(503, detail, task_id).with("Retry-After", retry_after.as_secs().max(1).to_string())
     }
 
-    /// The answer to a caller that waited for this result, the value of its record: 200, or 500 with the result's members beside the
-    /// problem's when the task failed for good.
+    /// The answer to a caller that waited for this result, the value of its record: 200, or 500 with the result's
+    /// members beside the problem's when the task failed for good.
     pub(super) fn result(peek: &ResultPeek, value: &[u8]) -> Self {
         let body = TaskResult::body_for_http(value);
         if peek.success {

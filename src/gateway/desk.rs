@@ -32,8 +32,8 @@ pub(super) struct State {
     pub(super) kept: Kept,
     /// Bytes of records that the producer has and Kafka has not acknowledged.
     pub(super) unacknowledged_bytes: usize,
-    /// Kafka's times of the newest records of the results topic that were read: the newest, and the one before, which counts. So one record that
-    /// is dated in the future makes none look old.
+    /// Kafka's times of the newest records of the results topic that were read: the newest, and the one before, which
+    /// counts. So one record that is dated in the future makes none look old.
     newest: [f64; 2],
 }
 
@@ -65,8 +65,9 @@ impl State {
         self.newest = [newest.max(written), second.max(newest.min(written))];
     }
 
-    /// When a record that is read back was written, in our time: its age is what it lies behind the newest record. No clock of
-    /// ours takes part, which may be an hour wrong; in a cluster where nothing happens records look younger than they are.
+    /// When a record that is read back was written, in our time: its age is what it lies behind the newest record. No
+    /// clock of ours takes part, which may be an hour wrong; in a cluster where nothing happens records look younger
+    /// than they are.
     pub(super) fn date(&self, written: f64, now: f64) -> f64 {
         now - (self.newest[1] - written).max(0.0)
     }
@@ -172,7 +173,8 @@ impl Desk {
         self.unanswered.count()
     }
 
-    /// Those of them that were there when the drain began; later ones are turned away, or ask for nothing that takes time.
+    /// Those of them that were there when the drain began; later ones are turned away, or ask for nothing that takes
+    /// time.
     pub(super) fn unanswered_from_before(&self) -> usize {
         self.unanswered.before()
     }
@@ -229,7 +231,8 @@ impl Desk {
         self.is_recent(&self.kafka_answered, KAFKA_SILENCE)
     }
 
-    /// Whether Kafka has been away for so short a time that this gateway still serves best: it says what is the matter, and with which task.
+    /// Whether Kafka has been away for so short a time that this gateway still serves best: it says what is the matter,
+    /// and with which task.
     pub(super) fn is_kafka_near(&self) -> bool {
         self.is_recent(&self.kafka_answered, self.config.ready_without_kafka.max(KAFKA_SILENCE))
     }

@@ -1,7 +1,7 @@
 //! The fleet as the workers' statuses show it: pure state and time in, JSON and log lines out.
 //!
-//! A status counts from when it arrived, not from what its sender's clock says; while old records are read back it counts from
-//! Kafka's time, so that dead workers do not look alive after a restart of the gateway.
+//! A status counts from when it arrived, not from what its sender's clock says; while old records are read back it
+//! counts from Kafka's time, so that dead workers do not look alive after a restart of the gateway.
 
 use crate::task::{WorkerState, WorkerStatus};
 use serde::Serialize;
@@ -119,8 +119,8 @@ impl Fleet {
         events
     }
 
-    /// A process that was not known takes the place of earlier ones of its name. One of them that is heard again later is a twin.
-    /// False: it is itself the earlier one, and gone.
+    /// A process that was not known takes the place of earlier ones of its name. One of them that is heard again later
+    /// is a twin. False: it is itself the earlier one, and gone.
     fn replace_former_self(&mut self, (id, _): &(String, Uuid), at: f64, offset: i64) -> bool {
         let timeout = self.timeout;
         let range = (id.clone(), Uuid::nil())..=(id.clone(), Uuid::max());

@@ -1,13 +1,14 @@
 //! What a gateway knows of tasks: which are pending, where the results of the others stand, who claimed a key.
 //!
-//! It holds places in Kafka, not values: a result that is asked for is fetched. Filled by the readers of `results` and `tasks`, so
-//! that every gateway, a fresh one too, knows the same. Bounded by number and by age; a pending task is never forgotten. Pure:
+//! It holds places in Kafka, not values: a result that is asked for is fetched. Filled by the readers of `results` and
+//! `tasks`, so that every gateway, a fresh one too, knows the same. Results are bounded by number and by age; a pending
+//! task is never forgotten, but with `MAX_PENDING` of them, or `MAX_KEYS` claims, the gateway takes no new ones. Pure:
 //! time is Unix seconds of Kafka's own clock, as a parameter.
 
 use std::collections::{HashMap, VecDeque};
 use uuid::Uuid;
 
-/// Results that are remembered at the most, some 70 bytes each; beyond, the oldest are forgotten before their time.
+/// Results that are remembered at the most, some 120 bytes each; beyond, the oldest are forgotten early.
 pub(super) const MOST_RESULTS: usize = 1_000_000;
 /// A table of this size whose entries are mostly gone is made smaller.
 const SPARSE: usize = 8_192;
@@ -136,8 +137,8 @@ impl Index {
         }
     }
 
-    /// A task stands on the tasks topic. Ignored when its result is known. Of several records of one task the last counts: it
-    /// was produced again because the one before was lost.
+    /// A task stands on the tasks topic. Ignored when its result is known. Of several records of one task the last
+    /// counts: it was produced again because the one before was lost.
     pub(super) fn task(&mut self, key: TaskKey, place: Place, at: f64) {
         if self.results.contains_key(&key) {
             return;
@@ -171,8 +172,8 @@ impl Index {
         true
     }
 
-    /// A claim stands on the results topic. It holds unless an earlier one does; an earlier one without a task gives way
-    /// after [`CLAIM_SECONDS`]. Returns the claim that holds now, and whether it is this one and new.
+    /// A claim stands on the results topic. It holds unless an earlier one does; an earlier one without a task gives
+    /// way after [`CLAIM_SECONDS`]. Returns the claim that holds now, and whether it is this one and new.
     pub(super) fn claim(&mut self, key: TaskKey, claim: HeldClaim) -> (HeldClaim, bool) {
         if let Some(held) = self.claims.get(&key).copied() {
             let taken = self.known(key) != Known::Nothing;

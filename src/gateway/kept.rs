@@ -1,4 +1,5 @@
-//! The records of accepted tasks, kept until their results come: what Kafka has deleted can be produced again from here only.
+//! The records of accepted tasks, kept until their results come: what Kafka has deleted can be produced again from here
+//! only.
 //!
 //! Bounded by bytes; beyond, a task is as safe as its topic. Pure.
 

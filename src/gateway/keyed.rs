@@ -1,8 +1,9 @@
 //! Tasks of idempotency keys on their way to Kafka: who produces them, this gateway or another.
 //!
-//! A key's task is claimed before it is produced, by a record on the results topic that all gateways read. The first claim in the log
-//! holds; the others wait for its task, and when none has come after [`CLAIM_LIFE`] they claim again. A gateway that holds the claim
-//! hands its task to the producer well before others may claim it. Pure: time is a parameter, what is to be written is returned.
+//! A key's task is claimed before it is produced, by a record on the results topic that all gateways read. The first
+//! claim in the log holds; the others wait for its task, and when none has come after [`CLAIM_LIFE`] they claim again.
+//! A gateway that holds the claim hands its task to the producer well before others may claim it. Pure: time is a
+//! parameter, what is to be written is returned.
 
 use super::analyze::Wanted;
 use super::index::TaskKey;
@@ -45,8 +46,8 @@ pub(super) enum Next {
     Conflict,
 }
 
-/// The keyed tasks that this gateway has taken and that are not known to be in Kafka. As many as there are callers who wait for
-/// them, and what the producer holds.
+/// The keyed tasks that this gateway has taken and that are not known to be in Kafka. As many as there are callers who
+/// wait for them, and what the producer holds.
 #[derive(Debug, Default)]
 pub(super) struct KeyedTasks {
     tasks: HashMap<TaskKey, KeyedTask>,
@@ -107,7 +108,8 @@ impl KeyedTasks {
         self.tasks.remove(&key);
     }
 
-    /// The tasks to be claimed again. Those that nobody here waits for any more are forgotten, unless the producer has them.
+    /// The tasks to be claimed again. Those that nobody here waits for any more are forgotten, unless the producer has
+    /// them.
     pub(super) fn overdue(&mut self, now: Instant, is_wanted: impl Fn(TaskKey) -> bool) -> Vec<(TaskKey, Uuid)> {
         self.tasks.retain(|key, task| matches!(task.stage, Stage::Producing { .. }) || is_wanted(*key));
         let mut overdue = Vec::new();

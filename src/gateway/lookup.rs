@@ -1,7 +1,8 @@
 //! What is asked by a task's id: the index knows where a result stands, the thread `lookup` gets it from Kafka.
 //!
-//! One thread with connections of its own, so that the readers never wait for a look-up. A question waits in [`waiting`](super::waiting) like
-//! every reply that cannot be given at once; what is queued here is its number, and where its result stands.
+//! One thread with connections of its own, so that the readers never wait for a look-up. A question waits in
+//! [`waiting`](super::waiting) like every reply that cannot be given at once; what is queued here is its number, and
+//! where its result stands.
 
 use super::answer::Answer;
 use super::desk::Desk;
@@ -19,7 +20,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Questions that may wait for the thread, those of callers that have left included. Full: the caller is told to come back.
+/// Questions that may wait for the thread, those of callers that have left included. Full: the caller is told to come
+/// back.
 const QUEUE: usize = 1024;
 /// When to come back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -75,7 +77,8 @@ impl Questions {
         None
     }
 
-    /// The tasks topic was read so often. Those that asked for an unknown task are answered once other gateways' tasks are known, too.
+    /// The tasks topic was read so often. Those that asked for an unknown task are answered once other gateways' tasks
+    /// are known, too.
     pub(super) fn passed(&self, passes: u64) {
         let asked: Vec<_> = {
             let mut state = self.desk.state();

@@ -63,8 +63,9 @@ use crate::signals::Signals;
 ///
 /// Kafka that cannot be reached is no fault: HTTP serves, and answers 503 where Kafka is needed.
 ///
-/// Exit codes: [`ExitCode::Drained`] when every waiting caller was answered in time; [`ExitCode::Forced`] when a second signal found callers
-/// waiting; [`ExitCode::Usage`] when the cluster cannot be used; [`ExitCode::Fatal`] when the port is in use or a thread died.
+/// Exit codes: [`ExitCode::Drained`] when every waiting caller was answered in time; [`ExitCode::Forced`] when a second
+/// signal found callers waiting; [`ExitCode::Usage`] when the cluster cannot be used; [`ExitCode::Fatal`] when the port
+/// is in use or a thread died.
 pub fn run(config: GatewayConfig, signals: Signals) -> ExitCode {
     if let Some(check) = config.healthcheck {
         return healthcheck::gateway(&config, check);

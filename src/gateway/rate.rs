@@ -1,7 +1,8 @@
-//! How long a new task would wait, judged by what the fleet finishes. Pure; for refusing work whose answer would come too late.
+//! How long a new task would wait, judged by what the fleet finishes. Pure; for refusing work whose answer would come
+//! too late.
 //!
-//! Only a crowd says something about the fleet: while few tasks are pending, it finishes as many as there are. So the rate is
-//! measured while tasks queue, and a crowd is judged once it has lasted a moment.
+//! Only a crowd says something about the fleet: while few tasks are pending, it finishes as many as there are. So the
+//! rate is measured while tasks queue, and a crowd is judged once it has lasted a moment.
 
 use std::time::{Duration, Instant};
 

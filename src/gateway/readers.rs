@@ -6,8 +6,9 @@
 //! | `results-past` | `results` | `RESULT_RETENTION` ago, to the end seen at its start | the index, gone workers; then it ends |
 //! | `tasks` | `tasks` | the group's start offset | pending tasks |
 //!
-//! The tail serves from the first moment; only once the other two have reached the ends that they saw is an unknown task
-//! known not to exist. All records seen up to the ends at the start count from Kafka's time, later ones from their arrival.
+//! The tail serves from the first moment; only once the other two have reached the ends that they saw is an unknown
+//! task known not to exist. All records seen up to the ends at the start count from Kafka's time, later ones from their
+//! arrival.
 
 use super::answer::Answer;
 use super::desk::{Desk, RESULTS_READ, TASKS_FULL, TASKS_READ, log_events};
@@ -205,8 +206,8 @@ pub(super) fn past(desk: &Arc<Desk>, cluster: Cluster, stop: &Stop) -> Result<()
 pub(super) fn tasks(desk: &Arc<Desk>, questions: &Questions, cluster: Cluster, stop: &Stop) -> Result<(), KafkaError> {
     let Some(start) = group_start(desk, &cluster, stop) else { return Ok(()) };
     let topic = &desk.config.common.tasks_topic;
-    // Our own tasks are entered when Kafka acknowledges them; those of other gateways may be known a little later, and every
-    // answer less leaves the broker more time for tasks.
+    // Our own tasks are entered when Kafka acknowledges them; those of other gateways may be known a little later, and
+    // every answer less leaves the broker more time for tasks.
     let options = ReaderOptions { max_wait: TASKS_WAIT, max_bytes: MAX_BYTES, min_bytes: TASKS_BYTES };
     // The group is read_committed as well: a task of an aborted transaction is never run, and must not be waited for.
     let mut reader = Reader::new(cluster, topic, StartAt::Offsets(start), options).committed();
@@ -215,7 +216,8 @@ pub(super) fn tasks(desk: &Arc<Desk>, questions: &Questions, cluster: Cluster, s
     while !stop.is_triggered() {
         if desk.state().index.pending_count() >= desk.config.max_pending {
             desk.set_read(TASKS_FULL);
-            // What is not read yet stays in Kafka; until then unknown tasks are not said not to exist, and new ones are refused.
+            // What is not read yet stays in Kafka; until then unknown tasks are not said not to exist, and new ones are
+            // refused.
             if stop.sleep(TASKS_WAIT).is_err() {
                 return Ok(());
             }
@@ -266,8 +268,8 @@ fn take_tasks(desk: &Desk, records: &[ReadRecord]) {
     }
 }
 
-/// Where the group starts on each partition; `None` when stopped first. A group that has never met has no offsets yet, and
-/// everything is read.
+/// Where the group starts on each partition; `None` when stopped first. A group that has never met has no offsets yet,
+/// and everything is read.
 fn group_start(desk: &Desk, cluster: &Cluster, stop: &Stop) -> Option<BTreeMap<i32, i64>> {
     let common = &desk.config.common;
     loop {

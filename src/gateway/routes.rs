@@ -1,5 +1,5 @@
-//! Which request gets which answer. Called by the connections' threads, one request at a time each; what cannot be answered at once
-//! waits with its reply.
+//! Which request gets which answer. Called by the connections' threads, one request at a time each; what cannot be
+//! answered at once waits with its reply.
 
 use super::analyze;
 use super::answer::Answer;

@@ -1,7 +1,7 @@
 //! How a gateway stops: nothing new is accepted, everybody who waits is answered, then it ends.
 //!
-//! It keeps answering to the end; a connection is closed with its next answer. Idle connections end with the process: a request that is on its way to
-//! one that is closed would be cut off.
+//! It keeps answering to the end; a connection is closed with its next answer. Idle connections end with the process: a
+//! request that is on its way to one that is closed would be cut off.
 
 use super::desk::Desk;
 use super::http::listener;
@@ -111,7 +111,8 @@ enum Waited {
 fn wait_until_answered(gateway: &mut Running, signals: &Signals, until: Instant) -> Waited {
     let (look, round, over) = (tick(LOOK), tick(supervisor::INTERVAL), crossbeam_channel::at(until));
     gateway.supervisor.stopping("stops");
-    // One thread waits for one condition here, for seconds at most: a tick is simpler than a signal from every connection.
+    // One thread waits for one condition here, for seconds at most: a tick is simpler than a signal from every
+    // connection.
     while gateway.desk.unanswered_from_before() > 0 {
         select! {
             recv(look) -> _ => {}

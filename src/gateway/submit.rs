@@ -1,8 +1,9 @@
-//! How a task gets from a caller into Kafka: `POST /analyze` behind its parsing, idempotency keys, and what the producer says.
+//! How a task gets from a caller into Kafka: `POST /analyze` behind its parsing, idempotency keys, and what the
+//! producer says.
 //!
-//! A caller is parked before its task is handed to the producer, so that no answer is faster than its entry. For a request with an
-//! idempotency key the gateway first writes a claim (see [`keyed`](super::keyed)). Called by the connections' threads, the tail reader
-//! (claims), the deadline thread (claims that came to nothing) and the sweeper.
+//! A caller is parked before its task is handed to the producer, so that no answer is faster than its entry. For a
+//! request with an idempotency key the gateway first writes a claim (see [`keyed`](super::keyed)). Called by the
+//! connections' threads, the tail reader (claims), the thread `upkeep` (claims that came to nothing) and the sweeper.
 
 use super::analyze::Wanted;
 use super::answer::Answer;
@@ -81,7 +82,8 @@ impl Submitter {
         self.producer.get().is_some_and(ProducerSender::is_ready)
     }
 
-    /// The threads that must move, and whether they do. That of the listening socket is watched from outside: see `listener`.
+    /// The threads that must move, and whether they do. That of the listening socket is watched from outside: see
+    /// `listener`.
     pub(super) fn liveness(&self) -> [(&'static str, bool); 3] {
         let producer = self.producer.get().is_none_or(|producer| producer.last_turn().elapsed() < THREAD_SILENCE);
         [("upkeep", self.desk.is_upkeep_alive()), ("results_tail", self.desk.is_tail_alive()), ("producer", producer)]

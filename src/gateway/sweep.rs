@@ -1,9 +1,9 @@
 //! The sweeper: finds tasks that Kafka has dropped without anybody saying so, and produces them again.
 //!
-//! A task can vanish by retention, by the broker's own delivery limit, or by a reset of the group. The sign is a task without a
-//! result below the group's start offset: the group is done with it. Results are written before tasks are accepted, so
-//! when the start offset is past a task its result stands in the log, or it has none. Before anything is produced again the log
-//! is searched for the result, from the task's own time on.
+//! A task can vanish by retention, by the broker's own delivery limit, or by a reset of the group. The sign is a task
+//! without a result below the group's start offset: the group is done with it. Results are written before tasks are
+//! accepted, so when the start offset is past a task its result stands in the log, or it has none. Before anything is
+//! produced again the log is searched for the result, from the task's own time on.
 
 use super::desk::Desk;
 use super::index::{PendingTask, TaskKey};
@@ -22,7 +22,8 @@ use std::time::Duration;
 
 /// Tasks produced again in one round at the most.
 const MOST_AT_ONCE: usize = 500;
-/// A task is produced again so often. Kafka, or a program that owns the group, drops what it has dropped three times for a reason.
+/// A task is produced again so often. Kafka, or a program that owns the group, drops what it has dropped three times
+/// for a reason.
 const MOST_AGAIN: u32 = 2;
 /// Results are kept for an hour at least: an older task without one may have had it, and is not run again.
 const RESULTS_KEPT_SECONDS: f64 = 3_500.0;

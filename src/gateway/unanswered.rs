@@ -1,6 +1,7 @@
 //! Requests that are whole and whose response is not written yet: those that a stop waits for, and later ones.
 //!
-//! A stop waits for the first kind only, so that callers who ask again and again cannot prolong it. Entered by the connections' threads, read by
+//! A stop waits for the first kind only, so that callers who ask again and again cannot prolong it. Entered by the
+//! connections' threads, read by
 //! `stopping`.
 
 use parking_lot::Mutex;

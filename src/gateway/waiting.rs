@@ -1,8 +1,9 @@
-//! The replies that wait: for a task's result, for Kafka's word that it has a task, for a stored result, for word whether there is such a task.
+//! The replies that wait: for a task's result, for Kafka's word that it has a task, for a stored result, for word
+//! whether there is such a task.
 //!
-//! A reply is entered before anything is set going that could give it, so that no result is faster than its entry. Who takes an entry out gives the
-//! reply, so each is given exactly once by construction. The connection's thread keeps the deadline. Pure: time is a parameter, nothing is
-//! sent from here.
+//! A reply is entered before anything is set going that could give it, so that no result is faster than its entry. Who
+//! takes an entry out gives the reply, so each is given exactly once by construction. The connection's thread keeps the
+//! deadline. Pure: time is a parameter, nothing is sent from here.
 
 use super::index::TaskKey;
 use super::reply::Ticket;
@@ -15,8 +16,9 @@ const MOST_LOOK_UPS: usize = 1024;
 const MOST_UNKNOWN: usize = 256;
 /// What has to be asked of Kafka is waited for so long.
 const QUESTION_PATIENCE: Duration = Duration::from_secs(3);
-/// The tasks topic is read in larger pieces, so what another gateway has accepted is known a piece later. A question for an unknown task waits for
-/// so many passes over all partitions: the first is under way when it comes, and the pieces of the second may have been put together before.
+/// The tasks topic is read in larger pieces, so what another gateway has accepted is known a piece later. A question
+/// for an unknown task waits for so many passes over all partitions: the first is under way when it comes, and the
+/// pieces of the second may have been put together before.
 const PASSES: u64 = 3;
 
 /// How far the caller's task has got on its way to Kafka; decides what may be said when time runs out.
@@ -122,7 +124,8 @@ impl<R> Waiting<R> {
         }
     }
 
-    /// Enters a caller of a task on its way. `progress` counts for a task that nobody waits for yet; otherwise the task's own stands.
+    /// Enters a caller of a task on its way. `progress` counts for a task that nobody waits for yet; otherwise the
+    /// task's own stands.
     pub(super) fn park(
         &mut self,
         key: TaskKey,
@@ -205,8 +208,8 @@ impl<R> Waiting<R> {
         callers.iter().filter_map(|number| self.waiters.remove(number)).collect()
     }
 
-    /// So many passes over the tasks topic are done. Returns those that asked for an unknown task and have waited long enough: what is known
-    /// now decides.
+    /// So many passes over the tasks topic are done. Returns those that asked for an unknown task and have waited long
+    /// enough: what is known now decides.
     pub(super) fn passed(&mut self, passes: u64) -> Vec<(u64, TaskKey)> {
         self.passes = passes;
         let ripe = self.unknown.extract_if(.., |(_, at)| *at <= passes);

@@ -65,8 +65,8 @@ pub struct ReaderOptions {
     pub max_wait: Duration,
     /// Bytes of one answer; a larger batch still comes. Kafka: `fetch.max.bytes`.
     pub max_bytes: i32,
-    /// The broker answers before `max_wait` once there are so many bytes: 1 for the least delay, more for fewer requests.
-    /// Kafka: `fetch.min.bytes`.
+    /// The broker answers before `max_wait` once there are so many bytes: 1 for the least delay, more for fewer
+    /// requests. Kafka: `fetch.min.bytes`.
     pub min_bytes: i32,
 }
 
@@ -76,7 +76,8 @@ impl Default for ReaderOptions {
     }
 }
 
-/// A record and where it stands. Its bytes share the memory of the whole answer; what is kept for long is better copied.
+/// A record and where it stands. Its bytes share the memory of the whole answer; what is kept for long is better
+/// copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadRecord {
     /// Partition of the topic.
@@ -224,7 +225,8 @@ impl Reader {
         self.last_answer
     }
 
-    /// How often every partition was answered for since the time before; it stands still while one has no leader, or its leader is silent.
+    /// How often every partition was answered for since the time before; it stands still while one has no leader, or
+    /// its leader is silent.
     #[must_use]
     pub fn passes(&self) -> u64 {
         self.passes
@@ -374,7 +376,8 @@ impl Reader {
         }
     }
 
-    /// Takes an answer's records and moves the positions. A partition with an error is the round's error only if nothing was read.
+    /// Takes an answer's records and moves the positions. A partition with an error is the round's error only if
+    /// nothing was read.
     fn take(&mut self, node: i32, answer: Vec<Fetched>) -> Result<Vec<ReadRecord>> {
         self.last_answer = Some(Instant::now());
         let mut records = Vec::new();
@@ -422,8 +425,9 @@ impl Reader {
         records.map(|record| ReadRecord::new(fetched.partition, record)).collect()
     }
 
-    /// The position is not in the log: retention was faster, or the log ends before it (topic created again, records lost with
-    /// an unclean leader). Either way the first record that is there comes next: seen twice is better than never.
+    /// The position is not in the log: retention was faster, or the log ends before it (topic created again, records
+    /// lost with an unclean leader). Either way the first record that is there comes next: seen twice is better than
+    /// never.
     fn skip_gap(&mut self, partition: i32) -> Result<()> {
         let found = offsets::list(&mut self.questions, &self.topic, [partition], Position::Start)?;
         let Some(&start) = found.get(&partition) else { return Ok(()) };

@@ -258,7 +258,8 @@ fn a_signal_before_kafka_was_found_stops_without_a_fault() {
     assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
 }
 
-/// In a drill of an hour a gateway with nobody waiting stayed for eight seconds, because somebody asked it for tasks all the time.
+/// In a drill of an hour a gateway with nobody waiting stayed for eight seconds, because somebody asked it for tasks
+/// all the time.
 #[test]
 fn who_asks_all_the_time_holds_up_no_stop() {
     let rig = Rig::shared("p9-asked");

@@ -1,5 +1,5 @@
-//! P11: three brokers, any of which may go, and every worker works on. On the embedded broker, since what happens has to
-//! happen at a moment that the test chooses.
+//! P11: three brokers, any of which may go, and every worker works on. On the embedded broker, since what happens has
+//! to happen at a moment that the test chooses.
 
 mod sessions;
 
@@ -166,7 +166,8 @@ fn leaders_that_move_often_leave_no_worker_behind() {
     scene.assert_all_work(&shots);
 }
 
-/// A frozen broker stopped everything for as long as it was frozen, although its partitions had new leaders long before.
+/// A frozen broker stopped everything for as long as it was frozen, although its partitions had new leaders long
+/// before.
 #[test]
 fn a_frozen_broker_stops_its_partitions_until_they_have_new_leaders_and_nothing_else() {
     let mut scene = Scene::new("p11-freeze", 3, &["a", "b", "c", "d"]);
@@ -199,7 +200,8 @@ fn a_killed_broker_costs_no_task_and_every_worker_works_on() {
     scene.assert_all_work(&shots);
 }
 
-/// The gateway waited for the whole time-out of its fetch to the frozen broker, seconds after `results` had a new leader.
+/// The gateway waited for the whole time-out of its fetch to the frozen broker, seconds after `results` had a new
+/// leader.
 #[test]
 fn results_are_read_again_right_after_the_fail_over_of_a_frozen_leader() {
     let scene = Scene::new("p11-tail", 1, &["a"]);
@@ -231,7 +233,8 @@ fn results_are_read_again_right_after_the_fail_over_of_a_frozen_leader() {
     assert!(after < Duration::from_secs(2), "the first result was read {after:?} after the fail-over");
 }
 
-/// Answers for the other partitions were enough, and even polls that ended without one: 404 for a task that another gateway might have accepted.
+/// Answers for the other partitions were enough, and even polls that ended without one: 404 for a task that another
+/// gateway might have accepted.
 #[test]
 fn unknown_task_is_not_denied_while_a_leader_is_silent() {
     let scene = Scene::new("p11-unknown", 3, &["a"]);
@@ -327,7 +330,8 @@ fn leader_that_moves_there_and_back_within_a_fetch_hides_no_task() {
     }
     let running = scene.gateway.submit("in work", Duration::from_millis(1500));
     scene.gateway.wait_until_running(&running, SOON);
-    // For less than the 0.3 s after which the worker reads Metadata, and longer than a new leader reads its state (0.1 s).
+    // For less than the 0.3 s after which the worker reads Metadata, and longer than a new leader reads its state (0.1
+    // s).
     let parked =
         Fault::new(Action::Delay(Duration::from_millis(250))).at(Kind::ShareFetch).of_client("lastcall-worker");
     let parked = scene.broker().inject(parked);

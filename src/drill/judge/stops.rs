@@ -1,6 +1,7 @@
 //! Stops of workers against their bounds (P3 to P7), with their exit codes, notifications and receipts.
 //!
-//! What a worker had in hand when its signal came is known from the runs; what it should have done about it follows from the contract.
+//! What a worker had in hand when its signal came is known from the runs; what it should have done about it follows
+//! from the contract.
 
 use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Notice, Run, Story};
 use super::super::judgement::{Finding, Row};
@@ -66,7 +67,8 @@ impl<'a> Stop<'_, 'a> {
         self.runs.iter().filter(|held| held.run.end.is_none()).map(|held| held.id)
     }
 
-    /// What this process said while it stopped: another one of its name may have stopped, or started, a moment before or after.
+    /// What this process said while it stopped: another one of its name may have stopped, or started, a moment before
+    /// or after.
     fn notices<'n>(&self, evidence: &'n Evidence<'a>) -> impl Iterator<Item = &'n Notice<'a>> {
         let (from, until) = ((self.at - MOMENT).max(self.life.from), self.exit.at + SECOND);
         let notices = evidence.notices.get(self.life.process).into_iter().flatten();
@@ -190,12 +192,13 @@ impl Bounds {
     }
 }
 
-/// When a run should have been over: after the work that was asked for, whatever its worker says that it took. How long a handler of others takes is
-/// known only from the worker.
+/// When a run should have been over: after the work that was asked for, whatever its worker says that it took. How long
+/// a handler of others takes is known only from the worker.
 fn done_at(held: &Held<'_, '_>, own: bool) -> f64 {
     let Some(end) = &held.run.end else { return held.run.began + held.work };
     let work = if own || held.story.number.is_none() { held.work.max(end.seconds) } else { held.work };
-    // A result that came later than it should does not give its worker more time, but the moment that it takes to be written.
+    // A result that came later than it should does not give its worker more time, but the moment that it takes to be
+    // written.
     end.at.min(held.run.began + work + MOMENT)
 }
 
@@ -239,8 +242,8 @@ fn in_hand<'e, 'a>(evidence: &'e Evidence<'a>, life: &Life<'a>, at: f64, until: 
     runs
 }
 
-/// A worker that hung, or lost Kafka, loses what it had in hand then: its handler ends, at the latest when another worker has begun the task, and its
-/// outcome is dropped.
+/// A worker that hung, or lost Kafka, loses what it had in hand then: its handler ends, at the latest when another
+/// worker has begun the task, and its outcome is dropped.
 fn was_lost(evidence: &Evidence<'_>, life: &Life<'_>, held: &Held<'_, '_>, at: f64) -> bool {
     let began = held.run.began;
     let elsewhere = |run: &Run<'_>| run.worker != life.process && (began..at - MOMENT).contains(&run.began);
@@ -260,7 +263,8 @@ fn had(held: &Held<'_, '_>, at: f64) -> bool {
     held.run.began <= at && held.run.end.as_ref().is_none_or(|end| end.at > at - MOMENT)
 }
 
-/// Whether a task takes longer than its worker may: one that has a result all the same came to its end in time, or was not abandoned when it should have been.
+/// Whether a task takes longer than its worker may: one that has a result all the same came to its end in time, or was
+/// not abandoned when it should have been.
 fn passes(held: &Held<'_, '_>, deadline: f64) -> bool {
     match &held.run.end {
         None => held.run.began + held.work > deadline - MOMENT,
@@ -396,7 +400,8 @@ fn judge_receipt(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Tally
     if !stop.life.by_hearsay && receipt.signal != "SIGTERM" {
         wrong(format!("got SIGTERM; its receipt says {:?}", receipt.signal));
     }
-    // Without the output there is nothing to compare; the topic's may be that of a next process, which stopped in the same second.
+    // Without the output there is nothing to compare; the topic's may be that of a next process, which stopped in the
+    // same second.
     if evidence.begin.owns_processes && on_topic.is_some_and(|on_topic| on_topic != raw) {
         wrong("has another receipt on the topic than on its output".to_owned());
     }
@@ -469,8 +474,8 @@ fn late_result(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, abandoned: &[&Strin
         })
 }
 
-/// Tasks that it may have fetched and not begun: they were accepted before its end, and no worker had begun them at its signal, or they were begun and had
-/// no result.
+/// Tasks that it may have fetched and not begun: they were accepted before its end, and no worker had begun them at its
+/// signal, or they were begun and had no result.
 fn not_begun(evidence: &Evidence<'_>, stop: &Stop<'_, '_>) -> u64 {
     let waits = |story: &&Story<'_>| {
         story.accepted.first().is_some_and(|(_, at)| *at <= stop.exit.at)

@@ -1,7 +1,7 @@
 //! Taking connections, and their threads: one for each.
 //!
-//! A thread that has served its connection waits a moment for the next one. Whatever an attempt to take a connection fails with is tried again: the
-//! watch of the own port decides when it is hopeless. Called by the thread `accept`.
+//! A thread that has served its connection waits a moment for the next one. Whatever an attempt to take a connection
+//! fails with is tried again: the watch of the own port decides when it is hopeless. Called by the thread `accept`.
 
 use super::connection::{Connection, Service};
 use super::load::Load;
@@ -28,8 +28,9 @@ const FEW_THREADS: usize = 64;
 /// Until the next try when the system has no file descriptor, thread or memory left: the first and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// How many connections may be open: as many as callers may wait and some more, as far as the files suffice. Raises the process's
-/// soft limit of open files to its hard one first, since the soft one is that low for programs that use select(2) only.
+/// How many connections may be open: as many as callers may wait and some more, as far as the files suffice. Raises the
+/// process's soft limit of open files to its hard one first, since the soft one is that low for programs that use
+/// select(2) only.
 pub(in crate::gateway) fn most_connections(max_waiting: usize) -> usize {
     let wanted = max_waiting + FURTHER_CONNECTIONS;
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
@@ -76,8 +77,8 @@ pub(in crate::gateway) fn accept<S: Service>(listener: &TcpListener, service: &A
 
 /// The connections' threads: as many as there are connections, and those that had one a moment ago.
 struct Threads<S: Service> {
-    /// Of capacity zero: a connection is taken by a thread that waits at this instant, or by none. So none is left behind a
-    /// thread that was about to become busy.
+    /// Of capacity zero: a connection is taken by a thread that waits at this instant, or by none. So none is left
+    /// behind a thread that was about to become busy.
     offers: Sender<Connection<S>>,
     takers: Receiver<Connection<S>>,
     running: Vec<Thread>,

@@ -1,9 +1,9 @@
 //! The chunked transfer coding of a body (RFC 9112 section 7.1), decoded piece by piece.
 //!
-//! Pure: bytes go in, content comes out. No line here is longer than a limit and no size has more digits than a number has, so that an endless
-//! size, extension or trailer ends as a fault. Lines end with CR LF and nothing else: a proxy in front that reads one end elsewhere
-//! would let the rest of a body become another caller's request. Extensions and trailers are read and dropped. Called by
-//! [`connection`](super::connection).
+//! Pure: bytes go in, content comes out. No line here is longer than a limit and no size has more digits than a number
+//! has, so that an endless size, extension or trailer ends as a fault. Lines end with CR LF and nothing else: a proxy
+//! in front that reads one end elsewhere would let the rest of a body become another caller's request. Extensions and
+//! trailers are read and dropped. Called by [`connection`](super::connection).
 
 /// Hexadecimal digits of a chunk's size.
 const MOST_DIGITS: u8 = 16;
@@ -70,7 +70,8 @@ impl Chunked {
         self.state == State::Done
     }
 
-    /// Reads on: the content goes to `content`. Returns how many of these bytes belong to the body, all of them unless it is over.
+    /// Reads on: the content goes to `content`. Returns how many of these bytes belong to the body, all of them unless
+    /// it is over.
     ///
     /// # Errors
     /// The body is not well-formed: nothing behind it can be told apart from it.

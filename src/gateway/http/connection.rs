@@ -1,8 +1,8 @@
 //! One connection: its requests are read, answered and written one after the other.
 //!
-//! A head must be whole within 10 s of its first byte, a body within 10 s of its head; between requests a connection may be quiet for a minute. Pipelined
-//! requests are answered in order. Whatever a caller does, it holds its own thread only, and that for a bounded time. Called by the
-//! connections' threads of [`accept`](super::accept).
+//! A head must be whole within 10 s of its first byte, a body within 10 s of its head; between requests a connection
+//! may be quiet for a minute. Pipelined requests are answered in order. Whatever a caller does, it holds its own thread
+//! only, and that for a bounded time. Called by the connections' threads of [`accept`](super::accept).
 
 use super::Refusal;
 use super::chunked::Chunked;
@@ -137,7 +137,8 @@ impl<S: Service> Connection<S> {
                 (true, false) => Afterwards::Stays,
                 (true, true) => Afterwards::StaysAsAsked,
             };
-            // Counted from here: a stop waits for requests that are whole, not for callers that have yet to send theirs.
+            // Counted from here: a stop waits for requests that are whole, not for callers that have yet to send
+            // theirs.
             let terms = Terms { head_only: head.method == Method::Head, afterwards };
             self.outgoing.take(terms, self.service.begin());
             let ticket = match body {
@@ -324,8 +325,8 @@ impl<S: Service> Connection<S> {
         Refusal::new(408, format!("the body did not come within {} s", self.limits.body.as_secs()))
     }
 
-    /// Reads away what still comes. Closing a socket with unread bytes resets the connection, and a response that the caller has not
-    /// read yet is lost with it.
+    /// Reads away what still comes. Closing a socket with unread bytes resets the connection, and a response that the
+    /// caller has not read yet is lost with it.
     fn linger(&mut self) {
         let until = Instant::now() + self.limits.linger;
         let mut left = READ_AWAY;

@@ -1,9 +1,9 @@
 //! The head of a request: its line and its fields, and what they say of the body and of the connection (RFC 9112).
 //!
-//! Pure: bytes go in, a [`Head`] comes out. `httparse` splits the bytes; what it lets through and two readers could read in two ways is
-//! refused here, since behind a proxy an ambiguous end of a body is how one caller's bytes become another's request (request
-//! smuggling, RFC 9112 section 11.2). After a refusal nothing more is read from the connection. Called by
-//! [`connection`](super::connection).
+//! Pure: bytes go in, a [`Head`] comes out. `httparse` splits the bytes; what it lets through and two readers could
+//! read in two ways is refused here, since behind a proxy an ambiguous end of a body is how one caller's bytes become
+//! another's request (request smuggling, RFC 9112 section 11.2). After a refusal nothing more is read from the
+//! connection. Called by [`connection`](super::connection).
 
 use super::Refusal;
 use tiny_http::Method;

@@ -1,8 +1,8 @@
 //! The seats of connections: how many are taken, and which connection has been idle for longest.
 //!
-//! A connection takes a [`Seat`] and leaves it when it ends. With all seats taken, the connection that has waited for a request for longest is
-//! closed, so that new callers and probes get through whatever quiet ones there are. Called by [`accept`](super::accept) and the
-//! connections' threads.
+//! A connection takes a [`Seat`] and leaves it when it ends. With all seats taken, the connection that has waited for a
+//! request for longest is closed, so that new callers and probes get through whatever quiet ones there are. Called by
+//! [`accept`](super::accept) and the connections' threads.
 
 use crate::stop::Stop;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -36,8 +36,8 @@ struct Taken {
     rest: Arc<Rest>,
 }
 
-/// How long a connection has waited for a request that is whole: the microsecond of the load's life since when it does, [`BUSY`] or [`LEAVING`].
-/// Not behind the lock, which two threads would take for each request.
+/// How long a connection has waited for a request that is whole: the microsecond of the load's life since when it does,
+/// [`BUSY`] or [`LEAVING`]. Not behind the lock, which two threads would take for each request.
 #[derive(Debug)]
 struct Rest(AtomicU64);
 
@@ -66,7 +66,8 @@ impl Load {
         self.open() >= self.most
     }
 
-    /// A seat for this connection; `None`: a stop came first. With all taken, the connection that has waited for a request for longest is closed.
+    /// A seat for this connection; `None`: a stop came first. With all taken, the connection that has waited for a
+    /// request for longest is closed.
     pub(super) fn seat(self: &Arc<Self>, socket: &Arc<TcpStream>, stop: &Stop) -> Option<Seat> {
         let mut seats = self.seats.lock();
         while seats.taken.len() >= self.most {

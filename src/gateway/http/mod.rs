@@ -1,8 +1,8 @@
 //! The HTTP front: from a listening socket to whole requests, and from responses to bytes.
 //!
-//! `tiny_http` gives the vocabulary and writes responses. Its server and its parser are not used: they have no limit for a head, none for a time, and
-//! keep the socket to themselves, so that one request of 24 bytes can hold a thread for good. Connections have a thread each; every wait for a
-//! caller has an end.
+//! `tiny_http` gives the vocabulary and writes responses. Its server and its parser are not used: they have no limit for
+//! a head, none for a time, and keep the socket to themselves, so that one request of 24 bytes can hold a thread for
+//! good. Connections have a thread each; every wait for a caller has an end.
 //!
 //! | file | noun |
 //! |---|---|
