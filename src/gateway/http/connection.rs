@@ -78,6 +78,8 @@ pub(super) struct Connection<S: Service> {
     outgoing: Arc<Outgoing<S>>,
     /// Bytes that came and belong to nothing yet.
     input: Vec<u8>,
+    /// Where a read puts them; one on the stack would be cleared for each read.
+    piece: Box<[u8; PIECE]>,
     /// As the socket has it; a system call for each read would cost as much as the read.
     timeout: Duration,
     limits: Limits,
@@ -103,7 +105,15 @@ enum Came {
 impl<S: Service> Connection<S> {
     pub(super) fn new(socket: Arc<TcpStream>, seat: Seat, service: Arc<S>) -> Self {
         let outgoing = Arc::new(Outgoing::new(Arc::clone(&socket), seat, Arc::clone(&service)));
-        Self { socket, service, outgoing, input: Vec::new(), timeout: Duration::ZERO, limits: LIMITS }
+        Self {
+            socket,
+            service,
+            outgoing,
+            input: Vec::new(),
+            piece: Box::new([0; PIECE]),
+            timeout: Duration::ZERO,
+            limits: LIMITS,
+        }
     }
 
     /// Serves it to its end.
@@ -293,7 +303,6 @@ impl<S: Service> Connection<S> {
 
     /// Reads what has come, or waits for it.
     fn read(&mut self, until: Instant) -> Came {
-        let mut piece = [0; PIECE];
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -307,10 +316,10 @@ impl<S: Service> Connection<S> {
                 }
                 self.timeout = timeout;
             }
-            match (&*self.socket).read(&mut piece) {
+            match (&*self.socket).read(&mut self.piece[..]) {
                 Ok(0) => return Came::End,
                 Ok(length) => {
-                    self.input.extend_from_slice(&piece[..length]);
+                    self.input.extend_from_slice(&self.piece[..length]);
                     return Came::Bytes;
                 }
                 Err(error)
