@@ -690,7 +690,8 @@ fn one_that_is_stopping_gets_no_second_signal_when_the_fleet_is_scaled_down() {
 
 #[test]
 fn a_signal_ends_the_load_and_what_there_is_is_judged() {
-    let rig = Rig::shared("drill-interrupted");
+    // Its gateway gives an answer a second, and its judge a stop.
+    let rig = Rig::quiet("drill-interrupted");
     // One that would be away for long, one restart after another, and one that waits for a long task that never comes.
     let actions = r#"
         [[action]]

@@ -137,7 +137,7 @@ fn one_key_on_two_gateways_in_the_same_instant_is_one_task() {
 
 #[test]
 fn a_task_whose_produce_has_no_outcome_keeps_its_id() {
-    let rig = Rig::with_own_broker("hazard-unknown", &[]);
+    let rig = Rig::quiet_with_own_broker("hazard-unknown");
     let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "3s"));
     let _worker = rig.start_worker("w");
     // Callers without a pause between them: some request is on its way whenever the broker freezes.
