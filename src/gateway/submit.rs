@@ -117,7 +117,7 @@ impl Submitter {
         let now = Instant::now();
         let parked = {
             let mut state = self.desk.state();
-            match self.refusal(&mut state, asynchronous, now) {
+            match self.refusal(&mut state, true, asynchronous, now) {
                 Some(answer) => Err((reply, answer)),
                 None => Ok(state.waiting.park(key, reply, asynchronous, Progress::Queued, now)),
             }
@@ -135,10 +135,10 @@ impl Submitter {
     }
 
     /// Why no more work is taken now.
-    fn refusal(&self, state: &mut State, asynchronous: bool, now: Instant) -> Option<Answer> {
+    fn refusal(&self, state: &mut State, is_new: bool, asynchronous: bool, now: Instant) -> Option<Answer> {
         let config = &self.desk.config;
         let pending = state.index.pending_count();
-        if pending >= config.max_pending {
+        if is_new && pending >= config.max_pending {
             let detail = format!("{pending} tasks are pending already (MAX_PENDING={})", config.max_pending);
             return Some(Answer::unavailable(&detail, None, RETRY_AFTER));
         }
@@ -253,11 +253,11 @@ impl Submitter {
             Known::Done(place) => return Keyed::Fetch(reply, place),
             Known::Pending | Known::Nothing => {}
         }
-        if let Some(answer) = self.refusal(state, asynchronous, now) {
+        let is_new = known == Known::Nothing && claim.is_none() && state.keyed.digest(key).is_none();
+        if let Some(answer) = self.refusal(state, is_new, asynchronous, now) {
             return Keyed::Answer(reply, Box::new(answer));
         }
         let keys = state.index.claims_count();
-        let is_new = known == Known::Nothing && claim.is_none() && state.keyed.digest(key).is_none();
         if is_new && keys >= self.desk.config.max_keys {
             let detail = format!("{keys} idempotency keys are remembered already (MAX_KEYS)");
             return Keyed::Answer(reply, Box::new(Answer::unavailable(&detail, None, RETRY_AFTER)));

@@ -56,7 +56,8 @@ pub(super) fn run(desk: &Arc<Desk>, submitter: &Submitter, cluster: &Cluster, st
     // All gateways see the same; with their rounds apart the first to look produces, and the others see its record.
     let patience = Patience::new(desk.config.missing_after);
     while stop.sleep(patience.interval.mul_f64(0.5 + fastrand::f64())).is_ok() {
-        if !desk.is_read_back() || desk.is_draining() {
+        // Also with `MAX_PENDING` tasks pending and others not read: what was dropped of them makes room here only.
+        if !desk.has_read_enough() || desk.is_draining() {
             continue;
         }
         match sweep(desk, submitter, cluster, patience, &mut suspects) {

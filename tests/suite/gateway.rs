@@ -219,13 +219,14 @@ fn a_frozen_kafka_shows_and_so_does_its_return() {
     eventually(SOON, "it is not healthy", || gateway.get("/health").status == 503);
     let health = gateway.get("/health").json();
     assert_eq!((&health["status"], &health["kafka_connected"]), (&json!("degraded"), &json!(false)));
-    // An election does not take all gateways out of service at once.
-    assert_eq!((gateway.get("/readyz").status, gateway.get("/livez").status), (200, 200));
+    assert_eq!((gateway.get("/readyz").status, gateway.get("/livez").status), (200, 200), "a short outage");
     // Known, and not to be had at the moment.
     gateway.get(&format!("/tasks/{task}")).assert_problem(503);
     eventually(SOON, "it is not ready", || gateway.get("/readyz").status == 503);
-    let checks = gateway.get("/livez?verbose").json();
-    assert_eq!(checks["checks"], json!({ "upkeep": "ok", "results_tail": "ok", "producer": "ok" }));
+    assert_eq!(
+        gateway.get("/livez?verbose").json()["checks"],
+        json!({ "upkeep": "ok", "results_tail": "ok", "producer": "ok" })
+    );
     rig.broker().thaw();
     eventually(SOON, "it is ready", || gateway.get("/readyz").status == 200);
     assert_eq!(gateway.wait_for_result(&task, SOON)["words"], 3);
@@ -276,13 +277,22 @@ fn tasks_wait_up_to_the_limit_whoever_wrote_them() {
         first.submit(&format!("task {number}"), Duration::ZERO);
     }
     let gateway = Gateway::start(rig.gateway().env("MAX_PENDING", 5));
-    let refused = || gateway.analyze("one more").text().contains("MAX_PENDING");
-    eventually(SOON, "more are refused", refused);
-    // It has not read them all.
+    eventually(SOON, "more are refused", || gateway.analyze("one more").text().contains("MAX_PENDING"));
     gateway.get("/tasks/never-heard-of").assert_problem(503);
     let _worker = rig.start_worker("w");
     eventually(SOON, "there is room again", || gateway.analyze("one more").status == 200);
     eventually(SOON, "it knows all tasks", || gateway.get("/tasks/never-heard-of").status == 404);
+}
+
+#[test]
+fn caller_of_a_task_that_is_pending_already_waits_with_it_at_the_limit() {
+    let rig = Rig::shared("gw-joins");
+    let gateway = Gateway::start(rig.gateway().env("MAX_PENDING", 1).env("ANSWER_TIMEOUT", "2s"));
+    let post =
+        |prefer: &str| analyze(&gateway, &[("Idempotency-Key", "a"), ("Prefer", prefer)], &json!({ "text": "keyed" }));
+    assert_eq!(post("respond-async").status, 202);
+    assert_eq!(post("wait").status, 504, "it is no new work");
+    gateway.analyze("other").assert_problem(503);
 }
 
 #[test]
@@ -295,54 +305,6 @@ fn keys_are_remembered_up_to_the_limit() {
     assert_eq!(post("b").status, 200);
     assert!(post("c").assert_problem(503)["detail"].as_str().is_some_and(|detail| detail.contains("MAX_KEYS")));
     assert_eq!(post("\"a\"").task_id(), first, "a key that is known, in quotes");
-}
-
-// ---- callers that leave ----
-
-fn figure(gateway: &Gateway, name: &str) -> u64 {
-    let metrics = gateway.get("/metrics").text();
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {metrics}"))
-}
-
-#[test]
-fn caller_that_leaves_makes_room_at_once() {
-    let rig = Rig::shared("gw-left");
-    let gateway = Gateway::start(rig.gateway().env("MAX_WAITING", 2).env("ANSWER_TIMEOUT", "60s"));
-    let wait = || {
-        let mut http = gateway.connect();
-        http.send("POST", "/analyze", &[JSON], br#"{"text": "waits"}"#).expect("it is sent");
-        http
-    };
-    for _ in 0..3 {
-        let both = [wait(), wait()];
-        eventually(SOON, "both wait", || figure(&gateway, "lastcall_gateway_waiting_callers") == 2);
-        drop(both);
-        eventually(PROMPT, "both have left", || figure(&gateway, "lastcall_gateway_waiting_callers") == 0);
-    }
-    let asks_alone = || figure(&gateway, "lastcall_gateway_http_connections") == 1;
-    eventually(PROMPT, "their connections have ended", asks_alone);
-    // What Kafka has got of their tasks is run.
-    let _worker = rig.start_worker("w");
-    eventually(SOON, "nothing is lost", || rig.audit().lost().is_empty());
-}
-
-#[test]
-fn task_whose_caller_left_before_kafka_got_it_is_not_produced() {
-    let rig = Rig::with_own_broker("gw-left-queued", &[]);
-    let gateway = rig.start_gateway();
-    rig.broker().stop();
-    let mut http = gateway.connect();
-    http.send("POST", "/analyze", &[JSON], br#"{"text": "left"}"#).expect("it is sent");
-    eventually(SOON, "its caller waits", || figure(&gateway, "lastcall_gateway_waiting_callers") == 1);
-    drop(http);
-    eventually(PROMPT, "its caller has left", || figure(&gateway, "lastcall_gateway_waiting_callers") == 0);
-    rig.broker().start();
-    let _worker = rig.start_worker("w");
-    eventually(SOON, "the gateway is ready", || gateway.get("/readyz").status == 200);
-    let stays = gateway.analyze("stays").task_id();
-    let tasks: Vec<String> = rig.audit().tasks.into_keys().collect();
-    assert_eq!(tasks, [stays]);
 }
 
 // ---- callers that are many, slow or large ----

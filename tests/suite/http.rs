@@ -27,10 +27,14 @@ fn sent(gateway: &Gateway, text: &str) -> Http {
     http
 }
 
-fn open_connections(gateway: &Gateway) -> usize {
+fn figure(gateway: &Gateway, name: &str) -> u64 {
     let metrics = gateway.get("/metrics").text();
-    let line = metrics.lines().find_map(|line| line.strip_prefix("lastcall_gateway_http_connections "));
-    line.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no count of connections in {metrics}"))
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {metrics}"))
+}
+
+fn open_connections(gateway: &Gateway) -> u64 {
+    figure(gateway, "lastcall_gateway_http_connections")
 }
 
 #[test]
@@ -197,4 +201,47 @@ fn body_that_does_not_come_holds_up_no_stop() {
     let exit = gateway.program.wait(SOON);
     assert_eq!(exit.code, Some(0));
     assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
+}
+
+// ---- callers that leave ----
+
+#[test]
+fn caller_that_leaves_makes_room_at_once() {
+    let rig = Rig::shared("gw-left");
+    let gateway = Gateway::start(rig.gateway().env("MAX_WAITING", 2).env("ANSWER_TIMEOUT", "60s"));
+    let wait = || {
+        let mut http = gateway.connect();
+        http.send("POST", "/analyze", &[("Content-Type", "application/json")], br#"{"text": "waits"}"#)
+            .expect("it is sent");
+        http
+    };
+    for _ in 0..3 {
+        let both = [wait(), wait()];
+        eventually(SOON, "both wait", || figure(&gateway, "lastcall_gateway_waiting_callers") == 2);
+        drop(both);
+        eventually(PROMPT, "both have left", || figure(&gateway, "lastcall_gateway_waiting_callers") == 0);
+    }
+    let asks_alone = || open_connections(&gateway) == 1;
+    eventually(PROMPT, "their connections have ended", asks_alone);
+    // What Kafka has got of their tasks is run.
+    let _worker = rig.start_worker("w");
+    eventually(SOON, "nothing is lost", || rig.audit().lost().is_empty());
+}
+
+#[test]
+fn task_whose_caller_left_before_kafka_got_it_is_not_produced() {
+    let rig = Rig::with_own_broker("gw-left-queued", &[]);
+    let gateway = rig.start_gateway();
+    rig.broker().stop();
+    let mut http = gateway.connect();
+    http.send("POST", "/analyze", &[("Content-Type", "application/json")], br#"{"text": "left"}"#).expect("it is sent");
+    eventually(SOON, "its caller waits", || figure(&gateway, "lastcall_gateway_waiting_callers") == 1);
+    drop(http);
+    eventually(PROMPT, "its caller has left", || figure(&gateway, "lastcall_gateway_waiting_callers") == 0);
+    rig.broker().start();
+    let _worker = rig.start_worker("w");
+    eventually(SOON, "the gateway is ready", || gateway.get("/readyz").status == 200);
+    let stays = gateway.analyze("stays").task_id();
+    let tasks: Vec<String> = rig.audit().tasks.into_keys().collect();
+    assert_eq!(tasks, [stays]);
 }

@@ -197,8 +197,7 @@ impl Bounds {
 fn done_at(held: &Held<'_, '_>, own: bool) -> f64 {
     let Some(end) = &held.run.end else { return held.run.began + held.work };
     let work = if own || held.story.number.is_none() { held.work.max(end.seconds) } else { held.work };
-    // A result that came later than it should does not give its worker more time, but the moment that it takes to be
-    // written.
+    // A result that came late gives its worker no more time, but the moment that it takes to be written.
     end.at.min(held.run.began + work + MOMENT)
 }
 
@@ -400,8 +399,7 @@ fn judge_receipt(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Tally
     if !stop.life.by_hearsay && receipt.signal != "SIGTERM" {
         wrong(format!("got SIGTERM; its receipt says {:?}", receipt.signal));
     }
-    // Without the output there is nothing to compare; the topic's may be that of a next process, which stopped in the
-    // same second.
+    // Without the output nothing can be compared; the topic's may be a next process's, which stopped in the same second.
     if evidence.begin.owns_processes && on_topic.is_some_and(|on_topic| on_topic != raw) {
         wrong("has another receipt on the topic than on its output".to_owned());
     }
