@@ -138,6 +138,8 @@ pub struct GatewayConfig {
     pub max_pending: usize,
     /// `MAX_KEYS`: idempotency keys that are remembered before new ones are refused.
     pub max_keys: usize,
+    /// `MAX_RESULTS`: results whose places in Kafka are remembered; older ones are searched for.
+    pub max_results: usize,
     /// `READY_WITHOUT_KAFKA`: how long Kafka may be away before the gateway is not ready.
     pub ready_without_kafka: Duration,
     /// `--healthcheck`: do not run, ask the gateway that does.
@@ -156,6 +158,7 @@ impl Default for GatewayConfig {
             max_waiting: 1024,
             max_pending: 100_000,
             max_keys: 100_000,
+            max_results: 1_000_000,
             ready_without_kafka: Duration::from_secs(15),
             healthcheck: None,
         }

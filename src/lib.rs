@@ -51,6 +51,7 @@ pub mod healthcheck;
 pub mod journal;
 pub mod kafka;
 pub mod logging;
+mod outage;
 pub mod queue;
 pub mod reserved_port;
 pub mod signals;

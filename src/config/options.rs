@@ -130,6 +130,9 @@ pub(super) struct GatewayOptions {
     /// Idempotency keys that are remembered before new ones get 503 with Retry-After
     #[arg(long, env = "MAX_KEYS", value_name = "NUMBER", default_value = "100000", help_heading = "HTTP")]
     pub max_keys: String,
+    /// Results whose places in Kafka are remembered, some 120 bytes each; older ones are searched for when asked for
+    #[arg(long, env = "MAX_RESULTS", value_name = "NUMBER", default_value = "1000000", help_heading = "HTTP")]
+    pub max_results: String,
     /// Kafka may be away for so long before /readyz says 503
     #[arg(long, env = "READY_WITHOUT_KAFKA", value_name = "DURATION", default_value = "15s", help_heading = "HTTP")]
     pub ready_without_kafka: String,

@@ -161,6 +161,9 @@ impl GatewayConfig {
         faults.set(&mut config.max_pending, "MAX_PENDING", max_pending, |text| values::number(text, &(1..=10_000_000)));
         let max_keys = &options.max_keys;
         faults.set(&mut config.max_keys, "MAX_KEYS", max_keys, |text| values::number(text, &(1..=10_000_000)));
+        let max_results = &options.max_results;
+        faults
+            .set(&mut config.max_results, "MAX_RESULTS", max_results, |text| values::number(text, &(1..=100_000_000)));
         let grace = &options.stop_grace_period;
         let read = faults.set(&mut config.stop_grace_period, "STOP_GRACE_PERIOD", grace, positive);
         if read && config.stop_grace_period < SHORTEST_GATEWAY_GRACE {

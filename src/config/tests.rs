@@ -109,6 +109,7 @@ fn every_gateway_option_reaches_its_field() {
         max_waiting: 8,
         max_pending: 9,
         max_keys: 10,
+        max_results: 12,
         ready_without_kafka: Duration::from_secs(11),
         healthcheck: None,
     };
@@ -121,6 +122,7 @@ fn every_gateway_option_reaches_its_field() {
         ("MAX_WAITING", "8"),
         ("MAX_PENDING", "9"),
         ("MAX_KEYS", "10"),
+        ("MAX_RESULTS", "12"),
         ("READY_WITHOUT_KAFKA", "11s"),
     ];
     assert_eq!(running(gateway(&[], &variables)), expected);
@@ -215,6 +217,7 @@ fn each_wrong_value_of_the_gateway_is_one_line() {
         ("ANSWER_TIMEOUT", "10", "has no unit; expected a whole number with ms, s, m or h, for example 30s"),
         ("MAX_WAITING", "0", "is out of range; expected a whole number from 1 to 100000"),
         ("MAX_PENDING", "-1", "is not a whole number; expected a whole number from 1 to 10000000"),
+        ("MAX_RESULTS", "0", "is out of range; expected a whole number from 1 to 100000000"),
         ("MAX_KEYS", "many", "is not a whole number; expected a whole number from 1 to 10000000"),
         ("MISSING_AFTER", "999ms", "is out of range; expected 1s to 30m"),
         ("MISSING_AFTER", "31m", "is out of range; expected 1s to 30m"),

@@ -3,14 +3,15 @@
 //! A status counts from when it arrived, not from what its sender's clock says; while old records are read back it
 //! counts from Kafka's time, so that dead workers do not look alive after a restart of the gateway.
 
+use crate::logging::escape;
 use crate::task::{WorkerState, WorkerStatus};
 use serde::Serialize;
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
 /// Gone workers stay listed so long.
-const LISTED_SECONDS: f64 = 600.0;
+const LISTED: Duration = Duration::from_secs(600);
 /// Workers that are listed at the most; a crash loop with ever new names must not fill the memory.
 const MOST_WORKERS: usize = 2_000;
 
@@ -18,8 +19,8 @@ const MOST_WORKERS: usize = 2_000;
 #[derive(Clone, Debug)]
 struct Process {
     status: WorkerStatus,
-    /// When its last status counts from, in Unix seconds of this gateway.
-    at: f64,
+    /// When its last status counts from, by this gateway's clock.
+    at: SystemTime,
     /// Where its last status stands in the log.
     offset: i64,
     /// Silence was logged.
@@ -76,18 +77,18 @@ pub(super) struct WorkerView {
 /// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Fleet {
-    timeout: f64,
+    timeout: Duration,
     processes: BTreeMap<(String, Uuid), Process>,
 }
 
 impl Fleet {
     /// A worker that says nothing for `timeout` is not responsive (`WORKER_TIMEOUT`).
     pub(super) fn new(timeout: Duration) -> Self {
-        Self { timeout: timeout.as_secs_f64(), processes: BTreeMap::new() }
+        Self { timeout, processes: BTreeMap::new() }
     }
 
     /// Takes the status that stands at `offset` and counts from `at`. Events are returned for what is new.
-    pub(super) fn hear(&mut self, status: WorkerStatus, at: f64, offset: i64) -> Vec<FleetEvent> {
+    pub(super) fn hear(&mut self, status: WorkerStatus, at: SystemTime, offset: i64) -> Vec<FleetEvent> {
         let id = status.worker_id.clone();
         let key = (id.clone(), status.instance);
         let mut events = Vec::new();
@@ -121,7 +122,7 @@ impl Fleet {
 
     /// A process that was not known takes the place of earlier ones of its name. One of them that is heard again later
     /// is a twin. False: it is itself the earlier one, and gone.
-    fn replace_former_self(&mut self, (id, _): &(String, Uuid), at: f64, offset: i64) -> bool {
+    fn replace_former_self(&mut self, (id, _): &(String, Uuid), at: SystemTime, offset: i64) -> bool {
         let timeout = self.timeout;
         let range = (id.clone(), Uuid::nil())..=(id.clone(), Uuid::max());
         if self.processes.range(range.clone()).any(|(_, other)| other.offset > offset) {
@@ -132,7 +133,7 @@ impl Fleet {
             .range_mut(range)
             .filter_map(|(other, process)| {
                 process.replaced = true;
-                (!responsive(process, at, timeout)).then(|| other.clone())
+                (!process.is_responsive(at, timeout)).then(|| other.clone())
             })
             .collect();
         for other in gone {
@@ -142,12 +143,12 @@ impl Fleet {
     }
 
     /// Finds workers that have fallen silent, and drops those that are gone for long.
-    pub(super) fn tick(&mut self, now: f64) -> Vec<FleetEvent> {
-        self.processes.retain(|_, process| now - process.at < LISTED_SECONDS);
+    pub(super) fn tick(&mut self, now: SystemTime) -> Vec<FleetEvent> {
+        self.processes.retain(|_, process| process.silence(now) < LISTED);
         let mut events = Vec::new();
         for ((id, _), process) in &mut self.processes {
             let gone = process.status.status == WorkerState::ShutdownCompleted;
-            if !gone && !process.replaced && !process.silent && now - process.at > self.timeout {
+            if !gone && !process.replaced && !process.silent && process.silence(now) > self.timeout {
                 process.silent = true;
                 events.push(FleetEvent::Silent(id.clone()));
             }
@@ -157,32 +158,32 @@ impl Fleet {
     }
 
     /// A process that fell silent while another of its name lives was killed and started again.
-    fn drop_former_selves(&mut self, now: f64) {
+    fn drop_former_selves(&mut self, now: SystemTime) {
         let timeout = self.timeout;
-        let live: Vec<String> = self
-            .processes
-            .iter()
-            .filter(|(_, process)| responsive(process, now, timeout))
-            .map(|((id, _), _)| id.clone())
-            .collect();
-        self.processes.retain(|(id, _), process| responsive(process, now, timeout) || !live.contains(id));
+        if self.processes.values().all(|process| process.is_responsive(now, timeout)) {
+            return;
+        }
+        let live = self.processes.iter().filter(|(_, process)| process.is_responsive(now, timeout));
+        let live: HashSet<String> = live.map(|((id, _), _)| id.clone()).collect();
+        self.processes.retain(|(id, _), process| process.is_responsive(now, timeout) || !live.contains(id));
     }
 
     fn bound(&mut self) {
         while self.processes.len() > MOST_WORKERS {
-            let oldest = self.processes.iter().min_by(|one, other| one.1.at.total_cmp(&other.1.at));
+            let oldest = self.processes.iter().min_by(|one, other| one.1.at.cmp(&other.1.at));
             let Some(key) = oldest.map(|(key, _)| key.clone()) else { return };
             self.processes.remove(&key);
         }
     }
 
     /// Workers that take tasks now.
-    pub(super) fn active(&self, now: f64) -> usize {
+    pub(super) fn active(&self, now: SystemTime) -> usize {
         self.count(now, WorkerState::Started)
     }
 
-    fn count(&self, now: f64, state: WorkerState) -> usize {
-        let alive = self.listed().map(|(_, process)| process).filter(|process| responsive(process, now, self.timeout));
+    fn count(&self, now: SystemTime, state: WorkerState) -> usize {
+        let alive =
+            self.listed().map(|(_, process)| process).filter(|process| process.is_responsive(now, self.timeout));
         alive.filter(|process| process.status.status == state).count()
     }
 
@@ -192,7 +193,7 @@ impl Fleet {
     }
 
     /// The fleet at `now`.
-    pub(super) fn view(&self, now: f64) -> FleetView {
+    pub(super) fn view(&self, now: SystemTime) -> FleetView {
         let (active, stopping) = (self.count(now, WorkerState::Started), self.count(now, WorkerState::ShutdownStarted));
         let mut workers = BTreeMap::new();
         for ((id, instance), process) in self.listed() {
@@ -215,19 +216,26 @@ impl Fleet {
     }
 }
 
-fn responsive(process: &Process, now: f64, timeout: f64) -> bool {
-    process.status.status != WorkerState::ShutdownCompleted && now - process.at <= timeout
+impl Process {
+    /// How long it has said nothing.
+    fn silence(&self, now: SystemTime) -> Duration {
+        now.duration_since(self.at).unwrap_or_default()
+    }
+
+    fn is_responsive(&self, now: SystemTime, timeout: Duration) -> bool {
+        self.status.status != WorkerState::ShutdownCompleted && self.silence(now) <= timeout
+    }
 }
 
-fn worker_view(process: &Process, now: f64, timeout: f64) -> WorkerView {
+fn worker_view(process: &Process, now: SystemTime, timeout: Duration) -> WorkerView {
     let status = &process.status;
     let draining = status.status == WorkerState::ShutdownStarted;
     WorkerView {
         status: status.status,
         current_task: status.current_task.clone(),
-        last_update: process.at.floor() as i64,
-        seconds_since_update: (now - process.at).max(0.0).floor() as i64,
-        is_responsive: responsive(process, now, timeout),
+        last_update: whole_seconds(process.at.duration_since(UNIX_EPOCH).unwrap_or_default()),
+        seconds_since_update: whole_seconds(process.silence(now)),
+        is_responsive: process.is_responsive(now, timeout),
         current_tasks: status.current_tasks.clone(),
         instance: status.instance,
         started_at: status.started_at,
@@ -235,9 +243,32 @@ fn worker_view(process: &Process, now: f64, timeout: f64) -> WorkerView {
         drain_seconds_left: status
             .stop_deadline
             .filter(|_| draining)
-            .map(|deadline| (deadline - status.timestamp - (now - process.at)).max(0.0).ceil() as i64),
+            .map(|deadline| (deadline - status.timestamp - process.silence(now).as_secs_f64()).max(0.0).ceil() as i64),
         holding_back: status.holding_back,
         exit_code: status.receipt.as_ref().map(|receipt| receipt.exit_code),
+    }
+}
+
+fn whole_seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// One log line for each thing that happened in the fleet.
+pub(super) fn log_events(events: &[FleetEvent]) {
+    for event in events {
+        match event {
+            FleetEvent::Started(id) => log::info!("🚀 Worker {} started", escape(id)),
+            FleetEvent::ShutdownStarted(id) => log::info!("🛑 Worker {} is shutting down", escape(id)),
+            FleetEvent::ShutdownCompleted(id, Some(code)) => {
+                log::info!("👋 Worker {} completed its shutdown with exit code {code}", escape(id));
+            }
+            FleetEvent::ShutdownCompleted(id, None) => log::info!("👋 Worker {} completed its shutdown", escape(id)),
+            FleetEvent::Silent(id) => log::warn!("⏳ Worker {} is silent: no status within WORKER_TIMEOUT", escape(id)),
+            FleetEvent::Returned(id) => log::info!("📡 Worker {} is heard again", escape(id)),
+            FleetEvent::Conflict(id) => {
+                log::warn!("two live workers call themselves {}; give each a WORKER_ID of its own", escape(id))
+            }
+        }
     }
 }
 
@@ -264,13 +295,17 @@ mod tests {
         }
     }
 
+    fn at(seconds: f64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs_f64(seconds)
+    }
+
     /// Heard live: what comes later stands later in the log.
-    fn hear(fleet: &mut Fleet, status: WorkerStatus, at: f64) -> Vec<FleetEvent> {
-        fleet.hear(status, at, (at * 10.0) as i64)
+    fn hear(fleet: &mut Fleet, status: WorkerStatus, seconds: f64) -> Vec<FleetEvent> {
+        fleet.hear(status, at(seconds), (seconds * 10.0) as i64)
     }
 
     fn counts(fleet: &Fleet, now: f64) -> (usize, usize, usize) {
-        let view = fleet.view(now);
+        let view = fleet.view(at(now));
         (view.total_workers, view.active_workers, view.shutting_down_workers)
     }
 
@@ -283,7 +318,7 @@ mod tests {
         assert_eq!(counts(&fleet, 102.0), (2, 1, 1));
         assert_eq!(counts(&fleet, 106.0), (2, 1, 1), "exactly the timeout");
         assert_eq!(counts(&fleet, 106.1), (0, 0, 0));
-        let view = fleet.view(106.1);
+        let view = fleet.view(at(106.1));
         assert_eq!((view.workers["a"].status, view.workers["a"].is_responsive), (WorkerState::Started, false));
         assert_eq!((view.workers["a"].last_update, view.workers["a"].seconds_since_update), (101, 5));
     }
@@ -292,9 +327,9 @@ mod tests {
     fn silence_and_return_are_said_once_each() {
         let mut fleet = Fleet::new(TIMEOUT);
         hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0);
-        assert!(fleet.tick(105.0).is_empty());
-        assert_eq!(fleet.tick(105.1), [FleetEvent::Silent("a".into())]);
-        assert!(fleet.tick(106.0).is_empty());
+        assert!(fleet.tick(at(105.0)).is_empty());
+        assert_eq!(fleet.tick(at(105.1)), [FleetEvent::Silent("a".into())]);
+        assert!(fleet.tick(at(106.0)).is_empty());
         assert_eq!(hear(&mut fleet, status("a", 1, WorkerState::Started), 107.0), [FleetEvent::Returned("a".into())]);
     }
 
@@ -314,15 +349,15 @@ mod tests {
         };
         let last = WorkerStatus { receipt: Some(receipt), ..status("a", 1, WorkerState::ShutdownCompleted) };
         assert_eq!(hear(&mut fleet, last, 101.0), [FleetEvent::ShutdownCompleted("a".into(), Some(0))]);
-        assert!(!fleet.view(101.0).workers["a"].is_responsive);
+        assert!(!fleet.view(at(101.0)).workers["a"].is_responsive);
         assert!(
             hear(&mut fleet, status("a", 1, WorkerState::Started), 101.5).is_empty(),
             "a heartbeat that was overtaken"
         );
         assert_eq!(counts(&fleet, 101.5), (0, 0, 0));
-        assert!(fleet.tick(700.9).is_empty() && fleet.view(700.9).workers.contains_key("a"));
-        fleet.tick(701.0);
-        assert!(fleet.view(701.0).workers.is_empty());
+        assert!(fleet.tick(at(700.9)).is_empty() && fleet.view(at(700.9)).workers.contains_key("a"));
+        fleet.tick(at(701.0));
+        assert!(fleet.view(at(701.0)).workers.is_empty());
     }
 
     #[test]
@@ -331,21 +366,21 @@ mod tests {
         hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0);
         hear(&mut fleet, status("a", 1, WorkerState::ShutdownCompleted), 101.0);
         hear(&mut fleet, status("a", 2, WorkerState::Started), 101.5);
-        assert_eq!(fleet.view(101.5).workers.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(fleet.view(at(101.5)).workers.keys().collect::<Vec<_>>(), ["a"]);
         // Killed and started again at once: nobody can tell yet, and the restart is the likelier.
         assert_eq!(hear(&mut fleet, status("a", 3, WorkerState::Started), 102.0), [FleetEvent::Started("a".into())]);
-        assert_eq!(fleet.view(102.0).workers.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(fleet.view(at(102.0)).workers.keys().collect::<Vec<_>>(), ["a"]);
         assert_eq!(counts(&fleet, 102.0), (1, 1, 0));
         // It is heard again: both live.
         let events = hear(&mut fleet, status("a", 2, WorkerState::Started), 102.5);
         assert_eq!(events, [FleetEvent::Conflict("a".into())]);
         assert!(hear(&mut fleet, status("a", 3, WorkerState::Started), 103.0).is_empty(), "said once");
-        assert_eq!(fleet.view(103.0).workers.keys().collect::<Vec<_>>(), ["a", "a#00000000"]);
+        assert_eq!(fleet.view(at(103.0)).workers.keys().collect::<Vec<_>>(), ["a", "a#00000000"]);
         assert_eq!(counts(&fleet, 103.0), (2, 2, 0));
         // One of them was killed: the other has the name to itself once that is known.
         hear(&mut fleet, status("a", 3, WorkerState::Started), 107.0);
-        assert_eq!(fleet.tick(107.6), [FleetEvent::Silent("a".into())]);
-        let view = fleet.view(107.6);
+        assert_eq!(fleet.tick(at(107.6)), [FleetEvent::Silent("a".into())]);
+        let view = fleet.view(at(107.6));
         assert_eq!(view.workers.keys().collect::<Vec<_>>(), ["a"]);
         assert_eq!(view.workers["a"].instance, Uuid::from_u128(3));
     }
@@ -356,16 +391,16 @@ mod tests {
         hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0);
         hear(&mut fleet, status("a", 2, WorkerState::Started), 101.0);
         hear(&mut fleet, status("a", 2, WorkerState::Started), 105.5);
-        assert!(fleet.tick(105.6).is_empty());
+        assert!(fleet.tick(at(105.6)).is_empty());
         assert_eq!(fleet.processes.len(), 1);
     }
 
     #[test]
     fn a_former_self_that_is_read_back_later_stays_unknown() {
         let mut fleet = Fleet::new(TIMEOUT);
-        fleet.hear(status("a", 2, WorkerState::Started), 100.0, 50);
-        assert!(fleet.hear(status("a", 1, WorkerState::ShutdownCompleted), 60.0, 20).is_empty());
-        assert_eq!(fleet.view(100.0).workers["a"].instance, Uuid::from_u128(2));
+        fleet.hear(status("a", 2, WorkerState::Started), at(100.0), 50);
+        assert!(fleet.hear(status("a", 1, WorkerState::ShutdownCompleted), at(60.0), 20).is_empty());
+        assert_eq!(fleet.view(at(100.0)).workers["a"].instance, Uuid::from_u128(2));
         assert_eq!(fleet.processes.len(), 1);
     }
 
@@ -374,8 +409,8 @@ mod tests {
         let mut fleet = Fleet::new(TIMEOUT);
         hear(&mut fleet, status("a", 1, WorkerState::ShutdownStarted), 100.0);
         // Whatever time it is given.
-        assert!(fleet.hear(status("a", 1, WorkerState::Started), 101.0, 500).is_empty());
-        assert_eq!(fleet.view(100.0).workers["a"].status, WorkerState::ShutdownStarted);
+        assert!(fleet.hear(status("a", 1, WorkerState::Started), at(101.0), 500).is_empty());
+        assert_eq!(fleet.view(at(100.0)).workers["a"].status, WorkerState::ShutdownStarted);
     }
 
     #[test]
@@ -383,7 +418,7 @@ mod tests {
         let mut fleet = Fleet::new(TIMEOUT);
         let draining = WorkerStatus { stop_deadline: Some(1_030.0), ..status("a", 1, WorkerState::ShutdownStarted) };
         hear(&mut fleet, draining, 500.0);
-        assert_eq!(fleet.view(504.0).workers["a"].drain_seconds_left, Some(26));
+        assert_eq!(fleet.view(at(504.0)).workers["a"].drain_seconds_left, Some(26));
     }
 
     #[test]
@@ -393,6 +428,6 @@ mod tests {
             hear(&mut fleet, status(&format!("w{number}"), number, WorkerState::Started), number as f64);
         }
         assert_eq!(fleet.processes.len(), MOST_WORKERS);
-        assert!(!fleet.view(0.0).workers.contains_key("w0"));
+        assert!(!fleet.view(at(0.0)).workers.contains_key("w0"));
     }
 }

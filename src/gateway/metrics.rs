@@ -1,6 +1,5 @@
 //! The gateway's figures, as OpenMetrics text.
 
-use super::desk::State;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -16,6 +15,19 @@ pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Status {
     status: u32,
+}
+
+/// What the state is at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Gauges {
+    pub(super) connections: usize,
+    pub(super) unacknowledged_bytes: usize,
+    pub(super) waiting_callers: usize,
+    pub(super) pending_tasks: usize,
+    pub(super) known_results: usize,
+    pub(super) duplicate_results: u64,
+    pub(super) active_workers: usize,
+    pub(super) kafka_connected: bool,
 }
 
 /// Counters and gauges; cheap to count, encoded when asked for.
@@ -116,21 +128,21 @@ impl Metrics {
         self.answer_seconds.observe(took.as_secs_f64());
     }
 
-    /// Takes the gauges from the state.
-    pub(super) fn look(&self, state: &State, now: f64, connections: usize, kafka_connected: bool) {
+    /// Takes the figures of this moment.
+    pub(super) fn set(&self, now: Gauges) {
         let set = |gauge: &Gauge, value: usize| {
             // The value that was there before is of no interest.
             let _ = gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         };
-        set(&self.connections, connections);
-        set(&self.unacknowledged_bytes, state.unacknowledged_bytes);
-        set(&self.waiting, state.waiting.callers());
-        set(&self.pending, state.index.pending_count());
-        set(&self.known_results, state.index.results_count());
-        // Counted by the index, which alone knows one that was read twice.
-        self.duplicate_results.inc_by(state.index.duplicates().saturating_sub(self.duplicate_results.get()));
-        set(&self.active_workers, state.fleet.active(now));
-        set(&self.kafka_connected, usize::from(kafka_connected));
+        set(&self.connections, now.connections);
+        set(&self.unacknowledged_bytes, now.unacknowledged_bytes);
+        set(&self.waiting, now.waiting_callers);
+        set(&self.pending, now.pending_tasks);
+        set(&self.known_results, now.known_results);
+        // Counted by the index, which alone knows a result that was read twice.
+        self.duplicate_results.inc_by(now.duplicate_results.saturating_sub(self.duplicate_results.get()));
+        set(&self.active_workers, now.active_workers);
+        set(&self.kafka_connected, usize::from(now.kafka_connected));
     }
 
     /// The text that `GET /metrics` answers.

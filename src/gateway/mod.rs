@@ -1,58 +1,28 @@
 //! The gateway: takes tasks over HTTP, puts them on Kafka, and answers with the results that come back.
 //!
-//! ```text
-//!             conn-N (one per connection)
-//!  callers ──► http ──► routes ──► submit ──► producer ──► `tasks`
-//!     ▲                              │ parked in `waiting`
-//!     └──────── reply ◄──────────────┴── results-tail ◄── `results`
-//! ```
-//!
-//! | file | noun |
-//! |---|---|
-//! | `http` | connections: requests are read from them, responses written |
-//! | `routes` | which request gets which answer |
-//! | `analyze` | what `POST /analyze` may ask for |
-//! | `answer` | a response: problem documents, results |
-//! | `reply` | the way back to one caller |
-//! | `parting` | what a caller is told that leaves without what it waited for |
-//! | `desk` | the one state behind one lock |
-//! | `waiting` | the replies that wait, and for what |
-//! | `submit` | from a caller into Kafka |
-//! | `kept` | the records of tasks without a result |
-//! | `keyed` | idempotency keys: which gateway produces |
-//! | `index` | where results stand, what is pending, who claimed |
-//! | `fleet` | the workers as their statuses show them |
-//! | `readers` | the tail, the past, the tasks |
-//! | `lookup` | what is asked by a task's id; fetching stored results |
-//! | `unanswered` | requests that a stop waits for |
-//! | `sweep` | finding tasks that Kafka dropped |
-//! | `start`, `stopping` | bringing the threads up, and the drain |
-//! | `rate`, `metrics`, `page` | what the names say |
+//! | part | noun | imports |
+//! |---|---|---|
+//! | `lifecycle` | starting the threads, serving, the drain | all others |
+//! | `http` | connections: requests are read from them, responses written | those below |
+//! | `tasks` | what is known of tasks, on their way to Kafka and back | those below |
+//! | `reply` | the way back to one caller | `response` |
+//! | `response` | what a caller gets: problem documents, results | |
+//! | `overload` | whether one more task is taken | |
+//! | `fleet` | the workers as their statuses show them | |
+//! | `state` | whether the gateway serves, and whether Kafka answers | `metrics` |
+//! | `metrics` | figures | |
 //!
 //! [`run`] is all there is for callers: the `gateway` binary, and programs of one's own.
 
-mod analyze;
-mod answer;
-mod desk;
 mod fleet;
 mod http;
-mod index;
-mod kept;
-mod keyed;
-mod lookup;
+mod lifecycle;
 mod metrics;
-mod page;
-mod parting;
-mod rate;
-mod readers;
+mod overload;
 mod reply;
-mod routes;
-mod start;
-mod stopping;
-mod submit;
-mod sweep;
-mod unanswered;
-mod waiting;
+mod response;
+mod state;
+mod tasks;
 
 use crate::config::GatewayConfig;
 use crate::exit::ExitCode;
@@ -70,8 +40,8 @@ pub fn run(config: GatewayConfig, signals: Signals) -> ExitCode {
     if let Some(check) = config.healthcheck {
         return healthcheck::gateway(&config, check);
     }
-    match start::start(config) {
-        Ok(gateway) => stopping::run_until_stopped(gateway, &signals),
+    match lifecycle::start(config) {
+        Ok(gateway) => lifecycle::run_until_stopped(gateway, &signals),
         Err(code) => code,
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! A [`Reply`] is given exactly once: giving consumes it, and one that is dropped says 500 by itself, so that no caller
 //! waits for ever. The thread that has the response writes it; the connection's own thread waits for the next request
-//! meanwhile. A reply that cannot be given at once waits in [`waiting`](super::waiting) under a [`Ticket`], with which
+//! meanwhile. A reply that cannot be given at once waits in the book of [`tasks`](super::tasks) under a [`Ticket`], with which
 //! the connection's thread takes it out again when its caller has left or its time is over.
 
-use super::answer::Answer;
+use super::response::Response;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use std::time::Instant;
 /// What carries a response to its caller: a connection.
 pub(super) trait Carrier: Debug + Send + Sync {
     /// Takes the response along, without waiting for the caller.
-    fn carry(self: Arc<Self>, response: Answer);
+    fn carry(self: Arc<Self>, response: Response);
 }
 
 /// See the module documentation.
@@ -45,7 +45,7 @@ impl Reply {
     }
 
     /// Gives the response.
-    pub(super) fn give(mut self, response: Answer) {
+    pub(super) fn give(mut self, response: Response) {
         if let Some(carrier) = self.0.take() {
             carrier.carry(response);
         }
@@ -60,7 +60,7 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(carrier) = self.0.take() {
-            carrier.carry(Answer::problem(500, "the gateway has lost this request; send it again", None));
+            carrier.carry(Response::problem(500, "the gateway has lost this request; send it again", None));
         }
     }
 }
@@ -75,7 +75,7 @@ pub(super) mod tests {
     pub(in crate::gateway) struct Kept(pub(in crate::gateway) Mutex<Vec<u16>>);
 
     impl Carrier for Kept {
-        fn carry(self: Arc<Self>, response: Answer) {
+        fn carry(self: Arc<Self>, response: Response) {
             self.0.lock().push(response.status());
         }
     }
@@ -84,7 +84,7 @@ pub(super) mod tests {
     fn a_reply_is_given_once_whatever_becomes_of_it() {
         let kept = Arc::<Kept>::default();
         let reply = || Reply::new(Arc::clone(&kept) as Arc<dyn Carrier>);
-        reply().give(Answer::problem(404, "nothing", None));
+        reply().give(Response::problem(404, "nothing", None));
         drop(reply());
         reply().withdraw();
         assert_eq!(*kept.0.lock(), [404, 500]);

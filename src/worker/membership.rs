@@ -4,11 +4,11 @@
 //! leave, and joins it.
 
 use super::drain::Control;
-use super::outage::Outage;
 use crate::backoff::Backoff;
 use crate::kafka::error::KafkaError;
 use crate::kafka::share_membership::ShareMembership;
 use crate::kafka::share_wire::SharePartition;
+use crate::outage::Outage;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;

@@ -20,7 +20,6 @@ mod intake;
 mod intakes;
 mod leaders;
 mod membership;
-pub(crate) mod outage;
 mod outbox;
 mod past;
 mod pulse;

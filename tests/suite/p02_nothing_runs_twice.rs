@@ -52,7 +52,8 @@ fn scaling_down_and_up_under_load_runs_each_task_once() {
     let rig = Rig::shared("p2-scaling");
     let gateway = rig.start_gateway();
     let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("worker_{number}"))).collect();
-    let load = load(&gateway, 30, 20);
+    // Few and short enough for one worker on a machine that has much else to do.
+    let load = load(&gateway, 25, 10);
     eventually(SOON, "answers come", || load.answered() > 60);
     for round in 0..3 {
         for mut worker in workers.split_off(1) {

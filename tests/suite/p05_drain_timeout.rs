@@ -46,7 +46,7 @@ fn a_task_that_outlasts_the_drain_timeout_is_given_back() {
 
 #[test]
 fn only_what_outlasts_the_drain_timeout_is_given_back() {
-    let rig = Rig::shared("p5-mixed");
+    let rig = Rig::quiet("p5-mixed");
     let gateway = rig.start_gateway();
     let launch = rig.worker("mixed").env("DRAIN_TIMEOUT", "6s").env("WORKER_CONCURRENCY", 2);
     let mut worker = started(&launch.env("HEARTBEAT_INTERVAL", "200ms"));

@@ -261,8 +261,8 @@ fn a_signal_before_kafka_was_found_stops_without_a_fault() {
 /// In a drill of an hour a gateway with nobody waiting stayed for eight seconds, because somebody asked it for tasks
 /// all the time.
 #[test]
-fn who_asks_all_the_time_holds_up_no_stop() {
-    let rig = Rig::shared("p9-asked");
+fn callers_that_ask_all_the_time_hold_up_no_stop() {
+    let rig = Rig::quiet("p9-asked");
     let mut gateway = rig.start_gateway();
     let asked = Arc::new(AtomicUsize::new(0));
     let askers: Vec<JoinHandle<()>> = (0..8)

@@ -6,9 +6,9 @@
 use super::connection::{Connection, Service};
 use super::load::Load;
 use crate::backoff::Backoff;
+use crate::outage::Outage;
 use crate::stop::Stop;
 use crate::threads::{self, Thread};
-use crate::worker::outage::Outage;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::convert::Infallible;

@@ -9,8 +9,8 @@ use super::chunked::Chunked;
 use super::head::{self, Body, Head};
 use super::load::Seat;
 use super::outgoing::{Outgoing, Terms, Written};
-use crate::gateway::answer::{Afterwards, Answer};
 use crate::gateway::reply::{Carrier, Parting, Reply, Ticket};
+use crate::gateway::response::{Afterwards, Response};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
@@ -353,8 +353,8 @@ impl<S: Service> Connection<S> {
     }
 }
 
-fn problem(refusal: &Refusal) -> Answer {
-    Answer::problem(refusal.status, &refusal.detail, None)
+fn problem(refusal: &Refusal) -> Response {
+    Response::problem(refusal.status, &refusal.detail, None)
 }
 
 fn too_large() -> Refusal {

@@ -1,4 +1,4 @@
-//! The HTTP front: from a listening socket to whole requests, and from responses to bytes.
+//! The HTTP front: from a listening socket to whole requests and their responses.
 //!
 //! `tiny_http` gives the vocabulary and writes responses. Its server and its parser are not used: they have no limit for
 //! a head, none for a time, and keep the socket to themselves, so that one request of 24 bytes can hold a thread for
@@ -13,14 +13,22 @@
 //! | `outgoing` | its writing half: a response, written by the thread that has it |
 //! | `head` | the head of a request, strictly |
 //! | `chunked` | the chunked coding of a body |
+//! | `unanswered` | requests that a stop waits for |
+//! | `routes` | which request gets which response |
+//! | `analyze` | what `POST /analyze` may ask for |
+//! | `ops` | health, probes, figures, the fleet, the page |
 
 pub(super) mod accept;
+mod analyze;
 mod chunked;
-pub(super) mod connection;
-pub(super) mod head;
+mod connection;
+mod head;
 pub(super) mod listener;
 pub(super) mod load;
+mod ops;
 mod outgoing;
+pub(super) mod routes;
+mod unanswered;
 
 /// A status and a sentence for the caller: what is wrong with the request.
 #[derive(Clone, Debug, PartialEq, Eq)]

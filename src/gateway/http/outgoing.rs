@@ -7,8 +7,8 @@
 
 use super::connection::Service;
 use super::load::Seat;
-use crate::gateway::answer::{Afterwards, Answer};
 use crate::gateway::reply::Carrier;
+use crate::gateway::response::{Afterwards, Response};
 use crate::stop::Stop;
 use crate::threads::{self, Thread};
 use parking_lot::{Condvar, Mutex};
@@ -52,7 +52,7 @@ enum Stage {
     /// The request is being taken.
     Taking,
     /// That was faster than its taking.
-    Given(Answer),
+    Given(Response),
     /// The connection's thread waits for the response or for the next request.
     Waiting,
     /// A thread writes it.
@@ -88,19 +88,19 @@ impl<S: Service> Outgoing<S> {
 
     /// The request was taken. `None`: its response comes later, and is not left to this thread.
     pub(super) fn taken(&self) -> Option<Written> {
-        let (answer, terms) = {
+        let (response, terms) = {
             let mut slot = self.slot.lock();
             match std::mem::replace(&mut slot.stage, Stage::Waiting) {
-                Stage::Given(answer) => {
+                Stage::Given(response) => {
                     slot.stage = Stage::Writing;
-                    (answer, slot.terms)
+                    (response, slot.terms)
                 }
                 // Nothing else is possible between these two.
                 _ => return None,
             }
         };
-        let (response, stays) = self.encode(&answer, terms);
-        let whole = (&*self.socket).write_all(&response).is_ok();
+        let (bytes, stays) = self.encode(&response, terms);
+        let whole = (&*self.socket).write_all(&bytes).is_ok();
         Some(self.finish(stays, whole))
     }
 
@@ -138,11 +138,11 @@ impl<S: Service> Outgoing<S> {
     }
 
     /// The response, and whether the connection stays.
-    fn encode(&self, answer: &Answer, terms: Terms) -> (Vec<u8>, bool) {
+    fn encode(&self, response: &Response, terms: Terms) -> (Vec<u8>, bool) {
         let ends = self.service.is_stopping() || self.seat.is_leaving();
         let afterwards = if ends { Afterwards::Closes } else { terms.afterwards };
-        self.service.responds(answer.status());
-        (answer.encode(terms.head_only, afterwards), afterwards != Afterwards::Closes)
+        self.service.responds(response.status());
+        (response.encode(terms.head_only, afterwards), afterwards != Afterwards::Closes)
     }
 
     /// The response is written. The connection counts as idle from now on.
@@ -175,7 +175,7 @@ impl<S: Service> Outgoing<S> {
 }
 
 impl<S: Service> Carrier for Outgoing<S> {
-    fn carry(self: Arc<Self>, response: Answer) {
+    fn carry(self: Arc<Self>, response: Response) {
         let terms = {
             let mut slot = self.slot.lock();
             match slot.stage {

@@ -16,8 +16,8 @@
 use crate::backoff::Backoff;
 use crate::kafka::error::KafkaError;
 use crate::kafka::share_wire::SharePartition;
+use crate::outage::Outage;
 use crate::worker::leaders::Leader;
-use crate::worker::outage::Outage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 

@@ -56,7 +56,7 @@ impl Service for Echo {
             return Some(Ticket { number: 0, until: Instant::now() + PATIENCE });
         }
         let text = format!("{} {} {}", head.method, head.target, String::from_utf8_lossy(body));
-        reply.give(Answer::bytes(200, "text/plain", text.into_bytes()));
+        reply.give(Response::bytes(200, "text/plain", text.into_bytes()));
         None
     }
 
@@ -65,7 +65,7 @@ impl Service for Echo {
         self.partings.lock().push(parting);
         match parting {
             Parting::Left => reply.withdraw(),
-            _ => reply.give(Answer::problem(504, "too late", None)),
+            _ => reply.give(Response::problem(504, "too late", None)),
         }
         true
     }
@@ -278,8 +278,8 @@ fn a_stop_ends_a_connection_with_its_next_response() {
 
 const LATER: &str = "GET /later HTTP/1.1\r\nHost: x\r\n\r\n";
 
-fn text_of(bytes: usize) -> Answer {
-    Answer::bytes(200, "text/plain", vec![b'a'; bytes])
+fn text_of(bytes: usize) -> Response {
+    Response::bytes(200, "text/plain", vec![b'a'; bytes])
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! The replies that wait: for a task's result, for Kafka's word that it has a task, for a stored result, for word
 //! whether there is such a task.
 //!
-//! A reply is entered before anything is set going that could give it, so that no result is faster than its entry. Who
-//! takes an entry out gives the reply, so each is given exactly once by construction. The connection's thread keeps the
+//! A reply is entered before anything is set going that could give it, so that no result is faster than its entry. The
+//! thread that takes an entry out gives the reply, so each is given exactly once by construction. The connection's thread keeps the
 //! deadline. Pure: time is a parameter, nothing is sent from here.
 
-use super::index::TaskKey;
-use super::reply::Ticket;
+use super::key::TaskKey;
+use crate::gateway::reply::Ticket;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ const MOST_LOOK_UPS: usize = 1024;
 /// Unknown tasks that may be asked for.
 const MOST_UNKNOWN: usize = 256;
 /// What has to be asked of Kafka is waited for so long.
-const QUESTION_PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const QUESTION_PATIENCE: Duration = Duration::from_secs(3);
 /// The tasks topic is read in larger pieces, so what another gateway has accepted is known a piece later. A question
 /// for an unknown task waits for so many passes over all partitions: the first is under way when it comes, and the
 /// pieces of the second may have been put together before.
@@ -124,8 +124,8 @@ impl<R> Waiting<R> {
         }
     }
 
-    /// Enters a caller of a task on its way. `progress` counts for a task that nobody waits for yet; otherwise the
-    /// task's own stands.
+    /// Enters a caller of a task on its way. `progress` counts for a task that has no caller yet; otherwise the task's
+    /// own stands.
     pub(super) fn park(
         &mut self,
         key: TaskKey,
@@ -143,10 +143,17 @@ impl<R> Waiting<R> {
     }
 
     /// Enters a caller of a result that stands in Kafka; gives the reply back where there is no room.
-    pub(super) fn look_up(&mut self, key: TaskKey, id: String, reply: R, now: Instant) -> Result<Ticket, (R, Full)> {
+    pub(super) fn look_up(
+        &mut self,
+        key: TaskKey,
+        id: String,
+        reply: R,
+        patience: Duration,
+        now: Instant,
+    ) -> Result<Ticket, (R, Full)> {
         let look_ups = self.waiters.len() - self.callers - self.unknown.len();
         match self.room_beside(look_ups, MOST_LOOK_UPS) {
-            Ok(()) => Ok(self.enter(Waiter { reply, key, wish: Wish::Stored(id), since: now }, QUESTION_PATIENCE)),
+            Ok(()) => Ok(self.enter(Waiter { reply, key, wish: Wish::Stored(id), since: now }, patience)),
             Err(full) => Err((reply, full)),
         }
     }
@@ -307,7 +314,7 @@ mod tests {
         let (mut waiting, now) = (table(8), Instant::now());
         assert_eq!(waiting.park(key(1), 1, false, Progress::Queued, now).until, now + PATIENCE);
         let asked = waiting.ask(key(2), "2".to_owned(), 2, now).expect("room");
-        let looked_up = waiting.look_up(key(3), "3".to_owned(), 3, now).expect("room");
+        let looked_up = waiting.look_up(key(3), "3".to_owned(), 3, QUESTION_PATIENCE, now).expect("room");
         assert_eq!([asked.until, looked_up.until], [now + Duration::from_secs(3); 2]);
     }
 
@@ -348,12 +355,12 @@ mod tests {
         }
         assert_eq!(waiting.room(), Err(Full::Table(2)));
         for number in 0..MOST_LOOK_UPS {
-            waiting.look_up(key(number as u128), String::new(), 0, now).expect("room");
+            waiting.look_up(key(number as u128), String::new(), 0, PATIENCE, now).expect("room");
         }
         for number in 0..MOST_UNKNOWN {
             waiting.ask(key(number as u128), String::new(), 0, now).expect("room");
         }
-        let full = waiting.look_up(key(0), String::new(), 7, now).expect_err("no room");
+        let full = waiting.look_up(key(0), String::new(), 7, PATIENCE, now).expect_err("no room");
         assert_eq!(full, (7, Full::Table(MOST_LOOK_UPS)));
         let full = waiting.ask(key(0), String::new(), 7, now).expect_err("no room");
         assert_eq!(full, (7, Full::Table(MOST_UNKNOWN)));
@@ -378,7 +385,7 @@ mod tests {
                         entered += 1;
                     }
                     2 => {
-                        tickets.push(waiting.look_up(key(number), number.to_string(), entered, now).expect("room"));
+                        tickets.push(waiting.look_up(key(number), number.to_string(), entered, PATIENCE, now).expect("room"));
                         entered += 1;
                     }
                     3 => {

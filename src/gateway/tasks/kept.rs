@@ -3,7 +3,7 @@
 //!
 //! Bounded by bytes; beyond, a task is as safe as its topic. Pure.
 
-use super::index::TaskKey;
+use super::key::TaskKey;
 use bytes::Bytes;
 use std::collections::HashMap;
 

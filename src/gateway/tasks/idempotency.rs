@@ -1,20 +1,99 @@
-//! Tasks of idempotency keys on their way to Kafka: who produces them, this gateway or another.
+//! Tasks of idempotency keys: which gateway produces them.
 //!
 //! A key's task is claimed before it is produced, by a record on the results topic that all gateways read. The first
 //! claim in the log holds; the others wait for its task, and when none has come after [`CLAIM_LIFE`] they claim again.
-//! A gateway that holds the claim hands its task to the producer well before others may claim it. Pure: time is a
-//! parameter, what is to be written is returned.
+//! A gateway that holds the claim hands its task to the producer well before others may claim it. [`Claims`] are the
+//! claims in the log, the same on every gateway; [`KeyedTasks`] are this gateway's own tasks on their way. Pure: times
+//! are parameters, what is to be written is returned.
 
-use super::analyze::Wanted;
-use super::index::TaskKey;
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use super::Wanted;
+use super::key::TaskKey;
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
 
 /// A claim without a task may be claimed again after this.
-pub(super) const CLAIM_LIFE: Duration = Duration::from_secs(5);
-/// The holder of a claim does not send its task later than this: somebody else may be about to.
+const CLAIM_LIFE: Duration = Duration::from_secs(5);
+/// The holder of a claim does not send its task later than this: another gateway may be about to.
 const SEND_WITHIN: Duration = Duration::from_secs(4);
+
+/// A claim that stands in the log.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Claim {
+    /// Of the task's text.
+    pub(super) digest: Uuid,
+    pub(super) gateway: Uuid,
+    /// When it was written, by Kafka's clock.
+    pub(super) at: SystemTime,
+    /// When it was read, by ours.
+    pub(super) heard: SystemTime,
+}
+
+impl Claim {
+    fn is_same_record(&self, other: &Self) -> bool {
+        (self.digest, self.gateway, self.at) == (other.digest, other.gateway, other.at)
+    }
+}
+
+/// The claims that hold, for as long as the results of their tasks are kept.
+#[derive(Debug)]
+pub(super) struct Claims {
+    retention: Duration,
+    held: HashMap<TaskKey, Claim>,
+    by_age: VecDeque<(SystemTime, TaskKey)>,
+}
+
+impl Claims {
+    pub(super) fn new(retention: Duration) -> Self {
+        Self { retention, held: HashMap::new(), by_age: VecDeque::new() }
+    }
+
+    /// A claim was read. It holds unless an earlier one does; an earlier one without a task gives way after
+    /// [`CLAIM_LIFE`]. Returns the claim that holds now.
+    pub(super) fn read(&mut self, key: TaskKey, claim: Claim, has_task: bool) -> Claim {
+        if let Some(held) = self.held.get(&key).copied() {
+            // Read back after a later one: it was the first all the same.
+            let earlier = claim.at < held.at && held.at < claim.at + CLAIM_LIFE;
+            if held.is_same_record(&claim) || (!earlier && (has_task || claim.at < held.at + CLAIM_LIFE)) {
+                return held;
+            }
+        }
+        self.held.insert(key, claim);
+        self.by_age.push_back((claim.at, key));
+        claim
+    }
+
+    /// The claim that says something about the task now: one that nothing came of says nothing any more.
+    pub(super) fn held(&self, key: TaskKey, has_task: bool, now: SystemTime) -> Option<Claim> {
+        let is_young = |claim: &Claim| now.duration_since(claim.heard).unwrap_or_default() < CLAIM_LIFE;
+        self.held.get(&key).copied().filter(|claim| has_task || is_young(claim))
+    }
+
+    /// Whether there is a claim for the task, whatever came of it.
+    pub(super) fn is_held(&self, key: TaskKey) -> bool {
+        self.held.contains_key(&key)
+    }
+
+    /// Forgets those that are older than the retention, unless their task still runs.
+    pub(super) fn forget_old(&mut self, now: SystemTime, is_pending: impl Fn(TaskKey) -> bool) {
+        let is_old = |at: &SystemTime| now.duration_since(*at).is_ok_and(|age| age > self.retention);
+        while self.by_age.front().is_some_and(|(at, _)| is_old(at)) {
+            let Some((at, key)) = self.by_age.pop_front() else { return };
+            // Unless there is a later one, which has an entry of its own.
+            let is_stale = self.held.get(&key).is_some_and(|held| held.at <= at);
+            if is_stale && is_pending(key) {
+                self.by_age.push_back((now, key));
+            } else if is_stale {
+                self.held.remove(&key);
+            }
+        }
+    }
+
+    /// Idempotency keys that are remembered.
+    pub(super) fn count(&self) -> usize {
+        self.held.len()
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -33,7 +112,7 @@ struct KeyedTask {
     stage: Stage,
 }
 
-/// What a claim that was read means for us.
+/// What a claim that was read means for this gateway's task.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// Nothing is to be done.
@@ -46,11 +125,13 @@ pub(super) enum Next {
     Conflict,
 }
 
-/// The keyed tasks that this gateway has taken and that are not known to be in Kafka. As many as there are callers who
-/// wait for them, and what the producer holds.
+/// The keyed tasks that this gateway has taken and that are not known to be in Kafka. As many as there are callers
+/// that wait for them, and what the producer holds.
 #[derive(Debug, Default)]
 pub(super) struct KeyedTasks {
     tasks: HashMap<TaskKey, KeyedTask>,
+    /// Bytes of their texts.
+    bytes: usize,
 }
 
 impl KeyedTasks {
@@ -61,12 +142,22 @@ impl KeyedTasks {
 
     /// A claim for this task is about to be written.
     pub(super) fn claim(&mut self, key: TaskKey, wanted: Wanted, digest: Uuid, now: Instant) {
-        self.tasks.insert(key, KeyedTask { wanted, digest, stage: Stage::Claiming { since: now } });
+        self.enter(key, KeyedTask { wanted, digest, stage: Stage::Claiming { since: now } });
     }
 
     /// Another gateway has claimed this task.
     pub(super) fn wait(&mut self, key: TaskKey, wanted: Wanted, digest: Uuid, now: Instant) {
-        self.tasks.insert(key, KeyedTask { wanted, digest, stage: Stage::Elsewhere { since: now } });
+        self.enter(key, KeyedTask { wanted, digest, stage: Stage::Elsewhere { since: now } });
+    }
+
+    fn enter(&mut self, key: TaskKey, task: KeyedTask) {
+        self.bytes += task.wanted.text.len();
+        self.bytes -= self.tasks.insert(key, task).map_or(0, |replaced| replaced.wanted.text.len());
+    }
+
+    /// Bytes of the texts that are held here.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// A claim for this task was read; `held_by_us` and `held_digest` are those of the claim that holds now.
@@ -85,7 +176,7 @@ impl KeyedTasks {
             Stage::Producing { .. } => Next::Nothing,
             _ if held_by_us => Next::Nothing,
             _ if held_digest != task.digest => {
-                self.tasks.remove(&key);
+                self.settled(key);
                 Next::Conflict
             }
             Stage::Claiming { .. } | Stage::Elsewhere { .. } => {
@@ -105,13 +196,15 @@ impl KeyedTasks {
 
     /// The task is in Kafka, or will not get there from here.
     pub(super) fn settled(&mut self, key: TaskKey) {
-        self.tasks.remove(&key);
+        self.bytes -= self.tasks.remove(&key).map_or(0, |task| task.wanted.text.len());
     }
 
-    /// The tasks to be claimed again. Those that nobody here waits for any more are forgotten, unless the producer has
+    /// The tasks to be claimed again. Those without a caller here are forgotten, unless the producer has
     /// them.
     pub(super) fn overdue(&mut self, now: Instant, is_wanted: impl Fn(TaskKey) -> bool) -> Vec<(TaskKey, Uuid)> {
-        self.tasks.retain(|key, task| matches!(task.stage, Stage::Producing { .. }) || is_wanted(*key));
+        let is_left =
+            |key: &TaskKey, task: &mut KeyedTask| !matches!(task.stage, Stage::Producing { .. }) && !is_wanted(*key);
+        self.bytes -= self.tasks.extract_if(is_left).map(|(_, task)| task.wanted.text.len()).sum::<usize>();
         let mut overdue = Vec::new();
         for (key, task) in &mut self.tasks {
             if let Stage::Elsewhere { since } = task.stage
@@ -128,6 +221,7 @@ impl KeyedTasks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::UNIX_EPOCH;
 
     const KEY: u128 = 7;
 
@@ -144,7 +238,33 @@ mod tests {
     }
 
     #[test]
-    fn whoever_holds_the_claim_produces_once() {
+    fn the_first_claim_holds_until_it_is_stale_without_a_task() {
+        let time = |seconds: f64| UNIX_EPOCH + Duration::from_secs_f64(seconds);
+        let claim = |gateway: u128, at: f64| Claim {
+            digest: Uuid::nil(),
+            gateway: Uuid::from_u128(gateway),
+            at: time(at),
+            heard: time(at),
+        };
+        let other = TaskKey::from_number(8);
+        let mut claims = Claims::new(Duration::from_secs(600));
+        assert_eq!(claims.read(key(), claim(1, 100.0), false), claim(1, 100.0));
+        assert_eq!(claims.read(key(), claim(2, 104.9), false), claim(1, 100.0));
+        assert_eq!(claims.held(key(), false, time(104.9)), Some(claim(1, 100.0)));
+        assert_eq!(claims.held(key(), false, time(105.0)), None, "nothing came of it");
+        assert_eq!(claims.read(key(), claim(2, 105.0), false), claim(2, 105.0));
+        assert_eq!(claims.read(other, claim(2, 50.0), false), claim(2, 50.0));
+        assert_eq!(claims.read(other, claim(1, 49.0), false), claim(1, 49.0), "read back later, written earlier");
+        assert_eq!(claims.read(key(), claim(3, 200.0), true), claim(2, 105.0), "its task is there");
+        claims.forget_old(time(705.5), |pending| pending == key());
+        assert_eq!(claims.held(key(), true, time(705.5)), Some(claim(2, 105.0)), "kept while its task is pending");
+        assert_eq!(claims.count(), 1);
+        claims.forget_old(time(1_400.0), |_| false);
+        assert_eq!((claims.count(), claims.by_age.len()), (0, 0));
+    }
+
+    #[test]
+    fn the_holder_of_the_claim_produces_once() {
         let now = Instant::now();
         let mut keyed = KeyedTasks::default();
         keyed.claim(key(), wanted("a"), digest(1), now);
@@ -158,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_does_not_hold_it_waits_and_claims_again() {
+    fn another_gateway_waits_and_claims_again() {
         let now = Instant::now();
         let mut keyed = KeyedTasks::default();
         keyed.claim(key(), wanted("a"), digest(1), now);
@@ -191,16 +311,18 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_waits_for_is_forgotten_unless_the_producer_has_it() {
+    fn what_is_not_waited_for_is_forgotten_unless_the_producer_has_it() {
         let now = Instant::now();
         let mut keyed = KeyedTasks::default();
         keyed.wait(key(), wanted("a"), digest(1), now);
         assert!(keyed.overdue(now + CLAIM_LIFE, |_| false).is_empty());
-        assert_eq!(keyed.digest(key()), None);
+        assert_eq!((keyed.digest(key()), keyed.bytes()), (None, 0));
         keyed.claim(key(), wanted("a"), digest(1), now);
         keyed.claim_read(key(), true, digest(1), now);
         assert!(keyed.overdue(now + CLAIM_LIFE, |_| false).is_empty());
-        assert_eq!(keyed.digest(key()), Some(digest(1)), "its outcome is not known");
+        assert_eq!((keyed.digest(key()), keyed.bytes()), (Some(digest(1)), 1), "its outcome is not known");
+        keyed.settled(key());
+        assert_eq!(keyed.bytes(), 0);
     }
 
     #[test]

@@ -1,30 +1,30 @@
-//! Which request gets which answer. Called by the connections' threads, one request at a time each; what cannot be
-//! answered at once waits with its reply.
+//! Which request gets which response. Called by the connections' threads, one request at a time each; a request that
+//! cannot be answered at once is handed on together with its reply.
 
+use super::Refusal;
 use super::analyze;
-use super::answer::Answer;
-use super::desk::Desk;
-use super::http::Refusal;
-use super::http::connection;
-use super::http::head::Head;
-use super::lookup::Questions;
-use super::metrics;
-use super::page;
-use super::parting;
-use super::reply::{Parting, Reply, Ticket};
-use super::submit::{Submitter, Terms};
-use super::unanswered::Counted;
+use super::connection;
+use super::head::Head;
+use super::load::Load;
+use super::ops;
+use super::unanswered::{Counted, Unanswered};
+use crate::gateway::reply::{Parting, Reply, Ticket};
+use crate::gateway::response::Response;
+use crate::gateway::state::State;
+use crate::gateway::tasks::{SubmitOptions, Tasks};
 use crate::task::is_task_id;
-use serde_json::{Value, json};
 use std::sync::Arc;
 use tiny_http::Method;
 
 /// Everything that requests are answered with.
 #[derive(Debug)]
-pub(super) struct Service {
-    pub(super) desk: Arc<Desk>,
-    pub(super) submitter: Arc<Submitter>,
-    pub(super) questions: Questions,
+pub(in crate::gateway) struct Service {
+    pub(super) state: Arc<State>,
+    pub(super) tasks: Arc<Tasks>,
+    /// Connections.
+    pub(in crate::gateway) load: Arc<Load>,
+    /// Requests that are whole and not answered.
+    pub(in crate::gateway) unanswered: Arc<Unanswered>,
 }
 
 /// What a path stands for.
@@ -80,32 +80,39 @@ fn path_of(target: &str) -> &str {
 }
 
 impl Service {
+    pub(in crate::gateway) fn new(state: Arc<State>, tasks: Arc<Tasks>, load: Load) -> Self {
+        Self { state, tasks, load: Arc::new(load), unanswered: Arc::default() }
+    }
+
+    /// Nothing new is accepted from now on, and a stop waits for the requests that are here.
+    pub(in crate::gateway) fn start_draining(&self) {
+        // In this order: a request that is counted as a later one finds that it is turned away.
+        self.state.start_draining();
+        self.unanswered.draw_line();
+    }
+
     /// What is answered at once.
-    fn answer(&self, resource: Option<Resource<'_>>, query: &str) -> Answer {
+    fn response(&self, resource: Option<Resource<'_>>, query: &str) -> Response {
         match resource {
-            Some(Resource::Fleet) => {
-                let view = self.desk.state().fleet.view(self.desk.now());
-                Answer::json(200, &json!(view))
-            }
+            Some(Resource::Fleet) => self.fleet(),
             Some(Resource::Health) => self.health(),
-            Some(Resource::Live) => checks(&self.submitter.liveness(), query),
-            Some(Resource::Ready) => checks(&self.readiness(), query),
-            Some(Resource::Metrics) => Answer::bytes(200, metrics::CONTENT_TYPE, self.metrics().into_bytes()),
-            Some(Resource::Page) => page::answer(),
+            Some(Resource::Live) => self.live(query),
+            Some(Resource::Ready) => self.ready(query),
+            Some(Resource::Metrics) => self.metrics(),
+            Some(Resource::Page) => ops::page(),
             Some(Resource::Analyze | Resource::Task(_)) | None => {
                 let detail = "there is nothing here; POST /analyze takes texts, GET / shows the workers";
-                Answer::problem(404, detail, None)
+                Response::problem(404, detail, None)
             }
         }
     }
 
     fn analyze(&self, reply: Reply, head: &Head, body: &[u8]) -> Option<Ticket> {
-        let wanted =
-            terms_of(head).and_then(|terms| Ok((analyze::parse(body, self.desk.config.common.allow_work_ms)?, terms)));
-        match wanted {
-            Ok((wanted, terms)) => self.submitter.submit(reply, wanted, &terms),
+        let allowed = self.state.config.common.allow_work_ms;
+        match options_of(head).and_then(|options| Ok((analyze::parse(body, allowed)?, options))) {
+            Ok((wanted, options)) => self.tasks.submit(reply, wanted, &options),
             Err(refusal) => {
-                reply.give(Answer::problem(refusal.status, &refusal.detail, None));
+                reply.give(Response::problem(refusal.status, &refusal.detail, None));
                 None
             }
         }
@@ -113,46 +120,12 @@ impl Service {
 
     fn task(&self, reply: Reply, id: &str) -> Option<Ticket> {
         match percent_decoded(id).filter(|id| is_task_id(id)) {
-            Some(id) => self.questions.ask(reply, id),
+            Some(id) => self.tasks.ask(reply, id),
             None => {
-                reply.give(Answer::problem(404, "a task id is 1 to 100 printable ASCII characters", None));
+                reply.give(Response::problem(404, "a task id is 1 to 100 printable ASCII characters", None));
                 None
             }
         }
-    }
-
-    fn health(&self) -> Answer {
-        let (connected, ready) = (self.desk.is_kafka_connected(), self.submitter.is_producer_ready());
-        let (status, word) = match (self.desk.is_draining(), connected && ready) {
-            (true, _) => (200, "draining"),
-            (false, true) => (200, "ok"),
-            (false, false) => (503, "degraded"),
-        };
-        let active = self.desk.state().fleet.active(self.desk.now());
-        let value = json!({
-            "status": word, "kafka_connected": connected, "producer_ready": ready, "active_workers": active,
-        });
-        let answer = Answer::json(status, &value);
-        if status == 503 { answer.with("Retry-After", "1".to_owned()) } else { answer }
-    }
-
-    fn readiness(&self) -> [(&'static str, bool); 5] {
-        [
-            ("prepared", self.desk.is_prepared()),
-            ("kafka", self.desk.is_kafka_near()),
-            ("rights", self.submitter.has_rights()),
-            ("read_back", self.desk.has_read_enough()),
-            ("accepting", !self.desk.is_draining()),
-        ]
-    }
-
-    fn metrics(&self) -> String {
-        {
-            let (connections, connected) = (self.desk.load.open(), self.desk.is_kafka_connected());
-            let state = self.desk.state();
-            self.desk.metrics.look(&state, self.desk.now(), connections, connected);
-        }
-        self.desk.metrics.encode()
     }
 }
 
@@ -160,7 +133,7 @@ impl connection::Service for Service {
     type Counted = Counted;
 
     fn begin(&self) -> Counted {
-        self.desk.count_unanswered()
+        self.unanswered.enter()
     }
 
     fn wants_body(&self, head: &Head) -> bool {
@@ -171,50 +144,37 @@ impl connection::Service for Service {
     fn take(&self, head: &Head, body: &[u8], reply: Reply) -> Option<Ticket> {
         let (resource, query) = resource(&head.target);
         if let Some(allowed) = resource.filter(|it| !it.allows(&head.method)).map(Resource::allowed) {
-            let answer = Answer::problem(405, &format!("this path takes {allowed}"), None);
-            reply.give(answer.with("Allow", allowed.to_owned()));
+            let response = Response::problem(405, &format!("this path takes {allowed}"), None);
+            reply.give(response.with("Allow", allowed.to_owned()));
             return None;
         }
         match resource {
             Some(Resource::Analyze) => self.analyze(reply, head, body),
             Some(Resource::Task(id)) => self.task(reply, id),
             _ => {
-                reply.give(self.answer(resource, query));
+                reply.give(self.response(resource, query));
                 None
             }
         }
     }
 
     fn part(&self, ticket: Ticket, parting: Parting) -> bool {
-        parting::part(&self.desk, ticket.number, parting)
+        self.tasks.part(ticket, parting)
     }
 
     fn responds(&self, status: u16) {
-        self.desk.metrics.answered(status);
+        self.state.metrics.answered(status);
     }
 
     fn is_stopping(&self) -> bool {
-        self.desk.is_draining()
+        self.state.is_draining()
     }
 }
 
-/// 200 when all checks pass, else 503; `?verbose` lists them.
-fn checks(checks: &[(&'static str, bool)], query: &str) -> Answer {
-    let good = checks.iter().all(|(_, good)| *good);
-    let (status, word) = if good { (200, "ok") } else { (503, "failed") };
-    let verbose = query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="));
-    let mut value = json!({ "status": word });
-    if verbose {
-        let word = |good: bool| Value::from(if good { "ok" } else { "failed" });
-        value["checks"] = checks.iter().map(|(name, good)| ((*name).to_owned(), word(*good))).collect();
-    }
-    Answer::json(status, &value)
-}
-
-fn terms_of(head: &Head) -> Result<Terms, Refusal> {
+fn options_of(head: &Head) -> Result<SubmitOptions, Refusal> {
     analyze::check_type(head.field("Content-Type")?)?;
     let idempotency_key = head.field("Idempotency-Key")?.map(analyze::key_of).transpose()?;
-    Ok(Terms { asynchronous: analyze::prefers_async(head.list("Prefer")), idempotency_key })
+    Ok(SubmitOptions { asynchronous: analyze::prefers_async(head.list("Prefer")), idempotency_key })
 }
 
 /// `%41` is `A`; `None` when it is not well-formed.

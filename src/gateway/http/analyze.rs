@@ -1,6 +1,7 @@
 //! The body and the headers of `POST /analyze`: what may be asked for, and what is wrong otherwise. Pure.
 
-use super::http::Refusal;
+use super::Refusal;
+use crate::gateway::tasks::Wanted;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -8,13 +9,6 @@ use serde_json::Value;
 const LONGEST_WORK_MS: u64 = 120_000;
 /// Longest idempotency key.
 const LONGEST_KEY: usize = 255;
-
-/// A task that a caller asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Wanted {
-    pub(super) text: String,
-    pub(super) work_ms: Option<u64>,
-}
 
 fn refuse<T>(status: u16, detail: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::new(status, detail))

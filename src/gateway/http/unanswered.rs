@@ -1,15 +1,14 @@
 //! Requests that are whole and whose response is not written yet: those that a stop waits for, and later ones.
 //!
-//! A stop waits for the first kind only, so that callers who ask again and again cannot prolong it. Entered by the
-//! connections' threads, read by
-//! `stopping`.
+//! A stop waits for the first kind only, so that new requests cannot prolong it. Entered by the connections' threads,
+//! read by `lifecycle`.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
 
 /// See the module documentation.
 #[derive(Debug, Default)]
-pub(super) struct Unanswered(Mutex<Counts>);
+pub(in crate::gateway) struct Unanswered(Mutex<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -21,14 +20,14 @@ struct Counts {
 
 /// One of them; no longer when dropped.
 #[derive(Debug)]
-pub(super) struct Counted {
+pub(in crate::gateway) struct Counted {
     unanswered: Arc<Unanswered>,
     is_later: bool,
 }
 
 impl Unanswered {
     /// Counts a request until what this returns is dropped.
-    pub(super) fn enter(self: &Arc<Self>) -> Counted {
+    pub(in crate::gateway) fn enter(self: &Arc<Self>) -> Counted {
         let mut counts = self.0.lock();
         let is_later = counts.line_drawn;
         *counts.of(is_later) += 1;
@@ -36,17 +35,17 @@ impl Unanswered {
     }
 
     /// From now on requests count as later ones.
-    pub(super) fn draw_line(&self) {
+    pub(in crate::gateway) fn draw_line(&self) {
         self.0.lock().line_drawn = true;
     }
 
     /// Those from before the line, or all while there is none.
-    pub(super) fn before(&self) -> usize {
+    pub(in crate::gateway) fn before(&self) -> usize {
         self.0.lock().before
     }
 
     /// All of them.
-    pub(super) fn count(&self) -> usize {
+    pub(in crate::gateway) fn count(&self) -> usize {
         let counts = self.0.lock();
         counts.before + counts.after
     }

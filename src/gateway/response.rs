@@ -6,10 +6,12 @@ use crate::task::{ResultPeek, TaskResult};
 use serde_json::{Map, Value, json};
 use std::io::Cursor;
 use std::time::Duration;
-use tiny_http::{HTTPVersion, Header, Response, StatusCode};
+use tiny_http::{HTTPVersion, Header, StatusCode};
 
 const JSON: &str = "application/json";
 const PROBLEM: &str = "application/problem+json";
+/// A caller that is turned away comes back after this, unless more is known.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// What a response says of its connection (RFC 9112 section 9.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,14 +26,14 @@ pub(super) enum Afterwards {
 
 /// One response.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Answer {
+pub(super) struct Response {
     status: u16,
     content_type: &'static str,
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     /// A JSON value.
     pub(super) fn json(status: u16, value: &Value) -> Self {
         Self::bytes(status, JSON, value.to_string().into_bytes())
@@ -51,12 +53,17 @@ impl Answer {
         Self::bytes(status, PROBLEM, Value::Object(members).to_string().into_bytes())
     }
 
-    /// 503 with Retry-After.
-    pub(super) fn unavailable(detail: &str, task_id: Option<&str>, retry_after: Duration) -> Self {
+    /// 503 with a Retry-After of a second.
+    pub(super) fn unavailable(detail: &str, task_id: Option<&str>) -> Self {
+        Self::unavailable_for(detail, task_id, RETRY_AFTER)
+    }
+
+    /// 503 with this Retry-After, in whole seconds and one at the least.
+    pub(super) fn unavailable_for(detail: &str, task_id: Option<&str>, retry_after: Duration) -> Self {
         Self::problem(503, detail, task_id).with("Retry-After", retry_after.as_secs().max(1).to_string())
     }
 
-    /// The answer to a caller that waited for this result, the value of its record: 200, or 500 with the result's
+    /// The response to a caller that waited for this result, the value of its record: 200, or 500 with the result's
     /// members beside the problem's when the task failed for good.
     pub(super) fn result(peek: &ResultPeek, value: &[u8]) -> Self {
         let body = TaskResult::body_for_http(value);
@@ -101,12 +108,12 @@ impl Answer {
         let own = self.headers.iter().map(|(name, value)| (*name, value.as_str()));
         // Everything here is about a moment: no cache in between may keep it.
         let fixed = [("Server", "lastcall"), ("Content-Type", self.content_type), ("Cache-Control", "no-store")];
-        let mut response = Response::empty(self.status)
+        let mut response = tiny_http::Response::empty(self.status)
             .with_data(Cursor::new(self.body.as_slice()), Some(self.body.len()))
             // A length is simpler to read than chunks, and known.
             .with_chunked_threshold(usize::MAX);
         for (name, value) in fixed.into_iter().chain(own) {
-            // Our own names and values are well-formed; a header less is better than no answer.
+            // Our own names and values are well-formed; a header less is better than no response.
             if let Ok(header) = Header::from_bytes(name, value) {
                 response.add_header(header);
             }
@@ -139,18 +146,18 @@ fn problem_members(status: u16, detail: &str) -> Map<String, Value> {
 mod tests {
     use super::*;
 
-    fn result(value: &[u8]) -> Answer {
-        Answer::result(&ResultPeek::decode(value).unwrap(), value)
+    fn result(value: &[u8]) -> Response {
+        Response::result(&ResultPeek::decode(value).unwrap(), value)
     }
 
-    fn text(answer: &Answer) -> String {
-        String::from_utf8(answer.encode(false, Afterwards::Stays)).unwrap()
+    fn text(response: &Response) -> String {
+        String::from_utf8(response.encode(false, Afterwards::Stays)).unwrap()
     }
 
     #[test]
     fn a_problem_has_the_members_of_the_rfc() {
-        let answer = Answer::unavailable("no room", Some("t-1"), Duration::from_secs(2));
-        let text = text(&answer);
+        let response = Response::unavailable_for("no room", Some("t-1"), Duration::from_secs(2));
+        let text = text(&response);
         assert!(text.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{text}");
         assert!(text.contains("Content-Type: application/problem+json\r\n") && text.contains("Retry-After: 2\r\n"));
         let body: Value = serde_json::from_str(text.split("\r\n\r\n").nth(1).unwrap()).unwrap();
@@ -173,20 +180,20 @@ mod tests {
     fn a_failed_task_is_a_problem_with_the_result_beside() {
         let stored =
             br#"{"task_id":"t","success":false,"error":"no luck","status":"ok","seconds":0.1,"type":"result"}"#;
-        let answer = result(stored);
-        let body: Value = serde_json::from_slice(&answer.body).unwrap();
-        assert_eq!((answer.status, &body["detail"], &body["status"]), (500, &json!("no luck"), &json!(500)));
+        let response = result(stored);
+        let body: Value = serde_json::from_slice(&response.body).unwrap();
+        assert_eq!((response.status, &body["detail"], &body["status"]), (500, &json!("no luck"), &json!(500)));
         assert_eq!(
             (&body["success"], &body["task_id"], &body["type"]),
             (&json!(false), &json!("t"), &json!("about:blank"))
         );
-        assert_eq!(Answer::stored_result(stored).status, 200);
+        assert_eq!(Response::stored_result(stored).status, 200);
     }
 
     #[test]
-    fn head_has_the_length_and_no_body_and_the_last_answer_says_so() {
-        let answer = Answer::json(200, &json!({"a": 1}));
-        let head = String::from_utf8(answer.encode(true, Afterwards::Closes)).unwrap();
+    fn head_has_the_length_and_no_body_and_the_last_response_says_so() {
+        let response = Response::json(200, &json!({"a": 1}));
+        let head = String::from_utf8(response.encode(true, Afterwards::Closes)).unwrap();
         assert!(head.contains("Content-Length: 7\r\n") && head.contains("Connection: close\r\n"), "{head}");
         assert!(head.ends_with("\r\n\r\n"));
     }

@@ -1,0 +1,350 @@
+//! A gateway's life: it starts, serves, drains, ends.
+//!
+//! The port comes first, then HTTP, then Kafka as soon as it can be reached. When it stops nothing new is accepted, all
+//! that wait get their response, then the process ends. It responds to the end; a connection is closed with its next
+//! response. Idle connections end with the process: a request on its way to one that is closed would be cut off.
+
+use super::http::load::Load;
+use super::http::routes::Service;
+use super::http::{accept, listener};
+use super::state::State;
+use super::tasks::{Backend, Tasks};
+use crate::config::GatewayConfig;
+use crate::exit::{self, ExitCode};
+use crate::kafka::ClientOptions;
+use crate::kafka::cluster::Cluster;
+use crate::kafka::interrupt::Interrupter;
+use crate::signals::Signals;
+use crate::stop::Stop;
+use crate::supervisor::{self, Supervisor};
+use crate::threads::{self, Thread};
+use crossbeam_channel::{bounded, select, tick};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Callers that wait get their results until so long before the grace period ends.
+const ANSWERS_END: Duration = Duration::from_secs(6);
+/// The process is gone so long before the grace period ends, whatever happens.
+const EXIT_MARGIN: Duration = Duration::from_secs(5);
+/// And so long after a fatal error.
+const FATAL_END: Duration = Duration::from_secs(3);
+/// How often is looked whether all are answered.
+const LOOK: Duration = Duration::from_millis(5);
+/// Responses that were given are written within this.
+const LAST_RESPONSES: Duration = Duration::from_millis(500);
+/// And those to callers that came when it was stopping already.
+const LATER_RESPONSES: Duration = Duration::from_millis(100);
+/// How long the producer may still try records whose outcome callers were told is unknown.
+const LAST_PRODUCE: Duration = Duration::from_millis(200);
+/// Threads that have nothing left to do end within this.
+const JOIN: Duration = Duration::from_millis(300);
+
+/// A gateway that runs.
+pub(super) struct Gateway {
+    state: Arc<State>,
+    tasks: Arc<Tasks>,
+    service: Arc<Service>,
+    /// Where it listens.
+    address: SocketAddr,
+    interrupter: Interrupter,
+    /// Triggered when a thread ends that must not.
+    fatal: Stop,
+    /// Triggered with `fatal` when the cluster can never be used.
+    unusable: Stop,
+    /// Ends the threads that serve.
+    end: Stop,
+    supervisor: Supervisor,
+    threads: Vec<Thread>,
+}
+
+/// Takes the port and starts the threads.
+///
+/// # Errors
+/// The port cannot be taken; that is logged.
+pub(super) fn start(config: GatewayConfig) -> Result<Gateway, ExitCode> {
+    let address = config.http_addr;
+    let listener = listener::listen(address).map_err(|error| {
+        log::error!("cannot listen on HTTP_ADDR {address}: {error}");
+        ExitCode::Fatal
+    })?;
+    let address = listener.local_addr().unwrap_or(address);
+    let grace = config.stop_grace_period;
+    let interrupter = Interrupter::default();
+    let mut options = ClientOptions::new(config.common.bootstrap.clone(), "lastcall-gateway");
+    options.interrupter = interrupter.clone();
+    let load = Load::new(accept::most_connections(config.max_waiting));
+    let state = Arc::new(State::new(config));
+    let (tasks, asked) = Tasks::new(Arc::clone(&state));
+    let service = Arc::new(Service::new(Arc::clone(&state), Arc::clone(&tasks), load));
+    let mut gateway = Gateway {
+        state,
+        tasks,
+        service,
+        address,
+        interrupter,
+        fatal: Stop::new(),
+        unusable: Stop::new(),
+        end: Stop::new(),
+        supervisor: Supervisor::default(),
+        threads: Vec::new(),
+    };
+    let (service, end) = (Arc::clone(&gateway.service), gateway.end.clone());
+    gateway.spawn("accept", move || -> Result<(), Infallible> {
+        accept::accept(&listener, &service, &service.load, &end);
+        Ok(())
+    });
+    let (service, end) = (Arc::clone(&gateway.service), gateway.end.clone());
+    gateway.spawn("port-watch", move || listener::watch(address, &service.load, &end));
+    let (tasks, end) = (Arc::clone(&gateway.tasks), gateway.end.clone());
+    gateway.spawn("upkeep", move || -> Result<(), Infallible> {
+        tasks.keep_up(&end);
+        Ok(())
+    });
+    let backend = Backend {
+        tasks: Arc::clone(&gateway.tasks),
+        cluster: Cluster::new(options),
+        asked,
+        end: gateway.end.clone(),
+        fatal: gateway.fatal.clone(),
+        unusable: gateway.unusable.clone(),
+    };
+    gateway.spawn("kafka", move || -> Result<(), Infallible> {
+        backend.run();
+        Ok(())
+    });
+    log::info!("🚀 Gateway started on {address}; stops within {} s", grace.as_secs());
+    Ok(gateway)
+}
+
+impl Gateway {
+    fn spawn<E: std::fmt::Display + Send + 'static>(
+        &mut self,
+        name: &str,
+        body: impl FnOnce() -> Result<(), E> + Send + 'static,
+    ) {
+        let thread = threads::spawn(name, self.fatal.clone(), body);
+        self.threads.push(thread);
+    }
+}
+
+/// Waits for a signal or a dead thread, then ends the gateway.
+pub(super) fn run_until_stopped(mut gateway: Gateway, signals: &Signals) -> ExitCode {
+    let round = tick(supervisor::INTERVAL);
+    let mut ready = false;
+    loop {
+        tell_supervisor(&mut gateway, &mut ready);
+        select! {
+            recv(signals.first.triggered()) -> _ => return drain(gateway, signals),
+            recv(gateway.fatal.triggered()) -> _ => return fail(gateway),
+            recv(round) -> _ => {}
+        }
+    }
+}
+
+/// Main while the gateway serves. Ready is said once: afterwards `/readyz` says how things are.
+fn tell_supervisor(gateway: &mut Gateway, ready: &mut bool) {
+    let state = &gateway.state;
+    let can_serve = state.is_prepared() && state.is_kafka_connected() && state.has_read_enough();
+    let status = if can_serve { "serves" } else { "waiting for Kafka" };
+    if !*ready && can_serve {
+        *ready = true;
+        gateway.supervisor.ready(status);
+    } else if !*ready {
+        gateway.supervisor.starting(status);
+    } else if gateway.tasks.liveness().iter().all(|(_, alive)| *alive) {
+        gateway.supervisor.alive(status);
+    }
+}
+
+/// A thread died, or the cluster cannot be used.
+fn fail(gateway: Gateway) -> ExitCode {
+    let unusable = gateway.unusable.is_triggered();
+    let code = if unusable { ExitCode::Usage } else { ExitCode::Fatal };
+    let disarm = arm_watchdog(Instant::now() + FATAL_END, code);
+    if !unusable {
+        log::error!("the gateway ends: a thread that must not end has ended (its own line says why)");
+    }
+    gateway.service.start_draining();
+    respond_to_the_rest(&gateway);
+    end(gateway);
+    drop(disarm);
+    code
+}
+
+fn drain(mut gateway: Gateway, signals: &Signals) -> ExitCode {
+    let began = Instant::now();
+    let grace = gateway.state.config.stop_grace_period;
+    // First of all: whatever the next line waits for, the process ends in time.
+    let exit_at = began + grace.saturating_sub(EXIT_MARGIN);
+    let disarm = arm_watchdog(exit_at, ExitCode::Fatal);
+    gateway.service.start_draining();
+    let waiting = gateway.tasks.callers();
+    log::info!("🛑 Gateway received {}, initiating graceful shutdown; {waiting} caller(s) wait", signals.name());
+    let until = began + grace.saturating_sub(ANSWERS_END);
+    let forced = match wait_until_answered(&mut gateway, signals, until) {
+        Waited::Answered | Waited::Late => false,
+        Waited::Forced => true,
+        Waited::Failed => return fail(gateway),
+    };
+    let left = respond_to_the_rest(&gateway);
+    let code = if forced && left > 0 { ExitCode::Forced } else { ExitCode::Drained };
+    // All callers have their response now: a thread that does not end in time changes nothing about that.
+    let disarm = (arm_watchdog(exit_at, code), drop(disarm)).0;
+    end(gateway);
+    log::info!("👋 Gateway gracefully shut down after {:.3} s", began.elapsed().as_secs_f64());
+    drop(disarm);
+    code
+}
+
+/// Why a drain goes on.
+enum Waited {
+    Answered,
+    Late,
+    Forced,
+    Failed,
+}
+
+fn wait_until_answered(gateway: &mut Gateway, signals: &Signals, until: Instant) -> Waited {
+    let (look, round, over) = (tick(LOOK), tick(supervisor::INTERVAL), crossbeam_channel::at(until));
+    gateway.supervisor.stopping("stops");
+    // One thread waits for one condition here, for seconds at most: a tick is simpler than a signal from every
+    // connection.
+    while gateway.service.unanswered.before() > 0 {
+        select! {
+            recv(look) -> _ => {}
+            recv(round) -> _ => {
+                let callers = gateway.service.unanswered.before();
+                let left = until.saturating_duration_since(Instant::now());
+                gateway.supervisor.stopping(&format!("answering {callers} caller(s), {} s left", left.as_secs()));
+            }
+            recv(over) -> _ => {
+                log::warn!("time is over; the callers that still wait are told where to ask");
+                return Waited::Late;
+            }
+            recv(signals.second.triggered()) -> _ => {
+                log::warn!("🛑 Gateway received a second signal; the callers that still wait are told where to ask");
+                return Waited::Forced;
+            }
+            recv(gateway.fatal.triggered()) -> _ => return Waited::Failed,
+        }
+    }
+    Waited::Answered
+}
+
+/// Gives all that still wait their response, and waits until those are written; returns how many there were.
+fn respond_to_the_rest(gateway: &Gateway) -> usize {
+    let count = gateway.tasks.close();
+    let unanswered = &gateway.service.unanswered;
+    wait_while(LAST_RESPONSES, || unanswered.before() > 0);
+    // Later ones get theirs as well, but of callers that ask all the time some always wait.
+    wait_while(LATER_RESPONSES, || unanswered.count() > 0);
+    count
+}
+
+/// Looks again and again, for so long at the most.
+fn wait_while(most: Duration, condition: impl Fn() -> bool) {
+    let (deadline, look) = (crossbeam_channel::at(Instant::now() + most), tick(LOOK));
+    while condition() {
+        select! {
+            recv(look) -> _ => {}
+            recv(deadline) -> _ => break,
+        }
+    }
+}
+
+/// Ends the threads: what Kafka owes is waited for a moment, then the sockets are closed.
+fn end(gateway: Gateway) {
+    gateway.tasks.close_producer(Instant::now() + LAST_PRODUCE);
+    gateway.end.trigger();
+    gateway.interrupter.interrupt();
+    listener::wake(gateway.address);
+    let deadline = Instant::now() + JOIN;
+    for thread in gateway.threads {
+        if let Err(thread) = thread.join_deadline(deadline) {
+            log::debug!("thread {} ends with the process", thread.name());
+        }
+    }
+}
+
+/// Ends the process at `exit_at` whatever happens, unless the returned guard is dropped before.
+fn arm_watchdog(exit_at: Instant, code: ExitCode) -> crossbeam_channel::Sender<Infallible> {
+    let (disarm, disarmed) = bounded::<Infallible>(0);
+    let watchdog = threads::spawn("watchdog", Stop::new(), move || -> Result<(), Infallible> {
+        if disarmed.recv_deadline(exit_at) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+            exit::terminate(code);
+        }
+        Ok(())
+    });
+    // It ends with the guard, or it ends the process: either way within the grace period, so it need not be joined.
+    drop(watchdog);
+    disarm
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::GatewayConfig;
+    use crate::healthcheck::get_status;
+    use std::net::{Ipv4Addr, TcpListener};
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    /// One that finds no Kafka.
+    fn gateway() -> Gateway {
+        let http_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut config = GatewayConfig { http_addr, ..GatewayConfig::default() };
+        config.common.bootstrap = vec!["127.0.0.1:1".parse().expect("an address")];
+        start(config).expect("a free port")
+    }
+
+    #[test]
+    fn without_kafka_a_gateway_serves_and_stops_at_once() {
+        let (gateway, signals) = (gateway(), Signals::manual());
+        let address = gateway.address;
+        let status = |path| get_status(address, path, SOON).expect("a response");
+        assert_eq!(["/livez", "/readyz", "/health", "/metrics"].map(status), [200, 503, 503, 200]);
+        signals.deliver("SIGTERM");
+        let began = Instant::now();
+        assert_eq!(run_until_stopped(gateway, &signals), ExitCode::Drained);
+        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+        assert!(TcpListener::bind(address).is_ok(), "nothing listens any more");
+    }
+
+    #[test]
+    fn a_dead_thread_ends_a_gateway_and_the_code_says_why() {
+        for (unusable, code) in [(false, ExitCode::Fatal), (true, ExitCode::Usage)] {
+            let gateway = gateway();
+            if unusable {
+                gateway.unusable.trigger();
+            }
+            gateway.fatal.trigger();
+            assert_eq!(run_until_stopped(gateway, &Signals::manual()), code);
+        }
+    }
+
+    #[test]
+    fn a_stop_waits_for_requests_that_were_there_until_a_second_signal() {
+        let (gateway, signals) = (gateway(), Signals::manual());
+        let (service, state) = (Arc::clone(&gateway.service), Arc::clone(&gateway.state));
+        let request = service.unanswered.enter();
+        signals.deliver("SIGTERM");
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            let stopped = scope.spawn(|| run_until_stopped(gateway, &signals));
+            while !state.is_draining() {
+                assert!(began.elapsed() < SOON, "it does not begin");
+                std::thread::yield_now();
+            }
+            let later = service.unanswered.enter();
+            assert!(!stopped.is_finished(), "a request is not answered");
+            signals.deliver("SIGTERM");
+            // No caller waited for a task, so none was left without its result.
+            assert_eq!(stopped.join().expect("no panic"), ExitCode::Drained);
+            drop(later);
+        });
+        drop(request);
+        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    }
+}

@@ -1,0 +1,218 @@
+//! Whether one more task is taken: how many are pending, how long it would wait judged by what the fleet finishes, and
+//! what Kafka has not taken yet. Pure; asked by [`tasks`](super::tasks).
+//!
+//! Only a crowd says something about the fleet: while few tasks are pending, it finishes as many as there are. So the
+//! rate is measured while tasks queue, and a crowd is judged once it has lasted a moment.
+
+use std::time::{Duration, Instant};
+
+/// At or below this many pending tasks none is refused for its wait: that would not shorten another's.
+const FEW: usize = 256;
+/// A crowd is judged once it has lasted so long; a burst is often worked off within it.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Length of one bucket.
+const BUCKET: Duration = Duration::from_millis(500);
+/// Buckets looked back at.
+const BUCKETS: usize = 10;
+
+/// Callers are not sent away for longer than this because of a long queue.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Bytes that wait for Kafka at the most: while it is away they pile up.
+const MOST_UNACKNOWLEDGED: usize = 32 * 1024 * 1024;
+
+/// Why a task is not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) detail: String,
+    /// When to come back, if more is known than "soon".
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Refused {
+    /// The detail is a sentence without its end.
+    pub(super) fn new(detail: impl Into<String>) -> Self {
+        Self { detail: detail.into(), retry_after: None }
+    }
+}
+
+/// What there is already when one more task comes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Crowd {
+    /// Tasks without a result.
+    pub(super) pending: usize,
+    /// Bytes of tasks that Kafka has not acknowledged.
+    pub(super) unacknowledged: usize,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Overload {
+    rate: Rate,
+    most_pending: usize,
+    patience: Duration,
+}
+
+impl Overload {
+    /// At most `most_pending` tasks are pending, and a caller waits for `patience` (`MAX_PENDING`, `ANSWER_TIMEOUT`).
+    pub(super) fn new(most_pending: usize, patience: Duration, now: Instant) -> Self {
+        Self { rate: Rate::new(now), most_pending, patience }
+    }
+
+    /// So many tasks were finished just now, and so many are pending.
+    pub(super) fn finished(&mut self, count: u64, pending: usize, now: Instant) {
+        self.rate.finished(count, pending, now);
+    }
+
+    /// Why one more task is not taken. `is_new`: it would add to those that are pending. `waits`: its caller wants the
+    /// result.
+    ///
+    /// # Errors
+    /// What there is too much of.
+    pub(super) fn admit(&mut self, crowd: Crowd, is_new: bool, waits: bool, now: Instant) -> Result<(), Refused> {
+        let Crowd { pending, unacknowledged } = crowd;
+        if is_new && pending >= self.most_pending {
+            let most = self.most_pending;
+            return Err(Refused::new(format!("{pending} tasks are pending already (MAX_PENDING={most})")));
+        }
+        // Asked in any case, so that the beginning of a crowd is seen.
+        let wait = self.rate.wait(pending, now).filter(|wait| waits && *wait > self.patience);
+        if let Some(wait) = wait {
+            let detail =
+                format!("{pending} tasks are pending, and the workers are not likely to get to one more in time");
+            return Err(Refused { detail, retry_after: Some(wait.min(LONGEST_RETRY_AFTER)) });
+        }
+        if unacknowledged >= MOST_UNACKNOWLEDGED {
+            return Err(Refused::new("Kafka does not take tasks as fast as they come; nothing was accepted"));
+        }
+        Ok(())
+    }
+}
+
+/// A sliding count of finished tasks, and since when there has been a crowd.
+#[derive(Debug)]
+struct Rate {
+    start: Instant,
+    counts: [u64; BUCKETS],
+    newest: u64,
+    crowd_since: Option<Instant>,
+}
+
+impl Rate {
+    fn new(now: Instant) -> Self {
+        Self { start: now, counts: [0; BUCKETS], newest: 0, crowd_since: None }
+    }
+
+    fn finished(&mut self, count: u64, pending: usize, now: Instant) {
+        self.advance(now);
+        self.counts[index(self.newest)] += count;
+        self.look(pending, now);
+    }
+
+    /// How long a task that is added to so many would wait; `None` when that cannot be told, or is no matter.
+    fn wait(&mut self, pending: usize, now: Instant) -> Option<Duration> {
+        let since = self.look(pending, now)?;
+        let lasted = now.saturating_duration_since(since);
+        if lasted < PATIENCE {
+            return None;
+        }
+        self.advance(now);
+        let window = lasted.min(BUCKET * u32::try_from(BUCKETS).unwrap_or(u32::MAX));
+        let buckets = (window.as_millis() / BUCKET.as_millis()).clamp(1, BUCKETS as u128) as u64;
+        let finished: u64 = (0..buckets).map(|back| self.counts[index(self.newest.wrapping_sub(back))]).sum();
+        let per_second = finished as f64 / window.as_secs_f64();
+        // Nothing finished: for ever, as far as can be told.
+        Some(Duration::try_from_secs_f64(pending as f64 / per_second).unwrap_or(Duration::MAX))
+    }
+
+    fn look(&mut self, pending: usize, now: Instant) -> Option<Instant> {
+        self.crowd_since = (pending > FEW).then(|| self.crowd_since.unwrap_or(now));
+        self.crowd_since
+    }
+
+    fn advance(&mut self, now: Instant) {
+        let bucket = u64::try_from(now.duration_since(self.start).as_millis() / BUCKET.as_millis()).unwrap_or(u64::MAX);
+        let steps = bucket.saturating_sub(self.newest).min(BUCKETS as u64);
+        for step in 0..steps {
+            self.counts[index(bucket - step)] = 0;
+        }
+        self.newest = self.newest.max(bucket);
+    }
+}
+
+fn index(bucket: u64) -> usize {
+    // Below BUCKETS.
+    (bucket % BUCKETS as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(start: Instant, milliseconds: u64) -> Instant {
+        start + Duration::from_millis(milliseconds)
+    }
+
+    #[test]
+    fn a_crowd_waits_its_number_by_the_rate() {
+        let start = Instant::now();
+        let mut rate = Rate::new(start);
+        for step in 0..80 {
+            // 100 a second, 2,000 pending all the time.
+            rate.finished(10, 2_000, at(start, step * 100));
+        }
+        let wait = rate.wait(2_000, at(start, 7_950)).expect("a crowd that lasts");
+        assert!((15.0..25.0).contains(&wait.as_secs_f64()), "{wait:?}");
+    }
+
+    #[test]
+    fn few_tasks_and_short_crowds_are_not_judged() {
+        let start = Instant::now();
+        let mut rate = Rate::new(start);
+        assert_eq!(rate.wait(FEW, at(start, 60_000)), None);
+        assert_eq!(rate.wait(FEW + 1, at(start, 60_000)), None, "it has just begun");
+        assert_eq!(rate.wait(FEW + 1, at(start, 60_900)), None);
+        rate.finished(100, 10, at(start, 60_950));
+        assert_eq!(rate.wait(FEW + 1, at(start, 61_100)), None, "that one is over, another has begun");
+    }
+
+    #[test]
+    fn a_crowd_that_is_not_worked_on_waits_for_ever() {
+        let start = Instant::now();
+        let mut rate = Rate::new(start);
+        assert_eq!(rate.wait(1_000, start), None);
+        assert_eq!(rate.wait(1_000, at(start, 1_500)), Some(Duration::MAX));
+    }
+
+    #[test]
+    fn a_slow_time_before_the_crowd_does_not_count() {
+        let start = Instant::now();
+        let mut rate = Rate::new(start);
+        // A minute of one task a second, because no more were sent; then a crowd that is worked off at 1,000 a second.
+        for second in 0..60 {
+            rate.finished(1, 1, at(start, second * 1_000));
+        }
+        for step in 0..15 {
+            rate.finished(100, 5_000, at(start, 60_000 + step * 100));
+        }
+        let wait = rate.wait(5_000, at(start, 61_450)).expect("a crowd that lasts");
+        assert!(wait < Duration::from_secs(10), "{wait:?}");
+    }
+
+    #[test]
+    fn a_task_is_refused_for_what_there_is_too_much_of() {
+        let start = Instant::now();
+        let mut overload = Overload::new(5_000, Duration::from_secs(10), start);
+        let few = Crowd { pending: 4_999, unacknowledged: MOST_UNACKNOWLEDGED - 1 };
+        assert_eq!(overload.admit(few, true, true, start), Ok(()), "the crowd has just begun");
+        let detail = |result: Result<(), Refused>| result.expect_err("too much").detail;
+        let full = Crowd { pending: 5_000, ..few };
+        assert!(detail(overload.admit(full, true, true, start)).contains("MAX_PENDING=5000"));
+        assert_eq!(overload.admit(full, false, true, start), Ok(()), "another request for a task that is there");
+        let slow = Crowd { unacknowledged: MOST_UNACKNOWLEDGED, ..few };
+        assert!(detail(overload.admit(slow, true, true, start)).contains("Kafka does not take"));
+        let later = at(start, 1_500);
+        let refused = overload.admit(few, true, true, later).expect_err("nothing is finished");
+        assert_eq!(refused.retry_after, Some(LONGEST_RETRY_AFTER));
+        assert_eq!(overload.admit(few, true, false, later), Ok(()), "its caller does not wait for the result");
+    }
+}

@@ -1,0 +1,215 @@
+//! What the gateway is up to: whether it serves or stops, whether Kafka answers, whether its own threads move.
+//!
+//! Flags, moments and figures, each by itself; what is known of tasks is in [`tasks`](super::tasks). Set by the threads
+//! that know, read by all.
+
+use super::metrics::Metrics;
+use crate::config::GatewayConfig;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+use uuid::Uuid;
+
+/// Kafka counts as connected when it has answered within this.
+const KAFKA_SILENCE: Duration = Duration::from_secs(3);
+/// A thread counts as alive when it came round within this.
+pub(super) const THREAD_SILENCE: Duration = Duration::from_secs(10);
+/// The same of one that waits for Kafka itself, a question to one broker after the other.
+const READER_SILENCE: Duration = Duration::from_secs(60);
+
+/// A part of what a gateway reads back when it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReadBack {
+    /// The results of the retention are read.
+    Results = 1,
+    /// The tasks are read to the end that was seen at the start.
+    Tasks = 2,
+    /// They are not, since `MAX_PENDING` of them are pending.
+    TasksFull = 4,
+}
+
+const ALL_READ: u8 = ReadBack::Results as u8 | ReadBack::Tasks as u8;
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) config: GatewayConfig,
+    /// This process, in claims.
+    pub(super) instance: Uuid,
+    pub(super) metrics: Metrics,
+    born: Instant,
+    born_at: SystemTime,
+    /// Nothing new is accepted.
+    draining: AtomicBool,
+    /// Topics and group are prepared.
+    prepared: AtomicBool,
+    /// Bits of [`ReadBack`].
+    read_back: AtomicU8,
+    kafka: Pulse,
+    upkeep: Pulse,
+    tail: Pulse,
+}
+
+/// When something last happened: milliseconds after the birth plus one; 0: never.
+#[derive(Debug, Default)]
+struct Pulse(AtomicU64);
+
+impl State {
+    pub(super) fn new(config: GatewayConfig) -> Self {
+        Self {
+            config,
+            instance: Uuid::new_v4(),
+            metrics: Metrics::new(),
+            born: Instant::now(),
+            born_at: SystemTime::now(),
+            draining: AtomicBool::new(false),
+            prepared: AtomicBool::new(false),
+            read_back: AtomicU8::new(0),
+            kafka: Pulse::default(),
+            upkeep: Pulse::default(),
+            tail: Pulse::default(),
+        }
+    }
+
+    /// A time that does not jump when the clock is set.
+    pub(super) fn now(&self) -> SystemTime {
+        self.born_at + self.born.elapsed()
+    }
+
+    pub(super) fn start_draining(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_prepared(&self) {
+        self.prepared.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_prepared(&self) -> bool {
+        self.prepared.load(Ordering::Acquire)
+    }
+
+    /// This part is read back. True: with it all is, which was not so before.
+    pub(super) fn set_read(&self, part: ReadBack) -> bool {
+        let before = self.read_back.fetch_or(part as u8, Ordering::AcqRel);
+        (before | part as u8) & ALL_READ == ALL_READ && before & ALL_READ != ALL_READ
+    }
+
+    /// Whether every result that is kept can be asked for, and as many pending tasks as there is room for.
+    pub(super) fn has_read_enough(&self) -> bool {
+        let has = |part: ReadBack| self.read_back.load(Ordering::Acquire) & part as u8 != 0;
+        has(ReadBack::Results) && (has(ReadBack::Tasks) || has(ReadBack::TasksFull))
+    }
+
+    /// Whether a task that is not known does not exist.
+    pub(super) fn is_read_back(&self) -> bool {
+        self.read_back.load(Ordering::Acquire) & ALL_READ == ALL_READ
+    }
+
+    /// Kafka has answered the tail reader at this moment.
+    pub(super) fn kafka_answered(&self, at: Instant) {
+        self.kafka.beat(at.saturating_duration_since(self.born));
+    }
+
+    /// Whether Kafka answers.
+    pub(super) fn is_kafka_connected(&self) -> bool {
+        self.kafka.is_within(KAFKA_SILENCE, self.born.elapsed())
+    }
+
+    /// Whether Kafka has been away for so short a time that this gateway still serves best: its responses say what is
+    /// the matter, and with which task (`READY_WITHOUT_KAFKA`).
+    pub(super) fn is_kafka_near(&self) -> bool {
+        self.kafka.is_within(self.config.ready_without_kafka.max(KAFKA_SILENCE), self.born.elapsed())
+    }
+
+    /// The thread `results-tail` came round.
+    pub(super) fn tail_came_round(&self) {
+        self.tail.beat(self.born.elapsed());
+    }
+
+    /// Whether it moves, or has not begun.
+    pub(super) fn is_tail_alive(&self) -> bool {
+        self.tail.is_new() || self.tail.is_within(READER_SILENCE, self.born.elapsed())
+    }
+
+    /// The thread `upkeep` came round.
+    pub(super) fn upkeep_came_round(&self) {
+        self.upkeep.beat(self.born.elapsed());
+    }
+
+    /// Whether it moves, or has not begun.
+    pub(super) fn is_upkeep_alive(&self) -> bool {
+        self.upkeep.is_new() || self.upkeep.is_within(THREAD_SILENCE, self.born.elapsed())
+    }
+}
+
+impl Pulse {
+    fn beat(&self, age: Duration) {
+        self.0.store(milliseconds(age).saturating_add(1), Ordering::Relaxed);
+    }
+
+    fn is_new(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+
+    fn is_within(&self, silence: Duration, age: Duration) -> bool {
+        let beat = self.0.load(Ordering::Relaxed);
+        beat != 0 && milliseconds(age).saturating_sub(beat - 1) <= milliseconds(silence)
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        State::new(GatewayConfig::default())
+    }
+
+    #[test]
+    fn all_is_read_back_once_results_and_tasks_are() {
+        for order in [[ReadBack::Results, ReadBack::Tasks], [ReadBack::Tasks, ReadBack::Results]] {
+            let state = state();
+            assert!(!state.set_read(order[0]) && !state.is_read_back() && !state.has_read_enough());
+            assert!(state.set_read(order[1]) && state.is_read_back() && state.has_read_enough());
+            assert!(!state.set_read(order[1]), "that is no news");
+        }
+    }
+
+    #[test]
+    fn with_too_many_pending_tasks_it_has_read_enough_but_not_all() {
+        let state = state();
+        state.set_read(ReadBack::TasksFull);
+        assert!(!state.has_read_enough(), "stored results cannot be asked for yet");
+        assert!(!state.set_read(ReadBack::Results));
+        assert!(state.has_read_enough() && !state.is_read_back());
+        assert!(state.set_read(ReadBack::Tasks) && state.is_read_back());
+    }
+
+    #[test]
+    fn a_pulse_is_felt_for_as_long_as_it_may_be_silent() {
+        let pulse = Pulse::default();
+        let seconds = Duration::from_secs;
+        assert!(pulse.is_new() && !pulse.is_within(seconds(3), Duration::ZERO), "it never beat");
+        pulse.beat(Duration::ZERO);
+        assert!(!pulse.is_new() && pulse.is_within(seconds(3), seconds(3)));
+        assert!(!pulse.is_within(seconds(3), Duration::from_millis(3_001)));
+    }
+
+    #[test]
+    fn a_gateway_near_kafka_is_ready_for_longer_than_it_is_connected() {
+        let state = state();
+        assert!(!state.is_kafka_connected() && !state.is_kafka_near(), "it was never reached");
+        state.kafka_answered(Instant::now());
+        assert!(state.is_kafka_connected() && state.is_kafka_near());
+        let silent = KAFKA_SILENCE + Duration::from_millis(10);
+        assert!(!state.kafka.is_within(KAFKA_SILENCE, state.born.elapsed() + silent));
+        assert!(state.kafka.is_within(state.config.ready_without_kafka, state.born.elapsed() + silent));
+    }
+}

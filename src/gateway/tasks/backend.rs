@@ -1,0 +1,133 @@
+//! Everything that needs Kafka, once it can be reached: prepares the queue, then starts the producer and the readers.
+//!
+//! Runs in the thread `kafka`, which keeps the others and ends with them.
+
+use super::produced::ProducerOutcomes;
+use super::questions::answer_questions;
+use super::{Asked, Tasks, readers, search, sweep};
+use crate::backoff::Backoff;
+use crate::kafka::cluster::Cluster;
+use crate::kafka::error::KafkaError;
+use crate::kafka::producer::{Producer, ProducerOptions};
+use crate::logging::escape;
+use crate::outage::Outage;
+use crate::queue::{self, PrepareError};
+use crate::stop::Stop;
+use crate::threads::{self, Thread};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Tasks that may wait for the producer; beyond, callers are turned away.
+const PRODUCER_QUEUE: usize = 4096;
+/// A batch of tasks travels again with every round that takes a part of it, so it ends early.
+const TASK_BATCH_BYTES: usize = 32 * 1024;
+/// First and longest pause while Kafka cannot be reached.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// How often the topics are looked up: partitions that are added are read within twice this.
+const TOPICS_AGE: Duration = Duration::from_secs(1);
+
+/// See the module documentation.
+pub(in crate::gateway) struct Backend {
+    pub(in crate::gateway) tasks: Arc<Tasks>,
+    pub(in crate::gateway) cluster: Cluster,
+    pub(in crate::gateway) asked: Asked,
+    /// Ends it.
+    pub(in crate::gateway) end: Stop,
+    /// Triggered when one of its threads ends that must not.
+    pub(in crate::gateway) fatal: Stop,
+    /// Triggered before `fatal` when the cluster can never be used.
+    pub(in crate::gateway) unusable: Stop,
+}
+
+impl Backend {
+    /// Runs until the end.
+    pub(in crate::gateway) fn run(self) {
+        let parts = || (Arc::clone(&self.tasks), self.cluster.clone(), self.end.clone());
+        let ((tasks, cluster, end), questions) = (parts(), self.asked.questions.clone());
+        let lookup = self.spawn("lookup", move || -> Result<(), Infallible> {
+            answer_questions(&tasks, cluster, &questions, &end);
+            Ok(())
+        });
+        let ((tasks, cluster, end), searches) = (parts(), self.asked.searches.clone());
+        let search = self.spawn("search", move || -> Result<(), Infallible> {
+            search::run(&tasks, &cluster, &searches, &end);
+            Ok(())
+        });
+        let mut running = vec![lookup, search];
+        if self.prepare() {
+            self.tasks.state.set_prepared();
+            let options =
+                ProducerOptions { queue: PRODUCER_QUEUE, batch_bytes: TASK_BATCH_BYTES, ..ProducerOptions::default() };
+            let outcomes = ProducerOutcomes(Arc::clone(&self.tasks));
+            let producer = Producer::start("producer", self.cluster.clone(), options, outcomes, self.fatal.clone());
+            self.tasks.set_producer(producer);
+            running.extend(self.start_readers());
+            self.watch_topics();
+        }
+        for thread in running {
+            // Its own line says how it ended badly, and `fatal` is triggered.
+            let _ = thread.join();
+        }
+    }
+
+    fn spawn<E: std::fmt::Display>(&self, name: &str, body: impl FnOnce() -> Result<(), E> + Send + 'static) -> Thread {
+        threads::spawn(name, self.fatal.clone(), body)
+    }
+
+    fn start_readers(&self) -> [Thread; 4] {
+        let parts = || (Arc::clone(&self.tasks), self.cluster.clone(), self.end.clone());
+        let (tasks, cluster, end) = parts();
+        let tail = self.spawn("results-tail", move || readers::tail(&tasks, cluster, &end));
+        let (tasks, cluster, end) = parts();
+        let past = self.spawn("results-past", move || -> Result<(), Infallible> {
+            readers::past(&tasks, cluster, &end);
+            Ok(())
+        });
+        let (tasks, cluster, end) = parts();
+        let pending = self.spawn("tasks", move || readers::tasks(&tasks, cluster, &end));
+        let (tasks, cluster, end) = parts();
+        let sweep = self.spawn("sweep", move || sweep::run(&tasks, &cluster, &end));
+        [tail, past, pending, sweep]
+    }
+
+    /// Keeps what is known of the topics new, until the end. The readers use it and need not ask themselves: a question
+    /// to a broker that does not answer would hold up results that others have.
+    fn watch_topics(&self) {
+        let common = &self.tasks.state.config.common;
+        while self.end.sleep(TOPICS_AGE).is_ok() {
+            match self.cluster.refresh(&[&common.tasks_topic, &common.results_topic]) {
+                Ok(()) => {}
+                Err(KafkaError::Interrupted) => return,
+                // The tail says it when Kafka does not answer.
+                Err(error) => log::debug!("the topics cannot be looked up: {error}"),
+            }
+        }
+    }
+
+    /// False: the end came first, or this Kafka cannot be used.
+    fn prepare(&self) -> bool {
+        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut outage = Outage::new("Kafka");
+        loop {
+            match queue::prepare(&self.cluster, &self.tasks.state.config.common, None) {
+                Ok(queue) => {
+                    outage.over();
+                    log::info!("Kafka is ready: {} partition(s) of tasks", queue.tasks_partitions);
+                    return true;
+                }
+                Err(PrepareError::Unusable(reason)) => {
+                    log::error!("this Kafka cannot be used: {}", escape(&reason));
+                    self.unusable.trigger();
+                    self.fatal.trigger();
+                    return false;
+                }
+                Err(PrepareError::Unreachable(KafkaError::Interrupted)) => return false,
+                Err(PrepareError::Unreachable(error)) => outage.report(&error),
+            }
+            if self.end.sleep(backoff.pause()).is_err() {
+                return false;
+            }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The book's verbs: what they change together, and which callers they return.
+
+use super::*;
+use crate::gateway::tasks::key::digest;
+use proptest::prelude::*;
+use std::time::{Duration, UNIX_EPOCH};
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn key(number: u128) -> TaskKey {
+    TaskKey::from_number(number)
+}
+
+fn at(offset: i64) -> Position {
+    Position { partition: 0, offset }
+}
+
+fn now() -> Moment {
+    Moment { instant: Instant::now(), time: UNIX_EPOCH + Duration::from_secs(1_000_000) }
+}
+
+fn book(change: impl FnOnce(&mut GatewayConfig)) -> TaskBook<u32> {
+    let mut config = GatewayConfig::default();
+    change(&mut config);
+    TaskBook::new(&config, Instant::now())
+}
+
+fn request(text: &str, asynchronous: bool) -> KeyedRequest {
+    let wanted = Wanted { text: text.to_owned(), work_ms: None };
+    KeyedRequest { wanted, digest: digest(text), asynchronous }
+}
+
+fn claim(text: &str, gateway: u128, now: Moment) -> Claim {
+    Claim { digest: digest(text), gateway: Uuid::from_u128(gateway), at: now.time, heard: now.time }
+}
+
+fn replies(waiters: Vec<Waiter<u32>>) -> Vec<u32> {
+    waiters.into_iter().map(|waiter| waiter.reply).collect()
+}
+
+/// Hands a task of five bytes to the producer, which sends it.
+fn send(book: &mut TaskBook<u32>, number: u128) {
+    book.producing_task(key(number), Bytes::from_static(b"value"));
+    assert!(book.sending(key(number), 5, Instant::now()).is_ok());
+}
+
+#[test]
+fn a_task_is_kept_and_counted_until_its_result() {
+    let (mut book, now) = (book(|_| {}), now());
+    book.accept(key(1), 1, false, now.instant).expect("room");
+    book.accept(key(2), 2, true, now.instant).expect("room");
+    for number in [1, 2] {
+        send(&mut book, number);
+    }
+    assert_eq!((book.counts().unacknowledged_bytes, book.counts().callers), (10, 2));
+    assert!(replies(book.task_acknowledged(key(1), 5, at(1), now.time)).is_empty(), "it waits for the result");
+    assert_eq!(replies(book.task_acknowledged(key(2), 5, at(2), now.time)), [2], "it wanted to know that only");
+    assert_eq!((book.counts().unacknowledged_bytes, book.counts().pending), (0, 2));
+    assert!(book.kept(key(2)).is_some() && book.known(key(2)) == Known::Pending);
+    let (is_news, callers) = book.done(key(1), at(7), now.time);
+    assert!(is_news && replies(callers) == [1]);
+    assert!(book.kept(key(1)).is_none() && book.known(key(1)) == Known::Done(at(7)));
+    let (is_news, callers) = book.done(key(1), at(8), now.time);
+    assert!(!is_news && callers.is_empty());
+    assert_eq!(book.counts().duplicate_results, 1);
+    book.settled(key(2));
+    assert!(book.kept(key(2)).is_none() && book.known(key(2)) == Known::Nothing, "both or neither");
+}
+
+#[test]
+fn a_task_whose_callers_have_left_is_not_sent_and_leaves_nothing_behind() {
+    let (mut book, now) = (book(|_| {}), now());
+    let ticket = book.accept(key(1), 1, false, now.instant).expect("room");
+    book.producing_task(key(1), Bytes::from_static(b"value"));
+    assert_eq!(book.take(ticket.number).expect("it waits").progress, Progress::Queued);
+    assert!(book.sending(key(1), 5, now.instant).is_err_and(|callers| callers.is_empty()));
+    assert!(book.kept(key(1)).is_none() && book.counts().unacknowledged_bytes == 0);
+}
+
+#[test]
+fn a_task_that_kafka_refuses_has_its_callers_returned() {
+    let (mut book, now) = (book(|_| {}), now());
+    book.accept(key(1), 1, false, now.instant).expect("room");
+    send(&mut book, 1);
+    assert_eq!(replies(book.given_up(key(1), 5)), [1]);
+    assert!(book.kept(key(1)).is_none() && book.counts().unacknowledged_bytes == 0);
+    assert_eq!(book.known(key(1)), Known::Nothing);
+}
+
+#[test]
+fn of_two_callers_with_one_key_the_first_claims_and_both_get_the_result() {
+    let (mut book, now) = (book(|_| {}), now());
+    assert!(matches!(book.accept_keyed(key(1), 1, request("a", false), now), Keyed::Claims(_)));
+    assert!(matches!(book.accept_keyed(key(1), 2, request("a", false), now), Keyed::Waits(_)));
+    assert_eq!(book.accept_keyed(key(1), 3, request("b", false), now), Keyed::Conflict(3));
+    let own = Uuid::from_u128(1);
+    let ClaimRead::Produce(wanted) = book.claim_read(key(1), claim("a", 1, now), own, now.instant) else {
+        panic!("the claim is ours");
+    };
+    assert_eq!(wanted.text, "a");
+    send(&mut book, 1);
+    assert!(book.task_acknowledged(key(1), 5, at(1), now.time).is_empty());
+    assert!(matches!(book.accept_keyed(key(1), 4, request("a", false), now), Keyed::Waits(_)), "it is pending");
+    assert_eq!(book.accept_keyed(key(1), 5, request("a", true), now), Keyed::Accepted(5));
+    assert_eq!(replies(book.done(key(1), at(7), now.time).1), [1, 2, 4]);
+    assert_eq!(book.accept_keyed(key(1), 6, request("a", false), now), Keyed::Fetch(6, at(7)));
+    assert_eq!(book.accept_keyed(key(1), 7, request("b", false), now), Keyed::Conflict(7), "hours later, too");
+}
+
+#[test]
+fn a_key_that_another_gateway_has_is_waited_for_and_claimed_again_when_nothing_comes_of_it() {
+    let (mut book, now) = (book(|_| {}), now());
+    let own = Uuid::from_u128(1);
+    assert!(matches!(book.claim_read(key(1), claim("a", 2, now), own, now.instant), ClaimRead::Nothing));
+    let Keyed::Waits(ticket) = book.accept_keyed(key(1), 1, request("a", false), now) else {
+        panic!("another gateway has claimed it");
+    };
+    assert!(book.overdue_claims(now.instant).is_empty());
+    let later = now.instant + Duration::from_secs(5);
+    assert_eq!(book.overdue_claims(later), [(key(1), digest("a"))]);
+    assert_eq!(book.take(ticket.number).expect("it waits").progress, Progress::Sent, "that is not known");
+    let again = Claim { at: now.time + Duration::from_secs(5), ..claim("a", 1, now) };
+    assert!(matches!(book.claim_read(key(1), again, own, later), ClaimRead::Nothing), "it was promised to none");
+}
+
+#[test]
+fn another_text_of_another_gateway_turns_the_callers_away() {
+    let (mut book, now) = (book(|_| {}), now());
+    assert!(matches!(book.accept_keyed(key(1), 1, request("a", false), now), Keyed::Claims(_)));
+    let read = book.claim_read(key(1), claim("b", 2, now), Uuid::from_u128(1), now.instant);
+    let ClaimRead::Conflict(callers) = read else { panic!("the other claim came first") };
+    assert_eq!(replies(callers), [1]);
+}
+
+#[test]
+fn what_there_is_too_much_of_is_named() {
+    let now = now();
+    let detail = |refused: Refused| refused.detail;
+    let mut few_callers = book(|config| config.max_waiting = 1);
+    few_callers.accept(key(1), 1, false, now.instant).expect("room");
+    let (reply, refused) = few_callers.accept(key(2), 2, false, now.instant).expect_err("no room");
+    assert!(reply == 2 && detail(refused).contains("MAX_WAITING"));
+    let mut few_tasks = book(|config| config.max_pending = 1);
+    few_tasks.in_kafka(key(1), at(1), now.time);
+    let (_, refused) = few_tasks.accept(key(2), 2, false, now.instant).expect_err("no room");
+    assert!(detail(refused).contains("MAX_PENDING=1"));
+    assert!(
+        matches!(few_tasks.accept_keyed(key(1), 1, request("a", false), now), Keyed::Waits(_)),
+        "another caller of a task that is there"
+    );
+    let mut few_keys = book(|config| config.max_keys = 1);
+    few_keys.claim_read(key(1), claim("a", 2, now), Uuid::nil(), now.instant);
+    let Keyed::Refused(_, refused) = few_keys.accept_keyed(key(2), 2, request("b", false), now) else {
+        panic!("no room for another key");
+    };
+    assert!(detail(refused).contains("MAX_KEYS"));
+    let mut full = book(|_| {});
+    let text = "t".repeat(33 * 1024 * 1024);
+    assert!(matches!(full.accept_keyed(key(1), 1, request(&text, false), now), Keyed::Claims(_)));
+    let (_, refused) = full.accept(key(2), 2, false, now.instant).expect_err("texts that wait for their claims count");
+    assert!(detail(refused).contains("Kafka does not take tasks"));
+    full.close();
+    let (_, refused) = book_closed().accept(key(1), 1, false, now.instant).expect_err("closed");
+    assert!(detail(refused).contains("shutting down"));
+}
+
+fn book_closed() -> TaskBook<u32> {
+    let mut book = book(|_| {});
+    book.close();
+    book
+}
+
+#[test]
+fn old_results_and_claims_are_forgotten_and_pending_tasks_are_not() {
+    let (mut book, now) = (book(|config| config.common.result_retention = LONG), now());
+    book.claim_read(key(1), claim("a", 2, now), Uuid::nil(), now.instant);
+    book.claim_read(key(2), claim("b", 2, now), Uuid::nil(), now.instant);
+    book.in_kafka(key(1), at(1), now.time);
+    book.done(key(2), at(2), now.time);
+    let later = Moment { time: now.time + LONG + Duration::from_millis(1), ..now };
+    book.forget_old(later.time);
+    assert_eq!((book.known(key(1)), book.known(key(2))), (Known::Pending, Known::Nothing));
+    let is_conflict = |keyed: &Keyed<u32>| matches!(keyed, Keyed::Conflict(_));
+    assert!(is_conflict(&book.accept_keyed(key(1), 1, request("z", true), later)), "its task still runs");
+    assert!(!is_conflict(&book.accept_keyed(key(2), 2, request("z", true), later)), "its key may be used again");
+}
+
+proptest! {
+    /// Whatever happens in whatever order: once every record is settled and all callers have left, nothing is left.
+    #[test]
+    fn nothing_is_left_behind(steps in proptest::collection::vec((0u8..10, 0u128..6), 1..120)) {
+        let (mut book, now) = (book(|_| {}), now());
+        let own = Uuid::from_u128(1);
+        let (mut entered, mut left, mut tickets) = (0u32, Vec::new(), Vec::new());
+        // Handed to the producer, and not settled: a record of each key at the most.
+        let mut with_producer = std::collections::HashSet::new();
+        for (offset, (step, number)) in (1i64..).zip(steps) {
+            let key = key(number);
+            match step {
+                // Keys below three stand for idempotency keys.
+                0 | 1 if number < 3 => {
+                    entered += 1;
+                    match book.accept_keyed(key, entered, request("a", step == 1), now) {
+                        Keyed::Waits(ticket) | Keyed::Claims(ticket) => tickets.push(ticket),
+                        Keyed::Accepted(reply) | Keyed::Fetch(reply, _) => left.push(reply),
+                        Keyed::Refused(..) | Keyed::Conflict(_) => prop_assert!(false, "there is room, and one text"),
+                    }
+                }
+                0 | 1 if !with_producer.contains(&key) && book.known(key) == Known::Nothing => {
+                    entered += 1;
+                    tickets.push(book.accept(key, entered, step == 1, now.instant).expect("room"));
+                    book.producing_task(key, Bytes::from_static(b"value"));
+                    with_producer.insert(key);
+                }
+                2 => {
+                    let read = book.claim_read(key, claim("a", 1, now), own, now.instant);
+                    if let ClaimRead::Produce(_) = read {
+                        book.producing_task(key, Bytes::from_static(b"value"));
+                        with_producer.insert(key);
+                    }
+                }
+                3 if with_producer.contains(&key) => {
+                    if let Err(callers) = book.sending(key, 5, now.instant) {
+                        with_producer.remove(&key);
+                        left.extend(replies(callers));
+                    }
+                }
+                4 | 5 if with_producer.remove(&key) => left.extend(replies(match step {
+                    4 => book.task_acknowledged(key, 5, at(offset), now.time),
+                    _ => book.given_up(key, 5),
+                })),
+                6 => left.extend(replies(book.in_kafka(key, at(offset), now.time))),
+                7 => left.extend(replies(book.done(key, at(offset), now.time).1)),
+                8 => {
+                    if let Some(ticket) = tickets.pop() {
+                        left.extend(book.take(ticket.number).map(|it| it.waiter.reply));
+                    }
+                }
+                9 => book.settled(key),
+                _ => {}
+            }
+        }
+        for key in with_producer {
+            left.extend(replies(book.given_up(key, 5)));
+        }
+        left.extend(book.close().into_iter().map(|it| it.waiter.reply));
+        book.overdue_claims(now.instant);
+        left.sort_unstable();
+        prop_assert_eq!(left, (1..=entered).collect::<Vec<_>>(), "each caller left exactly once");
+        for number in 0..6 {
+            book.settled(key(number));
+        }
+        let counts = book.counts();
+        prop_assert_eq!((counts.callers, counts.unacknowledged_bytes, counts.pending), (0, 0, 0));
+        prop_assert!((0..6).all(|number| book.kept(key(number)).is_none()));
+        prop_assert_eq!(book.keyed.bytes(), 0);
+    }
+}

@@ -1,0 +1,301 @@
+//! What a gateway knows of tasks: which are pending, and where the results of the others stand.
+//!
+//! It holds positions in Kafka, not values: a result that is asked for is fetched. Filled from `results` and `tasks`, so
+//! that every gateway, a fresh one too, knows the same. Results are bounded by age and by number (`MAX_RESULTS`); those
+//! that number has pushed out have to be searched for. Results of idempotency keys are bounded by age only, since their
+//! tasks would be run again, and there are as many as keys (`MAX_KEYS`). A pending task is never forgotten, but with
+//! `MAX_PENDING` of them the gateway takes no new ones. Pure: times are parameters.
+
+use super::key::{Position, TaskKey};
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, SystemTime};
+
+/// A table of this size whose entries are mostly gone is made smaller.
+const SPARSE: usize = 8_192;
+
+/// What is known of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Nothing.
+    Nothing,
+    /// It is on the tasks topic and has no result.
+    Pending,
+    /// Its result stands there.
+    Done(Position),
+}
+
+/// A task without a result.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct PendingTask {
+    /// Where its last record stands.
+    pub(super) position: Position,
+    /// When Kafka took that.
+    pub(super) since: SystemTime,
+    /// How many records there were before it.
+    pub(super) again: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct ResultEntry {
+    position: Position,
+    at: SystemTime,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Index {
+    retention: Duration,
+    most_results: usize,
+    pending: HashMap<TaskKey, PendingTask>,
+    results: HashMap<TaskKey, ResultEntry>,
+    by_age: VecDeque<(SystemTime, TaskKey)>,
+    /// The same of idempotency keys.
+    keyed_by_age: VecDeque<(SystemTime, TaskKey)>,
+    /// When the newest of those came that number has pushed out, as long as it is no older than the retention.
+    pushed_out: Option<SystemTime>,
+    duplicates: u64,
+}
+
+impl Index {
+    /// Results are remembered for `retention`, and at most `most_results` of those without an idempotency key.
+    pub(super) fn new(retention: Duration, most_results: usize) -> Self {
+        Self {
+            retention,
+            most_results,
+            pending: HashMap::new(),
+            results: HashMap::new(),
+            by_age: VecDeque::new(),
+            keyed_by_age: VecDeque::new(),
+            pushed_out: None,
+            duplicates: 0,
+        }
+    }
+
+    /// A task stands on the tasks topic. Ignored when its result is known. Of several records of one task the last
+    /// counts: it was produced again because the one before was lost.
+    pub(super) fn task(&mut self, key: TaskKey, position: Position, at: SystemTime) {
+        if self.results.contains_key(&key) {
+            return;
+        }
+        let pending = self.pending.entry(key).or_insert(PendingTask { position, since: at, again: 0 });
+        // Of two partitions only their times say which record is the later one.
+        let is_later = match position.partition == pending.position.partition {
+            true => position.offset > pending.position.offset,
+            false => at > pending.since,
+        };
+        if is_later {
+            *pending = PendingTask { position, since: at, again: pending.again + 1 };
+        }
+    }
+
+    /// A result stands on the results topic. The first in the log is the one; true when this is it and was not known.
+    pub(super) fn result(&mut self, key: TaskKey, position: Position, at: SystemTime, is_keyed: bool) -> bool {
+        self.pending.remove(&key);
+        if let Some(known) = self.results.get_mut(&key) {
+            if position < known.position {
+                known.position = position;
+            }
+            self.duplicates += u64::from(position != known.position);
+            return false;
+        }
+        self.results.insert(key, ResultEntry { position, at });
+        if is_keyed {
+            self.keyed_by_age.push_back((at, key));
+            return true;
+        }
+        self.by_age.push_back((at, key));
+        while self.by_age.len() > self.most_results {
+            if let Some((at, key)) = self.by_age.pop_front()
+                && self.remove(at, key)
+            {
+                self.pushed_out = self.pushed_out.max(Some(at));
+            }
+        }
+        true
+    }
+
+    /// What is known of the task.
+    pub(super) fn known(&self, key: TaskKey) -> Known {
+        if let Some(result) = self.results.get(&key) {
+            return Known::Done(result.position);
+        }
+        if self.pending.contains_key(&key) { Known::Pending } else { Known::Nothing }
+    }
+
+    /// Forgets results that are older than the retention.
+    pub(super) fn forget_old(&mut self, now: SystemTime) {
+        // What a flood has left behind is given back.
+        if self.pending.capacity() > SPARSE && self.pending.len() < self.pending.capacity() / 8 {
+            self.pending.shrink_to_fit();
+        }
+        if self.results.capacity() > SPARSE && self.results.len() < self.results.capacity() / 8 {
+            self.results.shrink_to_fit();
+            self.by_age.shrink_to_fit();
+        }
+        let is_old = |at: &SystemTime| now.duration_since(*at).is_ok_and(|age| age > self.retention);
+        let mut old: Vec<_> = pop_while(&mut self.by_age, |(at, _)| is_old(at));
+        old.extend(pop_while(&mut self.keyed_by_age, |(at, _)| is_old(at)));
+        self.pushed_out = self.pushed_out.filter(|at| !is_old(at));
+        for (at, key) in old {
+            self.remove(at, key);
+        }
+    }
+
+    /// Forgets a result that came then. False: it was forgotten before, and there may be a later one.
+    fn remove(&mut self, at: SystemTime, key: TaskKey) -> bool {
+        let is_it = self.results.get(&key).is_some_and(|result| result.at <= at);
+        if is_it {
+            self.results.remove(&key);
+        }
+        is_it
+    }
+
+    /// Whether number may have pushed out a result that came at this time or later; `None`: at any time.
+    pub(super) fn may_be_pushed_out(&self, since: Option<SystemTime>) -> bool {
+        self.pushed_out.is_some_and(|newest| since.is_none_or(|since| newest >= since))
+    }
+
+    /// Tasks that have waited for a result since before `before`.
+    pub(super) fn pending_since(&self, before: SystemTime) -> Vec<(TaskKey, PendingTask)> {
+        let old = self.pending.iter().filter(|(_, task)| task.since < before);
+        old.map(|(key, task)| (*key, *task)).collect()
+    }
+
+    /// Whether the task has no result, and its last record stands there.
+    pub(super) fn is_pending_at(&self, key: TaskKey, position: Position) -> bool {
+        self.pending.get(&key).is_some_and(|task| task.position == position)
+    }
+
+    /// The record of the task's result is not there any more.
+    pub(super) fn forget(&mut self, key: TaskKey) {
+        self.results.remove(&key);
+    }
+
+    /// The task turned out not to be pending: its result is older than what is read back.
+    pub(super) fn settle(&mut self, key: TaskKey) {
+        self.pending.remove(&key);
+    }
+
+    /// Tasks without a result.
+    pub(super) fn pending_count(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Results that can be asked for.
+    pub(super) fn results_count(&self) -> usize {
+        self.results.len()
+    }
+
+    /// Results that came for tasks which had one already.
+    pub(super) fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+}
+
+fn pop_while<T>(queue: &mut VecDeque<T>, condition: impl Fn(&T) -> bool) -> Vec<T> {
+    let count = queue.iter().take_while(|it| condition(it)).count();
+    queue.drain(..count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::UNIX_EPOCH;
+
+    fn key(number: u128) -> TaskKey {
+        TaskKey::from_number(number)
+    }
+
+    fn at(offset: i64) -> Position {
+        Position { partition: 0, offset }
+    }
+
+    fn time(seconds: f64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs_f64(seconds)
+    }
+
+    fn index(most_results: usize) -> Index {
+        Index::new(Duration::from_secs(600), most_results)
+    }
+
+    #[test]
+    fn a_task_is_pending_until_its_result_in_whatever_order_they_are_read() {
+        let mut index = index(10);
+        assert_eq!(index.known(key(1)), Known::Nothing);
+        index.task(key(1), at(5), time(100.0));
+        assert_eq!(index.known(key(1)), Known::Pending);
+        assert!(index.result(key(1), at(50), time(101.0), false));
+        assert_eq!(index.known(key(1)), Known::Done(at(50)));
+        index.task(key(1), at(5), time(100.0));
+        assert_eq!(index.known(key(1)), Known::Done(at(50)), "the tasks topic is read behind the results");
+        assert_eq!((index.pending_count(), index.results_count()), (0, 1));
+    }
+
+    #[test]
+    fn of_a_task_that_was_produced_again_the_last_record_counts() {
+        let mut index = index(10);
+        index.task(key(1), at(5), time(100.0));
+        index.task(key(1), at(90), time(200.0));
+        index.task(key(1), at(5), time(100.0));
+        assert_eq!(
+            index.pending_since(time(300.0)),
+            [(key(1), PendingTask { position: at(90), since: time(200.0), again: 1 })]
+        );
+        // In a partition with a lower number, later.
+        let (first, second) = (Position { partition: 2, offset: 90 }, Position { partition: 1, offset: 7 });
+        index.task(key(2), first, time(100.0));
+        index.task(key(2), second, time(200.0));
+        index.task(key(2), first, time(100.0));
+        assert!(index.is_pending_at(key(2), second));
+    }
+
+    #[test]
+    fn the_first_result_in_the_log_is_the_one() {
+        let mut index = index(10);
+        assert!(index.result(key(1), at(50), time(100.0), false));
+        assert!(!index.result(key(1), at(60), time(101.0), false));
+        assert_eq!((index.known(key(1)), index.duplicates()), (Known::Done(at(50)), 1));
+        assert!(!index.result(key(1), at(40), time(99.0), false), "read back later, written earlier");
+        assert_eq!(index.known(key(1)), Known::Done(at(40)));
+        assert!(!index.result(key(1), at(40), time(99.0), false));
+        assert_eq!(index.duplicates(), 1, "the same record read twice is no duplicate");
+    }
+
+    #[test]
+    fn results_are_forgotten_by_age_and_by_number_and_pending_tasks_never() {
+        let mut index = index(2);
+        index.task(key(9), at(1), time(0.0));
+        for number in 1..=3 {
+            index.result(key(number), at(number as i64), time(100.0 * number as f64), false);
+        }
+        assert_eq!(index.known(key(1)), Known::Nothing, "the third pushed the first out");
+        index.forget_old(time(800.1));
+        assert_eq!((index.known(key(2)), index.known(key(3))), (Known::Nothing, Known::Done(at(3))));
+        assert_eq!(index.known(key(9)), Known::Pending);
+        assert_eq!(index.pending_since(time(0.5)).len(), 1);
+        assert!(index.pending_since(time(0.0)).is_empty());
+        // Its record was deleted, and its task, of an idempotency key, is run again.
+        index.forget(key(3));
+        assert!(index.result(key(3), at(9), time(900.0), false));
+        index.forget_old(time(950.0));
+        assert_eq!(index.known(key(3)), Known::Done(at(9)), "only the first one is old");
+    }
+
+    #[test]
+    fn what_number_has_pushed_out_may_be_searched_for_and_results_of_keys_stay() {
+        let mut index = index(2);
+        assert!(!index.may_be_pushed_out(None));
+        index.result(key(1), at(1), time(100.0), true);
+        for number in 2..=4 {
+            index.result(key(number), at(number as i64), time(100.0 * number as f64), false);
+        }
+        assert_eq!((index.known(key(1)), index.known(key(2))), (Known::Done(at(1)), Known::Nothing));
+        assert!(index.may_be_pushed_out(None) && index.may_be_pushed_out(Some(time(200.0))));
+        assert!(!index.may_be_pushed_out(Some(time(200.1))), "a later one is still known");
+        index.forget_old(time(800.0));
+        assert!(index.may_be_pushed_out(None));
+        index.forget_old(time(800.1));
+        assert!(!index.may_be_pushed_out(None), "it is older than the retention");
+        assert_eq!(index.known(key(1)), Known::Nothing, "so is that of the key");
+    }
+}

@@ -1,0 +1,228 @@
+//! Tasks: from a caller into Kafka, and from Kafka back to the caller.
+//!
+//! ```text
+//!  http ──► submit ──► producer ──► `tasks`      `results` ──► readers ──► reply
+//!             │            │                                      │
+//!             └────────────┴──────────► book ◄────────────────────┘
+//! ```
+//!
+//! | file | noun |
+//! |---|---|
+//! | `book` | what is known of tasks and who waits for them, behind verbs |
+//! | `index`, `kept`, `waiting`, `idempotency` | its parts: where results stand, records, callers, keys |
+//! | `key` | a task's id and a record's position |
+//! | `clock` | how old a record is |
+//! | `submit` | tasks and claims on their way to the producer |
+//! | `produced` | what Kafka says to them |
+//! | `readers` | the tail, the past, the tasks |
+//! | `questions` | what is asked by a task's id |
+//! | `search` | results that the index has no room for |
+//! | `parting` | what a caller is told that leaves without what it waited for |
+//! | `sweep` | tasks that Kafka has dropped |
+//! | `backend` | the threads that need Kafka |
+//!
+//! [`Tasks`] is what `http` has of it, with [`Backend`] it is what `lifecycle` has. Nothing is sent, written, logged or answered while its book is
+//! locked.
+
+mod backend;
+mod book;
+mod clock;
+mod idempotency;
+mod index;
+mod kept;
+mod key;
+mod parting;
+mod produced;
+mod questions;
+mod readers;
+mod search;
+mod submit;
+mod sweep;
+mod waiting;
+
+use super::fleet::{Fleet, FleetView, log_events};
+use super::metrics::Gauges;
+use super::overload::Refused;
+use super::reply::Reply;
+use super::response::Response;
+use super::state::{ReadBack, State, THREAD_SILENCE};
+use crate::kafka::producer::{Producer, ProducerSender};
+use crate::stop::Stop;
+use book::{Moment, TaskBook};
+use clock::KafkaClock;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::{Mutex, MutexGuard};
+use produced::Token;
+use questions::Question;
+use search::Search;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use waiting::Waiter;
+
+pub(super) use backend::Backend;
+pub(super) use submit::SubmitOptions;
+
+/// How often workers, claims and results are looked through for what has become old.
+const UPKEEP_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A task that a caller asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) text: String,
+    pub(super) work_ms: Option<u64>,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Tasks {
+    state: Arc<State>,
+    book: Mutex<TaskBook<Reply>>,
+    fleet: Mutex<Fleet>,
+    clock: KafkaClock,
+    /// There once Kafka was reached, until it is closed.
+    producer: Mutex<Option<Producer<Token>>>,
+    /// Its entrance.
+    sender: OnceLock<ProducerSender<Token>>,
+    questions: Sender<Question>,
+    searches: Sender<Search>,
+    tasks_topic: Arc<str>,
+    results_topic: Arc<str>,
+}
+
+/// What the threads `lookup` and `search` are asked.
+#[derive(Debug)]
+pub(super) struct Asked {
+    questions: Receiver<Question>,
+    searches: Receiver<Search>,
+}
+
+impl Tasks {
+    /// With it, the ends of the queues that the [`Backend`] takes from.
+    pub(super) fn new(state: Arc<State>) -> (Arc<Self>, Asked) {
+        let (questions, asked) = bounded(questions::QUEUE);
+        let (searches, searched) = bounded(search::QUEUE);
+        let config = &state.config;
+        let tasks = Self {
+            book: Mutex::new(TaskBook::new(config, Instant::now())),
+            fleet: Mutex::new(Fleet::new(config.worker_timeout)),
+            clock: KafkaClock::new(),
+            producer: Mutex::default(),
+            sender: OnceLock::new(),
+            questions,
+            searches,
+            tasks_topic: config.common.tasks_topic.as_str().into(),
+            results_topic: config.common.results_topic.as_str().into(),
+            state,
+        };
+        (Arc::new(tasks), Asked { questions: asked, searches: searched })
+    }
+
+    /// The book. Hold it for a few lines, across nothing that waits.
+    fn book(&self) -> MutexGuard<'_, TaskBook<Reply>> {
+        self.book.lock()
+    }
+
+    fn now(&self) -> Moment {
+        Moment { instant: Instant::now(), time: self.state.now() }
+    }
+
+    /// The producer is there: tasks can be taken.
+    fn set_producer(&self, producer: Producer<Token>) {
+        // Set once, when the topics are prepared.
+        let _ = self.sender.set(producer.sender());
+        *self.producer.lock() = Some(producer);
+    }
+
+    /// Ends the producer: what it has may still be acknowledged until then.
+    pub(super) fn close_producer(&self, deadline: Instant) {
+        let producer = self.producer.lock().take();
+        if let Some(producer) = producer {
+            producer.close(deadline);
+        }
+    }
+
+    /// Whether the producer has a connection.
+    pub(super) fn is_producer_ready(&self) -> bool {
+        self.sender.get().is_some_and(ProducerSender::is_ready)
+    }
+
+    /// Whether Kafka takes this gateway's records, as far as its rights go.
+    pub(super) fn has_rights(&self) -> bool {
+        self.sender.get().is_none_or(|producer| producer.denial().is_none())
+    }
+
+    /// The threads that must move, and whether they do. That of the listening socket is watched from outside.
+    pub(super) fn liveness(&self) -> [(&'static str, bool); 3] {
+        let producer = self.sender.get().is_none_or(|producer| producer.last_turn().elapsed() < THREAD_SILENCE);
+        [("upkeep", self.state.is_upkeep_alive()), ("results_tail", self.state.is_tail_alive()), ("producer", producer)]
+    }
+
+    /// The fleet as it is now.
+    pub(super) fn fleet(&self) -> FleetView {
+        let now = self.state.now();
+        self.fleet.lock().view(now)
+    }
+
+    /// Workers that take tasks now.
+    pub(super) fn active_workers(&self) -> usize {
+        let now = self.state.now();
+        self.fleet.lock().active(now)
+    }
+
+    /// Callers that wait for a task on its way.
+    pub(super) fn callers(&self) -> usize {
+        self.book().counts().callers
+    }
+
+    /// The figures of this moment; the connections are left to others.
+    pub(super) fn gauges(&self) -> Gauges {
+        let active_workers = self.active_workers();
+        let counts = self.book().counts();
+        Gauges {
+            connections: 0,
+            unacknowledged_bytes: counts.unacknowledged_bytes,
+            waiting_callers: counts.callers,
+            pending_tasks: counts.pending,
+            known_results: counts.results,
+            duplicate_results: counts.duplicate_results,
+            active_workers,
+            kafka_connected: self.state.is_kafka_connected(),
+        }
+    }
+
+    /// Looks after workers that fell silent and claims and results that are old, until stopped. The thread `upkeep`.
+    pub(super) fn keep_up(&self, stop: &Stop) {
+        loop {
+            let now = self.state.now();
+            self.book().forget_old(now);
+            let events = self.fleet.lock().tick(now);
+            self.state.upkeep_came_round();
+            log_events(&events);
+            self.claim_overdue();
+            if stop.sleep(UPKEEP_INTERVAL).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn set_read(&self, part: ReadBack) {
+        if self.state.set_read(part) {
+            let counts = self.book().counts();
+            log::info!("read back: {} results, {} pending tasks", counts.results, counts.pending);
+        }
+    }
+}
+
+/// Gives all these callers the same response.
+fn give_all(callers: Vec<Waiter<Reply>>, response: &Response) {
+    for caller in callers {
+        caller.reply.give(response.clone());
+    }
+}
+
+fn refusal(refused: &Refused) -> Response {
+    match refused.retry_after {
+        None => Response::unavailable(&refused.detail, None),
+        Some(retry_after) => Response::unavailable_for(&refused.detail, None, retry_after),
+    }
+}

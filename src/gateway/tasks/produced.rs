@@ -1,0 +1,87 @@
+//! What Kafka says to the gateway's records, on the producer's thread.
+
+use super::book::TaskBook;
+use super::key::{Position, TaskKey};
+use super::{Tasks, give_all};
+use crate::gateway::reply::Reply;
+use crate::gateway::response::Response;
+use crate::kafka::producer::{Delivery, DeliveryError, ProducerEvents};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What a record of the gateway is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A task whose callers wait.
+    Task,
+    /// A claim whose callers wait.
+    Claim,
+    /// A task that Kafka had dropped; its callers may have left.
+    Again,
+}
+
+/// What travels with each record of the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::gateway) struct Token {
+    pub(super) kind: Kind,
+    pub(super) key: TaskKey,
+    /// Of its value.
+    pub(super) bytes: usize,
+}
+
+/// See the module documentation.
+pub(in crate::gateway) struct ProducerOutcomes(pub(in crate::gateway) Arc<Tasks>);
+
+impl ProducerEvents<Token> for ProducerOutcomes {
+    fn about_to_send(&mut self, token: &Token) -> bool {
+        if token.kind != Kind::Task {
+            return true;
+        }
+        let Err(late) = self.0.book().sending(token.key, token.bytes, Instant::now()) else { return true };
+        let detail = "Kafka did not take the task in time; nothing was accepted";
+        give_all(late, &Response::unavailable(detail, None));
+        false
+    }
+
+    fn settled(&mut self, deliveries: Vec<Delivery<Token>>) {
+        let now = self.0.state.now();
+        let mut responses = Vec::new();
+        {
+            let mut book = self.0.book();
+            for Delivery { token, outcome } in deliveries {
+                let book: &mut TaskBook<Reply> = &mut book;
+                match (token.kind, outcome) {
+                    (Kind::Task | Kind::Again, Ok(delivered)) => {
+                        self.0.state.metrics.accepted();
+                        let position = Position { partition: delivered.partition, offset: delivered.offset };
+                        let callers = book.task_acknowledged(token.key, token.bytes, position, now);
+                        if !callers.is_empty() {
+                            responses.push((callers, Response::accepted(&token.key.as_uuid().to_string())));
+                        }
+                    }
+                    (Kind::Claim, Ok(_)) => book.acknowledged(token.bytes),
+                    (_, Err(error)) => {
+                        let callers = book.given_up(token.key, token.bytes);
+                        responses.push((callers, not_accepted(token.key, &error)));
+                    }
+                }
+            }
+        }
+        for (callers, response) in responses {
+            give_all(callers, &response);
+        }
+    }
+}
+
+fn not_accepted(key: TaskKey, error: &DeliveryError) -> Response {
+    let detail = match error {
+        DeliveryError::Refused { code, .. } => format!("Kafka refused the task ({code}); nothing was accepted"),
+        DeliveryError::Denied { .. } => format!("{error}; nothing was accepted"),
+        DeliveryError::Unsent => "the gateway is shutting down; nothing was accepted".to_owned(),
+        DeliveryError::Unknown => {
+            let detail = "Kafka has not acknowledged the task; whether it was accepted is unknown: ask for its result";
+            return Response::unavailable(detail, Some(&key.as_uuid().to_string()));
+        }
+    };
+    Response::unavailable(&detail, None)
+}

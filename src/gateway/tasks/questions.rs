@@ -1,0 +1,176 @@
+//! What is asked by a task's id: the book knows where a result stands, the thread `lookup` gets it from Kafka.
+//!
+//! One thread with connections of its own, so that the readers never wait for a look-up. A question waits in the book
+//! like every reply that cannot be given at once; what is queued here is its number, and where its result stands.
+
+use super::Tasks;
+use super::index::Known;
+use super::key::{Position, TaskKey};
+use super::readers::decode;
+use super::waiting::{Full, Leaving, Wish};
+use crate::gateway::reply::{Reply, Ticket};
+use crate::gateway::response::Response;
+use crate::kafka::cluster::Cluster;
+use crate::kafka::reader::Lookup;
+use crate::stop::Stop;
+use crate::task::ResultsRecord;
+use crossbeam_channel::{Receiver, select};
+use serde_json::json;
+use std::time::Instant;
+
+/// Questions that may wait for the thread, those of callers that have left included. Full: the caller is told to come
+/// back.
+pub(super) const QUEUE: usize = 1024;
+
+const AWAY: &str = "Kafka does not answer; the result is not lost";
+
+/// A result that a caller waits for.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::gateway) struct Question {
+    number: u64,
+    key: TaskKey,
+    position: Position,
+    /// Asked for by its id (200 whatever came of the task), not by posting the task.
+    stored: bool,
+}
+
+impl Tasks {
+    /// A task is asked for by its id. The ticket of a reply that waits.
+    pub(in crate::gateway) fn ask(&self, reply: Reply, id: String) -> Option<Ticket> {
+        let key = TaskKey::from_id(&id);
+        let known = self.book().known(key);
+        let refused = match known {
+            Known::Done(position) => return self.fetch(reply, key, id, position, true),
+            Known::Pending => {
+                reply.give(pending(&id));
+                return None;
+            }
+            Known::Nothing if !self.state.is_read_back() => {
+                "the gateway is still reading what happened before its start; try again"
+            }
+            Known::Nothing if self.state.is_draining() => "the gateway is shutting down; ask another one",
+            Known::Nothing if !self.state.is_kafka_connected() => {
+                "Kafka does not answer; whether there is such a task is not known"
+            }
+            Known::Nothing if self.may_be_pushed_out(&id) => return self.search(reply, key, id),
+            // Another gateway may have accepted it a moment ago.
+            Known::Nothing => {
+                let asked = self.book().ask(key, id.clone(), reply, Instant::now());
+                return ticket(asked, &id);
+            }
+        };
+        reply.give(Response::unavailable(refused, Some(&id)));
+        None
+    }
+
+    /// The tasks topic was read so often. Those that asked for an unknown task are answered once other gateways' tasks
+    /// are known, too.
+    pub(super) fn passed(&self, passes: u64) {
+        let decided = self.book().passed(passes);
+        for (number, key, known) in decided {
+            match known {
+                Known::Done(position) => self.hand_over(Question { number, key, position, stored: true }),
+                Known::Pending => self.give(number, pending),
+                Known::Nothing => self.give(number, unknown),
+            }
+        }
+    }
+
+    /// Has a result fetched that stands there.
+    pub(super) fn fetch(
+        &self,
+        reply: Reply,
+        key: TaskKey,
+        id: String,
+        position: Position,
+        stored: bool,
+    ) -> Option<Ticket> {
+        if !self.state.is_kafka_connected() {
+            reply.give(Response::unavailable(AWAY, Some(&id)));
+            return None;
+        }
+        let entered = self.book().look_up(key, id.clone(), reply, Instant::now());
+        let ticket = ticket(entered, &id)?;
+        self.hand_over(Question { number: ticket.number, key, position, stored });
+        Some(ticket)
+    }
+
+    fn hand_over(&self, question: Question) {
+        // Full, or the thread has ended.
+        if self.questions.try_send(question).is_err() {
+            self.give(question.number, |id| Response::unavailable("too many results are asked for at once", Some(id)));
+        }
+    }
+
+    /// Gives a question's reply, unless its caller has left.
+    pub(super) fn give(&self, number: u64, response: impl FnOnce(&str) -> Response) {
+        let taken = self.book().take(number);
+        if let Some(Leaving { waiter, .. }) = taken
+            && let Wish::Stored(id) | Wish::Existence(id) = &waiter.wish
+        {
+            waiter.reply.give(response(id));
+        }
+    }
+}
+
+/// The ticket of one that was entered; the others are told to come back.
+pub(super) fn ticket(entered: Result<Ticket, (Reply, Full)>, id: &str) -> Option<Ticket> {
+    let (reply, full) = match entered {
+        Ok(ticket) => return Some(ticket),
+        Err(refused) => refused,
+    };
+    let detail = match full {
+        Full::Table(_) => "too many tasks are asked for at once",
+        Full::Closed => "the gateway is shutting down; ask another one",
+    };
+    reply.give(Response::unavailable(detail, Some(id)));
+    None
+}
+
+/// Answers questions until stopped. The thread `lookup`.
+pub(in crate::gateway) fn answer_questions(
+    tasks: &Tasks,
+    cluster: Cluster,
+    questions: &Receiver<Question>,
+    stop: &Stop,
+) {
+    let mut lookup = Lookup::new(cluster);
+    loop {
+        let Question { number, key, position, stored } = select! {
+            recv(questions) -> question => match question {
+                Ok(question) => question,
+                Err(_) => return,
+            },
+            recv(stop.triggered()) -> _ => return,
+        };
+        if !tasks.book().waits(number) {
+            continue;
+        }
+        // In a topic that was created again another record stands there, or none.
+        let found = lookup.read(&tasks.results_topic, position.partition, position.offset).map(|record| {
+            let record = record?;
+            let ResultsRecord::Result(peek) = decode(&record) else { return None };
+            (TaskKey::from_id(&peek.task_id) == key).then_some((peek, record.value?))
+        });
+        if let Ok(None) = found {
+            tasks.book().result_is_gone(key);
+        }
+        tasks.give(number, |id| match found {
+            Ok(Some((_, value))) if stored => Response::stored_result(&value),
+            Ok(Some((peek, value))) => Response::result(&peek, &value),
+            Ok(None) => Response::problem(404, "the result is not kept any more", Some(id)),
+            Err(error) => {
+                log::debug!("a result could not be fetched: {error}");
+                Response::unavailable(AWAY, Some(id))
+            }
+        });
+    }
+}
+
+pub(super) fn pending(id: &str) -> Response {
+    Response::json(200, &json!({ "task_id": id, "state": "pending" }))
+}
+
+pub(super) fn unknown(id: &str) -> Response {
+    Response::problem(404, "this task is not known, or its result is older than RESULT_RETENTION", Some(id))
+}

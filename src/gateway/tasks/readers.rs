@@ -1,0 +1,275 @@
+//! The readers: what the gateway learns from Kafka.
+//!
+//! | thread | topic | from | for |
+//! |---|---|---|---|
+//! | `results-tail` | `results` | its end minus 10 s | waiting callers, the fleet, claims |
+//! | `results-past` | `results` | `RESULT_RETENTION` ago, to the end seen at its start | the index, gone workers; then it ends |
+//! | `tasks` | `tasks` | the group's start offset | pending tasks |
+//!
+//! The tail serves from the first moment; only once the other two have reached the ends that they saw is an unknown
+//! task known not to exist. All records seen up to the ends at the start count from Kafka's time, later ones from their
+//! arrival. Records are decoded before the book is locked, a batch at a time.
+
+use super::key::{Position, TaskKey};
+use super::submit::claim_of;
+use super::waiting::{Waiter, Wish};
+use super::{Tasks, give_all};
+use crate::gateway::fleet::log_events;
+use crate::gateway::reply::Reply;
+use crate::gateway::response::Response;
+use crate::gateway::state::ReadBack;
+use crate::kafka::admin;
+use crate::kafka::cluster::Cluster;
+use crate::kafka::error::KafkaError;
+use crate::kafka::reader::{ReadRecord, Reader, ReaderOptions, StartAt};
+use crate::outage::Outage;
+use crate::stop::Stop;
+use crate::task::{ResultPeek, ResultsRecord, Task};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// How far before its end the tail begins: long enough that a fleet of live workers has been heard.
+const TAIL: Duration = Duration::from_secs(10);
+/// How long a fetch is parked while nothing comes.
+const MAX_WAIT: Duration = Duration::from_millis(500);
+/// Bytes of one fetch: several thousand results.
+const MAX_BYTES: i32 = 2 * 1024 * 1024;
+/// The tasks of other gateways are known within this.
+const TASKS_WAIT: Duration = Duration::from_millis(250);
+/// So many bytes of tasks are handed over before that.
+const TASKS_BYTES: i32 = 64 * 1024;
+/// Before this is reached results may still be missing from the index, because of clocks that differ a little.
+const CLOCK_SLACK: Duration = Duration::from_secs(5);
+
+/// How results are read.
+pub(super) fn options() -> ReaderOptions {
+    ReaderOptions { max_wait: MAX_WAIT, max_bytes: MAX_BYTES, ..ReaderOptions::default() }
+}
+
+/// The tail of `results`, until stopped.
+///
+/// # Errors
+/// None but an interruption ends it.
+pub(in crate::gateway) fn tail(tasks: &Tasks, cluster: Cluster, stop: &Stop) -> Result<(), KafkaError> {
+    let mut reader = Reader::new(cluster, &tasks.results_topic, StartAt::EndMinus(TAIL), options());
+    let mut outage = Outage::new("Kafka");
+    let mut live_from: Option<BTreeMap<i32, i64>> = None;
+    while !stop.is_triggered() {
+        tasks.state.tail_came_round();
+        let Some(ends) = &live_from else {
+            match reader.end_offsets() {
+                Ok(ends) => live_from = Some(ends),
+                Err(KafkaError::Interrupted) => return Ok(()),
+                Err(error) => {
+                    outage.report(&error);
+                    if stop.sleep(MAX_WAIT / 5).is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            continue;
+        };
+        match reader.poll() {
+            Ok(records) => {
+                outage.over();
+                // Not the end of the poll: a frozen broker lets polls end empty for seconds.
+                if let Some(at) = reader.last_answer() {
+                    tasks.state.kafka_answered(at);
+                }
+                take_results(tasks, &records, |record| {
+                    ends.get(&record.partition).is_none_or(|end| record.offset >= *end)
+                });
+            }
+            Err(KafkaError::Interrupted) => return Ok(()),
+            Err(error) => outage.report(&error),
+        }
+    }
+    Ok(())
+}
+
+/// The results of the retention, up to the end that is seen now.
+pub(in crate::gateway) fn past(tasks: &Tasks, cluster: Cluster, stop: &Stop) {
+    let from = StartAt::AtLeast(tasks.state.config.common.result_retention + CLOCK_SLACK);
+    let reader = Reader::new(cluster, &tasks.results_topic, from, options());
+    if until_end(reader, stop, |records| take_results(tasks, records, |_| false)).is_ok() {
+        tasks.set_read(ReadBack::Results);
+    }
+}
+
+/// Results, statuses and claims of one fetch, with one visit to the book. What was there before the start is no news.
+fn take_results(tasks: &Tasks, records: &[ReadRecord], is_live: impl Fn(&ReadRecord) -> bool) {
+    if records.is_empty() {
+        return;
+    }
+    let now = tasks.now();
+    // First, so that the age of each is right.
+    tasks.clock.read(records.iter().map(|record| record.timestamp));
+    let (mut results, mut statuses, mut claims) = (Vec::new(), Vec::new(), Vec::new());
+    for record in records {
+        let (live, written) = (is_live(record), record.timestamp);
+        let at = if live { now.time } else { tasks.clock.date(written, now.time) };
+        match (decode(record), &record.value) {
+            (ResultsRecord::Result(peek), Some(value)) => {
+                let position = Position { partition: record.partition, offset: record.offset };
+                results.push((TaskKey::from_id(&peek.task_id), position, at, live, peek, value));
+            }
+            (ResultsRecord::Status(status), _) => {
+                let seen = if live { now.time } else { tasks.clock.last_seen(written, now.time) };
+                statuses.push((status, seen, record.offset, live));
+            }
+            (ResultsRecord::Claim(claim), _) => claims.extend(claim_of(&claim, written, at)),
+            (ResultsRecord::Bad(_), _) => tasks.state.metrics.bad_record(),
+            (ResultsRecord::Result(_) | ResultsRecord::Other, _) => {}
+        }
+    }
+    let (mut responses, mut finished) = (Vec::new(), 0);
+    let claims: Vec<_> = {
+        let mut book = tasks.book();
+        for (key, position, at, live, peek, value) in results {
+            let (is_news, callers) = book.done(key, position, at);
+            finished += u64::from(is_news && live);
+            responses.extend((!callers.is_empty()).then_some((callers, peek, value)));
+        }
+        book.finished(finished, now.instant);
+        let instance = tasks.state.instance;
+        claims.into_iter().map(|(key, claim)| (key, book.claim_read(key, claim, instance, now.instant))).collect()
+    };
+    tasks.state.metrics.results(finished);
+    for (callers, peek, value) in responses {
+        respond(tasks, callers, &peek, value, now.instant);
+    }
+    let events: Vec<_> = {
+        let mut fleet = tasks.fleet.lock();
+        let heard = statuses.into_iter().map(|(status, at, offset, live)| (fleet.hear(*status, at, offset), live));
+        heard.filter(|(_, live)| *live).flat_map(|(events, _)| events).collect()
+    };
+    log_events(&events);
+    for (key, comes_to) in claims {
+        tasks.claim_came(key, comes_to);
+    }
+}
+
+/// Gives the callers whose result has come their responses.
+fn respond(tasks: &Tasks, callers: Vec<Waiter<Reply>>, peek: &ResultPeek, value: &[u8], now: Instant) {
+    for caller in callers {
+        tasks.state.metrics.answer_took(now.saturating_duration_since(caller.since));
+        caller.reply.give(match caller.wish {
+            // The result was faster than the acknowledgement.
+            Wish::Acceptance => Response::accepted(&peek.task_id),
+            _ => Response::result(peek, value),
+        });
+    }
+}
+
+/// What a record of `results` is.
+pub(super) fn decode(record: &ReadRecord) -> ResultsRecord {
+    let headers = record.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
+    ResultsRecord::of_record(headers, record.value.as_deref())
+}
+
+/// The tasks from the group's start offset on, until stopped.
+///
+/// # Errors
+/// None but an interruption ends it.
+pub(in crate::gateway) fn tasks(tasks: &Tasks, cluster: Cluster, stop: &Stop) -> Result<(), KafkaError> {
+    let Some(start) = group_start(tasks, &cluster, stop) else { return Ok(()) };
+    // Our own tasks are entered when Kafka acknowledges them; those of other gateways may be known a little later, and
+    // every answer less leaves the broker more time for tasks.
+    let options = ReaderOptions { max_wait: TASKS_WAIT, max_bytes: MAX_BYTES, min_bytes: TASKS_BYTES };
+    // The group is read_committed as well: a task of an aborted transaction is never run, and must not be waited for.
+    let mut reader = Reader::new(cluster, &tasks.tasks_topic, StartAt::Offsets(start), options).committed();
+    let mut ends: Option<BTreeMap<i32, i64>> = None;
+    let mut behind = true;
+    while !stop.is_triggered() {
+        if tasks.book().counts().pending >= tasks.state.config.max_pending {
+            tasks.set_read(ReadBack::TasksFull);
+            // What is not read yet stays in Kafka; until then unknown tasks are not said not to exist, and new ones are
+            // refused.
+            if stop.sleep(TASKS_WAIT).is_err() {
+                return Ok(());
+            }
+            continue;
+        }
+        if ends.is_none() {
+            ends = reader.end_offsets().ok();
+        }
+        match reader.poll() {
+            Ok(records) => {
+                take_tasks(tasks, &records);
+                tasks.passed(reader.passes());
+            }
+            Err(KafkaError::Interrupted) => return Ok(()),
+            // The tail says that Kafka is away.
+            Err(error) => log::debug!("reading the tasks failed: {error}"),
+        }
+        if behind && ends.as_ref().is_some_and(|ends| reached(ends, &reader.positions())) {
+            behind = false;
+            tasks.set_read(ReadBack::Tasks);
+        }
+    }
+    Ok(())
+}
+
+fn take_tasks(tasks: &Tasks, records: &[ReadRecord]) {
+    if records.is_empty() {
+        return;
+    }
+    let now = tasks.state.now();
+    // A record in which no id is found is no task; its worker gives it up.
+    let id_of = |record: &ReadRecord| Task::id_of(record.key.as_deref(), record.value.as_deref());
+    let found: Vec<_> = records.iter().filter_map(|record| Some((record, id_of(record)?))).collect();
+    let mut accepted = Vec::new();
+    {
+        let mut book = tasks.book();
+        for (record, id) in found {
+            let position = Position { partition: record.partition, offset: record.offset };
+            let at = tasks.clock.date(record.timestamp, now);
+            let callers = book.in_kafka(TaskKey::from_id(&id), position, at);
+            accepted.extend((!callers.is_empty()).then_some((callers, id)));
+        }
+    }
+    for (callers, id) in accepted {
+        give_all(callers, &Response::accepted(&id));
+    }
+}
+
+/// Where the group starts on each partition; `None` when stopped first. A group that has never met has no offsets yet,
+/// and everything is read.
+fn group_start(tasks: &Tasks, cluster: &Cluster, stop: &Stop) -> Option<BTreeMap<i32, i64>> {
+    let common = &tasks.state.config.common;
+    loop {
+        match admin::share_group_offsets(cluster, &common.worker_group, &common.tasks_topic) {
+            Ok(offsets) => return Some(offsets.into_iter().filter(|(_, offset)| *offset >= 0).collect()),
+            Err(KafkaError::Interrupted) => return None,
+            Err(error) => log::debug!("the group's start offsets are not known yet: {error}"),
+        }
+        stop.sleep(MAX_WAIT / 5).ok()?;
+    }
+}
+
+/// Reads until the ends that are seen at the beginning. `Err`: stopped.
+fn until_end(mut reader: Reader, stop: &Stop, mut take: impl FnMut(&[ReadRecord])) -> Result<(), ()> {
+    let mut ends: Option<BTreeMap<i32, i64>> = None;
+    loop {
+        stop.check().map_err(|_| ())?;
+        if ends.is_none() {
+            ends = reader.end_offsets().ok();
+        }
+        match reader.poll() {
+            Ok(records) => take(&records),
+            Err(KafkaError::Interrupted) => return Err(()),
+            Err(error) => log::debug!("reading back failed: {error}"),
+        }
+        if ends.as_ref().is_some_and(|ends| reached(ends, &reader.positions())) {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether these positions are at these ends, or behind them.
+pub(super) fn reached(ends: &BTreeMap<i32, i64>, positions: &BTreeMap<i32, i64>) -> bool {
+    ends.iter().all(|(partition, end)| *end == 0 || positions.get(partition).is_some_and(|position| position >= end))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! What the readers make of records, without a Kafka.
+
+use super::*;
+use crate::config::GatewayConfig;
+use crate::gateway::reply::tests::Kept;
+use crate::gateway::state::State;
+use crate::gateway::tasks::index::Known;
+use crate::gateway::tasks::key::digest;
+use crate::task::{Claim, TaskResult, WorkerState, WorkerStatus};
+use bytes::Bytes;
+use serde_json::{Map, json};
+use std::sync::Arc;
+use std::time::SystemTime;
+use uuid::Uuid;
+
+fn gateway() -> Arc<Tasks> {
+    Tasks::new(Arc::new(State::new(GatewayConfig::default()))).0
+}
+
+fn record(offset: i64, key: &str, value: impl Into<Bytes>) -> ReadRecord {
+    ReadRecord {
+        partition: 0,
+        offset,
+        timestamp: SystemTime::now(),
+        key: Some(Bytes::copy_from_slice(key.as_bytes())),
+        value: Some(value.into()),
+        headers: Vec::new(),
+    }
+}
+
+fn result(offset: i64, id: &str) -> ReadRecord {
+    let result = TaskResult {
+        task_id: id.to_owned(),
+        success: true,
+        error: None,
+        processed_by: "w".to_owned(),
+        seconds: 0.1,
+        output: Map::new(),
+    };
+    record(offset, id, result.encode())
+}
+
+fn status(offset: i64, age: Duration) -> ReadRecord {
+    let status = WorkerStatus {
+        worker_id: "w".to_owned(),
+        status: WorkerState::Started,
+        timestamp: 1_000.0,
+        current_task: None,
+        current_tasks: Vec::new(),
+        instance: Uuid::from_u128(1),
+        started_at: 1_000.0,
+        stop_deadline: None,
+        holding_back: false,
+        receipt: None,
+    };
+    ReadRecord { timestamp: SystemTime::now() - age, ..record(offset, "w", status.encode()) }
+}
+
+/// A caller that waits for this task.
+fn park(tasks: &Tasks, key: TaskKey) -> Arc<Kept> {
+    let kept = Arc::<Kept>::default();
+    tasks.book().accept(key, Reply::new(Arc::clone(&kept) as _), false, Instant::now()).expect("room");
+    kept
+}
+
+#[test]
+fn a_result_is_given_to_its_callers_and_can_be_asked_for() {
+    let tasks = gateway();
+    let id = Uuid::now_v7().to_string();
+    let key = TaskKey::from_id(&id);
+    let (first, second, other) = (park(&tasks, key), park(&tasks, key), park(&tasks, TaskKey::from_number(9)));
+    take_results(&tasks, &[result(7, &id), result(8, &id)], |_| true);
+    assert_eq!((first.0.lock().as_slice(), second.0.lock().as_slice()), ([200].as_slice(), [200].as_slice()));
+    assert!(other.0.lock().is_empty());
+    assert_eq!(tasks.book().known(key), Known::Done(Position { partition: 0, offset: 7 }));
+    assert_eq!(tasks.gauges().duplicate_results, 1);
+}
+
+#[test]
+fn the_id_in_the_value_says_whose_record_it_is() {
+    let tasks = gateway();
+    take_results(&tasks, &[ReadRecord { key: Some(Bytes::from_static(b"another")), ..result(7, "own") }], |_| true);
+    let task = json!({"task_id": "mine", "text": "a", "timestamp": 1.0}).to_string();
+    take_tasks(&tasks, &[record(3, "another", task), record(4, "", "no task")]);
+    let known = |id: &str| tasks.book().known(TaskKey::from_id(id));
+    assert_eq!(known("own"), Known::Done(Position { partition: 0, offset: 7 }));
+    assert_eq!((known("mine"), known("another")), (Known::Pending, Known::Nothing));
+    assert_eq!(tasks.gauges().pending_tasks, 1);
+}
+
+#[test]
+fn a_worker_that_is_read_back_is_as_old_as_its_record_lies_behind() {
+    let (tasks, others) = (gateway(), [result(8, "a"), result(9, "b")]);
+    take_results(&tasks, &others, |_| true);
+    take_results(&tasks, &[status(3, Duration::from_secs(60))], |_| false);
+    assert_eq!(tasks.active_workers(), 0, "it was last heard a minute ago");
+    take_results(&tasks, &[status(10, Duration::from_secs(60))], |_| true);
+    assert_eq!(tasks.active_workers(), 1, "what comes now is new, whatever its clock says");
+}
+
+#[test]
+fn a_claim_of_our_own_has_its_task_produced() {
+    let tasks = gateway();
+    let key = TaskKey::from_number(1);
+    let claim = Claim {
+        task_id: key.as_uuid().to_string(),
+        text_hash: digest("a").to_string(),
+        gateway: tasks.state.instance.to_string(),
+        timestamp: 1.0,
+    };
+    let kept = Arc::<Kept>::default();
+    let wanted = super::super::Wanted { text: "a".to_owned(), work_ms: None };
+    let request = crate::gateway::tasks::book::KeyedRequest { wanted, digest: digest("a"), asynchronous: false };
+    let now = tasks.now();
+    let _ = tasks.book().accept_keyed(key, Reply::new(Arc::clone(&kept) as _), request, now);
+    take_results(&tasks, &[record(5, "k", claim.encode())], |_| true);
+    assert_eq!(*kept.0.lock(), [503], "there is no producer here, which its caller is told");
+    assert_eq!(tasks.callers(), 0);
+}
+
+#[test]
+fn records_of_strangers_are_counted_and_passed_over() {
+    let tasks = gateway();
+    take_results(&tasks, &[record(1, "x", "no json"), record(2, "x", "{}"), result(3, "a")], |_| true);
+    assert_eq!(tasks.gauges().known_results, 1);
+}
+
+#[test]
+fn an_end_is_reached_on_all_partitions_or_not() {
+    let ends = BTreeMap::from([(0, 5), (1, 0), (2, 3)]);
+    assert!(!reached(&ends, &BTreeMap::from([(0, 5)])), "nothing is known of the third");
+    assert!(!reached(&ends, &BTreeMap::from([(0, 5), (2, 2)])));
+    assert!(reached(&ends, &BTreeMap::from([(0, 6), (2, 3)])), "nothing need be read of an empty one");
+}

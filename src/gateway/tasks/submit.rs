@@ -1,0 +1,247 @@
+//! How a task gets from a caller to the producer: `POST /analyze` behind its parsing.
+//!
+//! A caller is entered before its task is handed to the producer, so that no result is faster than its entry. For a
+//! request with an idempotency key the gateway first writes a claim (see [`idempotency`](super::idempotency)). Called by
+//! the connections' threads, the tail reader (claims), the thread `upkeep` (claims that came to nothing) and the
+//! sweeper.
+
+use super::book::{ClaimRead, Keyed, KeyedRequest};
+use super::idempotency::Claim;
+use super::key::{TaskKey, digest, task_of_key};
+use super::produced::{Kind, Token};
+use super::{Tasks, Wanted, give_all, refusal};
+use crate::gateway::reply::{Reply, Ticket};
+use crate::gateway::response::Response;
+use crate::kafka::producer::{ProducerRecord, TrySendError};
+use crate::task::{self, Task, unix_now};
+use bytes::Bytes;
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Instant;
+use uuid::Uuid;
+
+/// What a request asks for, beside its task.
+#[derive(Clone, Debug, Default)]
+pub(in crate::gateway) struct SubmitOptions {
+    /// The caller waits for Kafka's word only, not for the result (`Prefer: respond-async`).
+    pub(in crate::gateway) asynchronous: bool,
+    pub(in crate::gateway) idempotency_key: Option<String>,
+}
+
+impl Tasks {
+    /// Takes what a caller wants, or turns the caller away. The ticket of a reply that waits.
+    pub(in crate::gateway) fn submit(&self, reply: Reply, wanted: Wanted, options: &SubmitOptions) -> Option<Ticket> {
+        let refused = if self.state.is_draining() {
+            "the gateway is shutting down; send this to another one"
+        } else if self.sender.get().is_none() {
+            "Kafka is not connected yet; nothing was accepted"
+        } else if options.idempotency_key.is_some() && !self.state.is_read_back() {
+            "the gateway is still reading what happened before its start; try again"
+        } else {
+            return match &options.idempotency_key {
+                None => self.submit_new(reply, wanted, options.asynchronous),
+                Some(key) => self.submit_keyed(reply, key, wanted, options.asynchronous),
+            };
+        };
+        reply.give(Response::unavailable(refused, None));
+        None
+    }
+
+    fn submit_new(&self, reply: Reply, wanted: Wanted, asynchronous: bool) -> Option<Ticket> {
+        let key = TaskKey::from_uuid(Uuid::now_v7());
+        let accepted = self.book().accept(key, reply, asynchronous, Instant::now());
+        match accepted {
+            Ok(ticket) => {
+                self.produce_task(key, wanted);
+                Some(ticket)
+            }
+            Err((reply, refused)) => {
+                reply.give(refusal(&refused));
+                None
+            }
+        }
+    }
+
+    fn submit_keyed(&self, reply: Reply, idempotency_key: &str, wanted: Wanted, asynchronous: bool) -> Option<Ticket> {
+        let key = TaskKey::from_uuid(task_of_key(idempotency_key));
+        let digest = digest(&wanted.text);
+        let request = KeyedRequest { wanted, digest, asynchronous };
+        let now = self.now();
+        let decided = self.book().accept_keyed(key, reply, request, now);
+        let (reply, response) = match decided {
+            Keyed::Waits(ticket) => return Some(ticket),
+            Keyed::Claims(ticket) => {
+                self.produce_claim(key, digest);
+                return Some(ticket);
+            }
+            Keyed::Fetch(reply, position) => {
+                return self.fetch(reply, key, key.as_uuid().to_string(), position, false);
+            }
+            Keyed::Refused(reply, refused) => (reply, refusal(&refused)),
+            Keyed::Conflict(reply) => (reply, used_with_another_text(key)),
+            Keyed::Accepted(reply) => (reply, Response::accepted(&key.as_uuid().to_string())),
+        };
+        reply.give(response);
+        None
+    }
+
+    fn produce_task(&self, key: TaskKey, wanted: Wanted) {
+        let id = key.as_uuid().to_string();
+        let task = Task { task_id: id, text: wanted.text, timestamp: unix_now(), work_ms: wanted.work_ms };
+        let value = Bytes::from(task.encode());
+        let record = ProducerRecord {
+            topic: Arc::clone(&self.tasks_topic),
+            key: Some(Bytes::from(task.task_id)),
+            value: Some(value.clone()),
+            headers: Vec::new(),
+        };
+        let token = Token { kind: Kind::Task, key, bytes: value.len() };
+        // Before it is handed over: it may be settled before that returns.
+        self.book().producing_task(key, value);
+        self.produce(record, token);
+    }
+
+    /// Produces a task again that Kafka has dropped, as it was.
+    pub(super) fn produce_again(&self, key: TaskKey, record_key: Option<Bytes>, value: Bytes) {
+        let token = Token { kind: Kind::Again, key, bytes: value.len() };
+        let (topic, headers) = (Arc::clone(&self.tasks_topic), Vec::new());
+        self.book().producing(token.bytes);
+        self.produce(ProducerRecord { topic, key: record_key, value: Some(value), headers }, token);
+    }
+
+    fn produce_claim(&self, key: TaskKey, digest: Uuid) {
+        let claim = task::Claim {
+            task_id: key.as_uuid().to_string(),
+            text_hash: digest.to_string(),
+            gateway: self.state.instance.to_string(),
+            timestamp: unix_now(),
+        };
+        let value = Bytes::from(claim.encode());
+        let token = Token { kind: Kind::Claim, key, bytes: value.len() };
+        let record = ProducerRecord {
+            topic: Arc::clone(&self.results_topic),
+            key: Some(Bytes::from(claim.task_id)),
+            value: Some(value),
+            headers: vec![(Cow::Borrowed(task::KIND_HEADER), Some(Bytes::from_static(task::KIND_CLAIM.as_bytes())))],
+        };
+        self.book().producing(token.bytes);
+        self.produce(record, token);
+    }
+
+    /// Hands a record to the producer; its queue full, the callers are turned away with nothing accepted.
+    fn produce(&self, record: ProducerRecord, token: Token) {
+        let refused = match self.sender.get().map(|producer| producer.try_send(record, token)) {
+            Some(Ok(())) => return,
+            Some(Err(TrySendError::Full(_))) => "too many tasks wait for Kafka; nothing was accepted",
+            Some(Err(TrySendError::Closed(_))) | None => "the gateway is shutting down; nothing was accepted",
+        };
+        let callers = self.book().given_up(token.key, token.bytes);
+        give_all(callers, &Response::unavailable(refused, None));
+    }
+
+    /// Does what a claim comes to that the tail reader has read.
+    pub(super) fn claim_came(&self, key: TaskKey, comes_to: ClaimRead<Reply>) {
+        match comes_to {
+            ClaimRead::Nothing => {}
+            ClaimRead::Produce(wanted) => self.produce_task(key, wanted),
+            ClaimRead::Conflict(callers) => give_all(callers, &used_with_another_text(key)),
+        }
+    }
+
+    /// Claims again what other gateways have claimed and not produced.
+    pub(super) fn claim_overdue(&self) {
+        if !self.state.is_kafka_connected() {
+            // Whether a task was produced elsewhere is not known at the moment.
+            return;
+        }
+        let overdue = self.book().overdue_claims(Instant::now());
+        for (key, digest) in overdue {
+            self.produce_claim(key, digest);
+        }
+    }
+}
+
+/// The claim of a record, if it is one that a gateway has written.
+pub(super) fn claim_of(
+    record: &task::Claim,
+    at: std::time::SystemTime,
+    heard: std::time::SystemTime,
+) -> Option<(TaskKey, Claim)> {
+    let digest = Uuid::try_parse(&record.text_hash).ok()?;
+    let gateway = Uuid::try_parse(&record.gateway).ok()?;
+    Some((TaskKey::from_id(&record.task_id), Claim { digest, gateway, at, heard }))
+}
+
+fn used_with_another_text(key: TaskKey) -> Response {
+    Response::problem(422, "this Idempotency-Key was used with another text", Some(&key.as_uuid().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::GatewayConfig;
+    use crate::gateway::reply::tests::Kept;
+    use crate::gateway::state::{ReadBack, State};
+
+    fn tasks() -> Arc<Tasks> {
+        Tasks::new(Arc::new(State::new(GatewayConfig::default()))).0
+    }
+
+    fn submit(tasks: &Tasks, key: Option<&str>) -> (Arc<Kept>, Option<Ticket>) {
+        let kept = Arc::<Kept>::default();
+        let wanted = Wanted { text: "text".to_owned(), work_ms: None };
+        let options = SubmitOptions { asynchronous: false, idempotency_key: key.map(str::to_owned) };
+        let ticket = tasks.submit(Reply::new(Arc::clone(&kept) as _), wanted, &options);
+        (kept, ticket)
+    }
+
+    #[test]
+    fn without_kafka_nothing_is_accepted() {
+        let tasks = tasks();
+        let (kept, ticket) = submit(&tasks, None);
+        assert_eq!((kept.0.lock().as_slice(), ticket), ([503].as_slice(), None));
+        assert_eq!((tasks.callers(), tasks.gauges().unacknowledged_bytes), (0, 0));
+    }
+
+    #[test]
+    fn a_task_that_the_producer_does_not_take_is_turned_away_and_forgotten() {
+        let tasks = tasks();
+        let kept = Arc::<Kept>::default();
+        let wanted = Wanted { text: "text".to_owned(), work_ms: None };
+        // It has ended meanwhile.
+        tasks.submit_new(Reply::new(Arc::clone(&kept) as _), wanted, false).expect("it was entered");
+        assert_eq!(*kept.0.lock(), [503]);
+        assert_eq!((tasks.callers(), tasks.gauges().unacknowledged_bytes), (0, 0));
+    }
+
+    #[test]
+    fn a_key_that_was_used_with_another_text_is_a_conflict() {
+        let tasks = tasks();
+        tasks.state.set_read(ReadBack::Results);
+        tasks.state.set_read(ReadBack::Tasks);
+        let key = TaskKey::from_uuid(task_of_key("order-1"));
+        let record = task::Claim {
+            task_id: key.as_uuid().to_string(),
+            text_hash: digest("another text").to_string(),
+            gateway: Uuid::nil().to_string(),
+            timestamp: unix_now(),
+        };
+        let now = tasks.now();
+        let (claimed, claim) = claim_of(&record, now.time, now.time).expect("it is well-formed");
+        assert_eq!(claimed, key);
+        tasks.book().claim_read(key, claim, tasks.state.instance, now.instant);
+        let kept = Arc::<Kept>::default();
+        let wanted = Wanted { text: "text".to_owned(), work_ms: None };
+        assert!(tasks.submit_keyed(Reply::new(Arc::clone(&kept) as _), "order-1", wanted, false).is_none());
+        assert_eq!(*kept.0.lock(), [422]);
+        let strange = task::Claim { gateway: "me".to_owned(), ..record };
+        assert!(claim_of(&strange, now.time, now.time).is_none());
+    }
+
+    #[test]
+    fn a_stopping_gateway_sends_callers_to_another_one() {
+        let tasks = tasks();
+        tasks.state.start_draining();
+        assert_eq!(*submit(&tasks, Some("order-1")).0.0.lock(), [503]);
+    }
+}

@@ -1,0 +1,185 @@
+//! The sweeper: finds tasks that Kafka has dropped without a word, and produces them again.
+//!
+//! A task can vanish by retention, by the broker's own delivery limit, or by a reset of the group. A task is lost if it
+//! has no result although the group's start offset has moved past it. Results are written before tasks are
+//! accepted, so when the start offset is past a task its result stands in the log, or it has none. Before anything is
+//! produced again the log is searched for the result, from the task's own time on.
+
+use super::Tasks;
+use super::index::PendingTask;
+use super::key::TaskKey;
+use super::readers::{decode, reached};
+use crate::kafka::admin;
+use crate::kafka::cluster::Cluster;
+use crate::kafka::error::KafkaError;
+use crate::kafka::reader::{Lookup, Reader, ReaderOptions, StartAt};
+use crate::stop::Stop;
+use crate::task::ResultsRecord;
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, SystemTime};
+
+/// Tasks produced again in one round at the most.
+const MOST_AT_ONCE: usize = 500;
+/// A task is produced again so often. Kafka, or a program that owns the group, drops what it has dropped three times
+/// for a reason.
+const MOST_AGAIN: u32 = 2;
+/// Results are kept for an hour at least: an older task without one may have had it, and is not run again.
+const RESULTS_KEPT: Duration = Duration::from_secs(3_500);
+/// Results are looked for from so long before the task on.
+const SLACK: Duration = Duration::from_secs(60);
+
+/// The times of the sweep, all from one option.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// How often is looked, on average.
+    interval: Duration,
+    /// A task without a result for so long is looked at.
+    suspicious: Duration,
+    /// It must stay without a result for so long below the group's start offset.
+    grace: Duration,
+}
+
+impl Patience {
+    /// From `MISSING_AFTER`.
+    fn new(missing_after: Duration) -> Self {
+        Self { interval: missing_after / 15, suspicious: missing_after, grace: missing_after / 2 }
+    }
+}
+
+/// Looks again and again until stopped.
+///
+/// # Errors
+/// None but an interruption ends it.
+pub(in crate::gateway) fn run(tasks: &Tasks, cluster: &Cluster, stop: &Stop) -> Result<(), KafkaError> {
+    let mut suspects: HashMap<TaskKey, SystemTime> = HashMap::new();
+    // All gateways see the same; with their rounds apart the first to look produces, and the others see its record.
+    let patience = Patience::new(tasks.state.config.missing_after);
+    while stop.sleep(patience.interval.mul_f64(0.5 + fastrand::f64())).is_ok() {
+        // Also with `MAX_PENDING` tasks pending and others not read: what was dropped of them makes room here only.
+        if !tasks.state.has_read_enough() || tasks.state.is_draining() {
+            continue;
+        }
+        match sweep(tasks, cluster, patience, &mut suspects) {
+            Ok(()) => {}
+            Err(KafkaError::Interrupted) => return Ok(()),
+            Err(error) => log::debug!("the sweep failed: {error}"),
+        }
+    }
+    Ok(())
+}
+
+fn sweep(
+    tasks: &Tasks,
+    cluster: &Cluster,
+    patience: Patience,
+    suspects: &mut HashMap<TaskKey, SystemTime>,
+) -> Result<(), KafkaError> {
+    let now = tasks.state.now();
+    let old = tasks.book().pending_since(now - patience.suspicious);
+    if old.is_empty() {
+        suspects.clear();
+        return Ok(());
+    }
+    let topic = &tasks.tasks_topic;
+    let mut starts = admin::share_group_offsets(cluster, &tasks.state.config.common.worker_group, topic)?;
+    for (partition, start) in admin::start_offsets(cluster, topic)? {
+        // What the topic has deleted is given to no worker any more, whether the group knows that or not.
+        let known = starts.entry(partition).or_insert(start);
+        *known = start.max(*known);
+    }
+    let dropped = ripe(&old, &starts, suspects, now, patience.grace);
+    let Some(earliest) = dropped.iter().map(|(_, task)| task.since).min() else { return Ok(()) };
+    let done = done_since(tasks, cluster, now.duration_since(earliest).unwrap_or_default())?;
+    let mut lookup = Lookup::new(cluster.clone());
+    for (key, task) in dropped.into_iter().take(MOST_AT_ONCE) {
+        suspects.remove(&key);
+        let position = task.position;
+        if now.duration_since(task.since).is_ok_and(|age| age > RESULTS_KEPT) || done.contains(&key) {
+            tasks.book().settled(key);
+            continue;
+        }
+        let record = lookup.read(topic, position.partition, position.offset)?;
+        // Deleted from the topic: the gateway that accepted it has it still.
+        let kept = || tasks.book().kept(key).map(|value| (Some(Bytes::from(key.as_uuid().to_string())), value));
+        let found = record.and_then(|record| Some((record.key, record.value?))).or_else(kept);
+        let given_up = match &found {
+            Some(_) if task.again < MOST_AGAIN => None,
+            Some(_) => Some("was dropped again and again; it is not produced once more"),
+            None => Some("was deleted without a result"),
+        };
+        if let Some(why) = given_up {
+            log::error!("the task at offset {} of {topic} {why}", position.offset);
+            tasks.book().settled(key);
+            continue;
+        }
+        let Some((record_key, value)) = found.filter(|_| tasks.book().is_pending_at(key, position)) else {
+            // Another gateway was faster, or the result has come.
+            continue;
+        };
+        tasks.state.metrics.produced_again();
+        log::warn!("Kafka has dropped the task at offset {} without a result; producing it again", position.offset);
+        tasks.produce_again(key, record_key, value);
+    }
+    Ok(())
+}
+
+/// Of the old tasks those that have been below the group's start offset for `grace`. Pure.
+fn ripe(
+    old: &[(TaskKey, PendingTask)],
+    starts: &BTreeMap<i32, i64>,
+    suspects: &mut HashMap<TaskKey, SystemTime>,
+    now: SystemTime,
+    grace: Duration,
+) -> Vec<(TaskKey, PendingTask)> {
+    let is_below =
+        |task: &PendingTask| starts.get(&task.position.partition).is_some_and(|start| task.position.offset < *start);
+    let below: BTreeMap<TaskKey, PendingTask> = old.iter().filter(|(_, task)| is_below(task)).copied().collect();
+    suspects.retain(|key, _| below.contains_key(key));
+    let has_stayed = |since: SystemTime| now.duration_since(since).unwrap_or_default() >= grace;
+    below.into_iter().filter(|(key, _)| has_stayed(*suspects.entry(*key).or_insert(now))).collect()
+}
+
+/// The tasks that have a result in the log of the time since so long ago.
+fn done_since(tasks: &Tasks, cluster: &Cluster, age: Duration) -> Result<BTreeSet<TaskKey>, KafkaError> {
+    let options = ReaderOptions { max_bytes: 2 * 1024 * 1024, ..ReaderOptions::default() };
+    // Counted back from the newest record: no clock of ours takes part.
+    let mut reader = Reader::new(cluster.clone(), &tasks.results_topic, StartAt::AtLeast(age + SLACK), options);
+    let ends = reader.end_offsets()?;
+    let mut done = BTreeSet::new();
+    while !reached(&ends, &reader.positions()) {
+        for record in reader.poll()? {
+            if let ResultsRecord::Result(peek) = decode(&record) {
+                done.insert(TaskKey::from_id(&peek.task_id));
+            }
+        }
+    }
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::key::Position;
+    use super::*;
+    use std::time::UNIX_EPOCH;
+
+    #[test]
+    fn only_what_stays_below_the_start_offset_for_the_grace_is_ripe() {
+        let task = |number: u128, offset: i64| {
+            let position = Position { partition: 0, offset };
+            let task = PendingTask { position, since: UNIX_EPOCH, again: 0 };
+            (TaskKey::from_number(number), task)
+        };
+        const GRACE: Duration = Duration::from_secs(30);
+        let at = |seconds: f64| UNIX_EPOCH + Duration::from_secs_f64(seconds);
+        let old = [task(1, 5), task(2, 10), task(3, 11)];
+        let mut suspects = HashMap::new();
+        let starts = BTreeMap::from([(0, 10)]);
+        assert!(ripe(&old, &starts, &mut suspects, at(100.0), GRACE).is_empty(), "seen for the first time");
+        assert!(ripe(&old, &starts, &mut suspects, at(129.9), GRACE).is_empty());
+        assert_eq!(ripe(&old, &starts, &mut suspects, at(130.0), GRACE), [task(1, 5)]);
+        assert!(ripe(&old[1..], &starts, &mut suspects, at(140.0), GRACE).is_empty());
+        assert!(suspects.is_empty(), "a task that got its result is forgotten");
+        assert!(ripe(&old, &BTreeMap::new(), &mut suspects, at(200.0), GRACE).is_empty(), "no offsets, no verdict");
+    }
+}
