@@ -7,7 +7,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::{
     Gateway, Rig, SOON, eventually,
@@ -18,11 +18,6 @@ use crate::support::{
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 /// What a request must not take while others misbehave; a bound for a busy machine, no promise.
 const PROMPT: Duration = Duration::from_secs(5);
-
-fn analyze(gateway: &Gateway, headers: &[(&str, &str)], body: &Value) -> Response {
-    let headers: Vec<(&str, &str)> = [JSON].iter().chain(headers).copied().collect();
-    gateway.connect().request("POST", "/analyze", &headers, body.to_string().as_bytes()).expect("an answer")
-}
 
 /// Asserts that the gateway answers somebody else at once.
 fn assert_prompt(gateway: &Gateway, meanwhile: &str) {
@@ -70,7 +65,7 @@ fn respond_async_answers_as_soon_as_the_task_is_in_kafka() {
     let gateway = rig.start_gateway();
     let prefer = [("Prefer", "wait=10, Respond-Async")];
     // Nobody works: 202 does not wait for a result.
-    let answer = analyze(&gateway, &prefer, &json!({ "text": "two words" }));
+    let answer = gateway.analyze_with(&prefer, &json!({ "text": "two words" }));
     let task = answer.task_id();
     assert_eq!((answer.status, answer.json()), (202, json!({ "task_id": task, "state": "pending" })));
     assert_eq!(answer.header("location"), Some(format!("/tasks/{task}").as_str()));
@@ -80,9 +75,9 @@ fn respond_async_answers_as_soon_as_the_task_is_in_kafka() {
     assert_eq!(gateway.wait_for_result(&task, SOON)["words"], 2);
     // With a key it stays 202, also when the result is there.
     let keyed = [("Prefer", "respond-async"), ("Idempotency-Key", "a key")];
-    let first = analyze(&gateway, &keyed, &json!({ "text": "keyed" }));
+    let first = gateway.analyze_with(&keyed, &json!({ "text": "keyed" }));
     gateway.wait_for_result(&first.task_id(), SOON);
-    let second = analyze(&gateway, &keyed, &json!({ "text": "keyed" }));
+    let second = gateway.analyze_with(&keyed, &json!({ "text": "keyed" }));
     assert_eq!((first.status, second.status, second.task_id()), (202, 202, first.task_id()));
 }
 
@@ -95,25 +90,25 @@ fn a_key_is_one_task_on_every_gateway_and_for_one_text() {
     // Two callers while it is under way, before there is a worker.
     let answers: Vec<Response> = std::thread::scope(|scope| {
         let callers: Vec<_> =
-            [&gateway, &gateway, &other].map(|to| scope.spawn(|| analyze(to, &key, &body))).into_iter().collect();
+            [&gateway, &gateway, &other].map(|to| scope.spawn(|| to.analyze_with(&key, &body))).into_iter().collect();
         // Which text comes first decides: the other one is sent only when all three wait.
         for (at, count) in [(&gateway, 2), (&other, 1)] {
             eventually(SOON, "the callers wait", || {
                 at.get("/metrics").text().contains(&format!("lastcall_gateway_waiting_callers {count}\n"))
             });
         }
-        assert_eq!(analyze(&gateway, &key, &json!({ "text": "another" })).status, 422, "the first is under way");
+        assert_eq!(gateway.analyze_with(&key, &json!({ "text": "another" })).status, 422, "the first is under way");
         let _worker = rig.start_worker("w");
         callers.into_iter().map(|caller| caller.join().expect("no panic")).collect()
     });
     assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
     assert!(answers.iter().all(|answer| answer.json() == answers[0].json()));
-    let later = analyze(&other, &key, &body);
+    let later = other.analyze_with(&key, &body);
     assert_eq!((later.status, later.json()), (200, answers[0].json()));
-    let problem = analyze(&other, &key, &json!({ "text": "another" })).assert_problem(422);
+    let problem = other.analyze_with(&key, &json!({ "text": "another" })).assert_problem(422);
     assert_eq!(problem["task_id"], json!(answers[0].task_id()));
     for bad in ["", &"k".repeat(256)] {
-        let answer = analyze(&gateway, &[("Idempotency-Key", bad)], &body);
+        let answer = gateway.analyze_with(&[("Idempotency-Key", bad)], &body);
         answer.assert_problem(400);
     }
     rig.audit().assert_each_ran_once([&answers[0].task_id()]);
@@ -129,7 +124,7 @@ fn a_key_that_a_dead_gateway_claimed_is_claimed_again() {
     let elsewhere = Rig::beside(&rig, "gw-claim-elsewhere");
     let other = elsewhere.start_gateway();
     let _helper = elsewhere.start_worker("helper");
-    let task = analyze(&other, &key, &json!({ "text": "a text" })).task_id();
+    let task = other.analyze_with(&key, &json!({ "text": "a text" })).task_id();
     // A gateway that died between its claim and its task.
     let claims = crate::support::audit::read(rig.broker().address(), &elsewhere.results());
     let claim = claims.iter().find(|record| record.json()["type"] == "claim").expect("it was claimed").json();
@@ -142,7 +137,7 @@ fn a_key_that_a_dead_gateway_claimed_is_claimed_again() {
         &rig.results(),
         &[(Some(task.as_bytes()), Some(value.as_bytes()))],
     );
-    let answer = analyze(&gateway, &key, &json!({ "text": "a text" }));
+    let answer = gateway.analyze_with(&key, &json!({ "text": "a text" }));
     assert_eq!((answer.status, answer.task_id()), (200, task), "{}", answer.text());
     assert!(asked.elapsed() > Duration::from_secs(3), "the other claim is given its time: {:?}", asked.elapsed());
 }
@@ -248,63 +243,6 @@ fn the_log_tells_of_each_worker_once() {
     gateway.program.wait_for_line("👋 Worker w 1", SOON);
     assert_eq!(gateway.program.lines_with("🛑 Worker w 1").len(), 1);
     assert_eq!(gateway.program.lines_with("Worker w 1").len(), 5, "{:?}", gateway.program.lines_with("Worker w 1"));
-}
-
-#[test]
-fn callers_wait_up_to_the_limit_wherever_they_come_from() {
-    let rig = Rig::shared("gw-full");
-    let gateway = Gateway::start(rig.gateway().env("MAX_WAITING", 8).env("ANSWER_TIMEOUT", "8s"));
-    let mut waiting: Vec<Http> = (0..8).map(|_| gateway.connect()).collect();
-    for http in &mut waiting {
-        http.send("POST", "/analyze", &[JSON], br#"{"text": "waits"}"#).expect("it is sent");
-    }
-    let all_wait = "lastcall_gateway_waiting_callers 8\n";
-    eventually(SOON, "all of them wait", || gateway.get("/metrics").text().contains(all_wait));
-    let answer = analyze(&gateway, &[("Prefer", "respond-async")], &json!({ "text": "one more" }));
-    answer.assert_problem(503);
-    assert!(answer.header("retry-after").is_some_and(|seconds| seconds.parse::<u32>().is_ok()), "{answer:?}");
-    for http in &mut waiting {
-        http.receive("POST").expect("an answer").assert_problem(504);
-    }
-    assert_eq!(analyze(&gateway, &[("Prefer", "respond-async")], &json!({ "text": "room again" })).status, 202);
-}
-
-#[test]
-fn tasks_wait_up_to_the_limit_whoever_wrote_them() {
-    let rig = Rig::shared("gw-pending");
-    let first = rig.start_gateway();
-    for number in 0..20 {
-        first.submit(&format!("task {number}"), Duration::ZERO);
-    }
-    let gateway = Gateway::start(rig.gateway().env("MAX_PENDING", 5));
-    eventually(SOON, "more are refused", || gateway.analyze("one more").text().contains("MAX_PENDING"));
-    gateway.get("/tasks/never-heard-of").assert_problem(503);
-    let _worker = rig.start_worker("w");
-    eventually(SOON, "there is room again", || gateway.analyze("one more").status == 200);
-    eventually(SOON, "it knows all tasks", || gateway.get("/tasks/never-heard-of").status == 404);
-}
-
-#[test]
-fn caller_of_a_task_that_is_pending_already_waits_with_it_at_the_limit() {
-    let rig = Rig::shared("gw-joins");
-    let gateway = Gateway::start(rig.gateway().env("MAX_PENDING", 1).env("ANSWER_TIMEOUT", "2s"));
-    let post =
-        |prefer: &str| analyze(&gateway, &[("Idempotency-Key", "a"), ("Prefer", prefer)], &json!({ "text": "keyed" }));
-    assert_eq!(post("respond-async").status, 202);
-    assert_eq!(post("wait").status, 504, "it is no new work");
-    gateway.analyze("other").assert_problem(503);
-}
-
-#[test]
-fn keys_are_remembered_up_to_the_limit() {
-    let rig = Rig::shared("gw-keys");
-    let gateway = Gateway::start(rig.gateway().env("MAX_KEYS", 2));
-    let _worker = rig.start_worker("w");
-    let post = |key: &str| analyze(&gateway, &[("Idempotency-Key", key)], &json!({ "text": "keyed" }));
-    let first = post("a").task_id();
-    assert_eq!(post("b").status, 200);
-    assert!(post("c").assert_problem(503)["detail"].as_str().is_some_and(|detail| detail.contains("MAX_KEYS")));
-    assert_eq!(post("\"a\"").task_id(), first, "a key that is known, in quotes");
 }
 
 // ---- callers that are many, slow or large ----

@@ -25,6 +25,7 @@ mod hazards;
 mod http;
 mod idle;
 mod leaders;
+mod limits;
 mod logs;
 mod membership;
 mod nodes;

@@ -274,12 +274,17 @@ impl Gateway {
         self.post("/analyze", &json!({ "text": text }))
     }
 
+    /// One request for a task, with headers beside its type.
+    pub fn analyze_with(&self, headers: &[(&str, &str)], body: &Value) -> Response {
+        let headers: Vec<_> = [("Content-Type", "application/json")].iter().chain(headers).copied().collect();
+        let answer = self.connect().request("POST", "/analyze", &headers, body.to_string().as_bytes());
+        answer.expect("the gateway answers")
+    }
+
     /// Has a task accepted that keeps a handler busy for so long, and gives its id.
     pub fn submit(&self, text: &str, work: Duration) -> String {
         let body = json!({ "text": text, "work_ms": u64::try_from(work.as_millis()).expect("a short time") });
-        let headers = [("Content-Type", "application/json"), ("Prefer", "respond-async")];
-        let answer = self.connect().request("POST", "/analyze", &headers, body.to_string().as_bytes());
-        let answer = answer.expect("the gateway answers");
+        let answer = self.analyze_with(&[("Prefer", "respond-async")], &body);
         assert_eq!(answer.status, 202, "{}", answer.text());
         answer.task_id()
     }
