@@ -2,7 +2,7 @@
 export MODE KAFKA WORKER WORKERS ALL FOLLOW FOR RATE PLAN SEED TARGET
 .DEFAULT_GOAL := help
 .PHONY: help build up test-shutdown drill restart-worker kill-worker scale-down scale-up status health logs down \
-  test check fmt clippy doc no-async-runtime bench
+  test check fmt clippy doc no-async-runtime fuzz-check fuzz bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,7 +47,7 @@ scale-up: ## up to three workers (WORKERS=n)
 test: ## all tests, on the embedded broker, and the model's sweep; KAFKA=apache on a real one; TESTS='--test suite -- p03' only these
 	cargo test --locked --no-fail-fast $(or $(TESTS),--workspace)
 
-check: fmt clippy doc no-async-runtime ## formatting, lints, documentation, dependencies
+check: fmt clippy doc no-async-runtime fuzz-check ## formatting, lints, documentation, dependencies
 
 fmt: ## is the code formatted?
 	cargo fmt --all --check
@@ -60,6 +60,14 @@ doc: ## does the documentation build without warnings?
 
 no-async-runtime: ## is the dependency tree free of async runtimes?
 	scripts/no-async-runtime
+
+# Without the fuzzer's own library, which is C++ and linked only when the targets run.
+fuzz-check: ## do the fuzz targets build?
+	@CUSTOM_LIBFUZZER_PATH=/dev/null cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)/fuzz
+
+fuzz: ## ten minutes of drawn bytes for heads of requests, ten for chunked bodies; needs cargo-fuzz and a nightly toolchain
+	@cargo +nightly fuzz run head -- -max_total_time=600 -max_len=20000
+	@cargo +nightly fuzz run chunks -- -max_total_time=600 -max_len=20000
 
 bench: ## the figures of the README, on a Kafka of their own; QUICK=1 for short runs
 	cargo bench --locked --bench bench -- $(if $(QUICK),--quick)

@@ -13,33 +13,26 @@
 //! | `outgoing` | its writing half: a response, written by the thread that has it |
 //! | `head` | the head of a request, strictly |
 //! | `chunked` | the chunked coding of a body |
+//! | `refusal` | why a request is refused |
 //! | `unanswered` | requests that a stop waits for |
 //! | `routes` | which request gets which response |
 //! | `analyze` | what `POST /analyze` may ask for |
 //! | `ops` | health, probes, figures, the fleet, the page |
+//! | `fuzzing` | what must hold of any bytes |
 
 pub(super) mod accept;
 mod analyze;
 mod chunked;
 mod connection;
+#[cfg(test)]
+mod fuzzing;
 mod head;
 pub(super) mod listener;
 pub(super) mod load;
 mod ops;
 mod outgoing;
+mod refusal;
 pub(super) mod routes;
 mod unanswered;
 
-/// A status and a sentence for the caller: what is wrong with the request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) status: u16,
-    pub(super) detail: String,
-}
-
-impl Refusal {
-    /// The detail is a sentence without its end.
-    pub(super) fn new(status: u16, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into() }
-    }
-}
+use refusal::Refusal;

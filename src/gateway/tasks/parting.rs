@@ -65,7 +65,7 @@ fn of_question(id: &str, stopping: bool) -> Response {
     let detail = if stopping {
         "the gateway is shutting down; ask another one"
     } else {
-        "Kafka does not answer; what became of this task is not known now"
+        "Kafka did not answer in time; what became of this task is not known now"
     };
     Response::unavailable(detail, Some(id))
 }
