@@ -6,20 +6,24 @@
 //! [`tasks`](super)).
 
 use super::Wanted;
-use super::idempotency::{Claim, Claims, KeyedTasks, Next};
+use super::idempotency::{CLAIM_LIFE, Claim, Claims, KeyedTasks, Next};
 use super::index::{Index, Known, PendingTask};
 use super::kept::Kept;
-use super::key::{Position, TaskKey};
+use super::key::{Position, TaskKey, claim_of_loss};
 use super::waiting::{Full, Leaving, Progress, QUESTION_PATIENCE, Waiter, Waiting};
 use crate::config::GatewayConfig;
 use crate::gateway::overload::{Crowd, Overload, Refused};
 use crate::gateway::reply::Ticket;
 use bytes::Bytes;
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
 
 /// A result that has to be searched for is waited for so long.
 const SEARCH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Lost tasks whose records are held here at the most, until it is known which gateway produces them.
+const MOST_LOST: usize = 500;
 
 /// One moment, by the clock that measures patience and by the one that dates records.
 #[derive(Clone, Copy, Debug)]
@@ -54,12 +58,24 @@ pub(super) enum Keyed<R> {
     Claims(Ticket),
 }
 
+/// A task that Kafka has dropped, and its record as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LostTask {
+    pub(super) key: TaskKey,
+    /// Where the record stood.
+    pub(super) position: Position,
+    pub(super) record_key: Option<Bytes>,
+    pub(super) value: Bytes,
+}
+
 /// What a claim that was read comes to.
 #[derive(Debug)]
 pub(super) enum ClaimRead<R> {
     Nothing,
     /// It is ours: the task is to be produced.
     Produce(Wanted),
+    /// It is ours: the task is to be produced again.
+    ProduceAgain(LostTask),
     /// Another gateway has the key, with another text.
     Conflict(Vec<Waiter<R>>),
 }
@@ -82,6 +98,8 @@ pub(super) struct TaskBook<R> {
     claims: Claims,
     keyed: KeyedTasks,
     kept: Kept,
+    /// Tasks that Kafka has dropped, by what was claimed for each: whether this gateway produces it is not known yet.
+    lost: HashMap<TaskKey, (Instant, LostTask)>,
     overload: Overload,
     /// Bytes of records that the producer has and Kafka has not acknowledged.
     unacknowledged: usize,
@@ -98,6 +116,7 @@ impl<R> TaskBook<R> {
             claims: Claims::new(retention),
             keyed: KeyedTasks::default(),
             kept: Kept::default(),
+            lost: HashMap::new(),
             overload: Overload::new(config.max_pending, config.answer_timeout, now),
             unacknowledged: 0,
             most_keys: config.max_keys,
@@ -245,6 +264,11 @@ impl<R> TaskBook<R> {
     /// A claim was read; `own` is this gateway.
     pub(super) fn claim_read(&mut self, key: TaskKey, claim: Claim, own: Uuid, now: Instant) -> ClaimRead<R> {
         let held = self.claims.read(key, claim, self.index.known(key) != Known::Nothing);
+        if let Some((_, lost)) = self.lost.remove(&key) {
+            // This very claim, not one before it on which the task is being produced. And no result has come meanwhile.
+            let is_ours = held == claim && held.gateway == own && self.index.is_pending_at(lost.key, lost.position);
+            return if is_ours { ClaimRead::ProduceAgain(lost) } else { ClaimRead::Nothing };
+        }
         match self.keyed.claim_read(key, held.gateway == own, held.digest, now) {
             Next::Nothing => ClaimRead::Nothing,
             Next::Produce(wanted) if self.waiting.contains(key) => ClaimRead::Produce(wanted),
@@ -320,6 +344,20 @@ impl<R> TaskBook<R> {
     /// Whether the task has no result, and its last record stands there.
     pub(super) fn is_pending_at(&self, key: TaskKey, position: Position) -> bool {
         self.index.is_pending_at(key, position)
+    }
+
+    /// The task is to be produced again by the gateway that claims what this returns first: all of them see the same.
+    pub(super) fn is_lost(&mut self, lost: LostTask, now: Instant) -> TaskKey {
+        let claimed = TaskKey::from_uuid(claim_of_loss(lost.key, lost.position));
+        self.lost.insert(claimed, (now, lost));
+        claimed
+    }
+
+    /// How many more lost tasks there is room for. Claims that have not come for long are not waited for any longer:
+    /// their tasks are found again.
+    pub(super) fn room_for_lost(&mut self, now: Instant) -> usize {
+        self.lost.retain(|_, (since, _)| now.saturating_duration_since(*since) < CLAIM_LIFE);
+        MOST_LOST.saturating_sub(self.lost.len())
     }
 
     /// The task's record, if this gateway produced it and still has it.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
 
 /// A claim without a task may be claimed again after this.
-const CLAIM_LIFE: Duration = Duration::from_secs(5);
+pub(super) const CLAIM_LIFE: Duration = Duration::from_secs(5);
 /// The holder of a claim does not send its task later than this: another gateway may be about to.
 const SEND_WITHIN: Duration = Duration::from_secs(4);
 

@@ -40,6 +40,12 @@ pub(super) fn task_of_key(idempotency_key: &str) -> Uuid {
     Uuid::new_v5(&NAMESPACE, format!("idempotency-key:{idempotency_key}").as_bytes())
 }
 
+/// What gateways claim before one of them produces a task again whose record, which stood there, Kafka has dropped.
+pub(super) fn claim_of_loss(key: TaskKey, lost: Position) -> Uuid {
+    let Position { partition, offset } = lost;
+    Uuid::new_v5(&NAMESPACE, format!("lost:{}:{partition}:{offset}", key.as_uuid()).as_bytes())
+}
+
 /// A digest of a task's text, to tell apart two requests with one key. Not for secrets: SHA-1 cut to 122 bits.
 pub(super) fn digest(text: &str) -> Uuid {
     Uuid::new_v5(&NAMESPACE, text.as_bytes())
@@ -70,6 +76,8 @@ mod tests {
     fn a_key_stands_for_one_task_and_a_text_for_one_digest() {
         assert_eq!(task_of_key("order-1"), task_of_key("order-1"));
         assert_ne!(task_of_key("order-1"), task_of_key("order-2"));
+        let lost = |offset| claim_of_loss(TaskKey::from_number(1), Position { partition: 0, offset });
+        assert!(lost(1) == lost(1) && lost(1) != lost(2), "a task can get lost twice");
         assert_eq!(digest("a"), digest("a"));
         assert_ne!(digest("a"), digest("b"));
     }

@@ -5,7 +5,7 @@
 //! the connections' threads, the tail reader (claims), the thread `upkeep` (claims that came to nothing) and the
 //! sweeper.
 
-use super::book::{ClaimRead, Keyed, KeyedRequest};
+use super::book::{ClaimRead, Keyed, KeyedRequest, LostTask};
 use super::idempotency::Claim;
 use super::key::{TaskKey, digest, task_of_key};
 use super::produced::{Kind, Token};
@@ -102,11 +102,21 @@ impl Tasks {
     }
 
     /// Produces a task again that Kafka has dropped, as it was.
-    pub(super) fn produce_again(&self, key: TaskKey, record_key: Option<Bytes>, value: Bytes) {
+    fn produce_again(&self, lost: LostTask) {
+        let LostTask { key, position, record_key, value } = lost;
+        self.state.metrics.produced_again();
+        log::warn!("Kafka has dropped the task at offset {} without a result; producing it again", position.offset);
         let token = Token { kind: Kind::Again, key, bytes: value.len() };
         let (topic, headers) = (Arc::clone(&self.tasks_topic), Vec::new());
         self.book().producing(token.bytes);
         self.produce(ProducerRecord { topic, key: record_key, value: Some(value), headers }, token);
+    }
+
+    /// Has this gateway, or another one that sees the same, produce a task again that Kafka has dropped.
+    pub(super) fn claim_lost(&self, lost: LostTask) {
+        let claimed = self.book().is_lost(lost, Instant::now());
+        // There is no text that could differ.
+        self.produce_claim(claimed, Uuid::nil());
     }
 
     fn produce_claim(&self, key: TaskKey, digest: Uuid) {
@@ -144,6 +154,7 @@ impl Tasks {
         match comes_to {
             ClaimRead::Nothing => {}
             ClaimRead::Produce(wanted) => self.produce_task(key, wanted),
+            ClaimRead::ProduceAgain(lost) => self.produce_again(lost),
             ClaimRead::Conflict(callers) => give_all(callers, &used_with_another_text(key)),
         }
     }

@@ -3,9 +3,11 @@
 //! A task can vanish by retention, by the broker's own delivery limit, or by a reset of the group. A task is lost if it
 //! has no result although the group's start offset has moved past it. Results are written before tasks are
 //! accepted, so when the start offset is past a task its result stands in the log, or it has none. Before anything is
-//! produced again the log is searched for the result, from the task's own time on.
+//! produced again the log is searched for the result, from the task's own time on. All gateways see the same: the first
+//! of them to claim the loss produces the task (see [`idempotency`](super::idempotency)).
 
 use super::Tasks;
+use super::book::LostTask;
 use super::index::PendingTask;
 use super::key::TaskKey;
 use super::readers::{decode, reached};
@@ -17,10 +19,8 @@ use crate::stop::Stop;
 use crate::task::ResultsRecord;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-/// Tasks produced again in one round at the most.
-const MOST_AT_ONCE: usize = 500;
 /// A task is produced again so often. Kafka, or a program that owns the group, drops what it has dropped three times
 /// for a reason.
 const MOST_AGAIN: u32 = 2;
@@ -53,7 +53,6 @@ impl Patience {
 /// None but an interruption ends it.
 pub(in crate::gateway) fn run(tasks: &Tasks, cluster: &Cluster, stop: &Stop) -> Result<(), KafkaError> {
     let mut suspects: HashMap<TaskKey, SystemTime> = HashMap::new();
-    // All gateways see the same; with their rounds apart the first to look produces, and the others see its record.
     let patience = Patience::new(tasks.state.config.missing_after);
     while stop.sleep(patience.interval.mul_f64(0.5 + fastrand::f64())).is_ok() {
         // Also with `MAX_PENDING` tasks pending and others not read: what was dropped of them makes room here only.
@@ -92,7 +91,8 @@ fn sweep(
     let Some(earliest) = dropped.iter().map(|(_, task)| task.since).min() else { return Ok(()) };
     let done = done_since(tasks, cluster, now.duration_since(earliest).unwrap_or_default())?;
     let mut lookup = Lookup::new(cluster.clone());
-    for (key, task) in dropped.into_iter().take(MOST_AT_ONCE) {
+    let room = tasks.book().room_for_lost(Instant::now());
+    for (key, task) in dropped.into_iter().take(room) {
         suspects.remove(&key);
         let position = task.position;
         if now.duration_since(task.since).is_ok_and(|age| age > RESULTS_KEPT) || done.contains(&key) {
@@ -117,9 +117,7 @@ fn sweep(
             // Another gateway was faster, or the result has come.
             continue;
         };
-        tasks.state.metrics.produced_again();
-        log::warn!("Kafka has dropped the task at offset {} without a result; producing it again", position.offset);
-        tasks.produce_again(key, record_key, value);
+        tasks.claim_lost(LostTask { key, position, record_key, value });
     }
     Ok(())
 }

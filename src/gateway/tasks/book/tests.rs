@@ -124,6 +124,56 @@ fn a_key_that_another_gateway_has_is_waited_for_and_claimed_again_when_nothing_c
 }
 
 #[test]
+fn of_several_gateways_that_see_a_loss_the_first_to_claim_it_produces_the_task() {
+    let now = now();
+    let gateways = [1, 2, 3].map(Uuid::from_u128);
+    let mut books = [(); 3].map(|()| book(|_| {}));
+    let lost = LostTask { key: key(1), position: at(5), record_key: None, value: Bytes::from_static(b"value") };
+    let claimed = books.each_mut().map(|book| {
+        book.in_kafka(key(1), at(5), now.time);
+        book.is_lost(lost.clone(), now.instant)
+    });
+    assert!(claimed[0] == claimed[1] && claimed[1] == claimed[2]);
+    // As the log has them: second and gateway.
+    let claims = [(1, 2), (2, 1), (3, 3)]
+        .map(|(second, gateway)| Claim { at: now.time + Duration::from_secs(second), ..claim("", gateway, now) });
+    let mut produced = Vec::new();
+    for (book, own) in books.iter_mut().zip(gateways) {
+        for claim in claims {
+            if let ClaimRead::ProduceAgain(again) = book.claim_read(claimed[0], claim, own, now.instant) {
+                produced.push((own, again));
+            }
+        }
+    }
+    assert_eq!(produced, [(gateways[1], lost.clone())]);
+    // Before Kafka has acknowledged that, the task is found once more.
+    books[1].is_lost(lost, now.instant);
+    let later = Claim { at: now.time + Duration::from_secs(4), ..claims[0] };
+    assert!(matches!(books[1].claim_read(claimed[0], later, gateways[1], now.instant), ClaimRead::Nothing));
+}
+
+#[test]
+fn a_loss_that_is_none_any_more_is_not_produced() {
+    let now = now();
+    let own = Uuid::from_u128(1);
+    for settle in [
+        |book: &mut TaskBook<u32>, now: Moment| drop(book.done(key(1), at(9), now.time)),
+        |book: &mut TaskBook<u32>, now: Moment| drop(book.in_kafka(key(1), at(9), now.time)),
+        |book: &mut TaskBook<u32>, now: Moment| {
+            assert_eq!(book.room_for_lost(now.instant), MOST_LOST - 1);
+            assert_eq!(book.room_for_lost(now.instant + CLAIM_LIFE), MOST_LOST, "its claim got lost, too");
+        },
+    ] {
+        let mut book = book(|_| {});
+        book.in_kafka(key(1), at(5), now.time);
+        let lost = LostTask { key: key(1), position: at(5), record_key: None, value: Bytes::new() };
+        let claimed = book.is_lost(lost, now.instant);
+        settle(&mut book, now);
+        assert!(matches!(book.claim_read(claimed, claim("", 1, now), own, now.instant), ClaimRead::Nothing));
+    }
+}
+
+#[test]
 fn another_text_of_another_gateway_turns_the_callers_away() {
     let (mut book, now) = (book(|_| {}), now());
     assert!(matches!(book.accept_keyed(key(1), 1, request("a", false), now), Keyed::Claims(_)));
