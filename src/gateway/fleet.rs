@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
-/// Gone workers stay listed so long.
+/// How long gone workers stay listed.
 const LISTED: Duration = Duration::from_secs(600);
 /// Workers that are listed at the most; a crash loop with ever new names must not fill the memory.
 const MOST_WORKERS: usize = 2_000;
@@ -112,7 +112,7 @@ impl Fleet {
             });
         }
         if known.is_none() && !self.replace_former_self(&key, at, offset) {
-            // Read back, and a later process of its name is known: nobody asks for it any more.
+            // Read back, and a later process of its name is known: this one is of no interest any more.
             return Vec::new();
         }
         self.processes.insert(key, Process { status, at, offset, silent: false, replaced: false });
@@ -367,7 +367,7 @@ mod tests {
         hear(&mut fleet, status("a", 1, WorkerState::ShutdownCompleted), 101.0);
         hear(&mut fleet, status("a", 2, WorkerState::Started), 101.5);
         assert_eq!(fleet.view(at(101.5)).workers.keys().collect::<Vec<_>>(), ["a"]);
-        // Killed and started again at once: nobody can tell yet, and the restart is the likelier.
+        // Killed and started again at once: which it is cannot be told yet, and the restart is the likelier.
         assert_eq!(hear(&mut fleet, status("a", 3, WorkerState::Started), 102.0), [FleetEvent::Started("a".into())]);
         assert_eq!(fleet.view(at(102.0)).workers.keys().collect::<Vec<_>>(), ["a"]);
         assert_eq!(counts(&fleet, 102.0), (1, 1, 0));

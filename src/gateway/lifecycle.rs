@@ -24,11 +24,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Callers that wait get their results until so long before the grace period ends.
+/// How long before the end of the grace period callers stop waiting for their results.
 const ANSWERS_END: Duration = Duration::from_secs(6);
-/// The process is gone so long before the grace period ends, whatever happens.
+/// How long before it the process is gone, whatever happens.
 const EXIT_MARGIN: Duration = Duration::from_secs(5);
-/// And so long after a fatal error.
+/// How long after a fatal error it is gone.
 const FATAL_END: Duration = Duration::from_secs(3);
 /// How often is looked whether all are answered.
 const LOOK: Duration = Duration::from_millis(5);
@@ -243,7 +243,7 @@ fn respond_to_the_rest(gateway: &Gateway) -> usize {
     count
 }
 
-/// Looks again and again, for so long at the most.
+/// Looks again and again while the condition holds, for `most` at the most.
 fn wait_while(most: Duration, condition: impl Fn() -> bool) {
     let (deadline, look) = (crossbeam_channel::at(Instant::now() + most), tick(LOOK));
     while condition() {

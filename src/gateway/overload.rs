@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// At or below this many pending tasks none is refused for its wait: that would not shorten another's.
 const FEW: usize = 256;
-/// A crowd is judged once it has lasted so long; a burst is often worked off within it.
+/// How long a crowd must have lasted before it is judged; a burst is often worked off within it.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Length of one bucket.
 const BUCKET: Duration = Duration::from_millis(500);
@@ -58,7 +58,7 @@ impl Overload {
         Self { rate: Rate::new(now), most_pending, patience }
     }
 
-    /// So many tasks were finished just now, and so many are pending.
+    /// `count` tasks were finished just now, and `pending` are pending.
     pub(super) fn finished(&mut self, count: u64, pending: usize, now: Instant) {
         self.rate.finished(count, pending, now);
     }
@@ -108,7 +108,7 @@ impl Rate {
         self.look(pending, now);
     }
 
-    /// How long a task that is added to so many would wait; `None` when that cannot be told, or is no matter.
+    /// How long a task that is added to `pending` others would wait; `None` when that cannot be told, or is no matter.
     fn wait(&mut self, pending: usize, now: Instant) -> Option<Duration> {
         let since = self.look(pending, now)?;
         let lasted = now.saturating_duration_since(since);

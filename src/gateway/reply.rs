@@ -2,8 +2,8 @@
 //!
 //! A [`Reply`] is given exactly once: giving consumes it, and one that is dropped says 500 by itself, so that no caller
 //! waits for ever. The thread that has the response writes it; the connection's own thread waits for the next request
-//! meanwhile. A reply that cannot be given at once waits in the book of [`tasks`](super::tasks) under a [`Ticket`], with which
-//! the connection's thread takes it out again when its caller has left or its time is over.
+//! meanwhile. A reply that cannot be given at once waits in the book of [`tasks`](super::tasks) under a [`Ticket`],
+//! with which the connection's thread takes it out again when its caller has left or its time is over.
 
 use super::response::Response;
 use std::fmt::Debug;

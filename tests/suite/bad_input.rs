@@ -192,7 +192,10 @@ fn a_task_that_is_damaged_at_every_delivery_is_dead_lettered_at_its_last_one_wit
     let result = gateway.wait_for_result(&task, Duration::from_secs(40));
     assert!(result["error"].as_str().is_some_and(|error| error.contains("checksum does not match")), "{result}");
     rig.broker().faulty().heal();
-    let dead = audit::read(rig.broker().address(), &format!("{}.dead", rig.tasks()));
+    let dead = || audit::read(rig.broker().address(), &format!("{}.dead", rig.tasks()));
+    // Its result and its dead letter are written side by side.
+    eventually(SOON, "it is a dead letter", || !dead().is_empty());
+    let dead = dead();
     assert_eq!(dead.iter().map(|record| record.key()).collect::<Vec<_>>(), [task]);
     assert_eq!(dead[0].json()["text"], "damaged for good");
     assert_works(&gateway, &mut worker);

@@ -21,6 +21,8 @@ pub(super) fn parse(body: &[u8], work_allowed: bool) -> Result<Wanted, Refusal> 
         text: String,
         work_ms: Option<Value>,
     }
+    // Some systems write a byte order mark; it may be ignored (RFC 8259 section 8.1).
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     // For serde an array of the members' values would do as well.
     let is_object = body.trim_ascii_start().first() == Some(&b'{');
     let Some(Body { text, work_ms }) = serde_json::from_slice(body).ok().filter(|_| is_object) else {
@@ -122,6 +124,7 @@ mod tests {
     fn a_text_is_taken_as_it_is() {
         let wanted = parse(r#"{"text": " Привет \u0000", "more": 1}"#.as_bytes(), false).unwrap();
         assert_eq!(wanted, Wanted { text: " Привет \0".to_owned(), work_ms: None });
+        assert_eq!(parse("\u{feff}{\"text\": \"a\"}".as_bytes(), false).unwrap().text, "a");
     }
 
     #[test]

@@ -15,7 +15,7 @@ const MOST_TRAILER: usize = 8 * 1024;
 /// Where the decoder stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// In a size, of which so many digits were read.
+    /// In a size, of which this many digits were read.
     Size(u8),
     Extension,
     /// Behind the CR of the size's line.

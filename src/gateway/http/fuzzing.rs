@@ -1,5 +1,5 @@
-//! What must hold of any bytes that a caller sends. Called by the fuzz targets (`fuzz/`), and by tests with drawn bytes;
-//! no part of the program.
+//! What must hold of any bytes that a caller sends. Called by the fuzz targets (`fuzz/`), and by tests with drawn
+//! bytes; no part of the program.
 
 use super::chunked::{ChunkFault, Chunked};
 use super::head::{self, Body, LARGEST_HEAD};

@@ -16,7 +16,7 @@ const MOST_FIELDS: usize = 100;
 /// How the body of a request ends (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Body {
-    /// After so many bytes; zero: there is none.
+    /// After this many bytes; zero: there is none.
     Length(u64),
     /// It says itself.
     Chunked,

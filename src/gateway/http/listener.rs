@@ -10,16 +10,16 @@ use std::time::Duration;
 
 /// Connections that the kernel holds for us until they are taken.
 const BACKLOG: i32 = 1024;
-/// An answer that cannot be written for so long is given up: the caller does not read.
+/// How long a caller may not read before its response is given up.
 const SEND_TIMEOUT: Duration = Duration::from_secs(2);
-/// A caller that acknowledges nothing for so long is gone (tcp(7), TCP_USER_TIMEOUT).
+/// How long a caller may acknowledge nothing before it counts as gone (tcp(7), TCP_USER_TIMEOUT).
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
-/// A silent caller is asked after so long whether it still exists, so that its thread is not held for ever.
+/// After how much silence a caller is asked whether it still exists, so that its thread is not held for ever.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// How often the own port is tried, and how long an answer may take.
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 const WATCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// So many failures in a row mean that the listener is deaf.
+/// This many failures in a row mean that the listener is deaf.
 const WATCH_FAILURES: u32 = 3;
 
 /// The listening socket. What is set here, accepted sockets inherit on Linux.
@@ -39,7 +39,8 @@ pub(in crate::gateway) fn listen(address: SocketAddr) -> io::Result<TcpListener>
     Ok(socket.into())
 }
 
-/// Tries the own port as a caller would, until stopped: nothing else notices a listener that takes nobody any more.
+/// Tries the own port as a caller would, until stopped: nothing else notices a listener that takes no connection any
+/// more.
 ///
 /// # Errors
 /// The port did not answer [`WATCH_FAILURES`] times in a row.
@@ -55,7 +56,7 @@ pub(in crate::gateway) fn watch(address: SocketAddr, load: &Load, stop: &Stop) -
     Ok(())
 }
 
-/// Counts failures in a row; a port that takes nobody because all places are taken is not deaf.
+/// Counts failures in a row; a port that takes no connection because all seats are taken is not deaf.
 fn is_deaf(failures: &mut u32, full: bool, error: Option<io::Error>) -> bool {
     match error {
         None => *failures = 0,
@@ -68,9 +69,9 @@ fn is_deaf(failures: &mut u32, full: bool, error: Option<io::Error>) -> bool {
     *failures >= WATCH_FAILURES
 }
 
-/// Wakes whoever waits for a connection on this listener.
+/// Wakes the thread that waits for a connection on this listener.
 pub(in crate::gateway) fn wake(address: SocketAddr) {
-    // Its failing means that nobody listens any more.
+    // Its failing means that the listener is closed.
     let _ = TcpStream::connect_timeout(&reachable(address), Duration::from_millis(100));
 }
 

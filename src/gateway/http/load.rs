@@ -129,7 +129,7 @@ impl Seat {
     }
 
     fn change(&self, rest: u64) {
-        // Who is to leave leaves. The result says what was there before.
+        // A connection that is to leave leaves. The result says what was there before.
         let _ = self.rest.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now != LEAVING).then_some(rest));
     }
 

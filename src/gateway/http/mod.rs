@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `listener` | the listening socket, the watch of the own port |
 //! | `accept` | taking connections, and their threads |
-//! | `load` | the connections' seats: how many, who is idle |
+//! | `load` | the connections' seats: how many, which are idle |
 //! | `connection` | one connection: request, response, request |
 //! | `outgoing` | its writing half: a response, written by the thread that has it |
 //! | `head` | the head of a request, strictly |

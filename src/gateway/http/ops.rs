@@ -62,7 +62,9 @@ impl Service {
 pub(super) fn page() -> Response {
     Response::bytes(200, "text/html; charset=utf-8", PAGE.as_bytes().to_vec()).with(
         "Content-Security-Policy",
-        "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'".to_owned(),
+        "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            .to_owned(),
     )
 }
 

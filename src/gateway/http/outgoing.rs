@@ -1,9 +1,9 @@
 //! The writing half of a connection: the response to the request in hand, written by the thread that has it.
 //!
 //! While a request is being taken, its response is kept for the connection's own thread. Afterwards that thread waits
-//! in its read for the next request, and who has the response writes it at once, as much as the socket takes without
-//! waiting: nearly always all of it. What is left then has a thread of its own. So a response costs no change of
-//! threads, and no caller that reads slowly holds up others.
+//! in its read for the next request, and the thread that has the response writes it at once, as much as the socket
+//! takes without waiting: nearly always all of it. What is left then has a thread of its own. So a response costs no
+//! change of threads, and no caller that reads slowly holds up others.
 
 use super::connection::Service;
 use super::load::Seat;

@@ -73,9 +73,12 @@ fn resource(target: &str) -> (Option<Resource<'_>>, &str) {
 }
 
 fn path_of(target: &str) -> &str {
-    match target.strip_prefix("http://") {
-        Some(rest) => rest.find(['/', '?']).map_or("/", |at| &rest[at..]),
-        None => target,
+    // Schemes have no case (RFC 3986 section 3.1).
+    match target.split_at_checked("http://".len()) {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http://") => {
+            rest.find(['/', '?']).map_or("/", |at| &rest[at..])
+        }
+        _ => target,
     }
 }
 
@@ -207,6 +210,7 @@ mod tests {
         assert_eq!(resource("/readyz?verbose"), (Some(Resource::Ready), "verbose"));
         assert_eq!(resource("http://host:80/tasks/a%20b?x"), (Some(Resource::Task("a%20b")), "x"));
         assert_eq!(resource("http://host"), (Some(Resource::Page), ""));
+        assert_eq!(resource("HTTP://host/livez"), (Some(Resource::Live), ""));
         assert_eq!(resource("/?a"), (Some(Resource::Page), "a"));
         for nothing in ["", "*", "//", "/tasks", "/tasks/", "/analyze/", "/ANALYZE", "https://host/"] {
             assert_eq!(resource(nothing).0, None, "{nothing}");

@@ -1,12 +1,12 @@
-//! The book of tasks: what is known of each, and who waits for it.
+//! The book of tasks: what is known of each, and which callers wait for it.
 //!
 //! Its parts are private and change together, by verbs that say what has happened; each returns the callers whose
-//! replies that decides, and whoever gets a caller gives its reply. Pure: times are parameters, nothing is sent, logged
-//! or waited for from here. One lock protects it, which is held for a verb or a batch of them (see
+//! replies that decides; the thread that gets a caller gives its reply. Pure: times are parameters, nothing is sent,
+//! logged or waited for from here. One lock protects it, which is held for a verb or a batch of them (see
 //! [`tasks`](super)).
 
 use super::Wanted;
-use super::idempotency::{CLAIM_LIFE, Claim, Claims, KeyedTasks, Next};
+use super::idempotency::{CLAIM_LIFE, Claim, Claims, KeyedTasks, Next, SEND_WITHIN};
 use super::index::{Index, Known, PendingTask};
 use super::kept::Kept;
 use super::key::{Position, TaskKey, claim_of_loss};
@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
 
-/// A result that has to be searched for is waited for so long.
+/// How long a caller waits for a result that has to be searched for.
 const SEARCH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Lost tasks whose records are held here at the most, until it is known which gateway produces them.
@@ -68,14 +68,22 @@ pub(super) struct LostTask {
     pub(super) value: Bytes,
 }
 
+/// What travels with the record of a task that is produced again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Loss {
+    /// Where the record stood before.
+    pub(super) position: Position,
+    pub(super) send_until: Instant,
+}
+
 /// What a claim that was read comes to.
 #[derive(Debug)]
 pub(super) enum ClaimRead<R> {
     Nothing,
     /// It is ours: the task is to be produced.
     Produce(Wanted),
-    /// It is ours: the task is to be produced again.
-    ProduceAgain(LostTask),
+    /// It is ours: the task is to be produced again, and sent before then, when another gateway may claim it.
+    ProduceAgain(LostTask, Instant),
     /// Another gateway has the key, with another text.
     Conflict(Vec<Waiter<R>>),
 }
@@ -98,12 +106,15 @@ pub(super) struct TaskBook<R> {
     claims: Claims,
     keyed: KeyedTasks,
     kept: Kept,
+    /// Claims for tasks that Kafka has dropped.
+    losses: Claims,
     /// Tasks that Kafka has dropped, by what was claimed for each: whether this gateway produces it is not known yet.
     lost: HashMap<TaskKey, (Instant, LostTask)>,
     overload: Overload,
     /// Bytes of records that the producer has and Kafka has not acknowledged.
     unacknowledged: usize,
     most_keys: usize,
+    most_pending: usize,
 }
 
 impl<R> TaskBook<R> {
@@ -116,10 +127,12 @@ impl<R> TaskBook<R> {
             claims: Claims::new(retention),
             keyed: KeyedTasks::default(),
             kept: Kept::default(),
+            losses: Claims::new(retention),
             lost: HashMap::new(),
             overload: Overload::new(config.max_pending, config.answer_timeout, now),
             unacknowledged: 0,
             most_keys: config.max_keys,
+            most_pending: config.max_pending,
         }
     }
 
@@ -214,8 +227,17 @@ impl<R> TaskBook<R> {
         Err(self.given_up(key, bytes))
     }
 
-    /// Kafka has acknowledged a record that is no task.
-    pub(super) fn acknowledged(&mut self, bytes: usize) {
+    /// The same of one that is produced again. False: it came too late, or another gateway was faster.
+    pub(super) fn sending_again(&mut self, key: TaskKey, lost: Loss, bytes: usize, now: Instant) -> bool {
+        let is_due = self.index.is_pending_at(key, lost.position) && now < lost.send_until;
+        if !is_due {
+            self.settled_record(bytes);
+        }
+        is_due
+    }
+
+    /// The producer has no record of these bytes any more, and nothing else is changed by that.
+    pub(super) fn settled_record(&mut self, bytes: usize) {
         self.unacknowledged -= bytes;
     }
 
@@ -227,13 +249,14 @@ impl<R> TaskBook<R> {
         position: Position,
         at: SystemTime,
     ) -> Vec<Waiter<R>> {
-        self.acknowledged(bytes);
+        self.settled_record(bytes);
         self.in_kafka(key, position, at)
     }
 
-    /// The record does not get into Kafka from here, or whether it does is not known. Returns the task's callers.
+    /// The task, or the claim for it, does not get into Kafka from here, or whether it does is not known. Returns its
+    /// callers.
     pub(super) fn given_up(&mut self, key: TaskKey, bytes: usize) -> Vec<Waiter<R>> {
-        self.unacknowledged -= bytes;
+        self.settled_record(bytes);
         self.keyed.settled(key);
         self.kept.forget(key);
         self.waiting.complete(key)
@@ -250,25 +273,23 @@ impl<R> TaskBook<R> {
 
     /// The task's result stands on the results topic. Returns whether that is news, and the task's callers.
     pub(super) fn done(&mut self, key: TaskKey, position: Position, at: SystemTime) -> (bool, Vec<Waiter<R>>) {
-        let is_news = self.index.result(key, position, at, self.claims.is_held(key));
+        let is_news = self.index.result(key, position, at);
         self.keyed.settled(key);
         self.kept.forget(key);
         (is_news, self.waiting.complete(key))
     }
 
-    /// So many tasks were finished just now.
+    /// This many tasks were finished just now.
     pub(super) fn finished(&mut self, count: u64, now: Instant) {
         self.overload.finished(count, self.index.pending_count(), now);
     }
 
     /// A claim was read; `own` is this gateway.
     pub(super) fn claim_read(&mut self, key: TaskKey, claim: Claim, own: Uuid, now: Instant) -> ClaimRead<R> {
-        let held = self.claims.read(key, claim, self.index.known(key) != Known::Nothing);
-        if let Some((_, lost)) = self.lost.remove(&key) {
-            // This very claim, not one before it on which the task is being produced. And no result has come meanwhile.
-            let is_ours = held == claim && held.gateway == own && self.index.is_pending_at(lost.key, lost.position);
-            return if is_ours { ClaimRead::ProduceAgain(lost) } else { ClaimRead::Nothing };
+        if claim.digest.is_nil() {
+            return self.claim_of_loss_read(key, claim, own, now);
         }
+        let held = self.claims.read(key, claim, self.index.known(key) != Known::Nothing);
         match self.keyed.claim_read(key, held.gateway == own, held.digest, now) {
             Next::Nothing => ClaimRead::Nothing,
             Next::Produce(wanted) if self.waiting.contains(key) => ClaimRead::Produce(wanted),
@@ -285,6 +306,16 @@ impl<R> TaskBook<R> {
         }
     }
 
+    /// A loss has no text, so its claim has no digest.
+    fn claim_of_loss_read(&mut self, claimed: TaskKey, claim: Claim, own: Uuid, now: Instant) -> ClaimRead<R> {
+        let held = self.losses.read(claimed, claim, false);
+        let Some((since, lost)) = self.lost.remove(&claimed) else { return ClaimRead::Nothing };
+        // This very claim, not one before it on which the task is being produced. And no result has come meanwhile.
+        let is_ours = held == claim && held.gateway == own && self.index.is_pending_at(lost.key, lost.position);
+        let in_time = now.saturating_duration_since(since) < SEND_WITHIN;
+        if is_ours && in_time { ClaimRead::ProduceAgain(lost, since + SEND_WITHIN) } else { ClaimRead::Nothing }
+    }
+
     /// What other gateways have claimed and not produced in time: to be claimed again, with the digest of its text.
     pub(super) fn overdue_claims(&mut self, now: Instant) -> Vec<(TaskKey, Uuid)> {
         let Self { keyed, waiting, .. } = self;
@@ -298,9 +329,14 @@ impl<R> TaskBook<R> {
         self.index.known(key)
     }
 
-    /// Whether the result of a task may stand in Kafka though it is not known; `since`: it is not older.
-    pub(super) fn may_be_pushed_out(&self, since: Option<SystemTime>) -> bool {
-        self.index.may_be_pushed_out(since)
+    /// Whether the task's result may stand in Kafka though it is not known; `since`: the task was not made before that.
+    pub(super) fn may_be_pushed_out(&self, key: TaskKey, since: Option<SystemTime>) -> bool {
+        self.index.may_be_pushed_out(key, since)
+    }
+
+    /// The result was not found: its caller waits for word whether there is such a task.
+    pub(super) fn not_found(&mut self, number: u64) {
+        self.waiting.not_found(number);
     }
 
     /// A caller waits for the result that stands in Kafka; the reply comes back where there is no room.
@@ -318,7 +354,7 @@ impl<R> TaskBook<R> {
         self.waiting.ask(key, id, reply, now)
     }
 
-    /// So many passes over the tasks topic are done. Returns the questions that this decides, with what is known.
+    /// This many passes over the tasks topic are done. Returns the questions that this decides, with what is known.
     pub(super) fn passed(&mut self, passes: u64) -> Vec<(u64, TaskKey, Known)> {
         let decided = self.waiting.passed(passes);
         decided.into_iter().map(|(number, key)| (number, key, self.index.known(key))).collect()
@@ -346,16 +382,20 @@ impl<R> TaskBook<R> {
         self.index.is_pending_at(key, position)
     }
 
-    /// The task is to be produced again by the gateway that claims what this returns first: all of them see the same.
-    pub(super) fn is_lost(&mut self, lost: LostTask, now: Instant) -> TaskKey {
+    /// Kafka has dropped the task: the gateway that claims what this returns first produces it again, since all of them
+    /// see the same. `None`: another one has claimed it, and its record may not have been read here.
+    pub(super) fn lose(&mut self, lost: LostTask, own: Uuid, now: Instant) -> Option<TaskKey> {
         let claimed = TaskKey::from_uuid(claim_of_loss(lost.key, lost.position));
+        let is_reading = self.index.pending_count() < self.most_pending;
+        if !is_reading && self.losses.last(claimed).is_some_and(|claim| claim.gateway != own) {
+            return None;
+        }
         self.lost.insert(claimed, (now, lost));
-        claimed
+        Some(claimed)
     }
 
-    /// How many more lost tasks there is room for. Claims that have not come for long are not waited for any longer:
-    /// their tasks are found again.
-    pub(super) fn room_for_lost(&mut self, now: Instant) -> usize {
+    /// Forgets losses whose claims have not come for long, to be found again. Returns how many more there is room for.
+    pub(super) fn forget_late_losses(&mut self, now: Instant) -> usize {
         self.lost.retain(|_, (since, _)| now.saturating_duration_since(*since) < CLAIM_LIFE);
         MOST_LOST.saturating_sub(self.lost.len())
     }
@@ -385,8 +425,9 @@ impl<R> TaskBook<R> {
 
     /// Forgets results and claims that are older than `RESULT_RETENTION`.
     pub(super) fn forget_old(&mut self, now: SystemTime) {
-        self.index.forget_old(now);
+        self.index.forget_old(now, |key| self.claims.last(key).is_some());
         self.claims.forget_old(now, |key| self.index.known(key) == Known::Pending);
+        self.losses.forget_old(now, |_| false);
     }
 
     /// How much there is of everything.

@@ -15,7 +15,7 @@ use uuid::Uuid;
 /// A claim without a task may be claimed again after this.
 pub(super) const CLAIM_LIFE: Duration = Duration::from_secs(5);
 /// The holder of a claim does not send its task later than this: another gateway may be about to.
-const SEND_WITHIN: Duration = Duration::from_secs(4);
+pub(super) const SEND_WITHIN: Duration = Duration::from_secs(4);
 
 /// A claim that stands in the log.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,9 +69,9 @@ impl Claims {
         self.held.get(&key).copied().filter(|claim| has_task || is_young(claim))
     }
 
-    /// Whether there is a claim for the task, whatever came of it.
-    pub(super) fn is_held(&self, key: TaskKey) -> bool {
-        self.held.contains_key(&key)
+    /// The last claim for the task, whatever came of it.
+    pub(super) fn last(&self, key: TaskKey) -> Option<Claim> {
+        self.held.get(&key).copied()
     }
 
     /// Forgets those that are older than the retention, unless their task still runs.
@@ -89,7 +89,7 @@ impl Claims {
         }
     }
 
-    /// Idempotency keys that are remembered.
+    /// How many are remembered.
     pub(super) fn count(&self) -> usize {
         self.held.len()
     }

@@ -1,15 +1,18 @@
 //! What a gateway knows of tasks: which are pending, and where the results of the others stand.
 //!
-//! It holds positions in Kafka, not values: a result that is asked for is fetched. Filled from `results` and `tasks`, so
-//! that every gateway, a fresh one too, knows the same. Results are bounded by age and by number (`MAX_RESULTS`); those
-//! that number has pushed out have to be searched for. Results of idempotency keys are bounded by age only, since their
-//! tasks would be run again, and there are as many as keys (`MAX_KEYS`). A pending task is never forgotten, but with
-//! `MAX_PENDING` of them the gateway takes no new ones. Pure: times are parameters.
+//! It holds positions in Kafka, not values: a result that is asked for is fetched. Filled from `results` and `tasks`,
+//! so that every gateway, a fresh one too, knows the same. Results are bounded by age and by number (`MAX_RESULTS`);
+//! those that number has pushed out have to be searched for. Results of idempotency keys are bounded by age only, since
+//! their tasks would be run again. A pending task is never forgotten, but with `MAX_PENDING` of them the gateway takes no
+//! new ones. Pure: times are parameters.
 
 use super::key::{Position, TaskKey};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, SystemTime};
 
+/// A result is not pushed out before it is this old: the tasks topic is read behind the results, and its task would be
+/// taken for pending.
+const PUSHED_OUT_AFTER: Duration = Duration::from_secs(10);
 /// A table of this size whose entries are mostly gone is made smaller.
 const SPARSE: usize = 8_192;
 
@@ -89,7 +92,7 @@ impl Index {
     }
 
     /// A result stands on the results topic. The first in the log is the one; true when this is it and was not known.
-    pub(super) fn result(&mut self, key: TaskKey, position: Position, at: SystemTime, is_keyed: bool) -> bool {
+    pub(super) fn result(&mut self, key: TaskKey, position: Position, at: SystemTime) -> bool {
         self.pending.remove(&key);
         if let Some(known) = self.results.get_mut(&key) {
             if position < known.position {
@@ -99,18 +102,7 @@ impl Index {
             return false;
         }
         self.results.insert(key, ResultEntry { position, at });
-        if is_keyed {
-            self.keyed_by_age.push_back((at, key));
-            return true;
-        }
         self.by_age.push_back((at, key));
-        while self.by_age.len() > self.most_results {
-            if let Some((at, key)) = self.by_age.pop_front()
-                && self.remove(at, key)
-            {
-                self.pushed_out = self.pushed_out.max(Some(at));
-            }
-        }
         true
     }
 
@@ -122,8 +114,26 @@ impl Index {
         if self.pending.contains_key(&key) { Known::Pending } else { Known::Nothing }
     }
 
-    /// Forgets results that are older than the retention.
-    pub(super) fn forget_old(&mut self, now: SystemTime) {
+    /// Forgets results that are older than the retention, and the oldest of those that are too many; not those of
+    /// idempotency keys.
+    pub(super) fn forget_old(&mut self, now: SystemTime, is_keyed: impl Fn(TaskKey) -> bool) {
+        let is_older = |at: &SystemTime, age: Duration| now.duration_since(*at).is_ok_and(|own| own > age);
+        let mut old = pop_while(&mut self.by_age, |(at, _)| is_older(at, self.retention));
+        old.extend(pop_while(&mut self.keyed_by_age, |(at, _)| is_older(at, self.retention)));
+        for (at, key) in old {
+            self.remove(at, key);
+        }
+        let too_many = self.by_age.len().saturating_sub(self.most_results);
+        let old_ones = self.by_age.iter().take(too_many).take_while(|(at, _)| is_older(at, PUSHED_OUT_AFTER)).count();
+        let pushed_out: Vec<_> = self.by_age.drain(..old_ones).collect();
+        for (at, key) in pushed_out {
+            if is_keyed(key) {
+                self.keyed_by_age.push_back((at, key));
+            } else if self.remove(at, key) {
+                self.pushed_out = self.pushed_out.max(Some(at));
+            }
+        }
+        self.pushed_out = self.pushed_out.filter(|at| !is_older(at, self.retention));
         // What a flood has left behind is given back.
         if self.pending.capacity() > SPARSE && self.pending.len() < self.pending.capacity() / 8 {
             self.pending.shrink_to_fit();
@@ -131,13 +141,6 @@ impl Index {
         if self.results.capacity() > SPARSE && self.results.len() < self.results.capacity() / 8 {
             self.results.shrink_to_fit();
             self.by_age.shrink_to_fit();
-        }
-        let is_old = |at: &SystemTime| now.duration_since(*at).is_ok_and(|age| age > self.retention);
-        let mut old: Vec<_> = pop_while(&mut self.by_age, |(at, _)| is_old(at));
-        old.extend(pop_while(&mut self.keyed_by_age, |(at, _)| is_old(at)));
-        self.pushed_out = self.pushed_out.filter(|at| !is_old(at));
-        for (at, key) in old {
-            self.remove(at, key);
         }
     }
 
@@ -150,8 +153,10 @@ impl Index {
         is_it
     }
 
-    /// Whether number may have pushed out a result that came at this time or later; `None`: at any time.
-    pub(super) fn may_be_pushed_out(&self, since: Option<SystemTime>) -> bool {
+    /// Whether number may have pushed out the task's result; `since`: the task was not made before that.
+    pub(super) fn may_be_pushed_out(&self, key: TaskKey, since: Option<SystemTime>) -> bool {
+        // A task that is read after its result was pushed out is taken for pending.
+        let since = self.pending.get(&key).map(|task| task.since).max(since);
         self.pushed_out.is_some_and(|newest| since.is_none_or(|since| newest >= since))
     }
 
@@ -224,7 +229,7 @@ mod tests {
         assert_eq!(index.known(key(1)), Known::Nothing);
         index.task(key(1), at(5), time(100.0));
         assert_eq!(index.known(key(1)), Known::Pending);
-        assert!(index.result(key(1), at(50), time(101.0), false));
+        assert!(index.result(key(1), at(50), time(101.0)));
         assert_eq!(index.known(key(1)), Known::Done(at(50)));
         index.task(key(1), at(5), time(100.0));
         assert_eq!(index.known(key(1)), Known::Done(at(50)), "the tasks topic is read behind the results");
@@ -252,50 +257,71 @@ mod tests {
     #[test]
     fn the_first_result_in_the_log_is_the_one() {
         let mut index = index(10);
-        assert!(index.result(key(1), at(50), time(100.0), false));
-        assert!(!index.result(key(1), at(60), time(101.0), false));
+        assert!(index.result(key(1), at(50), time(100.0)));
+        assert!(!index.result(key(1), at(60), time(101.0)));
         assert_eq!((index.known(key(1)), index.duplicates()), (Known::Done(at(50)), 1));
-        assert!(!index.result(key(1), at(40), time(99.0), false), "read back later, written earlier");
+        assert!(!index.result(key(1), at(40), time(99.0)), "read back later, written earlier");
         assert_eq!(index.known(key(1)), Known::Done(at(40)));
-        assert!(!index.result(key(1), at(40), time(99.0), false));
+        assert!(!index.result(key(1), at(40), time(99.0)));
         assert_eq!(index.duplicates(), 1, "the same record read twice is no duplicate");
     }
 
     #[test]
-    fn results_are_forgotten_by_age_and_by_number_and_pending_tasks_never() {
-        let mut index = index(2);
+    fn results_are_forgotten_by_age_and_pending_tasks_never() {
+        let mut index = index(10);
+        let forget = |index: &mut Index, seconds| index.forget_old(time(seconds), |_| false);
         index.task(key(9), at(1), time(0.0));
-        for number in 1..=3 {
-            index.result(key(number), at(number as i64), time(100.0 * number as f64), false);
+        for number in 2..=3 {
+            index.result(key(number), at(number as i64), time(100.0 * number as f64));
         }
-        assert_eq!(index.known(key(1)), Known::Nothing, "the third pushed the first out");
-        index.forget_old(time(800.1));
+        forget(&mut index, 800.1);
         assert_eq!((index.known(key(2)), index.known(key(3))), (Known::Nothing, Known::Done(at(3))));
         assert_eq!(index.known(key(9)), Known::Pending);
         assert_eq!(index.pending_since(time(0.5)).len(), 1);
         assert!(index.pending_since(time(0.0)).is_empty());
         // Its record was deleted, and its task, of an idempotency key, is run again.
         index.forget(key(3));
-        assert!(index.result(key(3), at(9), time(900.0), false));
-        index.forget_old(time(950.0));
+        assert!(index.result(key(3), at(9), time(900.0)));
+        forget(&mut index, 950.0);
         assert_eq!(index.known(key(3)), Known::Done(at(9)), "only the first one is old");
     }
 
     #[test]
     fn what_number_has_pushed_out_may_be_searched_for_and_results_of_keys_stay() {
         let mut index = index(2);
-        assert!(!index.may_be_pushed_out(None));
-        index.result(key(1), at(1), time(100.0), true);
-        for number in 2..=4 {
-            index.result(key(number), at(number as i64), time(100.0 * number as f64), false);
+        let may_be = |index: &Index, since: Option<f64>| index.may_be_pushed_out(key(99), since.map(time));
+        assert!(!may_be(&index, None));
+        for number in 1..=5 {
+            index.result(key(number), at(number as i64), time(100.0 * number as f64));
         }
-        assert_eq!((index.known(key(1)), index.known(key(2))), (Known::Done(at(1)), Known::Nothing));
-        assert!(index.may_be_pushed_out(None) && index.may_be_pushed_out(Some(time(200.0))));
-        assert!(!index.may_be_pushed_out(Some(time(200.1))), "a later one is still known");
-        index.forget_old(time(800.0));
-        assert!(index.may_be_pushed_out(None));
-        index.forget_old(time(800.1));
-        assert!(!index.may_be_pushed_out(None), "it is older than the retention");
+        index.forget_old(time(505.0), |of| of == key(1));
+        assert_eq!(
+            [1, 2, 3].map(|number| index.known(key(number))),
+            [Known::Done(at(1)), Known::Nothing, Known::Nothing]
+        );
+        assert_eq!([4, 5].map(|number| index.known(key(number))), [Known::Done(at(4)), Known::Done(at(5))]);
+        assert!(may_be(&index, None) && may_be(&index, Some(300.0)));
+        assert!(!may_be(&index, Some(300.1)), "a later one is still known");
+        // Their tasks are read only now.
+        index.task(key(3), at(7), time(299.0));
+        index.task(key(6), at(8), time(301.0));
+        assert!(index.may_be_pushed_out(key(3), None) && !index.may_be_pushed_out(key(6), None));
+        index.forget_old(time(900.0), |_| false);
+        assert!(may_be(&index, None));
+        index.forget_old(time(900.1), |_| false);
+        assert!(!may_be(&index, None), "it is older than the retention");
         assert_eq!(index.known(key(1)), Known::Nothing, "so is that of the key");
+    }
+
+    #[test]
+    fn a_result_that_has_just_come_is_not_pushed_out() {
+        let mut index = index(1);
+        for number in 1..=3 {
+            index.result(key(number), at(number as i64), time(100.0));
+        }
+        index.forget_old(time(110.0), |_| false);
+        assert_eq!(index.results_count(), 3);
+        index.forget_old(time(110.1), |_| false);
+        assert_eq!((index.results_count(), index.known(key(3))), (1, Known::Done(at(3))));
     }
 }

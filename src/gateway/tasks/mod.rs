@@ -8,7 +8,7 @@
 //!
 //! | file | noun |
 //! |---|---|
-//! | `book` | what is known of tasks and who waits for them, behind verbs |
+//! | `book` | what is known of tasks and which callers wait for them, behind verbs |
 //! | `index`, `kept`, `waiting`, `idempotency` | its parts: where results stand, records, callers, keys |
 //! | `key` | a task's id and a record's position |
 //! | `clock` | how old a record is |
@@ -21,8 +21,8 @@
 //! | `sweep` | tasks that Kafka has dropped |
 //! | `backend` | the threads that need Kafka |
 //!
-//! [`Tasks`] is what `http` has of it, with [`Backend`] it is what `lifecycle` has. Nothing is sent, written, logged or answered while its book is
-//! locked.
+//! [`Tasks`] is what `http` has of it, with [`Backend`] it is what `lifecycle` has. Nothing is sent, written, logged or
+//! answered while its book is locked.
 
 mod backend;
 mod book;

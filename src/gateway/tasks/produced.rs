@@ -1,6 +1,6 @@
 //! What Kafka says to the gateway's records, on the producer's thread.
 
-use super::book::TaskBook;
+use super::book::{Loss, TaskBook};
 use super::key::{Position, TaskKey};
 use super::{Tasks, give_all};
 use crate::gateway::reply::Reply;
@@ -14,10 +14,10 @@ use std::time::Instant;
 pub(super) enum Kind {
     /// A task whose callers wait.
     Task,
-    /// A claim whose callers wait.
+    /// A claim: for an idempotency key, whose callers wait, or for a loss.
     Claim,
-    /// A task that Kafka had dropped; its callers may have left.
-    Again,
+    /// A task that Kafka had dropped; its callers wait for its result only.
+    Again(Loss),
 }
 
 /// What travels with each record of the gateway.
@@ -34,10 +34,13 @@ pub(in crate::gateway) struct ProducerOutcomes(pub(in crate::gateway) Arc<Tasks>
 
 impl ProducerEvents<Token> for ProducerOutcomes {
     fn about_to_send(&mut self, token: &Token) -> bool {
-        if token.kind != Kind::Task {
-            return true;
-        }
-        let Err(late) = self.0.book().sending(token.key, token.bytes, Instant::now()) else { return true };
+        let now = Instant::now();
+        let late = match token.kind {
+            Kind::Claim => return true,
+            Kind::Again(lost) => return self.0.book().sending_again(token.key, lost, token.bytes, now),
+            Kind::Task => self.0.book().sending(token.key, token.bytes, now),
+        };
+        let Err(late) = late else { return true };
         let detail = "Kafka did not take the task in time; nothing was accepted";
         give_all(late, &Response::unavailable(detail, None));
         false
@@ -51,7 +54,7 @@ impl ProducerEvents<Token> for ProducerOutcomes {
             for Delivery { token, outcome } in deliveries {
                 let book: &mut TaskBook<Reply> = &mut book;
                 match (token.kind, outcome) {
-                    (Kind::Task | Kind::Again, Ok(delivered)) => {
+                    (Kind::Task | Kind::Again(_), Ok(delivered)) => {
                         self.0.state.metrics.accepted();
                         let position = Position { partition: delivered.partition, offset: delivered.offset };
                         let callers = book.task_acknowledged(token.key, token.bytes, position, now);
@@ -59,8 +62,9 @@ impl ProducerEvents<Token> for ProducerOutcomes {
                             responses.push((callers, Response::accepted(&token.key.as_uuid().to_string())));
                         }
                     }
-                    (Kind::Claim, Ok(_)) => book.acknowledged(token.bytes),
-                    (_, Err(error)) => {
+                    // The sweep finds it again.
+                    (Kind::Claim, Ok(_)) | (Kind::Again(_), Err(_)) => book.settled_record(token.bytes),
+                    (Kind::Task | Kind::Claim, Err(error)) => {
                         let callers = book.given_up(token.key, token.bytes);
                         responses.push((callers, not_accepted(token.key, &error)));
                     }

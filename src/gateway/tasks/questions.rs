@@ -27,11 +27,11 @@ const AWAY: &str = "Kafka does not answer; the result is not lost";
 /// A result that a caller waits for.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::gateway) struct Question {
-    number: u64,
-    key: TaskKey,
-    position: Position,
+    pub(super) number: u64,
+    pub(super) key: TaskKey,
+    pub(super) position: Position,
     /// Asked for by its id (200 whatever came of the task), not by posting the task.
-    stored: bool,
+    pub(super) stored: bool,
 }
 
 impl Tasks {
@@ -39,8 +39,12 @@ impl Tasks {
     pub(in crate::gateway) fn ask(&self, reply: Reply, id: String) -> Option<Ticket> {
         let key = TaskKey::from_id(&id);
         let known = self.book().known(key);
+        let may_be_pushed_out = self.may_be_pushed_out(key, &id);
         let refused = match known {
             Known::Done(position) => return self.fetch(reply, key, id, position, true),
+            Known::Pending if may_be_pushed_out && self.state.is_kafka_connected() => {
+                return self.search(reply, key, id);
+            }
             Known::Pending => {
                 reply.give(pending(&id));
                 return None;
@@ -52,7 +56,7 @@ impl Tasks {
             Known::Nothing if !self.state.is_kafka_connected() => {
                 "Kafka does not answer; whether there is such a task is not known"
             }
-            Known::Nothing if self.may_be_pushed_out(&id) => return self.search(reply, key, id),
+            Known::Nothing if may_be_pushed_out => return self.search(reply, key, id),
             // Another gateway may have accepted it a moment ago.
             Known::Nothing => {
                 let asked = self.book().ask(key, id.clone(), reply, Instant::now());
@@ -63,15 +67,18 @@ impl Tasks {
         None
     }
 
-    /// The tasks topic was read so often. Those that asked for an unknown task are answered once other gateways' tasks
-    /// are known, too.
+    /// This many passes over the tasks topic are done. Those that asked for an unknown task are answered once other
+    /// gateways' tasks are known, too.
     pub(super) fn passed(&self, passes: u64) {
         let decided = self.book().passed(passes);
         for (number, key, known) in decided {
             match known {
                 Known::Done(position) => self.hand_over(Question { number, key, position, stored: true }),
                 Known::Pending => self.give(number, pending),
-                Known::Nothing => self.give(number, unknown),
+                Known::Nothing => self.give(number, |id| {
+                    let detail = "this task is not known, or its result is older than RESULT_RETENTION";
+                    Response::problem(404, detail, Some(id))
+                }),
             }
         }
     }
@@ -95,8 +102,9 @@ impl Tasks {
         Some(ticket)
     }
 
-    fn hand_over(&self, question: Question) {
-        // Full, or the thread has ended.
+    /// Has the thread `lookup` answer it.
+    pub(super) fn hand_over(&self, question: Question) {
+        // Full.
         if self.questions.try_send(question).is_err() {
             self.give(question.number, |id| Response::unavailable("too many results are asked for at once", Some(id)));
         }
@@ -169,8 +177,4 @@ pub(in crate::gateway) fn answer_questions(
 
 pub(super) fn pending(id: &str) -> Response {
     Response::json(200, &json!({ "task_id": id, "state": "pending" }))
-}
-
-pub(super) fn unknown(id: &str) -> Response {
-    Response::problem(404, "this task is not known, or its result is older than RESULT_RETENTION", Some(id))
 }

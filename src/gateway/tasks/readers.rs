@@ -10,6 +10,7 @@
 //! task known not to exist. All records seen up to the ends at the start count from Kafka's time, later ones from their
 //! arrival. Records are decoded before the book is locked, a batch at a time.
 
+use super::idempotency::Claim;
 use super::key::{Position, TaskKey};
 use super::submit::claim_of;
 use super::waiting::{Waiter, Wish};
@@ -25,8 +26,9 @@ use crate::kafka::reader::{ReadRecord, Reader, ReaderOptions, StartAt};
 use crate::outage::Outage;
 use crate::stop::Stop;
 use crate::task::{ResultPeek, ResultsRecord, Task};
+use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How far before its end the tail begins: long enough that a fleet of live workers has been heard.
 const TAIL: Duration = Duration::from_secs(10);
@@ -36,7 +38,7 @@ const MAX_WAIT: Duration = Duration::from_millis(500);
 const MAX_BYTES: i32 = 2 * 1024 * 1024;
 /// The tasks of other gateways are known within this.
 const TASKS_WAIT: Duration = Duration::from_millis(250);
-/// So many bytes of tasks are handed over before that.
+/// This many bytes of tasks are handed over before that.
 const TASKS_BYTES: i32 = 64 * 1024;
 /// Before this is reached results may still be missing from the index, because of clocks that differ a little.
 const CLOCK_SLACK: Duration = Duration::from_secs(5);
@@ -76,6 +78,8 @@ pub(in crate::gateway) fn tail(tasks: &Tasks, cluster: Cluster, stop: &Stop) -> 
                 if let Some(at) = reader.last_answer() {
                     tasks.state.kafka_answered(at);
                 }
+                // By the tail only: a record that is dated in the future would count twice.
+                tasks.clock.read(records.iter().map(|record| record.timestamp));
                 take_results(tasks, &records, |record| {
                     ends.get(&record.partition).is_none_or(|end| record.offset >= *end)
                 });
@@ -96,44 +100,56 @@ pub(in crate::gateway) fn past(tasks: &Tasks, cluster: Cluster, stop: &Stop) {
     }
 }
 
+/// What the book is told of one record.
+enum Entry<'r> {
+    Result { position: Position, at: SystemTime, live: bool, peek: ResultPeek, value: &'r Bytes },
+    Claim(TaskKey, Claim),
+}
+
 /// Results, statuses and claims of one fetch, with one visit to the book. What was there before the start is no news.
 fn take_results(tasks: &Tasks, records: &[ReadRecord], is_live: impl Fn(&ReadRecord) -> bool) {
     if records.is_empty() {
         return;
     }
     let now = tasks.now();
-    // First, so that the age of each is right.
-    tasks.clock.read(records.iter().map(|record| record.timestamp));
-    let (mut results, mut statuses, mut claims) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut entries, mut statuses) = (Vec::new(), Vec::new());
     for record in records {
         let (live, written) = (is_live(record), record.timestamp);
         let at = if live { now.time } else { tasks.clock.date(written, now.time) };
         match (decode(record), &record.value) {
             (ResultsRecord::Result(peek), Some(value)) => {
                 let position = Position { partition: record.partition, offset: record.offset };
-                results.push((TaskKey::from_id(&peek.task_id), position, at, live, peek, value));
+                entries.push(Entry::Result { position, at, live, peek, value });
             }
             (ResultsRecord::Status(status), _) => {
                 let seen = if live { now.time } else { tasks.clock.last_seen(written, now.time) };
                 statuses.push((status, seen, record.offset, live));
             }
-            (ResultsRecord::Claim(claim), _) => claims.extend(claim_of(&claim, written, at)),
-            (ResultsRecord::Bad(_), _) => tasks.state.metrics.bad_record(),
-            (ResultsRecord::Result(_) | ResultsRecord::Other, _) => {}
+            (ResultsRecord::Claim(claim), _) => {
+                entries.extend(claim_of(&claim, written, at).map(|(key, claim)| Entry::Claim(key, claim)));
+            }
+            (ResultsRecord::Bad(_), _) if live => tasks.state.metrics.bad_record(),
+            (ResultsRecord::Result(_) | ResultsRecord::Bad(_) | ResultsRecord::Other, _) => {}
         }
     }
-    let (mut responses, mut finished) = (Vec::new(), 0);
-    let claims: Vec<_> = {
+    let (mut responses, mut claims, mut finished) = (Vec::new(), Vec::new(), 0);
+    {
         let mut book = tasks.book();
-        for (key, position, at, live, peek, value) in results {
-            let (is_news, callers) = book.done(key, position, at);
-            finished += u64::from(is_news && live);
-            responses.extend((!callers.is_empty()).then_some((callers, peek, value)));
+        // In the order of the log: what a claim means depends on the results before it.
+        for entry in entries {
+            match entry {
+                Entry::Result { position, at, live, peek, value } => {
+                    let (is_news, callers) = book.done(TaskKey::from_id(&peek.task_id), position, at);
+                    finished += u64::from(is_news && live);
+                    responses.extend((!callers.is_empty()).then_some((callers, peek, value)));
+                }
+                Entry::Claim(key, claim) => {
+                    claims.push((key, book.claim_read(key, claim, tasks.state.instance, now.instant)));
+                }
+            }
         }
         book.finished(finished, now.instant);
-        let instance = tasks.state.instance;
-        claims.into_iter().map(|(key, claim)| (key, book.claim_read(key, claim, instance, now.instant))).collect()
-    };
+    }
     tasks.state.metrics.results(finished);
     for (callers, peek, value) in responses {
         respond(tasks, callers, &peek, value, now.instant);

@@ -1,52 +1,55 @@
 //! Results that number has pushed out of the index, found again in Kafka by their tasks' times and ids.
 //!
-//! The ids of our own tasks are UUIDs of version 7, which begin with the millisecond of their making: their results are
-//! read for from then on. A stranger's id says nothing, and all that is kept is read. One pass serves all that ask in
-//! that moment. Runs in the thread `search`, with a reader of its own.
+//! The id of a task that came without a key is a UUID of version 7, which begins with the millisecond of its making: its
+//! result is read for from then on. A stranger's id says nothing, and the whole retention is read. A pass begins at the
+//! latest of these times, so that a cheap search does not wait for a long one, and serves all that lie ahead of it.
+//! Runs in the thread `search`, with a reader of its own.
 
 use super::Tasks;
 use super::index::Known;
 use super::key::TaskKey;
+use super::questions::{self, Question};
 use super::readers::{decode, options, reached};
 use crate::gateway::reply::{Reply, Ticket};
 use crate::gateway::response::Response;
 use crate::kafka::cluster::Cluster;
 use crate::kafka::error::KafkaError;
-use crate::kafka::reader::{Reader, StartAt};
+use crate::kafka::reader::{ReadRecord, Reader, StartAt};
 use crate::stop::Stop;
 use crate::task::ResultsRecord;
 use crossbeam_channel::{Receiver, select};
-use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
 /// Searches that may wait for the thread. Full: the caller is told to come back.
 pub(super) const QUEUE: usize = 256;
-/// The clocks of gateways and of Kafka may differ by so much.
+/// The clocks of gateways and of Kafka may differ by this much.
 const SLACK: Duration = Duration::from_secs(60);
+/// Searches whose times are this close have a pass together.
+const TOGETHER: Duration = Duration::from_secs(60);
 
 /// A result that a caller waits for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gateway) struct Search {
     number: u64,
     key: TaskKey,
-    /// It was not written before, if that is known.
+    /// It was not written before; `None`: that is not known.
     since: Option<SystemTime>,
 }
 
 impl Tasks {
     /// Whether the result of this task may stand in Kafka though nothing is known of it.
-    pub(super) fn may_be_pushed_out(&self, id: &str) -> bool {
+    pub(super) fn may_be_pushed_out(&self, key: TaskKey, id: &str) -> bool {
         let since = not_before(id);
-        self.book().may_be_pushed_out(since)
+        self.book().may_be_pushed_out(key, since)
     }
 
     /// Has the result of this task searched for.
     pub(super) fn search(&self, reply: Reply, key: TaskKey, id: String) -> Option<Ticket> {
         let since = not_before(&id);
         let entered = self.book().search(key, id.clone(), reply, Instant::now());
-        let ticket = super::questions::ticket(entered, &id)?;
-        // Full, or the thread has ended.
+        let ticket = questions::ticket(entered, &id)?;
+        // Full.
         if self.searches.try_send(Search { number: ticket.number, key, since }).is_err() {
             self.give(ticket.number, |id| {
                 Response::unavailable("too many old results are asked for at once", Some(id))
@@ -54,22 +57,46 @@ impl Tasks {
         }
         Some(ticket)
     }
+
+    /// The result does not stand in Kafka: what is known meanwhile decides, or what the tasks topic says.
+    fn was_not_found(&self, search: Search) {
+        let Search { number, key, .. } = search;
+        let known = {
+            let mut book = self.book();
+            let known = book.known(key);
+            if known == Known::Nothing {
+                book.not_found(number);
+            }
+            known
+        };
+        match known {
+            Known::Nothing => {}
+            Known::Pending => self.give(number, questions::pending),
+            Known::Done(position) => self.hand_over(Question { number, key, position, stored: true }),
+        }
+    }
 }
 
 /// Searches until stopped.
 pub(super) fn run(tasks: &Tasks, cluster: &Cluster, searches: &Receiver<Search>, stop: &Stop) {
+    let mut waiting = Vec::new();
     loop {
-        let first = select! {
-            recv(searches) -> search => match search {
-                Ok(search) => search,
-                Err(_) => return,
-            },
-            recv(stop.triggered()) -> _ => return,
-        };
-        let mut wanted: HashMap<u64, Search> =
-            std::iter::once(first).chain(searches.try_iter()).map(|search| (search.number, search)).collect();
-        match search(tasks, cluster, &mut wanted, stop) {
-            Ok(()) => wanted.into_values().for_each(|search| not_found(tasks, search)),
+        if waiting.is_empty() {
+            select! {
+                recv(searches) -> search => match search {
+                    Ok(search) => waiting.push(search),
+                    Err(_) => return,
+                },
+                recv(stop.triggered()) -> _ => return,
+            }
+        }
+        waiting.extend(searches.try_iter());
+        let mut pass = Pass { tasks, searches, wanted: first_pass(&mut waiting), waiting: &mut waiting };
+        match pass.run(cluster, stop) {
+            Ok(()) => {
+                let not_found = pass.wanted;
+                not_found.into_iter().for_each(|search| tasks.was_not_found(search));
+            }
             Err(KafkaError::Interrupted) => return,
             // Those that still wait are told at their deadlines.
             Err(error) => log::debug!("a search for old results failed: {error}"),
@@ -77,51 +104,82 @@ pub(super) fn run(tasks: &Tasks, cluster: &Cluster, searches: &Receiver<Search>,
     }
 }
 
-/// Reads from the earliest of these on, and gives what is found; until nothing is wanted any more, or the end.
-fn search(tasks: &Tasks, cluster: &Cluster, wanted: &mut HashMap<u64, Search>, stop: &Stop) -> Result<(), KafkaError> {
-    let now = tasks.state.now();
-    let retention = tasks.state.config.common.result_retention;
-    let age = |search: &Search| search.since.map_or(retention, |since| now.duration_since(since).unwrap_or_default());
-    let age = wanted.values().map(age).max().unwrap_or_default().min(retention);
-    // Counted back from the newest record: no clock of ours takes part.
-    let mut reader = Reader::new(cluster.clone(), &tasks.results_topic, StartAt::AtLeast(age + SLACK), options());
-    let ends = reader.end_offsets()?;
-    while !reached(&ends, &reader.positions()) && !stop.is_triggered() {
-        let records = reader.poll()?;
-        {
-            let book = tasks.book();
-            wanted.retain(|number, _| book.waits(*number));
-        }
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        for record in &records {
-            let (ResultsRecord::Result(peek), Some(value)) = (decode(record), &record.value) else { continue };
-            let key = TaskKey::from_id(&peek.task_id);
-            for (number, _) in wanted.extract_if(|_, search| search.key == key) {
-                tasks.give(number, |_| Response::stored_result(value));
-            }
-        }
-    }
-    Ok(())
+/// Takes out those of the latest time, and what lies close to it.
+fn first_pass(waiting: &mut Vec<Search>) -> Vec<Search> {
+    let latest = waiting.iter().map(|search| search.since).max().flatten();
+    let from = latest.and_then(|latest| latest.checked_sub(TOGETHER));
+    waiting.extract_if(.., |search| search.since >= from).collect()
 }
 
-fn not_found(tasks: &Tasks, search: Search) {
-    let known = tasks.book().known(search.key);
-    tasks.give(search.number, |id| match known {
-        Known::Pending => super::questions::pending(id),
-        // Its result came meanwhile.
-        Known::Done(_) => Response::unavailable("the result has just come; ask again", Some(id)),
-        Known::Nothing => super::questions::unknown(id),
-    });
+/// One reading of the results topic.
+struct Pass<'p> {
+    tasks: &'p Tasks,
+    searches: &'p Receiver<Search>,
+    wanted: Vec<Search>,
+    /// What this pass does not serve.
+    waiting: &'p mut Vec<Search>,
+}
+
+impl Pass<'_> {
+    /// Gives what is found, until nothing is wanted any more or the end is reached.
+    fn run(&mut self, cluster: &Cluster, stop: &Stop) -> Result<(), KafkaError> {
+        let now = self.tasks.state.now();
+        let retention = self.tasks.state.config.common.result_retention;
+        let since = self.wanted.iter().map(|search| search.since).min().flatten();
+        let age = since.map_or(retention, |since| now.duration_since(since).unwrap_or_default().min(retention));
+        // Counted back from the newest record: no clock of ours takes part.
+        let from = StartAt::AtLeast(age + SLACK);
+        let mut reader = Reader::new(cluster.clone(), &self.tasks.results_topic, from, options());
+        let ends = reader.end_offsets()?;
+        let mut newest = UNIX_EPOCH;
+        while !reached(&ends, &reader.positions()) {
+            stop.check().map_err(|_| KafkaError::Interrupted)?;
+            let records = reader.poll()?;
+            self.take_new(newest, since);
+            if self.wanted.is_empty() {
+                return Ok(());
+            }
+            for record in &records {
+                newest = newest.max(record.timestamp);
+                self.take(record, now, retention);
+            }
+        }
+        Ok(())
+    }
+
+    /// Those that came meanwhile join where they lie ahead of what was read. Those whose callers have left go; so do
+    /// all of a pass over the whole retention when a shorter one is wanted.
+    fn take_new(&mut self, newest: SystemTime, since: Option<SystemTime>) {
+        for search in self.searches.try_iter() {
+            let is_ahead = search.since.is_some_and(|since| since > newest);
+            if is_ahead { self.wanted.push(search) } else { self.waiting.push(search) }
+        }
+        let book = self.tasks.book();
+        self.wanted.retain(|search| book.waits(search.number));
+        self.waiting.retain(|search| book.waits(search.number));
+        if since.is_none() && self.waiting.iter().any(|search| search.since.is_some()) {
+            self.waiting.append(&mut self.wanted);
+        }
+    }
+
+    fn take(&mut self, record: &ReadRecord, now: SystemTime, retention: Duration) {
+        let (ResultsRecord::Result(peek), Some(value)) = (decode(record), &record.value) else { return };
+        let key = TaskKey::from_id(&peek.task_id);
+        let age = now.duration_since(self.tasks.clock.date(record.timestamp, now)).unwrap_or_default();
+        if age > retention {
+            return;
+        }
+        for search in self.wanted.extract_if(.., |search| search.key == key) {
+            self.tasks.give(search.number, |_| Response::stored_result(value));
+        }
+    }
 }
 
 /// The time before which this task was not made, as far as its id says it.
 fn not_before(id: &str) -> Option<SystemTime> {
-    let (seconds, nanoseconds) =
-        Uuid::try_parse(id).ok().filter(|id| id.get_version_num() == 7)?.get_timestamp()?.to_unix();
-    let made = UNIX_EPOCH + Duration::new(seconds, nanoseconds);
-    made.checked_sub(SLACK)
+    let uuid = Uuid::try_parse(id).ok().filter(|id| id.get_version_num() == 7)?;
+    let (seconds, nanoseconds) = uuid.get_timestamp()?.to_unix();
+    (UNIX_EPOCH + Duration::new(seconds, nanoseconds)).checked_sub(SLACK)
 }
 
 #[cfg(test)]
@@ -129,12 +187,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_own_ids_say_when_they_were_made_and_others_do_not() {
+    fn ids_of_version_7_say_when_they_were_made_and_others_do_not() {
         let made = not_before(&Uuid::now_v7().to_string()).expect("a time");
         let age = SystemTime::now().duration_since(made).expect("in the past");
         assert!((SLACK..SLACK + Duration::from_secs(5)).contains(&age), "{age:?}");
         for id in ["order-1", "018f2f6e-7b1c-4c5a-9d3e-0123456789ab", ""] {
             assert_eq!(not_before(id), None, "{id}");
         }
+    }
+
+    #[test]
+    fn the_latest_are_searched_for_first_and_strangers_last() {
+        let search = |number, seconds: Option<u64>| Search {
+            number,
+            key: TaskKey::from_number(number.into()),
+            since: seconds.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds)),
+        };
+        let mut waiting = vec![
+            search(1, None),
+            search(2, Some(1_000)),
+            search(3, Some(5_000)),
+            search(4, Some(4_940)),
+            search(5, None),
+        ];
+        let mut numbers = || first_pass(&mut waiting).iter().map(|it| it.number).collect::<Vec<_>>();
+        assert_eq!(numbers(), [3, 4]);
+        assert_eq!(numbers(), [2]);
+        assert_eq!(numbers(), [1, 5]);
     }
 }

@@ -1,11 +1,11 @@
 //! How a task gets from a caller to the producer: `POST /analyze` behind its parsing.
 //!
 //! A caller is entered before its task is handed to the producer, so that no result is faster than its entry. For a
-//! request with an idempotency key the gateway first writes a claim (see [`idempotency`](super::idempotency)). Called by
-//! the connections' threads, the tail reader (claims), the thread `upkeep` (claims that came to nothing) and the
+//! request with an idempotency key the gateway first writes a claim (see [`idempotency`](super::idempotency)). Called
+//! by the connections' threads, the tail reader (claims), the thread `upkeep` (claims that came to nothing) and the
 //! sweeper.
 
-use super::book::{ClaimRead, Keyed, KeyedRequest, LostTask};
+use super::book::{ClaimRead, Keyed, KeyedRequest, Loss, LostTask};
 use super::idempotency::Claim;
 use super::key::{TaskKey, digest, task_of_key};
 use super::produced::{Kind, Token};
@@ -102,11 +102,11 @@ impl Tasks {
     }
 
     /// Produces a task again that Kafka has dropped, as it was.
-    fn produce_again(&self, lost: LostTask) {
+    fn produce_again(&self, lost: LostTask, send_until: Instant) {
         let LostTask { key, position, record_key, value } = lost;
         self.state.metrics.produced_again();
         log::warn!("Kafka has dropped the task at offset {} without a result; producing it again", position.offset);
-        let token = Token { kind: Kind::Again, key, bytes: value.len() };
+        let token = Token { kind: Kind::Again(Loss { position, send_until }), key, bytes: value.len() };
         let (topic, headers) = (Arc::clone(&self.tasks_topic), Vec::new());
         self.book().producing(token.bytes);
         self.produce(ProducerRecord { topic, key: record_key, value: Some(value), headers }, token);
@@ -114,9 +114,10 @@ impl Tasks {
 
     /// Has this gateway, or another one that sees the same, produce a task again that Kafka has dropped.
     pub(super) fn claim_lost(&self, lost: LostTask) {
-        let claimed = self.book().is_lost(lost, Instant::now());
-        // There is no text that could differ.
-        self.produce_claim(claimed, Uuid::nil());
+        let claimed = self.book().lose(lost, self.state.instance, Instant::now());
+        if let Some(claimed) = claimed {
+            self.produce_claim(claimed, Uuid::nil());
+        }
     }
 
     fn produce_claim(&self, key: TaskKey, digest: Uuid) {
@@ -145,7 +146,10 @@ impl Tasks {
             Some(Err(TrySendError::Full(_))) => "too many tasks wait for Kafka; nothing was accepted",
             Some(Err(TrySendError::Closed(_))) | None => "the gateway is shutting down; nothing was accepted",
         };
-        let callers = self.book().given_up(token.key, token.bytes);
+        let callers = match token.kind {
+            Kind::Task | Kind::Claim => self.book().given_up(token.key, token.bytes),
+            Kind::Again(_) => return self.book().settled_record(token.bytes),
+        };
         give_all(callers, &Response::unavailable(refused, None));
     }
 
@@ -154,7 +158,7 @@ impl Tasks {
         match comes_to {
             ClaimRead::Nothing => {}
             ClaimRead::Produce(wanted) => self.produce_task(key, wanted),
-            ClaimRead::ProduceAgain(lost) => self.produce_again(lost),
+            ClaimRead::ProduceAgain(lost, send_until) => self.produce_again(lost, send_until),
             ClaimRead::Conflict(callers) => give_all(callers, &used_with_another_text(key)),
         }
     }

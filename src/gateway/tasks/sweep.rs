@@ -21,12 +21,12 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
-/// A task is produced again so often. Kafka, or a program that owns the group, drops what it has dropped three times
+/// How often a task is produced again. Kafka, or a program that owns the group, drops what it has dropped three times
 /// for a reason.
 const MOST_AGAIN: u32 = 2;
 /// Results are kept for an hour at least: an older task without one may have had it, and is not run again.
 const RESULTS_KEPT: Duration = Duration::from_secs(3_500);
-/// Results are looked for from so long before the task on.
+/// How long before the task the search for its result begins.
 const SLACK: Duration = Duration::from_secs(60);
 
 /// The times of the sweep, all from one option.
@@ -34,9 +34,9 @@ const SLACK: Duration = Duration::from_secs(60);
 struct Patience {
     /// How often is looked, on average.
     interval: Duration,
-    /// A task without a result for so long is looked at.
+    /// How long a task may be without a result before it is looked at.
     suspicious: Duration,
-    /// It must stay without a result for so long below the group's start offset.
+    /// How long it must then stay without one below the group's start offset.
     grace: Duration,
 }
 
@@ -90,15 +90,19 @@ fn sweep(
     let dropped = ripe(&old, &starts, suspects, now, patience.grace);
     let Some(earliest) = dropped.iter().map(|(_, task)| task.since).min() else { return Ok(()) };
     let done = done_since(tasks, cluster, now.duration_since(earliest).unwrap_or_default())?;
+    let is_over = |key: &TaskKey, task: &PendingTask| {
+        done.contains(key) || now.duration_since(task.since).is_ok_and(|age| age > RESULTS_KEPT)
+    };
+    let (over, lost): (Vec<_>, Vec<_>) = dropped.into_iter().partition(|(key, task)| is_over(key, task));
+    for (key, _) in over {
+        suspects.remove(&key);
+        tasks.book().settled(key);
+    }
+    let room = tasks.book().forget_late_losses(Instant::now());
     let mut lookup = Lookup::new(cluster.clone());
-    let room = tasks.book().room_for_lost(Instant::now());
-    for (key, task) in dropped.into_iter().take(room) {
+    for (key, task) in lost.into_iter().take(room) {
         suspects.remove(&key);
         let position = task.position;
-        if now.duration_since(task.since).is_ok_and(|age| age > RESULTS_KEPT) || done.contains(&key) {
-            tasks.book().settled(key);
-            continue;
-        }
         let record = lookup.read(topic, position.partition, position.offset)?;
         // Deleted from the topic: the gateway that accepted it has it still.
         let kept = || tasks.book().kept(key).map(|value| (Some(Bytes::from(key.as_uuid().to_string())), value));
@@ -117,6 +121,8 @@ fn sweep(
             // Another gateway was faster, or the result has come.
             continue;
         };
+        // A copy: what was read shares its memory with all that came with it.
+        let value = Bytes::copy_from_slice(&value);
         tasks.claim_lost(LostTask { key, position, record_key, value });
     }
     Ok(())
@@ -138,7 +144,7 @@ fn ripe(
     below.into_iter().filter(|(key, _)| has_stayed(*suspects.entry(*key).or_insert(now))).collect()
 }
 
-/// The tasks that have a result in the log of the time since so long ago.
+/// The tasks that have a result in this last part of the log.
 fn done_since(tasks: &Tasks, cluster: &Cluster, age: Duration) -> Result<BTreeSet<TaskKey>, KafkaError> {
     let options = ReaderOptions { max_bytes: 2 * 1024 * 1024, ..ReaderOptions::default() };
     // Counted back from the newest record: no clock of ours takes part.

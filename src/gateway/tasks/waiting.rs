@@ -2,8 +2,8 @@
 //! whether there is such a task.
 //!
 //! A reply is entered before anything is set going that could give it, so that no result is faster than its entry. The
-//! thread that takes an entry out gives the reply, so each is given exactly once by construction. The connection's thread keeps the
-//! deadline. Pure: time is a parameter, nothing is sent from here.
+//! thread that takes an entry out gives the reply, so each is given exactly once by construction. The connection's
+//! thread keeps the deadline. Pure: time is a parameter, nothing is sent from here.
 
 use super::key::TaskKey;
 use crate::gateway::reply::Ticket;
@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 const MOST_LOOK_UPS: usize = 1024;
 /// Unknown tasks that may be asked for.
 const MOST_UNKNOWN: usize = 256;
-/// What has to be asked of Kafka is waited for so long.
+/// How long a caller waits for what has to be asked of Kafka.
 pub(super) const QUESTION_PATIENCE: Duration = Duration::from_secs(3);
 /// The tasks topic is read in larger pieces, so what another gateway has accepted is known a piece later. A question
-/// for an unknown task waits for so many passes over all partitions: the first is under way when it comes, and the
+/// for an unknown task waits for this many passes over all partitions: the first is under way when it comes, and the
 /// pieces of the second may have been put together before.
 const PASSES: u64 = 3;
 
@@ -72,7 +72,7 @@ struct Task {
 /// Why a reply may not wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    /// There are so many already.
+    /// This many wait already.
     Table(usize),
     /// The gateway has ended.
     Closed,
@@ -171,6 +171,16 @@ impl<R> Waiting<R> {
         }
     }
 
+    /// A result was looked for and not found: its caller waits for word whether there is such a task.
+    pub(super) fn not_found(&mut self, number: u64) {
+        if let Some(waiter) = self.waiters.get_mut(&number)
+            && let Wish::Stored(id) = &mut waiter.wish
+        {
+            waiter.wish = Wish::Existence(std::mem::take(id));
+            self.unknown.push((number, self.passes + PASSES));
+        }
+    }
+
     fn enter(&mut self, waiter: Waiter<R>, patience: Duration) -> Ticket {
         let (number, until) = (self.next, waiter.since + patience);
         self.next += 1;
@@ -215,8 +225,8 @@ impl<R> Waiting<R> {
         callers.iter().filter_map(|number| self.waiters.remove(number)).collect()
     }
 
-    /// So many passes over the tasks topic are done. Returns those that asked for an unknown task and have waited long
-    /// enough: what is known now decides.
+    /// This many passes over the tasks topic are done. Returns those that asked for an unknown task and have waited
+    /// long enough: what is known now decides.
     pub(super) fn passed(&mut self, passes: u64) -> Vec<(u64, TaskKey)> {
         self.passes = passes;
         let ripe = self.unknown.extract_if(.., |(_, at)| *at <= passes);
@@ -344,6 +354,20 @@ mod tests {
         assert_eq!(waiting.passed(4), [(last.number, key(3))]);
         assert!(waiting.passed(9).is_empty() && waiting.unknown.is_empty());
         assert!(waiting.waits(last.number), "it is answered by what is known");
+    }
+
+    #[test]
+    fn a_result_that_is_not_found_is_a_question_for_an_unknown_task() {
+        let (mut waiting, now) = (table(8), Instant::now());
+        let ticket = waiting.look_up(key(1), "1".to_owned(), 1, PATIENCE, now).expect("room");
+        waiting.not_found(ticket.number);
+        waiting.not_found(ticket.number);
+        assert!(waiting.passed(2).is_empty());
+        assert_eq!(waiting.passed(3), [(ticket.number, key(1))]);
+        let leaving = waiting.take(ticket.number).expect("it waits");
+        assert_eq!(leaving.waiter.wish, Wish::Existence("1".to_owned()));
+        waiting.not_found(ticket.number);
+        assert!(waiting.unknown.is_empty(), "it has left");
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl Drop for Open {
     }
 }
 
-/// So long a caller of `/later` waits.
+/// How long a caller of `/later` waits.
 const PATIENCE: Duration = Duration::from_millis(600);
 
 impl Service for Echo {

@@ -82,6 +82,10 @@ fn a_task_that_kafka_refuses_has_its_callers_returned() {
     let (mut book, now) = (book(|_| {}), now());
     book.accept(key(1), 1, false, now.instant).expect("room");
     send(&mut book, 1);
+    // A record of the same task that is produced again changes nothing but what it takes.
+    book.producing(5);
+    book.settled_record(5);
+    assert!(book.kept(key(1)).is_some() && book.counts().callers == 1);
     assert_eq!(replies(book.given_up(key(1), 5)), [1]);
     assert!(book.kept(key(1)).is_none() && book.counts().unacknowledged_bytes == 0);
     assert_eq!(book.known(key(1)), Known::Nothing);
@@ -123,53 +127,113 @@ fn a_key_that_another_gateway_has_is_waited_for_and_claimed_again_when_nothing_c
     assert!(matches!(book.claim_read(key(1), again, own, later), ClaimRead::Nothing), "it was promised to none");
 }
 
+fn loss() -> LostTask {
+    LostTask { key: key(1), position: at(5), record_key: None, value: Bytes::from_static(b"value") }
+}
+
+fn claim_of(gateway: Uuid, at: SystemTime) -> Claim {
+    Claim { digest: Uuid::nil(), gateway, at, heard: at }
+}
+
 #[test]
 fn of_several_gateways_that_see_a_loss_the_first_to_claim_it_produces_the_task() {
     let now = now();
     let gateways = [1, 2, 3].map(Uuid::from_u128);
     let mut books = [(); 3].map(|()| book(|_| {}));
-    let lost = LostTask { key: key(1), position: at(5), record_key: None, value: Bytes::from_static(b"value") };
-    let claimed = books.each_mut().map(|book| {
+    let mut claimed = Vec::new();
+    for (book, own) in books.iter_mut().zip(gateways) {
         book.in_kafka(key(1), at(5), now.time);
-        book.is_lost(lost.clone(), now.instant)
-    });
-    assert!(claimed[0] == claimed[1] && claimed[1] == claimed[2]);
-    // As the log has them: second and gateway.
-    let claims = [(1, 2), (2, 1), (3, 3)]
-        .map(|(second, gateway)| Claim { at: now.time + Duration::from_secs(second), ..claim("", gateway, now) });
+        claimed.extend(book.lose(loss(), own, now.instant));
+    }
+    assert!(claimed.len() == 3 && claimed.iter().all(|it| *it == claimed[0]));
+    // As the log has them, a second apart.
+    let claims = [(1, 1), (2, 0), (3, 2)]
+        .map(|(second, gateway)| claim_of(gateways[gateway], now.time + Duration::from_secs(second)));
     let mut produced = Vec::new();
     for (book, own) in books.iter_mut().zip(gateways) {
         for claim in claims {
-            if let ClaimRead::ProduceAgain(again) = book.claim_read(claimed[0], claim, own, now.instant) {
+            if let ClaimRead::ProduceAgain(again, _) = book.claim_read(claimed[0], claim, own, now.instant) {
                 produced.push((own, again));
             }
         }
     }
-    assert_eq!(produced, [(gateways[1], lost.clone())]);
+    assert_eq!(produced, [(gateways[1], loss())]);
     // Before Kafka has acknowledged that, the task is found once more.
-    books[1].is_lost(lost, now.instant);
-    let later = Claim { at: now.time + Duration::from_secs(4), ..claims[0] };
+    books[1].lose(loss(), gateways[1], now.instant);
+    let later = claim_of(gateways[1], now.time + Duration::from_secs(4));
     assert!(matches!(books[1].claim_read(claimed[0], later, gateways[1], now.instant), ClaimRead::Nothing));
 }
 
 #[test]
 fn a_loss_that_is_none_any_more_is_not_produced() {
-    let now = now();
-    let own = Uuid::from_u128(1);
+    let (now, own) = (now(), Uuid::from_u128(1));
     for settle in [
         |book: &mut TaskBook<u32>, now: Moment| drop(book.done(key(1), at(9), now.time)),
         |book: &mut TaskBook<u32>, now: Moment| drop(book.in_kafka(key(1), at(9), now.time)),
         |book: &mut TaskBook<u32>, now: Moment| {
-            assert_eq!(book.room_for_lost(now.instant), MOST_LOST - 1);
-            assert_eq!(book.room_for_lost(now.instant + CLAIM_LIFE), MOST_LOST, "its claim got lost, too");
+            assert_eq!(book.forget_late_losses(now.instant), MOST_LOST - 1);
+            assert_eq!(book.forget_late_losses(now.instant + CLAIM_LIFE), MOST_LOST, "its claim got lost, too");
         },
     ] {
         let mut book = book(|_| {});
         book.in_kafka(key(1), at(5), now.time);
-        let lost = LostTask { key: key(1), position: at(5), record_key: None, value: Bytes::new() };
-        let claimed = book.is_lost(lost, now.instant);
+        let claimed = book.lose(loss(), own, now.instant).expect("it is to be claimed");
         settle(&mut book, now);
-        assert!(matches!(book.claim_read(claimed, claim("", 1, now), own, now.instant), ClaimRead::Nothing));
+        assert!(matches!(book.claim_read(claimed, claim_of(own, now.time), own, now.instant), ClaimRead::Nothing));
+    }
+}
+
+#[test]
+fn a_task_is_sent_again_in_time_and_while_it_is_lost() {
+    let (mut book, now) = (book(|_| {}), now());
+    book.in_kafka(key(1), at(5), now.time);
+    let lost = Loss { position: at(5), send_until: now.instant + SEND_WITHIN };
+    book.producing(15);
+    assert!(book.sending_again(key(1), lost, 5, now.instant));
+    assert!(!book.sending_again(key(1), lost, 5, now.instant + SEND_WITHIN), "another gateway may be about to");
+    book.in_kafka(key(1), at(9), now.time);
+    assert!(!book.sending_again(key(1), lost, 5, now.instant), "another gateway was faster");
+    assert_eq!(book.counts().unacknowledged_bytes, 5, "the first is on its way");
+}
+
+#[test]
+fn a_gateway_that_reads_no_tasks_leaves_a_loss_to_the_gateway_that_has_claimed_it() {
+    let (mut book, now) = (book(|config| config.max_pending = 2), now());
+    let [own, other] = [1, 2].map(Uuid::from_u128);
+    book.in_kafka(key(1), at(5), now.time);
+    let claimed = book.lose(loss(), own, now.instant).expect("it is to be claimed");
+    book.claim_read(claimed, claim_of(other, now.time), own, now.instant);
+    let later = now.instant + LONG;
+    assert!(book.lose(loss(), own, later).is_some(), "nothing came of that, as far as is known");
+    book.in_kafka(key(2), at(6), now.time);
+    assert!(book.lose(loss(), own, later).is_none(), "what came of it is not read at MAX_PENDING");
+}
+
+#[test]
+fn losses_take_no_room_of_keys() {
+    let (mut book, now) = (book(|config| config.max_keys = 1), now());
+    for number in 0..5 {
+        book.claim_read(key(number), claim_of(Uuid::nil(), now.time), Uuid::nil(), now.instant);
+    }
+    assert!(matches!(book.accept_keyed(key(9), 1, request("a", false), now), Keyed::Claims(_)));
+}
+
+#[test]
+fn the_result_of_a_key_is_not_pushed_out_in_whatever_order_it_and_its_claim_are_read() {
+    for result_first in [false, true] {
+        let (mut book, now) = (book(|config| config.max_results = 1), now());
+        if result_first {
+            book.done(key(1), at(1), now.time);
+        }
+        book.claim_read(key(1), claim("a", 2, now), Uuid::nil(), now.instant);
+        book.done(key(1), at(1), now.time);
+        for number in 2..5 {
+            book.done(key(number), at(number as i64), now.time);
+        }
+        book.forget_old(now.time + LONG);
+        assert_eq!((book.known(key(1)), book.counts().results), (Known::Done(at(1)), 2), "{result_first}");
+        let known = [2, 3].map(|number| (book.known(key(number)), book.may_be_pushed_out(key(number), None)));
+        assert_eq!(known, [(Known::Nothing, true); 2]);
     }
 }
 

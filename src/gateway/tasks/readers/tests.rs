@@ -4,6 +4,8 @@ use super::*;
 use crate::config::GatewayConfig;
 use crate::gateway::reply::tests::Kept;
 use crate::gateway::state::State;
+use crate::gateway::tasks::Wanted;
+use crate::gateway::tasks::book::{Keyed, KeyedRequest};
 use crate::gateway::tasks::index::Known;
 use crate::gateway::tasks::key::digest;
 use crate::task::{Claim, TaskResult, WorkerState, WorkerStatus};
@@ -90,12 +92,45 @@ fn the_id_in_the_value_says_whose_record_it_is() {
 
 #[test]
 fn a_worker_that_is_read_back_is_as_old_as_its_record_lies_behind() {
-    let (tasks, others) = (gateway(), [result(8, "a"), result(9, "b")]);
-    take_results(&tasks, &others, |_| true);
+    let tasks = gateway();
+    tasks.clock.read([SystemTime::now(); 2]);
     take_results(&tasks, &[status(3, Duration::from_secs(60))], |_| false);
     assert_eq!(tasks.active_workers(), 0, "it was last heard a minute ago");
     take_results(&tasks, &[status(10, Duration::from_secs(60))], |_| true);
     assert_eq!(tasks.active_workers(), 1, "what comes now is new, whatever its clock says");
+}
+
+#[test]
+fn a_record_of_the_future_that_is_read_back_makes_none_look_old() {
+    let tasks = gateway();
+    let future = ReadRecord { timestamp: SystemTime::now() + Duration::from_secs(9_000), ..result(7, "future") };
+    // The tail has read it as well.
+    tasks.clock.read([SystemTime::now(), future.timestamp]);
+    take_results(&tasks, &[future, result(8, "a")], |_| false);
+    tasks.book().forget_old(tasks.state.now());
+    assert_eq!(tasks.gauges().known_results, 2, "both are as old as they are");
+}
+
+#[test]
+fn what_a_claim_means_depends_on_the_results_before_it() {
+    let tasks = gateway();
+    let id = TaskKey::from_number(1).as_uuid().to_string();
+    let claim = |offset: i64, text: &str| {
+        let gateway = Uuid::from_u128(7).to_string();
+        let claim = Claim { task_id: id.clone(), text_hash: digest(text).to_string(), gateway, timestamp: 1.0 };
+        let timestamp = SystemTime::UNIX_EPOCH + Duration::from_secs(offset as u64);
+        ReadRecord { timestamp, ..record(offset, &id, claim.encode()) }
+    };
+    // Nothing came of the first; the task of the second is done.
+    take_results(&tasks, &[claim(10, "a"), claim(16, "b"), result(17, &id)], |_| false);
+    let ask = |text: &str| {
+        let wanted = Wanted { text: text.to_owned(), work_ms: None };
+        let request = KeyedRequest { wanted, digest: digest(text), asynchronous: true };
+        let (reply, now) = (Reply::new(Arc::<Kept>::default() as _), tasks.now());
+        tasks.book().accept_keyed(TaskKey::from_number(1), reply, request, now)
+    };
+    assert!(matches!(ask("b"), Keyed::Accepted(_)));
+    assert!(matches!(ask("a"), Keyed::Conflict(_)));
 }
 
 #[test]
@@ -109,8 +144,8 @@ fn a_claim_of_our_own_has_its_task_produced() {
         timestamp: 1.0,
     };
     let kept = Arc::<Kept>::default();
-    let wanted = super::super::Wanted { text: "a".to_owned(), work_ms: None };
-    let request = crate::gateway::tasks::book::KeyedRequest { wanted, digest: digest("a"), asynchronous: false };
+    let wanted = Wanted { text: "a".to_owned(), work_ms: None };
+    let request = KeyedRequest { wanted, digest: digest("a"), asynchronous: false };
     let now = tasks.now();
     let _ = tasks.book().accept_keyed(key, Reply::new(Arc::clone(&kept) as _), request, now);
     take_results(&tasks, &[record(5, "k", claim.encode())], |_| true);
