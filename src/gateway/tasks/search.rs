@@ -126,9 +126,9 @@ impl Pass<'_> {
         let now = self.tasks.state.now();
         let retention = self.tasks.state.config.common.result_retention;
         let since = self.wanted.iter().map(|search| search.since).min().flatten();
-        let age = since.map_or(retention, |since| now.duration_since(since).unwrap_or_default().min(retention));
+        let age = since.map_or(Duration::MAX, |since| now.duration_since(since).unwrap_or_default());
         // Counted back from the newest record: no clock of ours takes part.
-        let from = StartAt::AtLeast(age + SLACK);
+        let from = StartAt::AtLeast(age.min(retention + SLACK));
         let mut reader = Reader::new(cluster.clone(), &self.tasks.results_topic, from, options());
         let ends = reader.end_offsets()?;
         let mut newest = UNIX_EPOCH;
