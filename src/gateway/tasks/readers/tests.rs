@@ -106,7 +106,7 @@ fn a_record_of_the_future_that_is_read_back_makes_none_look_old() {
     let future = ReadRecord { timestamp: SystemTime::now() + Duration::from_secs(9_000), ..result(7, "future") };
     // The tail has read it as well.
     tasks.clock.read([SystemTime::now(), future.timestamp]);
-    take_results(&tasks, &[future, result(8, "a")], |_| false);
+    take_results(&tasks, &[result(6, "a"), future], |_| false);
     tasks.book().forget_old(tasks.state.now());
     assert_eq!(tasks.gauges().known_results, 2, "both are as old as they are");
 }
