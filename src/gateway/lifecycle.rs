@@ -243,7 +243,7 @@ fn respond_to_the_rest(gateway: &Gateway) -> usize {
     count
 }
 
-/// Looks again and again while the condition holds, for `most` at the most.
+/// Looks again and again while the condition holds, for at most `most`.
 fn wait_while(most: Duration, condition: impl Fn() -> bool) {
     let (deadline, look) = (crossbeam_channel::at(Instant::now() + most), tick(LOOK));
     while condition() {

@@ -17,7 +17,7 @@ const BUCKETS: usize = 10;
 
 /// Callers are not sent away for longer than this because of a long queue.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
-/// Bytes that wait for Kafka at the most: while it is away they pile up.
+/// At most this many bytes wait for Kafka: while it is away they pile up.
 const MOST_UNACKNOWLEDGED: usize = 32 * 1024 * 1024;
 
 /// Why a task is not taken.

@@ -1,4 +1,4 @@
-//! What a gateway takes at the most, and what becomes of the rest: callers, pending tasks, keys, results.
+//! The limits of a gateway, and what becomes of what is beyond: callers, pending tasks, keys, results.
 
 use std::time::Duration;
 

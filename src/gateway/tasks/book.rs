@@ -22,7 +22,7 @@ use uuid::Uuid;
 /// How long a caller waits for a result that has to be searched for.
 const SEARCH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Lost tasks whose records are held here at the most, until it is known which gateway produces them.
+/// At most this many records of lost tasks are held here, until it is known which gateway produces them.
 const MOST_LOST: usize = 500;
 
 /// One moment, by the clock that measures patience and by the one that dates records.

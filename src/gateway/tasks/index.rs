@@ -134,7 +134,7 @@ impl Index {
             }
         }
         self.pushed_out = self.pushed_out.filter(|at| !is_older(at, self.retention));
-        // What a flood has left behind is given back.
+        // Memory that a flood took is given back.
         if self.pending.capacity() > SPARSE && self.pending.len() < self.pending.capacity() / 8 {
             self.pending.shrink_to_fit();
         }

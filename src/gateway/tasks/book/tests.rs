@@ -306,7 +306,7 @@ proptest! {
         let (mut book, now) = (book(|_| {}), now());
         let own = Uuid::from_u128(1);
         let (mut entered, mut left, mut tickets) = (0u32, Vec::new(), Vec::new());
-        // Handed to the producer, and not settled: a record of each key at the most.
+        // Handed to the producer, and not settled: at most one record of each key.
         let mut with_producer = std::collections::HashSet::new();
         for (offset, (step, number)) in (1i64..).zip(steps) {
             let key = key(number);
