@@ -22,8 +22,8 @@ const NOT_OURS: &str = "it is not the drill's";
 
 /// For how long a node may be silent before the others take over from it: `broker.session.timeout.ms`. Kafka's own default is 9 s.
 const FAIL_OVER_MS: u64 = 3_000;
-/// A new leader of Kafka's asks for the share state of its partition, may be refused twice while the state has no leader either, and waits 1 s and
-/// 2 s before it asks again (`PersisterStateManager`). The embedded broker has the state at once.
+/// A new leader of Kafka's, also the only node after its restart, asks for the share state of its partition, may be refused twice while the state has
+/// no leader or is still being loaded, and waits 1 s and 2 s before it asks again (`PersisterStateManager`). The embedded broker has the state at once.
 const STATE_READ_MS: u64 = 3_000;
 /// A node of Kafka's that stops in order is waited for by every write with `acks=all` until the controller has taken it out of the replicas in sync:
 /// 1.4 s seen, on two cores.
@@ -114,10 +114,11 @@ impl Broker {
         }
     }
 
-    /// What it takes by itself when one of several nodes goes.
+    /// What it takes by itself when a node goes, or is back.
     pub(super) fn pauses(&self) -> Pauses {
         let fail_over_ms = FAIL_OVER_MS;
         match self {
+            Self::Apache(_) if self.nodes() < 2 => Pauses { state_read_ms: STATE_READ_MS, ..Pauses::default() },
             _ if self.nodes() < 2 => Pauses::default(),
             Self::Apache(_) => Pauses { fail_over_ms, state_read_ms: STATE_READ_MS, in_sync_ms: IN_SYNC_MS },
             _ => Pauses { fail_over_ms, ..Pauses::default() },

@@ -53,13 +53,13 @@ pub struct Place {
     pub pauses: Pauses,
 }
 
-/// What a broker of several nodes takes by itself when one of them goes, in milliseconds; 0 where nothing is known of it.
+/// What a broker takes by itself when one of its nodes goes, in milliseconds; 0 where nothing is known of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Pauses {
     /// For how long a node may be silent before the others take over from it.
     pub fail_over_ms: u64,
-    /// How long a partition may then be without its share state, also when the node stopped in order.
+    /// How long a partition may then be without its share state, also when the node stopped in order, and after the only node is back.
     pub state_read_ms: u64,
     /// How long records wait for a node that stops, until it is no more among the replicas in sync.
     pub in_sync_ms: u64,

@@ -47,6 +47,12 @@ impl Outage<'_> {
         self.led.is_none_or(|led| story.partition.is_some_and(|partition| led.tasks.contains(&partition)))
     }
 
+    /// Until when tasks may not be fetched: the only node that there is reads the share state when it is back.
+    pub(super) fn unfetched_until(&self, begin: &Begin) -> f64 {
+        let restarted = matches!(self.means, Means::Stop | Means::Kill) && !is_cluster(begin);
+        if restarted { self.back + state_read(begin) } else { self.until }
+    }
+
     /// Whether locks may have been lost. `kept`: for how long a lock outlives the silence of the one node that there is, in seconds.
     pub(super) fn costs_locks(&self, begin: &Begin, kept: f64) -> bool {
         let kept = if is_cluster(begin) { silence_allowed(begin) } else { kept };

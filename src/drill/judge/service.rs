@@ -256,9 +256,11 @@ fn starts(evidence: &Evidence<'_>) -> Row {
     tally.row()
 }
 
-/// For how long a worker could have begun it while Kafka was there.
+/// For how long a worker could have begun it while Kafka had it to give.
 fn free_time(evidence: &Evidence<'_>, from: f64, until: f64) -> f64 {
-    let away = merged(evidence.outages.iter().map(|(from, until)| Cause { from: *from, until: *until }).collect());
+    let unfetched = evidence.done_to_broker.iter().map(|outage| (outage.from, outage.unfetched_until(&evidence.begin)));
+    let away = evidence.outages.iter().copied().chain(unfetched).map(|(from, until)| Cause { from, until });
+    let away = merged(away.collect());
     let (mut since, mut free) = (from, 0.0);
     for outage in away.iter().filter(|outage| outage.excuses(from, until)) {
         if outage.from > since {

@@ -476,6 +476,27 @@ fn a_backlog_is_no_time_in_which_a_worker_was_free() {
 }
 
 #[test]
+fn tasks_wait_while_a_restarted_broker_reads_the_share_state() {
+    let started = |state_read_ms: u64, after_seconds: f64| {
+        let mut sample = Sample::calm();
+        sample.change(|line| {
+            if let Fact::Begin(begin) = &mut line.fact {
+                begin.pauses.state_read_ms = state_read_ms;
+            }
+        });
+        sample.order(1, "restart-broker", "broker", 11.5).signal("broker", 11.5, "SIGTERM");
+        sample.exit("broker", 11.8, Some(0), None, None).start("broker", 11.9);
+        sample.submit(600, 12.1, 10).accept(600, 12.11).begin(600, "worker_1", 12.0 + after_seconds, 1);
+        sample.result(600, "worker_1", 12.02 + after_seconds, 0.01).answer(600, "worker_1", 12.03 + after_seconds);
+        sample.broken()
+    };
+    assert_eq!(started(0, 3.9), NONE);
+    assert_eq!(started(0, 4.2), [IN_TIME]);
+    assert_eq!(started(3000, 6.9), NONE);
+    assert_eq!(started(3000, 7.2), [IN_TIME]);
+}
+
+#[test]
 fn a_result_that_comes_just_after_the_death_of_its_worker_is_no_loss() {
     let mut sample = long_task("worker_1", 990);
     sample.order(1, "kill-worker", "worker_1", 13.0).kill("worker_1", 13.0).start("worker_1", 14.0);
