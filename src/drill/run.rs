@@ -64,8 +64,10 @@ const UNKNOWN_WAIT: Duration = Duration::from_secs(30);
 const MISSING_WAIT: Duration = Duration::from_secs(100);
 /// A lock runs out so long after the last fault at most, and what it held is run.
 const LOCK_WAIT: Duration = Duration::from_secs(17);
-/// How long a fleet may take to be whole again, or to stop.
+/// How long a fleet may take to be whole again.
 const HEAL_WAIT: Duration = Duration::from_secs(120);
+/// A process that has not stopped for so long after its own limit does not stop.
+const STOP_WAIT: Duration = Duration::from_secs(10);
 /// How long gateways may take to show what is so.
 const SHOWN_WAIT: Duration = Duration::from_secs(6);
 /// Once everything is well: so many tasks are sent through each gateway, and so many that are done are read back from each.
@@ -449,7 +451,7 @@ impl<'a> Run<'a> {
     /// Until everything is known, or nothing moves any more; then past everything that happens by itself later.
     fn settle(&mut self, owned: bool) -> Result<(), End> {
         if self.side.as_ref().is_some_and(|side| side.director.is_some()) {
-            self.wait_for(Phase::Healed, "the fleet is not whole again")?;
+            self.wait_for(Phase::Healed, HEAL_WAIT, "the fleet is not whole again")?;
         }
         let patience = if self.outage { MISSING_WAIT } else { UNKNOWN_WAIT } + 2 * self.plan().longest_work();
         let (mut open, mut moved) = (self.account.open(), self.now());
@@ -518,7 +520,7 @@ impl<'a> Run<'a> {
     /// The last stop is one more that is judged.
     fn stop_fleet(&mut self) -> Result<(), End> {
         self.command(Command::StopWorkers);
-        self.wait_for(Phase::WorkersStopped, "the workers do not stop")?;
+        self.wait_for(Phase::WorkersStopped, self.place.drain_timeout + STOP_WAIT, "the workers do not stop")?;
         let deadline = self.now() + SHOWN_WAIT;
         let shown =
             |run: &Self| run.views.iter().flatten().all(|view| view.active.is_empty() && view.stopping.is_empty());
@@ -526,17 +528,15 @@ impl<'a> Run<'a> {
             self.step()?;
         }
         self.command(Command::StopGateways);
-        self.wait_for(Phase::GatewaysStopped, "the gateways do not stop")
+        self.wait_for(Phase::GatewaysStopped, self.place.gateway_grace + STOP_WAIT, "the gateways do not stop")
     }
 
-    fn wait_for(&mut self, phase: Phase, otherwise: &str) -> Result<(), End> {
-        let deadline = self.now() + HEAL_WAIT;
+    fn wait_for(&mut self, phase: Phase, limit: Duration, otherwise: &str) -> Result<(), End> {
+        let deadline = self.now() + limit;
         while self.phase != Some(phase) {
             if self.now() >= deadline {
                 let at = self.now();
-                self.display
-                    .console
-                    .at(at, &format!("{otherwise} after {} s; judging what there is", HEAL_WAIT.as_secs()));
+                self.display.console.at(at, &format!("{otherwise} after {} s; judging what there is", limit.as_secs()));
                 return Ok(());
             }
             self.step()?;

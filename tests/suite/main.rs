@@ -45,7 +45,6 @@ mod producer;
 mod queue;
 mod rig;
 mod schedules;
-mod standin;
 mod supervision;
 #[allow(dead_code, reason = "shared with the benches, which use the rest")]
 mod support;

@@ -188,11 +188,6 @@ impl Rig {
         self.launch(id, example("obedient")).env("WORKER_ID", id)
     }
 
-    /// The stand-in for the worker with this defect: see `tests/handlers/faulty`.
-    pub fn faulty_worker(&self, id: &str, fault: &str) -> Launch {
-        self.launch(id, example("faulty")).env("WORKER_ID", id).env("FAULT", fault)
-    }
-
     /// The gateway on any free port: [`Gateway`] finds out which one it got.
     pub fn gateway(&self) -> Launch {
         self.gateway_at(ANY_PORT)
@@ -401,11 +396,6 @@ pub fn new_folder(name: &str) -> PathBuf {
     let folder = janitor::folder().join(format!("{name}-{}", COUNT.fetch_add(1, Relaxed)));
     std::fs::create_dir_all(&folder).expect("a folder");
     folder
-}
-
-/// The stand-in for the worker, for whoever starts it himself.
-pub fn stand_in() -> PathBuf {
-    example("faulty")
 }
 
 /// An example of this package, built in the profile of the tests: `cargo test` names the binaries to a test, but no examples.
