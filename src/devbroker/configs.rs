@@ -31,8 +31,6 @@ const DEFAULT_SOURCE: i8 = 5;
 /// Operations of IncrementalAlterConfigs (KIP-339).
 const SET: i8 = 0;
 const DELETE: i8 = 1;
-const APPEND: i8 = 2;
-const SUBTRACT: i8 = 3;
 
 /// A refusal and its reason.
 type Refusal = (ErrorCode, String);
@@ -184,12 +182,6 @@ impl State {
         let value = match (config.config_operation, given) {
             (DELETE, _) => None,
             (SET, Some(value)) => Some(value.to_owned()),
-            (operation @ (APPEND | SUBTRACT), Some(value)) => {
-                if !known.is_list() {
-                    return Err(invalid("is no list"));
-                }
-                Some(merged(values.get(known, &self.settings), value, operation == APPEND))
-            }
             (_, None) => return Err((ErrorCode::INVALID_REQUEST, "Null value not supported".to_owned())),
             _ => return Err((ErrorCode::INVALID_REQUEST, "no such operation".to_owned())),
         };
@@ -208,15 +200,4 @@ impl State {
             topic.values = values;
         }
     }
-}
-
-fn merged(list: &str, items: &str, adds: bool) -> String {
-    let mut all: Vec<&str> = list.split(',').filter(|item| !item.is_empty()).collect();
-    for item in items.split(',') {
-        all.retain(|known| adds || *known != item);
-        if adds && !all.contains(&item) {
-            all.push(item);
-        }
-    }
-    all.join(",")
 }

@@ -1,5 +1,4 @@
-//! Who coordinates what, and insight into groups: FindCoordinator, ListGroups, ShareGroupDescribe, the offsets of a
-//! share group, DeleteGroups, DescribeCluster.
+//! Who coordinates what, and insight into groups: FindCoordinator, ShareGroupDescribe, the offsets of a share group.
 //!
 //! Called by the dispatcher. Membership is [`share_group`](super::share_group).
 
@@ -9,8 +8,6 @@ use std::time::Instant;
 use kafka_protocol::messages::alter_share_group_offsets_response::{
     AlterShareGroupOffsetsResponsePartition, AlterShareGroupOffsetsResponseTopic,
 };
-use kafka_protocol::messages::delete_groups_response::DeletableGroupResult;
-use kafka_protocol::messages::describe_cluster_response::DescribeClusterBroker;
 use kafka_protocol::messages::describe_share_group_offsets_request::{
     DescribeShareGroupOffsetsRequestGroup, DescribeShareGroupOffsetsRequestTopic,
 };
@@ -19,12 +16,10 @@ use kafka_protocol::messages::describe_share_group_offsets_response::{
     DescribeShareGroupOffsetsResponseTopic,
 };
 use kafka_protocol::messages::find_coordinator_response::Coordinator;
-use kafka_protocol::messages::list_groups_response::ListedGroup;
 use kafka_protocol::messages::share_group_describe_response::{Assignment, DescribedGroup, Member, TopicPartitions};
 use kafka_protocol::messages::{
-    AlterShareGroupOffsetsRequest, AlterShareGroupOffsetsResponse, BrokerId, DeleteGroupsRequest, DeleteGroupsResponse,
-    DescribeClusterResponse, DescribeShareGroupOffsetsRequest, DescribeShareGroupOffsetsResponse,
-    FindCoordinatorRequest, FindCoordinatorResponse, ListGroupsResponse, ShareGroupDescribeRequest,
+    AlterShareGroupOffsetsRequest, AlterShareGroupOffsetsResponse, BrokerId, DescribeShareGroupOffsetsRequest,
+    DescribeShareGroupOffsetsResponse, FindCoordinatorRequest, FindCoordinatorResponse, ShareGroupDescribeRequest,
     ShareGroupDescribeResponse,
 };
 use kafka_protocol::protocol::StrBytes;
@@ -80,36 +75,6 @@ impl State {
             .with_host(found.host)
             .with_port(found.port)
             .with_error_message(None)
-    }
-
-    /// DescribeCluster.
-    pub fn describe_cluster(&self) -> DescribeClusterResponse {
-        let brokers = self.living_nodes().map(|(id, address)| {
-            DescribeClusterBroker::default()
-                .with_broker_id(BrokerId(id))
-                .with_host(StrBytes::from_string(address.ip().to_string()))
-                .with_port(address.port().into())
-        });
-        DescribeClusterResponse::default()
-            .with_cluster_id(StrBytes::from_string(self.cluster_id.clone()))
-            .with_controller_id(BrokerId(1))
-            .with_brokers(brokers.collect())
-            .with_error_message(None)
-            .with_cluster_authorized_operations(i32::MIN)
-    }
-
-    /// ListGroups.
-    pub fn list_groups(&self, caller: &Caller) -> ListGroupsResponse {
-        let all = self.may(caller, Operation::Describe, Resource::Cluster);
-        let shown = |id: &str| all || self.may(caller, Operation::Describe, Resource::Group(id));
-        let groups = self.groups.iter().filter(|(id, _)| shown(id)).map(|(id, group)| {
-            ListedGroup::default()
-                .with_group_id(group_id(id))
-                .with_protocol_type(StrBytes::from_static_str("share"))
-                .with_group_state(StrBytes::from_static_str(group_state(group)))
-                .with_group_type(StrBytes::from_static_str("share"))
-        });
-        ListGroupsResponse::default().with_groups(groups.collect())
     }
 
     /// ShareGroupDescribe.
@@ -292,36 +257,8 @@ impl State {
         });
         answer.with_responses(responses.collect())
     }
-
-    /// DeleteGroups: forgets groups without members, and how far they were.
-    pub fn delete_groups(
-        &mut self,
-        caller: &Caller,
-        request: &DeleteGroupsRequest,
-        now: Instant,
-    ) -> DeleteGroupsResponse {
-        let results = request.groups_names.iter().map(|id| {
-            let right = self.check_right(caller, Operation::Delete, Resource::Group(id.as_str()));
-            let right = right.and_then(|()| self.check_coordinator(id.as_str(), caller.node, now));
-            let deleted = right.and_then(|()| {
-                let group = self.groups.get(id.as_str()).ok_or(ErrorCode::GROUP_ID_NOT_FOUND)?;
-                if group.members.is_empty() { Ok(()) } else { Err(ErrorCode::NON_EMPTY_GROUP) }
-            });
-            if deleted.is_ok() {
-                self.groups.remove(id.as_str());
-            }
-            DeletableGroupResult::default()
-                .with_group_id(id.clone())
-                .with_error_code(deleted.err().map_or(0, |code| code.0))
-        });
-        DeleteGroupsResponse::default().with_results(results.collect())
-    }
 }
 
 fn group_state(group: &Group) -> &'static str {
     if group.members.is_empty() { "Empty" } else { "Stable" }
-}
-
-fn group_id(id: &str) -> kafka_protocol::messages::GroupId {
-    kafka_protocol::messages::GroupId(StrBytes::from_string(id.to_owned()))
 }

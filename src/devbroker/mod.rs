@@ -12,7 +12,7 @@
 //! | `faults`, `scope` | what shall go wrong, and at which requests |
 //! | `state` | everything it knows, behind one lock |
 //! | `rights` | which client may do what |
-//! | `produce`, `fetch`, `offsets`, `committed`, `topics`, `configs`, `groups` | the requests about topics and groups |
+//! | `produce`, `fetch`, `offsets`, `topics`, `configs`, `groups` | the requests about topics and groups |
 //! | `share_group`, `share_fetch`, `share_partition` | members, sessions, records of share groups (KIP-932) |
 //! | `nodes` | which nodes run, are fenced, lead, coordinate |
 //! | `log`, `batch`, `sequences` | a partition's records and its producers |
@@ -43,7 +43,6 @@
 //! Called by the binary `devbroker` and by tests.
 
 mod batch;
-mod committed;
 mod configs;
 mod core;
 mod damage;

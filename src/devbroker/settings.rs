@@ -218,11 +218,6 @@ impl Known {
         if self.broker.is_empty() { self.default } else { settings.text(self.broker) }
     }
 
-    /// Whether its value is a list.
-    pub fn is_list(&self) -> bool {
-        self.name == "cleanup.policy" || self.name.ends_with("throttled.replicas")
-    }
-
     /// Whether the setting takes this value.
     pub fn takes(&self, value: &str, settings: &Settings) -> bool {
         let within = |least: i64, most: i64| value.parse().is_ok_and(|number: i64| (least..=most).contains(&number));

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::committed::Committed;
 use super::log::Log;
 use super::nodes::{NO_LEADER, Node};
 use super::rights::Rights;
@@ -117,8 +116,6 @@ pub(super) struct State {
     pub sessions: HashMap<SessionKey, Session>,
     /// How many there ever were.
     pub sessions_opened: u64,
-    /// Positions by group, topic and partition.
-    pub committed: BTreeMap<(String, String, i32), Committed>,
     pub next_producer_id: i64,
     /// By transactional id.
     pub transactions: BTreeMap<String, Transaction>,
@@ -138,7 +135,6 @@ impl State {
             coordinators: BTreeMap::new(),
             sessions: HashMap::new(),
             sessions_opened: 0,
-            committed: BTreeMap::new(),
             next_producer_id: 1,
             transactions: BTreeMap::new(),
         }

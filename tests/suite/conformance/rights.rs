@@ -1,14 +1,12 @@
 //! Which right each request needs, and which code it is answered without it.
 
 use kafka_protocol::messages::{
-    AlterShareGroupOffsetsRequest, DeleteGroupsRequest, DeleteRecordsRequest, DeleteTopicsRequest,
-    DescribeConfigsRequest, ListGroupsRequest, OffsetCommitRequest, OffsetFetchRequest, ShareGroupDescribeRequest,
+    AlterShareGroupOffsetsRequest, DeleteRecordsRequest, DeleteTopicsRequest, DescribeConfigsRequest,
+    ShareGroupDescribeRequest,
     alter_share_group_offsets_request::{AlterShareGroupOffsetsRequestPartition, AlterShareGroupOffsetsRequestTopic},
     delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic},
     delete_topics_request::DeleteTopicState,
     describe_configs_request::DescribeConfigsResource,
-    offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
-    offset_fetch_request::OffsetFetchRequestTopic,
 };
 use lastcall::devbroker::{Operation, Resource};
 
@@ -92,25 +90,6 @@ fn find_coordinator(scene: &mut Scene) -> i16 {
     scene.place.wire.call(4, &request).coordinators[0].error_code
 }
 
-fn commit(scene: &mut Scene) -> i16 {
-    let partition = OffsetCommitRequestPartition::default().with_committed_offset(1);
-    let topic = OffsetCommitRequestTopic::default().with_name(scene.topic()).with_partitions(vec![partition]);
-    let request = OffsetCommitRequest::default()
-        .with_group_id(GroupId(text(&format!("{}-classic", scene.place.topic))))
-        .with_generation_id_or_member_epoch(-1)
-        .with_topics(vec![topic]);
-    scene.place.wire.call(8, &request).topics[0].partitions[0].error_code
-}
-
-fn committed(scene: &mut Scene) -> i16 {
-    let topic = OffsetFetchRequestTopic::default().with_name(scene.topic()).with_partition_indexes(vec![0]);
-    let group = GroupId(text(&format!("{}-classic", scene.place.topic)));
-    let request = OffsetFetchRequest::default().with_group_id(group).with_topics(Some(vec![topic]));
-    let answer = scene.place.wire.call(7, &request);
-    let partitions = answer.topics.iter().flat_map(|topic| &topic.partitions).map(|partition| partition.error_code);
-    first([answer.error_code].into_iter().chain(partitions))
-}
-
 fn share_fetch(scene: &mut Scene) -> i16 {
     let said = scene.open("late").fetch(1, 0, &[]);
     first([said.error, said.fetch_error])
@@ -157,11 +136,6 @@ fn alter_share_offsets(scene: &mut Scene) -> i16 {
     first([answer.error_code].into_iter().chain(partitions))
 }
 
-fn delete_group(scene: &mut Scene) -> i16 {
-    let request = DeleteGroupsRequest::default().with_groups_names(vec![GroupId(text(&scene.group))]);
-    scene.place.wire.call(2, &request).results[0].error_code
-}
-
 /// Every request that needs a right to a topic or to a group, those that destroy something last.
 const PROBES: &[Probe] = &[
     ("Produce", |scene| produce(&mut scene.place.wire, &scene.place.topic, plain(1)).0),
@@ -177,8 +151,6 @@ const PROBES: &[Probe] = &[
     }),
     ("DeleteRecords", delete_records),
     ("FindCoordinator", find_coordinator),
-    ("OffsetCommit", commit),
-    ("OffsetFetch", committed),
     ("ShareGroupHeartbeat", |scene| scene.place.beat(&scene.group, "second", 0).0),
     ("ShareFetch that opens", share_fetch),
     ("ShareFetch", share_fetch_on_session),
@@ -194,7 +166,6 @@ const PROBES: &[Probe] = &[
         first(["first", "second"].map(|member| scene.place.beat(&scene.group, member, -1).0))
     }),
     ("AlterShareGroupOffsets", alter_share_offsets),
-    ("DeleteGroups", delete_group),
     ("DeleteTopics", delete_topic),
 ];
 
@@ -208,7 +179,6 @@ fn requests_without_a_right_to_the_topic_are_answered_29() {
             Read,
             &[
                 "Fetch",
-                "OffsetCommit",
                 "ShareFetch that opens",
                 "ShareFetch",
                 "ShareFetch that acknowledges",
@@ -226,7 +196,6 @@ fn requests_without_a_right_to_the_topic_are_answered_29() {
                 "ListOffsets",
                 "Metadata by name",
                 "Metadata by id",
-                "OffsetFetch",
                 "ShareGroupHeartbeat",
                 "ShareGroupDescribe",
                 "DescribeShareGroupOffsets",
@@ -260,7 +229,7 @@ fn requests_without_a_right_to_the_group_are_answered_30() {
             ][..],
         ),
         (Write, &[]),
-        (Delete, &["DeleteGroups"]),
+        (Delete, &[]),
         (Describe, &["FindCoordinator", "ShareGroupDescribe", "DescribeShareGroupOffsets"]),
         (DescribeConfigs, &["DescribeConfigs of the group"]),
         (AlterConfigs, &["IncrementalAlterConfigs of the group"]),
@@ -308,21 +277,6 @@ fn right_to_the_cluster_or_to_the_topic_is_enough() {
     assert_eq!(scene.place.wire.call(3, &producer).error_code, 31, "there is no topic to write to");
     let topic = scene.place.topic.clone();
     assert_eq!(produce(&mut scene.place.wire, &topic, plain(1)).0, 29);
-}
-
-#[test]
-fn groups_are_listed_by_the_right_to_the_cluster_or_to_the_group() {
-    let rig = Rig::with_rights("is-rights");
-    let mut scene = Scene::beside(&rig);
-    let mut listed = || {
-        let groups = scene.place.wire.call(5, &ListGroupsRequest::default()).groups;
-        groups.iter().any(|group| group.group_id.as_str() == scene.group)
-    };
-    assert!(listed());
-    rig.broker().deny(Describe, Resource::Group(&scene.group));
-    assert!(listed());
-    rig.broker().deny(Describe, Resource::Cluster);
-    assert!(!listed());
 }
 
 #[test]
