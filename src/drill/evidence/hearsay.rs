@@ -1,0 +1,176 @@
+//! Lifetimes and runs of a fleet that others started, from its status records.
+//!
+//! A worker that announced its stop was stopped; one that fell silent was killed when it was last heard. Known signals and exits go first. Pure; part
+//! of the [evidence](super).
+
+use std::collections::HashMap;
+
+use super::super::receipt;
+use super::{Evidence, Exit, Life, Notice, Run, overlaps};
+
+impl<'a> Evidence<'a> {
+    /// Makes lives out of what workers said, and of what is known to have been done to them.
+    pub(super) fn add_hearsay(&mut self) {
+        let silence = self.begin.worker_timeout_ms as f64 / 1e3;
+        // Until the topics were read every word was heard.
+        let last = self.notices.values().filter_map(|notices| notices.last()).map(|notice| notice.at);
+        let heard = Heard { silence, end: last.fold(self.read, f64::max), outages: &self.outages };
+        let results = self.results_by_worker();
+        for (worker, notices) in &self.notices {
+            let done = self.workers.remove(worker).unwrap_or_default();
+            let results = results.get(worker).map(Vec::as_slice).unwrap_or_default();
+            let mut processes: Vec<Vec<&Notice<'a>>> = Vec::new();
+            for notice in notices {
+                let known = processes
+                    .iter_mut()
+                    .rev()
+                    .find(|own| own.first().is_some_and(|one| one.instance == notice.instance));
+                match known {
+                    Some(own) => own.push(notice),
+                    None => processes.push(vec![notice]),
+                }
+            }
+            // A process begins with its start, if that was seen, or with its first word; the first one may have been there before.
+            let mut before = f64::NEG_INFINITY;
+            let mut begins: Vec<f64> = Vec::new();
+            for first in processes.iter().filter_map(|own| own.first()) {
+                let starts = done.iter().map(|life| life.from).filter(|from| *from > before && *from <= first.at);
+                let unseen = if begins.is_empty() { f64::NEG_INFINITY } else { first.at };
+                begins.push(starts.reduce(f64::max).unwrap_or(unseen));
+                before = first.at;
+            }
+            let mut lives: Vec<Life<'a>> = Vec::new();
+            for (index, own) in processes.iter().enumerate() {
+                let from = begins.get(index).copied().unwrap_or_default();
+                let until = begins.get(index + 1).copied().unwrap_or(f64::INFINITY);
+                let life = heard.life(worker, own, (from, until), &done);
+                lives.extend(life.map(|life| life.outlived_by(results, until)));
+            }
+            // Those that ended before the first word that was heard of them.
+            let unheard = done.into_iter().filter(|life| !begins.contains(&life.from));
+            lives.extend(unheard.filter(|life| life.exit.is_some()));
+            lives.sort_by(|one, other| one.from.total_cmp(&other.from));
+            self.workers.insert(worker, lives);
+        }
+    }
+
+    /// When each worker's results came.
+    fn results_by_worker(&self) -> HashMap<&'a str, Vec<f64>> {
+        let mut results: HashMap<&'a str, Vec<f64>> = HashMap::new();
+        for run in self.tasks.values().flat_map(|story| &story.runs) {
+            results.entry(run.worker).or_default().extend(run.end.as_ref().map(|end| end.at));
+        }
+        results
+    }
+
+    /// Adds the runs that are known only because their workers said what they had in hand: of a first start without a result there is no other trace.
+    /// It began after the last word that did not say so; the earliest moment is taken, so that nobody is thought to have been free who was not.
+    pub(super) fn add_told_runs(&mut self) {
+        /// A status was true when it was made, and is dated when Kafka has it.
+        const LATE: f64 = 1.0;
+        for (worker, notices) in &self.notices {
+            for (index, notice) in notices.iter().enumerate() {
+                let before = notices.iter().take(index).rev().find(|before| before.instance == notice.instance);
+                for task in notice.current_tasks {
+                    let Some(story) = self.tasks.get_mut(task.as_str()) else { continue };
+                    let known = story.runs.iter().any(|run| {
+                        run.worker == *worker
+                            && run.began <= notice.at + LATE
+                            && run.end.as_ref().is_none_or(|end| end.at >= notice.at - LATE)
+                    });
+                    if !known {
+                        let accepted = story.accepted.first().map(|(_, at)| *at);
+                        let earliest = [before.map(|before| before.at), accepted].into_iter().flatten();
+                        let began = earliest.reduce(f64::max).map_or(notice.at, |earliest| earliest.min(notice.at));
+                        story.add(Run::unfinished(worker, began, notice.line));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same for those that a worker has abandoned before it said that it had them.
+    pub(super) fn add_abandoned_runs(&mut self) {
+        for life in self.workers.values().flatten() {
+            let Some((exit, receipt)) = life.exit.as_ref().and_then(|exit| Some((exit, exit.receipt?))) else {
+                continue;
+            };
+            let at = life.terms.first().map_or(exit.at, |(_, at)| *at);
+            for task in receipt::abandoned(receipt) {
+                let Some(story) = self.tasks.get_mut(task) else { continue };
+                let own = |run: &Run<'_>| run.worker == life.process && (life.from..=exit.at).contains(&run.began);
+                if !story.runs.iter().any(own) {
+                    story.add(Run::unfinished(life.process, at, exit.line));
+                }
+            }
+        }
+    }
+}
+
+/// What can be made out of words.
+struct Heard<'e> {
+    /// Who says nothing for so long is dead, or hung.
+    silence: f64,
+    /// Until when words were listened to.
+    end: f64,
+    outages: &'e [(f64, f64)],
+}
+
+impl Heard<'_> {
+    /// The life of one process that had its time between these two: from what it said, and from what was done to it.
+    fn life<'a>(
+        &self,
+        worker: &'a str,
+        notices: &[&Notice<'a>],
+        (from, until): (f64, f64),
+        done: &[Life<'a>],
+    ) -> Option<Life<'a>> {
+        let (first, last) = (notices.first()?, notices.last()?);
+        let mut life = Life { process: worker, from, ready: Some(first.at), by_hearsay: true, ..Life::default() };
+        if let Some(started) = notices.iter().find(|notice| notice.status == "shutdown_started") {
+            life.terms.push((started.line, started.at));
+        }
+        // What was done to it is known better than what it said of it.
+        let within = |at: f64| at >= from && at < until;
+        let mut told = false;
+        for other in done {
+            let frozen = other.frozen.iter().filter(|(from, _)| within(*from));
+            // When it was hung is known, then.
+            life.by_hearsay &= frozen.clone().next().is_none();
+            life.frozen.extend(frozen);
+            life.kill = life.kill.or(other.kill.filter(|(_, at)| within(*at)));
+            let terms: Vec<(usize, f64)> = other.terms.iter().filter(|(_, at)| within(*at)).copied().collect();
+            if !terms.is_empty() {
+                (life.terms, told) = (terms, true);
+            }
+            if let Some(exit) = other.exit.as_ref().filter(|exit| within(exit.at)) {
+                life.exit = Some(Exit { receipt: last.receipt, ..exit.clone() });
+                life.by_hearsay = false;
+            }
+        }
+        let gaps = notices.windows(2).filter_map(|pair| Some((pair.first()?.at, pair.last()?.at)));
+        let hung = |(from, until): &(f64, f64)| until - from > self.silence && !overlaps(self.outages, *from, *until);
+        let unexplained: Vec<(f64, f64)> =
+            gaps.filter(hung).filter(|(from, until)| !life.is_frozen(*from, *until)).collect();
+        life.frozen.extend(unexplained);
+        if life.exit.is_some() {
+            return Some(life);
+        }
+        let exit = |at, code, signal| Exit { line: last.line, at, code, signal, receipt: last.receipt };
+        if last.status == "shutdown_completed" {
+            life.exit = Some(exit(last.at, last.receipt.and_then(receipt::exit_code), None));
+        } else if self.is_silent_after(last.at) || life.kill.is_some() {
+            let at = life.kill.map_or(last.at, |(_, at)| at);
+            life.vanished = told && life.kill.is_none();
+            life.kill = life.kill.or(Some((last.line, last.at)));
+            life.exit = Some(exit(at, None, Some(9)));
+        }
+        Some(life)
+    }
+
+    /// Whether one that was heard last then has said nothing since, though it could have been heard.
+    fn is_silent_after(&self, at: f64) -> bool {
+        let away = self.outages.iter().filter(|(_, back)| *back > at).map(|(_, back)| back.min(self.end));
+        self.end - away.fold(at, f64::max) > self.silence
+    }
+}
