@@ -161,7 +161,9 @@ fn systemd_hears_from_the_programs_and_knows_their_exit_codes() {
     for (name, successes) in [("lastcall-worker@.service", "3 4"), ("lastcall-gateway.service", "4")] {
         let unit = unit(name);
         assert_eq!(setting(&unit, "Type"), "notify");
-        assert_eq!(setting(&unit, "Restart"), "on-failure");
+        // Any signal ends a program with exit code 0; only `systemctl stop` means it.
+        assert_eq!(setting(&unit, "Restart"), "always");
+        assert_eq!(setting(&unit, "KillMode"), "mixed");
         assert_eq!(setting(&unit, "SuccessExitStatus"), successes);
         assert_eq!(setting(&unit, "RestartPreventExitStatus"), "2");
         // Longer than some rounds that were missed, and than the worker's own patience with brokers that do not answer.
