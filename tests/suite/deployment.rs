@@ -127,6 +127,17 @@ fn the_image_has_no_shell_form_and_no_root() {
     assert!(user.split(':').all(|number| number.parse::<u32>().is_ok_and(|number| number > 0)), "{user}");
 }
 
+// ---- the edge ----
+
+/// `tests/stack docker` sends the requests.
+#[test]
+fn the_edge_lets_strangers_send_tasks_and_fetch_results_and_nothing_else() {
+    let config = read(file("deploy/edge/haproxy.cfg"));
+    let rules = config.lines().map(str::trim).filter(|line| line.starts_with("http-request deny deny_status 404"));
+    let allowed = "unless { method POST } { path /analyze } or { method GET } { path_reg ^/tasks/[^/]+$ }";
+    assert_eq!(rules.collect::<Vec<_>>(), [format!("http-request deny deny_status 404 {allowed}")]);
+}
+
 // ---- systemd ----
 
 /// The settings of a unit's sections, in their order.
