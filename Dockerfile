@@ -1,9 +1,10 @@
-# One image with all programs. Two stages: the first has the compiler, the second what the programs need to run.
+# Two images from one build: the two services (the default target), and the drill.
 #
 #   docker build -t lastcall .
 #   docker run --rm lastcall worker --help
+#   docker build -t lastcall-drill --target drill .
 
-FROM rust:1.95-slim-bookworm AS build
+FROM rust:1.95.0-slim-bookworm AS build
 WORKDIR /build
 # For a build that is quick and not small: off.
 ARG CARGO_PROFILE_RELEASE_LTO=thin
@@ -20,19 +21,28 @@ RUN sed -i '/^\[\[test\]\]/,$d' Cargo.toml \
 COPY drills drills
 COPY src src
 # Newer than the empty library of the layer before, whatever the files' own times say.
-RUN touch src/lib.rs && cargo build --release --locked --bins \
- && mkdir -p /programs /runtime && find target/release -maxdepth 1 -type f -executable -exec cp -t /programs {} +
+RUN touch src/lib.rs && cargo build --release --locked --bin gateway --bin worker --bin drill && mkdir /runtime
 
-# distroless/cc: the C library and root certificates, no shell, no package manager. slim Debian would do as well; it is 50 MB
-# more, all of it things that a service should not find when somebody has broken into it.
-FROM gcr.io/distroless/cc-debian12:nonroot
-COPY --from=build /programs/ /usr/local/bin/
+# distroless/cc: the C library and root certificates, no shell, no package manager. Its tags have no version: to pin it,
+# add the digest that your registry shows (nonroot@sha256:...).
+FROM gcr.io/distroless/cc-debian12:nonroot AS base
+# By number, so that an orchestrator can see that it is not root.
+USER 65532:65532
+STOPSIGNAL SIGTERM
+LABEL org.opencontainers.image.title=lastcall \
+      org.opencontainers.image.description="Runs tasks for callers over HTTP on a fleet of workers that can be stopped at any moment without losing one" \
+      org.opencontainers.image.version=0.1.0 \
+      org.opencontainers.image.licenses=Apache-2.0
+
+FROM base AS drill
+COPY --from=build /build/target/release/drill /usr/local/bin/
+CMD ["drill", "watch"]
+
+FROM base AS services
+COPY --from=build /build/target/release/gateway /build/target/release/worker /usr/local/bin/
 # Where a worker refreshes its health file; mount a small tmpfs here when the root is read-only.
 COPY --from=build --chown=65532:65532 /runtime /run/lastcall
 ENV HTTP_ADDR=0.0.0.0:8080 HEALTH_FILE=/run/lastcall/health
-# By number, so that an orchestrator can see that it is not root.
-USER 65532:65532
 EXPOSE 8080
-STOPSIGNAL SIGTERM
-# The programs are found by name, without a shell: the one that is named is process 1 and gets the signals itself.
+# The programs are found by name, without a shell: the named program is process 1 and gets the signals itself.
 CMD ["gateway"]

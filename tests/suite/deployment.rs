@@ -110,21 +110,68 @@ fn compose_runs_the_programs_with_as_little_as_they_need() {
 /// Compose stops in the reverse order of `depends_on`.
 #[test]
 fn compose_stops_the_gateway_before_the_workers_and_those_before_kafka() {
-    let healthy = |of: &str, on: &str| service(of)["depends_on"][on]["condition"].as_str() == Some("service_healthy");
-    assert!(healthy("gateway", "worker") && healthy("gateway", "kafka") && healthy("worker", "kafka"));
+    let depends =
+        |name: &str, on: &str| service(name)["depends_on"].as_vec().expect("a list").contains(&Yaml::String(on.into()));
+    assert!(depends("gateway", "worker") && depends("gateway", "kafka") && depends("worker", "kafka"));
 }
 
 #[test]
-fn the_image_has_no_shell_form_and_no_root() {
+fn compose_limits_every_log_and_checks_health_at_most_every_five_seconds() {
+    for name in ["kafka", "worker", "gateway", "edge", "drill"] {
+        let service = service(name);
+        let options = member(&service, "logging")["options"].clone();
+        assert_eq!((options["max-size"].as_str(), options["max-file"].as_str()), (Some("10m"), Some("3")), "{name}");
+        let interval = service["healthcheck"]["interval"].as_str();
+        assert!(interval.is_none_or(|interval| seconds(interval) >= Duration::from_secs(5)), "{name}");
+    }
+}
+
+#[test]
+fn two_checkouts_share_no_project_and_no_image_and_every_port_can_be_set() {
+    assert!(yaml(file("docker-compose.yml"))[0]["name"].is_badvalue(), "compose names the project after the folder");
+    for name in ["worker", "gateway", "drill"] {
+        let image = member(&service(name), "image").as_str().expect("an image").to_owned();
+        assert!(image.ends_with(":${COMPOSE_PROJECT_NAME}"), "{name}: {image}");
+    }
+    for name in ["kafka", "gateway", "edge"] {
+        let port = service(name)["ports"][0].as_str().expect("a port").to_owned();
+        assert!(port.contains(":-"), "{name}: {port}");
+    }
+}
+
+#[test]
+fn the_images_have_the_services_or_the_drill_without_shell_form_and_without_root() {
     let dockerfile = read(file("Dockerfile"));
-    let last = |word: &str| {
-        let line = dockerfile.lines().rev().find(|line| line.starts_with(word));
-        line.unwrap_or_else(|| panic!("the image says {word}")).to_owned()
+    let stages = dockerfile.split("\nFROM ").collect::<Vec<_>>();
+    let [.., base, drill, services] = &stages[..] else { panic!("the build and three stages") };
+    assert!(services.starts_with("base AS services") && drill.starts_with("base AS drill"));
+    let programs = |stage: &str| {
+        let words = stage.split_whitespace().filter_map(|word| word.strip_prefix("/build/target/release/"));
+        words.collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(last("CMD"), "CMD [\"gateway\"]");
-    assert_eq!(last("STOPSIGNAL"), "STOPSIGNAL SIGTERM");
-    let user = last("USER").replace("USER ", "");
+    assert_eq!([programs(base), programs(drill), programs(services)], ["", "drill", "gateway worker"]);
+    assert!(services.contains("\nCMD [\"gateway\"]\n") && drill.contains("\nCMD [\"drill\", \"watch\"]\n"));
+    assert!(base.contains("\nSTOPSIGNAL SIGTERM\n"));
+    let user = base.lines().find_map(|line| line.strip_prefix("USER ")).expect("a user");
     assert!(user.split(':').all(|number| number.parse::<u32>().is_ok_and(|number| number > 0)), "{user}");
+    for (name, value) in [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("licenses", env!("CARGO_PKG_LICENSE").to_owned()),
+        ("description", format!("{:?}", env!("CARGO_PKG_DESCRIPTION"))),
+    ] {
+        assert!(base.contains(&format!("org.opencontainers.image.{name}={value}")), "{name} is the package's");
+    }
+}
+
+// ---- the edge ----
+
+/// `tests/stack docker` sends the requests.
+#[test]
+fn the_edge_lets_strangers_send_tasks_and_fetch_results_and_nothing_else() {
+    let config = read(file("deploy/edge/haproxy.cfg"));
+    let rules = config.lines().map(str::trim).filter(|line| line.starts_with("http-request deny deny_status 404"));
+    let allowed = "unless { method POST } { path /analyze } or { method GET } { path_reg ^/tasks/[^/]+$ }";
+    assert_eq!(rules.collect::<Vec<_>>(), [format!("http-request deny deny_status 404 {allowed}")]);
 }
 
 // ---- systemd ----
@@ -161,7 +208,9 @@ fn systemd_hears_from_the_programs_and_knows_their_exit_codes() {
     for (name, successes) in [("lastcall-worker@.service", "3 4"), ("lastcall-gateway.service", "4")] {
         let unit = unit(name);
         assert_eq!(setting(&unit, "Type"), "notify");
-        assert_eq!(setting(&unit, "Restart"), "on-failure");
+        // Any signal ends a program with exit code 0; only `systemctl stop` means it.
+        assert_eq!(setting(&unit, "Restart"), "always");
+        assert_eq!(setting(&unit, "KillMode"), "mixed");
         assert_eq!(setting(&unit, "SuccessExitStatus"), successes);
         assert_eq!(setting(&unit, "RestartPreventExitStatus"), "2");
         // Longer than some rounds that were missed, and than the worker's own patience with brokers that do not answer.

@@ -17,6 +17,7 @@ for process in "${!processes[@]}"; do kill -KILL "$process" 2>/dev/null; done
 for data in "${!brokers[@]}"; do [ -d "$data" ] && "$kafka" stop --kill --data "$data" 2>/dev/null; done
 for folder in "${!folders[@]}"; do
   # What a killed drill has started has the drill's folder in its environment.
-  for left in $(grep -lsF "FOLDER=$folder/" /proc/[0-9]*/environ); do left=${left#/proc/}; kill -KILL "${left%/environ}" 2>/dev/null; done
+  grep -lsF "FOLDER=$folder/" /proc/[0-9]*/environ |
+    while IFS=/ read -r _ _ left _; do kill -KILL "$left" 2>/dev/null; done
   rm -rf "$folder"
 done
