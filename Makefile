@@ -2,7 +2,7 @@
 export MODE KAFKA WORKER WORKERS ALL FOLLOW FOR RATE PLAN SEED TARGET
 .DEFAULT_GOAL := help
 .PHONY: help build up test-shutdown drill restart-worker kill-worker scale-down scale-up status health logs down \
-  test check fmt clippy doc shell deny audit fuzz-check fuzz bench
+  test check fmt clippy doc no-async-runtime shell deny audit fuzz-check fuzz bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,7 +47,7 @@ scale-up: ## up to three workers (WORKERS=n)
 test: ## all tests, on the embedded broker, and the model's sweep; KAFKA=apache on a real one; TESTS='--test suite -- p03' only these
 	cargo test --locked --no-fail-fast $(or $(TESTS),--workspace)
 
-check: fmt clippy doc shell deny fuzz-check ## formatting, lints, documentation, scripts, dependencies
+check: fmt clippy doc no-async-runtime shell deny fuzz-check ## formatting, lints, documentation, scripts, dependencies
 
 fmt: ## is the code formatted?
 	cargo fmt --all --check
@@ -58,13 +58,16 @@ clippy: ## lints, warnings denied
 doc: ## does the documentation build without warnings?
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 
+no-async-runtime: ## is the dependency tree free of async runtimes?
+	scripts/no-async-runtime
+
 # $(call with,TOOL,COMMAND): CI has every tool; elsewhere a missing one is named and its check skipped.
 with = if [ -n "$(CI)" ] || command -v $(1) >/dev/null; then $(2); else echo "$(1): NOT RUN, not installed"; fi
 
 shell: ## shellcheck for all scripts
 	@$(call with,shellcheck,shellcheck -x scripts/* .ci/run tests/stack tests/suite/support/janitor.sh)
 
-deny: ## licences, duplicates and sources of the dependencies, and no async runtime among them: cargo-deny
+deny: ## licences, duplicates and sources of the dependencies: cargo-deny
 	@$(call with,cargo-deny,cargo deny --locked check bans licenses sources)
 
 audit: ## published vulnerabilities of the dependencies; cargo-deny downloads their list
