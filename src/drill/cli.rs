@@ -159,9 +159,6 @@ struct OutputOptions {
     /// The verdict as JSON
     #[arg(long, env = "JSON", value_name = "FILE")]
     json: Option<String>,
-    /// The verdict as JUnit XML
-    #[arg(long, env = "JUNIT", value_name = "FILE")]
-    junit: Option<String>,
     /// A timeline of workers, tasks and faults, to look at in a browser
     #[arg(long, env = "HTML", value_name = "FILE")]
     html: Option<String>,
@@ -429,12 +426,7 @@ fn topics(options: &CommonOptions, prefix: &str, faults: &mut Faults) -> (String
 
 fn outputs(options: &OutputOptions, ledger: Option<&str>) -> Outputs {
     let path = |path: &Option<String>| path.as_ref().map(PathBuf::from);
-    Outputs {
-        ledger: ledger.map(PathBuf::from),
-        json: path(&options.json),
-        junit: path(&options.junit),
-        html: path(&options.html),
-    }
+    Outputs { ledger: ledger.map(PathBuf::from), json: path(&options.json), html: path(&options.html) }
 }
 
 /// A plan that is built in, or one in a file.

@@ -1,6 +1,6 @@
 //! The verdict: each promise with its bound, the worst that was seen, how often it was put to the test, and what shows it broken.
 //!
-//! Plain data and its summary; made by the judge, shown by `paper`, `junit` and `html`.
+//! Plain data and its summary; made by the judge, shown by `paper` and `html`.
 
 use serde::Serialize;
 

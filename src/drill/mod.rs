@@ -18,7 +18,7 @@
 //! | `audit`, `witness` | what stands on the topics |
 //! | `receipt` | what a stopped worker says of itself, read strictly |
 //! | `evidence` with `spans` and `outages`, `judge`, `judgement` | the ledger put in order, the promises, the verdict |
-//! | `display` with `report`, `console`, `screen`;  `paper`, `junit`, `html`, `output` | what people and machines read |
+//! | `display` with `report`, `console`, `screen`;  `paper`, `html`, `output` | what people and machines read |
 //! | `timeline`, `lanes`, `columns` | what the page draws, and how wide text is on a screen |
 //!
 //! Called by the binary `drill`.
@@ -45,7 +45,6 @@ mod html;
 mod http;
 mod judge;
 mod judgement;
-mod junit;
 mod lanes;
 mod leaders;
 mod ledger;

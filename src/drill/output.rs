@@ -1,4 +1,4 @@
-//! The files that a run leaves for machines and for looking at: the verdict as JSON and as JUnit XML, the timeline as HTML.
+//! The files that a run leaves: the verdict as JSON for machines, the page with the timeline for people.
 //!
 //! Called by the run, when it has its verdict.
 
@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use super::fact::Line;
 use super::html;
 use super::judgement::Verdict;
-use super::junit;
 
 /// Where each of them goes; `None`: nowhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,8 +15,6 @@ pub struct Outputs {
     pub ledger: Option<PathBuf>,
     /// `JSON`
     pub json: Option<PathBuf>,
-    /// `JUNIT`
-    pub junit: Option<PathBuf>,
     /// `HTML`
     pub html: Option<PathBuf>,
 }
@@ -38,7 +35,6 @@ pub(super) fn write(outputs: &Outputs, lines: &[Line], verdict: &Verdict) -> Res
     };
     // Numbers and strings have a JSON form.
     save(&outputs.json, &|| serde_json::to_string_pretty(verdict).unwrap_or_default() + "\n");
-    save(&outputs.junit, &|| junit::document(verdict));
     save(&outputs.html, &|| html::document(lines, verdict));
     outcome
 }
