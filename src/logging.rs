@@ -29,13 +29,18 @@ static LINES: Lines = Lines::new();
 /// The thread `log`, from [`init`] to [`close`].
 static THREAD: Mutex<Option<Thread>> = Mutex::new(None);
 
-/// Starts the log. Only the first call of a process has an effect on where lines go; later ones change the level.
+/// Starts the log on stdout. Only the first call of a process decides where lines go; later ones change the level.
 pub fn init(level: LevelFilter) {
+    init_to(level, io::stdout());
+}
+
+/// The same on this output.
+pub fn init_to(level: LevelFilter, mut output: impl Write + Send + 'static) {
     let pen = Pen { lines: &LINES, line: Vec::new() };
     // The writer takes everything; the filter is the global one, so that a later call can change it.
     if log::set_boxed_logger(WriteLogger::new(LevelFilter::Trace, format(), pen)).is_ok() {
-        let thread = threads::spawn("log", Stop::new(), || -> Result<(), Infallible> {
-            LINES.write_to(&mut io::stdout());
+        let thread = threads::spawn("log", Stop::new(), move || -> Result<(), Infallible> {
+            LINES.write_to(&mut output);
             Ok(())
         });
         *THREAD.lock() = Some(thread);

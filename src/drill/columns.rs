@@ -1,7 +1,7 @@
-//! Text for a screen: how many columns it takes, cut and wrapped to those that are there.
+//! Text for a terminal: how many columns it takes, wrapped to those that there are.
 //!
 //! A character that some terminal shows two columns wide counts as two, so that a line is rather too short than too long. Pure;
-//! called by `paper` and `screen` with text in which control characters are escaped.
+//! called by `paper` with text in which control characters are escaped.
 
 /// Columns of a text.
 pub(super) fn width(text: &str) -> usize {
@@ -14,24 +14,6 @@ fn columns(character: char) -> usize {
         '\0'..'\u{1100}' | '\u{2000}'..'\u{2300}' | '\u{2500}'..'\u{25a0}' | '\u{fe00}'..='\u{fe0f}' => 1,
         _ => 2,
     }
-}
-
-/// The text in so many columns; an ellipsis says that there was more.
-pub(super) fn cut(text: &str, room: usize) -> String {
-    if width(text) <= room {
-        return text.to_owned();
-    }
-    let Some(room) = room.checked_sub(1) else { return String::new() };
-    let mut used = 0;
-    let mut kept: String = text
-        .chars()
-        .take_while(|character| {
-            used += columns(*character);
-            used <= room
-        })
-        .collect();
-    kept.push('…');
-    kept
 }
 
 /// The text in lines of so many columns, those after the first indented. A word that is wider stands on a line of its own, whole:
@@ -71,15 +53,6 @@ mod tests {
         assert_eq!(width("🛑 a"), 4);
         assert_eq!(width("日本"), 4);
         assert_eq!(width("█·…"), 3);
-    }
-
-    #[test]
-    fn what_is_cut_fits_and_says_so() {
-        assert_eq!(cut("worker", 6), "worker");
-        assert_eq!(cut("worker", 5), "work…");
-        assert_eq!(cut("🛑🛑🛑", 4), "🛑…");
-        assert_eq!(cut("worker", 1), "…");
-        assert_eq!(cut("worker", 0), "");
     }
 
     #[test]

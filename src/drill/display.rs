@@ -1,8 +1,9 @@
-//! What a run shows of itself while it goes on: a frame several times a second on a terminal, else the counts and the fleet every few seconds.
+//! What a run shows of itself: a bar several times a second on a terminal, else the counts and the fleet at an interval.
 //!
-//! Knows what is shown and nothing else of the run; it decides nothing. Owned by the run.
+//! It decides nothing and knows of the run only what it shows. Pure but for its console; time comes as a parameter.
+//! Owned by the run.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,43 +11,52 @@ use serde_json::Value;
 use super::console::Console;
 use super::fact::Fact;
 use super::report::{self, Counts};
-use super::screen::{Snapshot, WorkerView};
 
-/// How often a frame is drawn.
-const FRAME_EVERY: Duration = Duration::from_millis(250);
-/// The time that a frame's rate and latencies are of.
+/// How often the bar is drawn.
+const BAR_EVERY: Duration = Duration::from_millis(250);
+/// The time that the rate and the latencies of the bar are of.
 const WINDOW: Duration = Duration::from_secs(5);
 
 /// See the module documentation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Display {
     pub(super) console: Console,
     title: String,
     length: Option<Duration>,
-    /// `load`, `waiting`, `audit`.
+    /// `load`, `waiting`, `probing`, `audit`.
     pub(super) phase: &'static str,
     /// Actions that are planned; `None`: others act.
     pub(super) planned: Option<u64>,
     report_every: Duration,
-    is_live: bool,
+    has_bar: bool,
     carried: u64,
-    /// When each answer came, and how long it took; of a frame's window, or since the counts were printed.
+    /// When each answer came, and how long it took: within the bar's window, or since the counts were printed.
     answers: VecDeque<(Duration, Duration)>,
     began: Duration,
     shown: Duration,
-    /// What was done to workers that cannot say so themselves.
-    marks: BTreeMap<String, &'static str>,
 }
 
 impl Display {
-    /// `length`: of the load; until a signal when `None`. `report_every`: how often the counts are printed where there is no frame.
+    /// `length`: of the load; until a signal when `None`. `report_every`: how often the counts are printed without a bar.
     pub(super) fn new(console: Console, plan: &str, length: Option<Duration>, report_every: Duration) -> Self {
-        Self { console, title: format!("drill {plan}"), length, phase: "load", report_every, ..Self::default() }
+        Self {
+            console,
+            title: format!("drill {plan}"),
+            length,
+            phase: "load",
+            planned: None,
+            report_every,
+            has_bar: false,
+            carried: 0,
+            answers: VecDeque::new(),
+            began: Duration::ZERO,
+            shown: Duration::ZERO,
+        }
     }
 
-    /// From now on there is something to show.
+    /// The load begins.
     pub(super) fn begin(&mut self, now: Duration) {
-        self.is_live = self.console.begin_frame();
+        self.has_bar = self.console.begin_bar(&self.title, self.length);
         (self.began, self.shown) = (now, now);
     }
 
@@ -55,36 +65,20 @@ impl Display {
         self.answers.push_back((now, took));
     }
 
-    /// Takes note of what is done to the fleet.
+    /// Counts the actions that were carried out.
     pub(super) fn note(&mut self, fact: &Fact) {
-        match fact {
-            Fact::Carried { .. } => self.carried += 1,
-            Fact::Signalled { process, signal, .. } => match signal.as_str() {
-                "SIGKILL" => drop(self.marks.insert(process.clone(), "killed")),
-                "SIGSTOP" => drop(self.marks.insert(process.clone(), "frozen")),
-                "SIGCONT" => drop(self.marks.remove(process)),
-                _ => {}
-            },
-            Fact::Started { process, .. } => drop(self.marks.remove(process)),
-            _ => {}
-        }
+        self.carried += u64::from(matches!(fact, Fact::Carried { .. }));
     }
 
-    /// Shows how it stands, if it is time to. `view`: what a gateway says of the fleet; `workers`: what they say themselves.
-    pub(super) fn show(
-        &mut self,
-        now: Duration,
-        counts: Counts,
-        view: Option<&Value>,
-        workers: impl FnOnce() -> Vec<WorkerView>,
-    ) {
-        let every = if self.is_live { FRAME_EVERY } else { self.report_every };
+    /// Shows the state of the run when it is time to. `view`: what a gateway says of the fleet.
+    pub(super) fn show(&mut self, now: Duration, counts: Counts, view: Option<&Value>) {
+        let every = if self.has_bar { BAR_EVERY } else { self.report_every };
         if now < self.shown + every {
             return;
         }
         let interval = now.saturating_sub(std::mem::replace(&mut self.shown, now));
-        if self.is_live {
-            self.draw(now, counts, workers());
+        if self.has_bar {
+            self.draw(now, counts);
         } else {
             self.print(now, interval, counts, view);
         }
@@ -92,7 +86,8 @@ impl Display {
 
     fn print(&mut self, now: Duration, interval: Duration, counts: Counts, view: Option<&Value>) {
         let mut latencies: Vec<Duration> = self.answers.drain(..).map(|(_, took)| took).collect();
-        self.console.at(now, &report::counts(counts, interval, &mut latencies));
+        let (counts, speed) = (report::counts(counts), report::speed(interval, &mut latencies));
+        self.console.at(now, &format!("{counts}  |  {speed}"));
         let Some(view) = view else {
             self.console.line("          the fleet is not known: no gateway tells");
             return;
@@ -102,32 +97,39 @@ impl Display {
         }
     }
 
-    fn draw(&mut self, now: Duration, counts: Counts, mut workers: Vec<WorkerView>) {
+    fn draw(&mut self, now: Duration, counts: Counts) {
         while self.answers.front().is_some_and(|(at, _)| *at + WINDOW < now) {
             self.answers.pop_front();
         }
         let mut latencies: Vec<Duration> = self.answers.iter().map(|(_, took)| *took).collect();
-        latencies.sort_unstable();
-        for worker in &mut workers {
-            if let Some(mark) = self.marks.get(&worker.id) {
-                (*mark).clone_into(&mut worker.state);
-            }
+        let elapsed = now.saturating_sub(self.began);
+        let speed = report::speed(WINDOW.min(elapsed), &mut latencies);
+        let planned = self.planned.map(|planned| format!("/{planned}")).unwrap_or_default();
+        let text =
+            format!("{}\n  {}\n  {speed}  actions {}{planned}", self.phase, report::counts(counts), self.carried);
+        // What follows the load is no part of its length.
+        self.console.update_bar(elapsed.min(self.length.unwrap_or(Duration::MAX)), text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bar_tells_the_rate_and_the_latencies_of_the_last_seconds() {
+        let seconds = Duration::from_secs;
+        let mut display = Display::new(Console::new(), "steady", Some(seconds(60)), seconds(5));
+        (display.has_bar, display.planned) = (true, Some(8));
+        for number in 1..=80 {
+            display.answered(Duration::from_millis(250 * number), Duration::from_millis(number));
         }
-        let window = WINDOW.min(now).as_secs_f64().max(0.001);
-        self.console.draw(Snapshot {
-            title: self.title.clone(),
-            // Of the load: what comes behind it takes its time, but is no part of it.
-            elapsed: now.saturating_sub(self.began).min(self.length.unwrap_or(Duration::MAX)),
-            length: self.length,
-            phase: self.phase.to_owned(),
-            counts,
-            rate: latencies.len() as f64 / window,
-            p50: report::percentile(&latencies, 50),
-            p99: report::percentile(&latencies, 99),
-            workers,
-            faults_done: self.carried,
-            faults_planned: self.planned,
-            events: Vec::new(),
-        });
+        display.note(&Fact::Carried { action: 1, done: true, detail: String::new() });
+        display.show(seconds(20), Counts { sent: 83, waiting: 3, answered: 80, ..Counts::default() }, None);
+        let counts = "sent 83  waiting 3  answered 80  refused 0  unknown 0  failed 0  late 0";
+        let speed = "4.2/s  p50 70.0 ms  p99 80.0 ms  actions 1/8";
+        assert_eq!(display.console.bar_text(), format!("load\n  {counts}\n  {speed}"));
+        display.show(Duration::from_millis(20_100), Counts::default(), None);
+        assert!(display.console.bar_text().contains("sent 83"), "drawn again before it is time");
     }
 }

@@ -1,7 +1,8 @@
 //! What happens to the fleet, as its notifications tell: starts, stops with their receipts, silences, outages of Kafka.
 //!
-//! For what is shown while a run goes on, and for how long it has to be waited for afterwards; the judge finds out for itself. Pure state; time comes as a
-//! parameter, counted from the start of the run. It goes by what workers say themselves, not by what a gateway says of them. Owned by the run.
+//! For the lines that a run prints meanwhile, and for how long it waits afterwards; the judge finds out for itself.
+//! Pure state; time comes as a parameter, counted from the start of the run. It goes by what workers say themselves, not
+//! by what a gateway says of them. Owned by the run.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,8 +12,6 @@ use uuid::Uuid;
 
 use crate::logging::escape;
 use crate::task::{Receipt, WorkerState, WorkerStatus};
-
-use super::screen::WorkerView;
 
 /// A worker heard within this needs no waiting for.
 const FRESH: Duration = Duration::from_millis(2500);
@@ -24,9 +23,6 @@ const GAP: Duration = Duration::from_secs(2);
 struct Process {
     status: WorkerState,
     heard: Duration,
-    task: Option<String>,
-    /// When it leaves at the latest, in Unix seconds.
-    stop_deadline: Option<f64>,
     /// The times in which it said nothing: from when, and until when.
     silences: Vec<(Duration, Option<Duration>)>,
     /// It was seen to end, whatever it said.
@@ -40,23 +36,6 @@ impl Process {
 
     fn is_gone(&self) -> bool {
         self.ended || self.status == WorkerState::ShutdownCompleted
-    }
-
-    fn view(&self, id: &str, unix: f64) -> WorkerView {
-        let state = match self.status {
-            WorkerState::ShutdownCompleted => "gone",
-            _ if self.ended => "gone",
-            _ if self.is_silent() => "silent",
-            WorkerState::Started => "started",
-            WorkerState::ShutdownStarted => "draining",
-        };
-        let left = self.stop_deadline.filter(|_| state == "draining").map(|deadline| (deadline - unix).max(0.0));
-        WorkerView {
-            id: id.to_owned(),
-            state: state.to_owned(),
-            task: self.task.clone().filter(|_| state != "gone"),
-            drain_left: left.and_then(|left| Duration::try_from_secs_f64(left).ok()),
-        }
     }
 }
 
@@ -107,8 +86,6 @@ impl History {
         let process = Process {
             status: status.status,
             heard: at,
-            task: status.current_task.clone(),
-            stop_deadline: status.stop_deadline,
             silences,
             // A word of it may be read after its end.
             ended: known.is_some_and(|known| known.ended),
@@ -170,19 +147,6 @@ impl History {
     pub(super) fn nobody_works(&self) -> bool {
         self.processes.values().all(|process| process.is_gone() || process.is_silent())
     }
-
-    /// The workers as they say they are: `started`, `draining`, `silent`, `gone`. `unix`: now, in Unix seconds.
-    pub(super) fn workers(&self, unix: f64) -> Vec<WorkerView> {
-        // Of several processes of one id the one heard last.
-        let mut latest: BTreeMap<&String, &Process> = BTreeMap::new();
-        for ((id, _), process) in &self.processes {
-            let known = latest.entry(id).or_insert(process);
-            if known.heard <= process.heard {
-                *known = process;
-            }
-        }
-        latest.into_iter().map(|(id, process)| process.view(id, unix)).collect()
-    }
 }
 
 /// A receipt in one line, with a separator before it.
@@ -239,24 +203,13 @@ mod tests {
         (history, lines)
     }
 
-    fn state(history: &History, id: &str) -> String {
-        let workers = history.workers(0.0);
-        workers.into_iter().find(|worker| worker.id == id).expect("it is known").state
-    }
-
-    #[test]
-    fn a_worker_that_drains_shows_its_task_and_the_time_it_has_left() {
-        let mut history = History::new(0.0, seconds(5));
-        let stopping = WorkerStatus {
-            current_task: Some("t".to_owned()),
-            stop_deadline: Some(130.0),
-            ..status("a", 1, WorkerState::ShutdownStarted)
-        };
-        history.hear(&stopping, seconds(1));
-        let [worker] = &history.workers(110.0)[..] else { panic!("one worker") };
-        assert_eq!((worker.state.as_str(), worker.task.as_deref()), ("draining", Some("t")));
-        assert_eq!(worker.drain_left, Some(seconds(20)));
-        assert_eq!(history.workers(131.0)[0].drain_left, Some(Duration::ZERO));
+    fn state(history: &History, worker: &str, instance: u128) -> &'static str {
+        let process = &history.processes[&(worker.to_owned(), Uuid::from_u128(instance))];
+        match process {
+            _ if process.is_gone() => "gone",
+            _ if process.is_silent() => "silent",
+            _ => "heard",
+        }
     }
 
     #[test]
@@ -279,14 +232,14 @@ mod tests {
         let line =
             "👋 a: shutdown_completed: abandoned after SIGTERM, 1 finished, 2 returned, 1 abandoned, exit code 3, 9 ms";
         assert_eq!(history.hear(&last, seconds(1)), [line]);
-        assert_eq!(state(&history, "a"), "gone");
+        assert_eq!(state(&history, "a", 1), "gone");
     }
 
     #[test]
     fn silence_is_told_once() {
         let (history, lines) = fleet(10, 20);
         assert_eq!(lines, ["⏳ a: silent for 5 s without shutdown_completed: killed, or hung"]);
-        assert_eq!((state(&history, "a"), state(&history, "b")), ("silent".to_owned(), "started".to_owned()));
+        assert_eq!((state(&history, "a", 1), state(&history, "b", 1)), ("silent", "heard"));
         assert!(!history.nobody_works());
     }
 
@@ -298,13 +251,13 @@ mod tests {
         history.ended("a");
         // Said before its end, and read after it; the next process of this id is another one.
         history.hear(&status("a", 1, WorkerState::Started), seconds(1));
-        assert_eq!(state(&history, "a"), "gone");
+        assert_eq!(state(&history, "a", 1), "gone");
         history.hear(&status("a", 2, WorkerState::Started), seconds(2));
         for second in 0..=7 {
             history.read(seconds(second));
             assert!(history.tick(seconds(second)).is_empty());
         }
-        assert_eq!(state(&history, "a"), "started");
+        assert_eq!(state(&history, "a", 2), "heard");
         history.read(seconds(8));
         assert_eq!(history.tick(seconds(8)).len(), 1, "the second process was not seen to end");
     }
@@ -316,7 +269,7 @@ mod tests {
             history.hear(&status("a", 1, WorkerState::Started), seconds(20)),
             ["📡 a: is heard again after 10.0 s"]
         );
-        assert_eq!(state(&history, "a"), "started");
+        assert_eq!(state(&history, "a", 1), "heard");
     }
 
     #[test]

@@ -18,7 +18,7 @@
 //! | `audit`, `witness` | what stands on the topics |
 //! | `receipt` | what a stopped worker says of itself, read strictly |
 //! | `evidence` with `spans` and `outages`, `judge`, `judgement` | the ledger put in order, the promises, the verdict |
-//! | `display` with `report`, `console`, `screen`;  `paper`, `html`, `output` | what people and machines read |
+//! | `display` with `report`, `console`;  `paper`, `html`, `output` | what people and machines read |
 //! | `timeline`, `lanes`, `columns` | what the page draws, and how wide text is on a screen |
 //!
 //! Called by the binary `drill`.
@@ -63,7 +63,6 @@ mod run;
 #[cfg(test)]
 mod sample;
 mod schedule;
-mod screen;
 mod spans;
 mod stack;
 mod starts;
@@ -93,17 +92,17 @@ use ledger::Ledger;
 /// Exit codes: [`ExitCode::Drained`] when every promise held; [`ExitCode::Broken`] when one did not; [`ExitCode::Fatal`] when it could
 /// not run or not find out; [`ExitCode::Forced`] after a second signal.
 pub fn run(config: DrillConfig, signals: &Signals) -> ExitCode {
-    // Only for what must not go unseen: what a drill has to say it prints.
-    logging::init(LevelFilter::Error);
+    let console = Console::new();
+    // For errors only: what a drill has to say it prints.
+    logging::init_to(LevelFilter::Error, console.above());
     match config {
-        DrillConfig::Run(config) => run::run(&config, signals),
-        DrillConfig::Judge(config) => judge_again(&config),
+        DrillConfig::Run(config) => run::run(&config, signals, console),
+        DrillConfig::Judge(config) => judge_again(&config, console),
     }
 }
 
 /// A ledger that ends with its last line was audited.
-fn judge_again(config: &JudgeConfig) -> ExitCode {
-    let mut console = Console::default();
+fn judge_again(config: &JudgeConfig, mut console: Console) -> ExitCode {
     let ledger = match Ledger::read(&config.ledger) {
         Ok(ledger) => ledger,
         Err(error) => {

@@ -60,22 +60,25 @@ pub(super) struct Counts {
     pub(super) late: u64,
 }
 
-/// The counts, and how fast answers came during the last interval.
-pub(super) fn counts(counts: Counts, interval: Duration, latencies: &mut [Duration]) -> String {
+/// The counts on one line.
+pub(super) fn counts(counts: Counts) -> String {
     let Counts { sent, waiting, answered, refused, unknown, failed, late } = counts;
-    let rate = latencies.len() as f64 / interval.as_secs_f64().max(0.001);
-    latencies.sort_unstable();
-    let shown = |percent| percentile(latencies, percent).map_or("-".to_owned(), milliseconds);
     format!(
-        "sent {sent}  waiting {waiting}  answered {answered}  refused {refused}  unknown {unknown}  failed {failed}  late {late}  |  {rate:.1}/s  \
-         p50 {}  p99 {}",
-        shown(50),
-        shown(99)
+        "sent {sent}  waiting {waiting}  answered {answered}  refused {refused}  unknown {unknown}  failed {failed}  \
+         late {late}"
     )
 }
 
+/// Answers per second of the interval, and their latencies.
+pub(super) fn speed(interval: Duration, latencies: &mut [Duration]) -> String {
+    let rate = latencies.len() as f64 / interval.as_secs_f64().max(0.001);
+    latencies.sort_unstable();
+    let shown = |percent| percentile(latencies, percent).map_or("-".to_owned(), milliseconds);
+    format!("{rate:.1}/s  p50 {}  p99 {}", shown(50), shown(99))
+}
+
 /// The nearest-rank percentile of sorted values.
-pub(super) fn percentile(sorted: &[Duration], percent: usize) -> Option<Duration> {
+fn percentile(sorted: &[Duration], percent: usize) -> Option<Duration> {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.max(1) - 1).copied()
 }
@@ -118,16 +121,11 @@ mod tests {
     }
 
     #[test]
-    fn counts_stand_on_one_line() {
-        let line = counts(
-            Counts { sent: 3, answered: 2, unknown: 1, ..Counts::default() },
-            Duration::from_secs(2),
-            &mut [Duration::from_millis(3), Duration::from_millis(1)],
-        );
-        assert_eq!(
-            line,
-            "sent 3  waiting 0  answered 2  refused 0  unknown 1  failed 0  late 0  |  1.0/s  p50 1.0 ms  p99 3.0 ms"
-        );
-        assert!(counts(Counts::default(), Duration::ZERO, &mut []).ends_with("0.0/s  p50 -  p99 -"));
+    fn counts_and_speed_stand_on_one_line_each() {
+        let line = counts(Counts { sent: 3, answered: 2, unknown: 1, ..Counts::default() });
+        assert_eq!(line, "sent 3  waiting 0  answered 2  refused 0  unknown 1  failed 0  late 0");
+        let latencies = &mut [Duration::from_millis(3), Duration::from_millis(1)];
+        assert_eq!(speed(Duration::from_secs(2), latencies), "1.0/s  p50 1.0 ms  p99 3.0 ms");
+        assert_eq!(speed(Duration::ZERO, &mut []), "0.0/s  p50 -  p99 -");
     }
 }

@@ -26,7 +26,6 @@ use crate::kafka::{ClientOptions, Cluster, Interrupter};
 use crate::logging::escape;
 use crate::signals::Signals;
 use crate::stop::Stop;
-use crate::task::unix_now;
 use crate::threads::{self, Thread};
 
 use super::account::Account;
@@ -90,7 +89,7 @@ const TICK: Duration = Duration::from_millis(50);
 enum End {
     /// A second signal.
     Forced,
-    /// Nobody reads what it prints.
+    /// The reader of its stdout has closed the pipe.
     Unread,
     /// A thread died; it was logged there.
     Died,
@@ -99,8 +98,7 @@ enum End {
 }
 
 /// Runs it.
-pub(super) fn run(config: &RunConfig, signals: &Signals) -> ExitCode {
-    let mut console = Console::default();
+pub(super) fn run(config: &RunConfig, signals: &Signals, mut console: Console) -> ExitCode {
     let clock = Clock::start();
     let (events, taken) = bounded(EVENTS);
     let (owner, happenings) = bounded(EVENTS);
@@ -786,8 +784,7 @@ impl<'a> Run<'a> {
             late: self.load.as_ref().map_or(0, Load::late),
         };
         let view = self.views.iter().flatten().map(|view| &view.told).next();
-        let history = &self.history;
-        self.display.show(now, counts, view, || history.workers(unix_now()));
+        self.display.show(now, counts, view);
     }
 
     /// Ends all threads, and says what there is to say.
@@ -818,13 +815,13 @@ impl<'a> Run<'a> {
     fn say_end(&mut self, end: &End) -> ExitCode {
         match end {
             End::Forced => {
-                self.display.console.end_frame();
+                self.display.console.end_bar();
                 self.display.console.line("verdict: NONE: a second signal ended the drill at once");
                 ExitCode::Forced
             }
             End::Unread => ExitCode::Fatal,
             End::Died => {
-                self.display.console.end_frame();
+                self.display.console.end_bar();
                 self.display.console.line("verdict: COULD NOT RUN: a part of the drill failed, see above");
                 ExitCode::Fatal
             }
