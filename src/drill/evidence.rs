@@ -106,6 +106,7 @@ pub(super) struct Evidence<'a> {
     pub(super) tasks: BTreeMap<&'a str, Story<'a>>,
     pub(super) workers: BTreeMap<&'a str, Vec<Life<'a>>>,
     pub(super) gateways: BTreeMap<&'a str, Vec<Life<'a>>>,
+    pub(super) brokers: BTreeMap<&'a str, Vec<Life<'a>>>,
     pub(super) notices: BTreeMap<&'a str, Vec<Notice<'a>>>,
     pub(super) views: BTreeMap<&'a str, Vec<View<'a>>>,
     pub(super) actions: BTreeMap<u32, Action<'a>>,
@@ -167,9 +168,10 @@ impl<'a> Evidence<'a> {
             (story.runs, story.given_up) = (runs, given_up);
         }
         evidence.end = lines.iter().map(|line| line.at).fold(0.0, f64::max);
-        let lives: Vec<Vec<Life<'a>>> = nodes.lives.into_values().collect();
+        let lives: Vec<Vec<Life<'a>>> = nodes.lives.values().cloned().collect();
         let actions: Vec<&Action<'a>> = evidence.actions.values().collect();
         evidence.done_to_broker = outages::outages(&evidence.begin, &lives, &actions, &nodes.led, evidence.end);
+        evidence.brokers = nodes.lives;
         evidence.outages.extend(evidence.seen_away.iter().map(|(_, from, until)| (*from, *until)));
         evidence.outages.extend(evidence.done_to_broker.iter().map(|outage| (outage.from, outage.until)));
         for notices in evidence.notices.values_mut() {

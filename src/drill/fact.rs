@@ -2,7 +2,7 @@
 //!
 //! The ledger is all that the judge gets, so a fact says what was seen and nothing of what it means. Lines of the topics are
 //! written after the load has ended, with the time that the broker gave their records; so the file is not in the order of time.
-//! Plain data; written by the run and by the audit, read by the judge and by whoever draws the timeline.
+//! Plain data; written by the run and by the audit, read by the judge and the timeline.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

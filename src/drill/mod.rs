@@ -19,7 +19,7 @@
 //! | `receipt` | what a stopped worker says of itself, read strictly |
 //! | `evidence` with `spans` and `outages`, `judge`, `judgement` | the ledger put in order, the promises, the verdict |
 //! | `display` with `report`, `console`;  `paper`, `html`, `output` | what people and machines read |
-//! | `timeline`, `lanes`, `columns` | what the page draws, and how wide text is on a screen |
+//! | `timeline`, `columns` | what the page draws, and how wide text is on a terminal |
 //!
 //! Called by the binary `drill`.
 
@@ -45,7 +45,6 @@ mod html;
 mod http;
 mod judge;
 mod judgement;
-mod lanes;
 mod leaders;
 mod ledger;
 mod load;
