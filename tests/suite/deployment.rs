@@ -146,7 +146,7 @@ fn the_images_have_the_services_or_the_drill_without_shell_form_and_without_root
     let [.., base, drill, services] = &stages[..] else { panic!("the build and three stages") };
     assert!(services.starts_with("base AS services") && drill.starts_with("base AS drill"));
     let programs = |stage: &str| {
-        let words = stage.split_whitespace().filter_map(|word| word.strip_prefix("/build/target/release/"));
+        let words = stage.split_whitespace().filter_map(|word| word.strip_prefix("/build/target/dist/"));
         words.collect::<Vec<_>>().join(" ")
     };
     assert_eq!([programs(base), programs(drill), programs(services)], ["", "drill", "gateway worker"]);
