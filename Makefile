@@ -81,5 +81,5 @@ fuzz: ## ten minutes of drawn bytes for heads of requests, ten for chunked bodie
 	@cargo +nightly fuzz run head -- -max_total_time=600 -max_len=20000
 	@cargo +nightly fuzz run chunks -- -max_total_time=600 -max_len=20000
 
-bench: ## the figures of the README, on a Kafka of their own; QUICK=1 for short runs
+bench: ## the figures of docs/deploy.md, on a Kafka of their own; QUICK=1 for short runs
 	cargo bench --locked --bench bench -- $(if $(QUICK),--quick)

@@ -1,4 +1,4 @@
-//! The figures of the README: a real broker, one gateway, three workers, all on this machine, and every answer checked.
+//! The figures of docs/deploy.md: a real broker, one gateway, three workers on this machine, and every answer checked.
 //!
 //! `make bench`, or `cargo bench`; `--quick` for short runs that only show that everything works. Prints a Markdown table.
 

@@ -1,4 +1,4 @@
-//! The table for the README, and what went wrong.
+//! The table that the bench prints, and what went wrong.
 
 use std::{fmt, time::Duration};
 

@@ -454,10 +454,10 @@ fn options_of_code() -> BTreeMap<String, (String, String)> {
     found.into_iter().map(|(name, programs)| (name, row(programs))).collect()
 }
 
-/// The table as README.md has it: `| variable | for | default | meaning |`.
-fn options_of_readme() -> BTreeMap<String, (String, String)> {
-    let readme = include_str!("../../README.md");
-    let rows = readme.lines().filter_map(|line| {
+/// The table of docs/options.md: `| variable | for | default | meaning |`.
+fn options_of_page() -> BTreeMap<String, (String, String)> {
+    let page = include_str!("../../docs/options.md");
+    let rows = page.lines().filter_map(|line| {
         let cells: Vec<_> = line.strip_prefix("| `")?.split('|').map(str::trim).collect();
         let (&[name, programs, default, meaning, ""], true) = (cells.as_slice(), line.ends_with('|')) else {
             return None;
@@ -471,6 +471,6 @@ fn options_of_readme() -> BTreeMap<String, (String, String)> {
 }
 
 #[test]
-fn the_table_of_the_readme_is_that_of_the_code() {
-    assert_eq!(options_of_readme(), options_of_code());
+fn options_page_has_each_option_with_its_programs_and_default() {
+    assert_eq!(options_of_page(), options_of_code());
 }

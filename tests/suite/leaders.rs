@@ -1,5 +1,5 @@
 //! Share sessions and leaders on a cluster of three nodes, request by request: facts of Apache Kafka 4.4, found by
-//! asking it. The same tests run on both brokers. What these facts mean for the worker stands in ARCHITECTURE.
+//! asking it. The same tests run on both brokers. What they mean for the worker stands in crates/model/README.md.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
