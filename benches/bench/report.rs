@@ -2,31 +2,11 @@
 
 use std::{fmt, time::Duration};
 
-/// One figure beside those that it is to be held against.
-pub struct Row {
+/// One figure.
+struct Row {
     name: String,
     value: f64,
     unit: &'static str,
-    go: f64,
-    to_reach: f64,
-    higher_is_better: bool,
-}
-
-impl Row {
-    /// A figure that is the better the lower it is.
-    pub fn lower(name: &str, value: f64, unit: &'static str, go: f64, to_reach: f64) -> Row {
-        Row { name: name.to_owned(), value, unit, go, to_reach, higher_is_better: false }
-    }
-
-    /// A figure that is the better the higher it is.
-    pub fn higher(name: &str, value: f64, unit: &'static str, go: f64, to_reach: f64) -> Row {
-        Row { name: name.to_owned(), value, unit, go, to_reach, higher_is_better: true }
-    }
-
-    /// How many times as good as the other one: above 1 is better.
-    fn ratio(&self, other: f64) -> f64 {
-        if self.higher_is_better { self.value / other } else { other / self.value }
-    }
 }
 
 /// Everything that was measured.
@@ -40,8 +20,8 @@ pub struct Report {
 
 impl Report {
     /// One more figure.
-    pub fn add(&mut self, row: Row) {
-        self.rows.push(row);
+    pub fn add(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
+        self.rows.push(Row { name: name.into(), value, unit });
     }
 
     /// Something that stands below the table; printed at once, too.
@@ -62,13 +42,10 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(out, "| figure | measured | Go + franz-go | to reach | times as good as Go | as the goal |")?;
-        writeln!(out, "|---|---|---|---|---|---|")?;
-        for row in &self.rows {
-            let figure = |value: f64| format!("{} {}", round(value), row.unit);
-            let (measured, go, to_reach) = (figure(row.value), figure(row.go), figure(row.to_reach));
-            let (than_go, than_goal) = (row.ratio(row.go), row.ratio(row.to_reach));
-            writeln!(out, "| {} | **{measured}** | {go} | {to_reach} | {than_go:.2} | {than_goal:.2} |", row.name)?;
+        writeln!(out, "| figure | measured |")?;
+        writeln!(out, "|---|---|")?;
+        for Row { name, value, unit } in &self.rows {
+            writeln!(out, "| {name} | {} {unit} |", round(*value))?;
         }
         writeln!(out)?;
         for note in &self.notes {
