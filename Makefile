@@ -25,7 +25,7 @@ health: ## is the gateway healthy?
 logs: ## all logs, and then what comes; FOLLOW=0 only what there is
 	@scripts/stack logs
 
-test-shutdown: ## load and a live view until Ctrl-C (FOR=60s), then the verdict
+test-shutdown: ## load and its progress until Ctrl-C (FOR=60s), then the verdict
 	@scripts/stack test-shutdown
 
 drill: ## the proof: faults under load on a fleet of its own, TARGET=stack on this one, then the verdict; PLAN, SEED, FOR, RATE

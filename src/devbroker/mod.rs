@@ -25,7 +25,8 @@
 //!   accepting connections. Internal topics do not show; every node has the state of all groups, so no coordinator has to be waited for longer
 //!   than for its fencing.
 //! - No classic or consumer groups, no quotas, no TLS, no SASL; the requests for these, and all others that
-//!   ApiVersions does not list, close the connection. A fault throttles ([`Action::Throttle`]).
+//!   ApiVersions does not list, close the connection. OffsetCommit and OffsetFetch do so, too, though it lists them. A fault throttles
+//!   ([`Action::Throttle`]).
 //! - Rights are denied by client id ([`Broker::deny`]), not by user, and no request changes them. A name of a resource is whole or `*`.
 //!   Transactional ids and AddPartitionsToTxn need none, and authorized operations are never told.
 //! - Fetch sessions are never opened (each answer is whole), and nothing is compacted: `cleanup.policy` is kept and told only.

@@ -78,7 +78,7 @@ impl Display {
         }
         let interval = now.saturating_sub(std::mem::replace(&mut self.shown, now));
         if self.has_bar {
-            self.draw(now, counts);
+            self.draw(now, counts, view);
         } else {
             self.print(now, interval, counts, view);
         }
@@ -97,7 +97,7 @@ impl Display {
         }
     }
 
-    fn draw(&mut self, now: Duration, counts: Counts) {
+    fn draw(&mut self, now: Duration, counts: Counts, view: Option<&Value>) {
         while self.answers.front().is_some_and(|(at, _)| *at + WINDOW < now) {
             self.answers.pop_front();
         }
@@ -105,8 +105,9 @@ impl Display {
         let elapsed = now.saturating_sub(self.began);
         let speed = report::speed(WINDOW.min(elapsed), &mut latencies);
         let planned = self.planned.map(|planned| format!("/{planned}")).unwrap_or_default();
-        let text =
-            format!("{}\n  {}\n  {speed}  actions {}{planned}", self.phase, report::counts(counts), self.carried);
+        let fleet = view.map_or_else(|| "no gateway answers".to_owned(), report::fleet);
+        let counts = report::counts(counts);
+        let text = format!("{}\n  {counts}\n  {speed}  actions {}{planned}  {fleet}", self.phase, self.carried);
         // What follows the load is no part of its length.
         self.console.update_bar(elapsed.min(self.length.unwrap_or(Duration::MAX)), text);
     }
@@ -125,9 +126,10 @@ mod tests {
             display.answered(Duration::from_millis(250 * number), Duration::from_millis(number));
         }
         display.note(&Fact::Carried { action: 1, done: true, detail: String::new() });
-        display.show(seconds(20), Counts { sent: 83, waiting: 3, answered: 80, ..Counts::default() }, None);
+        let view = serde_json::json!({"active_workers": 3, "shutting_down_workers": 1});
+        display.show(seconds(20), Counts { sent: 83, waiting: 3, answered: 80, ..Counts::default() }, Some(&view));
         let counts = "sent 83  waiting 3  answered 80  refused 0  unknown 0  failed 0  late 0";
-        let speed = "4.2/s  p50 70.0 ms  p99 80.0 ms  actions 1/8";
+        let speed = "4.2/s  p50 70.0 ms  p99 80.0 ms  actions 1/8  workers 3 active, 1 draining";
         assert_eq!(display.console.bar_text(), format!("load\n  {counts}\n  {speed}"));
         display.show(Duration::from_millis(20_100), Counts::default(), None);
         assert!(display.console.bar_text().contains("sent 83"), "drawn again before it is time");

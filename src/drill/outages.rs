@@ -38,6 +38,10 @@ pub(super) struct Outage<'a> {
 
 /// What a node had taken before it was frozen may be dated later, and what waited for it comes when it is thawed.
 const ON_ITS_WAY: f64 = 0.2;
+/// Within this after a node is back a worker has fetched from it.
+const FIRST_FETCH: f64 = 1.0;
+/// Kafka's pauses before it asks again are longer or shorter by this share.
+const JITTER: f64 = 0.2;
 /// A node is heard every half second, so that its silence may have begun so much earlier for the others.
 const HEARD_EVERY: f64 = 0.6;
 
@@ -47,10 +51,11 @@ impl Outage<'_> {
         self.led.is_none_or(|led| story.partition.is_some_and(|partition| led.tasks.contains(&partition)))
     }
 
-    /// Until when tasks may not be fetched: the only node that there is reads the share state when it is back.
-    pub(super) fn unfetched_until(&self, begin: &Begin) -> f64 {
+    /// When the only node that there is has no share state after its restart: from its stop until it has read the state that the first fetch asks for.
+    pub(super) fn without_share_state(&self, begin: &Begin) -> Option<(f64, f64)> {
         let restarted = matches!(self.means, Means::Stop | Means::Kill) && !is_cluster(begin);
-        if restarted { self.back + state_read(begin) } else { self.until }
+        let read = state_read(begin) * (1.0 + JITTER);
+        (restarted && read > 0.0).then_some((self.from, self.back + FIRST_FETCH + read))
     }
 
     /// Whether locks may have been lost. `kept`: for how long a lock outlives the silence of the one node that there is, in seconds.

@@ -30,6 +30,12 @@ pub(super) fn table(status: &Value) -> Vec<String> {
     align(std::iter::once(header).chain(rows).collect())
 }
 
+/// The fleet in a few words, from the same page.
+pub(super) fn fleet(status: &Value) -> String {
+    let count = |name: &str| status.get(name).and_then(Value::as_u64).unwrap_or_default();
+    format!("workers {} active, {} draining", count("active_workers"), count("shutting_down_workers"))
+}
+
 fn short(id: &str) -> &str {
     let skipped = id.chars().count().saturating_sub(SHORT);
     id.char_indices().nth(skipped).and_then(|(start, _)| id.get(start..)).unwrap_or(id)

@@ -119,8 +119,8 @@ pub(super) fn draw(lines: &[Line], verdict: &Verdict, tasks: usize) -> Timeline 
             lanes.add(of, name, lives.iter().flat_map(|life| self::life(life, end)));
         }
     }
-    let findings = verdict.rows.iter().flat_map(|row| &row.findings);
-    let found = findings.flat_map(|finding| &finding.ids).map(String::as_str).collect();
+    let findings = verdict.rows.iter().flat_map(|row| row.findings.iter().take(FINDINGS));
+    let found = findings.flat_map(|finding| finding.ids.iter().take(LINES)).map(String::as_str).collect();
     let notes = runs(&evidence, &found, tasks, end, &mut lanes);
     Timeline { end, lanes: lanes.0.into_values().collect(), load: load(lines, end), notes: notes.into_iter().collect() }
 }
@@ -221,17 +221,22 @@ fn runs(evidence: &Evidence<'_>, found: &BTreeSet<&str>, tasks: usize, end: f64,
         lanes.add(Of::Worker, worker, runs);
     }
     let (all, left_out) = (evidence.tasks.len(), evidence.tasks.len() - shown);
-    (left_out > 0)
-        .then(|| format!("{left_out} of {all} tasks are not drawn; one in {every} is, and all of the findings."))
+    (left_out > 0).then(|| {
+        format!("{left_out} of {all} tasks are not drawn; one in {every} is, and those of the listed findings.")
+    })
 }
 
 fn run(evidence: &Evidence<'_>, id: &str, story: &Story<'_>, run: &Run<'_>, end: f64) -> Item {
     let died = || evidence.life(run.worker, run.began)?.exit.as_ref().map(|exit| exit.at);
+    let next = story.runs.iter().map(|other| other.began).find(|began| *began > run.began);
     let (until, class, state) = match (&run.end, died()) {
         (Some(end), _) if end.success && end.fault.is_none() => (end.at, "run", "finished"),
         (Some(end), _) => (end.at, "failed", "failed or wrong"),
         // What a poison task's handler did is told by its next start only.
         (None, _) if evidence.is_poison(story) => (run.began, "failed", "failed, or cut off"),
+        (None, died) if next.is_some_and(|next| died.is_none_or(|died| next < died)) => {
+            (next.unwrap_or(end), "cut", "cut off: the task started again")
+        }
         (None, Some(died)) => (died, "cut", "cut off: its process ended"),
         (None, None) => (end, "open", "no end seen"),
     };

@@ -3,6 +3,9 @@
 //! The table of mutations shows that each row of the judge can turn red. Here real workers break promises behind a shell script, so that the way
 //! from a process to the verdict is tried, too.
 
+mod ends;
+mod found;
+
 use std::{
     fs,
     io::Write,
@@ -44,6 +47,47 @@ at = ["500ms", "1s"]
 do = "restart-worker"
 worker = "busy"
 at = ["1500ms", "2s"]
+"#;
+
+/// Tasks that outlast the drain timeout.
+const LONG_TASKS: &str = r#"
+for = "4s"
+fleet = { workers = 4, gateways = 1, drain_timeout = "2s" }
+
+[load]
+rate = 10
+tasks = [{ share = 9, work = "5ms" }, { share = 1, work = "4s" }]
+
+[[action]]
+do = "restart-worker"
+worker = "long"
+at = "1s"
+
+[[action]]
+do = "second-signal"
+worker = "long"
+at = "1s"
+"#;
+
+/// Kills of workers in the middle of a task, and of workers that have just ended one.
+const KILLS: &str = r#"
+for = "2500ms"
+fleet = { workers = 4, gateways = 1, drain_timeout = "5s" }
+
+[load]
+rate = 40
+tasks = [{ share = 8, work = "5ms" }, { share = 2, work = "300ms" }]
+
+[[action]]
+do = "kill-worker"
+worker = "busy"
+for = "300ms"
+at = ["800ms", "1300ms"]
+
+[[action]]
+do = "kill-worker"
+for = "300ms"
+at = ["1s", "1200ms", "1500ms", "1700ms"]
 "#;
 
 /// Everything that can happen to a fleet but what takes longer than a lock. The broker's restart comes last: a real one takes its time.
@@ -349,80 +393,39 @@ fn unescaped(text: &str) -> String {
         .fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
 }
 
-// ---- what is broken is found ----
-
-/// Forwards no signal; its worker dies with it.
-const DEAF: &str = r#"setpriv --pdeathsig KILL "$WORKER" & trap '' TERM; wait $!"#;
-/// Ends at SIGTERM without a drain.
-const HASTY: &str = r#"setpriv --pdeathsig KILL "$WORKER" & trap 'kill -9 $!; exit 0' TERM; wait $!"#;
-/// Changes the receipt on its way to standard output.
-const LIAR: &str = r#"mkfifo "$FOLDER/$$"; sed -u 's/"tasks_finished":[0-9]*/"tasks_finished":7/' < "$FOLDER/$$" &
-    setpriv --pdeathsig KILL "$WORKER" > "$FOLDER/$$" & worker=$!; trap 'kill $worker' TERM
-    while kill -0 $worker 2>/dev/null; do wait $worker; code=$?; done; wait; exit $code"#;
-
-#[test]
-fn a_worker_that_does_not_stop_is_found() {
-    // Its only signal is that of the drill's end: a fleet that is not whole would be waited for.
-    let plan = LOAD.replace("60s", "1s").replace("5s", "1s");
-    assert_found(&plan, DEAF, "a busy one finishes and stops", "got a signal and has not ended");
-}
-
-#[test]
-fn a_worker_that_stops_without_a_drain_is_found() {
-    assert_found(STOPS, HASTY, "stops are announced and receipted", "stopped without shutdown_started");
-}
-
-#[test]
-fn a_receipt_that_is_not_true_is_found() {
-    assert_found(STOPS, LIAR, "receipts match what was seen", "; its receipt says 7");
-}
-
-/// Drills a fleet of workers behind this script: this row is broken, and a finding says this.
-fn assert_found(plan: &str, script: &str, row: &str, says: &str) {
-    let turn = Turn::shared();
-    let mut drill = Setup::embedded(plan).worker_script(script).start();
-    drill.program.wait_for_line("the load has ended", OVER);
-    drop(turn);
-    assert_eq!(drill.wait(OVER).code, Some(5), "{}", drill.last_line());
-    let findings = drill.findings(row);
-    let said = |finding: &Value| finding["what"].as_str().is_some_and(|what| what.contains(says));
-    assert!(findings.iter().any(said), "{says:?} is not in {findings:?}");
-    drill.assert_consistent(5);
-}
-
-#[test]
-fn a_worker_that_dies_by_itself_is_seen() {
-    let rig = Rig::shared("drill-dies");
-    let plan = LOAD.replace("60s", "3s");
-    // Its output stays open for as long as the worker behind it lives.
-    let script = r#"[ "$WORKER_ID" = worker_2 ] || exec "$WORKER"; "$WORKER" &
-        until [ -e "$FOLDER/now" ]; do sleep 0.05; done; kill -9 $!; wait $!; exit 7"#;
-    let mut drill = Setup::on(&rig, &plan).worker_script(script).start();
-    drill.wait_for_load();
-    fs::write(drill.path("now"), "").expect("a file");
-    assert_eq!(drill.wait(OVER).code, Some(5));
-    let findings = drill.findings("exit codes tell the truth");
-    let told: Vec<_> = findings.iter().map(|finding| &finding["what"]).collect();
-    assert_eq!(told, ["worker_2 ended by itself, with exit code 7"]);
-    drill.assert_consistent(5);
-}
-
-// ---- what holds is held ----
-
 #[test]
 fn a_fleet_that_keeps_its_promises_is_held_whatever_happens_to_it() {
     let turn = Turn::quiet();
-    let mut real = Setup::alone(EVERYTHING).start();
+    // The rows that each plan has to put to the test.
+    let plans = [
+        (Setup::alone(EVERYTHING), &["no task is lost"][..]),
+        (Setup::embedded(KILLS), &["the tasks of a killed one start elsewhere"]),
+        (Setup::embedded(STOPS), &["an idle worker stops", "a busy one finishes and stops"]),
+        (
+            Setup::embedded(LONG_TASKS),
+            &["a drain ends at its timeout", "what was abandoned starts elsewhere", "a second signal ends it"],
+        ),
+    ];
     // One load at a time, each while the others wait for locks to run out.
-    real.wait_for_load();
-    real.program.wait_for_line("the load has ended", OVER);
+    let mut drills = plans.map(|(setup, rows)| {
+        let drill = setup.start();
+        drill.wait_for_load();
+        drill.program.wait_for_line("the load has ended", OVER);
+        (drill, rows)
+    });
     drop(turn);
-    assert_eq!(real.wait(OVER).code, Some(0), "{}", real.last_line());
-    real.assert_consistent(0);
-    let faults = real.verdict()["faults"].clone();
-    let all_bit = |fault: &Value| fault["planned"].as_u64() > Some(0) && fault["planned"] == fault["bitten"];
-    assert!(faults.as_array().is_some_and(|faults| faults.iter().all(all_bit)), "{faults}");
-    assert_eq!(faults.as_array().map_or(0, Vec::len), 9, "each kind of action is one");
+    for (drill, rows) in &mut drills {
+        assert_eq!(drill.wait(OVER).code, Some(0), "{}", drill.last_line());
+        drill.assert_consistent(0);
+        let faults = drill.verdict()["faults"].clone();
+        let all_bit = |fault: &Value| fault["planned"].as_u64() > Some(0) && fault["planned"] == fault["bitten"];
+        assert!(faults.as_array().is_some_and(|faults| !faults.is_empty() && faults.iter().all(all_bit)), "{faults}");
+        for row in rows.iter().chain(&["exit codes tell the truth", "receipts match what was seen"]) {
+            assert_eq!(drill.row(row)["state"], "held", "{row}");
+        }
+    }
+    let faults = drills[0].0.verdict()["faults"].as_array().map_or(0, Vec::len);
+    assert_eq!(faults, 9, "each kind of action is one");
 }
 
 #[test]
@@ -486,183 +489,4 @@ fn one_that_is_stopping_gets_no_second_signal_when_the_fleet_is_scaled_down() {
     assert_eq!((about("started").len(), about("signalled").len(), exits.len()), (1, 1, 1), "it stays away");
     assert_eq!(exits[0]["code"], 0);
     assert!(exits[0]["receipt"]["tasks_finished"].as_u64() >= Some(1), "{}", exits[0]);
-}
-
-// ---- signals ----
-
-#[test]
-fn a_signal_ends_the_load_and_what_there_is_is_judged() {
-    // Its gateway gives an answer a second, and its judge a stop.
-    let rig = Rig::quiet("drill-interrupted");
-    // One that would be away for long, one restart after another, and one that waits for a long task that never comes.
-    let actions = r#"
-        [[action]]
-        do = "stop-worker"
-        for = "60s"
-        at = "200ms"
-        [[action]]
-        do = "restart-worker"
-        worker = "all"
-        at = "1500ms"
-        [[action]]
-        do = "second-signal"
-        worker = "long"
-        at = "1500ms"
-        [[action]]
-        do = "kill-worker"
-        worker = "all"
-        at = "50s"
-    "#;
-    let plan = LOAD.replace("workers = 2", "workers = 3").replace("5ms", "300ms").replace("30\n", "5\n");
-    let mut drill = Setup::on(&rig, &format!("{plan}{actions}")).start();
-    drill.program.wait_for_line("⚡ restart-worker all 2", START + SOON);
-    drill.program.signal(Signal::SIGINT);
-    let exit = drill.wait(OVER);
-    assert!(exit.elapsed < Duration::from_secs(20), "{exit:?}");
-    let (code, last) = (exit.code.expect("an exit code"), drill.last_line());
-    assert!([0, 5].contains(&code) && last.contains(": cut short by a signal; "), "{code} {last}");
-    drill.assert_consistent(code);
-    drill.program.wait_for_line("SIGINT received: no more tasks are sent", SOON);
-    assert_eq!(drill.verdict()["cut_short"], true);
-    assert!(drill.verdict()["totals"]["sent"].as_u64() < Some(100), "the load has gone on");
-    // What it cut off is nobody's fault.
-    assert_eq!(drill.row("what was planned has happened")["state"], "held");
-    // Whoever was away is not waited for.
-    let actions = drill.facts("ordered");
-    let absent = &actions[0]["target"];
-    assert_eq!(drill.facts("started").iter().filter(|line| line["process"] == *absent).count(), 2);
-}
-
-#[test]
-fn a_broker_that_is_away_comes_back_when_a_signal_ends_the_load() {
-    let _turn = Turn::with_broker();
-    let actions = "[[action]]\ndo = \"stop-broker\"\nfor = \"100s\"\nat = \"500ms\"\n";
-    let mut drill = Setup::alone(&format!("{LOAD}{actions}")).start();
-    drill.program.wait_for_line("⚡ stop-broker broker for 100.0 s", 3 * START);
-    drill.program.signal(Signal::SIGINT);
-    let exit = drill.wait(OVER);
-    let code = exit.code.expect("an exit code");
-    assert!([0, 5].contains(&code) && exit.elapsed < Duration::from_secs(60), "{exit:?}");
-    drill.assert_consistent(code);
-    assert_eq!(drill.facts("started").iter().filter(|line| line["process"] == "broker").count(), 2);
-}
-
-#[test]
-fn a_second_signal_ends_it_at_once() {
-    let _turn = Turn::with_broker();
-    let actions = "[[action]]\ndo = \"stop-broker\"\nfor = \"100s\"\nat = \"500ms\"\n";
-    let mut drill = Setup::alone(&format!("{LOAD}{actions}")).start();
-    drill.program.wait_for_line("Kafka does not answer", 3 * START);
-    assert!(drill.folder.processes().len() >= 4, "the drill, two workers and a gateway");
-    drill.program.signal(Signal::SIGINT);
-    drill.program.wait_for_line("SIGINT received", SOON);
-    drill.program.signal(Signal::SIGINT);
-    let exit = drill.wait(SOON);
-    assert_eq!(exit.code, Some(4));
-    // The script that is just stopping a real broker is waited for.
-    let limit = if broker::is_apache() { 9 } else { 5 };
-    assert!(exit.elapsed < Duration::from_secs(limit), "{exit:?}");
-    assert_eq!(drill.last_line(), "verdict: NONE: a second signal ended the drill at once");
-    assert!(!drill.path("verdict.json").exists());
-}
-
-#[test]
-fn a_signal_before_the_fleet_is_ready_leaves_nothing_running() {
-    let rig = Rig::shared("drill-start");
-    let setup = Setup::on(&rig, LOAD).env("HEARTBEAT_INTERVAL", "3s").env("WORKER_TIMEOUT", "9s");
-    // Never ready, and deaf to everything but the last.
-    let mut drill = setup.worker_script("trap '' TERM; exec sleep 1000").start();
-    eventually(START, "three programs are started", || drill.folder.processes().len() >= 4);
-    // What the verdict counts on is told to them, whatever the environment of the drill says.
-    let set = |value: &str| {
-        let processes = drill.folder.processes();
-        processes.iter().filter(|(_, environment)| environment.split('\0').any(|it| it == value)).count()
-    };
-    eventually(SOON, "they have their environments", || {
-        (set("HEARTBEAT_INTERVAL=1s"), set("WORKER_TIMEOUT=5s")) == (2, 1)
-    });
-    drill.program.signal(Signal::SIGTERM);
-    let exit = drill.wait(SOON);
-    assert_eq!(exit.code, Some(1));
-    assert!(exit.elapsed < Duration::from_secs(9), "{exit:?}");
-    assert!(
-        drill.program.stderr().contains("ended by a signal before the fleet was ready"),
-        "{}",
-        drill.program.stderr()
-    );
-}
-
-// ---- what cannot be run ----
-
-#[test]
-fn what_is_wrong_is_told_before_anything_is_started() {
-    let plan = |text: &str| format!("{LOAD}{text}");
-    let cases: [(&str, String, &[&str]); 9] = [
-        (
-            "",
-            plan("[[action]]\ndo = \"explode\"\nat = \"1s\"\n"),
-            &["PLAN", "plan.toml", "line ", "explode", "kill-worker"],
-        ),
-        (
-            "",
-            plan("[[action]]\ndo = \"freeze-worker\"\nat = \"1s\"\n"),
-            &["PLAN", "action 1 (freeze-worker)", "for = \\\"3s\\\""],
-        ),
-        ("", LOAD.replace("workers = 2", "workers = 0"), &["fleet.workers is 0", "expected 1 to 100"]),
-        ("", LOAD.replace("60s", "60"), &["\\\"60\\\"", "has no unit", "for example"]),
-        ("--for=5", plan(""), &["FOR", "\"5\"", "has no unit"]),
-        ("--rate=0", plan(""), &["RATE", "\"0\"", "1 to 2000"]),
-        ("--broker=rabbit", plan(""), &["BROKER", "\"rabbit\"", "expected embedded or apache"]),
-        ("--target=somewhere", plan(""), &["TARGET", "\"somewhere\"", "http://host:port", "native, or stack"]),
-        ("--seed=-1", plan(""), &["SEED", "\"-1\"", "whole number"]),
-    ];
-    for (option, plan, parts) in cases {
-        let setup = Setup::alone(&plan);
-        let folder = setup.folder.join("not-made");
-        let mut setup = setup.env("FOLDER", folder.display());
-        if !option.is_empty() {
-            setup.launch = setup.launch.arg(option);
-        }
-        let mut drill = setup.launch.start();
-        assert_eq!(drill.wait(SOON).code, Some(2), "{option} {plan}");
-        let told = drill.stderr();
-        let told = told.replace("\\\"", "\"");
-        assert!(
-            parts.iter().all(|part| told.contains(&part.replace("\\\"", "\""))) && told.lines().count() == 1,
-            "{told}"
-        );
-        assert!(!folder.exists() && drill.lines().len() == 1, "{option}: something was begun");
-    }
-}
-
-#[test]
-fn a_broker_that_is_not_the_drills_is_not_stopped() {
-    let rig = Rig::shared("drill-given");
-    let mut drill = Setup::on(&rig, &format!("{LOAD}[[action]]\ndo = \"restart-broker\"\nat = \"1s\"\n")).start();
-    assert_eq!(drill.wait(START + SOON).code, Some(1));
-    let told = drill.program.stderr();
-    assert!(told.contains("restart-broker: the Kafka is not the drill's to stop; use BROKER=embedded"), "{told}");
-}
-
-#[test]
-fn a_program_that_does_not_start_is_told_with_its_last_words() {
-    let rig = Rig::shared("drill-programs");
-    let file = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(name).display().to_string();
-    let tries = [
-        (
-            Setup::on(&rig, LOAD).env("WORKER_PROGRAM", "/no/such/worker"),
-            &["no program /no/such/worker", "--worker-program"][..],
-        ),
-        (Setup::on(&rig, LOAD).env("GATEWAY_PROGRAM", file("README.md")), &["README.md does not start", "ermission"]),
-        (
-            Setup::on(&rig, LOAD).worker_script("echo 'no licence' >&2; exit 3"),
-            &["worker_", " ended at its start", "no licence", ".log"],
-        ),
-    ];
-    let mut drills = tries.map(|(setup, parts)| (setup.start(), parts));
-    for (drill, parts) in &mut drills {
-        assert_eq!(drill.wait(START).code, Some(1));
-        let told = drill.program.stderr();
-        assert!(told.lines().count() == 1 && parts.iter().all(|part| told.contains(part)), "{told}");
-    }
 }

@@ -258,15 +258,16 @@ fn starts(evidence: &Evidence<'_>) -> Row {
 
 /// For how long a worker could have begun it while Kafka had it to give.
 fn free_time(evidence: &Evidence<'_>, from: f64, until: f64) -> f64 {
-    let unfetched = evidence.done_to_broker.iter().map(|outage| (outage.from, outage.unfetched_until(&evidence.begin)));
-    let away = evidence.outages.iter().copied().chain(unfetched).map(|(from, until)| Cause { from, until });
-    let away = merged(away.collect());
+    let outages = evidence.outages.iter().map(|(from, until)| (*from, until + RECOVERED));
+    let restarts = evidence.done_to_broker.iter().filter_map(|outage| outage.without_share_state(&evidence.begin));
+    let mut away: Vec<(f64, f64)> = outages.chain(restarts).collect();
+    away.sort_by(|one, other| one.0.total_cmp(&other.0));
     let (mut since, mut free) = (from, 0.0);
-    for outage in away.iter().filter(|outage| outage.excuses(from, until)) {
-        if outage.from > since {
-            free += crashes::free_time(evidence, "", since, outage.from.min(until));
+    for (begin, end) in away.into_iter().filter(|(begin, _)| *begin < until) {
+        if begin > since {
+            free += crashes::free_time(evidence, "", since, begin);
         }
-        since = since.max(outage.until + RECOVERED);
+        since = since.max(end);
     }
     if since < until { free + crashes::free_time(evidence, "", since, until) } else { free }
 }

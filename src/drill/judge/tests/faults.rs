@@ -1,0 +1,162 @@
+//! Crashes and hangs (P8), and gateways (P9, P10).
+
+use super::*;
+
+// ---- P8 ----
+
+#[test]
+fn the_tasks_of_a_killed_worker_start_elsewhere_within_half_a_second() {
+    let again = |after: f64| {
+        let mut sample = long_task("worker_1", 2000);
+        sample.order(1, "kill-worker", "worker_1", 13.0).kill("worker_1", 13.0);
+        restart(&mut sample, "worker_2", 13.0 + after);
+        sample.remove(|fact| matches!(fact, Fact::Signalled { process, action: None, .. } if process == "worker_1"));
+        // Its second stop is that of nobody.
+        sample.lines.retain(
+            |line| !matches!(&line.fact, Fact::Exited { process, .. } if process == "worker_1" && line.at > 19.0),
+        );
+        sample
+    };
+    assert_eq!(again(0.4).broken(), NONE);
+    let sample = again(0.6);
+    assert_eq!(sample.broken(), [AFTER_KILL]);
+    assert_eq!(sample.row(AFTER_KILL).findings[0].ids, [id(600), "worker_1".to_owned()]);
+}
+
+#[test]
+fn nobody_can_start_what_nobody_has_a_hand_for() {
+    // Both others have long tasks in hand, but for a moment, in which a task that came before is started.
+    let mut sample = long_task("worker_1", 2000);
+    sample.order(1, "kill-worker", "worker_1", 13.0).kill("worker_1", 13.0).start("worker_1", 14.0);
+    sample.task(601, "worker_2", 12.2, 900).task(602, "worker_2", 13.108, 2000).task(603, "worker_3", 12.2, 3000);
+    restart(&mut sample, "worker_1", 14.2);
+    assert_eq!(sample.broken(), NONE);
+    // One of them was idle all the time.
+    sample.remove(|fact| matches!(fact, Fact::RunBegan { task_id, .. } | Fact::RunEnded { task_id, .. } | Fact::Accepted { task_id, .. } if *task_id == id(603)));
+    sample.remove(|fact| matches!(fact, Fact::Submitted { number: 603, .. } | Fact::Answered { number: 603, .. }));
+    assert_eq!(sample.broken(), [AFTER_KILL]);
+}
+
+#[test]
+fn a_backlog_is_no_time_in_which_a_worker_was_free() {
+    // All tasks come at once, and each worker has one of 40 ms after the other.
+    let backlog = |between_seconds: f64| {
+        let mut sample = Sample::calm();
+        for number in 600..690 {
+            let (round, worker) = ((number - 600) / 3, format!("worker_{}", 1 + number % 3));
+            let at = 12.01 + round as f64 * (0.04 + between_seconds);
+            sample.submit(number, 12.0, 40).accept(number, 12.001).begin(number, &worker, at, 1);
+            sample.result(number, &worker, at + 0.04, 0.04).answer(number, &worker, at + 0.05);
+        }
+        sample.broken()
+    };
+    assert_eq!(backlog(0.09), NONE);
+    assert_eq!(backlog(0.15), [IN_TIME]);
+}
+
+#[test]
+fn tasks_wait_while_a_restarted_broker_reads_the_share_state() {
+    let started = |brokers: u32, state_read_ms: u64, after_seconds: f64| {
+        let mut sample = Sample::calm();
+        sample.change(|line| {
+            if let Fact::Begin(begin) = &mut line.fact {
+                begin.brokers = brokers;
+                begin.pauses.state_read_ms = state_read_ms;
+            }
+        });
+        sample.order(1, "restart-broker", "broker", 11.5).signal("broker", 11.5, "SIGTERM");
+        sample.exit("broker", 11.8, Some(0), None, None).start("broker", 11.9);
+        sample.submit(600, 12.1, 10).accept(600, 12.11).begin(600, "worker_1", 12.0 + after_seconds, 1);
+        sample.result(600, "worker_1", 12.02 + after_seconds, 0.01).answer(600, "worker_1", 12.03 + after_seconds);
+        sample.broken()
+    };
+    assert_eq!(started(1, 0, 3.9), NONE);
+    assert_eq!(started(1, 0, 4.2), [IN_TIME]);
+    assert_eq!(started(1, 3000, 5.5), NONE);
+    assert_eq!(started(1, 3000, 5.8), [IN_TIME]);
+    assert!(started(3, 3000, 5.5).contains(&IN_TIME), "in a cluster others lead meanwhile");
+}
+
+#[test]
+fn a_result_that_comes_just_after_the_death_of_its_worker_is_no_loss() {
+    let mut sample = long_task("worker_1", 990);
+    sample.order(1, "kill-worker", "worker_1", 13.0).kill("worker_1", 13.0).start("worker_1", 14.0);
+    sample.result(600, "worker_1", 13.05, 0.99).answer(600, "worker_1", 13.06);
+    assert_eq!(sample.broken(), NONE);
+}
+
+#[test]
+fn the_tasks_of_a_hung_worker_start_elsewhere_within_twenty_seconds() {
+    let again = |after: f64| {
+        let mut sample = long_task("worker_1", 2000);
+        sample.change(|line| line.at += if line.at > 12.5 { 30.0 } else { 0.0 });
+        sample.order(1, "freeze-worker", "worker_1", 12.6).freeze("worker_1", 12.6, 42.0);
+        restart(&mut sample, "worker_2", 12.6 + after);
+        sample.broken()
+    };
+    assert_eq!(again(19.5), NONE);
+    assert_eq!(again(20.5), [AFTER_FREEZE]);
+}
+
+// ---- P9 and P10 ----
+
+#[test]
+fn a_gateway_answers_and_stops() {
+    let stop = |took: f64, code: i32, answered: f64| {
+        let mut sample = Sample::calm();
+        sample.change(|line| line.at += if line.at > 11.5 { 30.0 } else { 0.0 });
+        // Of gateway_1, since it is even.
+        sample.submit(600, 11.6, 1000).accept(600, 11.61).begin(600, "worker_1", 11.62, 1);
+        sample.result(600, "worker_1", 11.6 + answered - 0.01, 0.0).answer(600, "worker_1", 11.6 + answered);
+        sample.signal("gateway_1", 12.0, "SIGTERM").exit("gateway_1", 12.0 + took, Some(code), None, None);
+        sample.start("gateway_1", 40.0).view("gateway_1", 40.5, &["worker_1", "worker_2", "worker_3"]);
+        sample.broken()
+    };
+    assert_eq!(stop(0.9, 0, 0.1), NONE);
+    assert_eq!(stop(1.1, 0, 0.1), [GATEWAY], "no caller waited");
+    // A caller waited until 2 s after the request, which is 1.6 s after the signal.
+    assert_eq!(stop(2.5, 0, 2.0), NONE);
+    assert_eq!(stop(2.7, 0, 2.0), [GATEWAY]);
+    // A caller that waited for longer than a gateway may.
+    assert_eq!(stop(25.9, 0, 27.0), NONE);
+    assert_eq!(stop(26.1, 0, 27.0), [GATEWAY]);
+}
+
+#[test]
+fn a_caller_is_cut_off_only_by_a_kill() {
+    let cut = Answer { why: Some("connection closed".to_owned()), ..Answer::of(Kind::Unknown) };
+    let mut sample = Sample::healthy();
+    sample.answered(51, &cut);
+    sample.remove(|fact| matches!(fact, Fact::Accepted { number: Some(51), .. }));
+    sample.remove(
+        |fact| matches!(fact, Fact::RunBegan { task_id, .. } | Fact::RunEnded { task_id, .. } if *task_id == id(51)),
+    );
+    assert_eq!(sample.broken(), [CUT]);
+    let line = sample.line(|fact| matches!(fact, Fact::Submitted { number: 51, .. }));
+    assert!(sample.row(CUT).findings[0].lines.contains(&line));
+    // Of gateway_2, at 6.1.
+    sample.kill("gateway_2", 6.105).start("gateway_2", 6.3).view(
+        "gateway_2",
+        6.5,
+        &["worker_1", "worker_2", "worker_3"],
+    );
+    assert_eq!(sample.broken(), NONE);
+    let mut sample = Sample::healthy();
+    sample.remove(|fact| matches!(fact, Fact::Answered { number: 51, .. }));
+    assert!(sample.broken().contains(&CUT));
+}
+
+#[test]
+fn a_new_gateway_knows_the_fleet_within_three_seconds() {
+    let shown = |at: f64| {
+        let mut sample = Sample::calm();
+        sample.signal("gateway_1", 10.05, "SIGTERM").exit("gateway_1", 10.07, Some(0), None, None);
+        sample.start("gateway_1", 10.1).view("gateway_1", 10.3, &["worker_1"]);
+        sample.view("gateway_1", at, &["worker_1", "worker_2", "worker_3"]);
+        sample
+    };
+    assert_eq!(shown(13.05).broken(), NONE);
+    assert_eq!(shown(13.05).row(KNOWS).state, State::Held);
+    assert_eq!(shown(13.15).broken(), [KNOWS]);
+    assert_eq!(shown(13.15).row(KNOWS).findings[0].ids, ["gateway_1"]);
+}

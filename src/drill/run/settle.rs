@@ -1,0 +1,137 @@
+//! After the load: outstanding answers, the probe of a healed fleet, its stop, the audit.
+
+use super::*;
+
+impl Run<'_> {
+    /// Until everything is known, or nothing moves any more; then past everything that happens by itself later.
+    pub(super) fn settle(&mut self, owned: bool) -> Result<(), End> {
+        if self.side.as_ref().is_some_and(|side| side.director.is_some()) {
+            self.wait_for(Phase::Healed, HEAL_WAIT, "the fleet is not whole again")?;
+        }
+        let patience = if self.outage { MISSING_WAIT } else { UNKNOWN_WAIT } + 2 * self.plan().longest_work();
+        let (mut open, mut moved) = (self.account.open(), self.now());
+        while self.account.open() > 0 && self.now() < moved + patience {
+            self.account.close_unaccepted(self.tasks_read);
+            if self.account.open() < open {
+                (open, moved) = (self.account.open(), self.now());
+            }
+            if !owned && self.kafka_read && self.history.nobody_works() && self.now() > moved + UNKNOWN_WAIT {
+                break;
+            }
+            self.step()?;
+        }
+        // A lock that was held when the last fault came runs out, and what comes of that is seen.
+        while self.disturbed.is_some_and(|disturbed| self.now() < disturbed + LOCK_WAIT) {
+            self.step()?;
+        }
+        let deadline = self.now() + SHOWN_WAIT;
+        while self.kafka_read && self.now() < deadline && !self.history.is_settled(self.now()) {
+            self.step()?;
+        }
+        if owned {
+            self.probe()?;
+            self.stop_fleet()?;
+        }
+        Ok(())
+    }
+
+    /// Everything is well again: whatever is sent now has to be served, and what is done has to be what it was.
+    fn probe(&mut self) -> Result<(), End> {
+        self.write(Fact::Healed);
+        self.display.phase = "probing";
+        let gateways = self.place.gateways.len();
+        let options = LoadOptions {
+            rate: None,
+            length: None,
+            callers: 2 * gateways,
+            first: AFTERWARDS,
+            most: PROBES * gateways as u64,
+            ..self.load_options(Arc::default())
+        };
+        let probes = Load::start(&options, &self.texts, &self.events, &self.died);
+        let deadline = self.now() + PROBE_WAIT;
+        while !probes.is_done() {
+            if self.now() >= deadline {
+                probes.stop.trigger();
+                probes.hurry.trigger();
+            }
+            self.step()?;
+        }
+        join(probes.threads);
+        let tasks = self.account.some_done(self.now().saturating_sub(READ_BACK_OF), READ_BACK);
+        while self.asking {
+            self.step()?;
+        }
+        let asked = self.side.as_ref().and_then(|side| side.lookups.clone());
+        self.asking = asked.is_some_and(|ask| ask.send(Question::ReadBack(tasks)).is_ok());
+        let deadline = self.now() + PROBE_WAIT;
+        while self.asking && self.now() < deadline {
+            self.step()?;
+        }
+        self.drain();
+        Ok(())
+    }
+
+    /// The last stop is one more that is judged.
+    pub(super) fn stop_fleet(&mut self) -> Result<(), End> {
+        self.command(Command::StopWorkers);
+        self.wait_for(Phase::WorkersStopped, self.place.drain_timeout + STOP_WAIT, "the workers do not stop")?;
+        let deadline = self.now() + SHOWN_WAIT;
+        let shown =
+            |run: &Self| run.views.iter().flatten().all(|view| view.active.is_empty() && view.stopping.is_empty());
+        while self.now() < deadline && !shown(self) {
+            self.step()?;
+        }
+        self.command(Command::StopGateways);
+        self.wait_for(Phase::GatewaysStopped, self.place.gateway_grace + STOP_WAIT, "the gateways do not stop")
+    }
+
+    fn wait_for(&mut self, phase: Phase, limit: Duration, otherwise: &str) -> Result<(), End> {
+        let deadline = self.now() + limit;
+        while self.phase != Some(phase) {
+            if self.now() >= deadline {
+                let at = self.now();
+                self.display.console.at(at, &format!("{otherwise} after {} s; judging what there is", limit.as_secs()));
+                return Ok(());
+            }
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    /// Whether it could be done.
+    pub(super) fn audit(&mut self, audit: &mut Audit, cluster: &Cluster) -> Result<bool, End> {
+        let at = self.now();
+        self.display.phase = "audit";
+        self.display.console.at(at, "reading the topics");
+        let stop = self.signals.second.clone();
+        let mut outcome = Ok(());
+        match audit.lag(cluster, &stop) {
+            Ok(tasks) => self.write(Fact::Lag { tasks }),
+            Err(error) => outcome = Err(error.to_string()),
+        }
+        let ledger = &mut self.ledger;
+        let read = audit.read(cluster, &stop, &mut |line| ledger.write(line));
+        outcome = outcome.and(read.map_err(|error| error.to_string()));
+        if stop.is_triggered() {
+            return Err(End::Forced);
+        }
+        if let Err(why) = &outcome {
+            let at = self.now();
+            self.display.console.at(at, &format!("the topics cannot be audited: {}", escape(why)));
+        }
+        Ok(outcome.is_ok())
+    }
+
+    pub(super) fn judge(&mut self, audited: bool) -> Verdict {
+        let ending = Ending {
+            cut_short: self.cut_short,
+            audited,
+            nobody_works: !self.config.owns_processes() && self.history.nobody_works(),
+        };
+        self.write(Fact::End(ending));
+        let lines = self.ledger.lines();
+        // It has just got its last line.
+        judge::judge(lines, &Circumstances::of(lines, self.ledger.path()).unwrap_or_default())
+    }
+}

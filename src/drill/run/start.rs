@@ -1,0 +1,140 @@
+//! Before the load: threads, the director, the first facts of the ledger.
+
+use super::*;
+
+impl Run<'_> {
+    /// Nothing is audited where Kafka cannot be read; the answers are checked all the same.
+    pub(super) fn begin_audit(&mut self) -> Option<Audit> {
+        let begun = if self.kafka_read {
+            Audit::begin(&self.place, self.clock, &self.texts).map_err(|error| error.to_string())
+        } else {
+            Err("it does not answer".to_owned())
+        };
+        let why = match begun {
+            Ok(audit) => return Some(audit),
+            Err(why) => why,
+        };
+        let brokers: Vec<String> = self.place.bootstrap.iter().map(ToString::to_string).collect();
+        let place = brokers.join(", ");
+        let line = format!("drill: Kafka cannot be read at {place} ({}); nothing will be audited", escape(&why));
+        self.display.console.line(&line);
+        None
+    }
+
+    pub(super) fn start_side(&mut self) {
+        let options = ClientOptions::new(self.place.bootstrap.clone(), "drill");
+        let interrupter = options.interrupter.clone();
+        let cluster = Cluster::new(options);
+        let hurry = Stop::new();
+        let mut threads = Vec::new();
+        let (events, texts) = (self.events.clone(), self.texts.clone());
+        let (reading, topic) = (cluster.clone(), self.place.tasks_topic.clone());
+        threads.push(threads::spawn("tasks", self.died.clone(), move || {
+            topics::read_tasks(reading, &topic, &texts, &events)
+        }));
+        let events = self.events.clone();
+        let (reading, topic) = (cluster.clone(), self.place.results_topic.clone());
+        threads
+            .push(threads::spawn("results", self.died.clone(), move || topics::read_results(reading, &topic, &events)));
+        let mut ask = |name: &str| {
+            // One question at a time; full: it is asked the next time.
+            let (questions, asked) = bounded(1);
+            let clients =
+                self.place.gateways.iter().map(|gateway| Client::new(gateway.clone(), hurry.clone())).collect();
+            let asker = Asker { clients, texts: self.texts.clone(), events: self.events.clone() };
+            threads.push(threads::spawn(name, self.died.clone(), move || asker.run(&asked)));
+            Some(questions)
+        };
+        let (fleet, lookups) = (ask("fleet"), ask("lookups"));
+        self.side = Some(Side { threads, fleet, lookups, director: None, hurry, interrupter, cluster });
+    }
+
+    pub(super) fn start_director(
+        &mut self,
+        fleet: Box<dyn Fleet>,
+        happenings: Receiver<Happening>,
+        paused: Arc<AtomicBool>,
+    ) -> Result<(), End> {
+        let mut schedule = schedule::schedule(self.plan(), self.plan().length, self.seed);
+        let mut impossible: Vec<(What, String)> = What::ALL
+            .iter()
+            .filter(|(what, _)| schedule.iter().any(|planned| planned.what == *what))
+            .filter_map(|(what, name)| Some((*what, format!("{name}: {}", fleet.can(*what).err()?))))
+            .collect();
+        schedule.retain(|planned| fleet.can(planned.what).is_ok());
+        // A fleet that was there is taken as it is; one of the drill's own could have been made for the plan, but for what only some brokers can do.
+        let owned = self.config.owns_processes() && impossible.iter().any(|(what, _)| !what.is_left_out());
+        if (owned || schedule.is_empty())
+            && let Some((_, why)) = impossible.pop()
+        {
+            return Err(End::Cannot(why));
+        }
+        for (_, why) in impossible {
+            self.display.console.line(&format!("drill: left out: {why}"));
+        }
+        self.display.planned = Some(schedule.len() as u64);
+        let (commands, obeyed) = bounded(4);
+        let teller = Teller { clock: self.clock, facts: self.events.clone() };
+        let director = Director { fleet, schedule: schedule.into(), teller, commands: obeyed, happenings, paused };
+        let thread = threads::spawn("director", self.died.clone(), move || director.run());
+        if let Some(side) = &mut self.side {
+            side.threads.push(thread);
+            side.director = Some(commands);
+        }
+        Ok(())
+    }
+
+    pub(super) fn load_options(&self, paused: Arc<AtomicBool>) -> LoadOptions {
+        LoadOptions {
+            gateways: self.place.gateways.clone(),
+            rate: self.plan().load.rate,
+            length: self.config.length(),
+            callers: self.plan().load.callers,
+            paused,
+            first: 0,
+            most: u64::MAX,
+        }
+    }
+
+    pub(super) fn begin(&mut self, target: &str, owned: bool) {
+        let names = self.place.gateways.iter().map(GatewayAddress::to_string).collect::<Vec<_>>().join(", ");
+        let rate = match self.plan().load.rate {
+            Some(rate) => format!("{rate} tasks per second"),
+            None => format!("{} callers, each as fast as it is answered,", self.plan().load.callers),
+        };
+        let length =
+            self.config.length().map_or("until Ctrl-C".to_owned(), |length| format!("for {} s", length.as_secs_f64()));
+        let faults = self.display.planned.map(|planned| format!(", {planned} actions")).unwrap_or_default();
+        self.display.console.line(&format!("drill: {rate} to {names}, {length}{faults}; seed {}", self.seed));
+        let brokers = if self.config.owns_broker() { self.place.bootstrap.len() as u32 } else { 0 };
+        let begin = Begin {
+            unix: self.clock.unix(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            plan: self.plan().name.clone(),
+            seed: self.seed,
+            target: target.to_owned(),
+            owns_processes: owned,
+            owns_broker: self.config.owns_broker(),
+            own_handler: self.config.answers == Checked::Any,
+            tests: self.plan().tests.clone(),
+            drain_timeout_ms: milliseconds(self.place.drain_timeout),
+            gateway_grace_ms: milliseconds(self.place.gateway_grace),
+            worker_timeout_ms: milliseconds(self.place.worker_timeout),
+            concurrency: self.place.concurrency,
+            max_deliveries: self.place.max_deliveries,
+            lock_ms: milliseconds(self.place.lock),
+            brokers,
+            pauses: self.place.pauses,
+        };
+        self.ledger.write(Line { at: 0.0, fact: Fact::Begin(begin) });
+        self.display.begin(self.now());
+    }
+
+    pub(super) fn wait_for_kafka(&mut self) -> Result<(), End> {
+        let deadline = self.now() + KAFKA_WAIT;
+        while !self.kafka_read && self.now() < deadline && !self.signals.first.is_triggered() {
+            self.step()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! The records of the starts topic, from which a worker counts the starts of a task.
+//!
+//! Part of [`task`](super).
+
+use serde::{Deserialize, Serialize};
+
+use super::{from_object, to_json};
+
+/// Written before a handler starts a task that was delivered before: a delivery is not a start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskStarted {
+    /// Which task it is.
+    pub task_id: String,
+    /// The delivery it is started in.
+    pub delivery: u16,
+    /// The worker that starts it.
+    pub worker_id: String,
+}
+
+/// Written when a handler failed and a later attempt may succeed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskFailed {
+    /// Which task it is.
+    pub task_id: String,
+    /// The delivery it failed in.
+    pub delivery: u16,
+    /// The worker it failed on.
+    pub worker_id: String,
+    /// What the handler said.
+    pub error: String,
+}
+
+/// Written when a stopping worker releases a task that it has started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskStopped {
+    /// Which task it is.
+    pub task_id: String,
+    /// The worker that stops.
+    pub worker_id: String,
+}
+
+/// A record of the starts topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type")]
+pub enum StartsRecord {
+    /// A handler is about to start a task.
+    #[serde(rename = "task_started")]
+    Started(TaskStarted),
+    /// A handler failed.
+    #[serde(rename = "task_failed")]
+    Failed(TaskFailed),
+    /// A stopping worker released it: this start does not count.
+    #[serde(rename = "task_stopped")]
+    Stopped(TaskStopped),
+}
+
+impl StartsRecord {
+    /// Reads the value of a record; `None` for what this version does not know.
+    pub fn decode(value: &[u8]) -> Option<Self> {
+        from_object(value).ok()
+    }
+}
+
+impl TaskStarted {
+    /// The value of its record.
+    pub fn encode(&self) -> Vec<u8> {
+        to_json(&StartsRecord::Started(self.clone()))
+    }
+}
+
+impl TaskStopped {
+    /// The value of its record.
+    pub fn encode(&self) -> Vec<u8> {
+        to_json(&StartsRecord::Stopped(self.clone()))
+    }
+}
+
+impl TaskFailed {
+    /// The value of its record.
+    pub fn encode(&self) -> Vec<u8> {
+        to_json(&StartsRecord::Failed(self.clone()))
+    }
+}

@@ -1,0 +1,182 @@
+//! Signals to the drill, and plans that it cannot run.
+
+use super::*;
+
+// ---- signals ----
+
+#[test]
+fn a_signal_ends_the_load_and_what_there_is_is_judged() {
+    // Its gateway gives an answer a second, and its judge a stop.
+    let rig = Rig::quiet("drill-interrupted");
+    // One that would be away for long, one restart after another, and one that waits for a long task that never comes.
+    let actions = r#"
+        [[action]]
+        do = "stop-worker"
+        for = "60s"
+        at = "200ms"
+        [[action]]
+        do = "restart-worker"
+        worker = "all"
+        at = "1500ms"
+        [[action]]
+        do = "second-signal"
+        worker = "long"
+        at = "1500ms"
+        [[action]]
+        do = "kill-worker"
+        worker = "all"
+        at = "50s"
+    "#;
+    let plan = LOAD.replace("workers = 2", "workers = 3").replace("5ms", "300ms").replace("30\n", "5\n");
+    let mut drill = Setup::on(&rig, &format!("{plan}{actions}")).start();
+    drill.program.wait_for_line("⚡ restart-worker all 2", START + SOON);
+    drill.program.signal(Signal::SIGINT);
+    let exit = drill.wait(OVER);
+    assert!(exit.elapsed < Duration::from_secs(20), "{exit:?}");
+    let (code, last) = (exit.code.expect("an exit code"), drill.last_line());
+    assert!([0, 5].contains(&code) && last.contains(": cut short by a signal; "), "{code} {last}");
+    drill.assert_consistent(code);
+    drill.program.wait_for_line("SIGINT received: no more tasks are sent", SOON);
+    assert_eq!(drill.verdict()["cut_short"], true);
+    assert!(drill.verdict()["totals"]["sent"].as_u64() < Some(100), "the load has gone on");
+    // What it cut off is nobody's fault.
+    assert_eq!(drill.row("what was planned has happened")["state"], "held");
+    // Whoever was away is not waited for.
+    let actions = drill.facts("ordered");
+    let absent = &actions[0]["target"];
+    assert_eq!(drill.facts("started").iter().filter(|line| line["process"] == *absent).count(), 2);
+}
+
+#[test]
+fn a_broker_that_is_away_comes_back_when_a_signal_ends_the_load() {
+    let _turn = Turn::with_broker();
+    let actions = "[[action]]\ndo = \"stop-broker\"\nfor = \"100s\"\nat = \"500ms\"\n";
+    let mut drill = Setup::alone(&format!("{LOAD}{actions}")).start();
+    drill.program.wait_for_line("⚡ stop-broker broker for 100.0 s", 3 * START);
+    drill.program.signal(Signal::SIGINT);
+    let exit = drill.wait(OVER);
+    let code = exit.code.expect("an exit code");
+    assert!([0, 5].contains(&code) && exit.elapsed < Duration::from_secs(60), "{exit:?}");
+    drill.assert_consistent(code);
+    assert_eq!(drill.facts("started").iter().filter(|line| line["process"] == "broker").count(), 2);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let _turn = Turn::with_broker();
+    let actions = "[[action]]\ndo = \"stop-broker\"\nfor = \"100s\"\nat = \"500ms\"\n";
+    let mut drill = Setup::alone(&format!("{LOAD}{actions}")).start();
+    drill.program.wait_for_line("Kafka does not answer", 3 * START);
+    assert!(drill.folder.processes().len() >= 4, "the drill, two workers and a gateway");
+    drill.program.signal(Signal::SIGINT);
+    drill.program.wait_for_line("SIGINT received", SOON);
+    drill.program.signal(Signal::SIGINT);
+    let exit = drill.wait(SOON);
+    assert_eq!(exit.code, Some(4));
+    // The script that is just stopping a real broker is waited for.
+    let limit = if broker::is_apache() { 9 } else { 5 };
+    assert!(exit.elapsed < Duration::from_secs(limit), "{exit:?}");
+    assert_eq!(drill.last_line(), "verdict: NONE: a second signal ended the drill at once");
+    assert!(!drill.path("verdict.json").exists());
+}
+
+#[test]
+fn a_signal_before_the_fleet_is_ready_leaves_nothing_running() {
+    let rig = Rig::shared("drill-start");
+    let setup = Setup::on(&rig, LOAD).env("HEARTBEAT_INTERVAL", "3s").env("WORKER_TIMEOUT", "9s");
+    // Never ready, and deaf to everything but the last.
+    let mut drill = setup.worker_script("trap '' TERM; exec sleep 1000").start();
+    eventually(START, "three programs are started", || drill.folder.processes().len() >= 4);
+    // What the verdict counts on is told to them, whatever the environment of the drill says.
+    let set = |value: &str| {
+        let processes = drill.folder.processes();
+        processes.iter().filter(|(_, environment)| environment.split('\0').any(|it| it == value)).count()
+    };
+    eventually(SOON, "they have their environments", || {
+        (set("HEARTBEAT_INTERVAL=1s"), set("WORKER_TIMEOUT=5s")) == (2, 1)
+    });
+    drill.program.signal(Signal::SIGTERM);
+    let exit = drill.wait(SOON);
+    assert_eq!(exit.code, Some(1));
+    assert!(exit.elapsed < Duration::from_secs(9), "{exit:?}");
+    assert!(
+        drill.program.stderr().contains("ended by a signal before the fleet was ready"),
+        "{}",
+        drill.program.stderr()
+    );
+}
+
+// ---- what cannot be run ----
+
+#[test]
+fn what_is_wrong_is_told_before_anything_is_started() {
+    let plan = |text: &str| format!("{LOAD}{text}");
+    let cases: [(&str, String, &[&str]); 9] = [
+        (
+            "",
+            plan("[[action]]\ndo = \"explode\"\nat = \"1s\"\n"),
+            &["PLAN", "plan.toml", "line ", "explode", "kill-worker"],
+        ),
+        (
+            "",
+            plan("[[action]]\ndo = \"freeze-worker\"\nat = \"1s\"\n"),
+            &["PLAN", "action 1 (freeze-worker)", "for = \\\"3s\\\""],
+        ),
+        ("", LOAD.replace("workers = 2", "workers = 0"), &["fleet.workers is 0", "expected 1 to 100"]),
+        ("", LOAD.replace("60s", "60"), &["\\\"60\\\"", "has no unit", "for example"]),
+        ("--for=5", plan(""), &["FOR", "\"5\"", "has no unit"]),
+        ("--rate=0", plan(""), &["RATE", "\"0\"", "1 to 2000"]),
+        ("--broker=rabbit", plan(""), &["BROKER", "\"rabbit\"", "expected embedded or apache"]),
+        ("--target=somewhere", plan(""), &["TARGET", "\"somewhere\"", "http://host:port", "native, or stack"]),
+        ("--seed=-1", plan(""), &["SEED", "\"-1\"", "whole number"]),
+    ];
+    for (option, plan, parts) in cases {
+        let setup = Setup::alone(&plan);
+        let folder = setup.folder.join("not-made");
+        let mut setup = setup.env("FOLDER", folder.display());
+        if !option.is_empty() {
+            setup.launch = setup.launch.arg(option);
+        }
+        let mut drill = setup.launch.start();
+        assert_eq!(drill.wait(SOON).code, Some(2), "{option} {plan}");
+        let told = drill.stderr();
+        let told = told.replace("\\\"", "\"");
+        assert!(
+            parts.iter().all(|part| told.contains(&part.replace("\\\"", "\""))) && told.lines().count() == 1,
+            "{told}"
+        );
+        assert!(!folder.exists() && drill.lines().len() == 1, "{option}: something was begun");
+    }
+}
+
+#[test]
+fn a_broker_that_is_not_the_drills_is_not_stopped() {
+    let rig = Rig::shared("drill-given");
+    let mut drill = Setup::on(&rig, &format!("{LOAD}[[action]]\ndo = \"restart-broker\"\nat = \"1s\"\n")).start();
+    assert_eq!(drill.wait(START + SOON).code, Some(1));
+    let told = drill.program.stderr();
+    assert!(told.contains("restart-broker: the Kafka is not the drill's to stop; use BROKER=embedded"), "{told}");
+}
+
+#[test]
+fn a_program_that_does_not_start_is_told_with_its_last_words() {
+    let rig = Rig::shared("drill-programs");
+    let file = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(name).display().to_string();
+    let tries = [
+        (
+            Setup::on(&rig, LOAD).env("WORKER_PROGRAM", "/no/such/worker"),
+            &["no program /no/such/worker", "--worker-program"][..],
+        ),
+        (Setup::on(&rig, LOAD).env("GATEWAY_PROGRAM", file("README.md")), &["README.md does not start", "ermission"]),
+        (
+            Setup::on(&rig, LOAD).worker_script("echo 'no licence' >&2; exit 3"),
+            &["worker_", " ended at its start", "no licence", ".log"],
+        ),
+    ];
+    let mut drills = tries.map(|(setup, parts)| (setup.start(), parts));
+    for (drill, parts) in &mut drills {
+        assert_eq!(drill.wait(START).code, Some(1));
+        let told = drill.program.stderr();
+        assert!(told.lines().count() == 1 && parts.iter().all(|part| told.contains(part)), "{told}");
+    }
+}
