@@ -330,15 +330,17 @@ mod tests {
     }
 
     #[test]
-    fn runs_at_the_same_time_lie_in_rows_and_unfinished_ones_end_with_their_process() {
+    fn runs_at_the_same_time_lie_in_rows_and_end_with_their_process_or_the_next_start() {
         let worker = || "worker_1".to_owned();
         let began = |task: &str| Fact::RunBegan { worker: worker(), task_id: task.to_owned(), delivery: 1 };
         let exited = Fact::Exited { process: worker(), pid: 1, code: None, signal: Some(9), receipt: None };
         let mut lines = sample::ledger(0);
-        lines.extend([(0.3, began("a")), (0.4, began("b")), (0.6, exited)].map(|(at, fact)| Line { at, fact }));
+        let again = Fact::RunBegan { worker: "worker_2".to_owned(), task_id: "a".to_owned(), delivery: 2 };
+        let facts = [(0.3, began("a")), (0.4, began("b")), (0.5, again), (0.6, exited)];
+        lines.extend(facts.map(|(at, fact)| Line { at, fact }));
         let timeline = draw(&lines, &sample::held(), TASKS);
         let drawn: Vec<_> = runs(&timeline).iter().map(|run| (run.row, run.until, run.class)).collect();
-        assert_eq!(drawn, [(1, 0.6, "cut"), (2, 0.6, "cut")]);
+        assert_eq!(drawn[..2], [(1, 0.5, "cut"), (2, 0.6, "cut")], "a lost lock ends at the next start of its task");
     }
 
     #[test]
@@ -362,6 +364,10 @@ mod tests {
         assert!(drawn.len() < 15 && drawn.iter().any(|run| run.task == Some(sample::id(90))), "{drawn:?}");
         assert!(timeline.notes[0].contains(" of 100 tasks are not drawn"), "{:?}", timeline.notes);
         assert_eq!(timeline.load.answered.iter().sum::<u32>(), 98, "the load counts all");
+        let mut verdict = sample::broken();
+        verdict.rows[0].findings = sample::findings(1_000, 3);
+        let timeline = draw(&sample::ledger(1_000), &verdict, 10);
+        assert!(runs(&timeline).len() < 100, "{} runs: only listed findings are drawn", runs(&timeline).len());
     }
 
     #[test]

@@ -63,8 +63,8 @@ impl<'a> Evidence<'a> {
         results
     }
 
-    /// Adds the runs that are known only because their workers said what they had in hand: of a first start without a result there is no other trace.
-    /// It began after the last word that did not say so; the earliest moment is taken, so that nobody is thought to have been free who was not.
+    /// Adds runs that only status records tell: a first start without a result leaves no other trace. Such a run began after the last status record
+    /// without it; the earliest moment is taken, so that a busy worker never counts as free.
     pub(super) fn add_told_runs(&mut self) {
         /// A status was true when it was made, and is dated when Kafka has it.
         const LATE: f64 = 1.0;

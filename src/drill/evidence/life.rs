@@ -54,7 +54,7 @@ impl Life<'_> {
     }
 
     pub(in crate::drill) fn contains(&self, at: f64) -> bool {
-        /// One that was killed when nobody saw it was alive for a while after its last word, until its next would have come.
+        /// After an unobserved kill the worker counts as alive until its next status record would have been due.
         const NEXT_WORD: f64 = 2.5;
         let until =
             |exit: &Exit<'_>| if self.by_hearsay && exit.signal.is_some() { exit.at + NEXT_WORD } else { exit.at };
@@ -65,7 +65,7 @@ impl Life<'_> {
         overlaps(&self.frozen, from, until)
     }
 
-    /// The signal that ended it, when it was a second one; one that came after its end went to nobody.
+    /// The second signal, if it ended the process; a signal after the exit has no effect.
     pub(in crate::drill) fn second(&self) -> Option<f64> {
         let end = self.exit.as_ref().map_or(f64::INFINITY, |exit| exit.at);
         self.terms.get(1).map(|(_, at)| *at).filter(|at| *at < end)
@@ -140,7 +140,7 @@ impl<'a> Evidence<'a> {
             life.by_hearsay && life.kill.is_some() && !ends
         });
         if is_new && !self.begin.owns_processes {
-            // Known from what it says, and from what was done to it; whoever was killed and has ended was another one.
+            // Known from status records and from actions; a killed process that has exited cannot be this one.
             lives.push(Life { process, from: f64::NEG_INFINITY, by_hearsay: true, ..Life::default() });
         }
         let Some(life) = lives.last_mut() else { return };
@@ -150,7 +150,7 @@ impl<'a> Evidence<'a> {
                 life.exit = Some(Exit { line: number, at, code: *code, signal: *signal, receipt: receipt.as_ref() });
             }
             Fact::Signalled { signal, .. } => match signal.as_str() {
-                // What is sent after its end goes to nobody.
+                // A signal after the exit has no effect.
                 "SIGTERM" | "SIGKILL" if life.exit.is_some() => {}
                 "SIGTERM" => life.terms.push((number, at)),
                 "SIGKILL" => life.kill = Some((number, at)),

@@ -72,7 +72,7 @@ fn what_was_done_to_a_process_counts_in_its_own_order_whatever_order_it_was_told
         (5.47, started()),
         (6.5, signal("SIGCONT")),
         (7.0, exited(Some(0), None)),
-        // To nobody.
+        // After the exit: without effect.
         (7.1, signal("SIGTERM")),
     ]);
     let evidence = Evidence::new(&lines);

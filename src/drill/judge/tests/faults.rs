@@ -11,7 +11,7 @@ fn the_tasks_of_a_killed_worker_start_elsewhere_within_half_a_second() {
         sample.order(1, "kill-worker", "worker_1", 13.0).kill("worker_1", 13.0);
         restart(&mut sample, "worker_2", 13.0 + after);
         sample.remove(|fact| matches!(fact, Fact::Signalled { process, action: None, .. } if process == "worker_1"));
-        // Its second stop is that of nobody.
+        // It stays dead: the stop at the end of the calm run is not for it.
         sample.lines.retain(
             |line| !matches!(&line.fact, Fact::Exited { process, .. } if process == "worker_1" && line.at > 19.0),
         );
@@ -25,7 +25,7 @@ fn the_tasks_of_a_killed_worker_start_elsewhere_within_half_a_second() {
 
 #[test]
 fn nobody_can_start_what_nobody_has_a_hand_for() {
-    // Both others have long tasks in hand, but for a moment, in which a task that came before is started.
+    // Both other workers have long tasks in flight, but for a moment, in which an earlier task starts.
     let mut sample = long_task("worker_1", 2000);
     sample.order(1, "kill-worker", "worker_1", 13.0).kill("worker_1", 13.0).start("worker_1", 14.0);
     sample.task(601, "worker_2", 12.2, 900).task(602, "worker_2", 13.108, 2000).task(603, "worker_3", 12.2, 3000);

@@ -29,7 +29,7 @@ fn one_that_announces_its_stop_is_stopped_and_one_that_falls_silent_is_killed() 
 
 #[test]
 fn every_worker_of_a_fleet_can_be_killed_at_once() {
-    // Nobody is left whose words would show that the others are silent; each has run what the one before had.
+    // No worker is left whose status records would show that the others are silent; each has run what the worker before it had.
     let mut sample = Sample::hearsay();
     sample.lines.retain(|line| !matches!(line.fact, Fact::Notified { .. }) || line.at < 11.5);
     sample.submit(600, 10.9, 900).accept(600, 10.91).view("gateway_1", 18.0, &[]);
