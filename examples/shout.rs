@@ -16,10 +16,10 @@
 use std::io::Write;
 
 use lastcall::config::WorkerConfig;
-use lastcall::exit::ExitCode;
 use lastcall::handler::{Context, Handler, HandlerError};
 use lastcall::task::Task;
 use lastcall::{logging, signals, worker};
+use program::exit::ExitCode;
 use serde_json::{Map, Value};
 
 /// One value serves all handler threads: what they share stands here, behind a lock or an atomic.

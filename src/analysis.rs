@@ -86,7 +86,7 @@ impl TextCounts {
     }
 
     /// The members of the result, in their order.
-    pub(crate) fn into_members(self) -> Map<String, Value> {
+    pub fn into_members(self) -> Map<String, Value> {
         let mut members = Map::new();
         let mut put = |name: &str, value: Value| members.insert(name.to_owned(), value);
         put("chars", self.chars.into());

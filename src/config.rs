@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::kafka::BrokerAddress;
+use kafka_share::BrokerAddress;
 
 mod options;
-pub(crate) mod parse;
+mod parse;
 #[cfg(test)]
 mod tests;
-pub(crate) mod values;
 
-pub use parse::{ConfigError, Environment, LEAVING, Parsed, SHORTEST_GATEWAY_GRACE};
+pub use parse::{LEAVING, SHORTEST_GATEWAY_GRACE};
+pub use program::options::{ConfigError, Environment, Parsed};
 
 /// What both programs need to know.
 #[derive(Clone, Debug, PartialEq, Eq)]

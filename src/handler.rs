@@ -5,8 +5,8 @@
 
 use serde_json::{Map, Value};
 
-use crate::stop::Stop;
 use crate::task::Task;
+use program::stop::Stop;
 
 /// Does the work of one task at a time on each of the worker's handler threads.
 ///

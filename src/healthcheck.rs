@@ -4,9 +4,9 @@
 //! the service itself, and starts nothing. Called by `gateway::run` and `worker::run`.
 
 use crate::config::{GatewayConfig, HealthCheck, WorkerConfig};
-use crate::exit::ExitCode;
-use crate::logging::escape;
 use crate::supervisor::RUNNING;
+use program::exit::ExitCode;
+use program::logging::escape;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;

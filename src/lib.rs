@@ -1,6 +1,6 @@
 //! `lastcall` runs tasks for callers over HTTP on a fleet of workers that can be stopped at any moment without losing one.
 //!
-//! The programs are `gateway`, `worker`, `drill` and `devbroker`; each is one call of this library. A worker for work of one's own is a [`Handler`](handler::Handler)
+//! The programs are `gateway` and `worker`; each is one call of this library. A worker for work of one's own is a [`Handler`](handler::Handler)
 //! and the same call:
 //!
 //! ```no_run
@@ -26,37 +26,26 @@
 //! |---|---|
 //! | [`gateway`] | takes tasks over HTTP, answers with their results, stops without leaving a caller behind |
 //! | [`worker`] | takes tasks from the share group, runs them, says the results, stops |
-//! | [`drill`] | loads a running fleet, watches it, and says whether the promises held |
-//! | [`devbroker`] | a Kafka in memory, for trying out and for tests |
 //! | [`handler`], [`analysis`] | the work: the trait, and the one that ships |
 //! | [`journal`] | a handler's starts and ends in a file, for drills |
-//! | [`kafka`] | the client: connections, producer, reader, share group |
 //! | [`queue`] | topics and group settings, brought about before anything starts |
 //! | [`task`] | the records of the topics |
 //! | [`config`] | options of both programs |
-//! | [`stop`], [`signals`], [`threads`], [`backoff`] | stopping, starting, waiting |
-//! | [`reserved_port`] | a TCP port that is held without listening on it |
 //! | [`supervisor`], [`healthcheck`] | what whoever supervises a process is told, and can ask |
-//! | [`logging`], [`exit`] | what the outside gets to see |
+//! | [`exit`], [`logging`], [`signals`], [`stop`] | of the crate `program`, which all programs share |
+//!
+//! The client of Kafka is the crate `kafka-share`. The crates `devbroker` and `drill` are programs beside these two.
 
 pub mod analysis;
-pub mod backoff;
 pub mod config;
-pub mod devbroker;
-pub mod drill;
-pub mod exit;
 pub mod gateway;
 pub mod handler;
 pub mod healthcheck;
 pub mod journal;
-pub mod kafka;
-pub mod logging;
 mod outage;
 pub mod queue;
-pub mod reserved_port;
-pub mod signals;
-pub mod stop;
 pub mod supervisor;
 pub mod task;
-pub mod threads;
 pub mod worker;
+
+pub use program::{exit, logging, signals, stop};

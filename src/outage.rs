@@ -1,8 +1,8 @@
 //! Says once that something does not answer, or refuses, and once that it answers again, however often it is tried in
 //! between.
 
-use crate::kafka::error::{KafkaError, Retry};
-use crate::logging::escape;
+use kafka_share::error::{KafkaError, Retry};
+use program::logging::escape;
 use std::fmt::Display;
 use std::io;
 use std::time::Instant;
@@ -69,7 +69,7 @@ impl Outage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::error::ErrorCode;
+    use kafka_share::error::ErrorCode;
 
     #[test]
     fn answers_that_time_does_not_change_are_refusals() {

@@ -11,7 +11,7 @@ mod topics;
 use std::time::Duration;
 
 use crate::config::{Common, WorkerConfig};
-use crate::kafka::{Cluster, ErrorCode, KafkaError, Retry, admin};
+use kafka_share::{Cluster, ErrorCode, KafkaError, Retry, admin};
 
 pub use topics::restore_side_topics;
 

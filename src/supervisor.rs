@@ -6,7 +6,7 @@
 //!
 //! The protocol is that of sd_notify(3), the meaning of each message that of systemd.service(5).
 
-use crate::logging::escape;
+use program::logging::escape;
 use sd_notify::NotifyState;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -182,9 +182,9 @@ mod tests {
         let folder = folder();
         let path = folder.join("health");
         let mut supervisor = Supervisor::new(Some(&path)).expect("writable");
-        let stop = crate::stop::Stop::new();
+        let stop = program::stop::Stop::new();
         let (until, watched) = (stop.clone(), path.clone());
-        let reader = crate::threads::spawn("reader", crate::stop::Stop::new(), move || {
+        let reader = program::threads::spawn("reader", program::stop::Stop::new(), move || {
             while !until.is_triggered() {
                 let word = std::fs::read_to_string(&watched).map_err(|error| error.to_string())?;
                 if !word.ends_with('\n') {

@@ -3,8 +3,8 @@
 use std::io::Write;
 
 use lastcall::config::GatewayConfig;
-use lastcall::exit::ExitCode;
 use lastcall::{gateway, logging, signals};
+use program::exit::ExitCode;
 
 fn main() -> ExitCode {
     // Before anything else: the first process of a container gets no default action for a signal.

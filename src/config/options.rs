@@ -1,5 +1,5 @@
 //! The options as text: names, defaults and what `--help` says of them. Whether a text is a value is decided
-//! afterwards, in [`values`](super::values), so that all faults can be reported and not just the first.
+//! afterwards, in [`parse`](super::parse), so that all faults can be reported and not just the first.
 //!
 //! Each doc comment below is what `--help` shows. An option's variable is its flag in capitals, with `_` for `-`.
 
@@ -157,7 +157,7 @@ pub(super) struct GatewayOptions {
     pub healthcheck: Option<String>,
 }
 
-/// What `--help` of the worker ends with; a test ties the codes to [`ExitCode`](crate::exit::ExitCode).
+/// What `--help` of the worker ends with; a test ties the codes to [`ExitCode`](program::exit::ExitCode).
 const AFTER_WORKER: &str = "\
 Durations are whole numbers with ms, s, m or h. A flag counts before its variable; an empty variable counts as unset.
 

@@ -1,23 +1,17 @@
 //! From the command line and the environment to a configuration: first text, then values, then what must hold between
 //! them. Every fault is collected, and all are reported.
 
-use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::fmt;
-use std::io::Write;
+use std::ffi::OsString;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::Resettable;
-use clap::error::ErrorKind;
-use clap::{Arg, Command, Parser};
+use kafka_share::BrokerAddress;
+use program::options::values::{self, Read, show_duration};
+use program::options::{ConfigError, Environment, Faults, Parsed, WEEK, parse_with, positive, run_or_exit};
 
 use super::options::{CommonOptions, GatewayOptions, WorkerOptions};
-use super::values::{self, Read, show_duration};
-use super::{Common, GatewayConfig, SaslMechanism, Security, SecurityProtocol, WorkerConfig};
-use crate::exit::{ExitCode, terminate};
-use crate::logging::escape;
+use super::{Common, GatewayConfig, HealthCheck, SaslMechanism, Security, SecurityProtocol, WorkerConfig};
 use crate::task::ID_LIMIT;
 
 /// What a worker needs after its drain timeout: to abandon, to say so, and to leave.
@@ -25,54 +19,11 @@ pub const LEAVING: Duration = Duration::from_secs(5);
 /// The shortest grace period of a gateway: callers are answered until 6 s before its end.
 pub const SHORTEST_GATEWAY_GRACE: Duration = Duration::from_secs(10);
 
-/// Long enough for everything, and far from where times overflow.
-const WEEK: Duration = Duration::from_hours(7 * 24);
-const FROM_ONE_MILLISECOND: RangeInclusive<Duration> = Duration::from_millis(1)..=WEEK;
 /// A heartbeat more often than this would be a load of its own.
 const HEARTBEATS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_mins(1);
 const LONGEST_GROUP: usize = 249;
 /// `.starts` and `.dead` are put behind the name of the tasks topic.
 const TASKS_TOPIC_LIMIT: usize = values::TOPIC_LIMIT - ".starts".len();
-
-/// What a command line asks for.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Parsed<C> {
-    /// To run with this configuration.
-    Run(C),
-    /// To print this text (`--help`, `--version`) and to exit with 0.
-    Show(String),
-}
-
-/// Everything that is wrong with a configuration, one line each.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct ConfigError {
-    /// At least one line; each names the option's variable, the value, and what would be right.
-    pub faults: Vec<String>,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.faults.join("\n"))
-    }
-}
-
-/// Where options come from besides the command line.
-#[derive(Clone, Debug, Default)]
-pub struct Environment {
-    /// The environment variables.
-    pub variables: BTreeMap<OsString, OsString>,
-    /// The machine's name: the worker's id when none is given.
-    pub host_name: OsString,
-}
-
-impl Environment {
-    /// That of this process.
-    pub fn of_process() -> Self {
-        // A machine without a name leaves it empty, which is a fault only where the name is needed.
-        let host_name = nix::unistd::gethostname().unwrap_or_default();
-        Self { variables: std::env::vars_os().collect(), host_name }
-    }
-}
 
 impl WorkerConfig {
     /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2
@@ -122,7 +73,7 @@ impl WorkerConfig {
         }
         config.health_file = options.health_file.as_ref().map(PathBuf::from);
         if let Some(check) = &options.healthcheck {
-            faults.set(&mut config.healthcheck, "HEALTHCHECK", check, |text| values::health_check(text).map(Some));
+            faults.set(&mut config.healthcheck, "HEALTHCHECK", check, |text| health_check(text).map(Some));
         }
         config
     }
@@ -174,7 +125,7 @@ impl GatewayConfig {
             faults.add("STOP_GRACE_PERIOD", grace, &problem);
         }
         if let Some(check) = &options.healthcheck {
-            faults.set(&mut config.healthcheck, "HEALTHCHECK", check, |text| values::health_check(text).map(Some));
+            faults.set(&mut config.healthcheck, "HEALTHCHECK", check, |text| health_check(text).map(Some));
         }
         config
     }
@@ -184,7 +135,7 @@ impl Common {
     fn read(options: &CommonOptions, faults: &mut Faults) -> Self {
         let mut common = Self::default();
         let bootstrap = &options.kafka_bootstrap_servers;
-        faults.set(&mut common.bootstrap, "KAFKA_BOOTSTRAP_SERVERS", bootstrap, values::brokers);
+        faults.set(&mut common.bootstrap, "KAFKA_BOOTSTRAP_SERVERS", bootstrap, BrokerAddress::list);
         common.read_topics(options, faults);
         let group = |text: &str| values::printable(text, LONGEST_GROUP);
         faults.set(&mut common.worker_group, "WORKER_GROUP", &options.worker_group, group);
@@ -227,9 +178,9 @@ impl Security {
     fn read(options: &CommonOptions, faults: &mut Faults) -> Self {
         let mut security = Self::default();
         let protocol = &options.kafka_security_protocol;
-        faults.set(&mut security.protocol, "KAFKA_SECURITY_PROTOCOL", protocol, values::security_protocol);
+        faults.set(&mut security.protocol, "KAFKA_SECURITY_PROTOCOL", protocol, security_protocol);
         if let Some(text) = &options.kafka_sasl_mechanism {
-            let mechanism = |text: &str| values::sasl_mechanism(text).map(Some);
+            let mechanism = |text: &str| sasl_mechanism(text).map(Some);
             faults.set(&mut security.sasl_mechanism, "KAFKA_SASL_MECHANISM", text, mechanism);
         }
         security.sasl_username.clone_from(&options.kafka_sasl_username);
@@ -264,16 +215,16 @@ impl Security {
                 ("KAFKA_SASL_PASSWORD_FILE", options.kafka_sasl_password_file.is_some()),
             ] {
                 if !given {
-                    faults.0.push(format!("{name}: not set; expected with KAFKA_SECURITY_PROTOCOL {protocol}"));
+                    faults.note(format!("{name}: not set; expected with KAFKA_SECURITY_PROTOCOL {protocol}"));
                 }
             }
         }
         let (certificate, key) = (options.kafka_ssl_certificate_file.is_some(), options.kafka_ssl_key_file.is_some());
         if certificate && !key {
-            faults.0.push("KAFKA_SSL_KEY_FILE: not set; expected with KAFKA_SSL_CERTIFICATE_FILE".to_owned());
+            faults.note("KAFKA_SSL_KEY_FILE: not set; expected with KAFKA_SSL_CERTIFICATE_FILE".to_owned());
         }
         if key && !certificate {
-            faults.0.push("KAFKA_SSL_CERTIFICATE_FILE: not set; expected with KAFKA_SSL_KEY_FILE".to_owned());
+            faults.note("KAFKA_SSL_CERTIFICATE_FILE: not set; expected with KAFKA_SSL_KEY_FILE".to_owned());
         }
     }
 
@@ -299,120 +250,23 @@ impl Security {
     }
 }
 
-pub(crate) fn positive(text: &str) -> Read<Duration> {
-    values::duration(text, &FROM_ONE_MILLISECOND)
-}
-
-/// The faults found so far.
-#[derive(Default)]
-pub(crate) struct Faults(Vec<String>);
-
-impl Faults {
-    /// Sets `field` to what `text` says, or keeps it and notes the fault. Returns whether it was set.
-    pub(crate) fn set<T>(&mut self, field: &mut T, name: &str, text: &str, read: impl FnOnce(&str) -> Read<T>) -> bool {
-        match read(text) {
-            Ok(value) => {
-                *field = value;
-                true
-            }
-            Err(problem) => {
-                self.add(name, text, &problem);
-                false
-            }
-        }
-    }
-
-    pub(crate) fn add(&mut self, name: &str, text: &str, problem: &str) {
-        self.0.push(format!("{name}: value \"{}\" {problem}", escape(text)));
-    }
-
-    fn add_hidden(&mut self, name: &str, problem: &str) {
-        self.0.push(format!("{name}: value [hidden] {problem}"));
-    }
-
-    fn none_or<T>(self, value: T) -> Result<T, ConfigError> {
-        if self.0.is_empty() { Ok(value) } else { Err(ConfigError { faults: self.0 }) }
+/// What a health check wants to know.
+fn health_check(text: &str) -> Read<HealthCheck> {
+    match text {
+        "live" => Ok(HealthCheck::Live),
+        "ready" => Ok(HealthCheck::Ready),
+        _ => Err("is no health check; expected live or ready".to_owned()),
     }
 }
 
-/// Both stages for one program.
-pub(crate) fn parse_with<O: Parser, C>(
-    args: impl IntoIterator<Item = OsString>,
-    environment: &Environment,
-    read: impl FnOnce(&O, &mut Faults) -> C,
-) -> Result<Parsed<C>, ConfigError> {
-    let mut faults = Faults::default();
-    let command = with_variables_told(O::command());
-    let given = from_variables(&O::command(), environment, &mut faults);
-    let mut args = args.into_iter();
-    // Variables go first: what is given twice counts as given last, so that a flag wins.
-    let line = args.next().into_iter().chain(given).chain(args);
-    let matches = match command.try_get_matches_from(line) {
-        Ok(matches) => matches,
-        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            return Ok(Parsed::Show(error.to_string()));
-        }
-        Err(error) => {
-            faults.0.push(in_one_line(&error));
-            return Err(ConfigError { faults: faults.0 });
-        }
-    };
-    let options = match O::from_arg_matches(&matches) {
-        Ok(options) => options,
-        Err(error) => return Err(ConfigError { faults: vec![in_one_line(&error)] }),
-    };
-    let config = read(&options, &mut faults);
-    faults.none_or(Parsed::Run(config))
+/// Kafka's `security.protocol`.
+fn security_protocol(text: &str) -> Read<SecurityProtocol> {
+    let known = SecurityProtocol::ALL.into_iter().find(|known| known.name() == text);
+    known.ok_or_else(|| "is no security protocol; expected PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL".to_owned())
 }
 
-/// The options that variables give, as if they stood on the command line. Done here and not by clap, which would take
-/// an empty variable for a value and could not be tested without changing the process.
-fn from_variables(command: &Command, environment: &Environment, faults: &mut Faults) -> Vec<OsString> {
-    let mut given = Vec::new();
-    for arg in command.get_arguments() {
-        let (Some(flag), Some(variable)) = (arg.get_long(), arg.get_env()) else { continue };
-        let value = environment.variables.get(variable).filter(|value| !value.is_empty());
-        match value.map(|value| value.to_str()) {
-            None => {}
-            Some(Some(value)) => given.push(format!("--{flag}={value}").into()),
-            Some(None) => faults.0.push(format!("{}: value is not UTF-8; expected text", variable.display())),
-        }
-    }
-    given
-}
-
-/// The same command, whose help names each option's variable and which leaves reading them to [`from_variables`].
-fn with_variables_told(command: Command) -> Command {
-    command.mut_args(|arg: Arg| {
-        let Some(variable) = arg.get_env().map(OsStr::to_os_string) else { return arg };
-        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        // Where the help itself tells a default, the variable goes before it, as clap does with the other defaults.
-        let (help, default) = help.split_at(help.find(" [default: ").unwrap_or(help.len()));
-        arg.help(format!("{help} [env: {}]{default}", variable.display())).env(Resettable::Reset)
-    })
-}
-
-/// A fault of the command line itself: its first line, and the tip that may follow.
-pub(crate) fn in_one_line(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
-    let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").trim_end_matches(':');
-    let parts: Vec<_> = std::iter::once(first).chain(tips).chain(std::iter::once("see --help")).collect();
-    parts.join("; ")
-}
-
-/// Hands a configuration on, or ends the process as its command line asks.
-pub(crate) fn run_or_exit<C>(parsed: Result<Parsed<C>, ConfigError>) -> C {
-    match parsed {
-        Ok(Parsed::Run(config)) => config,
-        Ok(Parsed::Show(text)) => {
-            // Fails when nobody reads, for example after `| head`; there is nobody to tell, then.
-            let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
-            terminate(ExitCode::Drained)
-        }
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{error}");
-            terminate(ExitCode::Usage)
-        }
-    }
+/// Kafka's `sasl.mechanism`.
+fn sasl_mechanism(text: &str) -> Read<SaslMechanism> {
+    let known = SaslMechanism::ALL.into_iter().find(|known| known.name() == text);
+    known.ok_or_else(|| "is no SASL mechanism; expected PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512".to_owned())
 }

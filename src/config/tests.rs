@@ -8,7 +8,7 @@ use clap::{Command, CommandFactory};
 
 use super::options::{GatewayOptions, WorkerOptions};
 use super::*;
-use crate::exit::ExitCode;
+use program::exit::ExitCode;
 
 fn environment(variables: &[(&str, &str)]) -> Environment {
     let variables = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();

@@ -3,8 +3,8 @@
 //! A status counts from when it arrived, not from what its sender's clock says; while old records are read back it
 //! counts from Kafka's time, so that dead workers do not look alive after a restart of the gateway.
 
-use crate::logging::escape;
 use crate::task::{WorkerState, WorkerStatus};
+use program::logging::escape;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -25,9 +25,9 @@ mod state;
 mod tasks;
 
 use crate::config::GatewayConfig;
-use crate::exit::ExitCode;
 use crate::healthcheck;
-use crate::signals::Signals;
+use program::exit::ExitCode;
+use program::signals::Signals;
 
 /// Runs a gateway until a signal stops it, and says how that went; with `config.healthcheck` asks the one that runs.
 ///

@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use super::PrepareError;
-use crate::kafka::admin::{self, Setting};
-use crate::kafka::{Cluster, ErrorCode, KafkaError, Topic};
+use kafka_share::admin::{self, Setting};
+use kafka_share::{Cluster, ErrorCode, KafkaError, Topic};
 
 /// Between the worker's limit of starts and the broker's limit of deliveries there must be room for deliveries that are
 /// no starts.

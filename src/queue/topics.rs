@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::{PrepareError, Starts};
 use crate::config::Common;
-use crate::kafka::admin::{self, TopicRight, TopicSpec};
-use crate::kafka::{Cluster, ErrorCode, KafkaError, Result, Topic};
+use kafka_share::admin::{self, TopicRight, TopicSpec};
+use kafka_share::{Cluster, ErrorCode, KafkaError, Result, Topic};
 
 /// Prepares all topics; returns that of the tasks. A gateway (`starts` is `None`) goes on without a right to the side
 /// topics, which workers write.

@@ -191,7 +191,7 @@ pub struct Receipt {
     pub tasks_returned: u64,
     /// Tasks given back although a handler had started them.
     pub tasks_abandoned: Vec<String>,
-    /// The process's [`ExitCode`](crate::exit::ExitCode).
+    /// The process's [`ExitCode`](program::exit::ExitCode).
     pub exit_code: u8,
 }
 

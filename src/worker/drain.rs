@@ -6,12 +6,12 @@
 
 use super::bells::{Bells, Rings};
 use super::in_flight::InFlight;
-use crate::exit::{self, ExitCode};
-use crate::logging::{self, LATE_LINES};
-use crate::stop::Stop;
 use crate::task::Receipt;
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
+use program::exit::{self, ExitCode};
+use program::logging::{self, LATE_LINES};
+use program::stop::Stop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -335,8 +335,8 @@ pub(super) fn watch(deadlines: &Receiver<Deadlines>, account: &Arc<Account>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::share_wire::SharePartition;
     use crate::worker::in_flight::{Claim, Delivered, RecordKey};
+    use kafka_share::share_wire::SharePartition;
 
     const PHASES: [Phase; 4] = [Phase::Running, Phase::Draining, Phase::Closing, Phase::Stopped];
     const EVENTS: [Event; 6] =

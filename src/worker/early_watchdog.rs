@@ -7,10 +7,10 @@
 use super::drain::{self, Account, Deadlines};
 use super::in_flight::InFlight;
 use crate::config::WorkerConfig;
-use crate::signals::Signals;
-use crate::stop::Stop;
-use crate::threads;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded, select};
+use program::signals::Signals;
+use program::stop::Stop;
+use program::threads;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

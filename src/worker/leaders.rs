@@ -11,14 +11,14 @@ use super::bells::Rings;
 use super::drain::{Control, Phase};
 use super::in_flight::{InFlight, TaskIds};
 use super::membership::Assignment;
-use crate::backoff::Backoff;
-use crate::kafka::cluster::{Cluster, Topic};
-use crate::kafka::error::{ErrorCode, KafkaError};
-use crate::kafka::share_wire::SharePartition;
-use crate::logging::escape;
 use crate::outage::Outage;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
+use kafka_share::cluster::{Cluster, Topic};
+use kafka_share::error::{ErrorCode, KafkaError};
+use kafka_share::share_wire::SharePartition;
 use parking_lot::Mutex;
+use program::backoff::Backoff;
+use program::logging::escape;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -291,7 +291,7 @@ impl LeadersThread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::cluster::Partition;
+    use kafka_share::cluster::Partition;
     use uuid::Uuid;
 
     const P0: SharePartition = SharePartition { topic_id: Uuid::nil(), partition: 0 };

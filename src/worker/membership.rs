@@ -1,16 +1,16 @@
 //! The membership thread: keeps this process in the share group and tells the intake what it is assigned.
 //!
-//! Not here: the protocol ([`crate::kafka::share_membership`]), fetching (`intake`). Main starts it, tells it to
+//! Not here: the protocol ([`kafka_share::share_membership`]), fetching (`intake`). Main starts it, tells it to
 //! leave, and joins it.
 
 use super::drain::Control;
-use crate::backoff::Backoff;
-use crate::kafka::error::KafkaError;
-use crate::kafka::share_membership::ShareMembership;
-use crate::kafka::share_wire::SharePartition;
 use crate::outage::Outage;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use kafka_share::error::KafkaError;
+use kafka_share::share_membership::ShareMembership;
+use kafka_share::share_wire::SharePartition;
 use parking_lot::Mutex;
+use program::backoff::Backoff;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 

@@ -31,10 +31,10 @@ mod stopping;
 mod upkeep;
 
 use crate::config::WorkerConfig;
-use crate::exit::ExitCode;
 use crate::handler::Handler;
 use crate::healthcheck;
-use crate::signals::Signals;
+use program::exit::ExitCode;
+use program::signals::Signals;
 
 /// Runs a worker until a signal stops it, and says how that went; with `config.healthcheck` asks the one that runs.
 ///

@@ -4,11 +4,11 @@
 //! after the first delivery is written to `${TASKS_TOPIC}.starts`, and before a task is given up that topic is read. Called by
 //! handlers, for records whose delivery count is above the limit; rare by nature.
 
-use crate::kafka::cluster::Cluster;
-use crate::kafka::error::{ErrorCode, KafkaError};
-use crate::kafka::reader::{Reader, ReaderOptions, StartAt};
-use crate::stop::Stop;
 use crate::task::StartsRecord;
+use kafka_share::cluster::Cluster;
+use kafka_share::error::{ErrorCode, KafkaError};
+use kafka_share::reader::{Reader, ReaderOptions, StartAt};
+use program::stop::Stop;
 use std::time::{Duration, Instant};
 
 /// Longest wait for one round of reading.

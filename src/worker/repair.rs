@@ -4,8 +4,8 @@
 //! Pure; the [`outbox`](super::outbox) makes the records and sends them.
 
 use super::in_flight::RecordKey;
-use crate::kafka::share_session::AcquiredRecord;
-use crate::logging::escape;
+use kafka_share::share_session::AcquiredRecord;
+use program::logging::escape;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,8 +121,8 @@ fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::share_wire::SharePartition;
     use bytes::Bytes;
+    use kafka_share::share_wire::SharePartition;
 
     fn record(value: Option<&'static str>) -> Box<AcquiredRecord> {
         Box::new(AcquiredRecord {

@@ -7,9 +7,9 @@
 use super::drain::Control;
 use super::in_flight::{InFlight, RecordKey};
 use super::repair::{Debt, Owed, Repair};
-use crate::kafka::producer::{Delivery, DeliveryError, ProducerEvents};
-use crate::logging::escape;
 use crossbeam_channel::Sender;
+use kafka_share::producer::{Delivery, DeliveryError, ProducerEvents};
+use program::logging::escape;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Instant;
@@ -141,11 +141,11 @@ impl Settling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::error::ErrorCode;
-    use crate::kafka::producer::Delivered;
-    use crate::kafka::share_wire::{Acknowledgement, SharePartition};
     use crate::worker::in_flight::Claim;
     use crossbeam_channel::{Receiver, bounded};
+    use kafka_share::error::ErrorCode;
+    use kafka_share::producer::Delivered;
+    use kafka_share::share_wire::{Acknowledgement, SharePartition};
     use std::time::Duration;
     use uuid::Uuid;
 

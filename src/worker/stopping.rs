@@ -11,13 +11,13 @@ use super::pulse::Pulse;
 use super::start::Running;
 use super::status::Announce;
 use crate::config::WorkerConfig;
-use crate::exit::ExitCode;
-use crate::kafka::error::{ErrorCode, KafkaError};
-use crate::logging::{LAST_LINES, LATE_LINES, escape};
-use crate::signals::Signals;
 use crate::supervisor;
 use crate::task::{Receipt, TaskStopped, WorkerState};
 use crossbeam_channel::{Receiver, at, bounded, never, select, tick};
+use kafka_share::error::{ErrorCode, KafkaError};
+use program::exit::ExitCode;
+use program::logging::{LAST_LINES, LATE_LINES, escape};
+use program::signals::Signals;
 use std::time::{Duration, Instant};
 
 /// "Sent" means acknowledged by Kafka, waited for so long before the next step.

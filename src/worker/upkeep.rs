@@ -6,12 +6,12 @@
 
 use super::in_flight::InFlight;
 use crate::config::Common;
-use crate::kafka::admin;
-use crate::kafka::cluster::Cluster;
-use crate::logging::escape;
 use crate::queue::{self, Queue, Starts};
-use crate::stop::Stop;
-use crate::threads::{self, Thread};
+use kafka_share::admin;
+use kafka_share::cluster::Cluster;
+use program::logging::escape;
+use program::stop::Stop;
+use program::threads::{self, Thread};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -15,10 +15,11 @@ use std::{process::ExitCode, time::Duration};
 use lastcall::{
     config::WorkerConfig,
     handler::{Context, Handler, HandlerError},
-    logging, signals,
     task::Task,
     worker,
 };
+use program::logging;
+use program::signals;
 use serde_json::{Map, Value};
 
 struct Obedient;
@@ -59,7 +60,7 @@ fn main() -> ExitCode {
         Ok(signals) => signals,
         Err(error) => {
             eprintln!("{error}");
-            return lastcall::exit::ExitCode::Fatal.into();
+            return program::exit::ExitCode::Fatal.into();
         }
     };
     let config = WorkerConfig::from_args();

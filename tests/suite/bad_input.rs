@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lastcall::devbroker::{Action, Bites, Fault, Kind};
+use devbroker::{Action, Bites, Fault, Kind};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 

@@ -10,14 +10,12 @@ use std::{
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use lastcall::{
-    kafka::{
-        ClientOptions, Cluster, Delivered, Delivery, DeliveryError, ErrorCode, KafkaError, Lookup, Producer,
-        ProducerEvents, ProducerOptions, ProducerRecord, ReadRecord, Reader, ReaderOptions, StartAt,
-        admin::{self, TopicSpec},
-    },
-    stop::Stop,
+use kafka_share::{
+    ClientOptions, Cluster, Delivered, Delivery, DeliveryError, ErrorCode, KafkaError, Lookup, Producer,
+    ProducerEvents, ProducerOptions, ProducerRecord, ReadRecord, Reader, ReaderOptions, StartAt,
+    admin::{self, TopicSpec},
 };
+use program::stop::Stop;
 
 use proxy::{Fault, Proxy};
 

@@ -1,7 +1,7 @@
 //! What a broker answers, request by request: facts of Apache Kafka 4.4, found by asking it. The same tests run on both brokers, so that the
 //! embedded one is as the real one wherever the programs, or the tests of their faults, lean on it.
 //!
-//! Requests go out as `src/kafka` writes them where it has them, and raw otherwise.
+//! Requests go out as `kafka-share` writes them where it has them, and raw otherwise.
 
 mod compression;
 mod connections;
@@ -35,7 +35,7 @@ use kafka_protocol::{
     },
     protocol::{Decodable, StrBytes},
 };
-use lastcall::kafka::{
+use kafka_share::{
     self, ClientOptions, Cluster,
     records::{self, BatchIdentity, RecordContent},
     share_wire::{self, Acknowledgement, Acknowledgements, FetchLimits, SessionHeader, SharePartition},
@@ -180,7 +180,8 @@ impl Group<'_> {
     fn lag(&self) -> Option<i64> {
         let address = self.place.rig.broker().address().parse().expect("host:port");
         let cluster = Cluster::new(ClientOptions::new(vec![address], "lag"));
-        let lags = kafka::admin::share_group_lags(&cluster, &self.id, &self.place.topic).expect("the broker tells");
+        let lags =
+            kafka_share::admin::share_group_lags(&cluster, &self.id, &self.place.topic).expect("the broker tells");
         lags.get(&0).copied()
     }
 }

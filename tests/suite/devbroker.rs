@@ -5,13 +5,13 @@ use std::{net::SocketAddr, time::Duration};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    ANY_PORT, START, admin, audit,
+    ANY_PORT, START, admin, audit, built,
     program::{Launch, Program},
     reserved_port,
 };
 
 fn launch() -> Launch {
-    Launch::new("devbroker", env!("CARGO_BIN_EXE_devbroker"))
+    Launch::new("devbroker", built("devbroker"))
 }
 
 /// One at this address, and where it listens.

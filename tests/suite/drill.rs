@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::support::{
-    Gateway, Rig, SOON, audit, eventually, eventually_some,
+    Gateway, Rig, SOON, audit, built, eventually, eventually_some,
     program::{Launch, Program},
     reserved_port,
 };
@@ -15,7 +15,7 @@ use crate::support::{
 const OVER: Duration = Duration::from_secs(60);
 
 fn watch(rig: &Rig, gateway: &str) -> Launch {
-    rig.launch("drill", env!("CARGO_BIN_EXE_drill")).arg("watch").env("GATEWAY_URL", format!("http://{gateway}"))
+    rig.launch("drill", built("drill")).arg("watch").env("GATEWAY_URL", format!("http://{gateway}"))
 }
 
 fn last_line(drill: &Program) -> String {
@@ -145,7 +145,7 @@ fn kafka_out_of_reach_is_said_and_the_answers_are_checked_all_the_same() {
 fn no_gateway_and_bad_options_are_told_in_a_line_each() {
     let port = reserved_port();
     let nowhere = port.address().to_string();
-    let drill = Launch::new("drill", env!("CARGO_BIN_EXE_drill"));
+    let drill = Launch::new("drill", built("drill"));
     let mut lonely = drill.clone().arg("watch").env("GATEWAY_URL", format!("http://{nowhere}")).start();
     let mut wrong = drill.clone().arg("watch").arg("--rate=0").env("GATEWAY_URL", "ftp://x").start();
     assert_eq!(wrong.wait(SOON).code, Some(2));

@@ -21,7 +21,7 @@ use nix::{
 use serde_json::Value;
 
 use crate::support::{
-    Rig, SOON, START, broker, eventually, new_folder,
+    Rig, SOON, START, broker, built, eventually, new_folder,
     program::{Exit, Launch, Program},
     turn::Turn,
 };
@@ -170,18 +170,18 @@ struct Setup {
 impl Setup {
     /// On the broker, the topics and the group of the rig.
     fn on(rig: &Rig, plan: &str) -> Setup {
-        Setup::new(rig.launch("drill", env!("CARGO_BIN_EXE_drill")), plan)
+        Setup::new(rig.launch("drill", built("drill")), plan)
     }
 
     /// On a broker that the drill starts itself.
     fn alone(plan: &str) -> Setup {
         let kind = if broker::is_apache() { "apache" } else { "embedded" };
-        Setup::new(Launch::new("drill", env!("CARGO_BIN_EXE_drill")).env("BROKER", kind), plan)
+        Setup::new(Launch::new("drill", built("drill")).env("BROKER", kind), plan)
     }
 
     /// On an embedded broker of its own, whatever the tests run against.
     fn embedded(plan: &str) -> Setup {
-        Setup::new(Launch::new("drill", env!("CARGO_BIN_EXE_drill")).env("BROKER", "embedded"), plan)
+        Setup::new(Launch::new("drill", built("drill")).env("BROKER", "embedded"), plan)
     }
 
     fn new(launch: Launch, plan: &str) -> Setup {
@@ -331,7 +331,7 @@ impl Drill {
             assert!(last.contains(&broken), "{last}: {broken}");
         }
 
-        let mut judge = Launch::new("judge", env!("CARGO_BIN_EXE_drill"))
+        let mut judge = Launch::new("judge", built("drill"))
             .arg("judge")
             .arg(self.path("ledger.jsonl").display().to_string())
             .env("JSON", self.path("again.json").display())

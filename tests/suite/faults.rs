@@ -7,10 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastcall::{
-    devbroker::{Action, Bites, Fault, Kind},
-    kafka::ErrorCode,
-};
+use devbroker::{Action, Bites, Fault, Kind};
+use kafka_share::ErrorCode;
 use nix::sys::signal::Signal;
 
 use crate::support::{

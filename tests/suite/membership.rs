@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use devbroker::{Action, Fault, Kind, Operation, Resource};
 use kafka_protocol::{
     messages::{GroupId, ShareGroupDescribeRequest},
     protocol::StrBytes,
 };
-use lastcall::devbroker::{Action, Fault, Kind, Operation, Resource};
 use nix::sys::signal::Signal;
 
 use crate::support::{

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use devbroker::{Action, Fault, Kind};
 use kafka_protocol::{
     messages::{
         CreateTopicsRequest, FindCoordinatorRequest, GroupId, MetadataRequest, ShareGroupHeartbeatRequest, TopicName,
@@ -11,10 +12,7 @@ use kafka_protocol::{
     },
     protocol::StrBytes,
 };
-use lastcall::{
-    devbroker::{Action, Fault, Kind},
-    kafka::ErrorCode,
-};
+use kafka_share::ErrorCode;
 use uuid::Uuid;
 
 use crate::support::{

@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use crossbeam_channel::{Sender, bounded};
+use devbroker::{Action, Denial, Fault, Kind, Operation, Resource};
 use kafka_protocol::records::Record;
-use lastcall::{
-    devbroker::{Action, Denial, Fault, Kind, Operation, Resource},
-    kafka::{ClientOptions, Cluster, Delivery, ErrorCode, Producer, ProducerEvents, ProducerOptions, ProducerRecord},
-    stop::Stop,
+use kafka_share::{
+    ClientOptions, Cluster, Delivery, ErrorCode, Producer, ProducerEvents, ProducerOptions, ProducerRecord,
 };
 use nix::sys::signal::Signal;
+use program::stop::Stop;
 use serde_json::json;
 
 use crate::support::{

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use lastcall::kafka::{ClientOptions, Cluster};
+use kafka_share::{ClientOptions, Cluster};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -73,8 +73,7 @@ fn the_partitions_of_a_killed_worker_are_served_by_the_others_at_once() {
 fn lag(rig: &Rig) -> Option<i64> {
     let address = rig.broker().address().parse().expect("host:port");
     let cluster = Cluster::new(ClientOptions::new(vec![address], "lag"));
-    let lags =
-        lastcall::kafka::admin::share_group_lags(&cluster, &rig.group(), &rig.tasks()).expect("the broker tells");
+    let lags = kafka_share::admin::share_group_lags(&cluster, &rig.group(), &rig.tasks()).expect("the broker tells");
     lags.get(&0).copied()
 }
 

@@ -8,10 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastcall::{
-    devbroker::{Action, Bites, Broker, Fault, Kind},
-    kafka::ErrorCode,
-};
+use devbroker::{Action, Bites, Broker, Fault, Kind};
+use kafka_share::ErrorCode;
 use nix::sys::signal::Signal;
 
 use crate::support::{

@@ -8,18 +8,16 @@ use std::{
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use devbroker::{Action, Denial, Fault, Kind, Operation, Resource};
 use kafka_protocol::{
     messages::{CreateTopicsRequest, TopicName, create_topics_request::CreatableTopic},
     protocol::StrBytes,
 };
-use lastcall::{
-    devbroker::{Action, Denial, Fault, Kind, Operation, Resource},
-    kafka::{
-        ClientOptions, Cluster, Delivered, Delivery, DeliveryError, ErrorCode, Producer, ProducerEvents,
-        ProducerOptions, ProducerRecord, ProducerSender,
-    },
-    stop::Stop,
+use kafka_share::{
+    ClientOptions, Cluster, Delivered, Delivery, DeliveryError, ErrorCode, Producer, ProducerEvents, ProducerOptions,
+    ProducerRecord, ProducerSender,
 };
+use program::stop::Stop;
 use socket2::{Domain, Socket, Type};
 
 use crate::support::{Rig, SOON, audit, eventually, wire::Wire};

@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use devbroker::{Operation, Resource};
+use kafka_share::{ClientOptions, Cluster, KafkaError, StartAt, admin};
 use lastcall::{
     config::Common,
-    devbroker::{Operation, Resource},
-    kafka::{ClientOptions, Cluster, KafkaError, StartAt, admin},
     queue::{self, PrepareError, Starts},
 };
 use serde_json::json;

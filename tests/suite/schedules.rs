@@ -5,10 +5,8 @@
 
 use std::time::Duration;
 
-use lastcall::{
-    devbroker::{Action, Bites, Fault, Kind},
-    kafka::ErrorCode,
-};
+use devbroker::{Action, Bites, Fault, Kind};
+use kafka_share::ErrorCode;
 use nix::sys::signal::Signal;
 
 use crate::support::{

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use lastcall::kafka::{ClientOptions, Cluster, admin as client_admin};
+use kafka_share::{ClientOptions, Cluster, admin as client_admin};
 use nix::sys::signal::Signal;
 use serde_json::json;
 

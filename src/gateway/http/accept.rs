@@ -5,12 +5,12 @@
 
 use super::connection::{Connection, Service};
 use super::load::Load;
-use crate::backoff::Backoff;
 use crate::outage::Outage;
-use crate::stop::Stop;
-use crate::threads::{self, Thread};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use program::backoff::Backoff;
+use program::stop::Stop;
+use program::threads::{self, Thread};
 use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener;

@@ -2,7 +2,7 @@
 
 use super::load::Load;
 use crate::healthcheck::{get_status, reachable};
-use crate::stop::Stop;
+use program::stop::Stop;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};

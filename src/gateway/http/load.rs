@@ -4,8 +4,8 @@
 //! request for longest is closed, so that new callers and probes get through whatever quiet ones there are. Called by
 //! [`accept`](super::accept) and the connections' threads.
 
-use crate::stop::Stop;
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use program::stop::Stop;
 use std::collections::HashMap;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;

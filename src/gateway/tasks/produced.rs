@@ -5,7 +5,7 @@ use super::key::{Position, TaskKey};
 use super::{Tasks, give_all};
 use crate::gateway::reply::Reply;
 use crate::gateway::response::Response;
-use crate::kafka::producer::{Delivery, DeliveryError, ProducerEvents};
+use kafka_share::producer::{Delivery, DeliveryError, ProducerEvents};
 use std::sync::Arc;
 use std::time::Instant;
 

@@ -10,11 +10,11 @@ use super::readers::decode;
 use super::waiting::{Full, Leaving, Wish};
 use crate::gateway::reply::{Reply, Ticket};
 use crate::gateway::response::Response;
-use crate::kafka::cluster::Cluster;
-use crate::kafka::reader::Lookup;
-use crate::stop::Stop;
 use crate::task::ResultsRecord;
 use crossbeam_channel::{Receiver, select};
+use kafka_share::cluster::Cluster;
+use kafka_share::reader::Lookup;
+use program::stop::Stop;
 use serde_json::json;
 use std::time::Instant;
 

@@ -12,12 +12,12 @@ use super::questions::{self, Question};
 use super::readers::{decode, options, reached};
 use crate::gateway::reply::{Reply, Ticket};
 use crate::gateway::response::Response;
-use crate::kafka::cluster::Cluster;
-use crate::kafka::error::KafkaError;
-use crate::kafka::reader::{ReadRecord, Reader, StartAt};
-use crate::stop::Stop;
 use crate::task::ResultsRecord;
 use crossbeam_channel::{Receiver, select};
+use kafka_share::cluster::Cluster;
+use kafka_share::error::KafkaError;
+use kafka_share::reader::{ReadRecord, Reader, StartAt};
+use program::stop::Stop;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 

@@ -11,13 +11,13 @@ use super::book::LostTask;
 use super::index::PendingTask;
 use super::key::TaskKey;
 use super::readers::{decode, reached};
-use crate::kafka::admin;
-use crate::kafka::cluster::Cluster;
-use crate::kafka::error::KafkaError;
-use crate::kafka::reader::{Lookup, Reader, ReaderOptions, StartAt};
-use crate::stop::Stop;
 use crate::task::ResultsRecord;
 use bytes::Bytes;
+use kafka_share::admin;
+use kafka_share::cluster::Cluster;
+use kafka_share::error::KafkaError;
+use kafka_share::reader::{Lookup, Reader, ReaderOptions, StartAt};
+use program::stop::Stop;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 

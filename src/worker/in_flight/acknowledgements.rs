@@ -2,7 +2,7 @@
 
 use super::entry::{Entry, Lock, State};
 use super::{ChannelId, InFlight, RENEW_AFTER, RENEW_ALONG, RecordKey, Table, TaskIds, Verdict};
-use crate::kafka::share_wire::{Acknowledgement, Acknowledgements, SharePartition};
+use kafka_share::share_wire::{Acknowledgement, Acknowledgements, SharePartition};
 use std::time::{Duration, Instant};
 
 impl InFlight {

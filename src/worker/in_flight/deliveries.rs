@@ -2,7 +2,7 @@
 
 use super::entry::{Entry, Lock, State};
 use super::{Delivered, InFlight, RecordKey, RunningTask, TaskIds};
-use crate::kafka::share_wire::SharePartition;
+use kafka_share::share_wire::SharePartition;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -3,9 +3,9 @@
 //! Pure: times and facts in, a new state out. Called by the account ([`super`]) only, under its lock. The rules that are
 //! named here by number are those of the protocol model (`crates/model`).
 
-use crate::kafka::error::ErrorCode;
-use crate::kafka::share_wire::{Acknowledgement, SharePartition};
-use crate::stop::Stop;
+use kafka_share::error::ErrorCode;
+use kafka_share::share_wire::{Acknowledgement, SharePartition};
+use program::stop::Stop;
 use std::sync::Arc;
 use std::time::Instant;
 

@@ -19,10 +19,10 @@ mod unaccepted;
 
 pub(super) use entry::{ChannelId, RecordKey, RunId, Verdict};
 
-use crate::kafka::share_wire::Acknowledgement;
-use crate::stop::Stop;
 use entry::{Entry, Lock, State};
+use kafka_share::share_wire::Acknowledgement;
 use parking_lot::Mutex;
+use program::stop::Stop;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! The account, record by record.
 
 use super::*;
-use crate::kafka::share_wire::{Acknowledgements, SharePartition};
+use kafka_share::share_wire::{Acknowledgements, SharePartition};
 use uuid::Uuid;
 
 const PARTITION: SharePartition = SharePartition { topic_id: Uuid::nil(), partition: 0 };
@@ -273,7 +273,7 @@ fn what_the_broker_could_not_write_down_is_said_again() {
     let (in_flight, channel) = holding(1, now);
     finish(&in_flight, 1, now);
     assert_eq!(due(&in_flight, channel), [(1, Accept)]);
-    assert_eq!(Verdict::of(Some(crate::kafka::ErrorCode(15))), Verdict::Again);
+    assert_eq!(Verdict::of(Some(kafka_share::ErrorCode(15))), Verdict::Again);
     told(&in_flight, channel, &[(1, Accept)], Verdict::Again, after(now, 1));
     assert_eq!(due(&in_flight, channel), [(1, Accept)]);
 }

@@ -4,7 +4,7 @@
 //! one does, and accepts (rule 12). Not a promise: the memory is bounded. Called by the account ([`super`]), under its lock.
 
 use super::entry::RecordKey;
-use crate::kafka::share_wire::SharePartition;
+use kafka_share::share_wire::SharePartition;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 

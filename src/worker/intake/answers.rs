@@ -1,12 +1,12 @@
 //! What an answer changes: acknowledgements are settled, partitions are refused, records are entered and handed out.
 
 use super::{FIRST_WAIT, Intake, Job, MAX_WAIT};
-use crate::kafka::error::{ErrorCode, KafkaError};
-use crate::kafka::share_session::{AcquiredRecord, Answer, Asked, Settlement};
-use crate::kafka::share_wire::{Acknowledgement, SharePartition};
 use crate::worker::drain::Phase;
 use crate::worker::in_flight::{ChannelId, Delivered, RecordKey, TaskIds, Verdict};
 use crate::worker::leaders;
+use kafka_share::error::{ErrorCode, KafkaError};
+use kafka_share::share_session::{AcquiredRecord, Answer, Asked, Settlement};
+use kafka_share::share_wire::{Acknowledgement, SharePartition};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};

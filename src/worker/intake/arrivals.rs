@@ -13,11 +13,11 @@
 //!
 //! Pure: times and facts in, decisions out. Called by the intake.
 
-use crate::backoff::Backoff;
-use crate::kafka::error::KafkaError;
-use crate::kafka::share_wire::SharePartition;
 use crate::outage::Outage;
 use crate::worker::leaders::Leader;
+use kafka_share::error::KafkaError;
+use kafka_share::share_wire::SharePartition;
+use program::backoff::Backoff;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -238,9 +238,9 @@ impl Arrivals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::cluster::{Partition, Topic};
-    use crate::kafka::error::ErrorCode;
     use crate::worker::leaders::Leaders;
+    use kafka_share::cluster::{Partition, Topic};
+    use kafka_share::error::ErrorCode;
     use uuid::Uuid;
 
     const P0: SharePartition = SharePartition { topic_id: Uuid::nil(), partition: 0 };

@@ -4,8 +4,8 @@
 //! connection may still bring something. So both come first, as far as the time goes.
 
 use super::{Intake, TICK};
-use crate::kafka::error::KafkaError;
-use crate::kafka::share_session::Asked;
+use kafka_share::error::KafkaError;
+use kafka_share::share_session::Asked;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

@@ -7,12 +7,12 @@
 //! held: answered late, it has the session, and its end would release every lock (rule 6).
 
 use super::{Channel, Intake, TICK, is_renewal};
-use crate::kafka::error::{ErrorCode, KafkaError};
-use crate::kafka::share_session::{Asked, ShareSession};
-use crate::kafka::share_wire::SharePartition;
 use crate::worker::drain::Phase;
 use crate::worker::in_flight::{ChannelId, Verdict};
 use crate::worker::leaders::Leader;
+use kafka_share::error::{ErrorCode, KafkaError};
+use kafka_share::share_session::{Asked, ShareSession};
+use kafka_share::share_wire::SharePartition;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};

@@ -289,9 +289,9 @@ pub(in crate::worker) fn last_delivery(limit: u16) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::share_wire::SharePartition;
     use crate::worker::in_flight::{Claim, Delivered, RecordKey};
     use crossbeam_channel::bounded;
+    use kafka_share::share_wire::SharePartition;
 
     fn queue(handlers: usize, intakes: impl IntoIterator<Item = i32>) -> ReadyQueue {
         let in_flight = Arc::new(InFlight::new(Duration::from_secs(15)));

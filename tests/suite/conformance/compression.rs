@@ -1,6 +1,6 @@
 //! `compression.type` of a topic that exists: the broker keeps batches as it says, whatever they came as.
 
-use lastcall::kafka::compression::Codec;
+use kafka_share::compression::Codec;
 
 use super::*;
 

@@ -1,7 +1,7 @@
 //! Connections that are throttled, and connections that are idle.
 
+use devbroker::Kind;
 use kafka_protocol::protocol::Encodable;
-use lastcall::devbroker::Kind;
 
 use super::*;
 use crate::support::broker::THROTTLED_BATCH;

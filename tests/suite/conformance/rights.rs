@@ -1,5 +1,6 @@
 //! Which right each request needs, and which code it is answered without it.
 
+use devbroker::{Operation, Resource};
 use kafka_protocol::messages::{
     AlterShareGroupOffsetsRequest, DeleteRecordsRequest, DeleteTopicsRequest, DescribeConfigsRequest,
     ShareGroupDescribeRequest,
@@ -8,7 +9,6 @@ use kafka_protocol::messages::{
     delete_topics_request::DeleteTopicState,
     describe_configs_request::DescribeConfigsResource,
 };
-use lastcall::devbroker::{Operation, Resource};
 
 use super::*;
 

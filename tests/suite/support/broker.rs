@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use devbroker::{self, Action, Denial, Fault, Kind, Operation, Resource, Settings};
 use kafka_protocol::{
     messages::{
         AlterClientQuotasRequest, CreateAclsRequest, DescribeAclsRequest,
@@ -18,7 +19,6 @@ use kafka_protocol::{
     },
     protocol::StrBytes,
 };
-use lastcall::devbroker::{self, Action, Denial, Fault, Kind, Operation, Resource, Settings};
 use nix::sys::signal::Signal;
 
 use super::{ANY_PORT, SOON, eventually, janitor, signal_process, wire::Wire};

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use devbroker;
 use kafka_protocol::{
     messages::{
         AlterPartitionReassignmentsRequest, BrokerId, CreateTopicsRequest, ElectLeadersRequest, FindCoordinatorRequest,
@@ -21,7 +22,6 @@ use kafka_protocol::{
     },
     protocol::StrBytes,
 };
-use lastcall::devbroker;
 use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 

@@ -14,6 +14,7 @@ pub mod turn;
 pub mod wire;
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::{Command, Stdio},
@@ -25,7 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastcall::reserved_port::ReservedPort;
+use ::program::reserved_port::ReservedPort;
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::{Value, json};
 
@@ -185,7 +186,7 @@ impl Rig {
 
     /// The worker whose handler does what the text of the task says: see `tests/handlers/obedient.rs`.
     pub fn obedient_worker(&self, id: &str) -> Launch {
-        self.launch(id, example("obedient")).env("WORKER_ID", id)
+        self.launch(id, built("obedient")).env("WORKER_ID", id)
     }
 
     /// The gateway on any free port: [`Gateway`] finds out which one it got.
@@ -398,22 +399,27 @@ pub fn new_folder(name: &str) -> PathBuf {
     folder
 }
 
-/// An example of this package, built in the profile of the tests: `cargo test` names the binaries to a test, but no examples.
-fn example(name: &str) -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let folder = BUILT.get_or_init(|| {
+/// A program or an example of this workspace by its name, built in the profile of the tests: `cargo test` names only the programs of this
+/// package to a test, and no examples.
+///
+/// # Panics
+/// They do not build, or there is none of this name.
+pub fn built(name: &str) -> PathBuf {
+    static BUILT: OnceLock<BTreeMap<String, PathBuf>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
         let mut command = Command::new(env!("CARGO"));
-        command.args(["build", "--quiet", "--locked", "--examples", "--message-format=json"]);
+        command.args(["build", "--quiet", "--locked", "--bins", "--examples", "--message-format=json"]);
         command.args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")]);
         if !cfg!(debug_assertions) {
             command.arg("--release");
         }
         let output = command.stderr(Stdio::inherit()).output().expect("cargo starts");
-        assert!(output.status.success(), "the examples do not build");
+        assert!(output.status.success(), "the programs do not build");
         let text = String::from_utf8(output.stdout).expect("cargo writes text");
         let artifacts = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let executable = artifacts.filter_map(|it| it["executable"].as_str().map(PathBuf::from)).next();
-        executable.and_then(|path| path.parent().map(PathBuf::from)).expect("there are examples")
+        let executable =
+            |it: Value| Some((it["target"]["name"].as_str()?.to_owned(), PathBuf::from(it["executable"].as_str()?)));
+        artifacts.filter_map(executable).collect()
     });
-    folder.join(name)
+    built.get(name).unwrap_or_else(|| panic!("there is no program {name}")).clone()
 }

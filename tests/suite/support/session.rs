@@ -18,7 +18,7 @@ use kafka_protocol::{
     },
     protocol::{Decodable, Encodable, StrBytes},
 };
-use lastcall::kafka::records::{self, BatchIdentity, RecordContent};
+use kafka_share::records::{self, BatchIdentity, RecordContent};
 use uuid::Uuid;
 
 use super::{cluster::PATIENCE, eventually, wire::Wire};

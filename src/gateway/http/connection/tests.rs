@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::gateway::http::load::Load;
-use crate::stop::Stop;
-use crate::threads::{self, Thread};
 use parking_lot::Mutex;
+use program::stop::Stop;
+use program::threads::{self, Thread};
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};

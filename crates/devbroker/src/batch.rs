@@ -1,0 +1,320 @@
+//! The header of a record batch, message format 2 (<https://kafka.apache.org/documentation/#recordbatch>), as a broker looks at it:
+//! checks it, gives it its place in the log, and stamps it.
+//!
+//! It looks into the records only to compress or to unpack them. Called by `produce`, `log`, `transactions` and
+//! `sequences`.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use kafka_share::ErrorCode;
+use kafka_share::compression::{CODEC_BITS, Codec, UnpackError};
+
+/// Bytes up to and including the length field, which counts what follows it.
+const LENGTH_END: usize = 12;
+/// Bytes before the records.
+const HEADER: usize = 61;
+/// Where the checksum begins to count.
+const CHECKED_FROM: usize = 21;
+const MAGIC: u8 = 2;
+/// Attribute bits.
+const LOG_APPEND_TIME: i16 = 1 << 3;
+const TRANSACTIONAL: i16 = 1 << 4;
+const CONTROL: i16 = 1 << 5;
+
+/// One whole batch whose header and checksum are good.
+#[derive(Clone, Debug)]
+pub(super) struct Batch(Bytes);
+
+/// The producer's mark on a batch (KIP-98).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub producer_id: i64,
+    pub epoch: i16,
+    pub first_sequence: i32,
+    pub last_sequence: i32,
+}
+
+impl Batch {
+    /// The one batch of a produce request for one partition.
+    ///
+    /// # Errors
+    /// The code that Kafka answers: [`ErrorCode::INVALID_RECORD`] for none, a cut one, several, or another format; [`ErrorCode::MESSAGE_TOO_LARGE`];
+    /// [`ErrorCode::CORRUPT_MESSAGE`].
+    pub fn of_request(bytes: &Bytes, largest: usize) -> Result<Self, ErrorCode> {
+        let length =
+            bytes.get(8..LENGTH_END).and_then(|field| field.first_chunk::<4>()).map(|at| i32::from_be_bytes(*at));
+        let whole = length.and_then(|length| usize::try_from(length).ok()).map(|length| length + LENGTH_END);
+        let Some(whole) = whole.filter(|whole| (HEADER..=bytes.len()).contains(whole)) else {
+            return Err(ErrorCode::INVALID_RECORD);
+        };
+        if whole < bytes.len() || bytes[16] != MAGIC {
+            return Err(ErrorCode::INVALID_RECORD);
+        }
+        if whole > largest {
+            return Err(ErrorCode::MESSAGE_TOO_LARGE);
+        }
+        let batch = Self(bytes.clone());
+        if crc32c::crc32c(&batch.0[CHECKED_FROM..]) != u32::from_be_bytes(batch.field(17)) {
+            return Err(ErrorCode::CORRUPT_MESSAGE);
+        }
+        let attributes = batch.attributes();
+        let count = i32::from_be_bytes(batch.field(57));
+        // An idempotent producer counts its records.
+        let uncounted = batch.mark().is_some_and(|mark| mark.first_sequence < 0);
+        // Only the broker writes markers.
+        let control = attributes & CONTROL != 0;
+        if count < 1 || batch.last_delta() != count - 1 || control || uncounted {
+            return Err(ErrorCode::INVALID_RECORD);
+        }
+        Ok(batch)
+    }
+
+    fn field<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut field = [0; N];
+        // Nothing shorter than a header is made a batch, and every field lies in it.
+        field.copy_from_slice(&self.0[at..at + N]);
+        field
+    }
+
+    fn attributes(&self) -> i16 {
+        i16::from_be_bytes(self.field(21))
+    }
+
+    fn last_delta(&self) -> i32 {
+        i32::from_be_bytes(self.field(23))
+    }
+
+    /// The marker that ends a transaction: one control record, of version 0, written by a coordinator of epoch 0.
+    pub fn marker(producer_id: i64, epoch: i16, committed: bool, now_ms: i64) -> Self {
+        // Length, attributes, time and offset deltas, key (version, type), value (version, epoch of the coordinator),
+        // no headers.
+        let record = [32, 0, 0, 0, 8, 0, 0, 0, u8::from(committed), 12, 0, 0, 0, 0, 0, 0, 0];
+        let mut bytes = BytesMut::with_capacity(HEADER + record.len());
+        bytes.put_i64(0);
+        // Bytes after this field.
+        bytes.put_i32(66);
+        bytes.put_i32(0);
+        bytes.put_u8(MAGIC);
+        bytes.put_u32(0);
+        bytes.put_i16(TRANSACTIONAL | CONTROL);
+        bytes.put_i32(0);
+        bytes.put_i64(now_ms);
+        bytes.put_i64(now_ms);
+        bytes.put_i64(producer_id);
+        bytes.put_i16(epoch);
+        bytes.put_i32(-1);
+        bytes.put_i32(1);
+        bytes.put_slice(&record);
+        Self::sealed(bytes)
+    }
+
+    /// Whether it belongs to a transaction; a marker does.
+    pub fn is_transactional(&self) -> bool {
+        self.attributes() & TRANSACTIONAL != 0
+    }
+
+    /// Whether it is a marker.
+    pub fn is_control(&self) -> bool {
+        self.attributes() & CONTROL != 0
+    }
+
+    /// Its producer's id; -1 for none.
+    pub fn producer_id(&self) -> i64 {
+        i64::from_be_bytes(self.field(43))
+    }
+
+    /// Whether the records' time is that of the broker, which stands in [`Self::max_timestamp`].
+    pub fn has_broker_time(&self) -> bool {
+        self.attributes() & LOG_APPEND_TIME != 0
+    }
+
+    /// The largest time of its records, in milliseconds since 1970.
+    pub fn max_timestamp(&self) -> i64 {
+        i64::from_be_bytes(self.field(35))
+    }
+
+    /// The same records as a topic with this `compression.type` keeps them. Compressed records are unpacked whatever
+    /// the type, at most `most` bytes: Kafka looks into them as well.
+    ///
+    /// # Errors
+    /// [`ErrorCode::UNKNOWN_SERVER_ERROR`] for a codec that is not known and for bytes that it did not write, as Kafka
+    /// answers; [`ErrorCode::MESSAGE_TOO_LARGE`].
+    pub fn compressed_as(&self, compression_type: &str, most: usize) -> Result<Self, ErrorCode> {
+        let codec = Codec::of_attributes(self.attributes()).map_err(|_| ErrorCode::UNKNOWN_SERVER_ERROR)?;
+        let plain = match codec {
+            None => self.0.slice(HEADER..),
+            Some(codec) => codec.unpack(&self.0[HEADER..], most).map_err(|error| match error {
+                UnpackError::Malformed(_) => ErrorCode::UNKNOWN_SERVER_ERROR,
+                UnpackError::TooLong(_) => ErrorCode::MESSAGE_TOO_LARGE,
+            })?,
+        };
+        let wanted = match compression_type {
+            "producer" => codec,
+            name => Codec::ALL.into_iter().find(|codec| codec.name() == name),
+        };
+        if wanted == codec {
+            return Ok(self.clone());
+        }
+        let packed = wanted.map(|codec| codec.pack(&plain)).transpose().map_err(|_| ErrorCode::UNKNOWN_SERVER_ERROR)?;
+        let records = packed.map_or(plain, Bytes::from);
+        let mut bytes = BytesMut::from(&self.0[..HEADER]);
+        bytes.extend_from_slice(&records);
+        let length = i32::try_from(bytes.len() - LENGTH_END).map_err(|_| ErrorCode::MESSAGE_TOO_LARGE)?;
+        bytes[8..LENGTH_END].copy_from_slice(&length.to_be_bytes());
+        let attributes = self.attributes() & !CODEC_BITS | wanted.map_or(0, Codec::bits);
+        bytes[21..23].copy_from_slice(&attributes.to_be_bytes());
+        Ok(Self::sealed(bytes))
+    }
+
+    /// With the checksum that its bytes have now.
+    fn sealed(mut bytes: BytesMut) -> Self {
+        let checksum = crc32c::crc32c(&bytes[CHECKED_FROM..]);
+        bytes[CHECKED_FROM - 4..CHECKED_FROM].copy_from_slice(&checksum.to_be_bytes());
+        Self(bytes.freeze())
+    }
+
+    /// The offset of its first record.
+    pub fn base_offset(&self) -> i64 {
+        i64::from_be_bytes(self.field(0))
+    }
+
+    /// The offset of its last record.
+    pub fn last_offset(&self) -> i64 {
+        self.base_offset() + i64::from(self.last_delta())
+    }
+
+    /// The mark of its producer, if that is idempotent.
+    pub fn mark(&self) -> Option<Mark> {
+        let producer_id = self.producer_id();
+        let first = i32::from_be_bytes(self.field(53));
+        (producer_id >= 0).then(|| Mark {
+            producer_id,
+            epoch: i16::from_be_bytes(self.field(51)),
+            first_sequence: first,
+            last_sequence: sequence_after(first, self.last_delta()),
+        })
+    }
+
+    /// The bytes as they stand in the log.
+    pub fn bytes(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// The batch at its place in the log, in memory of its own. `now`, in milliseconds since 1970, replaces the records' own time.
+    pub fn placed(&self, base_offset: i64, leader_epoch: i32, now: Option<i64>) -> Self {
+        let mut bytes = BytesMut::from(&self.0[..]);
+        bytes[..8].copy_from_slice(&base_offset.to_be_bytes());
+        bytes[12..16].copy_from_slice(&leader_epoch.to_be_bytes());
+        if let Some(now) = now {
+            let attributes = self.attributes() | LOG_APPEND_TIME;
+            bytes[21..23].copy_from_slice(&attributes.to_be_bytes());
+            bytes[35..43].copy_from_slice(&now.to_be_bytes());
+            return Self::sealed(bytes);
+        }
+        Self(bytes.freeze())
+    }
+}
+
+/// The sequence number so many records later; 0 follows the largest.
+pub(super) fn sequence_after(sequence: i32, records: i32) -> i32 {
+    let sum = i64::from(sequence) + i64::from(records);
+    i32::try_from(sum % (i64::from(i32::MAX) + 1)).unwrap_or(0)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+    use kafka_share::records::{self, BatchIdentity, RecordContent};
+
+    /// A batch of so many records as a producer sends it, with a time of its own.
+    pub fn batch_of(count: usize, producer_id: i64, base_sequence: i32, at_ms: u64) -> Bytes {
+        let value = Bytes::from_static(b"value");
+        let contents = (0..count).map(|_| RecordContent { key: None, value: Some(&value), headers: &[] });
+        let identity = BatchIdentity { producer_id, producer_epoch: 0, base_sequence };
+        records::encode(contents, identity, UNIX_EPOCH + Duration::from_millis(at_ms)).expect("small")
+    }
+
+    #[test]
+    fn a_batch_gets_its_place_and_its_time() {
+        let batch = Batch::of_request(&batch_of(3, 7, 5, 1000), 1000).expect("good");
+        assert_eq!(batch.mark(), Some(Mark { producer_id: 7, epoch: 0, first_sequence: 5, last_sequence: 7 }));
+        let placed = batch.placed(40, 2, Some(9000));
+        assert_eq!((placed.base_offset(), placed.last_offset(), placed.max_timestamp()), (40, 42, 9000));
+        let decoded = records::decode(placed.bytes(), 41);
+        assert_eq!(decoded.unreadable, []);
+        let read: Vec<_> = decoded.records.iter().map(|record| (record.offset, record.timestamp)).collect();
+        assert_eq!(read, [41, 42].map(|offset| (offset, UNIX_EPOCH + Duration::from_secs(9))));
+        let own_time = batch.placed(40, 2, None);
+        assert_eq!(own_time.max_timestamp(), 1000);
+        assert!(records::decode(own_time.bytes(), 40).unreadable.is_empty(), "the checksum does not cover the offset");
+    }
+
+    #[test]
+    fn what_is_no_batch_is_refused_as_kafka_does() {
+        let good = batch_of(1, -1, -1, 0);
+        let refused = |bytes: &[u8], largest| Batch::of_request(&Bytes::copy_from_slice(bytes), largest).err();
+        assert_eq!(refused(&good, good.len()), None);
+        assert_eq!(refused(&good, good.len() - 1), Some(ErrorCode::MESSAGE_TOO_LARGE));
+        assert_eq!(refused(&[], 1000), Some(ErrorCode::INVALID_RECORD));
+        assert_eq!(refused(&[&good[..], &good[..]].concat(), 1000), Some(ErrorCode::INVALID_RECORD));
+        assert_eq!(refused(&good[..good.len() - 1], 1000), Some(ErrorCode::INVALID_RECORD));
+        assert_eq!(
+            refused(&batch_of(1, 7, -1, 0), 1000),
+            Some(ErrorCode::INVALID_RECORD),
+            "a producer without a count"
+        );
+        for (at, code) in [(16, ErrorCode::INVALID_RECORD), (30, ErrorCode::CORRUPT_MESSAGE)] {
+            let mut bad = good.to_vec();
+            bad[at] ^= 1;
+            assert_eq!(refused(&bad, 1000), Some(code), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_batch_is_kept_as_the_topic_says() {
+        let plain = Batch::of_request(&batch_of(30, 7, 5, 1000), 10_000).expect("good");
+        for codec in Codec::ALL {
+            let packed = plain.compressed_as(codec.name(), 1000).expect("packed");
+            assert_eq!(packed.attributes(), codec.bits());
+            assert!(packed.0.len() < plain.0.len(), "{codec:?}");
+            assert_eq!(packed.compressed_as("uncompressed", 1000).expect("unpacked").0, plain.0, "{codec:?}");
+            assert_eq!(packed.compressed_as("producer", 1000).expect("as it is").0, packed.0, "{codec:?}");
+            assert_eq!(packed.compressed_as("gzip", 1000).expect("packed anew").attributes(), 1, "{codec:?}");
+            assert_eq!(packed.compressed_as("producer", 10).err(), Some(ErrorCode::MESSAGE_TOO_LARGE), "{codec:?}");
+            let mut bad = BytesMut::from(&packed.0[..]);
+            bad[HEADER..HEADER + 4].fill(0xff);
+            let refused = Batch::sealed(bad).compressed_as("producer", 1000).err();
+            assert_eq!(refused, Some(ErrorCode::UNKNOWN_SERVER_ERROR), "{codec:?}");
+        }
+        assert_eq!(plain.compressed_as("producer", 0).expect("as it is").0, plain.0);
+        let mut unknown = BytesMut::from(&plain.0[..]);
+        unknown[22] = 5;
+        assert_eq!(Batch::sealed(unknown).compressed_as("gzip", 1000).err(), Some(ErrorCode::UNKNOWN_SERVER_ERROR));
+    }
+
+    /// As Apache Kafka 4.4.0 wrote it.
+    #[test]
+    fn a_marker_is_the_known_bytes() {
+        let known: &[u8] = &[
+            0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 66, 0, 0, 0, 0, 2, 130, 33, 134, 170, 0, 48, 0, 0, 0, 0, 0, 0, 1, 162, 35,
+            137, 43, 2, 0, 0, 1, 162, 35, 137, 43, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 255, 255, 255, 255, 0, 0, 0, 1, 32,
+            0, 0, 0, 8, 0, 0, 0, 1, 12, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        let marker = Batch::marker(0, 2, true, i64::from_be_bytes([0, 0, 1, 162, 35, 137, 43, 2]));
+        assert_eq!(&marker.placed(5, 0, None).0[..], known);
+        assert_eq!(
+            Batch::of_request(&marker.0, 1000).err(),
+            Some(ErrorCode::INVALID_RECORD),
+            "not a producer's to write"
+        );
+    }
+
+    #[test]
+    fn sequences_wrap() {
+        assert_eq!(sequence_after(i32::MAX - 1, 1), i32::MAX);
+        assert_eq!(sequence_after(i32::MAX, 1), 0);
+        assert_eq!(sequence_after(i32::MAX, 3), 2);
+    }
+}

@@ -1,0 +1,379 @@
+//! The broker as its connections see it: state, waiting, time, and the faults that are due.
+//!
+//! Nothing here touches a socket. Called by `server`, for every request and every connection that ends.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use crossbeam_channel::Sender;
+use kafka_protocol::messages::{
+    FetchRequest, FetchResponse, ProduceRequest, ProduceResponse, ShareAcknowledgeResponse, ShareFetchResponse,
+};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::damage::damaged;
+use super::dispatch::{self, Asked, now_ms};
+use super::faults::{Action, Due, Faults, Kind};
+use super::nodes::Condition;
+use super::produce::ALL;
+use super::refusals;
+use super::settings::milliseconds;
+use super::share_partition::Said;
+use super::share_wire::{Acknowledge, Fetch, Statements};
+use super::state::{Caller, Refusal, State};
+use super::throttle::throttled;
+use kafka_share::ErrorCode;
+use program::stop::Stop;
+
+/// The timer looks at least so often.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What a connection does next.
+pub(super) enum Reply {
+    /// Writes these bytes, so many times.
+    Answer(Bytes, usize),
+    /// Reads on.
+    Nothing,
+    /// Hangs up.
+    Close,
+    /// Neither answers nor reads any more, until the node ends.
+    Deaf,
+    /// Does this, and then reads nothing for this long.
+    Throttled(Box<Reply>, Duration),
+}
+
+/// What a fault orders beyond the request that it bites.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Order {
+    /// Ends a node, or all of them, and starts it again after so long.
+    Restart { node: Option<i32>, after: Duration, forget: bool },
+    /// Ends the freeze of a node, or of all of them, after so long.
+    Thaw { node: Option<i32>, after: Duration },
+}
+
+impl Order {
+    /// How long after it was given it is due.
+    pub fn after(self) -> Duration {
+        match self {
+            Self::Restart { after, .. } | Self::Thaw { after, .. } => after,
+        }
+    }
+}
+
+/// See the module documentation.
+pub(super) struct Core {
+    pub state: Mutex<State>,
+    /// Something changed that somebody may wait for.
+    pub changed: Condvar,
+    pub faults: Faults,
+    orders: Sender<Order>,
+    /// How many there ever were.
+    connections: AtomicU64,
+}
+
+impl Core {
+    pub fn new(state: State, orders: Sender<Order>) -> Self {
+        let connections = AtomicU64::new(0);
+        Self { state: Mutex::new(state), changed: Condvar::new(), faults: Faults::new(), orders, connections }
+    }
+
+    /// A number that no connection had before.
+    pub fn next_connection(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// One request of a connection.
+    pub fn answer(&self, caller: Caller, frame: Bytes) -> Reply {
+        let node = caller.node;
+        if !self.pass(node) {
+            return Reply::Close;
+        }
+        let Some(asked) = Asked::read(frame) else { return Reply::Close };
+        let caller = Caller { client: &asked.client, ..caller };
+        let scope = || self.state.lock().scope(&caller, &asked);
+        let due = self.faults.due(asked.key as i16, &asked.client, node, scope);
+        let reply =
+            if due.is_empty() { reply(&asked, self.done(&caller, &asked)) } else { self.spoiled(caller, &asked, &due) };
+        if self.pass(node) { reply } else { Reply::Close }
+    }
+
+    fn done(&self, caller: &Caller, asked: &Asked) -> Option<BytesMut> {
+        dispatch::answer(self, caller, asked)
+    }
+
+    /// The same with faults.
+    fn spoiled(&self, mut caller: Caller, asked: &Asked, due: &[Due]) -> Reply {
+        let kind = Kind::of_api_key(asked.key as i16);
+        let says = |code| kind.and_then(|kind| refusals::body(kind, asked.version, asked.body.clone(), code));
+        let only = Some(caller.node);
+        for fault in due {
+            match fault.action {
+                Action::Refuse(code) if fault.is_whole() => return reply(asked, says(code)),
+                Action::Refuse(code) => caller.refusals.push(refusal(fault, code, false)),
+                Action::CutBefore => return Reply::Close,
+                Action::Deafen => return Reply::Deaf,
+                Action::RefuseAcknowledgements(code) => caller.refusals.push(refusal(fault, code, true)),
+                Action::Delay(time) => self.linger(caller.node, time),
+                Action::Freeze(after) => self.stand_still(caller.node, Order::Thaw { node: None, after }),
+                Action::FreezeNode(after) => self.stand_still(caller.node, Order::Thaw { node: only, after }),
+                Action::Restart(after) => return self.end(Order::Restart { node: None, after, forget: false }),
+                Action::RestartNode(after) => return self.end(Order::Restart { node: only, after, forget: false }),
+                Action::Forget(after) => return self.end(Order::Restart { node: None, after, forget: true }),
+                Action::MoveLeaders => self.change(|state, now| state.move_leaders(caller.node, now)),
+                Action::MoveCoordinators => self.change(|state, _| state.move_coordinators(caller.node)),
+                Action::Late(_)
+                | Action::Misreport(_)
+                | Action::CutAfter
+                | Action::AnswerTwice
+                | Action::Throttle(_)
+                | Action::Damage => {}
+            }
+        }
+        let throttle =
+            due.iter().find_map(|fault| if let Action::Throttle(time) = fault.action { Some(time) } else { None });
+        let throttle = kind.zip(throttle);
+        let body = self.done(&caller, asked);
+        let body = match throttle {
+            Some((kind, time)) => body.and_then(|body| throttled(kind, asked, body, time)),
+            None => body,
+        };
+        let damages = kind.filter(|_| due.iter().any(|fault| fault.action == Action::Damage));
+        let body = match damages {
+            Some(kind) => body.and_then(|body| damaged(kind, asked, body)),
+            None => body,
+        };
+        let mut answer = reply(asked, body);
+        for fault in due {
+            match (fault.action, &mut answer) {
+                (Action::Late(time), _) => self.linger(caller.node, time),
+                (Action::CutAfter, _) => return Reply::Close,
+                (Action::Misreport(code), _) => answer = reply(asked, says(code)),
+                (Action::AnswerTwice, Reply::Answer(_, times)) => *times = 2,
+                _ => {}
+            }
+        }
+        match throttle {
+            Some((_, time)) => Reply::Throttled(Box::new(answer), time),
+            None => answer,
+        }
+    }
+
+    /// Whether it will be carried out: not when there are orders enough, or the broker ends.
+    fn order(&self, order: Order) -> bool {
+        self.orders.try_send(order).is_ok()
+    }
+
+    fn end(&self, order: Order) -> Reply {
+        self.order(order);
+        Reply::Close
+    }
+
+    fn stand_still(&self, node: i32, thaw: Order) {
+        let Order::Thaw { node: which, .. } = thaw else { return };
+        let meant = |id: &i32| which.is_none_or(|which| which == *id);
+        self.change(|state, now| {
+            state.node_ids().filter(meant).for_each(|id| state.silence(id, Condition::Frozen, now));
+        });
+        if !self.order(thaw) {
+            self.change(|state, now| state.node_ids().filter(meant).for_each(|id| state.resume(id, now)));
+        }
+        self.pass(node);
+    }
+
+    /// Changes the state, and wakes every request that waits for a change.
+    pub fn change<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
+        let mut state = self.state.lock();
+        let changed = change(&mut state, Instant::now());
+        drop(state);
+        self.changed.notify_all();
+        changed
+    }
+
+    /// Waits while the node is frozen or cut off; `false` when it is down.
+    fn pass(&self, node: i32) -> bool {
+        let mut state = self.state.lock();
+        while matches!(state.condition(node), Condition::Frozen | Condition::Cut) {
+            self.changed.wait(&mut state);
+        }
+        state.condition(node) == Condition::Running
+    }
+
+    /// Waits until the node is down.
+    pub fn outlast(&self, node: i32) {
+        let mut state = self.state.lock();
+        while state.condition(node) != Condition::Down {
+            self.changed.wait(&mut state);
+        }
+    }
+
+    /// Waits while the node is frozen; whether it is down. A node that is cut off works on, only its answers have to
+    /// wait.
+    fn moving(&self, state: &mut MutexGuard<'_, State>, node: i32) -> bool {
+        while state.condition(node) == Condition::Frozen {
+            self.changed.wait(state);
+        }
+        state.condition(node) == Condition::Down
+    }
+
+    /// Waits for this long, or until the node ends.
+    pub fn linger(&self, node: i32, time: Duration) {
+        let until = Instant::now() + time;
+        let mut state = self.state.lock();
+        while state.condition(node) != Condition::Down && !self.changed.wait_until(&mut state, until).timed_out() {}
+    }
+
+    /// Produce: with `acks=all` waits until all replicas in sync are there, but no longer than was asked for; then the
+    /// answer is 7, although the records are in the log.
+    pub fn produce(&self, caller: &Caller, version: i16, request: &ProduceRequest) -> ProduceResponse {
+        let now = Instant::now();
+        let deadline = now + milliseconds(request.timeout_ms.into());
+        let mut state = self.state.lock();
+        if self.moving(&mut state, caller.node) {
+            return ProduceResponse::default();
+        }
+        let mut answer = state.produce(caller, version, request, now, now_ms());
+        self.changed.notify_all();
+        if request.acks != ALL {
+            return answer;
+        }
+        let names = request.topic_data.iter().map(|topic| state.produced_topic(topic, version).unwrap_or_default());
+        let names: Vec<String> = names.collect();
+        for (name, topic) in names.iter().zip(&mut answer.responses) {
+            for partition in topic.partition_responses.iter_mut().filter(|partition| partition.error_code == 0) {
+                while state.is_unreplicated(name, partition.index) && Instant::now() < deadline {
+                    self.changed.wait_until(&mut state, deadline);
+                    if self.moving(&mut state, caller.node) {
+                        return answer;
+                    }
+                }
+                if state.is_unreplicated(name, partition.index) {
+                    partition.error_code = ErrorCode::REQUEST_TIMED_OUT.0;
+                }
+            }
+        }
+        answer
+    }
+
+    /// Fetch: waits for as many bytes as were asked for, but no longer than was asked for.
+    pub fn fetch(&self, caller: &Caller, version: i16, request: &FetchRequest) -> FetchResponse {
+        let deadline = Instant::now() + milliseconds(request.max_wait_ms.into());
+        let least = usize::try_from(request.min_bytes).unwrap_or(0);
+        let mut state = self.state.lock();
+        loop {
+            if self.moving(&mut state, caller.node) {
+                return FetchResponse::default();
+            }
+            let found = state.fetch(caller, version, request, Instant::now());
+            if found.urgent || found.bytes >= least || Instant::now() >= deadline {
+                return found.response;
+            }
+            self.changed.wait_until(&mut state, deadline);
+        }
+    }
+
+    /// ShareFetch: waits until it has records, or no longer than was asked for. Records appended and locks run out wake
+    /// it; released records are found at the end.
+    pub fn share_fetch(&self, caller: &Caller, fetch: &Fetch) -> ShareFetchResponse {
+        let deadline = Instant::now() + milliseconds(fetch.request.max_wait_ms.into());
+        let mut state = self.state.lock();
+        if self.moving(&mut state, caller.node) {
+            return ShareFetchResponse::default();
+        }
+        let mut parked = match state.take_share_fetch(caller, fetch, Instant::now()) {
+            Ok(parked) => parked,
+            Err(answer) => return answer,
+        };
+        if changes_state(&fetch.statements()) {
+            self.await_share_state(&mut state, caller.node);
+        }
+        let mut signal = None;
+        loop {
+            let over = Instant::now() >= deadline;
+            let current = state.share_fetch_signal(&parked);
+            let looks = over || signal != Some(current);
+            if (looks && state.try_share_fetch(caller, &mut parked, Instant::now())) || over {
+                return state.finish_share_fetch(parked);
+            }
+            signal = Some(current);
+            self.changed.wait_until(&mut state, deadline);
+            if self.moving(&mut state, caller.node) {
+                return ShareFetchResponse::default();
+            }
+        }
+    }
+
+    /// ShareAcknowledge, and the length of the group's locks in milliseconds.
+    pub fn share_acknowledge(&self, caller: &Caller, acknowledge: &Acknowledge) -> (ShareAcknowledgeResponse, i32) {
+        let mut state = self.state.lock();
+        if self.moving(&mut state, caller.node) {
+            return (ShareAcknowledgeResponse::default(), 0);
+        }
+        let answer = state.share_acknowledge(caller, acknowledge, Instant::now());
+        if changes_state(&acknowledge.statements()) {
+            self.await_share_state(&mut state, caller.node);
+        }
+        let group = acknowledge.request.group_id.as_ref().map_or("", |group| group.as_str());
+        (answer, state.lock_ms(group))
+    }
+
+    /// Waits until the share state is written at all nodes that are not fenced. Renewals and fetches never wait for it
+    /// (measured on Kafka 4.4).
+    fn await_share_state(&self, state: &mut MutexGuard<'_, State>, node: i32) {
+        while !self.moving(state, node) && state.is_share_state_held_up() {
+            self.changed.wait(state);
+        }
+    }
+
+    /// A connection has ended. A node that is frozen or cut off notices later.
+    pub fn disconnected(&self, caller: &Caller) {
+        if self.pass(caller.node) {
+            self.end_sessions_of(caller.connection);
+        }
+    }
+
+    /// A connection is closed: its sessions end, and with them a ShareFetch that is parked.
+    pub fn end_sessions_of(&self, connection: u64) {
+        self.change(|state, _| state.end_sessions_of(connection));
+    }
+
+    /// Lets time pass until stopped: nodes are fenced, locks run out, silent members go, old records are dropped, idle
+    /// connections are closed by `close_idle`.
+    pub fn keep_time(&self, stop: &Stop, close_idle: impl Fn(Instant)) {
+        let mut clean_at = Instant::now();
+        let mut pause = TICK;
+        while stop.sleep(pause).is_ok() {
+            let (mut state, now) = (self.state.lock(), Instant::now());
+            let controlled = state.control(now);
+            if now >= clean_at {
+                clean_at = now + state.settings.duration("log.retention.check.interval.ms");
+                state.apply_retention(now_ms());
+            }
+            let (any, next) = state.expire(now);
+            drop(state);
+            close_idle(now);
+            if any || controlled {
+                self.changed.notify_all();
+            }
+            let until_next = next.map_or(TICK, |next| next.saturating_duration_since(Instant::now()));
+            pause = until_next.clamp(Duration::from_millis(1), TICK);
+        }
+    }
+}
+
+fn reply(asked: &Asked, body: Option<BytesMut>) -> Reply {
+    match body.and_then(|body| asked.answer(&body)) {
+        None => Reply::Close,
+        Some(_) if asked.wants_no_answer() => Reply::Nothing,
+        Some(frame) => Reply::Answer(frame, 1),
+    }
+}
+
+/// Whether a member says more than that it goes on.
+fn changes_state(said: &Statements) -> bool {
+    said.iter().any(|(_, said)| said.as_ref().is_ok_and(|said| said.iter().any(|(_, said)| *said != Said::Renew)))
+}
+
+fn refusal(due: &Due, code: ErrorCode, acknowledgements: bool) -> Refusal {
+    Refusal { topic: due.topic.clone(), partition: due.partition, acknowledgements, code }
+}

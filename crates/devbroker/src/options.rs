@@ -1,0 +1,127 @@
+//! The program `devbroker`: its options, and one broker until a signal.
+//!
+//! Called by the binary.
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use clap::Parser;
+use log::LevelFilter;
+
+use super::settings::{MEMORY_LIMIT, Settings};
+use super::{Broker, StartError};
+use program::exit::ExitCode;
+use program::logging;
+use program::options::values;
+use program::options::{ConfigError, Environment, Parsed};
+use program::options::{Faults, parse_with, run_or_exit};
+use program::signals::Signals;
+
+/// What the program was asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DevbrokerConfig {
+    /// How the broker is started.
+    pub settings: Settings,
+    /// `LOG_LEVEL`
+    pub log_level: LevelFilter,
+}
+
+/// A Kafka broker in memory, for trying out and for tests: nothing it is given survives its end
+#[derive(Parser)]
+#[command(name = "devbroker", version, args_override_self = true, next_line_help = true, after_help = AFTER)]
+struct Options {
+    /// Where to listen; addresses of the loopback only
+    #[arg(long, env = "DEVBROKER_ADDR", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9092")]
+    addr: String,
+    /// Records that it keeps, in MiB; when they are full, producing fails as with a full disk
+    #[arg(long, env = "DEVBROKER_MEMORY", value_name = "MIB", default_value = "512")]
+    memory: String,
+    /// A setting of the broker, by Kafka's name; may be given more than once
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// The version of Kafka to pose as: 4.2, 4.3 or 4.4; what ApiVersions tells and the settings follow it
+    #[arg(long, env = "DEVBROKER_POSE", value_name = "VERSION", default_value = "4.4")]
+    pose: String,
+    /// Least severe lines to log: error, warn, info, debug, trace
+    #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    log_level: String,
+}
+
+const AFTER: &str = "\
+A flag counts before its variable; an empty variable counts as unset.
+
+Exit codes:
+  0  stopped by a signal
+  1  fatal error while running (one line says which)
+  2  wrong usage or configuration
+
+Signals: SIGTERM, SIGINT and SIGHUP stop it at once.
+
+Example:
+  devbroker --addr 127.0.0.1:9092";
+
+impl DevbrokerConfig {
+    /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2 after all faults
+    /// were printed to stderr.
+    pub fn from_args() -> Self {
+        run_or_exit(Self::parse(std::env::args_os(), &Environment::of_process()))
+    }
+
+    /// Reads a command line, the first of whose arguments is the program, and an environment.
+    pub fn parse(
+        args: impl IntoIterator<Item = OsString>,
+        environment: &Environment,
+    ) -> Result<Parsed<Self>, ConfigError> {
+        parse_with(args.into_iter().collect::<Vec<_>>(), environment, Self::read)
+    }
+
+    fn read(options: &Options, faults: &mut Faults) -> Self {
+        let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, 9092));
+        faults.set(&mut address, "DEVBROKER_ADDR", &options.addr, |text| {
+            let address: Option<SocketAddr> =
+                text.parse().ok().filter(|address: &SocketAddr| address.ip().is_loopback());
+            address.ok_or_else(|| "expected a loopback address and a port, for example 127.0.0.1:9092".to_owned())
+        });
+        let mut settings = Settings::new(vec![address]);
+        let mut mebibytes = MEMORY_LIMIT >> 20;
+        faults.set(&mut mebibytes, "DEVBROKER_MEMORY", &options.memory, |text| values::number(text, &(1..=1 << 20)));
+        settings.memory_limit = mebibytes << 20;
+        faults.set(&mut settings.pose, "DEVBROKER_POSE", &options.pose, str::parse);
+        for pair in &options.set {
+            let set = match pair.split_once('=') {
+                Some((name, value)) => settings.set(name, value),
+                None => Err("expected KEY=VALUE".to_owned()),
+            };
+            if let Err(problem) = set {
+                faults.add("--set", pair, &problem);
+            }
+        }
+        let mut log_level = LevelFilter::Info;
+        faults.set(&mut log_level, "LOG_LEVEL", &options.log_level, values::log_level);
+        Self { settings, log_level }
+    }
+}
+
+/// Runs a broker until a signal.
+///
+/// Exit codes: [`ExitCode::Drained`] after a signal; [`ExitCode::Fatal`] when it cannot listen, or a thread of it died.
+pub fn run(config: DevbrokerConfig, signals: &Signals) -> ExitCode {
+    logging::init(config.log_level);
+    let mebibytes = config.settings.memory_limit >> 20;
+    let broker = match Broker::start(config.settings) {
+        Ok(broker) => broker,
+        Err(error @ StartError::Listen { .. }) => {
+            log::error!("{error}");
+            return ExitCode::Fatal;
+        }
+    };
+    log::info!("embedded broker listens on {}", broker.address());
+    log::warn!("it keeps everything in memory, {mebibytes} MiB of records at most: for trying out and testing only");
+    crossbeam_channel::select! {
+        recv(signals.first.triggered()) -> _ => {}
+        recv(broker.died().triggered()) -> _ => return ExitCode::Fatal,
+    }
+    log::info!("embedded broker received {}, stops; its records are gone", signals.name());
+    drop(broker);
+    ExitCode::Drained
+}

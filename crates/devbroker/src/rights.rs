@@ -1,0 +1,189 @@
+//! Rights: which client may do what to topics, groups and the cluster, as Kafka's `StandardAuthorizer` decides it.
+//!
+//! A list of denials; everything else is allowed. Each request calls [`State::check_right`] where it knows the name of the topic or
+//! the group. Kafka denies users; the embedded broker has none, and denies client ids. Called by the requests, and by tests through
+//! [`Broker`](super::Broker).
+
+use uuid::Uuid;
+
+use super::state::{Caller, State};
+use kafka_share::ErrorCode;
+
+/// What a request does to a resource. Its number is that of Kafka's `AclOperation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Fetch of a topic; ShareFetch, ShareAcknowledge and ShareGroupHeartbeat of a group.
+    Read = 3,
+    /// Produce
+    Write = 4,
+    /// CreateTopics; Metadata that creates. The right to the cluster is enough.
+    Create = 5,
+    /// DeleteTopics, for which the right to the cluster is enough; DeleteRecords; DeleteGroups.
+    Delete = 6,
+    /// CreatePartitions
+    Alter = 7,
+    /// Metadata and ListOffsets of a topic; FindCoordinator and ShareGroupDescribe of a group. Heartbeats need it of their topics.
+    Describe = 8,
+    /// DescribeConfigs
+    DescribeConfigs = 10,
+    /// IncrementalAlterConfigs
+    AlterConfigs = 11,
+    /// InitProducerId, of the cluster.
+    IdempotentWrite = 12,
+}
+
+/// What a right is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource<'a> {
+    /// A topic by name; `*` is every topic.
+    Topic(&'a str),
+    /// A group by name; `*` is every group.
+    Group(&'a str),
+    /// The cluster.
+    Cluster,
+}
+
+impl<'a> Resource<'a> {
+    /// The type and the name that an ACL of Kafka has for it.
+    pub fn type_and_name(self) -> (i8, &'a str) {
+        match self {
+            Self::Topic(name) => (2, name),
+            Self::Group(name) => (3, name),
+            Self::Cluster => (4, "kafka-cluster"),
+        }
+    }
+
+    /// The code for a request that lacks the right.
+    fn code(self) -> ErrorCode {
+        match self {
+            Self::Topic(_) => ErrorCode::TOPIC_AUTHORIZATION_FAILED,
+            Self::Group(_) => ErrorCode::GROUP_AUTHORIZATION_FAILED,
+            Self::Cluster => ErrorCode::CLUSTER_AUTHORIZATION_FAILED,
+        }
+    }
+}
+
+/// One operation on one resource that is not allowed. It implies no other one, as with an ACL of Kafka that denies: a client without
+/// Describe may still read.
+#[derive(Clone, Debug)]
+pub struct Denial {
+    operation: Operation,
+    resource: (i8, String),
+    client: Option<String>,
+}
+
+impl Denial {
+    /// For every client.
+    pub fn new(operation: Operation, resource: Resource) -> Self {
+        let (kind, name) = resource.type_and_name();
+        Self { operation, resource: (kind, name.to_owned()), client: None }
+    }
+
+    /// Only for clients whose id contains this.
+    #[must_use]
+    pub fn of_client(mut self, id: &str) -> Self {
+        self.client = Some(id.to_owned());
+        self
+    }
+}
+
+/// The denials of one broker.
+#[derive(Debug, Default)]
+pub(super) struct Rights(Vec<Denial>);
+
+impl Rights {
+    /// Takes a right away.
+    pub fn deny(&mut self, denial: Denial) {
+        self.0.push(denial);
+    }
+
+    /// Gives every right back.
+    pub fn allow_all(&mut self) {
+        self.0.clear();
+    }
+
+    fn allow(&self, client: &str, operation: Operation, resource: Resource) -> bool {
+        let (kind, name) = resource.type_and_name();
+        !self.0.iter().any(|denial| {
+            denial.operation == operation
+                && denial.resource.0 == kind
+                && (denial.resource.1 == name || denial.resource.1 == "*")
+                && denial.client.as_ref().is_none_or(|id| client.contains(id.as_str()))
+        })
+    }
+}
+
+impl State {
+    /// Whether the caller may do this.
+    pub fn may(&self, caller: &Caller, operation: Operation, resource: Resource) -> bool {
+        self.rights.allow(caller.client, operation, resource)
+    }
+
+    /// Whether the caller may do this.
+    ///
+    /// # Errors
+    /// [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`], [`ErrorCode::GROUP_AUTHORIZATION_FAILED`] or
+    /// [`ErrorCode::CLUSTER_AUTHORIZATION_FAILED`]: the code of the resource.
+    pub fn check_right(&self, caller: &Caller, operation: Operation, resource: Resource) -> Result<(), ErrorCode> {
+        if self.may(caller, operation, resource) { Ok(()) } else { Err(resource.code()) }
+    }
+
+    /// Whether the caller may create or delete a topic: the right to the cluster or to the topic is enough.
+    ///
+    /// # Errors
+    /// [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`]
+    pub fn check_topic_or_cluster(&self, caller: &Caller, operation: Operation, topic: &str) -> Result<(), ErrorCode> {
+        if self.may(caller, operation, Resource::Cluster) {
+            return Ok(());
+        }
+        self.check_right(caller, operation, Resource::Topic(topic))
+    }
+
+    /// Whether the caller may be an idempotent producer: IdempotentWrite on the cluster or Write on any topic is enough.
+    ///
+    /// # Errors
+    /// [`ErrorCode::CLUSTER_AUTHORIZATION_FAILED`]
+    pub fn check_idempotent(&self, caller: &Caller) -> Result<(), ErrorCode> {
+        // The denial of Write on `*` is the only one that leaves no topic.
+        if self.may(caller, Operation::Write, Resource::Topic("*")) {
+            return Ok(());
+        }
+        self.check_right(caller, Operation::IdempotentWrite, Resource::Cluster)
+    }
+
+    /// The name of a topic that the caller may read.
+    ///
+    /// # Errors
+    /// [`ErrorCode::UNKNOWN_TOPIC_ID`], or [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`].
+    pub fn readable_topic(&self, caller: &Caller, id: Uuid) -> Result<String, ErrorCode> {
+        let name = self.topic_name(id).ok_or(ErrorCode::UNKNOWN_TOPIC_ID)?;
+        self.check_right(caller, Operation::Read, Resource::Topic(&name)).map(|()| name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn denial_takes_one_operation_on_one_resource_from_one_client() {
+        let mut rights = Rights::default();
+        rights.deny(Denial::new(Operation::Write, Resource::Topic("a")).of_client("worker"));
+        let denied = |rights: &Rights, client, operation, resource| !rights.allow(client, operation, resource);
+        assert!(denied(&rights, "worker-1", Operation::Write, Resource::Topic("a")));
+        for (client, operation, resource) in [
+            ("gateway", Operation::Write, Resource::Topic("a")),
+            ("worker-1", Operation::Read, Resource::Topic("a")),
+            ("worker-1", Operation::Write, Resource::Topic("ab")),
+            ("worker-1", Operation::Write, Resource::Group("a")),
+            ("worker-1", Operation::Write, Resource::Cluster),
+        ] {
+            assert!(!denied(&rights, client, operation, resource), "{client} {operation:?} {resource:?}");
+        }
+        rights.deny(Denial::new(Operation::Read, Resource::Group("*")));
+        assert!(denied(&rights, "any", Operation::Read, Resource::Group("b")));
+        assert!(!denied(&rights, "any", Operation::Read, Resource::Topic("b")));
+        rights.allow_all();
+        assert!(!denied(&rights, "worker-1", Operation::Write, Resource::Topic("a")));
+    }
+}

@@ -1,0 +1,99 @@
+//! What a partition remembers of its idempotent producers (KIP-98): a batch sent again is known again, a gap is refused.
+//!
+//! Called by `produce`.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::batch::{Mark, sequence_after};
+use kafka_share::ErrorCode;
+
+/// Batches of each producer that are known again, as in Kafka's `ProducerStateEntry`.
+const REMEMBERED: usize = 5;
+
+/// See the module documentation.
+#[derive(Debug, Default)]
+pub(super) struct Sequences(HashMap<i64, Producer>);
+
+#[derive(Debug)]
+struct Producer {
+    epoch: i16,
+    /// First and last sequence number and first offset, oldest first; never empty.
+    batches: VecDeque<(i32, i32, i64)>,
+}
+
+impl Sequences {
+    /// Whether the batch may be appended now; `Some`: it is in the log already, at this offset.
+    ///
+    /// # Errors
+    /// [`ErrorCode::INVALID_PRODUCER_EPOCH`], [`ErrorCode::OUT_OF_ORDER_SEQUENCE_NUMBER`].
+    pub fn check(&self, mark: Mark) -> Result<Option<i64>, ErrorCode> {
+        // Of a producer nothing is known of, any sequence is taken: its state may have gone with its records.
+        let Some(producer) = self.0.get(&mark.producer_id) else { return Ok(None) };
+        if mark.epoch < producer.epoch {
+            return Err(ErrorCode::INVALID_PRODUCER_EPOCH);
+        }
+        if mark.epoch > producer.epoch {
+            return if mark.first_sequence == 0 { Ok(None) } else { Err(ErrorCode::OUT_OF_ORDER_SEQUENCE_NUMBER) };
+        }
+        let same = |batch: &&(i32, i32, i64)| (batch.0, batch.1) == (mark.first_sequence, mark.last_sequence);
+        if let Some((_, _, offset)) = producer.batches.iter().find(same) {
+            return Ok(Some(*offset));
+        }
+        let last = producer.batches.back().map_or(-1, |batch| batch.1);
+        if mark.first_sequence == sequence_after(last, 1) {
+            Ok(None)
+        } else {
+            Err(ErrorCode::OUT_OF_ORDER_SEQUENCE_NUMBER)
+        }
+    }
+
+    /// Remembers a batch that was appended at `offset`.
+    pub fn remember(&mut self, mark: Mark, offset: i64) {
+        let producer = self.0.entry(mark.producer_id);
+        let producer = producer.or_insert_with(|| Producer { epoch: mark.epoch, batches: VecDeque::new() });
+        if producer.epoch != mark.epoch {
+            producer.epoch = mark.epoch;
+            producer.batches.clear();
+        }
+        producer.batches.push_back((mark.first_sequence, mark.last_sequence, offset));
+        if producer.batches.len() > REMEMBERED {
+            producer.batches.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(epoch: i16, first_sequence: i32, last_sequence: i32) -> Mark {
+        Mark { producer_id: 1, epoch, first_sequence, last_sequence }
+    }
+
+    #[test]
+    fn a_batch_is_known_again_and_a_gap_is_not_taken() {
+        let mut sequences = Sequences::default();
+        for number in 0..6 {
+            let mark = mark(0, number * 2, number * 2 + 1);
+            assert_eq!(sequences.check(mark), Ok(None));
+            sequences.remember(mark, i64::from(number) * 2 + 100);
+        }
+        assert_eq!(sequences.check(mark(0, 10, 11)), Ok(Some(110)));
+        assert_eq!(sequences.check(mark(0, 2, 3)), Ok(Some(102)));
+        assert_eq!(sequences.check(mark(0, 0, 1)), Err(ErrorCode::OUT_OF_ORDER_SEQUENCE_NUMBER), "five are remembered");
+        assert_eq!(sequences.check(mark(0, 13, 13)), Err(ErrorCode::OUT_OF_ORDER_SEQUENCE_NUMBER));
+        assert_eq!(sequences.check(mark(0, 12, 12)), Ok(None));
+    }
+
+    #[test]
+    fn a_new_epoch_begins_at_zero_and_ends_the_old_one() {
+        let mut sequences = Sequences::default();
+        sequences.remember(mark(1, 7, 7), 0);
+        assert_eq!(sequences.check(mark(0, 8, 8)), Err(ErrorCode::INVALID_PRODUCER_EPOCH));
+        assert_eq!(sequences.check(mark(2, 8, 8)), Err(ErrorCode::OUT_OF_ORDER_SEQUENCE_NUMBER));
+        assert_eq!(sequences.check(mark(2, 0, 0)), Ok(None));
+        sequences.remember(mark(2, 0, 0), 5);
+        assert_eq!(sequences.check(mark(1, 8, 8)), Err(ErrorCode::INVALID_PRODUCER_EPOCH));
+        assert_eq!(sequences.check(mark(2, 0, 0)), Ok(Some(5)));
+    }
+}

@@ -1,0 +1,221 @@
+//! Sockets and threads of one node: its listener, and a thread for each connection.
+//!
+//! One [`Server`] is one process lifetime of a node: what the cluster knows is in the [`Core`], which outlives it.
+//! Called by [`Broker`](super::Broker).
+
+use std::collections::HashMap;
+use std::io::{self, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use socket2::SockRef;
+
+use super::core::{Core, Reply};
+use super::nodes::Condition;
+use super::state::Caller;
+use program::reserved_port::ReservedPort;
+use program::stop::Stop;
+use program::threads::{self, Thread};
+
+/// Connections at once; more are closed at once.
+const MOST_CONNECTIONS: usize = 2000;
+
+/// See the module documentation.
+pub(super) struct Server {
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    accepting: Thread,
+}
+
+struct Shared {
+    core: Arc<Core>,
+    node: i32,
+    stop: Stop,
+    /// Told when a thread dies.
+    died: Stop,
+    connections: Mutex<HashMap<u64, Connection>>,
+}
+
+struct Connection {
+    socket: TcpStream,
+    thread: Thread,
+    /// When bytes came or went last.
+    active: Arc<Mutex<Instant>>,
+    /// It was idle for too long; its thread may still be parked in a request.
+    closed: bool,
+}
+
+/// The reading side of a connection, which notes when bytes came.
+struct Watched<'a> {
+    socket: &'a TcpStream,
+    active: &'a Mutex<Instant>,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.socket.read(into)?;
+        *self.active.lock() = Instant::now();
+        Ok(count)
+    }
+}
+
+impl Server {
+    /// Listens for a node and answers. `died` is triggered when a thread dies.
+    ///
+    /// # Errors
+    /// A listener that cannot be used.
+    pub fn start(core: &Arc<Core>, node: i32, listener: TcpListener, died: &Stop) -> io::Result<Self> {
+        let waiting = listener.try_clone()?;
+        let (core, stop, died) = (Arc::clone(core), Stop::new(), died.clone());
+        let shared = Arc::new(Shared { core, node, stop, died: died.clone(), connections: Mutex::default() });
+        let accepting = {
+            let shared = Arc::clone(&shared);
+            threads::spawn(&format!("devbroker-{node}"), died, move || {
+                shared.accept(&waiting);
+                Ok::<(), io::Error>(())
+            })
+        };
+        Ok(Self { shared, listener, accepting })
+    }
+
+    /// Closes connections that are idle for too long.
+    pub fn close_idle(&self, now: Instant) {
+        self.shared.close_idle(now);
+    }
+
+    /// Closes all sockets at once. The node is down already, so that no request waits any more. Returns when every
+    /// thread has ended.
+    pub fn end(self) {
+        self.shared.stop.trigger();
+        // Wakes the thread that waits for a connection (shutdown(2) on Linux).
+        let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
+        // A thread that did not end well has logged it.
+        let _ = self.accepting.join();
+        drop(self.listener);
+        let open = std::mem::take(&mut *self.shared.connections.lock());
+        for connection in open.values() {
+            let _ = connection.socket.shutdown(Shutdown::Both);
+        }
+        for connection in open.into_values() {
+            let _ = connection.thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        while !self.stop.is_triggered() {
+            match listener.accept() {
+                Ok((socket, _)) => self.open(socket),
+                // Out of files, or the caller was gone before it was taken: the next one may do better.
+                Err(_) if !self.stop.is_triggered() => drop(self.stop.sleep(Duration::from_millis(10))),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// A thread for a connection; those of connections that ended are joined on the way.
+    fn open(self: &Arc<Self>, socket: TcpStream) {
+        let mut connections = self.connections.lock();
+        let ended: Vec<u64> =
+            connections.iter().filter(|(_, open)| open.thread.is_finished()).map(|(id, _)| *id).collect();
+        let ended: Vec<_> = ended.into_iter().filter_map(|id| connections.remove(&id)).collect();
+        let id = self.core.next_connection();
+        // Dropping the socket closes it.
+        if let (Ok(handle), true) = (socket.try_clone(), connections.len() < MOST_CONNECTIONS) {
+            let shared = Arc::clone(self);
+            let active = Arc::new(Mutex::new(Instant::now()));
+            let noted = Arc::clone(&active);
+            let thread = threads::spawn(&format!("broker-{:x}", id & 0xffff_ffff), self.died.clone(), move || {
+                // The peer has gone, or has sent what is no request: the connection is over either way.
+                let caller = Caller::new(shared.node, id);
+                let _ = shared.serve(&socket, &noted, &caller);
+                let _ = socket.shutdown(Shutdown::Both);
+                shared.core.disconnected(&caller);
+                Ok::<(), io::Error>(())
+            });
+            connections.insert(id, Connection { socket: handle, thread, active, closed: false });
+        }
+        drop(connections);
+        for connection in ended {
+            let _ = connection.thread.join();
+        }
+    }
+
+    /// Closes the connections on which no byte came or went for `connections.max.idle.ms`; below 0 there is no limit. A
+    /// parked request is no activity, and is not answered, as measured with Kafka 4.4.
+    fn close_idle(&self, now: Instant) {
+        let state = self.core.state.lock();
+        let limit = u64::try_from(state.settings.number("connections.max.idle.ms"));
+        let runs = state.condition(self.node) == Condition::Running;
+        drop(state);
+        let (Ok(limit), true) = (limit, runs) else { return };
+        let limit = Duration::from_millis(limit);
+        let mut idle = Vec::new();
+        let mut connections = self.connections.lock();
+        for (id, open) in connections.iter_mut() {
+            if !open.closed && now.saturating_duration_since(*open.active.lock()) > limit {
+                open.closed = true;
+                let _ = open.socket.shutdown(Shutdown::Both);
+                idle.push(*id);
+            }
+        }
+        drop(connections);
+        idle.into_iter().for_each(|id| self.core.end_sessions_of(id));
+    }
+
+    /// One request after the other, each answered before the next is read: answers come in the order of their requests.
+    fn serve(&self, socket: &TcpStream, active: &Mutex<Instant>, caller: &Caller<'static>) -> io::Result<()> {
+        socket.set_nodelay(true)?;
+        let largest = usize::try_from(self.core.state.lock().settings.number("socket.request.max.bytes"));
+        let largest = largest.unwrap_or(usize::MAX);
+        let mut reader = BufReader::with_capacity(16 << 10, Watched { socket, active });
+        let mut writer = socket;
+        loop {
+            let frame = read_frame(&mut reader, largest)?;
+            let (reply, mute) = match self.core.answer(caller.clone(), frame) {
+                Reply::Throttled(reply, time) => (*reply, Some(time)),
+                reply => (reply, None),
+            };
+            match reply {
+                Reply::Answer(frame, times) => (0..times).try_for_each(|_| writer.write_all(&frame))?,
+                Reply::Nothing => {}
+                Reply::Close | Reply::Throttled(..) => return Ok(()),
+                Reply::Deaf => {
+                    self.core.outlast(caller.node);
+                    return Ok(());
+                }
+            }
+            *active.lock() = Instant::now();
+            if let Some(time) = mute {
+                self.core.linger(caller.node, time);
+            }
+        }
+    }
+}
+
+fn read_frame(reader: &mut impl Read, largest: usize) -> io::Result<Bytes> {
+    let mut length = [0; 4];
+    reader.read_exact(&mut length)?;
+    let length = usize::try_from(i32::from_be_bytes(length)).ok().filter(|length| *length <= largest);
+    let length = length.ok_or(io::ErrorKind::InvalidData)?;
+    // Grows with what comes, so that a false length claims no memory.
+    let mut frame = Vec::with_capacity(length.min(1 << 20));
+    reader.take(length as u64).read_to_end(&mut frame)?;
+    if frame.len() < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(frame.into()) }
+}
+
+/// Reserves an address of this machine's loopback.
+///
+/// # Errors
+/// The address is not of the loopback, or in use.
+pub(super) fn reserve(address: SocketAddr) -> io::Result<ReservedPort> {
+    if !address.ip().is_loopback() {
+        let why = "is no loopback address; the embedded broker has no protection and listens on this machine only";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    ReservedPort::at(address)
+}

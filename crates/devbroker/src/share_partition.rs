@@ -1,0 +1,463 @@
+//! What a share group has done with one partition (KIP-932): which records are locked by whom, how often each was
+//! handed out, and how far all are finished.
+//!
+//! Offsets and states; no bytes, no clock of its own, no waiting. Called by `share_fetch`, `share_group` and the timer.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kafka_share::ErrorCode;
+
+/// Settings of the group that decide what happens here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    /// How long a record stays locked.
+    pub lock: Duration,
+    /// A record handed out so often is not handed out again.
+    pub deliveries: i16,
+    /// The largest distance from the oldest unfinished record to the newest handed out.
+    pub span: i64,
+}
+
+/// Consecutive records handed out together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Acquired {
+    pub first: i64,
+    pub last: i64,
+    pub deliveries: i16,
+}
+
+/// What a member says about records (KIP-932, KIP-1222).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    Gap,
+    Accept,
+    Release,
+    Reject,
+    Renew,
+}
+
+impl Said {
+    /// The acknowledge type of the protocol.
+    pub fn of_type(number: i8) -> Option<Self> {
+        [Self::Gap, Self::Accept, Self::Release, Self::Reject, Self::Renew].get(usize::try_from(number).ok()?).copied()
+    }
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Available,
+    Acquired { member: Arc<str>, until: Instant },
+    Finished,
+}
+
+#[derive(Clone, Debug)]
+struct Record {
+    state: State,
+    /// How often it was handed out.
+    deliveries: i16,
+    /// The same as it survives a restart: written when it is given back, not when it is handed out.
+    written: i16,
+}
+
+/// What a leader that takes over does not find written.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Loss {
+    /// Everything that was acknowledged is written.
+    Nothing,
+    /// What was acknowledged less than `delay` before `now` is lost.
+    After {
+        /// How late acknowledgements are written.
+        delay: Duration,
+        /// When the leader ended.
+        now: Instant,
+    },
+}
+
+/// A copy of the state before a change.
+#[derive(Debug)]
+struct Before {
+    at: Instant,
+    start: i64,
+    next: i64,
+    records: BTreeMap<i64, Record>,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct SharePartition {
+    /// The first offset that is not finished.
+    start: i64,
+    /// The next offset that nobody was given yet.
+    next: i64,
+    /// Every offset from `start` to `next`.
+    records: BTreeMap<i64, Record>,
+    /// How many locks have run out: whoever waits for records looks again when it changes.
+    expiries: u64,
+    /// A member has fetched from the leader of now: before that it knows no record.
+    pub fetched: bool,
+    /// States before changes that are not written yet, where acknowledgements are written late.
+    unwritten: VecDeque<Before>,
+}
+
+impl SharePartition {
+    /// Nothing is handed out yet; it begins at `start`.
+    pub fn new(start: i64) -> Self {
+        Self { start, next: start, records: BTreeMap::new(), expiries: 0, fetched: false, unwritten: VecDeque::new() }
+    }
+
+    /// The first offset that is not finished.
+    pub fn start(&self) -> i64 {
+        self.start
+    }
+
+    /// The last offset that was handed out or read back; `start - 1` when there is none.
+    pub fn last_known(&self) -> i64 {
+        self.next - 1
+    }
+
+    /// How many of the records before `end` are not finished (KIP-1226).
+    pub fn lag(&self, end: i64) -> i64 {
+        let finished = self.records.values().filter(|record| matches!(record.state, State::Finished)).count();
+        (end - self.start).max(0) - i64::try_from(finished).unwrap_or(i64::MAX)
+    }
+
+    /// How many locks have run out so far.
+    pub fn expiries(&self) -> u64 {
+        self.expiries
+    }
+
+    /// The first offset that could be handed out, be it on the log already or not; `None` while the span is used up.
+    pub fn first_available(&self, rules: Rules) -> Option<i64> {
+        let given_back = self.records.iter().find(|(_, record)| matches!(record.state, State::Available));
+        let fresh = (self.next - self.start < rules.span).then_some(self.next);
+        given_back.map(|(offset, _)| *offset).or(fresh)
+    }
+
+    /// Locks up to `limit` records for `member`, from the oldest on, none behind `last`. `whole`: the offset to which a
+    /// record's batch goes on; with it a batch begun is handed out to its end (KIP-932 before the record limit of
+    /// KIP-1206).
+    pub fn acquire(
+        &mut self,
+        member: &Arc<str>,
+        limit: usize,
+        last: i64,
+        rules: Rules,
+        now: Instant,
+        whole: Option<&dyn Fn(i64) -> i64>,
+    ) -> Vec<Acquired> {
+        let mut ranges: Vec<Acquired> = Vec::new();
+        let (mut count, mut batch_end) = (0, i64::MIN);
+        let mut offset = self.start;
+        while offset <= last && (count < limit || offset <= batch_end) {
+            if offset == self.next {
+                if self.next - self.start >= rules.span {
+                    break;
+                }
+                self.records.insert(offset, Record { state: State::Available, deliveries: 0, written: 0 });
+                self.next += 1;
+            }
+            if let Some(record) = self.records.get_mut(&offset)
+                && matches!(record.state, State::Available)
+            {
+                record.deliveries += 1;
+                record.state = State::Acquired { member: Arc::clone(member), until: now + rules.lock };
+                count += 1;
+                batch_end = whole.map_or(i64::MIN, |end_of| end_of(offset));
+                match ranges.last_mut() {
+                    Some(range) if range.last + 1 == offset && range.deliveries == record.deliveries => {
+                        range.last = offset
+                    }
+                    _ => ranges.push(Acquired { first: offset, last: offset, deliveries: record.deliveries }),
+                }
+            }
+            offset += 1;
+        }
+        ranges
+    }
+
+    /// Finishes the records of these ranges (first and last offset) that are not locked, without handing them out.
+    /// Ranges stand in order.
+    pub fn finish(&mut self, ranges: &[(i64, i64)], rules: Rules) {
+        let Some((_, last)) = ranges.last() else { return };
+        while self.next <= *last && self.next - self.start < rules.span {
+            self.records.insert(self.next, Record { state: State::Available, deliveries: 0, written: 0 });
+            self.next += 1;
+        }
+        for (first, last) in ranges.iter().filter(|(_, last)| *last >= self.start) {
+            for (_, record) in self.records.range_mut(*first..=*last) {
+                if matches!(record.state, State::Available) {
+                    record.state = State::Finished;
+                }
+            }
+        }
+        self.advance();
+    }
+
+    /// Applies all that a member says of this partition, or nothing of it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::INVALID_RECORD_STATE`]: some record is not locked by this member. Offsets before the first
+    /// unfinished one are ignored.
+    pub fn acknowledge(
+        &mut self,
+        member: &str,
+        said: &[(i64, Said)],
+        rules: Rules,
+        now: Instant,
+    ) -> Result<(), ErrorCode> {
+        let said = said.iter().filter(|(offset, _)| *offset >= self.start);
+        let holds = |offset: &i64| {
+            let record = self.records.get(offset);
+            matches!(record.map(|record| &record.state), Some(State::Acquired { member: holder, .. }) if **holder == *member)
+        };
+        if !said.clone().all(|(offset, _)| holds(offset)) {
+            return Err(ErrorCode::INVALID_RECORD_STATE);
+        }
+        for (offset, said) in said {
+            let Some(record) = self.records.get_mut(offset) else { continue };
+            match said {
+                Said::Accept | Said::Reject | Said::Gap => record.state = State::Finished,
+                Said::Release => record.give_back(rules),
+                Said::Renew => {
+                    if let State::Acquired { until, .. } = &mut record.state {
+                        *until = now + rules.lock;
+                    }
+                }
+            }
+        }
+        self.advance();
+        Ok(())
+    }
+
+    /// Gives back all that a member holds; whether there was anything.
+    pub fn release_all(&mut self, member: &str, rules: Rules) -> bool {
+        self.give_back_where(rules, |holder, _| holder == member)
+    }
+
+    /// Gives back what is locked for too long.
+    pub fn expire(&mut self, rules: Rules, now: Instant) {
+        if self.give_back_where(rules, |_, until| until <= now) {
+            self.expiries += 1;
+        }
+    }
+
+    /// When the next lock runs out.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        let locks = self.records.values().filter_map(|record| match record.state {
+            State::Acquired { until, .. } => Some(until),
+            _ => None,
+        });
+        locks.min()
+    }
+
+    fn give_back_where(&mut self, rules: Rules, gone: impl Fn(&str, Instant) -> bool) -> bool {
+        let mut any = false;
+        for record in self.records.values_mut() {
+            if let State::Acquired { member, until } = &record.state
+                && gone(member, *until)
+            {
+                record.give_back(rules);
+                any = true;
+            }
+        }
+        self.advance();
+        any
+    }
+
+    /// The log begins later now: what was before is finished.
+    pub fn follow_log_start(&mut self, log_start: i64) {
+        if log_start > self.start {
+            self.records = self.records.split_off(&log_start);
+            self.start = log_start;
+            self.next = self.next.max(log_start);
+            self.advance();
+        }
+    }
+
+    /// What a new leader reads of it: locks are gone, and with them the deliveries that were not written yet. Records
+    /// of which nothing was written are not known to it.
+    pub fn reload(&mut self, loss: Loss) {
+        if let Loss::After { delay, now } = loss {
+            self.lose(delay, now);
+        }
+        for record in self.records.values_mut() {
+            if let State::Acquired { .. } = record.state {
+                record.state = State::Available;
+                record.deliveries = record.written;
+            }
+        }
+        while let Some(last) = self.records.last_entry()
+            && last.get().deliveries == 0
+        {
+            last.remove();
+            self.next -= 1;
+        }
+        self.fetched = false;
+        self.unwritten.clear();
+    }
+
+    /// Goes back to the state before the first change that came less than `delay` before `now`.
+    fn lose(&mut self, delay: Duration, now: Instant) {
+        if let Some(before) = self.unwritten.drain(..).find(|before| before.at + delay > now) {
+            (self.start, self.next, self.records) = (before.start, before.next, before.records);
+        }
+    }
+
+    /// Remembers the state before a change that a kill within the next `delay` undoes.
+    pub fn remember(&mut self, delay: Duration, now: Instant) {
+        while self.unwritten.front().is_some_and(|before| before.at + delay <= now) {
+            self.unwritten.pop_front();
+        }
+        if !delay.is_zero() {
+            let (start, next, records) = (self.start, self.next, self.records.clone());
+            self.unwritten.push_back(Before { at: now, start, next, records });
+        }
+    }
+
+    /// Finished records at the front are forgotten.
+    fn advance(&mut self) {
+        while self.records.get(&self.start).is_some_and(|record| matches!(record.state, State::Finished)) {
+            self.records.remove(&self.start);
+            self.start += 1;
+        }
+    }
+}
+
+impl Record {
+    /// At its limit a record is dropped without a word.
+    fn give_back(&mut self, rules: Rules) {
+        self.written = self.deliveries;
+        self.state = if self.deliveries >= rules.deliveries { State::Finished } else { State::Available };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: Rules = Rules { lock: Duration::from_secs(15), deliveries: 3, span: 100 };
+
+    fn member(name: &str) -> Arc<str> {
+        Arc::from(name)
+    }
+
+    fn one(partition: &mut SharePartition, name: &str, now: Instant) -> Vec<(i64, i16)> {
+        let ranges = partition.acquire(&member(name), 1, 9, RULES, now, None);
+        ranges.iter().map(|range| (range.first, range.deliveries)).collect()
+    }
+
+    #[test]
+    fn each_record_is_handed_to_one_member() {
+        let (mut partition, now) = (SharePartition::new(0), Instant::now());
+        let first = partition.acquire(&member("a"), 3, 9, RULES, now, None);
+        assert_eq!(first, [Acquired { first: 0, last: 2, deliveries: 1 }]);
+        let rest = partition.acquire(&member("b"), 100, 9, RULES, now, None);
+        assert_eq!(rest, [Acquired { first: 3, last: 9, deliveries: 1 }]);
+        assert_eq!(one(&mut partition, "b", now), []);
+    }
+
+    #[test]
+    fn what_is_said_is_applied_whole_or_not_at_all() {
+        let (mut partition, now) = (SharePartition::new(0), Instant::now());
+        partition.acquire(&member("a"), 3, 9, RULES, now, None);
+        let refused = partition.acknowledge("a", &[(0, Said::Accept), (3, Said::Accept)], RULES, now);
+        assert_eq!((refused, partition.start()), (Err(ErrorCode::INVALID_RECORD_STATE), 0));
+        assert_eq!(partition.acknowledge("b", &[(0, Said::Accept)], RULES, now), Err(ErrorCode::INVALID_RECORD_STATE));
+        let said = [(0, Said::Accept), (1, Said::Release), (2, Said::Reject)];
+        assert_eq!((partition.acknowledge("a", &said, RULES, now), partition.start()), (Ok(()), 1));
+        assert_eq!(
+            partition.acknowledge("b", &[(0, Said::Accept)], RULES, now),
+            Ok(()),
+            "below the start nothing is known"
+        );
+        assert_eq!(one(&mut partition, "b", now), [(1, 2)]);
+        partition.acknowledge("b", &[(1, Said::Accept)], RULES, now).expect("held");
+        assert_eq!(partition.start(), 3);
+    }
+
+    #[test]
+    fn a_lock_runs_out_unless_it_is_renewed() {
+        let (mut partition, now) = (SharePartition::new(0), Instant::now());
+        one(&mut partition, "a", now);
+        let later = now + Duration::from_secs(10);
+        partition.acknowledge("a", &[(0, Said::Renew)], RULES, later).expect("held");
+        assert_eq!(partition.next_expiry(), Some(later + RULES.lock));
+        partition.expire(RULES, now + RULES.lock);
+        assert_eq!((partition.expiries(), partition.next_expiry().is_some()), (0, true));
+        partition.expire(RULES, later + RULES.lock);
+        assert_eq!((partition.expiries(), partition.next_expiry()), (1, None));
+        assert_eq!(
+            partition.acknowledge("a", &[(0, Said::Accept)], RULES, later),
+            Err(ErrorCode::INVALID_RECORD_STATE)
+        );
+        assert_eq!(one(&mut partition, "b", later), [(0, 2)]);
+    }
+
+    #[test]
+    fn at_its_limit_a_record_is_dropped() {
+        let (mut partition, now) = (SharePartition::new(0), Instant::now());
+        for deliveries in 1..=3 {
+            assert_eq!(one(&mut partition, "a", now), [(0, deliveries)]);
+            assert!(partition.release_all("a", RULES));
+        }
+        assert_eq!(partition.start(), 1);
+        assert_eq!(one(&mut partition, "a", now), [(1, 1)]);
+    }
+
+    #[test]
+    fn the_span_counts_from_the_oldest_unfinished_record() {
+        let (mut partition, now) = (SharePartition::new(0), Instant::now());
+        let ranges = partition.acquire(&member("a"), 1000, 999, RULES, now, None);
+        assert_eq!(ranges, [Acquired { first: 0, last: 99, deliveries: 1 }]);
+        let said: Vec<_> = (1..100).map(|offset| (offset, Said::Accept)).collect();
+        partition.acknowledge("a", &said, RULES, now).expect("held");
+        assert_eq!((partition.first_available(RULES), partition.start()), (None, 0));
+        partition.acknowledge("a", &[(0, Said::Accept)], RULES, now).expect("held");
+        assert_eq!(partition.first_available(RULES), Some(100));
+    }
+
+    #[test]
+    fn without_a_record_limit_a_batch_is_handed_out_whole() {
+        let (mut partition, now) = (SharePartition::new(0), Instant::now());
+        let by_tens = |offset: i64| offset / 10 * 10 + 9;
+        let ranges = partition.acquire(&member("a"), 1, 99, RULES, now, Some(&by_tens));
+        assert_eq!(ranges, [Acquired { first: 0, last: 9, deliveries: 1 }]);
+    }
+
+    #[test]
+    fn finished_ranges_are_not_handed_out() {
+        let (mut partition, now) = (SharePartition::new(0), Instant::now());
+        assert_eq!(one(&mut partition, "a", now), [(0, 1)]);
+        partition.finish(&[(0, 2), (5, 6)], RULES);
+        let ranges = partition.acquire(&member("b"), 100, 7, RULES, now, None);
+        let range = |first, last| Acquired { first, last, deliveries: 1 };
+        assert_eq!(ranges, [range(3, 4), range(7, 7)], "and what is locked stays so");
+        assert_eq!((partition.start(), partition.lag(8)), (0, 4));
+        partition.acknowledge("a", &[(0, Said::Accept)], RULES, now).expect("held");
+        assert_eq!(partition.start(), 3);
+    }
+
+    #[test]
+    fn a_restart_forgets_locks_and_deliveries_that_were_not_written() {
+        let (mut partition, now) = (SharePartition::new(0), Instant::now());
+        one(&mut partition, "a", now);
+        partition.release_all("a", RULES);
+        partition.acquire(&member("a"), 2, 9, RULES, now, None);
+        partition.reload(Loss::Nothing);
+        assert_eq!(one(&mut partition, "b", now), [(0, 2)]);
+        assert_eq!(one(&mut partition, "b", now), [(1, 1)]);
+    }
+
+    #[test]
+    fn what_the_log_dropped_is_finished() {
+        let (mut partition, now) = (SharePartition::new(0), Instant::now());
+        partition.acquire(&member("a"), 3, 9, RULES, now, None);
+        partition.follow_log_start(2);
+        assert_eq!(partition.start(), 2);
+        assert_eq!(partition.acknowledge("a", &[(0, Said::Accept), (2, Said::Accept)], RULES, now), Ok(()));
+        partition.follow_log_start(7);
+        assert_eq!(one(&mut partition, "a", now), [(7, 1)]);
+    }
+}

@@ -1,0 +1,297 @@
+//! Everything that the broker knows, in one struct behind one lock: topics with their logs, groups, sessions.
+//!
+//! Data and the small questions about it; those about nodes and leaders stand in [`nodes`](super::nodes). What a
+//! request does to it stands in the file of the request; who waits for a change waits in [`core`](super::core). Called
+//! by all of them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::log::Log;
+use super::nodes::{NO_LEADER, Node};
+use super::rights::Rights;
+use super::sequences::Sequences;
+use super::settings::{GROUP, Settings, TOPIC, Values, milliseconds};
+use super::share_fetch::{Session, SessionKey};
+use super::share_group::Group;
+use super::share_partition::Rules;
+use super::transactions::Transaction;
+use kafka_share::ErrorCode;
+
+/// Who asks: which node was asked, over which connection.
+#[derive(Clone, Debug)]
+pub(super) struct Caller<'a> {
+    /// The node that the connection is with.
+    pub node: i32,
+    /// The connection; its end ends the share sessions that it opened.
+    pub connection: u64,
+    /// The client id of the request.
+    pub client: &'a str,
+    /// Faults: what of this request is refused.
+    pub refusals: Vec<Refusal>,
+}
+
+/// A fault that refuses a part of one request.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    /// Only for this topic.
+    pub topic: Option<String>,
+    /// Only for this partition.
+    pub partition: Option<i32>,
+    /// Only what is acknowledged; otherwise only the rest.
+    pub acknowledgements: bool,
+    pub code: ErrorCode,
+}
+
+impl Caller<'_> {
+    /// A caller that no fault is meant for.
+    pub const fn new(node: i32, connection: u64) -> Self {
+        Self { node, connection, client: "", refusals: Vec::new() }
+    }
+
+    /// The code with which a fault refuses this partition, or the whole topic where there is no partition.
+    pub fn refused(&self, topic: &str, partition: Option<i32>, acknowledgements: bool) -> Option<ErrorCode> {
+        let hit = self.refusals.iter().find(|refusal| {
+            refusal.acknowledgements == acknowledgements
+                && refusal.topic.as_ref().is_none_or(|name| name == topic)
+                && refusal.partition.is_none_or(|index| partition == Some(index))
+        });
+        hit.map(|refusal| refusal.code)
+    }
+}
+
+/// A topic.
+#[derive(Debug)]
+pub(super) struct Topic {
+    pub id: Uuid,
+    pub partitions: Vec<Partition>,
+    pub values: Values,
+}
+
+/// A partition of a topic.
+#[derive(Debug)]
+pub(super) struct Partition {
+    pub log: Log,
+    pub sequences: Sequences,
+    /// The nodes that have it, the preferred leader first.
+    pub replicas: Vec<i32>,
+    /// Those of them that are in sync.
+    pub in_sync: Vec<i32>,
+    /// The first offset that readers do not see yet: some replica in sync does not have it.
+    pub high_watermark: i64,
+    /// The node that leads it; -1 while none does.
+    pub leader: i32,
+    /// Its leader reads its state until then.
+    pub ready_at: Option<Instant>,
+    /// How often its leader changed.
+    pub epoch: i32,
+}
+
+impl Partition {
+    /// The offset before which a reader may read: the high watermark, and for one of committed records no further than
+    /// the last stable offset.
+    pub fn readable(&self, committed: bool) -> i64 {
+        if committed { self.log.last_stable().min(self.high_watermark) } else { self.high_watermark }
+    }
+}
+
+/// A partition by the id of its topic.
+pub(super) type PartitionKey = (Uuid, i32);
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct State {
+    pub settings: Settings,
+    pub rights: Rights,
+    pub cluster_id: String,
+    pub nodes: Vec<Node>,
+    pub topics: BTreeMap<String, Topic>,
+    pub groups: BTreeMap<String, Group>,
+    pub group_values: BTreeMap<String, Values>,
+    /// The coordinators of groups that moved away from their first one.
+    pub coordinators: BTreeMap<String, i32>,
+    pub sessions: HashMap<SessionKey, Session>,
+    /// How many there ever were.
+    pub sessions_opened: u64,
+    pub next_producer_id: i64,
+    /// By transactional id.
+    pub transactions: BTreeMap<String, Transaction>,
+}
+
+impl State {
+    /// An empty cluster of the nodes at these addresses.
+    pub fn new(settings: Settings, addresses: Vec<SocketAddr>) -> Self {
+        Self {
+            settings,
+            rights: Rights::default(),
+            cluster_id: Uuid::new_v4().simple().to_string()[..22].to_owned(),
+            nodes: addresses.into_iter().map(Node::new).collect(),
+            topics: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            group_values: BTreeMap::new(),
+            coordinators: BTreeMap::new(),
+            sessions: HashMap::new(),
+            sessions_opened: 0,
+            next_producer_id: 1,
+            transactions: BTreeMap::new(),
+        }
+    }
+
+    /// The name of the topic with this id.
+    pub fn topic_name(&self, id: Uuid) -> Option<String> {
+        self.topics.iter().find(|(_, topic)| topic.id == id).map(|(name, _)| name.clone())
+    }
+
+    /// Creates a topic with so many partitions and replicas; its name is free and good, and as many nodes are not
+    /// fenced.
+    pub fn create_topic(&mut self, name: &str, partitions: i32, replicas: usize, values: Values) -> &Topic {
+        let first = self.topics.len();
+        let partitions = (0..partitions).zip(first..).map(|(_, place)| self.new_partition(place, replicas));
+        let topic = Topic { id: Uuid::new_v4(), partitions: partitions.collect(), values };
+        self.topics.entry(name.to_owned()).or_insert(topic)
+    }
+
+    /// An empty partition; its replicas are the living nodes from this place on.
+    pub fn new_partition(&self, place: usize, replicas: usize) -> Partition {
+        let nodes: Vec<i32> = self.living_nodes().map(|(id, _)| id).collect();
+        let replicas: Vec<i32> =
+            nodes.iter().cycle().skip(place % nodes.len().max(1)).take(replicas).copied().collect();
+        Partition {
+            log: Log::default(),
+            sequences: Sequences::default(),
+            leader: replicas.first().copied().unwrap_or(NO_LEADER),
+            in_sync: replicas.clone(),
+            replicas,
+            high_watermark: 0,
+            ready_at: None,
+            epoch: 0,
+        }
+    }
+
+    /// A partition that the caller's node leads.
+    ///
+    /// # Errors
+    /// [`ErrorCode::UNKNOWN_TOPIC_OR_PARTITION`], [`ErrorCode::NOT_LEADER_OR_FOLLOWER`], or that of a fault.
+    pub fn led(&mut self, topic: &str, index: i32, caller: &Caller, now: Instant) -> Result<&mut Partition, ErrorCode> {
+        if let Some(code) = caller.refused(topic, Some(index), false) {
+            return Err(code);
+        }
+        self.led_by(topic, index, caller.node, now)
+    }
+
+    /// A partition that this node leads, whatever faults say.
+    ///
+    /// # Errors
+    /// As [`Self::led`].
+    pub fn led_by(&mut self, topic: &str, index: i32, node: i32, now: Instant) -> Result<&mut Partition, ErrorCode> {
+        let partitions = self.topics.get_mut(topic).map(|topic| &mut topic.partitions);
+        let partition = usize::try_from(index).ok().and_then(|index| partitions?.get_mut(index));
+        let partition = partition.ok_or(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION)?;
+        let ready = partition.ready_at.is_none_or(|at| at <= now);
+        if ready && partition.leader == node { Ok(partition) } else { Err(ErrorCode::NOT_LEADER_OR_FOLLOWER) }
+    }
+
+    /// A topic's setting that is a number.
+    pub fn topic_number(&self, topic: &str, setting: &str) -> i64 {
+        self.topics.get(topic).map_or(0, |topic| topic.values.number(TOPIC, setting, &self.settings))
+    }
+
+    /// A topic's setting.
+    pub fn topic_text(&self, topic: &str, setting: &str) -> &str {
+        let known = TOPIC.iter().find(|known| known.name == setting);
+        let topic = self.topics.get(topic);
+        known.zip(topic).map_or("", |(known, topic)| topic.values.get(known, &self.settings))
+    }
+
+    /// A group's setting that is a number.
+    pub fn group_number(&self, group: &str, setting: &str) -> i64 {
+        let none = Values::default();
+        self.group_values.get(group).unwrap_or(&none).number(GROUP, setting, &self.settings)
+    }
+
+    /// A group's setting.
+    pub fn group_text(&self, group: &str, setting: &str) -> &str {
+        let known = GROUP.iter().find(|known| known.name == setting);
+        let values = self.group_values.get(group);
+        known.map_or("", |known| {
+            values.map_or_else(|| known.default(&self.settings), |own| own.get(known, &self.settings))
+        })
+    }
+
+    /// A group's setting that is a number of milliseconds.
+    pub fn group_duration(&self, group: &str, setting: &str) -> Duration {
+        milliseconds(self.group_number(group, setting))
+    }
+
+    /// What a group says about its records.
+    pub fn rules(&self, group: &str) -> Rules {
+        Rules {
+            lock: self.group_duration(group, "share.record.lock.duration.ms"),
+            deliveries: i16::try_from(self.group_number(group, "share.delivery.count.limit")).unwrap_or(i16::MAX),
+            span: self.group_number(group, "share.partition.max.record.locks"),
+        }
+    }
+
+    /// Forgets all but its settings and nodes, as if the disks were new.
+    pub fn forget(&mut self) {
+        let nodes = std::mem::take(&mut self.nodes);
+        *self = Self { nodes, ..Self::new(self.settings.clone(), Vec::new()) };
+    }
+
+    /// Bytes of records in all logs.
+    pub fn bytes(&self) -> usize {
+        self.topics.values().flat_map(|topic| &topic.partitions).map(|partition| partition.log.bytes()).sum()
+    }
+
+    /// Drops what is older, or more, than each topic keeps. Kafka drops whole segments; this drops whole batches.
+    pub fn apply_retention(&mut self, now_ms: i64) {
+        for topic in self.topics.values_mut() {
+            let keeps_ms = topic.values.number(TOPIC, "retention.ms", &self.settings);
+            let keeps_bytes = usize::try_from(topic.values.number(TOPIC, "retention.bytes", &self.settings));
+            for partition in &mut topic.partitions {
+                if keeps_ms >= 0 {
+                    partition.log.delete_older(now_ms.saturating_sub(keeps_ms));
+                }
+                if let Ok(limit) = keeps_bytes {
+                    partition.log.shrink_to(limit);
+                }
+            }
+        }
+    }
+
+    /// Lets locks and members run out where the node in charge keeps time; whether any lock did, and when the next one
+    /// does.
+    pub fn expire(&mut self, now: Instant) -> (bool, Option<Instant>) {
+        let groups: Vec<String> = self.groups.keys().cloned().collect();
+        let standing = self.standing_partitions(now);
+        let (mut any, mut next) = (false, None);
+        for id in groups {
+            let (rules, timeout) = (self.rules(&id), self.group_duration(&id, "share.session.timeout.ms"));
+            let coordinated = self.coordinator(&id).is_some_and(|node| self.keeps_time(node, now));
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            if coordinated {
+                group.expire_members(timeout, now);
+            }
+            for (_, progress) in group.partitions.iter_mut().filter(|(key, _)| !standing.contains(key)) {
+                if progress.next_expiry().is_some_and(|at| at <= now) {
+                    progress.expire(rules, now);
+                    any = true;
+                }
+                next = next.into_iter().chain(progress.next_expiry()).min();
+            }
+        }
+        (any, next)
+    }
+
+    /// Partitions for which no time passes: their leaders are frozen, or there is none.
+    fn standing_partitions(&self, now: Instant) -> Vec<PartitionKey> {
+        let partitions = self.topics.values().flat_map(|topic| {
+            let indexed = (0..).zip(&topic.partitions);
+            indexed.filter(|(_, partition)| !self.keeps_time(partition.leader, now)).map(|(index, _)| (topic.id, index))
+        });
+        partitions.collect()
+    }
+}

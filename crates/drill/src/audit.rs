@@ -1,0 +1,266 @@
+//! The audit: reads the topics along from where the run began, and writes what stands on them into the ledger.
+//!
+//! With two clients that share no code: [`Witness`] says what stands where; the project's own reader adds the broker's times, which the other
+//! does not know, and must have seen the same. Called by the run once the load has ended and the fleet is at rest, or has stopped.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use kafka_share::{Cluster, KafkaError, Reader, ReaderOptions, StartAt, admin};
+use program::stop::Stop;
+
+use super::clock::Clock;
+use super::fact::{Fact, Line};
+use super::fleet::Place;
+use super::outcome;
+use super::texts::Texts;
+use super::witness::{Record, Witness, WitnessError};
+
+/// How long the group may take to finish what is left, once nothing is waited for any more.
+const LAG_WAIT: Duration = Duration::from_secs(10);
+/// How often it is asked.
+const LAG_EVERY: Duration = Duration::from_millis(200);
+/// How long the project's own reader may take for what the other has read.
+const READ_WAIT: Duration = Duration::from_secs(60);
+
+/// See the module documentation.
+pub(super) struct Audit {
+    place: Place,
+    clock: Clock,
+    texts: Texts,
+    witness: Witness,
+    topics: [Topic; 4],
+}
+
+/// One topic, and where the run begins on it.
+#[derive(Debug)]
+struct Topic {
+    name: String,
+    kind: Kind,
+    from: BTreeMap<i32, i64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Tasks,
+    Results,
+    Starts,
+    Dead,
+}
+
+/// Why there is no audit.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AuditError {
+    #[error(transparent)]
+    Witness(#[from] WitnessError),
+    #[error("{topic}: {source}")]
+    Own { topic: String, source: KafkaError },
+}
+
+/// When a record came, and a mark of what it says.
+type Seen = HashMap<(i32, i64), (f64, u32)>;
+
+impl Audit {
+    /// Notes where the topics end now.
+    ///
+    /// # Errors
+    /// Kafka cannot be read.
+    pub(super) fn begin(place: &Place, clock: Clock, texts: &Texts) -> Result<Self, AuditError> {
+        let bootstrap = place.bootstrap.iter().map(ToString::to_string).collect();
+        let mut witness = Witness::new(bootstrap);
+        let (tasks, results) = (&place.tasks_topic, &place.results_topic);
+        let mut topic = |name: String, kind| {
+            let from = witness.ends(&name)?;
+            Ok::<_, AuditError>(Topic { name, kind, from })
+        };
+        let topics = [
+            topic(tasks.clone(), Kind::Tasks)?,
+            topic(results.clone(), Kind::Results)?,
+            topic(format!("{tasks}.starts"), Kind::Starts)?,
+            topic(format!("{tasks}.dead"), Kind::Dead)?,
+        ];
+        Ok(Self { place: place.clone(), clock, texts: texts.clone(), witness, topics })
+    }
+
+    /// Reads all of it to what its end is now. `stop` ends it early.
+    ///
+    /// # Errors
+    /// Kafka cannot be read, or not in time; what was read until then was written.
+    pub(super) fn read(
+        &mut self,
+        cluster: &Cluster,
+        stop: &Stop,
+        write: &mut dyn FnMut(Line),
+    ) -> Result<(), AuditError> {
+        // Tasks come first: what a result should be depends on the request that its task is of.
+        let mut numbers = HashMap::new();
+        for topic in &self.topics {
+            let to = self.witness.ends(&topic.name)?;
+            if to.is_empty() {
+                continue;
+            }
+            let mut seen = times(cluster, topic, &to, self.clock, stop)
+                .map_err(|source| AuditError::Own { topic: topic.name.clone(), source })?;
+            let own = seen.len();
+            let (mut read, mut differ, mut missed) = (0_usize, 0_usize, 0_usize);
+            self.witness.read(&topic.name, &topic.from, &to, stop, &mut |record| {
+                read += 1;
+                let at = match seen.remove(&(record.partition, record.offset)) {
+                    Some((at, mark)) => {
+                        differ += usize::from(mark != crc32c::crc32c(&record.value));
+                        at
+                    }
+                    None => {
+                        missed += 1;
+                        self.clock.now()
+                    }
+                };
+                if let Some(fact) = topic.fact(&record, &self.texts, &mut numbers) {
+                    write(Line { at, fact });
+                }
+            })?;
+            if differ + missed + seen.len() > 0 {
+                let detail = format!(
+                    "one reader found {read} records, the other {own}: {missed} are missing in the second, {} in the first, {differ} differ",
+                    seen.len()
+                );
+                write(Line { at: self.clock.now(), fact: Fact::Disagreed { topic: topic.name.clone(), detail } });
+            }
+        }
+        Ok(())
+    }
+
+    /// How many tasks the group has left, once it has had a while for them.
+    ///
+    /// # Errors
+    /// Kafka does not say.
+    pub(super) fn lag(&self, cluster: &Cluster, stop: &Stop) -> Result<i64, KafkaError> {
+        let deadline = Instant::now() + LAG_WAIT;
+        loop {
+            let lags = admin::share_group_lags(cluster, &self.place.group, &self.place.tasks_topic)?;
+            let ends = admin::end_offsets(cluster, &self.place.tasks_topic)?;
+            // What nobody has begun is not finished.
+            let lag = ends.iter().map(|(partition, end)| lags.get(partition).unwrap_or(end)).sum();
+            if lag <= 0 || Instant::now() >= deadline || stop.sleep(LAG_EVERY).is_err() {
+                return Ok(lag);
+            }
+        }
+    }
+}
+
+/// The times of all records, by the project's own reader.
+fn times(
+    cluster: &Cluster,
+    topic: &Topic,
+    to: &BTreeMap<i32, i64>,
+    clock: Clock,
+    stop: &Stop,
+) -> Result<Seen, KafkaError> {
+    let mut seen = Seen::new();
+    let start = if topic.from.is_empty() { StartAt::Earliest } else { StartAt::Offsets(topic.from.clone()) };
+    let mut reader = Reader::new(cluster.clone(), &topic.name, start, ReaderOptions::default());
+    let deadline = Instant::now() + READ_WAIT;
+    loop {
+        let positions = reader.positions();
+        let done = to.iter().all(|(partition, end)| *end == 0 || positions.get(partition).is_some_and(|at| at >= end));
+        if done || stop.is_triggered() || Instant::now() >= deadline {
+            return Ok(seen);
+        }
+        for record in reader.poll()? {
+            if to.get(&record.partition).is_some_and(|end| record.offset < *end) {
+                let unix = record.timestamp.duration_since(UNIX_EPOCH).unwrap_or_default();
+                let at = clock.of_unix(unix.as_secs_f64());
+                let mark = crc32c::crc32c(record.value.as_deref().unwrap_or_default());
+                seen.insert((record.partition, record.offset), (at, mark));
+            }
+        }
+    }
+}
+
+/// The members of a result that the judge needs.
+#[derive(Deserialize)]
+struct ResultRecord {
+    task_id: String,
+    success: bool,
+    #[serde(default)]
+    processed_by: String,
+    #[serde(default)]
+    seconds: f64,
+}
+
+/// The same of a status.
+#[derive(Deserialize)]
+struct StatusRecord {
+    worker_id: String,
+    status: String,
+    #[serde(default)]
+    instance: String,
+    #[serde(default)]
+    current_tasks: Vec<String>,
+    #[serde(default)]
+    receipt: Option<Value>,
+}
+
+/// The same of a start.
+#[derive(Deserialize)]
+struct StartRecord {
+    #[serde(rename = "type")]
+    kind: String,
+    task_id: String,
+    worker_id: String,
+    delivery: i16,
+}
+
+/// The same of a task.
+#[derive(Deserialize)]
+struct TaskRecord {
+    task_id: String,
+    text: String,
+}
+
+impl Topic {
+    /// What a record says. Read in the plainest way, and not with the code that wrote it.
+    fn fact(&self, record: &Record, texts: &Texts, numbers: &mut HashMap<String, u64>) -> Option<Fact> {
+        let Record { partition, offset, .. } = *record;
+        match self.kind {
+            Kind::Tasks => {
+                let TaskRecord { task_id, text } = serde_json::from_slice(&record.value).ok()?;
+                let number = texts.number(&text);
+                numbers.extend(number.map(|number| (task_id.clone(), number)));
+                Some(Fact::Accepted { number, task_id, partition, offset })
+            }
+            Kind::Results => {
+                let value: Value = serde_json::from_slice(&record.value).ok()?;
+                match value.get("type").and_then(Value::as_str) {
+                    Some("result") => {
+                        let digest = outcome::digest(&value);
+                        let ResultRecord { task_id, success, processed_by: worker, seconds } =
+                            ResultRecord::deserialize(&value).ok()?;
+                        let fault = numbers.get(&task_id).and_then(|number| texts.fault(*number, &value));
+                        Some(Fact::RunEnded { task_id, worker, seconds, success, digest, fault, partition, offset })
+                    }
+                    Some("worker_status") => {
+                        let StatusRecord { worker_id: worker, status, instance, current_tasks, receipt } =
+                            serde_json::from_value(value).ok()?;
+                        Some(Fact::Notified { worker, instance, status, current_tasks, receipt, offset })
+                    }
+                    _ => None,
+                }
+            }
+            Kind::Starts => {
+                let StartRecord { kind, task_id, worker_id: worker, delivery } =
+                    serde_json::from_slice(&record.value).ok()?;
+                // The topic also says how starts ended.
+                (kind == "task_started").then_some(Fact::Restarted { task_id, worker, delivery, offset })
+            }
+            Kind::Dead => {
+                let id = |value: Value| value.get("task_id").and_then(Value::as_str).map(str::to_owned);
+                let task_id = serde_json::from_slice(&record.value).ok().and_then(id);
+                Some(Fact::Dead { task_id: task_id.or_else(|| String::from_utf8(record.key.clone()).ok()), offset })
+            }
+        }
+    }
+}

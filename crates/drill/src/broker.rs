@@ -1,0 +1,296 @@
+//! The Kafka of a fleet that the drill has started: the embedded broker inside the drill itself, or a real one through `scripts/kafka`.
+//!
+//! Both have one node or several, and keep what they have over a stop and a kill. Each call blocks until the node is stopped or answers again.
+//! Called by the native fleet and by [`broker_work`](super::broker_work), one call at a time.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use devbroker::{self, Action, Bites, Fault, Kind, Settings};
+use kafka_share::BrokerAddress;
+
+use super::fleet::Pauses;
+use super::leaders::{Leaders, Move};
+use super::plan::{FaultPlan, NetworkFault, RequestKind, What};
+
+/// The script beside which a drill with a real broker is started.
+const SCRIPT: &str = "scripts/kafka";
+const NOT_OURS: &str = "it is not the drill's";
+
+/// For how long a node may be silent before the others take over from it: `broker.session.timeout.ms`. Kafka's own default is 9 s.
+const FAIL_OVER_MS: u64 = 3_000;
+/// A new leader of Kafka's, also the only node after its restart, asks for the share state of its partition, may be refused twice while the state has
+/// no leader or is still being loaded, and waits 1 s and 2 s before it asks again (`PersisterStateManager`). The embedded broker has the state at once.
+const STATE_READ_MS: u64 = 3_000;
+/// A node of Kafka's that stops in order is waited for by every write with `acks=all` until the controller has taken it out of the replicas in sync:
+/// 1.4 s seen, on two cores.
+const IN_SYNC_MS: u64 = 1_500;
+
+/// See the module documentation.
+#[derive(Clone)]
+pub(super) enum Broker {
+    Embedded(Arc<devbroker::Broker>),
+    /// Its nodes.
+    Apache(Vec<Apache>),
+    /// Somebody else's: nothing can be done to it.
+    Given(Vec<BrokerAddress>),
+}
+
+/// A node of a real broker, with its data in a folder.
+#[derive(Clone, Debug)]
+pub(super) struct Apache {
+    data: PathBuf,
+    port: u16,
+}
+
+/// Settings of each node; one alone has Kafka's own.
+fn settings(nodes: u32) -> Vec<String> {
+    if nodes == 1 {
+        return Vec::new();
+    }
+    let replicas = nodes.min(3);
+    vec![
+        format!("broker.session.timeout.ms={FAIL_OVER_MS}"),
+        format!("default.replication.factor={replicas}"),
+        format!("min.insync.replicas={}", replicas - 1),
+    ]
+}
+
+impl Broker {
+    pub(super) fn embedded(nodes: u32) -> Result<Self, String> {
+        let listen = (0..nodes).map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).collect();
+        let mut all = Settings::new(listen);
+        for setting in settings(nodes) {
+            let (name, value) = setting.split_once('=').unwrap_or_default();
+            all.set(name, value)?;
+        }
+        let broker = devbroker::Broker::start(all).map_err(|error| error.to_string())?;
+        Ok(Self::Embedded(Arc::new(broker)))
+    }
+
+    /// A real one with its data in `folder`.
+    pub(super) fn apache(folder: &Path, nodes: u32) -> Result<Self, String> {
+        if !Path::new(SCRIPT).is_file() {
+            return Err(format!(
+                "there is no {SCRIPT} here; start the drill in the project's folder, or name a Kafka that runs with --kafka-bootstrap-servers"
+            ));
+        }
+        let data = folder.join("kafka");
+        if data.exists() {
+            std::fs::remove_dir_all(&data).map_err(|error| format!("{}: {error}", data.display()))?;
+        }
+        let data = std::path::absolute(&data).map_err(|error| format!("{}: {error}", data.display()))?;
+        let (path, count) = (data.to_string_lossy().into_owned(), nodes.to_string());
+        let several = if nodes == 1 { Vec::new() } else { vec!["--nodes", &count] };
+        let addresses =
+            start(&["--port", "auto", "--data", &path].iter().copied().chain(several).collect::<Vec<_>>(), nodes)?;
+        let ports: Option<Vec<u16>> =
+            addresses.trim().split(',').map(|address| address.rsplit(':').next()?.parse().ok()).collect();
+        let ports = ports.filter(|ports| ports.len() == nodes as usize);
+        let ports = ports.ok_or_else(|| format!("{SCRIPT} start said {addresses:?}; expected {nodes} addresses"))?;
+        let folder = |index: usize| if nodes == 1 { data.clone() } else { data.join((index + 1).to_string()) };
+        let all = ports.into_iter().enumerate().map(|(index, port)| Apache { data: folder(index), port });
+        Ok(Self::Apache(all.collect()))
+    }
+
+    pub(super) fn addresses(&self) -> Vec<BrokerAddress> {
+        let local = |port| BrokerAddress::new("127.0.0.1", port);
+        match self {
+            Self::Embedded(broker) => broker.addresses().iter().map(|address| local(address.port())).collect(),
+            Self::Apache(nodes) => nodes.iter().map(|node| local(node.port)).collect(),
+            Self::Given(addresses) => addresses.clone(),
+        }
+    }
+
+    /// How many nodes can be acted on.
+    pub(super) fn nodes(&self) -> u32 {
+        match self {
+            Self::Embedded(broker) => broker.addresses().len() as u32,
+            Self::Apache(nodes) => nodes.len() as u32,
+            Self::Given(_) => 0,
+        }
+    }
+
+    /// What it takes by itself when a node goes, or is back.
+    pub(super) fn pauses(&self) -> Pauses {
+        let fail_over_ms = FAIL_OVER_MS;
+        match self {
+            Self::Apache(_) if self.nodes() < 2 => Pauses { state_read_ms: STATE_READ_MS, ..Pauses::default() },
+            _ if self.nodes() < 2 => Pauses::default(),
+            Self::Apache(_) => Pauses { fail_over_ms, state_read_ms: STATE_READ_MS, in_sync_ms: IN_SYNC_MS },
+            _ => Pauses { fail_over_ms, ..Pauses::default() },
+        }
+    }
+
+    /// A node's name in the ledger.
+    pub(super) fn process(&self, node: u32) -> String {
+        if self.nodes() > 1 { format!("broker_{node}") } else { "broker".to_owned() }
+    }
+
+    /// In a word or two.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Embedded(_) => "embedded broker",
+            Self::Apache(_) => "Apache Kafka",
+            Self::Given(_) => "a Kafka that ran",
+        }
+    }
+
+    /// Whether this can be done to it at all.
+    ///
+    /// # Errors
+    /// Why not, and what would help.
+    pub(super) fn can(&self, what: What) -> Result<(), String> {
+        match (self, what) {
+            (Self::Given(_), what) if what.has_broker() => {
+                Err("the Kafka is not the drill's to stop; use BROKER=embedded or BROKER=apache, or a plan without it"
+                    .to_owned())
+            }
+            (_, What::RollBrokers | What::MoveLeader) if self.nodes() < 2 => {
+                Err("the broker has one node; a plan with brokers = 3 under [fleet] has three".to_owned())
+            }
+            (Self::Apache(_) | Self::Given(_), What::Fault) => {
+                Err("faults on demand are the embedded broker's".to_owned())
+            }
+            (Self::Apache(_), What::CutBroker) => Err("a cut of the network is the embedded broker's".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends a node: with SIGKILL, or as it should be ended.
+    pub(super) fn stop(&self, node: u32, kill: bool) -> Result<(), String> {
+        match self {
+            Self::Embedded(broker) => {
+                let node = broker.node(node as i32);
+                if kill {
+                    node.kill()
+                } else {
+                    node.stop()
+                }
+                Ok(())
+            }
+            Self::Apache(nodes) => {
+                let data = of(nodes, node)?.data.to_string_lossy();
+                let arguments = ["stop", "--data", &data, "--kill"];
+                script(if kill { &arguments } else { &arguments[..3] }).map(drop)
+            }
+            Self::Given(_) => Err(NOT_OURS.to_owned()),
+        }
+    }
+
+    /// Starts it again, with what it had, where it was.
+    pub(super) fn start(&self, node: u32) -> Result<(), String> {
+        match self {
+            Self::Embedded(broker) => broker.node(node as i32).revive().map_err(|error| error.to_string()),
+            Self::Apache(nodes) => {
+                let Apache { data, port } = of(nodes, node)?;
+                start(&["--port", &port.to_string(), "--data", &data.to_string_lossy()], self.nodes()).map(drop)
+            }
+            Self::Given(_) => Err(NOT_OURS.to_owned()),
+        }
+    }
+
+    /// Makes a node the leader of a partition; on a real Kafka it is only asked for. `true`: it is done.
+    pub(super) fn move_leader(&self, planned: &Move, leaders: &Leaders) -> Result<bool, String> {
+        if let Self::Embedded(broker) = self {
+            broker.move_leader(&planned.topic, planned.partition, planned.to);
+        } else if !leaders.has_moved(planned)? {
+            leaders.elect(planned)?;
+        }
+        leaders.has_moved(planned)
+    }
+
+    /// Has a fault done to the next request of this kind: `None` where that cannot be had. Tells how often it was done.
+    pub(super) fn fault(&self, plan: FaultPlan, length: Duration) -> Option<Bites> {
+        let Self::Embedded(broker) = self else { return None };
+        let action = match plan.fault {
+            NetworkFault::CutBefore => Action::CutBefore,
+            NetworkFault::CutAfter => Action::CutAfter,
+            NetworkFault::Delay => Action::Delay(length),
+            NetworkFault::AnswerTwice => Action::AnswerTwice,
+        };
+        let kind = match plan.request {
+            RequestKind::Produce => Kind::Produce,
+            RequestKind::Fetch => Kind::Fetch,
+            RequestKind::ShareFetch => Kind::ShareFetch,
+            RequestKind::ShareAcknowledge => Kind::ShareAcknowledge,
+            RequestKind::ShareGroupHeartbeat => Kind::ShareGroupHeartbeat,
+        };
+        let client = if plan.of_worker { "worker" } else { "gateway" };
+        Some(broker.inject(Fault::new(action).at(kind).of_client(client)))
+    }
+
+    /// Freezes a node, or cuts it off.
+    pub(super) fn silence(&self, node: u32, cut: bool) -> Result<(), String> {
+        match self {
+            Self::Embedded(broker) => {
+                let node = broker.node(node as i32);
+                if cut {
+                    node.cut()
+                } else {
+                    node.freeze()
+                }
+                Ok(())
+            }
+            Self::Apache(nodes) => signal(of(nodes, node)?, "-STOP"),
+            Self::Given(_) => Err(NOT_OURS.to_owned()),
+        }
+    }
+
+    /// Ends that.
+    pub(super) fn thaw(&self, node: u32) -> Result<(), String> {
+        match self {
+            Self::Embedded(broker) => {
+                broker.node(node as i32).thaw();
+                Ok(())
+            }
+            Self::Apache(nodes) => signal(of(nodes, node)?, "-CONT"),
+            Self::Given(_) => Err(NOT_OURS.to_owned()),
+        }
+    }
+}
+
+fn of(nodes: &[Apache], node: u32) -> Result<&Apache, String> {
+    let index = (node as usize).checked_sub(1);
+    let found = index.and_then(|index| nodes.get(index));
+    found.ok_or_else(|| format!("there is no node {node}; expected 1 to {}", nodes.len()))
+}
+
+fn signal(node: &Apache, signal: &str) -> Result<(), String> {
+    let pid = script(&["pid", "--data", &node.data.to_string_lossy()])?;
+    run(Command::new("kill").args([signal, pid.trim()])).map(drop)
+}
+
+/// Starts one node or several, with the settings of such a cluster.
+fn start(arguments: &[&str], nodes: u32) -> Result<String, String> {
+    let mut settings = settings(nodes);
+    if nodes > 1 {
+        // The embedded broker's nodes need not tell each other that they are there.
+        settings.push("broker.heartbeat.interval.ms=500".to_owned());
+    }
+    let set = settings.iter().flat_map(|setting| ["--set", setting.as_str()]);
+    script(&["start"].into_iter().chain(arguments.iter().copied()).chain(set).collect::<Vec<_>>())
+}
+
+fn script(arguments: &[&str]) -> Result<String, String> {
+    run(Command::new(SCRIPT).args(arguments))
+}
+
+/// Runs a command to its end; its stdout, or why it failed, in its own words.
+pub(super) fn run(command: &mut Command) -> Result<String, String> {
+    use std::os::unix::process::CommandExt;
+    // A Ctrl-C is for the drill, which ends what it has begun.
+    let output = command.stdin(Stdio::null()).process_group(0).output();
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = output.map_err(|error| format!("{name} does not start: {error}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let last = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("without a word");
+    let word = command.get_args().next().unwrap_or_default().to_string_lossy().into_owned();
+    Err(format!("{name} {word} failed ({}): {last}", output.status))
+}

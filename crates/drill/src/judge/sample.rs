@@ -1,0 +1,365 @@
+//! Ledgers to judge: a healthy run of a fleet, and the tools to break it.
+//!
+//! The healthy run has three workers and two gateways, ten requests per second of 10 ms each from second 1 to 11, and one occasion for most of the promises.
+//! Lines are in the order of time, which the judge does not ask for.
+
+use serde_json::{Map, json};
+
+use lastcall::task::Receipt;
+
+use super::super::fact::{Answer, Begin, Ending, Fact, Kind, Line};
+use super::super::judgement::{Row, State, Verdict};
+use super::super::sample::{id, submitted};
+use super::super::texts::AFTERWARDS;
+use super::{Circumstances, judge};
+
+/// Requests of the healthy run that were at hand when something was done.
+pub(super) const KILLED: u64 = 500;
+pub(super) const BUSY: u64 = 501;
+/// When the healthy run reads the topics.
+pub(super) const AUDIT: f64 = 21.0;
+
+/// A ledger in the making.
+#[derive(Clone)]
+pub(super) struct Sample {
+    pub(super) lines: Vec<Line>,
+    offset: i64,
+}
+
+fn digest(number: u64) -> String {
+    format!("{number:08x}")
+}
+
+/// What a worker leaves that drained after a SIGTERM.
+pub(super) fn drained(worker: &str, took: f64) -> Receipt {
+    let mut phases_ms = Map::new();
+    for name in ["drain", "total"] {
+        phases_ms.insert(name.to_owned(), json!((took * 1e3) as u64));
+    }
+    Receipt {
+        worker_id: worker.to_owned(),
+        signal: "SIGTERM".to_owned(),
+        outcome: "drained".to_owned(),
+        phases_ms,
+        ..Receipt::default()
+    }
+}
+
+/// The same of one that gave these up at its deadline.
+pub(super) fn abandoned(worker: &str, took: f64, tasks: &[u64]) -> Receipt {
+    let tasks_abandoned = tasks.iter().map(|number| id(*number)).collect();
+    Receipt { outcome: "abandoned".to_owned(), exit_code: 3, tasks_abandoned, ..drained(worker, took) }
+}
+
+/// The same after a second signal.
+pub(super) fn forced(worker: &str, took: f64, tasks: &[u64]) -> Receipt {
+    Receipt { outcome: "forced".to_owned(), exit_code: 4, ..abandoned(worker, took, tasks) }
+}
+
+impl Sample {
+    /// One line only: what is judged.
+    pub(super) fn empty(owns_processes: bool) -> Self {
+        let begin = Begin {
+            plan: "test".to_owned(),
+            target: "native, embedded broker".to_owned(),
+            owns_processes,
+            owns_broker: owns_processes,
+            max_deliveries: 5,
+            lock_ms: 15_000,
+            drain_timeout_ms: 6000,
+            gateway_grace_ms: 30_000,
+            worker_timeout_ms: 5000,
+            concurrency: 1,
+            ..Begin::default()
+        };
+        Self { lines: vec![Line { at: 0.0, fact: Fact::Begin(begin) }], offset: 0 }
+    }
+
+    /// A fleet that is started, works and is stopped, and nothing is done to it.
+    pub(super) fn calm() -> Self {
+        let mut sample = Self::empty(true);
+        for process in ["broker", "gateway_1", "gateway_2", "worker_1", "worker_2", "worker_3"] {
+            sample.start(process, 0.1);
+        }
+        for number in 0..100 {
+            let worker = format!("worker_{}", 1 + number % 3);
+            sample.task(number, &worker, 1.0 + number as f64 / 10.0, 10);
+        }
+        for gateway in ["gateway_1", "gateway_2"] {
+            sample.view(gateway, 0.5, &["worker_1", "worker_2", "worker_3"]);
+        }
+        sample.put(11.0, Fact::LoadEnded);
+        sample.put(19.0, Fact::Healed);
+        for number in 0..4 {
+            sample.task(AFTERWARDS + number, "worker_3", 19.1 + number as f64 / 10.0, 0);
+        }
+        for worker in ["worker_1", "worker_2", "worker_3"] {
+            sample.stop(worker, 20.0, 0.05);
+        }
+        for gateway in ["gateway_1", "gateway_2"] {
+            sample.view(gateway, 20.1, &[]);
+            sample.signal(gateway, 20.2, "SIGTERM").exit(gateway, 20.22, Some(0), None, None);
+        }
+        sample.put(AUDIT, Fact::Lag { tasks: 0 });
+        sample.put(AUDIT + 1.0, Fact::End(Ending::default()));
+        sample
+    }
+
+    /// The calm one with a restart of an idle worker and of a busy one, a kill, and a restart of a gateway.
+    pub(super) fn healthy() -> Self {
+        let mut sample = Self::calm();
+        sample.order(1, "restart-worker", "worker_1", 5.03).stop("worker_1", 5.03, 0.04).start("worker_1", 5.08);
+        // In hand at the signal, and finished.
+        sample.order(2, "restart-worker", "worker_2", 7.05).drop_tasks_of("worker_2", 7.0, 7.7);
+        sample.task(BUSY, "worker_2", 6.98, 500);
+        let receipt = Receipt { tasks_finished: 1, ..drained("worker_2", 0.46) };
+        sample.stop_with("worker_2", 7.05, 0.46, &receipt).start("worker_2", 7.52);
+        sample.order(3, "kill-worker", "worker_3", 9.0).drop_tasks_of("worker_3", 8.9, 9.5);
+        sample.submit(KILLED, 8.98, 50).accept(KILLED, 8.981).begin(KILLED, "worker_3", 8.99, 1);
+        sample.kill("worker_3", 9.0).start("worker_3", 9.3);
+        sample.begin(KILLED, "worker_1", 9.005, 2).result(KILLED, "worker_1", 9.06, 0.05);
+        sample.answer(KILLED, "worker_1", 9.065);
+        sample.order(4, "restart-gateway", "gateway_1", 16.4);
+        sample.signal("gateway_1", 16.4, "SIGTERM").exit("gateway_1", 16.42, Some(0), None, None);
+        sample.start("gateway_1", 16.5).view("gateway_1", 16.7, &["worker_1", "worker_2", "worker_3"]);
+        sample
+    }
+
+    /// The healthy one as somebody sees it who has started nothing: words and results only.
+    pub(super) fn hearsay() -> Self {
+        let mut sample = Self::empty(false);
+        for worker in ["worker_1", "worker_2", "worker_3"] {
+            sample.beats(worker, 1, 0.3, 20.9);
+        }
+        for number in 0..100 {
+            let worker = format!("worker_{}", 1 + number % 3);
+            sample.task(number, &worker, 1.0 + number as f64 / 10.0, 10);
+        }
+        sample.remove(|fact| matches!(fact, Fact::RunBegan { .. }));
+        sample.view("gateway_1", 0.5, &["worker_1", "worker_2", "worker_3"]);
+        sample.put(11.0, Fact::LoadEnded);
+        sample.put(AUDIT, Fact::Lag { tasks: 0 });
+        sample.put(AUDIT + 1.0, Fact::End(Ending::default()));
+        sample
+    }
+
+    pub(super) fn put(&mut self, at: f64, fact: Fact) -> &mut Self {
+        self.lines.push(Line { at, fact });
+        self
+    }
+
+    /// What Kafka has got: its times are whole milliseconds.
+    fn record(&mut self, at: f64, fact: impl FnOnce(i64) -> Fact) -> &mut Self {
+        self.offset += 1;
+        let fact = fact(self.offset);
+        self.put((at * 1e3).floor() / 1e3, fact)
+    }
+
+    pub(super) fn remove(&mut self, is: impl Fn(&Fact) -> bool) -> &mut Self {
+        self.lines.retain(|line| !is(&line.fact));
+        self
+    }
+
+    /// Changes every line of which `change` has something to say.
+    pub(super) fn change(&mut self, mut change: impl FnMut(&mut Line)) -> &mut Self {
+        self.lines.iter_mut().for_each(&mut change);
+        self
+    }
+
+    /// No request of this worker's was sent in this time.
+    pub(super) fn drop_tasks_of(&mut self, worker: &str, from: f64, until: f64) -> &mut Self {
+        let began = |line: &Line| match &line.fact {
+            Fact::RunBegan { worker: by, task_id, .. } if by == worker && (from..until).contains(&line.at) => {
+                Some(task_id.clone())
+            }
+            _ => None,
+        };
+        let ids: Vec<String> = self.lines.iter().filter_map(began).collect();
+        let numbers: Vec<u64> = (0..1000).filter(|number| ids.contains(&id(*number))).collect();
+        self.remove(|fact| match fact {
+            Fact::Submitted { number, .. } | Fact::Answered { number, .. } => numbers.contains(number),
+            Fact::Accepted { task_id, .. } | Fact::RunBegan { task_id, .. } | Fact::RunEnded { task_id, .. } => {
+                ids.contains(task_id)
+            }
+            _ => false,
+        })
+    }
+
+    pub(super) fn start(&mut self, process: &str, at: f64) -> &mut Self {
+        self.put(at, Fact::Started { process: process.to_owned(), pid: 7 });
+        self.put(at + 0.1, Fact::Ready { process: process.to_owned() });
+        if process.starts_with("worker") {
+            self.say(process, at as u64, at + 0.1, "worker_started", None);
+        }
+        self
+    }
+
+    pub(super) fn order(&mut self, action: u32, what: &str, target: &str, at: f64) -> &mut Self {
+        let (what, target) = (what.to_owned(), Some(target.to_owned()));
+        self.put(at - 0.001, Fact::Ordered { action, what, target, detail: String::new() });
+        self.put(at + 0.5, Fact::Carried { action, done: true, detail: String::new() })
+    }
+
+    /// Of the action that was ordered a moment before, if there is one.
+    pub(super) fn signal(&mut self, process: &str, at: f64, signal: &str) -> &mut Self {
+        let action = self.lines.iter().rev().find_map(|line| match &line.fact {
+            Fact::Ordered { action, target, .. }
+                if target.as_deref() == Some(process) && (line.at - at).abs() < 0.01 =>
+            {
+                Some(*action)
+            }
+            _ => None,
+        });
+        self.put(at, Fact::Signalled { process: process.to_owned(), signal: signal.to_owned(), action })
+    }
+
+    pub(super) fn exit(
+        &mut self,
+        process: &str,
+        at: f64,
+        code: Option<i32>,
+        signal: Option<i32>,
+        receipt: Option<Receipt>,
+    ) -> &mut Self {
+        let receipt = receipt.map(|receipt| json!(receipt));
+        self.put(at, Fact::Exited { process: process.to_owned(), pid: 7, code, signal, receipt })
+    }
+
+    pub(super) fn kill(&mut self, process: &str, at: f64) -> &mut Self {
+        self.signal(process, at, "SIGKILL").exit(process, at + 0.002, None, Some(9), None)
+    }
+
+    pub(super) fn freeze(&mut self, process: &str, from: f64, until: f64) -> &mut Self {
+        self.signal(process, from, "SIGSTOP").signal(process, until, "SIGCONT")
+    }
+
+    /// An idle worker stops.
+    pub(super) fn stop(&mut self, worker: &str, at: f64, took: f64) -> &mut Self {
+        self.stop_with(worker, at, took, &drained(worker, took))
+    }
+
+    pub(super) fn stop_with(&mut self, worker: &str, at: f64, took: f64, receipt: &Receipt) -> &mut Self {
+        self.signal(worker, at, "SIGTERM");
+        self.say(worker, 0, at + 0.002, "shutdown_started", None);
+        self.say(worker, 0, at + took - 0.002, "shutdown_completed", Some(receipt.clone()));
+        self.exit(worker, at + took, Some(receipt.exit_code.into()), None, Some(receipt.clone()))
+    }
+
+    pub(super) fn say(
+        &mut self,
+        worker: &str,
+        instance: u64,
+        at: f64,
+        status: &str,
+        receipt: Option<Receipt>,
+    ) -> &mut Self {
+        let (worker, instance, status) = (worker.to_owned(), instance.to_string(), status.to_owned());
+        self.record(at, |offset| Fact::Notified {
+            worker,
+            instance,
+            status,
+            current_tasks: Vec::new(),
+            receipt: receipt.map(|receipt| json!(receipt)),
+            offset,
+        })
+    }
+
+    /// A heartbeat a second.
+    pub(super) fn beats(&mut self, worker: &str, instance: u64, from: f64, until: f64) -> &mut Self {
+        let mut at = from;
+        while at < until {
+            self.say(worker, instance, at, "worker_started", None);
+            at += 1.0;
+        }
+        self
+    }
+
+    pub(super) fn view(&mut self, gateway: &str, at: f64, active: &[&str]) -> &mut Self {
+        let active = active.iter().map(|id| (*id).to_owned()).collect();
+        self.put(at, Fact::Fleet { gateway: gateway.to_owned(), active, stopping: Vec::new() })
+    }
+
+    pub(super) fn submit(&mut self, number: u64, at: f64, work_ms: u64) -> &mut Self {
+        let gateway = format!("gateway_{}", 1 + number % 2);
+        self.put(at, submitted(number, &gateway, Some(work_ms)))
+    }
+
+    pub(super) fn accept(&mut self, number: u64, at: f64) -> &mut Self {
+        self.record(at, |offset| Fact::Accepted { number: Some(number), task_id: id(number), partition: 0, offset })
+    }
+
+    pub(super) fn begin(&mut self, number: u64, worker: &str, at: f64, delivery: i16) -> &mut Self {
+        self.put(at, Fact::RunBegan { worker: worker.to_owned(), task_id: id(number), delivery })
+    }
+
+    pub(super) fn result(&mut self, number: u64, worker: &str, at: f64, seconds: f64) -> &mut Self {
+        let worker = worker.to_owned();
+        self.record(at, |offset| Fact::RunEnded {
+            task_id: id(number),
+            worker,
+            seconds,
+            success: true,
+            digest: digest(number),
+            fault: None,
+            partition: 0,
+            offset,
+        })
+    }
+
+    pub(super) fn answer(&mut self, number: u64, worker: &str, at: f64) -> &mut Self {
+        let answer = Answer {
+            status: Some(200),
+            task_id: Some(id(number)),
+            worker: Some(worker.to_owned()),
+            digest: Some(digest(number)),
+            ..Answer::of(Kind::Answered)
+        };
+        self.put(at, Fact::Answered { number, took_ms: 10.0, answer })
+    }
+
+    /// A request that is answered as it should be.
+    pub(super) fn task(&mut self, number: u64, worker: &str, at: f64, work_ms: u64) -> &mut Self {
+        let seconds = work_ms as f64 / 1e3;
+        self.submit(number, at, work_ms).accept(number, at + 0.001).begin(number, worker, at + 0.002, 1);
+        self.result(number, worker, at + 0.004 + seconds, seconds).answer(number, worker, at + 0.006 + seconds)
+    }
+
+    /// What became of a request, otherwise than it was.
+    pub(super) fn answered(&mut self, number: u64, with: &Answer) -> &mut Self {
+        self.change(|line| match &mut line.fact {
+            Fact::Answered { number: of, answer, .. } if *of == number => *answer = with.clone(),
+            _ => {}
+        })
+    }
+
+    /// In the order of time, as the judge gets it.
+    pub(super) fn ordered(&self) -> Vec<Line> {
+        let mut lines = self.lines.clone();
+        lines.sort_by(|one, other| one.at.total_cmp(&other.at));
+        lines
+    }
+
+    /// The number of the first line of which this is so.
+    pub(super) fn line(&self, is: impl Fn(&Fact) -> bool) -> usize {
+        self.ordered().iter().position(|line| is(&line.fact)).expect("there is such a line") + 1
+    }
+
+    pub(super) fn judged(&self) -> Verdict {
+        self.judged_when(&Circumstances { audited: true, ..Circumstances::default() })
+    }
+
+    pub(super) fn judged_when(&self, circumstances: &Circumstances) -> Verdict {
+        judge(&self.ordered(), circumstances)
+    }
+
+    /// The rows that are broken, by their names; but for the fleet page, which is not made up with everything that happens.
+    pub(super) fn broken(&self) -> Vec<&'static str> {
+        let verdict = self.judged();
+        let broken = verdict.rows.iter().filter(|row| row.state == State::Broken).map(|row| row.name);
+        broken.filter(|name| *name != super::gateways::PAGE).collect()
+    }
+
+    pub(super) fn row(&self, name: &str) -> Row {
+        self.judged().rows.into_iter().find(|row| row.name == name).expect("a row of this name")
+    }
+}

@@ -1,0 +1,425 @@
+//! The judge on ledgers that are made up: each promise kept, broken, and just kept.
+
+mod faults;
+mod hearsay;
+
+use serde_json::json;
+
+use lastcall::task::Receipt;
+
+use super::super::fact::{Answer, Ending, Fact, Kind};
+use super::super::judgement::{Conclusion, State};
+use super::super::sample::id;
+use super::super::texts::AFTERWARDS;
+use super::Circumstances;
+use super::mutations::{
+    AWAY, BUSY as BUSY_ONE, CODES, CUT, DEADLINE, GATEWAY, GIVEN_UP, HUNG as AFTER_FREEZE, IDLE, IN_TIME,
+    KILLED as AFTER_KILL, KNOWS, LOST, RECEIPTS, RESTARTED, RIGHT, SAID, SECOND, TWICE,
+};
+use super::sample::{KILLED, Sample, abandoned, drained, forced};
+
+const NONE: [&str; 0] = [];
+
+fn changed(change: impl FnOnce(&mut Sample)) -> Sample {
+    let mut sample = Sample::healthy();
+    change(&mut sample);
+    sample
+}
+
+/// It was never run.
+fn is_run_of(fact: &Fact, number: u64) -> bool {
+    is_result_of(fact, number) || matches!(fact, Fact::RunBegan { task_id, .. } if *task_id == id(number))
+}
+
+fn is_result_of(fact: &Fact, number: u64) -> bool {
+    matches!(fact, Fact::RunEnded { task_id, .. } if *task_id == id(number))
+}
+
+fn of(outcome: Kind, number: u64) -> Answer {
+    Answer { task_id: Some(id(number)), status: Some(504), ..Answer::of(outcome) }
+}
+
+/// The calm run, in which this worker has a task of so long in hand at 12.0, which is not finished.
+fn long_task(worker: &str, work_ms: u64) -> Sample {
+    let mut sample = Sample::calm();
+    sample.submit(600, 12.0, work_ms).accept(600, 12.001).begin(600, worker, 12.01, 1);
+    sample
+}
+
+fn restart(sample: &mut Sample, worker: &str, at: f64) {
+    let seconds = 0.05;
+    sample.begin(600, worker, at, 2).result(600, worker, at + seconds, seconds).answer(
+        600,
+        worker,
+        at + seconds + 0.01,
+    );
+}
+
+// ---- the whole ----
+
+#[test]
+fn a_run_that_was_not_audited_or_answered_is_not_held() {
+    let sample = changed(|sample| {
+        sample.remove(|fact| matches!(fact, Fact::Lag { .. } | Fact::Accepted { .. } | Fact::RunEnded { .. }));
+    });
+    let verdict = sample.judged_when(&Circumstances::default());
+    assert!(matches!(verdict.conclusion, Conclusion::Undecided(_)), "{verdict:#?}");
+    assert!(verdict.rows.iter().all(|row| row.state != State::Broken), "{verdict:#?}");
+    // The lag was told, and then Kafka failed: what was not read is not lost.
+    let sample = changed(|sample| {
+        sample.remove(|fact| is_run_of(fact, 50));
+    });
+    let verdict = sample.judged_when(&Circumstances::default());
+    assert!(matches!(verdict.conclusion, Conclusion::Undecided(_)), "{verdict:#?}");
+    let mut sample = Sample::calm();
+    let refused = Answer { why: Some("503 full".to_owned()), ..Answer::of(Kind::Refused) };
+    sample.remove(|fact| matches!(fact, Fact::Accepted { .. } | Fact::RunBegan { .. } | Fact::RunEnded { .. }));
+    sample.remove(|fact| matches!(fact, Fact::Submitted { number: AFTERWARDS.., .. } | Fact::Fleet { .. }));
+    for number in 0..100 {
+        sample.answered(number, &refused);
+    }
+    let Conclusion::CouldNotRun(why) = sample.judged().conclusion else { panic!("{:?}", sample.broken()) };
+    assert!(why.contains("503 full"), "{why}");
+}
+
+#[test]
+fn what_was_cut_short_can_be_held() {
+    let sample = changed(|sample| {
+        sample.change(|line| {
+            if let Fact::End(Ending { cut_short, .. }) = &mut line.fact {
+                *cut_short = true;
+            }
+        });
+        // A roll that was under way.
+        sample.remove(|fact| matches!(fact, Fact::Carried { action: 2, .. }));
+    });
+    let verdict = sample.judged();
+    assert!(verdict.cut_short && verdict.conclusion == Conclusion::Held, "{verdict:#?}");
+}
+
+// ---- P1 and answers ----
+
+#[test]
+fn a_task_is_given_up_only_after_its_starts() {
+    let dead = |starts: i16| {
+        let mut sample = Sample::calm();
+        sample.submit(600, 12.0, 1000).accept(600, 12.001);
+        for start in 0..starts {
+            let (worker, at) = (format!("worker_{}", 1 + start % 2), 12.01 + f64::from(start));
+            sample.begin(600, &worker, at, start + 1).kill(&worker, at + 0.4).start(&worker, at + 0.5);
+        }
+        let at = 12.01 + f64::from(starts);
+        sample.put(at, Fact::Dead { task_id: Some(id(600)), offset: 0 });
+        sample.result(600, "worker_3", at, 0.0).change(|line| match &mut line.fact {
+            Fact::RunEnded { task_id, success, fault, .. } if *task_id == id(600) => {
+                (*success, *fault) = (false, Some("success is false".to_owned()));
+            }
+            _ => {}
+        });
+        sample.answer(600, "worker_3", at + 0.1).answered(600, &of(Kind::Failed, 600));
+        // It also starts late again and again: not what is asked here.
+        sample.broken().into_iter().filter(|name| [RIGHT, GIVEN_UP].contains(name)).collect::<Vec<_>>()
+    };
+    assert_eq!(dead(0), [RIGHT, GIVEN_UP]);
+    assert_eq!(dead(4), [RIGHT, GIVEN_UP]);
+    assert_eq!(dead(5), NONE);
+}
+
+// ---- P2 ----
+
+#[test]
+fn one_reason_explains_one_more_run() {
+    let mut sample = Sample::healthy();
+    sample.begin(KILLED, "worker_2", 10.0, 3).result(KILLED, "worker_2", 10.06, 0.05);
+    assert_eq!(sample.broken(), [TWICE], "the kill was the reason of the second run, not of the third");
+}
+
+#[test]
+fn what_comes_later_is_no_reason() {
+    // Given back without a word, and run again; later there is an outage, and its first worker is killed.
+    let mut sample = Sample::calm();
+    sample.begin(50, "worker_1", 5.98, 1);
+    sample.put(15.0, Fact::KafkaAway { until: 16.0 });
+    sample.order(1, "kill-worker", "worker_1", 17.0).kill("worker_1", 17.0).start("worker_1", 17.5);
+    assert!(sample.broken().contains(&TWICE), "{:?}", sample.broken());
+}
+
+#[test]
+fn each_reason_is_recognized() {
+    let note = |sample: &Sample| {
+        assert!(!sample.broken().contains(&TWICE), "{:#?}", sample.row(TWICE));
+        sample.row(TWICE).note
+    };
+    let mut sample = long_task("worker_1", 11_000);
+    sample.stop_with("worker_1", 12.5, 6.01, &abandoned("worker_1", 6.01, &[600])).start("worker_1", 18.6);
+    restart(&mut sample, "worker_2", 18.51);
+    assert_eq!(note(&sample), "1 explained: drain timeout 1 of 1");
+
+    let mut sample = long_task("worker_1", 11_000);
+    sample.stop_with("worker_1", 12.5, 0.2, &forced("worker_1", 0.2, &[600])).signal("worker_1", 12.65, "SIGTERM");
+    sample.start("worker_1", 12.8);
+    restart(&mut sample, "worker_2", 12.7);
+    assert_eq!(note(&sample), "1 explained: second signal 1 of 1");
+
+    let mut sample = long_task("worker_1", 500);
+    sample.freeze("worker_1", 12.1, 22.1).change(|line| line.at += if line.at > 13.0 { 15.0 } else { 0.0 });
+    restart(&mut sample, "worker_2", 26.0);
+    assert_eq!(note(&sample), "1 explained: freeze 1 of 1");
+
+    let mut sample = long_task("worker_1", 500);
+    sample.kill("broker", 12.1).start("broker", 13.0);
+    restart(&mut sample, "worker_2", 13.4);
+    assert_eq!(note(&sample), "1 explained: broker 1 of 6");
+}
+
+#[test]
+fn a_fault_of_a_share_session_explains_what_one_worker_had_in_flight() {
+    let faulty = |request: &str| {
+        let mut sample = long_task("worker_1", 500);
+        let detail = format!("CutBefore at {request} of a worker");
+        sample.put(12.1, Fact::Ordered { action: 1, what: "fault".to_owned(), target: None, detail });
+        sample.put(12.2, Fact::Carried { action: 1, done: true, detail: "it was done".to_owned() });
+        restart(&mut sample, "worker_2", 12.3);
+        sample
+    };
+    let mut sample = faulty("ShareFetch");
+    assert_eq!((sample.broken(), sample.row(TWICE).note.as_str()), (vec![], "1 explained: fault 1 of 1"));
+    // Another task of the same moment is one too many.
+    sample.submit(601, 12.0, 500).accept(601, 12.001).begin(601, "worker_3", 12.05, 1);
+    sample.begin(601, "worker_2", 12.4, 2).result(601, "worker_2", 12.46, 0.05).answer(601, "worker_2", 12.47);
+    assert_eq!(sample.broken(), [TWICE]);
+    assert!(faulty("Produce").broken().contains(&TWICE), "a batch that is sent again is known to Kafka");
+}
+
+#[test]
+fn a_kill_in_the_instant_of_a_result_is_a_reason_and_one_much_later_is_none() {
+    let killed_at = |at: f64| {
+        let mut sample = Sample::calm();
+        // Request 50 is done by 6.014.
+        sample.order(1, "kill-worker", "worker_3", at).kill("worker_3", at).start("worker_3", at + 0.2);
+        sample.begin(50, "worker_1", at + 0.01, 2).result(50, "worker_1", at + 0.03, 0.01);
+        sample.broken()
+    };
+    assert_eq!(killed_at(6.4), NONE);
+    assert_eq!(killed_at(6.7), [TWICE]);
+}
+
+#[test]
+fn a_log_that_is_read_late_makes_no_second_run() {
+    let mut sample = Sample::healthy();
+    // The drill reads of this start 60 ms after the result was in Kafka.
+    sample.change(|line| match &line.fact {
+        Fact::RunBegan { task_id, .. } if *task_id == id(50) => line.at = 6.074,
+        _ => {}
+    });
+    assert_eq!(sample.broken(), NONE);
+    assert_eq!(sample.row(TWICE).count, 1, "the one after the kill");
+}
+
+// ---- P3 to P7 ----
+
+#[test]
+fn an_idle_worker_has_a_second() {
+    let stop = |took: f64| {
+        let mut sample = Sample::calm();
+        sample.stop("worker_1", 15.0, took).start("worker_1", 17.0);
+        sample
+    };
+    assert_eq!(stop(0.99).broken(), NONE);
+    let sample = stop(1.2);
+    assert_eq!(sample.broken(), [IDLE]);
+    let finding = &sample.row(IDLE).findings[0];
+    assert_eq!(finding.ids, ["worker_1"]);
+    let lines = [
+        sample.line(|fact| matches!(fact, Fact::Signalled { process, .. } if process == "worker_1")),
+        sample.line(|fact| matches!(fact, Fact::Exited { process, .. } if process == "worker_1")),
+    ];
+    assert_eq!(finding.lines, lines);
+}
+
+#[test]
+fn a_busy_worker_has_the_time_of_its_task_and_a_second() {
+    let stop = |took: f64| {
+        let mut sample = Sample::calm();
+        sample.task(600, "worker_1", 12.0, 2000);
+        let receipt = Receipt { tasks_finished: 1, ..drained("worker_1", took) };
+        sample.stop_with("worker_1", 12.5, took, &receipt).start("worker_1", 18.0);
+        sample.broken()
+    };
+    assert_eq!(stop(2.4), NONE);
+    assert_eq!(stop(2.7), [BUSY_ONE]);
+}
+
+#[test]
+fn what_a_worker_lost_in_an_outage_is_not_in_its_hand_once_another_has_begun_it() {
+    let stop = |outage: bool, elsewhere: f64| {
+        let mut sample = long_task("worker_1", 5000);
+        if outage {
+            sample.order(1, "restart-broker", "broker", 12.3).kill("broker", 12.3).start("broker", 12.8);
+        }
+        restart(&mut sample, "worker_2", elsewhere);
+        sample.stop("worker_1", 14.0, 0.05).start("worker_1", 14.5);
+        sample.broken().contains(&BUSY_ONE)
+    };
+    assert!(!stop(true, 13.6));
+    assert!(stop(true, 14.1), "it was given up at the signal");
+    assert!(stop(false, 13.6), "nothing has taken it away");
+}
+
+#[test]
+fn what_a_handler_takes_by_itself_is_the_time_of_its_task() {
+    // A handler of others, which takes longer than the drill has asked for.
+    let mut sample = Sample::calm();
+    sample.change(|line| {
+        if let Fact::Begin(begin) = &mut line.fact {
+            begin.own_handler = true;
+        }
+    });
+    sample.submit(600, 12.0, 0).accept(600, 12.001).begin(600, "worker_1", 12.002, 1);
+    sample.result(600, "worker_1", 15.01, 3.0).answer(600, "worker_1", 15.02);
+    let receipt = Receipt { tasks_finished: 1, ..drained("worker_1", 2.6) };
+    sample.stop_with("worker_1", 12.5, 2.6, &receipt).start("worker_1", 18.0);
+    assert_eq!(sample.broken(), NONE);
+}
+
+#[test]
+fn a_drain_ends_at_its_timeout_with_exit_code_3() {
+    let stop = |took: f64, receipt: &Receipt, again: f64| {
+        let mut sample = long_task("worker_1", 11_000);
+        sample.stop_with("worker_1", 12.5, took, receipt).start("worker_1", 19.7);
+        restart(&mut sample, "worker_2", 12.5 + took + again);
+        sample.broken()
+    };
+    assert_eq!(stop(6.05, &abandoned("worker_1", 6.05, &[600]), 0.01), NONE);
+    // Before it has left.
+    assert_eq!(stop(6.5, &abandoned("worker_1", 6.5, &[600]), -0.4), NONE);
+    assert_eq!(stop(7.1, &abandoned("worker_1", 7.1, &[600]), -0.5), [DEADLINE]);
+    assert_eq!(stop(6.05, &abandoned("worker_1", 6.05, &[600]), 1.8), NONE);
+    // Nobody is free any more, then.
+    let mut sample = long_task("worker_1", 11_000);
+    sample.change(|line| line.at += if line.at > 13.0 { 5.0 } else { 0.0 });
+    sample.stop_with("worker_1", 12.5, 6.05, &abandoned("worker_1", 6.05, &[600])).start("worker_1", 21.5);
+    restart(&mut sample, "worker_2", 21.0);
+    assert_eq!(sample.broken(), [RESTARTED]);
+    // With exit code 0, as if all were done.
+    let lie = Receipt { outcome: "drained".to_owned(), exit_code: 0, ..abandoned("worker_1", 6.05, &[600]) };
+    assert_eq!(stop(6.05, &lie, 0.01), [CODES]);
+    assert_eq!(stop(6.05, &drained("worker_1", 6.05), 0.01), [TWICE, CODES, RECEIPTS]);
+}
+
+#[test]
+fn a_worker_that_does_not_heed_its_timeout_is_told() {
+    let mut sample = Sample::calm();
+    sample.change(|line| line.at += if line.at > 13.0 { 15.0 } else { 0.0 });
+    sample.task(600, "worker_1", 12.0, 11_000);
+    let receipt = Receipt { tasks_finished: 1, ..drained("worker_1", 10.6) };
+    sample.stop_with("worker_1", 12.5, 10.6, &receipt).start("worker_1", 24.0);
+    assert_eq!(sample.broken(), [DEADLINE, CODES]);
+}
+
+#[test]
+fn a_second_signal_ends_it_within_a_second_with_exit_code_4() {
+    let stop = |left: f64, receipt: &Receipt| {
+        let mut sample = long_task("worker_1", 4000);
+        sample.stop_with("worker_1", 12.5, left, receipt).signal("worker_1", 12.65, "SIGTERM");
+        sample.start("worker_1", 17.5);
+        restart(&mut sample, "worker_2", 12.5 + left + 0.01);
+        sample.broken()
+    };
+    assert_eq!(stop(0.2, &forced("worker_1", 0.2, &[600])), NONE);
+    assert_eq!(stop(1.3, &forced("worker_1", 1.3, &[600])), [SECOND]);
+    let code_0 = Receipt { exit_code: 0, ..forced("worker_1", 0.2, &[600]) };
+    assert_eq!(stop(0.2, &code_0), [CODES]);
+    // It drains on.
+    let mut sample = Sample::calm();
+    sample.task(600, "worker_1", 12.0, 3000);
+    let receipt = Receipt { tasks_finished: 1, ..drained("worker_1", 2.6) };
+    sample.stop_with("worker_1", 12.5, 2.6, &receipt).signal("worker_1", 12.65, "SIGTERM").start("worker_1", 15.5);
+    assert_eq!(sample.broken(), [SECOND]);
+}
+
+#[test]
+fn a_second_signal_that_finds_nothing_to_give_up_may_say_so() {
+    // Forced, and yet everything is done.
+    let mut sample = Sample::calm();
+    let receipt = Receipt { exit_code: 0, ..forced("worker_1", 0.04, &[]) };
+    sample.stop_with("worker_1", 15.0, 0.04, &receipt).signal("worker_1", 15.02, "SIGTERM").start("worker_1", 15.5);
+    assert_eq!(sample.broken(), NONE);
+    // After its end, before anybody knew.
+    let mut sample = Sample::calm();
+    sample.order(1, "second-signal", "worker_1", 15.0).stop("worker_1", 15.0, 0.04);
+    sample
+        .put(15.041, Fact::Signalled { process: "worker_1".to_owned(), signal: "SIGTERM".to_owned(), action: Some(1) });
+    sample.start("worker_1", 15.5);
+    // The drill learns of the end last.
+    sample.change(|line| {
+        if matches!(&line.fact, Fact::Exited { process, .. } if process == "worker_1") && line.at < 16.0 {
+            line.at = 15.04;
+        }
+    });
+    let mut lines = sample.ordered();
+    let exit = lines.iter().position(|line| (line.at - 15.04).abs() < 1e-9).expect("its end");
+    lines.swap(exit, exit + 1);
+    let verdict = super::judge(&lines, &Circumstances { audited: true, ..Circumstances::default() });
+    assert_eq!(verdict.conclusion, Conclusion::Held, "{:#?}", verdict.rows);
+}
+
+#[test]
+fn without_kafka_it_stops_all_the_same() {
+    let stop = |took: f64, code: u8| {
+        let mut sample = Sample::calm();
+        sample.kill("broker", 12.0).start("broker", 18.4);
+        let receipt = Receipt { exit_code: code, ..drained("worker_1", took) };
+        sample.stop_with("worker_1", 12.5, took, &receipt).start("worker_1", 19.0);
+        sample.remove(|fact| matches!(fact, Fact::Notified { status, .. } if status == "shutdown_started"));
+        sample.change(|line| {
+            if let Fact::Exited { receipt: Some(receipt), .. } = &mut line.fact
+                && receipt["exit_code"] == 3
+            {
+                receipt["outcome"] = json!("abandoned");
+            }
+        });
+        sample.broken().into_iter().filter(|name| ![SAID, RECEIPTS].contains(name)).collect::<Vec<_>>()
+    };
+    assert_eq!(stop(4.9, 0), NONE);
+    assert_eq!(stop(5.2, 0), [AWAY]);
+    // It had nothing that it could give up.
+    assert_eq!(stop(4.9, 3), [CODES]);
+}
+
+#[test]
+fn one_that_has_not_started_has_five_seconds() {
+    let stop = |took: f64| {
+        let mut sample = Sample::calm();
+        sample.put(12.0, Fact::Started { process: "worker_4".to_owned(), pid: 9 });
+        sample.signal("worker_4", 12.1, "SIGTERM").exit("worker_4", 12.1 + took, Some(0), None, None);
+        sample.broken()
+    };
+    assert_eq!(stop(4.9), NONE);
+    assert_eq!(stop(5.1), ["it stops though it has not started"]);
+}
+
+#[test]
+fn one_that_was_started_this_instant_may_end_by_the_signal() {
+    let stop = |at: f64, signal: i32| {
+        let mut sample = Sample::calm();
+        sample.put(12.0, Fact::Started { process: "worker_4".to_owned(), pid: 9 });
+        sample.signal("worker_4", at, "SIGTERM").exit("worker_4", at + 0.001, None, Some(signal), None);
+        sample.broken()
+    };
+    assert_eq!(stop(12.0001, 15), NONE);
+    assert_eq!(stop(12.0001, 11), [CODES]);
+    assert_eq!(stop(12.5, 15), [CODES]);
+}
+
+#[test]
+fn one_that_is_told_to_stop_while_frozen_has_no_bound_but_ends_well() {
+    let end = |code| {
+        let mut sample = Sample::calm();
+        sample.start("worker_4", 1.0).freeze("worker_4", 5.0, 9.0).signal("worker_4", 6.0, "SIGTERM");
+        sample.exit("worker_4", 9.2, Some(code), None, Some(drained("worker_4", 3.2)));
+        sample.broken()
+    };
+    assert_eq!(end(0), NONE);
+    assert_eq!(end(101), [CODES]);
+}

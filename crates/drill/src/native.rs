@@ -1,0 +1,392 @@
+//! A fleet of processes that the drill has started itself, on a broker of its own or on one that runs.
+//!
+//! Every process is a slot that is filled or empty. What is to happen with a slot later (a thaw, a start, a second signal) is written
+//! into it with its moment; the director looks in when the first of them is due. Nothing here blocks but the start of a process; what is done to the
+//! broker is done by a thread of its own, [`broker_work`](super::broker_work).
+
+mod orders;
+mod start;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use devbroker::Bites;
+use kafka_share::{BrokerAddress, ClientOptions, Cluster};
+use lastcall::journal::JOURNAL;
+use program::options::values::show_duration;
+use program::reserved_port::ReservedPort;
+use program::stop::Stop;
+
+use super::broker::Broker;
+use super::broker_work::{BrokerWork, drawn_node};
+use super::fact::Fact;
+use super::fleet::{Attempt, Fleet, LOCK, MAX_DELIVERIES, Place, Teller};
+use super::hits::Hits;
+use super::http::Client;
+use super::leaders::Leaders;
+use super::options::GatewayAddress;
+use super::plan::{FaultPlan, FleetPlan, What, Who};
+use super::process::{Ears, Happened, Happening, Launch, Process};
+use super::schedule::Planned;
+use super::starts::Starts;
+
+/// How long a program may take to be ready; a broker that has just started is slow.
+const START: Duration = Duration::from_secs(60);
+/// Between the first signal and the second.
+const SECOND_SIGNAL: Duration = Duration::from_millis(150);
+/// A worker with a task that it has had for so long is still busy when a signal reaches it.
+const BUSY: Duration = Duration::from_millis(40);
+/// One with such a task has it for seconds.
+const LONG: Duration = Duration::from_millis(600);
+/// How often what cannot tell by itself is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long a fault waits for its request.
+const FAULT_WAIT: Duration = Duration::from_secs(10);
+/// How often the journal is read.
+const READ: Duration = Duration::from_millis(50);
+/// How long a gateway that was told to stop is asked for whether it is ready, until it says that it is not.
+const READY_LIMIT: Duration = Duration::from_millis(250);
+/// What a gateway allows between two words of a worker, and how often a worker speaks. Told to the programs, whatever stands in the drill's own
+/// environment: the verdict counts on them.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(5);
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// What is left of `STOP_GRACE_PERIOD` after `DRAIN_TIMEOUT`.
+const GRACE_BEYOND_DRAIN: Duration = Duration::from_secs(15);
+const GATEWAY_GRACE: Duration = Duration::from_secs(30);
+
+/// What a native fleet is made of.
+#[derive(Clone, Debug)]
+pub(super) struct NativeOptions {
+    pub(super) plan: FleetPlan,
+    /// Of the tasks topic.
+    pub(super) partitions: u32,
+    /// See [`Plan::outlasts_drain`](super::plan::Plan::outlasts_drain).
+    pub(super) outlasts_drain: Option<Duration>,
+    pub(super) worker: PathBuf,
+    pub(super) gateway: PathBuf,
+    /// For logs, and for the data of a real broker.
+    pub(super) folder: PathBuf,
+    pub(super) tasks_topic: String,
+    pub(super) results_topic: String,
+    pub(super) group: String,
+}
+
+/// What becomes of a slot whose process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// It stays empty.
+    Stay,
+    /// It is filled again after so long.
+    Start(Duration),
+}
+
+/// What is to be done with a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Start,
+    Thaw,
+    SecondSignal,
+}
+
+/// A place for one process.
+#[derive(Debug)]
+struct Slot {
+    launch: Launch,
+    is_worker: bool,
+    process: Option<Process>,
+    ready: bool,
+    stopping: bool,
+    after: After,
+    due: Vec<(Instant, Due)>,
+    action: Option<u32>,
+}
+
+/// See the module documentation.
+pub(super) struct Native {
+    options: NativeOptions,
+    broker: Broker,
+    ears: Ears,
+    teller: Teller,
+    starts: Starts,
+    /// When the journal was read last.
+    read: Instant,
+    slots: BTreeMap<String, Slot>,
+    gateways: Vec<GatewayAddress>,
+    /// Held for the whole run: a gateway that was stopped or killed comes back at its address.
+    ports: Vec<ReservedPort>,
+    hits: Hits,
+    /// Workers that are to be restarted one after another, and the action that says so.
+    rolling: VecDeque<(String, u32)>,
+    rolled: Option<String>,
+    leaders: Leaders,
+    broker_work: Option<BrokerWork>,
+    /// Faults that wait for their request: since when, of which action, how often they were done.
+    faults: Vec<(Instant, u32, Bites)>,
+    /// Nobody stays away for longer than his end takes.
+    healing: bool,
+    /// What is left of the plan need not be done.
+    cut_short: bool,
+}
+
+impl Native {
+    fn signal(&mut self, name: &str, signal: Signal, action: Option<u32>) {
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        let Some(process) = &mut slot.process else { return };
+        // Told first: whoever sees what it does finds out why.
+        self.teller.tell(Fact::Signalled { process: name.to_owned(), signal: signal.to_string(), action });
+        process.signal(signal);
+        match signal {
+            Signal::SIGSTOP => process.frozen = true,
+            Signal::SIGCONT => process.frozen = false,
+            _ => slot.stopping = true,
+        }
+        if signal == Signal::SIGTERM && !slot.is_worker {
+            self.ask_ready(name);
+        }
+    }
+
+    /// What `/readyz` of a gateway says that was told to stop: asked until it is not ready any more or does not answer.
+    fn ask_ready(&self, name: &str) {
+        let index = name.strip_prefix("gateway_").and_then(|number| number.parse::<usize>().ok()?.checked_sub(1));
+        let Some(address) = index.and_then(|index| self.gateways.get(index)) else { return };
+        let mut client = Client::new(address.clone(), Stop::new());
+        let deadline = Instant::now() + READY_LIMIT;
+        let status = loop {
+            let status = client.get("/readyz", READY_LIMIT).ok().map(|response| response.status);
+            if status != Some(200) || Instant::now() >= deadline {
+                break status;
+            }
+            client.rest(Duration::from_millis(5));
+        };
+        self.teller.tell(Fact::ReadyAsked { gateway: name.to_owned(), status });
+    }
+
+    /// Workers, or gateways, that run undisturbed.
+    fn sound(&self, workers: bool) -> Vec<String> {
+        let runs = |slot: &Slot| {
+            slot.is_worker == workers
+                && slot.ready
+                && !slot.stopping
+                && slot.process.as_ref().is_some_and(|process| !process.frozen)
+        };
+        self.slots.iter().filter(|(_, slot)| runs(slot)).map(|(name, _)| name.clone()).collect()
+    }
+
+    fn do_due(&mut self, name: &str, due: Due) {
+        match due {
+            Due::Thaw => {
+                // Taken: its end, whenever that comes, is none of the freeze's any more.
+                let action = self.slots.get_mut(name).and_then(|slot| slot.action.take());
+                self.signal(name, Signal::SIGCONT, action);
+                if let Some(number) = action {
+                    self.carried(number, true, format!("{name} goes on"));
+                }
+            }
+            Due::SecondSignal => self.signal(name, Signal::SIGTERM, self.slots.get(name).and_then(|slot| slot.action)),
+            Due::Start => {
+                if let Err(problem) = self.fill(name) {
+                    log::error!("{problem}");
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, name: &str, at: Instant, receipt: Option<Value>) {
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        let Some(process) = slot.process.take() else { return };
+        let pid = process.pid();
+        let (code, signal) = process.wait();
+        self.starts.forget(name, &self.teller);
+        (slot.ready, slot.due) = (false, Vec::new());
+        let at = self.teller.clock.at(at);
+        self.teller.tell_at(at, Fact::Exited { process: name.to_owned(), pid, code, signal, receipt });
+        let action = slot.action.take();
+        if let After::Start(wait) = slot.after {
+            let wait = if self.healing { Duration::ZERO } else { wait };
+            slot.due.push((Instant::now() + wait, Due::Start));
+        }
+        slot.stopping = false;
+        if let Some(number) = action {
+            let how = match (code, signal) {
+                (Some(code), _) => format!("exit code {code}"),
+                (None, Some(signal)) => format!("ended by signal {signal}"),
+                (None, None) => "ended".to_owned(),
+            };
+            self.carried(number, true, format!("{name}: {how}"));
+        }
+    }
+
+    fn stop_all(&mut self, workers: bool) {
+        let names: Vec<String> =
+            self.slots.iter().filter(|(_, slot)| slot.is_worker == workers).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            if let Some(slot) = self.slots.get_mut(&name) {
+                (slot.after, slot.due) = (After::Stay, Vec::new());
+            }
+            self.signal(&name, Signal::SIGTERM, None);
+        }
+    }
+}
+
+impl Fleet for Native {
+    fn describe(&self) -> String {
+        let mut described = format!("native, {}", self.broker.name());
+        for (count, what) in [(self.broker.nodes(), " of {} nodes"), (self.options.partitions, ", {} partitions")] {
+            if count > 1 {
+                described.push_str(&what.replace("{}", &count.to_string()));
+            }
+        }
+        described
+    }
+
+    fn can(&self, what: What) -> Result<(), String> {
+        self.broker.can(what)
+    }
+
+    fn order(&mut self, number: u32, planned: &Planned) -> Attempt {
+        match planned.what {
+            What::Scale => self.scale(number, planned),
+            What::StartWorker => self.start_one(number, planned),
+            What::Pause => Attempt::Begun,
+            What::Fault => self.order_fault(number, planned),
+            what if what.has_broker() => self.order_broker(number, planned),
+            _ if planned.who == Who::All => self.order_all(number, planned),
+            _ => self.order_one(number, planned),
+        }
+    }
+
+    fn happened(&mut self, happening: Happening) {
+        let Happening { process: name, pid, what } = happening;
+        let Some(slot) = self.slots.get_mut(&name) else { return };
+        // A former process of this name has nothing more to say.
+        if slot.process.as_ref().is_none_or(|process| process.pid() != pid) {
+            return;
+        }
+        match what {
+            Happened::Ready => {
+                slot.ready = true;
+                self.teller.tell(Fact::Ready { process: name });
+            }
+            Happened::Ended { at, receipt } => self.ended(&name, at, receipt),
+        }
+        self.roll();
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let slots = self.slots.values().flat_map(|slot| &slot.due).map(|(at, _)| *at);
+        let broker = self.broker_work.as_ref().map(|work| work.look);
+        slots.chain(broker).chain([self.read + READ]).min()
+    }
+
+    fn tick(&mut self) {
+        self.look_after_broker();
+        self.look_after_faults();
+        let now = Instant::now();
+        self.starts.read(&self.teller);
+        self.read = now;
+        let mut all: Vec<(Instant, String, Due)> = Vec::new();
+        for (name, slot) in &mut self.slots {
+            all.extend(slot.due.extract_if(.., |(at, _)| *at <= now).map(|(at, due)| (at, name.clone(), due)));
+        }
+        all.sort_by_key(|(at, ..)| *at);
+        for (_, name, due) in all {
+            self.do_due(&name, due);
+        }
+        self.roll();
+    }
+
+    fn cut_short(&mut self) {
+        self.cut_short = true;
+    }
+
+    fn heal(&mut self) {
+        self.healing = true;
+        let left = std::mem::take(&mut self.rolling);
+        if let Some((_, number)) = left.front() {
+            let detail = format!("the load had ended before the last {} were restarted", left.len());
+            self.carried(*number, self.cut_short, detail);
+        }
+        let now = Instant::now();
+        if let Some(work) = &self.broker_work {
+            work.hurry();
+        }
+        for (at, due) in self.slots.values_mut().flat_map(|slot| &mut slot.due) {
+            if *due == Due::Start {
+                *at = now;
+            }
+        }
+        let frozen: Vec<String> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.process.as_ref().is_some_and(|process| process.frozen))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in frozen {
+            if let Some(slot) = self.slots.get_mut(&name) {
+                slot.due.retain(|(_, due)| *due != Due::Thaw);
+            }
+            self.do_due(&name, Due::Thaw);
+        }
+        // Somebody has to do what is left.
+        if !self.slots.values().any(|slot| slot.is_worker && (slot.process.is_some() || !slot.due.is_empty())) {
+            self.do_due("worker_1", Due::Start);
+        }
+        for number in 1..=self.options.plan.gateways {
+            let name = format!("gateway_{number}");
+            if self.slots.get(&name).is_some_and(|slot| slot.process.is_none() && slot.due.is_empty()) {
+                self.do_due(&name, Due::Start);
+            }
+        }
+        self.tick();
+    }
+
+    fn is_sound(&self) -> bool {
+        self.broker_work.is_none()
+            && self.slots.values().all(|slot| {
+                slot.due.is_empty()
+                    && slot.process.as_ref().is_none_or(|process| slot.ready && !slot.stopping && !process.frozen)
+            })
+    }
+
+    fn stop_workers(&mut self) {
+        self.stop_all(true);
+    }
+
+    fn stop_gateways(&mut self) {
+        self.stop_all(false);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.slots.values().all(|slot| slot.process.is_none() || !slot.stopping)
+    }
+
+    fn end(&mut self) {
+        // The processes first: nothing that is done to the broker holds up their end.
+        for slot in self.slots.values_mut() {
+            if let Some(process) = slot.process.take() {
+                process.signal(Signal::SIGKILL);
+                process.wait();
+            }
+        }
+        if let Some(work) = self.broker_work.take() {
+            work.join(true);
+        }
+        if let Broker::Apache(_) = self.broker {
+            for node in 1..=self.broker.nodes() {
+                if let Err(problem) = self.broker.stop(node, true) {
+                    log::error!("{problem}");
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Native {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

@@ -1,0 +1,286 @@
+//! The verdict for people: a table of the promises, the faults, the load, what broke, and one line that says it all.
+//!
+//! Pure: a verdict in, lines out. When everything held they fit a screen of 80 columns. What is too wide for the table stands below
+//! its row; nothing is cut, and what is left out for its number is counted. The last line is read by scripts, and is never wrapped.
+
+use program::logging::escape;
+
+use super::columns::{pad, width as columns, wrap};
+use super::judgement::{Conclusion, Fault, Finding, Row, State, Totals, Verdict};
+
+/// Findings of one promise, ids and lines of one finding that are shown.
+const FINDINGS: usize = 10;
+const IDS: usize = 5;
+const LINES: usize = 10;
+/// What a name in the table needs at least.
+const NAME: usize = 20;
+/// The rows that the last line takes its numbers from.
+const LOST: &str = "no task is lost";
+const DUPLICATES: &str = "nothing runs twice";
+
+/// The verdict in lines of at most `width` columns, as far as their words allow.
+pub(super) fn lines(verdict: &Verdict, width: usize) -> Vec<String> {
+    let Verdict { plan, seed, target, totals, rows, faults, ledger, .. } = verdict;
+    let mut lines = wrap(&format!("drill {}: seed {seed}, {}", escape(plan), escape(target)), width, 2);
+    if !rows.is_empty() {
+        lines.extend(table(rows, width).unwrap_or_else(|| list(rows, width)));
+    }
+    if !faults.is_empty() {
+        let told: Vec<String> = faults.iter().map(fault).collect();
+        lines.extend(wrap(&format!("faults: {}", told.join(", ")), width, 2));
+    }
+    lines.extend(wrap(&load(totals), width, 2));
+    for row in rows.iter().filter(|row| row.state == State::Broken) {
+        lines.extend(broken(row, width));
+    }
+    if !ledger.is_empty() {
+        lines.extend(wrap(&format!("ledger: {}", escape(ledger)), width, 2));
+    }
+    lines.push(last(verdict));
+    lines
+}
+
+/// How a promise's state is told; what needs a look is in capitals.
+pub(super) fn state(state: State) -> &'static str {
+    match state {
+        State::Held => "held",
+        State::Broken => "BROKEN",
+        State::Untested => "untested",
+    }
+}
+
+/// The rows as a table; `None` when it is wider than that.
+fn table(rows: &[Row], width: usize) -> Option<Vec<String>> {
+    let header = ["", "promise", "bound", "worst", "count", ""].map(str::to_owned);
+    let cells = rows.iter().map(|row| {
+        [
+            row.promise.to_owned(),
+            row.name.to_owned(),
+            escape(&row.bound).to_string(),
+            if row.worst.is_empty() { "-".to_owned() } else { escape(&row.worst).to_string() },
+            row.count.to_string(),
+            state(row.state).to_owned(),
+        ]
+    });
+    let cells: Vec<[String; 6]> = std::iter::once(header).chain(cells).collect();
+    let mut widths = [0; 6];
+    for row in &cells {
+        for (widest, cell) in widths.iter_mut().zip(row) {
+            *widest = columns(cell).max(*widest);
+        }
+    }
+    let whole = widths.iter().sum::<usize>() + 2 * (widths.len() - 1);
+    // The names give way, as far as they can still be read.
+    let too_wide = whole.saturating_sub(width);
+    if too_wide > 0 && widths[1] < NAME + too_wide {
+        return None;
+    }
+    widths[1] -= too_wide;
+    let notes = std::iter::once("").chain(rows.iter().map(|row| row.note.as_str()));
+    let mut lines = Vec::new();
+    for (mut row, note) in cells.into_iter().zip(notes) {
+        let mut name = wrap(&row[1], widths[1], 0).into_iter();
+        row[1] = name.next().unwrap_or_default();
+        let padded: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .enumerate()
+            // Counts are numbers: they stand under each other by their ends.
+            .map(|(column, (cell, room))| if column == 4 { format!("{cell:>room$}") } else { pad(cell, room) })
+            .collect();
+        let line = padded.join("  ");
+        let note = escape(note).to_string();
+        let beside = format!("{line}  {note}");
+        let fits = columns(&beside) <= width || note.is_empty();
+        if fits {
+            lines.push(beside.trim_end().to_owned());
+        } else {
+            lines.push(line.trim_end().to_owned());
+        }
+        lines.extend(name.map(|rest| format!("{}{rest}", " ".repeat(widths[0] + 2))));
+        if !fits {
+            lines.extend(below(&note, width, widths[0] + 4));
+        }
+    }
+    Some(lines)
+}
+
+/// The rows on lines of their own, for a screen that the table does not fit.
+fn list(rows: &[Row], width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for row in rows {
+        let worst = if row.worst.is_empty() { "-" } else { &row.worst };
+        lines.extend(wrap(&format!("{} {}: {}", row.promise, row.name, state(row.state)), width, 2));
+        let figures = format!("bound {}, worst {}, count {}", escape(&row.bound), escape(worst), row.count);
+        lines.extend(below(&figures, width, 2));
+        if !row.note.is_empty() {
+            lines.extend(below(&escape(&row.note).to_string(), width, 2));
+        }
+    }
+    lines
+}
+
+fn below(text: &str, width: usize, indent: usize) -> Vec<String> {
+    let lines = wrap(text, width.saturating_sub(indent), 0);
+    lines.into_iter().map(|line| format!("{}{line}", " ".repeat(indent))).collect()
+}
+
+/// `kill-worker 4/4 (3 busy)`: seen, planned.
+pub(super) fn fault(fault: &Fault) -> String {
+    let busy = if fault.busy > 0 { format!(" ({} busy)", fault.busy) } else { String::new() };
+    format!("{} {}/{}{busy}", escape(&fault.action), fault.bitten, fault.planned)
+}
+
+fn load(totals: &Totals) -> String {
+    let Totals { seconds, sent, answered, undecided, p50_ms, p99_ms, worst_ms, .. } = totals;
+    let undecided = if *undecided > 0 { format!(", {undecided} undecided") } else { String::new() };
+    let latency = if *answered > 0 {
+        format!("; answers p50 {p50_ms:.1} ms, p99 {p99_ms:.1} ms, worst {worst_ms:.1} ms")
+    } else {
+        String::new()
+    };
+    format!("load: {sent} sent, {answered} answered{undecided}{} in {seconds:.1} s{latency}", beside(totals))
+}
+
+fn broken(row: &Row, width: usize) -> Vec<String> {
+    let mut lines = wrap(&format!("{} {} {}:", state(row.state), row.promise, row.name), width, 2);
+    for finding in row.findings.iter().take(FINDINGS) {
+        lines.extend(below(&told(finding), width, 2));
+    }
+    lines.extend(more(row.findings.len(), FINDINGS).map(|more| format!("  {more}")));
+    lines
+}
+
+/// A finding on one line: what, whom, and where to look.
+fn told(finding: &Finding) -> String {
+    let mut text = escape(&finding.what).to_string();
+    let ids = finding.ids.iter().map(|id| escape(id).to_string());
+    let lines = finding.lines.iter().map(ToString::to_string);
+    for (name, items, shown) in [
+        ("", ids.collect::<Vec<_>>(), IDS),
+        (if finding.lines.len() == 1 { "ledger line " } else { "ledger lines " }, lines.collect(), LINES),
+    ] {
+        if !items.is_empty() {
+            let mut some: Vec<String> = items.iter().take(shown).cloned().collect();
+            some.extend(more(items.len(), shown));
+            text = format!("{text}; {name}{}", some.join(", "));
+        }
+    }
+    text
+}
+
+fn more(count: usize, shown: usize) -> Option<String> {
+    (count > shown).then(|| format!("and {} more", count - shown))
+}
+
+fn beside(totals: &Totals) -> String {
+    [(totals.refused, "refused"), (totals.late, "late")]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, name)| format!(", {count} {name}"))
+        .collect()
+}
+
+/// The last line, for people in a hurry and for scripts.
+pub(super) fn last(verdict: &Verdict) -> String {
+    let Totals { sent, answered, .. } = verdict.totals;
+    let beside = beside(&verdict.totals);
+    let cut = if verdict.cut_short { "cut short by a signal; " } else { "" };
+    let row = |name: &str| verdict.rows.iter().find(|row| row.name == name);
+    match &verdict.conclusion {
+        Conclusion::Held => {
+            let lost = row(LOST).map_or(0, |row| row.findings.len());
+            let duplicates = match row(DUPLICATES).map_or(0, |row| row.count) {
+                0 => "0 duplicate runs".to_owned(),
+                1 => "1 duplicate run, explained".to_owned(),
+                count => format!("{count} duplicate runs, explained"),
+            };
+            format!("verdict: HELD: {cut}{sent} sent, {answered} answered, {lost} lost, 0 wrong, {duplicates}{beside}")
+        }
+        Conclusion::Broken => {
+            let broken = verdict.rows.iter().filter(|row| row.state == State::Broken);
+            let names: Vec<String> = broken.map(|row| format!("{} ({})", row.name, row.findings.len())).collect();
+            format!("verdict: BROKEN: {cut}{} ({sent} sent, {answered} answered{beside})", names.join(", "))
+        }
+        Conclusion::Undecided(why) => {
+            format!("verdict: UNDECIDED: {cut}{} ({sent} sent, {answered} answered{beside})", escape(why))
+        }
+        Conclusion::CouldNotRun(why) => {
+            format!("verdict: COULD NOT RUN: {cut}{} ({sent} sent, {answered} answered{beside})", escape(why))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn a_held_verdict_fits_a_screen() {
+        let lines = lines(&sample::held(), 80);
+        assert!(lines.len() <= 26, "{lines:#?}");
+        let (_, others) = lines.split_last().expect("a last line");
+        assert!(others.iter().all(|line| columns(line) <= 80), "{lines:#?}");
+        assert!(lines.iter().any(|line| line.contains("P8") && line.contains("< 0.5 s") && line.ends_with("held")));
+        assert!(lines.iter().any(|line| line.contains("kill-worker 4/4 (3 busy)")));
+    }
+
+    #[test]
+    fn a_narrow_screen_gets_a_list_and_nothing_is_cut() {
+        let lines = lines(&sample::held(), 40);
+        let (last, others) = lines.split_last().expect("a last line");
+        assert!(others.iter().all(|line| columns(line) <= 40), "{others:#?}");
+        assert!(last.starts_with("verdict: HELD: "), "{last}");
+        assert!(others.iter().any(|line| line == "P1 no task is lost: held"));
+    }
+
+    #[test]
+    fn the_last_line_has_its_exact_form() {
+        let mut verdict = sample::held();
+        let line = "verdict: HELD: 160 sent, 160 answered, 0 lost, 0 wrong, ";
+        assert_eq!(last(&verdict), format!("{line}3 duplicate runs, explained"));
+        verdict.rows.iter_mut().find(|row| row.name == DUPLICATES).expect("the row").count = 0;
+        assert_eq!(last(&verdict), format!("{line}0 duplicate runs"));
+        (verdict.totals.refused, verdict.totals.late) = (5, 2);
+        assert_eq!(last(&verdict), format!("{line}0 duplicate runs, 5 refused, 2 late"));
+        verdict.cut_short = true;
+        assert!(last(&verdict).starts_with("verdict: HELD: cut short by a signal; 160 sent, "));
+        verdict.conclusion = Conclusion::Undecided("Kafka\ncould not be read".to_owned());
+        verdict.cut_short = false;
+        let sums = "(160 sent, 160 answered, 5 refused, 2 late)";
+        assert_eq!(last(&verdict), format!("verdict: UNDECIDED: Kafka\\ncould not be read {sums}"));
+        verdict.conclusion = Conclusion::CouldNotRun("no gateway".to_owned());
+        assert_eq!(last(&verdict), format!("verdict: COULD NOT RUN: no gateway {sums}"));
+        let broken = "verdict: BROKEN: no task is lost (2), a killed worker's tasks start elsewhere (1) (160 sent, 158 answered)";
+        assert_eq!(last(&sample::broken()), broken);
+    }
+
+    #[test]
+    fn what_broke_is_told_with_ids_and_lines_and_the_rest_is_counted() {
+        let mut verdict = sample::broken();
+        let lines_of = |verdict: &Verdict| lines(verdict, 200).join("\n");
+        assert!(lines_of(&verdict).contains("ledger lines 12, 40"), "{}", lines_of(&verdict));
+        verdict.rows[0].findings = sample::findings(10_000, 7);
+        let text = lines_of(&verdict);
+        assert!(text.contains("\n  and 9990 more") && text.contains(", and 2 more; "), "{text}");
+        assert!(lines(&verdict, 200).len() < 60);
+    }
+
+    #[test]
+    fn what_comes_from_outside_cannot_fake_a_line() {
+        let mut verdict = sample::broken();
+        verdict.rows[0].findings[0].ids = vec!["a\nverdict: HELD: \u{1b}[2J".to_owned()];
+        verdict.plan = "p\r\n".to_owned();
+        let lines = lines(&verdict, 80);
+        assert!(lines.iter().all(|line| line.chars().all(|character| !character.is_control())), "{lines:#?}");
+        assert_eq!(lines.iter().filter(|line| line.starts_with("verdict:")).count(), 1);
+    }
+
+    #[test]
+    fn an_empty_verdict_has_its_last_line() {
+        let verdict = Verdict { rows: Vec::new(), faults: Vec::new(), ledger: String::new(), ..sample::held() };
+        assert_eq!(lines(&verdict, 120).len(), 3);
+        assert_eq!(lines(&verdict, 0).last(), Some(&last(&verdict)));
+    }
+}

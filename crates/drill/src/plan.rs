@@ -1,0 +1,358 @@
+//! The plan of a drill: the fleet, the load, and what is to happen to them; read from TOML.
+//!
+//! A plan says what, not when exactly: moments that it leaves to chance are drawn by [`schedule`](super::schedule). Everything wrong
+//! with a plan is found here, before anything is started. Called by the options.
+
+mod action;
+
+pub use action::{ActionPlan, FaultPlan, NetworkFault, RequestKind, What, Who};
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+use program::logging::escape;
+use program::options::values;
+
+use action::length;
+
+/// The plan that is taken when none is named.
+pub const DEFAULT: &str = include_str!("../../../drills/default.toml");
+/// The longest `work` that a gateway takes.
+const LONGEST_WORK: Duration = Duration::from_secs(120);
+/// The promises that can be put to the test.
+const PROMISES: [&str; 13] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P8b", "P8c", "P9", "P10", "P11"];
+/// No drill lasts longer.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// See the module documentation.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Where it came from; not part of the file.
+    #[serde(skip)]
+    pub name: String,
+    /// How long the load goes on.
+    #[serde(rename = "for", deserialize_with = "length")]
+    pub length: Duration,
+    /// What a drill starts that brings its own fleet.
+    #[serde(default)]
+    pub fleet: FleetPlan,
+    /// What is sent.
+    #[serde(default)]
+    pub load: LoadPlan,
+    /// The promises that it puts to the test: `P1` to `P11`. When there was no occasion to break one of them, the verdict is undecided.
+    #[serde(default)]
+    pub tests: Vec<String>,
+    /// What happens.
+    #[serde(default, rename = "action")]
+    pub actions: Vec<ActionPlan>,
+}
+
+/// The fleet that a drill starts itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FleetPlan {
+    /// Workers at the start.
+    pub workers: u32,
+    /// Gateways; the load goes to each in turn.
+    pub gateways: u32,
+    /// `WORKER_CONCURRENCY` of each worker.
+    pub concurrency: u32,
+    /// `DRAIN_TIMEOUT` of each worker.
+    #[serde(deserialize_with = "length")]
+    pub drain_timeout: Duration,
+    /// Nodes of the broker. From three on everything has three replicas.
+    pub brokers: Choice,
+    /// `TASKS_PARTITIONS`
+    pub partitions: Choice,
+}
+
+impl Default for FleetPlan {
+    fn default() -> Self {
+        let (brokers, partitions) = (Choice(vec![1]), Choice(vec![1]));
+        Self { workers: 3, gateways: 2, concurrency: 1, drain_timeout: Duration::from_secs(30), brokers, partitions }
+    }
+}
+
+/// A number, or several of which the seed draws one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice(Vec<u32>);
+
+impl Choice {
+    /// The number that this seed draws; the first one if there is only one.
+    pub fn drawn(&self, seed: u64) -> u32 {
+        fastrand::Rng::with_seed(seed).choice(&self.0).copied().unwrap_or(1)
+    }
+}
+
+impl<'de> Deserialize<'de> for Choice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Numbers {
+            One(u32),
+            Several(Vec<u32>),
+        }
+        match Numbers::deserialize(deserializer) {
+            Ok(Numbers::One(number)) => Ok(Self(vec![number])),
+            Ok(Numbers::Several(numbers)) if !numbers.is_empty() => Ok(Self(numbers)),
+            _ => Err(serde::de::Error::custom("expected a number, or several to draw one of: [1, 3]")),
+        }
+    }
+}
+
+/// The load.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoadPlan {
+    /// Requests per second. Without it the loop is closed: each caller sends its next request when it has its answer.
+    pub rate: Option<u32>,
+    /// Requests that wait for their answers at once.
+    pub callers: usize,
+    /// How long tasks take, and in what shares; without any, as long as their text takes.
+    pub tasks: Vec<TaskPlan>,
+    /// Sentences that texts are made of; without any, those that are built in.
+    pub texts: Vec<String>,
+    /// Of 1000 requests, how many are not plain ones.
+    pub special: Shares,
+}
+
+/// Of 1000 requests, so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shares {
+    /// Repeat one that was sent shortly before, with its Idempotency-Key.
+    pub keyed: u32,
+    /// Prefer to be answered before their task is done.
+    pub asynchronous: u32,
+    /// Have a task that fails each time. Only where the workers have the drill's journal.
+    pub poison: u32,
+}
+
+impl Default for Shares {
+    fn default() -> Self {
+        Self { keyed: 50, asynchronous: 50, poison: 0 }
+    }
+}
+
+impl Default for LoadPlan {
+    fn default() -> Self {
+        Self { rate: None, callers: 64, tasks: Vec::new(), texts: Vec::new(), special: Shares::default() }
+    }
+}
+
+/// One kind of task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskPlan {
+    /// Its share, relative to the other kinds'.
+    pub share: u32,
+    /// What it takes besides.
+    #[serde(deserialize_with = "length")]
+    pub work: Duration,
+}
+
+impl Plan {
+    /// Reads a plan; `name` is where the text came from. All faults are returned, a line each.
+    ///
+    /// # Errors
+    /// What is wrong: the syntax alone, or else everything that does not go together.
+    pub fn read(name: &str, text: &str) -> Result<Self, Vec<String>> {
+        let mut plan: Self = toml::from_str(text).map_err(|error| vec![in_one_line(text, &error)])?;
+        name.clone_into(&mut plan.name);
+        let faults = plan.faults();
+        if faults.is_empty() { Ok(plan) } else { Err(faults) }
+    }
+
+    /// Whether tasks are asked to take longer than their text does.
+    pub fn has_work(&self) -> bool {
+        self.load.tasks.iter().any(|task| !task.work.is_zero())
+    }
+
+    /// The longest task.
+    pub fn longest_work(&self) -> Duration {
+        self.load.tasks.iter().map(|task| task.work).max().unwrap_or_default()
+    }
+
+    /// For how long a worker may have had the longest task and still have it, for sure, when a drain ends; `None`: no task lasts as long as that.
+    pub fn outlasts_drain(&self) -> Option<Duration> {
+        let sure = self.fleet.drain_timeout + Duration::from_secs(1);
+        self.longest_work().checked_sub(sure).filter(|left| *left > Duration::from_secs(1))
+    }
+
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut limits = |name: &str, value: u64, least: u64, most: u64| {
+            if !(least..=most).contains(&value) {
+                faults.push(format!("{name} is {value}; expected {least} to {most}"));
+            }
+        };
+        limits("fleet.workers", self.fleet.workers.into(), 1, 100);
+        limits("fleet.gateways", self.fleet.gateways.into(), 1, 10);
+        limits("fleet.concurrency", self.fleet.concurrency.into(), 1, 64);
+        for brokers in &self.fleet.brokers.0 {
+            limits("fleet.brokers", (*brokers).into(), 1, 5);
+        }
+        for partitions in &self.fleet.partitions.0 {
+            limits("fleet.partitions", (*partitions).into(), 1, 64);
+        }
+        limits("load.callers", self.load.callers as u64, 1, 512);
+        if let Some(rate) = self.load.rate {
+            limits("load.rate", rate.into(), 1, 2000);
+        }
+        let Shares { keyed, asynchronous, poison } = self.load.special;
+        limits("the sum of load.special", u64::from(keyed) + u64::from(asynchronous) + u64::from(poison), 0, 500);
+        if !self.load.tasks.is_empty() {
+            limits(
+                "the sum of the shares",
+                self.load.tasks.iter().map(|task| u64::from(task.share)).sum(),
+                1,
+                1_000_000,
+            );
+        }
+        if self.length.is_zero() {
+            faults.push("for is 0; expected how long the load goes on, for example \"2m\"".to_owned());
+        }
+        if self.fleet.drain_timeout < Duration::from_secs(1) {
+            faults.push("fleet.drain_timeout is too short; expected 1s at least".to_owned());
+        }
+        if self.longest_work() > LONGEST_WORK {
+            faults
+                .push(format!("work {} is too long; expected 2m at most", values::show_duration(self.longest_work())));
+        }
+        for promise in self.tests.iter().filter(|promise| !PROMISES.contains(&promise.as_str())) {
+            faults.push(format!("tests has \"{}\"; expected some of {}", escape(promise), PROMISES.join(", ")));
+        }
+        for (index, action) in self.actions.iter().enumerate() {
+            faults.extend(
+                action.faults().into_iter().map(|fault| format!("action {} ({}): {fault}", index + 1, action.what)),
+            );
+        }
+        faults
+    }
+}
+
+/// What the parser says, without the picture it draws: the line, and what is wrong there.
+fn in_one_line(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    format!("line {line}: {}", escape(error.message().trim()).to_string().replace("\\n", ", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::action::Range;
+    use super::*;
+
+    fn faults(text: &str) -> Vec<String> {
+        Plan::read("test", text).expect_err("a fault")
+    }
+
+    #[test]
+    fn the_plans_that_ship_are_plans() {
+        for (name, text) in [
+            ("default", DEFAULT),
+            ("short", include_str!("../../../drills/short.toml")),
+            ("random", include_str!("../../../drills/random.toml")),
+            ("deploys", include_str!("../../../drills/deploys.toml")),
+            ("cluster", include_str!("../../../drills/cluster.toml")),
+        ] {
+            let plan = Plan::read(name, text).unwrap_or_else(|faults| panic!("{name}: {faults:?}"));
+            assert!(!plan.actions.is_empty() && plan.has_work(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_plans_that_ship_have_every_kind_of_action() {
+        let of_one = Plan::read("default", DEFAULT).expect("a plan");
+        let of_three = Plan::read("cluster", include_str!("../../../drills/cluster.toml")).expect("a plan");
+        let has = |plan: &Plan, what| plan.actions.iter().any(|action| action.what == what);
+        for (what, name) in What::ALL {
+            let needs_three = matches!(what, What::RollBrokers | What::MoveLeader | What::CutBroker);
+            assert!(has(if needs_three { &of_three } else { &of_one }, what), "{name}");
+        }
+        assert_eq!(of_one.length, Duration::from_mins(2));
+    }
+
+    #[test]
+    fn of_several_numbers_a_seed_draws_always_the_same() {
+        let plan = "for = \"1m\"\n[fleet]\nbrokers = 3\npartitions = [1, 3, 6]";
+        let plan = Plan::read("test", plan).expect("a plan");
+        let drawn: Vec<u32> = (0..40).map(|seed| plan.fleet.partitions.drawn(seed)).collect();
+        assert!([1, 3, 6].iter().all(|number| drawn.contains(number)), "{drawn:?}");
+        assert_eq!(drawn, (0..40).map(|seed| plan.fleet.partitions.drawn(seed)).collect::<Vec<_>>());
+        assert_eq!(plan.fleet.brokers.drawn(7), 3);
+    }
+
+    #[test]
+    fn a_task_outlasts_a_drain_if_it_is_longer() {
+        let outlasts = |text: &str| Plan::read("test", text).expect("a plan").outlasts_drain();
+        assert_eq!(outlasts(DEFAULT), Some(Duration::from_secs(4)));
+        assert_eq!(outlasts(include_str!("../../../drills/short.toml")), Some(Duration::from_secs(2)));
+        let plan = "for = \"1m\"\n[fleet]\ndrain_timeout = \"5s\"\n[[load.tasks]]\nshare = 1\nwork = ";
+        assert_eq!(outlasts(&format!("{plan}\"4s\"")), None);
+        assert_eq!(outlasts(&format!("{plan}\"6s\"")), None, "by too little to be hit");
+    }
+
+    #[test]
+    fn a_plan_is_read_as_it_is_written() {
+        let plan = Plan::read(
+            "x",
+            "for = \"90s\"\n[fleet]\nworkers = 4\n[load]\nrate = 7\n[[load.tasks]]\nshare = 3\nwork = \"1s\"\n\
+             [[action]]\ndo = \"kill-worker\"\nat = [\"1s\", \"2s\"]\nworker = \"busy\"\nfor = [\"1s\", \"3s\"]\n\
+             [[action]]\ndo = \"scale\"\nevery = \"10s\"\nto = 2\n",
+        )
+        .expect("a plan");
+        assert_eq!((plan.fleet.workers, plan.load.rate, plan.length), (4, Some(7), Duration::from_secs(90)));
+        assert_eq!(plan.longest_work(), Duration::from_secs(1));
+        let [kill, scale] = &plan.actions[..] else { panic!("two actions") };
+        assert_eq!(kill.at.0, [Duration::from_secs(1), Duration::from_secs(2)]);
+        assert_eq!(
+            (&kill.worker, kill.length),
+            (&Who::Busy, Some(Range(Duration::from_secs(1), Duration::from_secs(3))))
+        );
+        assert_eq!((scale.every, scale.to), (Some(Duration::from_secs(10)), Some(2)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_what_would_be_right() {
+        for (text, parts) in [
+            ("for = \"2m\"\nwhat = 1", &["line 2", "unknown field", "what"][..]),
+            ("for = \"90\"", &["line 1", "\"90\"", "has no unit", "for example 30s"]),
+            ("", &["missing field", "for"]),
+            ("for = \"2m\"\n[[action]]\ndo = \"explode\"\nat = \"1s\"", &["line 3", "explode", "kill-worker"]),
+            ("for = \"2m\"\n[[action]]\ndo = \"kill-worker\"", &["action 1 (kill-worker)", "neither at nor every"]),
+            ("for = \"2m\"\n[[action]]\ndo = \"freeze-worker\"\nat = \"1s\"", &["needs for"]),
+            (
+                "for = \"2m\"\n[[action]]\ndo = \"freeze-worker\"\nat = \"1s\"\nfor = [\"3s\", \"1s\"]",
+                &["the shorter one first"],
+            ),
+            ("for = \"2m\"\n[[action]]\ndo = \"scale\"\nat = \"1s\"", &["how many workers, 1 to 100"]),
+            (
+                "for = \"2m\"\n[[action]]\ndo = \"pause\"\nat = \"1s\"\nfor = \"1s\"\nworker = \"busy\"",
+                &["takes no worker"],
+            ),
+            (
+                "for = \"2m\"\n[[action]]\ndo = \"fault\"\nat = \"1s\"\nfault = \"cut-after\"",
+                &["action 1 (fault)", "needs fault, request and of"],
+            ),
+            (
+                "for = \"2m\"\n[[action]]\ndo = \"fault\"\nat = \"1s\"\nfault = \"delay\"\nrequest = \"fetch\"\nof = \"worker\"",
+                &["a delay without for"],
+            ),
+            ("for = \"2m\"\n[fleet]\nbrokers = [3, 0]", &["fleet.brokers is 0; expected 1 to 5"]),
+            ("for = \"2m\"\n[fleet]\npartitions = []", &["expected a number, or several to draw one of: [1, 3]"]),
+            (
+                "for = \"2m\"\n[[action]]\ndo = \"move-leader\"\nat = \"1s\"\nnode = 2",
+                &["action 1 (move-leader): takes no node"],
+            ),
+            ("for = \"2m\"\n[load]\nrate = 0", &["load.rate is 0; expected 1 to 2000"]),
+            ("for = \"2m\"\n[[load.tasks]]\nshare = 1\nwork = \"3m\"", &["work 3m", "2m at most"]),
+        ] {
+            let told = faults(text);
+            assert!(parts.iter().all(|part| told[0].contains(part)), "{told:?} for {text}");
+            assert!(!told[0].contains('\n'), "{told:?}");
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! A run: takes what the threads tell, writes the ledger, shows what goes on, and decides when it is over.
+//!
+//! The one owner of all state, so that nothing of it needs a lock. It judges nothing: when everything has been seen, the judge gets the ledger. Called by
+//! [`run`](fn@super::run).
+//!
+//! | thread | does | ends |
+//! |---|---|---|
+//! | main | this module | returns the exit code |
+//! | `pace` | hands out request numbers | when the load's time is over, or at a signal |
+//! | `send-N` | posts, waits for the answer | when the pace ended and its answer came |
+//! | `director` | acts on the fleet | when it is told to |
+//! | `broker` | one action on the nodes of the broker | when every replica is in sync again |
+//! | `out-NAME` | reads a process's output | with the process |
+//! | `fleet`, `lookups` | ask the gateways | when nobody asks any more |
+//! | `tasks`, `results` | read the topics | when their client is interrupted |
+
+mod events;
+mod settle;
+mod start;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use serde_json::Value;
+
+use kafka_share::{ClientOptions, Cluster, Interrupter};
+use program::exit::ExitCode;
+use program::logging::escape;
+use program::signals::Signals;
+use program::stop::Stop;
+use program::threads::{self, Thread};
+
+use super::account::Account;
+use super::asker::{Asker, Question};
+use super::audit::Audit;
+use super::clock::Clock;
+use super::console::Console;
+use super::director::{Command, Director};
+use super::display::Display;
+use super::event::{EVENTS, Event, Phase};
+use super::fact::{Begin, Ending, Fact, Line};
+use super::fleet::{Fleet, Place, Teller};
+use super::history::History;
+use super::http::Client;
+use super::judge::{self, Circumstances};
+use super::judgement::{Conclusion, Verdict};
+use super::ledger::Ledger;
+use super::load::{Load, LoadOptions};
+use super::options::{GatewayAddress, RunConfig};
+use super::outcome;
+use super::output;
+use super::plan::{Plan, What};
+use super::process::{Ears, Happening};
+use super::report::Counts;
+use super::schedule;
+use super::target;
+use super::texts::{AFTERWARDS, Checked, Special, Texts};
+use super::topics;
+
+/// How long outstanding answers are waited for once the load has ended, beside the longest task.
+const ANSWERS_WAIT: Duration = Duration::from_secs(15);
+/// How long unknown outcomes are asked for without any progress.
+const UNKNOWN_WAIT: Duration = Duration::from_secs(30);
+/// The same after a broker was away: a gateway sends a task again that was not heard of for so long (`MISSING_AFTER`, and the sweep).
+const MISSING_WAIT: Duration = Duration::from_secs(100);
+/// A lock runs out so long after the last fault at most, and what it held is run.
+const LOCK_WAIT: Duration = Duration::from_secs(17);
+/// How long a fleet may take to be whole again.
+const HEAL_WAIT: Duration = Duration::from_secs(120);
+/// A process that has not stopped for so long after its own limit does not stop.
+const STOP_WAIT: Duration = Duration::from_secs(10);
+/// How long gateways may take to show what is so.
+const SHOWN_WAIT: Duration = Duration::from_secs(6);
+/// Once everything is well: so many tasks are sent through each gateway, and so many that are done are read back from each.
+const PROBES: u64 = 20;
+const READ_BACK: usize = 100;
+/// Results are read back while gateways keep them for sure (`RESULT_RETENTION`).
+const READ_BACK_OF: Duration = Duration::from_secs(300);
+/// How long that may take.
+const PROBE_WAIT: Duration = Duration::from_secs(30);
+/// How often unknown outcomes are asked for.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How often gateways are asked for the fleet.
+const FLEET_EVERY: Duration = Duration::from_millis(250);
+/// How long Kafka is waited for at the start.
+const KAFKA_WAIT: Duration = Duration::from_secs(10);
+/// How often signals and deadlines are looked at.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Why a run ends before its verdict.
+enum End {
+    /// A second signal.
+    Forced,
+    /// The reader of its stdout has closed the pipe.
+    Unread,
+    /// A thread died; it was logged there.
+    Died,
+    /// Something is missing: what.
+    Cannot(String),
+}
+
+/// Runs it.
+pub(super) fn run(config: &RunConfig, signals: &Signals, mut console: Console) -> ExitCode {
+    let clock = Clock::start();
+    let (events, taken) = bounded(EVENTS);
+    let (owner, happenings) = bounded(EVENTS);
+    let died = Stop::new();
+    let teller = Teller { clock, facts: events.clone() };
+    let ears = Ears { owner, died: died.clone() };
+    console.line(&format!("drill: {}", config.headline()));
+    let seed = config.seed.unwrap_or_else(|| fastrand::u64(0..1_000_000));
+    let (fleet, place) = match target::reach(config, seed, teller, ears, &happenings, signals) {
+        Ok(reached) => reached,
+        Err(why) => {
+            console.error(&why);
+            return ExitCode::Fatal;
+        }
+    };
+    let mut run = Run::new(Parts { config, signals, clock, events, taken, died, place, seed, console });
+    let outcome = run.all(fleet, happenings);
+    run.finish(outcome)
+}
+
+/// What a run is made of.
+struct Parts<'a> {
+    config: &'a RunConfig,
+    signals: &'a Signals,
+    clock: Clock,
+    events: Sender<Event>,
+    taken: Receiver<Event>,
+    died: Stop,
+    place: Place,
+    seed: u64,
+    console: Console,
+}
+
+/// The threads beside the load.
+struct Side {
+    threads: Vec<Thread>,
+    fleet: Option<Sender<Question>>,
+    lookups: Option<Sender<Question>>,
+    director: Option<Sender<Command>>,
+    hurry: Stop,
+    interrupter: Interrupter,
+    cluster: Cluster,
+}
+
+/// What a gateway shows of the fleet.
+#[derive(Clone, Debug)]
+struct View {
+    told: Value,
+    active: Vec<String>,
+    stopping: Vec<String>,
+}
+
+struct Run<'a> {
+    config: &'a RunConfig,
+    signals: &'a Signals,
+    clock: Clock,
+    events: Sender<Event>,
+    /// `None` once nobody listens any more.
+    taken: Option<Receiver<Event>>,
+    died: Stop,
+    place: Place,
+    seed: u64,
+    display: Display,
+    texts: Texts,
+    ledger: Ledger,
+    account: Account,
+    history: History,
+    side: Option<Side>,
+    load: Option<Load>,
+    kafka_read: bool,
+    kafka_away: bool,
+    /// When the tasks topic was last read to where it then ended.
+    tasks_read: Duration,
+    /// When something last happened that shows later: a kill, a freeze, an outage.
+    disturbed: Option<Duration>,
+    outage: bool,
+    asking: bool,
+    asked: Duration,
+    fleet_asked: Duration,
+    /// What each gateway showed last.
+    views: Vec<Option<View>>,
+    phase: Option<Phase>,
+    cut_short: bool,
+}
+
+impl<'a> Run<'a> {
+    fn new(parts: Parts<'a>) -> Self {
+        let Parts { config, signals, clock, events, taken, died, place, seed, console } = parts;
+        let texts = Texts::new(fastrand::u32(..), seed, &config.plan.load, config.answers);
+        let views = vec![None; place.gateways.len()];
+        let history = History::new(clock.unix(), place.worker_timeout);
+        Self {
+            config,
+            signals,
+            clock,
+            events,
+            taken: Some(taken),
+            died,
+            place,
+            seed,
+            display: Display::new(console, &config.plan.name, config.length(), config.report_every),
+            texts,
+            ledger: Ledger::default(),
+            account: Account::default(),
+            history,
+            side: None,
+            load: None,
+            kafka_read: false,
+            kafka_away: false,
+            tasks_read: Duration::ZERO,
+            disturbed: None,
+            outage: false,
+            asking: false,
+            asked: Duration::ZERO,
+            fleet_asked: Duration::ZERO,
+            views,
+            phase: None,
+            cut_short: false,
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
+    fn plan(&self) -> &'a Plan {
+        &self.config.plan
+    }
+
+    /// From the first line to the verdict.
+    fn all(&mut self, fleet: Option<Box<dyn Fleet>>, happenings: Receiver<Happening>) -> Result<Verdict, End> {
+        let target = fleet.as_ref().map_or_else(
+            || "a fleet that others act on: only its tasks are judged".to_owned(),
+            |fleet| fleet.describe(),
+        );
+        let owned = self.config.owns_processes();
+        let paused = Arc::new(AtomicBool::new(false));
+        let path = self.config.ledger_path();
+        self.ledger = Ledger::create(path.as_deref())
+            .map_err(|error| End::Cannot(format!("the ledger {}: {error}", path.unwrap_or_default().display())))?;
+        self.start_side();
+        if let Some(fleet) = fleet {
+            self.start_director(fleet, happenings, Arc::clone(&paused))?;
+        }
+        self.begin(&target, owned);
+        self.wait_for_kafka()?;
+        let cluster = self.side.as_ref().map(|side| side.cluster.clone());
+        let mut audit = self.begin_audit();
+        let load = self.load_options(paused);
+        // Before the load: an action of its last moment comes before its end.
+        self.command(Command::Begin(Instant::now()));
+        self.load = Some(Load::start(&load, &self.texts, &self.events, &self.died));
+        self.watch()?;
+        self.write(Fact::LoadEnded);
+        self.display.phase = "waiting";
+        self.settle(owned)?;
+        let audited = match (&mut audit, &cluster) {
+            (Some(audit), Some(cluster)) => self.audit(audit, cluster)?,
+            _ => false,
+        };
+        Ok(self.judge(audited))
+    }
+
+    fn command(&self, command: Command) -> bool {
+        let director = self.side.as_ref().and_then(|side| side.director.as_ref());
+        // Room for every command of a run.
+        director.is_some_and(|director| director.send(command).is_ok())
+    }
+
+    /// While the load goes on and until the last answer is there.
+    fn watch(&mut self) -> Result<(), End> {
+        let mut ended: Option<Duration> = None;
+        let wait = ANSWERS_WAIT + self.plan().longest_work();
+        while let Some(load) = &self.load {
+            if load.is_done() {
+                break;
+            }
+            let now = self.now();
+            if self.signals.first.is_triggered() && load.stop.trigger() {
+                self.cut_short = self.config.length().is_some();
+                self.display.console.at(now, &format!("{} received: no more tasks are sent", self.signals.name()));
+            }
+            match ended {
+                None if load.has_ended() => {
+                    ended = Some(now);
+                    // Nobody who still waits for an answer shall wait for a worker that is frozen for good.
+                    self.command(Command::Heal { early: self.cut_short });
+                }
+                Some(since) if now >= since + wait => {
+                    load.hurry.trigger();
+                }
+                _ => {}
+            }
+            self.step()?;
+        }
+        if ended.is_none() {
+            // The last answer came together with the end of the load.
+            self.command(Command::Heal { early: self.cut_short });
+        }
+        self.drain();
+        let (at, open) = (self.now(), self.account.open());
+        self.display.console.at(at, &format!("the load has ended; {open} outcomes are unknown and asked for"));
+        Ok(())
+    }
+
+    /// What was told last.
+    fn drain(&mut self) {
+        while let Some(event) = self.taken.as_ref().and_then(|taken| taken.try_recv().ok()) {
+            self.take(event);
+        }
+    }
+
+    /// Takes what comes within a tick, and does what is due.
+    fn step(&mut self) -> Result<(), End> {
+        let received = match &self.taken {
+            Some(taken) => taken.recv_timeout(TICK),
+            None => Err(RecvTimeoutError::Disconnected),
+        };
+        match received {
+            Ok(event) => {
+                self.take(event);
+                // What has come together is taken together, but not for ever.
+                for _ in 0..EVENTS {
+                    let Some(event) = self.taken.as_ref().and_then(|taken| taken.try_recv().ok()) else { break };
+                    self.take(event);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(End::Died),
+        }
+        let now = self.now();
+        for line in self.history.tick(now) {
+            self.disturbed = Some(now);
+            self.display.console.at(now, &line);
+        }
+        self.ask(now);
+        self.show(now);
+        if self.signals.second.is_triggered() {
+            Err(End::Forced)
+        } else if self.display.console.is_closed() {
+            Err(End::Unread)
+        } else if self.died.is_triggered() {
+            Err(End::Died)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn show(&mut self, now: Duration) {
+        let counts = Counts {
+            sent: self.account.submitted - self.account.refused.min(self.account.submitted),
+            waiting: self.account.waiting(),
+            answered: self.account.answered,
+            refused: self.account.refused,
+            unknown: self.account.open(),
+            failed: self.account.failed,
+            late: self.load.as_ref().map_or(0, Load::late),
+        };
+        let view = self.views.iter().flatten().map(|view| &view.told).next();
+        self.display.show(now, counts, view);
+    }
+
+    /// Ends all threads, and says what there is to say.
+    fn finish(mut self, outcome: Result<Verdict, End>) -> ExitCode {
+        let verdict = match outcome {
+            Ok(verdict) => verdict,
+            Err(end) => {
+                let code = self.say_end(&end);
+                // At once: threads that still wait for somebody end with the process; what the drill has started ends now.
+                self.end_side(matches!(end, End::Forced));
+                return code;
+            }
+        };
+        self.end_side(false);
+        let code = verdict.exit_code();
+        let ledger_kept = self.ledger.flush().map_err(|error| format!("the ledger: {error}"));
+        let written = output::write(&self.config.outputs, self.ledger.lines(), &verdict).and(ledger_kept);
+        if let Err(why) = &written {
+            self.display.console.error(why);
+        }
+        self.display.console.verdict(&verdict);
+        match (written, verdict.conclusion) {
+            (Err(_), Conclusion::Held) => ExitCode::Fatal,
+            _ => code,
+        }
+    }
+
+    fn say_end(&mut self, end: &End) -> ExitCode {
+        match end {
+            End::Forced => {
+                self.display.console.end_bar();
+                self.display.console.line("verdict: NONE: a second signal ended the drill at once");
+                ExitCode::Forced
+            }
+            End::Unread => ExitCode::Fatal,
+            End::Died => {
+                self.display.console.end_bar();
+                self.display.console.line("verdict: COULD NOT RUN: a part of the drill failed, see above");
+                ExitCode::Fatal
+            }
+            End::Cannot(why) => {
+                self.display.console.error(why);
+                ExitCode::Fatal
+            }
+        }
+    }
+
+    /// `at_once`: threads that wait for a gateway are not waited for.
+    fn end_side(&mut self, at_once: bool) {
+        // The receiver first: whoever still has something to tell must not wait for room.
+        self.taken = None;
+        self.command(Command::End);
+        let Some(mut side) = self.side.take() else { return };
+        side.hurry.trigger();
+        side.interrupter.interrupt();
+        (side.fleet, side.lookups) = (None, None);
+        if let Some(load) = self.load.take() {
+            load.stop.trigger();
+            load.hurry.trigger();
+            if !at_once {
+                join(load.threads);
+            }
+        }
+        if at_once {
+            side.threads.retain(|thread| thread.name() == "director");
+        }
+        join(side.threads);
+    }
+}
+
+fn join(threads: Vec<Thread>) {
+    for thread in threads {
+        // How it ended was logged where it happened.
+        let _ = thread.join();
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    duration.as_millis().try_into().unwrap_or(u64::MAX)
+}

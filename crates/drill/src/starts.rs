@@ -1,0 +1,142 @@
+//! What the workers' journal says: which tasks are begun and ended, read along while the run goes on.
+//!
+//! Every begin becomes a fact; which tasks a worker has in flight is kept for actions that want a busy one. Owned by the native fleet,
+//! which reads whenever it acts and before it says that its workers have stopped.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lastcall::journal::JournalLine;
+use lastcall::task::unix_now;
+
+use super::fact::Fact;
+use super::fleet::Teller;
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Starts {
+    path: PathBuf,
+    file: File,
+    /// A line whose end was not written yet.
+    rest: Vec<u8>,
+    /// By worker: its tasks, with the moments in which they were begun.
+    in_flight: HashMap<String, BTreeMap<String, Instant>>,
+}
+
+impl Starts {
+    /// A new journal in this folder.
+    ///
+    /// # Errors
+    /// The file cannot be made: in words that name it.
+    pub(super) fn create(folder: &Path) -> Result<Self, String> {
+        let path = folder.join("journal.jsonl");
+        let made = std::path::absolute(&path).and_then(|path| {
+            fs::write(&path, "")?;
+            Ok((File::open(&path)?, path))
+        });
+        let (file, path) = made.map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self { path, file, rest: Vec::new(), in_flight: HashMap::new() })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes what was written since the last time.
+    pub(super) fn read(&mut self, teller: &Teller) {
+        if let Err(error) = self.file.read_to_end(&mut self.rest) {
+            log::error!("{}: {error}", self.path.display());
+        }
+        let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') else { return };
+        let whole: Vec<u8> = self.rest.drain(..=end).collect();
+        for line in whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            match serde_json::from_slice(line).map_err(io::Error::from) {
+                Ok(line) => self.take(line, teller),
+                Err(error) => log::error!("{}: {error}", self.path.display()),
+            }
+        }
+    }
+
+    fn take(&mut self, line: JournalLine, teller: &Teller) {
+        let JournalLine { at, worker, task_id, delivery, ended, .. } = line;
+        let tasks = self.in_flight.entry(worker.clone()).or_default();
+        if ended {
+            tasks.remove(&task_id);
+            return;
+        }
+        let ago = Duration::try_from_secs_f64(unix_now() - at).unwrap_or_default();
+        tasks.insert(task_id.clone(), Instant::now().checked_sub(ago).unwrap_or_else(Instant::now));
+        let delivery = i16::try_from(delivery).unwrap_or(i16::MAX);
+        teller.tell_at(teller.clock.of_unix(at), Fact::RunBegan { worker, task_id, delivery });
+    }
+
+    /// A process of this name has ended or is about to be started: it has nothing in flight.
+    pub(super) fn forget(&mut self, worker: &str, teller: &Teller) {
+        // What the one before has written is its own.
+        self.read(teller);
+        self.in_flight.remove(worker);
+    }
+
+    /// The tasks that a worker has in flight.
+    pub(super) fn tasks(&self, worker: &str) -> impl Iterator<Item = &String> {
+        self.in_flight.get(worker).into_iter().flat_map(BTreeMap::keys)
+    }
+
+    /// Since when it has had the task that it began first; `None`: it has none.
+    pub(super) fn busy_since(&self, worker: &str) -> Option<Instant> {
+        self.in_flight.get(worker)?.values().min().copied()
+    }
+
+    /// When the task was begun that it began last, of those that it has had for `least`; `None`: it has no such.
+    pub(super) fn long_since(&self, worker: &str, least: Duration) -> Option<Instant> {
+        self.in_flight.get(worker)?.values().filter(|since| since.elapsed() >= least).max().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::super::clock::Clock;
+    use super::super::event::Event;
+    use super::*;
+
+    #[test]
+    fn begins_are_facts_of_their_own_time_and_ends_leave_a_worker_idle() {
+        let folder = std::env::temp_dir().join(format!("lastcall-starts-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let mut starts = Starts::create(&folder).expect("a journal");
+        let (facts, told) = crossbeam_channel::bounded(9);
+        let teller = Teller { clock: Clock::start(), facts };
+        let mut journal = fs::OpenOptions::new().append(true).open(starts.path()).expect("it is there");
+        let line = |task_id: &str, ago: f64, ended| {
+            let (at, task_id) = (unix_now() - ago, task_id.to_owned());
+            let line = JournalLine { at, pid: 7, worker: "w".to_owned(), task_id, delivery: 2, ended };
+            serde_json::to_string(&line).expect("JSON") + "\n"
+        };
+        let last = line("c", 0.0, false);
+        let (front, back) = last.split_at(9);
+        write!(journal, "{}{}{front}", line("a", 60.0, false), line("b", 1.0, false)).expect("written");
+        starts.read(&teller);
+        assert_eq!(starts.tasks("w").collect::<Vec<_>>(), ["a", "b"], "half a line is none");
+        assert!(starts.long_since("w", Duration::from_secs(5)) == starts.busy_since("w"));
+        write!(journal, "{back}{}{}", line("a", 0.0, true), line("b", 0.0, true)).expect("written");
+        starts.read(&teller);
+        assert_eq!(starts.tasks("w").collect::<Vec<_>>(), ["c"]);
+        starts.forget("w", &teller);
+        assert_eq!(starts.busy_since("w"), None);
+        fs::remove_dir_all(&folder).expect("removed");
+        let begun = told.try_iter().map(|event| match event {
+            Event::Fact(line) => (line.at, line.fact),
+            other => panic!("{other:?}"),
+        });
+        let begun: Vec<(f64, Fact)> = begun.collect();
+        assert!((-61.0..-59.0).contains(&begun[0].0) && begun.len() == 3, "{begun:?}");
+        let fact = Fact::RunBegan { worker: "w".to_owned(), task_id: "a".to_owned(), delivery: 2 };
+        assert_eq!(begun[0].1, fact);
+    }
+}

@@ -1,0 +1,148 @@
+//! What a run acts on: makes the fleet that was asked for, or finds it.
+//!
+//! Called by the run, before anything else is started.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+
+use program::logging::escape;
+use program::signals::Signals;
+use program::stop::Stop;
+
+use super::broker::Broker;
+use super::fleet::{Fleet, Place, Teller};
+use super::http::Client;
+use super::native::{Native, NativeOptions};
+use super::options::{BrokerChoice, GatewayAddress, NativeTarget, RunConfig, Target};
+use super::process::{Ears, Happening};
+use super::stack::Stack;
+
+/// How long a gateway is waited for at the start.
+const GATEWAY_WAIT: Duration = Duration::from_secs(10);
+
+/// A fleet to act on, if there is one, and where it is.
+pub(super) type Reached = (Option<Box<dyn Fleet>>, Place);
+
+/// Starts the fleet, or waits until it answers.
+///
+/// `seed` draws what the plan leaves open.
+///
+/// # Errors
+/// What is missing, and what would help.
+pub(super) fn reach(
+    config: &RunConfig,
+    seed: u64,
+    teller: Teller,
+    ears: Ears,
+    happenings: &Receiver<Happening>,
+    signals: &Signals,
+) -> Result<Reached, String> {
+    match &config.target {
+        Target::Native(target) => native(config, seed, target, teller, ears, happenings, signals),
+        Target::Stack => {
+            let stack = Stack::find(teller, ears.died)?;
+            let place = stack.place().clone();
+            if config.plan.has_work() && !place.takes_work {
+                return Err("the fleet does not take work_ms, and the plan has tasks that take a time; start it so: \
+                            make down; ALLOW_WORK_MS=1 make up"
+                    .to_owned());
+            }
+            let help = "start the fleet with `ALLOW_WORK_MS=1 make up`; what runs of it: `make status`";
+            wait_for_gateway(&place.gateways, help, &signals.first)?;
+            Ok((Some(Box::new(stack)), place))
+        }
+        Target::Outside(place) => {
+            let help = "start the fleet with `make up`, or name the gateway with --gateway";
+            wait_for_gateway(&place.gateways, help, &signals.first)?;
+            Ok((None, place.clone()))
+        }
+    }
+}
+
+fn native(
+    config: &RunConfig,
+    seed: u64,
+    target: &NativeTarget,
+    teller: Teller,
+    ears: Ears,
+    happenings: &Receiver<Happening>,
+    signals: &Signals,
+) -> Result<Reached, String> {
+    let folder = config.folder.clone();
+    std::fs::create_dir_all(&folder).map_err(|error| format!("the folder {}: {error}", folder.display()))?;
+    remove_logs(&folder)?;
+    let worker = program(target.worker.as_deref(), "worker")?;
+    let gateway = program(target.gateway.as_deref(), "gateway")?;
+    let nodes = config.plan.fleet.brokers.drawn(seed);
+    let broker = match &target.broker {
+        BrokerChoice::Embedded => Broker::embedded(nodes)?,
+        BrokerChoice::Apache => Broker::apache(&folder, nodes)?,
+        BrokerChoice::Given(addresses) => Broker::Given(addresses.clone()),
+    };
+    let options = NativeOptions {
+        plan: config.plan.fleet.clone(),
+        partitions: config.plan.fleet.partitions.drawn(seed),
+        outlasts_drain: config.plan.outlasts_drain(),
+        worker,
+        gateway,
+        folder,
+        tasks_topic: target.tasks_topic.clone(),
+        results_topic: target.results_topic.clone(),
+        group: target.group.clone(),
+    };
+    let native = Native::start(options, broker, teller, ears, happenings, &signals.first)?;
+    let place = native.place();
+    Ok((Some(Box::new(native)), place))
+}
+
+/// Logs of an earlier run would be read as those of this one.
+fn remove_logs(folder: &Path) -> Result<(), String> {
+    let entries = std::fs::read_dir(folder).map_err(|error| format!("the folder {}: {error}", folder.display()))?;
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        if path.extension().is_some_and(|extension| extension == "log") {
+            std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The program that was named, or the one beside the drill.
+fn program(named: Option<&Path>, name: &str) -> Result<PathBuf, String> {
+    let own = || std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(name)));
+    let path = named.map(Path::to_owned).or_else(own).unwrap_or_else(|| PathBuf::from(name));
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(format!("there is no program {}; build it (make build), or name one with --{name}-program", path.display()))
+}
+
+fn wait_for_gateway(gateways: &[GatewayAddress], help: &str, signal: &Stop) -> Result<(), String> {
+    let deadline = Instant::now() + GATEWAY_WAIT;
+    let mut clients: Vec<Client> =
+        gateways.iter().map(|gateway| Client::new(gateway.clone(), signal.clone())).collect();
+    let names = || gateways.iter().map(GatewayAddress::to_string).collect::<Vec<_>>().join(", ");
+    loop {
+        let mut why = String::new();
+        for client in &mut clients {
+            match client.get("/livez", Duration::from_secs(2)) {
+                Ok(_) => return Ok(()),
+                Err(failure) => why = failure.to_string(),
+            }
+        }
+        if signal.is_triggered() {
+            return Err(format!("ended by a signal before a gateway answered at {}", names()));
+        }
+        if Instant::now() >= deadline {
+            return Err(format!(
+                "no gateway answers at {} ({}) within {} s; {help}",
+                names(),
+                escape(&why),
+                GATEWAY_WAIT.as_secs()
+            ));
+        }
+        // A signal is looked at above.
+        let _ = signal.sleep(Duration::from_millis(200));
+    }
+}

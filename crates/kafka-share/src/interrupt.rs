@@ -1,0 +1,205 @@
+//! Wakes every blocked call of a client from another thread.
+//!
+//! An [`Interrupter`] is the registry of all sockets of one client and the clock its back-offs sleep on. Interrupting
+//! shuts the sockets down, which wakes a blocked read or an attempt to connect within a tenth of a millisecond, and is
+//! final: nothing is opened afterwards. It is no way to stop politely, since a share session that is cut gives back
+//! what still runs; politely stops whoever owns the work. Called by connections (register), by everything that backs
+//! off (sleep), and by the programs' very last resort (interrupt).
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use parking_lot::Mutex;
+
+use super::error::{KafkaError, Result};
+use program::stop::Stop;
+
+/// Handle on the sockets and sleepers of one client; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupter {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Triggered directly after `State::interrupted` is set; wakes what waits for no socket.
+    stop: Stop,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    interrupted: bool,
+    next_key: u64,
+    sockets: HashMap<u64, Weak<TcpStream>>,
+    children: Vec<Weak<Shared>>,
+}
+
+/// Keeps one socket in the registry; dropping it takes the socket out.
+#[derive(Debug)]
+pub struct Registration {
+    shared: Arc<Shared>,
+    key: u64,
+}
+
+impl Interrupter {
+    /// A registry without sockets, not interrupted.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An interrupter for a part of the client: interrupted with this one, or alone.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        let child = Self::default();
+        let mut state = self.shared.state.lock();
+        if state.interrupted {
+            child.interrupt();
+        }
+        state.children.retain(|other| other.strong_count() > 0);
+        state.children.push(Arc::downgrade(&child.shared));
+        drop(state);
+        child
+    }
+
+    /// Shuts all sockets down, wakes all sleepers, and refuses every later socket and sleep. Final.
+    pub fn interrupt(&self) {
+        self.shared.interrupt();
+    }
+
+    /// Whether [`interrupt`](Self::interrupt) was called.
+    pub fn is_interrupted(&self) -> bool {
+        self.shared.state.lock().interrupted
+    }
+
+    /// `Err(Interrupted)` once interrupted.
+    pub fn check(&self) -> Result<()> {
+        if self.is_interrupted() { Err(KafkaError::Interrupted) } else { Ok(()) }
+    }
+
+    /// Sleeps for `duration`, or until interrupted.
+    pub fn sleep(&self, duration: Duration) -> Result<()> {
+        self.shared.stop.sleep(duration).map_err(|_| KafkaError::Interrupted)
+    }
+
+    /// Becomes ready, by disconnecting, once interrupted: for a `select!` beside something else.
+    pub(super) fn triggered(&self) -> &Receiver<Infallible> {
+        self.shared.stop.triggered()
+    }
+
+    /// Puts a socket into the registry until the registration is dropped.
+    pub fn register(&self, socket: &Arc<TcpStream>) -> Result<Registration> {
+        let mut state = self.shared.state.lock();
+        if state.interrupted {
+            return Err(KafkaError::Interrupted);
+        }
+        let key = state.next_key;
+        state.next_key += 1;
+        state.sockets.insert(key, Arc::downgrade(socket));
+        Ok(Registration { shared: Arc::clone(&self.shared), key })
+    }
+}
+
+impl Shared {
+    fn interrupt(&self) {
+        let (sockets, children) = {
+            let mut state = self.state.lock();
+            state.interrupted = true;
+            (std::mem::take(&mut state.sockets), std::mem::take(&mut state.children))
+        };
+        self.stop.trigger();
+        for socket in sockets.into_values().filter_map(|socket| socket.upgrade()) {
+            // Fails only when the peer was faster; the socket is dead either way.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        for child in children.into_iter().filter_map(|child| child.upgrade()) {
+            child.interrupt();
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.shared.state.lock().sockets.remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::time::Instant;
+
+    use super::*;
+
+    fn pair() -> (Arc<TcpStream>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let near = TcpStream::connect(listener.local_addr().expect("bound")).expect("connect to ourselves");
+        (Arc::new(near), listener.accept().expect("our own connection").0)
+    }
+
+    /// Runs `body` beside the test and returns how long it took to end after `then`.
+    fn woken_by(body: impl FnOnce() + Send, then: impl FnOnce()) -> Duration {
+        let (started, ready) = crossbeam_channel::bounded::<()>(1);
+        std::thread::scope(|scope| {
+            let blocked = scope.spawn(move || {
+                started.send(()).expect("the test waits for this");
+                body();
+            });
+            ready.recv().expect("the thread says when it starts");
+            let since = Instant::now();
+            then();
+            blocked.join().expect("the blocked call returns");
+            since.elapsed()
+        })
+    }
+
+    #[test]
+    fn a_blocked_read_wakes() {
+        let interrupter = Interrupter::new();
+        let (near, _far) = pair();
+        let _registration = interrupter.register(&near).expect("not interrupted yet");
+        let read = || assert_eq!((&*near).read(&mut [0; 8]).expect("shutdown reads as the end"), 0);
+        assert!(woken_by(read, || interrupter.interrupt()) < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_sleeper_wakes() {
+        let interrupter = Interrupter::new();
+        let sleep = || assert!(interrupter.sleep(Duration::from_secs(60)).is_err());
+        assert!(woken_by(sleep, || interrupter.interrupt()) < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn nothing_is_registered_or_slept_afterwards() {
+        let interrupter = Interrupter::new();
+        let (near, _far) = pair();
+        assert!(interrupter.sleep(Duration::from_millis(1)).is_ok());
+        interrupter.interrupt();
+        assert!(matches!(interrupter.register(&near), Err(KafkaError::Interrupted)));
+        assert!(matches!(interrupter.sleep(Duration::ZERO), Err(KafkaError::Interrupted)));
+        assert!(interrupter.is_interrupted());
+    }
+
+    #[test]
+    fn a_child_ends_with_its_parent_and_not_the_other_way() {
+        let parent = Interrupter::new();
+        let (alone, together) = (parent.child(), parent.child());
+        alone.interrupt();
+        assert!(alone.is_interrupted() && !parent.is_interrupted() && !together.is_interrupted());
+        parent.interrupt();
+        assert!(together.is_interrupted() && parent.child().is_interrupted());
+    }
+
+    #[test]
+    fn a_dropped_registration_leaves_nothing_behind() {
+        let interrupter = Interrupter::new();
+        let (near, _far) = pair();
+        drop(interrupter.register(&near).expect("not interrupted"));
+        assert!(interrupter.shared.state.lock().sockets.is_empty());
+    }
+}

@@ -1,0 +1,58 @@
+//! A client of Apache Kafka for share groups (KIP-932): synchronous, small, and exactly what this system needs.
+//!
+//! Over the codec crate `kafka-protocol` (generated from Kafka's own schemas) and `std::net::TcpStream`. Every call blocks its
+//! thread until the answer or its own deadline; an [`Interrupter`] wakes them all. It is no general client: no
+//! transactions and no consumer groups, and it compresses nothing. It knows nothing of tasks, workers or gateways. Used by the two services,
+//! by the drill for its live view, and by the embedded broker for the wire formats that both sides share.
+//!
+//! | module | for |
+//! |---|---|
+//! | [`address`] | broker addresses |
+//! | [`error`] | error codes and the one retry decision |
+//! | [`interrupt`] | waking blocked calls from another thread |
+//! | [`connection`] | one TCP connection: frames, correlation, deadlines |
+//! | `dial`, `resolve` | how it is made: sockets that notice a peer that is gone; names, within a limit |
+//! | `bounded` | decoding that believes no count beyond the bytes that came |
+//! | [`cluster`] | bootstrap list, metadata, leaders, coordinators |
+//! | `pool` | one connection per broker for one user |
+//! | [`admin`] | does the cluster fit, topics, settings, offsets |
+//! | [`records`] | record batches in and out |
+//! | [`compression`] | the codecs of record batches |
+//! | `fetch`, `offsets` | the requests of that name |
+//! | [`partitioner`] | key to partition, as Kafka's own producers do |
+//! | [`producer`] | idempotent, batching, with each record's outcome |
+//! | [`reader`] | all records of a topic, without a group |
+//! | [`share_wire`], [`share_session`], [`share_membership`] | the share group (KIP-932) |
+
+pub mod address;
+pub mod admin;
+mod bounded;
+pub mod cluster;
+pub mod compression;
+pub mod connection;
+mod dial;
+pub mod error;
+mod fetch;
+pub mod interrupt;
+mod offsets;
+pub mod partitioner;
+mod pool;
+pub mod producer;
+pub mod reader;
+pub mod records;
+mod resolve;
+pub mod share_lag;
+pub mod share_membership;
+pub mod share_session;
+pub mod share_wire;
+
+pub use address::BrokerAddress;
+pub use cluster::{Cluster, Partition, Topic};
+pub use connection::{ApiVersions, ClientOptions, Connection};
+pub use error::{ErrorCode, KafkaError, Result, Retry};
+pub use interrupt::Interrupter;
+pub use producer::{
+    Closed, Delivered, Delivery, DeliveryError, Producer, ProducerEvents, ProducerOptions, ProducerRecord,
+    ProducerSender, TrySendError,
+};
+pub use reader::{Lookup, ReadRecord, Reader, ReaderOptions, StartAt};

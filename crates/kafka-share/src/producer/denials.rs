@@ -1,0 +1,113 @@
+//! What Kafka refuses the producer for good, a missing right above all: said once, known to the producer's handles, and
+//! forgotten with the first success, or when nothing was refused for a while: without records nothing would end it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::{DeliveryError, Shared};
+use crate::error::{ErrorCode, KafkaError, Retry};
+
+pub(super) const CLUSTER: &str = "the cluster";
+/// How long a denial counts after its last record.
+const AGE: Duration = Duration::from_secs(10);
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub(super) struct Denial {
+    pub(super) error: DeliveryError,
+    last: Instant,
+}
+
+/// See the module documentation.
+pub(super) struct Denials {
+    /// The producer's name.
+    name: String,
+    shared: Arc<Shared>,
+}
+
+impl Denials {
+    pub(super) fn new(name: &str, shared: Arc<Shared>) -> Self {
+        Self { name: name.to_owned(), shared }
+    }
+
+    /// What an error says about a topic, if it is a code that no repetition cures.
+    pub(super) fn note(&mut self, error: &KafkaError, topic: &str, now: Instant) -> Option<DeliveryError> {
+        let KafkaError::Broker { request, code, .. } = error else { return None };
+        if code.retry() != Retry::Never {
+            return None;
+        }
+        let (right, resource) = match *request {
+            "InitProducerId" => ("IdempotentWrite", CLUSTER.into()),
+            "Produce" if *code == ErrorCode::CLUSTER_AUTHORIZATION_FAILED => ("IdempotentWrite", CLUSTER.into()),
+            "Produce" => ("Write", resource(topic)),
+            _ => ("Describe", resource(topic)),
+        };
+        let error = DeliveryError::Denied { right, resource: Arc::clone(&resource), code: *code };
+        let denial = Denial { error: error.clone(), last: now };
+        if self.shared.denied.lock().insert(resource, denial).is_none() {
+            log::error!("{}: {error}; records that need it fail until it is granted", self.name);
+        }
+        self.shared.is_denied.store(true, Ordering::Relaxed);
+        Some(error)
+    }
+
+    /// A record was written to the topic.
+    pub(super) fn over(&mut self, topic: &str) {
+        if !self.is_empty() {
+            let written = resource(topic);
+            self.end(|resource, _| *resource == *written || resource == CLUSTER);
+        }
+    }
+
+    /// Forgets what was not refused for a while.
+    pub(super) fn expire(&mut self, now: Instant) {
+        if !self.is_empty() {
+            self.end(|_, denial| now.saturating_duration_since(denial.last) >= AGE);
+        }
+    }
+
+    fn end(&mut self, ended: impl Fn(&str, &Denial) -> bool) {
+        let mut all = self.shared.denied.lock();
+        all.retain(|resource, denial| {
+            let ended = ended(resource, denial);
+            if ended {
+                log::info!("{}: no longer refused: {}", self.name, denial.error);
+            }
+            !ended
+        });
+        self.shared.is_denied.store(!all.is_empty(), Ordering::Relaxed);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        !self.shared.is_denied.load(Ordering::Relaxed)
+    }
+}
+
+pub(super) fn resource(topic: &str) -> Arc<str> {
+    format!("topic {topic}").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_denial_ends_with_a_success_of_its_topic_or_with_time() {
+        let shared = Arc::new(Shared::new());
+        let mut denials = Denials::new("test", Arc::clone(&shared));
+        let now = Instant::now();
+        let refused = |request, code| KafkaError::broker(request, ErrorCode(code), None);
+        assert_eq!(denials.note(&refused("Produce", 6), "a", now), None, "a leader that moves is no denial");
+        let write = denials.note(&refused("Produce", 29), "a", now).expect("a denial");
+        assert_eq!(write.to_string(), "Kafka refuses Write on topic a: TOPIC_AUTHORIZATION_FAILED (29)");
+        assert!(denials.note(&refused("Produce", 31), "a", now).expect("a denial").to_string().contains("the cluster"));
+        assert!(denials.note(&refused("Metadata", 29), "b", now).expect("a denial").to_string().contains("Describe"));
+        denials.over("a");
+        assert_eq!(shared.denied.lock().keys().map(|name| &**name).collect::<Vec<_>>(), ["topic b"]);
+        denials.expire(now + AGE / 2);
+        assert!(!denials.is_empty());
+        denials.expire(now + AGE);
+        assert!(denials.is_empty());
+    }
+}

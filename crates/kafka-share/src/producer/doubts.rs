@@ -1,0 +1,100 @@
+//! Batches whose outcome only the log can tell: is a batch with this producer's mark in it?
+//!
+//! Blocks its thread on questions to the partition's leader; repeats nothing. Called by a leader's
+//! [`link`](super::link).
+
+use std::time::Duration;
+
+use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
+use kafka_protocol::messages::{BrokerId, InitProducerIdRequest, ListOffsetsRequest};
+
+use super::LaneKey;
+use super::lane::Identity;
+use crate::cluster::{Cluster, topic_name};
+use crate::error::{ErrorCode, KafkaError, Result};
+use crate::fetch::Limits;
+use crate::offsets::{self, Position};
+use crate::pool::Pool;
+use crate::reader::fetch_one;
+use crate::records::{self, BatchIdentity};
+
+/// Bytes of one fetch while the log is searched.
+const SEARCH_BYTES: i32 = 1 << 20;
+
+/// A batch in doubt.
+#[derive(Clone, Debug)]
+pub(super) struct Doubt {
+    pub(super) key: LaneKey,
+    pub(super) batch: BatchIdentity,
+    /// If it was written, then at this offset or later.
+    pub(super) from: i64,
+}
+
+/// A new producer id (InitProducerId v3, KIP-98 and KIP-360). A fresh cluster first answers 14 or 15.
+///
+/// # Errors
+/// The broker's code, 31 among them, or no broker answered.
+pub(super) fn new_identity(cluster: &Cluster) -> Result<Identity> {
+    // The codec's default transactional id is the empty one, which is refused; null means idempotent only.
+    let request = InitProducerIdRequest::default().with_transactional_id(None).with_transaction_timeout_ms(0);
+    let response = cluster.ask(3, &request)?;
+    ErrorCode(response.error_code).check("InitProducerId", None)?;
+    Ok(Identity { id: response.producer_id.0, epoch: response.producer_epoch })
+}
+
+/// The offset at which the batch stands; `None` when it is not in the log and cannot come into it any more.
+///
+/// # Errors
+/// The log could not be read to the end of what its leader has written. 19: what the leader has written last is not
+/// replicated, and so not readable yet.
+pub(super) fn search(pool: &mut Pool, node: i32, doubt: &Doubt) -> Result<Option<i64>> {
+    let (topic, partition) = (&*doubt.key.0, doubt.key.1);
+    // Asked first: what is written after this is not ours, since nothing of ours is out.
+    let end = log_end(pool, node, topic, partition)?;
+    let start = offsets::list(pool, topic, [partition], Position::Start)?.get(&partition).copied().unwrap_or(0);
+    // A log that ends before our last acknowledged record was cut or created again: all of it is searched.
+    let mut next = if (start..=end).contains(&doubt.from) { doubt.from } else { start };
+    let limits = Limits { max_wait: Duration::ZERO, max_bytes: SEARCH_BYTES, min_bytes: 1 };
+    while next < end {
+        let fetched = fetch_one(pool, node, topic, (partition, next), limits)?;
+        fetched.code.check("Fetch", Some(topic))?;
+        let before = next;
+        for batch in records::batches(&fetched.bytes) {
+            if batch.identity() == doubt.batch {
+                return Ok(Some(batch.base_offset()));
+            }
+            next = next.max(batch.last_offset().saturating_add(1));
+        }
+        if next == before {
+            let (code, why) = if fetched.high_watermark <= next {
+                (ErrorCode::NOT_ENOUGH_REPLICAS, "the end of the log is not replicated yet")
+            } else {
+                (ErrorCode::CORRUPT_MESSAGE, "no whole batch where the log has records")
+            };
+            return Err(KafkaError::broker("Fetch", code, Some(why)));
+        }
+    }
+    Ok(None)
+}
+
+/// Where the leader's log ends, what is not replicated yet included. A client is told the high watermark
+/// (`ReplicaManager.fetchOffset`: replica id -1 has an isolation level), a debugging consumer (-2) the end of the log.
+fn log_end(pool: &mut Pool, node: i32, topic: &str, partition: i32) -> Result<i64> {
+    const VERSION: i16 = 7;
+    const DEBUGGING_CONSUMER: BrokerId = BrokerId(-2);
+    const LATEST: i64 = -1;
+    let wanted = ListOffsetsPartition::default()
+        .with_partition_index(partition)
+        .with_current_leader_epoch(-1)
+        .with_timestamp(LATEST);
+    let topics = vec![ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(vec![wanted])];
+    let request = ListOffsetsRequest::default().with_replica_id(DEBUGGING_CONSUMER).with_topics(topics);
+    let timeout = pool.cluster().options().request_timeout;
+    let response = pool.get(node)?.call(VERSION, &request, timeout)?;
+    let answer = response.topics.into_iter().flat_map(|topic| topic.partitions).next();
+    let answer = answer.ok_or_else(|| {
+        KafkaError::broker("ListOffsets", ErrorCode::UNKNOWN_SERVER_ERROR, Some("no answer for a partition"))
+    })?;
+    ErrorCode(answer.error_code).check("ListOffsets", None)?;
+    Ok(answer.offset)
+}

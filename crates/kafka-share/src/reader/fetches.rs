@@ -1,0 +1,140 @@
+//! The fetches on their way: one for each leader.
+//!
+//! A leader that is frozen is given up as soon as another broker names a new one, not at the end of its request's time.
+//! Called by the reader's rounds.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use kafka_protocol::messages::FetchRequest;
+
+use super::{ReadRecord, Reader};
+use crate::cluster::{Led, WATCH_INTERVAL};
+use crate::error::{ErrorCode, KafkaError, Result};
+use crate::fetch::{self, Limits};
+
+/// An answer is overdue when it has not come this long after the end of the time for which the fetch may be parked.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// A fetch on its way.
+#[derive(Debug)]
+pub(super) struct Outstanding {
+    correlation: i32,
+    deadline: Instant,
+    /// Another broker is asked who leads, if there is no answer by then.
+    watch_at: Instant,
+    /// What is fetched, and the leader's epochs as they were known when it was sent.
+    partitions: Vec<(i32, i32)>,
+}
+
+impl Reader {
+    /// Sends a fetch to every leader that has none outstanding. Returns the first failure: the others are read all the same.
+    pub(super) fn send_fetches(&mut self) -> Result<Option<KafkaError>> {
+        let mut trouble = None;
+        let mut by_leader: BTreeMap<i32, Vec<(i32, i64)>> = BTreeMap::new();
+        for (&partition, &position) in &self.positions {
+            match self.fetches.cluster().leader(&self.topic, partition) {
+                Ok(leader) => by_leader.entry(leader).or_default().push((partition, position)),
+                // Its records come when it has a leader again; the others are read meanwhile.
+                Err(error) if error.code() == Some(ErrorCode::LEADER_NOT_AVAILABLE) => {}
+                Err(error) => trouble = trouble.or(Some(error)),
+            }
+        }
+        if by_leader.is_empty() && self.outstanding.is_empty() && trouble.is_none() {
+            trouble = Some(KafkaError::broker("Metadata", ErrorCode::LEADER_NOT_AVAILABLE, Some(&self.topic)));
+        }
+        let limits = Limits {
+            max_wait: self.options.max_wait,
+            max_bytes: self.options.max_bytes,
+            min_bytes: self.options.min_bytes,
+        };
+        let patience = self.patience();
+        for (leader, wanted) in by_leader {
+            if self.outstanding.contains_key(&leader) {
+                continue;
+            }
+            let request = if self.is_committed { fetch::request_committed } else { fetch::request };
+            let request = request(&self.topic, &wanted, limits);
+            let cluster = self.fetches.cluster();
+            let partitions = wanted.iter().map(|(partition, _)| (*partition, cluster.epoch(&self.topic, *partition)));
+            let partitions = partitions.collect();
+            match self.fetches.get(leader).and_then(|connection| connection.send(fetch::VERSION, &request)) {
+                Ok(correlation) => {
+                    let now = Instant::now();
+                    let (deadline, watch_at) = (now + patience, now + self.options.max_wait + SILENCE);
+                    self.outstanding.insert(leader, Outstanding { correlation, deadline, watch_at, partitions });
+                }
+                Err(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
+                Err(error) => trouble = trouble.or(Some(error)),
+            }
+        }
+        Ok(trouble)
+    }
+
+    /// How long an answer may take.
+    fn patience(&self) -> Duration {
+        self.options.max_wait + self.fetches.cluster().options().request_timeout
+    }
+
+    /// Waits for one leader's answer and takes its records.
+    pub(super) fn receive(&mut self, node: i32, wait: Duration) -> Result<Vec<ReadRecord>> {
+        let Some(outstanding) = self.outstanding.get(&node) else { return Ok(Vec::new()) };
+        let (correlation, deadline, watch_at) = (outstanding.correlation, outstanding.deadline, outstanding.watch_at);
+        let patience = self.patience();
+        let wait = wait.min(watch_at.saturating_duration_since(Instant::now()));
+        let answer = self.fetches.get(node).and_then(|connection| match connection.receive(correlation, wait)? {
+            None => {
+                let now = Instant::now();
+                let waited = patience.saturating_sub(deadline.saturating_duration_since(now));
+                let silence = KafkaError::Timeout { request: "Fetch", broker: connection.broker().clone(), waited };
+                if now >= deadline {
+                    connection.close();
+                    return Err(silence);
+                }
+                Ok(Err(silence))
+            }
+            Some(mut body) => connection.decode::<FetchRequest>(&mut body, fetch::VERSION).map(Ok),
+        });
+        let response = match answer {
+            Ok(Err(silence)) => {
+                if self.has_moved(node, &silence) {
+                    self.give_up(node);
+                    if let Some(trouble) = self.send_fetches()? {
+                        return Err(trouble);
+                    }
+                }
+                return Ok(Vec::new());
+            }
+            Ok(Ok(response)) => response,
+            Err(error) => {
+                self.give_up(node);
+                self.fetches.cluster().blame(&error);
+                return Err(error);
+            }
+        };
+        self.outstanding.remove(&node);
+        self.take(node, fetch::open(response)?)
+    }
+
+    /// Whether the answer is overdue and another broker tells that the leader has changed.
+    fn has_moved(&mut self, node: i32, silence: &KafkaError) -> bool {
+        let Some(outstanding) = self.outstanding.get_mut(&node) else { return false };
+        if Instant::now() < outstanding.watch_at {
+            return false;
+        }
+        let partitions = outstanding.partitions.iter();
+        let led: Vec<Led<'_>> =
+            partitions.map(|&(partition, epoch)| Led { topic: &self.topic, partition, epoch }).collect();
+        let moved = self.fetches.cluster().leads_elsewhere(node, &led, silence);
+        outstanding.watch_at = Instant::now() + WATCH_INTERVAL;
+        if moved {
+            log::debug!("{}: {silence}; another broker names a new leader, which is asked instead", self.topic);
+        }
+        moved
+    }
+
+    fn give_up(&mut self, node: i32) {
+        self.outstanding.remove(&node);
+        self.fetches.drop_node(node);
+    }
+}

@@ -1,0 +1,74 @@
+//! Single records by their offsets. Called by the gateway (results, tasks) and by the producer, which looks for its own
+//! batches.
+
+use std::time::Duration;
+
+use super::ReadRecord;
+use crate::cluster::Cluster;
+use crate::error::{ErrorCode, KafkaError, Result, Retry};
+use crate::fetch::{self, Fetched, Limits};
+use crate::pool::Pool;
+use crate::records;
+
+/// Reads single records by their offsets, on connections that it keeps.
+#[derive(Debug)]
+pub struct Lookup {
+    pool: Pool,
+}
+
+impl Lookup {
+    /// Asks nothing yet.
+    #[must_use]
+    pub fn new(cluster: Cluster) -> Self {
+        Self { pool: Pool::new(cluster) }
+    }
+
+    /// The record at this offset, `None` when there is none any more.
+    ///
+    /// # Errors
+    /// What the leader answered, after one repetition with fresh metadata.
+    pub fn read(&mut self, topic: &str, partition: i32, offset: i64) -> Result<Option<ReadRecord>> {
+        match self.try_read(topic, partition, offset) {
+            // The connection was idle, or the leader has moved: once more from the beginning.
+            Err(error) if error.retry() != Retry::Never => {
+                self.pool.cluster().refresh(&[topic])?;
+                self.try_read(topic, partition, offset)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn try_read(&mut self, topic: &str, partition: i32, offset: i64) -> Result<Option<ReadRecord>> {
+        let leader = self.pool.cluster().leader(topic, partition)?;
+        // One byte: a broker answers with one whole batch all the same.
+        let limits = Limits { max_wait: Duration::ZERO, max_bytes: 1, min_bytes: 1 };
+        let found = fetch_one(&mut self.pool, leader, topic, (partition, offset), limits)?;
+        if found.code == ErrorCode::OFFSET_OUT_OF_RANGE {
+            return Ok(None);
+        }
+        found.code.check("Fetch", Some(topic))?;
+        let decoded = records::decode(&found.bytes, offset);
+        if decoded.is_damaged {
+            // The damage may be of this answer alone: that there is no such record is not known.
+            self.pool.drop_node(leader);
+            return Err(KafkaError::broker("Fetch", ErrorCode::CORRUPT_MESSAGE, Some(topic)));
+        }
+        let first = decoded.records.into_iter().next();
+        Ok(first.filter(|record| record.offset == offset).map(|record| ReadRecord::new(partition, record)))
+    }
+}
+
+/// Fetches once from one partition.
+pub(crate) fn fetch_one(
+    pool: &mut Pool,
+    leader: i32,
+    topic: &str,
+    wanted: (i32, i64),
+    limits: Limits,
+) -> Result<Fetched> {
+    let timeout = limits.max_wait + pool.cluster().options().request_timeout;
+    let request = fetch::request(topic, &[wanted], limits);
+    let response = pool.get(leader)?.call(fetch::VERSION, &request, timeout)?;
+    let partition = fetch::open(response)?.into_iter().find(|fetched| fetched.partition == wanted.0);
+    partition.ok_or_else(|| KafkaError::broker("Fetch", ErrorCode::UNKNOWN_TOPIC_OR_PARTITION, Some(topic)))
+}

@@ -1,0 +1,458 @@
+//! One connection of a member to one broker, and the share session on it.
+//!
+//! Requests are numbered (KIP-932 "share session epoch"), and the broker answers them in order. Locks belong to the
+//! *member*: a second connection that opens the session anew (epoch 0) takes them over, and so does epoch 0 on the same
+//! connection. The end of the connection that has the session releases every record of the session's partitions, so
+//! nothing in here closes it on a time-out; [`ShareSession::receive`] only reports that no answer is there yet, and the
+//! caller decides.
+//!
+//! Not here: which records to acknowledge and when (the worker decides), group membership
+//! ([`super::share_membership`]), the bytes ([`super::share_wire`]).
+
+use super::address::BrokerAddress;
+use super::cluster::Cluster;
+use super::connection::Connection;
+use super::error::{ErrorCode, KafkaError};
+use super::records;
+use super::share_wire::{
+    self, Acknowledgement, Acknowledgements, FetchLimits, SHARE_ACKNOWLEDGE, SHARE_FETCH, SessionHeader,
+    SharePartition, WIRE_VERSION,
+};
+use bytes::Bytes;
+use kafka_protocol::messages::share_fetch_response::PartitionData;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Session epoch of the request that opens a session.
+const OPENING_EPOCH: i32 = 0;
+/// Session epoch of the request that closes a session and releases what it holds.
+const FINAL_EPOCH: i32 = -1;
+/// What a request asks for that brings no records.
+const NO_RECORDS: FetchLimits = FetchLimits { max_wait: Duration::ZERO, max_bytes: 0, max_records: 0 };
+
+/// The group and the member id that the sessions and the membership of one process share.
+#[derive(Clone, Debug)]
+pub struct ShareIdentity {
+    /// The share group.
+    pub group: Arc<str>,
+    /// This process's member id; random, so that a killed predecessor is another member.
+    pub member: Arc<str>,
+}
+
+/// A record that the broker has locked for this member.
+#[derive(Clone, Debug)]
+pub struct AcquiredRecord {
+    /// Where it stands.
+    pub partition: SharePartition,
+    /// Its offset there.
+    pub offset: i64,
+    /// How often the broker has handed it out, this time included; counted from 1. A new leader and a restarted broker
+    /// know the count of the last release only.
+    pub delivery_count: u16,
+    /// The record's key.
+    pub key: Option<Bytes>,
+    /// The record's value.
+    pub value: Option<Bytes>,
+    /// The record's headers, in order.
+    pub headers: Vec<(String, Option<Bytes>)>,
+    /// Why key, value and headers are missing or not to be believed: the batch is damaged, or cannot be unpacked.
+    pub fault: Option<String>,
+}
+
+/// What became of the acknowledgements for one partition in one request: all applied, or none.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// The partition.
+    pub partition: SharePartition,
+    /// The offsets, each with what was said of it.
+    pub offsets: Vec<(i64, Acknowledgement)>,
+    /// `None`: applied. 121: nothing of them was, because at least one lock is lost (KIP-932 INVALID_RECORD_STATE).
+    pub error: Option<ErrorCode>,
+}
+
+/// What a request was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Epoch 0: to open the session, or to take it over.
+    Open,
+    /// Records.
+    Fetch,
+    /// Only that acknowledgements are applied.
+    Acknowledge,
+    /// Epoch -1: the end of the session.
+    Close,
+}
+
+/// The answer to one request.
+#[derive(Debug)]
+pub struct Answer {
+    /// What was asked.
+    pub asked: Asked,
+    /// When the request was sent: locks run from then at the earliest.
+    pub sent_at: Instant,
+    /// The same by the wall clock, which does not stand still while the machine is suspended.
+    pub sent_wall: SystemTime,
+    /// Why the broker refused the request as a whole. Whether its acknowledgements were applied is unknown then; the
+    /// connection is as good as before.
+    pub refused: Option<KafkaError>,
+    /// The partitions that were fetched from.
+    pub partitions: BTreeSet<SharePartition>,
+    /// The records that it brought.
+    pub acquired: Vec<AcquiredRecord>,
+    /// Acquired offsets without a record that could be handed on, and what to say of each: a gap where no record stands
+    /// (a transaction marker, say), a release where the answer ended before the record came.
+    pub unowned: Vec<(SharePartition, i64, Acknowledgement)>,
+    /// What became of the acknowledgements that rode on it.
+    pub settlements: Vec<Settlement>,
+    /// Partitions that could not be fetched from, with the reason.
+    pub partition_errors: Vec<(SharePartition, ErrorCode)>,
+    /// The lock's length, if the broker gave it.
+    pub lock: Option<Duration>,
+    /// The broker reads nothing from the connection for this long (KIP-219).
+    pub throttled: Duration,
+}
+
+/// A request on its way.
+struct Outstanding {
+    correlation: i32,
+    sent_at: Instant,
+    sent_wall: SystemTime,
+    asked: Asked,
+    partitions: BTreeSet<SharePartition>,
+    acknowledgements: Acknowledgements,
+}
+
+/// See the module documentation.
+pub struct ShareSession {
+    connection: Connection,
+    identity: ShareIdentity,
+    node: i32,
+    next_epoch: i32,
+    /// What the broker has in its session when it has read what was sent.
+    partitions: BTreeSet<SharePartition>,
+    outstanding: VecDeque<Outstanding>,
+}
+
+impl ShareSession {
+    /// Connects to broker `node`; asks nothing yet.
+    ///
+    /// # Errors
+    /// The broker is not known, or takes no connection within the connect timeout.
+    pub fn connect(cluster: &Cluster, node: i32, identity: ShareIdentity) -> Result<Self, KafkaError> {
+        Ok(Self {
+            connection: cluster.connect(node)?,
+            identity,
+            node,
+            next_epoch: OPENING_EPOCH,
+            partitions: BTreeSet::new(),
+            outstanding: VecDeque::new(),
+        })
+    }
+
+    /// The broker that this session is with.
+    #[must_use]
+    pub fn node(&self) -> i32 {
+        self.node
+    }
+
+    /// True while a request is unanswered.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !self.outstanding.is_empty()
+    }
+
+    /// When the oldest unanswered request was sent, and what it asks for.
+    #[must_use]
+    pub fn waiting(&self) -> Option<(Instant, Asked)> {
+        self.outstanding.front().map(|request| (request.sent_at, request.asked))
+    }
+
+    /// Opens the session over `partitions` (epoch 0) without asking for records: the first request on a connection, or
+    /// a later one when the broker does not know the session any more. It takes over what the member holds.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn send_open(&mut self, partitions: &BTreeSet<SharePartition>) -> Result<(), KafkaError> {
+        self.next_epoch = OPENING_EPOCH;
+        self.partitions.clear();
+        self.send_fetch_body(Asked::Open, partitions, Acknowledgements::new(), NO_RECORDS)
+    }
+
+    /// Sends a ShareFetch in record-limit mode for exactly these partitions; `acknowledgements`, which must be of them,
+    /// ride along and take effect when it arrives.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn send_fetch(
+        &mut self,
+        partitions: &BTreeSet<SharePartition>,
+        acknowledgements: Acknowledgements,
+        limits: FetchLimits,
+    ) -> Result<(), KafkaError> {
+        debug_assert!(acknowledgements.keys().all(|partition| partitions.contains(partition)));
+        self.send_fetch_body(Asked::Fetch, partitions, acknowledgements, limits)
+    }
+
+    fn send_fetch_body(
+        &mut self,
+        asked: Asked,
+        partitions: &BTreeSet<SharePartition>,
+        acknowledgements: Acknowledgements,
+        limits: FetchLimits,
+    ) -> Result<(), KafkaError> {
+        let added: Vec<SharePartition> = partitions.difference(&self.partitions).copied().collect();
+        let forgotten: Vec<SharePartition> = self.partitions.difference(partitions).copied().collect();
+        let header = self.header(self.next_epoch);
+        let body = share_wire::encode_fetch(header, limits, &added, &forgotten, &acknowledgements)?;
+        if !(added.is_empty() && forgotten.is_empty()) {
+            self.partitions.clone_from(partitions);
+        }
+        self.send(SHARE_FETCH, &body, asked, acknowledgements)
+    }
+
+    /// Sends a ShareAcknowledge. Its partitions need not be in the session.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn send_acknowledge(&mut self, acknowledgements: Acknowledgements) -> Result<(), KafkaError> {
+        let body = share_wire::encode_acknowledge(self.header(self.next_epoch), &acknowledgements)?;
+        self.send(SHARE_ACKNOWLEDGE, &body, Asked::Acknowledge, acknowledgements)
+    }
+
+    /// Sends the last request of the session: what it still holds in its partitions is released.
+    ///
+    /// # Errors
+    /// The connection is gone, which releases everything, too.
+    pub fn send_close(&mut self) -> Result<(), KafkaError> {
+        self.next_epoch = FINAL_EPOCH;
+        let body = share_wire::encode_acknowledge(self.header(FINAL_EPOCH), &Acknowledgements::new())?;
+        self.send(SHARE_ACKNOWLEDGE, &body, Asked::Close, Acknowledgements::new())
+    }
+
+    fn header(&self, epoch: i32) -> SessionHeader<'_> {
+        SessionHeader { group: &self.identity.group, member: &self.identity.member, epoch }
+    }
+
+    fn send(
+        &mut self,
+        api_key: i16,
+        body: &Bytes,
+        asked: Asked,
+        acknowledgements: Acknowledgements,
+    ) -> Result<(), KafkaError> {
+        let (sent_at, sent_wall) = (Instant::now(), SystemTime::now());
+        let correlation = self.connection.send_body(api_key, WIRE_VERSION, true, body)?;
+        if self.next_epoch != FINAL_EPOCH {
+            // The epoch after the largest is 1: 0 would open a new session.
+            self.next_epoch = self.next_epoch.checked_add(1).unwrap_or(1);
+        }
+        let partitions = if asked == Asked::Fetch { self.partitions.clone() } else { BTreeSet::new() };
+        self.outstanding.push_back(Outstanding {
+            correlation,
+            sent_at,
+            sent_wall,
+            asked,
+            partitions,
+            acknowledgements,
+        });
+        Ok(())
+    }
+
+    /// Waits for the answer to the oldest unanswered request, at most `wait`.
+    ///
+    /// `None`: no answer yet (or none owed); the session is as good as before.
+    ///
+    /// # Errors
+    /// The connection is gone. What was acknowledged in unanswered requests may or may not have been applied.
+    pub fn receive(&mut self, wait: Duration) -> Result<Option<Answer>, KafkaError> {
+        let Some(oldest) = self.outstanding.front() else { return Ok(None) };
+        let Some(body) = self.connection.receive(oldest.correlation, wait)? else { return Ok(None) };
+        let Some(request) = self.outstanding.pop_front() else { return Ok(None) };
+        let broker = self.connection.broker();
+        let answer = match request.asked {
+            Asked::Open | Asked::Fetch => fetched(request, body, broker),
+            Asked::Acknowledge | Asked::Close => acknowledged(request, &body, broker),
+        };
+        answer.map(Some)
+    }
+
+    /// The error of a broker that does not answer.
+    #[must_use]
+    pub fn silent(&self, waited: Duration) -> KafkaError {
+        KafkaError::Timeout { request: "ShareFetch", broker: self.connection.broker().clone(), waited }
+    }
+}
+
+fn malformed(broker: &BrokerAddress, detail: String) -> KafkaError {
+    KafkaError::Malformed { broker: broker.clone(), detail }
+}
+
+impl Answer {
+    fn to(
+        request: &mut Outstanding,
+        lock: Option<Duration>,
+        throttle_time_ms: i32,
+        refused: Result<(), KafkaError>,
+    ) -> Self {
+        Self {
+            asked: request.asked,
+            sent_at: request.sent_at,
+            sent_wall: request.sent_wall,
+            refused: refused.err(),
+            partitions: std::mem::take(&mut request.partitions),
+            acquired: Vec::new(),
+            unowned: Vec::new(),
+            settlements: Vec::new(),
+            partition_errors: Vec::new(),
+            lock,
+            throttled: Duration::from_millis(u64::try_from(throttle_time_ms).unwrap_or(0)),
+        }
+    }
+}
+
+fn fetched(mut request: Outstanding, body: Bytes, broker: &BrokerAddress) -> Result<Answer, KafkaError> {
+    let response = share_wire::decode_fetch(body).map_err(|detail| malformed(broker, detail))?;
+    let refused = ErrorCode(response.error_code).check("ShareFetch", response.error_message.as_deref());
+    let lock = lock_length(response.acquisition_lock_timeout_ms);
+    let mut answer = Answer::to(&mut request, lock, response.throttle_time_ms, refused);
+    if answer.refused.is_some() {
+        return Ok(answer);
+    }
+    let mut errors = Vec::new();
+    for topic in &response.responses {
+        for data in &topic.partitions {
+            let partition = SharePartition { topic_id: topic.topic_id, partition: data.partition_index };
+            if data.error_code != 0 {
+                answer.partition_errors.push((partition, ErrorCode(data.error_code)));
+            }
+            if data.acknowledge_error_code != 0 {
+                errors.push((partition, ErrorCode(data.acknowledge_error_code)));
+            }
+            take_acquired(partition, data, &mut answer);
+        }
+    }
+    answer.settlements = settle(request.acknowledgements, &errors);
+    Ok(answer)
+}
+
+fn acknowledged(mut request: Outstanding, body: &Bytes, broker: &BrokerAddress) -> Result<Answer, KafkaError> {
+    let (response, lock) = share_wire::decode_acknowledge(body).map_err(|detail| malformed(broker, detail))?;
+    let refused = ErrorCode(response.error_code).check("ShareAcknowledge", response.error_message.as_deref());
+    let mut answer = Answer::to(&mut request, lock, response.throttle_time_ms, refused);
+    if answer.refused.is_some() {
+        return Ok(answer);
+    }
+    let mut errors = Vec::new();
+    for topic in &response.responses {
+        for data in topic.partitions.iter().filter(|data| data.error_code != 0) {
+            let partition = SharePartition { topic_id: topic.topic_id, partition: data.partition_index };
+            errors.push((partition, ErrorCode(data.error_code)));
+        }
+    }
+    answer.settlements = settle(request.acknowledgements, &errors);
+    Ok(answer)
+}
+
+fn lock_length(milliseconds: i32) -> Option<Duration> {
+    u64::try_from(milliseconds).ok().filter(|length| *length > 0).map(Duration::from_millis)
+}
+
+/// Picks the acquired records out of the batches: the broker sends whole batches, of which others may hold the rest.
+fn take_acquired(partition: SharePartition, data: &PartitionData, answer: &mut Answer) {
+    let Some(first) = data.acquired_records.iter().map(|range| range.first_offset).min() else { return };
+    let mut decoded = records::decode(data.records.as_ref().unwrap_or(&Bytes::new()), first);
+    let doubtful = decoded.unreadable.iter_mut().flat_map(|gap| std::mem::take(&mut gap.doubtful));
+    // Last what was read without a fault: a damaged offset must not displace it.
+    let mut records: BTreeMap<i64, records::Record> =
+        doubtful.chain(decoded.records).map(|record| (record.offset, record)).collect();
+    for range in &data.acquired_records {
+        let delivery_count = u16::try_from(range.delivery_count).unwrap_or(1);
+        for offset in range.first_offset..=range.last_offset {
+            if offset >= decoded.next_offset {
+                // The answer ended before it: whatever stands there comes with another delivery.
+                answer.unowned.push((partition, offset, Acknowledgement::Release));
+                continue;
+            }
+            let unreadable = decoded.unreadable.iter().find(|gap| (gap.first..=gap.last).contains(&offset));
+            let (record, fault) = (records.remove(&offset), unreadable.map(|gap| gap.reason.clone()));
+            if record.is_none() && fault.is_none() {
+                // A batch with a wrong checksum may hide it.
+                let said = if decoded.is_damaged { Acknowledgement::Release } else { Acknowledgement::Gap };
+                answer.unowned.push((partition, offset, said));
+                continue;
+            }
+            let (key, value, headers) =
+                record.map_or((None, None, Vec::new()), |record| (record.key, record.value, record.headers));
+            // A task that runs for minutes must not keep the whole answer in memory.
+            let own = |bytes: Option<Bytes>| bytes.map(|bytes| Bytes::copy_from_slice(&bytes));
+            let headers = headers.into_iter().map(|(name, value)| (name, own(value))).collect();
+            let (key, value) = (own(key), own(value));
+            answer.acquired.push(AcquiredRecord { partition, offset, delivery_count, key, value, headers, fault });
+        }
+    }
+}
+
+fn settle(acknowledgements: Acknowledgements, errors: &[(SharePartition, ErrorCode)]) -> Vec<Settlement> {
+    acknowledgements
+        .into_iter()
+        .map(|(partition, offsets)| Settlement {
+            partition,
+            offsets: offsets.into_iter().collect(),
+            error: errors.iter().find(|(failed, _)| *failed == partition).map(|(_, code)| *code),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::{BatchIdentity, RecordContent};
+    use kafka_protocol::messages::share_fetch_response::AcquiredRecords;
+    use std::borrow::Cow;
+
+    /// The answer to a fetch that has acquired the second of three records; `damage` changes the batch.
+    fn acquired(damage: impl FnOnce(&mut [u8])) -> Answer {
+        let text = Bytes::from_static(b"text");
+        let headers = [(Cow::Borrowed("name"), Some(text.clone()))];
+        let content = RecordContent { key: Some(&text), value: Some(&text), headers: &headers };
+        let no_producer = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
+        let batch = records::encode([content; 3].into_iter(), no_producer, SystemTime::now());
+        let mut batch = batch.expect("a batch").to_vec();
+        damage(&mut batch);
+        let acquired = AcquiredRecords::default().with_first_offset(1).with_last_offset(1).with_delivery_count(1);
+        let data = PartitionData::default().with_records(Some(batch.into())).with_acquired_records(vec![acquired]);
+        let mut request = Outstanding {
+            correlation: 0,
+            sent_at: Instant::now(),
+            sent_wall: SystemTime::now(),
+            asked: Asked::Fetch,
+            partitions: BTreeSet::new(),
+            acknowledgements: Acknowledgements::new(),
+        };
+        let mut answer = Answer::to(&mut request, None, 0, Ok(()));
+        take_acquired(SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 }, &data, &mut answer);
+        answer
+    }
+
+    #[test]
+    fn a_record_that_damage_hides_is_released_and_not_called_a_gap() {
+        // The batch's attributes end at byte 23: bit 5 makes it a control batch.
+        let answer = acquired(|batch| batch[22] ^= 0x20);
+        assert_eq!(answer.acquired.len(), 0);
+        let said: Vec<_> = answer.unowned.iter().map(|(_, offset, said)| (*offset, *said)).collect();
+        assert_eq!(said, [(1, Acknowledgement::Release)]);
+    }
+
+    /// A task can run for minutes, and an answer be as long as 1 MiB.
+    #[test]
+    fn an_acquired_record_does_not_keep_the_whole_answer_in_memory() {
+        let answer = acquired(|_| {});
+        let [record] = &answer.acquired[..] else { panic!("{answer:?}") };
+        for bytes in [&record.key, &record.value, &record.headers[0].1] {
+            let bytes = bytes.as_ref().expect("as it was written");
+            assert_eq!(&bytes[..], b"text");
+            assert!(bytes.is_unique(), "its memory is shared");
+        }
+    }
+}
