@@ -17,7 +17,8 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::address::BrokerAddress;
-use super::connection::{ClientOptions, Connection};
+use super::client_options::ClientOptions;
+use super::connection::Connection;
 use super::error::{ErrorCode, KafkaError, Result, Retry};
 use super::interrupt::Interrupter;
 

@@ -20,10 +20,10 @@ use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, Str
 
 use super::address::BrokerAddress;
 use super::bounded;
+use super::client_options::ClientOptions;
 use super::dial::dial;
 use super::error::{ErrorCode, KafkaError, Result};
 use super::interrupt::{Interrupter, Registration};
-use super::resolve::Resolver;
 use super::share_lag;
 
 /// Largest answer taken, in bytes. Far above every fetch this client asks for, far below what "HTTP" read as a length would be.
@@ -35,38 +35,6 @@ const READ_STEP_MAX: usize = 1 << 20;
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 /// A write buffer larger than this is given back after the request.
 const WRITE_BUFFER_KEPT: usize = 256 << 10;
-
-/// What every connection of one client shares.
-#[derive(Clone, Debug)]
-pub struct ClientOptions {
-    /// Brokers asked first, and whenever none of the known ones answers. Kafka: `bootstrap.servers`.
-    pub bootstrap: Vec<BrokerAddress>,
-    /// Name of this client in the brokers' logs and quotas. Kafka: `client.id`.
-    pub client_id: String,
-    /// Longest wait for a TCP connection, and before it for the addresses of the broker's name. All addresses share it.
-    /// Kafka: `socket.connection.setup.timeout.ms`.
-    pub connect_timeout: Duration,
-    /// Longest wait for an answer: the only thing that detects a frozen broker. Kafka: `request.timeout.ms`.
-    pub request_timeout: Duration,
-    /// Wakes everything of this client that waits.
-    pub interrupter: Interrupter,
-    /// The addresses of the brokers' names.
-    pub(super) resolver: Resolver,
-}
-
-impl ClientOptions {
-    /// Options with the default deadlines: 2 s to connect, 5 s for an answer.
-    pub fn new(bootstrap: Vec<BrokerAddress>, client_id: impl Into<String>) -> Self {
-        Self {
-            bootstrap,
-            client_id: client_id.into(),
-            connect_timeout: Duration::from_secs(2),
-            request_timeout: Duration::from_secs(5),
-            interrupter: Interrupter::new(),
-            resolver: Resolver::default(),
-        }
-    }
-}
 
 /// A request whose answer has not come.
 #[derive(Debug)]

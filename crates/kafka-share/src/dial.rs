@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::address::BrokerAddress;
-use super::connection::ClientOptions;
+use super::client_options::ClientOptions;
 use super::error::KafkaError;
 use super::interrupt::Registration;
 

@@ -11,6 +11,7 @@
 //! | [`error`] | error codes and the one retry decision |
 //! | [`interrupt`] | waking blocked calls from another thread |
 //! | [`connection`] | one TCP connection: frames, correlation, deadlines |
+//! | `client_options` | what all connections of a client share |
 //! | `dial`, `resolve` | how it is made: sockets that notice a peer that is gone; names, within a limit |
 //! | `bounded` | decoding that believes no count beyond the bytes that came |
 //! | [`cluster`] | bootstrap list, metadata, leaders, coordinators |
@@ -27,6 +28,7 @@
 pub mod address;
 pub mod admin;
 mod bounded;
+mod client_options;
 pub mod cluster;
 pub mod compression;
 pub mod connection;
@@ -47,8 +49,9 @@ pub mod share_session;
 pub mod share_wire;
 
 pub use address::BrokerAddress;
+pub use client_options::ClientOptions;
 pub use cluster::{Cluster, Partition, Topic};
-pub use connection::{ApiVersions, ClientOptions, Connection};
+pub use connection::{ApiVersions, Connection};
 pub use error::{ErrorCode, KafkaError, Result, Retry};
 pub use interrupt::Interrupter;
 pub use producer::{

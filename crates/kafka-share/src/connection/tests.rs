@@ -3,6 +3,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use kafka_protocol::messages::MetadataRequest;
 use socket2::{Domain, SockRef, Socket, Type};
 
+use super::super::resolve::Resolver;
 use super::*;
 
 const SOON: Duration = Duration::from_secs(5);

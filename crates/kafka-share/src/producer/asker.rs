@@ -10,11 +10,10 @@ use std::time::Instant;
 use crossbeam_channel::{Sender, bounded};
 
 use super::doubts;
-use super::lane::Identity;
 use super::leader::Links;
-use super::link::Report;
+use super::report::{Asked, Report};
 use crate::cluster::{Cluster, Topic};
-use crate::error::{KafkaError, Result, Retry};
+use crate::error::Retry;
 use program::threads::{self, NAME_LIMIT, Thread};
 
 /// What the cluster is to be asked.
@@ -24,20 +23,6 @@ pub(super) struct Question {
     pub(super) identity: bool,
     /// For the leaders of these topics. Without any, for the brokers alone.
     pub(super) topics: Vec<Arc<str>>,
-}
-
-/// What the cluster has told.
-#[derive(Debug)]
-pub(super) struct Asked {
-    pub(super) identity: Option<Identity>,
-    /// Each topic's leaders, or what is wrong with it alone.
-    pub(super) topics: Vec<(Arc<str>, Result<Vec<i32>>)>,
-    /// Those about which nothing was told.
-    pub(super) missed: Vec<Arc<str>>,
-    /// Any broker.
-    pub(super) node: Option<i32>,
-    /// Why not everything was told.
-    pub(super) failed: Option<KafkaError>,
 }
 
 /// Handle on the thread. The field order closes the channel before the join.

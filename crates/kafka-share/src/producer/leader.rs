@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded};
 
 use super::LaneKey;
-use super::link::{Job, Link, Report};
+use super::link::{Job, Link};
+use super::report::Report;
 use super::trouble::Trouble;
 use crate::cluster::Cluster;
 use program::stop::Stop;

@@ -10,9 +10,8 @@ use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProdu
 use kafka_protocol::messages::{ProduceRequest, ProduceResponse};
 
 use super::LaneKey;
-use super::asker::Asked;
 use super::doubts::{self, Doubt};
-use super::lane::Identity;
+use super::report::Report;
 use crate::cluster::{Cluster, Led, WATCH_INTERVAL, topic_name};
 use crate::error::{KafkaError, Result, Retry};
 use crate::offsets::{self, Position};
@@ -30,19 +29,6 @@ pub(super) enum Job {
     Produce(Vec<(LaneKey, Bytes)>),
     /// Look a batch up in the log, and get a new producer id to go on with.
     LookUp(Doubt),
-}
-
-/// What came of a job, or of a question to the cluster.
-#[derive(Debug)]
-pub(super) enum Report {
-    /// The connection stands, and the logs end there; or nothing is known.
-    Opened(i32, Result<Vec<(LaneKey, Result<i64>)>>),
-    /// The broker has answered, or nothing is known about the request.
-    Produced(i32, Result<ProduceResponse>),
-    /// The new producer id, and where the batch stands.
-    LookedUp(i32, LaneKey, Result<(Identity, Result<Option<i64>>)>),
-    /// What the cluster knows.
-    Asked(Asked),
 }
 
 /// See the module documentation.

@@ -16,6 +16,7 @@
 //! | `topics`, `asker` | partitions and leaders; the thread that asks for them |
 //! | `leader` | one leader: its job, rest and thread |
 //! | `link` | what blocks on a leader |
+//! | `report` | what these threads report to the actor |
 //! | `doubts` | looking batches up in the log |
 //! | `denials` | what Kafka refuses for good |
 //! | `trouble` | back-off and outage of one thing; pure |
@@ -29,6 +30,7 @@ mod doubts;
 mod lane;
 mod leader;
 mod link;
+mod report;
 mod topics;
 mod trouble;
 

@@ -7,10 +7,10 @@ use kafka_protocol::messages::ProduceResponse;
 
 use super::Actor;
 use crate::error::{ErrorCode, KafkaError, Result, Retry};
-use crate::producer::asker::Asked;
 use crate::producer::lane::{Identity, Verdict};
 use crate::producer::leader::Leader;
-use crate::producer::link::Report;
+use crate::producer::report::Asked;
+use crate::producer::report::Report;
 use crate::producer::{Delivery, DeliveryError, LaneKey, Message, ProducerEvents};
 
 impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
