@@ -260,7 +260,7 @@ impl Cluster {
         Err(last)
     }
 
-    /// Tells whether a partition in `led` has moved while `node` owes a response: to another leader, or to a newer
+    /// Returns whether a partition in `led` has moved while `node` owes a response: to another leader, or to a newer
     /// epoch. The response is not worth waiting for then. `silence` is the error that marks the node as silent. If the
     /// cache shows no move, another broker is asked, for at most [`WATCH_INTERVAL`].
     pub(super) fn leads_elsewhere(&self, node: i32, led: &[Led<'_>], silence: &KafkaError) -> bool {

@@ -334,7 +334,7 @@ impl Connection {
         Ok(ApiVersions(response))
     }
 
-    /// Tells whether the broker has kept an idle connection open. A frozen broker looks alive.
+    /// Returns whether the broker has kept an idle connection open. A frozen broker looks alive.
     pub fn is_alive(&mut self) -> bool {
         if self.broken {
             return false;

@@ -152,7 +152,7 @@ mod tests {
                 started.send(()).expect("the test waits for this");
                 body();
             });
-            ready.recv().expect("the thread says when it starts");
+            ready.recv().expect("the thread has started");
             let since = Instant::now();
             then();
             blocked.join().expect("the blocked call returns");

@@ -164,7 +164,7 @@ mod tests {
 
         /// Reads until the process prints the line.
         fn wait_for(&mut self, line: &str) {
-            assert!(self.lines.by_ref().any(|told| told.expect("text") == line), "{line} was not told");
+            assert!(self.lines.by_ref().any(|printed| printed.expect("text") == line), "no line {line}");
         }
 
         fn send(&self, signal: Signal) {

@@ -209,7 +209,7 @@ mod tests {
         assert!(!thread.is_finished());
         let thread = thread.join_deadline(Instant::now()).expect_err("it still waits");
         stop.trigger();
-        let outcome = thread.join_deadline(Instant::now() + LIMIT).expect("it was told to end");
+        let outcome = thread.join_deadline(Instant::now() + LIMIT).expect("the thread was asked to end");
         assert_eq!(outcome, Ok(()));
     }
 

@@ -73,7 +73,7 @@ fn wrong_correlation_id_closes_connection() {
     assert!(matches!(&error, KafkaError::Malformed { detail, .. } if detail.contains("correlation")), "{error}");
     assert!(connection.is_broken());
     assert!(matches!(connection.send(12, &metadata()), Err(KafkaError::Closed { .. })));
-    assert_eq!(far.read(&mut [0; 512]).ok().and_then(|_| far.read(&mut [0; 1]).ok()), Some(0), "we hung up");
+    assert_eq!(far.read(&mut [0; 512]).ok().and_then(|_| far.read(&mut [0; 1]).ok()), Some(0), "closed by the client");
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn connection_to_silent_broker_closes_at_deadline() {
 fn error_names_broker_that_closed_connection() {
     let (mut connection, far, options) = pair();
     drop(far);
-    let error = connection.call(12, &metadata(), SOON).expect_err("hung up");
+    let error = connection.call(12, &metadata(), SOON).expect_err("closed");
     assert!(matches!(error, KafkaError::Closed { .. } | KafkaError::Io { .. }), "{error}");
     assert!(error.to_string().contains(&options.bootstrap[0].to_string()), "{error}");
 }
@@ -156,7 +156,7 @@ fn interrupt_wakes_blocked_receive() {
             blocked.send(()).expect("the test waits for this");
             connection.receive(correlation, Duration::from_secs(60))
         });
-        started.recv().expect("the thread says when it starts");
+        started.recv().expect("the thread has started");
         let since = Instant::now();
         options.interrupter.interrupt();
         let answer = reader.join().expect("the read returns");
@@ -172,7 +172,7 @@ fn error_names_closed_port() {
     let port = program::reserved_port::ReservedPort::any().expect("a free port");
     let address = port.address();
     let options = ClientOptions::new(vec![BrokerAddress::new("127.0.0.1", address.port())], "test");
-    let error = Connection::open(&options.bootstrap[0], &options).expect_err("nobody listens");
+    let error = Connection::open(&options.bootstrap[0], &options).expect_err("a closed port");
     assert!(error.to_string().starts_with(&format!("cannot connect to {address}")), "{error}");
 }
 

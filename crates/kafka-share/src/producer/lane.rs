@@ -223,7 +223,7 @@ impl<T> Lane<T> {
             code if is_refusal(code) => Answer::settled(self.split(code, message.unwrap_or_default())),
             code if code.retry() == Retry::Never => Answer::without_deliveries(Verdict::Denied(code)),
             code => {
-                // The leader may have written the batch (with 7 and 20 it has): only the final response tells.
+                // The leader may have written the batch (with 7 and 20 it has): only the final response shows.
                 batch.maybe_written = true;
                 Answer::without_deliveries(Verdict::Again(code))
             }

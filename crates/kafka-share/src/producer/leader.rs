@@ -1,7 +1,7 @@
 //! One leader as the producer's thread sees it: its current job, its rest, and its thread.
 //!
-//! A leader has at most one job at a time. In a cluster of several brokers its [`Link`] has a thread of its own, so
-//! that a frozen, unreachable or slow broker delays only its own partitions. With a single broker the producer's thread
+//! A leader has at most one job at a time. In a cluster of several brokers its [`Link`] has a thread of its own. A
+//! frozen, unreachable or slow broker then delays only its own partitions. With a single broker the producer's thread
 //! calls the link itself, which saves two thread switches per request.
 
 use std::convert::Infallible;

@@ -74,7 +74,7 @@ mod tests {
         assert!(!trouble.failed(&moved, start) && !trouble.lasts());
         assert!(trouble.rests(start) && !trouble.rests(start + LONGEST_REST));
         assert!(trouble.failed(&moved, start + PATIENCE * 2) && trouble.lasts());
-        assert!(!trouble.failed(&moved, start + PATIENCE * 3), "told once");
+        assert!(!trouble.failed(&moved, start + PATIENCE * 3), "logged once");
         assert_eq!(trouble.over(start + PATIENCE * 4), Some(PATIENCE * 4));
         assert!(!trouble.lasts() && !trouble.rests(start));
         assert_eq!(trouble.over(start), None);

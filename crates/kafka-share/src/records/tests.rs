@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const NOBODY: BatchIdentity = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
+const NO_PRODUCER: BatchIdentity = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
 
 /// Makes a batch of the offsets `base..base + values.len()`.
 fn batch(base: i64, values: &[&'static str]) -> Vec<u8> {
@@ -12,7 +12,7 @@ fn batch(base: i64, values: &[&'static str]) -> Vec<u8> {
     let header = [(Cow::Borrowed("kind"), Some(Bytes::from_static(b"result")))];
     let contents = values.iter().map(|value| RecordContent { key: Some(&key), value: Some(value), headers: &header });
     let now = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
-    let mut bytes = encode(contents, NOBODY, now).expect("encodable").to_vec();
+    let mut bytes = encode(contents, NO_PRODUCER, now).expect("encodable").to_vec();
     // The checksum does not cover the base offset, which brokers set.
     bytes[..8].copy_from_slice(&base.to_be_bytes());
     bytes
@@ -154,7 +154,7 @@ fn unpacking_of_one_response_is_limited() {
     let large = |base, length| {
         let value = Bytes::from(vec![0; length]);
         let content = RecordContent { key: None, value: Some(&value), headers: &[] };
-        let mut bytes = encode([content].into_iter(), NOBODY, UNIX_EPOCH).expect("encodable").to_vec();
+        let mut bytes = encode([content].into_iter(), NO_PRODUCER, UNIX_EPOCH).expect("encodable").to_vec();
         bytes[..8].copy_from_slice(&i64::to_be_bytes(base));
         packed(bytes, Codec::Gzip)
     };
@@ -188,7 +188,7 @@ fn headers_with_the_same_name_are_all_kept() {
     let header = |value| (Cow::Borrowed("name"), value);
     let headers = [header(Some(Bytes::from_static(b"1"))), header(None), header(Some(Bytes::from_static(b"2")))];
     let content = RecordContent { key: None, value: None, headers: &headers };
-    let decoded = decode(&encode([content].into_iter(), NOBODY, UNIX_EPOCH).expect("encodable"), 0);
+    let decoded = decode(&encode([content].into_iter(), NO_PRODUCER, UNIX_EPOCH).expect("encodable"), 0);
     let values: Vec<Option<&[u8]>> = decoded.records[0].headers.iter().map(|(_, value)| value.as_deref()).collect();
     assert_eq!(values, [Some(&b"1"[..]), None, Some(&b"2"[..])]);
 }
