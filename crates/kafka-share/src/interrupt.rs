@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn interrupting_a_child_does_not_interrupt_its_parent() {
+    fn child_is_interrupted_with_its_parent_but_not_the_reverse() {
         let parent = Interrupter::new();
         let (alone, together) = (parent.child(), parent.child());
         alone.interrupt();

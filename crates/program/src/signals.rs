@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn name_of_the_first_signal_stays_when_another_signal_follows() {
+    fn every_signal_is_named_and_the_first_name_stays() {
         for (first, second) in [
             (Signal::SIGTERM, Signal::SIGINT),
             (Signal::SIGINT, Signal::SIGTERM),
