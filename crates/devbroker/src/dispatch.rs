@@ -1,6 +1,6 @@
-//! From the bytes of a request to the bytes of its answer: which requests there are, in which versions, and who answers each.
+//! Decodes requests, calls their handlers, and encodes the responses. Lists all requests with their versions.
 //!
-//! Whatever is not in [`REQUESTS`] closes the connection, as Kafka does. Called by [`core`](super::core).
+//! A request that is not in [`REQUESTS`] closes the connection, as in Kafka. Called by [`core`](super::core).
 
 use std::time::{Instant, SystemTime};
 
@@ -20,15 +20,16 @@ use super::share_wire;
 use super::state::Caller;
 use kafka_share::{ErrorCode, records, share_lag};
 
-/// Every request that is answered, with its versions: those of Kafka 4.4 that the codec crate knows, and what is known besides. Kafka 4.2 and
-/// 4.3 have all of them.
+/// Every request with its versions: those of Kafka 4.4 that the codec crate knows, and those that this crate adds.
+/// Kafka 4.2 and 4.3 have all of them.
 const REQUESTS: &[(ApiKey, i16, i16)] = &[
-    // Kafka names 0 for the sake of old clients, and takes 3 and later.
+    // Kafka lists version 0 for the sake of old clients, and takes 3 and later.
     (ApiKey::Produce, 0, 13),
     (ApiKey::Fetch, 4, 18),
     (ApiKey::ListOffsets, 1, 10),
     (ApiKey::Metadata, 0, 13),
-    // kafkang does not begin where a broker lacks these two. It never sends them here; one that is sent closes the connection.
+    // kafkang refuses a broker that does not list these two. It never sends them; a client that does loses its
+    // connection.
     (ApiKey::OffsetCommit, 2, 8),
     (ApiKey::OffsetFetch, 1, 7),
     (ApiKey::FindCoordinator, 0, 6),
@@ -38,7 +39,7 @@ const REQUESTS: &[(ApiKey, i16, i16)] = &[
     (ApiKey::CreatePartitions, 0, 3),
     (ApiKey::DeleteRecords, 0, 2),
     (ApiKey::InitProducerId, 0, 5),
-    // Later versions of these two are for transactions that a Produce begins by itself (KIP-890), and for brokers.
+    // Later versions of these two are for transactions that begin with a Produce (KIP-890), and for brokers.
     (ApiKey::AddPartitionsToTxn, 0, 3),
     (ApiKey::EndTxn, 0, 4),
     (ApiKey::DescribeConfigs, 1, 4),
@@ -58,12 +59,12 @@ pub(super) struct Asked {
     pub correlation: i32,
     pub client: String,
     pub body: Bytes,
-    /// ApiVersions in a version that nobody knows: that is told in version 0 (KIP-511).
+    /// ApiVersions in an unknown version: the response in version 0 reports that (KIP-511).
     pub too_new: bool,
 }
 
 impl Asked {
-    /// Reads the header of a request. `None`: no such request is known.
+    /// Reads the header of a request. `None`: the request is unknown.
     pub fn read(mut frame: Bytes) -> Option<Self> {
         let key = i16::from_be_bytes(*frame.first_chunk::<2>()?);
         let version = i16::from_be_bytes(*frame.get(2..)?.first_chunk::<2>()?);
@@ -82,7 +83,7 @@ impl Asked {
         Some(Self { key, version, correlation: header.correlation_id, client, body: frame, too_new: false })
     }
 
-    /// The whole answer around this body.
+    /// Makes the whole response with this body.
     pub fn answer(&self, body: &BytesMut) -> Option<Bytes> {
         let mut frame = BytesMut::with_capacity(body.len() + 16);
         frame.extend_from_slice(&[0; 4]);
@@ -94,7 +95,7 @@ impl Asked {
         Some(frame.freeze())
     }
 
-    /// Whether nobody waits for an answer: a Produce with acks=0.
+    /// Whether the client expects no response: a Produce with acks=0.
     pub fn wants_no_answer(&self) -> bool {
         let produce =
             (self.key == ApiKey::Produce).then(|| ProduceRequest::decode(&mut self.body.clone(), self.version));
@@ -102,7 +103,7 @@ impl Asked {
     }
 }
 
-/// The codec crate's versions, with version 2 of the two share requests, which [`share_wire`] adds, and that of [`share_lag`].
+/// The codec crate's versions, with version 2 of both share requests ([`share_wire`]) and version 1 of [`share_lag`].
 trait ShareVersions {
     fn valid_versions_with_share(&self) -> std::ops::RangeInclusive<i16>;
 }
@@ -119,7 +120,7 @@ impl ShareVersions for ApiKey {
     }
 }
 
-/// The body of the answer. `None`: the request cannot be read, and Kafka would hang up.
+/// Returns the body of the response. `None`: the request cannot be decoded, and Kafka would close the connection.
 pub(super) fn answer(core: &Core, caller: &Caller, asked: &Asked) -> Option<BytesMut> {
     let (version, now) = (asked.version, Instant::now());
     match asked.key {
@@ -239,7 +240,7 @@ fn api_versions(core: &Core, asked: &Asked) -> Option<BytesMut> {
             SupportedFeatureKey::default().with_name(name.clone()).with_min_version(0).with_max_version(most);
         let finalized = FinalizedFeatureKey::default().with_name(name).with_max_version_level(level);
         answer = answer.with_api_keys(REQUESTS.iter().map(api).collect()).with_finalized_features_epoch(0);
-        // Clients of version 3 cannot read features that begin at 0, and are not told of them.
+        // Clients of version 3 cannot read features that begin at 0, so they do not get them.
         if asked.version >= 4 {
             answer = answer.with_supported_features(vec![supported]);
         }
@@ -251,7 +252,7 @@ fn api_versions(core: &Core, asked: &Asked) -> Option<BytesMut> {
     answer.encode(&mut body, asked.version).ok().map(|()| body)
 }
 
-/// Now, in the protocol's milliseconds since 1970.
+/// The current time in milliseconds since 1970.
 pub(super) fn now_ms() -> i64 {
     records::milliseconds(SystemTime::now())
 }
@@ -289,7 +290,7 @@ mod tests {
         TopicName(StrBytes::from_static_str(if there { "there" } else { "nowhere" }))
     }
 
-    /// Asks in this version, and reads the answer as a client does.
+    /// Sends a request in this version and decodes the response as a client does.
     fn ask<R: Request>(core: &Core, version: i16, request: &R) {
         let mut frame = BytesMut::new();
         let key = ApiKey::try_from(R::KEY).expect("known");
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_written_and_read_in_every_version() {
+    fn records_can_be_written_and_read_in_every_version() {
         let core = core();
         let id = core.state.lock().topics["there"].id;
         for there in [true, false] {
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_and_groups_are_told_of_in_every_version() {
+    fn topics_and_groups_are_described_in_every_version() {
         let core = core();
         for version in versions(ApiKey::ApiVersions) {
             ask(&core, version, &ApiVersionsRequest::default());
@@ -403,13 +404,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_has_no_answer() {
+    fn unknown_requests_have_no_response() {
         for (key, version) in [(0_i16, 2_i16), (0, 14), (1, 3), (11, 0), (999, 0), (78, 3)] {
             let frame = [&key.to_be_bytes()[..], &version.to_be_bytes(), &[0; 16]].concat();
             assert!(Asked::read(frame.into()).is_none(), "{key} {version}");
         }
         let newer = [&18_i16.to_be_bytes()[..], &99_i16.to_be_bytes(), &[0, 0, 0, 7]].concat();
-        let asked = Asked::read(newer.into()).expect("told in version 0");
+        let asked = Asked::read(newer.into()).expect("a response in version 0");
         assert_eq!((asked.version, asked.correlation), (0, 7));
     }
 }

@@ -1,4 +1,4 @@
-//! What every connection of one client shares: brokers, name, deadlines, and what wakes it.
+//! Options that all connections of one client share: brokers, name, deadlines, and the interrupter.
 //!
 //! Data only. Made by each program, read by [`connection`](super::connection) and by everything above it.
 
@@ -8,26 +8,26 @@ use super::address::BrokerAddress;
 use super::interrupt::Interrupter;
 use super::resolve::Resolver;
 
-/// What every connection of one client shares.
+/// Options that all connections of one client share.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
-    /// Brokers asked first, and whenever none of the known ones answers. Kafka: `bootstrap.servers`.
+    /// Brokers tried first, and whenever no known broker answers. Kafka: `bootstrap.servers`.
     pub bootstrap: Vec<BrokerAddress>,
     /// Name of this client in the brokers' logs and quotas. Kafka: `client.id`.
     pub client_id: String,
-    /// Longest wait for a TCP connection, and before it for the addresses of the broker's name. All addresses share it.
-    /// Kafka: `socket.connection.setup.timeout.ms`.
+    /// Longest wait for the addresses of a broker's name, and then for a TCP connection to any of them. Kafka:
+    /// `socket.connection.setup.timeout.ms`.
     pub connect_timeout: Duration,
-    /// Longest wait for an answer: the only thing that detects a frozen broker. Kafka: `request.timeout.ms`.
+    /// Longest wait for a response: only this detects a frozen broker. Kafka: `request.timeout.ms`.
     pub request_timeout: Duration,
-    /// Wakes everything of this client that waits.
+    /// Wakes every waiting call of this client.
     pub interrupter: Interrupter,
     /// The addresses of the brokers' names.
     pub(super) resolver: Resolver,
 }
 
 impl ClientOptions {
-    /// Options with the default deadlines: 2 s to connect, 5 s for an answer.
+    /// Options with the default deadlines: 2 s to connect, 5 s for a response.
     pub fn new(bootstrap: Vec<BrokerAddress>, client_id: impl Into<String>) -> Self {
         Self {
             bootstrap,

@@ -1,4 +1,4 @@
-//! What the threads of a producer report to its actor.
+//! Reports of a producer's threads to its actor.
 //!
 //! Data only. Sent by [`link`](super::link) and [`asker`](super::asker), received by [`actor`](super::actor).
 
@@ -10,29 +10,29 @@ use super::LaneKey;
 use super::lane::Identity;
 use crate::error::{KafkaError, Result};
 
-/// What came of a job, or of a question to the cluster.
+/// Result of a job, or of a question to the cluster.
 #[derive(Debug)]
 pub(super) enum Report {
-    /// The connection stands, and the logs end there; or nothing is known.
+    /// The connection works, with the log ends; or the error.
     Opened(i32, Result<Vec<(LaneKey, Result<i64>)>>),
-    /// The broker has answered, or nothing is known about the request.
+    /// The broker's response; on an error the request's outcome is unknown.
     Produced(i32, Result<ProduceResponse>),
-    /// The new producer id, and where the batch stands.
+    /// The new producer id, and the offset of the batch.
     LookedUp(i32, LaneKey, Result<(Identity, Result<Option<i64>>)>),
-    /// What the cluster knows.
+    /// The cluster's response.
     Asked(Asked),
 }
 
-/// What the cluster has told.
+/// The cluster's response.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) identity: Option<Identity>,
-    /// Each topic's leaders, or what is wrong with it alone.
+    /// Each topic's leaders, or the error of this topic alone.
     pub(super) topics: Vec<(Arc<str>, Result<Vec<i32>>)>,
-    /// Those about which nothing was told.
+    /// Topics without a response.
     pub(super) missed: Vec<Arc<str>>,
-    /// Any broker.
+    /// Node id of any known broker.
     pub(super) node: Option<i32>,
-    /// Why not everything was told.
+    /// The error, if something is missing.
     pub(super) failed: Option<KafkaError>,
 }
