@@ -13,8 +13,7 @@ use kafka_protocol::protocol::StrBytes;
 
 use super::rights::{Operation, Resource};
 use super::settings::{GROUP, Known, Settings, TOPIC, Values};
-use super::state::{Caller, State};
-use super::topics::is_topic_name;
+use super::state::{Caller, State, is_topic_name};
 use kafka_share::ErrorCode;
 
 /// Resource types of both requests.

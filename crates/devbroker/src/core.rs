@@ -1,47 +1,28 @@
-//! The broker as its connections see it: state, waits, time and due faults.
+//! The broker behind its connections: state, waits, time and faults.
 //!
-//! Touches no socket. Called by `server`, for every request and every connection that ends.
+//! Touches no socket. Called by `server` and `answer`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use bytes::{Bytes, BytesMut};
 use crossbeam_channel::Sender;
 use kafka_protocol::messages::{
     FetchRequest, FetchResponse, ProduceRequest, ProduceResponse, ShareAcknowledgeResponse, ShareFetchResponse,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::damage::damaged;
-use super::dispatch::{self, Asked, now_ms};
-use super::faults::{Action, Due, Faults, Kind};
+use super::faults::Faults;
 use super::nodes::Condition;
 use super::produce::ALL;
-use super::refusals;
 use super::settings::milliseconds;
 use super::share_partition::Said;
 use super::share_wire::{Acknowledge, Fetch, Statements};
-use super::state::{Caller, Refusal, State};
-use super::throttle::throttled;
-use kafka_share::ErrorCode;
+use super::state::{Caller, State};
+use kafka_share::{ErrorCode, records};
 use program::stop::Stop;
 
 /// Longest interval of the timer.
 const TICK: Duration = Duration::from_millis(50);
-
-/// A connection's next step.
-pub(super) enum Reply {
-    /// Write these bytes this many times.
-    Answer(Bytes, usize),
-    /// Read the next request.
-    Nothing,
-    /// Close the connection.
-    Close,
-    /// Neither answer nor read until the node ends.
-    Deaf,
-    /// Do this, then read nothing for this long.
-    Throttled(Box<Reply>, Duration),
-}
 
 /// An effect of a fault beyond the current request.
 #[derive(Clone, Copy, Debug)]
@@ -83,102 +64,9 @@ impl Core {
         self.connections.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Answers one request of a connection.
-    pub fn answer(&self, caller: Caller, frame: Bytes) -> Reply {
-        let node = caller.node;
-        if !self.pass(node) {
-            return Reply::Close;
-        }
-        let Some(asked) = Asked::read(frame) else { return Reply::Close };
-        let caller = Caller { client: &asked.client, ..caller };
-        let scope = || self.state.lock().scope(&caller, &asked);
-        let due = self.faults.due(asked.key as i16, &asked.client, node, scope);
-        let reply =
-            if due.is_empty() { reply(&asked, self.done(&caller, &asked)) } else { self.spoiled(caller, &asked, &due) };
-        if self.pass(node) { reply } else { Reply::Close }
-    }
-
-    fn done(&self, caller: &Caller, asked: &Asked) -> Option<BytesMut> {
-        dispatch::answer(self, caller, asked)
-    }
-
-    /// Answers a request to which faults apply.
-    fn spoiled(&self, mut caller: Caller, asked: &Asked, due: &[Due]) -> Reply {
-        let kind = Kind::of_api_key(asked.key as i16);
-        let says = |code| kind.and_then(|kind| refusals::body(kind, asked.version, asked.body.clone(), code));
-        let only = Some(caller.node);
-        for fault in due {
-            match fault.action {
-                Action::Refuse(code) if fault.is_whole() => return reply(asked, says(code)),
-                Action::Refuse(code) => caller.refusals.push(refusal(fault, code, false)),
-                Action::CutBefore => return Reply::Close,
-                Action::Deafen => return Reply::Deaf,
-                Action::RefuseAcknowledgements(code) => caller.refusals.push(refusal(fault, code, true)),
-                Action::Delay(time) => self.linger(caller.node, time),
-                Action::Freeze(after) => self.stand_still(caller.node, Order::Thaw { node: None, after }),
-                Action::FreezeNode(after) => self.stand_still(caller.node, Order::Thaw { node: only, after }),
-                Action::Restart(after) => return self.end(Order::Restart { node: None, after, forget: false }),
-                Action::RestartNode(after) => return self.end(Order::Restart { node: only, after, forget: false }),
-                Action::Forget(after) => return self.end(Order::Restart { node: None, after, forget: true }),
-                Action::MoveLeaders => self.change(|state, now| state.move_leaders(caller.node, now)),
-                Action::MoveCoordinators => self.change(|state, _| state.move_coordinators(caller.node)),
-                Action::Late(_)
-                | Action::Misreport(_)
-                | Action::CutAfter
-                | Action::AnswerTwice
-                | Action::Throttle(_)
-                | Action::Damage => {}
-            }
-        }
-        let throttle =
-            due.iter().find_map(|fault| if let Action::Throttle(time) = fault.action { Some(time) } else { None });
-        let throttle = kind.zip(throttle);
-        let body = self.done(&caller, asked);
-        let body = match throttle {
-            Some((kind, time)) => body.and_then(|body| throttled(kind, asked, body, time)),
-            None => body,
-        };
-        let damages = kind.filter(|_| due.iter().any(|fault| fault.action == Action::Damage));
-        let body = match damages {
-            Some(kind) => body.and_then(|body| damaged(kind, asked, body)),
-            None => body,
-        };
-        let mut answer = reply(asked, body);
-        for fault in due {
-            match (fault.action, &mut answer) {
-                (Action::Late(time), _) => self.linger(caller.node, time),
-                (Action::CutAfter, _) => return Reply::Close,
-                (Action::Misreport(code), _) => answer = reply(asked, says(code)),
-                (Action::AnswerTwice, Reply::Answer(_, times)) => *times = 2,
-                _ => {}
-            }
-        }
-        match throttle {
-            Some((_, time)) => Reply::Throttled(Box::new(answer), time),
-            None => answer,
-        }
-    }
-
     /// Passes an order on. Returns false if it is dropped: too many orders wait, or the broker ends.
-    fn order(&self, order: Order) -> bool {
+    pub fn order(&self, order: Order) -> bool {
         self.orders.try_send(order).is_ok()
-    }
-
-    fn end(&self, order: Order) -> Reply {
-        self.order(order);
-        Reply::Close
-    }
-
-    fn stand_still(&self, node: i32, thaw: Order) {
-        let Order::Thaw { node: which, .. } = thaw else { return };
-        let meant = |id: &i32| which.is_none_or(|which| which == *id);
-        self.change(|state, now| {
-            state.node_ids().filter(meant).for_each(|id| state.silence(id, Condition::Frozen, now));
-        });
-        if !self.order(thaw) {
-            self.change(|state, now| state.node_ids().filter(meant).for_each(|id| state.resume(id, now)));
-        }
-        self.pass(node);
     }
 
     /// Changes the state and wakes every waiting request.
@@ -191,7 +79,7 @@ impl Core {
     }
 
     /// Waits while the node is frozen or cut off; returns `false` if it is down.
-    fn pass(&self, node: i32) -> bool {
+    pub fn pass(&self, node: i32) -> bool {
         let mut state = self.state.lock();
         while matches!(state.condition(node), Condition::Frozen | Condition::Cut) {
             self.changed.wait(&mut state);
@@ -361,19 +249,12 @@ impl Core {
     }
 }
 
-fn reply(asked: &Asked, body: Option<BytesMut>) -> Reply {
-    match body.and_then(|body| asked.answer(&body)) {
-        None => Reply::Close,
-        Some(_) if asked.wants_no_answer() => Reply::Nothing,
-        Some(frame) => Reply::Answer(frame, 1),
-    }
-}
-
 /// Whether a request contains any acknowledgement other than a renewal.
 fn changes_state(said: &Statements) -> bool {
     said.iter().any(|(_, said)| said.as_ref().is_ok_and(|said| said.iter().any(|(_, said)| *said != Said::Renew)))
 }
 
-fn refusal(due: &Due, code: ErrorCode, acknowledgements: bool) -> Refusal {
-    Refusal { topic: due.topic.clone(), partition: due.partition, acknowledgements, code }
+/// The current time in milliseconds since 1970.
+pub(super) fn now_ms() -> i64 {
+    records::milliseconds(SystemTime::now())
 }

@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::{FetchResponse, ShareFetchResponse};
 use kafka_protocol::protocol::{Decodable, Encodable};
 
-use super::dispatch::Asked;
+use super::asked::Asked;
 use super::faults::Kind;
 
 /// Gives the first batch of each partition in a Fetch or ShareFetch response a wrong checksum. Other responses stay

@@ -7,8 +7,9 @@
 //! | module | noun |
 //! |---|---|
 //! | `server` | sockets and threads of one node |
-//! | `core` | one request with its faults and waits; the timer |
-//! | `dispatch`, `share_wire`, `refusals`, `throttle`, `damage` | decoding requests, encoding responses |
+//! | `answer` | one request with its faults |
+//! | `core` | state, waits and the timer |
+//! | `asked`, `dispatch`, `share_wire`, `refusals`, `throttle`, `damage` | decoding requests, encoding responses |
 //! | `faults`, `scope` | injected faults, and the requests that they concern |
 //! | `state` | the whole state, behind one lock |
 //! | `rights` | denied rights of clients |
@@ -21,6 +22,8 @@
 //!
 //! The README of this crate lists the differences from Kafka. Called by the binary `devbroker` and by tests.
 
+mod answer;
+mod asked;
 mod batch;
 mod configs;
 mod core;

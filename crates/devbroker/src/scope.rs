@@ -8,7 +8,7 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::Decodable;
 use uuid::Uuid;
 
-use super::dispatch::Asked;
+use super::asked::Asked;
 use super::share_wire;
 use super::state::{Caller, State};
 

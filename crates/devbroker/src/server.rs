@@ -13,7 +13,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use socket2::SockRef;
 
-use super::core::{Core, Reply};
+use super::answer::Reply;
+use super::core::Core;
 use super::nodes::Condition;
 use super::state::Caller;
 use program::reserved_port::ReservedPort;

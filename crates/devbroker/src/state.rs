@@ -294,3 +294,9 @@ impl State {
         partitions.collect()
     }
 }
+
+/// Kafka's rule for topic names (`Topic.validate`).
+pub(super) fn is_topic_name(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(legal)
+}

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use kafka_protocol::messages::{FetchResponse, ProduceResponse, ShareFetchResponse};
 use kafka_protocol::protocol::{Decodable, Encodable};
 
-use super::dispatch::Asked;
+use super::asked::Asked;
 use super::faults::Kind;
 use super::share_wire;
 

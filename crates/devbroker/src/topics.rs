@@ -23,7 +23,7 @@ use super::nodes::NO_LEADER;
 use super::produce::topic_name;
 use super::rights::{Operation, Resource};
 use super::settings::{TOPIC, Values};
-use super::state::{Caller, State, Topic};
+use super::state::{Caller, State, Topic, is_topic_name};
 use kafka_share::ErrorCode;
 
 /// No authorized operations were asked for.
@@ -344,10 +344,4 @@ fn described(caller: &Caller, name: &str, topic: &Topic) -> MetadataResponseTopi
             .with_isr_nodes(ids(&partition.in_sync))
     });
     missing.with_partitions(partitions.collect())
-}
-
-/// Kafka's rule for topic names (`Topic.validate`).
-pub(super) fn is_topic_name(name: &str) -> bool {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(legal)
 }
