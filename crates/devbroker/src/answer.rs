@@ -11,7 +11,7 @@ use super::core::{Core, Order};
 use super::damage::damaged;
 use super::dispatch;
 use super::faults::{Action, Due, Kind};
-use super::nodes::Condition;
+use super::node::Condition;
 use super::refusals;
 use super::state::{Caller, Refusal};
 use super::throttle::throttled;
