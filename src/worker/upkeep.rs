@@ -82,8 +82,8 @@ impl Upkeep {
         let long = is_long(span, self.queue.record_locks);
         if long && !before {
             log::warn!(
-                "Worker {} holds task {} for {} s with {span} records after it: partition {} delivers at most {} beyond \
-                 its oldest unfinished record and stands still until this task is done",
+                "Worker {} holds task {} for {} s with {span} records after it: partition {} delivers at most {} \
+                 records beyond its oldest unfinished record and stands still until this task is done",
                 self.worker_id,
                 escape(&oldest.task_id),
                 oldest.since.elapsed().as_secs(),

@@ -1,13 +1,13 @@
-//! What operators and their programs ask: health, probes, figures, the fleet, and the page for people at `/`.
+//! Requests of operators and their programs: health, probes, metrics, the fleet, and the page for people at `/`.
 //!
-//! Answered at once from what is known; nothing here waits for Kafka.
+//! Answered at once from memory; none waits for Kafka.
 
 use super::routes::Service;
 use crate::gateway::metrics::{CONTENT_TYPE, Gauges};
 use crate::gateway::response::Response;
 use serde_json::{Value, json};
 
-/// One file, nothing from outside.
+/// One file without outside resources.
 const PAGE: &str = include_str!("page.html");
 
 impl Service {
@@ -16,7 +16,7 @@ impl Service {
         Response::json(200, &json!(self.tasks.fleet()))
     }
 
-    /// `GET /health`: how things are at this moment.
+    /// `GET /health`: the state at this moment.
     pub(super) fn health(&self) -> Response {
         let (connected, ready) = (self.state.is_kafka_connected(), self.tasks.is_producer_ready());
         let (status, word) = match (self.state.is_draining(), connected && ready) {
@@ -34,12 +34,12 @@ impl Service {
         if status == 503 { response.with("Retry-After", "1".to_owned()) } else { response }
     }
 
-    /// `GET /livez`: 503 says that only a restart helps.
+    /// `GET /livez`: 503 means that only a restart helps.
     pub(super) fn live(&self, query: &str) -> Response {
         checks(&self.tasks.liveness(), query)
     }
 
-    /// `GET /readyz`: 503 says that another gateway serves better.
+    /// `GET /readyz`: 503 means that another gateway serves better.
     pub(super) fn ready(&self, query: &str) -> Response {
         let readiness = [
             ("prepared", self.state.is_prepared()),
