@@ -4,11 +4,11 @@
 //! |---|---|---|
 //! | `lifecycle` | starting the threads, serving, the drain | all others |
 //! | `http` | connections: requests are read from them, responses written | those below |
-//! || `tasks` | tasks on their way to Kafka, and results on their way back | those below ||
-//! || `reply` | how a response reaches its caller | `response` ||
-//! || `response` | responses: results, problem documents | ||
-//! || `overload` | whether a new task is accepted | ||
-//! || `fleet` | the workers, as their status records show them | ||
+//! | `tasks` | tasks on their way to Kafka, and results on their way back | those below |
+//! | `reply` | how a response reaches its caller | `response` |
+//! | `response` | responses: results, problem documents | |
+//! | `overload` | whether a new task is accepted | |
+//! | `fleet` | the workers, as their status records show them | |
 //! | `state` | whether the gateway serves, and whether Kafka answers | `metrics` |
 //! | `metrics` | figures | |
 //!

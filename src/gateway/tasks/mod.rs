@@ -8,16 +8,16 @@
 //!
 //! | file | noun |
 //! |---|---|
-//! || `book` | the state of tasks and the waiting callers, behind methods ||
-//! || `index`, `kept`, `waiting`, `idempotency` | its parts: positions of results, records, callers, keys ||
+//! | `book` | the state of tasks and the waiting callers, behind methods |
+//! | `index`, `kept`, `waiting`, `idempotency` | its parts: positions of results, records, callers, keys |
 //! | `key` | a task's id and a record's position |
 //! | `clock` | how old a record is |
 //! | `submit` | tasks and claims on their way to the producer |
-//! || `produced` | Kafka's acknowledgements of them ||
+//! | `produced` | Kafka's acknowledgements of them |
 //! | `readers` | the tail, the past, the tasks |
-//! || `questions` | requests by a task's id ||
+//! | `questions` | requests by a task's id |
 //! | `search` | results that the index has no room for |
-//! || `parting` | responses to callers whose time is over, or whose gateway stops ||
+//! | `parting` | responses to callers whose time is over, or whose gateway stops |
 //! | `sweep` | tasks that Kafka has dropped |
 //! | `backend` | the threads that need Kafka |
 //!
