@@ -166,7 +166,7 @@ impl Default for GatewayConfig {
     }
 }
 
-/// What a health check checks.
+/// The state that a health check checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HealthCheck {
     /// The process's threads move; an orchestrator restarts a process that is not live.

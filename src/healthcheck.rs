@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn health_file_counts_as_live_for_ten_seconds() {
         let path = std::env::temp_dir().join(format!("lastcall-health-{}", uuid::Uuid::new_v4()));
-        std::fs::write(&path, "draining\n").expect("a file of our own");
+        std::fs::write(&path, "draining\n").expect("a new file");
         let written = std::fs::metadata(&path).and_then(|file| file.modified()).expect("readable");
         let at = |seconds| file(&path, HealthCheck::Live, written + Duration::from_secs(seconds));
         assert!(file(&path, HealthCheck::Ready, written).expect_err("it drains").starts_with("not ready: draining"));

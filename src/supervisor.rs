@@ -157,7 +157,7 @@ mod tests {
 
     fn folder() -> PathBuf {
         let folder = std::env::temp_dir().join(format!("lastcall-supervisor-{}", uuid::Uuid::new_v4()));
-        std::fs::create_dir(&folder).expect("a folder of our own");
+        std::fs::create_dir(&folder).expect("a new folder");
         folder
     }
 

@@ -267,7 +267,7 @@ pub(super) fn log_events(events: &[FleetEvent]) {
             FleetEvent::Silent(id) => log::warn!("⏳ Worker {} is silent: no status within WORKER_TIMEOUT", escape(id)),
             FleetEvent::Returned(id) => log::info!("📡 Worker {} is heard again", escape(id)),
             FleetEvent::Conflict(id) => {
-                log::warn!("two live workers call themselves {}; give each a WORKER_ID of its own", escape(id))
+                log::warn!("two live workers use the id {}; give each worker its own WORKER_ID", escape(id))
             }
         }
     }

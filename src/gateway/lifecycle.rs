@@ -164,7 +164,7 @@ fn fail(gateway: Gateway) -> ExitCode {
     let code = if unusable { ExitCode::Usage } else { ExitCode::Fatal };
     let disarm = arm_watchdog(Instant::now() + FATAL_END, code);
     if !unusable {
-        log::error!("the gateway ends: a thread that must not end has ended (its own line says why)");
+        log::error!("the gateway ends: a thread that must not end has ended (its own log line has the reason)");
     }
     gateway.service.start_draining();
     respond_to_the_rest(&gateway);

@@ -108,7 +108,7 @@ impl Rate {
         self.look(pending, now);
     }
 
-    /// How long a task would wait behind `pending` others; `None` while there is no crowd, or a recent one.
+    /// How long a task would wait after `pending` others; `None` while there is no crowd, or a recent one.
     fn wait(&mut self, pending: usize, now: Instant) -> Option<Duration> {
         let since = self.look(pending, now)?;
         let lasted = now.saturating_duration_since(since);

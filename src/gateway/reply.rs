@@ -70,7 +70,7 @@ pub(super) mod tests {
     use super::*;
     use parking_lot::Mutex;
 
-    /// Keeps what it carries.
+    /// Keeps the statuses of its responses.
     #[derive(Debug, Default)]
     pub(in crate::gateway) struct Kept(pub(in crate::gateway) Mutex<Vec<u16>>);
 

@@ -13,7 +13,7 @@ const PROBLEM: &str = "application/problem+json";
 /// The Retry-After of a refused request, unless a better value is known.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// What a response says about its connection (RFC 9112 section 9.3).
+/// The state of the connection after a response (RFC 9112 section 9.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Afterwards {
     /// It stays open, the default of HTTP/1.1.

@@ -37,8 +37,8 @@ pub(super) fn prepare(
     Ok(tasks)
 }
 
-/// Checks the rights to the topics, and names every missing one: without some of them the program would start and do no
-/// work.
+/// Checks the rights to the topics, and names every missing right: without some of them the program would start and do
+/// no work.
 fn check_rights(cluster: &Cluster, common: &Common, is_gateway: bool) -> std::result::Result<(), PrepareError> {
     use TopicRight::{Read, Write};
     let (tasks, results) = (common.tasks_topic.clone(), common.results_topic.clone());

@@ -133,7 +133,7 @@ fn handler_cannot_replace_members_of_the_worker() {
 #[test]
 fn result_peek_is_decoded_from_a_result() {
     for original in [result(None, json!({"chars": 3, "deep": {"success": false}})), result(Some("why"), json!({}))] {
-        let peek = ResultPeek::decode(&original.encode()).expect("our own");
+        let peek = ResultPeek::decode(&original.encode()).expect("a result");
         assert_eq!((peek.task_id, peek.success, peek.error), (original.task_id, original.success, original.error));
     }
     for bad in ["[]", "{}", r#"["a", true, null]"#, r#"{"task_id":"a"}"#] {
@@ -258,7 +258,7 @@ fn records_of_results_that_cannot_be_read_are_bad() {
         (Some(br#"{"type":"claim","task_id":"a"}"#), "lacks a member"),
     ];
     for (value, part) in cases {
-        let ResultsRecord::Bad(reason) = ResultsRecord::decode(*value) else { panic!("{part}: not told") };
+        let ResultsRecord::Bad(reason) = ResultsRecord::decode(*value) else { panic!("{part}: not bad") };
         assert!(reason.contains(part), "{part}: {reason}");
     }
 }
@@ -312,7 +312,7 @@ proptest! {
     fn body_is_the_result_without_its_type(error in any::<Option<String>>(), name in any::<String>(), member in any::<String>()) {
         let result = result(error.as_deref(), json!({ name: member, "last": {"type": "result"} }));
         let value = result.encode();
-        let mut members: Map<String, Value> = serde_json::from_slice(&value).expect("our own");
+        let mut members: Map<String, Value> = serde_json::from_slice(&value).expect("JSON");
         members.shift_remove("type");
         let body: Map<String, Value> = serde_json::from_slice(&TaskResult::body_for_http(&value)).expect("JSON");
         prop_assert_eq!(body, members);

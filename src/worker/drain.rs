@@ -405,7 +405,7 @@ mod tests {
             Delivered { key, mark, node: 1, sent_at: now, startable: true, delivery_count: 1, last_delivery: false },
             now,
         );
-        let Claim::Yours(run) = in_flight.claim((key, 1), None, false, now) else { panic!("it lies ready") };
+        let Claim::Yours(run) = in_flight.claim((key, 1), None, false, now) else { panic!("the record is ready") };
         assert_eq!(deadlines.end_draining_at(account.has_work()), now + Duration::from_secs(30));
         assert!(in_flight.publish(key, &run, 1, None));
         in_flight.published(key);

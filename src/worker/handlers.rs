@@ -24,7 +24,7 @@ const FIRST_REST: Duration = Duration::from_millis(100);
 /// Longest rest.
 const LONGEST_REST: Duration = Duration::from_secs(5);
 
-/// What every handler thread works with.
+/// A handler thread.
 pub(super) struct HandlerThread<H> {
     pub(super) handler: Arc<H>,
     pub(super) jobs: Receiver<Job>,

@@ -109,8 +109,8 @@ impl Past {
     pub(super) fn reason(&self, max_starts: u16) -> String {
         let starts = self.counted().max(u32::from(max_starts));
         match &self.last_error {
-            Some(error) => format!("given up after {starts} starts; the last one said: {error}"),
-            None => format!("given up after {starts} starts, each of which ended without a result"),
+            Some(error) => format!("dead-lettered after {starts} starts; the last error was: {error}"),
+            None => format!("dead-lettered after {starts} starts, each without a result"),
         }
     }
 }
@@ -152,13 +152,13 @@ mod tests {
         assert_eq!(past.decide(9, 5, 9), Decision::SendAgain);
         past.add(br#"{"type":"task_started","task_id":"a","delivery":7,"worker_id":"w"}"#);
         assert_eq!(past.decide(8, 5, 9), Decision::GiveUp, "five starts that were not stopped");
-        assert_eq!(past.reason(5), "given up after 5 starts, each of which ended without a result");
+        assert_eq!(past.reason(5), "dead-lettered after 5 starts, each without a result");
     }
 
     #[test]
     fn reason_contains_the_last_error() {
         let failed = Past { starts: 4, last_error: Some("disk full".to_owned()), ..Past::default() };
-        assert_eq!(failed.reason(5), "given up after 5 starts; the last one said: disk full");
-        assert!(past(4).reason(5).contains("ended without a result"));
+        assert_eq!(failed.reason(5), "dead-lettered after 5 starts; the last error was: disk full");
+        assert!(past(4).reason(5).contains("each without a result"));
     }
 }

@@ -165,7 +165,7 @@ mod tests {
             last_delivery: false,
         };
         assert!(in_flight.deliver(delivered, now));
-        let Claim::Yours(run) = in_flight.claim((KEY, 1), None, false, now) else { panic!("it lies ready") };
+        let Claim::Yours(run) = in_flight.claim((KEY, 1), None, false, now) else { panic!("the record is ready") };
         assert!(in_flight.publish(KEY, &run, records, None));
         let (repairs, to_repair) = bounded(1);
         let settling = Settling {

@@ -107,7 +107,7 @@ fn working(running: &[RunningTask]) -> String {
 /// Ends the worker after a thread died: no held task can be trusted to finish. Closing the connections releases all of
 /// them.
 fn die(worker: Running, id: &str) -> ExitCode {
-    log::error!("Worker {} ends: a thread that must not end has ended (its own line says why)", escape(id));
+    log::error!("Worker {} ends: a thread that must not end has ended (its own log line has the reason)", escape(id));
     worker.control.apply(Event::Fatal);
     worker.interrupter.interrupt();
     let unusable = worker

@@ -185,7 +185,7 @@ mod tests {
         assert!(Arc::ptr_eq(&longest, &second.1) && second_seat.is_leaving() && !first_seat.is_leaving());
         second_seat.idle();
         assert!(second_seat.is_leaving(), "a request in between does not keep it");
-        // The second connection leaves slowly, so the next longest idle one makes room.
+        // The second connection leaves slowly, so the connection that is idle next longest makes room.
         std::thread::scope(|scope| {
             let newcomer = scope.spawn(|| seat(&load, &new.1));
             // Each read takes up to 50 ms.

@@ -64,7 +64,7 @@ pub(super) struct Leaving<R> {
 #[derive(Debug)]
 struct Task {
     progress: Progress,
-    /// Several callers wait for one task when they name the same idempotency key.
+    /// Several callers wait for one task if they use the same idempotency key.
     callers: Vec<u64>,
 }
 

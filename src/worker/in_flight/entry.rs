@@ -70,7 +70,7 @@ pub(super) struct Entry {
     pub(super) task_id: Arc<str>,
     pub(super) state: State,
     pub(super) lock: Lock,
-    /// When its latest delivery was entered. Answers to earlier requests say nothing about it (rule 9).
+    /// When its latest delivery was entered. Answers to earlier requests do not apply to it (rule 9).
     pub(super) delivered_at: Instant,
     /// The delivery count of that delivery.
     pub(super) delivery_count: u16,

@@ -46,7 +46,7 @@ fn claim(in_flight: &InFlight, offset: i64, vetting: bool, now: Instant) -> Opti
 }
 
 fn run(in_flight: &InFlight, offset: i64, now: Instant) -> Run {
-    claim(in_flight, offset, false, now).expect("it lies ready")
+    claim(in_flight, offset, false, now).expect("the record is ready")
 }
 
 fn finish(in_flight: &InFlight, offset: i64, now: Instant) {
@@ -140,7 +140,7 @@ fn handler_starts_no_task_whose_lock_is_about_to_end() {
     let now = Instant::now();
     let (in_flight, channel) = holding(3, now);
     let late = now + LOCK - LOCK / LEAST_LOCK_LEFT + Duration::from_millis(1);
-    let vetted = claim(&in_flight, 3, true, now).expect("it lies ready");
+    let vetted = claim(&in_flight, 3, true, now).expect("the record is ready");
     assert!(claim(&in_flight, 1, false, late).is_none());
     assert_eq!(due(&in_flight, channel), [(1, Release)], "the lock is still held: released");
     assert!(claim(&in_flight, 2, false, now + LOCK).is_none());
@@ -213,7 +213,7 @@ fn doubt_renews_running_tasks_and_releases_unstarted_ones() {
     let (in_flight, channel) = holding(4, now);
     run(&in_flight, 1, now);
     finish(&in_flight, 2, now);
-    let vetted = claim(&in_flight, 4, true, now).expect("it lies ready");
+    let vetted = claim(&in_flight, 4, true, now).expect("the record is ready");
     in_flight.doubt(NODE);
     assert_eq!(renewals(&in_flight, false, now), [1]);
     assert_eq!(due(&in_flight, channel), [(2, Accept), (3, Release), (4, Release)]);

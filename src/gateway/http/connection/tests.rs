@@ -222,7 +222,7 @@ fn caller_that_expects_100_continue_gets_it_or_a_last_response() {
     served
         .send("POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n");
     let mut word = [0; 25];
-    served.caller.read_exact(&mut word).expect("a word");
+    served.caller.read_exact(&mut word).expect("100 Continue");
     assert_eq!(&word, b"HTTP/1.1 100 Continue\r\n\r\n");
     served.send("hi");
     assert_eq!(statuses(&served.rest()), ["200"]);

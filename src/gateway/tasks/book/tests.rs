@@ -99,7 +99,7 @@ fn first_of_two_callers_with_a_key_claims_and_both_get_the_result() {
     assert_eq!(book.accept_keyed(key(1), 3, request("b", false), now), Keyed::Conflict(3));
     let own = Uuid::from_u128(1);
     let ClaimRead::Produce(wanted) = book.claim_read(key(1), claim("a", 1, now), own, now.instant) else {
-        panic!("the claim is ours");
+        panic!("the claim is this gateway's");
     };
     assert_eq!(wanted.text, "a");
     send(&mut book, 1);
@@ -315,7 +315,7 @@ proptest! {
         for (offset, (step, number)) in (1i64..).zip(steps) {
             let key = key(number);
             match step {
-                // Keys below three stand for idempotency keys.
+                // Keys below three are idempotency keys.
                 0 | 1 if number < 3 => {
                     entered += 1;
                     match book.accept_keyed(key, entered, request("a", step == 1), now) {
