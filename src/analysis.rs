@@ -1,7 +1,6 @@
 //! The shipped handler: counts the characters, words and letters of a text.
 //!
-//! A [`Handler`] without state or I/O. Handler threads call it thousands of times per second, so words of ASCII texts
-//! need no allocation each.
+//! A [`Handler`] without state or I/O. It runs thousands of times per second, so ASCII words need no allocation each.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;

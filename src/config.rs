@@ -128,8 +128,8 @@ pub struct GatewayConfig {
     pub answer_timeout: Duration,
     /// `STOP_GRACE_PERIOD`: how long the orchestrator waits before it kills.
     pub stop_grace_period: Duration,
-    /// `MISSING_AFTER`: a task without a result for this long is searched for in Kafka, and produced again if Kafka has
-    /// dropped it.
+    /// `MISSING_AFTER`: after this time a task without a result is searched for in Kafka, and produced again if
+    /// dropped.
     pub missing_after: Duration,
     /// `WORKER_TIMEOUT`: a worker without a status record for this long is not responsive.
     pub worker_timeout: Duration,

@@ -1,5 +1,4 @@
-//! `lastcall` runs tasks for HTTP callers on a fleet of workers; any worker can be stopped at any moment without losing
-//! a task.
+//! `lastcall` runs tasks for HTTP callers on a fleet of workers; a worker can stop at any moment without losing a task.
 //!
 //! The programs are `gateway` and `worker`; each is one call of this library. A worker for other work is a
 //! [`Handler`](handler::Handler) and the same call:

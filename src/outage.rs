@@ -1,5 +1,4 @@
-//! Logs once that a service does not answer or refuses, and once that it answers again, however many attempts fail in
-//! between.
+//! Logs once that a service does not answer or refuses, and once that it answers again.
 
 use kafka_share::error::{KafkaError, Retry};
 use program::logging::escape;

@@ -49,8 +49,7 @@ impl Starts {
 /// Why the queue is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
-    /// The cluster or a setting cannot be used, and waiting does not change that; the text names what is needed. Exit
-    /// code 2.
+    /// The cluster or a setting cannot be used, and waiting does not help; the text names what is needed. Exit code 2.
     #[error("{0}")]
     Unusable(String),
     /// Kafka does not answer, or is not ready yet: retry.
@@ -86,8 +85,7 @@ impl PrepareError {
 ///
 /// Partitions without a leader do not prevent a start: `tasks` and `results` need one partition with a leader each.
 ///
-/// `starts`: the limits of a worker, checked against the broker's delivery limit; `None` in a gateway, which needs no
-/// right to the side topics.
+/// `starts`: a worker's limits, checked against the broker's; `None` in a gateway, which needs no side topics.
 ///
 /// # Errors
 /// See [`PrepareError`]; a program that can wait retries after `Unreachable`.

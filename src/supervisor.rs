@@ -1,5 +1,4 @@
-//! Reports of a process to its supervisor: to the service manager by its protocol, to a container's health check by a
-//! file.
+//! Reports of a process to its supervisor: the service manager by its protocol, a container's health check by a file.
 //!
 //! It decides nothing and starts no thread. Main of either program owns one [`Supervisor`] and calls it every
 //! [`INTERVAL`]. If the working loop of a process hangs, main reports nothing, and the supervisor acts. Without a

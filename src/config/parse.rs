@@ -100,8 +100,7 @@ impl GatewayConfig {
         faults.set(&mut config.answer_timeout, "ANSWER_TIMEOUT", &options.answer_timeout, positive);
         let ready = &options.ready_without_kafka;
         faults.set(&mut config.ready_without_kafka, "READY_WITHOUT_KAFKA", ready, positive);
-        // Below 1 s the gateway would ask Kafka all the time. Results are kept for at least an hour, and the search
-        // goes back that far.
+        // Below 1 s the gateway would ask Kafka all the time. Results are kept for an hour, and searched that far back.
         let missing = Duration::from_secs(1)..=Duration::from_secs(30 * 60);
         let missing = |text: &str| values::duration(text, &missing);
         faults.set(&mut config.missing_after, "MISSING_AFTER", &options.missing_after, missing);
@@ -228,8 +227,7 @@ impl Security {
         }
     }
 
-    /// Refuses the options of TLS and SASL, which are not built yet, so that no user believes a connection to be
-    /// secured.
+    /// Refuses the options of TLS and SASL, which are not built yet, so that no connection seems secured.
     fn refuse_unbuilt(&self, options: &CommonOptions, faults: &mut Faults) {
         if self.protocol != SecurityProtocol::Plaintext {
             let problem = "is not built yet; expected PLAINTEXT";

@@ -428,8 +428,7 @@ fn version_names_program_and_version() {
     assert_eq!(shown(gateway(&["-V"], &[])), concat!("gateway ", env!("CARGO_PKG_VERSION"), "\n"));
 }
 
-/// The table by the code: for each variable the programs and the default. A default that is not text of the option is
-/// in its help, in brackets.
+/// The table by the code: programs and default of each variable. Other defaults are in the help, in brackets.
 fn options_of_code() -> BTreeMap<String, (String, String)> {
     let mut found = BTreeMap::<String, Vec<(&str, String)>>::new();
     for (program, command) in [("gateway", GatewayOptions::command()), ("worker", WorkerOptions::command())] {

@@ -74,7 +74,6 @@ pub(super) struct WorkerView {
     pub(super) exit_code: Option<u8>,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Fleet {
     timeout: Duration,
@@ -121,8 +120,8 @@ impl Fleet {
     }
 
     /// Marks the earlier processes of a new process's id as replaced, and removes those that are not responsive. If a
-    /// replaced process sends a status record later, both are alive. Returns false if the new process is itself the
-    /// earlier one.
+    /// replaced process sends a status record later, both are alive. Returns false if the new process is the earlier
+    /// one.
     fn replace_former_self(&mut self, (id, _): &(String, Uuid), at: SystemTime, offset: i64) -> bool {
         let timeout = self.timeout;
         let range = (id.clone(), Uuid::nil())..=(id.clone(), Uuid::max());

@@ -29,8 +29,7 @@ use crate::healthcheck;
 use program::exit::ExitCode;
 use program::signals::Signals;
 
-/// Runs a gateway until a signal stops it, and returns the exit code. With `config.healthcheck` it checks the running
-/// gateway instead.
+/// Runs a gateway until a signal stops it. With `config.healthcheck` it checks the running gateway instead.
 ///
 /// While Kafka is unreachable the gateway serves HTTP, and answers 503 where it needs Kafka.
 ///

@@ -44,7 +44,6 @@ pub(super) struct Crowd {
     pub(super) unacknowledged: usize,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Overload {
     rate: Rate,
@@ -53,8 +52,7 @@ pub(super) struct Overload {
 }
 
 impl Overload {
-    /// Limits: at most `most_pending` pending tasks, and a wait of at most `patience` (`MAX_PENDING`,
-    /// `ANSWER_TIMEOUT`).
+    /// At most `most_pending` pending tasks, and a wait of at most `patience` (`MAX_PENDING`, `ANSWER_TIMEOUT`).
     pub(super) fn new(most_pending: usize, patience: Duration, now: Instant) -> Self {
         Self { rate: Rate::new(now), most_pending, patience }
     }
@@ -187,8 +185,7 @@ mod tests {
     fn slow_time_before_the_crowd_does_not_count() {
         let start = Instant::now();
         let mut rate = Rate::new(start);
-        // A minute with one task per second, because no more were sent; then a crowd that is worked off at 1,000 per
-        // second.
+        // A minute with one task per second, because no more were sent; then a crowd that finishes at 1,000 per second.
         for second in 0..60 {
             rate.finished(1, 1, at(start, second * 1_000));
         }

@@ -16,7 +16,6 @@ pub(super) trait Carrier: Debug + Send + Sync {
     fn carry(self: Arc<Self>, response: Response);
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Reply(Option<Arc<dyn Carrier>>);
 

@@ -29,7 +29,6 @@ pub(super) enum ReadBack {
 
 const ALL_READ: u8 = ReadBack::Results as u8 | ReadBack::Tasks as u8;
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) config: GatewayConfig,

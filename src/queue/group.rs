@@ -8,8 +8,7 @@ use super::PrepareError;
 use kafka_share::admin::{self, Setting};
 use kafka_share::{Cluster, ErrorCode, KafkaError, Topic};
 
-/// The difference between the broker's delivery limit and the worker's limit of starts: room for deliveries that are
-/// not starts.
+/// The room between the limit of starts and the delivery limit, for deliveries that are not starts.
 const DELIVERY_ROOM: u16 = 2;
 const RESET: &str = "share.auto.offset.reset";
 const DELIVERY_LIMIT: &str = "share.delivery.count.limit";
@@ -18,8 +17,7 @@ const RECORD_LOCKS: &str = "share.partition.max.record.locks";
 const RENEW: &str = "share.renew.acknowledge.enable";
 const ISOLATION: &str = "share.isolation.level";
 
-/// A setting of the share group (KIP-932) with the values to write, best first: a broker refuses values outside its
-/// bounds.
+/// A setting of the share group (KIP-932) and its values, best first: a broker refuses values outside its bounds.
 struct Wanted {
     key: &'static str,
     values: &'static [&'static str],

@@ -37,8 +37,7 @@ pub(super) fn prepare(
     Ok(tasks)
 }
 
-/// Checks the rights to the topics, and names every missing right: without some of them the program would start and do
-/// no work.
+/// Checks the rights to the topics and names every missing right: without some, the program would start and do no work.
 fn check_rights(cluster: &Cluster, common: &Common, is_gateway: bool) -> std::result::Result<(), PrepareError> {
     use TopicRight::{Read, Write};
     let (tasks, results) = (common.tasks_topic.clone(), common.results_topic.clone());
@@ -139,8 +138,7 @@ fn tasks_spec(common: &Common) -> TopicSpec {
     }
 }
 
-/// A topic with one partition: all gateways see the records of a task id in one order, so they agree on the first
-/// result.
+/// A topic with one partition: all gateways see a task's records in one order, so they agree on its first result.
 fn single_spec(common: &Common, name: String, configs: Vec<(&'static str, String)>) -> TopicSpec {
     TopicSpec { name, partitions: 1, replication_factor: common.replication_factor, configs }
 }

@@ -62,8 +62,7 @@ impl ResultPeek {
 const RESULT_SUFFIX: &[u8] = br#","type":"result"}"#;
 
 impl TaskResult {
-    /// The value of its record: `"type":"result"` comes last, so that [`body_for_http`](Self::body_for_http) finds it
-    /// at once.
+    /// The value of its record; `"type":"result"` comes last, for [`body_for_http`](Self::body_for_http).
     pub fn encode(&self) -> Vec<u8> {
         to_json(self)
     }

@@ -11,8 +11,7 @@ use std::sync::Arc;
 pub(super) enum Rings {
     /// For work (a handler is free, an acknowledgement is due) and for changes.
     Work,
-    /// For changes of the phase, of the assignment or of a leader. During a stop for work as well, since work may end
-    /// the stop.
+    /// For changes of the phase, the assignment or a leader. During a stop also for work, since work may end the stop.
     Changes,
 }
 

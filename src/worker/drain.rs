@@ -135,8 +135,7 @@ impl Control {
         }
     }
 
-    /// Wakes the intakes because there is work. The threads that wait for changes stay asleep: each task would wake
-    /// them.
+    /// Wakes the intakes because there is work, but not the threads that wait for changes.
     pub(super) fn ring(&self) {
         let all = self.phase() != Phase::Running;
         self.bells.ring(|rings| all || rings == Rings::Work);
@@ -186,8 +185,7 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    /// A stop may take the drain timeout plus [`CLOSING_TIME`], and ends [`GRACE_MARGIN`] before the orchestrator's
-    /// grace period.
+    /// A stop may take the drain timeout plus [`CLOSING_TIME`], and ends [`GRACE_MARGIN`] before the grace period.
     pub(super) fn new(signalled_at: Instant, drain_timeout: Duration, grace: Duration) -> Self {
         let latest = signalled_at + grace.saturating_sub(GRACE_MARGIN);
         let exit_at = latest.min(signalled_at + drain_timeout + CLOSING_TIME);
@@ -307,8 +305,7 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Prints the receipt as the last line on stdout. If stdout does not take it within `limit`, only the exit code is
-/// left.
+/// Prints the receipt as the last line on stdout. If stdout does not take it within `limit`, the exit code remains.
 pub(super) fn print_receipt(receipt: &Receipt, limit: Duration) {
     logging::close(Some(receipt.to_line()), limit);
 }

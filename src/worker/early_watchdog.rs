@@ -1,8 +1,6 @@
-//! The watchdog of a worker that has taken no task yet: after a signal the process ends within the contract's 5 s, even
-//! if a thread hangs.
+//! The watchdog of a worker before its first task: after a signal the process ends within the contract's 5 s.
 //!
-//! Armed before any call can block, and disarmed when the worker takes tasks. From then on [`drain::watch`] bounds the
-//! stop.
+//! Armed before any call can block, disarmed when the worker takes tasks; then [`drain::watch`] bounds the stop.
 
 use super::drain::{self, Account, Deadlines};
 use super::in_flight::InFlight;
@@ -20,8 +18,7 @@ const EARLY_LIMIT: Duration = Duration::from_millis(4500);
 /// The same after the second signal.
 const FORCED_LIMIT: Duration = Duration::from_millis(500);
 
-/// Ends the process after a signal when it does not end by itself, for example because the resolver hangs. Dropping it
-/// disarms it.
+/// Ends the process after a signal, for example if the resolver hangs. Dropping it disarms it.
 pub(super) struct EarlyWatchdog {
     _disarm: Sender<Infallible>,
 }
@@ -52,8 +49,7 @@ impl EarlyWatchdog {
                 }
             }
             let (now, deadlines) = bounded(1);
-            // Capacity one, and this is the only deadline. The sender lives until `watch` returns, so the watchdog
-            // stays armed.
+            // Capacity one, and this is the only deadline. The sender lives until `watch` returns.
             let _ = now.try_send(Deadlines::at(Instant::now()));
             drain::watch(&deadlines, &account);
             Ok(())

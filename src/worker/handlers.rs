@@ -96,8 +96,7 @@ impl<H: Handler> HandlerThread<H> {
         }
     }
 
-    /// Claims the record for this handler. A stopping worker starts no task, but still copies a record at its last
-    /// delivery.
+    /// Claims the record. A stopping worker starts no task, but still copies a record at its last delivery.
     fn claim(&self, job: &Job, task_id: Option<&str>, vetting: bool) -> Claim {
         let (key, delivery) = (job.key, job.record.delivery_count);
         if !self.control.may_start() && !self.in_flight.is_last(key) && self.in_flight.take_back(key, delivery) {
@@ -107,8 +106,8 @@ impl<H: Handler> HandlerThread<H> {
         self.in_flight.claim((key, delivery), task_id, vetting, job.now())
     }
 
-    /// Releases a damaged record after a rest: the answer or the leader's disk may be damaged, so another delivery may
-    /// be intact.
+    /// Releases a damaged record after a rest: if this answer or this leader's disk is damaged, it may come intact
+    /// later.
     fn rest_damaged(&self, job: &Job, fault: &str) {
         let Claim::Yours(run) = self.claim(job, None, true) else { return };
         let (offset, delivery) = (job.key.offset, job.record.delivery_count);

@@ -40,7 +40,6 @@ struct Ended {
     outcome: Result<Option<String>, KafkaError>,
 }
 
-/// See the module documentation.
 pub(super) struct Intakes {
     links: IntakeLinks,
     task_timeout: Duration,

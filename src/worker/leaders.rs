@@ -57,7 +57,6 @@ struct Table {
     silent: BTreeSet<i32>,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Leaders {
     table: Mutex<Table>,
@@ -67,8 +66,7 @@ pub(super) struct Leaders {
 }
 
 impl Table {
-    /// The partitions to take tasks from, with their leaders: all partitions, once the group has assigned any to this
-    /// worker.
+    /// The partitions to take tasks from, with their leaders: all, once the group has assigned any to this worker.
     fn wanted(&self) -> impl Iterator<Item = (SharePartition, Option<Leader>)> + '_ {
         let others = self.partitions.difference(&self.assigned).filter(|_| !self.assigned.is_empty());
         self.assigned.iter().chain(others).map(|partition| {
@@ -149,8 +147,8 @@ impl Leaders {
         unknown
     }
 
-    /// Stores a broker's answer; older epochs are ignored. Returns each partition with a new leader or a new epoch, and
-    /// its leader.
+    /// Stores a broker's answer, without older epochs. Returns the partitions with a new leader or epoch, and the
+    /// leader.
     pub(super) fn learn(&self, topic: &Topic, now: Instant) -> Vec<(SharePartition, i32)> {
         let mut table = self.table.lock();
         let mut changed = Vec::new();
@@ -177,8 +175,7 @@ impl Leaders {
     }
 }
 
-/// Asks the cluster for the leaders and applies changes to the account. Returns the tasks in work that lost their
-/// locks.
+/// Looks up the leaders and applies changes to the account. Returns the tasks in work that lost their locks.
 ///
 /// # Errors
 /// No broker answers, or the topic does not exist.

@@ -48,8 +48,7 @@ pub(super) struct Leave {
 
 /// Sends heartbeats until a [`Leave`] comes, or until `commands` is disconnected.
 ///
-/// `refused`: capacity one; receives the reason when the group refuses this member from the start and waiting does not
-/// help.
+/// `refused`: capacity one; gets the reason if the group refuses this member from the start for good.
 pub(super) fn run(
     mut membership: ShareMembership,
     assignment: &Assignment,

@@ -1,5 +1,4 @@
-//! The worker: takes tasks from the share group, runs them through a [`Handler`], and stops without losing or repeating
-//! a task.
+//! The worker: takes tasks from the share group, runs them through a [`Handler`], and stops without losing a task.
 //!
 //! ```text
 //!            ShareFetch (accepts ride along)
@@ -37,8 +36,7 @@ use crate::healthcheck;
 use program::exit::ExitCode;
 use program::signals::Signals;
 
-/// Runs a worker until a signal stops it, and returns the exit code. With `config.healthcheck` it checks the running
-/// worker instead.
+/// Runs a worker until a signal stops it. With `config.healthcheck` it checks the running worker instead.
 ///
 /// `handler` runs on `config.concurrency` threads at once. The receipt is the last line on stdout; later log lines are
 /// not written. Only handlers that were abandoned at the deadline still run when this returns. They end with the

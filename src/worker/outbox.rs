@@ -118,8 +118,7 @@ impl Outbox {
         true
     }
 
-    /// Sends the result of a task that was delivered this many times. The task is accepted once Kafka has all records
-    /// that the account expects.
+    /// Sends the result of a task. The task is accepted once Kafka has all records that the account expects.
     pub(super) fn send_result(&self, key: RecordKey, deliveries: u16, result: &TaskResult) -> Result<(), OutboxClosed> {
         let record = Owed::Result(result.task_id.as_str().into());
         self.send(self.result_record(result), Token::Owed(key, Debt { deliveries, record }))
@@ -153,8 +152,7 @@ impl Outbox {
         self.send_owed(key, debt, &reason)
     }
 
-    /// Announces the start of a redelivered task, and waits until Kafka has the record, for at most `limit` and not
-    /// while the worker stops.
+    /// Announces the start of a redelivered task. Waits for Kafka for at most `limit`, and not while the worker stops.
     pub(super) fn announce_start(&self, started: &TaskStarted, stop: &Stop, limit: Duration) -> Announced {
         let (waiting, answer) = bounded(1);
         let record = Arc::new(StartRecord::default());
@@ -200,8 +198,7 @@ impl Outbox {
         Ok(answer)
     }
 
-    /// Sends a heartbeat unless another is on its way or the queue is full, so that heartbeats do not pile up while
-    /// Kafka is unavailable.
+    /// Sends a heartbeat unless another is on its way or the queue is full, so that heartbeats do not pile up.
     pub(super) fn send_heartbeat(&self, status: &WorkerStatus) {
         if self.heartbeat.swap(true, Ordering::Relaxed) {
             return;

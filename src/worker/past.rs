@@ -18,13 +18,11 @@ const READ_BYTES: i32 = 1024 * 1024;
 /// Longest time for the whole reading; then the task is released and checked again at its next delivery.
 const READ_LIMIT: Duration = Duration::from_secs(10);
 
-/// See the module documentation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Past {
     /// Starts on record. The start of the first delivery leaves no record.
     pub(super) starts: u32,
-    /// Starts that ended because their workers stopped, the start of the first delivery included. They do not count
-    /// against the task.
+    /// Starts that their workers' stops ended, the first delivery included. They do not count against the task.
     pub(super) stops: u32,
     /// The error of the last failed start.
     pub(super) last_error: Option<String>,
@@ -42,8 +40,7 @@ pub(super) enum Decision {
 }
 
 impl Past {
-    /// Applies the limits: `max_starts` starts of one task, and `near_limit`, the delivery count that is near the
-    /// broker's own limit.
+    /// Applies the limits: `max_starts` starts, and `near_limit`, a delivery count near the broker's own limit.
     pub(super) fn decide(&self, delivery: u16, max_starts: u16, near_limit: u16) -> Decision {
         if delivery > max_starts && self.counted() >= u32::from(max_starts) {
             Decision::GiveUp

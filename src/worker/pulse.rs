@@ -5,7 +5,6 @@
 
 use std::time::{Duration, Instant};
 
-/// See the module documentation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pulse {
     count: u64,

@@ -154,8 +154,7 @@ fn give_up(running: Running) {
     }
 }
 
-/// Prepares topics and group, retrying until Kafka answers or a signal comes. `Err`: the exit code after a fault,
-/// `None` after a signal.
+/// Prepares topics and group, retrying. `Err`: the exit code after a fault, `None` after a signal.
 fn prepare(
     cluster: &Cluster,
     config: &WorkerConfig,

@@ -1,5 +1,4 @@
-//! The status thread: sends notifications and heartbeats, and repairs refused records. It waits for no handler and no
-//! broker.
+//! The status thread: sends notifications and heartbeats, repairs refused records; waits for no handler or broker.
 //!
 //! It is the only sender of status records, so a heartbeat never overtakes the notification of a later state. Main
 //! requests notifications; the outbox passes records to repair; [`upkeep`] reports whether a long task holds back its
@@ -35,7 +34,6 @@ pub(super) struct Announce {
     pub(super) sent: Sender<Receiver<bool>>,
 }
 
-/// See the module documentation.
 pub(super) struct StatusThread {
     pub(super) identity: Identity,
     pub(super) outbox: Outbox,

@@ -26,8 +26,7 @@ const NOTIFICATION_WAIT: Duration = Duration::from_secs(1);
 const LAST_RESULTS: Duration = Duration::from_millis(400);
 /// The same after a second signal.
 const LAST_RESULTS_FORCED: Duration = Duration::from_millis(100);
-/// A worker that no leader answers for this many lock durations is not live: other workers have the records that it
-/// held.
+/// A worker that no leader answers for this many locks is not live: other workers have its records.
 const SILENT_LOCKS: u32 = 2;
 /// Limit of one step of an ordinary stop.
 const STEP: Duration = Duration::from_secs(1);
@@ -58,8 +57,7 @@ pub(super) fn run_until_stopped(mut worker: Running, config: &WorkerConfig, sign
     stop.run(worker)
 }
 
-/// Main's loop while the worker works: tells the supervisor every second what the other threads do. Returns false if a
-/// thread died.
+/// Main's loop while the worker works: reports to the supervisor every second. Returns false if a thread died.
 fn work(worker: &mut Running, id: &str, signals: &Signals) -> bool {
     let round = tick(supervisor::INTERVAL);
     let mut pulse = Pulse::new(Instant::now());
@@ -104,8 +102,7 @@ fn working(running: &[RunningTask]) -> String {
     }
 }
 
-/// Ends the worker after a thread died: no held task can be trusted to finish. Closing the connections releases all of
-/// them.
+/// Ends the worker after a thread died: no held task can be trusted to finish. Closed connections release them all.
 fn die(worker: Running, id: &str) -> ExitCode {
     log::error!("Worker {} ends: a thread that must not end has ended (its own log line has the reason)", escape(id));
     worker.control.apply(Event::Fatal);

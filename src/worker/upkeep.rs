@@ -1,5 +1,4 @@
-//! The upkeep thread: every 5 s it checks whether a long task holds back its partition, and whether the side topics
-//! exist.
+//! The upkeep thread: checks every 5 s whether a long task holds back its partition and the side topics exist.
 //!
 //! Brokers may not answer these requests, so they have a thread of their own, and no heartbeat or notification waits
 //! for them. The status thread starts it, reads its result and ends it.

@@ -28,9 +28,8 @@ const FEW_THREADS: usize = 64;
 /// First and longest pause while the system has no file descriptor, thread or memory left.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// The number of connections that may be open: waiting callers and [`FURTHER_CONNECTIONS`], within the limit of open
-/// files. First raises the process's soft limit of open files to the hard limit: the soft limit is low only for
-/// programs that use select(2).
+/// The number of connections that may be open, within the limit of open files. First raises the process's soft limit of
+/// open files to the hard limit: the soft limit is low only for programs that use select(2).
 pub(in crate::gateway) fn most_connections(max_waiting: usize) -> usize {
     let wanted = max_waiting + FURTHER_CONNECTIONS;
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
@@ -75,8 +74,7 @@ pub(in crate::gateway) fn accept<S: Service>(listener: &TcpListener, service: &A
 
 /// The threads of the connections, including those that wait for another.
 struct Threads<S: Service> {
-    /// Capacity zero: only a thread that waits at this instant takes a connection, so no connection waits for a busy
-    /// thread.
+    /// Capacity zero: only a thread that waits now takes a connection, so no connection waits for a busy thread.
     offers: Sender<Connection<S>>,
     takers: Receiver<Connection<S>>,
     running: Vec<Thread>,

@@ -69,8 +69,7 @@ impl Chunked {
         self.state == State::Done
     }
 
-    /// Decodes these bytes and passes the content to `content`. Returns how many of them belong to the body: all,
-    /// unless the body is complete.
+    /// Decodes these bytes and passes the content to `content`. Returns how many of them belong to the body.
     ///
     /// # Errors
     /// The body is not well-formed, so its end is unknown.
@@ -155,8 +154,7 @@ pub(super) fn is_token(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// Decodes in pieces of this length. Returns the content, the bytes left after the body, and whether it is
-    /// complete.
+    /// Decodes in pieces. Returns the content, the bytes left after the body, and whether it is complete.
     fn decode(body: &[u8], piece: usize) -> Result<(Vec<u8>, usize, bool), ChunkFault> {
         let (mut chunked, mut content, mut used) = (Chunked::new(), Vec::new(), 0);
         for piece in body.chunks(piece) {

@@ -38,8 +38,7 @@ const LIMITS: Limits = Limits {
 };
 /// The largest body, in bytes.
 pub(in crate::gateway) const LARGEST_BODY: usize = 64 * 1024;
-/// At most this many bytes after the last response are read and dropped, so that the caller gets to read that response
-/// (RFC 9112 section 9.6).
+/// At most this many bytes after the last response are dropped, so its caller can read it (RFC 9112 section 9.6).
 const READ_AWAY: usize = 1024 * 1024;
 /// How long to wait for a reply that another thread is giving.
 const GIVING: Duration = Duration::from_secs(5);
@@ -72,7 +71,6 @@ pub(in crate::gateway) trait Service: Send + Sync + 'static {
     fn is_stopping(&self) -> bool;
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Connection<S: Service> {
     socket: Arc<TcpStream>,
@@ -180,8 +178,8 @@ impl<S: Service> Connection<S> {
         let mut until = ticket.map_or_else(|| Instant::now() + GIVING, |ticket| ticket.until);
         let mut waiting = ticket;
         loop {
-            // Received bytes belong to the next request. While there are any, the connection does not notice that the
-            // caller leaves.
+            // Received bytes belong to the next request. With any, the connection does not notice that the caller
+            // leaves.
             let reads = waiting.is_some() && self.input.is_empty() && !self.outgoing.makes_room();
             let came = match reads {
                 true => self.read(until),

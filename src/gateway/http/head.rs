@@ -147,8 +147,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Refusal> {
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(Refusal::new(400, "the request line is incomplete"));
     };
-    // Callers never send a fragment. If a proxy passed one on, its rules would have checked another path than the
-    // gateway's.
+    // Callers never send a fragment. A proxy that passed one on would have checked another path.
     if target.contains('#') || !target.is_ascii() {
         return Err(Refusal::new(400, "the target of the request has characters that a URL cannot have"));
     }

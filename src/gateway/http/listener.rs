@@ -29,8 +29,7 @@ const WATCH_FAILURES: u32 = 3;
 pub(in crate::gateway) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    // Otherwise a response longer than one segment on a kept connection waits 40 ms for the caller's acknowledgement
-    // (Nagle).
+    // Otherwise (Nagle) a response of two segments waits 40 ms for the caller's acknowledgement on a kept connection.
     socket.set_tcp_nodelay(true)?;
     socket.set_write_timeout(Some(SEND_TIMEOUT))?;
     socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
@@ -40,8 +39,7 @@ pub(in crate::gateway) fn listen(address: SocketAddr) -> io::Result<TcpListener>
     Ok(socket.into())
 }
 
-/// Sends requests to the gateway's own port until stopped: no other check notices a listener that accepts no
-/// connections.
+/// Sends requests to the gateway's own port until stopped: no other check notices a deaf listener.
 ///
 /// # Errors
 /// The port did not answer [`WATCH_FAILURES`] times in a row.

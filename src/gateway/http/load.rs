@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 /// How often a full gateway checks for a stop.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(in crate::gateway) struct Load {
     seats: Mutex<Seats>,
@@ -66,8 +65,7 @@ impl Load {
         self.open() >= self.most
     }
 
-    /// Takes a seat for this connection; `None`: a stop came first. With all seats taken, closes the connection that
-    /// has been idle longest.
+    /// Takes a seat; `None`: a stop came first. With all seats taken, closes the connection that has been idle longest.
     pub(super) fn seat(self: &Arc<Self>, socket: &Arc<TcpStream>, stop: &Stop) -> Option<Seat> {
         let mut seats = self.seats.lock();
         while seats.taken.len() >= self.most {

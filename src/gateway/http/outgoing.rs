@@ -20,7 +20,6 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// See the module documentation.
 pub(super) struct Outgoing<S: Service> {
     socket: Arc<TcpStream>,
     seat: Seat,

@@ -1,5 +1,5 @@
-//! Routes each request to its response. Called by the connections' threads; a request that cannot be answered at once
-//! is passed on with its reply.
+//! Routes each request to its response. Called by the connections' threads; a request that has to wait is passed on
+//! with its reply.
 
 use super::Refusal;
 use super::analyze;

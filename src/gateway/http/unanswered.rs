@@ -6,7 +6,6 @@
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-/// See the module documentation.
 #[derive(Debug, Default)]
 pub(in crate::gateway) struct Unanswered(Mutex<Counts>);
 

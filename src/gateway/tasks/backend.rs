@@ -27,7 +27,6 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 /// How often the topics are looked up: added partitions are read within twice this time.
 const TOPICS_AGE: Duration = Duration::from_secs(1);
 
-/// See the module documentation.
 pub(in crate::gateway) struct Backend {
     pub(in crate::gateway) tasks: Arc<Tasks>,
     pub(in crate::gateway) cluster: Cluster,
@@ -105,8 +104,7 @@ impl Backend {
         }
     }
 
-    /// Prepares the queue, retrying until Kafka answers. Returns false if the end came first, or this Kafka cannot be
-    /// used.
+    /// Prepares the queue, retrying. Returns false if the end came first, or this Kafka cannot be used.
     fn prepare(&self) -> bool {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         let mut outage = Outage::new("Kafka");

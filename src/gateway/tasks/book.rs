@@ -81,8 +81,7 @@ pub(super) enum ClaimRead<R> {
     Nothing,
     /// The claim is this gateway's: produce the task.
     Produce(Wanted),
-    /// The claim is this gateway's: produce the task again, and send it before this time, from which on another gateway
-    /// may claim it.
+    /// The claim is this gateway's: produce the task again, before another gateway may claim it at this time.
     ProduceAgain(LostTask, Instant),
     /// Another gateway holds the key, with another text.
     Conflict(Vec<Waiter<R>>),
@@ -98,7 +97,7 @@ pub(super) struct Counts {
     pub(super) unacknowledged_bytes: usize,
 }
 
-/// See the module documentation. `R` is the reply to a caller.
+/// `R` is the reply to a caller.
 #[derive(Debug)]
 pub(super) struct TaskBook<R> {
     waiting: Waiting<R>,
@@ -253,8 +252,7 @@ impl<R> TaskBook<R> {
         self.in_kafka(key, position, at)
     }
 
-    /// Notes that Kafka will not get the task or its claim from here, or that this is unknown. Returns the task's
-    /// callers.
+    /// Notes that Kafka will not get the task or its claim, or that this is unknown. Returns the task's callers.
     pub(super) fn given_up(&mut self, key: TaskKey, bytes: usize) -> Vec<Waiter<R>> {
         self.settled_record(bytes);
         self.keyed.settled(key);
@@ -310,15 +308,13 @@ impl<R> TaskBook<R> {
     fn claim_of_loss_read(&mut self, claimed: TaskKey, claim: Claim, own: Uuid, now: Instant) -> ClaimRead<R> {
         let held = self.losses.read(claimed, claim, false);
         let Some((since, lost)) = self.lost.remove(&claimed) else { return ClaimRead::Nothing };
-        // Only this claim counts, not an earlier claim for which the task is being produced; and no result has arrived
-        // meanwhile.
+        // Only this claim counts, not an earlier claim for which the task is being produced, and only without a result.
         let is_ours = held == claim && held.gateway == own && self.index.is_pending_at(lost.key, lost.position);
         let in_time = now.saturating_duration_since(since) < SEND_WITHIN;
         if is_ours && in_time { ClaimRead::ProduceAgain(lost, since + SEND_WITHIN) } else { ClaimRead::Nothing }
     }
 
-    /// Returns the keys, with the digests of their texts, that other gateways claimed and did not produce in time: to
-    /// be claimed again.
+    /// The keys to claim again, with digests: other gateways claimed them and did not produce in time.
     pub(super) fn overdue_claims(&mut self, now: Instant) -> Vec<(TaskKey, Uuid)> {
         let Self { keyed, waiting, .. } = self;
         keyed.overdue(now, |key| waiting.contains(key))
@@ -356,8 +352,8 @@ impl<R> TaskBook<R> {
         self.waiting.ask(key, id, reply, now)
     }
 
-    /// Notes the number of complete passes over the tasks topic. Returns the questions that this decides, with the
-    /// states of their tasks.
+    /// Notes the number of passes over the tasks topic. Returns the questions that this decides, with their tasks'
+    /// states.
     pub(super) fn passed(&mut self, passes: u64) -> Vec<(u64, TaskKey, Known)> {
         let decided = self.waiting.passed(passes);
         decided.into_iter().map(|(number, key)| (number, key, self.index.known(key))).collect()

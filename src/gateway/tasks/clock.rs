@@ -7,8 +7,7 @@
 use parking_lot::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Kafka's times of the two newest records. The second counts, so a single record with a future date makes no other
-/// record look old.
+/// Kafka's times of the two newest records. The second counts, so one record with a future date makes no difference.
 #[derive(Debug)]
 pub(super) struct KafkaClock(Mutex<[SystemTime; 2]>);
 

@@ -125,8 +125,7 @@ pub(super) enum Next {
     Conflict,
 }
 
-/// The keyed tasks that this gateway has taken and that are not known to be in Kafka: at most those of waiting callers
-/// and of the producer.
+/// The keyed tasks of this gateway that are not known to be in Kafka: those of waiting callers and of the producer.
 #[derive(Debug, Default)]
 pub(super) struct KeyedTasks {
     tasks: HashMap<TaskKey, KeyedTask>,
@@ -168,8 +167,7 @@ impl KeyedTasks {
                 task.stage = Stage::Producing { since };
                 Next::Produce(task.wanted.clone())
             }
-            // The claim took so long that another gateway may be claiming; this one claims again when its claim has
-            // expired.
+            // The claim took so long that another gateway may be claiming; this one claims again when that has expired.
             Stage::Claiming { .. } if held_by_us => {
                 task.stage = Stage::Elsewhere { since: now };
                 Next::Nothing

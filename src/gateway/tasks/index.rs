@@ -10,8 +10,7 @@ use super::key::{Position, TaskKey};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, SystemTime};
 
-/// A result is displaced only after this time: the tasks topic is read later than the results, and its task would seem
-/// pending.
+/// A result is displaced only after this time: its task, which is read later, would seem pending.
 const PUSHED_OUT_AFTER: Duration = Duration::from_secs(10);
 /// A larger table that is mostly empty is shrunk.
 const SPARSE: usize = 8_192;
@@ -44,7 +43,6 @@ struct ResultEntry {
     at: SystemTime,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Index {
     retention: Duration,
@@ -91,8 +89,7 @@ impl Index {
         }
     }
 
-    /// Adds a record of the results topic. The first result in the log counts. Returns true if the task had no known
-    /// result.
+    /// Adds a record of the results topic; the first result in the log counts. Returns true if the result is new.
     pub(super) fn result(&mut self, key: TaskKey, position: Position, at: SystemTime) -> bool {
         self.pending.remove(&key);
         if let Some(known) = self.results.get_mut(&key) {
@@ -115,8 +112,7 @@ impl Index {
         if self.pending.contains_key(&key) { Known::Pending } else { Known::Nothing }
     }
 
-    /// Forgets results older than the retention, and displaces the oldest of those that exceed `MAX_RESULTS`, except
-    /// results of idempotency keys.
+    /// Forgets results older than the retention. Displaces the oldest beyond `MAX_RESULTS`, but not results of keys.
     pub(super) fn forget_old(&mut self, now: SystemTime, is_keyed: impl Fn(TaskKey) -> bool) {
         let is_older = |at: &SystemTime, age: Duration| now.duration_since(*at).is_ok_and(|own| own > age);
         let mut old = pop_while(&mut self.by_age, |(at, _)| is_older(at, self.retention));

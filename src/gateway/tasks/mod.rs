@@ -21,8 +21,7 @@
 //! | `sweep` | tasks that Kafka has dropped |
 //! | `backend` | the threads that need Kafka |
 //!
-//! `http` uses [`Tasks`], `lifecycle` also [`Backend`]. No send, write, log line or response happens while the book is
-//! locked.
+//! `http` uses [`Tasks`], `lifecycle` also [`Backend`]. No I/O, log line or response happens while the book is locked.
 
 mod backend;
 mod book;
@@ -72,7 +71,6 @@ pub(super) struct Wanted {
     pub(super) work_ms: Option<u64>,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Tasks {
     state: Arc<State>,

@@ -29,7 +29,6 @@ pub(in crate::gateway) struct Token {
     pub(super) bytes: usize,
 }
 
-/// See the module documentation.
 pub(in crate::gateway) struct ProducerOutcomes(pub(in crate::gateway) Arc<Tasks>);
 
 impl ProducerEvents<Token> for ProducerOutcomes {

@@ -3,7 +3,7 @@
 //! | thread | topic | from | for |
 //! |---|---|---|---|
 //! | `results-tail` | `results` | its end minus 10 s | waiting callers, the fleet, claims |
-//! | `results-past` | `results` | `RESULT_RETENTION` ago, to the end seen at its start | the index, gone workers; then it ends |
+//! | `results-past` | `results` | `RESULT_RETENTION` ago, to the end seen at its start | the index, gone workers |
 //! | `tasks` | `tasks` | the group's start offset | pending tasks |
 //!
 //! The tail serves from the first moment. An unknown task is known not to exist only after the other two have reached
@@ -193,8 +193,7 @@ pub(in crate::gateway) fn tasks(tasks: &Tasks, cluster: Cluster, stop: &Stop) ->
     // This gateway's tasks are entered when Kafka acknowledges them. Other gateways' tasks may be known a little later,
     // and fewer fetches leave the broker more time for tasks.
     let options = ReaderOptions { max_wait: TASKS_WAIT, max_bytes: MAX_BYTES, min_bytes: TASKS_BYTES };
-    // The group is read_committed as well: a task of an aborted transaction never runs, so it must not count as
-    // pending.
+    // Committed like the group: a task of an aborted transaction never runs, so it must not count as pending.
     let mut reader = Reader::new(cluster, &tasks.tasks_topic, StartAt::Offsets(start), options).committed();
     let mut ends: Option<BTreeMap<i32, i64>> = None;
     let mut behind = true;

@@ -20,8 +20,7 @@ use program::stop::Stop;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
-/// How often a task is produced again. After three drops Kafka, or a program that owns the group, drops it for a
-/// reason.
+/// How often a task is produced again. A third drop has a reason that another copy does not fix.
 const MOST_AGAIN: u32 = 2;
 /// Results are kept for at least an hour. An older task may have had one, so it is not run again.
 const RESULTS_KEPT: Duration = Duration::from_secs(3_500);
@@ -54,8 +53,8 @@ pub(in crate::gateway) fn run(tasks: &Tasks, cluster: &Cluster, stop: &Stop) -> 
     let mut suspects: HashMap<TaskKey, SystemTime> = HashMap::new();
     let patience = Patience::new(tasks.state.config.missing_after);
     while stop.sleep(patience.interval.mul_f64(0.5 + fastrand::f64())).is_ok() {
-        // Also while the reader of tasks pauses at `MAX_PENDING`: only the sweep makes room when pending tasks were
-        // dropped.
+        // Also while the reader of tasks pauses at `MAX_PENDING`: if pending tasks were dropped, only the sweep makes
+        // room.
         if !tasks.state.has_read_enough() || tasks.state.is_draining() {
             continue;
         }

@@ -77,7 +77,6 @@ pub(super) enum Full {
     Closed,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Waiting<R> {
     waiters: HashMap<u64, Waiter<R>>,
@@ -223,8 +222,7 @@ impl<R> Waiting<R> {
         callers.iter().filter_map(|number| self.waiters.remove(number)).collect()
     }
 
-    /// Notes the number of complete passes over the tasks topic. Returns the questions for unknown tasks that have
-    /// waited long enough.
+    /// Notes the number of passes over the tasks topic. Returns the questions for unknown tasks that this decides.
     pub(super) fn passed(&mut self, passes: u64) -> Vec<(u64, TaskKey)> {
         self.passes = passes;
         let ripe = self.unknown.extract_if(.., |(_, at)| *at <= passes);

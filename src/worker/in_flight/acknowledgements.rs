@@ -56,8 +56,8 @@ impl InFlight {
         let held = |entry: &Entry| match entry.lock {
             Lock::Held { node: holder, since, doubt } if holder == node => {
                 let renewable = settled || !matches!(entry.state, State::Done | State::Returned);
-                // In transition: an acknowledgement is unanswered (rule 14). If it is out elsewhere, that has to end
-                // first.
+                // In transition: an acknowledgement is unanswered (rule 14), and has to end first if it is out
+                // elsewhere.
                 let moot = entry.asked.is_some() && !doubt;
                 (renewable && !moot).then(|| (now.saturating_duration_since(since), doubt))
             }
@@ -114,8 +114,8 @@ impl InFlight {
                                 Lock::Gone { .. } => sent_at,
                             };
                             entry.lock = Lock::Held { node, since, doubt: false };
-                            // Still locked, so an acknowledgement that is unanswered elsewhere did not arrive and is
-                            // sent again (rule 13).
+                            // Still locked, so an acknowledgement unanswered elsewhere did not arrive: send it again
+                            // (rule 13).
                             if entry.asked.is_some_and(|asked| asked.is_before(channel)) {
                                 (entry.asked, entry.asked_until) = (None, Some(now));
                             }

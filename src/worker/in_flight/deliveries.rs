@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 impl InFlight {
-    /// Enters a delivery. It is newer than every earlier request about the record (rule 9). Returns true if the record
-    /// is to be passed to a handler.
+    /// Enters a delivery, newer than every earlier request about the record (rule 9). Returns true if a handler gets
+    /// it.
     pub(in crate::worker) fn deliver(&self, delivered: Delivered, now: Instant) -> bool {
         let Delivered { key, mark, node, sent_at, startable, delivery_count, last_delivery } = delivered;
         let mut table = self.table.lock();
@@ -131,8 +131,7 @@ impl InFlight {
         keys.into_iter().filter_map(|key| table.lose(key)).collect()
     }
 
-    /// The number of locks that are sought in this partition: of records in work, and with `finished` of finished
-    /// tasks, too.
+    /// The number of locks sought in this partition: of records in work, with `finished` also of finished tasks.
     pub(in crate::worker) fn sought(&self, partition: SharePartition, finished: bool) -> usize {
         let table = self.table.lock();
         let of_finished = if finished { table.unaccepted.sought(partition) } else { 0 };

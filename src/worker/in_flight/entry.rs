@@ -62,11 +62,9 @@ pub(super) enum Lock {
 
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    /// Distinguishes this record from a later record at the same offset: the record's key, or a substitute if it has
-    /// none.
+    /// Distinguishes this record from a later record at the same offset: the record's key or a substitute.
     pub(super) mark: Arc<str>,
-    /// The task's id: the mark, until a handler has read the id in the value. The value counts, since any key may stand
-    /// beside it.
+    /// The task's id: the mark, until a handler has read the id in the value, which counts.
     pub(super) task_id: Arc<str>,
     pub(super) state: State,
     pub(super) lock: Lock,

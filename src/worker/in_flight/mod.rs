@@ -1,5 +1,4 @@
-//! The account of every record that this process holds: it decides each task's outcome and the record's
-//! acknowledgement.
+//! The account of every record that this process holds: it decides each task's outcome and acknowledgement.
 //!
 //! Each entry has one owner at a time, named by its state, and all changes happen under one lock: a handler finishes
 //! only a `Running` task, a stop never releases a `Publishing` one. All intakes share the account. An entry names the
@@ -207,8 +206,7 @@ impl Table {
         self.counts.detached = self.detached.len();
     }
 
-    /// Removes a detached run whose handler has returned. Returns true if the run was detached, so its outcome is
-    /// dropped.
+    /// Removes a detached run whose handler has returned. Returns true if it was detached: its outcome is dropped.
     fn reattach(&mut self, run: RunId) -> bool {
         let was = self.detached.remove(&run).is_some();
         self.counts.detached = self.detached.len();
@@ -269,7 +267,6 @@ impl Table {
     }
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct InFlight {
     table: Mutex<Table>,

@@ -125,8 +125,8 @@ impl InFlight {
         }
     }
 
-    /// Notes that one of the task's records will not be written. The task is released at `until`, or at once when the
-    /// worker stops.
+    /// Notes that a record of the task will not be written. Releases the task at `until`, or at once when the worker
+    /// stops.
     pub(in crate::worker) fn unpublished(&self, key: RecordKey, until: Instant) {
         let mut table = self.table.lock();
         let Some((State::Publishing(_), lock)) = table.entries.get(&key).map(|entry| (entry.state.clone(), entry.lock))

@@ -12,7 +12,6 @@ use std::sync::Arc;
 /// At most this many tasks are remembered, far more than a worker holds at once; then the oldest is forgotten.
 const MOST_REMEMBERED: usize = 1024;
 
-/// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Unaccepted {
     tasks: HashMap<RecordKey, Arc<str>>,

@@ -1,5 +1,4 @@
-//! Applies an answer of the broker: settles acknowledgements, notes refused partitions, enters records and hands them
-//! out.
+//! Applies an answer: settles acknowledgements, notes refused partitions, enters records and hands them out.
 
 use super::{FIRST_WAIT, Intake, Job, MAX_WAIT};
 use crate::worker::drain::Phase;

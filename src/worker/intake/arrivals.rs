@@ -93,7 +93,6 @@ impl Plan {
     }
 }
 
-/// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Arrivals {
     partitions: BTreeMap<SharePartition, Arrival>,
@@ -173,8 +172,7 @@ impl Arrivals {
         }
     }
 
-    /// Whether to release a record that this member does not know, because other members may search for it: during an
-    /// own search in this partition.
+    /// Whether to release an unknown record during a search here, because other members may search for it.
     pub(super) fn goes_back(&self, partition: &SharePartition, delivery_count: u16) -> bool {
         let searching = self.partitions.get(partition).is_some_and(|arrival| arrival.search.is_some());
         searching && delivery_count < FOUND_OFTEN

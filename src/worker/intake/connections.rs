@@ -18,8 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-/// At most this many connections to one broker: the current one, one that hangs, and one that was tried after it (rule
-/// 7).
+/// At most this many connections to a broker: the current one, one that hangs, one tried after it (rule 7).
 const MOST_CONNECTIONS: usize = 3;
 /// After a request is unanswered for this long, the thread `leaders` asks another broker whether this one still leads.
 /// A parked fetch ends within 100 ms.
@@ -31,8 +30,7 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 /// Patience for a request that accepts or releases. It also waits for the share coordinator, which takes up to 3 s to
 /// move when its broker stops. The session that takes over fetches meanwhile, and accepts nothing.
 const ACCEPT_PATIENCE: Duration = Duration::from_millis(500);
-/// A stop waits at most this long for acknowledgements: the results are in Kafka, and the broker releases the other
-/// records.
+/// A stop waits at most this long for acknowledgements: results are in Kafka, and the broker releases other records.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
 impl Intake {
@@ -46,8 +44,7 @@ impl Intake {
         self.connect_and_open(led)
     }
 
-    /// Connects and opens the session. The renewals are sent together with epoch 0, so a frozen broker finds both when
-    /// it thaws.
+    /// Connects and opens the session. The renewals follow epoch 0 at once: a frozen broker finds both when it thaws.
     fn connect_and_open(&mut self, led: &BTreeMap<SharePartition, Leader>) -> Result<(), KafkaError> {
         let links = &self.links;
         match ShareSession::connect(&links.cluster, self.node, links.identity.clone()) {
@@ -125,8 +122,7 @@ impl Intake {
         let third = self.third().min(LONGEST_PATIENCE);
         let patience = match asked {
             Asked::Open => 2 * third,
-            // A throttled connection is muted, not silent. The third does not wait for that: a lock has to be renewed
-            // in time.
+            // A throttled connection is muted, not silent. The third ignores that: a lock has to be renewed in time.
             _ if self.takes() && self.links.in_flight.asks_on(id) => third.min(muted + ACCEPT_PATIENCE),
             _ => third,
         };
@@ -200,8 +196,7 @@ impl Intake {
 
     // ---- superseded connections ----
 
-    /// Reads the answers on superseded connections. Closes those that owe none, once the session is open on the current
-    /// connection (rule 2).
+    /// Reads the answers on superseded connections. Closes those that owe none once the current one is open (rule 2).
     pub(super) fn read_superseded(&mut self, now: Instant) -> Result<(), KafkaError> {
         let mut index = 0;
         while index < self.superseded.len() {
@@ -266,8 +261,7 @@ impl Intake {
                 self.open_later();
                 Ok(())
             }
-            // A withdrawn right, or a coordinator that moves: the locks are still held, but the request's epoch is
-            // unknown.
+            // A withdrawn right, or a coordinator that moves: the locks are held, but the request's epoch is unknown.
             code if code.is_some_and(|code| Verdict::of(Some(code)) == Verdict::Again) => {
                 self.outage.report(&error);
                 self.open_later();

@@ -99,7 +99,6 @@ struct Channel {
     muted_until: Instant,
 }
 
-/// See the module documentation.
 pub(super) struct Intake {
     node: i32,
     links: IntakeLinks,
@@ -264,8 +263,7 @@ impl Intake {
         Some((plan.fetch, limits(grant)))
     }
 
-    /// The next half of a refused group, without acknowledgements that no longer apply. With `only_renewals`, other
-    /// halves stay in the queue.
+    /// The next half of a refused group that still applies. With `only_renewals`, other halves stay in the queue.
     fn next_half(&mut self, id: ChannelId, only_renewals: bool) -> Option<Acknowledgements> {
         for _ in 0..self.halves.len() {
             let half = self.halves.pop_front()?;

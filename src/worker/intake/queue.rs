@@ -55,7 +55,6 @@ struct Places {
     busy_since: Option<Instant>,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(in crate::worker) struct ReadyQueue {
     handlers: usize,
@@ -197,8 +196,7 @@ impl ReadyQueue {
 
     // ---- records ----
 
-    /// Applies what the handlers have reported: durations, ended rests, and whether ready tasks wait for a slow
-    /// handler.
+    /// Applies the durations of tasks, ends rests, and releases ready tasks that wait for a slow handler.
     pub(super) fn look(&self, now: Instant) {
         let durations = self.in_flight.take_durations();
         self.in_flight.end_rests(now);
@@ -239,8 +237,7 @@ impl ReadyQueue {
         }
     }
 
-    /// Releases unstarted records, except at their last delivery, where a handler copies them. Returns whether any were
-    /// released.
+    /// Releases unstarted records, except at their last delivery. Returns whether any were released.
     pub(in crate::worker) fn take_back_all(&self) -> bool {
         let mut any = false;
         for job in self.queue_out.try_iter().collect::<Vec<_>>() {
@@ -282,8 +279,7 @@ impl ReadyQueue {
     }
 }
 
-/// The delivery count from which on a record is not released: one before the limit, so that the end of a lock leaves
-/// one delivery.
+/// From this delivery count on a record is not released: one before the limit, in case a lock runs out.
 pub(in crate::worker) fn last_delivery(limit: u16) -> u16 {
     limit.saturating_sub(1).max(1)
 }

@@ -15,7 +15,6 @@ const RECENT: usize = 64;
 /// Weight of the newest duration in the moving average.
 const NEWEST_WEIGHT: f64 = 0.1;
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Window {
     handlers: usize,
@@ -63,8 +62,7 @@ impl Window {
         self.ahead = allowed.min(self.ahead * 2 + 1);
     }
 
-    /// The expected duration of the next task: the larger of the average and the 98th percentile of the recent
-    /// durations.
+    /// The expected duration of the next task: the average or the recent 98th percentile, whichever is larger.
     pub(super) fn estimate(&self) -> Option<Duration> {
         if self.recent.is_empty() {
             return None;
@@ -79,8 +77,7 @@ impl Window {
 
     /// The number of records to request now, given idle handlers and ready records.
     ///
-    /// While no handler is idle and over half the window is ready, this is 0, so that one round trip brings many
-    /// records.
+    /// This is 0 while no handler is idle and over half the window is ready, so a round trip brings many records.
     pub(super) fn wanted(&self, idle: usize, ready: usize) -> usize {
         if idle == 0 && ready * 2 > self.ahead {
             return 0;

@@ -338,8 +338,7 @@ fn slow_reader_does_not_block_the_thread_with_the_response() {
     const LARGE: usize = 32 * 1024 * 1024;
     let mut served = serve(LIMITS);
     served.send("GET /later HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    // This returns although the caller reads nothing: a blocking send would fail after its timeout, and text would be
-    // missing.
+    // This returns although the caller reads nothing: a blocking send would time out, and text would be missing.
     served.later().give(text_of(LARGE));
     let text = served.rest();
     assert_eq!(text.len() - text.find("\r\n\r\n").expect("a head"), LARGE + 4);
