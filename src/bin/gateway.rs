@@ -1,4 +1,4 @@
-//! The gateway: takes tasks over HTTP and answers with their results. Everything is in the library.
+//! The gateway: takes tasks over HTTP and answers with their results. The code is in the library.
 
 use std::io::Write;
 
@@ -7,7 +7,7 @@ use lastcall::{gateway, logging, signals};
 use program::exit::ExitCode;
 
 fn main() -> ExitCode {
-    // Before anything else: the first process of a container gets no default action for a signal.
+    // First of all: the first process of a container has no default action for signals.
     let signals = match signals::install() {
         Ok(signals) => signals,
         Err(error) => {

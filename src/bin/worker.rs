@@ -1,4 +1,4 @@
-//! The worker: takes tasks from Kafka and runs the text analysis. Everything is in the library.
+//! The worker: takes tasks from Kafka and runs the text analysis. The code is in the library.
 
 use std::io::Write;
 
@@ -9,7 +9,7 @@ use lastcall::{logging, signals, worker};
 use program::exit::ExitCode;
 
 fn main() -> ExitCode {
-    // Before anything else: the first process of a container gets no default action for a signal.
+    // First of all: the first process of a container has no default action for signals.
     let signals = match signals::install() {
         Ok(signals) => signals,
         Err(error) => {
