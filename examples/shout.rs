@@ -13,13 +13,11 @@
 //! answers `{"task_id":"…","success":true,"shouted":"COME HERE","processed_by":"…","seconds":…}`. All workers of a
 //! group do the same work, so each kind of work needs its own topics and group.
 
-use std::io::Write;
-
 use lastcall::config::WorkerConfig;
+use lastcall::exit::ExitCode;
 use lastcall::handler::{Context, Handler, HandlerError};
 use lastcall::task::Task;
 use lastcall::{logging, signals, worker};
-use program::exit::ExitCode;
 use serde_json::{Map, Value};
 
 /// One value serves all handler threads; keep shared state here, behind a lock or an atomic.
@@ -46,16 +44,11 @@ impl Handler for Shout {
 
 fn main() -> ExitCode {
     // First of all: an earlier signal would end the process silently.
-    let signals = match signals::install() {
-        Ok(signals) => signals,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{error}");
-            return ExitCode::Fatal;
-        }
-    };
-    let config = WorkerConfig::from_args();
-    logging::init(config.common.log_level);
-    worker::run(config, Shout, signals)
+    signals::run(|signals| {
+        let config = WorkerConfig::from_args();
+        logging::init(config.common.log_level);
+        worker::run(config, Shout, signals)
+    })
 }
 
 #[cfg(test)]

@@ -14,11 +14,12 @@
 //!     Ok(Map::from_iter([("bytes".to_owned(), task.text.len().into())]))
 //! }
 //!
-//! fn main() -> Result<ExitCode, signals::SignalsError> {
-//!     let signals = signals::install()?;
-//!     let config = WorkerConfig::from_args();
-//!     logging::init(config.common.log_level);
-//!     Ok(worker::run(config, length, signals))
+//! fn main() -> ExitCode {
+//!     signals::run(|signals| {
+//!         let config = WorkerConfig::from_args();
+//!         logging::init(config.common.log_level);
+//!         worker::run(config, length, signals)
+//!     })
 //! }
 //! ```
 //!

@@ -1,21 +1,14 @@
 //! The gateway: takes tasks over HTTP and answers with their results. The code is in the library.
 
-use std::io::Write;
-
 use lastcall::config::GatewayConfig;
+use lastcall::exit::ExitCode;
 use lastcall::{gateway, logging, signals};
-use program::exit::ExitCode;
 
 fn main() -> ExitCode {
     // First of all: the first process of a container has no default action for signals.
-    let signals = match signals::install() {
-        Ok(signals) => signals,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{error}");
-            return ExitCode::Fatal;
-        }
-    };
-    let config = GatewayConfig::from_args();
-    logging::init(config.common.log_level);
-    gateway::run(config, signals)
+    signals::run(|signals| {
+        let config = GatewayConfig::from_args();
+        logging::init(config.common.log_level);
+        gateway::run(config, signals)
+    })
 }

@@ -4,27 +4,22 @@ use std::io::Write;
 
 use lastcall::analysis::Analysis;
 use lastcall::config::WorkerConfig;
+use lastcall::exit::ExitCode;
 use lastcall::journal::Journaled;
 use lastcall::{logging, signals, worker};
-use program::exit::ExitCode;
 
 fn main() -> ExitCode {
     // First of all: the first process of a container has no default action for signals.
-    let signals = match signals::install() {
-        Ok(signals) => signals,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{error}");
-            return ExitCode::Fatal;
+    signals::run(|signals| {
+        let config = WorkerConfig::from_args();
+        logging::init(config.common.log_level);
+        let analysis = Analysis { allow_work_ms: config.common.allow_work_ms };
+        match Journaled::new(analysis, &config.worker_id) {
+            Ok(handler) => worker::run(config, handler, signals),
+            Err(problem) => {
+                let _ = writeln!(std::io::stderr(), "{problem}");
+                ExitCode::Usage
+            }
         }
-    };
-    let config = WorkerConfig::from_args();
-    logging::init(config.common.log_level);
-    let analysis = Analysis { allow_work_ms: config.common.allow_work_ms };
-    match Journaled::new(analysis, &config.worker_id) {
-        Ok(handler) => worker::run(config, handler, signals),
-        Err(problem) => {
-            let _ = writeln!(std::io::stderr(), "{problem}");
-            ExitCode::Usage
-        }
-    }
+    })
 }

@@ -10,16 +10,16 @@
     reason = "this handler crashes, sleeps without a stop and prints on purpose"
 )]
 
-use std::{process::ExitCode, time::Duration};
+use std::time::Duration;
 
 use lastcall::{
     config::WorkerConfig,
+    exit::ExitCode,
     handler::{Context, Handler, HandlerError},
+    logging, signals,
     task::Task,
     worker,
 };
-use program::logging;
-use program::signals;
 use serde_json::{Map, Value};
 
 struct Obedient;
@@ -58,14 +58,9 @@ fn time(text: &str) -> Result<Duration, HandlerError> {
 }
 
 fn main() -> ExitCode {
-    let signals = match signals::install() {
-        Ok(signals) => signals,
-        Err(error) => {
-            eprintln!("{error}");
-            return program::exit::ExitCode::Fatal.into();
-        }
-    };
-    let config = WorkerConfig::from_args();
-    logging::init(config.common.log_level);
-    worker::run(config, Obedient, signals).into()
+    signals::run(|signals| {
+        let config = WorkerConfig::from_args();
+        logging::init(config.common.log_level);
+        worker::run(config, Obedient, signals)
+    })
 }
