@@ -213,7 +213,7 @@ fn result_damaged_in_transit_reaches_its_caller() {
     let rig = Rig::with_faults("bad-fetch", 1);
     let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "6s"));
     let mut worker = rig.start_worker("w");
-    // A fetch is parked for half a second: one of the four brings the result, and its first repetitions are damaged, too.
+    // A fetch is parked for half a second: one of the four brings the result, and its first repetitions are damaged.
     let bites = damage_results(&rig, 4);
     eventually(SOON, "a fetch with a damaged response is parked", || bites.count() > 0);
     let answer = gateway.post("/analyze", &json!({ "text": "damaged for a moment", "work_ms": 300 }));
@@ -260,8 +260,8 @@ fn invalid_records_on_results_are_ignored() {
     let gateway = rig.start_gateway();
     let mut worker = rig.start_worker("w");
     let status = |id: &str| {
-        json!({ "type": "worker_status", "worker_id": id, "status": "worker_started", "timestamp": 1.0, "current_task": null })
-            .to_string()
+        let (kind, state) = ("worker_status", "worker_started");
+        json!({ "type": kind, "worker_id": id, "status": state, "timestamp": 1.0, "current_task": null }).to_string()
     };
     let unknown =
         json!({ "task_id": "unknown", "success": true, "processed_by": "x", "seconds": 0.1, "type": "result" })
@@ -347,7 +347,7 @@ fn a_cluster_without_share_groups_is_refused() {
 }
 
 #[test]
-fn a_broker_with_a_delivery_limit_below_10_is_refused() {
+fn a_broker_whose_delivery_limit_is_too_low_is_refused() {
     let rig = Rig::with_own_broker("bad-limit-group", &["--set", "group.share.max.delivery.count.limit=6"]);
     assert_refused(&rig.worker("w"), &["delivery", "6"]);
 }

@@ -1,8 +1,8 @@
 //! Tests of the promises: with the real programs as processes, real signals and a broker that speaks Kafka's protocol.
 //!
-//! All tests are in one binary, so that one broker serves the whole run. Each module `p..` tests one promise; each other
-//! module tests one part. A test takes a [`support::Rig`] first: it gives the test its own topics and group, and limits
-//! which tests run at the same time. Tests measure from outside; a bound in a test is the promised bound.
+//! All tests are in one binary, so that one broker serves the whole run. Each module `p..` tests one promise; each
+//! other module tests one part. A test takes a [`support::Rig`] first: it gives the test its own topics and group, and
+//! limits which tests run in parallel. Tests measure from outside; a bound in a test is the promised bound.
 
 #![allow(
     clippy::disallowed_methods,

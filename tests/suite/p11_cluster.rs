@@ -1,5 +1,5 @@
-//! P11: any of three brokers may fail, and every worker goes on. Always on the embedded broker, because the tests choose
-//! the moment of each fault.
+//! P11: any of three brokers may fail, and every worker goes on. Always on the embedded broker, because the tests
+//! choose the moment of each fault.
 
 mod sessions;
 

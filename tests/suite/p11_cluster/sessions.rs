@@ -182,8 +182,8 @@ fn a_late_take_over_on_a_replaced_connection_loses_no_lock() {
     let mut scene = Scene { rig, gateway, workers };
     let tasks = [14, 2].map(|seconds| scene.gateway.submit("held meanwhile", Duration::from_secs(seconds)));
     scene.wait_until_runs("holder", 2);
-    // Delays the fetch with the accept of the second task, and epoch 0 on the second connection. The worker opens a third
-    // connection two thirds of a lock (10 s) later; the second one is answered after that.
+    // Delays the fetch with the accept of the second task, and epoch 0 on the second connection. The worker opens a
+    // third connection two thirds of a lock (10 s) later; the second one is answered after that.
     let hang =
         Fault::new(Action::Delay(Duration::from_secs(11))).at(Kind::ShareFetch).of_client("lastcall-worker-holder");
     let bites = scene.broker().inject(hang.every(1, 2));
