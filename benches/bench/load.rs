@@ -118,7 +118,8 @@ impl Connection {
         let body = serde_json::json!({ "text": self.text.text }).to_string();
         write!(
             self.request,
-            "POST /analyze HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST /analyze HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
             body.len()
         )
         .expect("memory takes it");

@@ -231,7 +231,7 @@ fn measure_kill(rig: &Rig, size: &Size, report: &mut Report) {
     for round in 0..size.kills {
         let caller = stack.gateway.call(&format!("round {round}"), work);
         let victim = stack.gateway.wait_until_running(&caller.task, SOON);
-        let worker = stack.workers.iter_mut().find(|worker| worker.name() == victim).expect("one of ours");
+        let worker = stack.workers.iter_mut().find(|worker| worker.name() == victim).expect("a worker of this bench");
         let killed = worker.kill();
         *worker = rig.start_worker(&victim);
         let (answer, at) = caller.join();

@@ -39,7 +39,7 @@ fn tasks_of_all_gateways_count_against_max_pending() {
     eventually(SOON, "a task is refused", || gateway.analyze("one more").text().contains("MAX_PENDING"));
     gateway.get("/tasks/never-heard-of").assert_problem(503);
     let _worker = rig.start_worker("w");
-    eventually(SOON, "there is room again", || gateway.analyze("one more").status == 200);
+    eventually(SOON, "the gateway accepts a task again", || gateway.analyze("one more").status == 200);
     eventually(SOON, "the gateway knows all tasks", || gateway.get("/tasks/never-heard-of").status == 404);
 }
 

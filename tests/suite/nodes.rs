@@ -219,7 +219,7 @@ fn a_fault_of_one_partition_does_not_affect_others() {
 }
 
 #[test]
-fn a_fault_of_one_topic_affects_every_kind_of_request_for_it() {
+fn a_fault_of_one_topic_affects_only_requests_for_it() {
     let scene = Scene::new("node-topic", 1, 1, &[]);
     let forbidden = ErrorCode(29);
     for kind in [Kind::Metadata, Kind::CreateTopics, Kind::ListOffsets, Kind::Fetch] {

@@ -87,7 +87,7 @@ fn a_busy_worker_stops(name: &str, away: Away) {
     away.begin(&rig);
     let signalled = worker.signal(Signal::SIGTERM);
     let exit = worker.wait(Duration::from_secs(30));
-    assert_eq!(exit.code, Some(3), "its result was not acknowledged");
+    assert_eq!(exit.code, Some(3), "the result was not acknowledged");
     assert!(exit.elapsed < DRAIN + Duration::from_secs(1), "{exit:?}");
     assert!(exit.elapsed < GRACE - Duration::from_secs(3), "{exit:?}");
     assert!(!complaints(&worker, signalled).is_empty());

@@ -37,7 +37,7 @@ fn the_task_of_a_killed_worker_starts_elsewhere_within_half_a_second() {
     for round in 0..5 {
         let caller = gateway.call(&format!("round {round}"), work);
         let victim = gateway.wait_until_running(&caller.task, SOON);
-        let place = workers.iter().position(|worker| worker.name() == victim).expect("one of ours");
+        let place = workers.iter().position(|worker| worker.name() == victim).expect("a worker of this test");
         let killed = workers[place].kill();
         let (answer, answered) = caller.join();
         assert_eq!(answer.status, 200, "{}", answer.text());

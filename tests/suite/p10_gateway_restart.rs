@@ -90,7 +90,7 @@ fn fleet_lists_a_restarted_worker_once_and_a_second_process_with_its_id_separate
     let mut worker = rig.start_worker("same");
     worker.kill();
     let _again = rig.start_worker("same");
-    eventually(SOON, "one worker of this name", || {
+    eventually(SOON, "the fleet lists the worker once", || {
         let fleet = gateway.fleet();
         fleet["total_workers"] == 1 && fleet["workers"].as_object().is_some_and(|workers| workers.len() == 1)
     });

@@ -166,7 +166,7 @@ fn every_worker_runs_tasks_after_many_moves_of_leaders() {
 
 /// A frozen broker stopped all workers until it thawed, although its partitions had new leaders.
 #[test]
-fn a_frozen_broker_stops_only_its_partitions_and_only_until_the_fail_over() {
+fn all_partitions_are_served_after_the_fail_over_of_a_frozen_broker() {
     let mut scene = Scene::new("p11-freeze", 3, &["a", "b", "c", "d"]);
     let load = scene.load();
     wait(Duration::from_secs(1));

@@ -308,7 +308,7 @@ fn a_producer_without_the_right_to_be_idempotent_fails_its_records() {
     eventually(SOON, "the record is delivered", || told.try_recv().is_ok_and(|delivery| delivery.outcome.is_ok()));
 }
 
-/// A throttled broker reads no request for the throttle time (KIP-219), here 4 s; the request timeout is 2 s.
+/// The broker reads no request on a throttled connection (KIP-219), here for 4 s; the request timeout is 2 s.
 #[test]
 fn a_throttled_producer_waits_and_stays_ready() {
     let scene = Scene::new("producer-throttle", 1);

@@ -322,7 +322,8 @@ fn the_gateway_starts_while_a_partition_has_no_leader() {
 fn partition_without_leader_delays_no_reader_and_is_read_when_it_has_one() {
     let (rig, down) = with_two_nodes("queue-reader");
     let broker = rig.broker().faulty();
-    let offline = (0..2).find(|index| broker.leader(&rig.tasks(), *index) == Some(down)).expect("one of them");
+    let offline =
+        (0..2).find(|index| broker.leader(&rig.tasks(), *index) == Some(down)).expect("a partition of this node");
     let keys: Vec<String> = (0..20).map(|number| format!("key-{number}")).collect();
     let records = keys.iter().map(|key| record(&rig.tasks(), key, "value")).collect();
     let written = deliver(&cluster(&rig), records);

@@ -52,7 +52,10 @@ fn throttled_produce_is_answered_at_once_and_its_connection_is_silent() {
         (answer.throttle_time_ms, answer.responses[0].partition_responses[0].error_code)
     });
     assert_eq!(error, 0);
-    assert!(admin::end_offset(place.rig.broker().address(), &place.topic, 0).expect("known") > 0, "it took effect");
+    assert!(
+        admin::end_offset(place.rig.broker().address(), &place.topic, 0).expect("known") > 0,
+        "the produce had no effect"
+    );
 }
 
 fn fetch_request(place: &Place, offset: i64, wait_ms: i32) -> FetchRequest {

@@ -280,7 +280,7 @@ fn a_read_uncommitted_share_group_gets_aborted_and_open_records_and_markers() {
     assert_eq!(member.acknowledge(&said[6..]), (0, 0));
     eventually(SOON, "all is finished", || group.lag() == Some(0));
     assert_eq!(producer.end(false), 0);
-    assert_eq!(member.offsets(1), [10], "its marker");
+    assert_eq!(member.offsets(1), [10], "the marker of the aborted transaction");
     assert_eq!(group.lag(), Some(1), "a marker counts as lag");
     assert_eq!(member.acknowledge(&[(10, Release)]), (0, 0));
     assert_eq!(member.eventually(1), [(10, 10, 2)], "a released marker is delivered again");

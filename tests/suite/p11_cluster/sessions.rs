@@ -57,7 +57,7 @@ fn a_disconnected_worker_is_not_live_and_runs_tasks_after_the_cut() {
     let scene = Scene::short_locks("p11-cut", &["a", "b"]);
     let task = scene.gateway.submit("held meanwhile", Duration::from_secs(4));
     let holder = scene.gateway.wait_until_running(&task, SOON);
-    let place = scene.workers.iter().position(|worker| worker.name() == holder).expect("one of ours");
+    let place = scene.workers.iter().position(|worker| worker.name() == holder).expect("a worker of this test");
     let (cut, heir) = (&scene.workers[place], &scene.workers[1 - place]);
     scene.cut_off(&holder);
     heir.wait_for_line(&format!("starts task {task}"), SOON);

@@ -99,7 +99,7 @@ pub fn configs(broker: &str, of: Of, name: &str) -> BTreeMap<String, String> {
         .with_resource_name(text(name))
         .with_configuration_keys(None);
     let answer = Wire::connect(broker).call(4, &DescribeConfigsRequest::default().with_resources(vec![resource]));
-    let result = answer.results.into_iter().next().expect("one was asked for");
+    let result = answer.results.into_iter().next().expect("the resource asked for");
     assert_eq!(result.error_code, 0, "{name}: {:?}", result.error_message);
     let values = result
         .configs

@@ -239,7 +239,7 @@ impl Cluster {
     pub fn other_than(&self, these: &[i32]) -> i32 {
         let touched = self.touched.lock();
         let found = NODES.into_iter().find(|node| !these.contains(node) && !touched.contains_key(node));
-        found.expect("one of three is left")
+        found.expect("an untouched node")
     }
 
     /// Makes a replica's node the leader of a partition and waits until it leads.
