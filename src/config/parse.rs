@@ -330,7 +330,7 @@ impl Faults {
         self.0.push(format!("{name}: value [hidden] {problem}"));
     }
 
-    fn none_or<T>(self, value: T) -> Result<T, ConfigError> {
+    pub(crate) fn none_or<T>(self, value: T) -> Result<T, ConfigError> {
         if self.0.is_empty() { Ok(value) } else { Err(ConfigError { faults: self.0 }) }
     }
 }

@@ -47,10 +47,28 @@ pub struct Place {
     pub max_deliveries: u32,
     /// How long a lock of their group lasts.
     pub lock: Duration,
-    /// Whether tasks may say how long they shall take.
-    pub takes_work: bool,
     /// What its broker takes by itself.
     pub pauses: Pauses,
+}
+
+impl Place {
+    /// A fleet whose programs were told nothing else.
+    pub(super) fn of(gateways: Vec<GatewayAddress>, bootstrap: Vec<BrokerAddress>) -> Self {
+        Self {
+            gateways,
+            bootstrap,
+            tasks_topic: "tasks".to_owned(),
+            results_topic: "results".to_owned(),
+            group: "workers".to_owned(),
+            drain_timeout: Duration::from_secs(30),
+            gateway_grace: Duration::from_secs(30),
+            worker_timeout: Duration::from_secs(5),
+            concurrency: 1,
+            max_deliveries: MAX_DELIVERIES,
+            lock: LOCK,
+            pauses: Pauses::default(),
+        }
+    }
 }
 
 /// What a broker takes by itself when one of its nodes goes, in milliseconds; 0 where nothing is known of it.

@@ -26,7 +26,7 @@ fn says(instance: &str, status: &str, tasks: &[&str], receipt: Option<Value>) ->
 }
 
 fn signal(signal: &str) -> Fact {
-    Fact::Signalled { process: "w".to_owned(), signal: signal.to_owned(), action: None }
+    Fact::Signalled { process: "w".to_owned(), signal: signal.to_owned(), action: None, until: None }
 }
 
 fn exited(code: Option<i32>, signal: Option<i32>) -> Fact {
@@ -46,7 +46,7 @@ fn receipt(exit_code: u8, abandoned: &[&str]) -> Option<Value> {
 }
 
 #[test]
-fn how_a_process_was_seen_to_end_goes_before_what_it_said() {
+fn a_command_tells_how_a_process_ended_and_its_status_records_tell_when() {
     let lines = lines(vec![
         (5.0, signal("SIGTERM")),
         (5.4, exited(Some(3), None)),
@@ -57,8 +57,8 @@ fn how_a_process_was_seen_to_end_goes_before_what_it_said() {
     let evidence = Evidence::new(&lines);
     let [life] = &evidence.workers["w"][..] else { panic!("one life") };
     let exit = life.exit.as_ref().expect("an end");
-    assert_eq!((exit.at, exit.code, exit.receipt.and_then(receipt::exit_code)), (5.4, Some(3), Some(0)));
-    assert!(!life.by_hearsay && life.terms.len() == 1 && life.terms[0].1 == 5.0);
+    assert_eq!((exit.at, exit.code, exit.receipt.and_then(receipt::exit_code)), (5.2, Some(3), Some(0)));
+    assert!(life.by_hearsay && life.terms.len() == 1 && life.terms[0].1 == 5.1);
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn an_abandoned_task_was_in_hand_though_no_heartbeat_said_so() {
 fn a_gateway_that_others_started_is_known_by_its_address() {
     let gateway = || "http://127.0.0.1:8080".to_owned();
     let lines = lines(vec![
-        (1.0, Fact::Signalled { process: gateway(), signal: "SIGTERM".to_owned(), action: None }),
+        (1.0, Fact::Signalled { process: gateway(), signal: "SIGTERM".to_owned(), action: None, until: None }),
         (1.5, Fact::Exited { process: gateway(), pid: 0, code: Some(0), signal: None, receipt: None }),
     ]);
     let evidence = Evidence::new(&lines);

@@ -59,7 +59,7 @@ impl<'a> Causes<'a> {
         let causes = evidence.gateways.iter().map(|(gateway, lives)| {
             let mut all = everywhere.clone();
             for (index, life) in lives.iter().enumerate() {
-                let until = lives.get(index + 1).map_or(f64::INFINITY, |next| next.from);
+                let until = lives.get(index + 1).map_or(f64::INFINITY, |next| evidence.begun_by(next));
                 let from = life.works_until();
                 if from.is_finite() {
                     all.push(Cause { from, until });

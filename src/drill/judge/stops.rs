@@ -45,6 +45,8 @@ struct Stop<'e, 'a> {
     kind: Kind,
     /// When it abandons what it has in hand.
     deadline: f64,
+    /// By how much a command makes it seem longer, at most.
+    doubt: f64,
     /// What it had in hand then or took on later.
     runs: Vec<Held<'e, 'a>>,
 }
@@ -140,16 +142,16 @@ impl Bounds {
     }
 
     fn judge(&mut self, evidence: &Evidence<'_>, stop: &Stop<'_, '_>, drain: f64) {
-        let took = stop.exit.at - stop.at;
+        let (took, doubt) = (stop.exit.at - stop.at, stop.doubt);
         let late = |bound: &str| stop.finding(format!("took {} to stop; its bound was {bound}", shown(took)));
         match stop.kind {
-            Kind::Unready => self.unready.time(took, FIVE_SECONDS, || late("5 s")),
-            Kind::Idle => self.idle.time(took, SECOND, || late("1 s")),
+            Kind::Unready => self.unready.time_in_doubt(took, doubt, FIVE_SECONDS, || late("5 s")),
+            Kind::Idle => self.idle.time_in_doubt(took, doubt, SECOND, || late("1 s")),
             Kind::Busy => {
                 // Beyond what its tasks took: until the last of them should have been done.
                 let own = evidence.begin.own_handler;
                 let done = stop.runs.iter().map(|held| done_at(held, own)).fold(stop.at, f64::max).min(stop.deadline);
-                self.busy.time((stop.exit.at - done).max(0.0), SECOND, || late("its task + 1 s"));
+                self.busy.time_in_doubt((stop.exit.at - done).max(0.0), doubt, SECOND, || late("its task + 1 s"));
                 for id in stop.unfinished() {
                     let mut finding =
                         stop.finding(format!("left with task {id} in hand, though there was time to finish it"));
@@ -158,19 +160,21 @@ impl Bounds {
                 }
             }
             Kind::Deadline => {
-                self.deadline.time(took, drain + SECOND, || late("the drain timeout + 1 s"));
+                self.deadline.time_in_doubt(took, doubt, drain + SECOND, || late("the drain timeout + 1 s"));
                 self.judge_restarts(evidence, stop);
             }
             Kind::Second => {
                 let took = stop.exit.at - stop.life.second().unwrap_or(stop.at);
+                // When a command sends the second signal is not seen.
+                let doubt = if evidence.begin.owns_processes { 0.0 } else { took };
                 let finding = || {
                     stop.finding(format!("took {} to leave after its second signal; its bound was 1 s", shown(took)))
                 };
-                self.second.time(took, SECOND, finding);
+                self.second.time_in_doubt(took, doubt, SECOND, finding);
             }
             Kind::KafkaAway => {
                 let bound = if stop.runs.is_empty() { FIVE_SECONDS } else { FIVE_SECONDS.max(drain + SECOND) };
-                self.away.time(took, bound, || late(&shown(bound)));
+                self.away.time_in_doubt(took, doubt, bound, || late(&shown(bound)));
             }
         }
     }
@@ -225,7 +229,12 @@ fn stop<'e, 'a>(evidence: &'e Evidence<'a>, life: &'e Life<'a>, drain: f64) -> O
     } else {
         Kind::Busy
     };
-    Some(Stop { life, exit, at, line, kind, deadline, runs })
+    // Between its own notifications, the time of a command does not count.
+    let said =
+        |line: usize| evidence.notices.get(life.process).is_some_and(|all| all.iter().any(|said| said.line == line));
+    let seen = evidence.begin.owns_processes || said(line) && said(exit.line);
+    let doubt = if seen { 0.0 } else { exit.at - at };
+    Some(Stop { life, exit, at, line, kind, deadline, doubt, runs })
 }
 
 /// Runs of a worker that were not over at its signal, or began after it.
@@ -303,6 +312,9 @@ fn vanished(evidence: &Evidence<'_>, life: &Life<'_>, said: &mut Tally) {
 /// One that was frozen while it stopped has no bound, but it ends as a worker ends.
 fn disturbed_end(life: &Life<'_>, codes: &mut Tally) {
     let Some(exit) = life.exit.as_ref().filter(|_| !life.terms.is_empty() && life.kill.is_none()) else { return };
+    if is_unknown(life, exit) {
+        return;
+    }
     codes.count += 1;
     if !matches!(exit.code, Some(0 | 3 | 4)) {
         let ids = vec![life.process.to_owned()];
@@ -318,7 +330,15 @@ fn ended(exit: &Exit<'_>) -> String {
     }
 }
 
+/// A command that has ended a process need not say how it ended.
+fn is_unknown(life: &Life<'_>, exit: &Exit<'_>) -> bool {
+    life.by_hearsay && exit.code.is_none() && exit.signal.is_none()
+}
+
 fn judge_code(stop: &Stop<'_, '_>, codes: &mut Tally) {
+    if is_unknown(stop.life, stop.exit) {
+        return;
+    }
     let expected: &[i32] = match stop.kind {
         Kind::Unready | Kind::Idle | Kind::Busy => &[0],
         Kind::Deadline => &[3],
