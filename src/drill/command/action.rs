@@ -12,7 +12,7 @@ use super::hands::{self, Hands};
 use super::{Shared, Worker};
 
 /// How long an action waits for a worker that it can hit.
-const PATIENCE: Duration = Duration::from_secs(12);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long an action waits until no other is at the gateway, Kafka or a worker of all: a start may take long.
 const TURN: Duration = Duration::from_secs(40);
 /// How long a restart of all workers waits for each to be back.

@@ -30,14 +30,11 @@ impl<'a> Evidence<'a> {
                     None => processes.push(vec![notice]),
                 }
             }
-            // A process begins with its start, if that was seen, or with its first word; the first one may have been there before.
-            let mut before = f64::NEG_INFINITY;
-            let mut begins: Vec<f64> = Vec::new();
-            for first in processes.iter().filter_map(|own| own.first()) {
-                let starts = done.iter().map(|life| life.from).filter(|from| *from > before && *from <= first.at);
-                let unseen = if begins.is_empty() { f64::NEG_INFINITY } else { first.at };
-                begins.push(starts.reduce(f64::max).unwrap_or(unseen));
-                before = first.at;
+            // A process begins with its first word. The first process may have been there before the run, but not before the end of another.
+            let mut begins: Vec<f64> = processes.iter().filter_map(|own| own.first()).map(|first| first.at).collect();
+            let ends = done.iter().filter_map(|life| life.exit.as_ref()).map(|exit| exit.at);
+            for begin in begins.iter_mut().take(1) {
+                *begin = ends.clone().filter(|at| at <= begin).fold(f64::NEG_INFINITY, f64::max);
             }
             let mut lives: Vec<Life<'a>> = Vec::new();
             for (index, own) in processes.iter().enumerate() {
@@ -47,9 +44,16 @@ impl<'a> Evidence<'a> {
                 let result = within.fold(f64::NEG_INFINITY, f64::max);
                 lives.extend(heard.life(worker, own, (from, until), &done, result));
             }
-            // Those that ended before the first word that was heard of them.
-            let unheard = done.into_iter().filter(|life| !begins.contains(&life.from));
-            lives.extend(unheard.filter(|life| life.exit.is_some()));
+            // Processes that a command ended before their first word.
+            for life in done {
+                let ended = life.kill.or(life.terms.first().copied()).filter(|_| life.exit.is_some());
+                let Some((_, at)) = ended.filter(|(_, at)| !lives.iter().any(|other| other.contains(*at))) else {
+                    continue;
+                };
+                let before = lives.iter().filter_map(|other| other.exit.as_ref()).map(|exit| exit.at);
+                let from = before.filter(|before| *before <= at).fold(life.from, f64::max);
+                lives.push(Life { from, ..life });
+            }
             lives.sort_by(|one, other| one.from.total_cmp(&other.from));
             self.workers.insert(worker, lives);
         }
