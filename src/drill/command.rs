@@ -18,7 +18,6 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -30,7 +29,6 @@ use super::fleet::{Attempt, Fleet, Teller};
 use super::hits::Hits;
 use super::http::Client;
 use super::plan::What;
-use super::process::Happening;
 use super::schedule::Planned;
 
 use action::Action;
@@ -120,21 +118,13 @@ impl Fleet for CommandFleet {
         }
         match self.shared.file.deed(planned.what) {
             Ok(deed) => {
-                let action = Action::new(Arc::clone(&self.shared), number, planned.clone(), deed);
+                let action = Action { shared: Arc::clone(&self.shared), number, planned: planned.clone(), deed };
                 self.actions.push(self.start("action", move || action.run()));
                 Attempt::Begun
             }
             Err(why) => Attempt::NotNow(why),
         }
     }
-
-    fn happened(&mut self, _: Happening) {}
-
-    fn due(&self) -> Option<Instant> {
-        None
-    }
-
-    fn tick(&mut self) {}
 
     fn heal(&mut self) {
         self.shared.over.trigger();
@@ -146,15 +136,6 @@ impl Fleet for CommandFleet {
 
     fn is_sound(&self) -> bool {
         self.tidy.as_ref().is_some_and(Thread::is_finished)
-    }
-
-    // The fleet ran before the drill, and goes on.
-    fn stop_workers(&mut self) {}
-
-    fn stop_gateways(&mut self) {}
-
-    fn is_stopped(&self) -> bool {
-        true
     }
 
     // However a drill ends, nothing stays frozen or stopped.

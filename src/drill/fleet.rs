@@ -109,13 +109,15 @@ pub(super) trait Fleet: Send {
     fn order(&mut self, number: u32, planned: &Planned) -> Attempt;
 
     /// Takes what a process of it told.
-    fn happened(&mut self, happening: Happening);
+    fn happened(&mut self, _: Happening) {}
 
     /// When [`tick`](Self::tick) has something to do; `None`: not by itself.
-    fn due(&self) -> Option<Instant>;
+    fn due(&self) -> Option<Instant> {
+        None
+    }
 
     /// Does what is due.
-    fn tick(&mut self);
+    fn tick(&mut self) {}
 
     /// The load was ended before its time: what is left of the plan need not be done. Told before [`heal`](Self::heal).
     fn cut_short(&mut self) {}
@@ -126,14 +128,16 @@ pub(super) trait Fleet: Send {
     /// Whether nothing is under way and everything that should run is ready.
     fn is_sound(&self) -> bool;
 
-    /// Stops all workers, as `is_stopped` tells.
-    fn stop_workers(&mut self);
+    /// Stops all workers, as `is_stopped` tells; those that ran before the drill go on.
+    fn stop_workers(&mut self) {}
 
-    /// Stops all gateways.
-    fn stop_gateways(&mut self);
+    /// Stops all gateways; those that ran before the drill go on.
+    fn stop_gateways(&mut self) {}
 
     /// Whether those that were told to stop have.
-    fn is_stopped(&self) -> bool;
+    fn is_stopped(&self) -> bool {
+        true
+    }
 
     /// Ends all of it at once.
     fn end(&mut self);

@@ -2,41 +2,54 @@
 //!
 //! It knows nothing of plans. Every fault of a file is found here, before a command runs. Called by the options.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::config::parse::{Faults, positive};
 use crate::config::values;
-use crate::logging::escape;
 
 use super::super::fleet::Place;
 use super::super::options::GatewayAddress;
 use super::super::plan::{What, in_one_line};
 
-/// Every command, with the command that a fleet needs beside it.
-const COMMANDS: [(&str, Option<&str>); 19] = [
-    ("stop-worker", Some("start-worker")),
-    ("kill-worker", Some("start-worker")),
-    ("second-signal", Some("start-worker")),
-    ("start-worker", None),
-    ("restart-worker", None),
-    ("freeze-worker", Some("thaw-worker")),
-    ("thaw-worker", None),
-    ("scale", None),
-    ("stop-gateway", Some("start-gateway")),
-    ("kill-gateway", Some("start-gateway")),
-    ("start-gateway", None),
-    ("restart-gateway", None),
-    ("stop-kafka", Some("start-kafka")),
-    ("kill-kafka", Some("start-kafka")),
-    ("start-kafka", None),
-    ("freeze-kafka", Some("thaw-kafka")),
-    ("thaw-kafka", None),
-    ("exit-code", None),
-    ("gateway-exit-code", None),
+/// An action on a fleet, as commands.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Deed {
+    what: What,
+    pub(super) command: &'static str,
+    /// The signal that the command sends.
+    pub(super) signal: &'static str,
+    /// The command that undoes it.
+    pub(super) after: Option<&'static str>,
+}
+
+/// All of them. Where an action stands twice, the first one counts that a fleet has the command for.
+static DEEDS: [Deed; 16] = [
+    deed(What::StopWorker, "stop-worker", "SIGTERM", Some("start-worker")),
+    deed(What::RestartWorker, "restart-worker", "SIGTERM", None),
+    deed(What::RestartWorker, "stop-worker", "SIGTERM", Some("start-worker")),
+    deed(What::SecondSignal, "second-signal", "SIGTERM", Some("start-worker")),
+    deed(What::KillWorker, "kill-worker", "SIGKILL", Some("start-worker")),
+    deed(What::FreezeWorker, "freeze-worker", "SIGSTOP", Some("thaw-worker")),
+    deed(What::StartWorker, "start-worker", "", None),
+    deed(What::Scale, "scale", "", None),
+    deed(What::StopGateway, "stop-gateway", "SIGTERM", Some("start-gateway")),
+    deed(What::RestartGateway, "restart-gateway", "SIGTERM", None),
+    deed(What::RestartGateway, "stop-gateway", "SIGTERM", Some("start-gateway")),
+    deed(What::KillGateway, "kill-gateway", "SIGKILL", Some("start-gateway")),
+    deed(What::StopBroker, "stop-kafka", "SIGTERM", Some("start-kafka")),
+    deed(What::RestartBroker, "stop-kafka", "SIGTERM", Some("start-kafka")),
+    deed(What::KillBroker, "kill-kafka", "SIGKILL", Some("start-kafka")),
+    deed(What::FreezeBroker, "freeze-kafka", "SIGSTOP", Some("thaw-kafka")),
 ];
+/// Commands that print how a process ended: its exit code, or 128 and the number of the signal.
+pub(super) const EXIT_CODES: [&str; 2] = ["exit-code", "gateway-exit-code"];
+
+const fn deed(what: What, command: &'static str, signal: &'static str, after: Option<&'static str>) -> Deed {
+    Deed { what, command, signal, after }
+}
 
 /// A fleet and its commands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,17 +64,6 @@ pub struct FleetFile {
     pub limit: Duration,
     /// By their names.
     pub commands: BTreeMap<String, String>,
-}
-
-/// An action on a fleet, as commands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Deed {
-    pub(super) command: &'static str,
-    /// The signal that the command sends; how often.
-    pub(super) signal: &'static str,
-    pub(super) times: usize,
-    /// The command that undoes it.
-    pub(super) after: Option<&'static str>,
 }
 
 /// The file as it is written.
@@ -97,21 +99,29 @@ impl FleetFile {
         let brokers = written.kafka_bootstrap_servers.join(",");
         faults.set(&mut place.bootstrap, "kafka_bootstrap_servers", &brokers, values::brokers);
         let topic = |text: &str| values::topic(text, values::TOPIC_LIMIT);
-        let group = |text: &str| values::printable(text, values::TOPIC_LIMIT);
+        for (field, name, text) in [
+            (&mut place.tasks_topic, "tasks_topic", written.tasks_topic),
+            (&mut place.results_topic, "results_topic", written.results_topic),
+            (&mut place.group, "worker_group", written.worker_group),
+        ] {
+            if let Some(text) = text {
+                faults.set(field, name, &text, topic);
+            }
+        }
         let mut limit = Duration::from_secs(90);
-        let Place { tasks_topic, results_topic, drain_timeout, gateway_grace, worker_timeout, .. } = &mut place;
-        set(&mut faults, tasks_topic, "tasks_topic", written.tasks_topic.as_deref(), topic);
-        set(&mut faults, results_topic, "results_topic", written.results_topic.as_deref(), topic);
-        set(&mut faults, drain_timeout, "drain_timeout", written.drain_timeout.as_deref(), positive);
-        set(&mut faults, gateway_grace, "gateway_grace", written.gateway_grace.as_deref(), positive);
-        set(&mut faults, worker_timeout, "worker_timeout", written.worker_timeout.as_deref(), positive);
-        set(&mut faults, &mut limit, "command_timeout", written.command_timeout.as_deref(), positive);
-        set(&mut faults, &mut place.group, "worker_group", written.worker_group.as_deref(), group);
-        let concurrency = written.concurrency.map(|number| number.to_string());
-        let number = |text: &str| values::number(text, &(1..=1024));
-        set(&mut faults, &mut place.concurrency, "concurrency", concurrency.as_deref(), number);
-        if written.workers.trim().is_empty() {
-            faults.add("workers", "", "is no command; expected one that prints a line for each worker that runs");
+        for (field, name, text) in [
+            (&mut place.drain_timeout, "drain_timeout", written.drain_timeout),
+            (&mut place.gateway_grace, "gateway_grace", written.gateway_grace),
+            (&mut place.worker_timeout, "worker_timeout", written.worker_timeout),
+            (&mut limit, "command_timeout", written.command_timeout),
+        ] {
+            if let Some(text) = text {
+                faults.set(field, name, &text, positive);
+            }
+        }
+        if let Some(number) = written.concurrency {
+            let number = number.to_string();
+            faults.set(&mut place.concurrency, "concurrency", &number, |text| values::number(text, &(1..=1024)));
         }
         let Written { workers, commands, .. } = written;
         check(&commands, &mut faults);
@@ -122,61 +132,25 @@ impl FleetFile {
     ///
     /// # Errors
     /// Why the fleet cannot do it.
-    pub(super) fn deed(&self, what: What) -> Result<Deed, String> {
-        let (command, signal, times, after) = match what {
-            What::RestartWorker if !self.commands.contains_key("restart-worker") => {
-                ("stop-worker", "SIGTERM", 1, Some("start-worker"))
-            }
-            What::RestartGateway if !self.commands.contains_key("restart-gateway") => {
-                ("stop-gateway", "SIGTERM", 1, Some("start-gateway"))
-            }
-            What::StopWorker => ("stop-worker", "SIGTERM", 1, Some("start-worker")),
-            What::RestartWorker => ("restart-worker", "SIGTERM", 1, None),
-            What::SecondSignal => ("second-signal", "SIGTERM", 2, Some("start-worker")),
-            What::KillWorker => ("kill-worker", "SIGKILL", 1, Some("start-worker")),
-            What::FreezeWorker => ("freeze-worker", "SIGSTOP", 1, Some("thaw-worker")),
-            What::StartWorker => ("start-worker", "", 0, None),
-            What::Scale => ("scale", "", 0, None),
-            What::StopGateway => ("stop-gateway", "SIGTERM", 1, Some("start-gateway")),
-            What::RestartGateway => ("restart-gateway", "SIGTERM", 1, None),
-            What::KillGateway => ("kill-gateway", "SIGKILL", 1, Some("start-gateway")),
-            What::StopBroker | What::RestartBroker => ("stop-kafka", "SIGTERM", 1, Some("start-kafka")),
-            What::KillBroker => ("kill-kafka", "SIGKILL", 1, Some("start-kafka")),
-            What::FreezeBroker => ("freeze-kafka", "SIGSTOP", 1, Some("thaw-kafka")),
-            _ => return Err("only a drill's own broker takes it".to_owned()),
-        };
-        if !self.commands.contains_key(command) {
-            return Err(format!("{} has no command {command}", self.name));
-        }
-        Ok(Deed { command, signal, times, after })
-    }
-}
-
-/// Sets `field` if the file has the key.
-fn set<T>(
-    faults: &mut Faults,
-    field: &mut T,
-    name: &str,
-    text: Option<&str>,
-    read: impl FnOnce(&str) -> values::Read<T>,
-) {
-    if let Some(text) = text {
-        faults.set(field, name, text, read);
+    pub(super) fn deed(&self, what: What) -> Result<&'static Deed, String> {
+        let deeds = || DEEDS.iter().filter(|deed| deed.what == what);
+        let Some(last) = deeds().next_back() else { return Err("only a drill's own broker takes it".to_owned()) };
+        let found = deeds().find(|deed| self.commands.contains_key(deed.command));
+        found.ok_or_else(|| format!("{} has no command {}", self.name, last.command))
     }
 }
 
 fn check(commands: &BTreeMap<String, String>, faults: &mut Faults) {
-    for (name, command) in commands {
-        let Some((_, beside)) = COMMANDS.iter().find(|(known, _)| known == name) else {
-            let known: Vec<&str> = COMMANDS.iter().map(|(known, _)| *known).collect();
+    let all = DEEDS.iter().flat_map(|deed| [Some(deed.command), deed.after]).flatten().chain(EXIT_CODES);
+    let known: BTreeSet<&str> = all.collect();
+    for name in commands.keys().map(String::as_str) {
+        let deed = DEEDS.iter().find(|deed| deed.command == name);
+        let missing = deed.and_then(|deed| deed.after).filter(|after| !commands.contains_key(*after));
+        if !known.contains(name) {
+            let known: Vec<&str> = known.iter().copied().collect();
             faults.add("commands", name, &format!("is no command; expected some of {}", known.join(", ")));
-            continue;
-        };
-        if command.trim().is_empty() {
-            faults.add(&escape(name).to_string(), command, "is empty; expected a shell command");
-        }
-        if let Some(beside) = beside.filter(|beside| !commands.contains_key(*beside)) {
-            faults.add("commands", name, &format!("needs {beside} beside it, which is missing"));
+        } else if let Some(missing) = missing {
+            faults.add("commands", name, &format!("needs {missing} beside it, which is missing"));
         }
     }
 }
@@ -237,12 +211,10 @@ mod tests {
             ("gateways = []\nkafka_bootstrap_servers = []".to_owned(), &["missing field", "workers"]),
             (FLEET.replace("http:", "https:"), &["gateways", "https://a:1", "http://host:port"]),
             (FLEET.replace("b:2", "b"), &["kafka_bootstrap_servers", "\"b\"", "expected"]),
-            (FLEET.replace("list", " "), &["workers", "prints a line for each worker"]),
             (format!("{FLEET}concurrency = 0"), &["concurrency", "\"0\"", "from 1 to 1024"]),
             (format!("{FLEET}drain_timeout = \"5\""), &["drain_timeout", "\"5\"", "for example 30s"]),
-            (format!("{FLEET}[commands]\nstop = \"x\""), &["commands", "\"stop\"", "stop-worker, kill-worker"]),
+            (format!("{FLEET}[commands]\nstop = \"x\""), &["commands", "\"stop\"", "stop-kafka, stop-worker"]),
             (format!("{FLEET}[commands]\nstop-worker = \"x\""), &["stop-worker", "needs start-worker beside it"]),
-            (format!("{FLEET}[commands]\nscale = \"\""), &["scale", "expected a shell command"]),
         ] {
             let faults = FleetFile::read("f", &text).expect_err("a fault");
             assert!(parts.iter().all(|part| faults[0].contains(part)) && faults.len() == 1, "{faults:?} for {text}");

@@ -8,7 +8,7 @@
 //! | `tasks` | what became of tasks and answers: P1, P8c |
 //! | `service` | whether callers are served, and how soon |
 //! | `duplicates` | what ran more than once, and why: P2 |
-//! | `stops` | stops of workers: P3 to P7, exit codes, notifications, receipts |
+//! | `stops`, `receipts` | stops of workers: P3 to P7, exit codes, notifications, receipts |
 //! | `crashes` | what became of the tasks of killed and frozen workers: P8, P8b |
 //! | `cluster` | what callers are promised while a node of several is away, and that every worker works: P11 |
 //! | `gateways` | stops and restarts of gateways, and what they show: P9, P10 |
@@ -23,6 +23,7 @@ mod duplicates;
 mod gateways;
 #[cfg(test)]
 mod mutations;
+mod receipts;
 #[cfg(test)]
 mod recorded;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The judge on ledgers that are made up: each promise kept, broken, and just kept.
 
+mod commands;
 mod faults;
 mod hearsay;
 
