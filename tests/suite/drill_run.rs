@@ -3,6 +3,7 @@
 //! The table of mutations shows that each row of the judge can turn red. Here real workers break promises behind a shell script, so that the way
 //! from a process to the verdict is tried, too.
 
+mod commands;
 mod ends;
 mod found;
 

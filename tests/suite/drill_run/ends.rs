@@ -127,7 +127,7 @@ fn what_is_wrong_is_told_before_anything_is_started() {
         ("--for=5", plan(""), &["FOR", "\"5\"", "has no unit"]),
         ("--rate=0", plan(""), &["RATE", "\"0\"", "1 to 2000"]),
         ("--broker=rabbit", plan(""), &["BROKER", "\"rabbit\"", "expected embedded or apache"]),
-        ("--target=somewhere", plan(""), &["TARGET", "\"somewhere\"", "http://host:port", "native, or stack"]),
+        ("--target=somewhere", plan(""), &["TARGET", "\"somewhere\"", "http://host:port", "drills/fleets/make.toml"]),
         ("--seed=-1", plan(""), &["SEED", "\"-1\"", "whole number"]),
     ];
     for (option, plan, parts) in cases {

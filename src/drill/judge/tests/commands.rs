@@ -6,11 +6,20 @@ use super::*;
 impl Sample {
     /// A command of action 1 that sends `signal` at some time between these.
     fn command(&mut self, what: &str, process: &str, signal: &str, (from, until): (f64, f64)) -> &mut Self {
-        self.order(1, what, process, from).change(|line| match &mut line.fact {
-            Fact::Carried { .. } => line.at = until,
-            _ => {}
+        self.order(1, what, process, from).change(|line| {
+            if let Fact::Carried { .. } = line.fact {
+                line.at = until;
+            }
         });
         self.act(process, signal, (from, until))
+    }
+
+    fn exits_with(&mut self, status: Option<i32>) {
+        self.change(|line| {
+            if let Fact::Exited { code, .. } = &mut line.fact {
+                *code = status;
+            }
+        });
     }
 
     fn act(&mut self, process: &str, signal: &str, (from, until): (f64, f64)) -> &mut Self {
@@ -56,15 +65,9 @@ fn a_slow_command_makes_no_stop_late() {
     assert_eq!(sample.broken(), NONE);
     assert_eq!((sample.row(IDLE).worst.as_str(), sample.row(CODES).count), ("50 ms", 1));
     // Without a command that prints the exit code, the receipt has it.
-    sample.change(|line| match &mut line.fact {
-        Fact::Exited { code, .. } => *code = None,
-        _ => {}
-    });
+    sample.exits_with(None);
     assert_eq!((sample.broken(), sample.row(CODES).count), (Vec::new(), 1));
-    sample.change(|line| match &mut line.fact {
-        Fact::Exited { code, .. } => *code = Some(1),
-        _ => {}
-    });
+    sample.exits_with(Some(1));
     assert_eq!(sample.broken(), [CODES, RECEIPTS]);
 }
 
@@ -166,9 +169,10 @@ fn a_slow_command_makes_no_gateway_late() {
     assert_eq!((sample.row(GATEWAY).count, sample.row(KNOWS).count), (0, 0), "3.5 s after the begin of its start");
     // One row of the promise is enough: others cannot be seen.
     let tests = vec!["P9".to_owned()];
-    sample.change(|line| match &mut line.fact {
-        Fact::Begin(begin) => begin.tests.clone_from(&tests),
-        _ => {}
+    sample.change(|line| {
+        if let Fact::Begin(begin) = &mut line.fact {
+            begin.tests.clone_from(&tests);
+        }
     });
     assert_eq!(sample.judged().conclusion, Conclusion::Held);
     sample.exit("gateway_1", 8.0, Some(1), None, None);
