@@ -162,7 +162,7 @@ impl Shared {
         Ok(listed.lines().filter_map(read_worker).collect())
     }
 
-    /// Whom to ask who is busy.
+    /// Clients of the gateways, which tell which workers are busy.
     fn clients(&self) -> Vec<Client> {
         self.file.place.gateways.iter().map(|gateway| Client::new(gateway.clone(), self.over.clone())).collect()
     }

@@ -43,31 +43,29 @@ pub(super) fn run(command: &str, variables: &[(&str, String)], limit: Duration) 
     });
     let mut child = spawned.map_err(|error| format!("sh does not start: {error}"))?;
     let (deadline, pause) = (Instant::now() + limit, Stop::new());
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() < deadline => {}
-            result => {
-                // The shell is not waited for yet, so that the number is still that of its group.
-                let group = i32::try_from(child.id()).map(Pid::from_raw);
-                let killed = group.is_ok_and(|group| killpg(group, Signal::SIGKILL).is_ok());
-                let ended = killed && child.wait().is_ok();
-                let how = if ended { "it was killed" } else { "it cannot be killed" };
-                let why = result.err().map(|error| format!(" ({error})")).unwrap_or_default();
-                let last = last_line(&mut errors).or_else(|| last_line(&mut out));
-                let last = last.map(|line| format!("; its last line: {line}")).unwrap_or_default();
-                return Err(format!("the command did not end within {}{why}; {how}{last}", show_duration(limit)));
-            }
-        }
+    let mut ended = child.try_wait();
+    while let Ok(None) = ended
+        && Instant::now() < deadline
+    {
         // Never triggered: the limit ends the wait.
         let _ = pause.sleep(LOOK);
-    };
-    if status.success() {
-        return tail(&mut out).map_err(|error| format!("its output cannot be read: {error}"));
+        ended = child.try_wait();
     }
-    Err(last_line(&mut errors)
-        .or_else(|| last_line(&mut out))
-        .unwrap_or_else(|| format!("the command ended with {status}")))
+    let mut last = || last_line(&mut errors).or_else(|| last_line(&mut out));
+    match ended.map_err(|error| format!("the end of the command is not known: {error}"))? {
+        Some(status) if status.success() => {
+            tail(&mut out).map_err(|error| format!("its output cannot be read: {error}"))
+        }
+        Some(status) => Err(last().unwrap_or_else(|| format!("the command ended with {status}"))),
+        None => {
+            // The shell was not waited for, so that its number is still that of its group.
+            let killed =
+                i32::try_from(child.id()).is_ok_and(|group| killpg(Pid::from_raw(group), Signal::SIGKILL).is_ok());
+            let how = if killed && child.wait().is_ok() { "it was killed" } else { "it cannot be killed" };
+            let last = last().map(|line| format!("; its last line: {line}")).unwrap_or_default();
+            Err(format!("the command did not end within {}; {how}{last}", show_duration(limit)))
+        }
+    }
 }
 
 /// A file that has no name any more.

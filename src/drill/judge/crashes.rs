@@ -29,7 +29,7 @@ pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
     let lock = evidence.begin.lock_ms as f64 / 1e3;
     let accepted = Accepted::of(evidence);
     for life in evidence.workers.values().flatten() {
-        // Others fell silent, nobody knows why.
+        // Others fell silent for a reason that is not known.
         let by_drill = !life.by_hearsay || life.slack > 0.0;
         for (from, until) in life.frozen.iter().filter(|(from, until)| by_drill && until - from - life.slack > lock) {
             for held in in_hand(evidence, life, from + life.slack) {
