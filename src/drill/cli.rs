@@ -47,7 +47,8 @@ struct RunOptions {
     /// The plan, where it is not named otherwise [default: default]
     #[arg(long = "plan", env = "PLAN", value_name = "PLAN")]
     plan_option: Option<String>,
-    /// What is acted on: native (the drill starts a fleet), a file with the commands of a fleet, or URLs of gateways that others act on
+    /// What is acted on: native (the drill starts a fleet), a file with the commands of a fleet, or URLs of gateways
+    /// that others act on
     #[arg(long, env = "TARGET", value_name = "TARGET", default_value = "native")]
     target: String,
     /// The Kafka of a native fleet: embedded, or apache (a real one, by scripts/kafka)

@@ -1,8 +1,9 @@
 //! A fleet that runs already, acted on by the shell commands of a file.
 //!
-//! A command returns when it is done, which may take half a minute. So each action has a thread of its own, from the choice of its worker to
-//! the command that undoes it. Two actions never act on one process at a time. What a command does, it does at some time between its begin
-//! and its end: facts say no more. Made by `target`, owned by the director.
+//! A command returns when it is done, which may take half a minute. So each action has a thread of its own, from the
+//! choice of its worker to the command that undoes it. Two actions never act on one process at a time. What a command
+//! does, it does at some time between its begin and its end: facts say no more. Made by `target`, owned by the
+//! director.
 //!
 //! | thread | does | ends |
 //! |---|---|---|

@@ -145,7 +145,8 @@ fn wait_for_gateway(gateways: &[GatewayAddress], help: &str, signal: &Stop) -> R
     }
 }
 
-/// Whether gateways take tasks that say how long they take: asked by a request that none of them accepts, so that no task is made.
+/// Whether gateways take tasks that say how long they take: asked by a request that none of them accepts, so that no
+/// task is made.
 fn check_work(gateways: &[GatewayAddress], signal: &Stop) -> Result<(), String> {
     for gateway in gateways {
         let mut client = Client::new(gateway.clone(), signal.clone());

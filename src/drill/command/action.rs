@@ -115,7 +115,8 @@ impl Action {
         Ok(())
     }
 
-    /// Runs the command, and tells what it may have done and when: also if it failed, because nothing else does. Returns whether it is done.
+    /// Runs the command, and tells what it may have done and when: also if it failed, because nothing else does.
+    /// Returns whether it is done.
     fn act(&self, process: &str, variables: Variables<'_>) -> bool {
         let from = self.shared.teller.clock.now();
         let outcome = self.shared.run(self.deed.command, variables);
@@ -235,7 +236,8 @@ impl Action {
         }
     }
 
-    /// A worker as the plan wants it, that no other action is at: one that runs, or for a start one that was stopped or killed for good.
+    /// A worker as the plan wants it, that no other action is at: one that runs, or for a start one that was stopped or
+    /// killed for good.
     fn choose(&self) -> Result<(Worker, Taken), String> {
         let starts = self.planned.what == What::StartWorker;
         let (began, mut clients) = (Instant::now(), self.shared.clients());

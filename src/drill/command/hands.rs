@@ -1,4 +1,5 @@
-//! Which tasks each worker has in flight, as a gateway tells it, and since when that is known. Pure but for the request.
+//! Which tasks each worker has in flight, as a gateway tells it, and since when that is known. Pure but for the
+//! request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -8,8 +9,8 @@ use serde_json::Value;
 use super::super::http::Client;
 use super::super::plan::Who;
 
-/// A worker repeats its status record once a second. A task that was listed just now is likely to be in flight still, because it began within that
-/// second; a task that was listed twice takes long.
+/// A worker repeats its status record once a second. A task that was listed just now is likely to be in flight still,
+/// because it began within that second; a task that was listed twice takes long.
 const JUST_LISTED: Duration = Duration::from_millis(120);
 const LISTED_TWICE: Duration = Duration::from_millis(1200);
 

@@ -1,7 +1,7 @@
 //! Runs one shell command to its end, with a limit.
 //!
-//! Its output goes to files without a name, not to pipes: a process that the command leaves behind may keep them open. Called by the actions
-//! of a [command fleet](super).
+//! Its output goes to files without a name, not to pipes: a process that the command leaves behind may keep them open.
+//! Called by the actions of a [command fleet](super).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -26,7 +26,8 @@ const OWN: [&str; 5] = ["WORKER", "WORKERS", "GATEWAY", "FOR", "RATE"];
 /// Runs `sh -c command` and returns its stdout.
 ///
 /// # Errors
-/// The last line that a failed command printed, or how it ended. A command that passes `limit` is killed, with the processes of its group.
+/// The last line that a failed command printed, or how it ended. A command that passes `limit` is killed, with the
+/// processes of its group.
 pub(super) fn run(command: &str, variables: &[(&str, String)], limit: Duration) -> Result<String, String> {
     let files = file().and_then(|out| Ok((out, file()?)));
     let (mut out, mut errors) = files.map_err(|error| format!("no file for the output of a command: {error}"))?;

@@ -1,7 +1,8 @@
 //! Lifetimes and runs of a fleet that others started, from its status records and from what commands did to it.
 //!
-//! A worker that announced its stop was stopped; a worker that fell silent was killed when it was last heard. A command acts at some time between its
-//! begin and its end. So the status records date a stop, and what the worker did last dates a kill. Pure; part of the [evidence](super).
+//! A worker that announced its stop was stopped; a worker that fell silent was killed when it was last heard. A command
+//! acts at some time between its begin and its end. So the status records date a stop, and what the worker did last
+//! dates a kill. Pure; part of the [evidence](super).
 
 use std::collections::HashMap;
 
@@ -30,7 +31,8 @@ impl<'a> Evidence<'a> {
                     None => processes.push(vec![notice]),
                 }
             }
-            // A process begins with its first word. The first process may have been there before the run, but not before the end of another.
+            // A process begins with its first word. The first process may have been there before the run, but not
+            // before the end of another.
             let mut begins: Vec<f64> = processes.iter().filter_map(|own| own.first()).map(|first| first.at).collect();
             let ends = done.iter().filter_map(|life| life.exit.as_ref()).map(|exit| exit.at);
             for begin in begins.iter_mut().take(1) {
@@ -125,7 +127,8 @@ struct Heard<'e> {
 }
 
 impl Heard<'_> {
-    /// The life of one process that had its time between these two: from what it said, its last result, and what was done to it.
+    /// The life of one process that had its time between these two: from what it said, its last result, and what was
+    /// done to it.
     fn life<'a>(
         &self,
         worker: &'a str,

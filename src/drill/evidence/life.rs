@@ -30,7 +30,8 @@ pub(in crate::drill) struct Life<'a> {
     pub(in crate::drill) kill: Option<(usize, f64)>,
     /// From when until when it was frozen; by commands, at most.
     pub(in crate::drill) frozen: Vec<(f64, f64)>,
-    /// How long the commands took at most that froze and thawed it; at least that much less it was frozen. 0: without commands.
+    /// How long the commands took at most that froze and thawed it; at least that much less it was frozen. 0: without
+    /// commands.
     pub(in crate::drill) slack: f64,
     pub(in crate::drill) exit: Option<Exit<'a>>,
     /// How it ended is known only from what it said.
@@ -80,8 +81,8 @@ pub(super) struct Nodes<'a> {
 }
 
 impl<'a> Evidence<'a> {
-    /// What was done to processes, in the order in which it was done: commands tell it when they have ended, and one may begin and end while another
-    /// runs.
+    /// What was done to processes, in the order in which it was done: commands tell it when they have ended, and one
+    /// may begin and end while another runs.
     pub(super) fn take_processes(&mut self, lines: &'a [Line], nodes: &mut Nodes<'a>) {
         let led = lines.iter().filter_map(|line| match &line.fact {
             Fact::Led { action, process, led } => Some((*action, process.as_str(), line.at, led)),

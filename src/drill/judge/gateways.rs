@@ -151,7 +151,8 @@ fn restarts(evidence: &Evidence<'_>) -> Row {
     tally.row()
 }
 
-/// When a gateway was started at the earliest: where one command stopped the one before and started it, with that command.
+/// When a gateway was started at the earliest: where one command stopped the one before and started it, with that
+/// command.
 fn earliest(before: &Life<'_>, life: &Life<'_>) -> f64 {
     if before.exit.is_some() { life.from } else { before.works_until().min(life.from) }
 }

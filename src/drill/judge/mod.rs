@@ -246,7 +246,8 @@ impl Tally {
         }
     }
 
-    /// The same for a time that is known only to be at most this long, and at least this long less `doubt`: it counts if that decides.
+    /// The same for a time that is known only to be at most this long, and at least this long less `doubt`: it counts
+    /// if that decides.
     fn time_in_doubt(&mut self, most: f64, doubt: f64, bound: f64, what: impl FnOnce() -> Finding) {
         let least = most - doubt;
         if most <= bound || least > bound {

@@ -41,7 +41,8 @@ pub(super) fn judge(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Ta
     if !stop.life.by_hearsay && receipt.signal != "SIGTERM" {
         wrong(format!("got SIGTERM; its receipt says {:?}", receipt.signal));
     }
-    // Without the output nothing can be compared; the topic's may be a next process's, which stopped in the same second.
+    // Without the output nothing can be compared; the topic's may be a next process's, which stopped in the same
+    // second.
     if evidence.begin.owns_processes && on_topic.is_some_and(|on_topic| on_topic != raw) {
         wrong("has another receipt on the topic than on its output".to_owned());
     }
