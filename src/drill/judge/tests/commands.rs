@@ -178,3 +178,18 @@ fn a_slow_command_makes_no_gateway_late() {
     sample.exit("gateway_1", 8.0, Some(1), None, None);
     assert_eq!(sample.broken(), [GATEWAY]);
 }
+
+#[test]
+fn an_outage_of_kafka_excuses_the_refusals_of_a_gateway_that_no_action_hits() {
+    let refused = |from: f64, until: f64| {
+        let mut sample = Sample::hearsay();
+        sample.command("freeze-broker", "broker", "SIGSTOP", (from, from + 0.2));
+        sample.act("broker", "SIGCONT", (until, until + 0.2));
+        let unknown = Answer { status: Some(503), retry_after: true, ..of(Kind::Unknown, 600) };
+        sample.submit(600, 13.1, 0).answer(600, "", 16.0).answered(600, &unknown);
+        sample.lines.retain(|line| !matches!(line.fact, Fact::Notified { .. }) || !(13.1..15.9).contains(&line.at));
+        sample.broken()
+    };
+    assert_eq!(refused(12.9, 16.0), NONE);
+    assert_eq!(refused(5.0, 6.0), [super::super::service::REFUSALS, HAPPENED]);
+}
