@@ -14,10 +14,10 @@
 //! group do the same work, so each kind of work needs its own topics and group.
 
 use lastcall::config::WorkerConfig;
-use lastcall::exit::ExitCode;
 use lastcall::handler::{Context, Handler, HandlerError};
 use lastcall::task::Task;
 use lastcall::{logging, signals, worker};
+use program::exit::ExitCode;
 use serde_json::{Map, Value};
 
 /// One value serves all handler threads; keep shared state here, behind a lock or an atomic.

@@ -4,9 +4,9 @@ use std::io::Write;
 
 use lastcall::analysis::Analysis;
 use lastcall::config::WorkerConfig;
-use lastcall::exit::ExitCode;
 use lastcall::journal::Journaled;
 use lastcall::{logging, signals, worker};
+use program::exit::ExitCode;
 
 fn main() -> ExitCode {
     // First of all: the first process of a container has no default action for signals.

@@ -3,6 +3,7 @@
 //! The mutations of the judge (`crates/drill`) show that each row can turn red. Here real workers behind a shell script
 //! break promises, which tests the way from a process to the verdict.
 
+mod commands;
 mod ends;
 mod found;
 

@@ -1,6 +1,6 @@
 //! The reply to one request, with the faults that apply to it.
 //!
-//! Called by `server`, for every request; [`dispatch`](super::dispatch) makes the response of a request without faults.
+//! Called by `server`, for every request; [`dispatch`] makes the response of a request without faults.
 
 use std::time::Duration;
 

@@ -126,7 +126,7 @@ fn invalid_plans_and_options_are_reported_before_a_process_starts() {
         ("--for=5", plan(""), &["FOR", "\"5\"", "has no unit"]),
         ("--rate=0", plan(""), &["RATE", "\"0\"", "1 to 2000"]),
         ("--broker=rabbit", plan(""), &["BROKER", "\"rabbit\"", "expected embedded or apache"]),
-        ("--target=somewhere", plan(""), &["TARGET", "\"somewhere\"", "http://host:port", "native, or stack"]),
+        ("--target=somewhere", plan(""), &["TARGET", "\"somewhere\"", "http://host:port", "drills/fleets/make.toml"]),
         ("--seed=-1", plan(""), &["SEED", "\"-1\"", "whole number"]),
     ];
     for (option, plan, parts) in cases {
