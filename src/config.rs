@@ -18,7 +18,7 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
-pub use parse::{LEAVING, SHORTEST_GATEWAY_GRACE};
+pub use parse::{LEAVING, SHORTEST_GATEWAY_GRACE, variables};
 pub use program::options::{ConfigError, Environment, Parsed};
 
 /// What both programs need to know.
@@ -166,12 +166,14 @@ impl Default for GatewayConfig {
 }
 
 /// What a health check wants to know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HealthCheck {
     /// Its threads move; whoever asks would start it anew otherwise.
     Live,
     /// It takes work; whoever asks would send it none otherwise.
     Ready,
+    /// Of a gateway only: what it answers to `GET` of this path.
+    Path(String),
 }
 
 /// How connections to Kafka are secured.
