@@ -8,18 +8,24 @@ FROM rust:1.95.0-slim-bookworm AS build
 WORKDIR /build
 # For a build that is quick and not small: off, and 16.
 ARG CARGO_PROFILE_DIST_LTO=thin CARGO_PROFILE_DIST_CODEGEN_UNITS=4
-# Dependencies first, in a layer of their own that changes with Cargo.lock only. Tests, benches and examples are not part of the
-# image, so the manifest ends before them.
+# Dependencies first, in a layer of their own that changes with the manifests only: every crate of the workspace as an empty library. Tests,
+# benches and examples are not part of the image, so the manifest ends before them.
 COPY Cargo.toml Cargo.lock ./
-# The model is no part of the image either, but the workspace and its lock file name it: a manifest and an empty library.
+COPY crates/devbroker/Cargo.toml crates/devbroker/
+COPY crates/drill/Cargo.toml crates/drill/
+COPY crates/fleet/Cargo.toml crates/fleet/
+COPY crates/kafka-share/Cargo.toml crates/kafka-share/
 COPY crates/model/Cargo.toml crates/model/
+COPY crates/program/Cargo.toml crates/program/
 RUN sed -i '/^\[\[test\]\]/,$d' Cargo.toml \
- && mkdir src crates/model/src && touch src/lib.rs crates/model/src/lib.rs \
- && cargo build --profile dist --locked --lib
+ && for crate in . crates/*; do mkdir $crate/src && touch $crate/src/lib.rs; done \
+ && cargo build --profile dist --locked --lib -p lastcall -p drill
 COPY drills drills
+COPY crates crates
 COPY src src
-# Newer than the empty library of the layer before, whatever the files' own times say.
-RUN touch src/lib.rs && cargo build --profile dist --locked --bin gateway --bin worker --bin drill && mkdir /runtime
+# Newer than the empty libraries of the layer before, whatever the files' own times say.
+RUN touch src/lib.rs crates/*/src/lib.rs \
+ && cargo build --profile dist --locked -p lastcall -p drill --bins && mkdir /runtime
 
 # distroless/cc: the C library and root certificates, no shell, no package manager. Its tags have no version: to pin it,
 # add the digest that your registry shows (nonroot@sha256:...).

@@ -89,10 +89,10 @@ shell: ## shellcheck for all scripts
 	@$(call with,shellcheck,shellcheck -x scripts/* .ci/run tests/stack tests/suite/support/janitor.sh)
 
 deny: ## licences, duplicates and sources of the dependencies: cargo-deny
-	@$(call with,cargo-deny,cargo deny --locked check bans licenses sources)
+	@$(call with,cargo-deny,cargo deny --workspace --locked check bans licenses sources)
 
 audit: ## published vulnerabilities of the dependencies; cargo-deny downloads their list
-	cargo deny --locked check advisories
+	cargo deny --workspace --locked check advisories
 
 # Without the fuzzer's own library, which is C++ and linked only when the targets run.
 fuzz-check: ## do the fuzz targets build?

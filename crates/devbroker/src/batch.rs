@@ -1,19 +1,18 @@
-//! The header of a record batch, message format 2 (<https://kafka.apache.org/documentation/#recordbatch>), as a broker looks at it:
-//! checks it, gives it its place in the log, and stamps it.
+//! Record batches of message format 2 (<https://kafka.apache.org/documentation/#recordbatch>) as a broker handles them:
+//! checks the header, sets offset and time.
 //!
-//! It looks into the records only to compress or to unpack them. Called by `produce`, `log`, `transactions` and
-//! `sequences`.
+//! Reads the records only to compress or unpack them. Called by `produce`, `log`, `transactions` and `sequences`.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use kafka_share::ErrorCode;
 use kafka_share::compression::{CODEC_BITS, Codec, UnpackError};
 
-/// Bytes up to and including the length field, which counts what follows it.
+/// Bytes up to and including the length field, which counts the bytes after it.
 const LENGTH_END: usize = 12;
 /// Bytes before the records.
 const HEADER: usize = 61;
-/// Where the checksum begins to count.
+/// First byte that the checksum covers.
 const CHECKED_FROM: usize = 21;
 const MAGIC: u8 = 2;
 /// Attribute bits.
@@ -21,11 +20,11 @@ const LOG_APPEND_TIME: i16 = 1 << 3;
 const TRANSACTIONAL: i16 = 1 << 4;
 const CONTROL: i16 = 1 << 5;
 
-/// One whole batch whose header and checksum are good.
+/// One whole batch with a valid header and checksum.
 #[derive(Clone, Debug)]
 pub(super) struct Batch(Bytes);
 
-/// The producer's mark on a batch (KIP-98).
+/// A producer's identification of a batch (KIP-98).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
     pub producer_id: i64,
@@ -35,11 +34,11 @@ pub(super) struct Mark {
 }
 
 impl Batch {
-    /// The one batch of a produce request for one partition.
+    /// Takes the only batch of a produce request for one partition.
     ///
     /// # Errors
-    /// The code that Kafka answers: [`ErrorCode::INVALID_RECORD`] for none, a cut one, several, or another format; [`ErrorCode::MESSAGE_TOO_LARGE`];
-    /// [`ErrorCode::CORRUPT_MESSAGE`].
+    /// Kafka's codes: [`ErrorCode::INVALID_RECORD`] for no batch, a cut one, several, or another format;
+    /// [`ErrorCode::MESSAGE_TOO_LARGE`]; [`ErrorCode::CORRUPT_MESSAGE`].
     pub fn of_request(bytes: &Bytes, largest: usize) -> Result<Self, ErrorCode> {
         let length =
             bytes.get(8..LENGTH_END).and_then(|field| field.first_chunk::<4>()).map(|at| i32::from_be_bytes(*at));
@@ -59,7 +58,7 @@ impl Batch {
         }
         let attributes = batch.attributes();
         let count = i32::from_be_bytes(batch.field(57));
-        // An idempotent producer counts its records.
+        // An idempotent producer numbers its records.
         let uncounted = batch.mark().is_some_and(|mark| mark.first_sequence < 0);
         // Only the broker writes markers.
         let control = attributes & CONTROL != 0;
@@ -71,7 +70,7 @@ impl Batch {
 
     fn field<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut field = [0; N];
-        // Nothing shorter than a header is made a batch, and every field lies in it.
+        // A batch is at least as long as a header, and every field is inside it.
         field.copy_from_slice(&self.0[at..at + N]);
         field
     }
@@ -84,7 +83,7 @@ impl Batch {
         i32::from_be_bytes(self.field(23))
     }
 
-    /// The marker that ends a transaction: one control record, of version 0, written by a coordinator of epoch 0.
+    /// Makes the marker that ends a transaction: one control record, version 0, coordinator epoch 0.
     pub fn marker(producer_id: i64, epoch: i16, committed: bool, now_ms: i64) -> Self {
         // Length, attributes, time and offset deltas, key (version, type), value (version, epoch of the coordinator),
         // no headers.
@@ -108,7 +107,7 @@ impl Batch {
         Self::sealed(bytes)
     }
 
-    /// Whether it belongs to a transaction; a marker does.
+    /// Whether it belongs to a transaction; a marker does, too.
     pub fn is_transactional(&self) -> bool {
         self.attributes() & TRANSACTIONAL != 0
     }
@@ -123,7 +122,7 @@ impl Batch {
         i64::from_be_bytes(self.field(43))
     }
 
-    /// Whether the records' time is that of the broker, which stands in [`Self::max_timestamp`].
+    /// Whether the records have the broker's time, which [`Self::max_timestamp`] returns.
     pub fn has_broker_time(&self) -> bool {
         self.attributes() & LOG_APPEND_TIME != 0
     }
@@ -133,12 +132,12 @@ impl Batch {
         i64::from_be_bytes(self.field(35))
     }
 
-    /// The same records as a topic with this `compression.type` keeps them. Compressed records are unpacked whatever
-    /// the type, at most `most` bytes: Kafka looks into them as well.
+    /// Returns the records as a topic with this `compression.type` stores them. Unpacks compressed records for every
+    /// type, to at most `most` bytes: Kafka also reads them.
     ///
     /// # Errors
-    /// [`ErrorCode::UNKNOWN_SERVER_ERROR`] for a codec that is not known and for bytes that it did not write, as Kafka
-    /// answers; [`ErrorCode::MESSAGE_TOO_LARGE`].
+    /// [`ErrorCode::UNKNOWN_SERVER_ERROR`] for an unknown codec and for bytes that the codec cannot read, as in Kafka;
+    /// [`ErrorCode::MESSAGE_TOO_LARGE`].
     pub fn compressed_as(&self, compression_type: &str, most: usize) -> Result<Self, ErrorCode> {
         let codec = Codec::of_attributes(self.attributes()).map_err(|_| ErrorCode::UNKNOWN_SERVER_ERROR)?;
         let plain = match codec {
@@ -166,7 +165,7 @@ impl Batch {
         Ok(Self::sealed(bytes))
     }
 
-    /// With the checksum that its bytes have now.
+    /// Makes a batch of these bytes with a new checksum.
     fn sealed(mut bytes: BytesMut) -> Self {
         let checksum = crc32c::crc32c(&bytes[CHECKED_FROM..]);
         bytes[CHECKED_FROM - 4..CHECKED_FROM].copy_from_slice(&checksum.to_be_bytes());
@@ -183,7 +182,7 @@ impl Batch {
         self.base_offset() + i64::from(self.last_delta())
     }
 
-    /// The mark of its producer, if that is idempotent.
+    /// The producer's identification, if the producer is idempotent.
     pub fn mark(&self) -> Option<Mark> {
         let producer_id = self.producer_id();
         let first = i32::from_be_bytes(self.field(53));
@@ -195,12 +194,13 @@ impl Batch {
         })
     }
 
-    /// The bytes as they stand in the log.
+    /// The bytes as the log stores them.
     pub fn bytes(&self) -> &Bytes {
         &self.0
     }
 
-    /// The batch at its place in the log, in memory of its own. `now`, in milliseconds since 1970, replaces the records' own time.
+    /// Copies the batch with its offset and leader epoch. `now`, in milliseconds since 1970, replaces the records' own
+    /// time.
     pub fn placed(&self, base_offset: i64, leader_epoch: i32, now: Option<i64>) -> Self {
         let mut bytes = BytesMut::from(&self.0[..]);
         bytes[..8].copy_from_slice(&base_offset.to_be_bytes());
@@ -215,7 +215,7 @@ impl Batch {
     }
 }
 
-/// The sequence number so many records later; 0 follows the largest.
+/// Returns the sequence number this many records later; 0 follows the largest.
 pub(super) fn sequence_after(sequence: i32, records: i32) -> i32 {
     let sum = i64::from(sequence) + i64::from(records);
     i32::try_from(sum % (i64::from(i32::MAX) + 1)).unwrap_or(0)
@@ -228,7 +228,7 @@ pub(super) mod tests {
     use super::*;
     use kafka_share::records::{self, BatchIdentity, RecordContent};
 
-    /// A batch of so many records as a producer sends it, with a time of its own.
+    /// Makes a batch of this many records with timestamp `at_ms`, as a producer sends it.
     pub fn batch_of(count: usize, producer_id: i64, base_sequence: i32, at_ms: u64) -> Bytes {
         let value = Bytes::from_static(b"value");
         let contents = (0..count).map(|_| RecordContent { key: None, value: Some(&value), headers: &[] });
@@ -237,7 +237,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_batch_gets_its_place_and_its_time() {
+    fn placed_batch_has_its_offset_and_time() {
         let batch = Batch::of_request(&batch_of(3, 7, 5, 1000), 1000).expect("good");
         assert_eq!(batch.mark(), Some(Mark { producer_id: 7, epoch: 0, first_sequence: 5, last_sequence: 7 }));
         let placed = batch.placed(40, 2, Some(9000));
@@ -252,7 +252,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_batch_is_refused_as_kafka_does() {
+    fn invalid_batches_are_refused_with_kafkas_codes() {
         let good = batch_of(1, -1, -1, 0);
         let refused = |bytes: &[u8], largest| Batch::of_request(&Bytes::copy_from_slice(bytes), largest).err();
         assert_eq!(refused(&good, good.len()), None);
@@ -273,7 +273,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_batch_is_kept_as_the_topic_says() {
+    fn batch_is_stored_with_the_topics_compression() {
         let plain = Batch::of_request(&batch_of(30, 7, 5, 1000), 10_000).expect("good");
         for codec in Codec::ALL {
             let packed = plain.compressed_as(codec.name(), 1000).expect("packed");
@@ -294,9 +294,9 @@ pub(super) mod tests {
         assert_eq!(Batch::sealed(unknown).compressed_as("gzip", 1000).err(), Some(ErrorCode::UNKNOWN_SERVER_ERROR));
     }
 
-    /// As Apache Kafka 4.4.0 wrote it.
+    /// The bytes that Apache Kafka 4.4.0 wrote.
     #[test]
-    fn a_marker_is_the_known_bytes() {
+    fn marker_is_encoded_as_the_known_bytes() {
         let known: &[u8] = &[
             0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 66, 0, 0, 0, 0, 2, 130, 33, 134, 170, 0, 48, 0, 0, 0, 0, 0, 0, 1, 162, 35,
             137, 43, 2, 0, 0, 1, 162, 35, 137, 43, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 255, 255, 255, 255, 0, 0, 0, 1, 32,
@@ -312,7 +312,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn sequences_wrap() {
+    fn sequence_numbers_wrap_to_zero() {
         assert_eq!(sequence_after(i32::MAX - 1, 1), i32::MAX);
         assert_eq!(sequence_after(i32::MAX, 1), 0);
         assert_eq!(sequence_after(i32::MAX, 3), 2);

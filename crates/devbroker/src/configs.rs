@@ -1,4 +1,4 @@
-//! DescribeConfigs and IncrementalAlterConfigs: the settings of topics and groups as tools see them.
+//! DescribeConfigs and IncrementalAlterConfigs: the settings of topics, brokers and groups as clients see them.
 //!
 //! Called by the dispatcher. The settings themselves are in [`settings`](super::settings).
 
@@ -13,8 +13,7 @@ use kafka_protocol::protocol::StrBytes;
 
 use super::rights::{Operation, Resource};
 use super::settings::{GROUP, Known, Settings, TOPIC, Values};
-use super::state::{Caller, State};
-use super::topics::is_topic_name;
+use super::state::{Caller, State, is_topic_name};
 use kafka_share::ErrorCode;
 
 /// Resource types of both requests.
@@ -22,7 +21,7 @@ const OF_TOPIC: i8 = 2;
 const OF_BROKER: i8 = 4;
 const OF_GROUP: i8 = 32;
 
-/// Where a value comes from (Kafka's `ConfigSource`).
+/// Source of a value (Kafka's `ConfigSource`).
 pub(super) const TOPIC_SOURCE: i8 = 1;
 const GROUP_SOURCE: i8 = 8;
 const STATIC_BROKER_SOURCE: i8 = 4;
@@ -35,7 +34,7 @@ const DELETE: i8 = 1;
 /// A refusal and its reason.
 type Refusal = (ErrorCode, String);
 
-/// Where the value in force comes from; `own` is the source of a value that was set.
+/// Returns the source of the value in force; `own` is the source of a value that was set.
 pub(super) fn source_of(known: &Known, values: &Values, settings: &Settings, own: i8) -> i8 {
     if values.has(known) {
         own
@@ -127,7 +126,7 @@ impl State {
         right.map_err(|code| (code, "Authorization failed.".to_owned()))
     }
 
-    /// IncrementalAlterConfigs: each resource whole or not at all.
+    /// IncrementalAlterConfigs: changes all given settings of a resource, or none.
     pub fn alter_configs(
         &mut self,
         caller: &Caller,
@@ -155,7 +154,7 @@ impl State {
         IncrementalAlterConfigsResponse::default().with_responses(responses.collect())
     }
 
-    /// The values as they would be.
+    /// Returns the values after the change.
     fn altered(&self, resource: &AlterConfigsResource) -> Result<Values, Refusal> {
         let name = resource.resource_name.as_str();
         let (table, mut values) = match resource.resource_type {
@@ -174,7 +173,7 @@ impl State {
         let mut table = table.iter().filter(|known| self.settings.knows(known.name));
         let known = table.find(|known| known.name == config.name.as_str());
         if known.is_none() && config.config_operation == DELETE {
-            // What nobody knows nobody has set.
+            // Deleting an unknown setting has no effect.
             return Ok(());
         }
         let known = known.ok_or_else(|| invalid("Unknown configuration"))?;

@@ -1,59 +1,40 @@
-//! The broker as its connections see it: state, waiting, time, and the faults that are due.
+//! The broker behind its connections: state, waits, time and faults.
 //!
-//! Nothing here touches a socket. Called by `server`, for every request and every connection that ends.
+//! Touches no socket. Called by `server` and `answer`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use bytes::{Bytes, BytesMut};
 use crossbeam_channel::Sender;
 use kafka_protocol::messages::{
     FetchRequest, FetchResponse, ProduceRequest, ProduceResponse, ShareAcknowledgeResponse, ShareFetchResponse,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::damage::damaged;
-use super::dispatch::{self, Asked, now_ms};
-use super::faults::{Action, Due, Faults, Kind};
+use super::faults::Faults;
 use super::nodes::Condition;
 use super::produce::ALL;
-use super::refusals;
 use super::settings::milliseconds;
 use super::share_partition::Said;
 use super::share_wire::{Acknowledge, Fetch, Statements};
-use super::state::{Caller, Refusal, State};
-use super::throttle::throttled;
-use kafka_share::ErrorCode;
+use super::state::{Caller, State};
+use kafka_share::{ErrorCode, records};
 use program::stop::Stop;
 
-/// The timer looks at least so often.
+/// Longest interval of the timer.
 const TICK: Duration = Duration::from_millis(50);
 
-/// What a connection does next.
-pub(super) enum Reply {
-    /// Writes these bytes, so many times.
-    Answer(Bytes, usize),
-    /// Reads on.
-    Nothing,
-    /// Hangs up.
-    Close,
-    /// Neither answers nor reads any more, until the node ends.
-    Deaf,
-    /// Does this, and then reads nothing for this long.
-    Throttled(Box<Reply>, Duration),
-}
-
-/// What a fault orders beyond the request that it bites.
+/// An effect of a fault beyond the current request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Order {
-    /// Ends a node, or all of them, and starts it again after so long.
+    /// End a node, or all nodes, and start it again after this time.
     Restart { node: Option<i32>, after: Duration, forget: bool },
-    /// Ends the freeze of a node, or of all of them, after so long.
+    /// End the freeze of a node, or of all nodes, after this time.
     Thaw { node: Option<i32>, after: Duration },
 }
 
 impl Order {
-    /// How long after it was given it is due.
+    /// How long after it was given the order is due.
     pub fn after(self) -> Duration {
         match self {
             Self::Restart { after, .. } | Self::Thaw { after, .. } => after,
@@ -61,14 +42,14 @@ impl Order {
     }
 }
 
-/// See the module documentation.
+/// State and faults of a broker, shared by all its connections.
 pub(super) struct Core {
     pub state: Mutex<State>,
-    /// Something changed that somebody may wait for.
+    /// Notified after every change that a request may wait for.
     pub changed: Condvar,
     pub faults: Faults,
     orders: Sender<Order>,
-    /// How many there ever were.
+    /// Number of connections so far.
     connections: AtomicU64,
 }
 
@@ -78,110 +59,17 @@ impl Core {
         Self { state: Mutex::new(state), changed: Condvar::new(), faults: Faults::new(), orders, connections }
     }
 
-    /// A number that no connection had before.
+    /// Returns a new connection number.
     pub fn next_connection(&self) -> u64 {
         self.connections.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// One request of a connection.
-    pub fn answer(&self, caller: Caller, frame: Bytes) -> Reply {
-        let node = caller.node;
-        if !self.pass(node) {
-            return Reply::Close;
-        }
-        let Some(asked) = Asked::read(frame) else { return Reply::Close };
-        let caller = Caller { client: &asked.client, ..caller };
-        let scope = || self.state.lock().scope(&caller, &asked);
-        let due = self.faults.due(asked.key as i16, &asked.client, node, scope);
-        let reply =
-            if due.is_empty() { reply(&asked, self.done(&caller, &asked)) } else { self.spoiled(caller, &asked, &due) };
-        if self.pass(node) { reply } else { Reply::Close }
-    }
-
-    fn done(&self, caller: &Caller, asked: &Asked) -> Option<BytesMut> {
-        dispatch::answer(self, caller, asked)
-    }
-
-    /// The same with faults.
-    fn spoiled(&self, mut caller: Caller, asked: &Asked, due: &[Due]) -> Reply {
-        let kind = Kind::of_api_key(asked.key as i16);
-        let says = |code| kind.and_then(|kind| refusals::body(kind, asked.version, asked.body.clone(), code));
-        let only = Some(caller.node);
-        for fault in due {
-            match fault.action {
-                Action::Refuse(code) if fault.is_whole() => return reply(asked, says(code)),
-                Action::Refuse(code) => caller.refusals.push(refusal(fault, code, false)),
-                Action::CutBefore => return Reply::Close,
-                Action::Deafen => return Reply::Deaf,
-                Action::RefuseAcknowledgements(code) => caller.refusals.push(refusal(fault, code, true)),
-                Action::Delay(time) => self.linger(caller.node, time),
-                Action::Freeze(after) => self.stand_still(caller.node, Order::Thaw { node: None, after }),
-                Action::FreezeNode(after) => self.stand_still(caller.node, Order::Thaw { node: only, after }),
-                Action::Restart(after) => return self.end(Order::Restart { node: None, after, forget: false }),
-                Action::RestartNode(after) => return self.end(Order::Restart { node: only, after, forget: false }),
-                Action::Forget(after) => return self.end(Order::Restart { node: None, after, forget: true }),
-                Action::MoveLeaders => self.change(|state, now| state.move_leaders(caller.node, now)),
-                Action::MoveCoordinators => self.change(|state, _| state.move_coordinators(caller.node)),
-                Action::Late(_)
-                | Action::Misreport(_)
-                | Action::CutAfter
-                | Action::AnswerTwice
-                | Action::Throttle(_)
-                | Action::Damage => {}
-            }
-        }
-        let throttle =
-            due.iter().find_map(|fault| if let Action::Throttle(time) = fault.action { Some(time) } else { None });
-        let throttle = kind.zip(throttle);
-        let body = self.done(&caller, asked);
-        let body = match throttle {
-            Some((kind, time)) => body.and_then(|body| throttled(kind, asked, body, time)),
-            None => body,
-        };
-        let damages = kind.filter(|_| due.iter().any(|fault| fault.action == Action::Damage));
-        let body = match damages {
-            Some(kind) => body.and_then(|body| damaged(kind, asked, body)),
-            None => body,
-        };
-        let mut answer = reply(asked, body);
-        for fault in due {
-            match (fault.action, &mut answer) {
-                (Action::Late(time), _) => self.linger(caller.node, time),
-                (Action::CutAfter, _) => return Reply::Close,
-                (Action::Misreport(code), _) => answer = reply(asked, says(code)),
-                (Action::AnswerTwice, Reply::Answer(_, times)) => *times = 2,
-                _ => {}
-            }
-        }
-        match throttle {
-            Some((_, time)) => Reply::Throttled(Box::new(answer), time),
-            None => answer,
-        }
-    }
-
-    /// Whether it will be carried out: not when there are orders enough, or the broker ends.
-    fn order(&self, order: Order) -> bool {
+    /// Passes an order on. Returns false if it is dropped: too many orders wait, or the broker ends.
+    pub fn order(&self, order: Order) -> bool {
         self.orders.try_send(order).is_ok()
     }
 
-    fn end(&self, order: Order) -> Reply {
-        self.order(order);
-        Reply::Close
-    }
-
-    fn stand_still(&self, node: i32, thaw: Order) {
-        let Order::Thaw { node: which, .. } = thaw else { return };
-        let meant = |id: &i32| which.is_none_or(|which| which == *id);
-        self.change(|state, now| {
-            state.node_ids().filter(meant).for_each(|id| state.silence(id, Condition::Frozen, now));
-        });
-        if !self.order(thaw) {
-            self.change(|state, now| state.node_ids().filter(meant).for_each(|id| state.resume(id, now)));
-        }
-        self.pass(node);
-    }
-
-    /// Changes the state, and wakes every request that waits for a change.
+    /// Changes the state and wakes every waiting request.
     pub fn change<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
         let mut state = self.state.lock();
         let changed = change(&mut state, Instant::now());
@@ -190,8 +78,8 @@ impl Core {
         changed
     }
 
-    /// Waits while the node is frozen or cut off; `false` when it is down.
-    fn pass(&self, node: i32) -> bool {
+    /// Waits while the node is frozen or cut off; returns `false` if it is down.
+    pub fn pass(&self, node: i32) -> bool {
         let mut state = self.state.lock();
         while matches!(state.condition(node), Condition::Frozen | Condition::Cut) {
             self.changed.wait(&mut state);
@@ -207,8 +95,8 @@ impl Core {
         }
     }
 
-    /// Waits while the node is frozen; whether it is down. A node that is cut off works on, only its answers have to
-    /// wait.
+    /// Waits while the node is frozen; returns whether it is down. A node that is cut off continues to work; only its
+    /// responses wait.
     fn moving(&self, state: &mut MutexGuard<'_, State>, node: i32) -> bool {
         while state.condition(node) == Condition::Frozen {
             self.changed.wait(state);
@@ -223,8 +111,8 @@ impl Core {
         while state.condition(node) != Condition::Down && !self.changed.wait_until(&mut state, until).timed_out() {}
     }
 
-    /// Produce: with `acks=all` waits until all replicas in sync are there, but no longer than was asked for; then the
-    /// answer is 7, although the records are in the log.
+    /// Produce. With `acks=all` waits for all in-sync replicas, at most for the request's timeout. After that the
+    /// response is error 7, although the records are in the log.
     pub fn produce(&self, caller: &Caller, version: i16, request: &ProduceRequest) -> ProduceResponse {
         let now = Instant::now();
         let deadline = now + milliseconds(request.timeout_ms.into());
@@ -255,7 +143,7 @@ impl Core {
         answer
     }
 
-    /// Fetch: waits for as many bytes as were asked for, but no longer than was asked for.
+    /// Fetch: waits for the requested bytes, at most for the requested time.
     pub fn fetch(&self, caller: &Caller, version: i16, request: &FetchRequest) -> FetchResponse {
         let deadline = Instant::now() + milliseconds(request.max_wait_ms.into());
         let least = usize::try_from(request.min_bytes).unwrap_or(0);
@@ -272,8 +160,8 @@ impl Core {
         }
     }
 
-    /// ShareFetch: waits until it has records, or no longer than was asked for. Records appended and locks run out wake
-    /// it; released records are found at the end.
+    /// ShareFetch: waits for records, at most for the requested time. Appended records and expired locks wake it;
+    /// released records are found only at the end.
     pub fn share_fetch(&self, caller: &Caller, fetch: &Fetch) -> ShareFetchResponse {
         let deadline = Instant::now() + milliseconds(fetch.request.max_wait_ms.into());
         let mut state = self.state.lock();
@@ -303,7 +191,7 @@ impl Core {
         }
     }
 
-    /// ShareAcknowledge, and the length of the group's locks in milliseconds.
+    /// ShareAcknowledge. Also returns the lock duration of the group in milliseconds.
     pub fn share_acknowledge(&self, caller: &Caller, acknowledge: &Acknowledge) -> (ShareAcknowledgeResponse, i32) {
         let mut state = self.state.lock();
         if self.moving(&mut state, caller.node) {
@@ -317,7 +205,7 @@ impl Core {
         (answer, state.lock_ms(group))
     }
 
-    /// Waits until the share state is written at all nodes that are not fenced. Renewals and fetches never wait for it
+    /// Waits until every node that is not fenced has written the share state. Renewals and fetches never wait for it
     /// (measured on Kafka 4.4).
     fn await_share_state(&self, state: &mut MutexGuard<'_, State>, node: i32) {
         while !self.moving(state, node) && state.is_share_state_held_up() {
@@ -325,20 +213,20 @@ impl Core {
         }
     }
 
-    /// A connection has ended. A node that is frozen or cut off notices later.
+    /// Handles the end of a connection. A node that is frozen or cut off notices it later.
     pub fn disconnected(&self, caller: &Caller) {
         if self.pass(caller.node) {
             self.end_sessions_of(caller.connection);
         }
     }
 
-    /// A connection is closed: its sessions end, and with them a ShareFetch that is parked.
+    /// Ends the sessions of a closed connection, and with them a parked ShareFetch.
     pub fn end_sessions_of(&self, connection: u64) {
         self.change(|state, _| state.end_sessions_of(connection));
     }
 
-    /// Lets time pass until stopped: nodes are fenced, locks run out, silent members go, old records are dropped, idle
-    /// connections are closed by `close_idle`.
+    /// Runs the timer until stopped: fences nodes, expires locks and silent members, drops old records. `close_idle`
+    /// closes idle connections.
     pub fn keep_time(&self, stop: &Stop, close_idle: impl Fn(Instant)) {
         let mut clean_at = Instant::now();
         let mut pause = TICK;
@@ -361,19 +249,12 @@ impl Core {
     }
 }
 
-fn reply(asked: &Asked, body: Option<BytesMut>) -> Reply {
-    match body.and_then(|body| asked.answer(&body)) {
-        None => Reply::Close,
-        Some(_) if asked.wants_no_answer() => Reply::Nothing,
-        Some(frame) => Reply::Answer(frame, 1),
-    }
-}
-
-/// Whether a member says more than that it goes on.
+/// Whether a request contains any acknowledgement other than a renewal.
 fn changes_state(said: &Statements) -> bool {
     said.iter().any(|(_, said)| said.as_ref().is_ok_and(|said| said.iter().any(|(_, said)| *said != Said::Renew)))
 }
 
-fn refusal(due: &Due, code: ErrorCode, acknowledgements: bool) -> Refusal {
-    Refusal { topic: due.topic.clone(), partition: due.partition, acknowledgements, code }
+/// The current time in milliseconds since 1970.
+pub(super) fn now_ms() -> i64 {
+    records::milliseconds(SystemTime::now())
 }

@@ -1,14 +1,14 @@
-//! Answers whose records are damaged, for faults that are injected. Called by [`core`](super::core).
+//! Damages the records of a response, for an injected fault. Called by [`core`](super::core).
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::{FetchResponse, ShareFetchResponse};
 use kafka_protocol::protocol::{Decodable, Encodable};
 
-use super::dispatch::Asked;
+use super::asked::Asked;
 use super::faults::Kind;
 
-/// The answer to a Fetch or a ShareFetch with a wrong checksum in the first batch of each partition. Other answers stay
-/// as they are.
+/// Gives the first batch of each partition in a Fetch or ShareFetch response a wrong checksum. Other responses stay
+/// unchanged.
 pub(super) fn damaged(kind: Kind, asked: &Asked, body: BytesMut) -> Option<BytesMut> {
     let mut changed = BytesMut::new();
     match kind {
@@ -19,7 +19,7 @@ pub(super) fn damaged(kind: Kind, asked: &Asked, body: BytesMut) -> Option<Bytes
             answer.encode(&mut changed, asked.version).ok()?;
         }
         Kind::ShareFetch => {
-            // Version 2 has the same answer, and the codec does not know it.
+            // Version 2, which the codec does not know, has the same response.
             let mut answer = ShareFetchResponse::decode(&mut body.freeze(), 1).ok()?;
             let partitions = answer.responses.iter_mut().flat_map(|topic| &mut topic.partitions);
             partitions.for_each(|partition| flip(&mut partition.records));
@@ -31,7 +31,7 @@ pub(super) fn damaged(kind: Kind, asked: &Asked, body: BytesMut) -> Option<Bytes
 }
 
 fn flip(records: &mut Option<Bytes>) {
-    /// Where the last byte of a batch's checksum stands.
+    /// Position of the last byte of a batch's checksum.
     const CHECKSUM: usize = 20;
     if let Some(whole) = records.take_if(|records| records.len() > CHECKSUM) {
         let mut bytes = BytesMut::from(&whole[..]);

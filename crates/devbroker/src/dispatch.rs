@@ -1,125 +1,27 @@
-//! From the bytes of a request to the bytes of its answer: which requests there are, in which versions, and who answers each.
+//! Decodes requests, calls their handlers, and encodes the responses.
 //!
-//! Whatever is not in [`REQUESTS`] closes the connection, as Kafka does. Called by [`core`](super::core).
+//! Called by [`answer`](super::answer).
 
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use kafka_protocol::messages::api_versions_response::{ApiVersion, FinalizedFeatureKey, SupportedFeatureKey};
 use kafka_protocol::messages::{
     AddPartitionsToTxnRequest, AlterShareGroupOffsetsRequest, ApiKey, ApiVersionsResponse, CreatePartitionsRequest,
     CreateTopicsRequest, DeleteRecordsRequest, DeleteTopicsRequest, DescribeConfigsRequest,
     DescribeShareGroupOffsetsRequest, EndTxnRequest, FetchRequest, FindCoordinatorRequest,
     IncrementalAlterConfigsRequest, InitProducerIdRequest, ListOffsetsRequest, MetadataRequest, ProduceRequest,
-    RequestHeader, ResponseHeader, ShareGroupDescribeRequest, ShareGroupHeartbeatRequest,
+    ShareGroupDescribeRequest, ShareGroupHeartbeatRequest,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, Request, StrBytes};
 
-use super::core::Core;
+use super::asked::{Asked, REQUESTS};
+use super::core::{Core, now_ms};
 use super::share_wire;
 use super::state::Caller;
-use kafka_share::{ErrorCode, records, share_lag};
+use kafka_share::{ErrorCode, share_lag};
 
-/// Every request that is answered, with its versions: those of Kafka 4.4 that the codec crate knows, and what is known besides. Kafka 4.2 and
-/// 4.3 have all of them.
-const REQUESTS: &[(ApiKey, i16, i16)] = &[
-    // Kafka names 0 for the sake of old clients, and takes 3 and later.
-    (ApiKey::Produce, 0, 13),
-    (ApiKey::Fetch, 4, 18),
-    (ApiKey::ListOffsets, 1, 10),
-    (ApiKey::Metadata, 0, 13),
-    // kafkang does not begin where a broker lacks these two. It never sends them here; one that is sent closes the connection.
-    (ApiKey::OffsetCommit, 2, 8),
-    (ApiKey::OffsetFetch, 1, 7),
-    (ApiKey::FindCoordinator, 0, 6),
-    (ApiKey::ApiVersions, 0, 4),
-    (ApiKey::CreateTopics, 2, 7),
-    (ApiKey::DeleteTopics, 1, 6),
-    (ApiKey::CreatePartitions, 0, 3),
-    (ApiKey::DeleteRecords, 0, 2),
-    (ApiKey::InitProducerId, 0, 5),
-    // Later versions of these two are for transactions that a Produce begins by itself (KIP-890), and for brokers.
-    (ApiKey::AddPartitionsToTxn, 0, 3),
-    (ApiKey::EndTxn, 0, 4),
-    (ApiKey::DescribeConfigs, 1, 4),
-    (ApiKey::IncrementalAlterConfigs, 0, 1),
-    (ApiKey::ShareGroupHeartbeat, 1, 1),
-    (ApiKey::ShareGroupDescribe, 1, 1),
-    (ApiKey::ShareFetch, 1, 2),
-    (ApiKey::ShareAcknowledge, 1, 2),
-    (ApiKey::DescribeShareGroupOffsets, 0, 1),
-    (ApiKey::AlterShareGroupOffsets, 0, 0),
-];
-
-/// A request whose header has been read.
-pub(super) struct Asked {
-    pub key: ApiKey,
-    pub version: i16,
-    pub correlation: i32,
-    pub client: String,
-    pub body: Bytes,
-    /// ApiVersions in a version that nobody knows: that is told in version 0 (KIP-511).
-    pub too_new: bool,
-}
-
-impl Asked {
-    /// Reads the header of a request. `None`: no such request is known.
-    pub fn read(mut frame: Bytes) -> Option<Self> {
-        let key = i16::from_be_bytes(*frame.first_chunk::<2>()?);
-        let version = i16::from_be_bytes(*frame.get(2..)?.first_chunk::<2>()?);
-        let (key, least, most) = REQUESTS.iter().copied().find(|request| request.0 as i16 == key)?;
-        let known = (least..=most).contains(&version) && key.valid_versions_with_share().contains(&version);
-        if !known && key != ApiKey::ApiVersions {
-            return None;
-        }
-        if !known {
-            let correlation = i32::from_be_bytes(*frame.get(4..)?.first_chunk::<4>()?);
-            let body = Bytes::new();
-            return Some(Self { key, version: 0, correlation, client: String::new(), body, too_new: true });
-        }
-        let header = RequestHeader::decode(&mut frame, key.request_header_version(version)).ok()?;
-        let client = header.client_id.map(|id| id.to_string()).unwrap_or_default();
-        Some(Self { key, version, correlation: header.correlation_id, client, body: frame, too_new: false })
-    }
-
-    /// The whole answer around this body.
-    pub fn answer(&self, body: &BytesMut) -> Option<Bytes> {
-        let mut frame = BytesMut::with_capacity(body.len() + 16);
-        frame.extend_from_slice(&[0; 4]);
-        let header = ResponseHeader::default().with_correlation_id(self.correlation);
-        header.encode(&mut frame, self.key.response_header_version(self.version)).ok()?;
-        frame.extend_from_slice(body);
-        let length = i32::try_from(frame.len() - 4).ok()?;
-        frame[..4].copy_from_slice(&length.to_be_bytes());
-        Some(frame.freeze())
-    }
-
-    /// Whether nobody waits for an answer: a Produce with acks=0.
-    pub fn wants_no_answer(&self) -> bool {
-        let produce =
-            (self.key == ApiKey::Produce).then(|| ProduceRequest::decode(&mut self.body.clone(), self.version));
-        produce.is_some_and(|produce| produce.is_ok_and(|produce| produce.acks == 0))
-    }
-}
-
-/// The codec crate's versions, with version 2 of the two share requests, which [`share_wire`] adds, and that of [`share_lag`].
-trait ShareVersions {
-    fn valid_versions_with_share(&self) -> std::ops::RangeInclusive<i16>;
-}
-
-impl ShareVersions for ApiKey {
-    fn valid_versions_with_share(&self) -> std::ops::RangeInclusive<i16> {
-        let versions = self.valid_versions();
-        let most = match self {
-            Self::ShareFetch | Self::ShareAcknowledge => 2,
-            Self::DescribeShareGroupOffsets => share_lag::WIRE_VERSION,
-            _ => versions.max,
-        };
-        versions.min..=most
-    }
-}
-
-/// The body of the answer. `None`: the request cannot be read, and Kafka would hang up.
+/// Returns the body of the response. `None`: the request cannot be decoded, and Kafka would close the connection.
 pub(super) fn answer(core: &Core, caller: &Caller, asked: &Asked) -> Option<BytesMut> {
     let (version, now) = (asked.version, Instant::now());
     match asked.key {
@@ -239,7 +141,7 @@ fn api_versions(core: &Core, asked: &Asked) -> Option<BytesMut> {
             SupportedFeatureKey::default().with_name(name.clone()).with_min_version(0).with_max_version(most);
         let finalized = FinalizedFeatureKey::default().with_name(name).with_max_version_level(level);
         answer = answer.with_api_keys(REQUESTS.iter().map(api).collect()).with_finalized_features_epoch(0);
-        // Clients of version 3 cannot read features that begin at 0, and are not told of them.
+        // Clients of version 3 cannot read features that begin at 0, so they do not get them.
         if asked.version >= 4 {
             answer = answer.with_supported_features(vec![supported]);
         }
@@ -249,11 +151,6 @@ fn api_versions(core: &Core, asked: &Asked) -> Option<BytesMut> {
     }
     let mut body = BytesMut::new();
     answer.encode(&mut body, asked.version).ok().map(|()| body)
-}
-
-/// Now, in the protocol's milliseconds since 1970.
-pub(super) fn now_ms() -> i64 {
-    records::milliseconds(SystemTime::now())
 }
 
 #[cfg(test)]
@@ -268,9 +165,10 @@ mod tests {
     use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
     use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
     use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
-    use kafka_protocol::messages::{ApiVersionsRequest, TopicName};
+    use kafka_protocol::messages::{ApiVersionsRequest, RequestHeader, TopicName};
     use uuid::Uuid;
 
+    use super::super::asked::ShareVersions;
     use super::super::batch::tests::batch_of;
     use super::super::settings::{Settings, Values};
     use super::super::state::State;
@@ -289,7 +187,7 @@ mod tests {
         TopicName(StrBytes::from_static_str(if there { "there" } else { "nowhere" }))
     }
 
-    /// Asks in this version, and reads the answer as a client does.
+    /// Sends a request in this version and decodes the response as a client does.
     fn ask<R: Request>(core: &Core, version: i16, request: &R) {
         let mut frame = BytesMut::new();
         let key = ApiKey::try_from(R::KEY).expect("known");
@@ -308,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_written_and_read_in_every_version() {
+    fn records_can_be_written_and_read_in_every_version() {
         let core = core();
         let id = core.state.lock().topics["there"].id;
         for there in [true, false] {
@@ -344,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_and_groups_are_told_of_in_every_version() {
+    fn topics_and_groups_are_described_in_every_version() {
         let core = core();
         for version in versions(ApiKey::ApiVersions) {
             ask(&core, version, &ApiVersionsRequest::default());
@@ -400,16 +298,5 @@ mod tests {
         for version in versions(ApiKey::EndTxn) {
             ask(&core, version, &EndTxnRequest::default());
         }
-    }
-
-    #[test]
-    fn what_is_not_known_has_no_answer() {
-        for (key, version) in [(0_i16, 2_i16), (0, 14), (1, 3), (11, 0), (999, 0), (78, 3)] {
-            let frame = [&key.to_be_bytes()[..], &version.to_be_bytes(), &[0; 16]].concat();
-            assert!(Asked::read(frame.into()).is_none(), "{key} {version}");
-        }
-        let newer = [&18_i16.to_be_bytes()[..], &99_i16.to_be_bytes(), &[0, 0, 0, 7]].concat();
-        let asked = Asked::read(newer.into()).expect("told in version 0");
-        assert_eq!((asked.version, asked.correlation), (0, 7));
     }
 }

@@ -1,7 +1,7 @@
-//! Faults on demand: what shall go wrong, at which request, how often.
+//! Faults on demand: which action, at which requests, how often.
 //!
-//! A plan only: it is asked at every request and says what is due; [`core`](super::core) does it. What can be left to
-//! chance is drawn from a seed. Called by tests, through [`Broker`](super::Broker).
+//! Only a plan: [`core`](super::core) asks it at every request and carries out the due actions. Random choices come
+//! from a seed. Called by tests, through [`Broker`](super::Broker).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::scope::Scope;
 use kafka_share::ErrorCode;
 
-/// Kinds of requests that faults can be bound to.
+/// Kinds of requests at which faults can be due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Produce
@@ -39,7 +39,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 10] = [
         Self::Produce,
         Self::Fetch,
@@ -74,53 +74,54 @@ impl Kind {
     }
 }
 
-/// What goes wrong.
+/// The effect of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The request has no effect, the answer is this code. A fault of one topic or partition refuses that alone; the
-    /// rest of the request is as ever.
+    /// The request has no effect and gets this code. A fault of one topic or partition refuses only that; the rest of
+    /// the request is handled normally.
     Refuse(ErrorCode),
-    /// The request has its effect, and the answer is this code all the same.
+    /// The request has its effect, but gets this code.
     Misreport(ErrorCode),
-    /// What the request acknowledges is refused with this code; the rest of it is as ever.
+    /// The request's acknowledgements are refused with this code; the rest of it is handled normally.
     RefuseAcknowledgements(ErrorCode),
-    /// The request has its effect after so long.
+    /// The request has its effect after this time.
     Delay(Duration),
-    /// The request has its effect, and the answer to it, as it was then, is sent after so long. Meanwhile the broker reads
+    /// The request has its effect; its response, as of then, is sent after this time. Meanwhile the broker reads
     /// nothing from the connection.
     Late(Duration),
     /// The connection is closed; the request has no effect.
     CutBefore,
-    /// The request has its effect; the connection is closed instead of the answer.
+    /// The request has its effect; instead of a response the connection is closed.
     CutAfter,
-    /// The answer comes twice.
+    /// The response is sent twice.
     AnswerTwice,
-    /// The request has no effect; its connection stays open, says nothing and hears nothing any more, not even its end.
+    /// The request has no effect. Its connection stays open, but the broker neither writes nor reads on it, and does
+    /// not notice its end.
     Deafen,
-    /// The request has its effect, the answer tells the client how long it is throttled, and the broker reads nothing
-    /// from the connection for this long. The answers to Fetch and ShareFetch bring no records, as with Kafka.
+    /// The request has its effect. The response says how long the client is throttled, and the broker reads nothing
+    /// from the connection for this long. The responses to Fetch and ShareFetch bring no records, as in Kafka.
     Throttle(Duration),
-    /// The request has its effect; in each partition of the answer to a Fetch or a ShareFetch the checksum of the first
-    /// batch is wrong, as after a bit error on its way. Answers to other requests are as ever.
+    /// The request has its effect. In a Fetch or ShareFetch response each partition's first batch has a wrong checksum,
+    /// as after a bit error on the wire. Other responses are unchanged.
     Damage,
-    /// The whole broker stands still for so long, from before the effect on.
+    /// The whole broker freezes for this time, before the effect.
     Freeze(Duration),
-    /// The whole broker ends without a warning and starts again after so long; memory survives.
+    /// The whole broker is killed and starts again after this time; its memory survives.
     Restart(Duration),
-    /// The same, and all it knew is gone.
+    /// As `Restart`, but the broker loses its memory.
     Forget(Duration),
-    /// The request's node alone stands still for so long, from before the effect on.
+    /// Only the request's node freezes for this time, before the effect.
     FreezeNode(Duration),
-    /// The request's node alone ends without a warning and starts again after so long.
+    /// Only the request's node is killed; it starts again after this time.
     RestartNode(Duration),
-    /// All partitions that the request's node leads are led by the next node from now on.
+    /// From now on the next node leads all partitions that the request's node leads.
     MoveLeaders,
-    /// All groups that the request's node coordinates are coordinated by the next node from now on.
+    /// From now on the next node coordinates all groups that the request's node coordinates.
     MoveCoordinators,
 }
 
-/// One entry of the plan: an action, and the requests at which it is due. Without more it is due once, at the next
-/// request of any kind of any client.
+/// One entry of the plan: an action and its requests. By default it is due once, at the next request of any kind from
+/// any client.
 #[derive(Clone, Debug)]
 pub struct Fault {
     action: Action,
@@ -136,7 +137,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// See the type.
+    /// Makes a fault that is due once, at any request.
     pub fn new(action: Action) -> Self {
         Self {
             action,
@@ -152,7 +153,7 @@ impl Fault {
         }
     }
 
-    /// Whether it concerns one topic or partition.
+    /// Whether the fault is bound to a topic or partition.
     fn is_bound(&self) -> bool {
         self.topic.is_some() || self.partition.is_some()
     }
@@ -178,7 +179,7 @@ impl Fault {
         self
     }
 
-    /// Only at requests that concern this partition, of any topic or of that of [`Self::of_topic`].
+    /// Only at requests that concern this partition, of any topic or of the topic of [`Self::of_topic`].
     #[must_use]
     pub fn of_partition(mut self, index: i32) -> Self {
         self.partition = Some(index);
@@ -192,21 +193,21 @@ impl Fault {
         self
     }
 
-    /// Lets so many of these requests pass first.
+    /// Lets this many of these requests pass first.
     #[must_use]
     pub fn after(mut self, requests: u32) -> Self {
         self.skip = requests;
         self
     }
 
-    /// At every n-th of these requests, so many times in all.
+    /// At every n-th of these requests, this many times in all.
     #[must_use]
     pub fn every(mut self, nth: u32, times: u32) -> Self {
         (self.every, self.times) = (nth.max(1), times);
         self
     }
 
-    /// At each of these requests with this probability, so many times in all.
+    /// At each of these requests with this probability, this many times in all.
     #[must_use]
     pub fn by_chance(mut self, probability: f64, times: u32) -> Self {
         (self.chance, self.times) = (probability, times);
@@ -214,11 +215,11 @@ impl Fault {
     }
 }
 
-/// A fault at one request.
+/// A fault that is due at one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Due {
     pub action: Action,
-    /// What the fault is bound to.
+    /// The topic and partition of the fault, if it is bound to any.
     pub topic: Option<String>,
     pub partition: Option<i32>,
 }
@@ -230,12 +231,12 @@ impl Due {
     }
 }
 
-/// How often a fault has bitten so far.
+/// Counts how often a fault took effect.
 #[derive(Clone, Debug)]
 pub struct Bites(Arc<AtomicU32>);
 
 impl Bites {
-    /// The number.
+    /// Returns the count.
     pub fn count(&self) -> u32 {
         self.0.load(Ordering::SeqCst)
     }
@@ -259,7 +260,7 @@ impl Faults {
         Self { armed: Mutex::new((Vec::new(), fastrand::Rng::with_seed(0))) }
     }
 
-    /// Draws from this seed from now on.
+    /// Uses this seed for later random choices.
     pub fn seed(&self, seed: u64) {
         self.armed.lock().1 = fastrand::Rng::with_seed(seed);
     }
@@ -276,8 +277,8 @@ impl Faults {
         self.armed.lock().0.clear();
     }
 
-    /// What is due at this request, in the order of the plan. `scope` is asked for what the request concerns, if some
-    /// fault wants to know.
+    /// Returns the faults that are due at this request, in the order of the plan. Calls `scope` only if a fault is
+    /// bound to a topic or partition.
     pub fn due(&self, api_key: i16, client: &str, node: i32, scope: impl FnOnce() -> Scope) -> Vec<Due> {
         let bound = self.armed.lock().0.iter().any(|entry| entry.fault.is_bound());
         let scope = if bound { scope() } else { Scope::default() };
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_due_where_it_was_asked_for() {
+    fn fault_is_due_only_at_its_requests() {
         let faults = Faults::new();
         let bites = faults.add(Fault::new(Action::CutBefore).at(Kind::Produce).of_client("gate").after(2));
         assert_eq!(turns(&faults, Kind::Fetch, "gateway", 3), [0; 0]);
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn chance_follows_its_seed() {
+    fn random_faults_follow_their_seed() {
         let draw = |seed| {
             let faults = Faults::new();
             faults.seed(seed);
@@ -342,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_found_by_their_keys() {
+    fn kinds_match_their_api_keys() {
         for kind in Kind::ALL {
             assert_eq!(Kind::of_api_key(kind.api_key()), Some(kind));
         }

@@ -1,8 +1,8 @@
-//! Fetch: what a group-less reader gets.
+//! Fetch: records for readers without a group.
 //!
-//! A `read_committed` reader gets records up to the last stable offset, and the list of transactions aborted among them
-//! (KIP-98). Each call answers with what is there now; waiting for more is [`core`](super::core)'s. Every answer is
-//! whole: there are no fetch sessions (KIP-227), which Kafka may refuse as well. Called by the dispatcher.
+//! A `read_committed` reader gets records up to the last stable offset, and the list of aborted transactions among them
+//! (KIP-98). Each call returns the records that exist now; [`core`](super::core) waits for more. Every response is
+//! complete: there are no fetch sessions (KIP-227), which Kafka may also refuse. Called by the dispatcher.
 
 use std::time::Instant;
 
@@ -17,32 +17,32 @@ use super::rights::{Operation, Resource};
 use super::state::{Caller, State};
 use kafka_share::ErrorCode;
 
-/// From this version on topics are named by their ids (KIP-516).
+/// From this version on, topics are named by their ids (KIP-516).
 const TOPIC_IDS: i16 = 13;
 
 /// Kafka's isolation level `read_committed`.
 pub(super) const READ_COMMITTED: i8 = 1;
 
-/// What was read of one partition.
+/// Records read from one partition.
 struct Read {
     records: Bytes,
     start: i64,
     end: i64,
     last_stable: i64,
-    /// For a `read_committed` reader.
+    /// Only for a `read_committed` reader.
     aborted: Option<Vec<AbortedTransaction>>,
 }
 
-/// What a fetch found.
+/// Result of a fetch.
 pub(super) struct Found {
     pub response: FetchResponse,
-    /// Bytes of records, and whether something must be told at once.
+    /// Bytes of records, and whether the response must not wait.
     pub bytes: usize,
     pub urgent: bool,
 }
 
 impl State {
-    /// Reads every partition that is asked for, as far as the limits go.
+    /// Reads every requested partition, up to the limits.
     pub fn fetch(&mut self, caller: &Caller, version: i16, request: &FetchRequest, now: Instant) -> Found {
         let cap = usize::try_from(self.settings.number("fetch.max.bytes")).unwrap_or(usize::MAX);
         let mut room = usize::try_from(request.max_bytes).unwrap_or(0).min(cap);
@@ -96,7 +96,7 @@ impl State {
             return Err(ErrorCode::OFFSET_OUT_OF_RANGE);
         }
         let limit = usize::try_from(wanted.partition_max_bytes).unwrap_or(0).min(room);
-        // The first records of an answer come whole, however large: a reader would not get past them otherwise (KIP-74).
+        // The first batch of a response comes whole, however large: otherwise a reader could not get past it (KIP-74).
         let readable = partition.readable(committed);
         let records = log.read(from, readable, limit, first);
         let aborted = log.aborted(from, readable).map(|aborted| {
@@ -109,7 +109,7 @@ impl State {
     }
 }
 
-/// Whether the caller knows another leader than there is (KIP-320).
+/// Returns the error for a caller that knows another leader epoch (KIP-320).
 pub(super) fn wrong_epoch(known: i32, epoch: i32) -> Option<ErrorCode> {
     match known {
         -1 => None,

@@ -1,6 +1,6 @@
-//! Who coordinates what, and insight into groups: FindCoordinator, ShareGroupDescribe, the offsets of a share group.
+//! Coordinators and descriptions of groups: FindCoordinator, ShareGroupDescribe, the offsets of a share group.
 //!
-//! Called by the dispatcher. Membership is [`share_group`](super::share_group).
+//! Called by the dispatcher. [`share_group`](super::share_group) handles membership.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -33,7 +33,7 @@ use super::share_partition::SharePartition;
 use super::state::{Caller, State};
 use kafka_share::ErrorCode;
 
-/// From this version on FindCoordinator asks for several at once (KIP-699).
+/// From this version on, FindCoordinator asks for several keys at once (KIP-699).
 const SEVERAL: i16 = 4;
 /// Key types of FindCoordinator: groups and transactions. Share state (2) is for brokers.
 const KEY_TYPES: std::ops::RangeInclusive<i8> = GROUP_KEY..=1;
@@ -135,7 +135,8 @@ impl State {
         members.collect()
     }
 
-    /// DescribeShareGroupOffsets: how far groups are; and, in the order of the partitions, how much they have left (KIP-1226).
+    /// DescribeShareGroupOffsets: the start offsets of groups; and, in the order of the partitions, their lags
+    /// (KIP-1226).
     pub fn describe_share_group_offsets(
         &mut self,
         caller: &Caller,
@@ -165,7 +166,7 @@ impl State {
     ) -> Result<Vec<DescribeShareGroupOffsetsResponseTopic>, ErrorCode> {
         self.check_right(caller, Operation::Describe, Resource::Group(wanted.group_id.as_str()))?;
         self.check_coordinator(wanted.group_id.as_str(), caller.node, now)?;
-        // A group that is not there has begun nothing.
+        // A group that does not exist has no offsets.
         let group = self.groups.get(wanted.group_id.as_str());
         let all = || {
             let keys = group.into_iter().flat_map(|group| group.partitions.keys());
@@ -210,7 +211,7 @@ impl State {
         Ok(answers.collect())
     }
 
-    /// AlterShareGroupOffsets: where a group without members goes on.
+    /// AlterShareGroupOffsets: sets where a group without members continues.
     pub fn alter_share_group_offsets(
         &mut self,
         caller: &Caller,

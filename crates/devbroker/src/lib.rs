@@ -1,48 +1,29 @@
-//! The embedded broker: Kafka's protocol and the semantics of its share groups, in memory, in this process.
+//! The embedded broker: Kafka's protocol and share groups, in memory, in this process.
 //!
-//! For trying the system out with nothing but cargo, and for tests, which can produce on demand what a real broker shows once a month
-//! ([`Fault`]). It keeps nothing on disk, has no security and no limits on who may connect, so it listens on the loopback only; it is no way to
-//! run anything that matters. The same tests run against it and against Apache Kafka.
+//! For tests, and for trying the system out without Kafka. [`Fault`] produces on demand the failures that a real broker
+//! rarely shows. It keeps nothing on disk, and has no security and no limits on clients, so it listens on the loopback
+//! only. It is not for production. The same tests run against it and against Apache Kafka.
 //!
 //! | module | noun |
 //! |---|---|
-//! | `server` | sockets, threads |
-//! | `core` | one request with its faults, waiting, time |
-//! | `dispatch`, `share_wire`, `refusals`, `throttle`, `damage` | bytes to requests, answers to bytes |
-//! | `faults`, `scope` | what shall go wrong, and at which requests |
-//! | `state` | everything it knows, behind one lock |
-//! | `rights` | which client may do what |
+//! | `server` | sockets and threads of one node |
+//! | `answer` | one request with its faults |
+//! | `core` | state, waits and the timer |
+//! | `asked`, `dispatch`, `share_wire`, `refusals`, `throttle`, `damage` | decoding requests, encoding responses |
+//! | `faults`, `scope` | injected faults, and the requests that they concern |
+//! | `state` | the whole state, behind one lock |
+//! | `rights` | denied rights of clients |
 //! | `produce`, `fetch`, `offsets`, `topics`, `configs`, `groups` | the requests about topics and groups |
 //! | `share_group`, `share_fetch`, `share_partition` | members, sessions, records of share groups (KIP-932) |
-//! | `nodes` | which nodes run, are fenced, lead, coordinate |
+//! | `nodes` | the nodes: running, fenced, leading, coordinating |
 //! | `log`, `batch`, `sequences` | a partition's records and its producers |
 //! | `transactions` | transactional ids and their epochs (KIP-98) |
 //! | `settings`, `options` | Kafka's settings, the program's options |
 //!
-//! What differs from Kafka 4.4, and from 4.2 and 4.3 when it poses as one of them:
-//! - All nodes share one memory: a replica never lags, a log never gets shorter, and a kill loses share state only as far as
-//!   `Settings::share_state_delay` says. Nodes are no processes: SIGKILL, SIGSTOP and a cut of the network are emulated, and the kernel goes on
-//!   accepting connections. Internal topics do not show; every node has the state of all groups, so no coordinator has to be waited for longer
-//!   than for its fencing.
-//! - No classic or consumer groups, no quotas, no TLS, no SASL; the requests for these, and all others that
-//!   ApiVersions does not list, close the connection. OffsetCommit and OffsetFetch do so, too, though it lists them. A fault throttles
-//!   ([`Action::Throttle`]).
-//! - Rights are denied by client id ([`Broker::deny`]), not by user, and no request changes them. A name of a resource is whole or `*`.
-//!   Transactional ids and AddPartitionsToTxn need none, and authorized operations are never told.
-//! - Fetch sessions are never opened (each answer is whole), and nothing is compacted: `cleanup.policy` is kept and told only.
-//! - Transactions have no time limit, hold no offsets of groups, and begin with AddPartitionsToTxn, never with a
-//!   Produce (KIP-890). EndTxn and InitProducerId write the markers before they answer; Kafka writes them later, and
-//!   answers 51 to requests that come before.
-//! - Levels of compression and `max.decompressed.message.bytes` are kept and told only. Kafka refuses zstd in Produce
-//!   before version 7 and in Fetch before version 10; this broker does not.
-//! - Retention drops batches, not segments. When memory is full, producing answers 56, as Kafka does when its disk fails; Kafka ends then.
-//! - The limit of record locks holds always; Kafka lets the rest of a batch through that its limit has cut.
-//! - A ShareFetch for a group that nobody has joined is answered -1 at once, not at the end of its wait.
-//! - When it poses as Kafka 4.2 or 4.3, its settings and the level of `share.version` are that version's; the rest is Kafka 4.4's.
-//! - An idle connection is closed within 50 ms after its time; Kafka takes up to 300 ms more, and closes them one after the other.
-//!
-//! Called by the binary `devbroker` and by tests.
+//! The README of this crate lists the differences from Kafka. Called by the binary `devbroker` and by tests.
 
+mod answer;
+mod asked;
 mod batch;
 mod configs;
 mod core;
@@ -92,15 +73,16 @@ use program::reserved_port::ReservedPort;
 use program::stop::Stop;
 use program::threads::{self, Thread};
 
-/// Orders that faults may give before one is carried out; more are dropped.
+/// Most orders of faults that wait; further orders are dropped.
 const ORDERS: usize = 64;
-/// How often the thread that carries out orders looks for its end.
+/// Longest interval at which the thread that carries out orders checks whether to end.
 const KEEP_PAUSE: Duration = Duration::from_millis(20);
-/// How long its own port may be in use when it comes back: a process that is just being started has copies of all sockets until it runs its program.
+/// How long a restarting node waits for its port: a process that is just starting has copies of all sockets until it
+/// executes its program.
 const PORT_WAIT: Duration = Duration::from_secs(1);
 const PORT_PAUSE: Duration = Duration::from_millis(5);
 
-/// A broker that runs, with its memory. Dropping it ends it.
+/// A running broker with its memory. Dropping it ends the broker.
 pub struct Broker {
     shared: Arc<Shared>,
     threads: Vec<Thread>,
@@ -110,18 +92,18 @@ pub struct Broker {
 struct Shared {
     core: Arc<Core>,
     addresses: Vec<SocketAddr>,
-    /// Of its nodes: held while they are down, so that each comes back where it was.
+    /// Ports of the nodes, held while nodes are down, so that each node returns to its address.
     _ports: Vec<ReservedPort>,
-    /// By node; `None` while it is down.
+    /// Servers by node; `None` while a node is down.
     servers: Mutex<Vec<Option<Server>>>,
-    /// Told when a thread dies: whoever runs the broker as a program ends then.
+    /// Triggered when a thread dies; the program then ends.
     died: Stop,
 }
 
-/// Why a broker does not start.
+/// Why a broker did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// An address that cannot be listened on.
+    /// The broker cannot listen on an address.
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// The address.
@@ -132,7 +114,7 @@ pub enum StartError {
 }
 
 impl Broker {
-    /// Starts one, empty.
+    /// Starts an empty broker.
     ///
     /// # Errors
     /// [`StartError`]
@@ -162,62 +144,63 @@ impl Broker {
         Ok(broker)
     }
 
-    /// Where the first node listens.
+    /// Address of the first node.
     pub fn address(&self) -> SocketAddr {
         self.shared.addresses[0]
     }
 
-    /// Where its nodes listen; node ids count from 1.
+    /// Addresses of the nodes; node ids count from 1.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.shared.addresses
     }
 
-    /// Becomes triggered when a thread of the broker has died.
+    /// Triggered when a thread of the broker has died.
     pub fn died(&self) -> &Stop {
         &self.shared.died
     }
 
-    /// All of its nodes at once.
+    /// All nodes together.
     pub fn nodes(&self) -> Nodes<'_> {
         self.shared.only(None)
     }
 
-    /// One of its nodes; ids count from 1.
+    /// One node; ids count from 1.
     pub fn node(&self, id: i32) -> Nodes<'_> {
         self.shared.only(Some(id))
     }
 
-    /// Adds to what shall go wrong.
+    /// Adds a fault to the plan.
     pub fn inject(&self, fault: Fault) -> Bites {
         self.shared.core.faults.add(fault)
     }
 
-    /// Nothing more shall go wrong.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.shared.core.faults.clear();
     }
 
-    /// Takes a right away from clients, until [`Self::allow_all`] or until the broker forgets what it knows ([`Action::Forget`]).
+    /// Denies a right to clients, until [`Self::allow_all`] or until the broker loses its memory ([`Action::Forget`]).
     pub fn deny(&self, denial: Denial) {
         self.shared.core.state.lock().rights.deny(denial);
     }
 
-    /// Gives every client every right back.
+    /// Removes all denials.
     pub fn allow_all(&self) {
         self.shared.core.state.lock().rights.allow_all();
     }
 
-    /// Draws what is left to chance from this seed from now on.
+    /// Uses this seed for later random choices of faults.
     pub fn seed(&self, seed: u64) {
         self.shared.core.faults.seed(seed);
     }
 
-    /// Makes another node the leader of a partition; `false` when there is no such partition, or the node does not serve.
+    /// Makes another node the leader of a partition; `false` if the partition does not exist, or the node does not
+    /// serve.
     pub fn move_leader(&self, topic: &str, partition: i32, node: i32) -> bool {
         self.shared.core.change(|state, now| state.move_leader(topic, partition, node, now))
     }
 
-    /// The node that leads a partition; `None` when there is no such partition or no leader.
+    /// Returns the node that leads a partition; `None` without such a partition or a leader.
     pub fn leader(&self, topic: &str, partition: i32) -> Option<i32> {
         let state = self.shared.core.state.lock();
         let partition = state.topics.get(topic)?.partitions.get(usize::try_from(partition).ok()?)?;
@@ -229,12 +212,12 @@ impl Broker {
         self.shared.core.state.lock().coordinators.insert(group.to_owned(), node);
     }
 
-    /// Whether a node that runs is fenced, or still reads its state after a restart.
+    /// Whether a running node is fenced, or still loads its state after a restart.
     pub fn is_loading(&self) -> bool {
         self.shared.core.state.lock().is_loading(Instant::now())
     }
 
-    /// Bytes of records that it keeps now.
+    /// Bytes of records stored now.
     pub fn bytes(&self) -> usize {
         self.shared.core.state.lock().bytes()
     }
@@ -244,21 +227,22 @@ impl Drop for Broker {
     fn drop(&mut self) {
         self.stop.trigger();
         for thread in self.threads.drain(..) {
-            // It logged whatever ended it.
+            // The thread has logged its own error.
             let _ = thread.join();
         }
         self.nodes().kill();
     }
 }
 
-/// Some nodes of a broker: what is done is done to each of them.
+/// Some nodes of a broker; each operation applies to each of them.
 pub struct Nodes<'a> {
     shared: &'a Shared,
     ids: Vec<i32>,
 }
 
 impl Nodes<'_> {
-    /// Ends them without a warning: connections break, ports are closed. What the cluster knows stays, but for share state that was not written.
+    /// Kills them: connections break, ports close. The cluster keeps its state, except share state that was not yet
+    /// written.
     pub fn kill(&self) {
         self.ids.iter().for_each(|id| self.shared.end(*id, true));
     }
@@ -271,17 +255,18 @@ impl Nodes<'_> {
     /// Starts them again after [`Self::kill`] or [`Self::stop`], on the same addresses.
     ///
     /// # Errors
-    /// Another socket listens on an address, and still does after a second.
+    /// Another socket still listens on an address after a second.
     pub fn revive(&self) -> Result<(), StartError> {
         self.ids.iter().try_for_each(|id| self.shared.revive(*id))
     }
 
-    /// SIGSTOP: from now on nothing is answered and no lock runs out; connections stay, and new ones are even accepted.
+    /// Freezes them as SIGSTOP does: they answer nothing and no lock expires. Connections stay, and new ones are even
+    /// accepted.
     pub fn freeze(&self) {
         self.silence(Condition::Frozen);
     }
 
-    /// Cuts the network off without a reset: nothing is answered, connections stay, and locks run out.
+    /// Cuts their network off without a reset: they answer nothing, connections stay, and locks expire.
     pub fn cut(&self) {
         self.silence(Condition::Cut);
     }
@@ -299,7 +284,7 @@ impl Nodes<'_> {
 }
 
 impl Shared {
-    /// This node, or all of them; none when there is no such node.
+    /// Returns this node, or all nodes; empty if the node does not exist.
     fn ids(&self, only: Option<i32>) -> Vec<i32> {
         (1..).zip(&self.addresses).map(|(id, _)| id).filter(|id| only.is_none_or(|only| only == *id)).collect()
     }
@@ -308,14 +293,14 @@ impl Shared {
         usize::try_from(id - 1).unwrap_or(usize::MAX)
     }
 
-    /// Starts a node's server on its address, at once or when a process that is just being started has closed its copy of the socket.
+    /// Starts a node's server on its address. Waits while a process that is just starting has a copy of the old socket.
     fn serve(&self, id: i32) -> Result<(), StartError> {
         let address = self.addresses[Self::slot(id)];
         let deadline = Instant::now() + PORT_WAIT;
         let listener = loop {
             match std::net::TcpListener::bind(address) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
-                    // A broker whose parts have died ends all the same when it is dropped.
+                    // A broker whose threads have died still ends when it is dropped.
                     let _ = self.died.sleep(PORT_PAUSE);
                 }
                 bound => break bound,
@@ -341,7 +326,7 @@ impl Shared {
         self.serve(id)
     }
 
-    /// Carries out what faults order, each at its time.
+    /// Carries out the orders of faults, each at its time.
     fn carry_out(&self, orders: &Receiver<Order>, stop: &Stop) -> Result<(), StartError> {
         let mut due: Vec<(Instant, Order)> = Vec::new();
         loop {
@@ -371,13 +356,13 @@ impl Shared {
         }
     }
 
-    /// This node, or all of them.
+    /// Selects this node, or all nodes.
     fn only(&self, node: Option<i32>) -> Nodes<'_> {
         Nodes { shared: self, ids: self.ids(node) }
     }
 }
 
-/// Takes each address, in one way or another.
+/// Calls `take` with each address.
 fn each<T>(addresses: &[SocketAddr], take: impl Fn(SocketAddr) -> io::Result<T>) -> Result<Vec<T>, StartError> {
     let taken = addresses
         .iter()
@@ -385,7 +370,7 @@ fn each<T>(addresses: &[SocketAddr], take: impl Fn(SocketAddr) -> io::Result<T>)
     taken.collect()
 }
 
-/// The addresses as clients are told: those it listens on, unless the setting `advertised.listeners` names another one for the first node.
+/// Returns the addresses that clients get: the listeners, except that `advertised.listeners` replaces the first node's.
 fn announced(settings: &Settings, addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let mut announced = addresses.to_vec();
     let other = settings.text("advertised.listeners").strip_prefix("PLAINTEXT://").and_then(|text| text.parse().ok());

@@ -1,7 +1,7 @@
-//! The log of one partition: batches in the order they came.
+//! The log of one partition: batches in order.
 //!
-//! Memory only. It knows offsets, sizes, times and where transactions are open or were aborted, no topics and no
-//! settings. Called by `produce`, `fetch`, `offsets`, `transactions`, `share_fetch`.
+//! Memory only. Knows offsets, sizes, times, and open and aborted transactions; knows no topics and no settings. Called
+//! by `produce`, `fetch`, `offsets`, `transactions`, `share_fetch`.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,29 +10,29 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::batch::Batch;
 use kafka_share::records;
 
-/// See the module documentation.
+/// Batches and transactions of one partition.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     batches: VecDeque<Batch>,
     start: i64,
     end: i64,
     bytes: usize,
-    /// Producers with an open transaction, each with the first offset of it.
+    /// Producers with an open transaction, each with its first offset.
     open: BTreeMap<i64, i64>,
     aborted: Vec<Aborted>,
 }
 
-/// A transaction that was aborted.
+/// An aborted transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Aborted {
     pub producer_id: i64,
     pub first: i64,
-    /// Where its marker stands.
+    /// Offset of its marker.
     pub last: i64,
 }
 
 impl Log {
-    /// The first offset that is kept.
+    /// The first offset in the log.
     pub fn start(&self) -> i64 {
         self.start
     }
@@ -71,23 +71,23 @@ impl Log {
         }
     }
 
-    /// Whether this producer has a transaction open here.
+    /// Whether this producer has an open transaction in this log.
     pub fn has_open(&self, producer_id: i64) -> bool {
         self.open.contains_key(&producer_id)
     }
 
-    /// The last stable offset: the first one of the oldest open transaction, but none before the start; the end when
-    /// none is open.
+    /// The last stable offset: the first offset of the oldest open transaction, or the end without any; never before
+    /// the start.
     pub fn last_stable(&self) -> i64 {
         self.open.values().copied().min().unwrap_or(self.end).max(self.start)
     }
 
-    /// The aborted transactions that reach `from` or beyond and begin before `until`.
+    /// The aborted transactions that end at `from` or later and begin before `until`.
     pub fn aborted(&self, from: i64, until: i64) -> impl Iterator<Item = &Aborted> {
         self.aborted.iter().filter(move |aborted| aborted.last >= from && aborted.first < until)
     }
 
-    /// First and last offset of each batch of an aborted transaction, of those that stand between `from` and `until`.
+    /// First and last offset of each batch of an aborted transaction between `from` and `until`.
     pub fn aborted_batches(&self, from: i64, until: i64) -> Vec<(i64, i64)> {
         if self.aborted(from, until).next().is_none() {
             return Vec::new();
@@ -101,8 +101,8 @@ impl Log {
         aborted.map(|batch| (batch.base_offset(), batch.last_offset())).collect()
     }
 
-    /// The batches from the one that holds `from` on and before `until`, at most `max_bytes`: the last one is cut
-    /// there, as Kafka does, but the first is whole if `first_is_whole`. Empty at the end.
+    /// Reads batches from the one that contains `from`, before `until`, at most `max_bytes`. The last one is cut there,
+    /// as in Kafka; the first is whole if `first_is_whole`. Empty at the end.
     pub fn read(&self, from: i64, until: i64, max_bytes: usize, first_is_whole: bool) -> Bytes {
         let mut index = self.index_of(from);
         let readable = |index| self.batches.get(index).filter(|batch: &&Batch| batch.base_offset() < until);
@@ -123,7 +123,7 @@ impl Log {
         read.freeze()
     }
 
-    /// Whole batches from the one that holds `first` to the one that holds `last`.
+    /// Reads whole batches from the one that contains `first` to the one that contains `last`.
     pub fn read_range(&self, first: i64, last: i64) -> Bytes {
         let found = self.batches.range(self.index_of(first)..).take_while(|batch| batch.base_offset() <= last);
         let mut read = BytesMut::new();
@@ -131,7 +131,8 @@ impl Log {
         read.freeze()
     }
 
-    /// The last offset of the whole batches that `max_bytes` have room for from `from` on, of the first batch at least; `None` at the end.
+    /// The last offset of the whole batches that fit into `max_bytes` from `from` on, at least one batch; `None` at the
+    /// end.
     pub fn last_within(&self, from: i64, max_bytes: usize) -> Option<i64> {
         let mut room = max_bytes;
         let mut last = None;
@@ -146,12 +147,12 @@ impl Log {
         last
     }
 
-    /// The last offset of the batch that holds `offset`; `offset` itself when none does.
+    /// The last offset of the batch that contains `offset`; `offset` itself without such a batch.
     pub fn end_of_batch(&self, offset: i64) -> i64 {
         self.batches.get(self.index_of(offset)).map_or(offset, Batch::last_offset)
     }
 
-    /// The largest time in the batch that holds `offset`; -1 when none does.
+    /// The largest time in the batch that contains `offset`; -1 without such a batch.
     pub fn time_of(&self, offset: i64) -> i64 {
         self.batches.get(self.index_of(offset)).map_or(-1, Batch::max_timestamp)
     }
@@ -160,19 +161,19 @@ impl Log {
         self.batches.partition_point(|batch| batch.last_offset() < offset)
     }
 
-    /// The first record of this time (milliseconds since 1970) or later: its offset and its time.
+    /// Offset and time of the first record at or after `time`, in milliseconds since 1970.
     pub fn first_since(&self, time: i64) -> Option<(i64, i64)> {
         let found = self.batches.iter().filter(|batch| batch.max_timestamp() >= time);
         found.flat_map(|batch| times(batch, self.start)).find(|(_, at)| *at >= time)
     }
 
-    /// The first record of the largest time.
+    /// Offset and time of the first record with the largest time.
     pub fn latest_time(&self) -> Option<(i64, i64)> {
         let latest = self.batches.iter().map(Batch::max_timestamp).max()?;
         self.first_since(latest)
     }
 
-    /// Drops what is before `offset`; only whole batches free memory.
+    /// Drops records before `offset`; memory is freed by whole batches.
     pub fn delete_before(&mut self, offset: i64) {
         self.start = offset.clamp(self.start, self.end);
         while self.batches.front().is_some_and(|batch| batch.last_offset() < self.start) {
@@ -201,7 +202,8 @@ impl Log {
     }
 }
 
-/// Offset and time of each record of a batch from `start` on; of a marker, what the header says.
+/// Offset and time of each record of a batch from `start` on. Markers, and batches with the broker's time, have one
+/// time for all records.
 fn times(batch: &Batch, start: i64) -> Vec<(i64, i64)> {
     if batch.has_broker_time() || batch.is_control() {
         return vec![(batch.base_offset().max(start), batch.max_timestamp())];
@@ -225,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_follow_each_other() {
+    fn appended_batches_get_consecutive_offsets() {
         let log = log(&[2, 1, 3]);
         assert_eq!((log.start(), log.end()), (0, 6));
         let read = records::decode(&log.read(2, 6, 10_000, true), 2);
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_is_cut_at_its_limit_but_for_the_first_batch() {
+    fn read_is_cut_at_its_limit_except_for_the_first_batch() {
         let log = log(&[2, 1, 3]);
         let whole = log.bytes();
         assert_eq!(log.read(0, 6, whole - 1, true).len(), whole - 1);
@@ -251,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_are_found_by_time() {
+    fn offsets_are_found_by_timestamp() {
         let log = log(&[2, 1, 3]);
         assert_eq!(log.first_since(0), Some((0, 1000)));
         assert_eq!(log.first_since(1001), Some((2, 2000)));
@@ -260,7 +262,7 @@ mod tests {
         assert_eq!(log.latest_time(), Some((3, 3000)));
     }
 
-    /// A batch of two records of this producer's transaction.
+    /// A batch of two records in this producer's transaction.
     fn transactional(producer_id: i64) -> Batch {
         let mut bytes = batch_of(2, producer_id, 0, 1000).to_vec();
         bytes[22] |= 1 << 4;
@@ -270,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_transaction_holds_the_stable_offset_and_an_aborted_one_is_known() {
+    fn open_transaction_holds_the_stable_offset_and_an_aborted_one_is_listed() {
         let mut log = log(&[1]);
         for producer_id in [7, 8] {
             log.append(&transactional(producer_id), 0, None);
@@ -281,7 +283,7 @@ mod tests {
         assert_eq!((log.last_stable(), log.end()), (3, 8));
         log.end_transaction(&Batch::marker(8, 0, true, 2000), 0, true);
         assert_eq!(log.last_stable(), 9);
-        // The same producer's next transaction, which is committed.
+        // The same producer's next transaction is committed.
         log.append(&transactional(7), 0, None);
         log.end_transaction(&Batch::marker(7, 0, true, 2000), 0, true);
         let aborted = Aborted { producer_id: 7, first: 1, last: 7 };
@@ -295,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn deleting_frees_whole_batches() {
+    fn deletion_frees_whole_batches() {
         let mut log = log(&[2, 1, 3]);
         let whole = log.bytes();
         log.delete_before(1);

@@ -1,4 +1,4 @@
-//! The embedded broker: a Kafka in memory, for trying the system out. Everything is in the library.
+//! The program `devbroker`: a Kafka in memory, for tests and for trying the system out. The library has all its code.
 
 use std::io::Write;
 

@@ -1,9 +1,8 @@
-//! The nodes of the cluster: which of them run, which the controller has fenced, and which node leads a partition or
-//! coordinates a group.
+//! The nodes of the cluster: whether each runs or is fenced, which partitions it leads, which groups it coordinates.
 //!
-//! All nodes share one memory, so a replica always has every record; a replica that is silent still holds up `acks=all`
-//! and the high watermark until it is fenced (KIP-631, KIP-966). The controller is no node: it counts as there while
-//! more than half of the nodes run. Called by [`core`](super::core) and by [`Broker`](super::Broker).
+//! All nodes share one memory, so every replica has every record. A silent replica still delays `acks=all` and the high
+//! watermark until it is fenced (KIP-631, KIP-966). The controller is no node: it works while more than half of the
+//! nodes run. Called by [`core`](super::core) and by [`Broker`](super::Broker).
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,44 +11,44 @@ use super::share_partition::Loss;
 use super::state::{Partition, State};
 use kafka_share::ErrorCode;
 
-/// After a thaw requests that wait in sockets come first, then locks run out, as seen with Kafka.
+/// After a thaw, requests waiting in sockets are handled before locks expire, as observed with Kafka.
 const THAW_GRACE: Duration = Duration::from_millis(200);
-/// A partition without a leader, in Metadata.
+/// Metadata's leader for a partition without a leader.
 pub(super) const NO_LEADER: i32 = -1;
 
-/// What a node does.
+/// Condition of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
-    /// It serves.
+    /// It works and answers.
     Running,
-    /// SIGSTOP: it does nothing, and no lock of its partitions runs out.
+    /// SIGSTOP: it does nothing, and no lock of its partitions expires.
     Frozen,
-    /// Its network drops everything: it runs and receives nothing, and locks of its partitions run out.
+    /// Its network drops everything: it works, receives nothing, and locks of its partitions expire.
     Cut,
     /// Its process has ended.
     Down,
 }
 
-/// A node; its id is its place, from 1 on.
+/// A node; ids count from 1 in the order of the list.
 #[derive(Debug)]
 pub(super) struct Node {
-    /// Where clients are told to find it.
+    /// The address that clients get.
     pub address: SocketAddr,
     pub condition: Condition,
-    /// The controller has heard nothing of it since then.
+    /// Since when the controller has not heard from it.
     silent_since: Option<Instant>,
-    /// It leads and coordinates nothing, and Metadata does not name it.
+    /// It leads and coordinates nothing, and Metadata omits it.
     pub fenced: bool,
     /// It stays fenced until then, although it runs.
     fenced_until: Option<Instant>,
-    /// As a coordinator it reads its state until then.
+    /// As a coordinator it loads its state until then.
     loading_until: Option<Instant>,
-    /// No lock of its partitions runs out before then.
+    /// No lock of its partitions expires before then.
     grace_until: Option<Instant>,
 }
 
 impl Node {
-    /// One that runs.
+    /// Makes a running node.
     pub fn new(address: SocketAddr) -> Self {
         Self {
             address,
@@ -62,7 +61,7 @@ impl Node {
         }
     }
 
-    /// Whether time passes for what it leads.
+    /// Whether time passes for the partitions it leads.
     fn keeps_time(&self, now: Instant) -> bool {
         matches!(self.condition, Condition::Running | Condition::Cut)
             && self.grace_until.is_none_or(|until| until <= now)
@@ -70,7 +69,7 @@ impl Node {
 }
 
 impl State {
-    /// The node with this id.
+    /// The node with this id, if it exists.
     pub fn node(&self, id: i32) -> Option<&Node> {
         self.nodes.get(usize::try_from(id - 1).ok()?)
     }
@@ -89,12 +88,12 @@ impl State {
         (1..).zip(&self.nodes).filter(|(_, node)| !node.fenced).map(|(id, node)| (id, node.address))
     }
 
-    /// What a node does; a node that does not exist is down.
+    /// The condition of a node; a node that does not exist is down.
     pub fn condition(&self, id: i32) -> Condition {
         self.node(id).map_or(Condition::Down, |node| node.condition)
     }
 
-    /// Whether time passes for what this node leads or coordinates.
+    /// Whether time passes for the partitions and groups of this node.
     pub fn keeps_time(&self, id: i32, now: Instant) -> bool {
         self.node(id).is_some_and(|node| node.keeps_time(now))
     }
@@ -121,8 +120,8 @@ impl State {
         self.replicate();
     }
 
-    /// Ends a node's process. A kill loses sessions, locks and the share state that was not written yet. A stop
-    /// releases what its sessions hold and moves its leaders first (KIP-966's controlled shutdown).
+    /// Ends a node's process. A kill loses sessions, locks and unwritten share state. A stop first releases the records
+    /// of its sessions and moves its leaders (KIP-966's controlled shutdown).
     pub fn end_node(&mut self, id: i32, kill: bool, now: Instant) {
         if self.condition(id) == Condition::Down {
             return;
@@ -143,13 +142,13 @@ impl State {
         }
     }
 
-    /// Starts a node's process again: it is fenced for a while, then leads what nothing else leads, and reads its
-    /// state.
+    /// Starts a node's process again: it is fenced for a while, then leads partitions without another leader, and loads
+    /// its state.
     pub fn begin_node(&mut self, id: i32, now: Instant) {
         if self.condition(id) != Condition::Down {
             return;
         }
-        // The controller sees another incarnation of it.
+        // The controller sees a new incarnation of the node.
         self.fence(id, now);
         let until = now + self.settings.fenced;
         let loading = until + self.settings.loading;
@@ -162,8 +161,8 @@ impl State {
         self.replicate();
     }
 
-    /// What the controller does from time to time: fences nodes that are silent for `broker.session.timeout.ms`, and
-    /// unfences those that came back. Returns whether anything changed.
+    /// Does the controller's periodic work: fences nodes that are silent for `broker.session.timeout.ms`, and unfences
+    /// nodes that returned. Returns whether anything changed.
     pub fn control(&mut self, now: Instant) -> bool {
         let timeout = self.settings.duration("broker.session.timeout.ms");
         let running = self.nodes.iter().filter(|node| node.condition == Condition::Running).count();
@@ -198,7 +197,7 @@ impl State {
             node.fenced = true;
         }
         for partition in self.topics.values_mut().flat_map(|topic| &mut topic.partitions) {
-            // The last one stays: only it has everything.
+            // The last in-sync replica stays: only it has every record.
             if partition.in_sync.len() > 1 {
                 partition.in_sync.retain(|replica| *replica != id);
             }
@@ -215,7 +214,7 @@ impl State {
         self.each_led_by(NO_LEADER, |state, key| state.elect(key, now));
         let living: Vec<i32> = self.living_nodes().map(|(id, _)| id).collect();
         let partitions = self.topics.values_mut().flat_map(|topic| &mut topic.partitions);
-        // Without a leader nothing can be copied: a replica that was not in sync stays out of sync.
+        // Nothing can be copied without a leader, so a replica that was not in sync stays out of sync.
         for partition in partitions.filter(|partition| partition.leader != NO_LEADER) {
             let behind = partition.replicas.iter().filter(|id| living.contains(id) && !partition.in_sync.contains(id));
             let behind: Vec<i32> = behind.copied().collect();
@@ -260,8 +259,7 @@ impl State {
         self.lead((topic, index), leader, now);
     }
 
-    /// Makes a node the leader of a partition. Locks are gone then, and with them deliveries that were not written
-    /// (measured on Kafka 4.4).
+    /// Makes a node the leader of a partition. Locks and unwritten deliveries are lost (measured on Kafka 4.4).
     fn lead(&mut self, (topic, index): (&str, i32), leader: i32, now: Instant) {
         let ready_at = now + self.settings.loading;
         let Some(partition) = self.partition_mut(topic, index).filter(|partition| partition.leader != leader) else {
@@ -280,8 +278,8 @@ impl State {
         }
     }
 
-    /// Makes another node the leader of a partition, and its only replica where it was none; `false` when there is no
-    /// such partition or the node does not serve.
+    /// Makes another node the leader of a partition, and its only replica if it was no replica. `false` if the
+    /// partition does not exist or the node does not serve.
     pub fn move_leader(&mut self, topic: &str, index: i32, node: i32, now: Instant) -> bool {
         let serves = self.node(node).is_some_and(|node| node.condition == Condition::Running && !node.fenced);
         let Some(partition) = self.partition_mut(topic, index).filter(|_| serves) else { return false };
@@ -292,7 +290,7 @@ impl State {
         true
     }
 
-    /// Moves all that a node leads to the next node.
+    /// Moves all partitions that a node leads to the next node.
     pub fn move_leaders(&mut self, from: i32, now: Instant) {
         let to = self.next_node(from);
         self.each_led_by(from, |state, (topic, index)| {
@@ -308,27 +306,27 @@ impl State {
         }
     }
 
-    /// The next node that serves; the node itself when no other does.
+    /// The next serving node, or the node itself without another.
     fn next_node(&self, node: i32) -> i32 {
         let serves = |id: &i32| self.node(*id).is_some_and(|node| node.condition == Condition::Running && !node.fenced);
         let in_turn = self.node_ids().filter(|id| *id > node).chain(self.node_ids());
         in_turn.into_iter().find(serves).unwrap_or(node)
     }
 
-    /// Whether a node is silent and not fenced yet. All nodes have the share state, which is written as with
+    /// Whether a node is silent and not yet fenced. All nodes have the share state, which is written as with
     /// `acks=all`.
     pub fn is_share_state_held_up(&self) -> bool {
         self.nodes.iter().any(|node| node.silent_since.is_some() && !node.fenced)
     }
 
-    /// Whether an in-sync replica of the partition is silent: then `acks=all` waits, and the high watermark stands.
+    /// Whether an in-sync replica of the partition is silent: `acks=all` and the high watermark then wait.
     pub fn is_held_up(&self, partition: &Partition) -> bool {
         let silent =
             |id: &i32| *id != partition.leader && self.node(*id).is_some_and(|node| node.silent_since.is_some());
         partition.in_sync.iter().any(silent)
     }
 
-    /// Moves high watermarks to the ends of the logs, where all replicas in sync are there.
+    /// Moves each high watermark to the end of its log, if no in-sync replica is silent.
     pub fn replicate(&mut self) {
         let mut topics = std::mem::take(&mut self.topics);
         for partition in topics.values_mut().flat_map(|topic| &mut topic.partitions) {
@@ -339,8 +337,7 @@ impl State {
         self.topics = topics;
     }
 
-    /// The node that coordinates a group, a producer's transactions or anything else with a name; `None` while all
-    /// nodes are fenced.
+    /// The node that coordinates a group, a transactional id or any other name; `None` while all nodes are fenced.
     pub fn coordinator(&self, name: &str) -> Option<i32> {
         let first = self.coordinators.get(name).map(|id| id - 1);
         let first = first.unwrap_or_else(|| i32::try_from(crc32c::crc32c(name.as_bytes()) >> 1).unwrap_or(0));
@@ -349,7 +346,7 @@ impl State {
         in_turn.into_iter().find(|id| self.node(*id).is_some_and(|node| !node.fenced))
     }
 
-    /// Whether this node may answer for the group now.
+    /// Checks that this node may answer for the group now.
     ///
     /// # Errors
     /// [`ErrorCode::NOT_COORDINATOR`], or [`ErrorCode::COORDINATOR_LOAD_IN_PROGRESS`].
@@ -361,7 +358,7 @@ impl State {
         if loads { Err(ErrorCode::COORDINATOR_LOAD_IN_PROGRESS) } else { Ok(()) }
     }
 
-    /// Whether a node is fenced or reads its state although it runs.
+    /// Whether a running node is fenced or loads its state.
     pub fn is_loading(&self, now: Instant) -> bool {
         let loads = |node: &Node| node.fenced || node.loading_until.is_some_and(|until| now < until);
         self.nodes.iter().any(|node| node.condition == Condition::Running && loads(node))

@@ -18,7 +18,7 @@ use kafka_share::ErrorCode;
 
 /// The replica id of clients; a debugging consumer has -2.
 const CONSUMER: BrokerId = BrokerId(-1);
-/// Times that are none (Kafka's `ListOffsetsRequest`).
+/// Timestamps with a special meaning (Kafka's `ListOffsetsRequest`).
 const LATEST: i64 = -1;
 const EARLIEST: i64 = -2;
 const MAX_TIME: i64 = -3;
@@ -26,7 +26,7 @@ const EARLIEST_LOCAL: i64 = -4;
 const LATEST_TIERED: i64 = -5;
 
 impl State {
-    /// Offsets by time.
+    /// ListOffsets.
     pub fn list_offsets(
         &mut self,
         caller: &Caller,
@@ -41,7 +41,7 @@ impl State {
                 let reader = if request.replica_id == CONSUMER { Some(committed) } else { None };
                 match self.offset_at(caller, (topic.name.as_str(), reader), wanted, now) {
                     Ok((offset, time, epoch)) => {
-                        // Versions before 4 have no place for it.
+                        // Versions before 4 have no field for the epoch.
                         let epoch = if version < 4 { -1 } else { epoch };
                         answer.with_offset(offset).with_timestamp(time).with_leader_epoch(epoch)
                     }
@@ -56,8 +56,8 @@ impl State {
         ListOffsetsResponse::default().with_topics(topics.collect())
     }
 
-    /// Offset, time and leader epoch; -1 where there is none. For `read_committed` readers the log ends at its last
-    /// stable offset, for other clients at the high watermark, and for all others (`None`) where it ends.
+    /// Offset, time and leader epoch; -1 for a missing value. For `read_committed` readers the log ends at the last
+    /// stable offset, for other clients at the high watermark. Other readers (`None`) get its real end.
     fn offset_at(
         &mut self,
         caller: &Caller,
@@ -82,7 +82,7 @@ impl State {
         Ok(found.map_or((-1, -1, -1), |(offset, time)| (offset, time, epoch)))
     }
 
-    /// Moves the starts of logs.
+    /// DeleteRecords: moves the starts of logs.
     pub fn delete_records(
         &mut self,
         caller: &Caller,

@@ -1,4 +1,4 @@
-//! The program `devbroker`: its options, and one broker until a signal.
+//! The program `devbroker`: reads its options and runs one broker until a signal.
 //!
 //! Called by the binary.
 
@@ -17,10 +17,10 @@ use program::options::{ConfigError, Environment, Parsed};
 use program::options::{Faults, parse_with, run_or_exit};
 use program::signals::Signals;
 
-/// What the program was asked to do.
+/// Configuration of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DevbrokerConfig {
-    /// How the broker is started.
+    /// Settings of the broker.
     pub settings: Settings,
     /// `LOG_LEVEL`
     pub log_level: LevelFilter,
@@ -61,13 +61,13 @@ Example:
   devbroker --addr 127.0.0.1:9092";
 
 impl DevbrokerConfig {
-    /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2 after all faults
-    /// were printed to stderr.
+    /// Reads the configuration of this process. Ends the process with 0 after `--help` and `--version`, and with 2
+    /// after it has printed all faults to stderr.
     pub fn from_args() -> Self {
         run_or_exit(Self::parse(std::env::args_os(), &Environment::of_process()))
     }
 
-    /// Reads a command line, the first of whose arguments is the program, and an environment.
+    /// Reads a command line, which begins with the program's name, and an environment.
     pub fn parse(
         args: impl IntoIterator<Item = OsString>,
         environment: &Environment,
@@ -104,7 +104,8 @@ impl DevbrokerConfig {
 
 /// Runs a broker until a signal.
 ///
-/// Exit codes: [`ExitCode::Drained`] after a signal; [`ExitCode::Fatal`] when it cannot listen, or a thread of it died.
+/// Exit codes: [`ExitCode::Drained`] after a signal; [`ExitCode::Fatal`] if it cannot listen, or one of its threads
+/// died.
 pub fn run(config: DevbrokerConfig, signals: &Signals) -> ExitCode {
     logging::init(config.log_level);
     let mebibytes = config.settings.memory_limit >> 20;

@@ -1,4 +1,4 @@
-//! Produce: batches into the logs.
+//! Produce: appends batches to the logs.
 //!
 //! Called by the dispatcher.
 
@@ -15,9 +15,9 @@ use super::rights::{Operation, Resource};
 use super::state::{Caller, State};
 use kafka_share::ErrorCode;
 
-/// From this version on topics are named by their ids (KIP-516).
+/// From this version on, topics are named by their ids (KIP-516).
 const TOPIC_IDS: i16 = 13;
-/// `acks=all`: all replicas in sync have it before the answer.
+/// `acks=all`: all in-sync replicas have the batch before the response.
 pub(super) const ALL: i16 = -1;
 
 impl State {
@@ -58,7 +58,7 @@ impl State {
         Ok(topic.name.as_str().to_owned())
     }
 
-    /// The offset and, where the broker's time counts, the time of the batch.
+    /// Appends a batch. Returns its offset, and its time if the broker's time applies.
     fn append(
         &mut self,
         caller: &Caller,
@@ -107,7 +107,7 @@ impl State {
         Ok((offset, stamp.unwrap_or(-1)))
     }
 
-    /// Whether the partition takes records now: its leader is asked, and replicas enough are in sync.
+    /// Checks that this node leads the partition and that enough replicas are in sync.
     fn check_in_sync(
         &mut self,
         topic: &str,
@@ -121,7 +121,7 @@ impl State {
         if acks == ALL && in_sync < least { Err(ErrorCode::NOT_ENOUGH_REPLICAS) } else { Ok(()) }
     }
 
-    /// Partitions of the request of which a silent replica in sync does not have everything yet.
+    /// Whether a silent in-sync replica lacks records of this partition.
     pub fn is_unreplicated(&self, topic: &str, index: i32) -> bool {
         let partitions = self.topics.get(topic).map(|topic| &topic.partitions);
         let partition = partitions.zip(usize::try_from(index).ok()).and_then(|(all, index)| all.get(index));
@@ -132,7 +132,7 @@ impl State {
         let (before, after) = ("message.timestamp.before.max.ms", "message.timestamp.after.max.ms");
         let oldest = now_ms.saturating_sub(self.topic_number(topic, before));
         let newest = now_ms.saturating_add(self.topic_number(topic, after));
-        // -1 is "no time", which has no limits.
+        // -1 means no time, which has no limits.
         if time != -1 && !(oldest..=newest).contains(&time) { Err(ErrorCode::INVALID_TIMESTAMP) } else { Ok(()) }
     }
 
@@ -163,7 +163,7 @@ fn check_acks(acks: i16) -> Result<(), ErrorCode> {
     if (-1..=1).contains(&acks) { Ok(()) } else { Err(ErrorCode::INVALID_REQUIRED_ACKS) }
 }
 
-/// A topic's name as the codec has it.
+/// A topic's name in the codec's type.
 pub(super) fn topic_name(name: &str) -> TopicName {
     TopicName(StrBytes::from_string(name.to_owned()))
 }
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_store_takes_nothing_until_there_is_room() {
+    fn full_memory_refuses_records_until_there_is_room() {
         let batch = batch_of(1, -1, -1, 0);
         let mut settings = Settings::new(Vec::new());
         settings.memory_limit = batch.len() * 2;

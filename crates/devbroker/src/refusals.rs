@@ -1,6 +1,6 @@
-//! Answers that say nothing but an error code, for faults that are injected.
+//! Responses with nothing but an error code, for injected faults.
 //!
-//! Where an answer has a code for each partition, topic or group, each of them has it. Called by [`core`](super::core).
+//! In responses with a code per partition, topic or group, each gets this code. Called by [`core`](super::core).
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::create_topics_response::CreatableTopicResult;
@@ -21,7 +21,7 @@ use super::faults::Kind;
 use super::share_wire;
 use kafka_share::ErrorCode;
 
-/// The body of the answer to this request; `None` when the request cannot be read.
+/// Returns the body of the response; `None` if the request cannot be decoded.
 pub(super) fn body(kind: Kind, version: i16, mut request: Bytes, code: ErrorCode) -> Option<BytesMut> {
     let mut body = BytesMut::new();
     let (request, version) = (&mut request, version);
@@ -112,7 +112,7 @@ fn create_topics(request: &CreateTopicsRequest, code: ErrorCode) -> CreateTopics
 }
 
 fn find_coordinator(version: i16, request: &FindCoordinatorRequest, code: ErrorCode) -> FindCoordinatorResponse {
-    // Up to version 3 one is asked for, and there is no list.
+    // Versions up to 3 ask for one key, and their response has no list.
     if version < 4 {
         return FindCoordinatorResponse::default().with_error_code(code.0).with_port(-1);
     }
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_can_be_written_in_either_form() {
+    fn refusal_of_find_coordinator_is_encodable_in_both_forms() {
         let key = StrBytes::from_static_str("group");
         let one = FindCoordinatorRequest::default().with_key(key.clone());
         let several = FindCoordinatorRequest::default().with_coordinator_keys(vec![key]);

@@ -1,28 +1,29 @@
-//! Rights: which client may do what to topics, groups and the cluster, as Kafka's `StandardAuthorizer` decides it.
+//! Rights of clients to topics, groups and the cluster, as Kafka's `StandardAuthorizer` decides them.
 //!
-//! A list of denials; everything else is allowed. Each request calls [`State::check_right`] where it knows the name of the topic or
-//! the group. Kafka denies users; the embedded broker has none, and denies client ids. Called by the requests, and by tests through
-//! [`Broker`](super::Broker).
+//! A list of denials; everything else is allowed. Each request calls [`State::check_right`] as soon as it knows the
+//! topic or group. Kafka denies users; the embedded broker has none, and denies client ids. Called by the requests, and
+//! by tests through [`Broker`](super::Broker).
 
 use uuid::Uuid;
 
 use super::state::{Caller, State};
 use kafka_share::ErrorCode;
 
-/// What a request does to a resource. Its number is that of Kafka's `AclOperation`.
+/// An operation on a resource. Its number is that of Kafka's `AclOperation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// Fetch of a topic; ShareFetch, ShareAcknowledge and ShareGroupHeartbeat of a group.
     Read = 3,
     /// Produce
     Write = 4,
-    /// CreateTopics; Metadata that creates. The right to the cluster is enough.
+    /// CreateTopics; Metadata that creates topics. The right to the cluster is enough.
     Create = 5,
     /// DeleteTopics, for which the right to the cluster is enough; DeleteRecords; DeleteGroups.
     Delete = 6,
     /// CreatePartitions
     Alter = 7,
-    /// Metadata and ListOffsets of a topic; FindCoordinator and ShareGroupDescribe of a group. Heartbeats need it of their topics.
+    /// Metadata and ListOffsets of a topic; FindCoordinator and ShareGroupDescribe of a group; the topics of
+    /// heartbeats.
     Describe = 8,
     /// DescribeConfigs
     DescribeConfigs = 10,
@@ -32,7 +33,7 @@ pub enum Operation {
     IdempotentWrite = 12,
 }
 
-/// What a right is about.
+/// The resource of a right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource<'a> {
     /// A topic by name; `*` is every topic.
@@ -44,7 +45,7 @@ pub enum Resource<'a> {
 }
 
 impl<'a> Resource<'a> {
-    /// The type and the name that an ACL of Kafka has for it.
+    /// The type and name of the resource in a Kafka ACL.
     pub fn type_and_name(self) -> (i8, &'a str) {
         match self {
             Self::Topic(name) => (2, name),
@@ -63,8 +64,8 @@ impl<'a> Resource<'a> {
     }
 }
 
-/// One operation on one resource that is not allowed. It implies no other one, as with an ACL of Kafka that denies: a client without
-/// Describe may still read.
+/// One denied operation on one resource. It denies no other operation, as with a Kafka ACL: a client without Describe
+/// may still read.
 #[derive(Clone, Debug)]
 pub struct Denial {
     operation: Operation,
@@ -73,7 +74,7 @@ pub struct Denial {
 }
 
 impl Denial {
-    /// For every client.
+    /// Denies the operation to every client.
     pub fn new(operation: Operation, resource: Resource) -> Self {
         let (kind, name) = resource.type_and_name();
         Self { operation, resource: (kind, name.to_owned()), client: None }
@@ -92,12 +93,12 @@ impl Denial {
 pub(super) struct Rights(Vec<Denial>);
 
 impl Rights {
-    /// Takes a right away.
+    /// Adds a denial.
     pub fn deny(&mut self, denial: Denial) {
         self.0.push(denial);
     }
 
-    /// Gives every right back.
+    /// Removes all denials.
     pub fn allow_all(&mut self) {
         self.0.clear();
     }
@@ -114,12 +115,12 @@ impl Rights {
 }
 
 impl State {
-    /// Whether the caller may do this.
+    /// Whether the caller has this right.
     pub fn may(&self, caller: &Caller, operation: Operation, resource: Resource) -> bool {
         self.rights.allow(caller.client, operation, resource)
     }
 
-    /// Whether the caller may do this.
+    /// Checks that the caller has this right.
     ///
     /// # Errors
     /// [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`], [`ErrorCode::GROUP_AUTHORIZATION_FAILED`] or
@@ -128,7 +129,7 @@ impl State {
         if self.may(caller, operation, resource) { Ok(()) } else { Err(resource.code()) }
     }
 
-    /// Whether the caller may create or delete a topic: the right to the cluster or to the topic is enough.
+    /// Checks that the caller may create or delete a topic: the right to the cluster or to the topic is enough.
     ///
     /// # Errors
     /// [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`]
@@ -139,19 +140,20 @@ impl State {
         self.check_right(caller, operation, Resource::Topic(topic))
     }
 
-    /// Whether the caller may be an idempotent producer: IdempotentWrite on the cluster or Write on any topic is enough.
+    /// Checks that the caller may be an idempotent producer: IdempotentWrite on the cluster or Write on any topic is
+    /// enough.
     ///
     /// # Errors
     /// [`ErrorCode::CLUSTER_AUTHORIZATION_FAILED`]
     pub fn check_idempotent(&self, caller: &Caller) -> Result<(), ErrorCode> {
-        // The denial of Write on `*` is the only one that leaves no topic.
+        // Only a denial of Write on `*` leaves no writable topic.
         if self.may(caller, Operation::Write, Resource::Topic("*")) {
             return Ok(());
         }
         self.check_right(caller, Operation::IdempotentWrite, Resource::Cluster)
     }
 
-    /// The name of a topic that the caller may read.
+    /// Returns the name of a topic that the caller may read.
     ///
     /// # Errors
     /// [`ErrorCode::UNKNOWN_TOPIC_ID`], or [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`].

@@ -1,6 +1,6 @@
-//! Which topics and partitions a request concerns, for faults that are bound to them.
+//! Finds the topics and partitions that a request concerns, for faults bound to them.
 //!
-//! Reads requests, and changes nothing. Called by [`core`](super::core) while such a fault is armed.
+//! Decodes requests and changes nothing. Called by [`core`](super::core) while such a fault is in the plan.
 
 use kafka_protocol::messages::{
     ApiKey, CreateTopicsRequest, FetchRequest, ListOffsetsRequest, MetadataRequest, ProduceRequest,
@@ -8,11 +8,12 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::Decodable;
 use uuid::Uuid;
 
-use super::dispatch::Asked;
+use super::asked::Asked;
 use super::share_wire;
 use super::state::{Caller, State};
 
-/// Topics, each with a partition; without one the request concerns the topic as a whole, and so each partition of it.
+/// Topics, each with a partition. Without a partition the request concerns the whole topic, and so each of its
+/// partitions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Scope(Vec<(String, Option<i32>)>);
 
@@ -26,7 +27,7 @@ impl Scope {
 }
 
 impl State {
-    /// What a request concerns; nothing where it cannot be read or has no topics.
+    /// Returns the scope of a request; empty if the request cannot be decoded or names no topics.
     pub fn scope(&self, caller: &Caller, asked: &Asked) -> Scope {
         Scope(self.concerned(caller, asked).unwrap_or_default())
     }
@@ -73,7 +74,7 @@ impl State {
             }
             ApiKey::CreateTopics => {
                 let request = CreateTopicsRequest::decode(&mut body, version).ok()?;
-                // It concerns no partition.
+                // The request concerns no partition.
                 request.topics.iter().map(|topic| (topic.name.as_str().to_owned(), Some(-1))).collect()
             }
             ApiKey::ShareFetch => {

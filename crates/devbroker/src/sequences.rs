@@ -1,4 +1,4 @@
-//! What a partition remembers of its idempotent producers (KIP-98): a batch sent again is known again, a gap is refused.
+//! The partition's memory of its idempotent producers (KIP-98): recognises a resent batch and refuses a gap.
 //!
 //! Called by `produce`.
 
@@ -7,10 +7,10 @@ use std::collections::{HashMap, VecDeque};
 use super::batch::{Mark, sequence_after};
 use kafka_share::ErrorCode;
 
-/// Batches of each producer that are known again, as in Kafka's `ProducerStateEntry`.
+/// Recognised batches of each producer, as in Kafka's `ProducerStateEntry`.
 const REMEMBERED: usize = 5;
 
-/// See the module documentation.
+/// Idempotent producers of one partition.
 #[derive(Debug, Default)]
 pub(super) struct Sequences(HashMap<i64, Producer>);
 
@@ -22,12 +22,12 @@ struct Producer {
 }
 
 impl Sequences {
-    /// Whether the batch may be appended now; `Some`: it is in the log already, at this offset.
+    /// Checks whether the batch may be appended. `Some`: the log has it already, at this offset.
     ///
     /// # Errors
     /// [`ErrorCode::INVALID_PRODUCER_EPOCH`], [`ErrorCode::OUT_OF_ORDER_SEQUENCE_NUMBER`].
     pub fn check(&self, mark: Mark) -> Result<Option<i64>, ErrorCode> {
-        // Of a producer nothing is known of, any sequence is taken: its state may have gone with its records.
+        // For an unknown producer any sequence is accepted: its state may have gone with its records.
         let Some(producer) = self.0.get(&mark.producer_id) else { return Ok(None) };
         if mark.epoch < producer.epoch {
             return Err(ErrorCode::INVALID_PRODUCER_EPOCH);
@@ -47,7 +47,7 @@ impl Sequences {
         }
     }
 
-    /// Remembers a batch that was appended at `offset`.
+    /// Records a batch that was appended at `offset`.
     pub fn remember(&mut self, mark: Mark, offset: i64) {
         let producer = self.0.entry(mark.producer_id);
         let producer = producer.or_insert_with(|| Producer { epoch: mark.epoch, batches: VecDeque::new() });
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_known_again_and_a_gap_is_not_taken() {
+    fn resent_batch_is_recognised_and_gap_is_refused() {
         let mut sequences = Sequences::default();
         for number in 0..6 {
             let mark = mark(0, number * 2, number * 2 + 1);
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_epoch_begins_at_zero_and_ends_the_old_one() {
+    fn new_epoch_begins_at_zero_and_ends_the_old_one() {
         let mut sequences = Sequences::default();
         sequences.remember(mark(1, 7, 7), 0);
         assert_eq!(sequences.check(mark(0, 8, 8)), Err(ErrorCode::INVALID_PRODUCER_EPOCH));

@@ -1,6 +1,6 @@
-//! Sockets and threads of one node: its listener, and a thread for each connection.
+//! Sockets and threads of one node: its listener, and one thread per connection.
 //!
-//! One [`Server`] is one process lifetime of a node: what the cluster knows is in the [`Core`], which outlives it.
+//! A [`Server`] exists for one process lifetime of a node; the cluster's state is in the [`Core`], which outlives it.
 //! Called by [`Broker`](super::Broker).
 
 use std::collections::HashMap;
@@ -13,17 +13,18 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use socket2::SockRef;
 
-use super::core::{Core, Reply};
+use super::answer::Reply;
+use super::core::Core;
 use super::nodes::Condition;
 use super::state::Caller;
 use program::reserved_port::ReservedPort;
 use program::stop::Stop;
 use program::threads::{self, Thread};
 
-/// Connections at once; more are closed at once.
+/// Most connections at the same time; further ones are closed at once.
 const MOST_CONNECTIONS: usize = 2000;
 
-/// See the module documentation.
+/// Listener and connections of one node.
 pub(super) struct Server {
     shared: Arc<Shared>,
     listener: TcpListener,
@@ -34,7 +35,7 @@ struct Shared {
     core: Arc<Core>,
     node: i32,
     stop: Stop,
-    /// Told when a thread dies.
+    /// Triggered when a thread dies.
     died: Stop,
     connections: Mutex<HashMap<u64, Connection>>,
 }
@@ -42,13 +43,13 @@ struct Shared {
 struct Connection {
     socket: TcpStream,
     thread: Thread,
-    /// When bytes came or went last.
+    /// When bytes last came or went.
     active: Arc<Mutex<Instant>>,
-    /// It was idle for too long; its thread may still be parked in a request.
+    /// Closed for being idle; its thread may still be parked in a request.
     closed: bool,
 }
 
-/// The reading side of a connection, which notes when bytes came.
+/// The reading side of a connection, which notes the time of each read.
 struct Watched<'a> {
     socket: &'a TcpStream,
     active: &'a Mutex<Instant>,
@@ -63,10 +64,10 @@ impl Read for Watched<'_> {
 }
 
 impl Server {
-    /// Listens for a node and answers. `died` is triggered when a thread dies.
+    /// Starts to accept connections for a node. A thread that dies triggers `died`.
     ///
     /// # Errors
-    /// A listener that cannot be used.
+    /// The listener cannot be used.
     pub fn start(core: &Arc<Core>, node: i32, listener: TcpListener, died: &Stop) -> io::Result<Self> {
         let waiting = listener.try_clone()?;
         let (core, stop, died) = (Arc::clone(core), Stop::new(), died.clone());
@@ -86,13 +87,12 @@ impl Server {
         self.shared.close_idle(now);
     }
 
-    /// Closes all sockets at once. The node is down already, so that no request waits any more. Returns when every
-    /// thread has ended.
+    /// Closes all sockets. The node is down already, so no request waits any more. Returns when every thread has ended.
     pub fn end(self) {
         self.shared.stop.trigger();
         // Wakes the thread that waits for a connection (shutdown(2) on Linux).
         let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
-        // A thread that did not end well has logged it.
+        // A failed thread has logged its own error.
         let _ = self.accepting.join();
         drop(self.listener);
         let open = std::mem::take(&mut *self.shared.connections.lock());
@@ -110,27 +110,27 @@ impl Shared {
         while !self.stop.is_triggered() {
             match listener.accept() {
                 Ok((socket, _)) => self.open(socket),
-                // Out of files, or the caller was gone before it was taken: the next one may do better.
+                // No file descriptor was left, or the client closed before accept: try the next connection.
                 Err(_) if !self.stop.is_triggered() => drop(self.stop.sleep(Duration::from_millis(10))),
                 Err(_) => return,
             }
         }
     }
 
-    /// A thread for a connection; those of connections that ended are joined on the way.
+    /// Starts a thread for a connection, and joins the threads of ended connections.
     fn open(self: &Arc<Self>, socket: TcpStream) {
         let mut connections = self.connections.lock();
         let ended: Vec<u64> =
             connections.iter().filter(|(_, open)| open.thread.is_finished()).map(|(id, _)| *id).collect();
         let ended: Vec<_> = ended.into_iter().filter_map(|id| connections.remove(&id)).collect();
         let id = self.core.next_connection();
-        // Dropping the socket closes it.
+        // Dropping the socket closes the connection.
         if let (Ok(handle), true) = (socket.try_clone(), connections.len() < MOST_CONNECTIONS) {
             let shared = Arc::clone(self);
             let active = Arc::new(Mutex::new(Instant::now()));
             let noted = Arc::clone(&active);
             let thread = threads::spawn(&format!("broker-{:x}", id & 0xffff_ffff), self.died.clone(), move || {
-                // The peer has gone, or has sent what is no request: the connection is over either way.
+                // The peer closed the connection or sent no valid request; either way the connection ends.
                 let caller = Caller::new(shared.node, id);
                 let _ = shared.serve(&socket, &noted, &caller);
                 let _ = socket.shutdown(Shutdown::Both);
@@ -145,8 +145,8 @@ impl Shared {
         }
     }
 
-    /// Closes the connections on which no byte came or went for `connections.max.idle.ms`; below 0 there is no limit. A
-    /// parked request is no activity, and is not answered, as measured with Kafka 4.4.
+    /// Closes connections without a byte in either direction for `connections.max.idle.ms`; below 0 there is no limit.
+    /// A parked request is no activity and gets no response, as measured with Kafka 4.4.
     fn close_idle(&self, now: Instant) {
         let state = self.core.state.lock();
         let limit = u64::try_from(state.settings.number("connections.max.idle.ms"));
@@ -167,7 +167,7 @@ impl Shared {
         idle.into_iter().for_each(|id| self.core.end_sessions_of(id));
     }
 
-    /// One request after the other, each answered before the next is read: answers come in the order of their requests.
+    /// Answers each request before it reads the next, so responses come in the order of their requests.
     fn serve(&self, socket: &TcpStream, active: &Mutex<Instant>, caller: &Caller<'static>) -> io::Result<()> {
         socket.set_nodelay(true)?;
         let largest = usize::try_from(self.core.state.lock().settings.number("socket.request.max.bytes"));
@@ -202,16 +202,16 @@ fn read_frame(reader: &mut impl Read, largest: usize) -> io::Result<Bytes> {
     reader.read_exact(&mut length)?;
     let length = usize::try_from(i32::from_be_bytes(length)).ok().filter(|length| *length <= largest);
     let length = length.ok_or(io::ErrorKind::InvalidData)?;
-    // Grows with what comes, so that a false length claims no memory.
+    // Grows with the received bytes, so a false length reserves no memory.
     let mut frame = Vec::with_capacity(length.min(1 << 20));
     reader.take(length as u64).read_to_end(&mut frame)?;
     if frame.len() < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(frame.into()) }
 }
 
-/// Reserves an address of this machine's loopback.
+/// Holds a loopback address of this machine.
 ///
 /// # Errors
-/// The address is not of the loopback, or in use.
+/// The address is no loopback address, or is in use.
 pub(super) fn reserve(address: SocketAddr) -> io::Result<ReservedPort> {
     if !address.ip().is_loopback() {
         let why = "is no loopback address; the embedded broker has no protection and listens on this machine only";

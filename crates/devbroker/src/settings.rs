@@ -1,13 +1,13 @@
-//! The settings of the broker, its topics and its groups: Kafka's names, Kafka's defaults, Kafka's limits.
+//! Settings of the broker, its topics and its groups, with Kafka's names, defaults and limits.
 //!
-//! Tables and the rules for values; what a setting does is decided where it is used. Called by everything in this
-//! folder, and by whoever starts a broker.
+//! Tables, and the rules for values; a setting takes effect where it is read. Called by all modules of this crate, and
+//! by callers that start a broker.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Records that a broker keeps in memory unless told otherwise, in bytes.
+/// Default for the bytes of records that a broker stores.
 pub const MEMORY_LIMIT: usize = 512 << 20;
 
 /// The version of Kafka that an embedded broker poses as. The level of `share.version` and the settings of brokers,
@@ -42,31 +42,31 @@ impl std::str::FromStr for KafkaVersion {
     }
 }
 
-/// How an embedded broker is started.
+/// Settings with which an embedded broker starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Where its nodes listen, one address each; port 0 takes a free one. Addresses of this machine's loopback only.
+    /// Addresses of its nodes; port 0 takes a free port. Loopback addresses of this machine only.
     pub listen: Vec<SocketAddr>,
-    /// Bytes of records that it keeps; when they are full, it answers as a Kafka whose disk is full.
+    /// Most bytes of records; beyond it the broker answers like a Kafka with a full disk.
     pub memory_limit: usize,
-    /// The version of Kafka that it poses as.
+    /// The version of Kafka that the broker poses as.
     pub pose: KafkaVersion,
-    /// The level of the feature `share.version`, the highest one of the version unless it is lower; 0 is a cluster with
-    /// share groups switched off.
+    /// The level of the feature `share.version`: the version's highest level unless set lower; 0 switches share groups
+    /// off.
     pub share_version: i16,
-    /// How long a node that starts again is fenced: it answers, and leads nothing.
+    /// How long a restarted node is fenced: it answers, but leads nothing.
     pub fenced: Duration,
-    /// How long a leader that takes over, and a coordinator whose node starts, reads its state; Kafka takes 40 to 200
-    /// ms.
+    /// How long a new leader, or the coordinator on a restarted node, loads its state; Kafka takes 40 to 200 ms.
     pub loading: Duration,
-    /// How late acknowledgements are written. A killed leader loses those of its last `share_state_delay`; zero: none.
+    /// How late acknowledgements are written. A killed leader loses those of its last `share_state_delay`; with zero,
+    /// none.
     pub share_state_delay: Duration,
     /// Settings of the broker that differ from Kafka's defaults.
     overrides: BTreeMap<String, String>,
 }
 
 impl Settings {
-    /// Kafka's defaults, on these addresses.
+    /// Makes settings with Kafka's defaults, on these addresses.
     pub fn new(listen: Vec<SocketAddr>) -> Self {
         let pose = KafkaVersion::V4_4;
         Self {
@@ -84,7 +84,7 @@ impl Settings {
     /// Sets one setting of the broker, by Kafka's name.
     ///
     /// # Errors
-    /// What is wrong, when the broker has no such setting or does not take the value.
+    /// The fault, if the broker has no such setting or does not take the value.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         let known = BROKER.iter().find(|known| known.0 == name && self.knows(name));
         let Some((_, default)) = known else { return Err(format!("the embedded broker has no setting {name}")) };
@@ -95,39 +95,39 @@ impl Settings {
         Ok(())
     }
 
-    /// Whether Kafka has a setting of this name in the version that the broker poses as.
+    /// Whether Kafka has this setting in the version that the broker poses as.
     pub(super) fn knows(&self, name: &str) -> bool {
         !LATER.iter().any(|(later, since)| *later == name && self.pose < *since)
     }
 
-    /// The value of a broker's setting; empty when it has none.
+    /// The value of a broker's setting; empty for an unknown one.
     pub(super) fn text(&self, name: &str) -> &str {
         let default = || BROKER.iter().find(|known| known.0 == name && self.knows(name)).map_or("", |known| known.1);
         self.overrides.get(name).map_or_else(default, String::as_str)
     }
 
-    /// The broker's settings that it has, each with its value.
+    /// All settings of the broker with their values.
     pub(super) fn of_broker(&self) -> impl Iterator<Item = (&'static str, &str)> {
         BROKER.iter().filter(|(name, _)| self.knows(name)).map(|(name, _)| (*name, self.text(name)))
     }
 
-    /// The value of a broker's setting that is a number; 0 when it has none.
+    /// The value of a numeric setting of the broker; 0 for an unknown one.
     pub(super) fn number(&self, name: &str) -> i64 {
         self.text(name).parse().unwrap_or(0)
     }
 
-    /// The value of a broker's setting that is a number of milliseconds.
+    /// The value of a setting of the broker in milliseconds.
     pub(super) fn duration(&self, name: &str) -> Duration {
         milliseconds(self.number(name))
     }
 }
 
-/// A time of the protocol; below 0 is none.
+/// Converts milliseconds; a negative number becomes zero.
 pub(super) fn milliseconds(number: i64) -> Duration {
     Duration::from_millis(u64::try_from(number).unwrap_or(0))
 }
 
-/// The broker's settings that have an effect here or that its users' tests set, with Kafka's defaults.
+/// Settings of the broker that have an effect here or that tests set, with Kafka's defaults.
 const BROKER: &[(&str, &str)] = &[
     ("advertised.listeners", ""),
     ("auto.create.topics.enable", "true"),
@@ -163,7 +163,7 @@ const BROKER: &[(&str, &str)] = &[
     ("socket.request.max.bytes", "104857600"),
 ];
 
-/// Settings that Kafka 4.2 does not have, with the version that has them first (asked of Kafka 4.2.0, 4.3.1 and 4.4.0).
+/// Settings that Kafka 4.2 lacks, with the first version that has them (asked of Kafka 4.2.0, 4.3.1 and 4.4.0).
 const LATER: &[(&str, KafkaVersion)] = &[
     ("errors.deadletterqueue.copy.record.enable", KafkaVersion::V4_4),
     ("errors.deadletterqueue.group.enable", KafkaVersion::V4_4),
@@ -185,10 +185,10 @@ const LATER: &[(&str, KafkaVersion)] = &[
     ("share.renew.acknowledge.enable", KafkaVersion::V4_3),
 ];
 
-/// What a value of a topic's or a group's setting may be.
+/// Allowed values of a topic's or a group's setting.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
-    /// A whole number in these bounds.
+    /// A whole number within these bounds.
     Number(i64, i64),
     /// A whole number between the values of two settings of the broker.
     Between(&'static str, &'static str),
@@ -207,13 +207,13 @@ pub(super) enum Kind {
 pub(super) struct Known {
     pub name: &'static str,
     pub kind: Kind,
-    /// Kafka's default, unless `broker` names a setting of the broker, whose value it is then.
+    /// Kafka's default, unless `broker` names a setting of the broker that is the default.
     default: &'static str,
     broker: &'static str,
 }
 
 impl Known {
-    /// The value where nobody set one.
+    /// The value if none was set.
     pub fn default<'a>(&self, settings: &'a Settings) -> &'a str {
         if self.broker.is_empty() { self.default } else { settings.text(self.broker) }
     }
@@ -247,8 +247,8 @@ const INT: Kind = Kind::Number(0, i32::MAX as i64);
 const SINCE_MINUS_1: Kind = Kind::Number(-1, i64::MAX);
 const SINCE_MINUS_2: Kind = Kind::Number(-2, i64::MAX);
 
-/// The settings of a topic (Kafka 4.4, `TopicConfig`). Those that have an effect: compression.type, max.message.bytes,
-/// message.timestamp.*, retention.*; the others are kept and told.
+/// Settings of a topic (Kafka 4.4, `TopicConfig`). Only compression.type, max.message.bytes, message.timestamp.* and
+/// retention.* have an effect; the others are stored and shown.
 pub(super) const TOPIC: &[Known] = &[
     own("cleanup.policy", Kind::OneOf(&["delete", "compact"]), "delete"),
     own("compression.gzip.level", Kind::Number(-1, 9), "-1"),
@@ -328,7 +328,7 @@ pub(super) const GROUP: &[Known] = &[
     ),
 ];
 
-/// Values that were set for one topic or one group; what was not is the default.
+/// The values set for one topic or one group; all others have their default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Values(BTreeMap<&'static str, String>);
 
@@ -338,18 +338,18 @@ impl Values {
         self.0.get(known.name).map_or_else(|| known.default(settings), String::as_str)
     }
 
-    /// The value in force of the setting of this name, as a number.
+    /// The value in force of a numeric setting.
     pub fn number(&self, table: &[Known], name: &str, settings: &Settings) -> i64 {
         let known = table.iter().find(|known| known.name == name);
         known.and_then(|known| self.get(known, settings).parse().ok()).unwrap_or(0)
     }
 
-    /// Whether the setting was set here.
+    /// Whether a value was set.
     pub fn has(&self, known: &Known) -> bool {
         self.0.contains_key(known.name)
     }
 
-    /// Sets it, or with `None` goes back to the default.
+    /// Sets a value; `None` restores the default.
     pub fn set(&mut self, known: &Known, value: Option<String>) {
         match value {
             Some(value) => self.0.insert(known.name, value),
@@ -363,7 +363,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_default_is_a_value_that_is_taken() {
+    fn every_default_is_an_allowed_value() {
         let settings = Settings::new(Vec::new());
         for known in TOPIC.iter().chain(GROUP) {
             assert!(known.takes(known.default(&settings), &settings), "{known:?}");
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_of_the_broker_is_checked() {
+    fn setting_of_the_broker_is_checked() {
         let mut settings = Settings::new(Vec::new());
         settings.set("group.share.max.size", "2").expect("known");
         assert_eq!(settings.number("group.share.max.size"), 2);
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_a_later_version_are_not_known() {
+    fn settings_of_a_later_version_are_unknown() {
         let mut settings = Settings::new(Vec::new());
         let names = || BROKER.iter().map(|known| known.0).chain(TOPIC.iter().chain(GROUP).map(|known| known.name));
         assert!(names().all(|name| settings.knows(name)));
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_follow_the_broker() {
+    fn bounds_follow_the_brokers_settings() {
         let mut settings = Settings::new(Vec::new());
         let lock = GROUP.iter().find(|known| known.name == "share.record.lock.duration.ms").expect("known");
         assert!(!lock.takes("1000", &settings) && lock.takes("15000", &settings) && !lock.takes("x", &settings));

@@ -1,7 +1,7 @@
-//! Share sessions, and the two requests over them: ShareFetch and ShareAcknowledge (KIP-932).
+//! Share sessions and their two requests: ShareFetch and ShareAcknowledge (KIP-932).
 //!
-//! A session is bound to the connection that opened it, and its requests are numbered. Each function does what can be
-//! done now; waiting for records is [`core`](super::core)'s. Called by it.
+//! A session belongs to the connection that opened it, and its requests are numbered. Each function does what is
+//! possible now; [`core`](super::core) calls them and waits for records.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,11 +24,11 @@ use super::share_wire::{Acknowledge, Fetch, Statements};
 use super::state::{Caller, Partition, PartitionKey, State, Topic};
 use kafka_share::ErrorCode;
 
-/// Epoch of the request that opens a session, and of the one that ends it.
+/// Epochs of the requests that open and close a session.
 const OPEN: i32 = 0;
 const CLOSE: i32 = -1;
 
-/// A session is with one node, for one member of one group.
+/// Key of a session: one node, and one member of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SessionKey {
     pub node: i32,
@@ -36,41 +36,40 @@ pub(super) struct SessionKey {
     pub member: Arc<str>,
 }
 
-/// See the module documentation.
+/// A share session.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// Its end is the session's.
+    /// When this connection ends, so does the session.
     pub connection: u64,
-    /// Tells it from the one before and after it, under the same key.
+    /// Distinguishes sessions that follow each other under the same key.
     number: u64,
     /// The epoch of the next request.
     epoch: i32,
-    /// What is fetched, each time beginning with another one.
+    /// The fetched partitions; each request begins with the next one.
     pub partitions: Vec<PartitionKey>,
     turn: usize,
 }
 
-/// A ShareFetch that has been taken and may have to wait for records.
+/// An accepted ShareFetch that may have to wait for records.
 pub(super) struct Parked {
     pub key: SessionKey,
-    /// The session that it belongs to, and what that fetched when it was taken: another session under the same key
-    /// changes neither.
+    /// Number and partitions of its session when it was accepted; a later session under the same key changes neither.
     session: u64,
     partitions: Vec<PartitionKey>,
-    /// What it answers of each partition.
+    /// The response so far, by partition.
     answers: BTreeMap<PartitionKey, PartitionData>,
-    /// It has looked for records before. Errors of partitions that come up later are left to the next request.
+    /// Whether it has looked for records already. Later errors of partitions are left to the next request.
     has_looked: bool,
     record_limit: bool,
     max_records: usize,
     max_bytes: usize,
-    /// The session's epoch when it was taken: another request meanwhile makes its answer void.
+    /// The session's epoch when it was accepted: another request meanwhile makes its response void.
     epoch: i32,
     turn: usize,
 }
 
 impl State {
-    /// Takes a ShareFetch: checks its session, applies what rides along. `Err`: that is the answer already.
+    /// Accepts a ShareFetch: checks its session and applies its acknowledgements. `Err` is the final response.
     pub fn take_share_fetch(
         &mut self,
         caller: &Caller,
@@ -126,9 +125,9 @@ impl State {
         })
     }
 
-    /// Tries to get records for it; whether it is answered at once: with records, or because nothing can come. As on
-    /// Kafka, one partition that is led elsewhere does not hurry an answer that has others to wait for, and is told
-    /// only if it was so from the start.
+    /// Tries to acquire records. Returns whether the response goes out now: it has records, or none can come. As in
+    /// Kafka, a partition led elsewhere does not hasten the response while others may bring records. Its error is
+    /// reported only if the first attempt found it.
     pub fn try_share_fetch(&mut self, caller: &Caller, parked: &mut Parked, now: Instant) -> bool {
         let mut partitions = parked.partitions.clone();
         let ended = !self.sessions.contains_key(&parked.key);
@@ -170,8 +169,8 @@ impl State {
         any || failed == parked.partitions.len()
     }
 
-    /// What wakes a parked ShareFetch changes this number: records that are appended, locks that run out. Records given
-    /// back do not, nor does a leader that moves.
+    /// A number that changes with the events that wake a parked ShareFetch: appended records and expired locks.
+    /// Released records and moved leaders do not change it.
     pub fn share_fetch_signal(&self, parked: &Parked) -> u64 {
         let group = self.groups.get(&parked.key.group);
         let signal = |key: &PartitionKey| {
@@ -182,12 +181,12 @@ impl State {
         parked.partitions.iter().map(signal).sum()
     }
 
-    /// The answer, with or without records.
+    /// Makes the response, with or without records.
     pub fn finish_share_fetch(&mut self, parked: Parked) -> ShareFetchResponse {
         let lock = self.lock_ms(&parked.key.group);
         let closed = parked.epoch == CLOSE;
-        // Another request of the session overtook this one: what it has acquired stays locked and is not told. A
-        // session that was replaced meanwhile still tells.
+        // Another request of the session overtook this one: the records acquired by this one stay locked and are not
+        // delivered. A session that was replaced meanwhile still delivers.
         let overtaken = |session: &Session| session.number == parked.session && session.epoch != parked.epoch;
         if !closed && self.sessions.get(&parked.key).is_some_and(overtaken) {
             return ShareFetchResponse::default().with_error_code(ErrorCode::INVALID_SHARE_SESSION_EPOCH.0);
@@ -247,12 +246,12 @@ impl State {
         Ok(ShareAcknowledgeResponse::default().with_responses(responses.collect()))
     }
 
-    /// The length of a group's locks as answers tell it.
+    /// The lock duration of a group as responses contain it.
     pub fn lock_ms(&self, group: &str) -> i32 {
         i32::try_from(self.group_number(group, "share.record.lock.duration.ms")).unwrap_or(i32::MAX)
     }
 
-    /// A connection has ended: so have its sessions, and what they held is given back.
+    /// Ends the sessions of an ended connection and releases their records.
     pub fn end_sessions_of(&mut self, connection: u64) {
         let ended = self.sessions.iter().filter(|(_, session)| session.connection == connection);
         let ended: Vec<SessionKey> = ended.map(|(key, _)| key.clone()).collect();
@@ -272,7 +271,7 @@ impl State {
         }
     }
 
-    /// Opens, continues or is about to end the session; the partition whose turn it is to be first.
+    /// Opens or advances the session; the end comes later. Returns the turn, which selects the first partition.
     fn advance_session(
         &mut self,
         caller: &Caller,
@@ -311,8 +310,8 @@ impl State {
         Ok(session.turn)
     }
 
-    /// Ends a session and gives back what the member holds of its partitions; what was forgotten before stays locked,
-    /// as on Kafka.
+    /// Ends a session and releases the member's records in its partitions. Records in partitions forgotten before stay
+    /// locked, as in Kafka.
     pub fn close_session(&mut self, key: &SessionKey) {
         let Some(session) = self.sessions.remove(key) else { return };
         let rules = self.rules(&key.group);
@@ -355,7 +354,7 @@ impl State {
         if let Some(code) = caller.refused(&name, Some(partition.1), true) {
             return Err(code);
         }
-        // Whatever keeps this node from being the leader: it does not know the partition (measured on Kafka 4.4).
+        // Whatever the reason, a node that does not lead returns this code (measured on Kafka 4.4).
         let led = self.led_by(&name, partition.1, key.node, now).map_err(|_| ErrorCode::UNKNOWN_TOPIC_OR_PARTITION)?;
         let log_start = led.log.start();
         let (rules, delay) = (self.rules(&key.group), self.settings.share_state_delay);
@@ -366,7 +365,7 @@ impl State {
         let progress = group.and_then(|group| group.partitions.get_mut(&partition)).filter(|known| known.fetched);
         let progress = progress.ok_or(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION)?;
         progress.follow_log_start(log_start);
-        // Offsets in no batch that was handed out since this leader took over.
+        // Refuses offsets in batches that were not delivered since this leader took over.
         let last_known = progress.last_known();
         let known_end = if last_known < progress.start() { last_known } else { log.end_of_batch(last_known) };
         if said.iter().any(|(offset, _)| *offset > known_end) {
@@ -392,7 +391,7 @@ impl State {
         let rules = self.rules(group);
         let from_earliest = self.group_text(group, "share.auto.offset.reset") == "earliest";
         let committed = self.group_text(group, "share.isolation.level") == "read_committed";
-        // Only a partition of which the group's coordinator has begun a state has one to read.
+        // The partition is readable once the group's coordinator has initialised its state.
         let group = self.groups.get_mut(group).filter(|group| group.has_begun(partition, now));
         let group = group.ok_or(ErrorCode::UNKNOWN_SERVER_ERROR)?;
         let begin = if from_earliest { log_start } else { log_end };

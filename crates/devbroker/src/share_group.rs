@@ -1,7 +1,7 @@
-//! The members of a share group and who of them reads which partitions (KIP-932).
+//! Members of a share group and their partitions (KIP-932).
 //!
-//! Membership only: it decides where members should fetch, and nothing checks that they do. What they fetch stands in
-//! [`share_partition`](super::share_partition). Called by the dispatcher and the timer.
+//! Membership only: it assigns partitions, and does not check that members fetch from them.
+//! [`share_partition`](super::share_partition) has the delivered records. Called by the dispatcher and the timer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ use super::share_partition::SharePartition;
 use super::state::{Caller, PartitionKey, State};
 use kafka_share::ErrorCode;
 
-/// Member epochs of a heartbeat that are no epochs.
+/// Member epochs with a special meaning in a heartbeat.
 const JOIN: i32 = 0;
 const LEAVE: i32 = -1;
-/// Member ids are UUIDs; Kafka takes nothing longer.
+/// Member ids are UUIDs; Kafka takes no longer ids.
 const LONGEST_MEMBER_ID: usize = 36;
-/// How long Kafka writes the first state of a partition, before anybody is assigned to it.
+/// How long Kafka writes the first state of a partition before it is assigned to a member.
 const INITIALIZING: Duration = Duration::from_millis(3);
 
 /// A share group.
@@ -30,11 +30,11 @@ pub(super) struct Group {
     /// Grows with every change of members, subscriptions and partitions.
     pub epoch: i32,
     pub members: BTreeMap<String, Member>,
-    /// How far the group is with each partition that somebody fetched.
+    /// The group's progress in each partition that a member has fetched.
     pub partitions: BTreeMap<PartitionKey, SharePartition>,
-    /// From when on partitions may be assigned.
+    /// From when on a partition may be assigned.
     initialized: BTreeMap<PartitionKey, Instant>,
-    /// When who reads what was decided last, and for which epoch.
+    /// Time and epoch of the last assignment.
     assigned_at: Instant,
     assigned_epoch: i32,
 }
@@ -43,12 +43,12 @@ pub(super) struct Group {
 #[derive(Debug)]
 pub(super) struct Member {
     pub epoch: i32,
-    /// The one before: its answer may have been lost.
+    /// The previous epoch: the response with the new one may have been lost.
     previous: i32,
     pub client: String,
     pub subscribed: BTreeSet<String>,
     pub assigned: BTreeSet<PartitionKey>,
-    /// It knows what it is assigned.
+    /// Whether the member has received its assignment.
     told: bool,
     heard: Instant,
 }
@@ -56,7 +56,7 @@ pub(super) struct Member {
 impl Group {
     fn new(now: Instant) -> Self {
         Self {
-            // Kafka's first member finds the group at 2: one for the member, one for the topics that it wants.
+            // The first member gets epoch 2 in Kafka: one step for the member, one for its subscribed topics.
             epoch: 1,
             members: BTreeMap::new(),
             partitions: BTreeMap::new(),
@@ -66,12 +66,12 @@ impl Group {
         }
     }
 
-    /// Another coordinator counts the silence of each member from now on.
+    /// Restarts the members' timeouts, since a new coordinator begins to count.
     pub fn hear_all(&mut self, now: Instant) {
         self.members.values_mut().for_each(|member| member.heard = now);
     }
 
-    /// Whether the partition has a state: a member has asked for its topic, a moment ago at least.
+    /// Whether the partition has a state: a member subscribed to its topic at least [`INITIALIZING`] ago.
     pub fn has_begun(&self, partition: PartitionKey, now: Instant) -> bool {
         self.initialized.get(&partition).is_some_and(|at| *at <= now)
     }
@@ -85,7 +85,7 @@ impl Group {
         }
     }
 
-    /// Decides who reads what, unless that was done just now.
+    /// Assigns partitions to members, unless that was done just now.
     fn assign(&mut self, wanted: &BTreeSet<PartitionKey>, interval: Duration, now: Instant) {
         for key in wanted {
             self.initialized.entry(*key).or_insert(now + INITIALIZING);
@@ -94,7 +94,7 @@ impl Group {
         let known: BTreeSet<PartitionKey> =
             self.members.values().flat_map(|member| member.assigned.iter().copied()).collect();
         let fresh = !self.members.is_empty() && ready.iter().any(|key| !known.contains(key));
-        // Of a topic that was deleted.
+        // Partitions of deleted topics.
         let gone = known.iter().any(|key| !wanted.contains(key));
         let changed = fresh || gone;
         if (!changed && self.assigned_epoch == self.epoch) || now < self.assigned_at + interval {
@@ -113,8 +113,8 @@ impl Group {
     }
 }
 
-/// Who reads what: every partition has as many readers as it takes for every member to read something, and members keep what they have as
-/// far as that goes (Kafka's `SimpleAssignor`).
+/// Assigns partitions like Kafka's `SimpleAssignor`. Each partition gets as many members as it takes for every member
+/// to have one. Members keep their partitions as far as possible.
 fn deal(had: &[&BTreeSet<PartitionKey>], partitions: &[PartitionKey]) -> Vec<BTreeSet<PartitionKey>> {
     let members = had.len();
     let mut shares = vec![BTreeSet::new(); members];
@@ -136,7 +136,7 @@ fn deal(had: &[&BTreeSet<PartitionKey>], partitions: &[PartitionKey]) -> Vec<BTr
             share.insert(*key);
         }
     }
-    // The partition with the fewest readers first, to the member with the least to read.
+    // The partition with the fewest members goes first, to the member with the fewest partitions.
     for _ in 0..slots {
         let Some((key, _)) = places.iter().filter(|(_, free)| **free > 0).max_by_key(|(_, free)| **free) else { break };
         let key = *key;
@@ -148,7 +148,7 @@ fn deal(had: &[&BTreeSet<PartitionKey>], partitions: &[PartitionKey]) -> Vec<BTr
 }
 
 impl State {
-    /// ShareGroupHeartbeat: joins, stays, leaves.
+    /// ShareGroupHeartbeat: joins, stays or leaves.
     pub fn share_group_heartbeat(
         &mut self,
         caller: &Caller,
@@ -241,7 +241,7 @@ impl State {
         let Some(group) = self.groups.get_mut(group_id) else { return answer };
         let (assigned_epoch, epoch) = (group.assigned_epoch, group.epoch);
         let Some(member) = group.members.get_mut(member_id) else { return answer };
-        // A member is as far as the last decision; before the first one, as its own arrival.
+        // A member has the epoch of the last assignment; before the first one, the epoch of its own arrival.
         let reached = member.epoch.max(assigned_epoch).min(epoch);
         if reached != member.epoch {
             (member.previous, member.epoch) = (member.epoch, reached);
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_idle_and_nothing_is_unread() {
+    fn every_member_has_a_partition_and_every_partition_a_member() {
         assert_eq!(indexes(&fresh(3, 1)), [[0], [0], [0]]);
         assert_eq!(indexes(&fresh(4, 2)).concat().iter().filter(|index| **index == 0).count(), 2);
         assert!(indexes(&fresh(4, 2)).iter().all(|share| share.len() == 1));
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn members_keep_what_they_have() {
+    fn members_keep_their_partitions() {
         let before = fresh(4, 2);
         let nothing = BTreeSet::new();
         let had: Vec<_> = before.iter().chain([&nothing]).collect();

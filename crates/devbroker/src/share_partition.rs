@@ -1,7 +1,6 @@
-//! What a share group has done with one partition (KIP-932): which records are locked by whom, how often each was
-//! handed out, and how far all are finished.
+//! A share group's progress in one partition (KIP-932): locks, delivery counts and finished records.
 //!
-//! Offsets and states; no bytes, no clock of its own, no waiting. Called by `share_fetch`, `share_group` and the timer.
+//! Offsets and states only; no bytes, no clock, no waits. Called by `share_fetch`, `share_group` and the timer.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -9,18 +8,18 @@ use std::time::{Duration, Instant};
 
 use kafka_share::ErrorCode;
 
-/// Settings of the group that decide what happens here.
+/// Settings of the group that apply to its records.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
-    /// How long a record stays locked.
+    /// Duration of a lock.
     pub lock: Duration,
-    /// A record handed out so often is not handed out again.
+    /// Delivery limit: a record delivered this often is not delivered again.
     pub deliveries: i16,
-    /// The largest distance from the oldest unfinished record to the newest handed out.
+    /// Largest distance from the oldest unfinished record to the newest delivered one.
     pub span: i64,
 }
 
-/// Consecutive records handed out together.
+/// Consecutive records acquired together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Acquired {
     pub first: i64,
@@ -28,7 +27,7 @@ pub(super) struct Acquired {
     pub deliveries: i16,
 }
 
-/// What a member says about records (KIP-932, KIP-1222).
+/// A member's acknowledgement of a record (KIP-932, KIP-1222).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Said {
     Gap,
@@ -55,18 +54,18 @@ enum State {
 #[derive(Clone, Debug)]
 struct Record {
     state: State,
-    /// How often it was handed out.
+    /// Number of deliveries.
     deliveries: i16,
-    /// The same as it survives a restart: written when it is given back, not when it is handed out.
+    /// The count that survives a restart: written at a release, not at a delivery.
     written: i16,
 }
 
-/// What a leader that takes over does not find written.
+/// Unwritten state that a new leader does not find.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Loss {
-    /// Everything that was acknowledged is written.
+    /// Every acknowledgement was written.
     Nothing,
-    /// What was acknowledged less than `delay` before `now` is lost.
+    /// Acknowledgements less than `delay` before `now` are lost.
     After {
         /// How late acknowledgements are written.
         delay: Duration,
@@ -84,60 +83,59 @@ struct Before {
     records: BTreeMap<i64, Record>,
 }
 
-/// See the module documentation.
+/// States of a partition's records for one group.
 #[derive(Debug)]
 pub(super) struct SharePartition {
-    /// The first offset that is not finished.
+    /// The first unfinished offset.
     start: i64,
-    /// The next offset that nobody was given yet.
+    /// The next offset that was never delivered.
     next: i64,
-    /// Every offset from `start` to `next`.
+    /// Every offset from `start`, before `next`.
     records: BTreeMap<i64, Record>,
-    /// How many locks have run out: whoever waits for records looks again when it changes.
+    /// Number of expired locks; a change makes waiting fetches look again.
     expiries: u64,
-    /// A member has fetched from the leader of now: before that it knows no record.
+    /// Whether a member has fetched from the current leader, which knows no record before that.
     pub fetched: bool,
-    /// States before changes that are not written yet, where acknowledgements are written late.
+    /// States before changes that are not yet written, if acknowledgements are written late.
     unwritten: VecDeque<Before>,
 }
 
 impl SharePartition {
-    /// Nothing is handed out yet; it begins at `start`.
+    /// Makes a state that begins at `start` without any delivery.
     pub fn new(start: i64) -> Self {
         Self { start, next: start, records: BTreeMap::new(), expiries: 0, fetched: false, unwritten: VecDeque::new() }
     }
 
-    /// The first offset that is not finished.
+    /// The first unfinished offset.
     pub fn start(&self) -> i64 {
         self.start
     }
 
-    /// The last offset that was handed out or read back; `start - 1` when there is none.
+    /// The last offset that was delivered or reloaded; `start - 1` without any.
     pub fn last_known(&self) -> i64 {
         self.next - 1
     }
 
-    /// How many of the records before `end` are not finished (KIP-1226).
+    /// Number of unfinished records before `end` (KIP-1226).
     pub fn lag(&self, end: i64) -> i64 {
         let finished = self.records.values().filter(|record| matches!(record.state, State::Finished)).count();
         (end - self.start).max(0) - i64::try_from(finished).unwrap_or(i64::MAX)
     }
 
-    /// How many locks have run out so far.
+    /// Number of locks expired so far.
     pub fn expiries(&self) -> u64 {
         self.expiries
     }
 
-    /// The first offset that could be handed out, be it on the log already or not; `None` while the span is used up.
+    /// The first offset that could be delivered, whether or not the log has it; `None` while the span is exhausted.
     pub fn first_available(&self, rules: Rules) -> Option<i64> {
         let given_back = self.records.iter().find(|(_, record)| matches!(record.state, State::Available));
         let fresh = (self.next - self.start < rules.span).then_some(self.next);
         given_back.map(|(offset, _)| *offset).or(fresh)
     }
 
-    /// Locks up to `limit` records for `member`, from the oldest on, none behind `last`. `whole`: the offset to which a
-    /// record's batch goes on; with it a batch begun is handed out to its end (KIP-932 before the record limit of
-    /// KIP-1206).
+    /// Locks up to `limit` records for `member`, oldest first, up to `last`. `whole` returns the end of a record's
+    /// batch; with it, a batch is delivered to its end (KIP-932 before the record limit of KIP-1206).
     pub fn acquire(
         &mut self,
         member: &Arc<str>,
@@ -177,8 +175,7 @@ impl SharePartition {
         ranges
     }
 
-    /// Finishes the records of these ranges (first and last offset) that are not locked, without handing them out.
-    /// Ranges stand in order.
+    /// Finishes the unlocked records of these ranges (first and last offset, in order) without delivering them.
     pub fn finish(&mut self, ranges: &[(i64, i64)], rules: Rules) {
         let Some((_, last)) = ranges.last() else { return };
         while self.next <= *last && self.next - self.start < rules.span {
@@ -195,11 +192,11 @@ impl SharePartition {
         self.advance();
     }
 
-    /// Applies all that a member says of this partition, or nothing of it.
+    /// Applies all of a member's acknowledgements, or none.
     ///
     /// # Errors
-    /// [`ErrorCode::INVALID_RECORD_STATE`]: some record is not locked by this member. Offsets before the first
-    /// unfinished one are ignored.
+    /// [`ErrorCode::INVALID_RECORD_STATE`]: a record is not locked by this member. Offsets before the first unfinished
+    /// one are ignored.
     pub fn acknowledge(
         &mut self,
         member: &str,
@@ -209,8 +206,8 @@ impl SharePartition {
     ) -> Result<(), ErrorCode> {
         let said = said.iter().filter(|(offset, _)| *offset >= self.start);
         let holds = |offset: &i64| {
-            let record = self.records.get(offset);
-            matches!(record.map(|record| &record.state), Some(State::Acquired { member: holder, .. }) if **holder == *member)
+            let state = self.records.get(offset).map(|record| &record.state);
+            matches!(state, Some(State::Acquired { member: holder, .. }) if **holder == *member)
         };
         if !said.clone().all(|(offset, _)| holds(offset)) {
             return Err(ErrorCode::INVALID_RECORD_STATE);
@@ -231,19 +228,19 @@ impl SharePartition {
         Ok(())
     }
 
-    /// Gives back all that a member holds; whether there was anything.
+    /// Releases all records of a member; returns whether there were any.
     pub fn release_all(&mut self, member: &str, rules: Rules) -> bool {
         self.give_back_where(rules, |holder, _| holder == member)
     }
 
-    /// Gives back what is locked for too long.
+    /// Releases records whose lock has expired.
     pub fn expire(&mut self, rules: Rules, now: Instant) {
         if self.give_back_where(rules, |_, until| until <= now) {
             self.expiries += 1;
         }
     }
 
-    /// When the next lock runs out.
+    /// When the next lock expires.
     pub fn next_expiry(&self) -> Option<Instant> {
         let locks = self.records.values().filter_map(|record| match record.state {
             State::Acquired { until, .. } => Some(until),
@@ -266,7 +263,7 @@ impl SharePartition {
         any
     }
 
-    /// The log begins later now: what was before is finished.
+    /// Follows the log's start: records before it are finished.
     pub fn follow_log_start(&mut self, log_start: i64) {
         if log_start > self.start {
             self.records = self.records.split_off(&log_start);
@@ -276,8 +273,8 @@ impl SharePartition {
         }
     }
 
-    /// What a new leader reads of it: locks are gone, and with them the deliveries that were not written yet. Records
-    /// of which nothing was written are not known to it.
+    /// Reloads the state as a new leader does: locks and unwritten deliveries are lost. Records without any written
+    /// state are unknown to it.
     pub fn reload(&mut self, loss: Loss) {
         if let Loss::After { delay, now } = loss {
             self.lose(delay, now);
@@ -298,14 +295,14 @@ impl SharePartition {
         self.unwritten.clear();
     }
 
-    /// Goes back to the state before the first change that came less than `delay` before `now`.
+    /// Restores the state before the first change less than `delay` before `now`.
     fn lose(&mut self, delay: Duration, now: Instant) {
         if let Some(before) = self.unwritten.drain(..).find(|before| before.at + delay > now) {
             (self.start, self.next, self.records) = (before.start, before.next, before.records);
         }
     }
 
-    /// Remembers the state before a change that a kill within the next `delay` undoes.
+    /// Saves the state before a change that a kill within the next `delay` would undo.
     pub fn remember(&mut self, delay: Duration, now: Instant) {
         while self.unwritten.front().is_some_and(|before| before.at + delay <= now) {
             self.unwritten.pop_front();
@@ -316,7 +313,7 @@ impl SharePartition {
         }
     }
 
-    /// Finished records at the front are forgotten.
+    /// Forgets finished records at the front.
     fn advance(&mut self) {
         while self.records.get(&self.start).is_some_and(|record| matches!(record.state, State::Finished)) {
             self.records.remove(&self.start);
@@ -326,7 +323,7 @@ impl SharePartition {
 }
 
 impl Record {
-    /// At its limit a record is dropped without a word.
+    /// Releases the record; at the delivery limit it is finished instead.
     fn give_back(&mut self, rules: Rules) {
         self.written = self.deliveries;
         self.state = if self.deliveries >= rules.deliveries { State::Finished } else { State::Available };
@@ -349,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn each_record_is_handed_to_one_member() {
+    fn each_record_is_delivered_to_one_member() {
         let (mut partition, now) = (SharePartition::new(0), Instant::now());
         let first = partition.acquire(&member("a"), 3, 9, RULES, now, None);
         assert_eq!(first, [Acquired { first: 0, last: 2, deliveries: 1 }]);
@@ -359,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_is_applied_whole_or_not_at_all() {
+    fn acknowledgements_are_applied_all_or_none() {
         let (mut partition, now) = (SharePartition::new(0), Instant::now());
         partition.acquire(&member("a"), 3, 9, RULES, now, None);
         let refused = partition.acknowledge("a", &[(0, Said::Accept), (3, Said::Accept)], RULES, now);
@@ -370,7 +367,7 @@ mod tests {
         assert_eq!(
             partition.acknowledge("b", &[(0, Said::Accept)], RULES, now),
             Ok(()),
-            "below the start nothing is known"
+            "offsets before the start are ignored"
         );
         assert_eq!(one(&mut partition, "b", now), [(1, 2)]);
         partition.acknowledge("b", &[(1, Said::Accept)], RULES, now).expect("held");
@@ -378,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_runs_out_unless_it_is_renewed() {
+    fn lock_expires_unless_renewed() {
         let (mut partition, now) = (SharePartition::new(0), Instant::now());
         one(&mut partition, "a", now);
         let later = now + Duration::from_secs(10);
@@ -396,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn at_its_limit_a_record_is_dropped() {
+    fn record_is_dropped_at_its_delivery_limit() {
         let (mut partition, now) = (SharePartition::new(0), Instant::now());
         for deliveries in 1..=3 {
             assert_eq!(one(&mut partition, "a", now), [(0, deliveries)]);
@@ -407,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn the_span_counts_from_the_oldest_unfinished_record() {
+    fn span_counts_from_the_oldest_unfinished_record() {
         let (mut partition, now) = (SharePartition::new(0), Instant::now());
         let ranges = partition.acquire(&member("a"), 1000, 999, RULES, now, None);
         assert_eq!(ranges, [Acquired { first: 0, last: 99, deliveries: 1 }]);
@@ -419,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_record_limit_a_batch_is_handed_out_whole() {
+    fn batch_is_delivered_whole_without_a_record_limit() {
         let (mut partition, now) = (SharePartition::new(0), Instant::now());
         let by_tens = |offset: i64| offset / 10 * 10 + 9;
         let ranges = partition.acquire(&member("a"), 1, 99, RULES, now, Some(&by_tens));
@@ -427,20 +424,20 @@ mod tests {
     }
 
     #[test]
-    fn finished_ranges_are_not_handed_out() {
+    fn finished_ranges_are_not_delivered() {
         let (mut partition, now) = (SharePartition::new(0), Instant::now());
         assert_eq!(one(&mut partition, "a", now), [(0, 1)]);
         partition.finish(&[(0, 2), (5, 6)], RULES);
         let ranges = partition.acquire(&member("b"), 100, 7, RULES, now, None);
         let range = |first, last| Acquired { first, last, deliveries: 1 };
-        assert_eq!(ranges, [range(3, 4), range(7, 7)], "and what is locked stays so");
+        assert_eq!(ranges, [range(3, 4), range(7, 7)], "locked records stay locked");
         assert_eq!((partition.start(), partition.lag(8)), (0, 4));
         partition.acknowledge("a", &[(0, Said::Accept)], RULES, now).expect("held");
         assert_eq!(partition.start(), 3);
     }
 
     #[test]
-    fn a_restart_forgets_locks_and_deliveries_that_were_not_written() {
+    fn restart_loses_locks_and_unwritten_deliveries() {
         let (mut partition, now) = (SharePartition::new(0), Instant::now());
         one(&mut partition, "a", now);
         partition.release_all("a", RULES);
@@ -451,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_log_dropped_is_finished() {
+    fn records_that_the_log_dropped_are_finished() {
         let (mut partition, now) = (SharePartition::new(0), Instant::now());
         partition.acquire(&member("a"), 3, 9, RULES, now, None);
         partition.follow_log_start(2);

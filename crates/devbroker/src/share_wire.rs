@@ -1,8 +1,8 @@
-//! Both versions of ShareFetch and ShareAcknowledge on the wire, as the broker reads and writes them.
+//! Both versions of ShareFetch and ShareAcknowledge on the wire, decoded and encoded by the broker.
 //!
-//! The codec crate knows version 1. Version 2 (KIP-1206, KIP-1222) adds two fields to the first request, one to the second and one to the
-//! second's answer; here they are cut out and put in. The client's side is [`kafka::share_wire`](kafka_share::share_wire). Called by the
-//! dispatcher.
+//! The codec crate knows version 1. Version 2 (KIP-1206, KIP-1222) adds two fields to the first request, one to the
+//! second, and one to the second's response; this module removes and inserts them. The client's side is
+//! [`kafka_share::share_wire`]. Called by the dispatcher.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::{ShareAcknowledgeRequest, ShareAcknowledgeResponse, ShareFetchRequest};
@@ -12,31 +12,31 @@ use super::share_partition::Said;
 use super::state::PartitionKey;
 use kafka_share::ErrorCode;
 
-/// The version in which the codec crate decodes and encodes.
+/// The version that the codec crate decodes and encodes.
 const CODEC: i16 = 1;
-/// Bytes of the numbers of ShareFetch between the two strings and the fields of version 2.
+/// Bytes between the two strings of ShareFetch and the fields of version 2.
 const FETCH_NUMBERS: usize = 24;
-/// The same of ShareAcknowledge.
+/// As `FETCH_NUMBERS`, for ShareAcknowledge.
 const ACKNOWLEDGE_NUMBERS: usize = 4;
 
-/// A ShareFetch with what the codec crate does not know.
+/// A ShareFetch with the fields that the codec crate lacks.
 pub(super) struct Fetch {
     pub request: ShareFetchRequest,
-    /// `max_records` is exact; without it, batches are handed out whole.
+    /// `max_records` is exact; without this, batches are delivered whole.
     pub record_limit: bool,
     pub renews: bool,
 }
 
-/// A ShareAcknowledge with what the codec crate does not know.
+/// A ShareAcknowledge with the fields that the codec crate lacks.
 pub(super) struct Acknowledge {
     pub request: ShareAcknowledgeRequest,
     pub renews: bool,
 }
 
-/// What a member says of each partition, in the order of its request; or why that cannot be.
+/// A member's acknowledgements by partition, in the order of the request; or the error of a partition.
 pub(super) type Statements = Vec<(PartitionKey, Result<Vec<(i64, Said)>, ErrorCode>)>;
 
-/// What a request says; the codec has types of its own for the partitions of each.
+/// Reads the acknowledgements of a request; the codec has different types for the two requests.
 macro_rules! statements_of {
     ($request:expr, $renews:expr) => {{
         let topics = $request.topics.iter();
@@ -51,25 +51,26 @@ macro_rules! statements_of {
 }
 
 impl Fetch {
-    /// What rides along.
+    /// The acknowledgements in the request.
     pub fn statements(&self) -> Statements {
         statements_of!(self.request, self.renews)
     }
 }
 
 impl Acknowledge {
-    /// What it says.
+    /// The acknowledgements in the request.
     pub fn statements(&self) -> Statements {
         statements_of!(self.request, self.renews)
     }
 }
 
-/// One statement for each offset. Ranges stand in order and do not overlap; a range has one type for all of it or one for each offset.
+/// Returns one acknowledgement per offset. Ranges must be ordered and must not overlap; a range has one type for all
+/// its offsets, or one per offset.
 fn statements<'a>(
     batches: impl Iterator<Item = (i64, i64, &'a [i8])>,
     renews: bool,
 ) -> Result<Vec<(i64, Said)>, ErrorCode> {
-    // More than a group may ever hold: a false range must not claim memory.
+    // More records than a group may hold: a false range must not reserve memory.
     const MOST: i64 = 1 << 20;
     let mut statements = Vec::new();
     let mut behind = i64::MIN;
@@ -94,7 +95,7 @@ fn statements<'a>(
     Ok(statements)
 }
 
-/// `None`: the bytes are no such request.
+/// Returns `None` if the bytes are no such request.
 pub(super) fn decode_fetch(body: &Bytes, version: i16) -> Option<Fetch> {
     if version < 2 {
         let request = ShareFetchRequest::decode(&mut body.clone(), CODEC).ok()?;
@@ -105,7 +106,7 @@ pub(super) fn decode_fetch(body: &Bytes, version: i16) -> Option<Fetch> {
     Some(Fetch { request, record_limit: cut[0] == 1, renews: cut[1] != 0 })
 }
 
-/// `None`: the bytes are no such request.
+/// Returns `None` if the bytes are no such request.
 pub(super) fn decode_acknowledge(body: &Bytes, version: i16) -> Option<Acknowledge> {
     if version < 2 {
         return Some(Acknowledge {
@@ -117,7 +118,7 @@ pub(super) fn decode_acknowledge(body: &Bytes, version: i16) -> Option<Acknowled
     Some(Acknowledge { request: ShareAcknowledgeRequest::decode(&mut rest, CODEC).ok()?, renews: cut[0] != 0 })
 }
 
-/// Appends the answer; `lock_ms` is the length of the group's locks.
+/// Appends the response; `lock_ms` is the group's lock duration.
 pub(super) fn encode_acknowledged(
     into: &mut BytesMut,
     answer: &ShareAcknowledgeResponse,
@@ -130,7 +131,7 @@ pub(super) fn encode_acknowledged(
     let mut body = BytesMut::new();
     answer.encode(&mut body, CODEC).ok()?;
     let body = body.freeze();
-    // Throttle time, error code, error message; then the lock.
+    // Throttle time, error code, error message; then the lock duration.
     let at = 6 + compact_length(body.get(6..)?)?;
     into.put_slice(&body[..at]);
     into.put_i32(lock_ms);
@@ -138,7 +139,7 @@ pub(super) fn encode_acknowledged(
     Some(())
 }
 
-/// Takes out `N` bytes that stand behind two compact strings and `numbers` bytes.
+/// Removes `N` bytes that follow two compact strings and `numbers` bytes.
 fn cut_out<const N: usize>(body: &Bytes, numbers: usize) -> Option<([u8; N], Bytes)> {
     let group = compact_length(body)?;
     let member = compact_length(body.get(group..)?)?;
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_writes_is_read() {
+    fn requests_of_the_client_are_decoded() {
         let long = "g".repeat(300);
         for group in ["workers", &long] {
             let header = SessionHeader { group, member: "m1", epoch: 7 };
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_reads_what_is_written() {
+    fn client_decodes_the_response() {
         for message in [None, Some("why".into())] {
             let answer = ShareAcknowledgeResponse::default().with_error_code(42).with_error_message(message);
             let mut body = BytesMut::new();
@@ -207,14 +208,14 @@ mod tests {
     }
 
     #[test]
-    fn cut_requests_are_none() {
+    fn truncated_requests_are_none() {
         assert!(decode_fetch(&Bytes::from_static(b"\x02g\x02m"), 2).is_none());
         assert!(decode_acknowledge(&Bytes::from_static(b"\xff\xff\xff\xff\xff\xff"), 2).is_none());
         assert!(decode_acknowledge(&Bytes::new(), 1).is_none());
     }
 
     #[test]
-    fn ranges_become_one_statement_for_each_offset() {
+    fn ranges_become_one_acknowledgement_per_offset() {
         let read = |batches: &[(i64, i64, &[i8])]| statements(batches.iter().copied(), false);
         let expected = vec![(1, Said::Accept), (2, Said::Accept), (5, Said::Release), (6, Said::Reject)];
         assert_eq!(read(&[(1, 2, &[1]), (5, 6, &[2, 3])]), Ok(expected));

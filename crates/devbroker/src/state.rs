@@ -1,8 +1,7 @@
-//! Everything that the broker knows, in one struct behind one lock: topics with their logs, groups, sessions.
+//! The broker's whole state in one struct behind one lock: topics with their logs, groups, sessions.
 //!
-//! Data and the small questions about it; those about nodes and leaders stand in [`nodes`](super::nodes). What a
-//! request does to it stands in the file of the request; who waits for a change waits in [`core`](super::core). Called
-//! by all of them.
+//! Data and small queries; [`nodes`](super::nodes) has those about nodes and leaders. Each request's file changes the
+//! state; [`core`](super::core) waits for changes. Called by all of them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -21,38 +20,38 @@ use super::share_partition::Rules;
 use super::transactions::Transaction;
 use kafka_share::ErrorCode;
 
-/// Who asks: which node was asked, over which connection.
+/// The caller of a request: its node, connection and client.
 #[derive(Clone, Debug)]
 pub(super) struct Caller<'a> {
-    /// The node that the connection is with.
+    /// The node that received the request.
     pub node: i32,
-    /// The connection; its end ends the share sessions that it opened.
+    /// The connection; the share sessions that it opened end with it.
     pub connection: u64,
     /// The client id of the request.
     pub client: &'a str,
-    /// Faults: what of this request is refused.
+    /// Parts of this request that faults refuse.
     pub refusals: Vec<Refusal>,
 }
 
 /// A fault that refuses a part of one request.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
-    /// Only for this topic.
+    /// The only topic refused, if set.
     pub topic: Option<String>,
-    /// Only for this partition.
+    /// The only partition refused, if set.
     pub partition: Option<i32>,
-    /// Only what is acknowledged; otherwise only the rest.
+    /// Refuses only acknowledgements, or only the rest.
     pub acknowledgements: bool,
     pub code: ErrorCode,
 }
 
 impl Caller<'_> {
-    /// A caller that no fault is meant for.
+    /// Makes a caller without faults.
     pub const fn new(node: i32, connection: u64) -> Self {
         Self { node, connection, client: "", refusals: Vec::new() }
     }
 
-    /// The code with which a fault refuses this partition, or the whole topic where there is no partition.
+    /// The code with which a fault refuses this partition; without a partition, the whole topic.
     pub fn refused(&self, topic: &str, partition: Option<i32>, acknowledgements: bool) -> Option<ErrorCode> {
         let hit = self.refusals.iter().find(|refusal| {
             refusal.acknowledgements == acknowledgements
@@ -76,23 +75,23 @@ pub(super) struct Topic {
 pub(super) struct Partition {
     pub log: Log,
     pub sequences: Sequences,
-    /// The nodes that have it, the preferred leader first.
+    /// The nodes with a replica, the preferred leader first.
     pub replicas: Vec<i32>,
-    /// Those of them that are in sync.
+    /// The replicas that are in sync.
     pub in_sync: Vec<i32>,
-    /// The first offset that readers do not see yet: some replica in sync does not have it.
+    /// The first offset that readers do not see yet, since an in-sync replica lacks it.
     pub high_watermark: i64,
-    /// The node that leads it; -1 while none does.
+    /// The node that leads it, or -1.
     pub leader: i32,
-    /// Its leader reads its state until then.
+    /// Until then its leader loads its state.
     pub ready_at: Option<Instant>,
-    /// How often its leader changed.
+    /// Number of leader changes.
     pub epoch: i32,
 }
 
 impl Partition {
-    /// The offset before which a reader may read: the high watermark, and for one of committed records no further than
-    /// the last stable offset.
+    /// The offset before which readers may read: the high watermark; for committed records at most the last stable
+    /// offset.
     pub fn readable(&self, committed: bool) -> i64 {
         if committed { self.log.last_stable().min(self.high_watermark) } else { self.high_watermark }
     }
@@ -101,7 +100,7 @@ impl Partition {
 /// A partition by the id of its topic.
 pub(super) type PartitionKey = (Uuid, i32);
 
-/// See the module documentation.
+/// The broker's state.
 #[derive(Debug)]
 pub(super) struct State {
     pub settings: Settings,
@@ -111,18 +110,18 @@ pub(super) struct State {
     pub topics: BTreeMap<String, Topic>,
     pub groups: BTreeMap<String, Group>,
     pub group_values: BTreeMap<String, Values>,
-    /// The coordinators of groups that moved away from their first one.
+    /// Coordinators of groups that have moved.
     pub coordinators: BTreeMap<String, i32>,
     pub sessions: HashMap<SessionKey, Session>,
-    /// How many there ever were.
+    /// Number of sessions opened so far.
     pub sessions_opened: u64,
     pub next_producer_id: i64,
-    /// By transactional id.
+    /// Transactions by transactional id.
     pub transactions: BTreeMap<String, Transaction>,
 }
 
 impl State {
-    /// An empty cluster of the nodes at these addresses.
+    /// Makes an empty cluster of nodes at these addresses.
     pub fn new(settings: Settings, addresses: Vec<SocketAddr>) -> Self {
         Self {
             settings,
@@ -145,8 +144,8 @@ impl State {
         self.topics.iter().find(|(_, topic)| topic.id == id).map(|(name, _)| name.clone())
     }
 
-    /// Creates a topic with so many partitions and replicas; its name is free and good, and as many nodes are not
-    /// fenced.
+    /// Creates a topic. The caller has checked that its name is valid and unused, and that as many nodes as `replicas`
+    /// are not fenced.
     pub fn create_topic(&mut self, name: &str, partitions: i32, replicas: usize, values: Values) -> &Topic {
         let first = self.topics.len();
         let partitions = (0..partitions).zip(first..).map(|(_, place)| self.new_partition(place, replicas));
@@ -154,7 +153,7 @@ impl State {
         self.topics.entry(name.to_owned()).or_insert(topic)
     }
 
-    /// An empty partition; its replicas are the living nodes from this place on.
+    /// Makes an empty partition; its replicas are the living nodes from `place` on.
     pub fn new_partition(&self, place: usize, replicas: usize) -> Partition {
         let nodes: Vec<i32> = self.living_nodes().map(|(id, _)| id).collect();
         let replicas: Vec<i32> =
@@ -171,10 +170,10 @@ impl State {
         }
     }
 
-    /// A partition that the caller's node leads.
+    /// Returns a partition that the caller's node leads.
     ///
     /// # Errors
-    /// [`ErrorCode::UNKNOWN_TOPIC_OR_PARTITION`], [`ErrorCode::NOT_LEADER_OR_FOLLOWER`], or that of a fault.
+    /// [`ErrorCode::UNKNOWN_TOPIC_OR_PARTITION`], [`ErrorCode::NOT_LEADER_OR_FOLLOWER`], or the code of a fault.
     pub fn led(&mut self, topic: &str, index: i32, caller: &Caller, now: Instant) -> Result<&mut Partition, ErrorCode> {
         if let Some(code) = caller.refused(topic, Some(index), false) {
             return Err(code);
@@ -182,10 +181,10 @@ impl State {
         self.led_by(topic, index, caller.node, now)
     }
 
-    /// A partition that this node leads, whatever faults say.
+    /// Returns a partition that this node leads, regardless of faults.
     ///
     /// # Errors
-    /// As [`Self::led`].
+    /// As [`Self::led`], without faults.
     pub fn led_by(&mut self, topic: &str, index: i32, node: i32, now: Instant) -> Result<&mut Partition, ErrorCode> {
         let partitions = self.topics.get_mut(topic).map(|topic| &mut topic.partitions);
         let partition = usize::try_from(index).ok().and_then(|index| partitions?.get_mut(index));
@@ -194,25 +193,25 @@ impl State {
         if ready && partition.leader == node { Ok(partition) } else { Err(ErrorCode::NOT_LEADER_OR_FOLLOWER) }
     }
 
-    /// A topic's setting that is a number.
+    /// The value of a numeric setting of a topic.
     pub fn topic_number(&self, topic: &str, setting: &str) -> i64 {
         self.topics.get(topic).map_or(0, |topic| topic.values.number(TOPIC, setting, &self.settings))
     }
 
-    /// A topic's setting.
+    /// The value of a topic's setting.
     pub fn topic_text(&self, topic: &str, setting: &str) -> &str {
         let known = TOPIC.iter().find(|known| known.name == setting);
         let topic = self.topics.get(topic);
         known.zip(topic).map_or("", |(known, topic)| topic.values.get(known, &self.settings))
     }
 
-    /// A group's setting that is a number.
+    /// The value of a numeric setting of a group.
     pub fn group_number(&self, group: &str, setting: &str) -> i64 {
         let none = Values::default();
         self.group_values.get(group).unwrap_or(&none).number(GROUP, setting, &self.settings)
     }
 
-    /// A group's setting.
+    /// The value of a group's setting.
     pub fn group_text(&self, group: &str, setting: &str) -> &str {
         let known = GROUP.iter().find(|known| known.name == setting);
         let values = self.group_values.get(group);
@@ -221,12 +220,12 @@ impl State {
         })
     }
 
-    /// A group's setting that is a number of milliseconds.
+    /// The value of a group's setting in milliseconds.
     pub fn group_duration(&self, group: &str, setting: &str) -> Duration {
         milliseconds(self.group_number(group, setting))
     }
 
-    /// What a group says about its records.
+    /// The group's settings for its records.
     pub fn rules(&self, group: &str) -> Rules {
         Rules {
             lock: self.group_duration(group, "share.record.lock.duration.ms"),
@@ -235,7 +234,7 @@ impl State {
         }
     }
 
-    /// Forgets all but its settings and nodes, as if the disks were new.
+    /// Loses everything but settings and nodes, as if the disks were new.
     pub fn forget(&mut self) {
         let nodes = std::mem::take(&mut self.nodes);
         *self = Self { nodes, ..Self::new(self.settings.clone(), Vec::new()) };
@@ -246,7 +245,7 @@ impl State {
         self.topics.values().flat_map(|topic| &topic.partitions).map(|partition| partition.log.bytes()).sum()
     }
 
-    /// Drops what is older, or more, than each topic keeps. Kafka drops whole segments; this drops whole batches.
+    /// Drops records beyond each topic's retention. Kafka drops whole segments; this drops whole batches.
     pub fn apply_retention(&mut self, now_ms: i64) {
         for topic in self.topics.values_mut() {
             let keeps_ms = topic.values.number(TOPIC, "retention.ms", &self.settings);
@@ -262,8 +261,8 @@ impl State {
         }
     }
 
-    /// Lets locks and members run out where the node in charge keeps time; whether any lock did, and when the next one
-    /// does.
+    /// Expires locks and members, if time passes for the node in charge. Returns whether a lock expired, and when the
+    /// next one does.
     pub fn expire(&mut self, now: Instant) -> (bool, Option<Instant>) {
         let groups: Vec<String> = self.groups.keys().cloned().collect();
         let standing = self.standing_partitions(now);
@@ -286,7 +285,7 @@ impl State {
         (any, next)
     }
 
-    /// Partitions for which no time passes: their leaders are frozen, or there is none.
+    /// Partitions for which no time passes: the leader is frozen, or missing.
     fn standing_partitions(&self, now: Instant) -> Vec<PartitionKey> {
         let partitions = self.topics.values().flat_map(|topic| {
             let indexed = (0..).zip(&topic.partitions);
@@ -294,4 +293,10 @@ impl State {
         });
         partitions.collect()
     }
+}
+
+/// Kafka's rule for topic names (`Topic.validate`).
+pub(super) fn is_topic_name(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(legal)
 }

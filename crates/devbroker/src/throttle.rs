@@ -1,7 +1,8 @@
-//! Answers to a throttled client (KIP-219): they come at once and tell how long the broker reads nothing from the connection.
+//! Responses to a throttled client (KIP-219): sent at once, with the time for which the broker reads nothing.
 //!
-//! The answers to Fetch and ShareFetch bring no records, as measured with Kafka 4.4: records that the ShareFetch has acquired stay
-//! locked, and the member does not learn of them. Called by [`core`](super::core) for [`Action::Throttle`](super::Action::Throttle).
+//! The responses to Fetch and ShareFetch bring no records, as measured with Kafka 4.4. Records acquired by the
+//! ShareFetch stay locked, unknown to the member. Called by [`core`](super::core) for
+//! [`Action::Throttle`](super::Action::Throttle).
 
 use std::time::Duration;
 
@@ -9,11 +10,11 @@ use bytes::BytesMut;
 use kafka_protocol::messages::{FetchResponse, ProduceResponse, ShareFetchResponse};
 use kafka_protocol::protocol::{Decodable, Encodable};
 
-use super::dispatch::Asked;
+use super::asked::Asked;
 use super::faults::Kind;
 use super::share_wire;
 
-/// Puts the time into the body of an answer. The answer of a version without such a field stays as it is.
+/// Writes the throttle time into a response's body. Versions without such a field stay unchanged.
 pub(super) fn throttled(kind: Kind, asked: &Asked, mut body: BytesMut, time: Duration) -> Option<BytesMut> {
     let (version, time_ms) = (asked.version, i32::try_from(time.as_millis()).unwrap_or(i32::MAX));
     let mut changed = BytesMut::new();
@@ -32,7 +33,7 @@ pub(super) fn throttled(kind: Kind, asked: &Asked, mut body: BytesMut, time: Dur
             without_records(asked, answer)?.with_throttle_time_ms(time_ms).encode(&mut changed, 1).ok()?;
             return Some(changed);
         }
-        // The time comes first, since this version.
+        // From this version on, the time is the first field.
         Kind::ListOffsets if version < 2 => {}
         Kind::Metadata if version < 3 => {}
         Kind::FindCoordinator if version < 1 => {}
@@ -41,7 +42,7 @@ pub(super) fn throttled(kind: Kind, asked: &Asked, mut body: BytesMut, time: Dur
     Some(body)
 }
 
-/// What is left of the answer to a ShareFetch: the outcome of its acknowledgements.
+/// Keeps only the results of the acknowledgements in a ShareFetch response.
 fn without_records(asked: &Asked, mut answer: ShareFetchResponse) -> Option<ShareFetchResponse> {
     let request = share_wire::decode_fetch(&asked.body, asked.version)?.request;
     let acknowledged = |topic_id, index| {
@@ -89,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn time_is_told_by_each_version_that_has_a_place_for_it() {
+    fn throttle_time_is_sent_in_each_version_with_such_a_field() {
         for version in 3..=13 {
             assert_eq!(told(Kind::Produce, version, |answer: &ProduceResponse| answer.throttle_time_ms), 7);
         }
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn throttled_share_fetch_tells_the_outcome_of_acknowledgements_and_no_records() {
+    fn throttled_share_fetch_returns_acknowledgement_results_without_records() {
         let topic_id = Uuid::from_u128(7);
         let said = Acknowledgements::from([(
             SharePartition { topic_id, partition: 1 },

@@ -1,4 +1,4 @@
-//! Metadata, CreateTopics, CreatePartitions and DeleteTopics: which topics there are, and their leaders.
+//! Metadata, CreateTopics, CreatePartitions and DeleteTopics: topics and their leaders.
 //!
 //! Called by the dispatcher.
 
@@ -23,14 +23,14 @@ use super::nodes::NO_LEADER;
 use super::produce::topic_name;
 use super::rights::{Operation, Resource};
 use super::settings::{TOPIC, Values};
-use super::state::{Caller, State, Topic};
+use super::state::{Caller, State, Topic, is_topic_name};
 use kafka_share::ErrorCode;
 
-/// No set of rights was asked for.
+/// No authorized operations were asked for.
 const NO_OPERATIONS: i32 = i32::MIN;
-/// The broker's default is taken for this number.
+/// Stands for the broker's default.
 const DEFAULT: i32 = -1;
-/// Partitions of one topic; Kafka has no such limit, memory does.
+/// Most partitions of one topic; Kafka has no such limit, but memory has.
 const MOST_PARTITIONS: i32 = 10_000;
 
 impl State {
@@ -60,7 +60,7 @@ impl State {
                 described.collect()
             }
         };
-        // Versions before 8 cannot ask for it.
+        // Versions before 8 have no such field.
         let operations = |topic: MetadataResponseTopic| {
             let name =
                 topic.name.clone().filter(|_| topic.error_code == 0 && request.include_topic_authorized_operations);
@@ -76,7 +76,7 @@ impl State {
             .with_cluster_authorized_operations(NO_OPERATIONS)
     }
 
-    /// What the caller may do with a topic: a bit for each of Kafka's operations on topics.
+    /// The caller's rights to a topic: one bit for each of Kafka's operations on topics.
     fn operations(&self, caller: &Caller, name: &str) -> i32 {
         let all = [
             Operation::Read,
@@ -92,7 +92,7 @@ impl State {
         allowed.fold(0, |bits, operation| bits | 1 << operation as i32)
     }
 
-    /// What is told of a topic that the caller may not see, or would create and may not.
+    /// The entry of a topic that the caller may not see, or would create without the right.
     fn hidden(&self, caller: &Caller, wanted: &MetadataRequestTopic, creates: bool) -> Option<MetadataResponseTopic> {
         let by_id = wanted.name.is_none();
         let name =
@@ -107,7 +107,7 @@ impl State {
     }
 
     fn creates_topics(&self, version: i16, request: &MetadataRequest) -> bool {
-        // Versions before 4 had no choice.
+        // Versions before 4 always create topics.
         (version < 4 || request.allow_auto_topic_creation) && self.settings.text("auto.create.topics.enable") == "true"
     }
 
@@ -195,7 +195,7 @@ impl State {
         configs.collect()
     }
 
-    /// The numbers of partitions and replicas, and the settings of a topic that may be created.
+    /// Checks a new topic. Returns its number of partitions and replicas, and its settings.
     fn check_new_topic(
         &self,
         caller: &Caller,
@@ -211,7 +211,7 @@ impl State {
         if self.topics.contains_key(name) {
             return Err((ErrorCode::TOPIC_ALREADY_EXISTS, format!("Topic '{name}' already exists.")));
         }
-        // Names of metrics do not tell the two apart.
+        // Kafka's metric names do not distinguish `.` and `_`.
         let plain = |name: &str| name.replace('.', "_");
         if let Some(twin) = self.topics.keys().find(|other| plain(other) == plain(name)) {
             let message = format!("Topic '{name}' collides with existing topic: {twin}");
@@ -276,7 +276,7 @@ impl State {
         CreatePartitionsResponse::default().with_results(results.collect())
     }
 
-    /// Places and number of replicas of the partitions to be added.
+    /// Checks the partitions to be added. Returns their places and number of replicas.
     fn check_more_partitions(
         &self,
         caller: &Caller,
@@ -344,10 +344,4 @@ fn described(caller: &Caller, name: &str, topic: &Topic) -> MetadataResponseTopi
             .with_isr_nodes(ids(&partition.in_sync))
     });
     missing.with_partitions(partitions.collect())
-}
-
-/// Kafka's rule for names of topics (`Topic.validate`).
-pub(super) fn is_topic_name(name: &str) -> bool {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(legal)
 }

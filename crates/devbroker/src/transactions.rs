@@ -1,10 +1,9 @@
-//! Transactions of producers (KIP-98): InitProducerId, AddPartitionsToTxn, EndTxn, and the question whether a batch
-//! belongs to an open one.
+//! Transactions of producers (KIP-98): InitProducerId, AddPartitionsToTxn, EndTxn, and the check whether a batch
+//! belongs to an open transaction.
 //!
-//! The request that ends a transaction writes its markers; Kafka writes them after its answer, and answers 51
+//! The request that ends a transaction writes its markers; Kafka writes them after its response, and returns 51
 //! (CONCURRENT_TRANSACTIONS) until then. A transaction has no time limit and holds no offsets of groups. The
-//! [`log`](super::log) of a partition knows which transactions are open and which were aborted there. Called by the
-//! dispatcher and by `produce`.
+//! [`log`](super::log) of a partition has its open and aborted transactions. Called by the dispatcher and by `produce`.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -27,28 +26,28 @@ const INVALID_STATE: ErrorCode = ErrorCode(48);
 const INVALID_MAPPING: ErrorCode = ErrorCode(49);
 /// Kafka's INVALID_TRANSACTION_TIMEOUT.
 const INVALID_TIMEOUT: ErrorCode = ErrorCode(50);
-/// Kafka's TRANSACTIONAL_ID_AUTHORIZATION_FAILED, which a transactional batch without a transactional id gets as well.
+/// Kafka's TRANSACTIONAL_ID_AUTHORIZATION_FAILED, also for a transactional batch without a transactional id.
 const NO_TRANSACTIONAL_ID: ErrorCode = ErrorCode(53);
-/// Kafka's OPERATION_NOT_ATTEMPTED: another partition of the request is wrong.
+/// Kafka's OPERATION_NOT_ATTEMPTED: another partition of the request failed.
 const NOT_ATTEMPTED: ErrorCode = ErrorCode(55);
 /// Kafka's PRODUCER_FENCED: the epoch is not the current one.
 const FENCED: ErrorCode = ErrorCode(90);
 /// Kafka's default of `transaction.max.timeout.ms`.
 const MOST_TIMEOUT_MS: i32 = 900_000;
 
-/// A transactional id.
+/// State of a transactional id.
 #[derive(Debug)]
 pub(super) struct Transaction {
     producer_id: i64,
     epoch: i16,
-    /// Topic and index of the partitions of the open transaction; empty when none is open.
+    /// Topic and index of each partition in the open transaction; empty without one.
     open: BTreeSet<(String, i32)>,
-    /// Whether the last transaction of this epoch was committed; `None` before it has ended.
+    /// Whether the last transaction of this epoch was committed; `None` before its end.
     committed: Option<bool>,
 }
 
 impl State {
-    /// InitProducerId. With a transactional id: a new epoch; an open transaction of the old one is aborted.
+    /// InitProducerId. With a transactional id it returns a new epoch and aborts an open transaction of the old one.
     pub fn init_producer_id(
         &mut self,
         caller: &Caller,
@@ -92,7 +91,7 @@ impl State {
         let told = (request.producer_id.0, request.producer_epoch);
         let given = match known {
             Some((producer_id, epoch, _)) if told.0 >= 0 && told != (producer_id, epoch) => return Err(FENCED),
-            // The marker of the abort takes one epoch, the producer gets the next.
+            // The abort's marker uses one epoch, the producer gets the next.
             Some((_, epoch, false)) if epoch < i16::MAX - 1 => {
                 self.end(id, false, epoch + 1, now_ms);
                 (self.transactions[id].producer_id, epoch + 2)
@@ -109,7 +108,7 @@ impl State {
         Ok(given)
     }
 
-    /// AddPartitionsToTxn: all partitions of the request become part of the transaction, or none.
+    /// AddPartitionsToTxn: adds all partitions of the request to the transaction, or none.
     pub fn add_partitions(
         &mut self,
         caller: &Caller,
@@ -152,7 +151,7 @@ impl State {
         AddPartitionsToTxnResponse::default().with_results_by_topic_v3_and_below(results.collect())
     }
 
-    /// EndTxn: writes a marker into each partition of the transaction. A repetition of the same end has no effect.
+    /// EndTxn: writes a marker into each partition of the transaction. A repeated EndTxn has no effect.
     pub fn end_transaction(
         &mut self,
         caller: &Caller,
@@ -187,17 +186,17 @@ impl State {
         self.replicate();
     }
 
-    /// The transactional id, if this producer has it.
+    /// Returns the transactional id's state, if it belongs to this producer and epoch.
     fn transaction(&mut self, id: &str, producer_id: i64, epoch: i16) -> Result<&mut Transaction, ErrorCode> {
         let known = self.transactions.get_mut(id).filter(|known| known.producer_id == producer_id);
         let known = known.ok_or(INVALID_MAPPING)?;
         if known.epoch == epoch { Ok(known) } else { Err(FENCED) }
     }
 
-    /// Whether this batch of a Produce request may be appended, as far as transactions go.
+    /// Checks whether this batch of a Produce request may be appended, as far as transactions are concerned.
     ///
     /// # Errors
-    /// 48, 49, 53, or 47 for another epoch, as Kafka tells a producer of each.
+    /// 48, 49, 53, or 47 for another epoch, like Kafka's responses to a producer.
     pub fn check_transaction(
         &mut self,
         id: Option<&str>,

@@ -118,7 +118,7 @@ impl Fleet {
             Verb::Stop => self.stop_programs(&[name.to_owned()]),
             Verb::Kill => {
                 self.kill(name)?;
-                say(format!("killed {name} (SIGKILL); it stays dead until make up or fleet start-..."));
+                say(format!("killed {name} (SIGKILL); it stays dead until {}", start_of(name)));
                 Ok(())
             }
             Verb::Start | Verb::Restart if Some(name) == self.kafka_program()? => self.start_kafka(),
@@ -138,7 +138,7 @@ impl Fleet {
                 // First the state: a frozen program that no word knows of would not be told to go on.
                 self.want(name, Wanted::Frozen)?;
                 self.signal(name, Signal::SIGSTOP)?;
-                say(format!("froze {name}; it goes on with make down, make up or fleet thaw-..."));
+                say(format!("froze {name}; it goes on with: {}", start_of(name).replace("start", "thaw").replace("make scale-up", "fleet thaw-worker")));
                 Ok(())
             }
             Verb::Thaw => {

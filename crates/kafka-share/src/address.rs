@@ -1,7 +1,7 @@
-//! The address of a broker, as people write it and as brokers announce it.
+//! Broker addresses, as users write them and as brokers announce them.
 //!
-//! Parsing only; nothing here resolves a name or opens a connection. Called by the configuration (bootstrap list) and by
-//! [`cluster`](super::cluster) (addresses out of metadata).
+//! Parses only; resolves no name and opens no connection. Called by the configuration (bootstrap list) and by
+//! [`cluster`](super::cluster) (addresses in metadata).
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,30 +17,33 @@ pub struct BrokerAddress {
     pub port: u16,
 }
 
-/// Why a text is not the address of a broker.
+/// Why a text is not a broker address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// No `:port` at the end.
     #[error("no port; expected host:port, for example 127.0.0.1:9092")]
     NoPort,
-    /// The part behind the last colon is no port number.
+    /// The part after the last colon is no port number.
     #[error("\"{}\" is no port; expected a number from 1 to 65535", .0.escape_debug())]
     Port(String),
-    /// Nothing before the port, or characters that no host name has.
-    #[error("\"{}\" is no host name; expected a name, an IPv4 address, or an IPv6 address in brackets", .0.escape_debug())]
+    /// No host before the port, or characters that no host name has.
+    #[error(
+        "\"{}\" is no host name; expected a name, an IPv4 address, or an IPv6 address in brackets",
+        .0.escape_debug()
+    )]
     Host(String),
 }
 
 impl BrokerAddress {
-    /// An address from its parts; brokers announce theirs so.
+    /// Makes an address from the host and port of a broker's announcement.
     pub fn new(host: impl Into<String>, port: u16) -> Self {
         Self { host: host.into(), port }
     }
 
-    /// The addresses of a list that is separated by commas, such as `KAFKA_BOOTSTRAP_SERVERS`.
+    /// Parses a comma-separated list, such as `KAFKA_BOOTSTRAP_SERVERS`.
     ///
     /// # Errors
-    /// The item that is no address, as [`values::list`] names it.
+    /// The first item that is no address, as [`values::list`] reports it.
     pub fn list(text: &str) -> Read<Vec<Self>> {
         values::list(text, str::parse)
     }
@@ -64,7 +67,7 @@ impl FromStr for BrokerAddress {
     }
 }
 
-/// Letters, digits, `-`, `_` and `.`: what host names and IPv4 addresses consist of.
+/// Host names and IPv4 addresses consist of letters, digits, `-`, `_` and `.`.
 fn is_host(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
@@ -74,7 +77,7 @@ impl fmt::Display for BrokerAddress {
         if self.host.contains(':') {
             write!(formatter, "[{}]:{}", self.host, self.port)
         } else {
-            // A broker announces its host itself: what it says is escaped like everything from outside.
+            // A broker announces its host itself, so the text is escaped like everything from outside.
             write!(formatter, "{}:{}", self.host.escape_debug(), self.port)
         }
     }
@@ -85,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_names_the_item_that_is_no_address() {
+    fn list_names_its_first_invalid_item() {
         let two = vec![BrokerAddress::new("a", 1), BrokerAddress::new("::1", 2)];
         assert_eq!(BrokerAddress::list("a:1, [::1]:2"), Ok(two));
         assert!(BrokerAddress::list("a:1,b").expect_err("no port").starts_with("has the item \"b\": no port"));
@@ -101,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_is_named() {
+    fn each_invalid_address_is_reported_with_its_faulty_part() {
         let fault = |text: &str| text.parse::<BrokerAddress>().expect_err(text);
         assert_eq!(fault("localhost"), AddressError::NoPort);
         assert_eq!(fault(""), AddressError::NoPort);

@@ -1,7 +1,7 @@
-//! Questions and orders to the cluster itself: does it have share groups, topics, settings of topics and groups, offsets.
+//! Requests about the cluster itself: its support for share groups, topics, settings of topics and groups, offsets.
 //!
-//! Each function is one question, asked once (a dead idle connection is replaced); it decides nothing about what the answer means for
-//! a program: the caller does, and repeats. Called by `lastcall::queue` and by the gateway's sweep.
+//! Each function sends one request (a dead idle connection is replaced once). The caller decides what the response
+//! means for the program and repeats. Called by `lastcall::queue` and by the gateway's sweep.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -36,11 +36,14 @@ const GROUP: i8 = 32;
 
 const OFFSETS_REQUEST: &str = "DescribeShareGroupOffsets";
 
-/// What a cluster must have, in the words an operator needs.
+/// Requirement on the cluster, phrased for its operator.
 const NEEDED: &str = "lastcall needs share groups (KIP-932): Apache Kafka 4.2 or later";
 
-/// `Unsupported` with what is missing, unless the cluster speaks ShareGroupHeartbeat v1, ShareFetch v2 and ShareAcknowledge v2 and has
-/// the feature `share.version` switched on (Kafka 4.1 lists the requests with the feature off).
+/// Checks that the cluster speaks ShareGroupHeartbeat v1, ShareFetch v2 and ShareAcknowledge v2, with the feature
+/// `share.version` switched on: Kafka 4.1 lists the requests even with the feature off.
+///
+/// # Errors
+/// `Unsupported` names what is missing; or the error of the request.
 pub fn check_share_support(cluster: &Cluster) -> Result<()> {
     let timeout = cluster.options().request_timeout;
     let (broker, versions) = cluster.ask_with(|connection| {
@@ -66,41 +69,40 @@ pub fn check_share_support(cluster: &Cluster) -> Result<()> {
     }
     if versions.and_then(|versions| versions.feature_level("share.version")).unwrap_or(0) < 1 {
         return Err(KafkaError::Unsupported(format!(
-            "{NEEDED} with the feature switched on; at {broker} it is off: run kafka-features.sh --bootstrap-server {broker} \
-             upgrade --feature share.version=1"
+            "{NEEDED} with the feature switched on; at {broker} it is off: \
+             run kafka-features.sh --bootstrap-server {broker} upgrade --feature share.version=1"
         )));
     }
     Ok(())
 }
 
-/// A topic as it shall be created.
+/// Settings of a topic to be created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicSpec {
     /// Its name.
     pub name: String,
     /// Number of partitions.
     pub partitions: i32,
-    /// Number of replicas; the broker's default if not given.
+    /// Number of replicas; `None` means the broker's default.
     pub replication_factor: Option<i16>,
-    /// Settings that differ from, or shall not follow, the broker's own.
+    /// Settings that differ from the broker's own, or must not follow them.
     pub configs: Vec<(&'static str, String)>,
 }
 
-/// A topic that is there now.
+/// Result of [`ensure_topic`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnsuredTopic {
     /// The topic. Partitions of it may have no leader.
     pub topic: Topic,
-    /// Whether this call created it. An existing one is left as it is.
+    /// Whether this call created it. An existing topic is left unchanged.
     pub created: bool,
 }
 
-/// Creates the topic unless it exists (CreateTopics v7, KIP-4), and waits until the brokers know the leaders of one
-/// that was missing.
+/// Creates the topic unless it exists (CreateTopics v7, KIP-4). After creating it, waits until the brokers know its
+/// leaders.
 ///
 /// # Errors
-/// What kept the questions from being answered; code 38 with fewer brokers than replicas; 29 without the right Describe
-/// or Create.
+/// The error of a request; code 38 with fewer brokers than replicas; 29 without the right Describe or Create.
 pub fn ensure_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<EnsuredTopic> {
     match cluster.refresh(&[&spec.name]) {
         Err(error) if error.code() == Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION) => {
@@ -109,7 +111,8 @@ pub fn ensure_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<EnsuredTopic>
         }
         known => {
             let topic = known.and_then(|()| cluster.topic(&spec.name))?;
-            // Without any leader it is one that another program has just created. A single one may be missing for long.
+            // Without any leader the topic was just created by another program. A single leader may be missing for
+            // long.
             let is_led = topic.partitions.iter().any(|partition| partition.leader >= 0);
             let topic = if is_led { topic } else { await_leaders(cluster, &spec.name)? };
             Ok(EnsuredTopic { topic, created: false })
@@ -117,7 +120,7 @@ pub fn ensure_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<EnsuredTopic>
     }
 }
 
-/// `false`: another program was faster.
+/// Returns `false` if another program created the topic first.
 fn create_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<bool> {
     let replicas = match spec.replication_factor {
         Some(replicas) => replicas,
@@ -129,15 +132,15 @@ fn create_topic(cluster: &Cluster, spec: &TopicSpec) -> Result<bool> {
     Ok(ask_create(cluster, spec, replicas, false)?.is_some())
 }
 
-/// Asks for the topic, or with `validate_only` just for what it would become. `None`: it exists.
+/// Creates the topic; with `validate_only` returns only what would be created. `None`: the topic exists.
 fn ask_create(
     cluster: &Cluster,
     spec: &TopicSpec,
     replicas: i16,
     validate_only: bool,
 ) -> Result<Option<CreatableTopicResult>> {
-    // A write is safe on two replicas wherever there are two (acks=all). Without the right DescribeConfigs the broker
-    // does not tell how many it would take (-1); its own default stands then.
+    // With acks=all a write is safe on two replicas, if the topic has two. Without the right DescribeConfigs the broker
+    // returns -1 for the number of replicas; its own default applies then.
     let in_sync = (replicas > 0).then(|| ("min.insync.replicas", replicas.min(2).to_string()));
     let configs = spec.configs.iter().chain(&in_sync).map(|(name, value)| {
         CreatableTopicConfig::default().with_name(StrBytes::from_static_str(name)).with_value(Some(str_bytes(value)))
@@ -163,13 +166,13 @@ fn ask_create(
     Ok(Some(result))
 }
 
-/// How long the broker may work on a request, in the protocol's milliseconds: less than we wait for its answer.
+/// How long the broker may work on a request, in milliseconds: less than this client waits for the response.
 fn broker_wait(cluster: &Cluster) -> i32 {
     i32::try_from((cluster.options().request_timeout * 4 / 5).as_millis()).unwrap_or(i32::MAX)
 }
 
-/// A topic just created is known to the brokers some milliseconds later. A leader that is still missing at the deadline
-/// is left out.
+/// Waits for the leaders of a new topic: brokers learn of them some milliseconds after its creation. A leader that is
+/// missing at the deadline is left out.
 fn await_leaders(cluster: &Cluster, name: &str) -> Result<Topic> {
     let deadline = std::time::Instant::now() + cluster.options().request_timeout;
     loop {
@@ -193,11 +196,11 @@ pub enum TopicRight {
     Write = 4,
 }
 
-/// Those of `wanted` that this client does not have (Metadata v12, KIP-430). Topics that cannot be told of are left
-/// out.
+/// Returns the rights in `wanted` that this client lacks (Metadata v12, KIP-430). Topics whose rights the broker does
+/// not report are left out.
 ///
 /// # Errors
-/// What kept the question from being answered.
+/// The error of the request.
 pub fn missing_rights(cluster: &Cluster, wanted: &[(String, TopicRight)]) -> Result<Vec<(String, TopicRight)>> {
     if wanted.is_empty() {
         return Ok(Vec::new());
@@ -211,7 +214,7 @@ pub fn missing_rights(cluster: &Cluster, wanted: &[(String, TopicRight)]) -> Res
     let lacks = |name: &str, right: TopicRight| {
         let told = response.topics.iter().filter(|topic| topic.error_code == 0);
         let mut told = told.filter(|topic| topic.name.as_ref().is_some_and(|told| told.as_str() == name));
-        // The smallest number: the broker does not tell.
+        // The broker sends i32::MIN when it does not report the rights.
         told.next().is_some_and(|topic| {
             topic.topic_authorized_operations != i32::MIN
                 && topic.topic_authorized_operations & (1 << right as i32) == 0
@@ -220,46 +223,47 @@ pub fn missing_rights(cluster: &Cluster, wanted: &[(String, TopicRight)]) -> Res
     Ok(wanted.iter().filter(|(name, right)| lacks(name, *right)).cloned().collect())
 }
 
-/// One setting as the broker tells it.
+/// One setting as the broker reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     /// The value in force.
     pub value: String,
-    /// Whether it is Kafka's own default: neither the resource nor the brokers' configuration has another one.
+    /// Whether the value is Kafka's own default: neither the resource nor the brokers' configuration sets another.
     pub is_default: bool,
 }
 
-/// The settings of a topic, with the defaults that apply (DescribeConfigs v4, KIP-133). Settings without a value are left out.
+/// Returns the settings of a topic, with the defaults that apply (DescribeConfigs v4, KIP-133). Settings without a
+/// value are left out.
 ///
 /// # Errors
-/// Code 29 without the right DescribeConfigs on the topic, or what kept the question from being answered.
+/// Code 29 without the right DescribeConfigs on the topic; or the error of the request.
 pub fn topic_configs(cluster: &Cluster, topic: &str) -> Result<BTreeMap<String, String>> {
     let found = described(cluster.ask(4, &describe(TOPIC, topic))?)?;
     Ok(found.into_iter().map(|(key, setting)| (key, setting.value)).collect())
 }
 
-/// The settings of a broker, by its node id.
+/// Returns the settings of a broker, by its node id.
 ///
 /// # Errors
-/// Code 31 without the right DescribeConfigs on the cluster, or what kept the question from being answered.
+/// Code 31 without the right DescribeConfigs on the cluster; or the error of the request.
 pub fn broker_settings(cluster: &Cluster, node: i32) -> Result<BTreeMap<String, Setting>> {
-    // Only the broker itself tells them.
+    // Only the broker itself returns its settings.
     let timeout = cluster.options().request_timeout;
     described(cluster.connect(node)?.call(4, &describe(BROKER, &node.to_string()), timeout)?)
 }
 
-/// The settings of a group, with the defaults that apply; the group need not exist (KIP-848).
+/// Returns the settings of a group, with the defaults that apply; the group need not exist (KIP-848).
 ///
 /// # Errors
-/// Code 30 without the right DescribeConfigs on the group, or what kept the question from being answered.
+/// Code 30 without the right DescribeConfigs on the group; or the error of the request.
 pub fn group_settings(cluster: &Cluster, group: &str) -> Result<BTreeMap<String, Setting>> {
     described(cluster.ask(4, &describe(GROUP, group))?)
 }
 
-/// The same as the broker with this node id knows them.
+/// As [`group_settings`], asked of the broker with this node id.
 ///
 /// # Errors
-/// The same; `timeout` is for the answer alone.
+/// As [`group_settings`]; `timeout` limits the wait for the response alone.
 pub fn group_settings_at(
     cluster: &Cluster,
     node: i32,
@@ -298,7 +302,8 @@ pub fn set_topic_config(cluster: &Cluster, topic: &str, key: &str, value: &str) 
     set_config(cluster, TOPIC, topic, key, value)
 }
 
-/// Sets one setting of a group, which need not exist. One key per request: an unknown key (error 40) refuses its whole request.
+/// Sets one setting of a group, which need not exist. Sends one key per request: an unknown key (error 40) makes the
+/// broker refuse the whole request.
 pub fn set_group_config(cluster: &Cluster, group: &str, key: &str, value: &str) -> Result<()> {
     set_config(cluster, GROUP, group, key, value)
 }
@@ -321,8 +326,9 @@ fn set_config(cluster: &Cluster, kind: i8, name: &str, key: &str, value: &str) -
     Ok(())
 }
 
-/// The offset up to which a share group is done with each partition of the topic (DescribeShareGroupOffsets v0, KIP-932).
-/// Partitions that the group has not begun, those without a leader, and a group that does not exist, have none.
+/// Returns the offset before which a share group has finished every record, per partition (DescribeShareGroupOffsets
+/// v0, KIP-932). Partitions that the group has not begun or that have no leader are left out; a group that does not
+/// exist has none.
 pub fn share_group_offsets(cluster: &Cluster, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>> {
     let request = describe_offsets(cluster, group, topic)?;
     let timeout = cluster.options().request_timeout;
@@ -331,8 +337,8 @@ pub fn share_group_offsets(cluster: &Cluster, group: &str, topic: &str) -> Resul
     Ok(started.map(|partition| (partition.partition_index, partition.start_offset)).collect())
 }
 
-/// How many records of each partition of the topic a share group has not finished (DescribeShareGroupOffsets v1, KIP-1226).
-/// Partitions that the group has not begun, those without a leader, and a group that does not exist, have none.
+/// Returns how many records of each partition a share group has not finished (DescribeShareGroupOffsets v1, KIP-1226).
+/// Leaves out the same partitions as [`share_group_offsets`].
 pub fn share_group_lags(cluster: &Cluster, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>> {
     let request = describe_offsets(cluster, group, topic)?;
     let timeout = cluster.options().request_timeout;
@@ -351,7 +357,7 @@ pub fn share_group_lags(cluster: &Cluster, group: &str, topic: &str) -> Result<B
 }
 
 fn describe_offsets(cluster: &Cluster, group: &str, topic: &str) -> Result<DescribeShareGroupOffsetsRequest> {
-    // The coordinator asks the leaders; without one a partition's answer is an error (5).
+    // The coordinator asks the leaders; a partition without a leader would get error 5.
     let known = cluster.topic(topic)?.partitions;
     let led = known.iter().filter(|partition| partition.leader >= 0).map(|partition| partition.index);
     let partitions = led.collect();
@@ -363,7 +369,7 @@ fn describe_offsets(cluster: &Cluster, group: &str, topic: &str) -> Result<Descr
     Ok(DescribeShareGroupOffsetsRequest::default().with_groups(vec![asked]))
 }
 
-/// Asks the coordinator of a group once; forgets who it is when it was the wrong one.
+/// Asks the coordinator of a group once, and forgets a wrong coordinator.
 fn ask_coordinator<T>(cluster: &Cluster, group: &str, ask: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
     let connection = cluster.group_coordinator(group).and_then(|node| cluster.connect(node));
     let answer = connection.and_then(|mut connection| ask(&mut connection));
@@ -373,7 +379,7 @@ fn ask_coordinator<T>(cluster: &Cluster, group: &str, ask: impl FnOnce(&mut Conn
     answer
 }
 
-/// All partitions of an answer, in its order; none for a group that does not exist.
+/// Returns all partitions of a response in its order; none for a group that does not exist.
 fn partitions_of(
     response: DescribeShareGroupOffsetsResponse,
 ) -> Result<Vec<DescribeShareGroupOffsetsResponsePartition>> {
@@ -393,15 +399,15 @@ fn partitions_of(
     Ok(partitions)
 }
 
-/// The offset after the last record of each partition of the topic that has a leader (ListOffsets v7).
+/// Returns the offset after the last record of each partition that has a leader (ListOffsets v7).
 ///
 /// # Errors
-/// What a leader answered; code 5 when no partition has a leader.
+/// The error of a leader; code 5 when no partition has a leader.
 pub fn end_offsets(cluster: &Cluster, topic: &str) -> Result<BTreeMap<i32, i64>> {
     list(cluster, topic, Position::End)
 }
 
-/// The offset of the first record still kept in each partition of the topic that has a leader (ListOffsets v7).
+/// Returns the offset of the first record kept in each partition that has a leader (ListOffsets v7).
 ///
 /// # Errors
 /// As [`end_offsets`].

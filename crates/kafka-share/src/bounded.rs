@@ -1,10 +1,9 @@
-//! Decodes answers whose counts are not believed.
+//! Decodes responses without trusting the counts in them.
 //!
-//! The codec crate reserves memory for as many items as an array's length field says, before it reads the first one: a
-//! false length of 2^32 ends the process in its allocator. Here a length that the bytes left cannot hold is an error.
-//! The bytes go through a buffer that looks at what the codec reads from it, since the codec has no limit of its own.
-//! Called by [`Connection::decode`](super::connection::Connection::decode) and by the modules that take answers apart
-//! themselves.
+//! The codec crate reserves memory for as many items as an array's length field says, before it reads the first one. A
+//! false length of 2^32 ends the process in its allocator. Here a length beyond the remaining bytes is an error. The
+//! codec has no limit of its own, so a buffer checks every number that the codec reads. Called by
+//! [`Connection::decode`](super::connection::Connection::decode) and by modules that decode responses themselves.
 
 use std::ops::Range;
 
@@ -12,17 +11,16 @@ use bytes::{Buf, Bytes, TryGetError};
 use kafka_protocol::protocol::Decodable;
 use kafka_protocol::protocol::buf::ByteBuf;
 
-/// What a varint may exceed the bytes left by: numbers of tagged fields are varints, too.
+/// A varint may exceed the remaining bytes by this much: numbers of tagged fields are varints, too.
 const VARINT_ROOM: usize = 64;
-/// What a 32-bit number may exceed the bytes left by. Not all of them are lengths; the others (partitions, throttle
-/// times in milliseconds, the session id 0) stay below. A million items reserve about 100 MB of address space, no
-/// memory.
+/// A 32-bit number may exceed the remaining bytes by this much. Numbers that are no lengths (partitions, throttle times
+/// in milliseconds, the session id 0) stay below it. A million items reserve about 100 MB of address space, no memory.
 const NUMBER_ROOM: usize = 1 << 20;
 
-/// Decodes an answer. `flexible`: its version has compact lengths (KIP-482).
+/// Decodes a response. `flexible`: its version has compact lengths (KIP-482).
 ///
 /// # Errors
-/// What is wrong, in the codec's words.
+/// The codec's description of the fault.
 pub(super) fn decode<T: Decodable>(body: &mut Bytes, version: i16, flexible: bool) -> Result<T, String> {
     let mut bounded = Bounded { rest: body.clone(), flexible, varint: 0, bits: 0 };
     let decoded = T::decode(&mut bounded, version).map_err(|error| error.to_string())?;
@@ -30,11 +28,11 @@ pub(super) fn decode<T: Decodable>(body: &mut Bytes, version: i16, flexible: boo
     Ok(decoded)
 }
 
-/// The bytes of an answer.
+/// The bytes of a response, checked while the codec reads them.
 struct Bounded {
     rest: Bytes,
     flexible: bool,
-    /// The varint whose bytes are being read, and how many bits of it came.
+    /// The varint whose bytes are being read, and how many of its bits have been read.
     varint: u64,
     bits: u32,
 }
@@ -63,7 +61,7 @@ impl Buf for Bounded {
     fn try_get_u8(&mut self) -> Result<u8, TryGetError> {
         let byte = self.rest.try_get_u8()?;
         if self.flexible {
-            // The one kind of byte with its highest bit set that answers have is that of a varint to be continued.
+            // In responses, only a varint that continues has a byte with the highest bit set.
             self.varint |= u64::from(byte & 0x7f) << self.bits;
             self.bits += 7;
             if byte & 0x80 == 0 || self.bits > 28 {
@@ -112,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn false_count_is_an_error_and_not_the_end_of_the_process() {
+    fn false_count_is_an_error_and_does_not_abort_the_process() {
         // Error code 0, then 2^32 - 2 items.
         let mut body = Bytes::from_static(b"\0\0\xff\xff\xff\xff\x0f\0\0\0\0");
         let error = decode::<ApiVersionsResponse>(&mut body, 3, true).expect_err("too many");
@@ -125,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_answers_are_errors_at_every_length() {
+    fn truncated_response_is_an_error_at_every_length() {
         let versions = ApiVersion::default().with_api_key(3).with_max_version(12);
         let body = bytes_of(&ApiVersionsResponse::default().with_api_keys(vec![versions; 9]), 3);
         for length in 0..body.len() {
@@ -134,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_with_large_numbers_and_many_items_are_the_same_as_without_bounds() {
+    fn bounds_do_not_change_responses_with_large_numbers_and_many_items() {
         let partition =
             |index| MetadataResponsePartition::default().with_partition_index(index).with_leader_epoch(i32::MAX);
         let topic = MetadataResponseTopic::default().with_partitions((0..20_000).map(partition).collect());

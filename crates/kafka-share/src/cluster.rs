@@ -1,8 +1,8 @@
-//! The cluster as this client knows it: brokers, topics and their leaders, coordinators of groups.
+//! This client's knowledge of the cluster: brokers, topics and their leaders, coordinators of groups.
 //!
-//! A shared cache and the way to a connection; it holds no open connections of its users and starts no thread. What it
-//! knows can be stale at any time: whoever is told so by a broker ([`Retry::RefreshMetadata`](super::error::Retry)), or loses a connection,
-//! calls [`Cluster::refresh`] or [`Cluster::forget`] and asks again. Called by producer, reader, share consumer and admin.
+//! A shared cache that also opens connections; it holds no connection of its users and starts no thread. The cache can
+//! be stale at any time. A caller that gets [`Retry::RefreshMetadata`](super::error::Retry) or loses a connection calls
+//! [`Cluster::refresh`] or [`Cluster::forget`] and asks again. Called by producer, reader, share consumer and admin.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::ErrorKind;
@@ -17,7 +17,8 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::address::BrokerAddress;
-use super::connection::{ClientOptions, Connection};
+use super::client_options::ClientOptions;
+use super::connection::Connection;
 use super::error::{ErrorCode, KafkaError, Result, Retry};
 use super::interrupt::Interrupter;
 
@@ -26,11 +27,11 @@ use super::interrupt::Interrupter;
 pub struct Topic {
     /// Its name.
     pub name: String,
-    /// Its id (KIP-516): a topic deleted and created again has another one.
+    /// Its id (KIP-516): a topic that was deleted and created again has a new one.
     pub id: Uuid,
-    /// Whether it is one of Kafka's own, such as `__consumer_offsets`.
+    /// Whether the topic is Kafka's own, such as `__consumer_offsets`.
     pub is_internal: bool,
-    /// Its partitions in the order of their indexes.
+    /// Its partitions, ordered by index.
     pub partitions: Vec<Partition>,
 }
 
@@ -39,14 +40,14 @@ pub struct Topic {
 pub struct Partition {
     /// Its number, from 0.
     pub index: i32,
-    /// Node id of the broker that leads it, -1 when none does.
+    /// Node id of its leader, -1 without a leader.
     pub leader: i32,
-    /// How often its leader has changed (KIP-320); -1 when the broker does not know. A higher epoch is newer knowledge,
-    /// and locks of a share session do not survive the change.
+    /// Number of leader changes (KIP-320); -1 when the broker does not know. A higher epoch is newer knowledge. Locks
+    /// of a share session do not survive the change.
     pub leader_epoch: i32,
 }
 
-/// A partition that a leader was sent a request about, and the leader's epoch as it was known at that time.
+/// A partition in a request to its leader, with the leader epoch known when the request was sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Led<'a> {
     pub(super) topic: &'a str,
@@ -54,13 +55,13 @@ pub(super) struct Led<'a> {
     pub(super) epoch: i32,
 }
 
-/// Handle on the shared knowledge; clones share it.
+/// Handle to the cache; clones share it.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     options: Arc<ClientOptions>,
     known: Arc<Mutex<Known>>,
-    /// Connection left over from the last question to any broker, so that questions in a row share one. It is taken out while
-    /// it is used: nobody holds the lock during I/O.
+    /// Connection left from the last request to any broker; the next request uses it. A thread takes it out before I/O,
+    /// so no lock is held during I/O.
     spare: Arc<Mutex<Option<Connection>>>,
 }
 
@@ -68,7 +69,7 @@ pub struct Cluster {
 struct Known {
     brokers: BTreeMap<i32, BrokerAddress>,
     topics: HashMap<String, Topic>,
-    /// When a broker last told of each of them.
+    /// When a broker last described each topic.
     told_at: HashMap<String, Instant>,
     coordinators: HashMap<String, i32>,
     /// Brokers that answered neither a request nor an attempt to connect, and since when. [`Cluster::forget`] keeps
@@ -76,20 +77,20 @@ struct Known {
     silent: HashMap<BrokerAddress, Instant>,
 }
 
-/// How long a broker that did not answer is asked last.
+/// How long a broker that did not answer is tried after the others.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How often another broker is asked while a leader owes an answer.
+/// Interval at which another broker is asked while a leader owes a response.
 pub(super) const WATCH_INTERVAL: Duration = Duration::from_millis(500);
-/// A question that goes round several brokers gives each at least this long.
+/// Shortest time for each broker when a request goes to several brokers in turn.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(250);
 
 impl Cluster {
-    /// A cluster of which nothing is known but the bootstrap list. Opens no connection.
+    /// Makes a cluster that knows only the bootstrap list. Opens no connection.
     pub fn new(options: ClientOptions) -> Self {
         Self { options: Arc::new(options), known: Arc::default(), spare: Arc::default() }
     }
 
-    /// The same knowledge for a part of the client that is interrupted on its own. It shares no connection with the rest.
+    /// Returns a handle to the same cache with its own interrupter. It shares no connection with the other handles.
     #[must_use]
     pub fn scoped(&self, interrupter: Interrupter) -> Self {
         let options = ClientOptions { interrupter, ..ClientOptions::clone(&self.options) };
@@ -101,8 +102,8 @@ impl Cluster {
         &self.options
     }
 
-    /// A connection to the first broker that takes one, of those known from metadata and the bootstrap list, in random order. A
-    /// frozen broker takes connections and answers nothing: the ones that were silent lately come last.
+    /// Connects to any broker, tried in random order, out of metadata and the bootstrap list. Brokers that were silent
+    /// lately come last, since a frozen broker takes connections and answers nothing.
     pub fn connect_any(&self) -> Result<Connection> {
         let candidates = self.candidates();
         let mut last = None;
@@ -136,13 +137,13 @@ impl Cluster {
         candidates
     }
 
-    /// Remembers a broker that did not answer, when `error` says so: for 10 s the others are asked first. A user that
-    /// waits for answers on connections of its own, such as a share session, reports its time-outs here; other errors
-    /// change nothing.
+    /// Marks a broker as silent if `error` is its time-out: for 10 s the others are tried first. Other errors change
+    /// nothing. Users with connections of their own, such as share sessions, report their time-outs here.
     pub fn blame(&self, error: &KafkaError) {
         let broker = match error {
             KafkaError::Timeout { broker, .. } => broker,
-            // A host that is gone, a firewall that drops: each attempt to connect costs the whole connect timeout.
+            // Each attempt to connect to a host that is gone, or behind a firewall that drops, costs the whole connect
+            // timeout.
             KafkaError::Io { broker, source, .. } if source.kind() == ErrorKind::TimedOut => broker,
             _ => return,
         };
@@ -167,8 +168,8 @@ impl Cluster {
         self.known.lock().brokers.get(&node).cloned()
     }
 
-    /// Asks any broker. A connection that was idle may be dead without our knowing: one that fails then is replaced once,
-    /// so the request must be one that can be repeated.
+    /// Sends the request to any broker. The request must be repeatable: if an idle connection turns out to be dead,
+    /// another connection repeats the request once.
     pub fn ask<R: Request>(&self, version: i16, request: &R) -> Result<R::Response> {
         self.ask_with(|connection| connection.call(version, request, self.options().request_timeout))
     }
@@ -178,7 +179,7 @@ impl Cluster {
         let spare = self.spare.lock().take();
         if let Some(mut connection) = spare.filter(|spare| !self.is_silent(spare.broker())) {
             match question(&mut connection) {
-                // Not for a time-out: that broker had it, and the caller has waited long enough.
+                // A time-out is not repeated: the broker got the request, and the caller has waited long enough.
                 Err(error) if error.retry() == Retry::Reconnect && !matches!(error, KafkaError::Timeout { .. }) => {}
                 answer => return self.answered(connection, answer),
             }
@@ -203,13 +204,14 @@ impl Cluster {
 
     fn put_back(&self, connection: Connection) {
         if !connection.is_broken() {
-            // The one replaced, if another thread was faster, is closed outside the lock.
+            // Another thread may have put a connection back meanwhile; that one is closed outside the lock.
             let replaced = self.spare.lock().replace(connection);
             drop(replaced);
         }
     }
 
-    /// The topic, from the cache or from the cluster. A topic that does not exist is error 3; it is never created by asking.
+    /// Returns the topic, from the cache or from the cluster. A missing topic is error 3 and is never created by
+    /// asking.
     pub fn topic(&self, name: &str) -> Result<Topic> {
         let cached = self.known.lock().topics.get(name).cloned();
         match cached {
@@ -222,20 +224,20 @@ impl Cluster {
         }
     }
 
-    /// Asks the cluster for its brokers and for these topics (Metadata v12, KIP-516; `allow_auto_topic_creation` is false).
-    /// The first topic with an error makes the error; the others are known afterwards.
+    /// Asks the cluster for its brokers and for these topics (Metadata v12, KIP-516; `allow_auto_topic_creation` is
+    /// false). All topics without an error enter the cache.
     ///
-    /// A partition without a leader is no error of its topic: it is known with leader -1.
+    /// A partition without a leader is no error of its topic; its leader is -1.
     ///
     /// # Errors
-    /// What kept the question from being answered, or the first topic's error.
+    /// The error of the request, or of the first topic with an error.
     pub fn refresh(&self, topics: &[&str]) -> Result<()> {
         let response = self.ask(METADATA_VERSION, &metadata_of(topics))?;
         self.learn(response)
     }
 
-    /// The same, asked of any broker but `not`, a node that does not answer: is it still the leader? All other brokers
-    /// are asked in turn within `limit`, each for its share of what is left (at least 250 ms), until one answers.
+    /// As [`refresh`](Self::refresh), for when the node `not` does not answer and may no longer lead. Asks all other
+    /// brokers in turn within `limit`, until one answers. Each gets its share of the remaining time, at least 250 ms.
     ///
     /// # Errors
     /// As [`refresh`](Self::refresh); `NoBroker` when none of them answered, error 5 when no other broker is known.
@@ -259,13 +261,13 @@ impl Cluster {
         Err(last)
     }
 
-    /// While the leader `node` owes an answer (`silence`) to a request about `led`: whether one of these partitions has
-    /// another leader, or a newer epoch of this one, so that the answer need not be waited for. If none is known to,
-    /// another broker is asked, which takes [`WATCH_INTERVAL`] at most.
+    /// Returns whether a partition in `led` has moved while `node` owes a response: to another leader, or to a newer
+    /// epoch. The response is not worth waiting for then. `silence` is the error that marks the node as silent. If the
+    /// cache shows no move, another broker is asked, for at most [`WATCH_INTERVAL`].
     pub(super) fn leads_elsewhere(&self, node: i32, led: &[Led<'_>], silence: &KafkaError) -> bool {
         let has_moved = |led: &Led<'_>| {
             let now = self.partition(led.topic, led.partition).filter(|partition| partition.leader >= 0);
-            // Where no epoch was known none is newer.
+            // Without a known epoch no epoch counts as newer.
             now.is_some_and(|now| now.leader != node || (led.epoch >= 0 && now.leader_epoch > led.epoch))
         };
         let moved = led.iter().any(has_moved);
@@ -275,24 +277,24 @@ impl Cluster {
         self.blame(silence);
         let topics: BTreeSet<&str> = led.iter().map(|led| led.topic).collect();
         let topics: Vec<&str> = topics.into_iter().collect();
-        // Where no other broker tells, the answer is waited for.
+        // If no other broker answers, the caller continues to wait.
         let told = || self.refresh_from_another(node, &topics, WATCH_INTERVAL).is_ok();
         moved || (told() && led.iter().any(has_moved))
     }
 
-    /// The partition as it was told last; asks nothing.
+    /// Returns the partition from the cache.
     fn partition(&self, topic: &str, index: i32) -> Option<Partition> {
         let known = self.known.lock();
         known.topics.get(topic)?.partitions.iter().find(|partition| partition.index == index).copied()
     }
 
-    /// The epoch of the partition's leader as it was told last, -1 when it is not known; asks nothing.
+    /// Returns the leader epoch of the partition from the cache, -1 if unknown.
     pub(super) fn epoch(&self, topic: &str, partition: i32) -> i32 {
         self.partition(topic, partition).map_or(-1, |known| known.leader_epoch)
     }
 
-    /// The brokers that are not the node `not`: first the nodes known from metadata, then the bootstrap list, since an
-    /// address of that list can be another name of the same node.
+    /// Returns the brokers other than the node `not`. Nodes known from metadata come first: an address of the bootstrap
+    /// list can be another name of `not`.
     fn others(&self, not: i32) -> Vec<BrokerAddress> {
         let mut known = self.known.lock();
         let silent = known.brokers.get(&not).cloned();
@@ -306,7 +308,7 @@ impl Cluster {
         others
     }
 
-    /// One question to one broker, on the spare connection if it leads there.
+    /// Sends one request to one broker, on the spare connection if it leads there.
     fn ask_at(
         &self,
         address: &BrokerAddress,
@@ -319,7 +321,7 @@ impl Cluster {
         drop(spare);
         if let Some(mut connection) = held {
             match connection.call(METADATA_VERSION, request, patience) {
-                // It died while nothing was asked.
+                // The connection died while it was idle.
                 Err(error) if error.retry() == Retry::Reconnect && !matches!(error, KafkaError::Timeout { .. }) => {}
                 answer => return self.answered(connection, answer),
             }
@@ -357,13 +359,15 @@ impl Cluster {
         outcome
     }
 
-    /// How long ago a broker told of the topic, whatever part of this client asked; `None` when it is not known.
+    /// Returns the time since a broker last described the topic to any part of this client; `None` if the topic is
+    /// unknown.
     pub(super) fn topic_age(&self, name: &str) -> Option<Duration> {
         let known = self.known.lock();
         known.topics.get(name).and_then(|_| known.told_at.get(name)).map(Instant::elapsed)
     }
 
-    /// Node id of the partition's leader; error 5 when it has none, error 3 when there is no such partition.
+    /// Returns the node id of the partition's leader; error 5 without a leader, error 3 if the partition does not
+    /// exist.
     pub fn leader(&self, topic: &str, partition: i32) -> Result<i32> {
         if !self.known.lock().topics.contains_key(topic) {
             self.refresh(&[topic])?;
@@ -388,8 +392,8 @@ impl Cluster {
         self.known.lock().brokers.keys().next().copied()
     }
 
-    /// Node id of the broker that coordinates the group (FindCoordinator v3, key type 0), from the cache or from the cluster.
-    /// Share groups use the same coordinator as consumer groups.
+    /// Returns the node id of the group's coordinator (FindCoordinator v3, key type 0), from the cache or from the
+    /// cluster. Share groups use the same coordinator as consumer groups.
     pub fn group_coordinator(&self, group: &str) -> Result<i32> {
         let cached = self.known.lock().coordinators.get(group).copied();
         if let Some(node) = cached {
@@ -408,18 +412,18 @@ impl Cluster {
         Ok(node)
     }
 
-    /// Forgets the group's coordinator: the next question asks the cluster.
+    /// Forgets the group's coordinator: the next call asks the cluster.
     pub fn forget_coordinator(&self, group: &str) {
         self.known.lock().coordinators.remove(group);
     }
 
-    /// Forgets one topic: the next question asks the cluster.
+    /// Forgets one topic: the next call asks the cluster.
     pub fn forget_topic(&self, name: &str) {
         self.known.lock().topics.remove(name);
     }
 
-    /// Forgets everything but the bootstrap list and the brokers that do not answer: the next question must not go to
-    /// one of those first.
+    /// Forgets everything but the bootstrap list and the silent brokers, so that the next request does not go to a
+    /// silent broker first.
     pub fn forget(&self) {
         let mut known = self.known.lock();
         let silent = std::mem::take(&mut known.silent);
@@ -428,7 +432,7 @@ impl Cluster {
 }
 
 impl Known {
-    /// Moves the brokers that did not answer lately to the end, and keeps the order otherwise.
+    /// Moves silent brokers to the end; otherwise keeps the order.
     fn silent_last(&mut self, candidates: &mut [BrokerAddress]) {
         self.silent.retain(|_, since| since.elapsed() < SILENCE);
         candidates.sort_by_key(|address| self.silent.contains_key(address));
@@ -447,8 +451,8 @@ fn listed(addresses: &[BrokerAddress]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// The topic as the answer says, but for partitions of which a newer leader is known: a node that was cut off or frozen
-/// goes on naming the old one for a while.
+/// Takes the topic from the response, except for partitions whose newer leader is known already. A node that was cut
+/// off or frozen still names the old leader for a while.
 fn topic_of(name: &str, answer: &MetadataResponseTopic, before: Option<&Topic>) -> Topic {
     let before = before.filter(|topic| topic.id == answer.topic_id).map_or(&[][..], |topic| &topic.partitions);
     let mut partitions: Vec<Partition> = answer

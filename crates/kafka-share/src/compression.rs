@@ -1,8 +1,7 @@
-//! The four codecs of record batches as Kafka's Java client writes them: gzip, snappy in xerial's blocks, LZ4 frames,
-//! zstd.
+//! Codecs of record batches as Kafka's Java client writes them: gzip, snappy in xerial's blocks, LZ4 frames, zstd.
 //!
-//! It knows bytes only; [`records`](super::records) knows batches. Unpacking takes a limit, so that a small batch
-//! cannot take all memory. Called by `records` to read what other producers compressed, and by the embedded broker for
+//! Handles bytes only; [`records`](super::records) handles batches. Unpacking takes a limit, so a small batch cannot
+//! take all memory. Called by `records` to read what other producers compressed, and by the embedded broker for
 //! `compression.type`.
 
 use std::io::{self, Read, Write};
@@ -33,10 +32,10 @@ pub enum Codec {
 /// Why compressed bytes were not unpacked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnpackError {
-    /// The bytes are not what the codec writes.
+    /// The codec cannot read the bytes.
     #[error("malformed: {0}")]
     Malformed(String),
-    /// Unpacked they are longer than the limit, in bytes.
+    /// The unpacked bytes exceed the limit.
     #[error("longer than {0} bytes when unpacked")]
     TooLong(usize),
 }
@@ -53,13 +52,13 @@ const XERIAL: &[u8; 16] = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
 const XERIAL_BLOCK: usize = 32 * 1024;
 
 impl Codec {
-    /// All of them, in the order of their bits.
+    /// All codecs, in the order of their bits.
     pub const ALL: [Self; 4] = [Self::Gzip, Self::Snappy, Self::Lz4, Self::Zstd];
 
-    /// The codec that a batch's attributes name; `Ok(None)` for a batch that is not compressed.
+    /// Returns the codec named in a batch's attributes; `Ok(None)` for a batch without compression.
     ///
     /// # Errors
-    /// The number of a codec that is not known.
+    /// The bits of an unknown codec.
     pub fn of_attributes(attributes: i16) -> Result<Option<Self>, i16> {
         match attributes & CODEC_BITS {
             0 => Ok(None),
@@ -87,10 +86,10 @@ impl Codec {
         }
     }
 
-    /// The bytes compressed, at the codec's default level; zstd at its fastest, the only one that `ruzstd` has.
+    /// Compresses the bytes at the codec's default level; zstd at its fastest, the only level of `ruzstd`.
     ///
     /// # Errors
-    /// The codec refuses the bytes; none of them does so for bytes in memory.
+    /// The codec refuses the bytes; no codec refuses bytes in memory.
     pub fn pack(self, plain: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Self::Gzip => {
@@ -100,7 +99,7 @@ impl Codec {
             }
             Self::Snappy => pack_xerial(plain),
             Self::Lz4 => {
-                // Java reads no other blocks than independent ones.
+                // Java reads independent blocks only.
                 let info = FrameInfo::new().block_mode(BlockMode::Independent).block_size(BlockSize::Max64KB);
                 let mut encoder = Lz4Encoder::with_frame_info(info, Vec::new());
                 encoder.write_all(plain)?;
@@ -110,7 +109,7 @@ impl Codec {
         }
     }
 
-    /// The bytes without compression, at most `most` of them.
+    /// Unpacks the bytes, to at most `most` bytes.
     ///
     /// # Errors
     /// [`UnpackError`]
@@ -132,11 +131,10 @@ fn read_all(reader: impl Read, most: usize) -> Result<Bytes, UnpackError> {
 }
 
 /// Unpacks one zstd frame. A frame names its window: how far back it refers, and so how many bytes its decoder keeps.
-/// Java names up to 128 MiB at high levels, however short the content. Content within the limit refers back no further
-/// than the limit, so a larger window is lowered.
+/// Java names up to 128 MiB at high levels, even for short content. Content within the limit refers back at most as far
+/// as the limit, so a larger window is lowered.
 fn unpack_zstd(packed: &[u8], most: usize) -> Result<Bytes, UnpackError> {
-    /// Where a frame's window stands, if the flag of a single segment is not set in the byte before it (RFC 8878,
-    /// 3.1.1.1).
+    /// Position of the window in a frame without the flag of a single segment in the byte before (RFC 8878, 3.1.1.1).
     const WINDOW: usize = 5;
     const SINGLE_SEGMENT: u8 = 1 << 5;
     // A window is 1 KiB times two to the power of the upper five bits.
@@ -160,8 +158,8 @@ fn pack_xerial(plain: &[u8]) -> io::Result<Vec<u8>> {
     Ok(packed)
 }
 
-/// Unpacks xerial's stream of blocks, which Java writes, or one raw block, which other clients may write and Java reads
-/// as well.
+/// Unpacks xerial's stream of blocks, which Java writes, or one raw block, which other clients may write and Java
+/// reads, too.
 fn unpack_snappy(packed: &[u8], most: usize) -> Result<Bytes, UnpackError> {
     let mut plain = Vec::new();
     let Some(mut rest) = packed.strip_prefix(XERIAL) else {
@@ -198,7 +196,7 @@ mod tests {
     const MOST: usize = 1 << 20;
 
     #[test]
-    fn each_codec_unpacks_what_it_packed() {
+    fn each_codec_unpacks_its_own_output() {
         let plain: Vec<u8> = (0..200_000_u32).flat_map(|number| (number / 7 % 1000).to_be_bytes()).collect();
         for codec in Codec::ALL {
             for plain in [&plain[..], b"", b"x"] {
@@ -222,28 +220,28 @@ mod tests {
         }
     }
 
-    /// `zstd -22 --ultra --long=27` of 5 bytes on a pipe: the frame asks its reader for a window of 128 MiB.
+    /// `zstd -22 --ultra --long=27` of 5 bytes on a pipe: the frame asks for a window of 128 MiB.
     #[test]
-    fn a_zstd_frame_with_a_large_window_is_unpacked_within_the_limit() {
+    fn zstd_frame_with_large_window_is_unpacked_within_limit() {
         let packed = b"\x28\xb5\x2f\xfd\x00\x88\x29\x00\x00hello";
         assert_eq!(Codec::Zstd.unpack(packed, MOST).as_deref(), Ok(&b"hello"[..]));
         assert_eq!(Codec::Zstd.unpack(packed, 4), Err(UnpackError::TooLong(4)));
     }
 
     #[test]
-    fn one_raw_block_of_snappy_is_unpacked() {
+    fn raw_snappy_block_is_unpacked() {
         let packed = snap::raw::Encoder::new().compress_vec(b"hello").expect("packed");
         assert_eq!(Codec::Snappy.unpack(&packed, 5).as_deref(), Ok(&b"hello"[..]));
         assert_eq!(Codec::Snappy.unpack(&packed, 4), Err(UnpackError::TooLong(4)));
     }
 
     #[test]
-    fn cut_bytes_are_an_error_or_a_part_of_the_whole() {
+    fn truncated_input_is_an_error_or_a_prefix() {
         let plain = b"some bytes of some length, some bytes";
         for codec in Codec::ALL {
             let packed = codec.pack(plain).expect("packed");
             for length in 1..packed.len() {
-                // LZ4's end mark and xerial's next block may be missing without a sign.
+                // LZ4's end mark and xerial's next block can be missing without an error.
                 if let Ok(unpacked) = codec.unpack(&packed[..length], MOST) {
                     assert!(plain.starts_with(&unpacked), "{codec:?} cut at {length}: {unpacked:?}");
                     assert!(matches!(codec, Codec::Lz4 | Codec::Snappy), "{codec:?} cut at {length}");
@@ -254,7 +252,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(
+        fn no_input_makes_a_codec_panic(
             plain in prop::collection::vec(any::<u8>(), 0..300),
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         ) {

@@ -1,12 +1,10 @@
-//! One TCP connection to one broker: requests out, answers in, in the order of the requests.
+//! One TCP connection to one broker: sends requests, receives their responses in order.
 //!
-//! Knows frames, headers, correlation ids and deadlines (<https://kafka.apache.org/protocol#protocol_common>); knows nothing
-//! of what the requests mean, and never opens a second connection by itself. Sending and receiving are separate and receiving can be
-//! resumed: a deadline that passes leaves the partial frame in the buffer, and the caller decides whether it goes on
-//! waiting or drops the connection. [`Connection::call`] is the usual combination and closes at its deadline.
-//!
-//! TLS and SASL belong here, between connecting and the first request, so that every user of a connection has them; they are
-//! a later piece of work.
+//! Knows frames, headers, correlation ids and deadlines (<https://kafka.apache.org/protocol#protocol_common>). It knows
+//! nothing of the requests' meaning, and never opens a second connection. Receiving can be resumed: when a deadline
+//! passes, the partial frame stays in the buffer. The caller then waits again or drops the connection.
+//! [`Connection::call`] sends, receives and closes at its deadline. TLS and SASL, which are not built yet, belong
+//! between connecting and the first request.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -20,60 +18,28 @@ use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, Str
 
 use super::address::BrokerAddress;
 use super::bounded;
+use super::client_options::ClientOptions;
 use super::dial::dial;
 use super::error::{ErrorCode, KafkaError, Result};
 use super::interrupt::{Interrupter, Registration};
-use super::resolve::Resolver;
 use super::share_lag;
 
-/// Largest answer taken, in bytes. Far above every fetch this client asks for, far below what "HTTP" read as a length would be.
+/// Largest response taken, in bytes. Far above every fetch of this client, far below "HTTP" read as a length.
 const FRAME_CAP: usize = 256 << 20;
-/// Read buffer at rest, and the step in which it grows: memory follows what has arrived, not what a length field claims.
+/// Size of the read buffer at rest, and its smallest growth: memory follows the bytes that arrived, not a length field.
 const READ_STEP: usize = 16 << 10;
 const READ_STEP_MAX: usize = 1 << 20;
-/// Shortest wait the operating system can be asked for; zero would mean "for ever".
+/// Shortest wait that the operating system accepts; zero would mean no limit.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
-/// A write buffer larger than this is given back after the request.
+/// A larger write buffer is freed after its request.
 const WRITE_BUFFER_KEPT: usize = 256 << 10;
 
-/// What every connection of one client shares.
-#[derive(Clone, Debug)]
-pub struct ClientOptions {
-    /// Brokers asked first, and whenever none of the known ones answers. Kafka: `bootstrap.servers`.
-    pub bootstrap: Vec<BrokerAddress>,
-    /// Name of this client in the brokers' logs and quotas. Kafka: `client.id`.
-    pub client_id: String,
-    /// Longest wait for a TCP connection, and before it for the addresses of the broker's name. All addresses share it.
-    /// Kafka: `socket.connection.setup.timeout.ms`.
-    pub connect_timeout: Duration,
-    /// Longest wait for an answer: the only thing that detects a frozen broker. Kafka: `request.timeout.ms`.
-    pub request_timeout: Duration,
-    /// Wakes everything of this client that waits.
-    pub interrupter: Interrupter,
-    /// The addresses of the brokers' names.
-    pub(super) resolver: Resolver,
-}
-
-impl ClientOptions {
-    /// Options with the default deadlines: 2 s to connect, 5 s for an answer.
-    pub fn new(bootstrap: Vec<BrokerAddress>, client_id: impl Into<String>) -> Self {
-        Self {
-            bootstrap,
-            client_id: client_id.into(),
-            connect_timeout: Duration::from_secs(2),
-            request_timeout: Duration::from_secs(5),
-            interrupter: Interrupter::new(),
-            resolver: Resolver::default(),
-        }
-    }
-}
-
-/// A request whose answer has not come.
+/// A request without its response.
 #[derive(Debug)]
 struct Outstanding {
     correlation: i32,
     request: &'static str,
-    /// Whether the answer's header has tagged fields (response header version 1).
+    /// Whether the response's header has tagged fields (response header version 1).
     flexible: bool,
 }
 
@@ -130,7 +96,7 @@ impl Connection {
         self.broken
     }
 
-    /// Sends `request` and waits for its answer; closes the connection on any error and when `timeout` passes.
+    /// Sends `request` and waits for its response; closes the connection on any error and when `timeout` passes.
     pub fn call<R: Request>(&mut self, version: i16, request: &R, timeout: Duration) -> Result<R::Response> {
         let deadline = Instant::now() + timeout;
         let correlation = self.send(version, request)?;
@@ -141,7 +107,7 @@ impl Connection {
         self.decode::<R>(&mut body, version)
     }
 
-    /// The same with bodies in the protocol's bytes, and flexible headers: for versions that the codec does not know.
+    /// As [`call`](Self::call), with encoded bodies and flexible headers: for versions that the codec does not know.
     pub fn call_body(&mut self, api_key: i16, version: i16, body: &[u8], timeout: Duration) -> Result<Bytes> {
         let deadline = Instant::now() + timeout;
         let correlation = self.send_body(api_key, version, true, body)?;
@@ -152,14 +118,15 @@ impl Connection {
         })
     }
 
-    /// Decodes the body of the answer to a request of type `R`; closes the connection when it is not one.
+    /// Decodes the body of the response to a request of type `R`; closes the connection if that fails.
     pub fn decode<R: Request>(&mut self, body: &mut Bytes, version: i16) -> Result<R::Response> {
         let flexible = R::Response::header_version(version) > 0;
         bounded::decode(body, version, flexible)
             .map_err(|error| self.malformed(format!("answer to {}: {error}", name_of::<R>())))
     }
 
-    /// Sends `request` and returns the correlation id to receive its answer with. Answers come in the order of the requests.
+    /// Sends `request` and returns the correlation id to receive its response with. Responses come in the order of the
+    /// requests.
     pub fn send<R: Request>(&mut self, version: i16, request: &R) -> Result<i32> {
         let header_version = R::header_version(version);
         let flexible = R::Response::header_version(version) > 0;
@@ -168,7 +135,7 @@ impl Connection {
         })
     }
 
-    /// Sends a body already in the protocol's bytes: for versions that the codec does not know.
+    /// Sends an encoded body: for versions that the codec does not know.
     pub fn send_body(&mut self, api_key: i16, version: i16, flexible_header: bool, body: &[u8]) -> Result<i32> {
         let header_version = if flexible_header { 2 } else { 1 };
         self.send_frame(api_key, version, header_version, flexible_header, name_of_key(api_key), |frame| {
@@ -211,9 +178,9 @@ impl Connection {
         Ok(correlation)
     }
 
-    /// Writes the whole frame or breaks the connection: half a frame cannot be taken back, and it is not kept to be
-    /// finished later. Share sessions lose nothing by that: their requests are small, so that a write blocks only when
-    /// hundreds of kB are unread, and TCP_USER_TIMEOUT ends such a connection soon after.
+    /// Writes the whole frame or breaks the connection: half a frame cannot be taken back, and is not finished later.
+    /// Share sessions lose nothing by that. Their requests are small, so a write blocks only with hundreds of kB
+    /// unread, and TCP_USER_TIMEOUT ends such a connection soon after.
     fn write(&mut self, mut frame: &[u8]) -> Result<()> {
         let deadline = Instant::now() + self.write_timeout;
         while !frame.is_empty() {
@@ -221,7 +188,7 @@ impl Connection {
             let written = if left.is_zero() {
                 Err(ErrorKind::TimedOut.into())
             } else {
-                // Failing to set the deadline is a failing socket: the write reports it.
+                // A socket on which no deadline can be set also fails the write, which reports it.
                 let _ = self.socket.set_write_timeout(Some(left.max(SHORTEST_WAIT)));
                 (&*self.socket).write(frame)
             };
@@ -236,10 +203,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits up to `wait` (at least a millisecond) for the answer with this correlation id and returns its body, behind the
-    /// header. `None`: not whole yet, the connection is good and the next call goes on where this one stopped.
+    /// Waits up to `wait` (at least a millisecond) for the response with this correlation id and returns its body,
+    /// without the header. `None`: the response is incomplete; the connection is good and the next call continues.
     ///
-    /// The body shares the memory of the whole frame; what is kept for long is better copied.
+    /// The body shares the memory of the whole frame; copy what you keep for long.
     pub fn receive(&mut self, correlation: i32, wait: Duration) -> Result<Option<Bytes>> {
         self.usable()?;
         let deadline = Instant::now() + wait;
@@ -272,12 +239,12 @@ impl Connection {
     /// Reads once. `false`: the deadline passed first.
     fn fill(&mut self, deadline: Instant) -> Result<bool> {
         let held = self.incoming.len();
-        // Doubling, within bounds: a large answer is read in few calls, a false length claims no memory.
+        // Doubles within bounds: a large response takes few reads, a false length reserves no memory.
         let step = held.clamp(READ_STEP, READ_STEP_MAX);
         let mut first = true;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            // Even a wait of zero looks once at what has arrived.
+            // Even a wait of zero reads once.
             if left.is_zero() && !first {
                 return Ok(false);
             }
@@ -290,15 +257,15 @@ impl Connection {
                 Ok(0) => return Err(self.closed()),
                 Ok(_) => return Ok(true),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // A read deadline surfaces as WouldBlock; the head of the loop decides. TimedOut is the kernel's word on a
-                // dead path, told once: the next read would find the end, as if the broker had closed the connection.
+                // A passed read deadline surfaces as WouldBlock. TimedOut is the kernel's report of a dead path. The
+                // kernel reports it once: the next read would look as if the broker had closed the connection.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Err(self.failed("cannot read from", error)),
             }
         }
     }
 
-    /// Checks the header of an answer and returns what follows it.
+    /// Checks the header of a response and returns the bytes after it.
     fn open_frame(&mut self, mut frame: Bytes, correlation: i32) -> Result<Bytes> {
         let Some(expected) = self.outstanding.pop_front() else {
             return Err(self.malformed("an answer that nothing was asked for".into()));
@@ -315,7 +282,7 @@ impl Connection {
         Ok(frame)
     }
 
-    /// Asks which requests the broker speaks (ApiVersions v3, KIP-511) and which features its cluster has switched on (KIP-584).
+    /// Asks for the requests that the broker speaks (ApiVersions v3, KIP-511) and its cluster's features (KIP-584).
     pub fn api_versions(&mut self, timeout: Duration) -> Result<ApiVersions> {
         const VERSION: i16 = 3;
         let request = ApiVersionsRequest::default()
@@ -335,7 +302,7 @@ impl Connection {
         Ok(ApiVersions(response))
     }
 
-    /// Whether the broker has not hung up on a connection over which nothing is asked. A frozen broker looks alive.
+    /// Returns whether the broker has kept an idle connection open. A frozen broker looks alive.
     pub fn is_alive(&mut self) -> bool {
         if self.broken {
             return false;
@@ -351,10 +318,10 @@ impl Connection {
         alive
     }
 
-    /// Closes the connection; what was asked and not answered stays unknown.
+    /// Closes the connection; the outcome of unanswered requests stays unknown.
     pub fn close(&mut self) {
         self.broken = true;
-        // Fails only when the peer was faster.
+        // Fails only if the peer has closed already.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
@@ -365,7 +332,7 @@ impl Connection {
 
     fn closed(&mut self) -> KafkaError {
         self.close();
-        // The interrupter shuts sockets down, which reads like the broker's end of the connection.
+        // The interrupter shuts sockets down, which reads as if the broker had closed the connection.
         if self.interrupter.is_interrupted() {
             return KafkaError::Interrupted;
         }
@@ -385,7 +352,7 @@ impl Connection {
     }
 }
 
-/// `Metadata` for `kafka_protocol::messages::metadata_request::MetadataRequest`.
+/// Names requests whose body the caller encodes.
 fn name_of_key(api_key: i16) -> &'static str {
     match api_key {
         ApiVersions::SHARE_GROUP_HEARTBEAT => "ShareGroupHeartbeat",
@@ -402,7 +369,7 @@ fn name_of<R>() -> &'static str {
     name.strip_suffix("Request").unwrap_or(name)
 }
 
-/// What a broker says about itself (KIP-35, KIP-584).
+/// A broker's description of itself (KIP-35, KIP-584).
 #[derive(Clone, Debug)]
 pub struct ApiVersions(ApiVersionsResponse);
 
@@ -420,7 +387,7 @@ impl ApiVersions {
         keys.any(|api| api.api_key == api_key && (api.min_version..=api.max_version).contains(&version))
     }
 
-    /// The level at which the cluster has switched a feature on; `None` when it has not.
+    /// The level of a feature that the cluster has switched on; `None` if it is off.
     pub fn feature_level(&self, name: &str) -> Option<i16> {
         let mut features = self.0.finalized_features.iter();
         features.find(|feature| feature.name.as_str() == name).map(|feature| feature.max_version_level)

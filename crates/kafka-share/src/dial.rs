@@ -1,6 +1,6 @@
-//! Connects to a broker: its addresses share the time, and the socket notices a peer that is gone.
+//! Connects to a broker. All addresses of its name share the time; the socket notices a peer that is gone.
 //!
-//! Everything here can be interrupted: a socket is registered before it is connected. Called by
+//! Every wait can be interrupted: a socket is registered before it is connected. Called by
 //! [`Connection::open`](super::connection::Connection::open).
 
 use std::io::{self, ErrorKind};
@@ -11,22 +11,22 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::address::BrokerAddress;
-use super::connection::ClientOptions;
+use super::client_options::ClientOptions;
 use super::error::KafkaError;
 use super::interrupt::Registration;
 
-/// Each address of a name gets at least this long, which is enough for a round trip to another continent.
+/// Each address of a name gets at least this long: enough for a round trip to another continent.
 const SHORTEST_TRY: Duration = Duration::from_millis(250);
-/// A silent peer is asked after this time whether it still exists, and again after as long, twice in all. A host that
-/// is gone is noticed within a lock (15 s); a broker that is only frozen is not disturbed, since its kernel answers.
+/// Two keepalive probes, this far apart, follow this much silence. A host that is gone is noticed within a lock (15 s).
+/// A frozen broker is not disturbed, since its kernel answers.
 const KEEPALIVE: Duration = Duration::from_secs(3);
 const KEEPALIVE_PROBES: u32 = 2;
-/// Keepalive does nothing while written bytes are unacknowledged: this limits them (tcp(7), TCP_USER_TIMEOUT). Without
-/// it a black hole under a worker that renews was not noticed in 45 s, the length of the measurement.
+/// Keepalive does nothing while written bytes are unacknowledged; this limit ends that wait (tcp(7), TCP_USER_TIMEOUT).
+/// Without it a worker that renewed into a black hole noticed nothing in 45 s, the length of the measurement.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connects to the first address of the broker's name that takes a connection. The look-up of the name and the
-/// connecting have the connect timeout each.
+/// connecting have one connect timeout each.
 pub(super) fn dial(broker: &BrokerAddress, options: &ClientOptions) -> io::Result<(Arc<TcpStream>, Registration)> {
     let (host, limit) = (broker.host.as_str(), options.connect_timeout);
     let addresses = options.resolver.addresses(host, limit, &options.interrupter)?;
@@ -54,7 +54,7 @@ fn connect(
     options: &ClientOptions,
 ) -> io::Result<(Arc<TcpStream>, Registration)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A request is one write; waiting for more to fill a segment would add 40 ms to every call.
+    // A request is one write; waiting to fill a segment would add 40 ms to every call.
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
     socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))?;
@@ -70,8 +70,8 @@ fn interrupted(_: KafkaError) -> io::Error {
     ErrorKind::Interrupted.into()
 }
 
-/// While a broker on this machine is down, the system may pick its port for our own end: the socket is then connected
-/// to itself, and the broker cannot bind its port any more.
+/// While a broker on this machine is down, the system may pick the broker's port for this end. The socket is then
+/// connected to itself, and the broker cannot bind its port.
 fn refuse_self(socket: &TcpStream, address: SocketAddr) -> io::Result<()> {
     if socket.local_addr()? == address { Err(ErrorKind::ConnectionRefused.into()) } else { Ok(()) }
 }

@@ -1,9 +1,8 @@
-//! What can go wrong between this client and Kafka, and the one decision whether it is worth repeating.
+//! Errors between this client and Kafka, and the single decision whether to retry.
 //!
-//! Every module of the client returns [`KafkaError`]; none of them decides for itself what a code means for a repetition,
-//! they ask [`ErrorCode::retry`] or [`KafkaError::retry`]. The codes of share sessions are the exception by nature: what
-//! they mean depends on what the session holds, so the share consumer reads them itself and this table says
-//! [`Retry::Never`].
+//! Every module of the client returns [`KafkaError`] and asks [`ErrorCode::retry`] or [`KafkaError::retry`] what an
+//! error means for a retry. Only the share consumer reads the codes of share sessions itself, since their meaning
+//! depends on the records that the session holds. For these codes the table says [`Retry::Never`].
 
 use std::fmt;
 use std::io;
@@ -16,16 +15,16 @@ use super::address::BrokerAddress;
 /// Result of every call to Kafka.
 pub type Result<T> = std::result::Result<T, KafkaError>;
 
-/// What a caller may do after an error, from the cheapest to the dearest.
+/// What a caller may do after an error, from the cheapest to the most expensive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// The same request can only fail again.
+    /// The same request would fail again.
     Never,
     /// The broker needs a moment: repeat on this connection after a back-off.
     SameConnection,
-    /// The connection is gone or cannot be trusted: open another one. Leaders may have moved meanwhile.
+    /// The connection is gone or in an unknown state: open another. Leaders may have moved meanwhile.
     Reconnect,
-    /// Ask again who leads or coordinates, then repeat; the connection itself is good.
+    /// Look the leader or coordinator up again, then repeat; the connection itself is good.
     RefreshMetadata,
 }
 
@@ -34,11 +33,11 @@ pub enum Retry {
 pub struct ErrorCode(pub i16);
 
 impl ErrorCode {
-    /// An error the broker has no name for.
+    /// The broker failed without a specific code.
     pub const UNKNOWN_SERVER_ERROR: Self = Self(-1);
     /// No error.
     pub const NONE: Self = Self(0);
-    /// The offset asked for is before the first or after the last record of the partition.
+    /// The requested offset is before the first or after the last record of the partition.
     pub const OFFSET_OUT_OF_RANGE: Self = Self(1);
     /// A record batch fails its checksum or is malformed.
     pub const CORRUPT_MESSAGE: Self = Self(2);
@@ -58,13 +57,13 @@ impl ErrorCode {
     pub const NOT_COORDINATOR: Self = Self(16);
     /// Fewer replicas are in sync than `min.insync.replicas` wants.
     pub const NOT_ENOUGH_REPLICAS: Self = Self(19);
-    /// The request was not done in its time.
+    /// The broker did not finish the request within the request's own time.
     pub const REQUEST_TIMED_OUT: Self = Self(7);
-    /// A topic name that Kafka refuses.
+    /// Kafka does not allow this topic name.
     pub const INVALID_TOPIC_EXCEPTION: Self = Self(17);
     /// The batch is larger than a segment of the topic.
     pub const RECORD_LIST_TOO_LARGE: Self = Self(18);
-    /// The group is one of another kind.
+    /// The group is of another kind.
     pub const INCONSISTENT_GROUP_PROTOCOL: Self = Self(23);
     /// The group does not know the member.
     pub const UNKNOWN_MEMBER_ID: Self = Self(25);
@@ -76,27 +75,27 @@ impl ErrorCode {
     pub const GROUP_AUTHORIZATION_FAILED: Self = Self(30);
     /// The client lacks a right to the cluster.
     pub const CLUSTER_AUTHORIZATION_FAILED: Self = Self(31);
-    /// The record's time is outside of what the topic takes.
+    /// The record's timestamp is outside the range that the topic takes.
     pub const INVALID_TIMESTAMP: Self = Self(32);
     /// The broker does not speak this version of the request, or the feature is off.
     pub const UNSUPPORTED_VERSION: Self = Self(35);
     /// The topic exists already.
     pub const TOPIC_ALREADY_EXISTS: Self = Self(36);
-    /// No number of partitions for a topic.
+    /// The number of partitions is not allowed.
     pub const INVALID_PARTITIONS: Self = Self(37);
-    /// A policy of the cluster's operator forbids it.
+    /// A policy of the cluster's operator forbids the request.
     pub const POLICY_VIOLATION: Self = Self(44);
-    /// More replicas asked for than there are brokers.
+    /// The request asks for more replicas than there are brokers.
     pub const INVALID_REPLICATION_FACTOR: Self = Self(38);
     /// The broker does not take this request or this value.
     pub const INVALID_CONFIG: Self = Self(40);
-    /// A request the broker could read and cannot accept: a fault of the client.
+    /// The broker read the request and cannot accept it: a fault of the client.
     pub const INVALID_REQUEST: Self = Self(42);
     /// A batch of an idempotent producer left a gap.
     pub const OUT_OF_ORDER_SEQUENCE_NUMBER: Self = Self(45);
-    /// The producer's epoch is over.
+    /// The producer's epoch has been replaced.
     pub const INVALID_PRODUCER_EPOCH: Self = Self(47);
-    /// The broker's disk fails, or is full.
+    /// The broker's disk fails or is full.
     pub const KAFKA_STORAGE_ERROR: Self = Self(56);
     /// The broker no longer knows the producer id.
     pub const UNKNOWN_PRODUCER_ID: Self = Self(59);
@@ -108,13 +107,13 @@ impl ErrorCode {
     pub const FENCED_LEADER_EPOCH: Self = Self(74);
     /// The caller knows a newer leader of the partition than the broker.
     pub const UNKNOWN_LEADER_EPOCH: Self = Self(75);
-    /// The batch is compressed in a way that the topic does not take.
+    /// The topic does not take this compression.
     pub const UNSUPPORTED_COMPRESSION_TYPE: Self = Self(76);
     /// The group has its largest number of members.
     pub const GROUP_MAX_SIZE_REACHED: Self = Self(81);
     /// The broker's validation refused a record.
     pub const INVALID_RECORD: Self = Self(87);
-    /// The topic id is unknown: the topic was deleted, perhaps created again.
+    /// The topic id is unknown: the topic was deleted, and perhaps created again.
     pub const UNKNOWN_TOPIC_ID: Self = Self(100);
     /// The member's epoch is not the group's.
     pub const FENCED_MEMBER_EPOCH: Self = Self(110);
@@ -127,25 +126,25 @@ impl ErrorCode {
     /// The broker has its largest number of share sessions.
     pub const SHARE_SESSION_LIMIT_REACHED: Self = Self(133);
 
-    /// `Ok` for code 0, else the error of the request named.
+    /// Returns `Ok` for code 0, else the error of `request`.
     pub fn check(self, request: &'static str, message: Option<&str>) -> Result<()> {
         if self == Self::NONE { Ok(()) } else { Err(KafkaError::broker(request, self, message)) }
     }
 
-    /// The one retry decision for codes in answers.
+    /// Decides on a retry for codes in responses.
     pub fn retry(self) -> Retry {
         match self.0 {
             // The log, a replica or a quota needs a moment: 2 corrupt in transit, 7 timed out, 14 coordinator loading,
-            // 19 and 20 too few replicas, 51 another request of ours is still worked on, 78 the leader is just elected,
-            // 89 quota. -1 hides anything, and repeating is harmless: our produce requests are idempotent.
+            // 19 and 20 too few replicas, 51 another request of this client is in progress, 78 a leader was just
+            // elected, 89 quota. -1 can mean anything; repeating is harmless, since produce requests are idempotent.
             -1 | 2 | 7 | 14 | 19 | 20 | 51 | 78 | 89 => Retry::SameConnection,
-            // Somebody else is the leader, or nobody yet: 3, 5, 6, 8, 9, 13, 56 broken disk, 72 listener, 74 and 75 epochs,
-            // 100 and 103 topic ids, 129 the broker no longer trusts our metadata. A fresh topic answers 3 or 6 for up to 300 ms.
+            // Another broker leads, or none yet: 3, 5, 6, 8, 9, 13, 56 broken disk, 72 listener, 74 and 75 epochs, 100
+            // and 103 topic ids, 129 stale metadata. A new topic returns 3 or 6 for up to 300 ms.
             3 | 5 | 6 | 8 | 9 | 13 | 56 | 72 | 74 | 75 | 100 | 103 | 129 => Retry::RefreshMetadata,
-            // Another broker coordinates or controls, or none yet.
+            // Another broker is coordinator or controller, or none yet.
             15 | 16 | 41 => Retry::RefreshMetadata,
-            // Everything else says something about the request or the cluster's settings that time does not change;
-            // 1, 25, 45, 47, 59, 81, 110 and 121-124 have an owner who knows what to do (reader, producer, share consumer).
+            // The other codes concern the request or the cluster's settings, which time does not change. Reader,
+            // producer and share consumer handle 1, 25, 45, 47, 59, 81, 110 and 121-124 themselves.
             _ => Retry::Never,
         }
     }
@@ -168,7 +167,7 @@ impl fmt::Debug for ErrorCode {
     }
 }
 
-/// `NotLeaderOrFollower` as Kafka's own documentation writes it: `NOT_LEADER_OR_FOLLOWER`.
+/// Converts `NotLeaderOrFollower` to the form of Kafka's documentation, `NOT_LEADER_OR_FOLLOWER`.
 fn screaming(name: &str) -> String {
     let mut text = String::with_capacity(name.len() + 8);
     for character in name.chars() {
@@ -186,51 +185,55 @@ pub enum KafkaError {
     /// The operating system failed the connection.
     #[error("{action} {broker}: {source}")]
     Io {
-        /// What was tried, for example "connect to".
+        /// The attempted action, for example "cannot connect to".
         action: &'static str,
         /// The broker of the connection.
         broker: BrokerAddress,
         /// The system's error.
         source: io::Error,
     },
-    /// No answer within the request's own deadline. The only sign of a frozen broker: connecting to one succeeds.
+    /// No response within the request's own deadline. Only this shows a frozen broker: connecting to it succeeds.
     #[error("no answer from {broker} to {request} within {waited:?}")]
     Timeout {
         /// Name of the request.
         request: &'static str,
-        /// The broker asked.
+        /// The broker that did not answer.
         broker: BrokerAddress,
-        /// How long the answer was waited for.
+        /// How long the client waited.
         waited: Duration,
     },
-    /// The broker closed the connection. Kafka does so when it stops, and when it cannot read a request.
+    /// The broker closed the connection. Kafka closes it when it stops, and when it cannot read a request.
     #[error("connection closed by {broker}")]
     Closed {
         /// The broker of the connection.
         broker: BrokerAddress,
     },
-    /// What came is not what the Kafka protocol says: wrong correlation, oversized frame, undecodable answer.
+    /// The bytes break the Kafka protocol: wrong correlation id, oversized frame, undecodable response.
     #[error("{broker} does not answer as a Kafka broker does: {detail}")]
     Malformed {
         /// The broker of the connection.
         broker: BrokerAddress,
-        /// What was wrong.
+        /// The fault.
         detail: String,
     },
     /// The broker answered with an error code.
-    #[error("{request}: {code}{}{}", if message.is_some() { ": " } else { "" }, message.as_deref().unwrap_or_default().escape_debug())]
+    #[error(
+        "{request}: {code}{}{}",
+        if message.is_some() { ": " } else { "" },
+        message.as_deref().unwrap_or_default().escape_debug()
+    )]
     Broker {
         /// Name of the request.
         request: &'static str,
         /// The code.
         code: ErrorCode,
-        /// The broker's own words, if it gave any.
+        /// The broker's own message, if it sent any.
         message: Option<String>,
     },
-    /// The cluster, or what it stores, is beyond this client. Says what is needed.
+    /// This client does not support the cluster or its data. The text says what is needed.
     #[error("{0}")]
     Unsupported(String),
-    /// A request cannot be put into the protocol's bytes, for example a text longer than its length field.
+    /// The request does not fit the protocol, for example a text longer than its length field.
     #[error("{request} cannot be encoded: {detail}")]
     Unencodable {
         /// Name of the request.
@@ -238,13 +241,13 @@ pub enum KafkaError {
         /// The codec's reason.
         detail: String,
     },
-    /// The client was told to end.
+    /// The interrupter stopped this client.
     #[error("interrupted")]
     Interrupted,
     /// None of the known brokers takes a connection.
     #[error("no broker reachable ({tried}); last: {last}")]
     NoBroker {
-        /// The addresses tried, comma-separated.
+        /// The tried addresses, comma-separated.
         tried: String,
         /// The last failure.
         last: Box<KafkaError>,
@@ -252,12 +255,12 @@ pub enum KafkaError {
 }
 
 impl KafkaError {
-    /// An error code of the answer to `request`.
+    /// Makes the error for a code in the response to `request`.
     pub fn broker(request: &'static str, code: ErrorCode, message: Option<&str>) -> Self {
         Self::Broker { request, code, message: message.filter(|text| !text.is_empty()).map(str::to_owned) }
     }
 
-    /// The code, when the broker answered with one.
+    /// The error code, if the broker sent one.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::Broker { code, .. } => Some(*code),
@@ -265,8 +268,8 @@ impl KafkaError {
         }
     }
 
-    /// The right that the client lacks, and on what, when the broker refused the request for it: "the right Read on the
-    /// group". The broker's own words name neither.
+    /// Names the right that the client lacks and its resource, for example "the right Read on the group". The broker's
+    /// own message names neither.
     pub fn missing_right(&self) -> Option<String> {
         let Self::Broker { request, code, .. } = self else { return None };
         let resource = match *code {
@@ -287,20 +290,20 @@ impl KafkaError {
         Some(format!("the right {right} on the {resource}"))
     }
 
-    /// Whether the client was told to end.
+    /// Whether the interrupter stopped this client.
     pub fn is_interrupted(&self) -> bool {
         matches!(self, Self::Interrupted)
     }
 
-    /// The one retry decision.
+    /// Decides on a retry.
     pub fn retry(&self) -> Retry {
         match self {
-            // Nothing is known about the request; the connection may stand in the middle of a frame.
+            // The request's outcome is unknown; the connection may be in the middle of a frame.
             Self::Io { .. } | Self::Timeout { .. } | Self::Closed { .. } | Self::Malformed { .. } => Retry::Reconnect,
             // All brokers may be restarting.
             Self::NoBroker { .. } => Retry::Reconnect,
             Self::Broker { code, .. } => code.retry(),
-            // Told to stop; or a fault that repetition keeps.
+            // Repeating cannot help after an interrupt or a fault in the request.
             Self::Interrupted | Self::Unsupported(_) | Self::Unencodable { .. } => Retry::Never,
         }
     }
@@ -320,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn every_code_has_the_decision_written_down_for_it() {
+    fn every_error_code_has_its_listed_retry_decision() {
         let same = [-1, 2, 7, 14, 19, 20, 51, 78, 89];
         let refresh = [3, 5, 6, 8, 9, 13, 15, 16, 41, 56, 72, 74, 75, 100, 103, 129];
         for code in -1..=140 {
@@ -336,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_connection_is_replaced_and_an_interrupt_is_final() {
+    fn broken_connection_is_replaced_and_interrupt_is_final() {
         let broker = BrokerAddress::new("localhost", 9092);
         let closed = KafkaError::Closed { broker: broker.clone() };
         let malformed = KafkaError::Malformed { broker: broker.clone(), detail: "frame of -1 bytes".into() };
@@ -367,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn the_brokers_own_words_are_shown_escaped() {
+    fn message_of_the_broker_is_shown_escaped() {
         let error = KafkaError::broker("CreateTopics", ErrorCode(17), Some("bad\nname"));
         assert_eq!(error.to_string(), "CreateTopics: INVALID_TOPIC_EXCEPTION (17): bad\\nname");
         let silent = KafkaError::broker("CreateTopics", ErrorCode(17), None);

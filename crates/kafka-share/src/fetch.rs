@@ -1,6 +1,7 @@
-//! One Fetch request and its answer (Fetch v11, KIP-392 and before; without a fetch session).
+//! Fetch requests and their responses (Fetch v11, without a fetch session).
 //!
-//! Builds and takes apart; sends nothing. Used by the reader and by the producer, which looks for its own batches.
+//! Encodes and decodes; sends nothing. Called by the reader, and by the producer when it searches the log for its own
+//! batches.
 
 use std::time::Duration;
 
@@ -13,34 +14,34 @@ use super::error::{ErrorCode, Result};
 
 pub(super) const VERSION: i16 = 11;
 
-/// What one answer may take.
+/// Limits of one response.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// How long the broker waits for a first record.
     pub(super) max_wait: Duration,
-    /// Bytes of the whole answer and of each partition in it. One batch always comes, however large.
+    /// Bytes of the whole response and of each partition in it. At least one batch always comes, however large.
     pub(super) max_bytes: i32,
-    /// Bytes that the broker waits for, `max_wait` at the most.
+    /// Bytes that the broker waits for, at most for `max_wait`.
     pub(super) min_bytes: i32,
 }
 
-/// One partition's share of an answer.
+/// One partition's part of a response.
 #[derive(Clone, Debug)]
 pub(super) struct Fetched {
     pub(super) partition: i32,
     pub(super) code: ErrorCode,
-    /// Behind the last record that every replica in sync has: what can be read ends here.
+    /// The offset after the last record that every in-sync replica has; records from here on cannot be read yet.
     pub(super) high_watermark: i64,
-    /// Whole batches, the last one perhaps cut.
+    /// Whole batches; the last one can be cut.
     pub(super) bytes: Bytes,
-    /// Producer id and first offset of each aborted transaction in it; only told to readers of committed records.
+    /// Producer id and first offset of each aborted transaction; only readers of committed records get them.
     pub(super) aborted: Vec<(i64, i64)>,
 }
 
-/// Kafka's isolation level `read_committed`: an answer ends before the first open transaction.
+/// Kafka's isolation level `read_committed`: a response ends before the first open transaction.
 const READ_COMMITTED: i8 = 1;
 
-/// A request for these partitions of the topic, each from its offset on.
+/// Makes a request for these partitions of the topic, each from its offset.
 pub(super) fn request(topic: &str, wanted: &[(i32, i64)], limits: Limits) -> FetchRequest {
     let partitions = wanted.iter().map(|(partition, offset)| {
         FetchPartition::default()
@@ -51,7 +52,7 @@ pub(super) fn request(topic: &str, wanted: &[(i32, i64)], limits: Limits) -> Fet
             .with_partition_max_bytes(limits.max_bytes)
     });
     let topic = FetchTopic::default().with_topic(topic_name(topic)).with_partitions(partitions.collect());
-    // Replica id -1: a client. Session id 0 and epoch -1: no fetch session, each request says all it wants.
+    // Replica id -1: a client. Session id 0 and epoch -1: no fetch session, so each request names all its partitions.
     FetchRequest::default()
         .with_replica_id(BrokerId(-1))
         .with_max_wait_ms(i32::try_from(limits.max_wait.as_millis()).unwrap_or(i32::MAX))
@@ -63,12 +64,12 @@ pub(super) fn request(topic: &str, wanted: &[(i32, i64)], limits: Limits) -> Fet
         .with_topics(vec![topic])
 }
 
-/// The same for committed records.
+/// As [`request`], for committed records.
 pub(super) fn request_committed(topic: &str, wanted: &[(i32, i64)], limits: Limits) -> FetchRequest {
     request(topic, wanted, limits).with_isolation_level(READ_COMMITTED)
 }
 
-/// The partitions of an answer; `Err` when the request as a whole was refused.
+/// Returns the partitions of a response; `Err` if the broker refused the whole request.
 pub(super) fn open(response: FetchResponse) -> Result<Vec<Fetched>> {
     ErrorCode(response.error_code).check("Fetch", None)?;
     let partitions = response.responses.into_iter().flat_map(|topic| topic.partitions);

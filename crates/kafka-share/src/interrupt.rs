@@ -1,10 +1,9 @@
 //! Wakes every blocked call of a client from another thread.
 //!
-//! An [`Interrupter`] is the registry of all sockets of one client and the clock its back-offs sleep on. Interrupting
-//! shuts the sockets down, which wakes a blocked read or an attempt to connect within a tenth of a millisecond, and is
-//! final: nothing is opened afterwards. It is no way to stop politely, since a share session that is cut gives back
-//! what still runs; politely stops whoever owns the work. Called by connections (register), by everything that backs
-//! off (sleep), and by the programs' very last resort (interrupt).
+//! An [`Interrupter`] knows all sockets of one client, and its back-offs sleep on it. An interrupt shuts the sockets
+//! down, which wakes a blocked read or connect within 0.1 ms. It is final: nothing opens afterwards. It is no graceful
+//! stop, since closing a share session's connection releases the running tasks. Called by connections (register), by
+//! every back-off (sleep), and as the programs' last resort (interrupt).
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -18,7 +17,7 @@ use parking_lot::Mutex;
 use super::error::{KafkaError, Result};
 use program::stop::Stop;
 
-/// Handle on the sockets and sleepers of one client; clones share them.
+/// Handle to the sockets and sleepers of one client; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupter {
     shared: Arc<Shared>,
@@ -27,7 +26,7 @@ pub struct Interrupter {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Triggered directly after `State::interrupted` is set; wakes what waits for no socket.
+    /// Triggered directly after `State::interrupted` is set; wakes waits that have no socket.
     stop: Stop,
 }
 
@@ -47,12 +46,12 @@ pub struct Registration {
 }
 
 impl Interrupter {
-    /// A registry without sockets, not interrupted.
+    /// Makes a registry without sockets.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An interrupter for a part of the client: interrupted with this one, or alone.
+    /// Makes an interrupter for a part of the client: it is interrupted with this one, or alone.
     #[must_use]
     pub fn child(&self) -> Self {
         let child = Self::default();
@@ -66,7 +65,7 @@ impl Interrupter {
         child
     }
 
-    /// Shuts all sockets down, wakes all sleepers, and refuses every later socket and sleep. Final.
+    /// Shuts all sockets down, wakes all sleepers, and refuses every later socket and sleep.
     pub fn interrupt(&self) {
         self.shared.interrupt();
     }
@@ -76,22 +75,25 @@ impl Interrupter {
         self.shared.state.lock().interrupted
     }
 
-    /// `Err(Interrupted)` once interrupted.
+    /// Returns `Err(Interrupted)` once interrupted.
     pub fn check(&self) -> Result<()> {
         if self.is_interrupted() { Err(KafkaError::Interrupted) } else { Ok(()) }
     }
 
     /// Sleeps for `duration`, or until interrupted.
+    ///
+    /// # Errors
+    /// `Interrupted`.
     pub fn sleep(&self, duration: Duration) -> Result<()> {
         self.shared.stop.sleep(duration).map_err(|_| KafkaError::Interrupted)
     }
 
-    /// Becomes ready, by disconnecting, once interrupted: for a `select!` beside something else.
+    /// Becomes ready, by disconnecting, once interrupted: for a `select!`.
     pub(super) fn triggered(&self) -> &Receiver<Infallible> {
         self.shared.stop.triggered()
     }
 
-    /// Puts a socket into the registry until the registration is dropped.
+    /// Keeps a socket in the registry until the registration is dropped.
     pub fn register(&self, socket: &Arc<TcpStream>) -> Result<Registration> {
         let mut state = self.shared.state.lock();
         if state.interrupted {
@@ -113,7 +115,7 @@ impl Shared {
         };
         self.stop.trigger();
         for socket in sockets.into_values().filter_map(|socket| socket.upgrade()) {
-            // Fails only when the peer was faster; the socket is dead either way.
+            // Fails only if the peer closed first; the socket is dead either way.
             let _ = socket.shutdown(Shutdown::Both);
         }
         for child in children.into_iter().filter_map(|child| child.upgrade()) {
@@ -142,7 +144,7 @@ mod tests {
         (Arc::new(near), listener.accept().expect("our own connection").0)
     }
 
-    /// Runs `body` beside the test and returns how long it took to end after `then`.
+    /// Runs `body` on a thread and returns the time it takes to end after `then`.
     fn woken_by(body: impl FnOnce() + Send, then: impl FnOnce()) -> Duration {
         let (started, ready) = crossbeam_channel::bounded::<()>(1);
         std::thread::scope(|scope| {
@@ -150,7 +152,7 @@ mod tests {
                 started.send(()).expect("the test waits for this");
                 body();
             });
-            ready.recv().expect("the thread says when it starts");
+            ready.recv().expect("the thread has started");
             let since = Instant::now();
             then();
             blocked.join().expect("the blocked call returns");
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_read_wakes() {
+    fn interrupt_wakes_blocked_read() {
         let interrupter = Interrupter::new();
         let (near, _far) = pair();
         let _registration = interrupter.register(&near).expect("not interrupted yet");
@@ -168,14 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn a_sleeper_wakes() {
+    fn interrupt_wakes_sleeper() {
         let interrupter = Interrupter::new();
         let sleep = || assert!(interrupter.sleep(Duration::from_secs(60)).is_err());
         assert!(woken_by(sleep, || interrupter.interrupt()) < Duration::from_secs(5));
     }
 
     #[test]
-    fn nothing_is_registered_or_slept_afterwards() {
+    fn interrupter_refuses_sockets_and_sleeps_after_interrupt() {
         let interrupter = Interrupter::new();
         let (near, _far) = pair();
         assert!(interrupter.sleep(Duration::from_millis(1)).is_ok());
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_ends_with_its_parent_and_not_the_other_way() {
+    fn child_is_interrupted_with_its_parent_but_not_the_reverse() {
         let parent = Interrupter::new();
         let (alone, together) = (parent.child(), parent.child());
         alone.interrupt();
@@ -196,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_registration_leaves_nothing_behind() {
+    fn dropped_registration_leaves_the_registry() {
         let interrupter = Interrupter::new();
         let (near, _far) = pair();
         drop(interrupter.register(&near).expect("not interrupted"));

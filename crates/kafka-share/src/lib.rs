@@ -1,9 +1,9 @@
-//! A client of Apache Kafka for share groups (KIP-932): synchronous, small, and exactly what this system needs.
+//! A synchronous client of Apache Kafka for share groups (KIP-932).
 //!
-//! Over the codec crate `kafka-protocol` (generated from Kafka's own schemas) and `std::net::TcpStream`. Every call blocks its
-//! thread until the answer or its own deadline; an [`Interrupter`] wakes them all. It is no general client: no
-//! transactions and no consumer groups, and it compresses nothing. It knows nothing of tasks, workers or gateways. Used by the two services,
-//! by the drill for its live view, and by the embedded broker for the wire formats that both sides share.
+//! Built on the codec crate `kafka-protocol` (generated from Kafka's own schemas) and `std::net::TcpStream`. Every call
+//! blocks its thread until the response or its own deadline; an [`Interrupter`] wakes them all. The client has no
+//! transactions and no consumer groups, and compresses nothing. It knows nothing of tasks, workers or gateways. Called
+//! by both services and the drill; the embedded broker uses the wire formats.
 //!
 //! | module | for |
 //! |---|---|
@@ -11,12 +11,13 @@
 //! | [`error`] | error codes and the one retry decision |
 //! | [`interrupt`] | waking blocked calls from another thread |
 //! | [`connection`] | one TCP connection: frames, correlation, deadlines |
-//! | `dial`, `resolve` | how it is made: sockets that notice a peer that is gone; names, within a limit |
-//! | `bounded` | decoding that believes no count beyond the bytes that came |
+//! | `client_options` | options that all connections of a client share |
+//! | `dial`, `resolve` | connecting: sockets that notice a peer that is gone; names, within a limit |
+//! | `bounded` | decoding that accepts no count beyond the received bytes |
 //! | [`cluster`] | bootstrap list, metadata, leaders, coordinators |
 //! | `pool` | one connection per broker for one user |
-//! | [`admin`] | does the cluster fit, topics, settings, offsets |
-//! | [`records`] | record batches in and out |
+//! | [`admin`] | support of the cluster, topics, settings, offsets |
+//! | [`records`] | encoding and decoding record batches |
 //! | [`compression`] | the codecs of record batches |
 //! | `fetch`, `offsets` | the requests of that name |
 //! | [`partitioner`] | key to partition, as Kafka's own producers do |
@@ -27,6 +28,7 @@
 pub mod address;
 pub mod admin;
 mod bounded;
+mod client_options;
 pub mod cluster;
 pub mod compression;
 pub mod connection;
@@ -47,8 +49,9 @@ pub mod share_session;
 pub mod share_wire;
 
 pub use address::BrokerAddress;
+pub use client_options::ClientOptions;
 pub use cluster::{Cluster, Partition, Topic};
-pub use connection::{ApiVersions, ClientOptions, Connection};
+pub use connection::{ApiVersions, Connection};
 pub use error::{ErrorCode, KafkaError, Result, Retry};
 pub use interrupt::Interrupter;
 pub use producer::{

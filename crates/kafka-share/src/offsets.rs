@@ -1,6 +1,7 @@
-//! Where partitions begin, end, and stood at a time (ListOffsets v7, KIP-79 and KIP-734).
+//! Offsets of partitions: their start, their end, and the first record after a time (ListOffsets v7, KIP-79 and
+//! KIP-734).
 //!
-//! Asks each leader once; repeats nothing. Called by reader, producer and admin.
+//! Asks each leader once and repeats nothing. Called by reader, producer and admin.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -18,20 +19,20 @@ const VERSION: i16 = 7;
 /// A position to be looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Position {
-    /// The first record still kept.
+    /// The first record that is still kept.
     Start,
     /// After the last record.
     End,
     /// After the last record before the first open transaction.
     CommittedEnd,
-    /// The first record at or after this time; the end when there is none.
+    /// The first record at or after this time, else the end.
     Time(SystemTime),
-    /// The record with the latest time (KIP-734); the end when there is none.
+    /// The record with the latest time (KIP-734), else the end.
     Latest,
 }
 
 impl Position {
-    /// The protocol's field: milliseconds since 1970, or one of its marks.
+    /// The protocol's field: milliseconds since 1970, or a negative constant.
     fn timestamp(self) -> i64 {
         match self {
             Self::Start => -2,
@@ -42,17 +43,17 @@ impl Position {
     }
 }
 
-/// What was found for one partition.
+/// Result for one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Found {
     partition: i32,
-    /// -1: no record there.
+    /// -1 without a matching record.
     offset: i64,
-    /// Of the record found; -1 for start and end.
+    /// Time of the record found; -1 for start and end.
     timestamp: i64,
 }
 
-/// Looks the position up in each of `partitions` of the topic.
+/// Looks `position` up in each of `partitions`.
 pub(super) fn list(
     pool: &mut Pool,
     topic: &str,
@@ -61,7 +62,7 @@ pub(super) fn list(
 ) -> Result<BTreeMap<i32, i64>> {
     let found = ask_leaders(pool, topic, partitions, position)?;
     let mut offsets: BTreeMap<i32, i64> = found.iter().map(|found| (found.partition, found.offset)).collect();
-    // Nothing so late in these. What comes later stands at the end.
+    // These partitions have no matching record: their position is the end.
     let without_record: Vec<i32> = found.iter().filter(|found| found.offset < 0).map(|found| found.partition).collect();
     if !without_record.is_empty() {
         let ends = ask_leaders(pool, topic, without_record, Position::End)?;
@@ -70,8 +71,9 @@ pub(super) fn list(
     Ok(offsets)
 }
 
-/// Looks up, in each of `partitions`, where the records of the last `age` begin. "Now" is the time of the partition's latest
-/// record, or `no_later_than`: where topics keep the brokers' time, no clock but theirs takes part without that.
+/// Looks up where the records of the last `age` begin in each of `partitions`. The age counts back from the partition's
+/// latest record, or from `no_later_than` if that is earlier. Without `no_later_than` only the clock that dated the
+/// records counts.
 pub(super) fn list_back_from_latest(
     pool: &mut Pool,
     topic: &str,
@@ -115,7 +117,7 @@ fn ask(pool: &mut Pool, leader: i32, topic: &str, partitions: Vec<i32>, position
             .with_timestamp(position.timestamp())
     });
     let topics = vec![ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(partitions.collect())];
-    // Replica id -1: a client. Isolation level 0: everything replicated; 1: what is committed, too.
+    // Replica id -1: a client. Isolation level 0: all replicated records; 1: only committed ones.
     let isolation = i8::from(position == Position::CommittedEnd);
     let request =
         ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_isolation_level(isolation).with_topics(topics);

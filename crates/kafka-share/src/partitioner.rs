@@ -1,9 +1,9 @@
-//! Which partition a record belongs to: the decision of Kafka's own producers (`BuiltInPartitioner`), so that ours and
-//! theirs put one key into one partition.
+//! Chooses the partition of a record like Kafka's own producers (`BuiltInPartitioner`), so that a key has the same
+//! partition with both.
 //!
-//! Pure; called by the producer.
+//! Pure. Called by the producer.
 
-/// The partition, from 0, of a record with this key among `count` partitions. Without a key: any.
+/// Returns the partition, counted from 0, among `count` partitions. A record without a key gets a random one.
 pub fn partition(key: Option<&[u8]>, count: i32) -> i32 {
     match key {
         Some(key) => (murmur2(key) & i32::MAX) % count.max(1),
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hash_is_javas() {
+    fn hash_equals_javas() {
         // The values of Kafka's own UtilsTest.
         for (text, hash) in [
             ("21", -973_932_308),
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_one_partition_and_no_key_any() {
+    fn key_always_gets_the_same_partition_and_no_key_gets_any() {
         // toPositive(-973932308) = 1173551340
         assert_eq!(partition(Some(b"21"), 7), 1_173_551_340 % 7);
         assert_eq!(partition(Some(b"21"), 1), 0);

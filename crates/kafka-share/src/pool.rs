@@ -1,7 +1,7 @@
-//! One connection per broker for one user: opened when wanted, dropped when broken.
+//! One connection per broker for one user, opened on demand and replaced when broken.
 //!
-//! Not shared between threads, and it does not repeat anything: whoever owns it decides what a failure means. Used by
-//! producer, reader and admin, which talk to the leaders of many partitions.
+//! Not shared between threads, and repeats nothing: its owner decides what a failure means. Used by producer, reader
+//! and admin, which talk to the leaders of many partitions.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -26,7 +26,7 @@ impl Pool {
         &self.cluster
     }
 
-    /// The connection to the broker with this node id.
+    /// Returns the connection to the broker with this node id, after connecting if needed.
     pub(super) fn get(&mut self, node: i32) -> Result<&mut Connection> {
         match self.connections.entry(node) {
             Entry::Occupied(held) => {
@@ -45,7 +45,7 @@ impl Pool {
         self.connections.remove(&node);
     }
 
-    /// Closes what the broker closed while nothing was asked; whether any connection is left.
+    /// Drops the idle connections that brokers have closed; returns whether any connection is left.
     pub(super) fn any_alive(&mut self) -> bool {
         self.connections.retain(|_, connection| connection.is_alive());
         !self.connections.is_empty()

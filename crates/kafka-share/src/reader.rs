@@ -1,10 +1,10 @@
-//! Reads all partitions of one topic, without a group: every reader sees every record.
+//! Reads all partitions of one topic without a group: every reader sees every record.
 //!
-//! Keeps one Fetch request outstanding per leader and returns what has come. It recovers by itself: leaders that move,
-//! brokers that restart, offsets that retention has deleted, topics that are created again (both counted by
-//! [`Reader::gaps`]), partitions that are added, batches that were damaged on their way. It commits nothing and starts
-//! no thread: its caller polls it in a loop. Called by the gateway (results, tasks) and by the worker (starts). Single
-//! records: [`Lookup`].
+//! Keeps one Fetch request outstanding per leader and returns the received records. It recovers by itself from moved
+//! leaders, restarted brokers, added partitions and batches damaged on the wire. It also recovers from offsets deleted
+//! by retention and from topics created again; [`Reader::gaps`] counts both. It commits nothing and starts no thread:
+//! its caller polls it in a loop. Called by the gateway (results, tasks) and by the worker (starts). [`Lookup`] reads
+//! single records.
 
 mod damage;
 mod fetches;
@@ -29,43 +29,44 @@ use fetches::Outstanding;
 pub use lookup::Lookup;
 pub(super) use lookup::fetch_one;
 
-/// Partitions can be added to a topic: how often the cluster is asked for them. What others ask in between is used at
+/// Interval at which the cluster is asked for added partitions. Newer answers to other parts of the client are used at
 /// once.
 const METADATA_AGE: Duration = Duration::from_secs(60);
-/// The same while a partition has no leader. Longer than the interval in which a gateway asks, so that its readers need
-/// not.
+/// The same while a partition has no leader. Longer than the interval at which a gateway asks, so its readers need not
+/// ask.
 const LEADERLESS_AGE: Duration = Duration::from_secs(2);
-/// With several leaders each is looked at in turn for this long.
+/// With several leaders the reader waits this long for each in turn.
 const TURN: Duration = Duration::from_millis(2);
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_LONGEST: Duration = Duration::from_millis(500);
 
-/// Where reading begins. Partitions that are added later are read from their first record; those that have no leader at
-/// first, from here once they have one.
+/// Where reading begins. A partition that is added later is read from its first record. A partition without a leader
+/// begins here once it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartAt {
-    /// The first record still kept.
+    /// The first record that is still kept.
     Earliest,
-    /// Behind the last record.
+    /// After the last record.
     Latest,
-    /// The first record at or after this time, in the topic's own kind of time.
+    /// The first record at or after this time, in the topic's own kind of timestamp.
     Time(SystemTime),
-    /// These offsets; partitions not named from their first record.
+    /// These offsets; partitions that are not named begin at their first record.
     Offsets(BTreeMap<i32, i64>),
-    /// The records of this last time span, counted back from the latest record's time: no clock of ours takes part.
+    /// The records of this last time span, counted back from the latest record's timestamp, without this machine's
+    /// clock.
     EndMinus(Duration),
-    /// The same, and more where the latest record is dated ahead of our clock.
+    /// As `EndMinus`, and more if the latest record's timestamp is ahead of this machine's clock.
     AtLeast(Duration),
 }
 
-/// How a reader fetches.
+/// Options of a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReaderOptions {
     /// Longest time [`Reader::poll`] blocks without a record. Kafka: `fetch.max.wait.ms`.
     pub max_wait: Duration,
-    /// Bytes of one answer; a larger batch still comes. Kafka: `fetch.max.bytes`.
+    /// Bytes of one response; a larger batch still comes. Kafka: `fetch.max.bytes`.
     pub max_bytes: i32,
-    /// The broker answers before `max_wait` once there are so many bytes: 1 for the least delay, more for fewer
+    /// The broker responds before `max_wait` once it has this many bytes: 1 for the shortest delay, more for fewer
     /// requests. Kafka: `fetch.min.bytes`.
     pub min_bytes: i32,
 }
@@ -76,15 +77,14 @@ impl Default for ReaderOptions {
     }
 }
 
-/// A record and where it stands. Its bytes share the memory of the whole answer; what is kept for long is better
-/// copied.
+/// A record and its position. Its bytes share the memory of the whole response; copy what you keep for long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadRecord {
     /// Partition of the topic.
     pub partition: i32,
     /// Position in the partition.
     pub offset: i64,
-    /// The broker's time where the topic says `LogAppendTime`, else the sender's.
+    /// The broker's time if the topic uses `LogAppendTime`, else the sender's.
     pub timestamp: SystemTime,
     /// Key, if it has one.
     pub key: Option<Bytes>,
@@ -107,27 +107,27 @@ pub struct Reader {
     topic: String,
     start: StartAt,
     options: ReaderOptions,
-    /// Leave out what transactions have not committed.
+    /// Whether to leave out records of uncommitted transactions.
     is_committed: bool,
-    /// The fetches' connections: nothing else is asked on them.
+    /// Connections used for fetches only.
     fetches: Pool,
-    /// Connections for offsets.
+    /// Connections for offset requests.
     questions: Pool,
     outstanding: BTreeMap<i32, Outstanding>,
     positions: BTreeMap<i32, i64>,
     high_watermarks: BTreeMap<i32, i64>,
-    /// Told by the first look-up; another one under the same name is another log.
+    /// Id of the topic, from the first look-up; another id under the same name is another log.
     topic_id: Option<Uuid>,
-    /// What is known of the topic is wrong: look it up before the next fetch.
+    /// The cached metadata is wrong: look the topic up before the next fetch.
     is_stale: bool,
-    /// Whether a partition has no leader at present.
+    /// Whether a partition has no leader now.
     leaderless: bool,
-    /// Partitions of the first look-up that had no leader then, and have none since.
+    /// Partitions that have had no leader since the first look-up.
     absent: BTreeSet<i32>,
-    /// Partitions that are new are not looked at again before: one of them failed.
+    /// Earliest next attempt at new partitions, after a failed one.
     new_from: Option<Instant>,
     last_answer: Option<Instant>,
-    /// Partitions that were answered for since the last pass over all of them, and how many passes there were.
+    /// Partitions with a response since the last complete pass, and the number of passes.
     answered: BTreeSet<i32>,
     passes: u64,
     damage: Damage,
@@ -136,7 +136,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader of `topic`. Asks nothing yet; the first [`poll`](Self::poll) finds the starting positions.
+    /// Makes a reader of `topic`. It asks nothing yet; the first [`poll`](Self::poll) finds the starting positions.
     #[must_use]
     pub fn new(cluster: Cluster, topic: &str, start: StartAt, options: ReaderOptions) -> Self {
         Self {
@@ -163,20 +163,21 @@ impl Reader {
         }
     }
 
-    /// Leaves out records of aborted transactions, and waits for the end of open ones. Without it everything that is
-    /// replicated is read.
+    /// Leaves out records of aborted transactions, and waits for the end of open ones. Otherwise all replicated records
+    /// are read.
     #[must_use]
     pub fn committed(mut self) -> Self {
         self.is_committed = true;
         self
     }
 
-    /// The records that have come, in order within each partition; empty when none came within `max_wait`.
+    /// Returns the received records, in order within each partition; empty if none came within `max_wait`.
     ///
     /// # Errors
-    /// A failed round, after a back-off: call again, the reader recovers by itself. `Interrupted` is final.
+    /// The error of this round, after a back-off; call again, since the reader recovers by itself. `Interrupted` is
+    /// final.
     pub fn poll(&mut self) -> Result<Vec<ReadRecord>> {
-        // Here and not at the end of the round before: what that one read was not to wait.
+        // The pause comes here, so that the records of the previous round were returned without delay.
         if std::mem::take(&mut self.damage.is_pending) {
             self.fetches.cluster().options().interrupter.sleep(self.backoff.pause())?;
         }
@@ -189,7 +190,7 @@ impl Reader {
             }
             Err(KafkaError::Interrupted) => Err(KafkaError::Interrupted),
             Err(error) => {
-                // Whatever it was: ask again who leads. Its failing is the next round's error.
+                // After any error the leaders are looked up again. If that fails, the next round reports it.
                 self.is_stale = true;
                 self.fetches.cluster().forget_topic(&self.topic);
                 self.fetches.cluster().options().interrupter.sleep(self.backoff.pause())?;
@@ -198,19 +199,20 @@ impl Reader {
         }
     }
 
-    /// The offset of the next record of each partition; empty until the first poll that succeeded.
+    /// Returns the offset of the next record of each partition; empty until a poll has succeeded.
     #[must_use]
     pub fn positions(&self) -> BTreeMap<i32, i64> {
         self.positions.clone()
     }
 
-    /// How often records were deleted before they were read, and reading went on at later ones or in a new log.
+    /// Counts the times that records were deleted before they were read; reading continued at later ones or in a new
+    /// log.
     #[must_use]
     pub fn gaps(&self) -> u64 {
         self.gaps
     }
 
-    /// Whether everything is read up to the ends that the last answers named.
+    /// Whether all records were read up to the ends in the latest responses.
     #[must_use]
     pub fn is_at_end(&self) -> bool {
         let at_end = |(partition, position): (&i32, &i64)| {
@@ -219,39 +221,40 @@ impl Reader {
         !self.positions.is_empty() && self.positions.iter().all(at_end)
     }
 
-    /// When a broker last answered a fetch.
+    /// Time of the last response to a fetch.
     #[must_use]
     pub fn last_answer(&self) -> Option<Instant> {
         self.last_answer
     }
 
-    /// How often every partition was answered for since the time before; it stands still while one has no leader, or
+    /// Counts the passes in which every partition got a response. It stands still while a partition has no leader, or
     /// its leader is silent.
     #[must_use]
     pub fn passes(&self) -> u64 {
         self.passes
     }
 
-    /// The offset after the last record (that can be read now, with [`committed`](Self::committed)) of each partition
-    /// that has a leader, asked now.
+    /// Asks for the offset after the last record of each partition that has a leader. With
+    /// [`committed`](Self::committed) only records that can be read now count.
     ///
     /// # Errors
-    /// What the leaders answered; nothing is repeated. Code 5 when no partition has a leader.
+    /// The error of a leader; nothing is repeated. Code 5 when no partition has a leader.
     pub fn end_offsets(&mut self) -> Result<BTreeMap<i32, i64>> {
         let (partitions, _) = self.partitions()?;
         let end = if self.is_committed { Position::CommittedEnd } else { Position::End };
         offsets::list(&mut self.questions, &self.topic, partitions, end)
     }
 
-    /// The record at this offset, `None` when there is none any more.
+    /// Returns the record at this offset, `None` if it no longer exists.
     ///
     /// # Errors
-    /// What the leader answered, after one repetition with fresh metadata. For many, [`Lookup`] keeps its connections.
+    /// The leader's error, after one repetition with fresh metadata. For many records, [`Lookup`] keeps its
+    /// connections.
     pub fn read_one(cluster: &Cluster, topic: &str, partition: i32, offset: i64) -> Result<Option<ReadRecord>> {
         Lookup::new(cluster.clone()).read(topic, partition, offset)
     }
 
-    /// The partitions that have a leader, and those that have none.
+    /// Returns the partitions with a leader, and those without.
     fn partitions(&self) -> Result<(Vec<i32>, Vec<i32>)> {
         let topic = self.questions.cluster().topic(&self.topic)?;
         let (led, leaderless): (Vec<_>, Vec<_>) = topic.partitions.iter().partition(|partition| partition.leader >= 0);
@@ -275,19 +278,19 @@ impl Reader {
             if self.positions.is_empty() || error.is_interrupted() {
                 return Err(error);
             }
-            // A new partition that cannot be had yet keeps none of the others from being read.
+            // A new partition that cannot be read yet does not delay the others.
             log::debug!("{}: a new partition cannot be read yet: {error}", self.topic);
             (self.is_stale, self.new_from) = (true, Some(Instant::now() + LEADERLESS_AGE));
         }
         let mut trouble = self.send_fetches()?;
         let mut records = Vec::new();
         loop {
-            // One leader is waited for; several are looked at in turn, and the first that has something ends the round.
+            // A single leader is waited for. Several are polled in turn, and the first records end the round.
             let single = self.outstanding.len() == 1 && trouble.is_none();
             let nodes: Vec<i32> = self.outstanding.keys().copied().collect();
             for node in nodes {
                 let left = returns.saturating_duration_since(Instant::now());
-                // An answer that takes the whole wait needs its way back, too.
+                // A response at the end of the parked time still has to travel back.
                 let wait = if single { left + TURN } else { left.min(TURN) };
                 match self.receive(node, wait) {
                     Ok(received) => records.extend(received),
@@ -297,7 +300,7 @@ impl Reader {
             match trouble {
                 Some(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
                 Some(error) if records.is_empty() => return Err(error),
-                // What was read is not thrown away; the next round looks the leaders up.
+                // Records already read are returned; the next round looks the leaders up.
                 Some(_) => {
                     self.is_stale = true;
                     return Ok(records);
@@ -311,13 +314,12 @@ impl Reader {
         }
     }
 
-    /// A topic that was deleted and created again is read from its first record: the positions are those of another
-    /// log.
+    /// A topic that was created again is read from its first record: the positions belong to another log.
     fn notice_new_topic(&mut self) -> Result<()> {
         let id = self.questions.cluster().topic(&self.topic)?.id;
         if self.topic_id.replace(id).is_some_and(|before| before != id) {
-            log::warn!("{}: the topic was created again, reading goes on at its first records", self.topic);
-            // What these fetches bring is from offsets of the former log.
+            log::warn!("{}: the topic was created again, reading continues at its first record", self.topic);
+            // These fetches bring records at offsets of the former log.
             std::mem::take(&mut self.outstanding).into_keys().for_each(|node| self.fetches.drop_node(node));
             (self.positions, self.high_watermarks) = (BTreeMap::new(), BTreeMap::new());
             self.start = StartAt::Earliest;
@@ -326,8 +328,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Finds the starting positions of partitions that are new, or have a leader for the first time. Asks brokers only
-    /// for those.
+    /// Finds the starting positions of partitions that are new, or have a leader for the first time. Without such
+    /// partitions it asks no broker.
     fn take_up_new(&mut self) -> Result<()> {
         if self.new_from.is_some_and(|from| Instant::now() < from) {
             return Ok(());
@@ -376,8 +378,8 @@ impl Reader {
         }
     }
 
-    /// Takes an answer's records and moves the positions. A partition with an error is the round's error only if
-    /// nothing was read.
+    /// Takes the records of a response and moves the positions. A partition's error is the round's error only if no
+    /// records were read.
     fn take(&mut self, node: i32, answer: Vec<Fetched>) -> Result<Vec<ReadRecord>> {
         self.last_answer = Some(Instant::now());
         let mut records = Vec::new();
@@ -396,7 +398,7 @@ impl Reader {
         match trouble {
             Some(error) if records.is_empty() => Err(error),
             Some(_) => {
-                // What was read is not thrown away; the next round looks the leaders up.
+                // Records already read are returned; the next round looks the leaders up.
                 self.is_stale = true;
                 Ok(records)
             }
@@ -425,16 +427,15 @@ impl Reader {
         records.map(|record| ReadRecord::new(fetched.partition, record)).collect()
     }
 
-    /// The position is not in the log: retention was faster, or the log ends before it (topic created again, records
-    /// lost with an unclean leader). Either way the first record that is there comes next: seen twice is better than
-    /// never.
+    /// Moves to the first record in the log: retention deleted the position, or the log ends before it (topic created
+    /// again, records lost with an unclean leader). Reading a record twice is better than never.
     fn skip_gap(&mut self, partition: i32) -> Result<()> {
         let found = offsets::list(&mut self.questions, &self.topic, [partition], Position::Start)?;
         let Some(&start) = found.get(&partition) else { return Ok(()) };
         let old = self.positions.insert(partition, start);
         self.gaps += 1;
         let old = old.unwrap_or_default();
-        log::warn!("{}-{partition}: offset {old} is out of range, reading goes on at {start}", self.topic);
+        log::warn!("{}-{partition}: offset {old} is out of range, reading continues at {start}", self.topic);
         Ok(())
     }
 }

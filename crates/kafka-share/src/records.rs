@@ -1,11 +1,10 @@
-//! Record batches, message format 2 (<https://kafka.apache.org/documentation/#recordbatch>): out of answers and into
-//! requests.
+//! Record batches of message format 2 (<https://kafka.apache.org/documentation/#recordbatch>): decoding and encoding.
 //!
-//! Our own, beside the codec's: that one fails on the cut batch at the end of most fetches, gives the sender's time
-//! where the topic keeps the broker's, loses a whole batch for one header that is not UTF-8, and one of two headers of
-//! a name; a record that anybody may have written must not do that, and a dead letter keeps all it came with. It
-//! compresses nothing. It unpacks what other producers compressed; brokers do so first for our topics, which are
-//! created with `compression.type=uncompressed`. Called by producer, reader and share consumer.
+//! Replaces the codec crate's decoder, which fails on the cut batch at the end of most fetches and ignores the broker's
+//! timestamps. It also loses a whole batch for one header that is not UTF-8, and one of two headers with the same name.
+//! Any client may write such records, and a dead-lettered record keeps all its headers. Unpacks compressed batches of
+//! other producers, but compresses nothing. Brokers unpack first for this system's topics
+//! (`compression.type=uncompressed`). Called by producer, reader and share consumer.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -17,13 +16,12 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::compression::Codec;
 
-/// One record as it stands in the log. Its bytes share the memory of the whole answer; what is kept for long is better
-/// copied.
+/// One record in the log. Its bytes share the memory of the whole response; copy what you keep for long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Position in its partition.
     pub offset: i64,
-    /// The broker's time where the topic says `LogAppendTime`, else the sender's.
+    /// The broker's time if the topic uses `LogAppendTime`, else the sender's.
     pub timestamp: SystemTime,
     /// Key, if it has one.
     pub key: Option<Bytes>,
@@ -33,45 +31,45 @@ pub struct Record {
     pub headers: Vec<(String, Option<Bytes>)>,
 }
 
-/// Offsets that the log has and that cannot be read: whoever waits for them must not wait for ever.
+/// Offsets that exist in the log and cannot be read. A caller must not wait for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// The first offset concerned.
+    /// The first unreadable offset.
     pub first: i64,
-    /// The last offset concerned.
+    /// The last unreadable offset.
     pub last: i64,
     /// Why.
     pub reason: String,
-    /// The records as far as their bytes can be taken apart although the checksum is wrong. They are for a person to
-    /// look at, not to be worked on: any bit of them may be wrong.
+    /// Records decoded despite a wrong checksum. They are for people to look at, not to be worked on: any bit may be
+    /// wrong.
     pub doubtful: Vec<Record>,
 }
 
-/// The whole batches out of one answer.
+/// The decoded whole batches of one response.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decoded {
     /// Records from the wanted offset on, without control records.
     pub records: Vec<Record>,
-    /// What could not be read, from the wanted offset on.
+    /// Offsets that could not be read, from the wanted offset on.
     pub unreadable: Vec<Unreadable>,
-    /// Where the next fetch begins: after the last batch that was taken; the wanted offset when there was none.
+    /// Start of the next fetch: after the last decoded batch, or the wanted offset without any.
     pub next_offset: i64,
-    /// A batch is not what a broker has checked. Any bit of it may be wrong, its offsets and its kind included, so that
-    /// it may not even stand among the unreadable.
+    /// A batch is damaged. Any bit of it may be wrong, including its offsets and its kind, so it may be missing from
+    /// `unreadable`.
     pub is_damaged: bool,
-    /// Bytes of the records that were compressed, after unpacking.
+    /// Bytes of the unpacked compressed records.
     unpacked: usize,
 }
 
-/// The longest records of one batch that [`decode`] unpacks, in bytes. It is 16 times `message.max.bytes`, the largest
-/// batch that a broker takes by default; producers put at most 1 MB into a batch before they compress it. A worker in
-/// Kubernetes has 128 MiB of memory.
+/// Most bytes of one batch's records that [`decode`] unpacks: 16 times `message.max.bytes`, the largest batch that a
+/// broker takes by default. Producers put at most 1 MB into a batch before they compress it. A worker in Kubernetes has
+/// 128 MiB of memory.
 pub const MOST_UNPACKED: usize = 16 << 20;
 
-/// Decodes all whole batches of `bytes`; a cut batch at the end is left out. Records below `from_offset` are dropped: a
-/// broker answers with whole batches, however little of one was asked for. Decoding stops before a compressed batch
-/// once [`MOST_UNPACKED`] bytes were unpacked; the next fetch begins there. In a ShareFetch what comes after stays
-/// locked until its lock runs out, and then counts one delivery more.
+/// Decodes all whole batches of `bytes`; leaves out a cut batch at the end. Drops records below `from_offset`, since
+/// brokers send whole batches. Decoding stops before a compressed batch once [`MOST_UNPACKED`] bytes were unpacked; the
+/// next fetch begins there. In a ShareFetch the remaining records stay locked until their lock runs out, which counts
+/// one delivery more.
 pub fn decode(bytes: &Bytes, from_offset: i64) -> Decoded {
     let mut decoded = Decoded { next_offset: from_offset, ..Decoded::default() };
     for batch in batches(bytes) {
@@ -84,7 +82,7 @@ pub fn decode(bytes: &Bytes, from_offset: i64) -> Decoded {
     decoded
 }
 
-/// The producer's mark on a batch: a resent batch carries the same one, so it tells whether a batch is in the log.
+/// A producer's identification of a batch. A resent batch has the same, so it shows whether a batch is in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchIdentity {
     /// Producer id, -1 for none.
@@ -102,14 +100,14 @@ pub struct Batch {
     bytes: Bytes,
 }
 
-/// Bytes up to and including the batch length, which counts what follows it.
+/// Bytes up to and including the batch length, which counts the bytes after it.
 const LENGTH_END: usize = 12;
 /// Bytes before the records.
 const HEADER: usize = 61;
-/// Where the checksum begins to count.
+/// First byte that the checksum covers.
 const CHECKED_FROM: usize = 21;
 
-/// Splits an answer by the batches' own lengths; stops at the first that is cut.
+/// Splits a response by the batches' own lengths; stops at the first cut batch.
 pub fn batches(bytes: &Bytes) -> impl Iterator<Item = Batch> {
     let mut rest = bytes.clone();
     std::iter::from_fn(move || {
@@ -119,8 +117,8 @@ pub fn batches(bytes: &Bytes) -> impl Iterator<Item = Batch> {
     })
 }
 
-/// The offsets of `bytes` that belong to aborted transactions (KIP-98). `aborted`: producer id and first offset of each
-/// transaction that the broker names; it ends with the producer's next marker.
+/// Returns the offsets in `bytes` that belong to aborted transactions (KIP-98). `aborted` holds the producer id and
+/// first offset of each transaction; a transaction ends with the producer's next marker.
 pub fn aborted_offsets(bytes: &Bytes, aborted: &[(i64, i64)]) -> Vec<RangeInclusive<i64>> {
     let mut left = aborted.to_vec();
     let mut open = BTreeSet::new();
@@ -140,7 +138,7 @@ pub fn aborted_offsets(bytes: &Bytes, aborted: &[(i64, i64)]) -> Vec<RangeInclus
 impl Batch {
     fn field<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut field = [0; N];
-        // `batches` yields nothing shorter than a header, and every field lies in it.
+        // `batches` yields nothing shorter than a header, and every field is inside it.
         field.copy_from_slice(&self.bytes[at..at + N]);
         field
     }
@@ -155,7 +153,7 @@ impl Batch {
         self.base_offset().saturating_add(i32::from_be_bytes(self.field(23)).into())
     }
 
-    /// The producer's mark.
+    /// The producer's identification of the batch.
     pub fn identity(&self) -> BatchIdentity {
         BatchIdentity {
             producer_id: i64::from_be_bytes(self.field(43)),
@@ -173,7 +171,7 @@ impl Batch {
         self.bytes.len()
     }
 
-    /// Why the records cannot be read, if so: the batch is not what a broker has checked.
+    /// Returns why the batch is damaged, or `None` if it is not.
     pub(super) fn fault(&self) -> Option<String> {
         let magic = self.bytes[16];
         if magic != 2 {
@@ -185,7 +183,7 @@ impl Batch {
         None
     }
 
-    /// The bytes of the records without compression, and whether they were compressed.
+    /// Returns the unpacked bytes of the records, and whether they were compressed.
     fn unpacked(&self) -> Result<(Bytes, bool), String> {
         let bytes = self.bytes.slice(HEADER..);
         match Codec::of_attributes(self.attributes()) {
@@ -240,7 +238,7 @@ impl Batch {
         }
     }
 
-    /// The next record, or `None` when the bytes are not one.
+    /// Decodes the next record; `None` for malformed bytes.
     fn record(&self, rest: &mut Bytes) -> Option<Record> {
         let length = usize::try_from(varint(rest)?).ok()?;
         let mut body = take(rest, length)?;
@@ -251,7 +249,7 @@ impl Batch {
         let key = optional(&mut body)?;
         let value = optional(&mut body)?;
         let count = usize::try_from(varint(&mut body)?).ok()?;
-        // A header takes at least two bytes: a false count must not claim memory.
+        // A header takes at least two bytes, so a false count reserves no more memory than that.
         let mut headers = Vec::with_capacity(count.min(body.len() / 2));
         for _ in 0..count {
             let name = optional(&mut body)??;
@@ -263,7 +261,7 @@ impl Batch {
 
     fn timestamp(&self, delta: i64) -> SystemTime {
         let milliseconds = if self.attributes() & LOG_APPEND_TIME != 0 {
-            // The broker's time of the whole batch stands in "max timestamp" only.
+            // With the broker's time only "max timestamp" is set.
             i64::from_be_bytes(self.field(35))
         } else {
             i64::from_be_bytes(self.field(27)).saturating_add(delta)
@@ -276,12 +274,12 @@ const LOG_APPEND_TIME: i16 = 1 << 3;
 const TRANSACTIONAL: i16 = 1 << 4;
 const CONTROL: i16 = 1 << 5;
 
-/// A time of the protocol, in milliseconds since 1970; before that, and "no timestamp" (-1), is 1970.
+/// Converts milliseconds since 1970; earlier times, and "no timestamp" (-1), become 1970.
 pub fn time(milliseconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(u64::try_from(milliseconds).unwrap_or(0))
 }
 
-/// A time in the protocol's milliseconds since 1970.
+/// Converts a time to milliseconds since 1970.
 pub fn milliseconds(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
@@ -291,7 +289,7 @@ fn take(rest: &mut Bytes, length: usize) -> Option<Bytes> {
     (length <= rest.len()).then(|| rest.split_to(length))
 }
 
-/// Bytes behind their length as a varint; -1 is null. The outer `None`: malformed.
+/// Reads bytes after their length as a varint; -1 is null. Returns the outer `None` for malformed bytes.
 fn optional(rest: &mut Bytes) -> Option<Option<Bytes>> {
     match varint(rest)? {
         -1 => Some(None),
@@ -299,7 +297,7 @@ fn optional(rest: &mut Bytes) -> Option<Option<Bytes>> {
     }
 }
 
-/// A zigzag varint of up to 64 bits.
+/// Reads a zigzag varint of up to 64 bits.
 fn varint(rest: &mut Bytes) -> Option<i64> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
@@ -315,7 +313,7 @@ fn varint(rest: &mut Bytes) -> Option<i64> {
     None
 }
 
-/// What a record to be written consists of.
+/// Content of a record to be written.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordContent<'a> {
     /// Key.
@@ -326,10 +324,10 @@ pub struct RecordContent<'a> {
     pub headers: &'a [(Cow<'static, str>, Option<Bytes>)],
 }
 
-/// Encodes one batch, not compressed, with the base offset 0 (brokers set it).
+/// Encodes one uncompressed batch with the base offset 0, which brokers replace.
 ///
 /// # Errors
-/// A length that the format has no room for.
+/// A length exceeds its field in the format.
 pub fn encode<'a>(
     records: impl Iterator<Item = RecordContent<'a>>,
     identity: BatchIdentity,
@@ -364,18 +362,18 @@ fn put_record(record: &mut Vec<u8>, offset_delta: i32, content: &RecordContent<'
     Ok(())
 }
 
-/// Fills the place left for the header, last of all the checksum over what follows it.
+/// Fills the header, and at last the checksum over the bytes after it.
 fn put_header(batch: &mut BytesMut, count: i32, identity: BatchIdentity, now: i64) -> Result<(), TryFromIntError> {
     const MAGIC: u8 = 2;
     let length = i32::try_from(batch.len() - LENGTH_END)?;
     let mut header = &mut batch[..HEADER];
     header.put_i64(0);
     header.put_i32(length);
-    // Partition leader epoch: the broker's to set.
+    // Partition leader epoch: set by the broker.
     header.put_i32(-1);
     header.put_u8(MAGIC);
     header.put_u32(0);
-    // Attributes: not compressed, the sender's time, no transaction.
+    // Attributes: no compression, the sender's time, no transaction.
     header.put_i16(0);
     // Offset delta of the last record.
     header.put_i32(count - 1);
@@ -401,7 +399,7 @@ fn put_optional(record: &mut Vec<u8>, bytes: Option<&[u8]>) -> Result<(), TryFro
     Ok(())
 }
 
-/// A zigzag varint of up to 32 bits.
+/// Writes a zigzag varint of up to 32 bits.
 fn put_varint(into: &mut impl BufMut, value: i32) {
     let mut rest = ((value << 1) ^ (value >> 31)).cast_unsigned();
     while rest > 0x7f {

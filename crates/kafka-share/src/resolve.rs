@@ -1,8 +1,7 @@
-//! Looks broker names up, on threads of its own: the system's resolver can take a minute, and nothing interrupts it.
+//! Looks broker names up on threads of its own: the system's resolver can take a minute and cannot be interrupted.
 //!
-//! A caller waits for a limited time and can be interrupted; the look-up goes on and its result is kept. One thread
-//! looks one name up, and there are never more than [`MOST_LOOKUPS`], however long the name server does not answer.
-//! Called by [`dial`](super::dial).
+//! A caller's wait is limited and can be interrupted; the look-up continues and its result is kept. Each look-up has
+//! one thread, and there are at most [`MOST_LOOKUPS`] of them. Called by [`dial`](super::dial).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,15 +17,16 @@ use super::interrupt::Interrupter;
 use program::stop::Stop;
 use program::threads::{self, Thread};
 
-/// How long a result is taken for new. Short: a broker that a container platform moves keeps its name, not its address.
+/// How long a result counts as new. Short, since a container platform moves a broker to a new address under the same
+/// name.
 const FRESH: Duration = Duration::from_secs(10);
-/// How long a new result is waited for when an old one can stand in.
+/// How long to wait for a new result if an old one exists.
 const STALE_WAIT: Duration = Duration::from_millis(250);
-/// Look-ups at the same time.
+/// Most look-ups at the same time.
 const MOST_LOOKUPS: usize = 4;
-/// Names remembered. A cluster has a few dozen.
+/// Most names remembered; a cluster has a few dozen.
 const MOST_NAMES: usize = 256;
-/// How long an address that took no connection is tried last.
+/// How long an address that took no connection is tried after the others.
 const BAD: Duration = Duration::from_secs(30);
 
 type LookUp = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
@@ -41,20 +41,20 @@ pub(super) struct Resolver {
 #[derive(Default)]
 struct State {
     names: HashMap<String, Name>,
-    /// Of the look-ups that have not been joined.
+    /// Threads of the look-ups that have not been joined.
     threads: Vec<Thread>,
 }
 
 #[derive(Default)]
 struct Name {
-    /// The last result, in its order; empty before the first one.
+    /// The last result in its order; empty before the first.
     addresses: Vec<IpAddr>,
     fresh_until: Option<Instant>,
     /// Why the last look-up failed.
     failure: Option<String>,
-    /// Under way; triggered at its end.
+    /// The current look-up; triggered at its end.
     pending: Option<Stop>,
-    /// Where the next caller begins.
+    /// Number of calls so far, which rotates the addresses.
     turn: usize,
     /// Addresses that took no connection, and since when.
     bad: HashMap<IpAddr, Instant>,
@@ -75,13 +75,12 @@ impl fmt::Debug for Resolver {
 }
 
 impl Resolver {
-    /// The addresses of `host` in the order in which they are to be tried: another first one for each call, since the
-    /// first may be a broker that takes connections and answers nothing, and those that took no connection lately at
-    /// the end.
+    /// Returns the addresses of `host` in the order to try them. Each call begins with another address, since the first
+    /// may belong to a frozen broker. Addresses that lately took no connection come last.
     ///
     /// # Errors
-    /// `TimedOut` after `limit`; `Interrupted`; what the system's resolver says. A result of earlier stands in for the
-    /// first and the last.
+    /// `TimedOut` after `limit`; `Interrupted`; the error of the system's resolver. If an earlier result exists, it is
+    /// returned instead of a timeout or a resolver's error.
     pub(super) fn addresses(&self, host: &str, limit: Duration, interrupter: &Interrupter) -> io::Result<Vec<IpAddr>> {
         if let Ok(address) = host.parse() {
             return Ok(vec![address]);
@@ -96,7 +95,7 @@ impl Resolver {
         self.known(host)
     }
 
-    /// Remembers that `address` took no connection; a name of which none did is looked up again.
+    /// Remembers that `address` took no connection. If no address of the name took one, the name is looked up again.
     pub(super) fn failed(&self, host: &str, address: IpAddr) {
         let mut state = self.shared.lock();
         let Some(name) = state.names.get_mut(host) else { return };
@@ -106,8 +105,8 @@ impl Resolver {
         }
     }
 
-    /// Joins the look-up that is under way for the name, or starts one; `None` when none is needed. Beside it, whether
-    /// an earlier result can stand in.
+    /// Joins the name's current look-up or starts one; `None` if none is needed. Also returns whether an earlier result
+    /// exists.
     fn begin(&self, host: &str) -> io::Result<Option<(Stop, bool)>> {
         let mut state = self.shared.lock();
         let State { names, threads } = &mut *state;
@@ -123,7 +122,7 @@ impl Resolver {
             return Ok(None);
         }
         for ended in threads.extract_if(.., |thread| thread.is_finished()) {
-            // A panic in the system's resolver was logged where it happened.
+            // A panic in the system's resolver was already logged.
             let _ = ended.join();
         }
         if threads.len() >= MOST_LOOKUPS {
@@ -133,7 +132,7 @@ impl Resolver {
         let pending = Stop::new();
         name.pending = Some(pending.clone());
         name.failure = None;
-        // Triggered however the thread ends, and when there is no thread.
+        // Triggered when the thread ends for any reason, and when no thread could be started.
         let ended = OnDrop(pending.clone());
         let (look_up, shared, host) = (Arc::clone(&self.look_up), Arc::clone(&self.shared), host.to_owned());
         threads.push(threads::spawn("resolve", Stop::new(), move || -> io::Result<()> {
@@ -147,7 +146,7 @@ impl Resolver {
         Ok(Some((pending, has_old)))
     }
 
-    /// What is known now.
+    /// Returns the known addresses of `host`.
     fn known(&self, host: &str) -> io::Result<Vec<IpAddr>> {
         let mut state = self.shared.lock();
         let name = state.names.entry(host.to_owned()).or_default();
@@ -168,7 +167,7 @@ impl Resolver {
 }
 
 impl Name {
-    /// The end of a look-up. A failure leaves the earlier result.
+    /// Takes the result of a look-up. A failure keeps the earlier result.
     fn take(&mut self, found: io::Result<Vec<IpAddr>>) {
         self.pending = None;
         match found {
@@ -218,19 +217,19 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_not_looked_up() {
+    fn numeric_addresses_are_not_looked_up() {
         let resolver = Resolver::with(|host| panic!("{host} was looked up"));
         let found = resolver.addresses("10.0.0.7", LONG, &Interrupter::new()).expect("a number");
         assert_eq!(found, addresses([7]));
     }
 
     #[test]
-    fn result_is_kept_and_each_call_begins_at_another_address() {
+    fn result_is_kept_and_each_call_begins_with_another_address() {
         let count = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&count);
         let resolver = Resolver::with(move |_| {
             counted.fetch_add(1, Ordering::SeqCst);
-            // Twice, as the system says it where a name stands in two places.
+            // The system lists an address twice if the name is in two places.
             Ok(addresses([1, 2, 1, 3]))
         });
         let interrupter = Interrupter::new();
@@ -238,12 +237,12 @@ mod tests {
         assert_eq!([ask(), ask(), ask(), ask()], [[1, 2, 3], [2, 3, 1], [3, 1, 2], [1, 2, 3]].map(addresses));
         assert_eq!(count.load(Ordering::SeqCst), 1);
         resolver.failed("kafka", addresses([2])[0]);
-        assert_eq!([ask(), ask()], [[3, 1, 2], [3, 1, 2]].map(addresses), "what took no connection comes last");
-        // None takes one: perhaps the broker has moved.
+        assert_eq!([ask(), ask()], [[3, 1, 2], [3, 1, 2]].map(addresses), "a refused address comes last");
+        // No address takes a connection: the broker may have moved.
         resolver.failed("kafka", addresses([1])[0]);
         resolver.failed("kafka", addresses([3])[0]);
         ask();
-        // The old result stands in where the new one takes its time.
+        // The old result is returned while the new look-up takes long.
         let deadline = Instant::now() + SOON;
         while count.load(Ordering::SeqCst) < 2 {
             assert!(Instant::now() < deadline, "it is not looked up again");
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn look_up_that_hangs_is_waited_for_within_limit_and_never_started_twice() {
+    fn wait_for_hanging_look_up_is_limited_and_it_is_not_started_twice() {
         let (release, hangs) = crossbeam_channel::bounded::<()>(0);
         let count = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&count);
@@ -331,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_told_in_the_systems_words() {
+    fn failed_look_up_reports_the_systems_error() {
         let empty = Resolver::with(|_| Ok(Vec::new()));
         let error = empty.addresses("kafka", LONG, &Interrupter::new()).expect_err("nothing");
         assert_eq!(error.to_string(), "the name has no address");

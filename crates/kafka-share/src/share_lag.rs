@@ -1,28 +1,28 @@
 //! The wire form of the lag of share groups (DescribeShareGroupOffsets v1, KIP-1226).
 //!
-//! The codec crate knows version 0. Version 1 puts one field into each partition of the answer, and leaves the request as it is; this module
-//! takes the field out and puts it in. A start offset alone does not tell how much is left: what is finished behind it counts as well, and the
-//! offset that a broker keeps stays behind until something else is finished. Called by [`super::admin`], and by the embedded broker for its
-//! answers.
+//! The codec crate knows version 0. Version 1 adds one field to each partition of the response; this module removes and
+//! inserts it. The start offset alone does not show how many records are left: records after it may be finished, too.
+//! Brokers may also keep an old start offset until another record is finished. Called by [`super::admin`], and by the
+//! embedded broker for its responses.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::{ApiKey, DescribeShareGroupOffsetsResponse};
 use kafka_protocol::protocol::{Decodable, Encodable};
 
-/// The version that has the lag.
+/// The version with the lag.
 pub const WIRE_VERSION: i16 = 1;
 /// Api key of DescribeShareGroupOffsets.
 pub const DESCRIBE_SHARE_GROUP_OFFSETS: i16 = ApiKey::DescribeShareGroupOffsets as i16;
-/// The version in which the codec crate decodes and encodes.
+/// The version that the codec crate decodes and encodes.
 const CODEC_VERSION: i16 = 0;
 /// Bytes of a partition before its lag: index, start offset, leader epoch.
 const BEFORE_LAG: usize = 16;
 const LAG: usize = 8;
 
-/// Decodes the body of an answer of version 1; the lags stand in the order of the partitions, -1 where the broker does not know.
+/// Decodes the body of a version 1 response. The lags come in the order of the partitions; -1: unknown to the broker.
 ///
 /// # Errors
-/// What is wrong, when the bytes are not such an answer.
+/// The fault, if the bytes are no such response.
 pub fn decode(body: &Bytes) -> Result<(DescribeShareGroupOffsetsResponse, Vec<i64>), String> {
     let mut lags = Vec::new();
     let walk = Walk { rest: body.clone(), copy: BytesMut::with_capacity(body.len()) };
@@ -37,7 +37,7 @@ pub fn decode(body: &Bytes) -> Result<(DescribeShareGroupOffsetsResponse, Vec<i6
     Ok((response, lags))
 }
 
-/// Encodes an answer of version 1; `None` when there are fewer lags than partitions, or it cannot be encoded.
+/// Encodes a version 1 response; `None` if there are fewer lags than partitions, or it cannot be encoded.
 pub fn encode(response: &DescribeShareGroupOffsetsResponse, lags: &[i64]) -> Option<Bytes> {
     let mut version_0 = BytesMut::new();
     response.encode(&mut version_0, CODEC_VERSION).ok()?;
@@ -51,7 +51,7 @@ pub fn encode(response: &DescribeShareGroupOffsetsResponse, lags: &[i64]) -> Opt
     walk.answer(partition)
 }
 
-/// Goes through an answer and copies it, but for what is done to each partition.
+/// Walks through a response and copies it; the caller's closure handles each partition.
 struct Walk {
     rest: Bytes,
     copy: BytesMut,
@@ -79,7 +79,7 @@ impl Walk {
         self.rest.is_empty().then(|| self.copy.freeze())
     }
 
-    /// The items of a compact array.
+    /// Walks through a compact array.
     fn each(&mut self, item: &mut dyn FnMut(&mut Self) -> Option<()>) -> Option<()> {
         for _ in 1..self.varint()? {
             item(self)?;
@@ -87,14 +87,14 @@ impl Walk {
         Some(())
     }
 
-    /// Error code, error message, tags: the end of a group and of a partition.
+    /// Passes error code, error message and tags: the end of a group and of a partition.
     fn error(&mut self) -> Option<()> {
         self.pass(2)?;
         self.string()?;
         self.tags()
     }
 
-    /// A compact string: its length plus one, then its bytes; 0: none.
+    /// Passes a compact string: its length plus one, then its bytes; 0 means null.
     fn string(&mut self) -> Option<()> {
         let length = self.varint()?.saturating_sub(1);
         self.pass(length)
@@ -159,15 +159,15 @@ mod tests {
     }
 
     #[test]
-    fn lags_are_put_in_and_taken_out() {
+    fn lags_survive_a_round_trip() {
         let body = encode(&answer(), &[0, -1, 812]).expect("as many as partitions");
         assert_eq!(decode(&body), Ok((answer(), vec![0, -1, 812])));
         assert_eq!(encode(&answer(), &[0, -1]), None);
     }
 
-    /// Of Apache Kafka 4.4.0: everything is finished, and the start offset is behind.
+    /// Sent by Apache Kafka 4.4.0: every record is finished, and the start offset is old.
     #[test]
-    fn the_answer_of_a_real_broker_is_read() {
+    fn response_of_apache_kafka_is_decoded() {
         let body = Bytes::from_static(
             b"\0\0\0\0\x02\x08workers\x02\x06tasks\xb6\xbc\xea\xbc2\xd0J\x0e\x83\x83\x83\xe5\xdc\xa4\x90L\x02\
               \0\0\0\0\0\0\0\0\0\0\x11\x99\0\0\0\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_is_no_answer() {
+    fn truncated_response_is_an_error() {
         let body = encode(&answer(), &[0, -1, 812]).expect("as many as partitions");
         for length in 0..body.len() {
             assert!(decode(&body.slice(..length)).is_err(), "{length} of {} bytes", body.len());

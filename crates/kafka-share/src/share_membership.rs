@@ -1,8 +1,8 @@
-//! Membership of one process in a share group: heartbeats to the group's coordinator, and what it assigns.
+//! Membership of one process in a share group: heartbeats to the group's coordinator, and the assignment it sends.
 //!
-//! A plain state machine over one connection with no thread of its own: `worker::membership` calls it in a loop.
-//! Membership and share sessions are independent (KIP-932): leaving the group frees no lock, closing the session does,
-//! so a stop closes the sessions first and leaves then.
+//! A state machine over one connection, without a thread: `worker::membership` calls it in a loop. Membership and share
+//! sessions are independent (KIP-932). Closing the session frees its locks, leaving the group does not; a stop
+//! therefore closes the sessions first.
 
 use super::cluster::Cluster;
 use super::connection::Connection;
@@ -14,25 +14,25 @@ use kafka_protocol::protocol::StrBytes;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// ShareGroupHeartbeat's version on Kafka 4.1 and newer.
+/// Version of ShareGroupHeartbeat on Kafka 4.1 and newer.
 const HEARTBEAT_VERSION: i16 = 1;
-/// Member epoch with which a member joins.
+/// Member epoch of a join request.
 const JOINING_EPOCH: i32 = 0;
-/// Member epoch with which a member leaves.
+/// Member epoch of a leave request.
 const LEAVING_EPOCH: i32 = -1;
-/// How long one request waits for its answer while joined; a frozen broker is found out by this.
+/// How long a heartbeat waits for its response; this detects a frozen broker.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What one heartbeat taught.
+/// Result of one heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// The partitions to fetch from, when the coordinator sent an assignment with this answer.
+    /// The partitions to fetch from, if the coordinator sent an assignment.
     pub assignment: Option<BTreeSet<SharePartition>>,
     /// When the next heartbeat is due.
     pub interval: Duration,
 }
 
-/// See the module documentation.
+/// This process's membership.
 pub struct ShareMembership {
     cluster: Cluster,
     identity: ShareIdentity,
@@ -48,14 +48,14 @@ impl ShareMembership {
         Self { cluster, identity, topic: topic.to_owned(), connection: None, epoch: JOINING_EPOCH }
     }
 
-    /// True once the coordinator has taken this member in and not thrown it out since.
+    /// Whether the coordinator has accepted this member and not removed it since.
     #[must_use]
     pub fn is_joined(&self) -> bool {
         self.epoch > JOINING_EPOCH
     }
 
-    /// The reason, with topic or group and the missing right, when an error of [`heartbeat`](Self::heartbeat) is one
-    /// that time does not change: rights (29, 30, 31), a group of another kind (23, 69).
+    /// Returns the reason, with topic or group and the missing right, if `error` is permanent: missing rights (29, 30,
+    /// 31), or a group of another kind (23, 69).
     #[must_use]
     pub fn refusal(&self, error: &KafkaError) -> Option<String> {
         let group = format!("group \"{}\"", self.identity.group.escape_debug());
@@ -71,11 +71,11 @@ impl ShareMembership {
         Some(format!("{what}: {}{error}", right.unwrap_or_default()))
     }
 
-    /// Joins, or says that this member is still there (KIP-932 ShareGroupHeartbeat).
+    /// Joins the group, or tells the coordinator that this member is alive (KIP-932 ShareGroupHeartbeat).
     ///
     /// # Errors
-    /// As the coordinator says. The member has already drawn its conclusion (find the coordinator anew, join anew with the
-    /// same id); the caller only waits a little and calls again.
+    /// The coordinator's error. The next call finds the coordinator again, or joins again with the same id, as the
+    /// error requires; the caller only pauses and calls again.
     pub fn heartbeat(&mut self) -> Result<Heartbeat, KafkaError> {
         // The subscription is sent with every request: repeating it costs 20 bytes and survives a coordinator's move.
         let topics = vec![TopicName(StrBytes::from_string(self.topic.clone()))];
@@ -95,10 +95,10 @@ impl ShareMembership {
         Ok(Heartbeat { assignment, interval: Duration::from_millis(interval) })
     }
 
-    /// Leaves the group. A member that never joined has nothing to leave. Tries until `deadline`.
+    /// Leaves the group, retrying until `deadline`. Does nothing for a member that never joined.
     ///
     /// # Errors
-    /// The last error before the deadline; the coordinator then drops the member when its session ends (45 s).
+    /// The last error before the deadline. The coordinator then drops the member when its session ends (45 s).
     pub fn leave(&mut self, deadline: Instant) -> Result<(), KafkaError> {
         if !self.is_joined() {
             return Ok(());
@@ -108,7 +108,7 @@ impl ShareMembership {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.exchange(&request, left.min(HEARTBEAT_TIMEOUT)) {
                 Ok(_) => break,
-                // Not a member any more: that is what leaving is for.
+                // The coordinator has removed this member already.
                 Err(KafkaError::Broker {
                     code: ErrorCode::UNKNOWN_MEMBER_ID | ErrorCode::FENCED_MEMBER_EPOCH, ..
                 }) => break,
@@ -145,11 +145,12 @@ impl ShareMembership {
         let answered = connection.call(HEARTBEAT_VERSION, request, timeout);
         let response = answered.inspect_err(|_| self.cluster.forget_coordinator(&self.identity.group))?;
         match ErrorCode(response.error_code) {
-            // The group lives on another broker, or its broker is still starting: ask again who coordinates it.
+            // Another broker coordinates the group, or its broker is still starting: look the coordinator up again.
             ErrorCode::COORDINATOR_LOAD_IN_PROGRESS
             | ErrorCode::COORDINATOR_NOT_AVAILABLE
             | ErrorCode::NOT_COORDINATOR => self.cluster.forget_coordinator(&self.identity.group),
-            // Thrown out: join anew with the same id. The share session is another matter and stays.
+            // The coordinator removed this member: join again with the same id. The share session is independent and
+            // stays.
             ErrorCode::UNKNOWN_MEMBER_ID | ErrorCode::FENCED_MEMBER_EPOCH => {
                 self.epoch = JOINING_EPOCH;
                 self.connection = Some(connection);
@@ -161,5 +162,5 @@ impl ShareMembership {
     }
 }
 
-/// Between two tries of leaving; a coordinator that moved is found again within this.
+/// Pause between two attempts to leave; a coordinator that moved is found again within this time.
 const RETRY_PAUSE: Duration = Duration::from_millis(30);

@@ -1,13 +1,10 @@
 //! One connection of a member to one broker, and the share session on it.
 //!
 //! Requests are numbered (KIP-932 "share session epoch"), and the broker answers them in order. Locks belong to the
-//! *member*: a second connection that opens the session anew (epoch 0) takes them over, and so does epoch 0 on the same
-//! connection. The end of the connection that has the session releases every record of the session's partitions, so
-//! nothing in here closes it on a time-out; [`ShareSession::receive`] only reports that no answer is there yet, and the
-//! caller decides.
-//!
-//! Not here: which records to acknowledge and when (the worker decides), group membership
-//! ([`super::share_membership`]), the bytes ([`super::share_wire`]).
+//! *member*: epoch 0, on a second connection or on the same one, opens the session anew and takes them over. When the
+//! session's connection ends, the broker releases every record of the session's partitions. So a timeout closes nothing
+//! here: [`ShareSession::receive`] returns `None` and the caller decides. The worker decides which records to
+//! acknowledge and when; [`super::share_membership`] handles group membership, [`super::share_wire`] the bytes.
 
 use super::address::BrokerAddress;
 use super::cluster::Cluster;
@@ -26,9 +23,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Session epoch of the request that opens a session.
 const OPENING_EPOCH: i32 = 0;
-/// Session epoch of the request that closes a session and releases what it holds.
+/// Session epoch of the request that closes a session and releases its records.
 const FINAL_EPOCH: i32 = -1;
-/// What a request asks for that brings no records.
+/// Limits of a request that fetches no records.
 const NO_RECORDS: FetchLimits = FetchLimits { max_wait: Duration::ZERO, max_bytes: 0, max_records: 0 };
 
 /// The group and the member id that the sessions and the membership of one process share.
@@ -36,19 +33,19 @@ const NO_RECORDS: FetchLimits = FetchLimits { max_wait: Duration::ZERO, max_byte
 pub struct ShareIdentity {
     /// The share group.
     pub group: Arc<str>,
-    /// This process's member id; random, so that a killed predecessor is another member.
+    /// This process's member id; random, so a killed predecessor is another member.
     pub member: Arc<str>,
 }
 
 /// A record that the broker has locked for this member.
 #[derive(Clone, Debug)]
 pub struct AcquiredRecord {
-    /// Where it stands.
+    /// The record's partition.
     pub partition: SharePartition,
     /// Its offset there.
     pub offset: i64,
-    /// How often the broker has handed it out, this time included; counted from 1. A new leader and a restarted broker
-    /// know the count of the last release only.
+    /// How often the broker has delivered it, including this time. A new leader and a restarted broker know only the
+    /// count at the last release.
     pub delivery_count: u16,
     /// The record's key.
     pub key: Option<Bytes>,
@@ -56,64 +53,64 @@ pub struct AcquiredRecord {
     pub value: Option<Bytes>,
     /// The record's headers, in order.
     pub headers: Vec<(String, Option<Bytes>)>,
-    /// Why key, value and headers are missing or not to be believed: the batch is damaged, or cannot be unpacked.
+    /// Why key, value and headers are missing or unreliable: the batch is damaged, or cannot be unpacked.
     pub fault: Option<String>,
 }
 
-/// What became of the acknowledgements for one partition in one request: all applied, or none.
+/// Result of one request's acknowledgements for one partition: all applied, or none.
 #[derive(Clone, Debug)]
 pub struct Settlement {
     /// The partition.
     pub partition: SharePartition,
-    /// The offsets, each with what was said of it.
+    /// The offsets with their acknowledgements.
     pub offsets: Vec<(i64, Acknowledgement)>,
-    /// `None`: applied. 121: nothing of them was, because at least one lock is lost (KIP-932 INVALID_RECORD_STATE).
+    /// `None`: applied. 121: none was applied, because at least one lock is lost (KIP-932 INVALID_RECORD_STATE).
     pub error: Option<ErrorCode>,
 }
 
-/// What a request was for.
+/// Purpose of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// Epoch 0: to open the session, or to take it over.
+    /// Epoch 0: open the session, or take it over.
     Open,
-    /// Records.
+    /// Fetch records.
     Fetch,
-    /// Only that acknowledgements are applied.
+    /// Only apply acknowledgements.
     Acknowledge,
-    /// Epoch -1: the end of the session.
+    /// Epoch -1: close the session.
     Close,
 }
 
-/// The answer to one request.
+/// The response to one request.
 #[derive(Debug)]
 pub struct Answer {
-    /// What was asked.
+    /// The request's purpose.
     pub asked: Asked,
-    /// When the request was sent: locks run from then at the earliest.
+    /// When the request was sent; its locks begin then at the earliest.
     pub sent_at: Instant,
-    /// The same by the wall clock, which does not stand still while the machine is suspended.
+    /// The same by the wall clock, which advances while the machine is suspended.
     pub sent_wall: SystemTime,
-    /// Why the broker refused the request as a whole. Whether its acknowledgements were applied is unknown then; the
-    /// connection is as good as before.
+    /// Why the broker refused the whole request. Whether its acknowledgements were applied is unknown then; the
+    /// connection is still good.
     pub refused: Option<KafkaError>,
-    /// The partitions that were fetched from.
+    /// The fetched partitions.
     pub partitions: BTreeSet<SharePartition>,
-    /// The records that it brought.
+    /// The acquired records.
     pub acquired: Vec<AcquiredRecord>,
-    /// Acquired offsets without a record that could be handed on, and what to say of each: a gap where no record stands
-    /// (a transaction marker, say), a release where the answer ended before the record came.
+    /// Acquired offsets without a usable record, each with its acknowledgement: a gap if no record exists (for example
+    /// a transaction marker), a release if the response ended before the record.
     pub unowned: Vec<(SharePartition, i64, Acknowledgement)>,
-    /// What became of the acknowledgements that rode on it.
+    /// Results of the acknowledgements in the request.
     pub settlements: Vec<Settlement>,
-    /// Partitions that could not be fetched from, with the reason.
+    /// Partitions that could not be fetched, with the reason.
     pub partition_errors: Vec<(SharePartition, ErrorCode)>,
-    /// The lock's length, if the broker gave it.
+    /// Duration of a lock, if the broker sent it.
     pub lock: Option<Duration>,
     /// The broker reads nothing from the connection for this long (KIP-219).
     pub throttled: Duration,
 }
 
-/// A request on its way.
+/// An unanswered request.
 struct Outstanding {
     correlation: i32,
     sent_at: Instant,
@@ -123,22 +120,22 @@ struct Outstanding {
     acknowledgements: Acknowledgements,
 }
 
-/// See the module documentation.
+/// One connection and its share session.
 pub struct ShareSession {
     connection: Connection,
     identity: ShareIdentity,
     node: i32,
     next_epoch: i32,
-    /// What the broker has in its session when it has read what was sent.
+    /// Partitions in the broker's session after it has read every sent request.
     partitions: BTreeSet<SharePartition>,
     outstanding: VecDeque<Outstanding>,
 }
 
 impl ShareSession {
-    /// Connects to broker `node`; asks nothing yet.
+    /// Connects to broker `node`; sends no request yet.
     ///
     /// # Errors
-    /// The broker is not known, or takes no connection within the connect timeout.
+    /// The broker is unknown, or takes no connection within the connect timeout.
     pub fn connect(cluster: &Cluster, node: i32, identity: ShareIdentity) -> Result<Self, KafkaError> {
         Ok(Self {
             connection: cluster.connect(node)?,
@@ -150,26 +147,26 @@ impl ShareSession {
         })
     }
 
-    /// The broker that this session is with.
+    /// Node id of the session's broker.
     #[must_use]
     pub fn node(&self) -> i32 {
         self.node
     }
 
-    /// True while a request is unanswered.
+    /// Whether a request is unanswered.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         !self.outstanding.is_empty()
     }
 
-    /// When the oldest unanswered request was sent, and what it asks for.
+    /// When the oldest unanswered request was sent, and its purpose.
     #[must_use]
     pub fn waiting(&self) -> Option<(Instant, Asked)> {
         self.outstanding.front().map(|request| (request.sent_at, request.asked))
     }
 
-    /// Opens the session over `partitions` (epoch 0) without asking for records: the first request on a connection, or
-    /// a later one when the broker does not know the session any more. It takes over what the member holds.
+    /// Opens the session over `partitions` (epoch 0) without fetching records, and takes over the member's locks. It is
+    /// the first request on a connection, or a later one when the broker has lost the session.
     ///
     /// # Errors
     /// The connection is gone.
@@ -179,8 +176,8 @@ impl ShareSession {
         self.send_fetch_body(Asked::Open, partitions, Acknowledgements::new(), NO_RECORDS)
     }
 
-    /// Sends a ShareFetch in record-limit mode for exactly these partitions; `acknowledgements`, which must be of them,
-    /// ride along and take effect when it arrives.
+    /// Sends a ShareFetch in record-limit mode for exactly these partitions. The `acknowledgements`, which must belong
+    /// to them, take effect when the request arrives.
     ///
     /// # Errors
     /// The connection is gone.
@@ -220,10 +217,10 @@ impl ShareSession {
         self.send(SHARE_ACKNOWLEDGE, &body, Asked::Acknowledge, acknowledgements)
     }
 
-    /// Sends the last request of the session: what it still holds in its partitions is released.
+    /// Sends the last request of the session: the broker releases the records still held in its partitions.
     ///
     /// # Errors
-    /// The connection is gone, which releases everything, too.
+    /// The connection is gone, which also releases all records.
     pub fn send_close(&mut self) -> Result<(), KafkaError> {
         self.next_epoch = FINAL_EPOCH;
         let body = share_wire::encode_acknowledge(self.header(FINAL_EPOCH), &Acknowledgements::new())?;
@@ -244,7 +241,7 @@ impl ShareSession {
         let (sent_at, sent_wall) = (Instant::now(), SystemTime::now());
         let correlation = self.connection.send_body(api_key, WIRE_VERSION, true, body)?;
         if self.next_epoch != FINAL_EPOCH {
-            // The epoch after the largest is 1: 0 would open a new session.
+            // The largest epoch is followed by 1: 0 would open a new session.
             self.next_epoch = self.next_epoch.checked_add(1).unwrap_or(1);
         }
         let partitions = if asked == Asked::Fetch { self.partitions.clone() } else { BTreeSet::new() };
@@ -259,12 +256,12 @@ impl ShareSession {
         Ok(())
     }
 
-    /// Waits for the answer to the oldest unanswered request, at most `wait`.
+    /// Waits at most `wait` for the response to the oldest unanswered request.
     ///
-    /// `None`: no answer yet (or none owed); the session is as good as before.
+    /// `None`: no response yet, or none owed; the session is still good.
     ///
     /// # Errors
-    /// The connection is gone. What was acknowledged in unanswered requests may or may not have been applied.
+    /// The connection is gone. Acknowledgements in unanswered requests may or may not have been applied.
     pub fn receive(&mut self, wait: Duration) -> Result<Option<Answer>, KafkaError> {
         let Some(oldest) = self.outstanding.front() else { return Ok(None) };
         let Some(body) = self.connection.receive(oldest.correlation, wait)? else { return Ok(None) };
@@ -277,7 +274,7 @@ impl ShareSession {
         answer.map(Some)
     }
 
-    /// The error of a broker that does not answer.
+    /// Makes the timeout error for this session's broker.
     #[must_use]
     pub fn silent(&self, waited: Duration) -> KafkaError {
         KafkaError::Timeout { request: "ShareFetch", broker: self.connection.broker().clone(), waited }
@@ -358,33 +355,33 @@ fn lock_length(milliseconds: i32) -> Option<Duration> {
     u64::try_from(milliseconds).ok().filter(|length| *length > 0).map(Duration::from_millis)
 }
 
-/// Picks the acquired records out of the batches: the broker sends whole batches, of which others may hold the rest.
+/// Picks the acquired records out of the batches: the broker sends whole batches, and other members may hold the rest.
 fn take_acquired(partition: SharePartition, data: &PartitionData, answer: &mut Answer) {
     let Some(first) = data.acquired_records.iter().map(|range| range.first_offset).min() else { return };
     let mut decoded = records::decode(data.records.as_ref().unwrap_or(&Bytes::new()), first);
     let doubtful = decoded.unreadable.iter_mut().flat_map(|gap| std::mem::take(&mut gap.doubtful));
-    // Last what was read without a fault: a damaged offset must not displace it.
+    // Undamaged records come last, so a damaged offset cannot replace them.
     let mut records: BTreeMap<i64, records::Record> =
         doubtful.chain(decoded.records).map(|record| (record.offset, record)).collect();
     for range in &data.acquired_records {
         let delivery_count = u16::try_from(range.delivery_count).unwrap_or(1);
         for offset in range.first_offset..=range.last_offset {
             if offset >= decoded.next_offset {
-                // The answer ended before it: whatever stands there comes with another delivery.
+                // The response ended before this record; it comes with another delivery.
                 answer.unowned.push((partition, offset, Acknowledgement::Release));
                 continue;
             }
             let unreadable = decoded.unreadable.iter().find(|gap| (gap.first..=gap.last).contains(&offset));
             let (record, fault) = (records.remove(&offset), unreadable.map(|gap| gap.reason.clone()));
             if record.is_none() && fault.is_none() {
-                // A batch with a wrong checksum may hide it.
+                // A batch with a wrong checksum may hide the record.
                 let said = if decoded.is_damaged { Acknowledgement::Release } else { Acknowledgement::Gap };
                 answer.unowned.push((partition, offset, said));
                 continue;
             }
             let (key, value, headers) =
                 record.map_or((None, None, Vec::new()), |record| (record.key, record.value, record.headers));
-            // A task that runs for minutes must not keep the whole answer in memory.
+            // Copied, since a task may run for minutes and must not keep the whole response in memory.
             let own = |bytes: Option<Bytes>| bytes.map(|bytes| Bytes::copy_from_slice(&bytes));
             let headers = headers.into_iter().map(|(name, value)| (name, own(value))).collect();
             let (key, value) = (own(key), own(value));
@@ -411,7 +408,7 @@ mod tests {
     use kafka_protocol::messages::share_fetch_response::AcquiredRecords;
     use std::borrow::Cow;
 
-    /// The answer to a fetch that has acquired the second of three records; `damage` changes the batch.
+    /// The response to a fetch that acquired the second of three records; `damage` changes the batch.
     fn acquired(damage: impl FnOnce(&mut [u8])) -> Answer {
         let text = Bytes::from_static(b"text");
         let headers = [(Cow::Borrowed("name"), Some(text.clone()))];
@@ -436,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_damage_hides_is_released_and_not_called_a_gap() {
+    fn record_hidden_by_damage_is_released_and_not_acknowledged_as_gap() {
         // The batch's attributes end at byte 23: bit 5 makes it a control batch.
         let answer = acquired(|batch| batch[22] ^= 0x20);
         assert_eq!(answer.acquired.len(), 0);
@@ -444,9 +441,9 @@ mod tests {
         assert_eq!(said, [(1, Acknowledgement::Release)]);
     }
 
-    /// A task can run for minutes, and an answer be as long as 1 MiB.
+    /// A task can run for minutes, and a response be as long as 1 MiB.
     #[test]
-    fn an_acquired_record_does_not_keep_the_whole_answer_in_memory() {
+    fn acquired_record_does_not_keep_whole_response_in_memory() {
         let answer = acquired(|_| {});
         let [record] = &answer.acquired[..] else { panic!("{answer:?}") };
         for bytes in [&record.key, &record.value, &record.headers[0].1] {

@@ -1,8 +1,8 @@
 //! The wire form of ShareFetch v2 and ShareAcknowledge v2 (KIP-932 with KIP-1206 record limit and KIP-1222 renewal).
 //!
-//! The codec crate knows version 1 of both. Version 2 adds two fields to the first request, one to the second and
-//! one to the second's response, at fixed places; this module encodes version 1 and splices them in. It holds no
-//! connection and no session state: [`super::share_session`] does, and is the only caller.
+//! The codec crate knows version 1 of both. Version 2 adds fields at fixed places: two to the first request, one to the
+//! second, and one to the second's response. This module encodes version 1 and splices them in. It holds no connection
+//! and no session state. Called by [`super::share_session`] alone.
 
 use super::bounded;
 use super::error::KafkaError;
@@ -19,16 +19,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// The version of both requests that this module speaks on the wire.
+/// The version of both requests on the wire.
 pub const WIRE_VERSION: i16 = 2;
-/// The version in which the codec crate encodes and decodes them.
+/// The version that the codec crate encodes and decodes.
 const CODEC_VERSION: i16 = 1;
 /// Api key of ShareFetch.
 pub const SHARE_FETCH: i16 = ApiKey::ShareFetch as i16;
 /// Api key of ShareAcknowledge.
 pub const SHARE_ACKNOWLEDGE: i16 = ApiKey::ShareAcknowledge as i16;
 
-/// A partition by the id of its topic, as share requests name it.
+/// A partition with its topic's id, as share requests name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SharePartition {
     /// The topic's id.
@@ -37,49 +37,49 @@ pub struct SharePartition {
     pub partition: i32,
 }
 
-/// What a member says about one acquired record (KIP-932 "acknowledge types", KIP-1222 for renewal).
+/// A member's acknowledgement of one acquired record (KIP-932 "acknowledge types", KIP-1222 for renewal).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i8)]
 pub enum Acknowledgement {
-    /// No record stands at this offset.
+    /// No record exists at this offset.
     Gap = 0,
     /// Processed; the broker never delivers it again.
     Accept = 1,
-    /// Not processed; the broker delivers it again, with its delivery count one higher.
+    /// Not processed; the broker delivers it again, with its delivery count increased by one.
     Release = 2,
     /// Still being processed; the lock starts anew.
     Renew = 4,
 }
 
-/// Acknowledgements of one request: for each partition its offsets and what is said of each.
+/// Acknowledgements of one request: for each partition its offsets with their types.
 pub type Acknowledgements = BTreeMap<SharePartition, BTreeMap<i64, Acknowledgement>>;
 
-/// Who speaks in which session: the first three fields of both requests.
+/// The first three fields of both requests: group, member and session epoch.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionHeader<'a> {
     /// The share group.
     pub group: &'a str,
     /// The member id, a UUID in the URL-safe base64 form or any other string that the member chose.
     pub member: &'a str,
-    /// 0 opens, -1 closes, otherwise the number of the request in the session.
+    /// 0 opens the session, -1 closes it; otherwise the number of the request in the session.
     pub epoch: i32,
 }
 
-/// How much a ShareFetch may bring.
+/// Limits of a ShareFetch.
 #[derive(Clone, Copy, Debug)]
 pub struct FetchLimits {
     /// How long the broker parks the request while nothing can be acquired.
     pub max_wait: Duration,
     /// Bytes read from the log for this request; the first batch always comes whole.
     pub max_bytes: i32,
-    /// Records acquired at the most; strict, because the request asks for record-limit mode.
+    /// Most records to acquire; strict, because the request asks for record-limit mode.
     pub max_records: i32,
 }
 
 /// Encodes the body of a ShareFetch v2 request in record-limit mode.
 ///
-/// `added` and `forgotten` are the partitions that enter and leave the session; acknowledgements ride along, and bring
-/// their partitions into the session. Forgetting a partition releases none of its records.
+/// `added` and `forgotten` are the partitions that enter and leave the session. Acknowledgements bring their partitions
+/// into the session. Forgetting a partition releases none of its records.
 ///
 /// # Errors
 /// [`KafkaError::Unencodable`] when a field cannot be encoded.
@@ -144,7 +144,7 @@ pub fn encode_fetch(
 
 /// Encodes the body of a ShareAcknowledge v2 request.
 ///
-/// IsRenewAck is set when any acknowledgement is a renewal; accepts and releases may stand beside it.
+/// IsRenewAck is set if any acknowledgement is a renewal; the request may also contain accepts and releases.
 ///
 /// # Errors
 /// [`KafkaError::Unencodable`] when a field cannot be encoded.
@@ -185,17 +185,17 @@ pub fn encode_acknowledge(header: SessionHeader<'_>, acknowledgements: &Acknowle
 /// Decodes the body of a ShareFetch v2 response, which is that of version 1.
 ///
 /// # Errors
-/// What is wrong, when the bytes are not such a response.
+/// The fault, if the bytes are no such response.
 pub fn decode_fetch(mut body: Bytes) -> Result<ShareFetchResponse, String> {
     bounded::decode(&mut body, CODEC_VERSION, true).map_err(|error| format!("answer to ShareFetch: {error}"))
 }
 
-/// Decodes the body of a ShareAcknowledge v2 response; the second value is the lock's length, if the broker gave it.
+/// Decodes the body of a ShareAcknowledge v2 response, and the lock duration if the broker sent it.
 ///
 /// # Errors
-/// What is wrong, when the bytes are not such a response.
+/// The fault, if the bytes are no such response.
 pub fn decode_acknowledge(body: &Bytes) -> Result<(ShareAcknowledgeResponse, Option<Duration>), String> {
-    // throttle time (int32), error code (int16), error message (compact nullable string), then the lock's int32.
+    // Throttle time (int32), error code (int16), error message (compact nullable string), then the lock's int32.
     let mut head = body.clone();
     if head.remaining() < 6 {
         return Err(malformed("shorter than its fixed fields"));
@@ -216,7 +216,7 @@ pub fn decode_acknowledge(body: &Bytes) -> Result<(ShareAcknowledgeResponse, Opt
     Ok((response, lock))
 }
 
-/// Consecutive offsets of which the same is said.
+/// Consecutive offsets with the same acknowledgement.
 #[derive(Debug, PartialEq, Eq)]
 struct Range {
     first: i64,
@@ -235,7 +235,7 @@ fn ranges(offsets: &BTreeMap<i64, Acknowledgement>) -> Vec<Range> {
     ranges
 }
 
-/// Bytes of the two compact strings that both requests begin with.
+/// Bytes of the two compact strings at the start of both requests.
 fn prefix_length(header: SessionHeader<'_>) -> usize {
     compact_length(header.group) + compact_length(header.member)
 }
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn acknowledge_marks_renewals_and_keeps_kinds_apart() {
+    fn acknowledge_request_marks_renewals_and_separates_kinds() {
         let said = acknowledgements(&[
             (10, Acknowledgement::Accept),
             (11, Acknowledgement::Renew),

@@ -1,13 +1,13 @@
-//! A worker's account of records: one for all its intakes, so that no record runs twice at the same time (rule 8).
+//! A worker's account of records. All its intakes share it, so no record runs twice at the same time (rule 8).
 //!
-//! The account knows what the worker knows; what is true at the broker is in `records`.
+//! The account holds the worker's knowledge; `records` has the truth at the broker.
 
 use crate::ids::{BrokerId, ConnectionId, Slot, TaskId, WorkerId};
 use crate::scenario::Scenario;
 use crate::state::{Intake, Phase, State};
 use crate::twin::Twin;
 
-/// How far a worker is with a record.
+/// A worker's progress with a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Progress {
@@ -17,7 +17,7 @@ pub enum Progress {
     /// Waits for a handler.
     Ready,
     Running,
-    /// The result is sent and not acknowledged.
+    /// The result is sent, but not acknowledged.
     Publishing,
     /// The result is acknowledged, the accept is due.
     Done,
@@ -27,10 +27,10 @@ pub enum Progress {
     ToRelease,
     /// The release is unanswered.
     Releasing,
-    /// The result is acknowledged and the lock is gone: remembered, so that it is accepted when it comes back (rule
-    /// 12).
+    /// The result is acknowledged and the lock is gone. The worker remembers it and accepts the record when it comes
+    /// back (rule 12).
     Finished,
-    /// Twins only: in the account and renewed, but its job is dropped.
+    /// Twins only: in the account and renewed, but its task was dropped.
     Ghost,
 }
 
@@ -40,7 +40,8 @@ impl Progress {
         matches!(self, Self::Running | Self::Publishing)
     }
 
-    /// After an accept or release whose outcome is unknown, or known to be none: it is due again.
+    /// Returns the progress after an accept or release that was not applied, or whose outcome is unknown: it is due
+    /// again.
     pub fn due_again(self) -> Self {
         match self {
             Self::Accepting => Self::Done,
@@ -54,7 +55,7 @@ impl Progress {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Entry {
     pub progress: Progress,
-    /// The leader that holds its lock. A code from another leader's session never touches the entry (rule 8).
+    /// The leader that holds its lock. A code from another leader's session never changes the entry (rule 8).
     pub lock: Option<BrokerId>,
     /// The lock has to be renewed.
     pub renewal_due: bool,
@@ -65,7 +66,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Remembers the result, unless a twin forgets it.
+    /// Remembers the result; a twin forgets it.
     fn finished(scenario: &Scenario) -> Self {
         if scenario.has(Twin::ForgetDone) {
             Self::default()
@@ -74,7 +75,7 @@ impl Entry {
         }
     }
 
-    /// Whether its accept or release is unanswered on another connection to the same or another broker.
+    /// Whether its accept or release is unanswered on another connection, to any broker.
     pub fn is_unanswered_elsewhere(&self, id: ConnectionId) -> bool {
         self.unanswered_on.is_some_and(|place| place != (id.broker, id.slot))
     }
@@ -84,7 +85,8 @@ impl Entry {
         self.unanswered_on == Some((id.broker, id.slot))
     }
 
-    /// The result is acknowledged: the accept is due now and not before (rule 1); without a lock it is remembered.
+    /// The result is acknowledged, so the accept is due now, not earlier (rule 1). Without a lock the result is
+    /// remembered.
     pub fn publish(&mut self, scenario: &Scenario) {
         if scenario.has(Twin::AcceptEarly) && self.unanswered_on.is_some() {
             self.progress = Progress::Accepting;
@@ -95,7 +97,7 @@ impl Entry {
         }
     }
 
-    /// The lock is gone, as far as the worker knows (rule 16).
+    /// Notes that the worker considers the lock lost (rule 16).
     pub fn lose_lock(&mut self, scenario: &Scenario) {
         match self.progress {
             Progress::Running | Progress::Publishing => {
@@ -109,11 +111,11 @@ impl Entry {
     }
 }
 
-/// A fetch result brings a record. `doubtful` says that the result does not prove the lock (rule 10).
+/// Takes a record from a fetch result. `doubtful`: the result does not prove the lock (rule 10).
 pub fn deliver(state: &mut State, scenario: &Scenario, id: ConnectionId, task: TaskId, doubtful: bool) {
     let partition = scenario.partition_of(task);
     let entry = state.workers[id.worker].account[task];
-    // Rule 11: not the leader, and the lock is known elsewhere. The look-up finds the true leader.
+    // Rule 11: this broker is not the leader, and the lock is known at another one. A look-up finds the true leader.
     let elsewhere = entry.lock.is_some_and(|broker| broker != id.broker);
     if elsewhere && !state.leads(id.broker, partition) && !scenario.has(Twin::StaleDelivery) {
         return;
@@ -122,14 +124,14 @@ pub fn deliver(state: &mut State, scenario: &Scenario, id: ConnectionId, task: T
         return;
     }
     let worker = &mut state.workers[id.worker];
-    // Rule 9: the delivery is newer than everything asked about the record before.
+    // Rule 9: the delivery is newer than all earlier requests about the record.
     let mut unanswered_on = entry.unanswered_on;
     if !scenario.has(Twin::StaleCodes) {
         let connections = worker.connections.0.iter_mut().flat_map(|slots| &mut slots.0).flatten();
         connections.for_each(|connection| connection.outdated.insert(task));
         unanswered_on = None;
     }
-    // Rule 10: start only what the known leader brought beyond doubt; release everything else.
+    // Rule 10: start only records that the known leader delivered beyond doubt; release the others.
     let from_former_leader = worker.leaders[partition].broker != id.broker && !scenario.has(Twin::StartFromOldLeader);
     let startable =
         worker.phase == Phase::Running && !from_former_leader && (!doubtful || scenario.has(Twin::StartUnlocked));
@@ -148,9 +150,8 @@ pub fn deliver(state: &mut State, scenario: &Scenario, id: ConnectionId, task: T
         Entry { progress, lock: Some(id.broker), renewal_due: doubtful, search: false, unanswered_on };
 }
 
-/// Whether the locks at the broker are still the worker's is in doubt: what runs is renewed, what is not started is
-/// released. A renewal that is answered 0 proves nothing, because offsets below the start of the window answer 0 as
-/// well (rules 10, 15).
+/// Marks all locks at the broker as doubtful: running tasks are renewed, tasks not started are released. A renewal
+/// answered 0 proves nothing, because offsets below the start of the window are answered 0, too (rules 10, 15).
 pub fn doubt_locks(state: &mut State, scenario: &Scenario, worker: WorkerId, broker: BrokerId) {
     for task in scenario.tasks() {
         let entry = &mut state.workers[worker].account[task];
@@ -163,7 +164,7 @@ pub fn doubt_locks(state: &mut State, scenario: &Scenario, worker: WorkerId, bro
     }
 }
 
-/// The acknowledgements on the connection will not be answered any more: they are due again (rule 17).
+/// Acknowledgements on this connection will get no answer: they are due again (rule 17).
 pub fn give_up_results(state: &mut State, scenario: &Scenario, id: ConnectionId) {
     for task in scenario.tasks() {
         let entry = &mut state.workers[id.worker].account[task];
@@ -177,7 +178,7 @@ pub fn give_up_results(state: &mut State, scenario: &Scenario, id: ConnectionId)
     worker.intakes[id.broker].renew_all = worker.holds_at(id.broker);
 }
 
-/// The connection in use is gone, and with it the session; another connection takes the locks over.
+/// Drops the lost current connection and its session; another connection takes the locks over.
 pub fn lose_session(state: &mut State, scenario: &Scenario, worker: WorkerId, broker: BrokerId) {
     let worker = &mut state.workers[worker];
     worker.intakes[broker] = Intake::default();
@@ -197,9 +198,9 @@ pub fn lose_session(state: &mut State, scenario: &Scenario, worker: WorkerId, br
     }
 }
 
-/// Whether accepts and releases on this connection have to wait, because one is unanswered on a superseded connection
-/// to the same broker. They wait only until that connection has been silent for two ticks, and not if this would be the
-/// second that hangs (rule 13).
+/// Whether accepts and releases on this connection must wait for an unanswered one on a superseded connection to the
+/// same broker. They wait until that connection has been silent for two ticks. They do not wait if this connection
+/// would be the second that hangs (rule 13).
 pub fn acknowledgements_wait(state: &State, scenario: &Scenario, id: ConnectionId) -> bool {
     let worker = &state.workers[id.worker];
     let connections = &worker.connections[id.broker];

@@ -1,7 +1,6 @@
-//! What a broker does with one connection: it takes requests, persists, answers, and notices that a connection is
-//! closed.
+//! A broker's steps at one connection: it takes requests, persists, answers, and notices a closed connection.
 //!
-//! The rules bind the worker; this file is Kafka as measured. Called by `steps` for each connection.
+//! Models Kafka as measured; the rules bind only the worker. Called by `steps` for each connection.
 
 use crate::account::{Progress, acknowledgements_wait};
 use crate::connection::{Closed, Connection, Request, SessionError, Stage};
@@ -12,7 +11,7 @@ use crate::scenario::Scenario;
 use crate::state::{Health, LOCK, Phase, Place, Record, RecordState, Session, State};
 use crate::steps::{Kind, Steps, Subject};
 
-/// Records that a fetch brings at most.
+/// Most records of one fetch.
 const MAX_FETCHED: usize = 2;
 
 /// All steps of the broker at this connection.
@@ -40,7 +39,7 @@ pub fn steps(state: &State, scenario: &Scenario, id: ConnectionId, steps: &mut S
     if connection.stage == Stage::Parked {
         steps.add_some(Kind::Urgent, "fetch ends", subject, end_fetch(state, scenario, id, connection));
     }
-    // A close is seen only when no request waits in the connection.
+    // The broker sees a close only if no request waits in the connection.
     let is_busy = connection.request.is_some() && !connection.is_answered();
     if !connection.is_open() && state.passes(id, connection) && !is_busy {
         steps.add(Kind::Urgent, "broker sees the close", subject, see_close(state, scenario, id, connection));
@@ -79,8 +78,8 @@ fn take_request(state: &State, scenario: &Scenario, id: ConnectionId, connection
     next
 }
 
-/// Carries out renewals, accepts and releases: the records that are refused, and whether the request hangs. Renewals
-/// are not persisted and never hang.
+/// Applies renewals, accepts and releases. Returns the refused records, and whether the request hangs. Renewals are not
+/// persisted and never hang.
 fn acknowledge(
     state: &State,
     next: &mut State,
@@ -93,7 +92,7 @@ fn acknowledge(
     for task in scenario.tasks() {
         let is_leader = state.leads(id.broker, scenario.partition_of(task));
         let is_held = is_leader && state.records[task].is_acquired_by(id.worker);
-        // An offset below the start of the window answers 0, which proves nothing (rule 15).
+        // An offset below the start of the window is answered 0, which proves nothing (rule 15).
         let is_answered_0 = is_held || is_leader && is_below_window(state, scenario, task);
         if connection.renew.contains(task) {
             if is_held {
@@ -119,14 +118,14 @@ fn acknowledge(
     (refused, is_hanging)
 }
 
-/// Whether the record and all before it on its partition are accepted.
+/// Whether the record and all earlier ones on its partition are accepted.
 fn is_below_window(state: &State, scenario: &Scenario, task: TaskId) -> bool {
     TaskId::ALL.into_iter().filter(|&it| it <= task).all(|it| {
         scenario.partition_of(it) != scenario.partition_of(task) || state.records[it].state == RecordState::Accepted
     })
 }
 
-/// Whether the record's accept or release of this request is being persisted.
+/// Whether this request's accept or release of the record is being persisted.
 fn is_being_persisted(
     state: &State,
     scenario: &Scenario,
@@ -170,7 +169,7 @@ fn fail_to_persist(
     next
 }
 
-/// A request that hung goes on. Records whose leader moved meanwhile are refused.
+/// Continues a request that hung. Records whose leader has moved meanwhile are refused.
 fn go_on(next: &mut State, scenario: &Scenario, id: ConnectionId, connection: &Connection) {
     let moved: TaskSet = scenario
         .tasks()
@@ -185,8 +184,8 @@ fn go_on(next: &mut State, scenario: &Scenario, id: ConnectionId, connection: &C
     }
 }
 
-/// A parked fetch ends when it brings something, or when its worker will not wait for it: its longest wait is far below
-/// a tick. It acquires for its member whatever happened to the session meanwhile.
+/// Ends a parked fetch when it has records, or when its worker will not wait for it: its longest wait is far below a
+/// tick. It acquires for its member even if the session has changed.
 fn end_fetch(state: &State, scenario: &Scenario, id: ConnectionId, connection: &Connection) -> Option<State> {
     let mut next = *state;
     let named = connection.partitions;
@@ -215,7 +214,7 @@ fn end_fetch(state: &State, scenario: &Scenario, id: ConnectionId, connection: &
     ends.then_some(next)
 }
 
-/// Whether the worker has something else to send on the connection, or no use for what the fetch brings.
+/// Whether the worker has another request for the connection, or no use for the fetched records.
 fn worker_needs_the_connection(state: &State, scenario: &Scenario, id: ConnectionId, connection: &Connection) -> bool {
     let worker = &state.workers[id.worker];
     let has_to_send = || {
@@ -239,7 +238,7 @@ fn see_close(state: &State, scenario: &Scenario, id: ConnectionId, connection: &
     let mut next = *state;
     if state.has_session(id) {
         records::end_session(&mut next, scenario, id.worker, id.broker);
-        // Only a reset closes a session that the worker did not give up: what it held may be started again.
+        // Only a reset closes a session that the worker did not give up: its records may start again.
         let released = |task: TaskId| next.records[task].state != state.records[task].state;
         let released: TaskSet = scenario.tasks().filter(|&task| released(task)).collect();
         if connection.closed == Closed::ByReset {

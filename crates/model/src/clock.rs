@@ -1,4 +1,4 @@
-//! Time: one tick is a third of a lock. It passes only when nothing urgent can happen.
+//! Time: a tick is a third of a lock. It passes only if no urgent step is possible.
 
 use crate::account::Progress;
 use crate::connection::{LONG_SILENCE, Stage};
@@ -11,11 +11,11 @@ use crate::state::{Health, Phase, RecordState, State};
 /// Ticks after which the controller elects another leader for a broker that is down.
 pub const ELECTION: u8 = 2;
 
-/// The state after a tick, unless nothing changes any more.
+/// Returns the state after a tick; `None` if nothing changes any more.
 pub fn tick(state: &State, scenario: &Scenario) -> Option<State> {
     let mut next = *state;
     for task in scenario.tasks().filter(|&task| state.records[task].state == RecordState::Acquired) {
-        // Nothing urgent is left: a lock that its owner does not know of now stays hidden until it runs out.
+        // No urgent step is left, so a lock unknown to its owner now stays hidden until it expires.
         if let Some(violation) = hidden(state, scenario, task) {
             next.violate(violation);
         }
@@ -30,7 +30,7 @@ pub fn tick(state: &State, scenario: &Scenario) -> Option<State> {
             let id = ConnectionId { worker, broker, slot };
             let Some(connection) = state.connection(id) else { continue };
             let is_up = state.brokers[broker].health == Health::Up;
-            // A fetch that is parked at a reachable broker is not silence: it is answered far below a tick, empty, and
+            // A fetch parked at a reachable broker is not silence: its answer comes far below a tick, empty, and it is
             // sent again.
             let is_parked = connection.stage == Stage::Parked && state.passes(id, connection) && is_up;
             if connection.request.is_some() && !is_parked {
@@ -44,7 +44,7 @@ pub fn tick(state: &State, scenario: &Scenario) -> Option<State> {
     (next != *state).then_some(next)
 }
 
-/// The violation if the record is locked for a worker that does not work on it.
+/// Returns the violation if the record is locked for a worker that does not work on it.
 fn hidden(state: &State, scenario: &Scenario, task: TaskId) -> Option<Violation> {
     let worker = &state.workers[state.records[task].owner?];
     let leader = state.leaders[scenario.partition_of(task)].broker;

@@ -1,11 +1,11 @@
-//! A connection between a worker and a broker with the request that is out on it, seen from both ends.
+//! A connection between a worker and a broker, with its request, seen from both ends.
 //!
-//! At most one request is out on a connection (rule 5). The request's record sets are the worker's; the result's are
-//! the broker's.
+//! At most one request is out on a connection (rule 5). The request's record sets come from the worker, the result's
+//! from the broker.
 
 use crate::ids::{PartitionSet, TaskSet};
 
-/// Whether the worker's end of a connection is closed. The broker sees it only when no request waits in it.
+/// Whether the worker's end is closed. The broker sees that only if no request waits in the connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Closed {
@@ -29,7 +29,7 @@ pub enum Request {
     Close,
 }
 
-/// How far a request has come.
+/// Progress of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Stage {
@@ -54,18 +54,18 @@ pub enum SessionError {
     InvalidEpoch,
 }
 
-/// The longest silence that is told apart, in ticks.
+/// Longest silence that the model distinguishes, in ticks.
 pub const LONG_SILENCE: u8 = 2;
 
-/// A connection that exists. Fields that say nothing at the moment are at their default, so that equal situations are
+/// An existing connection. Fields without a meaning at the moment have their default, so that equal situations are
 /// equal states.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Connection {
     /// The worker's end is closed.
     pub closed: Closed,
-    /// The broker's end is gone, and the worker has not read the EOF yet.
+    /// The broker's end is closed, and the worker has not read the EOF yet.
     pub ended: bool,
-    /// Nothing passes any more, in either direction.
+    /// No bytes pass any more, in either direction.
     pub black_hole: bool,
     /// The request that is out.
     pub request: Option<Request>,
@@ -90,9 +90,9 @@ pub struct Connection {
     pub partitions: PartitionSet,
     /// Ticks without a result for the request, at most [`LONG_SILENCE`].
     pub silence: u8,
-    /// Records delivered since: codes about them are about an older delivery (rule 9).
+    /// Records delivered since the request was sent: its codes concern an older delivery (rule 9).
     pub outdated: TaskSet,
-    /// Partitions whose leader changed, as far as the worker knows, while the request was out (rule 10).
+    /// Partitions whose leader changed in the worker's metadata while the request was out (rule 10).
     pub leader_changed: PartitionSet,
     /// Records with an accept or release unanswered elsewhere when this renewal was sent (rule 14).
     pub in_transition: TaskSet,
@@ -104,7 +104,7 @@ impl Connection {
         Self { request: Some(request), partitions, ..Self::default() }
     }
 
-    /// The same connection after its request.
+    /// The same connection without its request.
     pub fn without_request(&self) -> Self {
         Self { black_hole: self.black_hole, ..Self::default() }
     }
@@ -129,7 +129,7 @@ impl Connection {
         self.stage == Stage::Answered
     }
 
-    /// Drops what only the worker asks for; its process has ended.
+    /// Clears the fields that only the worker uses; its process has ended.
     pub fn forget_worker(&mut self) {
         self.silence = 0;
         self.leader_changed = PartitionSet::default();

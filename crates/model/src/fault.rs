@@ -1,18 +1,17 @@
-//! The kinds of faults, and the names by which a scenario counts them.
+//! The kinds of faults, and their names in scenarios.
 //!
-//! What a fault does to a state is in `faults`; planned events of a worker (stop, login, the end of a visit) are
-//! faults, too.
+//! `faults` has their effects. Planned events of a worker (stop, login, the end of a visit) are faults, too.
 
 use crate::ids::numbered;
 
 numbered!(
-    /// A kind of fault. A scenario says how often each may occur; the search tries every moment.
+    /// A kind of fault. A scenario sets how often each may occur; the search tries every moment.
     Fault, PerFault:
-    /// `move`: the leader of a partition changes in an orderly way.
+    /// `move`: the leader of a partition changes in order.
     LeaderMove
-    /// `crash`: a broker ends; its connections are closed and its unpersisted locks are gone.
+    /// `crash`: a broker ends; its connections close and its unpersisted locks are lost.
     Crash
-    /// `freeze`: a broker stands still and keeps its connections.
+    /// `freeze`: a broker freezes and keeps its connections.
     Freeze
     /// `hole`: one connection becomes a black hole in both directions.
     BlackHole
@@ -30,7 +29,7 @@ numbered!(
     Terminate
     /// `login`: a worker replaces a connection on purpose, because its login or certificate expires.
     Login
-    /// `visit`: a partition leaves the session of worker 0 while its leader stays: it is another worker's, and was visited.
+    /// `visit`: a visit of worker 0 ends: another worker's partition leaves its session, and the leader stays.
     Visit
     /// `pfail`: the persister gives up a write with error 15.
     PersisterFails

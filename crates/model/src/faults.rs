@@ -1,6 +1,6 @@
-//! Faults, recovery from them, and the other events that come from outside: what each does to a state.
+//! Faults, recovery from them, and other outside events: their effects on a state.
 //!
-//! A fault may happen at any moment as often as the scenario permits; recovery may take any time. Called by `steps`.
+//! A fault may happen at any moment, as often as the scenario permits; recovery may take any time. Called by `steps`.
 
 use crate::account::{Entry, Progress, give_up_results, lose_session};
 use crate::clock::ELECTION;
@@ -16,7 +16,7 @@ use crate::steps::{Kind, Steps, Subject};
 use crate::twin::Twin;
 use crate::worker;
 
-/// All steps that come from outside brokers and workers.
+/// All steps whose cause is outside of brokers and workers.
 pub fn steps(state: &State, scenario: &Scenario, steps: &mut Steps) {
     if let Some(task) = scenario.tasks().nth(usize::from(state.produced)) {
         let mut next = *state;
@@ -47,7 +47,7 @@ pub fn steps(state: &State, scenario: &Scenario, steps: &mut Steps) {
     }
 }
 
-/// The state in which the fault has happened once more, if the scenario permits it.
+/// Returns the state with this fault counted, if the scenario permits another.
 fn spend(state: &State, fault: Fault) -> Option<State> {
     let left = state.faults_left[fault].checked_sub(1)?;
     let mut next = *state;
@@ -109,7 +109,7 @@ fn broker_steps(state: &State, scenario: &Scenario, broker: BrokerId, steps: &mu
     }
 }
 
-/// A broker crashes: its locks, sessions and connections are gone. All outcomes of what was being persisted.
+/// A broker crashes: its locks, sessions and connections are lost. Returns all outcomes of the writes in progress.
 fn crash(state: State, scenario: &Scenario, broker: BrokerId) -> Vec<State> {
     let mut outcomes = vec![state];
     for partition in scenario.partitions().filter(|&partition| state.leads(broker, partition)) {
@@ -187,7 +187,7 @@ fn worker_steps(state: &State, scenario: &Scenario, worker: WorkerId, steps: &mu
     if let Some(mut next) = spend(state, Fault::Terminate) {
         let own = &mut next.workers[worker];
         own.phase = Phase::Draining;
-        // Rule 21: the phase, then all that is not started. What runs is searched on (rule 23).
+        // Rule 21: the phase first, then all tasks not started. Running tasks are still searched for (rule 23).
         for entry in &mut own.account.0 {
             if entry.progress == Progress::Ready {
                 entry.progress = Progress::ToRelease;
@@ -200,7 +200,7 @@ fn worker_steps(state: &State, scenario: &Scenario, worker: WorkerId, steps: &mu
     }
 }
 
-/// Rule 20: what is held there stays held.
+/// Rule 20: locked records of the partition stay locked.
 fn end_visit(state: &State, scenario: &Scenario, worker: WorkerId, partition: PartitionId, steps: &mut Steps) {
     let Some(mut next) = spend(state, Fault::Visit) else { return };
     let own = &mut next.workers[worker];

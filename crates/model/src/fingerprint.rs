@@ -1,13 +1,13 @@
-//! Fingerprints of states: 128 bits stand for a state in the table of visited states.
+//! Fingerprints of states: 128 bits represent a state in the table of visited states.
 //!
-//! Two states with one fingerprint would count as one; among ten million states that is less likely than 1 in 10^24.
-//! The standard hasher takes longer than all steps of a state together, because a state is a hundred single bytes: they
-//! are gathered into words.
+//! Two states with the same fingerprint would count as one; among ten million states that is less likely than 1 in
+//! 10^24. A state is a hundred single bytes, so the standard hasher would take longer than all steps of the state. This
+//! one gathers the bytes into words.
 
 use crate::state::State;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
-/// A table from fingerprints.
+/// A table whose keys are fingerprints.
 pub type ByFingerprint<T> = std::collections::HashMap<u128, T, BuildHasherDefault<Ready>>;
 
 /// The fingerprint of a state.
@@ -54,7 +54,7 @@ impl Hasher for Mixer {
         bytes.iter().for_each(|&byte| self.write_u8(byte));
     }
 
-    /// The variant of an `Option` or enum: a state has none with more than 256.
+    /// The variant of an `Option` or enum; no type has more than 256.
     fn write_isize(&mut self, variant: isize) {
         self.write_u8(variant as u8);
     }
@@ -63,7 +63,7 @@ impl Hasher for Mixer {
     fn write_usize(&mut self, _: usize) {}
 }
 
-/// The table's hasher: a fingerprint is a hash already.
+/// The table's hasher: a fingerprint is already a hash.
 #[derive(Default)]
 pub struct Ready(u64);
 

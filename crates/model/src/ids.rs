@@ -1,8 +1,6 @@
-//! Typed numbers: workers, brokers, partitions, tasks, places for connections; arrays with one element for each of
-//! them, and sets.
+//! Typed numbers for workers, brokers, partitions, tasks and connection slots; arrays indexed by them, and sets.
 //!
-//! All are one byte, so that a state stays small. The counts are upper limits; a scenario may use fewer partitions and
-//! tasks.
+//! Each is one byte, to keep states small. The counts are upper limits; a scenario may use fewer partitions and tasks.
 
 use std::marker::PhantomData;
 use std::ops::{BitOr, BitOrAssign};
@@ -13,7 +11,8 @@ pub trait Id: Copy {
     fn index(self) -> usize;
 }
 
-/// `numbered!(Name, PerName: A B C)` makes the enum `Name` and the array type `PerName<T>` that only a `Name` indexes.
+/// `numbered!(Name, PerName: A B C)` makes the enum `Name` and the array type `PerName<T>`, which only a `Name`
+/// indexes.
 macro_rules! numbered {
     ($(#[$doc:meta])* $name:ident, $array:ident: $($(#[$variant_doc:meta])* $variant:ident)+) => {
         $(#[$doc])*
@@ -22,7 +21,7 @@ macro_rules! numbered {
         pub enum $name { $($(#[$variant_doc])* $variant),+ }
 
         impl $name {
-            /// All of them, in their order.
+            /// All values in order.
             pub const ALL: [Self; [$(stringify!($variant)),+].len()] = [$(Self::$variant),+];
         }
 
@@ -54,11 +53,11 @@ macro_rules! numbered {
 pub(crate) use numbered;
 
 numbered!(
-    /// A worker. Two are enough for every race between "the holder" and "another worker".
+    /// A worker. Two suffice for every race between a lock's holder and another worker.
     WorkerId, PerWorker: W0 W1
 );
 numbered!(
-    /// A broker. Two are enough for "the old leader" and "the new leader".
+    /// A broker. Two suffice for an old and a new leader.
     BrokerId, PerBroker: B0 B1
 );
 numbered!(
@@ -70,7 +69,7 @@ numbered!(
     TaskId, PerTask: T0 T1 T2
 );
 numbered!(
-    /// A place for a connection of a worker to a broker. Three are enough (rule 7).
+    /// A slot for a connection of a worker to a broker. Three suffice (rule 7).
     Slot, PerSlot: First Second Third
 );
 
@@ -88,7 +87,7 @@ impl BrokerId {
     }
 }
 
-/// A connection: its worker, its broker and its place among the connections between the two.
+/// A connection: its worker, its broker and its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionId {
     pub worker: WorkerId,
@@ -96,7 +95,7 @@ pub struct ConnectionId {
     pub slot: Slot,
 }
 
-/// A set of numbers of one kind: one bit for each.
+/// A set of numbers of one kind, one bit for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Set<I>(u8, PhantomData<I>);
 

@@ -1,6 +1,6 @@
-//! A worker's intake from one broker: its session, its connections, what it sends next, and how it recovers.
+//! A worker's intake from one broker: its session and connections, its next request, its recovery.
 //!
-//! What it makes of a result is in `result`. Called by `worker` for each broker.
+//! `result` handles the results that it reads. Called by `worker` for each broker.
 
 use crate::account::{Entry, Progress, acknowledgements_wait, doubt_locks, give_up_results, lose_session};
 use crate::connection::{Closed, Connection, Request};
@@ -51,15 +51,15 @@ pub fn steps(state: &State, scenario: &Scenario, worker: WorkerId, broker: Broke
     }
 }
 
-/// The worker closes its end of the connection.
+/// Closes the worker's end of the connection.
 pub fn close(connection: &mut Connection) {
     if connection.is_open() {
         connection.closed = Closed::ByWorker;
     }
 }
 
-/// Sends epoch 0 on this connection: the session is opened, or taken over with all its locks (rule 2). Until it is
-/// answered, the locks at the broker are in doubt.
+/// Sends epoch 0 on this connection: opens the session, or takes it over with all its locks (rule 2). Until the answer,
+/// the locks at the broker are in doubt.
 pub fn open(mut state: State, scenario: &Scenario, id: ConnectionId) -> State {
     let partitions = state.workers[id.worker].partitions_at(id.broker, scenario);
     *state.connection_mut(id) = Some(Connection::with_request(Request::Open, partitions));
@@ -69,13 +69,13 @@ pub fn open(mut state: State, scenario: &Scenario, id: ConnectionId) -> State {
     state
 }
 
-/// The first place that has no connection, as far as the scenario permits connections (rule 7).
+/// Returns the first slot without a connection, within the scenario's limit (rule 7).
 pub fn free_place(state: &State, scenario: &Scenario, worker: WorkerId, broker: BrokerId) -> Option<ConnectionId> {
     let places = Slot::ALL.into_iter().take(scenario.connections);
     places.map(|slot| ConnectionId { worker, broker, slot }).find(|&id| state.connection(id).is_none())
 }
 
-/// What the worker does with a connection, be it in use or superseded.
+/// The worker's steps with a connection, in use or superseded.
 fn connection_steps(state: &State, scenario: &Scenario, id: ConnectionId, steps: &mut Steps) {
     let Some(connection) = state.connection(id).filter(|it| it.is_open()) else { return };
     let subject = Subject::Connection(id);
@@ -97,7 +97,7 @@ fn connection_steps(state: &State, scenario: &Scenario, id: ConnectionId, steps:
         steps.add(Kind::Urgent, "worker reads the result", subject, result::read(state, scenario, id, connection));
     }
     if !passes && connection.is_long_silent() && !scenario.deaf {
-        // ETIMEDOUT: nothing reaches the broker any more.
+        // ETIMEDOUT: no byte reaches the broker any more.
         let mut next = *state;
         next.change_connection(id, |it| (it.closed, it.black_hole) = (Closed::ByWorker, true));
         give_up_results(&mut next, scenario, id);
@@ -109,7 +109,7 @@ fn connection_steps(state: &State, scenario: &Scenario, id: ConnectionId, steps:
     let intake = &state.workers[id.worker].intakes[id.broker];
     let is_superseded = !is_current && (intake.current != Place::None || intake.stage == IntakeStage::Closed);
     let has_successor = matches!(intake.stage, IntakeStage::Open | IntakeStage::Closed) && !intake.open_again;
-    // Rules 2 and 6: after its last request, and never before the epoch 0 of its successor is answered.
+    // Rules 2 and 6: only after its last request, and after its successor's epoch 0 was answered.
     if is_superseded && has_successor && (connection.request.is_none() || scenario.has(Twin::NoReadOld)) {
         let mut next = *state;
         if connection.request.is_some() {
@@ -120,14 +120,14 @@ fn connection_steps(state: &State, scenario: &Scenario, id: ConnectionId, steps:
     }
 }
 
-/// A state as the intake sees it.
+/// A state from the intake's point of view.
 struct View<'a> {
     state: &'a State,
     scenario: &'a Scenario,
     worker: WorkerId,
     broker: BrokerId,
     own: &'a Worker,
-    /// The partitions that are fetched here.
+    /// The partitions that the worker fetches here.
     partitions: PartitionSet,
 }
 
@@ -145,7 +145,7 @@ impl<'a> View<'a> {
         !self.is_draining() && !self.partitions.is_empty()
     }
 
-    /// Whether a twin that has one intake for all leaders waits for a leader.
+    /// Whether a twin with one intake for all leaders waits for a leader.
     fn is_serialised(&self) -> bool {
         self.scenario.has(Twin::Serial) && self.own.waits_for_a_broker()
     }
@@ -164,7 +164,7 @@ impl<'a> View<'a> {
         Slot::ALL.into_iter().filter(move |&slot| slot != id.slot).filter_map(|slot| connections[slot].as_ref())
     }
 
-    /// Closes the session when the broker leads nothing that is fetched from and nothing is held there.
+    /// Closes the session if the worker fetches nothing and holds nothing at this broker.
     fn retire(&self, id: ConnectionId, connection: &Connection) -> Option<State> {
         let is_unneeded = !self.wants_records() && !self.own.holds_at(self.broker) && !self.is_draining();
         let is_settled = self.own.intakes[self.broker].stage == IntakeStage::Open
@@ -180,8 +180,8 @@ impl<'a> View<'a> {
         Some(next)
     }
 
-    /// Opens a second connection when the one in use has had no result for a tick (rule 2), or its epoch 0 none for
-    /// two. The connection whose epoch 0 is unanswered stays open (rule 6).
+    /// Opens a second connection if the current one had no result for a tick (rule 2), or none for its epoch 0 for two.
+    /// A connection with an unanswered epoch 0 stays open (rule 6).
     fn take_over(&self, id: ConnectionId, connection: &Connection, steps: &mut Steps) {
         let Some(request) = connection.request else { return };
         let Some(free) = self.free() else { return };
@@ -208,7 +208,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Sends the next request on the connection in use: renewals first, then acknowledgements and fetches, then the
+    /// Sends the next request on the current connection: renewals first, then acknowledgements and fetches, then the
     /// close.
     fn send(&self, id: ConnectionId, connection: &Connection, steps: &mut Steps) {
         let due = self.due(id);
@@ -225,9 +225,9 @@ impl<'a> View<'a> {
             let is_in_transition = |it| due.renew.contains(it) && self.own.account[it].is_unanswered_elsewhere(id);
             let in_transition: TaskSet = self.scenario.tasks().filter(|&task| is_in_transition(task)).collect();
             next.change_connection(id, |it| {
-                // `outdated` stays: the code of a record that this connection brought last is ignored once, and the
-                // renewal is sent again. That is more careful than rule 9, and every scenario of the sweep holds
-                // without it, too.
+                // `outdated` stays: a code about the record that this connection delivered last is ignored once, and
+                // the renewal is sent again. That is stricter than rule 9; every scenario of the sweep also holds
+                // without it.
                 it.request = Some(Request::Acknowledge);
                 it.renew = due.renew;
                 it.in_transition |= in_transition;
@@ -255,7 +255,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What the account owes this broker.
+    /// The requests that the account requires at this broker.
     fn due(&self, id: ConnectionId) -> Due {
         let mut due = Due::default();
         let waits = acknowledgements_wait(self.state, self.scenario, id);
@@ -284,8 +284,8 @@ impl<'a> View<'a> {
         due
     }
 
-    /// Whether to fetch: for free handlers, or, also during a stop, to find a record that runs and whose partition moved
-    /// here (rules 16, 19 and 23).
+    /// Whether to fetch: for free handlers; or, also during a stop, to find a running record whose partition moved here
+    /// (rules 16, 19 and 23).
     fn wants_fetch(&self) -> bool {
         let account = &self.own.account;
         let is_searched = |task| account[task].search && self.partitions.contains(self.scenario.partition_of(task));
@@ -320,8 +320,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Whether epoch -1 may be sent: after every record is settled by name, and every superseded connection read (rule
-    /// 21).
+    /// Whether epoch -1 may be sent: every record is settled by name, and every superseded connection is read to its
+    /// end (rule 21).
     fn may_close(&self, id: ConnectionId) -> bool {
         let is_owed = self
             .own
@@ -338,7 +338,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// Records of a broker, by what is due for them.
+/// Records of a broker by the acknowledgement that is due.
 #[derive(Default)]
 struct Due {
     accept: TaskSet,

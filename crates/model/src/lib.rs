@@ -1,10 +1,10 @@
-//! An executable model of the worker's protocol on share groups: brokers, connections, sessions, record locks, and the
-//! worker's intakes and account. A breadth-first search visits every reachable state of a fault scenario and checks the
-//! protocol's properties in it.
+//! An executable model of the worker's protocol on share groups: brokers, connections, sessions, record locks, intakes
+//! and the account. A breadth-first search visits every reachable state of a fault scenario and checks the properties
+//! in it.
 //!
-//! The model shares no code with the worker: it is the design that the worker's code follows, so a rule changes here
-//! first. The rules, what is modelled and what is not stand in the crate's README. Called by `tests/sweep.rs` and by
-//! the binary, which searches one scenario.
+//! The model shares no code with the worker, whose code follows this design: a rule changes here first. The crate's
+//! README has the rules and the limits of the model. Called by `tests/sweep.rs`, and by the binary, which searches one
+//! scenario.
 //!
 //! ```
 //! let scenario: model::Scenario = "login 1 1 --sym --calm".parse()?;

@@ -1,7 +1,7 @@
-//! `model FAULTS [PARTITIONS [TASKS]] [OPTIONS]`: searches one scenario and prints what it found, with the shortest
-//! trace to it.
+//! `model FAULTS [PARTITIONS [TASKS]] [OPTIONS]`: searches one scenario and prints its findings, each with the shortest
+//! trace.
 //!
-//! Without arguments it reads scenarios from standard input, one a line; `--help` lists faults and twins.
+//! Without arguments it reads scenarios from standard input, one per line; `--help` lists faults and twins.
 
 use model::{Fault, Report, Scenario, Search, Twin};
 use std::io::{self, BufRead, Write};

@@ -1,4 +1,4 @@
-//! The properties that the search checks: what no state may show, and what has to stay reachable from every state.
+//! The properties that the search checks: violations in a state, and goals that must stay reachable from every state.
 
 use crate::connection::{Request, Stage};
 use crate::ids::{ConnectionId, PartitionId, WorkerId};
@@ -6,23 +6,23 @@ use crate::scenario::Scenario;
 use crate::state::{Phase, RecordState, State};
 use std::fmt;
 
-/// A broken safety property. A state that has one is not looked beyond.
+/// A broken safety property. The search does not continue from a state that has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Violation {
-    /// I2: accepted, and no result is in the log.
+    /// I2: a record is accepted without a result in the log.
     AcceptedWithoutResult,
-    /// I3: more starts than one, plus one for each permitted loss of the lock.
+    /// I3: more starts than one plus one for each permitted loss of the lock.
     StartedWithoutCause,
     /// A worker with up-to-date metadata starts a record whose lock it does not hold.
     StartedWithoutLock,
     /// I6: a record is locked for a worker that has left with exit code 0.
     HiddenAfterExit,
-    /// A lock runs out although no connection or broker was silent and no worker was killed.
+    /// A lock expires although no connection or broker was silent and no worker was killed.
     LockRanOut,
     /// A record is locked for a live worker that does not know of it.
     HiddenFromOwner,
-    /// A killed worker still gets a record, and hides it until the lock runs out.
+    /// A killed worker still acquires a record, which stays hidden until its lock expires.
     HiddenByKilled,
 }
 
@@ -40,10 +40,10 @@ impl fmt::Display for Violation {
     }
 }
 
-/// A liveness property: from every reachable state, steps that are not faults lead to a state where it holds.
+/// A liveness property: from every reachable state, steps other than faults lead to a state that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
-    /// I1: every task has a result and is accepted, as long as a worker is there to do it.
+    /// I1: every task has a result and is accepted, as long as a worker can do it.
     TasksEnd,
     /// A drain ends.
     DrainEnds,

@@ -1,20 +1,20 @@
-//! What happens to a record at the leader of its partition, whichever request or fault makes it happen.
+//! Changes of a record at its partition's leader, for every request and fault.
 
 use crate::ids::{BrokerId, PartitionId, TaskId, WorkerId};
 use crate::property::Violation;
 use crate::scenario::Scenario;
 use crate::state::{Record, RecordState, Session, State};
 
-/// The largest number of starts and causes that is told apart.
+/// Largest number of starts and causes that the model distinguishes.
 pub const MANY: u8 = 3;
 
-/// The lock of the task was taken away by something that permits a second start.
+/// Counts a loss of the task's lock that permits a second start.
 pub fn permit_another_start(state: &mut State, task: TaskId) {
     let causes = &mut state.history[task].causes;
     *causes = (*causes + 1).min(MANY);
 }
 
-/// The record is accepted for good.
+/// Accepts the record for good.
 pub fn accept(state: &mut State, task: TaskId) {
     if state.history[task].results.is_empty() {
         state.violate(Violation::AcceptedWithoutResult);
@@ -22,12 +22,12 @@ pub fn accept(state: &mut State, task: TaskId) {
     state.records[task] = Record { state: RecordState::Accepted, ..Record::default() };
 }
 
-/// The record is available again.
+/// Makes the record available again.
 pub fn release(state: &mut State, task: TaskId) {
     state.records[task] = Record { state: RecordState::Available, ..Record::default() };
 }
 
-/// The broker ends a worker's session: it releases the locks of the partitions in *this* session, and no others.
+/// Ends a worker's session: the broker releases the locks of the partitions in *this* session only.
 pub fn end_session(state: &mut State, scenario: &Scenario, worker: WorkerId, broker: BrokerId) {
     let session = state.workers[worker].sessions[broker];
     for task in scenario.tasks() {
@@ -40,8 +40,8 @@ pub fn end_session(state: &mut State, scenario: &Scenario, worker: WorkerId, bro
     state.workers[worker].sessions[broker] = Session::default();
 }
 
-/// All locks of a partition are gone, because "acquired" is not persisted. An accept that is being persisted counts or
-/// does not: all outcomes.
+/// Drops all locks of a partition, because "acquired" is not persisted. An accept in progress may or may not count:
+/// returns all outcomes.
 pub fn lose_locks(state: &State, scenario: &Scenario, partition: PartitionId) -> Vec<State> {
     let mut outcomes = vec![*state];
     for task in scenario.tasks().filter(|&task| scenario.partition_of(task) == partition) {

@@ -1,4 +1,4 @@
-//! What a worker makes of a result that it reads, on the connection in use or on a superseded one.
+//! How a worker handles a result, on the current connection or on a superseded one.
 
 use crate::account::{Entry, Progress, deliver, give_up_results};
 use crate::connection::{Connection, Request};
@@ -8,7 +8,7 @@ use crate::scenario::Scenario;
 use crate::state::{Intake, IntakeStage, State};
 use crate::twin::Twin;
 
-/// The state after the worker has read the result on the connection.
+/// Returns the state after the worker has read the connection's result.
 pub fn read(state: &State, scenario: &Scenario, id: ConnectionId, result: &Connection) -> State {
     let mut next = *state;
     let is_current = state.is_current(id);
@@ -25,7 +25,7 @@ pub fn read(state: &State, scenario: &Scenario, id: ConnectionId, result: &Conne
     }
     read_session(&mut next, scenario, id, result, is_current);
     for task in scenario.tasks() {
-        // Both judge the entry as it was: a record is either acknowledged or renewed, never both in one request.
+        // Both use the entry before the result: a request either acknowledges or renews a record, never both.
         let entry = next.workers[id.worker].account[task];
         if result.acknowledged().contains(task) && entry.is_unanswered_on(id) {
             read_acknowledgement(&mut next.workers[id.worker].account[task], scenario, result, task);
@@ -43,7 +43,7 @@ pub fn read(state: &State, scenario: &Scenario, id: ConnectionId, result: &Conne
     }
     let worker = &mut next.workers[id.worker];
     if worker.intakes[id.broker].stage == IntakeStage::Closed && worker.holds_at(id.broker) {
-        // Rule 22: a record came after -1; the session is opened, the record released, the session closed again.
+        // Rule 22: a record arrived after -1: open the session, release the record, close the session again.
         worker.intakes[id.broker].stage = IntakeStage::Idle;
     }
     if result.request == Some(Request::Fetch) {
@@ -57,7 +57,7 @@ pub fn read(state: &State, scenario: &Scenario, id: ConnectionId, result: &Conne
     next
 }
 
-/// What the result says of the session.
+/// Applies the result to the session.
 fn read_session(next: &mut State, scenario: &Scenario, id: ConnectionId, result: &Connection, is_current: bool) {
     let worker = &mut next.workers[id.worker];
     match result.request {
@@ -68,7 +68,7 @@ fn read_session(next: &mut State, scenario: &Scenario, id: ConnectionId, result:
             intake.renew_all = renew_all;
             worker.recovering = false;
         }
-        // Rule 6: the late epoch 0 took the session away from the current connection.
+        // Rule 6: the late epoch 0 took the session from the current connection.
         Some(Request::Open) => {
             if !scenario.has(Twin::StolenClose) {
                 worker.intakes[id.broker].open_again = true;
@@ -82,12 +82,12 @@ fn read_session(next: &mut State, scenario: &Scenario, id: ConnectionId, result:
     }
 }
 
-/// The code of an accept or release.
+/// Applies the code of an accept or release.
 fn read_acknowledgement(entry: &mut Entry, scenario: &Scenario, result: &Connection, task: TaskId) {
     let accepts = result.accept.contains(task);
     let is_retry = result.retry.contains(task);
     if is_retry && !scenario.has(Twin::TransientLost) {
-        // Rule 16: 15 and its like are due again.
+        // Rule 16: after 15 and similar codes the acknowledgement is due again.
         entry.unanswered_on = None;
         entry.renewal_due = true;
         entry.progress = if accepts { Progress::Done } else { Progress::ToRelease };
@@ -98,13 +98,13 @@ fn read_acknowledgement(entry: &mut Entry, scenario: &Scenario, result: &Connect
     }
 }
 
-/// The code of a renewal. 0 says "go on", never "start" (rule 15).
+/// Applies the code of a renewal. 0 means "continue", never "start" (rule 15).
 fn read_renewal(entry: &mut Entry, scenario: &Scenario, id: ConnectionId, result: &Connection, task: TaskId) {
     let elsewhere = entry.is_unanswered_elsewhere(id);
     let was_in_transition = result.in_transition.contains(task) && !scenario.has(Twin::CodesAtReading);
     if !result.refused.contains(task) {
         entry.renewal_due = false;
-        // Rule 13: what is unanswered elsewhere did not arrive.
+        // Rule 13: the request that is unanswered elsewhere did not arrive.
         if elsewhere && !scenario.has(Twin::NoProbe) {
             entry.unanswered_on = None;
             entry.progress = entry.progress.due_again();
@@ -112,7 +112,7 @@ fn read_renewal(entry: &mut Entry, scenario: &Scenario, id: ConnectionId, result
     } else if elsewhere && scenario.has(Twin::Lost121) {
         *entry = Entry::default();
     } else if was_in_transition || elsewhere {
-        // Rules 13 and 14: in transition when asked; the superseded connection will tell.
+        // Rules 13 and 14: in transition when the renewal was sent; the superseded connection will show the outcome.
         entry.renewal_due = !elsewhere;
     } else {
         entry.lose_lock(scenario);

@@ -1,5 +1,4 @@
-//! A scenario: which faults, how many partitions and tasks, which departures from the protocol; and the words that
-//! describe it.
+//! A scenario: its faults, partitions, tasks and twins, and the text that describes it.
 
 use crate::fault::{Fault, PerFault};
 use crate::ids::{PartitionId, Slot, TaskId};
@@ -7,13 +6,13 @@ use crate::state::State;
 use crate::twin::{Twin, Twins};
 use std::str::FromStr;
 
-/// A scenario and what the search is to do with it. Its text is `FAULTS [PARTITIONS [TASKS]] [OPTIONS]`, as in
-/// `move+login 1 1 --sym`.
+/// A scenario and options of its search. Its text is `FAULTS [PARTITIONS [TASKS]] [OPTIONS]`, as in `move+login 1 1
+/// --sym`.
 #[derive(Clone, Debug)]
 pub struct Scenario {
     /// How often each fault may occur.
     pub faults: PerFault<u8>,
-    /// How the protocol departs from its rules (`--rules`).
+    /// Departures from the protocol (`--rules`).
     twins: Twins,
     partitions: usize,
     tasks: usize,
@@ -25,7 +24,7 @@ pub struct Scenario {
     pub symmetric: bool,
     /// There is no worker 1 (`--alone`).
     pub one_worker: bool,
-    /// Tasks are produced at any time instead of being there from the start (`--produce`).
+    /// Tasks may be produced at any time; otherwise all exist from the start (`--produce`).
     pub produce_later: bool,
     /// Broker 0 leads all partitions (`--same-leader`).
     pub same_leader: bool,
@@ -33,29 +32,29 @@ pub struct Scenario {
     pub no_election: bool,
     /// TCP never gives a dead connection up (`--deaf`).
     pub deaf: bool,
-    /// A broker that is down and a path that is cut stay so (`--noback`).
+    /// A broker that is down and a path that is cut never recover (`--noback`).
     pub no_recovery: bool,
-    /// Any second start is a violation, whatever caused it (`--once`).
+    /// Any second start is a violation, whatever its cause (`--once`).
     pub once: bool,
     /// Connections are replaced on purpose only while no request is out: rule 4 (`--calm`).
     pub calm: bool,
     /// I6 holds after a black hole, too (`--strict`).
     pub strict: bool,
-    /// Goes on after the first violation (`--all`).
+    /// The search continues after the first violation (`--all`).
     pub all: bool,
     /// Prints no traces (`--quiet`).
     pub quiet: bool,
-    /// States after which the search ends incomplete (`--max`).
+    /// Number of states after which the search ends incomplete (`--max`).
     pub max_states: usize,
 }
 
 impl Scenario {
-    /// Whether the protocol departs from its rules in this way.
+    /// Whether this twin is in the scenario.
     pub fn has(&self, twin: Twin) -> bool {
         self.twins.contains(twin)
     }
 
-    /// Whether any of the faults has happened.
+    /// Whether any of these faults has happened.
     pub fn has_had(&self, state: &State, faults: &[Fault]) -> bool {
         faults.iter().any(|&fault| state.faults_left[fault] < self.faults[fault])
     }
@@ -83,7 +82,7 @@ impl FromStr for Scenario {
     ///
     /// # Errors
     ///
-    /// The word that is not understood, or the number that is out of range.
+    /// The unknown word, or the number that is out of range.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut words = text.split_whitespace();
         let mut scenario = Self {

@@ -1,7 +1,7 @@
-//! The search: breadth-first over all reachable states; then, backwards over all steps that are not faults, whether the
-//! goals stay reachable from every one of them.
+//! The search: breadth-first over all reachable states. Then, backwards over all steps other than faults, it checks
+//! that every state can reach the goals.
 //!
-//! No samples and no seeds: the same scenario always gives the same counts.
+//! Nothing is sampled or seeded: a scenario always gives the same counts.
 
 use crate::fingerprint::{self, ByFingerprint};
 use crate::property::{Goal, Violation};
@@ -10,17 +10,17 @@ use crate::state::State;
 use crate::steps::{self, Kind, Steps};
 use std::time::{Duration, Instant};
 
-/// The number of a state, in the order of its discovery.
+/// The number of a state, in order of discovery.
 pub type Number = u32;
 
-/// What a search found.
+/// Result of a search.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// States found.
     pub states: usize,
     /// Steps taken.
     pub steps: usize,
-    /// Every reachable state was visited.
+    /// Whether every reachable state was visited.
     pub complete: bool,
     /// Broken properties, each with the first state that shows it.
     pub violations: Vec<(Violation, Number)>,
@@ -33,7 +33,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// What is broken, in words, each with the first state that shows it.
+    /// Describes the broken properties, each with the first state that shows it.
     pub fn findings(&self) -> Vec<(String, Number)> {
         let broken = self.violations.iter().map(|(violation, number)| (violation.to_string(), *number));
         let unreachable = self.unreachable.iter().map(|it| {
@@ -44,31 +44,31 @@ impl Report {
     }
 }
 
-/// A goal that some states cannot reach by steps that are not faults.
+/// A goal that some states cannot reach by steps other than faults.
 #[derive(Clone, Debug)]
 pub struct Unreachable {
     /// The goal.
     pub goal: Goal,
     /// The first such state.
     pub first: Number,
-    /// How many there are.
+    /// Number of such states.
     pub states: usize,
 }
 
-/// All visited states of a scenario, and how each was reached first.
+/// All visited states of a scenario, and the step that first led to each.
 pub struct Search<'a> {
     pub(crate) scenario: &'a Scenario,
     pub(crate) states: Vec<State>,
     pub(crate) parents: Vec<Number>,
     numbers: ByFingerprint<Number>,
-    /// Steps that are not faults: from, to.
+    /// Steps other than faults: from, to.
     edges: Vec<(Number, Number)>,
     violations: Vec<(Violation, Number)>,
     steps: usize,
 }
 
 impl<'a> Search<'a> {
-    /// Visits the reachable states of a scenario: all, or until the first violation, or until there are too many.
+    /// Visits all reachable states of a scenario, or stops at the first violation or the limit of states.
     pub fn run(scenario: &'a Scenario) -> (Self, Report) {
         let begin = Instant::now();
         let mut search = Self {
@@ -96,7 +96,7 @@ impl<'a> Search<'a> {
         (search, report)
     }
 
-    /// The number of a state; a new one is kept for a visit.
+    /// Returns the number of a state; a new state is queued for a visit.
     fn number(&mut self, state: &State, parent: Number) -> Number {
         let new = self.states.len() as Number;
         let number = *self.numbers.entry(fingerprint::of(state)).or_insert(new);
@@ -112,7 +112,7 @@ impl<'a> Search<'a> {
         number
     }
 
-    /// Whether all were visited.
+    /// Visits all queued states. Returns false if it stopped early.
     fn visit(&mut self) -> bool {
         let mut steps = Steps::default();
         let mut visited = 0;
@@ -136,7 +136,7 @@ impl<'a> Search<'a> {
         true
     }
 
-    /// The goals that are out of reach from some state. A state with a violation counts as one that reaches them.
+    /// Returns the goals that some state cannot reach. A state with a violation counts as reaching all goals.
     fn unreachable(&self) -> Vec<Unreachable> {
         let backwards = Backwards::new(self.states.len(), &self.edges);
         let mut all = Vec::new();

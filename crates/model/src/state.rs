@@ -1,8 +1,7 @@
-//! A state of the world: partitions, records, brokers, workers, and what happened so far as far as the properties ask
-//! for it.
+//! A state of the model: partitions, records, brokers, workers, and the history that the properties need.
 //!
-//! Plain data of single bytes; the steps are in the other modules. The derived order has no meaning but to pick one of
-//! two mirror images (see `steps`). Time is counted in ticks: one is a third of a lock.
+//! Plain data of single bytes; other modules have the steps. The derived order only selects one of two mirror images
+//! (see `steps`). Time is counted in ticks: a tick is a third of a lock.
 
 use crate::account::Entry;
 use crate::connection::Connection;
@@ -14,10 +13,10 @@ use crate::ids::{
 use crate::property::Violation;
 use crate::scenario::Scenario;
 
-/// Ticks that a lock lasts.
+/// Duration of a lock in ticks.
 pub const LOCK: u8 = 3;
 
-/// The leader of a partition and its epoch: as it is, or as a worker knows it.
+/// The leader of a partition and its epoch, real or in a worker's metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Leader {
     pub broker: BrokerId,
@@ -43,30 +42,30 @@ pub enum RecordState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Record {
     pub state: RecordState,
-    /// The worker whose lock it is under.
+    /// The worker that holds its lock.
     pub owner: Option<WorkerId>,
-    /// Ticks until the lock runs out.
+    /// Ticks until the lock expires.
     pub lock_left: u8,
 }
 
 impl Record {
-    /// Whether the record is under a lock of this worker that no unpersisted write is about to end.
+    /// Whether this worker holds the record's lock, with no accept or release in progress.
     pub fn is_acquired_by(&self, worker: WorkerId) -> bool {
         self.state == RecordState::Acquired && self.owner == Some(worker)
     }
 
-    /// Whether a write of its state is being persisted.
+    /// Whether an accept or release of the record is being persisted.
     pub fn is_in_transition(&self) -> bool {
         matches!(self.state, RecordState::Accepting | RecordState::Releasing)
     }
 
-    /// Whether the record is under a lock, whatever is being persisted.
+    /// Whether the record is locked, even if an accept or release is being persisted.
     pub fn is_locked(&self) -> bool {
         self.state == RecordState::Acquired || self.is_in_transition()
     }
 }
 
-/// Whether a broker works.
+/// Condition of a broker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Health {
@@ -80,13 +79,13 @@ pub enum Health {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Broker {
     pub health: Health,
-    /// Ticks since it froze or crashed, at most two: then another leader may be elected.
+    /// Ticks since it froze or crashed, at most two; then another leader may be elected.
     pub down: u8,
-    /// The connections of worker 0 to it stall.
+    /// The connections of worker 0 to this broker stall.
     pub cut: bool,
 }
 
-/// What a broker knows of a worker's share session.
+/// A worker's share session at a broker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Session {
     /// The connection that has the session.
@@ -94,7 +93,7 @@ pub struct Session {
     pub partitions: PartitionSet,
 }
 
-/// The place of a connection, or none.
+/// The slot of a connection, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
     At(Slot),
@@ -103,7 +102,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// The place, if there is one.
+    /// The slot, if there is one.
     pub fn slot(self) -> Option<Slot> {
         match self {
             Self::At(slot) => Some(slot),
@@ -112,7 +111,7 @@ impl Place {
     }
 }
 
-/// How far a worker's intake is with its session at one broker.
+/// Stage of a worker's session at one broker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum IntakeStage {
@@ -131,16 +130,16 @@ pub enum IntakeStage {
 /// A worker's intake from one broker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Intake {
-    /// The connection in use; the others are superseded and read to their end.
+    /// The current connection; the others are superseded and read to their end.
     pub current: Place,
     pub stage: IntakeStage,
-    /// All locks held at this broker have to be renewed before anything else (rule 2).
+    /// All locks at this broker must be renewed before anything else (rule 2).
     pub renew_all: bool,
     /// A superseded epoch 0 was answered late: epoch 0 is due once more on the current connection (rule 6).
     pub open_again: bool,
 }
 
-/// Whether a worker works. The phase never goes back.
+/// Phase of a worker; it never goes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Phase {
@@ -150,12 +149,12 @@ pub enum Phase {
     /// Left with exit code 0.
     Drained,
     Killed,
-    /// Left at the limit of its drain, and logged a warning.
+    /// Left at the limit of its drain, with a warning in its log.
     Abandoned,
 }
 
 impl Phase {
-    /// Whether the process runs.
+    /// Whether the process is running.
     pub fn is_live(self) -> bool {
         matches!(self, Self::Running | Self::Draining)
     }
@@ -168,28 +167,28 @@ pub struct Worker {
     pub connections: PerBroker<PerSlot<Option<Connection>>>,
     pub phase: Phase,
     pub intakes: PerBroker<Intake>,
-    /// The leaders that it knows from metadata.
+    /// The leaders in its metadata.
     pub leaders: PerPartition<Leader>,
     /// The partitions that it fetches from.
     pub fetched: PartitionSet,
     /// One account for all intakes (rule 8).
     pub account: PerTask<Entry>,
-    /// Twins only: the recovery flag that the worker once had for all partitions together.
+    /// Twins only: the recovery flag that a former worker had for all partitions together.
     pub recovering: bool,
 }
 
-/// What happened to a task, as far as the properties ask for it.
+/// History of a task, as far as the properties need it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct History {
-    /// The workers whose result for it is in the log.
+    /// The workers with a result for it in the log.
     pub results: WorkerSet,
-    /// How often it was started, at most three.
+    /// Number of starts, at most three.
     pub starts: u8,
-    /// How often its lock was taken away by something that permits a second start, at most three.
+    /// Number of lock losses that permit a second start, at most three.
     pub causes: u8,
 }
 
-/// A state of the world.
+/// A state of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct State {
     pub leaders: PerPartition<Leader>,
@@ -203,14 +202,14 @@ pub struct State {
     pub history: PerTask<History>,
     /// How often each fault may still occur.
     pub faults_left: PerFault<u8>,
-    /// How many tasks are produced.
+    /// Number of produced tasks.
     pub produced: u8,
     /// The first broken property; such a state has no successors.
     pub violation: Option<Violation>,
 }
 
 impl State {
-    /// Where a scenario begins: no connections, no sessions, and all workers know the leaders.
+    /// The first state of a scenario: no connections, no sessions, and all workers know the leaders.
     pub fn initial(scenario: &Scenario) -> Self {
         let second = if scenario.same_leader { BrokerId::B0 } else { BrokerId::B1 };
         let leaders = PerPartition([BrokerId::B0, second].map(|broker| Leader { broker, epoch: 0 }));
@@ -253,7 +252,7 @@ impl State {
         self.workers[id.worker].connections[id.broker][id.slot].as_ref()
     }
 
-    /// The place of the connection.
+    /// The slot of the connection.
     pub fn connection_mut(&mut self, id: ConnectionId) -> &mut Option<Connection> {
         &mut self.workers[id.worker].connections[id.broker][id.slot]
     }
@@ -265,7 +264,7 @@ impl State {
         }
     }
 
-    /// Whether the path between the two is cut.
+    /// Whether the path between worker and broker is cut.
     pub fn is_cut(&self, worker: WorkerId, broker: BrokerId) -> bool {
         worker == WorkerId::W0 && self.brokers[broker].cut
     }
@@ -280,17 +279,17 @@ impl State {
         self.leaders[partition].broker == broker
     }
 
-    /// Whether the connection has the worker's session at its broker.
+    /// Whether the broker has the worker's session on this connection.
     pub fn has_session(&self, id: ConnectionId) -> bool {
         self.workers[id.worker].sessions[id.broker].connection == Place::At(id.slot)
     }
 
-    /// Whether the worker uses this connection now.
+    /// Whether this is the worker's current connection to its broker.
     pub fn is_current(&self, id: ConnectionId) -> bool {
         self.workers[id.worker].intakes[id.broker].current == Place::At(id.slot)
     }
 
-    /// Notes a broken property. The first counts.
+    /// Records a broken property; only the first counts.
     pub fn violate(&mut self, violation: Violation) {
         self.violation.get_or_insert(violation);
     }
@@ -305,23 +304,23 @@ impl Worker {
             .collect()
     }
 
-    /// Whether it holds a lock at this broker, as far as it knows.
+    /// Whether it holds a lock at this broker, by its own account.
     pub fn holds_at(&self, broker: BrokerId) -> bool {
         self.account.0.iter().any(|entry| entry.lock == Some(broker))
     }
 
-    /// The connection in use at this broker, if it exists.
+    /// The current connection to this broker, if it exists.
     pub fn current_connection(&self, broker: BrokerId) -> Option<&Connection> {
         let slot = self.intakes[broker].current.slot()?;
         self.connections[broker][slot].as_ref()
     }
 
-    /// Whether a request on a connection in use has had no result for a tick.
+    /// Whether a request on a current connection has had no result for a tick.
     pub fn waits_for_a_broker(&self) -> bool {
         BrokerId::ALL.into_iter().any(|it| self.current_connection(it).is_some_and(|connection| connection.silence > 0))
     }
 
-    /// Tasks that occupy a handler.
+    /// Number of tasks that occupy a handler.
     pub fn tasks_at_work(&self) -> usize {
         self.account.0.iter().filter(|entry| entry.progress.is_at_work()).count()
     }

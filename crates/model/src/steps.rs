@@ -1,6 +1,6 @@
-//! All steps that a state permits, and the two reductions that make equal situations equal states.
+//! All steps that a state permits, and the reductions that make equal situations equal states.
 //!
-//! The steps themselves are in `broker`, `worker`, `intake`, `faults` and `clock`. Called by `search` and `trace`.
+//! `broker`, `worker`, `intake`, `faults` and `clock` have the steps themselves. Called by `search` and `trace`.
 
 use crate::connection::Stage;
 use crate::ids::{BrokerId, ConnectionId, PartitionId, Slot, TaskId, WorkerId, WorkerSet};
@@ -12,17 +12,17 @@ use std::fmt;
 /// When a step may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Takes no time: it comes before the next tick. All orders of urgent steps are explored.
+    /// Takes no time: it happens before the next tick. The search tries all orders of urgent steps.
     Urgent,
     /// May take any time.
     Lazy,
-    /// May happen, and never has to.
+    /// May happen, but never has to.
     Fault,
     /// A third of a lock passes.
     Tick,
 }
 
-/// What a step happens to, for traces.
+/// The subject of a step, for traces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     Everything,
@@ -36,7 +36,7 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// The same with the two workers swapped.
+    /// The same subject with the workers swapped.
     pub fn mirrored(self) -> Self {
         match self {
             Self::Worker(worker) => Self::Worker(worker.other()),
@@ -90,13 +90,13 @@ impl Steps {
         }
     }
 
-    /// Whether any of them must come before the next tick.
+    /// Whether any step must happen before the next tick.
     pub fn any_urgent(&self) -> bool {
         self.0.iter().any(|step| step.kind == Kind::Urgent)
     }
 }
 
-/// Replaces `steps` by all steps of a state. Their states are not reduced yet.
+/// Replaces `steps` by all steps of a state. Their states are not yet reduced.
 pub fn all(state: &State, scenario: &Scenario, steps: &mut Steps) {
     steps.0.clear();
     if state.violation.is_some() {
@@ -116,8 +116,8 @@ pub fn all(state: &State, scenario: &Scenario, steps: &mut Steps) {
     }
 }
 
-/// Drops what can make no difference any more; with symmetry, also picks one of the state and its mirror image. True
-/// when it is the mirror image.
+/// Clears fields that can no longer matter. With symmetry, also chooses between the state and its mirror image; returns
+/// true for the mirror image.
 pub fn reduce(state: &mut State, scenario: &Scenario) -> bool {
     for worker in WorkerId::ALL {
         let is_live = state.workers[worker].phase.is_live();

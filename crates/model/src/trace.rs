@@ -1,4 +1,4 @@
-//! The shortest way to a state, one line for each step.
+//! The shortest trace to a state, one line per step.
 
 use crate::connection::Connection;
 use crate::ids::{Id, PartitionId, Set, TaskId};
@@ -7,7 +7,7 @@ use crate::steps::{self, Kind, Steps, Subject};
 use std::fmt;
 
 impl Search<'_> {
-    /// The lines of the shortest way to a state.
+    /// Returns the lines of the shortest trace to a state.
     pub fn trace(&self, number: Number) -> Vec<String> {
         let mut way = vec![number];
         while let Some(&number) = way.last().filter(|&&number| number != 0) {
@@ -24,8 +24,8 @@ impl Search<'_> {
         lines
     }
 
-    /// The text of one step, and whether the state after it was replaced by its mirror image. The text names the
-    /// workers as the first line does: `swapped` says that the state before the step is a mirror image.
+    /// Returns the text of one step, and whether the state after it was replaced by its mirror image. The text names
+    /// the workers as in the first line. `swapped`: the state before the step is a mirror image.
     fn line(&self, from: Number, to: Number, swapped: bool) -> (String, bool) {
         let mut steps = Steps::default();
         steps::all(&self.states[from as usize], self.scenario, &mut steps);
@@ -52,7 +52,7 @@ impl Search<'_> {
     }
 }
 
-/// What a connection carries after a step, each part after a semicolon.
+/// Describes a connection after a step, each part after a semicolon.
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(request) = self.request {

@@ -1,7 +1,7 @@
-//! Broken twins of the protocol: each departs from a rule on purpose, and the search has to find what that breaks.
+//! Twins: deliberate departures from single rules of the protocol, whose violations the search must find.
 //!
-//! A scenario names its twins with `--rules`; without twins the protocol is as it should be. The rules stand in the
-//! crate's README. `tests/sweep.rs` names the twins that break nothing by themselves: the protocol has that much slack.
+//! A scenario names its twins with `--rules`. The crate's README has the rules. `tests/sweep.rs` lists the twins that
+//! break nothing by themselves: the protocol has that much slack.
 
 /// `twins!` makes the enum [`Twin`] and the table of names and rules from one list.
 macro_rules! twins {
@@ -12,7 +12,7 @@ macro_rules! twins {
         pub enum Twin { $(#[doc = concat!("`", $name, "`: ", $text, ".")] $variant),+ }
 
         impl Twin {
-            /// All of them.
+            /// All twins.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
             /// The name in scenarios.
@@ -25,7 +25,7 @@ macro_rules! twins {
                 match self { $(Self::$variant => &$rules),+ }
             }
 
-            /// What it does, in one line.
+            /// Describes it in one line.
             pub fn text(self) -> &'static str {
                 match self { $(Self::$variant => $text),+ }
             }
@@ -65,7 +65,7 @@ twins! {
 }
 
 impl Twin {
-    /// The twin of a name.
+    /// Returns the twin with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|twin| twin.name() == name)
     }

@@ -1,6 +1,6 @@
-//! What a worker does as a whole: it reads metadata, runs tasks, publishes results, and leaves.
+//! A worker's steps across brokers: it reads metadata, runs tasks, publishes results, and leaves.
 //!
-//! What it does at one broker is in `intake`. Called by `steps` for each worker.
+//! `intake` has its steps at one broker. Called by `steps` for each worker.
 
 use crate::account::{Entry, Progress, doubt_locks};
 use crate::fault::Fault;
@@ -38,7 +38,7 @@ pub fn steps(state: &State, scenario: &Scenario, worker: WorkerId, steps: &mut S
     }
 }
 
-/// Metadata comes from whichever broker answers, also while a request to another broker has no result (rule 18).
+/// Any broker that answers provides metadata, also while a request to another broker has no result (rule 18).
 fn read_metadata(state: &State, scenario: &Scenario, worker: WorkerId) -> Option<State> {
     let own = &state.workers[worker];
     let answers = |broker: BrokerId| state.brokers[broker].health == Health::Up && !state.is_cut(worker, broker);
@@ -59,7 +59,7 @@ fn learn_leader(next: &mut State, scenario: &Scenario, worker: WorkerId, partiti
     for task in scenario.tasks().filter(|&task| scenario.partition_of(task) == partition) {
         let own = &mut next.workers[worker];
         let Some(broker) = own.account[task].lock else { continue };
-        // Rule 18: another node, so the locks of this partition are gone. The same node in a later epoch is asked.
+        // Rule 18: with another node, the locks of this partition are gone. The same node in a later epoch is asked.
         if broker != leader.broker || scenario.has(Twin::EpochVoid) {
             own.account[task].lose_lock(scenario);
         } else {
@@ -121,7 +121,7 @@ fn start(state: &State, next: &mut State, scenario: &Scenario, worker: WorkerId,
     next.workers[worker].account[task].progress = Progress::Running;
     let partition = scenario.partition_of(task);
     let is_up_to_date = state.workers[worker].leaders[partition] == state.leaders[partition];
-    // A reset, cut or freeze takes locks away in a way that no metadata tells.
+    // A reset, cut or freeze takes locks away without a change of metadata.
     let may_not_know = scenario.has_had(state, &[Fault::Reset, Fault::Cut, Fault::Freeze]);
     if is_up_to_date && !state.records[task].is_acquired_by(worker) && !may_not_know {
         next.violate(Violation::StartedWithoutLock);
@@ -131,7 +131,7 @@ fn start(state: &State, next: &mut State, scenario: &Scenario, worker: WorkerId,
     }
 }
 
-/// The end of a drain (rule 21): no record is held, and every session is closed.
+/// Whether a drain is complete (rule 21): no record is held, and every session is closed.
 fn has_nothing_left(state: &State, worker: WorkerId) -> bool {
     let own = &state.workers[worker];
     own.account.0.iter().all(|entry| matches!(entry.progress, Progress::Unknown | Progress::Finished))
@@ -147,8 +147,7 @@ fn is_kept_from_draining(state: &State, worker: WorkerId) -> bool {
         })
 }
 
-/// The process ends, and its connections are closed with it. Whatever it held may be started again, unless it says that
-/// it left nothing.
+/// Ends the process and its connections. Its records may start again, unless it has drained.
 pub fn leave(state: &State, scenario: &Scenario, worker: WorkerId, phase: Phase) -> State {
     let mut next = *state;
     next.workers[worker].phase = phase;
@@ -165,7 +164,7 @@ pub fn leave(state: &State, scenario: &Scenario, worker: WorkerId, phase: Phase)
     }
     let own = &mut next.workers[worker];
     own.intakes = PerBroker([Intake::default(); 2]);
-    // What a process that has ended knows makes no difference.
+    // The knowledge of an ended process makes no difference.
     own.recovering = false;
     own.leaders = PerPartition([Leader { broker: BrokerId::B0, epoch: 0 }; 2]);
     next

@@ -1,11 +1,11 @@
-//! The sweep: scenarios in which nothing may be broken, and broken twins that the search has to catch.
+//! The sweep: scenarios that must hold, and twins that the search must catch.
 //!
-//! Every search is exhaustive. The scenarios are split over several tests of about equal time, because tests run side
-//! by side. `long.txt` has the scenarios that take too long for a test.
+//! Every search is exhaustive. The scenarios are split into tests of similar duration, which run in parallel.
+//! `long.txt` has the scenarios that take too long for a test.
 
 use model::{Fault, Report, Scenario, Search, Twin};
 
-/// How many rules the README has.
+/// Number of rules in the README.
 const RULES: u8 = 23;
 
 const STOPS_AND_OUTAGES: &[&str] = &[
@@ -67,7 +67,7 @@ const BROKERS: &[&str] = &[
     "freeze 2 2 --alone --slots 2 --noback",
 ];
 
-/// Twins, and what each breaks first.
+/// Twins, and the properties that each breaks first.
 const TWINS: &[(&str, &[&str])] = &[
     ("none 1 1 --rules accept_early", &["I2"]),
     ("coord+pfail 1 2 --sym --rules lost_121", &["record hidden"]),
@@ -100,15 +100,15 @@ const TWINS: &[(&str, &[&str])] = &[
     ("move 1 2 --alone --once --rules start_from_old_leader", &["a record starts"]),
 ];
 
-/// Twins that break nothing by themselves, in a scenario that is meant for them. A change that makes one of them break
-/// something has used up slack of the protocol.
+/// Twins that break nothing by themselves, each in a scenario meant for it. If a change makes one break a property, it
+/// has used up slack of the protocol.
 const HARMLESS_TWINS: &[&str] = &[
     "coord 1 2 --sym --rules late_takeover",
     "coord 1 2 --sym --rules rel_on_fetch",
     "coord 1 2 --sym --conc 2 --produce --rules acks_during_hang",
 ];
 
-/// Limits of the protocol that are known and accepted, and a limit that makes rule 7 three connections and not two.
+/// Known and accepted limits of the protocol, and one that shows why rule 7 needs three connections.
 const KNOWN_LIMITS: &[(&str, &[&str])] = &[
     ("kill+login 1 1 --sym --produce", &["killed worker hides"]),
     ("move+move 1 1 --alone --once", &["I3"]),
@@ -177,12 +177,12 @@ fn harmless_twins_break_nothing() {
 }
 
 #[test]
-fn known_limits_are_still_there() {
+fn known_limits_still_exist() {
     assert_broken(KNOWN_LIMITS);
 }
 
 #[test]
-fn a_scenario_with_unknown_words_is_refused() {
+fn scenario_with_unknown_words_is_refused() {
     for line in ["", "flood", "none 3", "none 1 4", "none 1 1 1", "none --rules honest", "none --slots", "none --fast"]
     {
         assert!(line.parse::<Scenario>().is_err(), "'{line}'");
@@ -190,10 +190,10 @@ fn a_scenario_with_unknown_words_is_refused() {
 }
 
 #[test]
-fn the_readme_has_every_rule_and_every_fault() {
+fn readme_has_every_rule_and_every_fault() {
     let readme = include_str!("../README.md");
     for rule in 1..=RULES {
-        assert!(readme.contains(&format!("\n| {rule} | ")), "rule {rule}");
+        assert!(readme.contains(&format!("\n{rule}. ")), "rule {rule}");
     }
     for fault in Fault::ALL {
         assert!(readme.contains(&format!("`{}`", fault.name())), "{fault:?}");
@@ -203,7 +203,7 @@ fn the_readme_has_every_rule_and_every_fault() {
 }
 
 #[test]
-fn every_fault_and_every_twin_is_in_the_sweep() {
+fn sweep_has_every_fault_and_every_twin() {
     let scenarios = [STOPS_AND_OUTAGES, REPLACED_AND_LOST_CONNECTIONS, SILENT_CONNECTIONS, LEADERS, BROKERS].concat();
     let faults: Vec<&str> =
         scenarios.iter().flat_map(|line| line.split(' ').next()).flat_map(|it| it.split('+')).collect();

@@ -1,11 +1,11 @@
-//! How long to wait before the next attempt: exponential, with jitter.
+//! Pauses before the next attempt: exponential, with jitter.
 //!
-//! Computes pauses only. The sleep itself belongs to something that a stop can wake: [`Stop::sleep`](crate::stop::Stop::sleep)
-//! or `Interrupter::sleep` of the Kafka client.
+//! Computes pauses only; callers sleep with [`Stop::sleep`](crate::stop::Stop::sleep) or the Kafka client's
+//! `Interrupter::sleep`, which a stop can wake.
 
 use std::time::Duration;
 
-/// A series of pauses that doubles from the first to the largest one.
+/// A series of pauses that double from the first to the longest.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -20,15 +20,15 @@ impl Backoff {
         Self { first, max, current: first }
     }
 
-    /// The next pause: between half of the current step and the whole of it. The spread keeps a fleet that lost the same broker
-    /// in the same instant from coming back in the same instant.
+    /// Returns the next pause: 50 to 100 % of the current step. The spread keeps workers that lost the same broker
+    /// together from returning together.
     pub fn pause(&mut self) -> Duration {
         let step = self.current;
         self.current = step.saturating_mul(2).min(self.max);
         step.div_f64(2.0) + step.div_f64(2.0).mul_f64(fastrand::f64())
     }
 
-    /// After a success: the next pause is the first one again.
+    /// Resets after a success: the next pause is the first again.
     pub fn reset(&mut self) {
         self.current = self.first;
     }
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_starts_over() {
+    fn reset_returns_to_the_first_step() {
         let mut backoff = Backoff::new(FIRST, MAX);
         (0..5).for_each(|_| assert!(backoff.pause() <= MAX));
         backoff.reset();

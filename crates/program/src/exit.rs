@@ -1,14 +1,14 @@
-//! Every exit code of the programs, and the one place that ends a process.
+//! Exit codes of the programs, and the only place that ends a process.
 //!
-//! Codes only; when which one is due is decided by `worker`, `gateway` and `drill`. Called by the binaries, by their library calls, and
-//! by the worker's watchdog, which has to end the process whatever the other threads do.
+//! `worker`, `gateway` and `drill` decide which code applies. Called by the binaries, by their library calls, and by
+//! the worker's watchdog, which must end the process even if other threads hang.
 
 use std::fmt;
 use std::process::Termination;
 
 use crate::logging::{self, LAST_LINES, LATE_LINES};
 
-/// What the exit code of `gateway`, `worker` and `drill` says to whoever started them.
+/// Exit code of `gateway`, `worker` and `drill`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum ExitCode {
@@ -18,9 +18,9 @@ pub enum ExitCode {
     Fatal = 1,
     /// Wrong usage or configuration; nothing was started.
     Usage = 2,
-    /// The drain timeout passed and work was abandoned: given back, never marked done.
+    /// The drain timeout passed and work was abandoned: released, never marked done.
     Abandoned = 3,
-    /// A second signal came while work was in flight, and it was abandoned.
+    /// A second signal came while work was in flight, and the work was abandoned.
     Forced = 4,
     /// The drill found a promise broken; its verdict names it.
     Broken = 5,
@@ -30,17 +30,17 @@ impl ExitCode {
     /// All codes, in the order of their numbers.
     pub const ALL: [Self; 6] = [Self::Drained, Self::Fatal, Self::Usage, Self::Abandoned, Self::Forced, Self::Broken];
 
-    /// The number that the operating system is given.
+    /// The number for the operating system.
     pub const fn number(self) -> u8 {
         self as u8
     }
 
-    /// The code of a number; a number that is none of ours counts as [`Fatal`](Self::Fatal).
+    /// Returns the code of a number; an unknown number counts as [`Fatal`](Self::Fatal).
     pub fn from_number(number: u8) -> Self {
         Self::ALL.into_iter().find(|code| code.number() == number).unwrap_or(Self::Fatal)
     }
 
-    /// What the code means, in the words of `--help`.
+    /// The meaning of the code, as `--help` shows it.
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Drained => "stopped by a signal and drained",
@@ -65,7 +65,7 @@ impl From<ExitCode> for std::process::ExitCode {
     }
 }
 
-/// Lets `main` return the code. The log ends with it.
+/// Lets `main` return the code, and closes the log.
 impl Termination for ExitCode {
     fn report(self) -> std::process::ExitCode {
         logging::close(None, LAST_LINES);
@@ -73,10 +73,8 @@ impl Termination for ExitCode {
     }
 }
 
-/// Ends the process at once, without unwinding or joining anything. For `main` after its last word, and for a watchdog that
-/// must keep a deadline although some thread does not come back.
-///
-/// The last lines of the log are given 50 ms.
+/// Ends the process at once, without unwinding or joining. Called by `main` at its end, and by a watchdog that must
+/// keep a deadline although a thread hangs. Waits 50 ms for the last log lines.
 #[expect(clippy::disallowed_methods, clippy::exit, reason = "the one place that ends the process")]
 pub fn terminate(code: ExitCode) -> ! {
     logging::close(None, LATE_LINES);
@@ -88,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_those_of_the_contract() {
+    fn exit_code_numbers_are_fixed() {
         let numbers = ExitCode::ALL.map(ExitCode::number);
         assert_eq!(numbers, [0, 1, 2, 3, 4, 5]);
         for code in ExitCode::ALL {
@@ -97,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strange_number_counts_as_fatal() {
+    fn unknown_number_counts_as_fatal() {
         assert_eq!(ExitCode::from_number(6), ExitCode::Fatal);
         assert_eq!(ExitCode::from_number(255), ExitCode::Fatal);
     }

@@ -1,17 +1,17 @@
-//! What every program here needs to start, to work in threads, to stop, and to say so.
+//! Common parts of all programs: options, signals, threads, stopping, log and exit codes.
 //!
-//! It knows nothing of Kafka or tasks. Used by every other crate of this workspace but `model`.
+//! Knows nothing of Kafka or tasks. Used by every other crate of this workspace except `model`.
 //!
-//! | module | what it is |
+//! | module | holds |
 //! |---|---|
-//! | [`options`] | command line and environment, read into values with all faults reported |
-//! | [`signals`], [`stop`] | what a signal sets, and what every thread waits on |
-//! | [`threads`] | named threads that are joined, and whose death is noticed |
+//! | [`options`] | typed values from command line and environment; all faults are reported |
+//! | [`signals`], [`stop`] | the stop requests that signals trigger and threads wait on |
+//! | [`threads`] | named threads that are joined; a thread's failure triggers a stop |
 //! | [`backoff`] | pauses between attempts |
-//! | [`logging`], [`exit`] | lines on stdout, and the code at the end |
-//! | [`launch`] | how a program is started that another one watches |
-//! | [`http`] | a caller of a gateway |
-//! | [`reserved_port`] | a TCP port that is held without listening on it |
+//! | [`logging`], [`exit`] | log lines on stdout, and exit codes |
+//! | [`launch`] | how a program is started under another program |
+//! | [`http`] | a client for the gateway's HTTP |
+//! | [`reserved_port`] | TCP ports that are held without listening |
 
 pub mod backoff;
 pub mod exit;

@@ -1,8 +1,8 @@
-//! The log: on stdout, one line per event, with UTC time (RFC 3339), level and message.
+//! The log on stdout: one line per event, with UTC time (RFC 3339), level and message.
 //!
-//! Sets up the logger of crate `log`; what is said is up to the callers. The thread `log` writes the lines, so that a
-//! full pipe behind stdout blocks no thread that logs. [`init`] is called once by each binary, [`close`] at the end of
-//! the process, [`escape`] by everything that logs a string from outside.
+//! Sets up the logger of crate `log`. The thread `log` writes the lines, so a full pipe behind stdout blocks no thread
+//! that logs. Each binary calls [`init`] once and [`close`] at its end. Code that logs a string from outside calls
+//! [`escape`].
 
 mod lines;
 
@@ -19,25 +19,24 @@ use simplelog::{ConfigBuilder, LevelPadding, WriteLogger};
 use crate::stop::Stop;
 use crate::threads::{self, Thread};
 
-/// How long the end of a process waits for its last lines where stdout does not take them: an idle worker still ends
-/// within a second.
+/// How long a process waits at its end for its last lines if stdout blocks; an idle worker still ends within a second.
 pub const LAST_LINES: Duration = Duration::from_millis(500);
-/// The same where a watchdog ends the process, whose time is over.
+/// The same when a watchdog ends the process, whose time is up.
 pub const LATE_LINES: Duration = Duration::from_millis(50);
 
 static LINES: Lines = Lines::new();
 /// The thread `log`, from [`init`] to [`close`].
 static THREAD: Mutex<Option<Thread>> = Mutex::new(None);
 
-/// Starts the log on stdout. Only the first call of a process decides where lines go; later ones change the level.
+/// Starts the log on stdout. The first call of a process fixes the output; later calls change only the level.
 pub fn init(level: LevelFilter) {
     init_to(level, io::stdout());
 }
 
-/// The same on this output.
+/// As [`init`], with this output.
 pub fn init_to(level: LevelFilter, mut output: impl Write + Send + 'static) {
     let pen = Pen { lines: &LINES, line: Vec::new() };
-    // The writer takes everything; the filter is the global one, so that a later call can change it.
+    // The writer's own filter passes every line; the global filter can be changed later.
     if log::set_boxed_logger(WriteLogger::new(LevelFilter::Trace, format(), pen)).is_ok() {
         let thread = threads::spawn("log", Stop::new(), move || -> Result<(), Infallible> {
             LINES.write_to(&mut output);
@@ -50,9 +49,8 @@ pub fn init_to(level: LevelFilter, mut output: impl Write + Send + 'static) {
     log::set_max_level(level);
 }
 
-/// Ends the log: what was logged so far is written, then `last`, and nothing afterwards. Gives up after `limit`, when
-/// stdout does not take it; a second call does nothing. [`ExitCode`](crate::exit::ExitCode) calls it when `main`
-/// returns one.
+/// Ends the log: writes the lines logged so far, then `last`, and drops later lines. Gives up after `limit` if stdout
+/// blocks. A second call does nothing. [`ExitCode`](crate::exit::ExitCode) calls it when `main` returns a code.
 pub fn close(last: Option<String>, limit: Duration) {
     if !LINES.close(last.map(|line| (line + "\n").into_bytes())) {
         return;
@@ -61,12 +59,12 @@ pub fn close(last: Option<String>, limit: Duration) {
     match thread {
         // A thread that still waits for stdout ends with the process.
         Some(thread) => drop(thread.join_deadline(Instant::now() + limit)),
-        // The program has a log of its own, or none.
+        // The program uses its own logger, or none.
         None => LINES.write_to(&mut io::stdout()),
     }
 }
 
-/// Puts the pieces together in which the formatter writes a line.
+/// Assembles the pieces in which the formatter writes a line.
 struct Pen {
     lines: &'static Lines,
     line: Vec<u8>,
@@ -86,7 +84,7 @@ impl Write for Pen {
     }
 }
 
-/// Time, level, message; neither thread nor target, which are for the authors and not for who runs the programs.
+/// Time, level, message; no thread and no target, which mean nothing to operators.
 fn format() -> simplelog::Config {
     ConfigBuilder::new()
         .set_time_format_rfc3339()
@@ -98,20 +96,20 @@ fn format() -> simplelog::Config {
         .build()
 }
 
-/// A string from outside, made safe for a line of the log: control characters, backslashes and whatever else could fake a line
-/// or confuse a terminal are escaped as in Rust source. Letters of all languages and quotes stay, and no quotes are added.
+/// Escapes a string from outside, as in Rust source, so that it cannot fake a log line or confuse a terminal. It
+/// escapes control characters and backslashes; letters of all languages and quotes stay. No quotes are added.
 #[must_use]
 pub fn escape(text: &str) -> Escaped<'_> {
     Escaped(text)
 }
 
-/// See [`escape`].
+/// Text that escapes itself when displayed; see [`escape`].
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a>(&'a str);
 
 impl Display for Escaped<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Piece by piece, since the standard library's escape takes the quotes along.
+        // The standard library's escape would also escape quotes, so the text goes through it piece by piece.
         self.0.split_inclusive(QUOTES).try_for_each(|piece| {
             let front = piece.strip_suffix(QUOTES).unwrap_or(piece);
             write!(formatter, "{}{}", front.escape_debug(), &piece[front.len()..])
@@ -138,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_time_level_message() {
+    fn line_has_time_level_and_message() {
         let line = line(Level::Warn, "👋 Worker a gracefully shut down");
         let (time, rest) = line.split_once(' ').expect("a time comes first");
         assert!(time.ends_with('Z') && time.contains('T'), "{time} is RFC 3339 in UTC");
@@ -146,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn every_level_has_the_time() {
+    fn every_level_has_a_time() {
         for level in [Level::Error, Level::Info, Level::Trace] {
             assert!(line(level, "x").starts_with("20"), "{level}");
         }

@@ -1,7 +1,8 @@
-//! From the command line and the environment to values: every fault is collected, and all are reported.
+//! Reads options from the command line and the environment; collects and reports every fault.
 //!
-//! What all programs share. Names, defaults and rules between options belong to each program's own module. Nothing here connects or listens.
-//! Called by the `from_args` and `parse` of each program's configuration, before anything is started.
+//! Shared by all programs; each program's own module has its names, defaults and rules between options. Nothing here
+//! connects or listens. Called by the `from_args` and `parse` of each program's configuration, before the program
+//! starts anything.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -21,23 +22,23 @@ pub mod values;
 
 use values::Read;
 
-/// Long enough for everything, and far from where times overflow.
+/// Longest duration of an option: more than any option needs, and safe from overflow.
 pub const WEEK: Duration = Duration::from_hours(7 * 24);
 const FROM_ONE_MILLISECOND: RangeInclusive<Duration> = Duration::from_millis(1)..=WEEK;
 
-/// What a command line asks for.
+/// Result of a command line.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Parsed<C> {
-    /// To run with this configuration.
+    /// Run with this configuration.
     Run(C),
-    /// To print this text (`--help`, `--version`) and to exit with 0.
+    /// Print this text (`--help`, `--version`) and exit with 0.
     Show(String),
 }
 
-/// Everything that is wrong with a configuration, one line each.
+/// All faults of a configuration, one line each.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
-    /// At least one line; each names the option's variable, the value, and what would be right.
+    /// At least one line; each names the option's variable, the value, and the expected value.
     pub faults: Vec<String>,
 }
 
@@ -47,25 +48,25 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Where options come from besides the command line.
+/// Sources of options besides the command line.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     /// The environment variables.
     pub variables: BTreeMap<OsString, OsString>,
-    /// The machine's name: the worker's id when none is given.
+    /// The machine's name: the default worker id.
     pub host_name: OsString,
 }
 
 impl Environment {
-    /// That of this process.
+    /// Reads the environment of this process.
     pub fn of_process() -> Self {
-        // A machine without a name leaves it empty, which is a fault only where the name is needed.
+        // Without a name the text is empty, which is a fault only if the name is needed.
         let host_name = nix::unistd::gethostname().unwrap_or_default();
         Self { variables: std::env::vars_os().collect(), host_name }
     }
 }
 
-/// A duration from a millisecond to a week.
+/// Reads a duration from a millisecond to a week.
 ///
 /// # Errors
 /// See [`values::duration`].
@@ -78,7 +79,7 @@ pub fn positive(text: &str) -> Read<Duration> {
 pub struct Faults(Vec<String>);
 
 impl Faults {
-    /// Sets `field` to what `text` says, or keeps it and notes the fault. Returns whether it was set.
+    /// Sets `field` to the value in `text`, or keeps it and notes the fault. Returns whether it was set.
     pub fn set<T>(&mut self, field: &mut T, name: &str, text: &str, read: impl FnOnce(&str) -> Read<T>) -> bool {
         match read(text) {
             Ok(value) => {
@@ -92,17 +93,17 @@ impl Faults {
         }
     }
 
-    /// Notes what is wrong with the value `text` of the option `name`.
+    /// Notes the `problem` with the value `text` of the option `name`.
     pub fn add(&mut self, name: &str, text: &str, problem: &str) {
         self.0.push(format!("{name}: value \"{}\" {problem}", escape(text)));
     }
 
-    /// The same about a value that must not be seen in a log.
+    /// As [`add`](Self::add), for a value that must not appear in a log.
     pub fn add_hidden(&mut self, name: &str, problem: &str) {
         self.0.push(format!("{name}: value [hidden] {problem}"));
     }
 
-    /// Notes a fault that is none of a value: the whole line.
+    /// Notes a fault as a whole line, for faults that concern no single value.
     pub fn note(&mut self, line: String) {
         self.0.push(line);
     }
@@ -112,7 +113,10 @@ impl Faults {
     }
 }
 
-/// Both stages for one program.
+/// Reads the options of one program: typed text first, then validated values.
+///
+/// # Errors
+/// All faults.
 pub fn parse_with<O: Parser, C>(
     args: impl IntoIterator<Item = OsString>,
     environment: &Environment,
@@ -122,7 +126,7 @@ pub fn parse_with<O: Parser, C>(
     let command = with_variables_told(O::command());
     let given = from_variables(&O::command(), environment, &mut faults);
     let mut args = args.into_iter();
-    // Variables go first: what is given twice counts as given last, so that a flag wins.
+    // Variables go first, since the last value wins: a flag overrides its variable.
     let line = args.next().into_iter().chain(given).chain(args);
     let matches = match command.try_get_matches_from(line) {
         Ok(matches) => matches,
@@ -142,8 +146,8 @@ pub fn parse_with<O: Parser, C>(
     faults.none_or(Parsed::Run(config))
 }
 
-/// The options that variables give, as if they stood on the command line. Done here and not by clap, which would take
-/// an empty variable for a value and could not be tested without changing the process.
+/// Turns variables into command line arguments. clap would take an empty variable for a value, and tests of it would
+/// have to change the process.
 fn from_variables(command: &Command, environment: &Environment, faults: &mut Faults) -> Vec<OsString> {
     let mut given = Vec::new();
     for arg in command.get_arguments() {
@@ -158,18 +162,18 @@ fn from_variables(command: &Command, environment: &Environment, faults: &mut Fau
     given
 }
 
-/// The same command, whose help names each option's variable and which leaves reading them to [`from_variables`].
+/// Adds each option's variable to its help, and leaves reading the variables to [`from_variables`].
 fn with_variables_told(command: Command) -> Command {
     command.mut_args(|arg: Arg| {
         let Some(variable) = arg.get_env().map(OsStr::to_os_string) else { return arg };
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        // Where the help itself tells a default, the variable goes before it, as clap does with the other defaults.
+        // clap puts a default after the variable; so does this, if the help text names a default itself.
         let (help, default) = help.split_at(help.find(" [default: ").unwrap_or(help.len()));
         arg.help(format!("{help} [env: {}]{default}", variable.display())).env(Resettable::Reset)
     })
 }
 
-/// A fault of the command line itself: its first line, and the tip that may follow.
+/// Returns a fault of the command line in one line: its first line, and the tip that may follow.
 pub fn in_one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
@@ -178,12 +182,12 @@ pub fn in_one_line(error: &clap::Error) -> String {
     parts.join("; ")
 }
 
-/// Hands a configuration on, or ends the process as its command line asks.
+/// Returns the configuration, or prints the text or the faults and ends the process.
 pub fn run_or_exit<C>(parsed: Result<Parsed<C>, ConfigError>) -> C {
     match parsed {
         Ok(Parsed::Run(config)) => config,
         Ok(Parsed::Show(text)) => {
-            // Fails when nobody reads, for example after `| head`; there is nobody to tell, then.
+            // Fails without a reader, for example after `| head`.
             let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
             terminate(ExitCode::Drained)
         }

@@ -1,18 +1,18 @@
-//! A TCP port that is held without listening on it.
+//! Holds a TCP port without listening on it.
 //!
-//! While it is held, connections to it are refused, the kernel gives it to no other socket that asks for any port, and a
-//! listener that names it can take it, in this process or in another, as often as it likes. So an address can be told to a
-//! program before the program runs, and stays the program's between a stop and the start after it.
+//! Connections to a held port are refused, and the kernel gives it to no socket that asks for any free port. A listener
+//! that names the port can take it, in any process and any number of times. So a program can get its address before it
+//! runs, and keeps it between a stop and the next start.
 //!
 //! Linux only: two sockets with SO_REUSEADDR may share an address while at most one of them listens (ip(7), socket(7)).
-//! Called by the drill (gateways that come back), the embedded broker (nodes that come back) and tests.
+//! Called by the drill and the embedded broker (gateways and nodes that restart) and by tests.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
 
-/// A held port; dropping it lets the port go.
+/// A held port; dropping it frees the port.
 #[derive(Debug)]
 pub struct ReservedPort {
     _socket: Socket,
@@ -28,20 +28,20 @@ impl ReservedPort {
         Self::at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
     }
 
-    /// Holds the port of `address`, with port 0 a free one.
+    /// Holds the port of `address`; with port 0 a free one.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AddrInUse`] when a socket listens there; others when the operating system gives no socket.
+    /// [`io::ErrorKind::AddrInUse`] if a socket listens there; others if the operating system gives no socket.
     pub fn at(address: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        // What shares the port has to set it as well: the standard library's listeners and the gateway's do.
+        // A listener that shares the port must set this, too; those of the standard library and the gateway do.
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         let address = socket.local_addr()?.as_socket().unwrap_or(address);
         Ok(Self { _socket: socket, address })
     }
 
-    /// The address, with the port that is held.
+    /// The address with the held port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -55,10 +55,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_held_port_refuses_connections_and_takes_one_listener_after_another() {
+    fn held_port_refuses_connections_and_takes_one_listener_after_another() {
         let port = ReservedPort::any().expect("a port");
         for _ in 0..2 {
-            // A child of another test that has not become its program yet may still have the listener of the round before.
+            // A child of another test that has not yet executed its program may still have the previous round's
+            // listener.
             let limit = Instant::now() + Duration::from_secs(10);
             let refused = loop {
                 let Err(refused) = TcpStream::connect(port.address()) else {
@@ -77,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_port_is_given_to_no_socket_that_does_not_share_it() {
+    fn held_port_is_given_to_no_socket_that_does_not_share_it() {
         let port = ReservedPort::any().expect("a port");
         let stranger = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         assert_eq!(stranger.bind(&port.address().into()).expect_err("held").kind(), io::ErrorKind::AddrInUse);

@@ -1,8 +1,8 @@
-//! SIGTERM, SIGINT and SIGHUP: the first asks for a graceful stop, the second for leaving at once.
+//! SIGTERM, SIGINT and SIGHUP: the first asks for a graceful stop, the second for an immediate end.
 //!
-//! Turns signals into two [`Stop`]s and remembers the first signal's name; what stopping means is up to `worker` and
-//! `gateway`. Installed by each binary before anything else, since the first process of a container gets no default action
-//! for a signal it does not handle.
+//! Turns signals into two [`Stop`]s and remembers the first signal's name; `worker` and `gateway` decide what stopping
+//! means. Each binary installs it first of all, since the first process of a container gets no default action for an
+//! unhandled signal.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -15,27 +15,27 @@ use crate::stop::Stop;
 
 /// All signals that stop a program, with their names.
 const STOPPING: [(i32, &str); 3] = [(SIGTERM, "SIGTERM"), (SIGINT, "SIGINT"), (SIGHUP, "SIGHUP")];
-/// Said of a signal whose name did not become known in time.
+/// Name of a signal whose real name was not known in time.
 const UNNAMED: &str = "signal";
-/// How long a first signal waits for its name. The handler that tells it runs in the same instant, but the thread in which it does may have
-/// to wait for a processor.
+/// How long a first signal waits for its name. The handler stores the number at the same moment, but its thread may
+/// have to wait for a processor.
 const NAME_WAIT: Duration = Duration::from_millis(250);
 const NAME_POLL: Duration = Duration::from_micros(200);
 
-/// What the signals of this process have asked for; clones share it.
+/// The stops that this process's signals have requested; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Signals {
     /// Stop gracefully.
     pub first: Stop,
-    /// Leave at once. Never triggered before `first`.
+    /// End immediately. Never triggered before `first`.
     pub second: Stop,
     name: Arc<OnceLock<&'static str>>,
 }
 
-/// Why the signals could not be taken.
+/// Why the signals could not be handled.
 #[derive(Debug, thiserror::Error)]
 pub enum SignalsError {
-    /// The handler was not installed, for example because there is one already.
+    /// The handler was not installed, for example because another is installed already.
     #[error("cannot handle signals: {0}")]
     Handler(#[from] ctrlc::Error),
     /// The operating system refused.
@@ -43,15 +43,15 @@ pub enum SignalsError {
     Register(#[from] std::io::Error),
 }
 
-/// Takes over SIGTERM, SIGINT and SIGHUP for the whole process. Works once per process.
+/// Handles SIGTERM, SIGINT and SIGHUP for the whole process. Works once per process.
 pub fn install() -> Result<Signals, SignalsError> {
     let signals = Signals::manual();
     let last = Arc::new(AtomicUsize::new(0));
     let (deliver, number) = (signals.clone(), Arc::clone(&last));
-    // The order counts. The handler of `ctrlc` does not learn which signal came and replaces what was installed before it;
-    // `signal-hook` tells the number and chains. The other way round no name would ever be known.
-    // `set_handler`, not `try_set_handler`: a shell starts background jobs with SIGINT ignored, `nohup` does so with SIGHUP, and
-    // the latter refuses wherever a signal is not at its default. Whoever sends one of these to us means us to stop.
+    // The order matters. The handler of `ctrlc` does not learn the signal's number and replaces earlier handlers;
+    // `signal-hook` stores the number and chains. The other way round, no name would ever be known. `try_set_handler`
+    // would refuse ignored signals: a shell ignores SIGINT for background jobs, and `nohup` ignores SIGHUP. Such a
+    // signal still asks this process to stop.
     ctrlc::set_handler(move || deliver.deliver(deliver.name_for_first(&number)))?;
     for (index, (signal, _name)) in STOPPING.iter().enumerate() {
         signal_hook::flag::register_usize(*signal, Arc::clone(&last), index + 1)?;
@@ -60,12 +60,13 @@ pub fn install() -> Result<Signals, SignalsError> {
 }
 
 impl Signals {
-    /// Signals that come from [`deliver`](Self::deliver) only: for tests, and for programs that handle theirs themselves.
+    /// Makes signals that come only from [`deliver`](Self::deliver): for tests, and for programs with their own
+    /// handlers.
     pub fn manual() -> Self {
         Self::default()
     }
 
-    /// Takes one signal: the first triggers `first` and gives the name, every later one triggers `second`.
+    /// Handles one signal: the first triggers `first` and sets the name, every later one triggers `second`.
     pub fn deliver(&self, name: &'static str) {
         let later = self.name.set(name).is_err();
         self.first.trigger();
@@ -74,13 +75,13 @@ impl Signals {
         }
     }
 
-    /// The first signal's name: `SIGTERM`, `SIGINT` or `SIGHUP`, or `signal` when it is not known.
+    /// The first signal's name: `SIGTERM`, `SIGINT` or `SIGHUP`, or `signal` if it is unknown.
     pub fn name(&self) -> &'static str {
         self.name.get().copied().unwrap_or(UNNAMED)
     }
 
-    /// Waits for the number of the signal that woke the `ctrlc` thread; only the first one needs a name, a second one must not
-    /// wait.
+    /// Waits for the number of the signal that woke the `ctrlc` thread. Only the first signal needs a name; a second
+    /// must not wait.
     fn name_for_first(&self, number: &AtomicUsize) -> &'static str {
         let deadline = Instant::now() + NAME_WAIT;
         while !self.first.is_triggered() {
@@ -90,7 +91,7 @@ impl Signals {
             if Instant::now() >= deadline {
                 break;
             }
-            // No condition to wait on: a signal handler may only set a flag. Nobody triggers `second` before `first`.
+            // A signal handler may only set a flag, so this polls. `second` is never triggered before `first`.
             let _ = self.second.sleep(NAME_POLL);
         }
         UNNAMED
@@ -112,7 +113,7 @@ mod tests {
     #[test]
     #[ignore = "the process that the tests below send their signals to"]
     fn process_that_tells_its_signals() {
-        // Past the capture of the test harness, and each line at once.
+        // Writes past the capture of the test harness, line by line.
         let tell = |line: &str| writeln!(std::io::stdout(), "{line}").expect("the test reads");
         let signals = install().expect("nothing was installed before");
         assert!(install().is_err(), "a second handler is refused");
@@ -123,7 +124,7 @@ mod tests {
         tell(signals.name());
     }
 
-    /// That process; killed when the test ends early.
+    /// The process of that test; killed if the test ends early.
     struct Told {
         child: Child,
         lines: Lines<BufReader<ChildStdout>>,
@@ -135,7 +136,7 @@ mod tests {
             Self::spawn(&mut Command::new(this))
         }
 
-        /// As `nohup` and the background of a shell script start programs.
+        /// Starts it with ignored signals, as `nohup` and shell scripts do for background jobs.
         fn start_ignoring() -> Self {
             let this = std::env::current_exe().expect("this test binary");
             Self::spawn(Command::new("sh").args(["-c", "trap '' INT HUP; exec \"$0\" \"$@\""]).arg(this))
@@ -151,7 +152,7 @@ mod tests {
             Self { child, lines }
         }
 
-        /// Sends two signals: the name of the first is told both times, and the process ends by itself.
+        /// Sends two signals: both times the process prints the first one's name, then it ends by itself.
         fn hears(mut self, first: Signal, second: Signal) {
             self.wait_for("ready");
             self.send(first);
@@ -161,9 +162,9 @@ mod tests {
             assert!(self.child.wait().expect("it ends by itself").success());
         }
 
-        /// Reads on until the line is told.
+        /// Reads until the process prints the line.
         fn wait_for(&mut self, line: &str) {
-            assert!(self.lines.by_ref().any(|told| told.expect("text") == line), "{line} was not told");
+            assert!(self.lines.by_ref().any(|printed| printed.expect("text") == line), "no line {line}");
         }
 
         fn send(&self, signal: Signal) {
@@ -174,14 +175,14 @@ mod tests {
 
     impl Drop for Told {
         fn drop(&mut self) {
-            // Fails when it has ended by itself, which is how it should be.
+            // Fails if the process has ended by itself, as it should.
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
     }
 
     #[test]
-    fn every_signal_is_named_and_keeps_its_name_when_another_follows() {
+    fn every_signal_is_named_and_the_first_name_stays() {
         for (first, second) in [
             (Signal::SIGTERM, Signal::SIGINT),
             (Signal::SIGINT, Signal::SIGTERM),
@@ -193,12 +194,12 @@ mod tests {
     }
 
     #[test]
-    fn signals_that_were_ignored_at_the_start_are_heard() {
+    fn signals_ignored_at_start_are_handled() {
         Told::start_ignoring().hears(Signal::SIGHUP, Signal::SIGINT);
     }
 
     #[test]
-    fn the_first_signal_asks_and_names_the_second_insists() {
+    fn first_signal_triggers_first_stop_and_later_ones_the_second() {
         let signals = Signals::manual();
         assert_eq!(signals.name(), "signal");
         assert!(!signals.first.is_triggered());
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_comes_late_is_waited_for() {
+    fn first_signal_waits_for_its_late_name() {
         let signals = Signals::manual();
         let number = AtomicUsize::new(0);
         std::thread::scope(|scope| {
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_never_comes_is_not_waited_for_long() {
+    fn wait_for_a_missing_name_is_limited() {
         let started = Instant::now();
         assert_eq!(Signals::manual().name_for_first(&AtomicUsize::new(0)), "signal");
         assert!(started.elapsed() >= NAME_WAIT);
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_signal_does_not_wait() {
+    fn second_signal_does_not_wait_for_its_name() {
         let signals = Signals::manual();
         signals.deliver("SIGTERM");
         assert_eq!(signals.name_for_first(&AtomicUsize::new(0)), "signal");

@@ -1,7 +1,7 @@
-//! The one way to tell threads to stop: a flag for those who poll, a channel for those who `select!`.
+//! Tells threads to stop: a flag for threads that poll, a channel for threads that `select!`.
 //!
-//! A [`Stop`] is triggered once and stays triggered. It carries no reason and no deadline; whoever drains owns those.
-//! Called by everything that loops, waits or backs off.
+//! A [`Stop`] is triggered once and stays triggered. It carries no reason and no deadline; the draining program has
+//! those. Called by everything that loops, waits or backs off.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -22,49 +22,49 @@ pub struct Stop {
 #[derive(Debug)]
 struct Shared {
     flag: AtomicBool,
-    /// Never sent on: dropping it is the message, and reaches any number of receivers, also later ones.
+    /// Nothing is sent on it: dropping it reaches any number of receivers, including later ones.
     sender: Mutex<Option<Sender<Infallible>>>,
 }
 
-/// The typed outcome of a wait that was told to stop; not an error.
+/// Outcome of a wait that a stop has ended; not an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("stopped")]
 pub struct Stopped;
 
 impl Stop {
-    /// A stop that nobody has asked for yet.
+    /// Makes a stop that is not triggered.
     pub fn new() -> Self {
         let (sender, triggered) = bounded(0);
         let shared = Shared { flag: AtomicBool::new(false), sender: Mutex::new(Some(sender)) };
         Self { shared: Arc::new(shared), triggered }
     }
 
-    /// Asks everybody to stop. `true` for the first caller, `false` for all later ones.
+    /// Triggers the stop. Returns `true` for the first caller, `false` for all later ones.
     pub fn trigger(&self) -> bool {
         let first = !self.shared.flag.swap(true, Ordering::SeqCst);
-        // Taken under the lock, dropped after it: disconnecting wakes others.
+        // Dropped outside the lock, since disconnecting wakes other threads.
         let sender = self.shared.sender.lock().take();
         drop(sender);
         first
     }
 
-    /// Whether a stop was asked for.
+    /// Whether the stop was triggered.
     pub fn is_triggered(&self) -> bool {
         self.shared.flag.load(Ordering::SeqCst)
     }
 
-    /// Becomes ready, by disconnecting, once a stop is asked for, and stays ready. A loop that selects on it has to leave
-    /// (or to replace it by [`never`](crossbeam_channel::never)), else it spins.
+    /// Becomes ready, by disconnecting, once the stop is triggered, and stays ready. A loop that selects on it must
+    /// then end, or replace it by [`never`](crossbeam_channel::never); otherwise it spins.
     pub fn triggered(&self) -> &Receiver<Infallible> {
         &self.triggered
     }
 
-    /// `Err(Stopped)` once a stop was asked for, for the `?` of a long computation.
+    /// Returns `Err(Stopped)` once triggered, for the `?` of a long computation.
     pub fn check(&self) -> Result<(), Stopped> {
         if self.is_triggered() { Err(Stopped) } else { Ok(()) }
     }
 
-    /// Sleeps for `duration`, or until a stop is asked for.
+    /// Sleeps for `duration`, or until the stop is triggered.
     pub fn sleep(&self, duration: Duration) -> Result<(), Stopped> {
         match self.triggered.recv_timeout(duration) {
             Err(RecvTimeoutError::Timeout) => Ok(()),
@@ -73,7 +73,7 @@ impl Stop {
         }
     }
 
-    /// Waits until a stop is asked for, however long that takes.
+    /// Waits until the stop is triggered, without a limit.
     pub fn wait(&self) {
         match self.triggered.recv() {
             Err(_disconnected) => {}
@@ -100,7 +100,7 @@ mod tests {
     const SOON: Duration = Duration::from_secs(5);
 
     #[test]
-    fn only_the_first_trigger_is_the_first() {
+    fn trigger_returns_true_only_once() {
         let stop = Stop::new();
         assert!(!stop.is_triggered());
         assert_eq!(stop.check(), Ok(()));
@@ -111,14 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn a_sleep_lasts_its_time_when_nobody_stops_it() {
+    fn sleep_without_a_stop_lasts_its_time() {
         let started = Instant::now();
         assert_eq!(Stop::new().sleep(Duration::from_millis(20)), Ok(()));
         assert!(started.elapsed() >= Duration::from_millis(20));
     }
 
     #[test]
-    fn every_sleeper_and_selector_wakes() {
+    fn stop_wakes_every_sleeper_and_selector() {
         let stop = Stop::new();
         let started = Instant::now();
         std::thread::scope(|scope| {
@@ -138,14 +138,14 @@ mod tests {
     }
 
     #[test]
-    fn a_later_clone_is_triggered_too() {
+    fn clone_made_after_the_trigger_is_triggered() {
         let stop = Stop::new();
         stop.trigger();
         assert_eq!(stop.clone().sleep(LONG), Err(Stopped));
     }
 
     #[test]
-    fn a_stop_dropped_elsewhere_is_not_triggered() {
+    fn dropping_a_clone_does_not_trigger_the_stop() {
         let stop = Stop::new();
         drop(stop.clone());
         assert_eq!(stop.sleep(Duration::from_millis(1)), Ok(()));

@@ -1,7 +1,7 @@
 //! Starts every thread of the programs.
 //!
-//! A thread has a name, returns a `Result`, is joined by whoever started it, and cannot die unnoticed: an error or a panic is
-//! logged and triggers the stop that its owner named. There is no pool here, and no way to detach.
+//! A thread has a name, returns a `Result` and is joined by its starter. An error or a panic is logged and triggers the
+//! stop that its owner named. There is no pool, and no way to detach a thread.
 
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,10 +12,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::stop::Stop;
 
-/// What the kernel keeps of a thread's name, in bytes (`TASK_COMM_LEN` less its end).
+/// Longest thread name that the kernel keeps, in bytes (`TASK_COMM_LEN` without its terminator).
 pub const NAME_LIMIT: usize = 15;
 
-/// How a thread ended when it did not end well. It was logged where it happened.
+/// How a thread failed; logged by the thread itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ThreadError {
     /// The operating system gave no thread.
@@ -23,7 +23,7 @@ pub enum ThreadError {
     NotStarted {
         /// The thread's name.
         name: String,
-        /// What the operating system said.
+        /// The operating system's error.
         reason: String,
     },
     /// The body returned an error.
@@ -31,7 +31,7 @@ pub enum ThreadError {
     Failed {
         /// The thread's name.
         name: String,
-        /// The error, as it displays itself.
+        /// The error's text.
         reason: String,
     },
     /// The body panicked.
@@ -44,18 +44,18 @@ pub enum ThreadError {
     },
 }
 
-/// The handle of one thread. It has to be joined; dropping it would detach the thread.
+/// Handle to a thread, to be joined; dropping it would detach the thread.
 #[derive(Debug)]
 #[must_use = "every thread is joined"]
 pub struct Thread {
     name: String,
-    /// Gets the one outcome right before the thread ends; of capacity one, so that the thread never waits for its joiner.
+    /// Gets the outcome right before the thread ends. Its capacity of one keeps the thread from waiting for its joiner.
     outcome: Receiver<Result<(), ThreadError>>,
     handle: Option<JoinHandle<()>>,
 }
 
-/// Starts a thread that runs `body`. When it returns an error, panics or cannot be started, that is logged and `on_death` is
-/// triggered; a body that was told to stop therefore returns `Ok`.
+/// Starts a thread that runs `body`. If the body fails or panics, or the thread cannot start, this is logged and
+/// triggers `on_death`. A body that was asked to stop therefore returns `Ok`.
 ///
 /// `name` has at most [`NAME_LIMIT`] bytes, since the kernel shows no more.
 pub fn spawn<E: Display>(name: &str, on_death: Stop, body: impl FnOnce() -> Result<(), E> + Send + 'static) -> Thread {
@@ -79,9 +79,9 @@ pub fn spawn<E: Display>(name: &str, on_death: Stop, body: impl FnOnce() -> Resu
     Thread { name: name.to_owned(), outcome, handle }
 }
 
-/// Runs the body and turns every way of ending into a value.
+/// Runs the body and turns an error or a panic into a value.
 fn run<E: Display>(name: &str, body: impl FnOnce() -> Result<(), E>) -> Result<(), ThreadError> {
-    // Nothing of the body is used after a panic, so nothing broken can be seen: it owns what it was given.
+    // The body owns its data, so no code sees that data after a panic.
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(ThreadError::Failed { name: name.to_owned(), reason: error.to_string() }),
@@ -89,17 +89,17 @@ fn run<E: Display>(name: &str, body: impl FnOnce() -> Result<(), E>) -> Result<(
     }
 }
 
-/// Logs and reports an outcome; a bad one triggers the stop first, so that nobody waits for a log line.
+/// Logs and reports an outcome. A failure triggers the stop first, so that the stop does not wait for the log line.
 fn settle(outcome: Result<(), ThreadError>, report: &Sender<Result<(), ThreadError>>, on_death: &Stop) {
     if let Err(error) = &outcome {
         on_death.trigger();
         log::error!("{error}");
     }
-    // Capacity one and sent once: fails only when the handle is gone, and then nobody asks.
+    // Fails only if the handle was dropped: the capacity is one, and this is the only message.
     let _ = report.try_send(outcome);
 }
 
-/// The text of a panic; panics may carry anything, but `panic!` carries one of these two.
+/// Returns the text of a panic: `panic!` carries one of these two types.
 pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
@@ -107,23 +107,23 @@ pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
 }
 
 impl Thread {
-    /// The name it was started under.
+    /// The thread's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether its body has ended. It may still take a moment to vanish; [`join`](Self::join) waits for that.
+    /// Whether the body has ended. The thread itself may end a moment later; [`join`](Self::join) waits for that.
     pub fn is_finished(&self) -> bool {
         !self.outcome.is_empty() || self.handle.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits until the thread has ended, however long that takes.
+    /// Waits until the thread has ended, without a limit.
     pub fn join(self) -> Result<(), ThreadError> {
         let outcome = self.outcome.recv();
         self.finish(outcome.ok())
     }
 
-    /// Waits until the thread has ended, at most until `deadline`; gives the handle back when it has not.
+    /// Waits until the thread has ended, at most until `deadline`. Returns the handle if the thread has not ended.
     pub fn join_deadline(self, deadline: Instant) -> Result<Result<(), ThreadError>, Thread> {
         match self.outcome.recv_deadline(deadline) {
             Ok(outcome) => Ok(self.finish(Some(outcome))),
@@ -132,7 +132,7 @@ impl Thread {
         }
     }
 
-    /// Lets the ended thread vanish. Without an outcome it died while reporting one, which only a panicking logger can cause.
+    /// Joins the ended thread. Without an outcome it died while reporting, which only a panicking logger can cause.
     fn finish(self, outcome: Option<Result<(), ThreadError>>) -> Result<(), ThreadError> {
         let vanished = self.handle.map_or(Ok(()), JoinHandle::join);
         match (outcome, vanished) {
@@ -145,9 +145,9 @@ impl Thread {
     }
 }
 
-/// Joins all of them, and returns the first error; all were logged when they happened.
+/// Joins all threads and returns the first error; each thread has logged its own.
 pub fn join_all(threads: impl IntoIterator<Item = Thread>) -> Result<(), ThreadError> {
-    // Collected before judged: the threads after a failed one are joined too.
+    // Collected first, so the threads after a failed one are joined, too.
     let outcomes: Vec<_> = threads.into_iter().map(Thread::join).collect();
     outcomes.into_iter().collect()
 }
@@ -162,7 +162,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(10);
 
     #[test]
-    fn a_good_end_triggers_nothing() {
+    fn successful_thread_triggers_no_stop() {
         let on_death = Stop::new();
         let thread = spawn("good", on_death.clone(), || Ok::<(), Infallible>(()));
         assert_eq!(thread.name(), "good");
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_knows_the_name() {
+    fn kernel_shows_the_thread_name() {
         let name = || std::thread::current().name().map(str::to_owned);
         let (send, receive) = bounded(1);
         let thread = spawn("fifteen-bytes-x", Stop::new(), move || send.send(name()));
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_triggers_the_stop_and_is_returned() {
+    fn error_triggers_the_stop_and_is_returned() {
         let on_death = Stop::new();
         let thread = spawn("failing", on_death.clone(), || Err("no more disk"));
         assert_eq!(on_death.sleep(LIMIT), Err(crate::stop::Stopped));
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_triggers_the_stop_and_is_returned() {
+    fn panic_triggers_the_stop_and_is_returned() {
         let on_death = Stop::new();
         let number = 3;
         let thread = spawn("panicking", on_death.clone(), move || -> Result<(), Infallible> { panic!("at {number}") });
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_join_with_a_deadline_gives_the_handle_back() {
+    fn join_with_passed_deadline_returns_the_handle() {
         let stop = Stop::new();
         let until = stop.clone();
         let thread = spawn("waiting", Stop::new(), move || {
@@ -209,12 +209,12 @@ mod tests {
         assert!(!thread.is_finished());
         let thread = thread.join_deadline(Instant::now()).expect_err("it still waits");
         stop.trigger();
-        let outcome = thread.join_deadline(Instant::now() + LIMIT).expect("it was told to end");
+        let outcome = thread.join_deadline(Instant::now() + LIMIT).expect("the thread was asked to end");
         assert_eq!(outcome, Ok(()));
     }
 
     #[test]
-    fn all_are_joined_and_the_first_error_is_returned() {
+    fn join_all_joins_every_thread_and_returns_the_first_error() {
         let late = Stop::new();
         let (running, rest) = (late.clone(), late.clone());
         let first = spawn("first", late, || Err("first"));

@@ -3,8 +3,9 @@
 //! A thread that has served its connection waits a moment for the next one. Whatever an attempt to take a connection
 //! fails with is tried again: the watch of the own port decides when it is hopeless. Called by the thread `accept`.
 
-use super::connection::{Connection, Service};
+use super::connection::Connection;
 use super::load::Load;
+use super::service::Service;
 use crate::outage::Outage;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

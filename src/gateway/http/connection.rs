@@ -9,6 +9,7 @@ use super::chunked::Chunked;
 use super::head::{self, Body, Head};
 use super::load::Seat;
 use super::outgoing::{Outgoing, Terms, Written};
+use super::service::Service;
 use crate::gateway::reply::{Carrier, Parting, Reply, Ticket};
 use crate::gateway::response::{Afterwards, Response};
 use std::io::{ErrorKind, Read, Write};
@@ -45,30 +46,6 @@ const GIVING: Duration = Duration::from_secs(5);
 const TENTH: Duration = Duration::from_millis(100);
 /// Bytes of one read.
 const PIECE: usize = 8 * 1024;
-
-/// What answers requests.
-pub(in crate::gateway) trait Service: Send + Sync + 'static {
-    /// What is held from the moment that a request is whole until its response is written.
-    type Counted: Send;
-
-    /// A request is whole.
-    fn begin(&self) -> Self::Counted;
-
-    /// Whether the body is looked into; what is not wanted is not waited for.
-    fn wants_body(&self, head: &Head) -> bool;
-
-    /// Has the reply given, at once or later. The ticket of one that waits.
-    fn take(&self, head: &Head, body: &[u8], reply: Reply) -> Option<Ticket>;
-
-    /// Has a reply that waits given, or withdrawn, for this reason. False: another thread is giving it.
-    fn part(&self, ticket: Ticket, parting: Parting) -> bool;
-
-    /// A response with this status is about to be written.
-    fn responds(&self, status: u16);
-
-    /// Whether connections end with their next response.
-    fn is_stopping(&self) -> bool;
-}
 
 /// See the module documentation.
 #[derive(Debug)]

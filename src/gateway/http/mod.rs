@@ -15,6 +15,7 @@
 //! | `chunked` | the chunked coding of a body |
 //! | `refusal` | why a request is refused |
 //! | `unanswered` | requests that a stop waits for |
+//! | `service` | what a connection needs to have its requests answered |
 //! | `routes` | which request gets which response |
 //! | `analyze` | what `POST /analyze` may ask for |
 //! | `ops` | health, probes, figures, the fleet, the page |
@@ -33,6 +34,7 @@ mod ops;
 mod outgoing;
 mod refusal;
 pub(super) mod routes;
+mod service;
 mod unanswered;
 
 use refusal::Refusal;

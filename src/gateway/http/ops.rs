@@ -2,60 +2,60 @@
 //!
 //! Answered at once from what is known; nothing here waits for Kafka.
 
-use super::routes::Service;
+use super::load::Load;
 use crate::gateway::metrics::{CONTENT_TYPE, Gauges};
 use crate::gateway::response::Response;
+use crate::gateway::state::State;
+use crate::gateway::tasks::Tasks;
 use serde_json::{Value, json};
 
 /// One file, nothing from outside.
 const PAGE: &str = include_str!("page.html");
 
-impl Service {
-    /// `GET /workers/status`.
-    pub(super) fn fleet(&self) -> Response {
-        Response::json(200, &json!(self.tasks.fleet()))
-    }
+/// `GET /workers/status`.
+pub(super) fn fleet(tasks: &Tasks) -> Response {
+    Response::json(200, &json!(tasks.fleet()))
+}
 
-    /// `GET /health`: how things are at this moment.
-    pub(super) fn health(&self) -> Response {
-        let (connected, ready) = (self.state.is_kafka_connected(), self.tasks.is_producer_ready());
-        let (status, word) = match (self.state.is_draining(), connected && ready) {
-            (true, _) => (200, "draining"),
-            (false, true) => (200, "ok"),
-            (false, false) => (503, "degraded"),
-        };
-        let value = json!({
-            "status": word,
-            "kafka_connected": connected,
-            "producer_ready": ready,
-            "active_workers": self.tasks.active_workers(),
-        });
-        let response = Response::json(status, &value);
-        if status == 503 { response.with("Retry-After", "1".to_owned()) } else { response }
-    }
+/// `GET /health`: how things are at this moment.
+pub(super) fn health(state: &State, tasks: &Tasks) -> Response {
+    let (connected, ready) = (state.is_kafka_connected(), tasks.is_producer_ready());
+    let (status, word) = match (state.is_draining(), connected && ready) {
+        (true, _) => (200, "draining"),
+        (false, true) => (200, "ok"),
+        (false, false) => (503, "degraded"),
+    };
+    let value = json!({
+        "status": word,
+        "kafka_connected": connected,
+        "producer_ready": ready,
+        "active_workers": tasks.active_workers(),
+    });
+    let response = Response::json(status, &value);
+    if status == 503 { response.with("Retry-After", "1".to_owned()) } else { response }
+}
 
-    /// `GET /livez`: 503 says that only a restart helps.
-    pub(super) fn live(&self, query: &str) -> Response {
-        checks(&self.tasks.liveness(), query)
-    }
+/// `GET /livez`: 503 says that only a restart helps.
+pub(super) fn live(tasks: &Tasks, query: &str) -> Response {
+    checks(&tasks.liveness(), query)
+}
 
-    /// `GET /readyz`: 503 says that another gateway serves better.
-    pub(super) fn ready(&self, query: &str) -> Response {
-        let readiness = [
-            ("prepared", self.state.is_prepared()),
-            ("kafka", self.state.is_kafka_near()),
-            ("rights", self.tasks.has_rights()),
-            ("read_back", self.state.has_read_enough()),
-            ("accepting", !self.state.is_draining()),
-        ];
-        checks(&readiness, query)
-    }
+/// `GET /readyz`: 503 says that another gateway serves better.
+pub(super) fn ready(state: &State, tasks: &Tasks, query: &str) -> Response {
+    let readiness = [
+        ("prepared", state.is_prepared()),
+        ("kafka", state.is_kafka_near()),
+        ("rights", tasks.has_rights()),
+        ("read_back", state.has_read_enough()),
+        ("accepting", !state.is_draining()),
+    ];
+    checks(&readiness, query)
+}
 
-    /// `GET /metrics`.
-    pub(super) fn metrics(&self) -> Response {
-        self.state.metrics.set(Gauges { connections: self.load.open(), ..self.tasks.gauges() });
-        Response::bytes(200, CONTENT_TYPE, self.state.metrics.encode().into_bytes())
-    }
+/// `GET /metrics`.
+pub(super) fn metrics(state: &State, tasks: &Tasks, load: &Load) -> Response {
+    state.metrics.set(Gauges { connections: load.open(), ..tasks.gauges() });
+    Response::bytes(200, CONTENT_TYPE, state.metrics.encode().into_bytes())
 }
 
 /// `GET /`.

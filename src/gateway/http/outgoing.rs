@@ -5,8 +5,8 @@
 //! takes without waiting: nearly always all of it. What is left then has a thread of its own. So a response costs no
 //! change of threads, and no caller that reads slowly holds up others.
 
-use super::connection::Service;
 use super::load::Seat;
+use super::service::Service;
 use crate::gateway::reply::Carrier;
 use crate::gateway::response::{Afterwards, Response};
 use parking_lot::{Condvar, Mutex};

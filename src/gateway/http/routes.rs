@@ -3,10 +3,10 @@
 
 use super::Refusal;
 use super::analyze;
-use super::connection;
 use super::head::Head;
 use super::load::Load;
 use super::ops;
+use super::service;
 use super::unanswered::{Counted, Unanswered};
 use crate::gateway::reply::{Parting, Reply, Ticket};
 use crate::gateway::response::Response;
@@ -97,11 +97,11 @@ impl Service {
     /// What is answered at once.
     fn response(&self, resource: Option<Resource<'_>>, query: &str) -> Response {
         match resource {
-            Some(Resource::Fleet) => self.fleet(),
-            Some(Resource::Health) => self.health(),
-            Some(Resource::Live) => self.live(query),
-            Some(Resource::Ready) => self.ready(query),
-            Some(Resource::Metrics) => self.metrics(),
+            Some(Resource::Fleet) => ops::fleet(&self.tasks),
+            Some(Resource::Health) => ops::health(&self.state, &self.tasks),
+            Some(Resource::Live) => ops::live(&self.tasks, query),
+            Some(Resource::Ready) => ops::ready(&self.state, &self.tasks, query),
+            Some(Resource::Metrics) => ops::metrics(&self.state, &self.tasks, &self.load),
             Some(Resource::Page) => ops::page(),
             Some(Resource::Analyze | Resource::Task(_)) | None => {
                 let detail = "there is nothing here; POST /analyze takes texts, GET / shows the workers";
@@ -132,7 +132,7 @@ impl Service {
     }
 }
 
-impl connection::Service for Service {
+impl service::Service for Service {
     type Counted = Counted;
 
     fn begin(&self) -> Counted {

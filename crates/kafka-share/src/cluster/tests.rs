@@ -32,7 +32,7 @@ fn answer() -> MetadataResponse {
 }
 
 #[test]
-fn an_answer_is_learnt_although_one_topic_is_missing() {
+fn response_is_learnt_although_one_topic_is_missing() {
     let cluster = cluster(&[]);
     let error = cluster.learn(answer()).expect_err("one is missing");
     assert_eq!(error.code(), Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION));
@@ -46,7 +46,7 @@ fn an_answer_is_learnt_although_one_topic_is_missing() {
     assert_eq!((code(1), code(2)), (Some(ErrorCode(5)), Some(ErrorCode(3))));
     cluster.forget_topic("tasks");
     assert_eq!(cluster.topic_age("tasks"), None);
-    // No broker is there to be asked.
+    // No broker is left to ask.
     assert!(matches!(cluster.topic("tasks"), Err(KafkaError::NoBroker { .. } | KafkaError::Unsupported(_))));
 }
 
@@ -63,15 +63,15 @@ fn older_leader_never_replaces_newer_one_of_same_topic() {
         (known.leader, known.leader_epoch)
     };
     assert_eq!(learn(1, 4, 2), (2, 4));
-    assert_eq!(learn(1, 3, 1), (2, 4), "told by a node that was cut off");
-    assert_eq!(learn(1, 5, -1), (-1, 5), "no leader is news as well");
+    assert_eq!(learn(1, 3, 1), (2, 4), "a node that was cut off names the old leader");
+    assert_eq!(learn(1, 5, -1), (-1, 5), "losing the leader is newer knowledge, too");
     assert_eq!(learn(1, -1, 1), (1, -1), "a broker that knows no epochs");
     assert_eq!(learn(1, 6, 3), (3, 6));
-    assert_eq!(learn(2, 0, 1), (1, 0), "the topic was made again");
+    assert_eq!(learn(2, 0, 1), (1, 0), "the topic was created again");
 }
 
 #[test]
-fn silent_broker_is_asked_last_after_everything_else_is_forgotten() {
+fn forget_keeps_silent_brokers_last() {
     let addresses = [1, 2, 3].map(|number| BrokerAddress::new(format!("kafka-{number}"), 9092));
     let cluster = cluster(&addresses);
     let source = std::io::Error::from(std::io::ErrorKind::TimedOut);
@@ -82,7 +82,7 @@ fn silent_broker_is_asked_last_after_everything_else_is_forgotten() {
     }
 }
 
-/// A listener that takes connections and says nothing, and one that answers every Metadata request on every connection.
+/// Makes a listener that never answers, and one that answers every Metadata request on every connection.
 fn mute_and_answering() -> (TcpListener, BrokerAddress, BrokerAddress, Stop) {
     let bind = || TcpListener::bind("127.0.0.1:0").expect("a free port");
     let (mute, answering, stop) = (bind(), bind(), Stop::new());
@@ -135,7 +135,7 @@ fn leader_that_does_not_answer_is_looked_up_at_another_node() {
     }
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
     assert_eq!(cluster.leader("tasks", 0).ok(), Some(7));
-    // The other way round it is the silent one that is asked, within the limit.
+    // With the roles exchanged only the silent broker is left, and the call ends within its limit.
     let error = cluster.refresh_from_another(2, &["tasks"], Duration::from_millis(300)).expect_err("silence");
     assert!(matches!(&error, KafkaError::NoBroker { .. }), "{error}");
     assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
@@ -144,7 +144,7 @@ fn leader_that_does_not_answer_is_looked_up_at_another_node() {
 }
 
 #[test]
-fn answer_is_not_waited_for_once_partition_has_another_leader_or_newer_epoch() {
+fn wait_for_response_ends_once_partition_has_another_leader_or_newer_epoch() {
     let cluster = cluster(&[]);
     assert!(
         cluster.learn(answer()).is_err(),
@@ -167,7 +167,7 @@ fn answer_is_not_waited_for_once_partition_has_another_leader_or_newer_epoch() {
 }
 
 #[test]
-fn single_node_has_no_other_to_ask() {
+fn single_node_cluster_has_no_other_broker_to_ask() {
     let address = BrokerAddress::new("127.0.0.1", 1);
     let cluster = cluster(std::slice::from_ref(&address));
     cluster.known.lock().brokers.insert(1, address);
@@ -176,7 +176,7 @@ fn single_node_has_no_other_to_ask() {
 }
 
 #[test]
-fn a_silent_broker_is_asked_last() {
+fn silent_broker_is_asked_last() {
     let addresses = [1, 2, 3].map(|number| BrokerAddress::new(format!("kafka-{number}"), 9092));
     let cluster = cluster(&addresses);
     let timeout = KafkaError::Timeout { request: "Fetch", broker: addresses[1].clone(), waited: Duration::ZERO };
@@ -188,10 +188,10 @@ fn a_silent_broker_is_asked_last() {
 }
 
 #[test]
-fn a_connection_that_died_while_idle_is_replaced() {
+fn connection_that_died_while_idle_is_replaced() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("bound").port();
-    // Answers one question per connection, then hangs up.
+    // Answers one request per connection, then closes the connection.
     let broker = threads::spawn("broker", Stop::new(), move || {
         for mut client in listener.incoming().take(2).map_while(std::result::Result::ok) {
             let request = client.read(&mut [0; 512]).expect("a request");
@@ -207,13 +207,13 @@ fn a_connection_that_died_while_idle_is_replaced() {
     });
     let cluster = cluster(&[BrokerAddress::new("127.0.0.1", port)]);
     assert!(cluster.refresh(&[]).is_ok());
-    // From the answer: a broker that does not exist. The bootstrap list is still known.
+    // The response named a broker that does not exist; the bootstrap list is still known.
     assert!(cluster.refresh(&[]).is_ok());
     assert_eq!(broker.join(), Ok(()), "two connections");
 }
 
 #[test]
-fn the_parts_of_a_client_know_the_same_and_end_alone() {
+fn scoped_clusters_share_knowledge_and_are_interrupted_separately() {
     let cluster = cluster(&[]);
     let part = cluster.scoped(cluster.options().interrupter.child());
     assert!(part.learn(answer()).is_err());

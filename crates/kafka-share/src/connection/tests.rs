@@ -3,11 +3,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use kafka_protocol::messages::MetadataRequest;
 use socket2::{Domain, SockRef, Socket, Type};
 
+use super::super::resolve::Resolver;
 use super::*;
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// A connection of ours and the socket at its other end.
+/// Makes a connection and the socket at its other end.
 fn pair() -> (Connection, TcpStream, ClientOptions) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("bound").port();
@@ -29,7 +30,7 @@ fn metadata() -> MetadataRequest {
 }
 
 #[test]
-fn a_request_is_the_known_bytes() {
+fn request_is_encoded_as_the_known_bytes() {
     let (mut connection, mut far, _) = pair();
     connection.send(12, &metadata()).expect("sent");
     // Key 3, version 12, correlation 0, client id "test", no tags; no topics (compact: length + 1), no creation, no
@@ -41,10 +42,10 @@ fn a_request_is_the_known_bytes() {
 }
 
 #[test]
-fn a_partial_frame_is_resumed() {
+fn partial_frame_is_resumed() {
     let (mut connection, mut far, _) = pair();
     let correlation = connection.send_body(78, 2, true, b"").expect("sent");
-    // Length 10: correlation 0, no tags, five bytes of body. It comes in three pieces.
+    // Length 10: correlation 0, no tags, five bytes of body. The frame comes in three pieces.
     far.write_all(b"\x00\x00").expect("sent");
     assert_eq!(connection.receive(correlation, Duration::from_millis(5)).expect("still good"), None);
     far.write_all(b"\x00\x0a\x00\x00\x00\x00\x00he").expect("sent");
@@ -56,7 +57,7 @@ fn a_partial_frame_is_resumed() {
 }
 
 #[test]
-fn answers_that_arrive_together_are_taken_one_by_one() {
+fn responses_that_arrive_together_are_received_separately() {
     let (mut connection, mut far, _) = pair();
     let first = connection.send_body(78, 2, true, b"").expect("sent");
     let second = connection.send_body(79, 2, true, b"").expect("sent");
@@ -66,18 +67,18 @@ fn answers_that_arrive_together_are_taken_one_by_one() {
 }
 
 #[test]
-fn a_wrong_correlation_closes_the_connection() {
+fn wrong_correlation_id_closes_connection() {
     let (mut connection, mut far, _) = pair();
     far.write_all(b"\x00\x00\x00\x06\x00\x00\x00\x07\x00x").expect("sent");
     let error = connection.call(12, &metadata(), SOON).expect_err("not ours");
     assert!(matches!(&error, KafkaError::Malformed { detail, .. } if detail.contains("correlation")), "{error}");
     assert!(connection.is_broken());
     assert!(matches!(connection.send(12, &metadata()), Err(KafkaError::Closed { .. })));
-    assert_eq!(far.read(&mut [0; 512]).ok().and_then(|_| far.read(&mut [0; 1]).ok()), Some(0), "we hung up");
+    assert_eq!(far.read(&mut [0; 512]).ok().and_then(|_| far.read(&mut [0; 1]).ok()), Some(0), "closed by the client");
 }
 
 #[test]
-fn a_web_server_is_no_broker() {
+fn web_server_is_reported_as_no_broker() {
     let (mut connection, mut far, _) = pair();
     far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").expect("sent");
     let error = connection.call(12, &metadata(), SOON).expect_err("not Kafka");
@@ -96,7 +97,7 @@ fn frames_of_impossible_size_are_refused() {
 }
 
 #[test]
-fn an_undecodable_answer_closes_the_connection() {
+fn undecodable_response_closes_connection() {
     let (mut connection, mut far, _) = pair();
     far.write_all(b"\x00\x00\x00\x08\x00\x00\x00\x00\x00\xff\xff\xff").expect("sent");
     let error = connection.call(12, &metadata(), SOON).expect_err("cut short");
@@ -105,7 +106,7 @@ fn an_undecodable_answer_closes_the_connection() {
 }
 
 #[test]
-fn a_silent_broker_is_left_at_the_deadline() {
+fn connection_to_silent_broker_closes_at_deadline() {
     let (mut connection, _far, _) = pair();
     let since = Instant::now();
     let error = connection.call(12, &metadata(), Duration::from_millis(50)).expect_err("silence");
@@ -115,29 +116,29 @@ fn a_silent_broker_is_left_at_the_deadline() {
 }
 
 #[test]
-fn a_broker_that_hangs_up_is_named() {
+fn error_names_broker_that_closed_connection() {
     let (mut connection, far, options) = pair();
     drop(far);
-    let error = connection.call(12, &metadata(), SOON).expect_err("hung up");
+    let error = connection.call(12, &metadata(), SOON).expect_err("closed");
     assert!(matches!(error, KafkaError::Closed { .. } | KafkaError::Io { .. }), "{error}");
     assert!(error.to_string().contains(&options.bootstrap[0].to_string()), "{error}");
 }
 
 #[test]
-fn an_idle_connection_knows_when_it_is_dead() {
+fn idle_connection_notices_that_it_was_closed() {
     let (mut connection, far, _) = pair();
     assert!(connection.is_alive());
     drop(far);
     let deadline = Instant::now() + SOON;
-    // The end of a connection takes its way through the kernel.
+    // The kernel needs a moment to deliver the end of a connection.
     while connection.is_alive() {
-        assert!(Instant::now() < deadline, "it looks alive though nobody is there");
+        assert!(Instant::now() < deadline, "the connection looks alive though the broker closed it");
     }
     assert!(connection.is_broken());
 }
 
 #[test]
-fn a_write_that_nobody_reads_ends_at_its_deadline() {
+fn write_without_a_reader_ends_at_its_deadline() {
     let (mut connection, _far, _) = pair();
     connection.write_timeout = Duration::from_millis(50);
     let body = vec![0; 64 << 20];
@@ -147,7 +148,7 @@ fn a_write_that_nobody_reads_ends_at_its_deadline() {
 }
 
 #[test]
-fn an_interrupt_wakes_a_blocked_receive() {
+fn interrupt_wakes_blocked_receive() {
     let (mut connection, _far, options) = pair();
     let correlation = connection.send(12, &metadata()).expect("sent");
     let (blocked, started) = crossbeam_channel::bounded::<()>(1);
@@ -156,7 +157,7 @@ fn an_interrupt_wakes_a_blocked_receive() {
             blocked.send(()).expect("the test waits for this");
             connection.receive(correlation, Duration::from_secs(60))
         });
-        started.recv().expect("the thread says when it starts");
+        started.recv().expect("the thread has started");
         let since = Instant::now();
         options.interrupter.interrupt();
         let answer = reader.join().expect("the read returns");
@@ -168,11 +169,11 @@ fn an_interrupt_wakes_a_blocked_receive() {
 }
 
 #[test]
-fn a_closed_port_is_named() {
+fn error_names_closed_port() {
     let port = program::reserved_port::ReservedPort::any().expect("a free port");
     let address = port.address();
     let options = ClientOptions::new(vec![BrokerAddress::new("127.0.0.1", address.port())], "test");
-    let error = Connection::open(&options.bootstrap[0], &options).expect_err("nobody listens");
+    let error = Connection::open(&options.bootstrap[0], &options).expect_err("a closed port");
     assert!(error.to_string().starts_with(&format!("cannot connect to {address}")), "{error}");
 }
 
@@ -188,7 +189,7 @@ fn socket_notices_peer_that_is_gone() {
     assert_eq!(socket.tcp_user_timeout().expect("a socket"), Some(seconds(10)));
 }
 
-/// An address at which connecting neither succeeds nor fails: a listener that takes nothing, and whose queue is full.
+/// An address at which connecting neither succeeds nor fails: a listener that never accepts, with a full queue.
 struct BlackHole {
     _listener: Socket,
     _queued: Vec<Socket>,
@@ -210,7 +211,7 @@ impl BlackHole {
     }
 }
 
-/// Two addresses with one port: a black hole, and one that takes connections.
+/// Makes two addresses with one port: a black hole, and a listener.
 fn hole_and_listener() -> (BlackHole, TcpListener, [IpAddr; 2], u16) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("bound").port();
@@ -224,7 +225,7 @@ fn black_hole_does_not_shadow_second_address() {
     let mut options = ClientOptions::new(vec![BrokerAddress::new("kafka", port)], "test");
     options.resolver = Resolver::with(move |_| Ok(addresses.to_vec()));
     let since = Instant::now();
-    // Each begins at another address, and the hole costs its share once.
+    // Each attempt begins at another address; the black hole costs its share of the time once.
     for _ in 0..4 {
         let connection = Connection::open(&options.bootstrap[0], &options).expect("the second takes it");
         assert_eq!(connection.socket.peer_addr().map(|peer| peer.ip()).ok(), Some(addresses[1]));
@@ -233,7 +234,7 @@ fn black_hole_does_not_shadow_second_address() {
 }
 
 #[test]
-fn names_are_looked_up_within_the_connect_timeout_and_late_results_count() {
+fn look_up_ends_at_connect_timeout_and_its_late_result_is_used() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("bound").port();
     let (release, hangs) = crossbeam_channel::bounded::<()>(0);
@@ -262,7 +263,7 @@ fn interrupt_ends_attempt_to_connect() {
     let since = Instant::now();
     std::thread::scope(|scope| {
         let connecting = scope.spawn(|| Connection::open(&options.bootstrap[0], &options).map(|_| ()));
-        // It has begun by then; earlier would be refused at once.
+        // By then the attempt has begun; an earlier interrupt would refuse it at once.
         options.interrupter.child().sleep(Duration::from_millis(100)).expect("not interrupted yet");
         options.interrupter.interrupt();
         let outcome = connecting.join().expect("no panic");
@@ -271,14 +272,14 @@ fn interrupt_ends_attempt_to_connect() {
     assert!(since.elapsed() < SOON);
 }
 
-/// Where a path is dead, the kernel ends the connection (tcp(7), TCP_USER_TIMEOUT). The broker would be taken for alive if
-/// it were said to have closed it.
+/// On a dead path the kernel ends the connection (tcp(7), TCP_USER_TIMEOUT). Reported as closed by the broker, the
+/// broker would count as alive.
 #[test]
-fn a_path_that_takes_nothing_any_more_is_not_called_the_brokers_end() {
+fn dead_path_is_not_reported_as_closed_by_broker() {
     let (mut connection, _far, _) = pair();
     SockRef::from(&*connection.socket).set_tcp_user_timeout(Some(Duration::from_millis(300))).expect("set");
     let correlation = connection.send_body(78, 2, true, b"").expect("sent");
-    // What the other end does not read fills both buffers.
+    // Fill both buffers; the other end reads nothing.
     connection.socket.set_nonblocking(true).expect("set");
     while (&*connection.socket).write(&[0; 64 * 1024]).is_ok() {}
     connection.socket.set_nonblocking(false).expect("set");

@@ -1,8 +1,8 @@
-//! The producer's thread: takes records, gives each leader its next job, and applies what comes back.
+//! The producer's thread: takes records, gives each leader its next job, and applies the reports.
 //!
-//! It decides and never waits for Kafka, as long as there is more than one broker: leaders and the asker have threads,
-//! and report through one channel. It blocks in one place, [`Actor::next_report`], on records, reports, the end, and
-//! the next moment at which a rest is over.
+//! With more than one broker the thread never waits for Kafka: leaders and the asker have threads of their own and
+//! report through one channel. It blocks only in [`Actor::next_report`]: on records, reports, the end, and the end of
+//! the next rest.
 
 mod reports;
 
@@ -18,7 +18,8 @@ use super::denials::Denials;
 use super::doubts::Doubt;
 use super::lane::{Identity, Lane};
 use super::leader::{Leader, Links};
-use super::link::{Job, Report};
+use super::link::Job;
+use super::report::Report;
 use super::topics::Topics;
 use super::trouble::Trouble;
 use super::{Delivery, DeliveryError, LaneKey, Message, ProducerEvents, ProducerOptions, Shared};
@@ -31,25 +32,25 @@ use program::threads::Thread;
 const REPORTS: usize = 64;
 /// How long the actor waits when nothing is due.
 const IDLE: Duration = Duration::from_secs(1);
-/// The same while it is closing: an interrupt has to be noticed.
+/// The same while closing, to notice an interrupt.
 const CLOSING: Duration = Duration::from_millis(20);
-/// How long the threads may take to end once their sockets are shut.
+/// How long the threads may take to end after their sockets were shut down.
 const END_GRACE: Duration = Duration::from_millis(250);
-/// In the account of held bytes: records whose partition or leader is not known.
+/// Key for records without a known partition or leader in the account of held bytes.
 const NO_LEADER: i32 = -1;
 
-/// What the thread and its owner have in common.
+/// Shared state of the thread and its owner.
 pub(super) struct Handles<T> {
     pub(super) inbox: Receiver<Message<T>>,
     pub(super) closing: Stop,
     pub(super) shared: Arc<Shared>,
 }
 
-/// A partition's records, and how they fare.
+/// One partition's records and their failures.
 struct Slot<T> {
     lane: Lane<T>,
     trouble: Trouble,
-    /// A job that concerns it is out.
+    /// A job that concerns the partition is in progress.
     asked: bool,
 }
 
@@ -69,13 +70,13 @@ pub(super) struct Actor<T, E> {
     lanes: BTreeMap<LaneKey, Slot<T>>,
     leaders: BTreeMap<i32, Leader>,
     denials: Denials,
-    /// A leader that leads nothing has failed: another broker may be there to connect to.
+    /// A leader that leads no partition has failed: connect to another broker, if there is one.
     look_for_leader: bool,
-    /// There was never more than one broker.
+    /// The cluster never had more than one broker.
     alone: bool,
-    /// More records may be taken from the channel.
+    /// The actor may take more records from the channel.
     has_room: bool,
-    /// Threads of leaders that lead nothing any more and had not ended at once.
+    /// Threads of dropped leaders that have not ended yet.
     ending: Vec<Thread>,
 }
 
@@ -111,7 +112,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
     }
 
-    /// Ends when closed and everything is settled, or when interrupted.
+    /// Runs until closed and settled, or until interrupted.
     pub(super) fn run(mut self) -> Result<()> {
         let end = self.work();
         self.shared.ready.store(false, Ordering::Relaxed);
@@ -147,7 +148,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
 
     // ---- records ----
 
-    /// Takes what is in the channel, as long as no leader has its bound of bytes.
+    /// Takes records from the channel until a leader holds its maximum of bytes.
     fn fill(&mut self) {
         let mut held: BTreeMap<i32, usize> = [(NO_LEADER, self.topics.bytes())].into();
         for (key, slot) in &self.lanes {
@@ -164,7 +165,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
     }
 
-    /// Gives a record its partition, if it is known. Returns the leader that it waits for.
+    /// Assigns a record to its partition, if that is known. Returns the leader that the record waits for.
     fn take(&mut self, message: Message<T>) -> i32 {
         let Some((key, message)) = self.topics.place(message) else { return NO_LEADER };
         let leader = self.topics.leader(&key).unwrap_or(NO_LEADER);
@@ -173,7 +174,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
     }
 
     fn push(&mut self, key: LaneKey, message: Message<T>) {
-        // Leaders are not asked for before there is an id.
+        // Without a producer id no leader is looked up.
         let Some(identity) = self.identity else { return };
         let partition = key.1;
         let new = || Slot { lane: Lane::new(partition, identity), trouble: Trouble::new(), asked: false };
@@ -193,9 +194,9 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
     }
 
-    // ---- what is to be done ----
+    // ---- next jobs ----
 
-    /// Asks for what is not known, one question at a time.
+    /// Asks the cluster for missing facts, one question at a time.
     fn ask(&mut self, now: Instant) {
         let asker = self.asker.get_or_insert_with(|| Asker::start(&self.links));
         if asker.is_busy() || self.cluster_trouble.rests(now) {
@@ -209,7 +210,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
     }
 
-    /// Gives every leader that is free its next job. True when something was done here and now.
+    /// Gives every free leader its next job. Returns true if this thread did a job itself.
     fn dispatch(&mut self, now: Instant) -> Result<bool> {
         self.find_leaders(now);
         self.alone &= self.links.cluster.broker_count() <= 1;
@@ -226,7 +227,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         Ok(done_here)
     }
 
-    /// Every lane with records has a leader, or is asked for.
+    /// Finds a leader for every lane with records, or has the cluster asked.
     fn find_leaders(&mut self, now: Instant) {
         let mut without = Vec::new();
         for (key, slot) in &self.lanes {
@@ -247,8 +248,8 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
     }
 
-    /// What a leader is to do next, if it is free: connect and learn where logs end, look a batch up, send, or look at
-    /// its idle connection. It is connected before anything is composed: `about_to_send` means that the record goes
+    /// Chooses the leader's next job, if it is free: connect and look log ends up, look a batch up, send, or check its
+    /// idle connection. Connects before composing, so that `about_to_send` is called only when the record really goes
     /// out.
     fn next_job(&mut self, node: i32, now: Instant) -> Option<Job> {
         let leader = self.leaders.get_mut(&node).filter(|leader| leader.is_free(now))?;
@@ -290,7 +291,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         Some(job)
     }
 
-    /// One request: a batch of each lane in turn, until the request is full.
+    /// Composes one request: a batch of each lane in turn, until the request is full.
     fn compose(&mut self, node: i32, mut keys: Vec<LaneKey>) -> Option<Job> {
         let leader = self.leaders.get_mut(&node)?;
         let after = leader.last.as_ref().map_or(0, |last| keys.partition_point(|key| key <= last));
@@ -310,16 +311,16 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
             }
         }
         leader.last = batches.last().map(|(key, _)| key.clone());
-        // Those of one topic stand together.
+        // Sorted, so the batches of one topic are adjacent.
         batches.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
         leader.out = batches.iter().map(|(key, _)| key.clone()).collect();
         self.settle(refused);
         (!batches.is_empty()).then_some(Job::Produce(batches))
     }
 
-    // ---- what comes back ----
+    // ---- reports ----
 
-    /// Waits for a report, a record, the end, or the next moment at which something is due.
+    /// Waits for a report, a record, the end, or the next due moment.
     fn next_report(&mut self, now: Instant) -> Option<Report> {
         let closing = self.closing.is_triggered();
         let due = self.wakes_at(now).map_or(IDLE, |at| at.saturating_duration_since(Instant::now()));
@@ -331,7 +332,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
             recv(inbox) -> message => {
                 match message {
                     Ok(message) => drop(self.take(message)),
-                    // The handle is gone, and so are all senders.
+                    // The handle and all senders are gone.
                     Err(_) => self.inbox = never(),
                 }
                 None
@@ -341,7 +342,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
     }
 
-    /// The next moment after `now` at which something that rests is due.
+    /// Returns the next moment after `now` at which a rest ends.
     fn wakes_at(&self, now: Instant) -> Option<Instant> {
         let working = self.lanes.values().filter(|slot| slot.lane.has_work());
         let lanes = working.filter_map(|slot| slot.trouble.rests_until());
@@ -363,14 +364,14 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
 
     // ---- the end ----
 
-    /// Nothing more is taken, and everything that is left is settled.
+    /// Refuses further records and settles all remaining ones.
     fn settle_rest(&mut self) {
         self.shared.closed.store(true, Ordering::SeqCst);
         let rest: Vec<Delivery<T>> =
             std::mem::take(&mut self.lanes).into_values().flat_map(|slot| slot.lane.abandon()).collect();
         let mut unsent = self.topics.take_waiting();
         loop {
-            // Senders see the flag, but some may still be inside: they are let out by making room.
+            // Senders see the flag, but some may still be inside `send`: receiving makes room for them.
             let none_inside = self.shared.inside.load(Ordering::SeqCst) == 0;
             match self.inbox.recv_timeout(if none_inside { Duration::ZERO } else { Duration::from_millis(1) }) {
                 Ok(message) => unsent.push(message),
@@ -382,11 +383,10 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         self.fail(unsent, &DeliveryError::Unsent);
     }
 
-    /// Joins all threads. One that is opening a connection cannot be woken; it ends by itself, with the connect
-    /// timeout.
+    /// Joins all threads. A thread that is opening a connection cannot be woken; it ends after the connect timeout.
     fn end_threads(self) {
         drop(self.reports);
-        // This producer's own: everything is settled, so nothing is cut that matters.
+        // The interrupter is this producer's own, and every record is settled.
         self.links.cluster.options().interrupter.interrupt();
         let deadline = Instant::now() + END_GRACE;
         let leaders = self.leaders.into_values().map(|leader| leader.end(deadline));

@@ -1,7 +1,7 @@
-//! Asks the cluster what the producer has to know: its producer id, and who leads its topics.
+//! Asks the cluster for the producer's id and for the leaders of its topics.
 //!
-//! On a thread of its own, since a broker may take seconds to answer and nothing else shall wait for that. One question
-//! at a time. Called by the [`actor`](super::actor), which gets the answer as a report.
+//! Runs on a thread of its own, since a broker may take seconds to answer. Takes one question at a time. Called by the
+//! [`actor`](super::actor), which gets the result as a report.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -10,37 +10,22 @@ use std::time::Instant;
 use crossbeam_channel::{Sender, bounded};
 
 use super::doubts;
-use super::lane::Identity;
 use super::leader::Links;
-use super::link::Report;
+use super::report::{Asked, Report};
 use crate::cluster::{Cluster, Topic};
-use crate::error::{KafkaError, Result, Retry};
+use crate::error::Retry;
 use program::threads::{self, NAME_LIMIT, Thread};
 
-/// What the cluster is to be asked.
+/// A question to the cluster.
 #[derive(Debug)]
 pub(super) struct Question {
-    /// For a producer id.
+    /// Whether to ask for a producer id.
     pub(super) identity: bool,
-    /// For the leaders of these topics. Without any, for the brokers alone.
+    /// Topics whose leaders are asked for. Empty: only the brokers.
     pub(super) topics: Vec<Arc<str>>,
 }
 
-/// What the cluster has told.
-#[derive(Debug)]
-pub(super) struct Asked {
-    pub(super) identity: Option<Identity>,
-    /// Each topic's leaders, or what is wrong with it alone.
-    pub(super) topics: Vec<(Arc<str>, Result<Vec<i32>>)>,
-    /// Those about which nothing was told.
-    pub(super) missed: Vec<Arc<str>>,
-    /// Any broker.
-    pub(super) node: Option<i32>,
-    /// Why not everything was told.
-    pub(super) failed: Option<KafkaError>,
-}
-
-/// Handle on the thread. The field order closes the channel before the join.
+/// Handle to the thread. The field order closes the channel before the join.
 pub(super) struct Asker {
     questions: Sender<Question>,
     busy: bool,
@@ -54,7 +39,7 @@ impl Asker {
         let name: String = links.name.chars().filter(char::is_ascii).take(NAME_LIMIT - "-ask".len()).collect();
         let thread = threads::spawn(&(name + "-ask"), on_death, move || {
             while let Ok(question) = to_ask.recv() {
-                // The actor has ended: the answer is of no use.
+                // The actor has ended and needs no result.
                 if reports.send(Report::Asked(ask(&cluster, question))).is_err() {
                     break;
                 }
@@ -68,27 +53,28 @@ impl Asker {
         self.busy
     }
 
-    /// Asks; only while it is not busy.
+    /// Asks the question; call only while [`is_busy`](Self::is_busy) is false.
     pub(super) fn ask(&mut self, question: Question) {
         self.busy = true;
-        // Capacity one and one question at a time: never full. A thread that has died has triggered the producer's end.
+        // Never full: the capacity is one, and so is the number of questions. A thread that died has triggered the
+        // producer's end.
         let _ = self.questions.try_send(question);
     }
 
-    /// The answer has come.
+    /// Marks the question as answered.
     pub(super) fn reported(&mut self) {
         self.busy = false;
     }
 
-    /// Lets the thread end, and joins it. Gives it back when it has not ended by `deadline`.
+    /// Lets the thread end and joins it. Returns the thread if it has not ended by `deadline`.
     pub(super) fn end(self, deadline: Instant) -> std::result::Result<(), Thread> {
         drop(self.questions);
-        // It logged whatever ended it.
+        // The thread has logged its own error.
         self.thread.join_deadline(deadline).map(drop)
     }
 }
 
-/// Blocks until the cluster has answered, or the time-outs of the client are over.
+/// Blocks until the cluster has answered, or until the client's timeouts.
 fn ask(cluster: &Cluster, question: Question) -> Asked {
     let mut asked = Asked { identity: None, topics: Vec::new(), missed: Vec::new(), node: None, failed: None };
     if question.identity {
@@ -107,7 +93,7 @@ fn ask(cluster: &Cluster, question: Question) -> Asked {
         }
         match cluster.refresh(&[&name]).and_then(|()| cluster.topic(&name)) {
             Ok(topic) => asked.topics.push((name, Ok(leaders(&topic)))),
-            // It says nothing about the topic.
+            // The error concerns the connection, not the topic.
             Err(error) if error.retry() == Retry::Reconnect || error.is_interrupted() => {
                 asked.failed = Some(error);
                 asked.missed.push(name);
@@ -119,7 +105,7 @@ fn ask(cluster: &Cluster, question: Question) -> Asked {
     asked
 }
 
-/// By the partition's index; -1 where a partition has no leader.
+/// Returns node ids by partition index; -1 for a partition without a leader.
 fn leaders(topic: &Topic) -> Vec<i32> {
     let mut leaders = vec![-1; topic.partitions.len()];
     for partition in &topic.partitions {

@@ -1,5 +1,6 @@
-//! What Kafka refuses the producer for good, a missing right above all: said once, known to the producer's handles, and
-//! forgotten with the first success, or when nothing was refused for a while: without records nothing would end it.
+//! Denials: requests that Kafka refuses for good, above all for a missing right. Each is logged once and visible to the
+//! producer's handles. It ends with the first success, or after [`AGE`] without another refusal, since without records
+//! nothing else would end it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,17 +10,17 @@ use super::{DeliveryError, Shared};
 use crate::error::{ErrorCode, KafkaError, Retry};
 
 pub(super) const CLUSTER: &str = "the cluster";
-/// How long a denial counts after its last record.
+/// How long a denial lasts after its last refused record.
 const AGE: Duration = Duration::from_secs(10);
 
-/// One of them.
+/// One denial.
 #[derive(Clone, Debug)]
 pub(super) struct Denial {
     pub(super) error: DeliveryError,
     last: Instant,
 }
 
-/// See the module documentation.
+/// All current denials.
 pub(super) struct Denials {
     /// The producer's name.
     name: String,
@@ -31,7 +32,7 @@ impl Denials {
         Self { name: name.to_owned(), shared }
     }
 
-    /// What an error says about a topic, if it is a code that no repetition cures.
+    /// Records the denial in an error; `None` for errors that repeating may cure.
     pub(super) fn note(&mut self, error: &KafkaError, topic: &str, now: Instant) -> Option<DeliveryError> {
         let KafkaError::Broker { request, code, .. } = error else { return None };
         if code.retry() != Retry::Never {
@@ -52,7 +53,7 @@ impl Denials {
         Some(error)
     }
 
-    /// A record was written to the topic.
+    /// Ends the denials of a topic after a record was written to it.
     pub(super) fn over(&mut self, topic: &str) {
         if !self.is_empty() {
             let written = resource(topic);
@@ -60,7 +61,7 @@ impl Denials {
         }
     }
 
-    /// Forgets what was not refused for a while.
+    /// Ends denials that were not repeated for [`AGE`].
     pub(super) fn expire(&mut self, now: Instant) {
         if !self.is_empty() {
             self.end(|_, denial| now.saturating_duration_since(denial.last) >= AGE);
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_denial_ends_with_a_success_of_its_topic_or_with_time() {
+    fn denial_ends_after_a_success_on_its_topic_or_ten_seconds() {
         let shared = Arc::new(Shared::new());
         let mut denials = Denials::new("test", Arc::clone(&shared));
         let now = Instant::now();

@@ -1,6 +1,6 @@
-//! Batches whose outcome only the log can tell: is a batch with this producer's mark in it?
+//! Searches the log for a batch whose outcome is unknown, by its producer id and sequence number.
 //!
-//! Blocks its thread on questions to the partition's leader; repeats nothing. Called by a leader's
+//! Blocks its thread on requests to the partition's leader; repeats nothing. Called by a leader's
 //! [`link`](super::link).
 
 use std::time::Duration;
@@ -18,41 +18,41 @@ use crate::pool::Pool;
 use crate::reader::fetch_one;
 use crate::records::{self, BatchIdentity};
 
-/// Bytes of one fetch while the log is searched.
+/// Bytes of one fetch during the search.
 const SEARCH_BYTES: i32 = 1 << 20;
 
-/// A batch in doubt.
+/// A batch with an unknown outcome.
 #[derive(Clone, Debug)]
 pub(super) struct Doubt {
     pub(super) key: LaneKey,
     pub(super) batch: BatchIdentity,
-    /// If it was written, then at this offset or later.
+    /// If the batch was written, it is at this offset or later.
     pub(super) from: i64,
 }
 
-/// A new producer id (InitProducerId v3, KIP-98 and KIP-360). A fresh cluster first answers 14 or 15.
+/// Gets a new producer id (InitProducerId v3, KIP-98 and KIP-360). A new cluster first returns 14 or 15.
 ///
 /// # Errors
-/// The broker's code, 31 among them, or no broker answered.
+/// The broker's code, for example 31; or no broker answered.
 pub(super) fn new_identity(cluster: &Cluster) -> Result<Identity> {
-    // The codec's default transactional id is the empty one, which is refused; null means idempotent only.
+    // The codec's default transactional id is empty, which brokers refuse; null means idempotent only.
     let request = InitProducerIdRequest::default().with_transactional_id(None).with_transaction_timeout_ms(0);
     let response = cluster.ask(3, &request)?;
     ErrorCode(response.error_code).check("InitProducerId", None)?;
     Ok(Identity { id: response.producer_id.0, epoch: response.producer_epoch })
 }
 
-/// The offset at which the batch stands; `None` when it is not in the log and cannot come into it any more.
+/// Returns the offset of the batch; `None` if it is not in the log and cannot get into it any more.
 ///
 /// # Errors
-/// The log could not be read to the end of what its leader has written. 19: what the leader has written last is not
-/// replicated, and so not readable yet.
+/// The log could not be read up to the leader's last write. 19: the end of the leader's log is not replicated yet and
+/// so cannot be read.
 pub(super) fn search(pool: &mut Pool, node: i32, doubt: &Doubt) -> Result<Option<i64>> {
     let (topic, partition) = (&*doubt.key.0, doubt.key.1);
-    // Asked first: what is written after this is not ours, since nothing of ours is out.
+    // Asked first: later records are not this producer's, which has no request out.
     let end = log_end(pool, node, topic, partition)?;
     let start = offsets::list(pool, topic, [partition], Position::Start)?.get(&partition).copied().unwrap_or(0);
-    // A log that ends before our last acknowledged record was cut or created again: all of it is searched.
+    // The log ends before the last acknowledged record: it was cut or created again, so all of it is searched.
     let mut next = if (start..=end).contains(&doubt.from) { doubt.from } else { start };
     let limits = Limits { max_wait: Duration::ZERO, max_bytes: SEARCH_BYTES, min_bytes: 1 };
     while next < end {
@@ -77,7 +77,7 @@ pub(super) fn search(pool: &mut Pool, node: i32, doubt: &Doubt) -> Result<Option
     Ok(None)
 }
 
-/// Where the leader's log ends, what is not replicated yet included. A client is told the high watermark
+/// Returns the end of the leader's log, including records not replicated yet. A client gets the high watermark
 /// (`ReplicaManager.fetchOffset`: replica id -1 has an isolation level), a debugging consumer (-2) the end of the log.
 fn log_end(pool: &mut Pool, node: i32, topic: &str, partition: i32) -> Result<i64> {
     const VERSION: i16 = 7;

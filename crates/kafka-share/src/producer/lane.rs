@@ -1,8 +1,8 @@
-//! The records of one partition on their way into the log: pure, no I/O, no clock but the one handed in.
+//! The records of one partition on their way into the log. Pure: no I/O, time is a parameter.
 //!
 //! At most one batch of a partition is out at a time. Its bytes are made once, with the producer's id and the next
-//! sequence number, and stay the same until the answer settles them. What a broker's answer means is decided here; what
-//! is sent when, by [`actor`](super::actor).
+//! sequence number, and stay the same until a response settles them. The lane decides what a broker's response means;
+//! [`actor`](super::actor) decides what is sent when.
 
 use std::collections::VecDeque;
 use std::time::SystemTime;
@@ -13,11 +13,11 @@ use super::{Delivered, Delivery, DeliveryError, Message};
 use crate::error::{ErrorCode, Retry};
 use crate::records::{self, BatchIdentity, RecordContent};
 
-/// A record larger than this is refused here: a request above the broker's `socket.request.max.bytes` (100 MiB) is
-/// answered by closing the connection, for ever.
+/// Largest record. Above the broker's `socket.request.max.bytes` (100 MiB) the broker would close the connection at
+/// every attempt.
 const RECORD_CAP: usize = 32 << 20;
 
-/// Id and epoch that a broker gave to a producer (KIP-98).
+/// Producer id and epoch, given by a broker (KIP-98).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) id: i64,
@@ -30,47 +30,47 @@ pub(super) struct Lane<T> {
     partition: i32,
     identity: Identity,
     next_sequence: i32,
-    /// Every batch of ours that is not yet acknowledged was written at this offset or later.
+    /// Every batch that is not yet acknowledged was written at this offset or later.
     search_from: Option<i64>,
-    /// Pieces of refused batches, the next one last. They go before what waits.
+    /// Halves of refused batches, the next one last. They are sent before the waiting records.
     pieces: Vec<Vec<Message<T>>>,
     waiting: VecDeque<Message<T>>,
     batch: Option<Batch<T>>,
-    /// Of everything in this lane.
+    /// Bytes of all records in this lane.
     bytes: usize,
 }
 
-/// A batch whose outcome is not known.
+/// A batch with an unknown outcome.
 #[derive(Debug)]
 struct Batch<T> {
     messages: Vec<Message<T>>,
     bytes: Bytes,
     identity: BatchIdentity,
-    /// It was handed to a connection, and the answer has not come.
+    /// A connection has it, and the response has not come.
     out: bool,
-    /// Some sending of it was never answered for good: it may be in the log, whatever a later answer says.
+    /// An earlier sending got no final response: the batch may be in the log, whatever a later response says.
     maybe_written: bool,
-    /// Only the log can tell: it is looked up before anything else is sent.
+    /// Only the log shows the outcome: it is searched before the lane sends anything else.
     in_doubt: bool,
 }
 
-/// What an answer, or the log, has settled.
+/// Result of a response or of a search in the log.
 #[derive(Debug)]
 pub(super) struct Answer<T> {
     pub(super) deliveries: Vec<Delivery<T>>,
     pub(super) verdict: Verdict,
 }
 
-/// What an answer means for the batch that was out.
+/// Meaning of a response for the batch that was out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It is settled, or was split so that the rest goes on.
+    /// The batch is settled, or was split and the rest is sent again.
     Settled,
-    /// The same batch goes out again after a rest.
+    /// The same batch is sent again after a rest.
     Again(ErrorCode),
-    /// Only the log can tell: [`Lane::in_doubt`].
+    /// Only the log shows the outcome: [`Lane::in_doubt`].
     InDoubt(ErrorCode),
-    /// The topic or the request is refused, whatever its records: [`Lane::deny`].
+    /// The topic or the request is refused, whatever the record: [`Lane::deny`].
     Denied(ErrorCode),
 }
 
@@ -111,7 +111,7 @@ impl<T> Lane<T> {
         self.batch.is_some() || !self.pieces.is_empty() || !self.waiting.is_empty()
     }
 
-    /// Where the log is searched for a batch in doubt; `None` until it is told.
+    /// Offset from which the log is searched for a batch in doubt; `None` until it is known.
     pub(super) fn search_from(&self) -> Option<i64> {
         self.search_from
     }
@@ -120,13 +120,13 @@ impl<T> Lane<T> {
         self.search_from = Some(offset);
     }
 
-    /// The batch that must be looked up in the log before the lane goes on.
+    /// Returns the batch that the log must be searched for before the lane continues.
     pub(super) fn in_doubt(&self) -> Option<BatchIdentity> {
         self.batch.as_ref().filter(|batch| batch.in_doubt).map(|batch| batch.identity)
     }
 
-    /// Makes the next batch unless one is out already. `keep` is asked for each record that goes out for the first
-    /// time; the ones it drops are gone. Returns what could be refused without asking the broker.
+    /// Makes the next batch unless a batch is out. Calls `keep` before a record's first sending; `false` drops the
+    /// record. Returns the records refused without asking the broker.
     pub(super) fn compose(
         &mut self,
         batch_bytes: usize,
@@ -194,15 +194,14 @@ impl<T> Lane<T> {
         messages
     }
 
-    /// The bytes to be sent now; `None` when there is nothing, or the log must be asked first. Counts as sent from here
-    /// on.
+    /// Returns the bytes to be sent now, and marks them as out. `None`: no batch, or the log must be searched first.
     pub(super) fn outgoing(&mut self) -> Option<Bytes> {
         let batch = self.batch.as_mut().filter(|batch| !batch.in_doubt)?;
         batch.out = true;
         Some(batch.bytes.clone())
     }
 
-    /// The batch was sent and no answer came: it goes out again as it is.
+    /// Notes that no response came: the batch is sent again unchanged.
     pub(super) fn unanswered(&mut self) {
         if let Some(batch) = &mut self.batch {
             batch.maybe_written |= batch.out;
@@ -210,13 +209,13 @@ impl<T> Lane<T> {
         }
     }
 
-    /// The broker's answer for this partition.
+    /// Applies the broker's response for this partition.
     pub(super) fn answered(&mut self, code: ErrorCode, base_offset: i64, message: Option<&str>) -> Answer<T> {
         let Some(batch) = &mut self.batch else { return Answer::settled(Vec::new()) };
         batch.out = false;
         match code {
             ErrorCode::NONE => Answer::settled(self.delivered(base_offset)),
-            // An earlier sending may be in the log, and a new id would write it a second time.
+            // An earlier sending may be in the log; sending under a new id could write the batch twice.
             code if is_sequence_fault(code) || (code.retry() == Retry::Never && batch.maybe_written) => {
                 batch.in_doubt = true;
                 Answer::without_deliveries(Verdict::InDoubt(code))
@@ -224,21 +223,21 @@ impl<T> Lane<T> {
             code if is_refusal(code) => Answer::settled(self.split(code, message.unwrap_or_default())),
             code if code.retry() == Retry::Never => Answer::without_deliveries(Verdict::Denied(code)),
             code => {
-                // 7 and 20 come after the leader has written the batch, 6 can: only the final answer tells.
+                // The leader may have written the batch (with 7 and 20 it has): only the final response shows.
                 batch.maybe_written = true;
                 Answer::without_deliveries(Verdict::Again(code))
             }
         }
     }
 
-    /// The log has the batch in doubt at this offset. The id that caused the doubt is not used again.
+    /// Settles the batch in doubt, found in the log at this offset, and replaces its producer id.
     pub(super) fn found(&mut self, base_offset: i64, fresh: Identity) -> Vec<Delivery<T>> {
         let deliveries = self.delivered(base_offset);
         self.renew(fresh);
         deliveries
     }
 
-    /// The log does not have the batch in doubt: its records go out again, first of all, under a new id.
+    /// Sends the records of the batch in doubt again, before all others, under a new id: the log does not have them.
     pub(super) fn not_found(&mut self, fresh: Identity) {
         if let Some(batch) = self.batch.take() {
             self.pieces.push(batch.messages);
@@ -246,19 +245,20 @@ impl<T> Lane<T> {
         self.renew(fresh);
     }
 
-    /// The log may not be asked for the batch in doubt: its outcome stays unknown, and its id is not used again.
+    /// Settles the batch in doubt as unknown, because the log cannot be read. Its id is not used again.
     pub(super) fn not_told(&mut self, fresh: Identity) -> Vec<Delivery<T>> {
         let messages = self.batch.take().map(|batch| batch.messages).unwrap_or_default();
         self.renew(fresh);
         self.fail(messages, &DeliveryError::Unknown)
     }
 
-    /// Kafka refuses the partition, whatever its records: all of them fail. One that may be in the log stays unknown.
+    /// Fails all records, since Kafka refuses the partition. A batch that may be in the log is settled as unknown.
     pub(super) fn deny(&mut self, denied: &DeliveryError) -> Vec<Delivery<T>> {
         let mut deliveries = Vec::new();
         if let Some(batch) = self.batch.take() {
             if batch.out || batch.maybe_written {
-                // If it is in the log its sequence numbers are used up; if it is not, the next answer says so.
+                // A batch in the log has used its sequence numbers. If it is not there, the next response reports a
+                // gap.
                 self.next_sequence = sequence_after(self.next_sequence, batch.messages.len());
                 deliveries = self.fail(batch.messages, &DeliveryError::Unknown);
             } else {
@@ -296,8 +296,8 @@ impl<T> Lane<T> {
         deliveries
     }
 
-    /// Nothing of a refused batch is in the log, and its sequence numbers are free again: halve it until the culprit is
-    /// alone.
+    /// Halves a refused batch until the faulty record is alone. A refused batch is not in the log, so its sequence
+    /// numbers are free.
     fn split(&mut self, code: ErrorCode, message: &str) -> Vec<Delivery<T>> {
         let Some(Batch { mut messages, .. }) = self.batch.take() else { return Vec::new() };
         if messages.len() == 1 {
@@ -313,7 +313,7 @@ impl<T> Lane<T> {
         self.fail(messages, &DeliveryError::Refused { code, message: message.to_owned() })
     }
 
-    /// Settles everything that is left, at the end.
+    /// Settles all remaining records at the end.
     pub(super) fn abandon(self) -> Vec<Delivery<T>> {
         let (unknown, unsent) = match self.batch {
             Some(batch) if batch.out || batch.maybe_written => (batch.messages, Vec::new()),
@@ -329,8 +329,8 @@ impl<T> Lane<T> {
     }
 }
 
-/// The codes that concern a record itself and that repeating cannot cure. For the whole batch the broker names one
-/// culprit.
+/// Codes that concern a record itself, which repeating cannot cure. The broker names one faulty record for the whole
+/// batch.
 fn is_refusal(code: ErrorCode) -> bool {
     matches!(
         code,
@@ -341,12 +341,12 @@ fn is_refusal(code: ErrorCode) -> bool {
     )
 }
 
-/// The broker does not agree about our id or sequence numbers: it lost them (retention, an unclean leader), or we are
+/// The broker rejects the producer id or sequence number: it lost them (retention, an unclean leader), or the client is
 /// at fault.
 fn is_sequence_fault(code: ErrorCode) -> bool {
-    /// The batch is older than the five whose numbers the broker remembers.
+    /// The batch is older than the last five, whose numbers the broker remembers.
     const DUPLICATE_SEQUENCE_NUMBER: ErrorCode = ErrorCode(46);
-    /// Another producer took our id over.
+    /// Another producer took the id over.
     const PRODUCER_FENCED: ErrorCode = ErrorCode(90);
     matches!(
         code,
@@ -358,10 +358,10 @@ fn is_sequence_fault(code: ErrorCode) -> bool {
     )
 }
 
-/// Sequence numbers run from 0 to 2^31 - 1 and begin again.
+/// Sequence numbers run from 0 to 2^31 - 1, then start again at 0.
 fn sequence_after(sequence: i32, count: usize) -> i32 {
     let next = (i64::from(sequence) + count as i64) % (i64::from(i32::MAX) + 1);
-    // Less than 2^31 by the remainder.
+    // The remainder is below 2^31.
     next as i32
 }
 

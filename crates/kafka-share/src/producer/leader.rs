@@ -1,9 +1,8 @@
-//! One leader as the producer's thread sees it: the job that is out, its rest, and the thread that does its waiting.
+//! One leader as the producer's thread sees it: its current job, its rest, and its thread.
 //!
-//! A leader has one job out at a time. In a cluster of several brokers its [`Link`] has a thread of its own, so that
-//! one that is frozen, unreachable or slow to take bytes holds up nothing but its own partitions. A cluster of one
-//! broker has no other leader to hold up: there the link is called in line, which saves two changes of thread per
-//! request.
+//! A leader has at most one job at a time. In a cluster of several brokers its [`Link`] has a thread of its own. A
+//! frozen, unreachable or slow broker then delays only its own partitions. With a single broker the producer's thread
+//! calls the link itself, which saves two thread switches per request.
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -11,51 +10,52 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded};
 
 use super::LaneKey;
-use super::link::{Job, Link, Report};
+use super::link::{Job, Link};
+use super::report::Report;
 use super::trouble::Trouble;
 use crate::cluster::Cluster;
 use program::stop::Stop;
 use program::threads::{self, NAME_LIMIT, Thread};
 
-/// How often the connection of an idle leader is looked at.
+/// Interval at which the connection of an idle leader is checked.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
 
-/// What every leader's link and thread are made with.
+/// Shared parts of every leader's link and thread.
 #[derive(Clone)]
 pub(super) struct Links {
     /// The producer's name.
     pub(super) name: String,
     pub(super) cluster: Cluster,
-    /// Capacity: a report for each leader of a large cluster. Full: a leader's thread waits until it is read.
+    /// Holds a report for each leader of a large cluster. When it is full, a leader's thread waits.
     pub(super) reports: Sender<Report>,
     pub(super) on_death: Stop,
 }
 
-/// Where the link's jobs are done.
+/// Where the link runs its jobs.
 enum Worker {
     /// On the actor's thread.
     Caller(Box<Link>),
-    /// A thread. The field order closes the channel before the join.
+    /// On its own thread. The field order closes the channel before the join.
     Thread { jobs: Sender<Job>, thread: Thread },
 }
 
-/// See the module documentation.
+/// One leader and its current job.
 pub(super) struct Leader {
     node: i32,
-    /// `None` only while a job is handed over.
+    /// `None` only inside [`give`](Self::give).
     worker: Option<Worker>,
     busy: bool,
-    /// The last job found a connection that stands.
+    /// The last job found a working connection.
     pub(super) connected: bool,
     pub(super) trouble: Trouble,
-    /// The broker reads nothing from us before (KIP-219).
+    /// Until then the broker reads nothing from this client (KIP-219).
     throttled_until: Option<Instant>,
     looked_at: Option<Instant>,
-    /// The lanes whose batches are out.
+    /// Lanes whose batches are in the current request.
     pub(super) out: Vec<LaneKey>,
-    /// The lane that was the last one in the last request: the next request begins after it.
+    /// The last lane in the previous request: the next request begins after it.
     pub(super) last: Option<LaneKey>,
-    /// The last request of records came after the last look at the log: a doubt is next.
+    /// A request was sent since the last search of the log: search next.
     pub(super) doubts_first: bool,
 }
 
@@ -75,23 +75,24 @@ impl Leader {
         }
     }
 
-    /// Whether it can be given a job.
+    /// Whether the leader can take a job.
     pub(super) fn is_free(&self, now: Instant) -> bool {
         !self.busy && !self.trouble.rests(now) && self.throttled_until.is_none_or(|until| until <= now)
     }
 
-    /// Whether its connection should be looked at, where there is nothing else to do.
+    /// Whether an idle connection is due for a check.
     pub(super) fn is_unwatched(&self, now: Instant) -> bool {
         self.looked_at.is_none_or(|at| at + IDLE_CHECK <= now)
     }
 
-    /// When it can or should be given a job that it cannot be given now.
+    /// Returns the moments at which the leader can or should get a job that it cannot get now.
     pub(super) fn wakes_at(&self) -> impl Iterator<Item = Instant> {
         let watch = self.looked_at.map(|at| at + IDLE_CHECK);
         [self.trouble.rests_until(), self.throttled_until, watch].into_iter().flatten().filter(|_| !self.busy)
     }
 
-    /// Gives it a job. With `alone` it is done here and now; otherwise the report comes by the channel.
+    /// Gives the leader a job. With `alone` the job runs here and its report is returned; otherwise the report comes
+    /// through the channel.
     pub(super) fn give(&mut self, job: Job, alone: bool, links: &Links, now: Instant) -> Option<Report> {
         self.busy = true;
         self.looked_at = Some(now);
@@ -111,19 +112,20 @@ impl Leader {
     }
 
     fn hand_over(&mut self, jobs: Sender<Job>, thread: Thread, job: Job) -> Option<Report> {
-        // Capacity one and one job at a time: never full. A thread that has died has triggered the producer's end.
+        // Never full: the capacity is one, and so is the number of jobs. A thread that died has triggered the
+        // producer's end.
         let _ = jobs.try_send(job);
         self.worker = Some(Worker::Thread { jobs, thread });
         None
     }
 
-    /// Its report has come.
+    /// Marks the job as done.
     pub(super) fn reported(&mut self) {
         self.busy = false;
     }
 
-    /// The broker reads nothing from its connection for this long. True when this is to be logged: only the first of
-    /// several in a row.
+    /// Notes that the broker reads nothing from its connection for this long. Returns true for the first throttle in a
+    /// row, which is logged.
     pub(super) fn throttled(&mut self, time: Duration, now: Instant) -> bool {
         if time.is_zero() {
             self.throttled_until = None;
@@ -132,21 +134,21 @@ impl Leader {
         self.throttled_until.replace(now + time).is_none()
     }
 
-    /// Lets its thread end, and joins it. Gives it back when it has not ended by `deadline`.
+    /// Lets the thread end and joins it. Returns the thread if it has not ended by `deadline`.
     pub(super) fn end(self, deadline: Instant) -> Result<(), Thread> {
         let Some(Worker::Thread { jobs, thread }) = self.worker else { return Ok(()) };
         drop(jobs);
-        // It logged whatever ended it.
+        // The thread has logged its own error.
         thread.join_deadline(deadline).map(drop)
     }
 }
 
-/// Starts the thread of a link; it ends when the sender of jobs is dropped.
+/// Starts the thread of a link; it ends when the job sender is dropped.
 fn start(node: i32, mut link: Link, links: &Links) -> (Sender<Job>, Thread) {
     let (jobs, to_do) = bounded::<Job>(1);
     let reports = links.reports.clone();
     let thread = threads::spawn(&thread_name(&links.name, node), links.on_death.clone(), move || {
-        // Fails when the actor has ended, which is no error: the report is of no use then.
+        // Sending fails only after the actor has ended, which needs no report.
         while let Ok(job) = to_do.recv() {
             if reports.send(link.perform(job)).is_err() {
                 break;
@@ -157,7 +159,7 @@ fn start(node: i32, mut link: Link, links: &Links) -> (Sender<Job>, Thread) {
     (jobs, thread)
 }
 
-/// The producer's name, as much of it as fits, and the node's id.
+/// Joins the producer's name, cut to fit, and the node id.
 fn thread_name(producer: &str, node: i32) -> String {
     let node = format!("-{node}");
     let room = NAME_LIMIT.saturating_sub(node.len());
@@ -171,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_threads_fit_and_tell_the_node() {
+    fn thread_names_fit_the_limit_and_contain_the_node_id() {
         assert_eq!(thread_name("outbox", 3), "outbox-3");
         assert_eq!(thread_name("test-producer", 1001), "test-produ-1001");
         assert_eq!(thread_name("producer", i32::MAX), "prod-2147483647");

@@ -1,7 +1,7 @@
-//! Everything that blocks on one leader: connecting, producing, asking where logs end, looking batches up.
+//! All calls that block on one leader: connecting, producing, asking for log ends, searching batches.
 //!
-//! A [`Link`] does one job at a time, on the thread that calls it, and says what came of it. It decides nothing and
-//! repeats nothing; [`leader`](super::leader) owns it, and gives it a thread of its own where others could be held up.
+//! A [`Link`] does one job at a time on the calling thread and returns a report. It decides nothing and repeats
+//! nothing. [`leader`](super::leader) owns it, and gives it a thread in clusters of several brokers.
 
 use std::time::{Duration, Instant};
 
@@ -10,46 +10,32 @@ use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProdu
 use kafka_protocol::messages::{ProduceRequest, ProduceResponse};
 
 use super::LaneKey;
-use super::asker::Asked;
 use super::doubts::{self, Doubt};
-use super::lane::Identity;
+use super::report::Report;
 use crate::cluster::{Cluster, Led, WATCH_INTERVAL, topic_name};
 use crate::error::{KafkaError, Result, Retry};
 use crate::offsets::{self, Position};
 use crate::pool::Pool;
 
-/// Produce v8: as v7, and the answer carries the broker's words (KIP-467).
+/// Produce v8: as v7, and the response carries the broker's message (KIP-467).
 const VERSION: i16 = 8;
 
-/// What a link is to do.
+/// A job for a link.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Have a connection that stands, and learn where the logs of these partitions end.
+    /// Ensure a working connection, and ask for the log ends of these partitions.
     Open(Vec<LaneKey>),
-    /// Send these batches in one request, and wait for its answer.
+    /// Send these batches in one request and wait for the response.
     Produce(Vec<(LaneKey, Bytes)>),
-    /// Look a batch up in the log, and get a new producer id to go on with.
+    /// Search the log for a batch, and get a new producer id.
     LookUp(Doubt),
 }
 
-/// What came of a job, or of a question to the cluster.
-#[derive(Debug)]
-pub(super) enum Report {
-    /// The connection stands, and the logs end there; or nothing is known.
-    Opened(i32, Result<Vec<(LaneKey, Result<i64>)>>),
-    /// The broker has answered, or nothing is known about the request.
-    Produced(i32, Result<ProduceResponse>),
-    /// The new producer id, and where the batch stands.
-    LookedUp(i32, LaneKey, Result<(Identity, Result<Option<i64>>)>),
-    /// What the cluster knows.
-    Asked(Asked),
-}
-
-/// See the module documentation.
+/// Connection and jobs of one node.
 #[derive(Debug)]
 pub(super) struct Link {
     node: i32,
-    /// Of this node; a question may lead to another one when the leader has just moved.
+    /// Connections to this node; also to another node when the leader has just moved.
     pool: Pool,
 }
 
@@ -58,7 +44,7 @@ impl Link {
         Self { node, pool: Pool::new(cluster) }
     }
 
-    /// Does the job, however long that takes; what bounds it are the client's time-outs.
+    /// Does the job; the client's timeouts limit it.
     pub(super) fn perform(&mut self, job: Job) -> Report {
         match job {
             Job::Open(keys) => {
@@ -80,7 +66,7 @@ impl Link {
         }
     }
 
-    /// After a failure the connection is closed: it may stand in the middle of an answer.
+    /// Closes the connection after a failure: it may be in the middle of a response.
     fn checked<T>(&mut self, outcome: Result<T>) -> Result<T> {
         outcome.inspect_err(|error| {
             self.pool.cluster().blame(error);
@@ -90,7 +76,7 @@ impl Link {
 
     fn open(&mut self, keys: Vec<LaneKey>) -> Result<Vec<(LaneKey, Result<i64>)>> {
         if keys.is_empty() {
-            // A connection that the broker closed while nothing was asked is replaced.
+            // Replaces a connection that the broker closed while idle.
             self.pool.any_alive();
         }
         self.pool.get(self.node)?;
@@ -133,7 +119,7 @@ impl Link {
     }
 }
 
-/// Produce v8 with acks=all. The lanes come sorted, so those of one topic stand together.
+/// Makes a Produce v8 request with acks=all. `batches` is sorted, so the batches of one topic are adjacent.
 fn produce_request(batches: Vec<(LaneKey, Bytes)>, timeout: Duration) -> ProduceRequest {
     let mut topics: Vec<TopicProduceData> = Vec::new();
     for ((topic, partition), bytes) in batches {
@@ -143,7 +129,7 @@ fn produce_request(batches: Vec<(LaneKey, Bytes)>, timeout: Duration) -> Produce
             _ => topics.push(TopicProduceData::default().with_name(topic_name(&topic)).with_partition_data(vec![data])),
         }
     }
-    // The broker waits for its replicas a little less than we wait for the broker.
+    // The broker waits for its replicas a little less than this client waits for the broker.
     let timeout_ms = i32::try_from((timeout * 4 / 5).as_millis()).unwrap_or(i32::MAX);
     ProduceRequest::default()
         .with_transactional_id(None)

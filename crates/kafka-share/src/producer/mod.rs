@@ -1,23 +1,23 @@
-//! The idempotent, batching producer (KIP-98, without transactions): every record's outcome is told exactly once.
+//! The idempotent, batching producer (KIP-98, without transactions): reports every record's outcome exactly once.
 //!
-//! One thread takes what is in the channel and sends one request per leader at a time; the next one carries what has
-//! gathered meanwhile: no timer, no linger. A batch's bytes are made once and resent as they are until their outcome is
-//! known, so that a broker that has them already says so. A record that the broker refuses for good is found by
-//! splitting its batch; the others are delivered. A right that is missing fails all records that need it. While a
-//! leader, a partition or a topic is unavailable its records wait, until the producer is closed, and no others do: each
-//! has its own back-off and its own bytes. Up to [`ProducerOptions::held_bytes`] are taken from the channel for each
-//! leader (the records without one share as much); beyond, the channel fills, and `send` waits or `try_send` refuses,
-//! whatever the record's topic. Records of one partition keep their order.
+//! One thread takes records from a channel and sends one request per leader at a time. The next request carries the
+//! records gathered meanwhile: no timer, no linger. A batch is resent unchanged until its outcome is known, so a broker
+//! that has it already recognises it. If the broker refuses a record for good, its batch is split and the others are
+//! delivered. A missing right fails all records that need it. While a leader, partition or topic is unavailable, only
+//! its own records wait, with a back-off of their own. The producer holds up to [`ProducerOptions::held_bytes`] for
+//! each leader and for all records without one. Beyond that the channel fills, and `send` waits or `try_send` refuses,
+//! for any topic. Records of one partition keep their order.
 //!
 //! | module | noun |
 //! |---|---|
 //! | `actor` | the thread that decides |
-//! | `lane` | one partition's records, and what an answer means for them; pure |
+//! | `lane` | one partition's records, and the meaning of responses for them; pure |
 //! | `topics`, `asker` | partitions and leaders; the thread that asks for them |
 //! | `leader` | one leader: its job, rest and thread |
-//! | `link` | what blocks on a leader |
+//! | `link` | calls that block on a leader |
+//! | `report` | reports of these threads to the actor |
 //! | `doubts` | looking batches up in the log |
-//! | `denials` | what Kafka refuses for good |
+//! | `denials` | requests that Kafka refuses for good |
 //! | `trouble` | back-off and outage of one thing; pure |
 //!
 //! Called by the gateway (tasks, claims) and by the worker's outbox.
@@ -29,6 +29,7 @@ mod doubts;
 mod lane;
 mod leader;
 mod link;
+mod report;
 mod topics;
 mod trouble;
 
@@ -50,7 +51,7 @@ use super::interrupt::Interrupter;
 use program::stop::Stop;
 use program::threads::{self, Thread};
 
-/// A record to be written. Its partition follows from its key, as with Kafka's own producers.
+/// A record to be written. Its key decides its partition, as with Kafka's own producers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProducerRecord {
     /// The topic, which must exist.
@@ -64,9 +65,9 @@ pub struct ProducerRecord {
 }
 
 impl ProducerRecord {
-    /// About what the record takes in a batch.
+    /// Approximate bytes of the record in a batch.
     fn size(&self) -> usize {
-        /// Lengths, deltas and attributes of one record, and of one header.
+        /// Lengths, deltas and attributes of a record, and of a header.
         const RECORD: usize = 24;
         const HEADER: usize = 6;
         let bytes = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
@@ -75,7 +76,7 @@ impl ProducerRecord {
     }
 }
 
-/// Where a record stands now, acknowledged by all replicas in sync (acks=all).
+/// Position of a record that all in-sync replicas have acknowledged (acks=all).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delivered {
     /// Partition of the topic.
@@ -87,29 +88,29 @@ pub struct Delivered {
 /// Why a record was not delivered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeliveryError {
-    /// The broker refuses this record alone, and repeating cannot cure it: 10, 18, 32 or 87.
+    /// The broker refuses this record alone, and repeating cannot cure that: 10, 18, 32 or 87.
     #[error("refused: {code}{}{message}", if message.is_empty() { "" } else { ": " })]
     Refused {
         /// The broker's code.
         code: ErrorCode,
-        /// The broker's own words, if it gave any.
+        /// The broker's own message, if it sent any.
         message: String,
     },
-    /// Kafka refuses the topic, the producer or the request, whatever the record, and time alone does not change that:
-    /// a right is missing (29, 31), or a setting forbids it. The record is not in the log.
+    /// Kafka refuses the topic, the producer or the request, whatever the record, until an operator changes it: a right
+    /// is missing (29, 31), or a setting forbids it. The record is not in the log.
     #[error("Kafka refuses {right} on {resource}: {code}")]
     Denied {
-        /// What was refused, by the name of the operation in Kafka's ACLs: "Write", "Describe", "IdempotentWrite".
+        /// The refused operation, by its name in Kafka's ACLs: "Write", "Describe", "IdempotentWrite".
         right: &'static str,
-        /// What it was refused on: `topic NAME`, or "the cluster".
+        /// The resource: `topic NAME`, or "the cluster".
         resource: Arc<str>,
         /// The broker's code.
         code: ErrorCode,
     },
-    /// Closed before it was sent: it is not in the log.
+    /// The producer was closed before it sent the record: the record is not in the log.
     #[error("closed before it was sent")]
     Unsent,
-    /// It may be in the log: the producer was closed before the outcome was known, or may not read the log to find out.
+    /// The record may be in the log: the producer was closed too early to know, or lacks the right to read the log.
     #[error("whether it was written is unknown")]
     Unknown,
 }
@@ -117,36 +118,36 @@ pub enum DeliveryError {
 /// The outcome of one record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery<T> {
-    /// What came with the record.
+    /// The token that came with the record.
     pub token: T,
-    /// Where it is, or why it is not.
+    /// The record's position, or the reason why it was not delivered.
     pub outcome: Result<Delivered, DeliveryError>,
 }
 
-/// What the owner of the records is told, on the producer's thread: it must not block.
+/// Callbacks of the records' owner. They run on the producer's thread and must not block.
 pub trait ProducerEvents<T>: Send + 'static {
-    /// Asked once, directly before the record goes out for the first time. `false` drops it unsent, without a delivery.
+    /// Called once, directly before the record's first sending. `false` drops it unsent, without a delivery.
     fn about_to_send(&mut self, token: &T) -> bool {
         let _ = token;
         true
     }
 
-    /// The outcomes of records, each told once.
+    /// Reports the outcomes of records, each once.
     fn settled(&mut self, deliveries: Vec<Delivery<T>>);
 }
 
 /// Bounds of a producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProducerOptions {
-    /// Records that wait in the channel. When it is full, `send` blocks and `try_send` refuses.
+    /// Records that can wait in the channel. When it is full, `send` blocks and `try_send` refuses.
     pub queue: usize,
-    /// Bytes after which a batch ends. A batch is read as a whole, so batches of tasks are kept small. Kafka:
+    /// Bytes after which a batch ends. Readers get whole batches, so batches of tasks are kept small. Kafka:
     /// `batch.size`.
     pub batch_bytes: usize,
-    /// Bytes after which no further batch is added to a request. Kafka: `max.request.size`.
+    /// Bytes after which a request takes no further batch. Kafka: `max.request.size`.
     pub request_bytes: usize,
-    /// Bytes of records that are held for one leader beside the channel, and for all records without a leader together.
-    /// Enough for what comes while a leader is replaced. Kafka: `buffer.memory`, which is one bound for all.
+    /// Bytes of records held for one leader, in addition to the channel, and for all records without a leader together.
+    /// Enough for the records of a leader change. Kafka: `buffer.memory`, one bound for all.
     pub held_bytes: usize,
 }
 
@@ -156,12 +157,12 @@ impl Default for ProducerOptions {
     }
 }
 
-/// The producer has ended; the record was not taken.
+/// The producer has ended and did not take the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the producer is closed")]
 pub struct Closed;
 
-/// Why a record was not taken at once; gives its token back.
+/// Why a record was not taken at once; contains its token.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum TrySendError<T> {
     /// The channel is full.
@@ -179,7 +180,7 @@ impl<T> fmt::Debug for TrySendError<T> {
     }
 }
 
-/// A record and what its owner knows it by.
+/// A record and its owner's token.
 #[derive(Debug)]
 struct Message<T> {
     record: ProducerRecord,
@@ -189,20 +190,19 @@ struct Message<T> {
 /// Topic and partition.
 type LaneKey = (Arc<str>, i32);
 
-/// What the producer's thread and its handles share.
+/// Shared state of the producer's thread and its handles.
 #[derive(Debug)]
 struct Shared {
     born: Instant,
-    /// When the thread last came round, in milliseconds after `born`.
+    /// Time of the thread's last loop, in milliseconds after `born`.
     turned: AtomicU64,
     ready: AtomicBool,
     closed: AtomicBool,
-    /// Callers inside `send`: the thread drops the channel only when none is, so that no record vanishes between the
-    /// two.
+    /// Number of callers inside `send`. The thread drops the channel only at zero, so that no record is lost.
     inside: AtomicUsize,
-    /// Whether anything is denied: asked for every task.
+    /// Whether `denied` has entries: a fast check for every task.
     is_denied: AtomicBool,
-    /// By resource.
+    /// The denials, by resource.
     denied: Mutex<BTreeMap<Arc<str>, Denial>>,
 }
 
@@ -233,7 +233,7 @@ impl Shared {
     }
 }
 
-/// Takes records for a producer; clones share its channel.
+/// Sends records to a producer; clones share its channel.
 #[derive(Debug)]
 pub struct ProducerSender<T> {
     inbox: Sender<Message<T>>,
@@ -247,19 +247,19 @@ impl<T> Clone for ProducerSender<T> {
 }
 
 impl<T> ProducerSender<T> {
-    /// Hands a record over; blocks while the channel is full.
+    /// Sends a record; blocks while the channel is full.
     ///
     /// # Errors
-    /// [`Closed`]: the record was not taken and no delivery will tell of it.
+    /// [`Closed`]: the record was not taken and gets no delivery.
     pub fn send(&self, record: ProducerRecord, token: T) -> Result<(), Closed> {
         let _inside = Inside::enter(&self.shared).ok_or(Closed)?;
         self.inbox.send(Message { record, token }).map_err(|_| Closed)
     }
 
-    /// Hands a record over if there is room.
+    /// Sends a record if the channel has room.
     ///
     /// # Errors
-    /// The token, and why the record was not taken; no delivery will tell of it.
+    /// The token, and why the record was not taken; it gets no delivery.
     pub fn try_send(&self, record: ProducerRecord, token: T) -> Result<(), TrySendError<T>> {
         let Some(_inside) = Inside::enter(&self.shared) else { return Err(TrySendError::Closed(token)) };
         self.inbox.try_send(Message { record, token }).map_err(|error| match error {
@@ -274,19 +274,19 @@ impl<T> ProducerSender<T> {
         self.shared.ready.load(Ordering::Relaxed)
     }
 
-    /// When the producer's thread last came round: every second at the least, whatever Kafka does.
+    /// Time of the last loop of the producer's thread: at most a second ago, even without Kafka.
     #[must_use]
     pub fn last_turn(&self) -> Instant {
         self.shared.born + Duration::from_millis(self.shared.turned.load(Ordering::Relaxed))
     }
 
-    /// A [`DeliveryError::Denied`] that neither a success nor ten seconds without another denial have ended.
+    /// The current [`DeliveryError::Denied`]; it ends with a success, or after 10 s without another denial.
     #[must_use]
     pub fn denial(&self) -> Option<DeliveryError> {
         self.shared.denial(|_| true)
     }
 
-    /// The same for records of one topic.
+    /// The current denial for records of one topic.
     #[must_use]
     pub fn denial_of(&self, topic: &str) -> Option<DeliveryError> {
         let name = denials::resource(topic);
@@ -299,7 +299,8 @@ struct Inside<'a>(&'a Shared);
 
 impl<'a> Inside<'a> {
     fn enter(shared: &'a Shared) -> Option<Self> {
-        // Counted first, asked then: the thread sets the flag first and counts then, so one of the two sees the other.
+        // Count first, then read the flag. The thread sets the flag first, then reads the count, so at least one of
+        // them sees the other.
         shared.inside.fetch_add(1, Ordering::SeqCst);
         let inside = Self(shared);
         (!shared.closed.load(Ordering::SeqCst)).then_some(inside)
@@ -312,14 +313,14 @@ impl Drop for Inside<'_> {
     }
 }
 
-/// How long the thread may take to end once its sockets are shut.
+/// How long the thread may take to end after its sockets were shut down.
 const END_GRACE: Duration = Duration::from_millis(500);
 
-/// Handle on the producer's thread. Dropping it closes at once.
+/// Handle to the producer's thread. Dropping it closes the producer immediately.
 #[derive(Debug)]
 pub struct Producer<T> {
     sender: ProducerSender<T>,
-    /// Tells the thread to end once everything is settled.
+    /// Makes the thread end once everything is settled.
     closing: Stop,
     interrupter: Interrupter,
     thread: Option<Thread>,
@@ -337,7 +338,7 @@ impl<T: Send + 'static> Producer<T> {
         let (inbox, records) = bounded(options.queue);
         let closing = Stop::new();
         let shared = Arc::new(Shared::new());
-        // Its own interrupter: closing wakes this producer's calls and no others.
+        // An own interrupter: closing wakes only this producer's calls.
         let interrupter = cluster.options().interrupter.child();
         let actor = actor::Actor::new(
             (name, &on_death),
@@ -374,15 +375,15 @@ impl<T> Producer<T> {
         self.sender.clone()
     }
 
-    /// Whether records are written: a leader is connected, nothing is denied, and where records wait for longer than a
-    /// moment, others do not. A frozen broker is noticed with the next record.
+    /// Whether records are being written: a leader is connected, nothing is denied, and not all waiting records are
+    /// delayed. A frozen broker is noticed with the next record.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.sender.is_ready()
     }
 
-    /// Sends what is queued until `deadline`; the rest is settled as `Unsent` or `Unknown`. All deliveries are told
-    /// when this returns, unless the cluster has one broker and its address takes no connection: then the thread ends
+    /// Sends queued records until `deadline`, then settles the rest as `Unsent` or `Unknown`. All deliveries have been
+    /// reported when this returns. Exception: in a cluster with one broker that takes no connection the thread ends
     /// after the connect timeout.
     pub fn close(mut self, deadline: Instant) {
         self.end(deadline);

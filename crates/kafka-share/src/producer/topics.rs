@@ -1,7 +1,7 @@
-//! The topics that records are sent to: their partitions and leaders, and the records that wait until these are known.
+//! Topics of the records to be sent: their partitions and leaders, and the records that wait for these.
 //!
-//! A topic that cannot be had keeps its own records waiting and no others. What is wanted here the
-//! [`asker`](super::asker) asks for. Pure: time comes in as a parameter.
+//! An unavailable topic delays only its own records. The [`asker`](super::asker) asks the cluster for the wanted
+//! topics. Pure: time is a parameter.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,23 +12,23 @@ use super::{LaneKey, Message};
 use crate::error::KafkaError;
 use crate::partitioner;
 
-/// Partitions can be added to a topic: how often it is looked at again.
+/// Interval at which a topic is asked for again, since partitions can be added.
 const METADATA_AGE: Duration = Duration::from_secs(60);
 
 /// One topic.
 #[derive(Debug)]
 struct Topic<T> {
-    /// Empty until they are known.
+    /// Leaders by partition; empty until known.
     leaders: Vec<i32>,
-    /// The cluster has to be asked (again).
+    /// Whether the cluster must be asked (again).
     wanted: bool,
     trouble: Trouble,
-    /// Records without a partition, as long as the leaders are not known.
+    /// Records without a partition, while the leaders are unknown.
     waiting: VecDeque<Message<T>>,
     bytes: usize,
 }
 
-/// See the module documentation.
+/// All topics that records are sent to.
 #[derive(Debug)]
 pub(super) struct Topics<T> {
     topics: BTreeMap<Arc<str>, Topic<T>>,
@@ -40,7 +40,7 @@ impl<T> Topics<T> {
         Self { topics: BTreeMap::new(), looked_at: now }
     }
 
-    /// Says to which partition a record goes; keeps it while that is not known.
+    /// Assigns a record to its partition; keeps the record while the partition is unknown.
     pub(super) fn place(&mut self, message: Message<T>) -> Option<(LaneKey, Message<T>)> {
         if let Some(topic) = self.topics.get_mut(&message.record.topic) {
             return topic.place(message);
@@ -53,20 +53,20 @@ impl<T> Topics<T> {
         placed
     }
 
-    /// Node id of the partition's leader, as far as it is known and there is one.
+    /// Node id of the partition's leader, if it is known and exists.
     pub(super) fn leader(&self, (topic, partition): &LaneKey) -> Option<i32> {
         let leaders = &self.topics.get(topic)?.leaders;
         leaders.get(usize::try_from(*partition).ok()?).copied().filter(|leader| *leader >= 0)
     }
 
-    /// The leaders of this topic may have moved.
+    /// Marks the topic's leaders for a new look-up.
     pub(super) fn want(&mut self, name: &Arc<str>) {
         if let Some(topic) = self.topics.get_mut(name) {
             topic.wanted = true;
         }
     }
 
-    /// The topics that the cluster is to be asked for now; from time to time all of them.
+    /// Returns the topics to ask the cluster for now; every [`METADATA_AGE`] all of them.
     pub(super) fn take_wanted(&mut self, now: Instant) -> Vec<Arc<str>> {
         if now.saturating_duration_since(self.looked_at) >= METADATA_AGE {
             self.looked_at = now;
@@ -80,8 +80,8 @@ impl<T> Topics<T> {
         .collect()
     }
 
-    /// The cluster has named a topic's leaders. Returns the records that were waiting for it, with their partitions,
-    /// and how long the topic was missing, where that was logged.
+    /// Takes a topic's leaders from the cluster. Returns the records that waited for them, with their partitions. Also
+    /// returns how long the topic was missing, if that was logged.
     pub(super) fn learnt(
         &mut self,
         name: &Arc<str>,
@@ -95,20 +95,20 @@ impl<T> Topics<T> {
         (placed, topic.trouble.over(now))
     }
 
-    /// The cluster has not named the topic's leaders. True when this is to be logged.
+    /// Notes that the cluster did not name the topic's leaders. Returns true if this is to be logged.
     pub(super) fn failed(&mut self, name: &Arc<str>, error: &KafkaError, now: Instant) -> bool {
         let Some(topic) = self.topics.get_mut(name) else { return false };
-        // Partitions that are known already say themselves when their leader has to be asked for.
+        // Known partitions ask for their leader themselves when they need it.
         topic.wanted = !topic.waiting.is_empty();
         topic.trouble.failed(error, now)
     }
 
-    /// The records that wait for a topic which is refused.
+    /// Takes the records that wait for a refused topic.
     pub(super) fn take_waiting_for(&mut self, name: &Arc<str>) -> Vec<Message<T>> {
         self.topics.get_mut(name).map(Topic::take_waiting).unwrap_or_default()
     }
 
-    /// Every record that waits for its topic.
+    /// Takes the records that wait for any topic.
     pub(super) fn take_waiting(&mut self) -> Vec<Message<T>> {
         self.topics.values_mut().flat_map(Topic::take_waiting).collect()
     }
@@ -118,12 +118,12 @@ impl<T> Topics<T> {
         self.topics.values().map(|topic| topic.bytes).sum()
     }
 
-    /// For each topic with records that wait, whether it is more than a moment that it is missing.
+    /// For each topic with waiting records: whether it is missing for longer than a moment.
     pub(super) fn missing(&self) -> impl Iterator<Item = bool> {
         self.topics.values().filter(|topic| !topic.waiting.is_empty()).map(|topic| topic.trouble.lasts())
     }
 
-    /// When something is to be asked again.
+    /// The moments at which topics are asked for again.
     pub(super) fn wakes_at(&self) -> impl Iterator<Item = Instant> {
         let rests = self.topics.values().filter(|topic| topic.wanted).filter_map(|topic| topic.trouble.rests_until());
         rests.chain([self.looked_at + METADATA_AGE])
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn records_wait_for_their_own_topic_and_keep_their_order() {
+    fn records_wait_only_for_their_own_topic_and_keep_their_order() {
         let now = Instant::now();
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         let mut topics = Topics::new(now);
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_topic_gives_its_records_back_and_is_asked_for_with_the_next() {
+    fn refused_topic_returns_its_records_and_is_asked_for_again_with_the_next() {
         let now = Instant::now();
         let name: Arc<str> = "a".into();
         let mut topics = Topics::new(now);

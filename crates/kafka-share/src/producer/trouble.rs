@@ -1,7 +1,7 @@
-//! What goes wrong with one thing (a leader, a partition, a topic, the cluster): how long it rests, since when, and
-//! whether the log has it already.
+//! Failures of one thing (a leader, a partition, a topic, the cluster): how long it rests, since when it fails, and
+//! whether that was logged.
 //!
-//! Pure: time comes in as a parameter. Each thing has a trouble of its own, so that one that fails slows down no other.
+//! Pure: time is a parameter. Each thing has its own, so a failing one slows down no other.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use program::backoff::Backoff;
 
 const FIRST_REST: Duration = Duration::from_millis(10);
 const LONGEST_REST: Duration = Duration::from_millis(500);
-/// Answers that ask for patience are normal for a moment (a fresh topic, a leader that moves); later they are told.
+/// Temporary errors are normal for this long (a new topic, a leader that moves); later they are logged.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// See the module documentation.
+/// Back-off and outage of one thing.
 #[derive(Debug)]
 pub(super) struct Trouble {
     backoff: Backoff,
@@ -28,7 +28,7 @@ impl Trouble {
         Self { backoff, since: None, rests_until: None, lasts: false }
     }
 
-    /// It failed, and rests before it is tried again. True when this is to be logged: once, as soon as it lasts.
+    /// Notes a failure and starts a rest. Returns true if the failure is to be logged: once per outage, when it lasts.
     pub(super) fn failed(&mut self, error: &KafkaError, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
         self.rests_until = Some(now + self.backoff.pause());
@@ -36,7 +36,7 @@ impl Trouble {
         lasts && !std::mem::replace(&mut self.lasts, true)
     }
 
-    /// It works. Returns how long it did not, where that was logged.
+    /// Notes a success. Returns the length of the outage, if that was logged.
     pub(super) fn over(&mut self, now: Instant) -> Option<Duration> {
         let since = self.since.take()?;
         self.backoff.reset();
@@ -44,17 +44,17 @@ impl Trouble {
         std::mem::take(&mut self.lasts).then(|| now.saturating_duration_since(since))
     }
 
-    /// Whether it has to be left alone still.
+    /// Whether the rest is not over.
     pub(super) fn rests(&self, now: Instant) -> bool {
         self.rests_until.is_some_and(|until| now < until)
     }
 
-    /// When it may be tried again; `None` while nothing is wrong.
+    /// End of the rest; `None` while nothing is wrong.
     pub(super) fn rests_until(&self) -> Option<Instant> {
         self.rests_until
     }
 
-    /// Whether it has failed for longer than is normal.
+    /// Whether it has been failing for longer than is normal.
     pub(super) fn lasts(&self) -> bool {
         self.lasts
     }
@@ -66,7 +66,7 @@ mod tests {
     use crate::BrokerAddress;
 
     #[test]
-    fn a_broken_connection_is_told_at_once_and_a_moving_leader_only_if_it_lasts() {
+    fn broken_connection_is_logged_at_once_and_a_moving_leader_only_if_it_lasts() {
         let start = Instant::now();
         let moved = KafkaError::broker("Produce", crate::ErrorCode::NOT_LEADER_OR_FOLLOWER, None);
         let closed = KafkaError::Closed { broker: BrokerAddress::new("b", 1) };
@@ -74,7 +74,7 @@ mod tests {
         assert!(!trouble.failed(&moved, start) && !trouble.lasts());
         assert!(trouble.rests(start) && !trouble.rests(start + LONGEST_REST));
         assert!(trouble.failed(&moved, start + PATIENCE * 2) && trouble.lasts());
-        assert!(!trouble.failed(&moved, start + PATIENCE * 3), "told once");
+        assert!(!trouble.failed(&moved, start + PATIENCE * 3), "logged once");
         assert_eq!(trouble.over(start + PATIENCE * 4), Some(PATIENCE * 4));
         assert!(!trouble.lasts() && !trouble.rests(start));
         assert_eq!(trouble.over(start), None);

@@ -1,4 +1,4 @@
-//! Batches whose checksum is wrong: fetched again, since the damage may be of one answer, and skipped when it stays.
+//! Batches with a wrong checksum: fetched again, since only the response may be damaged, and skipped if still damaged.
 
 use std::collections::BTreeMap;
 
@@ -6,28 +6,27 @@ use super::Reader;
 use crate::fetch::Fetched;
 use crate::records::{self, Decoded};
 
-/// How often a damaged batch is fetched again. With the pauses between, 20 ms at first and then doubled, that takes
-/// 0.3 to 0.6 s.
+/// Number of repeated fetches of a damaged batch. With the pauses between (20 ms, then doubled) they take 0.3 to 0.6 s.
 const REPETITIONS: u32 = 5;
 
-/// See the module documentation.
+/// Damaged batches of one reader.
 #[derive(Debug, Default)]
 pub(super) struct Damage {
-    /// By partition: where a damaged batch stands, and how many fetches brought it.
+    /// By partition: offset of a damaged batch, and the number of fetches that brought it.
     found: BTreeMap<i32, (i64, u32)>,
     /// Batches skipped so far.
     skipped: u64,
-    /// A batch is to be fetched again, after a pause.
+    /// A damaged batch will be fetched again, after a pause.
     pub(super) is_pending: bool,
 }
 
 impl Damage {
-    /// The partition's batches are whole.
+    /// Notes that the partition's batches are undamaged.
     pub(super) fn is_over(&mut self, partition: i32) {
         self.found.remove(&partition);
     }
 
-    /// Counts a damaged batch. Returns the number of fetches that brought it.
+    /// Counts a fetch of a damaged batch. Returns the number of fetches that brought it.
     fn count(&mut self, partition: i32, offset: i64) -> u32 {
         let found = self.found.entry(partition).or_insert((offset, 0));
         let fetches = if found.0 == offset { found.1 + 1 } else { 1 };
@@ -37,8 +36,8 @@ impl Damage {
 }
 
 impl Reader {
-    /// Decodes an answer with a damaged batch up to that batch. When it has been fetched often enough it is skipped;
-    /// what follows it comes with the next fetch either way.
+    /// Decodes a response up to its damaged batch. After [`REPETITIONS`] the batch is skipped. The records after it
+    /// come with the next fetch.
     pub(super) fn decode_damaged(&mut self, node: i32, fetched: &Fetched, from: i64) -> Decoded {
         let (topic, partition) = (&self.topic, fetched.partition);
         let mut whole = 0;
@@ -55,14 +54,14 @@ impl Reader {
             log::warn!("{topic}-{partition}: offset {offset}: the batch is damaged ({reason}); fetching it again");
         }
         if fetches <= REPETITIONS {
-            // On another connection, from the leader that there is by then.
+            // The next fetch uses a new connection to the leader known by then.
             self.fetches.drop_node(node);
             (self.is_stale, self.damage.is_pending) = (true, true);
             return decoded;
         }
         self.damage.is_over(partition);
         self.damage.skipped += 1;
-        // What the batch says of its last offset may be wrong as well.
+        // The last offset in the damaged batch may be wrong, too.
         let last = last.min(fetched.high_watermark - 1).max(offset);
         decoded.next_offset = last + 1;
         let skipped = self.damage.skipped;

@@ -1,7 +1,7 @@
-//! The fetches on their way: one for each leader.
+//! The outstanding fetches, one for each leader.
 //!
-//! A leader that is frozen is given up as soon as another broker names a new one, not at the end of its request's time.
-//! Called by the reader's rounds.
+//! A fetch from a frozen leader is dropped as soon as another broker names a new leader, before its timeout. Called by
+//! the reader's rounds.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,29 +13,30 @@ use crate::cluster::{Led, WATCH_INTERVAL};
 use crate::error::{ErrorCode, KafkaError, Result};
 use crate::fetch::{self, Limits};
 
-/// An answer is overdue when it has not come this long after the end of the time for which the fetch may be parked.
+/// A response is overdue this long after the end of the fetch's parked time.
 const SILENCE: Duration = Duration::from_millis(300);
 
-/// A fetch on its way.
+/// An outstanding fetch.
 #[derive(Debug)]
 pub(super) struct Outstanding {
     correlation: i32,
     deadline: Instant,
-    /// Another broker is asked who leads, if there is no answer by then.
+    /// From then on another broker is asked for the leader.
     watch_at: Instant,
-    /// What is fetched, and the leader's epochs as they were known when it was sent.
+    /// Fetched partitions, with the leader epochs known when the fetch was sent.
     partitions: Vec<(i32, i32)>,
 }
 
 impl Reader {
-    /// Sends a fetch to every leader that has none outstanding. Returns the first failure: the others are read all the same.
+    /// Sends a fetch to every leader without an outstanding fetch. Returns the first failure; the other leaders are
+    /// read all the same.
     pub(super) fn send_fetches(&mut self) -> Result<Option<KafkaError>> {
         let mut trouble = None;
         let mut by_leader: BTreeMap<i32, Vec<(i32, i64)>> = BTreeMap::new();
         for (&partition, &position) in &self.positions {
             match self.fetches.cluster().leader(&self.topic, partition) {
                 Ok(leader) => by_leader.entry(leader).or_default().push((partition, position)),
-                // Its records come when it has a leader again; the others are read meanwhile.
+                // The partition is read again once it has a leader; the others are read meanwhile.
                 Err(error) if error.code() == Some(ErrorCode::LEADER_NOT_AVAILABLE) => {}
                 Err(error) => trouble = trouble.or(Some(error)),
             }
@@ -71,12 +72,12 @@ impl Reader {
         Ok(trouble)
     }
 
-    /// How long an answer may take.
+    /// How long a response may take.
     fn patience(&self) -> Duration {
         self.options.max_wait + self.fetches.cluster().options().request_timeout
     }
 
-    /// Waits for one leader's answer and takes its records.
+    /// Waits for one leader's response and takes its records.
     pub(super) fn receive(&mut self, node: i32, wait: Duration) -> Result<Vec<ReadRecord>> {
         let Some(outstanding) = self.outstanding.get(&node) else { return Ok(Vec::new()) };
         let (correlation, deadline, watch_at) = (outstanding.correlation, outstanding.deadline, outstanding.watch_at);
@@ -116,7 +117,7 @@ impl Reader {
         self.take(node, fetch::open(response)?)
     }
 
-    /// Whether the answer is overdue and another broker tells that the leader has changed.
+    /// Whether the response is overdue and another broker names a new leader.
     fn has_moved(&mut self, node: i32, silence: &KafkaError) -> bool {
         let Some(outstanding) = self.outstanding.get_mut(&node) else { return false };
         if Instant::now() < outstanding.watch_at {
@@ -128,7 +129,7 @@ impl Reader {
         let moved = self.fetches.cluster().leads_elsewhere(node, &led, silence);
         outstanding.watch_at = Instant::now() + WATCH_INTERVAL;
         if moved {
-            log::debug!("{}: {silence}; another broker names a new leader, which is asked instead", self.topic);
+            log::debug!("{}: {silence}; another broker names a new leader, fetching there", self.topic);
         }
         moved
     }

@@ -1,5 +1,4 @@
-//! Single records by their offsets. Called by the gateway (results, tasks) and by the producer, which looks for its own
-//! batches.
+//! Reads single records by their offsets. Called by the gateway (results, tasks).
 
 use std::time::Duration;
 
@@ -10,26 +9,26 @@ use crate::fetch::{self, Fetched, Limits};
 use crate::pool::Pool;
 use crate::records;
 
-/// Reads single records by their offsets, on connections that it keeps.
+/// Reads single records by their offsets on kept connections.
 #[derive(Debug)]
 pub struct Lookup {
     pool: Pool,
 }
 
 impl Lookup {
-    /// Asks nothing yet.
+    /// Makes a look-up; it asks nothing yet.
     #[must_use]
     pub fn new(cluster: Cluster) -> Self {
         Self { pool: Pool::new(cluster) }
     }
 
-    /// The record at this offset, `None` when there is none any more.
+    /// Returns the record at this offset, `None` if it no longer exists.
     ///
     /// # Errors
-    /// What the leader answered, after one repetition with fresh metadata.
+    /// The leader's error, after one repetition with fresh metadata.
     pub fn read(&mut self, topic: &str, partition: i32, offset: i64) -> Result<Option<ReadRecord>> {
         match self.try_read(topic, partition, offset) {
-            // The connection was idle, or the leader has moved: once more from the beginning.
+            // The connection was idle, or the leader has moved: try once more.
             Err(error) if error.retry() != Retry::Never => {
                 self.pool.cluster().refresh(&[topic])?;
                 self.try_read(topic, partition, offset)
@@ -40,7 +39,7 @@ impl Lookup {
 
     fn try_read(&mut self, topic: &str, partition: i32, offset: i64) -> Result<Option<ReadRecord>> {
         let leader = self.pool.cluster().leader(topic, partition)?;
-        // One byte: a broker answers with one whole batch all the same.
+        // One byte: a broker still sends one whole batch.
         let limits = Limits { max_wait: Duration::ZERO, max_bytes: 1, min_bytes: 1 };
         let found = fetch_one(&mut self.pool, leader, topic, (partition, offset), limits)?;
         if found.code == ErrorCode::OFFSET_OUT_OF_RANGE {
@@ -49,7 +48,7 @@ impl Lookup {
         found.code.check("Fetch", Some(topic))?;
         let decoded = records::decode(&found.bytes, offset);
         if decoded.is_damaged {
-            // The damage may be of this answer alone: that there is no such record is not known.
+            // Only this response may be damaged, so the record may still exist.
             self.pool.drop_node(leader);
             return Err(KafkaError::broker("Fetch", ErrorCode::CORRUPT_MESSAGE, Some(topic)));
         }
@@ -58,7 +57,7 @@ impl Lookup {
     }
 }
 
-/// Fetches once from one partition.
+/// Sends one Fetch for one partition. Also called by the producer, which searches for its own batches.
 pub(crate) fn fetch_one(
     pool: &mut Pool,
     leader: i32,

@@ -3,17 +3,17 @@ use proptest::prelude::*;
 
 use super::*;
 
-const NOBODY: BatchIdentity = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
+const NO_PRODUCER: BatchIdentity = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
 
-/// A batch of the offsets `base..base + values.len()`.
+/// Makes a batch of the offsets `base..base + values.len()`.
 fn batch(base: i64, values: &[&'static str]) -> Vec<u8> {
     let values: Vec<Bytes> = values.iter().map(|value| Bytes::from_static(value.as_bytes())).collect();
     let key = Bytes::from_static(b"key");
     let header = [(Cow::Borrowed("kind"), Some(Bytes::from_static(b"result")))];
     let contents = values.iter().map(|value| RecordContent { key: Some(&key), value: Some(value), headers: &header });
     let now = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
-    let mut bytes = encode(contents, NOBODY, now).expect("encodable").to_vec();
-    // The base offset is not part of the checksum: brokers set it.
+    let mut bytes = encode(contents, NO_PRODUCER, now).expect("encodable").to_vec();
+    // The checksum does not cover the base offset, which brokers set.
     bytes[..8].copy_from_slice(&base.to_be_bytes());
     bytes
 }
@@ -29,7 +29,7 @@ fn values(decoded: &Decoded) -> Vec<(i64, &str)> {
 }
 
 #[test]
-fn one_record_is_the_known_bytes() {
+fn one_record_is_encoded_as_the_known_bytes() {
     let bytes = batch(7, &["v"]);
     let body = b"\x2c\x00\x00\x00\x06key\x02v\x02\x08kind\x0cresult";
     assert_eq!(&bytes[HEADER..], body);
@@ -39,7 +39,7 @@ fn one_record_is_the_known_bytes() {
 }
 
 #[test]
-fn a_cut_last_batch_is_left_for_the_next_fetch() {
+fn cut_last_batch_is_left_for_the_next_fetch() {
     let mut bytes = batch(0, &["a", "b"]);
     let whole = bytes.len();
     bytes.extend(batch(2, &["c"]));
@@ -60,7 +60,7 @@ fn records_below_the_wanted_offset_are_dropped() {
 }
 
 #[test]
-fn the_brokers_time_wins_where_the_topic_keeps_it() {
+fn log_append_time_replaces_the_senders_time() {
     let mut bytes = batch(0, &["a"]);
     assert_eq!(decode(&Bytes::copy_from_slice(&bytes), 0).records[0].timestamp, time(1_700_000_000_123));
     bytes[22] |= LOG_APPEND_TIME as u8;
@@ -70,7 +70,7 @@ fn the_brokers_time_wins_where_the_topic_keeps_it() {
 }
 
 #[test]
-fn what_cannot_be_read_is_named_passed_and_kept_apart() {
+fn unreadable_batches_are_reported_and_skipped() {
     let mut bytes = batch(0, &["a", "b"]);
     let faulty = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut first = bytes.clone();
@@ -99,7 +99,7 @@ fn what_cannot_be_read_is_named_passed_and_kept_apart() {
         assert_eq!(values(&of_damaged), doubtful, "{reason}");
         assert_eq!((decoded.next_offset, decoded.is_damaged), (3, reason == "checksum does not match"), "{reason}");
     }
-    // The bits that say that it is a control batch, and that its last offset lies below the wanted one.
+    // Flip the bit of a control batch, and the sign of the last offset.
     for (at, bit) in [(22, CONTROL as u8), (23, 0x80)] {
         let hidden = faulty(&|batch| batch[at] |= bit);
         assert_eq!((values(&hidden), hidden.is_damaged), (vec![(2, "c")], true), "byte {at}");
@@ -110,7 +110,7 @@ fn what_cannot_be_read_is_named_passed_and_kept_apart() {
     assert_eq!((control.records.len(), control.unreadable.len(), control.next_offset), (0, 0, 2));
 }
 
-/// The batch of these records compressed by the codec.
+/// Compresses the records of a batch.
 fn packed(mut batch: Vec<u8>, codec: Codec) -> Vec<u8> {
     let records = codec.pack(&batch.split_off(HEADER)).expect("packed");
     batch.extend(records);
@@ -122,7 +122,7 @@ fn packed(mut batch: Vec<u8>, codec: Codec) -> Vec<u8> {
 }
 
 #[test]
-fn compressed_batches_are_read() {
+fn compressed_batches_are_decoded() {
     for codec in Codec::ALL {
         let mut bytes = packed(batch(0, &["a", "b"]), codec);
         bytes.extend(batch(2, &["c"]));
@@ -132,10 +132,10 @@ fn compressed_batches_are_read() {
 }
 
 #[test]
-fn a_compressed_batch_that_cannot_be_unpacked_is_named_and_passed() {
+fn compressed_batch_that_cannot_be_unpacked_is_reported_and_skipped() {
     for codec in Codec::ALL {
         let mut bytes = packed(batch(0, &["a", "b"]), codec);
-        // Neither gzip's magic nor any other.
+        // No codec's magic.
         bytes[HEADER..HEADER + 4].fill(0xff);
         seal(&mut bytes);
         bytes.extend(batch(2, &["c"]));
@@ -150,11 +150,11 @@ fn a_compressed_batch_that_cannot_be_unpacked_is_named_and_passed() {
 }
 
 #[test]
-fn one_answer_unpacks_to_a_limited_number_of_bytes() {
+fn unpacking_of_one_response_is_limited() {
     let large = |base, length| {
         let value = Bytes::from(vec![0; length]);
         let content = RecordContent { key: None, value: Some(&value), headers: &[] };
-        let mut bytes = encode([content].into_iter(), NOBODY, UNIX_EPOCH).expect("encodable").to_vec();
+        let mut bytes = encode([content].into_iter(), NO_PRODUCER, UNIX_EPOCH).expect("encodable").to_vec();
         bytes[..8].copy_from_slice(&i64::to_be_bytes(base));
         packed(bytes, Codec::Gzip)
     };
@@ -173,7 +173,7 @@ fn one_answer_unpacks_to_a_limited_number_of_bytes() {
 }
 
 #[test]
-fn a_header_that_is_not_text_loses_nothing() {
+fn header_that_is_not_utf8_loses_no_record() {
     let mut bytes = batch(0, &["a"]);
     let name = bytes.windows(4).position(|window| window == b"kind").expect("the header");
     bytes[name] = 0xff;
@@ -184,21 +184,21 @@ fn a_header_that_is_not_text_loses_nothing() {
 }
 
 #[test]
-fn headers_of_one_name_are_all_kept() {
+fn headers_with_the_same_name_are_all_kept() {
     let header = |value| (Cow::Borrowed("name"), value);
     let headers = [header(Some(Bytes::from_static(b"1"))), header(None), header(Some(Bytes::from_static(b"2")))];
     let content = RecordContent { key: None, value: None, headers: &headers };
-    let decoded = decode(&encode([content].into_iter(), NOBODY, UNIX_EPOCH).expect("encodable"), 0);
+    let decoded = decode(&encode([content].into_iter(), NO_PRODUCER, UNIX_EPOCH).expect("encodable"), 0);
     let values: Vec<Option<&[u8]>> = decoded.records[0].headers.iter().map(|(_, value)| value.as_deref()).collect();
     assert_eq!(values, [Some(&b"1"[..]), None, Some(&b"2"[..])]);
 }
 
 #[test]
-fn a_batch_carries_its_producers_mark() {
+fn batch_carries_its_producers_identity() {
     let identity = BatchIdentity { producer_id: 4000, producer_epoch: 3, base_sequence: i32::MAX - 1 };
     let value = Bytes::from_static(b"v");
     let content = RecordContent { key: None, value: Some(&value), headers: &[] };
-    // The sequence numbers wrap inside; it must stay one batch all the same.
+    // The sequence numbers wrap inside the batch, which must stay one batch.
     let bytes = encode([content; 4].into_iter(), identity, UNIX_EPOCH).expect("encodable");
     let batches: Vec<Batch> = batches(&bytes).collect();
     assert_eq!(batches.len(), 1);
@@ -206,7 +206,7 @@ fn a_batch_carries_its_producers_mark() {
 }
 
 #[test]
-fn aborted_transactions_end_with_their_producers_marker() {
+fn aborted_transaction_ends_at_its_producers_marker() {
     let value = Bytes::from_static(b"v");
     let content = RecordContent { key: None, value: Some(&value), headers: &[] };
     let mut log = BytesMut::new();
@@ -231,21 +231,25 @@ fn aborted_transactions_end_with_their_producers_marker() {
     assert_eq!(aborted_offsets(&log, &[(1, 0)]), [0..=1], "the next one of this producer is committed");
     assert_eq!(aborted_offsets(&log, &[(2, 2)]), [2..=3, 10..=11]);
     assert_eq!(aborted_offsets(&log, &[(1, 0), (1, 6)]), [0..=1, 6..=7]);
-    assert_eq!(aborted_offsets(&log, &[(2, -5)]), [2..=3, 10..=11], "it began before what was fetched");
+    assert_eq!(aborted_offsets(&log, &[(2, -5)]), [2..=3, 10..=11], "the transaction began before the fetched batches");
 }
 
 proptest! {
     #[test]
-    fn the_codec_reads_what_we_write_and_so_do_we(
-        records in prop::collection::vec((prop::option::of(any::<Vec<u8>>()), prop::option::of(any::<Vec<u8>>())), 1..200),
+    fn codec_crate_and_decoder_read_encoded_batches(
+        records in prop::collection::vec(
+            (prop::option::of(any::<Vec<u8>>()), prop::option::of(any::<Vec<u8>>())),
+            1..200,
+        ),
         header in prop::option::of(any::<Vec<u8>>()),
         base_sequence in 0..=i32::MAX,
     ) {
         let records: Vec<(Option<Bytes>, Option<Bytes>)> =
             records.into_iter().map(|(key, value)| (key.map(Bytes::from), value.map(Bytes::from))).collect();
         let headers = [(Cow::Borrowed("name"), header.map(Bytes::from))];
-        let contents =
-            records.iter().map(|(key, value)| RecordContent { key: key.as_ref(), value: value.as_ref(), headers: &headers });
+        let contents = records.iter().map(|(key, value)| {
+            RecordContent { key: key.as_ref(), value: value.as_ref(), headers: &headers }
+        });
         let identity = BatchIdentity { producer_id: 5, producer_epoch: 1, base_sequence };
         let bytes = encode(contents, identity, time(1_700_000_000_123)).expect("encodable");
 
@@ -260,13 +264,14 @@ proptest! {
 
         let decoded = decode(&bytes, 0);
         prop_assert!(decoded.unreadable.is_empty());
-        prop_assert!(decoded.records.iter().all(|record| record.headers == [("name".to_owned(), headers[0].1.clone())]));
+        let expected = [("name".to_owned(), headers[0].1.clone())];
+        prop_assert!(decoded.records.iter().all(|record| record.headers == expected));
         let read: Vec<_> = decoded.records.into_iter().map(|record| (record.key, record.value)).collect();
         prop_assert_eq!(read, records);
     }
 
     #[test]
-    fn no_bytes_make_it_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300), sealed: bool) {
+    fn no_bytes_make_the_decoder_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300), sealed: bool) {
         if sealed && bytes.len() >= HEADER {
             let length = i32::try_from(bytes.len() - LENGTH_END).expect("short");
             bytes[8..LENGTH_END].copy_from_slice(&length.to_be_bytes());

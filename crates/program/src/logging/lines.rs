@@ -1,18 +1,18 @@
-//! Lines on their way to stdout: a queue with a limit, and what the thread `log` does with it.
+//! The bounded queue between the logging threads and the thread `log`, which writes to stdout.
 //!
-//! A write to a full pipe blocks for as long as the reader of the pipe stands still. So a thread that logs only adds
-//! its line here, which never blocks. When the queue is full the oldest line is dropped and counted, and the next line
-//! that is written comes after one with the number. Called by [`logging`](super).
+//! A write to a full pipe blocks until the pipe's reader continues. A thread that logs therefore only adds its line
+//! here, which never blocks. A full queue drops its oldest line and counts it; a line with the count comes before the
+//! next line. Called by [`logging`](super).
 
 use std::collections::VecDeque;
 use std::io::Write;
 
 use parking_lot::{Condvar, Mutex};
 
-/// Lines that may wait for stdout.
+/// Most lines that wait for stdout.
 const MOST: usize = 1024;
 
-/// See the module documentation.
+/// The queue.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     state: Mutex<State>,
@@ -22,19 +22,19 @@ pub(super) struct Lines {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Vec<u8>>,
-    /// Lines that were dropped since the last one was written.
+    /// Lines dropped since the last written line.
     dropped: u64,
     closed: bool,
 }
 
 impl Lines {
-    /// An empty queue.
+    /// Makes an empty queue.
     pub(super) const fn new() -> Self {
         let state = State { waiting: VecDeque::new(), dropped: 0, closed: false };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// Adds a line, its end included; after [`close`](Self::close) it is dropped.
+    /// Adds a line with its line end; drops the line after [`close`](Self::close).
     pub(super) fn add(&self, line: Vec<u8>) {
         let mut state = self.state.lock();
         if state.closed {
@@ -48,7 +48,7 @@ impl Lines {
         self.changed.notify_one();
     }
 
-    /// Takes nothing more after `last`. False: it was closed before, and `last` is dropped.
+    /// Adds `last` and refuses later lines. Returns false if the queue was closed before; `last` is dropped then.
     pub(super) fn close(&self, last: Option<Vec<u8>>) -> bool {
         let mut state = self.state.lock();
         let first = !std::mem::replace(&mut state.closed, true);
@@ -59,8 +59,8 @@ impl Lines {
         first
     }
 
-    /// Writes the lines until the queue is closed and empty. A line that cannot be written is lost: there is no place
-    /// to say so.
+    /// Writes lines until the queue is closed and empty. A line that stdout refuses is lost, since there is no place to
+    /// report it.
     pub(super) fn write_to(&self, output: &mut impl Write) {
         while let Some((dropped, line)) = self.next() {
             if dropped > 0 {
@@ -73,7 +73,7 @@ impl Lines {
         }
     }
 
-    /// Waits for a line; with it comes the number of those that were dropped before it.
+    /// Waits for a line; returns it with the number of lines dropped before it.
     fn next(&self) -> Option<(u64, Vec<u8>)> {
         let mut state = self.state.lock();
         loop {
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn full_queue_drops_the_oldest_lines_and_tells_how_many() {
+    fn full_queue_drops_the_oldest_lines_and_writes_their_number() {
         let lines = Lines::new();
         (0..MOST + 3).for_each(|number| lines.add(format!("time{number} [INFO] text\n").into_bytes()));
         assert!(lines.close(Some(b"receipt\n".to_vec())));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_follows_the_last_line() {
+    fn no_line_follows_the_last_line() {
         let lines = Lines::new();
         lines.add(b"first\n".to_vec());
         assert!(lines.close(Some(b"last\n".to_vec())));

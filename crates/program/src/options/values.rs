@@ -1,5 +1,4 @@
-//! Reads the text of one option: each function takes what was written and returns the value, or what is wrong with it and what
-//! would be right, as the end of a sentence that begins with the option's name and the text.
+//! Parses option values. An error text follows `NAME: value "…"` and says what is expected.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -13,15 +12,15 @@ use log::LevelFilter;
 
 use crate::logging::escape;
 
-/// A value, or the end of a sentence about why there is none.
+/// A value, or the end of an error text.
 pub type Read<T> = Result<T, String>;
 
-/// The units of durations, with how many milliseconds they have; the largest first.
+/// Units of durations in milliseconds, the largest first.
 const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
-/// What Kafka allows for the name of a topic.
+/// Kafka's limit for topic names.
 pub const TOPIC_LIMIT: usize = 249;
 
-/// A whole number within limits.
+/// Reads a whole number within limits.
 pub fn number<T>(text: &str, limits: &RangeInclusive<T>) -> Read<T>
 where
     T: FromStr + PartialOrd + Display,
@@ -30,12 +29,12 @@ where
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(format!("is not a whole number; {expected}"));
     }
-    // Digits that do not fit the type are outside of the limits, too.
+    // Digits that do not fit the type are out of range, too.
     let number = text.parse().ok().filter(|number| limits.contains(number));
     number.ok_or_else(|| format!("is out of range; {expected}"))
 }
 
-/// A duration: a whole number with its unit, within limits.
+/// Reads a duration within limits: a whole number with its unit.
 pub fn duration(text: &str, limits: &RangeInclusive<Duration>) -> Read<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -54,7 +53,7 @@ pub fn duration(text: &str, limits: &RangeInclusive<Duration>) -> Read<Duration>
     })
 }
 
-/// A duration as people write it: in the largest unit that leaves it a whole number.
+/// Shows a duration in the largest unit that leaves a whole number.
 pub fn show_duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
     let unit = UNITS.iter().find(|(_, unit)| milliseconds != 0 && milliseconds.is_multiple_of(u128::from(*unit)));
@@ -64,7 +63,7 @@ pub fn show_duration(duration: Duration) -> String {
     }
 }
 
-/// A switch.
+/// Reads a switch.
 pub fn switch(text: &str) -> Read<bool> {
     match text {
         "0" | "false" => Ok(false),
@@ -73,9 +72,9 @@ pub fn switch(text: &str) -> Read<bool> {
     }
 }
 
-/// The name of a topic, by Kafka's own rule (`org.apache.kafka.common.internals.Topic.validate`). `limit` is below
-/// Kafka's where other topics' names are made of this one. The names of Kafka's own topics begin with two underscores
-/// and are refused as well: such a topic may not exist yet, and then only its name tells.
+/// Reads a topic name by Kafka's own rule (`org.apache.kafka.common.internals.Topic.validate`). `limit` is below
+/// Kafka's if the names of other topics are derived from this one. Names with two underscores in front are refused:
+/// they belong to Kafka's own topics, which may not exist yet.
 pub fn topic(text: &str, limit: usize) -> Read<String> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let expected = format!("expected 1 to {limit} of a-z, A-Z, 0-9, \".\", \"_\" and \"-\"");
@@ -90,7 +89,7 @@ pub fn topic(text: &str, limit: usize) -> Read<String> {
     }
 }
 
-/// A name that goes into logs and headers.
+/// Reads a name for logs and headers.
 pub fn printable(text: &str, limit: usize) -> Read<String> {
     if (1..=limit).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         Ok(text.to_owned())
@@ -99,7 +98,7 @@ pub fn printable(text: &str, limit: usize) -> Read<String> {
     }
 }
 
-/// A list, separated by commas; spaces around its items do not count.
+/// Reads a comma-separated list; spaces around its items are ignored.
 pub fn list<T, E: Display>(text: &str, item: impl Fn(&str) -> Result<T, E>) -> Read<Vec<T>> {
     let read = |text: &str| {
         let text = text.trim();
@@ -108,7 +107,7 @@ pub fn list<T, E: Display>(text: &str, item: impl Fn(&str) -> Result<T, E>) -> R
     text.split(',').map(read).collect()
 }
 
-/// An address to listen on.
+/// Reads an address to listen on.
 pub fn listen_address(text: &str) -> Read<SocketAddr> {
     text.parse().map_err(|_| {
         "is no address to listen on; expected an IP address with a port, for example 127.0.0.1:8080 or [::]:8080"
@@ -116,12 +115,12 @@ pub fn listen_address(text: &str) -> Read<SocketAddr> {
     })
 }
 
-/// How much is logged.
+/// Reads a log level.
 pub fn log_level(text: &str) -> Read<LevelFilter> {
     text.parse().map_err(|_| "is no level; expected off, error, warn, info, debug or trace".to_owned())
 }
 
-/// A file that is there and can be read.
+/// Reads the path of an existing, readable file.
 pub fn readable_file(text: &str) -> Read<PathBuf> {
     let path = PathBuf::from(text);
     let kind = File::open(&path).and_then(|file| file.metadata());
@@ -169,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shown_duration_reads_back() {
+    fn shown_duration_reads_back() {
         for (milliseconds, text) in
             [(0, "0s"), (1, "1ms"), (1_500, "1500ms"), (90_000, "90s"), (600_000, "10m"), (7_200_000, "2h")]
         {
@@ -205,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_name_the_item_that_is_wrong() {
+    fn list_names_its_invalid_item() {
         let numbers = |text| list(text, |item| number(item, &(1..=9)));
         assert_eq!(numbers("1, 2"), Ok(vec![1, 2]));
         assert!(numbers("1,b").expect_err("no number").starts_with("has the item \"b\": is not a whole number"));
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn switches_levels_and_addresses() {
+    fn switches_levels_and_addresses_are_read() {
         assert_eq!((switch("0"), switch("1"), switch("true")), (Ok(false), Ok(true), Ok(true)));
         assert!(switch("yes").is_err() && switch("").is_err());
         assert_eq!((log_level("debug"), log_level("WARN")), (Ok(LevelFilter::Debug), Ok(LevelFilter::Warn)));
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn printable_names() {
+    fn names_are_printable_ascii_within_a_limit() {
         let longest = "x".repeat(100);
         for text in ["worker 1", "~", &longest] {
             assert_eq!(printable(text, 100), Ok(text.to_owned()));
@@ -239,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_has_to_be_there_and_readable() {
+    fn missing_file_and_directory_are_refused() {
         assert!(readable_file(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).is_ok());
         assert!(readable_file(env!("CARGO_MANIFEST_DIR")).expect_err("a directory").starts_with("is no file"));
         assert!(readable_file("/does/not/exist").expect_err("nothing").starts_with("cannot be read"));

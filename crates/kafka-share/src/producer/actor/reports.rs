@@ -1,4 +1,4 @@
-//! What comes back to the producer's thread, and what it means: answers settle records, troubles make them wait.
+//! Applies reports on the producer's thread: responses settle records, failures make them wait.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,17 +7,17 @@ use kafka_protocol::messages::ProduceResponse;
 
 use super::Actor;
 use crate::error::{ErrorCode, KafkaError, Result, Retry};
-use crate::producer::asker::Asked;
 use crate::producer::lane::{Identity, Verdict};
 use crate::producer::leader::Leader;
-use crate::producer::link::Report;
+use crate::producer::report::Asked;
+use crate::producer::report::Report;
 use crate::producer::{Delivery, DeliveryError, LaneKey, Message, ProducerEvents};
 
 impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
     /// Applies a report.
     ///
     /// # Errors
-    /// Interrupted, or a request that cannot be encoded: the producer ends.
+    /// `Interrupted`, or a request that cannot be encoded: the producer ends.
     pub(super) fn handle(&mut self, report: Report) -> Result<()> {
         let now = Instant::now();
         match report {
@@ -49,7 +49,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
                         Ok(())
                     }
                     Err(error) => {
-                        // What was sent may have arrived: it goes out again as it is, on a new connection.
+                        // The batches may have arrived: they go out again unchanged, on a new connection.
                         for key in &keys {
                             if let Some(slot) = self.lanes.get_mut(key) {
                                 slot.lane.unanswered();
@@ -66,7 +66,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
     }
 
-    /// The leader is free again; returns the lanes that its job concerned.
+    /// Marks the leader free; returns the lanes of its job.
     fn job_done(&mut self, node: i32) -> Vec<LaneKey> {
         let Some(leader) = self.leaders.get_mut(&node) else { return Vec::new() };
         leader.reported();
@@ -79,7 +79,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         keys
     }
 
-    /// What the cluster knows, topic by topic.
+    /// Applies what the cluster reported about each topic.
     fn learn(&mut self, asked: Asked, now: Instant) -> Result<()> {
         if let Some(asker) = &mut self.asker {
             asker.reported();
@@ -91,7 +91,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
                 Ok(leaders) => {
                     let (placed, missing) = self.topics.learnt(&name, leaders, now);
                     if let Some(missing) = missing {
-                        log::info!("{}: topic {name} is there again after {missing:.1?}", self.links.name);
+                        log::info!("{}: topic {name} is available again after {missing:.1?}", self.links.name);
                     }
                     placed.into_iter().for_each(|(key, message)| self.push(key, message));
                 }
@@ -119,16 +119,16 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
                     let waiting = self.topics.take_waiting();
                     self.fail(waiting, &denied);
                 }
-                // Where a leader is unavailable the log says so already.
+                // If a leader is unavailable, the log shows that already.
                 if self.cluster_trouble.failed(&error, now) && !self.leaders.values().any(|one| one.trouble.lasts()) {
-                    log::warn!("{}: Kafka does not tell who leads ({error}); repeating", self.links.name);
+                    log::warn!("{}: Kafka does not name the leaders ({error}); retrying", self.links.name);
                 }
             }
         }
         Ok(())
     }
 
-    /// Each partition of an answer stands for itself: one can fail while another succeeds.
+    /// Applies a response partition by partition: one can fail while another succeeds.
     fn apply(&mut self, response: ProduceResponse, keys: &[LaneKey], now: Instant) {
         let mut deliveries = Vec::new();
         let mut failed = Vec::new();
@@ -149,7 +149,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
                         }
                         self.denials.over(&key.0);
                     }
-                    // The next job looks it up.
+                    // The next job looks the batch up.
                     Verdict::InDoubt(code) => log::debug!("{}: {}-{}: {code}", self.links.name, key.0, key.1),
                     Verdict::Again(code) | Verdict::Denied(code) => {
                         failed.push((key.clone(), KafkaError::broker("Produce", code, message)));
@@ -158,7 +158,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
             }
         }
         for key in silent {
-            // A partition the broker says nothing about.
+            // The broker sent nothing about this partition.
             if let Some(slot) = self.lanes.get_mut(key) {
                 slot.lane.unanswered();
             }
@@ -171,7 +171,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
     }
 
-    /// The log was asked for a batch. Found: delivered. Not found: again under a new id.
+    /// Settles a batch after the search of the log: found means delivered, otherwise it is sent again under a new id.
     fn clear_doubt(
         &mut self,
         node: i32,
@@ -195,7 +195,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
                 Vec::new()
             }
             Ok((fresh, Err(error))) if error.retry() == Retry::Never => {
-                log::error!("{name}: {topic}-{partition}: whether a batch was written cannot be found out ({error})");
+                log::error!("{name}: {topic}-{partition}: cannot find out whether a batch was written ({error})");
                 slot.lane.not_told(fresh)
             }
             Ok((_, Err(error))) if error.retry() == Retry::Reconnect => return self.leader_failed(node, error, now),
@@ -218,8 +218,8 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
     }
 
-    /// A leader's connection is gone: its records wait, and who leads them now is asked. A fault of ours ends the
-    /// producer.
+    /// Marks the leader's connection as lost: its records wait, and its partitions' leaders are looked up again. A
+    /// fault of the client itself ends the producer.
     fn leader_failed(&mut self, node: i32, error: KafkaError, now: Instant) -> Result<()> {
         if matches!(error, KafkaError::Interrupted | KafkaError::Unencodable { .. }) {
             return Err(error);
@@ -237,7 +237,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         Ok(())
     }
 
-    /// A producer without records has a connection all the same. A leader that leads nothing and does not answer goes.
+    /// Keeps a connection even without records. Drops a leader that leads no partition and does not answer.
     fn keep_a_leader(&mut self, node: Option<i32>, now: Instant) {
         let of_no_use = |(id, leader): (&i32, &Leader)| {
             leader.trouble.lasts() && leader.out.is_empty() && node != Some(*id) && self.led_by(*id).next().is_none()
@@ -258,7 +258,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         self.lanes.keys().filter(move |key| self.topics.leader(key) == Some(node))
     }
 
-    /// A partition has no leader that takes its records: they wait. What it refuses for good fails.
+    /// Lets a partition's records wait after a failure, or fails them if Kafka refuses them for good.
     pub(super) fn lane_failed(&mut self, key: &LaneKey, error: &KafkaError, now: Instant) {
         if error.retry() == Retry::RefreshMetadata {
             self.topics.want(&key.0);
@@ -278,7 +278,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         self.settle(failed.collect());
     }
 
-    /// A quota: the broker answers at once and then reads nothing from the connection for a while (KIP-219).
+    /// A quota: the broker responds at once and then reads nothing from the connection for a while (KIP-219).
     fn note_throttle(&mut self, node: i32, response: &ProduceResponse, now: Instant) {
         let Some(leader) = self.leaders.get_mut(&node) else { return };
         let time = Duration::from_millis(u64::try_from(response.throttle_time_ms).unwrap_or(0));

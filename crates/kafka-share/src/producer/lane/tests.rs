@@ -1,4 +1,4 @@
-//! One partition against the answers that a broker may give.
+//! A lane against the responses that a broker can give.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ fn push(lane: &mut Lane<u32>, token: u32) {
     lane.push(Message { record, token });
 }
 
-/// Makes and sends the next batch; its mark, and the records in it.
+/// Makes and sends the next batch; returns its identity and records.
 fn send(lane: &mut Lane<u32>) -> (BatchIdentity, Vec<u32>) {
     assert!(lane.compose(usize::MAX, SystemTime::UNIX_EPOCH, |_| true).is_empty());
     let bytes = lane.outgoing().expect("a batch");
@@ -43,7 +43,7 @@ fn outcomes(deliveries: Vec<Delivery<u32>>) -> Vec<(u32, Result<i64, DeliveryErr
 }
 
 #[test]
-fn a_batch_is_the_same_until_it_is_acknowledged_and_the_next_follows_it() {
+fn batch_stays_unchanged_until_acknowledged_and_the_next_follows_it() {
     let mut lane = lane(2);
     let (first, tokens) = send(&mut lane);
     assert_eq!((first, tokens), (mark(FIRST, 0), vec![0, 1]));
@@ -61,7 +61,7 @@ fn a_batch_is_the_same_until_it_is_acknowledged_and_the_next_follows_it() {
 }
 
 #[test]
-fn a_batch_ends_at_its_bytes_but_takes_one_record_whatever_its_size() {
+fn batch_ends_at_its_byte_limit_but_takes_one_record_of_any_size() {
     let mut lane = lane(5);
     let one = lane.bytes() / 5;
     lane.compose(2 * one, SystemTime::UNIX_EPOCH, |_| true);
@@ -71,7 +71,7 @@ fn a_batch_ends_at_its_bytes_but_takes_one_record_whatever_its_size() {
 }
 
 #[test]
-fn a_record_nobody_wants_any_more_is_dropped_without_a_word() {
+fn record_that_its_owner_declines_is_dropped_without_a_delivery() {
     let mut lane = lane(3);
     lane.compose(usize::MAX, SystemTime::UNIX_EPOCH, |token| *token != 1);
     assert_eq!(outcomes(lane.answered(ErrorCode::NONE, 0, None).deliveries), [(0, Ok(0)), (2, Ok(1))]);
@@ -80,7 +80,7 @@ fn a_record_nobody_wants_any_more_is_dropped_without_a_word() {
 
 proptest! {
     #[test]
-    fn a_refused_record_is_found_and_the_others_are_delivered_in_order(
+    fn refused_record_is_isolated_and_the_others_are_delivered_in_order(
         count in 1_u32..40,
         culprits in prop::collection::btree_set(0_u32..40, 0..6),
         code in prop::sample::select(vec![10_i16, 18, 32, 87]),
@@ -89,7 +89,7 @@ proptest! {
         let (mut delivered, mut refused, mut end) = (Vec::new(), Vec::new(), 100);
         while lane.has_work() {
             let (identity, tokens) = send(&mut lane);
-            // What is in the log has used up the sequence numbers before this batch, nothing else has.
+            // Only records in the log have used sequence numbers.
             prop_assert_eq!(identity, mark(FIRST, delivered.len() as i32));
             let bad = tokens.iter().any(|token| culprits.contains(token));
             let answer = lane.answered(ErrorCode(if bad { code } else { 0 }), if bad { -1 } else { end }, Some("why"));
@@ -116,7 +116,7 @@ proptest! {
 }
 
 #[test]
-fn the_log_decides_what_a_sequence_fault_leaves_open() {
+fn log_decides_outcome_after_a_sequence_fault() {
     for code in [45, 46, 47, 59, 90].map(ErrorCode) {
         let mut found = lane(2);
         let (identity, _) = send(&mut found);
@@ -135,7 +135,7 @@ fn the_log_decides_what_a_sequence_fault_leaves_open() {
 }
 
 #[test]
-fn a_refusal_after_silence_is_looked_up_first() {
+fn refusal_after_a_lost_response_is_looked_up_in_the_log() {
     let mut lane = lane(1);
     let (identity, _) = send(&mut lane);
     lane.unanswered();
@@ -149,7 +149,7 @@ fn a_refusal_after_silence_is_looked_up_first() {
 }
 
 #[test]
-fn the_end_tells_unsent_from_unknown() {
+fn abandoned_lane_distinguishes_unsent_from_unknown() {
     let all = |lane: Lane<u32>| outcomes(lane.abandon());
     assert_eq!(all(lane(1)), [(0, Err(DeliveryError::Unsent))]);
 
@@ -161,7 +161,7 @@ fn the_end_tells_unsent_from_unknown() {
     send(&mut out);
     assert_eq!(all(out), [(0, Err(DeliveryError::Unknown))]);
 
-    // Written by the leader, too few replicas: the final answer never came.
+    // The leader has written the batch, but with too few replicas; the final response never came.
     let mut repeated = lane(2);
     repeated.compose(1, SystemTime::UNIX_EPOCH, |_| true);
     repeated.outgoing();
@@ -170,14 +170,14 @@ fn the_end_tells_unsent_from_unknown() {
 }
 
 #[test]
-fn sequence_numbers_begin_again_at_zero() {
+fn sequence_numbers_wrap_to_zero() {
     assert_eq!(sequence_after(0, 3), 3);
     assert_eq!(sequence_after(i32::MAX, 1), 0);
     assert_eq!(sequence_after(i32::MAX - 1, 4), 2);
 }
 
 #[test]
-fn a_record_that_no_broker_takes_is_refused_here() {
+fn record_larger_than_any_broker_takes_is_refused_without_asking() {
     let mut lane = lane(1);
     let value = Some(Bytes::from(vec![0; RECORD_CAP + 1]));
     lane.push(Message {
@@ -193,7 +193,7 @@ fn a_record_that_no_broker_takes_is_refused_here() {
 }
 
 #[test]
-fn a_denied_partition_fails_its_records_and_takes_later_ones() {
+fn denied_partition_fails_its_records_and_takes_later_ones() {
     let denied = DeliveryError::Denied { right: "Write", resource: "topic t".into(), code: ErrorCode(29) };
     let mut lane = lane(2);
     lane.compose(1, SystemTime::UNIX_EPOCH, |_| true);
@@ -202,12 +202,12 @@ fn a_denied_partition_fails_its_records_and_takes_later_ones() {
     assert_eq!(outcomes(lane.deny(&denied)), [(0, Err(denied.clone())), (1, Err(denied.clone()))]);
     assert!(!lane.has_work() && lane.bytes() == 0);
     push(&mut lane, 7);
-    // Nothing was written, so its number is free.
+    // The record was not written, so its number is free.
     assert_eq!(send(&mut lane), (mark(FIRST, 0), vec![7]));
 }
 
 #[test]
-fn what_was_perhaps_written_before_a_denial_is_looked_up_and_unknown_if_it_may_not_be() {
+fn batch_that_may_be_written_before_a_denial_is_looked_up_or_unknown() {
     let denied = DeliveryError::Denied { right: "Write", resource: "topic t".into(), code: ErrorCode(29) };
     for told in [true, false] {
         let mut lane = lane(1);

@@ -1,0 +1,139 @@
+//! The reply to one request, with the faults that apply to it.
+//!
+//! Called by `server`, for every request; [`dispatch`](super::dispatch) makes the response of a request without faults.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+
+use super::asked::Asked;
+use super::core::{Core, Order};
+use super::damage::damaged;
+use super::dispatch;
+use super::faults::{Action, Due, Kind};
+use super::nodes::Condition;
+use super::refusals;
+use super::state::{Caller, Refusal};
+use super::throttle::throttled;
+use kafka_share::ErrorCode;
+
+/// A connection's next step.
+pub(super) enum Reply {
+    /// Write these bytes this many times.
+    Answer(Bytes, usize),
+    /// Read the next request.
+    Nothing,
+    /// Close the connection.
+    Close,
+    /// Neither answer nor read until the node ends.
+    Deaf,
+    /// Do this, then read nothing for this long.
+    Throttled(Box<Reply>, Duration),
+}
+
+impl Core {
+    /// Answers one request of a connection.
+    pub fn answer(&self, caller: Caller, frame: Bytes) -> Reply {
+        let node = caller.node;
+        if !self.pass(node) {
+            return Reply::Close;
+        }
+        let Some(asked) = Asked::read(frame) else { return Reply::Close };
+        let caller = Caller { client: &asked.client, ..caller };
+        let scope = || self.state.lock().scope(&caller, &asked);
+        let due = self.faults.due(asked.key as i16, &asked.client, node, scope);
+        let reply =
+            if due.is_empty() { reply(&asked, self.done(&caller, &asked)) } else { self.spoiled(caller, &asked, &due) };
+        if self.pass(node) { reply } else { Reply::Close }
+    }
+
+    fn done(&self, caller: &Caller, asked: &Asked) -> Option<BytesMut> {
+        dispatch::answer(self, caller, asked)
+    }
+
+    /// Answers a request to which faults apply.
+    fn spoiled(&self, mut caller: Caller, asked: &Asked, due: &[Due]) -> Reply {
+        let kind = Kind::of_api_key(asked.key as i16);
+        let says = |code| kind.and_then(|kind| refusals::body(kind, asked.version, asked.body.clone(), code));
+        let only = Some(caller.node);
+        for fault in due {
+            match fault.action {
+                Action::Refuse(code) if fault.is_whole() => return reply(asked, says(code)),
+                Action::Refuse(code) => caller.refusals.push(refusal(fault, code, false)),
+                Action::CutBefore => return Reply::Close,
+                Action::Deafen => return Reply::Deaf,
+                Action::RefuseAcknowledgements(code) => caller.refusals.push(refusal(fault, code, true)),
+                Action::Delay(time) => self.linger(caller.node, time),
+                Action::Freeze(after) => self.stand_still(caller.node, Order::Thaw { node: None, after }),
+                Action::FreezeNode(after) => self.stand_still(caller.node, Order::Thaw { node: only, after }),
+                Action::Restart(after) => return self.end(Order::Restart { node: None, after, forget: false }),
+                Action::RestartNode(after) => return self.end(Order::Restart { node: only, after, forget: false }),
+                Action::Forget(after) => return self.end(Order::Restart { node: None, after, forget: true }),
+                Action::MoveLeaders => self.change(|state, now| state.move_leaders(caller.node, now)),
+                Action::MoveCoordinators => self.change(|state, _| state.move_coordinators(caller.node)),
+                Action::Late(_)
+                | Action::Misreport(_)
+                | Action::CutAfter
+                | Action::AnswerTwice
+                | Action::Throttle(_)
+                | Action::Damage => {}
+            }
+        }
+        let throttle =
+            due.iter().find_map(|fault| if let Action::Throttle(time) = fault.action { Some(time) } else { None });
+        let throttle = kind.zip(throttle);
+        let body = self.done(&caller, asked);
+        let body = match throttle {
+            Some((kind, time)) => body.and_then(|body| throttled(kind, asked, body, time)),
+            None => body,
+        };
+        let damages = kind.filter(|_| due.iter().any(|fault| fault.action == Action::Damage));
+        let body = match damages {
+            Some(kind) => body.and_then(|body| damaged(kind, asked, body)),
+            None => body,
+        };
+        let mut answer = reply(asked, body);
+        for fault in due {
+            match (fault.action, &mut answer) {
+                (Action::Late(time), _) => self.linger(caller.node, time),
+                (Action::CutAfter, _) => return Reply::Close,
+                (Action::Misreport(code), _) => answer = reply(asked, says(code)),
+                (Action::AnswerTwice, Reply::Answer(_, times)) => *times = 2,
+                _ => {}
+            }
+        }
+        match throttle {
+            Some((_, time)) => Reply::Throttled(Box::new(answer), time),
+            None => answer,
+        }
+    }
+
+    fn end(&self, order: Order) -> Reply {
+        self.order(order);
+        Reply::Close
+    }
+
+    fn stand_still(&self, node: i32, thaw: Order) {
+        let Order::Thaw { node: which, .. } = thaw else { return };
+        let meant = |id: &i32| which.is_none_or(|which| which == *id);
+        self.change(|state, now| {
+            state.node_ids().filter(meant).for_each(|id| state.silence(id, Condition::Frozen, now));
+        });
+        if !self.order(thaw) {
+            self.change(|state, now| state.node_ids().filter(meant).for_each(|id| state.resume(id, now)));
+        }
+        self.pass(node);
+    }
+}
+
+fn reply(asked: &Asked, body: Option<BytesMut>) -> Reply {
+    match body.and_then(|body| asked.answer(&body)) {
+        None => Reply::Close,
+        Some(_) if asked.wants_no_answer() => Reply::Nothing,
+        Some(frame) => Reply::Answer(frame, 1),
+    }
+}
+
+fn refusal(due: &Due, code: ErrorCode, acknowledgements: bool) -> Refusal {
+    Refusal { topic: due.topic.clone(), partition: due.partition, acknowledgements, code }
+}
