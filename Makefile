@@ -17,9 +17,9 @@ esac; \
 [ $$mode = native ] || engine || { echo "the mode is docker, and no Docker engine with compose answers; MODE=native needs none" >&2; exit 1; }
 endef
 
-# $(call word,WORD): a word of the fleet, in its mode.
+# $(call fleet,WORD): a word of the fleet, in its mode.
 BIN = $(or $(CARGO_TARGET_DIR),target)/release
-define word
+define fleet
 @$(call mode,$(1)); [ $(1) != up ] || echo "mode $$mode ($$why)"; \
 if [ $$mode = docker ]; then exec scripts/compose $(1); fi; \
 [ -x $(BIN)/fleet ] || { echo "the programs are not built; run make build" >&2; exit 1; }; exec $(BIN)/fleet $(1)
@@ -32,38 +32,38 @@ build: ## the programs, optimised; or their image, where a Docker engine answers
 	@$(call mode,build); if [ $$mode = docker ]; then exec scripts/compose build; fi; cargo build --release --locked --bins
 
 up: build ## Kafka, one gateway and three workers in the background; prints the address
-	$(call word,up)
+	$(call fleet,up)
 
 down: ## stops them again: gateway, workers, Kafka
-	$(call word,down)
+	$(call fleet,down)
 
 status: ## what runs, and the fleet as the gateway sees it
-	$(call word,status)
+	$(call fleet,status)
 
 health: ## is the gateway healthy?
-	$(call word,health)
+	$(call fleet,health)
 
 logs: ## all logs, and then what comes; FOLLOW=0 only what there is
-	$(call word,logs)
+	$(call fleet,logs)
 
 test-shutdown: ## load and its progress until Ctrl-C (FOR=60s), then the verdict
-	$(call word,test-shutdown)
+	$(call fleet,test-shutdown)
 
 drill: ## the proof: faults under load on a fleet of its own, TARGET=stack on this one, then the verdict; PLAN, SEED, FOR, RATE
 	@cargo build --release --locked --bins
 	@$(BIN)/drill run $(PLAN)
 
 restart-worker: ## restarts all workers, one after another; WORKER=id only that one
-	$(call word,restart-worker)
+	$(call fleet,restart-worker)
 
 kill-worker: ## kill -9 for one worker (WORKER=id that one, ALL=1 all); it stays dead until scale-up
-	$(call word,kill-worker)
+	$(call fleet,kill-worker)
 
 scale-down: ## down to one worker (WORKERS=n)
-	$(call word,scale-down)
+	$(call fleet,scale-down)
 
 scale-up: ## up to three workers (WORKERS=n)
-	$(call word,scale-up)
+	$(call fleet,scale-up)
 
 test: ## all tests, on the embedded broker, and the model's sweep; KAFKA=apache on a real one; TESTS='--test suite -- p03' only these
 	cargo test --locked --no-fail-fast $(or $(TESTS),--workspace)

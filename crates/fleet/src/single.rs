@@ -6,7 +6,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 
 use crate::failure::{Failure, refused};
-use crate::programs::{Condition, Fleet, GATEWAY, in_order};
+use crate::programs::{APACHE, Condition, DEVBROKER, Fleet, GATEWAY, in_order};
 use crate::say;
 use crate::state::Wanted;
 
@@ -118,7 +118,7 @@ impl Fleet {
             Verb::Stop => self.stop_programs(&[name.to_owned()]),
             Verb::Kill => {
                 self.kill(name)?;
-                say(format!("killed {name} (SIGKILL); it stays dead until {}", start_of(name)));
+                say(format!("killed {name} (SIGKILL); it stays dead until {}", how_to(Verb::Start, name)));
                 Ok(())
             }
             Verb::Start | Verb::Restart if Some(name) == self.kafka_program()? => self.start_kafka(),
@@ -138,7 +138,7 @@ impl Fleet {
                 // First the state: a frozen program that no word knows of would not be told to go on.
                 self.want(name, Wanted::Frozen)?;
                 self.signal(name, Signal::SIGSTOP)?;
-                say(format!("froze {name}; it goes on with: {}", start_of(name).replace("start", "thaw").replace("make scale-up", "fleet thaw-worker")));
+                say(format!("froze {name}; it goes on with: {}", how_to(Verb::Thaw, name)));
                 Ok(())
             }
             Verb::Thaw => {
@@ -153,4 +153,15 @@ impl Fleet {
         self.want(name, Wanted::Running)?;
         self.signal(name, Signal::SIGCONT)
     }
+}
+
+/// The command that starts or thaws this program.
+fn how_to(verb: Verb, name: &str) -> String {
+    let target = match name {
+        GATEWAY => "gateway",
+        DEVBROKER | APACHE => "kafka",
+        _ if verb == Verb::Start => return "make scale-up".to_owned(),
+        _ => "worker",
+    };
+    format!("fleet {}-{target}", if verb == Verb::Start { "start" } else { "thaw" })
 }
