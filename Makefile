@@ -33,6 +33,8 @@ build: ## the programs, optimised; or their image, where a Docker engine answers
 
 up: build ## Kafka, one gateway and three workers in the background; prints the address
 	$(call fleet,up)
+	@echo '  make status'
+	@echo '  make test-shutdown     # and meanwhile, in another terminal: make restart-worker, scale-down, kill-worker, scale-up'
 
 down: ## stops them again: gateway, workers, Kafka
 	$(call fleet,down)

@@ -124,16 +124,20 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(20);
 
-    /// The process, once it runs.
-    fn started(run: &Path, name: &str) -> Pid {
+    fn within_limit<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
         let begin = Instant::now();
         loop {
-            if let Some(pid) = running(run, name).expect("readable") {
-                return pid;
+            if let Some(seen) = look() {
+                return seen;
             }
-            assert!(begin.elapsed() < LIMIT, "{name} does not start");
+            assert!(begin.elapsed() < LIMIT, "{what}");
             Stop::new().sleep(Duration::from_millis(2)).expect("not stopped");
         }
+    }
+
+    /// A process that another test forks has this lock too, until it runs its program.
+    fn ended(run: &Path, name: &str) {
+        within_limit("it runs", || running(run, name).expect("readable").is_none().then_some(()));
     }
 
     #[test]
@@ -144,15 +148,12 @@ mod tests {
         let program = folder.script("echo \"argument: $0\"; exec sleep 100");
         std::thread::scope(|scope| {
             let keeper = scope.spawn(|| keep(run, "worker_1", &program));
-            let pid = started(run, "worker_1");
-            let begin = Instant::now();
-            while store.read().expect("readable").wanted("worker_1") != Some(Wanted::Running) {
-                assert!(begin.elapsed() < LIMIT, "not written down");
-            }
+            let pid = within_limit("it does not start", || running(run, "worker_1").expect("readable"));
+            within_limit("it is not written down", || store.read().expect("readable").wanted("worker_1"));
             kill(pid, Signal::SIGKILL).expect("it runs");
             keeper.join().expect("no panic").expect("it was kept");
         });
-        assert_eq!(running(run, "worker_1").expect("readable"), None);
+        ended(run, "worker_1");
         let end = store.read().expect("readable").programs.remove("worker_1").expect("known").end;
         assert_eq!(end, Some(End::Signal("SIGKILL".to_owned())));
         let log = std::fs::read_to_string(log_file(run, "worker_1")).expect("a log");
@@ -172,7 +173,7 @@ mod tests {
         assert_eq!(pid, Some(i32::try_from(child.id()).expect("a process number")));
         child.kill().expect("it runs");
         child.wait().expect("ours");
-        assert_eq!(running(&folder.path, "gateway").expect("readable"), None);
+        ended(&folder.path, "gateway");
     }
 
     #[test]
@@ -181,7 +182,7 @@ mod tests {
         let program = folder.script("exec sleep 100");
         let failure = keep(&folder.path, "worker_1", &program).expect_err("there is no state");
         assert!(matches!(failure, Failure::NothingRuns), "{failure}");
-        assert_eq!(running(&folder.path, "worker_1").expect("readable"), None);
+        ended(&folder.path, "worker_1");
         let failure = keep(&folder.path, "worker_1", Path::new("/nowhere/worker")).expect_err("no such file");
         assert!(failure.to_string().contains("/nowhere/worker does not start: No such file"), "{failure}");
     }

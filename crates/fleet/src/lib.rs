@@ -87,8 +87,8 @@ fn complain(text: impl Display) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
+    use std::process::Command;
 
     /// A folder of a test's own, removed at its end.
     pub(crate) struct Folder {
@@ -102,11 +102,13 @@ mod tests {
             Self { path }
         }
 
-        /// A program with these lines.
+        /// A program with these lines. Another process writes it: one that a test forks meanwhile would have the file
+        /// open, which then could not be run.
         pub(crate) fn script(&self, lines: &str) -> PathBuf {
             let path = self.path.join("program");
-            std::fs::write(&path, format!("#!/bin/sh\n{lines}\n")).expect("writable");
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).expect("ours");
+            let write = "printf '#!/bin/sh\n%s\n' \"$1\" >\"$0\" && chmod 700 \"$0\"";
+            let written = Command::new("sh").args(["-c", write]).arg(&path).arg(lines).status();
+            assert!(written.is_ok_and(|status| status.success()), "{} cannot be written", path.display());
             path
         }
     }

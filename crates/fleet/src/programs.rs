@@ -17,7 +17,7 @@ use crate::keeper;
 use crate::lock::{self, Kind};
 use crate::options::{FleetConfig, Word};
 use crate::settings::Settings;
-use crate::single::{Target, Verb};
+use crate::single;
 use crate::state::{State, Store, Wanted};
 use crate::{complain, say};
 
@@ -114,28 +114,17 @@ impl Fleet {
             Word::Down => self.down()?,
             Word::ScaleDown => self.scale(1)?,
             Word::ScaleUp => self.scale(3)?,
-            Word::RestartWorker => self.act(Verb::Restart, Target::Worker)?,
-            Word::KillWorker => self.act(Verb::Kill, Target::Worker)?,
-            Word::StopWorker => self.act(Verb::Stop, Target::Worker)?,
-            Word::StartWorker => self.act(Verb::Start, Target::Worker)?,
-            Word::FreezeWorker => self.act(Verb::Freeze, Target::Worker)?,
-            Word::ThawWorker => self.act(Verb::Thaw, Target::Worker)?,
-            Word::StopGateway => self.act(Verb::Stop, Target::Gateway)?,
-            Word::KillGateway => self.act(Verb::Kill, Target::Gateway)?,
-            Word::StartGateway => self.act(Verb::Start, Target::Gateway)?,
-            Word::RestartGateway => self.act(Verb::Restart, Target::Gateway)?,
-            Word::StopKafka => self.act(Verb::Stop, Target::Kafka)?,
-            Word::KillKafka => self.act(Verb::Kill, Target::Kafka)?,
-            Word::StartKafka => self.act(Verb::Start, Target::Kafka)?,
-            Word::FreezeKafka => self.act(Verb::Freeze, Target::Kafka)?,
-            Word::ThawKafka => self.act(Verb::Thaw, Target::Kafka)?,
             Word::Status => self.status()?,
             Word::Health => self.health()?,
             Word::Logs => self.logs()?,
             Word::TestShutdown => self.test_shutdown()?,
             Word::Workers => self.list_workers()?,
             Word::Where => self.tell_where()?,
-            Word::Keep => {}
+            word => {
+                if let Some((verb, target)) = single::of_word(word) {
+                    self.act(verb, target)?;
+                }
+            }
         }
         if self.killed.is_empty() {
             return Ok(());
@@ -283,7 +272,7 @@ impl Fleet {
         let grace = match name {
             GATEWAY => self.settings.grace("30s")?,
             DEVBROKER => Duration::from_secs(10),
-            APACHE => return self.stop_apache(&[]),
+            APACHE => self.stop_apache(&[]).map(|()| Duration::ZERO)?,
             _ => self.settings.grace("45s")?,
         };
         if !self.ends(name, grace)? {
@@ -329,6 +318,7 @@ pub(crate) fn in_order(names: impl IntoIterator<Item = String>) -> Vec<String> {
     let number = |name: &str| name.strip_prefix("worker_")?.parse::<u32>().ok();
     let mut workers: Vec<_> = names.into_iter().filter_map(|name| Some((number(&name)?, name))).collect();
     workers.sort();
+    workers.dedup();
     workers.into_iter().map(|(_, name)| name).collect()
 }
 

@@ -149,15 +149,11 @@ impl Fleet {
                 return refused(format!("no logs in {}; run make up", run.display()));
             }
             for path in paths {
-                let log = match logs.entry(path) {
-                    std::collections::btree_map::Entry::Occupied(log) => log.into_mut(),
+                if !logs.contains_key(&path) {
                     // A log that comes later is new from its first line on.
-                    std::collections::btree_map::Entry::Vacant(log) => {
-                        let opened = Log::open(log.key(), first).map_err(Failure::of(log.key()))?;
-                        log.insert(opened)
-                    }
-                };
-                if !log.print_new_lines() {
+                    logs.insert(path.clone(), Log::open(&path, first).map_err(Failure::of(&path))?);
+                }
+                if logs.get_mut(&path).is_some_and(|log| !log.print_new_lines()) {
                     return Ok(());
                 }
             }

@@ -3,15 +3,17 @@
 use std::fs::File;
 use std::time::Instant;
 
+use clap::ValueEnum;
 use nix::sys::signal::Signal;
 
 use crate::failure::{Failure, refused};
+use crate::options::Word;
 use crate::programs::{APACHE, Condition, DEVBROKER, Fleet, GATEWAY, in_order};
 use crate::say;
 use crate::state::Wanted;
 
 /// What is done to a program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Verb {
     Stop,
     Kill,
@@ -22,11 +24,18 @@ pub(crate) enum Verb {
 }
 
 /// What it is done to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Target {
     Worker,
     Gateway,
     Kafka,
+}
+
+/// The parts of a word such as `stop-worker`; `None` for words about more than one program.
+pub(crate) fn of_word(word: Word) -> Option<(Verb, Target)> {
+    let value = word.to_possible_value()?;
+    let (verb, target) = value.get_name().split_once('-')?;
+    Some((Verb::from_str(verb, false).ok()?, Target::from_str(target, false).ok()?))
 }
 
 impl Verb {
@@ -96,7 +105,8 @@ impl Fleet {
     /// The workers that it can be done to, at least one.
     fn candidates(&self, verb: Verb, named: Option<&str>) -> Result<Vec<String>, Failure> {
         let mut fitting = Vec::new();
-        for name in in_order(self.store.read()?.programs.into_keys()) {
+        let running = self.workers()?;
+        for name in in_order(self.store.read()?.programs.into_keys().chain(running.clone())) {
             if verb.fits(self.condition(&name)?) {
                 fitting.push(name);
             }
@@ -105,7 +115,6 @@ impl Fleet {
         if fitting.iter().any(|fitting| fitting == name) {
             return Ok(vec![name.to_owned()]);
         }
-        let running = self.workers()?;
         if running.iter().any(|running| running == name) {
             return refused(format!("{name} is {} already", self.condition(name)?));
         }
@@ -164,4 +173,25 @@ fn how_to(verb: Verb, name: &str) -> String {
         _ => "worker",
     };
     format!("fleet {}-{target}", if verb == Verb::Start { "start" } else { "thaw" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_about_single_programs_are_a_verb_and_a_target() {
+        assert_eq!(of_word(Word::KillWorker), Some((Verb::Kill, Target::Worker)));
+        assert_eq!(of_word(Word::ThawKafka), Some((Verb::Thaw, Target::Kafka)));
+        let others = Word::value_variants().iter().filter(|word| of_word(**word).is_none());
+        assert_eq!(others.count(), 11, "up, down, scaling, what is shown, and keep");
+    }
+
+    #[test]
+    fn a_verb_fits_what_a_program_does() {
+        let fits = |condition| [Verb::Stop, Verb::Start, Verb::Freeze, Verb::Thaw].map(|verb| verb.fits(condition));
+        assert_eq!(fits(Condition::Running), [true, false, true, false]);
+        assert_eq!(fits(Condition::Frozen), [true, false, false, true]);
+        assert_eq!(fits(Condition::Stopped), [false, true, false, false]);
+    }
 }

@@ -7,11 +7,6 @@ use crate::programs::{APACHE, Condition, DEVBROKER, Fleet, GATEWAY};
 use crate::ready::refuse_port_in_use;
 use crate::{complain, print, say};
 
-const TRY: &str = r#"  curl -s http://ADDRESS/analyze -H 'Content-Type: application/json' -d '{"text": "the cat and the hat"}'
-  make status
-  make test-shutdown     # and meanwhile, in another terminal: make restart-worker, scale-down, kill-worker, scale-up
-"#;
-
 impl Fleet {
     fn anything_runs(&self) -> Result<bool, Failure> {
         Ok(self.runs(GATEWAY)? || !self.workers()?.is_empty() || self.runs(DEVBROKER)? || self.runs(APACHE)?)
@@ -39,8 +34,10 @@ impl Fleet {
         self.store.change(|state| state.settings.clone_from(&self.settings))?;
         let (address, workers, kafka) =
             (self.settings.address()?, self.workers()?.len(), self.settings.kafka_address());
-        print(&format!("ready: http://{address} (native; gateway, {workers} workers, Kafka {kafka})\n\n"));
-        print(&TRY.replace("ADDRESS", &address.to_string()));
+        print(&format!("ready: http://{address} (native; gateway, {workers} workers, Kafka {kafka})\n"));
+        print(&format!(
+            "  curl -s http://{address}/analyze -H 'Content-Type: application/json' -d '{{\"text\": \"the cat and the hat\"}}'\n"
+        ));
         if self.runs(DEVBROKER)? {
             print(
                 "note: the embedded broker keeps everything in memory, for trying out and testing only; a real Kafka: KAFKA=apache make up\n",
