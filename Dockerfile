@@ -13,6 +13,7 @@ ARG CARGO_PROFILE_DIST_LTO=thin CARGO_PROFILE_DIST_CODEGEN_UNITS=4
 COPY Cargo.toml Cargo.lock ./
 COPY crates/devbroker/Cargo.toml crates/devbroker/
 COPY crates/drill/Cargo.toml crates/drill/
+COPY crates/fleet/Cargo.toml crates/fleet/
 COPY crates/kafka-share/Cargo.toml crates/kafka-share/
 COPY crates/model/Cargo.toml crates/model/
 COPY crates/program/Cargo.toml crates/program/

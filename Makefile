@@ -1,48 +1,71 @@
 # Everything one does with this project. `make` alone explains. MODE=docker or MODE=native decides how the fleet runs.
-export MODE KAFKA WORKER WORKERS ALL FOLLOW FOR RATE PLAN SEED TARGET
+export KAFKA WORKER WORKERS ALL FOLLOW FOR RATE PLAN SEED TARGET
 .DEFAULT_GOAL := help
 .PHONY: help build up test-shutdown drill restart-worker kill-worker scale-down scale-up status health logs down \
   test check fmt clippy doc no-async-runtime shell deny audit fuzz-check fuzz bench
+
+# $(call mode,WORD): the fleet's mode in the shell variable `mode`, and why: that of the fleet that runs, else MODE, else what this machine can do.
+define mode
+run=$${STACK_RUN:-.run}; mode=; engine() { docker compose version && docker version; } >/dev/null 2>&1; \
+for is in native:fleet.json docker:docker; do if [ -e "$$run/$${is#*:}" ]; then mode=$${is%:*} why="as it runs"; fi; done; \
+case "$(MODE)" in \
+  '') if [ -z "$$mode" ]; then if engine; then mode=docker why="an engine answers"; else mode=native why="no Docker engine answers"; fi; fi ;; \
+  docker|native) [ -z "$$mode" ] || [ "$$mode" = "$(MODE)" ] || [ $(1) = build ] || \
+    { echo "a fleet runs in $$mode mode; stop it first: make down MODE=$$mode" >&2; exit 1; }; mode=$(MODE) why="as MODE says" ;; \
+  *) echo "MODE '$(MODE)' must be docker or native" >&2; exit 2 ;; \
+esac; \
+[ $$mode = native ] || engine || { echo "the mode is docker, and no Docker engine with compose answers; MODE=native needs none" >&2; exit 1; }
+endef
+
+# $(call fleet,WORD): a word of the fleet, in its mode.
+BIN = $(or $(CARGO_TARGET_DIR),target)/release
+define fleet
+@$(call mode,$(1)); [ $(1) != up ] || echo "mode $$mode ($$why)"; \
+if [ $$mode = docker ]; then exec scripts/compose $(1); fi; \
+[ -x $(BIN)/fleet ] || { echo "the programs are not built; run make build" >&2; exit 1; }; exec $(BIN)/fleet $(1)
+endef
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## the programs, optimised; or their image, where a Docker engine answers
-	@scripts/stack build
+	@$(call mode,build); if [ $$mode = docker ]; then exec scripts/compose build; fi; cargo build --release --locked --bins
 
 up: build ## Kafka, one gateway and three workers in the background; prints the address
-	@scripts/stack up
+	$(call fleet,up)
+	@echo '  make status'
+	@echo '  make test-shutdown     # and meanwhile, in another terminal: make restart-worker, scale-down, kill-worker, scale-up'
 
 down: ## stops them again: gateway, workers, Kafka
-	@scripts/stack down
+	$(call fleet,down)
 
 status: ## what runs, and the fleet as the gateway sees it
-	@scripts/stack status
+	$(call fleet,status)
 
 health: ## is the gateway healthy?
-	@scripts/stack health
+	$(call fleet,health)
 
 logs: ## all logs, and then what comes; FOLLOW=0 only what there is
-	@scripts/stack logs
+	$(call fleet,logs)
 
 test-shutdown: ## load and its progress until Ctrl-C (FOR=60s), then the verdict
-	@scripts/stack test-shutdown
+	$(call fleet,test-shutdown)
 
 drill: ## the proof: faults under load on a fleet of its own, or of TARGET=drills/fleets/make.toml, then the verdict; PLAN, SEED, FOR, RATE
 	@cargo build --release --locked --bins
-	@$(or $(CARGO_TARGET_DIR),target)/release/drill run $(PLAN)
+	@$(BIN)/drill run $(PLAN)
 
 restart-worker: ## restarts all workers, one after another; WORKER=id only that one
-	@scripts/stack restart-worker
+	$(call fleet,restart-worker)
 
 kill-worker: ## kill -9 for one worker (WORKER=id that one, ALL=1 all); it stays dead until scale-up
-	@scripts/stack kill-worker
+	$(call fleet,kill-worker)
 
 scale-down: ## down to one worker (WORKERS=n)
-	@scripts/stack scale-down
+	$(call fleet,scale-down)
 
 scale-up: ## up to three workers (WORKERS=n)
-	@scripts/stack scale-up
+	$(call fleet,scale-up)
 
 test: ## all tests, on the embedded broker, and the model's sweep; KAFKA=apache on a real one; TESTS='--test suite -- p03' only these
 	cargo test --locked --no-fail-fast $(or $(TESTS),--workspace)

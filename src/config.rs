@@ -18,7 +18,7 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
-pub use parse::{LEAVING, SHORTEST_GATEWAY_GRACE};
+pub use parse::{LEAVING, SHORTEST_GATEWAY_GRACE, variables};
 pub use program::options::{ConfigError, Environment, Parsed};
 
 /// Options of both programs.
@@ -167,12 +167,14 @@ impl Default for GatewayConfig {
 }
 
 /// The state that a health check checks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HealthCheck {
     /// The process's threads move; an orchestrator restarts a process that is not live.
     Live,
     /// The process takes work; an orchestrator sends no work to a process that is not ready.
     Ready,
+    /// Of a gateway only: what it answers to `GET` of this path.
+    Path(String),
 }
 
 /// How connections to Kafka are secured.

@@ -145,10 +145,10 @@ pub(super) struct GatewayOptions {
     /// What the orchestrator allows from the signal to the kill; at least 10s
     #[arg(long, env = "STOP_GRACE_PERIOD", value_name = "DURATION", default_value = "30s", help_heading = "Stopping")]
     pub stop_grace_period: String,
-    /// Do not run: check that the gateway at HTTP_ADDR is ready, or (=live) only live; exit code 0 or 1
+    /// Do not run: check that the gateway at HTTP_ADDR is ready, or (=live) only live, or print its response to GET of a path; exit code 0 or 1
     #[arg(
         long,
-        value_name = "live|ready",
+        value_name = "live|ready|/PATH",
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "ready",

@@ -1,11 +1,13 @@
 //! From the command line and the environment to a configuration: first text, then values, then their relations. All
 //! faults are collected and reported.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::{Command, CommandFactory};
 use kafka_share::BrokerAddress;
 use program::options::values::{self, Read, show_duration};
 use program::options::{ConfigError, Environment, Faults, Parsed, WEEK, parse_with, positive, run_or_exit};
@@ -24,6 +26,16 @@ const HEARTBEATS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duratio
 const LONGEST_GROUP: usize = 249;
 /// `.starts` and `.dead` are appended to the name of the tasks topic.
 const TASKS_TOPIC_LIMIT: usize = values::TOPIC_LIMIT - ".starts".len();
+
+/// The variables of the options of both programs: what a program that starts them passes on.
+pub fn variables() -> BTreeSet<String> {
+    [WorkerOptions::command(), GatewayOptions::command()].iter().flat_map(variables_of).collect()
+}
+
+pub(super) fn variables_of(command: &Command) -> Vec<String> {
+    let names = command.get_arguments().filter_map(|arg| arg.get_env());
+    names.map(|name| name.to_string_lossy().into_owned()).collect()
+}
 
 impl WorkerConfig {
     /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2
@@ -124,7 +136,7 @@ impl GatewayConfig {
             faults.add("STOP_GRACE_PERIOD", grace, &problem);
         }
         if let Some(check) = &options.healthcheck {
-            faults.set(&mut config.healthcheck, "HEALTHCHECK", check, |text| health_check(text).map(Some));
+            faults.set(&mut config.healthcheck, "HEALTHCHECK", check, |text| gateway_check(text).map(Some));
         }
         config
     }
@@ -249,7 +261,17 @@ impl Security {
     }
 }
 
-/// The value of `--healthcheck`.
+/// The value of the gateway's `--healthcheck`.
+fn gateway_check(text: &str) -> Read<HealthCheck> {
+    // A path goes into a request line.
+    let is_path = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_path {
+        return Ok(HealthCheck::Path(text.to_owned()));
+    }
+    health_check(text).map_err(|problem| format!("{problem}, or a path, for example /health"))
+}
+
+/// The value of the worker's `--healthcheck`.
 fn health_check(text: &str) -> Read<HealthCheck> {
     match text {
         "live" => Ok(HealthCheck::Live),

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-use clap::{Command, CommandFactory};
+use clap::CommandFactory;
 
 use super::options::{GatewayOptions, WorkerOptions};
+use super::parse::variables_of;
 use super::*;
 use program::exit::ExitCode;
 
@@ -357,11 +358,6 @@ fn secrets_are_never_shown() {
 }
 
 /// The variables of a program's options, in their order.
-fn variables_of(command: &Command) -> Vec<String> {
-    let names = command.get_arguments().filter_map(|arg| arg.get_env());
-    names.map(|name| name.to_string_lossy().into_owned()).collect()
-}
-
 #[test]
 fn health_check_is_only_a_flag() {
     use crate::config::HealthCheck;
@@ -369,9 +365,14 @@ fn health_check_is_only_a_flag() {
     assert_eq!(running(worker(&["--healthcheck=ready"], &[])).healthcheck, Some(HealthCheck::Ready));
     assert_eq!(running(gateway(&["--healthcheck"], &[])).healthcheck, Some(HealthCheck::Ready));
     assert_eq!(running(gateway(&["--healthcheck=live"], &[])).healthcheck, Some(HealthCheck::Live));
+    let path = HealthCheck::Path("/health".to_owned());
+    assert_eq!(running(gateway(&["--healthcheck=/health"], &[])).healthcheck, Some(path));
     assert_eq!(running(worker(&[], &[("HEALTHCHECK", "live")])).healthcheck, None);
     let fault = worker(&["--healthcheck=well"], &[]).expect_err("no such check").to_string();
     assert_eq!(fault, "HEALTHCHECK: value \"well\" is no health check; expected live or ready");
+    let fault = gateway(&["--healthcheck=/a b"], &[]).expect_err("no path").to_string();
+    assert!(fault.ends_with("expected live or ready, or a path, for example /health"), "{fault}");
+    assert!(worker(&["--healthcheck=/health"], &[]).is_err(), "a worker has no HTTP");
 }
 
 #[test]

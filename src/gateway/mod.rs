@@ -37,7 +37,7 @@ use program::signals::Signals;
 /// signal found callers waiting; [`ExitCode::Usage`] when the cluster cannot be used; [`ExitCode::Fatal`] when the port
 /// is in use or a thread died.
 pub fn run(config: GatewayConfig, signals: Signals) -> ExitCode {
-    if let Some(check) = config.healthcheck {
+    if let Some(check) = &config.healthcheck {
         return healthcheck::gateway(&config, check);
     }
     match lifecycle::start(config) {

@@ -47,7 +47,7 @@ use program::signals::Signals;
 /// (no share groups, a delivery limit that is too low); [`ExitCode::Abandoned`] and [`ExitCode::Forced`] when work was
 /// abandoned at the deadline or by a second signal.
 pub fn run(config: WorkerConfig, handler: impl Handler, signals: Signals) -> ExitCode {
-    if let Some(check) = config.healthcheck {
+    if let Some(check) = &config.healthcheck {
         return healthcheck::worker(&config, check);
     }
     match start::start(&config, handler, &signals) {

@@ -10,7 +10,7 @@
 //! | `run` | the one owner of all state: takes events, writes, shows, decides when it is over |
 //! | `load`, `asker`, `topics` | the threads: send, ask, read; `event` is what they tell |
 //! | `director`, `fleet` | the thread that acts, and what it acts on: `native` with `process`, `broker`, `broker_work` and `leaders`, or `command`; `target` finds it |
-//! | `http`, `texts`, `clock` | what they need: a caller of the gateway, the texts, the time |
+//! | `texts`, `clock` | what they need besides `program::http`: the texts, the time |
 //! | `outcome`, `expect` | what became of a request, and whether its result is right |
 //! | `hits`, `starts` | which tasks were hit often enough; which are begun and ended, as the workers' journal says |
 //! | `account`, `history` | what is known of requests and workers while it goes on |
@@ -43,7 +43,6 @@ mod fleet;
 mod history;
 mod hits;
 mod html;
-mod http;
 mod judge;
 mod judgement;
 mod leaders;
@@ -70,6 +69,8 @@ mod texts;
 mod timeline;
 mod topics;
 mod witness;
+
+use program::http;
 
 pub use command::FleetFile;
 pub use fleet::Place;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kafka_share::BrokerAddress;
+use program::http::Authority;
 use program::options::values::{self, Read};
 
 use super::command::FleetFile;
@@ -148,11 +149,7 @@ pub struct GatewayAddress {
 impl GatewayAddress {
     /// `host:port`, as the `Host` header has it.
     pub fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        Authority::from(self.clone()).to_string()
     }
 
     /// Reads the URL of a gateway.
@@ -165,6 +162,12 @@ impl GatewayAddress {
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let address: BrokerAddress = rest.parse().map_err(|_| format!("is no http URL; {expected}"))?;
         Ok(Self { host: address.host, port: address.port })
+    }
+}
+
+impl From<GatewayAddress> for Authority {
+    fn from(GatewayAddress { host, port }: GatewayAddress) -> Self {
+        Self { host, port }
     }
 }
 

@@ -4,11 +4,10 @@
 //! signals and takes the exit status, so that no signal can reach a stranger who got the number later. In a process
 //! group of its own, so that a Ctrl-C for the drill is none for the program. Owned by the native fleet.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
@@ -16,18 +15,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+pub(super) use program::launch::Launch;
 use program::stop::Stop;
 use program::threads::{self, Thread};
-
-/// How to start a program.
-#[derive(Clone, Debug)]
-pub(super) struct Launch {
-    pub(super) name: String,
-    pub(super) program: PathBuf,
-    pub(super) environment: Vec<(String, String)>,
-    /// Where its output goes, behind what is there.
-    pub(super) log: PathBuf,
-}
 
 /// What a program's reader tells its owner.
 #[derive(Debug)]
@@ -67,17 +57,10 @@ impl Process {
     /// # Errors
     /// The program or its log file, and what is wrong with it.
     pub(super) fn start(launch: &Launch, ears: &Ears) -> Result<Self, String> {
-        let open = |path: &Path| OpenOptions::new().create(true).append(true).open(path);
-        let files = open(&launch.log).and_then(|log| Ok((log.try_clone()?, log)));
-        let (log, errors) = files.map_err(|error| format!("{}: {error}", launch.log.display()))?;
-        let mut child = Command::new(&launch.program)
-            .envs(launch.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .process_group(0)
-            .spawn()
-            .map_err(|error| format!("{} does not start: {error}", launch.program.display()))?;
+        let (mut child, log) = launch.start(|command, _log| {
+            command.stdout(Stdio::piped()).process_group(0);
+            Ok(())
+        })?;
         let output = child.stdout.take().ok_or_else(|| "a program without an output".to_owned())?;
         let mut reader =
             OutputReader { name: launch.name.clone(), pid: child.id(), log, ears: ears.clone(), receipt: None };

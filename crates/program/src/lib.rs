@@ -1,6 +1,6 @@
 //! Common parts of all programs: options, signals, threads, stopping, log and exit codes.
 //!
-//! Knows nothing of Kafka, HTTP or tasks. Used by every other crate of this workspace except `model`.
+//! Knows nothing of Kafka or tasks. Used by every other crate of this workspace except `model`.
 //!
 //! | module | holds |
 //! |---|---|
@@ -9,10 +9,14 @@
 //! | [`threads`] | named threads that are joined; a thread's failure triggers a stop |
 //! | [`backoff`] | pauses between attempts |
 //! | [`logging`], [`exit`] | log lines on stdout, and exit codes |
+//! | [`launch`] | how a program is started under another program |
+//! | [`http`] | a client for the gateway's HTTP |
 //! | [`reserved_port`] | TCP ports that are held without listening |
 
 pub mod backoff;
 pub mod exit;
+pub mod http;
+pub mod launch;
 pub mod logging;
 pub mod options;
 pub mod reserved_port;

@@ -1,16 +1,15 @@
 //! One caller of a gateway: HTTP/1.1 over one kept connection, with a deadline for everything.
 //!
 //! As much of HTTP as a gateway of ours answers with: a status, `Content-Length` or chunks, `Connection: close`. No TLS, no
-//! redirects. What counts is that it is known for sure whether a request can have reached the gateway: [`Failure::NotSent`]
-//! or [`Failure::Cut`]. Called by the senders of the load and by the asker.
+//! redirects. A [`Failure`] says whether the request can have reached the gateway. Called by the drill, by the fleet of
+//! `make up`, and by the gateway's health check.
 
+use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use program::stop::Stop;
-
-use super::options::GatewayAddress;
+use crate::stop::Stop;
 
 const CONNECT: Duration = Duration::from_secs(2);
 const WRITE: Duration = Duration::from_secs(5);
@@ -21,18 +20,42 @@ const STALE: Duration = Duration::from_secs(5);
 /// An answer larger than this is none of a gateway's.
 const LARGEST: usize = 16 << 20;
 
+/// Where a gateway listens; shown as the `Host` header has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authority {
+    /// A name or an address; an IPv6 address without its brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl From<SocketAddr> for Authority {
+    fn from(address: SocketAddr) -> Self {
+        Self { host: address.ip().to_string(), port: address.port() }
+    }
+}
+
+impl fmt::Display for Authority {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(formatter, "[{host}]:{port}") } else { write!(formatter, "{host}:{port}") }
+    }
+}
+
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Response {
-    pub(super) status: u16,
+pub struct Response {
+    /// The number of the status line.
+    pub status: u16,
     /// Whether it says when to try again.
-    pub(super) retry_after: bool,
-    pub(super) body: Vec<u8>,
+    pub retry_after: bool,
+    /// Put together from its chunks.
+    pub body: Vec<u8>,
 }
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Failure {
+pub enum Failure {
     /// Nothing was sent: the gateway has not heard of the request.
     #[error("{0}")]
     NotSent(String),
@@ -43,32 +66,34 @@ pub(super) enum Failure {
 
 /// One caller; see the module documentation.
 #[derive(Debug)]
-pub(super) struct Client {
-    gateway: GatewayAddress,
+pub struct Client {
+    gateway: Authority,
     kept: Option<(TcpStream, Instant)>,
     /// Calls off every wait.
     hurry: Stop,
 }
 
 impl Client {
-    pub(super) fn new(gateway: GatewayAddress, hurry: Stop) -> Self {
-        Self { gateway, kept: None, hurry }
+    /// A caller of this gateway; `hurry` ends every wait.
+    pub fn new(gateway: impl Into<Authority>, hurry: Stop) -> Self {
+        Self { gateway: gateway.into(), kept: None, hurry }
     }
 
-    pub(super) fn get(&mut self, path: &str, patience: Duration) -> Result<Response, Failure> {
-        let head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.gateway.authority());
+    /// `GET path`, whose response has arrived within `patience`.
+    ///
+    /// # Errors
+    /// No response in time; the failure says whether the request can have arrived.
+    pub fn get(&mut self, path: &str, patience: Duration) -> Result<Response, Failure> {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.gateway);
         self.exchange(head.as_bytes(), patience)
     }
 
-    /// `headers`: lines of their own, each with its end.
-    pub(super) fn post(
-        &mut self,
-        path: &str,
-        headers: &str,
-        json: &str,
-        patience: Duration,
-    ) -> Result<Response, Failure> {
-        let (host, length) = (self.gateway.authority(), json.len());
+    /// `POST path` with this JSON. `headers`: lines of their own, each with its end.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn post(&mut self, path: &str, headers: &str, json: &str, patience: Duration) -> Result<Response, Failure> {
+        let (host, length) = (&self.gateway, json.len());
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{headers}\r\n{json}"
         );
@@ -76,7 +101,7 @@ impl Client {
     }
 
     /// Waits so long, unless all waits are called off.
-    pub(super) fn rest(&self, time: Duration) {
+    pub fn rest(&self, time: Duration) {
         // Called off or over: it is the same.
         let _ = self.hurry.sleep(time);
     }
@@ -250,7 +275,7 @@ mod tests {
     fn nothing_sent_and_cut_are_told_apart() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let gateway = GatewayAddress { host: "127.0.0.1".to_owned(), port };
+        let gateway = Authority { host: "127.0.0.1".to_owned(), port };
         let mut client = Client::new(gateway, Stop::new());
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -260,9 +285,8 @@ mod tests {
             let answer = client.get("/", Duration::from_secs(5));
             assert!(matches!(answer, Err(Failure::Cut(_))), "{answer:?}");
         });
-        let closed = program::reserved_port::ReservedPort::any().expect("a free port");
-        let gateway = GatewayAddress { host: "127.0.0.1".to_owned(), port: closed.address().port() };
-        let answer = Client::new(gateway, Stop::new()).get("/", Duration::from_secs(5));
+        let closed = crate::reserved_port::ReservedPort::any().expect("a free port");
+        let answer = Client::new(closed.address(), Stop::new()).get("/", Duration::from_secs(5));
         assert!(matches!(answer, Err(Failure::NotSent(_))), "{answer:?}");
     }
 }

@@ -1,0 +1,334 @@
+//! The gateway and the workers of a fleet: start, signals, end. Which ones a word is about is decided elsewhere.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use program::stop::Stop;
+
+use crate::failure::{Failure, refused};
+use crate::keeper;
+use crate::lock::{self, Kind};
+use crate::options::{FleetConfig, Word};
+use crate::settings::Settings;
+use crate::single;
+use crate::state::{State, Store, Wanted};
+use crate::{complain, say};
+
+pub(crate) const GATEWAY: &str = "gateway";
+pub(crate) const DEVBROKER: &str = "devbroker";
+/// The real Kafka, which `scripts/kafka` keeps, and no keeper.
+pub(crate) const APACHE: &str = "kafka";
+/// Between looks at a program that ends or starts.
+pub(crate) const POLL: Duration = Duration::from_millis(10);
+/// A restart of a thousand workers takes this long.
+const TURN: Duration = Duration::from_mins(30);
+/// From the start of a keeper to the start of its program.
+const LAUNCH: Duration = Duration::from_secs(15);
+const AFTER_SIGKILL: Duration = Duration::from_secs(5);
+
+/// What a program does now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    Running,
+    Frozen,
+    Stopped,
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Running => "running",
+            Self::Frozen => "frozen",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// A fleet, as one word has it.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    pub(crate) config: FleetConfig,
+    pub(crate) store: Store,
+    /// Of the environment, and what it leaves out as `up` was told.
+    pub(crate) settings: Settings,
+    /// Ends all waiting.
+    pub(crate) stop: Stop,
+    /// Programs that did not end in their time.
+    pub(crate) killed: Vec<String>,
+    /// This word's lock on the fleet.
+    _turn: Option<File>,
+}
+
+impl Fleet {
+    /// Waits for the word's turn, and reads the state. `None`: there is nothing to stop.
+    ///
+    /// # Errors
+    /// Nothing runs, the folder cannot be used, or the state is damaged, which `down` reports and takes as empty.
+    pub(crate) fn open(config: FleetConfig, stop: Stop) -> Result<Option<Self>, Failure> {
+        let (run, word) = (&config.run, config.word);
+        match word {
+            Word::Up => std::fs::create_dir_all(run).map_err(Failure::of(run))?,
+            _ if run.exists() => {}
+            Word::Down => {
+                say("nothing runs");
+                return Ok(None);
+            }
+            _ => return Err(Failure::NothingRuns),
+        }
+        let turn = match word {
+            Word::Up | Word::Down | Word::ScaleDown | Word::ScaleUp => Some(Kind::Exclusive),
+            Word::Status | Word::Health | Word::Logs | Word::TestShutdown | Word::Workers | Word::Where => None,
+            // It may end the waiting of another word.
+            Word::ThawWorker | Word::ThawKafka | Word::Keep => None,
+            _ => Some(Kind::Shared),
+        };
+        let waiting = || say("waiting for another make up, down, scale or restart to end");
+        let turn = turn.map(|kind| lock::take(&run.join("lock"), kind, TURN, &stop, waiting)).transpose()?;
+        let store = Store::new(run);
+        let state = match store.read() {
+            Err(Failure::NothingRuns) if matches!(word, Word::Up | Word::Down) => State::default(),
+            Err(damaged @ Failure::Damaged { .. }) if word == Word::Down => {
+                complain(damaged);
+                State::default()
+            }
+            state => state?,
+        };
+        let settings = config.given.clone().over(&state.settings);
+        Ok(Some(Self { config, store, settings, stop, killed: Vec::new(), _turn: turn }))
+    }
+
+    /// Does the word.
+    ///
+    /// # Errors
+    /// Why it was not done, or which program had to be killed.
+    pub(crate) fn obey(mut self) -> Result<(), Failure> {
+        match self.config.word {
+            Word::Up => self.up()?,
+            Word::Down => self.down()?,
+            Word::ScaleDown => self.scale(1)?,
+            Word::ScaleUp => self.scale(3)?,
+            Word::Status => self.status()?,
+            Word::Health => self.health()?,
+            Word::Logs => self.logs()?,
+            Word::TestShutdown => self.test_shutdown()?,
+            Word::Workers => self.list_workers()?,
+            Word::Where => self.tell_where()?,
+            word => {
+                if let Some((verb, target)) = single::of_word(word) {
+                    self.act(verb, target)?;
+                }
+            }
+        }
+        if self.killed.is_empty() {
+            return Ok(());
+        }
+        refused(format!("not all of it stopped when it was told to: {}", self.killed.join(" ")))
+    }
+
+    /// No other word touches this program until the file is dropped.
+    pub(crate) fn hold(&self, name: &str) -> Result<File, Failure> {
+        let waiting = || say(format!("waiting until another word is done with {name}"));
+        lock::take(&self.config.run.join(format!("{name}.lock")), Kind::Exclusive, TURN, &self.stop, waiting)
+    }
+
+    pub(crate) fn running(&self, name: &str) -> Result<Option<Pid>, Failure> {
+        if name == APACHE { self.apache() } else { keeper::running(&self.config.run, name) }
+    }
+
+    pub(crate) fn runs(&self, name: &str) -> Result<bool, Failure> {
+        Ok(self.running(name)?.is_some())
+    }
+
+    /// The workers that run, in the order of their numbers.
+    pub(crate) fn workers(&self) -> Result<Vec<String>, Failure> {
+        let run = &self.config.run;
+        let entries = std::fs::read_dir(run).map_err(Failure::of(run))?;
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let names = names.filter_map(|name| name.strip_suffix(".pid").map(str::to_owned));
+        let mut running = Vec::new();
+        for name in in_order(names) {
+            if self.runs(&name)? {
+                running.push(name);
+            }
+        }
+        Ok(running)
+    }
+
+    pub(crate) fn condition(&self, name: &str) -> Result<Condition, Failure> {
+        Ok(match (self.runs(name)?, self.state_or_empty().wanted(name)) {
+            (false, _) => Condition::Stopped,
+            (true, Some(Wanted::Frozen)) => Condition::Frozen,
+            (true, _) => Condition::Running,
+        })
+    }
+
+    /// The file of a program, beside this one.
+    pub(crate) fn program(program: &str) -> Result<PathBuf, Failure> {
+        let this = std::env::current_exe().map_err(Failure::of(std::path::Path::new(program)))?;
+        let path = this.with_file_name(program);
+        if path.is_file() {
+            return Ok(path);
+        }
+        refused(format!("{} is not built; run make build", path.display()))
+    }
+
+    /// Starts this program under its keeper, and returns when its number is written down.
+    pub(crate) fn launch(&mut self, name: &str) -> Result<(), Failure> {
+        if name == APACHE {
+            return self.start_apache();
+        }
+        let kafka = self.settings.kafka_address();
+        let (program, own) = match name {
+            GATEWAY => (GATEWAY, ("HTTP_ADDR", self.settings.address()?.to_string())),
+            DEVBROKER => (DEVBROKER, ("DEVBROKER_ADDR", kafka.clone())),
+            _ => ("worker", ("WORKER_ID", name.to_owned())),
+        };
+        let this = std::env::current_exe().map_err(Failure::of(std::path::Path::new("fleet")))?;
+        let mut command = Command::new(&this);
+        command.arg("--stack-run").arg(&self.config.run).args(["keep", name]).arg(Self::program(program)?);
+        command.envs(self.settings.iter()).env("KAFKA_BOOTSTRAP_SERVERS", kafka).envs([own]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut keeper = command.spawn().map_err(Failure::of(&this))?;
+        let begin = Instant::now();
+        loop {
+            let state = self.store.read()?;
+            if state.programs.get(name).is_some_and(|program| program.keeper == keeper.id()) {
+                return Ok(());
+            }
+            let ended = keeper.try_wait().map_err(Failure::of(&this))?;
+            if ended.is_some() || begin.elapsed() > LAUNCH {
+                // It may have been faster than this loop's look at the state.
+                let mut problem = String::new();
+                if let (Some(_), Some(mut out)) = (ended, keeper.stdout.take()) {
+                    out.read_to_string(&mut problem).map_err(Failure::of(&this))?;
+                }
+                if self.store.read()?.programs.get(name).is_some_and(|program| program.keeper == keeper.id()) {
+                    return Ok(());
+                }
+                return refused(format!("{name} was not started: {}", problem.trim_end()));
+            }
+            // Also when this word is interrupted: what was started has to be known.
+            Stop::new().sleep(Duration::from_millis(2))?;
+        }
+    }
+
+    /// Sends a signal, if the program runs.
+    pub(crate) fn signal(&self, name: &str, signal: Signal) -> Result<(), Failure> {
+        let Some(pid) = self.running(name)? else { return Ok(()) };
+        match kill(pid, signal) {
+            // It has ended in this instant.
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(error) => refused(format!("{name} (process {pid}) cannot be sent {signal}: {error}")),
+        }
+    }
+
+    /// Writes down what is wanted of a program that was started.
+    pub(crate) fn want(&self, name: &str, wanted: Wanted) -> Result<(), Failure> {
+        let change = |state: &mut State| {
+            // A thaw does not overrule a word that stops the program meanwhile.
+            if let Some(program) = state.programs.get_mut(name)
+                && (wanted != Wanted::Running || program.wanted == Wanted::Frozen)
+            {
+                program.wanted = wanted;
+            }
+        };
+        match self.store.change(change) {
+            // A full disk and a damaged state do not keep a fleet from stopping.
+            Err(failure) if self.config.word == Word::Down => {
+                complain(failure);
+                Ok(())
+            }
+            changed => changed,
+        }
+    }
+
+    /// Stops these programs at the same time, so that the slowest decides how long it takes.
+    pub(crate) fn stop_programs(&mut self, names: &[String]) -> Result<(), Failure> {
+        names.iter().try_for_each(|name| self.tell_to_stop(name))?;
+        names.iter().try_for_each(|name| self.wait_for_end(name))
+    }
+
+    /// SIGTERM, also to a frozen program: it would not see the signal before it goes on.
+    fn tell_to_stop(&self, name: &str) -> Result<(), Failure> {
+        self.want(name, Wanted::Stopped)?;
+        self.signal(name, Signal::SIGTERM)?;
+        self.signal(name, Signal::SIGCONT)?;
+        if self.config.twice {
+            self.stop.sleep(Duration::from_millis(300))?;
+            self.signal(name, Signal::SIGTERM)?;
+        }
+        Ok(())
+    }
+
+    /// Waits as long as an orchestrator would, and then does what it would do: SIGKILL.
+    fn wait_for_end(&mut self, name: &str) -> Result<(), Failure> {
+        let grace = match name {
+            GATEWAY => self.settings.grace("30s")?,
+            DEVBROKER => Duration::from_secs(10),
+            APACHE => self.stop_apache(&[]).map(|()| Duration::ZERO)?,
+            _ => self.settings.grace("45s")?,
+        };
+        if !self.ends(name, grace)? {
+            let log = keeper::log_file(&self.config.run, name);
+            let (seconds, log) = (grace.as_secs(), log.display());
+            complain(format!("{name} still runs {seconds} s after SIGTERM: SIGKILL; see {log}"));
+            self.killed.push(name.to_owned());
+            self.kill(name)?;
+        }
+        say(format!("stopped {name}{}", self.end_of(&self.state_or_empty(), name)));
+        Ok(())
+    }
+
+    /// Whether it ends within this time.
+    fn ends(&self, name: &str, limit: Duration) -> Result<bool, Failure> {
+        let begin = Instant::now();
+        while self.runs(name)? {
+            if begin.elapsed() >= limit {
+                return Ok(false);
+            }
+            self.stop.sleep(POLL)?;
+        }
+        Ok(true)
+    }
+
+    pub(crate) fn kill(&mut self, name: &str) -> Result<(), Failure> {
+        self.want(name, Wanted::Killed)?;
+        if name == APACHE {
+            return self.stop_apache(&["--kill"]);
+        }
+        self.signal(name, Signal::SIGKILL)?;
+        if self.ends(name, AFTER_SIGKILL)? { Ok(()) } else { refused(format!("{name} still runs after SIGKILL")) }
+    }
+
+    /// The state for what can be done without it.
+    pub(crate) fn state_or_empty(&self) -> State {
+        self.store.read().unwrap_or_default()
+    }
+}
+
+/// Names of workers by their numbers, without all other names.
+pub(crate) fn in_order(names: impl IntoIterator<Item = String>) -> Vec<String> {
+    let number = |name: &str| name.strip_prefix("worker_")?.parse::<u32>().ok();
+    let mut workers: Vec<_> = names.into_iter().filter_map(|name| Some((number(&name)?, name))).collect();
+    workers.sort();
+    workers.dedup();
+    workers.into_iter().map(|(_, name)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_are_in_the_order_of_their_numbers() {
+        let names = ["worker_10", "gateway", "worker_9", "worker_x", "worker_1"].map(str::to_owned);
+        assert_eq!(in_order(names), ["worker_1", "worker_9", "worker_10"]);
+    }
+}

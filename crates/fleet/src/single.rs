@@ -1,0 +1,197 @@
+//! Words about single programs: a worker, the gateway, Kafka. Those about different programs run at the same time.
+
+use std::fs::File;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use nix::sys::signal::Signal;
+
+use crate::failure::{Failure, refused};
+use crate::options::Word;
+use crate::programs::{APACHE, Condition, DEVBROKER, Fleet, GATEWAY, in_order};
+use crate::say;
+use crate::state::Wanted;
+
+/// What is done to a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Verb {
+    Stop,
+    Kill,
+    Start,
+    Restart,
+    Freeze,
+    Thaw,
+}
+
+/// What it is done to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Target {
+    Worker,
+    Gateway,
+    Kafka,
+}
+
+/// The parts of a word such as `stop-worker`; `None` for words about more than one program.
+pub(crate) fn of_word(word: Word) -> Option<(Verb, Target)> {
+    let value = word.to_possible_value()?;
+    let (verb, target) = value.get_name().split_once('-')?;
+    Some((Verb::from_str(verb, false).ok()?, Target::from_str(target, false).ok()?))
+}
+
+impl Verb {
+    /// Whether it can be done to a program in this condition.
+    fn fits(self, condition: Condition) -> bool {
+        match self {
+            Self::Stop | Self::Kill | Self::Restart => condition != Condition::Stopped,
+            Self::Start => condition == Condition::Stopped,
+            Self::Freeze => condition == Condition::Running,
+            Self::Thaw => condition == Condition::Frozen,
+        }
+    }
+
+    /// Why there is no worker for it.
+    fn none(self) -> &'static str {
+        match self {
+            Self::Start => "no worker is stopped or killed; more of them: make scale-up WORKERS=n",
+            Self::Freeze => "every worker that runs is frozen already",
+            Self::Thaw => "no worker is frozen",
+            _ => "no worker runs; start some with: make scale-up",
+        }
+    }
+}
+
+impl Fleet {
+    /// Does one thing to one program; restarts all workers, one after another, where `WORKER` names none.
+    pub(crate) fn act(&mut self, verb: Verb, target: Target) -> Result<(), Failure> {
+        let mut begin = Instant::now();
+        let named = self.config.worker.clone().filter(|_| target == Target::Worker);
+        // Before it is looked at: another word may be about to stop or to start it.
+        let mut held = named.as_ref().map(|name| self.hold_known(name, verb)).transpose()?.flatten();
+        let names = match target {
+            Target::Gateway => vec![GATEWAY.to_owned()],
+            Target::Kafka => vec![self.kafka_for(verb)?.to_owned()],
+            Target::Worker => self.candidates(verb, named.as_deref())?,
+        };
+        let many = target == Target::Worker && (verb == Verb::Restart || verb == Verb::Kill && self.config.all);
+        let chosen = if many { names.len() } else { 1 };
+        for name in names.iter().take(chosen) {
+            // A word that waits for its program may wait for just this thaw.
+            if verb != Verb::Thaw && named.is_none() {
+                held = Some(self.hold(name)?);
+            }
+            let condition = self.condition(name)?;
+            if verb.fits(condition) {
+                self.act_on(verb, name, begin)?;
+            } else if many {
+                say(format!("{name} does not run any more"));
+            } else if target == Target::Worker {
+                return refused(format!("{name} is not any more as it was: another word was faster"));
+            } else {
+                let what = if target == Target::Gateway { "the gateway" } else { "Kafka" };
+                return refused(format!("{what} is {condition}"));
+            }
+            begin = Instant::now();
+        }
+        drop(held);
+        Ok(())
+    }
+
+    /// Other names are no workers of this fleet, and no names of files.
+    fn hold_known(&self, name: &str, verb: Verb) -> Result<Option<File>, Failure> {
+        let known = self.store.read()?.programs.contains_key(name);
+        if known && verb != Verb::Thaw { self.hold(name).map(Some) } else { Ok(None) }
+    }
+
+    /// The workers that it can be done to, at least one.
+    fn candidates(&self, verb: Verb, named: Option<&str>) -> Result<Vec<String>, Failure> {
+        let mut fitting = Vec::new();
+        let running = self.workers()?;
+        for name in in_order(self.store.read()?.programs.into_keys().chain(running.clone())) {
+            if verb.fits(self.condition(&name)?) {
+                fitting.push(name);
+            }
+        }
+        let Some(name) = named else { return if fitting.is_empty() { refused(verb.none()) } else { Ok(fitting) } };
+        if fitting.iter().any(|fitting| fitting == name) {
+            return Ok(vec![name.to_owned()]);
+        }
+        if running.iter().any(|running| running == name) {
+            return refused(format!("{name} is {} already", self.condition(name)?));
+        }
+        let (state, are) = if verb == Verb::Start { ("was stopped or killed", fitting) } else { ("runs", running) };
+        refused(format!("no worker '{name}' {state}; there are: {}", are.join(" ")))
+    }
+
+    fn act_on(&mut self, verb: Verb, name: &str, begin: Instant) -> Result<(), Failure> {
+        match verb {
+            Verb::Stop => self.stop_programs(&[name.to_owned()]),
+            Verb::Kill => {
+                self.kill(name)?;
+                say(format!("killed {name} (SIGKILL); it stays dead until {}", how_to(Verb::Start, name)));
+                Ok(())
+            }
+            Verb::Start | Verb::Restart if Some(name) == self.kafka_program()? => self.start_kafka(),
+            Verb::Start => {
+                if name == GATEWAY {
+                    self.refuse_http_port_in_use()?;
+                }
+                self.launch(name)?;
+                self.say_when_ready(begin, name, "is ready", "start")
+            }
+            Verb::Restart => {
+                self.stop_programs(&[name.to_owned()])?;
+                self.launch(name)?;
+                self.say_when_ready(begin, name, "is ready again", "SIGTERM")
+            }
+            Verb::Freeze => {
+                // First the state: a frozen program that no word knows of would not be told to go on.
+                self.want(name, Wanted::Frozen)?;
+                self.signal(name, Signal::SIGSTOP)?;
+                say(format!("froze {name}; it goes on with: {}", how_to(Verb::Thaw, name)));
+                Ok(())
+            }
+            Verb::Thaw => {
+                self.thaw(name)?;
+                say(format!("thawed {name}"));
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn thaw(&self, name: &str) -> Result<(), Failure> {
+        self.want(name, Wanted::Running)?;
+        self.signal(name, Signal::SIGCONT)
+    }
+}
+
+/// The command that starts or thaws this program.
+fn how_to(verb: Verb, name: &str) -> String {
+    let target = match name {
+        GATEWAY => "gateway",
+        DEVBROKER | APACHE => "kafka",
+        _ if verb == Verb::Start => return "make scale-up".to_owned(),
+        _ => "worker",
+    };
+    format!("fleet {}-{target}", if verb == Verb::Start { "start" } else { "thaw" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_about_single_programs_are_a_verb_and_a_target() {
+        assert_eq!(of_word(Word::KillWorker), Some((Verb::Kill, Target::Worker)));
+        assert_eq!(of_word(Word::ThawKafka), Some((Verb::Thaw, Target::Kafka)));
+        let others = Word::value_variants().iter().filter(|word| of_word(**word).is_none());
+        assert_eq!(others.count(), 11, "up, down, scaling, what is shown, and keep");
+    }
+
+    #[test]
+    fn a_verb_fits_what_a_program_does() {
+        let fits = |condition| [Verb::Stop, Verb::Start, Verb::Freeze, Verb::Thaw].map(|verb| verb.fits(condition));
+        assert_eq!(fits(Condition::Running), [true, false, true, false]);
+        assert_eq!(fits(Condition::Frozen), [true, false, false, true]);
+        assert_eq!(fits(Condition::Stopped), [false, true, false, false]);
+    }
+}

@@ -1,0 +1,209 @@
+//! What is known of a fleet: one JSON file in its folder.
+//!
+//! Readers need no lock: the file is replaced in one step. A change holds the lock `state.lock` only while it reads and
+//! writes. Which programs run is not in it: see [`keeper`](crate::keeper). Called by the words and by the keepers.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use program::stop::Stop;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::lock::{self, Kind};
+use crate::settings::Settings;
+
+/// A change takes milliseconds.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// See the module documentation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// What `up` was given.
+    pub(crate) settings: Settings,
+    pub(crate) programs: BTreeMap<String, Program>,
+}
+
+/// A program that was started and not scaled away.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Program {
+    /// What the last word about it wanted.
+    pub(crate) wanted: Wanted,
+    /// Unix seconds of its start.
+    pub(crate) since: f64,
+    /// The process of its keeper.
+    pub(crate) keeper: u32,
+    /// How it ended, if its keeper saw that.
+    pub(crate) end: Option<End>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Wanted {
+    Running,
+    Frozen,
+    Stopped,
+    Killed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum End {
+    Code(i32),
+    Signal(String),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(formatter, "exit code {code}"),
+            Self::Signal(name) => write!(formatter, "ended by {name}"),
+        }
+    }
+}
+
+impl State {
+    /// What the last word about this program wanted.
+    pub(crate) fn wanted(&self, name: &str) -> Option<Wanted> {
+        self.programs.get(name).map(|program| program.wanted)
+    }
+}
+
+/// The file.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    path: PathBuf,
+}
+
+impl Store {
+    pub(crate) fn new(run: &Path) -> Self {
+        Self { path: run.join("fleet.json") }
+    }
+
+    /// # Errors
+    /// [`Failure::NothingRuns`] when there is none; it cannot be read, or is damaged.
+    pub(crate) fn read(&self) -> Result<State, Failure> {
+        let text = match std::fs::read(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(Failure::NothingRuns),
+            text => text.map_err(Failure::of(&self.path))?,
+        };
+        serde_json::from_slice(&text)
+            .map_err(|error| Failure::Damaged { path: self.path.clone(), problem: error.to_string() })
+    }
+
+    /// Writes an empty state where there is none.
+    ///
+    /// # Errors
+    /// The file cannot be written, or is damaged.
+    pub(crate) fn create(&self) -> Result<(), Failure> {
+        match self.read() {
+            Err(Failure::NothingRuns) => self.write(&State::default()),
+            read => read.map(drop),
+        }
+    }
+
+    /// # Errors
+    /// There is no state, it cannot be read or written, or it is damaged; it is as before then.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T, Failure> {
+        let lock = self.path.with_file_name("state.lock");
+        let _held = lock::take(&lock, Kind::Exclusive, LIMIT, &Stop::new(), || ())?;
+        let mut state = self.read()?;
+        let value = change(&mut state);
+        self.write(&state)?;
+        Ok(value)
+    }
+
+    fn write(&self, state: &State) -> Result<(), Failure> {
+        let new = self.path.with_added_extension("new");
+        let text = serde_json::to_vec_pretty(state).map_err(|error| Failure::of(&self.path)(error.into()))?;
+        std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &self.path)).map_err(|error| {
+            // A half-written file is of no use, and of no harm if it stays.
+            let _ = std::fs::remove_file(&new);
+            Failure::of(&self.path)(error)
+        })
+    }
+
+    /// # Errors
+    /// The file is there and cannot be removed.
+    pub(crate) fn remove(&self) -> Result<(), Failure> {
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::of(&self.path)(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::Folder;
+
+    fn worker(wanted: Wanted, end: Option<End>) -> Program {
+        Program { wanted, since: 1_700_000_000.25, keeper: 7, end }
+    }
+
+    #[test]
+    fn a_state_is_read_as_it_was_written() {
+        let folder = Folder::new();
+        let store = Store::new(&folder.path);
+        assert!(matches!(store.read(), Err(Failure::NothingRuns)));
+        assert!(matches!(store.change(|_| ()), Err(Failure::NothingRuns)), "a late keeper makes no fleet");
+        store.create().expect("a folder of our own");
+        let programs = [
+            ("worker_1", worker(Wanted::Running, None)),
+            ("worker_2", worker(Wanted::Stopped, Some(End::Code(3)))),
+            ("worker_3", worker(Wanted::Killed, Some(End::Signal("SIGKILL".to_owned())))),
+        ];
+        let programs: BTreeMap<_, _> = programs.map(|(name, program)| (name.to_owned(), program)).into();
+        store.change(|state| state.programs.clone_from(&programs)).expect("writable");
+        store.create().expect("there is one");
+        assert_eq!(store.read().expect("readable").programs, programs);
+    }
+
+    #[test]
+    fn changes_at_the_same_time_lose_nothing() {
+        let folder = Folder::new();
+        let store = Store::new(&folder.path);
+        store.create().expect("a folder of our own");
+        std::thread::scope(|scope| {
+            for name in ["a", "b", "c", "d"] {
+                let store = &store;
+                scope.spawn(move || {
+                    for number in 0..10 {
+                        let change = |state: &mut State| state.settings.set(&format!("{name}{number}"), name);
+                        store.change(change).expect("writable");
+                    }
+                });
+            }
+        });
+        assert_eq!(store.read().expect("readable").settings.iter().count(), 40);
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_and_not_replaced() {
+        let folder = Folder::new();
+        let store = Store::new(&folder.path);
+        for damaged in ["", "{", "[]", "{\"settings\":{},\"programs\":{\"gateway\":{\"wanted\":\"happy\"}}}"] {
+            std::fs::write(&store.path, damaged).expect("writable");
+            for failure in [store.create(), store.change(|_| ())] {
+                let failure = failure.expect_err("damaged").to_string();
+                assert!(failure.contains("fleet.json is damaged (") && failure.contains("make down"), "{failure}");
+            }
+            assert_eq!(std::fs::read_to_string(&store.path).expect("readable"), damaged);
+        }
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_written_is_as_before() {
+        let folder = Folder::new();
+        let store = Store::new(&folder.path);
+        store.create().expect("a folder of our own");
+        std::fs::create_dir(folder.path.join("fleet.json.new")).expect("in its way");
+        let failure = store.change(|state| state.settings.set("KAFKA", "apache")).expect_err("in its way");
+        assert!(failure.to_string().contains("fleet.json cannot be used"), "{failure}");
+        assert_eq!(store.read().expect("readable"), State::default());
+    }
+}
