@@ -14,8 +14,8 @@ use program::stop::Stop;
 
 use super::clock::Clock;
 use super::fact::{Fact, Line};
-use super::fleet::Place;
 use super::outcome;
+use super::place::Place;
 use super::texts::Texts;
 use super::witness::{Record, Witness, WitnessError};
 

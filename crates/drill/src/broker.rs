@@ -12,7 +12,7 @@ use std::time::Duration;
 use devbroker::{self, Action, Bites, Fault, Kind, Settings};
 use kafka_share::BrokerAddress;
 
-use super::fleet::Pauses;
+use super::fact::Pauses;
 use super::leaders::{Leaders, Move};
 use super::plan::{FaultPlan, NetworkFault, RequestKind, What};
 

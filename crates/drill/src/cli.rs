@@ -17,9 +17,10 @@ use program::options::{ConfigError, Environment, Parsed};
 use program::options::{Faults, in_one_line, parse_with, positive, run_or_exit};
 
 use super::command::FleetFile;
-use super::fleet::Place;
-use super::options::{BrokerChoice, DrillConfig, JudgeConfig, NativeTarget, RunConfig, Target, gateways};
+use super::options::{BrokerChoice, DrillConfig, JudgeConfig, NativeTarget, RunConfig, Target};
 use super::output::Outputs;
+use super::place::Place;
+use super::place::gateways;
 use super::plan::{self, LoadPlan, Plan, Shares, TaskPlan};
 use super::texts::Checked;
 

@@ -4,6 +4,7 @@
 
 mod hearsay;
 mod life;
+pub(super) mod outages;
 mod story;
 #[cfg(test)]
 mod tests;
@@ -13,8 +14,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde_json::Value;
 
 use super::fact::{Answer, Begin, Fact, Line};
-use super::outages::{self, Outage};
 use super::spans::Spans;
+use outages::Outage;
 
 use life::Nodes;
 use story::Pieces;

@@ -7,8 +7,6 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::fleet::Pauses;
-
 /// A fact and its time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Line {
@@ -270,4 +268,16 @@ pub(super) enum Kind {
     Accepted,
     /// There may be a task.
     Unknown,
+}
+
+/// What a broker takes by itself when one of its nodes goes, in milliseconds; 0 where nothing is known of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pauses {
+    /// For how long a node may be silent before the others take over from it.
+    pub fail_over_ms: u64,
+    /// How long a partition may then be without its share state, also when the node stopped in order, and after the only node is back.
+    pub state_read_ms: u64,
+    /// How long records wait for a node that stops, until it is no more among the replicas in sync.
+    pub in_sync_ms: u64,
 }

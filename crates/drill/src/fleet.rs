@@ -2,86 +2,15 @@
 //!
 //! Called by the director, which says when; a fleet says how, and to whom. What it does it tells as facts.
 
-use std::time::{Duration, Instant};
-
-use crossbeam_channel::Sender;
-use serde::{Deserialize, Serialize};
-
-use kafka_share::BrokerAddress;
+use std::time::Instant;
 
 use super::clock::Clock;
 use super::event::Event;
 use super::fact::{Fact, Line};
-use super::options::GatewayAddress;
 use super::plan::What;
 use super::process::Happening;
 use super::schedule::Planned;
-
-/// `MAX_DELIVERIES` of a worker that is not told otherwise.
-pub(super) const MAX_DELIVERIES: u32 = 5;
-/// How long a lock lasts: what the programs write into their group's settings.
-pub(super) const LOCK: Duration = Duration::from_secs(15);
-
-/// Where a fleet is to be found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Its gateways; the load goes to each in turn.
-    pub gateways: Vec<GatewayAddress>,
-    /// Brokers to ask first.
-    pub bootstrap: Vec<BrokerAddress>,
-    /// `TASKS_TOPIC`
-    pub tasks_topic: String,
-    /// `RESULTS_TOPIC`
-    pub results_topic: String,
-    /// `WORKER_GROUP`
-    pub group: String,
-    /// `DRAIN_TIMEOUT` of the workers.
-    pub drain_timeout: Duration,
-    /// `STOP_GRACE_PERIOD` of the gateways.
-    pub gateway_grace: Duration,
-    /// `WORKER_TIMEOUT` of the gateways.
-    pub worker_timeout: Duration,
-    /// `WORKER_CONCURRENCY` of the workers.
-    pub concurrency: u32,
-    /// `MAX_DELIVERIES` of the workers.
-    pub max_deliveries: u32,
-    /// How long a lock of their group lasts.
-    pub lock: Duration,
-    /// What its broker takes by itself.
-    pub pauses: Pauses,
-}
-
-impl Place {
-    /// A fleet whose programs were told nothing else.
-    pub(super) fn of(gateways: Vec<GatewayAddress>, bootstrap: Vec<BrokerAddress>) -> Self {
-        Self {
-            gateways,
-            bootstrap,
-            tasks_topic: "tasks".to_owned(),
-            results_topic: "results".to_owned(),
-            group: "workers".to_owned(),
-            drain_timeout: Duration::from_secs(30),
-            gateway_grace: Duration::from_secs(30),
-            worker_timeout: Duration::from_secs(5),
-            concurrency: 1,
-            max_deliveries: MAX_DELIVERIES,
-            lock: LOCK,
-            pauses: Pauses::default(),
-        }
-    }
-}
-
-/// What a broker takes by itself when one of its nodes goes, in milliseconds; 0 where nothing is known of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Pauses {
-    /// For how long a node may be silent before the others take over from it.
-    pub fail_over_ms: u64,
-    /// How long a partition may then be without its share state, also when the node stopped in order, and after the only node is back.
-    pub state_read_ms: u64,
-    /// How long records wait for a node that stops, until it is no more among the replicas in sync.
-    pub in_sync_ms: u64,
-}
+use crossbeam_channel::Sender;
 
 /// What came of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]

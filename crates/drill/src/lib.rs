@@ -10,14 +10,14 @@
 //! | `run` | the one owner of all state: takes events, writes, shows, decides when it is over |
 //! | `load`, `asker`, `topics` | the threads: send, ask, read; `event` is what they tell |
 //! | `director`, `fleet` | the thread that acts, and what it acts on: `native` with `process`, `broker`, `broker_work` and `leaders`, or `command`; `target` finds it |
-//! | `texts`, `clock` | what they need besides `program::http`: the texts, the time |
+//! | `place`, `texts`, `clock` | what they need besides `program::http`: where the fleet is, the texts, the time |
 //! | `outcome`, `expect` | what became of a request, and whether its result is right |
 //! | `hits`, `starts` | which tasks were hit often enough; which are begun and ended, as the workers' journal says |
 //! | `account`, `history` | what is known of requests and workers while it goes on |
 //! | `ledger`, `fact` | what was seen, line by line |
 //! | `audit`, `witness` | what stands on the topics |
 //! | `receipt` | what a stopped worker says of itself, read strictly |
-//! | `evidence` with `spans` and `outages`, `judge`, `judgement` | the ledger put in order, the promises, the verdict |
+//! | `evidence` with `spans`, `judge`, `judgement` | the ledger put in order, the promises, the verdict |
 //! | `display` with `report`, `console`;  `paper`, `html`, `output` | what people and machines read |
 //! | `timeline`, `columns` | what the page draws, and how wide text is on a terminal |
 //!
@@ -50,10 +50,10 @@ mod ledger;
 mod load;
 mod native;
 mod options;
-mod outages;
 mod outcome;
 mod output;
 mod paper;
+mod place;
 mod plan;
 mod process;
 mod receipt;
@@ -73,9 +73,9 @@ mod witness;
 use program::http;
 
 pub use command::FleetFile;
-pub use fleet::Place;
-pub use options::{BrokerChoice, DrillConfig, GatewayAddress, JudgeConfig, NativeTarget, RunConfig, Target};
+pub use options::{BrokerChoice, DrillConfig, JudgeConfig, NativeTarget, RunConfig, Target};
 pub use output::Outputs;
+pub use place::{GatewayAddress, Place};
 pub use texts::Checked;
 
 use log::LevelFilter;

@@ -17,8 +17,8 @@ use program::threads::{self, Thread};
 use super::event::Event;
 use super::fact::{Answer, Kind};
 use super::http::Client;
-use super::options::GatewayAddress;
 use super::outcome;
+use super::place::GatewayAddress;
 use super::texts::Texts;
 
 /// What the gateway may take beside the task's own time: far over its `ANSWER_TIMEOUT`, after which it answers in any case.

@@ -2,17 +2,14 @@
 //!
 //! How they are written on a command line is [`cli`](super::cli)'s. Nothing here connects.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kafka_share::BrokerAddress;
-use program::http::Authority;
-use program::options::values::{self, Read};
 
 use super::command::FleetFile;
-use super::fleet::Place;
 use super::output::Outputs;
+use super::place::Place;
 use super::plan::Plan;
 use super::texts::Checked;
 
@@ -135,48 +132,4 @@ impl RunConfig {
             Target::Outside(_) => "watching a fleet that others act on".to_owned(),
         }
     }
-}
-
-/// Where a gateway listens; shown as the URL it was given as.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GatewayAddress {
-    /// A name or an address; an IPv6 address without its brackets.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-}
-
-impl GatewayAddress {
-    /// `host:port`, as the `Host` header has it.
-    pub fn authority(&self) -> String {
-        Authority::from(self.clone()).to_string()
-    }
-
-    /// Reads the URL of a gateway.
-    pub(super) fn read(text: &str) -> Read<Self> {
-        let expected = "expected http://host:port, for example http://127.0.0.1:8080";
-        if text.starts_with("https://") {
-            return Err(format!("is https, which the drill does not speak; {expected}"));
-        }
-        let rest = text.strip_prefix("http://").ok_or_else(|| format!("is no http URL; {expected}"))?;
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let address: BrokerAddress = rest.parse().map_err(|_| format!("is no http URL; {expected}"))?;
-        Ok(Self { host: address.host, port: address.port })
-    }
-}
-
-impl From<GatewayAddress> for Authority {
-    fn from(GatewayAddress { host, port }: GatewayAddress) -> Self {
-        Self { host, port }
-    }
-}
-
-impl fmt::Display for GatewayAddress {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "http://{}", self.authority())
-    }
-}
-
-pub(super) fn gateways(text: &str) -> Read<Vec<GatewayAddress>> {
-    if text.contains(',') { values::list(text, GatewayAddress::read) } else { Ok(vec![GatewayAddress::read(text)?]) }
 }

@@ -13,10 +13,12 @@ use program::stop::Stop;
 
 use super::broker::Broker;
 use super::command::CommandFleet;
-use super::fleet::{Fleet, Place, Teller};
+use super::fleet::{Fleet, Teller};
 use super::http::Client;
 use super::native::{Native, NativeOptions};
-use super::options::{BrokerChoice, GatewayAddress, NativeTarget, RunConfig, Target};
+use super::options::{BrokerChoice, NativeTarget, RunConfig, Target};
+use super::place::GatewayAddress;
+use super::place::Place;
 use super::process::{Ears, Happening};
 
 /// How long a gateway is waited for at the start.

@@ -11,8 +11,8 @@ use kafka_share::BrokerAddress;
 use program::options::values;
 use program::options::{Faults, positive};
 
-use super::super::fleet::Place;
-use super::super::options::GatewayAddress;
+use super::super::place::GatewayAddress;
+use super::super::place::Place;
 use super::super::plan::{What, in_one_line};
 
 /// An action on a fleet, as commands.

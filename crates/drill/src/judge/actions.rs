@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::super::evidence::outages::{Means, Outage, is_cluster};
 use super::super::evidence::{Action, Evidence, Life, MOMENT, On};
 use super::super::judgement::{Fault, Row};
-use super::super::outages::{Means, Outage, is_cluster};
 use super::Tally;
 
 /// The row's name, by which it is told from the promises: what did not happen breaks none.

@@ -3,9 +3,9 @@
 //! The time that counts is from the request to the first start of its task, less what passed while no worker had a place free. Fail-over is the
 //! cluster's own: while a node that fell silent is still in sync, every partition that has it as a replica stands still.
 
+use super::super::evidence::outages::{self, Means, Outage, is_cluster};
 use super::super::evidence::{Evidence, Life, MOMENT, Story};
 use super::super::judgement::{Finding, Row};
-use super::super::outages::{self, Means, Outage, is_cluster};
 use super::{Tally, crashes, service, shown};
 
 /// After an order: a leader that was moved, a node that was stopped, beside what Kafka itself takes to read share state again.

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use super::super::evidence::outages::{Means, Outage, is_cluster};
 use super::super::evidence::{Evidence, Life, MOMENT, Run, Story};
 use super::super::judgement::{Finding, Row};
-use super::super::outages::{Means, Outage, is_cluster};
 use super::super::receipt;
 use super::Tally;
 

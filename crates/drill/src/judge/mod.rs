@@ -29,6 +29,7 @@ mod recorded;
 #[cfg(test)]
 mod sample;
 mod service;
+mod stop;
 mod stops;
 mod tasks;
 #[cfg(test)]

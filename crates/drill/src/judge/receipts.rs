@@ -2,7 +2,7 @@
 
 use super::super::evidence::{Evidence, Held, MOMENT, Story};
 use super::super::receipt::Receipt;
-use super::stops::{FIVE_SECONDS, Kind, SECOND, Stop};
+use super::stop::{FIVE_SECONDS, Kind, SECOND, Stop};
 use super::{Tally, shown};
 
 pub(super) fn judge(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Tally) {

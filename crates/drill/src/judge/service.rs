@@ -6,10 +6,10 @@
 
 use std::collections::BTreeMap;
 
+use super::super::evidence::outages::Outage;
 use super::super::evidence::{Evidence, Life, MOMENT, Request, Story};
 use super::super::fact::{Answer, Kind};
 use super::super::judgement::{Finding, Row};
-use super::super::outages::Outage;
 use super::super::texts::AFTERWARDS;
 use super::{Tally, crashes, shown};
 

@@ -3,14 +3,11 @@
 //! What a worker had in hand when its signal came is known from the runs; what it should have done about it follows
 //! from the contract.
 
-use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Notice, Run};
+use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Run};
 use super::super::judgement::{Finding, Row};
+use super::stop::{FIVE_SECONDS, Kind, SECOND, Stop};
 use super::{Tally, crashes, receipts, shown};
 
-/// P3, P6, and what P4 and P5 allow beyond the task's own time and the drain timeout.
-pub(super) const SECOND: f64 = 1.0;
-/// A worker that had not started yet, and an idle one whose Kafka is away.
-pub(super) const FIVE_SECONDS: f64 = 5.0;
 /// P5: an abandoned task starts elsewhere.
 const RESTARTED: f64 = 2.0;
 const SIGTERM: i32 = 15;
@@ -20,62 +17,6 @@ const AFTERMATH: f64 = 3.0;
 const NEWBORN: f64 = 0.25;
 /// A frozen worker keeps its tasks for so much of a lock at least.
 const LOCK_KEPT: f64 = 2.0 / 3.0;
-
-/// What a stop was like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Before it took tasks.
-    Unready,
-    Idle,
-    Busy,
-    /// A task of it would have taken longer than it may.
-    Deadline,
-    Second,
-    KafkaAway,
-}
-
-/// One stop.
-pub(super) struct Stop<'e, 'a> {
-    pub(super) life: &'e Life<'a>,
-    pub(super) exit: &'e Exit<'a>,
-    /// The first signal.
-    pub(super) at: f64,
-    line: usize,
-    pub(super) kind: Kind,
-    /// When it abandons what it has in hand.
-    deadline: f64,
-    /// By how much a command makes it seem longer, at most.
-    doubt: f64,
-    /// What it had in hand then or took on later.
-    pub(super) runs: Vec<Held<'e, 'a>>,
-}
-
-impl<'a> Stop<'_, 'a> {
-    fn lines(&self) -> Vec<usize> {
-        vec![self.line, self.exit.line]
-    }
-
-    pub(super) fn finding(&self, what: String) -> Finding {
-        Finding {
-            what: format!("{} {what}", self.life.process),
-            ids: vec![self.life.process.to_owned()],
-            lines: self.lines(),
-        }
-    }
-
-    /// Tasks that have no result of this run.
-    pub(super) fn unfinished(&self) -> impl Iterator<Item = &str> {
-        self.runs.iter().filter(|held| held.run.end.is_none()).map(|held| held.id)
-    }
-
-    /// What this process said while it stopped: another one of its name may have stopped, or started, a moment before
-    /// or after.
-    pub(super) fn notices<'n>(&self, evidence: &'n Evidence<'a>) -> impl Iterator<Item = &'n Notice<'a>> {
-        let (from, until) = ((self.at - MOMENT).max(self.life.from), self.exit.at + SECOND);
-        let notices = evidence.notices.get(self.life.process).into_iter().flatten();
-        notices.filter(move |notice| (from..=until).contains(&notice.at))
-    }
-}
 
 pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
     let drain = evidence.begin.drain_timeout_ms as f64 / 1e3;

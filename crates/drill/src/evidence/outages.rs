@@ -1,14 +1,14 @@
 //! What was done to the broker, from the ledger: which part of it was away, from when until when, and what that part led.
 //!
 //! A broker of one node is away until it is back. Of several nodes one may be away for long: the others take over from it, at once if it was stopped in
-//! order, and after the fail-over time if it just fell silent. Pure; part of the [evidence](super::evidence).
+//! order, and after the fail-over time if it just fell silent. Pure; part of the [evidence](super).
 
-use super::evidence::{Action, Life, Story};
-use super::fact::{Begin, Led};
+use super::super::fact::{Begin, Led};
+use super::{Action, Life, Story};
 
 /// What was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Means {
+pub(crate) enum Means {
     /// SIGTERM: sessions end, and leaders move first.
     Stop,
     Kill,
@@ -22,18 +22,18 @@ pub(super) enum Means {
 
 /// See the module documentation.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Outage<'a> {
-    pub(super) process: &'a str,
-    pub(super) means: Means,
-    pub(super) from: f64,
+pub(crate) struct Outage<'a> {
+    pub(crate) process: &'a str,
+    pub(crate) means: Means,
+    pub(crate) from: f64,
     /// Until when it is felt: what comes later is no more its fault.
-    pub(super) until: f64,
+    pub(crate) until: f64,
     /// When the node was there again.
-    pub(super) back: f64,
+    pub(crate) back: f64,
     /// From when until when it can have taken nothing.
-    pub(super) silent: (f64, f64),
+    pub(crate) silent: (f64, f64),
     /// What the node led, or the one partition that moved; `None`: everything.
-    pub(super) led: Option<&'a Led>,
+    pub(crate) led: Option<&'a Led>,
 }
 
 /// What a node had taken before it was frozen may be dated later, and what waited for it comes when it is thawed.
@@ -47,19 +47,19 @@ const HEARD_EVERY: f64 = 0.6;
 
 impl Outage<'_> {
     /// Whether this task's partition was led by what was away.
-    pub(super) fn concerns(&self, story: &Story<'_>) -> bool {
+    pub(crate) fn concerns(&self, story: &Story<'_>) -> bool {
         self.led.is_none_or(|led| story.partition.is_some_and(|partition| led.tasks.contains(&partition)))
     }
 
     /// When the only node that there is has no share state after its restart: from its stop until it has read the state that the first fetch asks for.
-    pub(super) fn without_share_state(&self, begin: &Begin) -> Option<(f64, f64)> {
+    pub(crate) fn without_share_state(&self, begin: &Begin) -> Option<(f64, f64)> {
         let restarted = matches!(self.means, Means::Stop | Means::Kill) && !is_cluster(begin);
         let read = state_read(begin) * (1.0 + JITTER);
         (restarted && read > 0.0).then_some((self.from, self.back + FIRST_FETCH + read))
     }
 
     /// Whether locks may have been lost. `kept`: for how long a lock outlives the silence of the one node that there is, in seconds.
-    pub(super) fn costs_locks(&self, begin: &Begin, kept: f64) -> bool {
+    pub(crate) fn costs_locks(&self, begin: &Begin, kept: f64) -> bool {
         let kept = if is_cluster(begin) { silence_allowed(begin) } else { kept };
         self.means != Means::Silence || self.back - self.from >= kept
     }
@@ -71,22 +71,22 @@ fn silence_allowed(begin: &Begin) -> f64 {
 }
 
 /// Whether the broker has several nodes.
-pub(super) fn is_cluster(begin: &Begin) -> bool {
+pub(crate) fn is_cluster(begin: &Begin) -> bool {
     begin.brokers > 1
 }
 
 /// How long the cluster itself takes until a partition of a node that fell silent is served, and of a node that stopped in order, in seconds.
-pub(super) fn fail_over(begin: &Begin) -> f64 {
+pub(crate) fn fail_over(begin: &Begin) -> f64 {
     begin.pauses.fail_over_ms as f64 / 1e3 + state_read(begin)
 }
 
 /// See [`fail_over`].
-pub(super) fn state_read(begin: &Begin) -> f64 {
+pub(crate) fn state_read(begin: &Begin) -> f64 {
     begin.pauses.state_read_ms as f64 / 1e3
 }
 
 /// All outages. `led`: what was told of each node, with its time; `end`: of the ledger.
-pub(super) fn outages<'a>(
+pub(crate) fn outages<'a>(
     begin: &Begin,
     nodes: &[Vec<Life<'a>>],
     actions: &[&Action<'a>],

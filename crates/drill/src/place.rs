@@ -1,0 +1,110 @@
+//! Where a fleet is to be found, and how its programs are set.
+//!
+//! Data, and how the URLs of gateways are read. Made by [`target`](super::target) and by each kind of fleet.
+
+use std::fmt;
+use std::time::Duration;
+
+use kafka_share::BrokerAddress;
+use program::http::Authority;
+use program::options::values::{self, Read};
+
+use super::fact::Pauses;
+
+/// `MAX_DELIVERIES` of a worker that is not told otherwise.
+pub(super) const MAX_DELIVERIES: u32 = 5;
+/// How long a lock lasts: what the programs write into their group's settings.
+pub(super) const LOCK: Duration = Duration::from_secs(15);
+
+/// Where a fleet is to be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its gateways; the load goes to each in turn.
+    pub gateways: Vec<GatewayAddress>,
+    /// Brokers to ask first.
+    pub bootstrap: Vec<BrokerAddress>,
+    /// `TASKS_TOPIC`
+    pub tasks_topic: String,
+    /// `RESULTS_TOPIC`
+    pub results_topic: String,
+    /// `WORKER_GROUP`
+    pub group: String,
+    /// `DRAIN_TIMEOUT` of the workers.
+    pub drain_timeout: Duration,
+    /// `STOP_GRACE_PERIOD` of the gateways.
+    pub gateway_grace: Duration,
+    /// `WORKER_TIMEOUT` of the gateways.
+    pub worker_timeout: Duration,
+    /// `WORKER_CONCURRENCY` of the workers.
+    pub concurrency: u32,
+    /// `MAX_DELIVERIES` of the workers.
+    pub max_deliveries: u32,
+    /// How long a lock of their group lasts.
+    pub lock: Duration,
+    /// What its broker takes by itself.
+    pub pauses: Pauses,
+}
+
+impl Place {
+    /// A fleet whose programs were told nothing else.
+    pub(super) fn of(gateways: Vec<GatewayAddress>, bootstrap: Vec<BrokerAddress>) -> Self {
+        Self {
+            gateways,
+            bootstrap,
+            tasks_topic: "tasks".to_owned(),
+            results_topic: "results".to_owned(),
+            group: "workers".to_owned(),
+            drain_timeout: Duration::from_secs(30),
+            gateway_grace: Duration::from_secs(30),
+            worker_timeout: Duration::from_secs(5),
+            concurrency: 1,
+            max_deliveries: MAX_DELIVERIES,
+            lock: LOCK,
+            pauses: Pauses::default(),
+        }
+    }
+}
+
+/// Where a gateway listens; shown as the URL it was given as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayAddress {
+    /// A name or an address; an IPv6 address without its brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl GatewayAddress {
+    /// `host:port`, as the `Host` header has it.
+    pub fn authority(&self) -> String {
+        Authority::from(self.clone()).to_string()
+    }
+
+    /// Reads the URL of a gateway.
+    pub(super) fn read(text: &str) -> Read<Self> {
+        let expected = "expected http://host:port, for example http://127.0.0.1:8080";
+        if text.starts_with("https://") {
+            return Err(format!("is https, which the drill does not speak; {expected}"));
+        }
+        let rest = text.strip_prefix("http://").ok_or_else(|| format!("is no http URL; {expected}"))?;
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let address: BrokerAddress = rest.parse().map_err(|_| format!("is no http URL; {expected}"))?;
+        Ok(Self { host: address.host, port: address.port })
+    }
+}
+
+impl From<GatewayAddress> for Authority {
+    fn from(GatewayAddress { host, port }: GatewayAddress) -> Self {
+        Self { host, port }
+    }
+}
+
+impl fmt::Display for GatewayAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "http://{}", self.authority())
+    }
+}
+
+pub(super) fn gateways(text: &str) -> Read<Vec<GatewayAddress>> {
+    if text.contains(',') { values::list(text, GatewayAddress::read) } else { Ok(vec![GatewayAddress::read(text)?]) }
+}
