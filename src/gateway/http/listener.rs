@@ -13,6 +13,7 @@ const BACKLOG: i32 = 1024;
 /// How long a caller may not read before its response is given up.
 const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a caller may acknowledge nothing before it counts as gone (tcp(7), TCP_USER_TIMEOUT).
+#[cfg(target_os = "linux")]
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 /// After how much silence a caller is asked whether it still exists, so that its thread is not held for ever.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -32,6 +33,8 @@ pub(in crate::gateway) fn listen(address: SocketAddr) -> io::Result<TcpListener>
     // Without it an answer over one segment on a kept connection waits 40 ms for the caller's acknowledgement (Nagle).
     socket.set_tcp_nodelay(true)?;
     socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+    // Elsewhere such a caller is found by the time limits of its request and response.
+    #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     socket.bind(&address.into())?;

@@ -163,7 +163,7 @@ impl<S: Service> Outgoing<S> {
     /// Writes what the socket takes without waiting, and returns what it does not; `None`: the caller has gone.
     fn send<'r>(&self, mut response: &'r [u8]) -> Option<&'r [u8]> {
         while !response.is_empty() {
-            match send(&self.socket, response, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            match send(&self.socket, response, SendFlags::DONTWAIT) {
                 Ok(length) => response = &response[length..],
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return Some(response),
