@@ -1,7 +1,7 @@
-//! A worker for work of your own: copy this file, and put your work into `handle`.
+//! A worker with its own handler: copy this file, and put your work into `handle`.
 //!
-//! This one answers with the text in upper case. Fetching, retries, results, heartbeats, stopping and the options are those of the
-//! `worker` program, `--help` included. Topics and group are its own here, so that it can run beside text analysis:
+//! This handler returns the text in upper case. Fetching, retries, results, heartbeats, stopping and the options (also
+//! `--help`) are those of the `worker` program. Its own topics and group let it run beside the text analysis:
 //!
 //! ```text
 //! export TASKS_TOPIC=shouts RESULTS_TOPIC=shouts.results WORKER_GROUP=shouters HTTP_ADDR=127.0.0.1:8081
@@ -10,10 +10,8 @@
 //! curl -H 'Content-Type: application/json' -d '{"text": "come here"}' http://127.0.0.1:8081/analyze
 //! ```
 //!
-//! answers `{"task_id":"…","success":true,"shouted":"COME HERE","processed_by":"…","seconds":…}`. Workers of one group all do the
-//! same work: give each kind of work its topics and its group.
-
-use std::io::Write;
+//! answers `{"task_id":"…","success":true,"shouted":"COME HERE","processed_by":"…","seconds":…}`. All workers of a
+//! group do the same work, so each kind of work needs its own topics and group.
 
 use lastcall::config::WorkerConfig;
 use lastcall::handler::{Context, Handler, HandlerError};
@@ -22,40 +20,35 @@ use lastcall::{logging, signals, worker};
 use program::exit::ExitCode;
 use serde_json::{Map, Value};
 
-/// One value serves all handler threads: what they share stands here, behind a lock or an atomic.
+/// One value serves all handler threads; keep shared state here, behind a lock or an atomic.
 struct Shout;
 
 impl Handler for Shout {
     fn handle(&self, task: &Task, context: &Context) -> Result<Map<String, Value>, HandlerError> {
         if !task.text.chars().any(char::is_alphabetic) {
-            // Trying again would change nothing: the caller gets this at once. For what may pass, a service that is down for
-            // example, there is `HandlerError::Retry`.
+            // Retrying cannot help, so the caller gets the error at once. Use `HandlerError::Retry` for failures that
+            // may pass, for example an unavailable service.
             return Err(HandlerError::Final("there is nothing to shout".to_owned()));
         }
         let mut shouted = String::with_capacity(task.text.len());
         for word in task.text.split_inclusive(' ') {
-            // Work that takes long looks from time to time whether anybody still waits for it. What it returns then is dropped.
+            // Long work checks from time to time whether the task was abandoned; then its result is dropped.
             context.abandoned.check().map_err(|stopped| HandlerError::Retry(stopped.to_string()))?;
             shouted.push_str(&word.to_uppercase());
         }
-        // Members of the answer, beside those that every answer has. Work with effects elsewhere (a payment, a file) should use
+        // Members of the result, beside those of every result. Effects elsewhere (a payment, a file) should use
         // `task.task_id` as their key: after a crash a task may be handled again.
         Ok(Map::from_iter([("shouted".to_owned(), Value::from(shouted))]))
     }
 }
 
 fn main() -> ExitCode {
-    // First of all: a signal that comes before this would end the process without a word.
-    let signals = match signals::install() {
-        Ok(signals) => signals,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{error}");
-            return ExitCode::Fatal;
-        }
-    };
-    let config = WorkerConfig::from_args();
-    logging::init(config.common.log_level);
-    worker::run(config, Shout, signals)
+    // First of all: an earlier signal would end the process silently.
+    signals::run(|signals| {
+        let config = WorkerConfig::from_args();
+        logging::init(config.common.log_level);
+        worker::run(config, Shout, signals)
+    })
 }
 
 #[cfg(test)]
@@ -68,18 +61,18 @@ mod tests {
     }
 
     #[test]
-    fn it_shouts() {
+    fn handler_returns_the_text_in_upper_case() {
         let answer = shout("come here, Ёж", &Context::new()).expect("there are letters");
         assert_eq!(answer.get("shouted"), Some(&Value::from("COME HERE, ЁЖ")));
     }
 
     #[test]
-    fn silence_is_final() {
+    fn text_without_letters_fails_for_good() {
         assert!(matches!(shout("123", &Context::new()), Err(HandlerError::Final(_))));
     }
 
     #[test]
-    fn it_ends_when_nobody_waits() {
+    fn handler_ends_when_the_task_is_abandoned() {
         let context = Context::new();
         context.abandoned.trigger();
         assert!(matches!(shout("come here", &context), Err(HandlerError::Retry(_))));

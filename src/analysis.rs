@@ -1,7 +1,6 @@
-//! The task that ships: counts the characters, words and letters of a text.
+//! The shipped handler: counts the characters, words and letters of a text.
 //!
-//! A [`Handler`] without state or I/O. Called by the worker's handler threads, thousands of times a second, so a plain ASCII text
-//! goes without an allocation per word.
+//! A [`Handler`] without state or I/O. It runs thousands of times per second, so ASCII words need no allocation each.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -14,22 +13,22 @@ use unicode_segmentation::UnicodeSegmentation;
 use crate::handler::{Context, Handler, HandlerError};
 use crate::task::Task;
 
-/// The longest that a task may ask its handler to take.
+/// The longest `work_ms` of a task.
 pub const LONGEST_WORK: Duration = Duration::from_mins(2);
-/// How many entries the top lists have at most.
+/// The top lists have at most this many entries.
 const TOP: usize = 3;
 
 /// The handler of the `worker` program.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Analysis {
-    /// Whether the member `work_ms` of a task is taken; a task that has it is refused otherwise.
+    /// Whether tasks may have the member `work_ms`; otherwise a task with it fails.
     pub allow_work_ms: bool,
 }
 
 impl Handler for Analysis {
     fn handle(&self, task: &Task, context: &Context) -> Result<Map<String, Value>, HandlerError> {
         if let Some(work) = self.work(task)? {
-            // Told that nobody waits any more, it ends at once; what it says then is dropped.
+            // An abandoned task ends at once; its outcome is dropped.
             context.abandoned.sleep(work).map_err(|stopped| HandlerError::Retry(stopped.to_string()))?;
         }
         Ok(TextCounts::of(&task.text).into_members())
@@ -37,7 +36,7 @@ impl Handler for Analysis {
 }
 
 impl Analysis {
-    /// How long the task wants its handler to take besides.
+    /// How much longer the task asks its handler to take.
     fn work(self, task: &Task) -> Result<Option<Duration>, HandlerError> {
         match task.work_ms.map(Duration::from_millis) {
             Some(_) if !self.allow_work_ms => {
@@ -51,7 +50,7 @@ impl Analysis {
     }
 }
 
-/// What there is to count in a text.
+/// The counts of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextCounts {
     /// Unicode scalar values.
@@ -62,7 +61,7 @@ pub struct TextCounts {
     pub unique_words: u64,
     /// Alphabetic characters.
     pub letters: u64,
-    /// The most frequent words in lower case, at most three; of equally frequent ones the first in code point order.
+    /// The most frequent words in lower case, at most three; equal counts in code point order.
     pub top_words: Vec<(String, u64)>,
     /// The most frequent letters in lower case, likewise.
     pub top_letters: Vec<(char, u64)>,
@@ -74,11 +73,11 @@ impl TextCounts {
         let (letters, top_letters) = count_letters(text);
         let lowered;
         let words = if text.is_ascii() {
-            // In ASCII, lower case has the same word boundaries: the words can be slices of one lowered copy.
+            // In ASCII, lower-casing moves no word boundary, so the words can be slices of one lower-cased copy.
             lowered = text.to_ascii_lowercase();
             Words::count(lowered.unicode_words().map(Cow::Borrowed))
         } else {
-            // Elsewhere it can move a boundary, and depends on the neighbours (final sigma): first cut, then lowered.
+            // Otherwise it can move a boundary, and depends on neighbours (final sigma): split first, then lower-case.
             Words::count(text.unicode_words().map(|word| Cow::Owned(word.to_lowercase())))
         };
         let chars = length(text.chars().count());
@@ -99,7 +98,7 @@ impl TextCounts {
     }
 }
 
-/// What there is to count of words.
+/// The counts of words.
 struct Words {
     all: u64,
     unique: u64,
@@ -118,10 +117,10 @@ impl Words {
     }
 }
 
-/// How many letters there are, and the most frequent ones.
+/// Counts the letters, and finds the most frequent ones.
 fn count_letters(text: &str) -> (u64, Vec<(char, u64)>) {
     let mut letters = 0;
-    // An array for the letters of ASCII: they are nearly all there are, or stand between others in any case.
+    // An array for ASCII letters, which are nearly all letters of most texts.
     let mut ascii = [0_u64; 26];
     let mut others = HashMap::<char, u64>::new();
     for character in text.chars().filter(|character| character.is_alphabetic()) {
@@ -143,7 +142,7 @@ fn top<K: Ord>(counts: impl IntoIterator<Item = (K, u64)>) -> Vec<(K, u64)> {
     let mut best = Vec::<(Reverse<u64>, K)>::with_capacity(TOP + 1);
     for (key, count) in counts {
         let entry = (Reverse(count), key);
-        // Most entries are no better than the last of the best, which is known without a search.
+        // Most entries are not better than the last of the best: skip the search.
         if best.len() == TOP && best.last().is_some_and(|last| *last <= entry) {
             continue;
         }
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_of_the_readme_is_true() {
+    fn example_of_the_readme_is_correct() {
         let readme = include_str!("../README.md");
         let block = readme.split("```").find_map(|block| block.strip_prefix("json\n")).expect("an example of a result");
         let Value::Object(example) = serde_json::from_str(block).expect("JSON") else { panic!("an object") };
@@ -215,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn emoji_are_characters_but_no_words() {
+    fn emoji_are_characters_but_not_words() {
         let expected = json!({
             "chars": 14, "words": 2, "unique_words": 1, "letters": 4,
             "top_words": [["ok", 2]], "top_letters": [["k", 2], ["o", 2]],
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_and_wordless() {
+    fn texts_without_words_have_no_top_lists() {
         let nothing = json!({
             "chars": 0, "words": 0, "unique_words": 0, "letters": 0, "top_words": [], "top_letters": [],
         });
@@ -235,16 +234,16 @@ mod tests {
     }
 
     #[test]
-    fn the_members_have_their_order() {
+    fn members_are_in_the_documented_order() {
         let Value::Object(members) = analyse("a") else { panic!("an object") };
         let names: Vec<_> = members.keys().map(String::as_str).collect();
         assert_eq!(names, ["chars", "words", "unique_words", "letters", "top_words", "top_letters"]);
     }
 
     #[test]
-    fn letters_beyond_one_to_one() {
+    fn letters_without_a_single_lower_case_form_are_counted() {
         let counts = TextCounts::of("İΣς ß ﬁ 漢字 ١");
-        // Seven letters; the dotted I counts as an i, the final sigma is a letter of its own.
+        // Seven letters; the dotted I counts as an i, and the final sigma is a separate letter.
         assert_eq!(counts.letters, 7);
         assert_eq!(counts.top_letters, [('i', 1), ('ß', 1), ('ς', 1)]);
         assert_eq!(TextCounts::of("ΟΔΟΣ").top_words, [("οδος".to_owned(), 1)]);
@@ -253,12 +252,12 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_text_takes_no_time_to_speak_of() {
+    fn largest_text_takes_no_quadratic_time() {
         for text in ["the quick brown fox ".repeat(3277), "съешь ещё этих ".repeat(2427)] {
             assert!(text.len() > 64_000 && text.len() < 66_000);
             let started = Instant::now();
             let counts = TextCounts::of(&text);
-            // A bound against something quadratic, which would take minutes; not a measurement.
+            // A bound against quadratic time, which would take minutes; not a measurement.
             assert!(started.elapsed() < Duration::from_secs(5));
             assert_eq!(counts.words, length(text.split(' ').count()) - 1);
             assert_eq!(counts.chars, length(text.chars().count()));
@@ -266,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn work_is_done_only_where_it_is_allowed() {
+    fn work_ms_is_taken_only_if_allowed() {
         let (allowing, context) = (Analysis { allow_work_ms: true }, Context::new());
         let started = Instant::now();
         assert!(allowing.handle(&task("a", Some(30)), &context).is_ok());
@@ -288,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn draining_does_not_cut_work_short() {
+    fn draining_does_not_shorten_work() {
         let context = Context::new();
         context.draining.trigger();
         let started = Instant::now();
@@ -296,13 +295,13 @@ mod tests {
         assert!(started.elapsed() >= Duration::from_millis(20));
     }
 
-    /// The definitions, written down without regard to speed; the boundaries are the full algorithm's in every case.
+    /// The definitions, without regard to speed; boundaries come from the full algorithm.
     fn by_definition(text: &str) -> TextCounts {
         fn tally<K: Ord + Clone>(items: &[K]) -> Vec<(K, u64)> {
             let mut seen = BTreeMap::<&K, u64>::new();
             items.iter().for_each(|item| *seen.entry(item).or_default() += 1);
             let mut entries: Vec<_> = seen.into_iter().map(|(key, count)| (key.clone(), count)).collect();
-            // Stable: equally frequent ones stay in the order of their keys.
+            // Stable: equal counts stay in the order of their keys.
             entries.sort_by_key(|(_, count)| Reverse(*count));
             entries
         }
@@ -339,7 +338,7 @@ mod tests {
             prop_assert_eq!(TextCounts::of(&text), by_definition(&text));
         }
 
-        /// Few letters and every mark that joins words: boundaries and equal words in plenty.
+        /// Few letters and every mark that joins words: many boundaries and equal words.
         #[test]
         fn marks_between_words_count_as_defined(text in "[aAbB12_'.,:;\" \r\n-]{0,60}") {
             prop_assert_eq!(TextCounts::of(&text), by_definition(&text));

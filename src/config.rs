@@ -1,8 +1,8 @@
-//! The options of both programs: flags, environment variables, defaults, and the checked values that come of them.
+//! The options of both programs: flags, environment variables, defaults, and the validated values.
 //!
-//! Nothing here connects or listens. Options become text first and values second, so that every fault is reported at
+//! Nothing here connects or listens. Options become text first and values second, so that all faults are reported at
 //! once, each on its line. Called by the binaries ([`WorkerConfig::from_args`], [`GatewayConfig::from_args`]) before
-//! anything is started, and by whoever uses the library and fills the structs itself.
+//! they start anything, and by users of the library that fill the structs.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -21,14 +21,14 @@ mod tests;
 pub use parse::{LEAVING, SHORTEST_GATEWAY_GRACE, variables};
 pub use program::options::{ConfigError, Environment, Parsed};
 
-/// What both programs need to know.
+/// Options of both programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Common {
-    /// `KAFKA_BOOTSTRAP_SERVERS`: brokers to ask first; one that answers is enough.
+    /// `KAFKA_BOOTSTRAP_SERVERS`: brokers to ask first; one reachable broker is enough.
     pub bootstrap: Vec<BrokerAddress>,
-    /// `TASKS_TOPIC`: where tasks wait.
+    /// `TASKS_TOPIC`: the topic of the tasks.
     pub tasks_topic: String,
-    /// `RESULTS_TOPIC`: where results and statuses are said.
+    /// `RESULTS_TOPIC`: the topic of results and status records.
     pub results_topic: String,
     /// `TASKS_PARTITIONS`: partitions of the tasks topic when it is created.
     pub tasks_partitions: i32,
@@ -36,23 +36,23 @@ pub struct Common {
     pub replication_factor: Option<i16>,
     /// `WORKER_GROUP`: the share group (KIP-932) that all workers join.
     pub worker_group: String,
-    /// `RESULT_RETENTION`: how long results can be asked for.
+    /// `RESULT_RETENTION`: how long results can be fetched.
     pub result_retention: Duration,
-    /// `ALLOW_WORK_MS`: whether tasks may say how long they take.
+    /// `ALLOW_WORK_MS`: whether tasks may have `work_ms`.
     pub allow_work_ms: bool,
     /// `LOG_LEVEL`
     pub log_level: LevelFilter,
-    /// `KAFKA_SECURITY_PROTOCOL` and what belongs to it.
+    /// `KAFKA_SECURITY_PROTOCOL` and its further options.
     pub security: Security,
 }
 
 impl Common {
-    /// Where tasks go that are given up for good.
+    /// The dead-letter topic.
     pub fn dead_topic(&self) -> String {
         format!("{}.dead", self.tasks_topic)
     }
 
-    /// Where workers say which of the tasks that were delivered before they start.
+    /// The topic on which workers record the starts of redelivered tasks.
     pub fn starts_topic(&self) -> String {
         format!("{}.starts", self.tasks_topic)
     }
@@ -75,28 +75,28 @@ impl Default for Common {
     }
 }
 
-/// What a worker needs to know.
+/// Options of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerConfig {
-    /// What the gateway needs to know as well.
+    /// Options of both programs.
     pub common: Common,
-    /// `WORKER_ID`: its name in statuses, results and logs.
+    /// `WORKER_ID`: its name in status records, results and logs.
     pub worker_id: String,
     /// `WORKER_CONCURRENCY`: handler threads, at least 1.
     pub concurrency: usize,
-    /// `DRAIN_TIMEOUT`: how long tasks in flight may go on after a signal.
+    /// `DRAIN_TIMEOUT`: how long tasks in flight may continue after a signal.
     pub drain_timeout: Duration,
     /// `STOP_GRACE_PERIOD`: how long the orchestrator waits before it kills.
     pub stop_grace_period: Duration,
-    /// `TASK_TIMEOUT`: a handler that runs longer is no longer renewed, and the worker turns not live.
+    /// `TASK_TIMEOUT`: after this time the worker releases a running task and is not live.
     pub task_timeout: Duration,
-    /// `HEARTBEAT_INTERVAL`: how often the status is repeated.
+    /// `HEARTBEAT_INTERVAL`: how often the status record is repeated.
     pub heartbeat_interval: Duration,
-    /// `MAX_DELIVERIES`: starts of one task before it is given up, 2 to 7.
+    /// `MAX_DELIVERIES`: starts of one task before it is dead-lettered, 2 to 7.
     pub max_deliveries: u16,
     /// `HEALTH_FILE`: refreshed every second while the worker is live.
     pub health_file: Option<PathBuf>,
-    /// `--healthcheck`: do not run, ask the worker that does.
+    /// `--healthcheck`: do not run, but check the running worker.
     pub healthcheck: Option<HealthCheck>,
 }
 
@@ -117,32 +117,33 @@ impl Default for WorkerConfig {
     }
 }
 
-/// What a gateway needs to know.
+/// Options of a gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayConfig {
-    /// What the worker needs to know as well.
+    /// Options of both programs.
     pub common: Common,
-    /// `HTTP_ADDR`: where it listens.
+    /// `HTTP_ADDR`: the address that it listens on.
     pub http_addr: SocketAddr,
-    /// `ANSWER_TIMEOUT`: how long a caller is kept waiting for its result.
+    /// `ANSWER_TIMEOUT`: how long a caller waits for its result.
     pub answer_timeout: Duration,
     /// `STOP_GRACE_PERIOD`: how long the orchestrator waits before it kills.
     pub stop_grace_period: Duration,
-    /// `MISSING_AFTER`: a task without a result for so long is looked for in Kafka, and produced again if that has dropped it.
+    /// `MISSING_AFTER`: after this time a task without a result is searched for in Kafka, and produced again if
+    /// dropped.
     pub missing_after: Duration,
-    /// `WORKER_TIMEOUT`: a worker that says nothing for so long is not responsive.
+    /// `WORKER_TIMEOUT`: a worker without a status record for this long is not responsive.
     pub worker_timeout: Duration,
-    /// `MAX_WAITING`: callers that wait at once.
+    /// `MAX_WAITING`: at most this many callers wait at once.
     pub max_waiting: usize,
-    /// `MAX_PENDING`: tasks without a result before more are refused.
+    /// `MAX_PENDING`: with this many tasks without a result, new tasks are refused.
     pub max_pending: usize,
-    /// `MAX_KEYS`: idempotency keys that are remembered before new ones are refused.
+    /// `MAX_KEYS`: with this many remembered idempotency keys, new keys are refused.
     pub max_keys: usize,
-    /// `MAX_RESULTS`: results whose places in Kafka are remembered; older ones are searched for.
+    /// `MAX_RESULTS`: results whose positions in Kafka are remembered; older results are searched for.
     pub max_results: usize,
-    /// `READY_WITHOUT_KAFKA`: how long Kafka may be away before the gateway is not ready.
+    /// `READY_WITHOUT_KAFKA`: how long Kafka may be unavailable before the gateway is not ready.
     pub ready_without_kafka: Duration,
-    /// `--healthcheck`: do not run, ask the gateway that does.
+    /// `--healthcheck`: do not run, but check the running gateway.
     pub healthcheck: Option<HealthCheck>,
 }
 
@@ -165,14 +166,14 @@ impl Default for GatewayConfig {
     }
 }
 
-/// What a health check wants to know.
+/// The state that a health check checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HealthCheck {
-    /// Its threads move; whoever asks would start it anew otherwise.
+    /// The process's threads move; an orchestrator restarts a process that is not live.
     Live,
-    /// It takes work; whoever asks would send it none otherwise.
+    /// The process takes work; an orchestrator sends no work to a process that is not ready.
     Ready,
-    /// Of a gateway only: what it answers to `GET` of this path.
+    /// The response of a gateway to `GET` of this path; a worker has no such check.
     Path(String),
 }
 
@@ -212,7 +213,7 @@ pub enum SecurityProtocol {
 impl SecurityProtocol {
     const ALL: [Self; 4] = [Self::Plaintext, Self::Ssl, Self::SaslPlaintext, Self::SaslSsl];
 
-    /// As Kafka writes it.
+    /// The name in Kafka's configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Plaintext => "PLAINTEXT",
@@ -227,7 +228,7 @@ impl SecurityProtocol {
     }
 }
 
-/// Kafka's `sasl.mechanism`, as far as it is going to be supported.
+/// The planned mechanisms of Kafka's `sasl.mechanism`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaslMechanism {
     /// RFC 4616.
@@ -241,7 +242,7 @@ pub enum SaslMechanism {
 impl SaslMechanism {
     const ALL: [Self; 3] = [Self::Plain, Self::ScramSha256, Self::ScramSha512];
 
-    /// As Kafka writes it.
+    /// The name in Kafka's configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Plain => "PLAIN",
@@ -251,7 +252,7 @@ impl SaslMechanism {
     }
 }
 
-/// Shows what is secured how, but neither the user's name nor where secrets lie.
+/// Shows the protocol and mechanism, but hides the user name and the paths of secrets.
 impl fmt::Debug for Security {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hidden = |set: bool| if set { "[hidden]" } else { "None" };

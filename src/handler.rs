@@ -1,23 +1,23 @@
-//! What a worker does with a task: the trait to implement for work of one's own.
+//! The trait [`Handler`]: the work that a worker does with a task.
 //!
-//! Everything around it (fetching, locks, retries, results, stopping) is [`worker::run`](crate::worker::run). The one that ships
-//! is [`Analysis`](crate::analysis::Analysis); `examples/` has a second one to copy.
+//! [`worker::run`](crate::worker::run) does the rest (fetching, locks, retries, results, stopping). The shipped handler
+//! is [`Analysis`](crate::analysis::Analysis); `examples/` has another to copy.
 
 use serde_json::{Map, Value};
 
 use crate::task::Task;
 use program::stop::Stop;
 
-/// Does the work of one task at a time on each of the worker's handler threads.
+/// Handles one task at a time on each handler thread of the worker.
 ///
-/// A handler that panics has failed with [`HandlerError::Retry`]; the worker lives on. A task may be handled again, after a crash
-/// for example: effects outside of the returned members should bear repetition, with the task id as their key.
+/// A panic counts as [`HandlerError::Retry`]; the worker continues. A task may be handled again, for example after a
+/// crash. So effects outside the returned members should be repeatable, with the task id as their key.
 pub trait Handler: Send + Sync + 'static {
-    /// Handles one task; blocks its thread for as long as it takes. The members returned become members of the result; names
-    /// that the result has itself ([`RESULT_MEMBERS`](crate::task::RESULT_MEMBERS)) are left out.
+    /// Handles one task; may block its thread. The returned members become members of the result, except names that the
+    /// result uses itself ([`RESULT_MEMBERS`](crate::task::RESULT_MEMBERS)).
     ///
-    /// One that takes long should look at [`Context::abandoned`] from time to time, for example by sleeping through
-    /// [`Stop::sleep`]; what it returns then is dropped.
+    /// A long handler should check [`Context::abandoned`] from time to time, for example by sleeping with
+    /// [`Stop::sleep`]; its result is dropped once that is triggered.
     fn handle(&self, task: &Task, context: &Context) -> Result<Map<String, Value>, HandlerError>;
 }
 
@@ -30,30 +30,30 @@ where
     }
 }
 
-/// Why a task was not done, in words that its caller may read.
+/// Why a task failed; its caller gets the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandlerError {
     /// No attempt will succeed: the caller gets the error at once.
     #[error("{0}")]
     Final(String),
-    /// A later attempt may succeed: the task goes back and starts again after a pause, up to `MAX_DELIVERIES` times.
+    /// A later attempt may succeed: the task is released and starts again after a pause, up to `MAX_DELIVERIES` times.
     #[error("{0}")]
     Retry(String),
 }
 
-/// What a handler may want to know besides its task.
+/// Information for a handler besides its task.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// The how-manieth delivery of this task it is, from 1. Deliveries are counted by Kafka and are not all starts.
+    /// The number of this delivery, from 1. Kafka counts deliveries; not every delivery is a start.
     pub delivery: u16,
-    /// Triggered when the worker was asked to stop; the task may go on.
+    /// Triggered when the worker was asked to stop; the task may continue.
     pub draining: Stop,
-    /// Triggered when this task was given up: the worker leaves, or another one has it. Return soon.
+    /// Triggered when this task was abandoned: the worker leaves, or another worker has the task. Return soon.
     pub abandoned: Stop,
 }
 
 impl Context {
-    /// The context of a first delivery that nobody stops.
+    /// The context of a first delivery without a stop.
     pub fn new() -> Self {
         Self { delivery: 1, draining: Stop::new(), abandoned: Stop::new() }
     }

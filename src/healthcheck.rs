@@ -1,7 +1,7 @@
-//! `--healthcheck`: asks the process that runs beside whether it is well, says so in one line, and is the exit code.
+//! `--healthcheck`: checks the running process, prints one line, and returns the exit code.
 //!
-//! For container engines and probes, which start it inside of the container: so it needs no shell and no tools. It reads the same options as
-//! the service itself, and starts nothing. Called by `gateway::run` and `worker::run`.
+//! Container engines and probes start it inside the container, so it needs no shell and no tools. It reads the same
+//! options as the service, and starts no threads. Called by `gateway::run` and `worker::run`.
 
 use crate::config::{GatewayConfig, HealthCheck, WorkerConfig};
 use crate::supervisor::RUNNING;
@@ -14,12 +14,12 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-/// A worker whose file is older than this does not move: it refreshes it every second.
+/// A worker whose health file is older than this hangs: it refreshes the file every second.
 pub const LONGEST_SILENCE: Duration = Duration::from_secs(10);
 /// How long a gateway may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
-/// Whether the worker that refreshes this configuration's health file lives, or takes tasks.
+/// Checks whether the worker that refreshes the configured health file is live, or takes tasks.
 pub(crate) fn worker(config: &WorkerConfig, check: &HealthCheck) -> ExitCode {
     match &config.health_file {
         Some(path) => say(&file(path, check, SystemTime::now())),
@@ -31,7 +31,7 @@ pub(crate) fn worker(config: &WorkerConfig, check: &HealthCheck) -> ExitCode {
     }
 }
 
-/// Whether the gateway that listens at this configuration's address lives, or is ready.
+/// Checks whether the gateway at the configured address is live, or ready.
 pub(crate) fn gateway(config: &GatewayConfig, check: &HealthCheck) -> ExitCode {
     let address = reachable(config.http_addr);
     let (path, word) = match check {
@@ -52,7 +52,7 @@ fn say(state: &Result<String, String>) -> ExitCode {
         Ok(line) => (line, ExitCode::Drained),
         Err(line) => (line, ExitCode::Fatal),
     };
-    // Fails when nobody reads; the exit code says the same.
+    // This fails if stdout is closed; the exit code is the same.
     let _ = writeln!(io::stdout(), "{line}");
     code
 }
@@ -62,7 +62,7 @@ fn file(path: &Path, check: &HealthCheck, now: SystemTime) -> Result<String, Str
     let (written, word) = std::fs::metadata(path)
         .and_then(|file| Ok((file.modified()?, std::fs::read_to_string(path)?)))
         .map_err(|error| format!("not live: {name} cannot be read ({error})"))?;
-    // From the future: somebody has set the clock. The next refresh is at most a second away.
+    // A time in the future: the clock was set back. The next refresh is at most a second away.
     let age = now.duration_since(written).unwrap_or_default();
     if age > LONGEST_SILENCE {
         return Err(format!("not live: {name} was last refreshed {} s ago", age.as_secs()));
@@ -83,7 +83,7 @@ fn body(address: SocketAddr, path: &str) -> Result<String, String> {
     if response.status == 200 { Ok(body) } else { Err(body) }
 }
 
-/// The status of `GET path`, each step of which may take `limit`.
+/// Returns the status of `GET path`; each step may take `limit`.
 pub(crate) fn get_status(address: SocketAddr, path: &str, limit: Duration) -> io::Result<u16> {
     let mut stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(limit))?;
@@ -95,7 +95,7 @@ pub(crate) fn get_status(address: SocketAddr, path: &str, limit: Duration) -> io
     status.and_then(|digits| digits.parse().ok()).ok_or_else(|| io::Error::other("no HTTP"))
 }
 
-/// Where a listener on all addresses is reached from here.
+/// The local address of a listener on all addresses.
 pub fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
@@ -108,15 +108,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listener_on_all_addresses_is_reached_at_the_local_one() {
+    fn listener_on_all_addresses_is_reached_at_the_local_address() {
         assert_eq!(reachable(SocketAddr::from(([0, 0, 0, 0], 80))), SocketAddr::from(([127, 0, 0, 1], 80)));
         assert_eq!(reachable(SocketAddr::from(([10, 1, 2, 3], 80))), SocketAddr::from(([10, 1, 2, 3], 80)));
     }
 
     #[test]
-    fn a_file_is_a_sign_of_life_for_ten_seconds() {
+    fn health_file_counts_as_live_for_ten_seconds() {
         let path = std::env::temp_dir().join(format!("lastcall-health-{}", uuid::Uuid::new_v4()));
-        std::fs::write(&path, "draining\n").expect("a file of our own");
+        std::fs::write(&path, "draining\n").expect("a new file");
         let written = std::fs::metadata(&path).and_then(|file| file.modified()).expect("readable");
         let at = |seconds| file(&path, &HealthCheck::Live, written + Duration::from_secs(seconds));
         assert!(file(&path, &HealthCheck::Ready, written).expect_err("it drains").starts_with("not ready: draining"));
@@ -125,14 +125,14 @@ mod tests {
         assert!(at(11).expect_err("too old").ends_with("was last refreshed 11 s ago"));
         assert!(
             file(&path, &HealthCheck::Live, written - Duration::from_secs(60)).is_ok(),
-            "a clock that was set back kills nobody"
+            "a clock that was set back does not fail the check"
         );
         std::fs::remove_file(&path).expect("ours");
         assert!(at(0).expect_err("gone").contains("cannot be read (No such file"));
     }
 
     #[test]
-    fn a_body_is_printed_whatever_its_status_and_only_200_is_well() {
+    fn body_is_printed_for_every_status_and_only_200_is_a_success() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         std::thread::scope(|scope| {
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_read_from_the_first_line() {
+    fn status_is_read_from_the_first_line() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         std::thread::scope(|scope| {

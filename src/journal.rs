@@ -1,9 +1,10 @@
-//! A handler around a handler that writes down when tasks are begun and ended: the drill's witness inside of a worker.
+//! A wrapper around a handler that logs the start and end of each task to a file: evidence for the drill from inside a
+//! worker.
 //!
-//! It is no part of the worker's own account, log or records, so what it says can be held against them. Each line is written with one
-//! write(2) to a file opened with O_APPEND, before and after the handler runs; a killed worker leaves a begin without an end. Without
-//! `DRILL_JOURNAL` in the environment it does nothing. Called by the binary `worker`, by workers of others that want to be drilled, and
-//! (for reading) by the drill.
+//! It is independent of the worker's account, log and records, so the drill can compare them. Each line is one write(2)
+//! to a file opened with O_APPEND, before and after the handler; a killed worker leaves a start without an end. Without
+//! `DRILL_JOURNAL` in the environment it does nothing. Called by the binary `worker`, by other workers under a drill,
+//! and by the drill as reader.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -18,27 +19,27 @@ use crate::task::{Task, unix_now};
 
 /// The environment variable that names the file.
 pub const JOURNAL: &str = "DRILL_JOURNAL";
-/// A task whose text has this as its second word makes a journaled handler panic: what a drill sends as poison.
+/// A task with this as its second word makes a journaled handler panic: the drill's poison task.
 pub const POISON: &str = "poison";
 
 /// One line of the file, as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JournalLine {
-    /// When, in Unix seconds by the clock of this machine.
+    /// The time, in Unix seconds by the clock of this machine.
     pub at: f64,
-    /// The worker's process.
+    /// The process id of the worker.
     pub pid: u32,
     /// `WORKER_ID`
     pub worker: String,
-    /// Which task.
+    /// The task's id.
     pub task_id: String,
-    /// Which delivery of it, from 1.
+    /// The number of the delivery, from 1.
     pub delivery: u16,
-    /// Whether its handler has ended; otherwise it begins.
+    /// True at the end of the handler, false at its start.
     pub ended: bool,
 }
 
-/// A handler whose tasks are written down.
+/// A handler with a journal.
 pub struct Journaled<H> {
     handler: H,
     worker: String,
@@ -46,10 +47,10 @@ pub struct Journaled<H> {
 }
 
 impl<H: Handler> Journaled<H> {
-    /// Around `handler`, of the worker with this id. The file is the one that the environment names.
+    /// Wraps `handler` of the worker with this id. The environment names the file.
     ///
     /// # Errors
-    /// The file cannot be opened: in words that name it.
+    /// The file cannot be opened; the text names it.
     pub fn new(handler: H, worker: &str) -> Result<Self, String> {
         Self::to(handler, worker, std::env::var_os(JOURNAL))
     }
@@ -73,7 +74,7 @@ impl<H: Handler> Journaled<H> {
             ended,
         };
         let text = serde_json::to_string(&line).map(|text| text + "\n").map_err(io::Error::from);
-        // A start that is not written down would be one that the drill does not know of.
+        // The drill would not know of a start without a line.
         text.and_then(|text| file.write_all(text.as_bytes()))
             .map_err(|error| HandlerError::Final(format!("the journal cannot be written: {error}")))
     }
@@ -89,7 +90,7 @@ impl<H: Handler> Handler for Journaled<H> {
     }
 }
 
-/// Writes the end of a task when it is dropped: after a panic, too.
+/// Writes the end of a task when dropped, so also after a panic.
 struct End<'a, H: Handler> {
     journaled: &'a Journaled<H>,
     task: &'a Task,
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn begins_and_ends_are_written_and_a_poison_task_panics() {
+    fn starts_and_ends_are_written_and_a_poison_task_panics() {
         let path = std::env::temp_dir().join(format!("lastcall-journal-{}", std::process::id()));
         let journaled = Journaled::to(nothing, "w", Some(path.clone().into())).expect("a file");
         journaled.handle(&task("mark some text"), &Context::new()).expect("handled");
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_file_nothing_is_written_and_nothing_is_poison() {
+    fn handler_without_a_file_writes_nothing_and_runs_poison_tasks() {
         let journaled = Journaled::to(nothing, "w", Some(OsString::new())).expect("no file");
         journaled.handle(&task("mark poison"), &Context::new()).expect("handled");
         let error = Journaled::to(nothing, "w", Some("/no/such/folder/file".into())).map(drop).expect_err("no file");

@@ -1,7 +1,7 @@
-//! `lastcall` runs tasks for callers over HTTP on a fleet of workers that can be stopped at any moment without losing one.
+//! `lastcall` runs tasks for HTTP callers on a fleet of workers; a worker can stop at any moment without losing a task.
 //!
-//! The programs are `gateway` and `worker`; each is one call of this library. A worker for work of one's own is a [`Handler`](handler::Handler)
-//! and the same call:
+//! The programs are `gateway` and `worker`; each is one call of this library. A worker for other work is a
+//! [`Handler`](handler::Handler) and the same call:
 //!
 //! ```no_run
 //! use lastcall::config::WorkerConfig;
@@ -14,27 +14,28 @@
 //!     Ok(Map::from_iter([("bytes".to_owned(), task.text.len().into())]))
 //! }
 //!
-//! fn main() -> Result<ExitCode, signals::SignalsError> {
-//!     let signals = signals::install()?;
-//!     let config = WorkerConfig::from_args();
-//!     logging::init(config.common.log_level);
-//!     Ok(worker::run(config, length, signals))
+//! fn main() -> ExitCode {
+//!     signals::run(|signals| {
+//!         let config = WorkerConfig::from_args();
+//!         logging::init(config.common.log_level);
+//!         worker::run(config, length, signals)
+//!     })
 //! }
 //! ```
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`gateway`] | takes tasks over HTTP, answers with their results, stops without leaving a caller behind |
-//! | [`worker`] | takes tasks from the share group, runs them, says the results, stops |
-//! | [`handler`], [`analysis`] | the work: the trait, and the one that ships |
-//! | [`journal`] | a handler's starts and ends in a file, for drills |
-//! | [`queue`] | topics and group settings, brought about before anything starts |
+//! | [`gateway`] | takes tasks over HTTP, answers with their results, answers every caller before it stops |
+//! | [`worker`] | takes tasks from the share group, runs them, sends the results, stops |
+//! | [`handler`], [`analysis`] | the trait of handlers, and the shipped handler |
+//! | [`journal`] | a file with the starts and ends of a handler, for drills |
+//! | [`queue`] | topics and group settings, prepared before tasks are accepted or fetched |
 //! | [`task`] | the records of the topics |
 //! | [`config`] | options of both programs |
-//! | [`supervisor`], [`healthcheck`] | what whoever supervises a process is told, and can ask |
-//! | [`exit`], [`logging`], [`signals`], [`stop`] | of the crate `program`, which all programs share |
+//! | [`supervisor`], [`healthcheck`] | reports to service managers, and health checks |
+//! | [`exit`], [`logging`], [`signals`], [`stop`] | from the crate `program`, which all programs share |
 //!
-//! The client of Kafka is the crate `kafka-share`. The crates `devbroker` and `drill` are programs beside these two.
+//! The Kafka client is the crate `kafka-share`. The crates `devbroker` and `drill` are further programs.
 
 pub mod analysis;
 pub mod config;

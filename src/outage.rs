@@ -1,5 +1,4 @@
-//! Says once that something does not answer, or refuses, and once that it answers again, however often it is tried in
-//! between.
+//! Logs once that a service does not answer or refuses, and once that it answers again.
 
 use kafka_share::error::{KafkaError, Retry};
 use program::logging::escape;
@@ -7,9 +6,9 @@ use std::fmt::Display;
 use std::io;
 use std::time::Instant;
 
-/// An error that an [`Outage`] can be told of.
+/// An error that an [`Outage`] can report.
 pub(crate) trait Trouble: Display {
-    /// Why it was refused, when it was answered: waiting alone does not help then, an operator has to act.
+    /// The reason, if the error is a refusal: then waiting does not help, and an operator has to act.
     fn refusal(&self) -> Option<String> {
         None
     }
@@ -29,12 +28,12 @@ impl Trouble for KafkaError {
     }
 }
 
-/// One kind of trouble, as one thread sees it.
+/// One service's outage, as one thread sees it.
 #[derive(Debug)]
 pub(crate) struct Outage {
     what: String,
     since: Option<Instant>,
-    /// What was said last was a refusal.
+    /// The last logged error was a refusal.
     refused: bool,
 }
 
@@ -44,7 +43,7 @@ impl Outage {
         Self { what: what.into(), since: None, refused: false }
     }
 
-    /// It failed; the first failure in a row is logged, and the first one of the other kind.
+    /// Notes a failure. Logs the first one in a row, and each change between silence and refusal.
     pub(crate) fn report(&mut self, error: &impl Trouble) {
         let refusal = error.refusal();
         if self.since.is_some() && self.refused == refusal.is_some() {
@@ -58,7 +57,7 @@ impl Outage {
         }
     }
 
-    /// It worked; logged if it had failed before.
+    /// Notes a success. Logs it if an outage ends.
     pub(crate) fn over(&mut self) {
         if let Some(since) = self.since.take() {
             log::info!("{} answers again after {:.1} s", self.what, since.elapsed().as_secs_f64());
@@ -72,7 +71,7 @@ mod tests {
     use kafka_share::error::ErrorCode;
 
     #[test]
-    fn answers_that_time_does_not_change_are_refusals() {
+    fn errors_that_waiting_does_not_fix_are_refusals() {
         let of = |code| KafkaError::broker("ShareGroupHeartbeat", ErrorCode(code), None).refusal();
         for code in [23, 29, 30, 31, 69, 81] {
             assert!(of(code).is_some_and(|reason| reason.contains("ShareGroupHeartbeat")), "{code}");
@@ -85,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn refusal_is_told_after_silence_and_each_only_once() {
+    fn refusal_after_silence_is_one_outage_of_another_kind() {
         let mut outage = Outage::new("Kafka");
         let (silence, refusal) =
             (io::Error::from(io::ErrorKind::TimedOut), KafkaError::broker("Fetch", ErrorCode(29), None));

@@ -1,9 +1,9 @@
-//! Runs in both programs before any task is accepted or fetched: checks the cluster, creates the topics, writes the
-//! share group's settings and reads them back.
+//! Prepares the queue in both programs before any task is accepted or fetched: checks the cluster, creates the topics,
+//! writes the share group's settings and reads them back.
 //!
-//! Several processes may do it at once: each step finds what another one has done. It repeats nothing; [`PrepareError`]
-//! says whether that is worth while. Called by `worker::run` and `gateway::run`; the worker's upkeep calls
-//! [`restore_side_topics`].
+//! Several processes may do this at once: each step accepts what another process has done. It does not retry;
+//! [`PrepareError`] tells whether a retry can help. Called by `worker::run` and `gateway::run`; the worker's upkeep
+//! calls [`restore_side_topics`].
 
 mod group;
 mod topics;
@@ -15,31 +15,31 @@ use kafka_share::{Cluster, ErrorCode, KafkaError, Retry, admin};
 
 pub use topics::restore_side_topics;
 
-/// The queue as it was found or made.
+/// The queue as it was found or created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queue {
     /// How long a fetched task is locked for its worker, unless renewed (`share.record.lock.duration.ms`).
     pub lock: Duration,
-    /// Deliveries of one record after which the broker drops it without a word (`share.delivery.count.limit`).
+    /// After this many deliveries of a record the broker drops it silently (`share.delivery.count.limit`).
     pub delivery_limit: u16,
-    /// Offsets from the oldest unfinished task on after which the broker delivers nothing more
+    /// The broker delivers at most this many offsets beyond the oldest unfinished task
     /// (`share.partition.max.record.locks`).
     pub record_locks: u32,
     /// Partitions of the tasks topic, those without a leader included.
     pub tasks_partitions: usize,
 }
 
-/// How often a worker starts one task, and for how long at most: what the queue has to suit for a worker.
+/// The limits of a worker that the queue has to fit.
 #[derive(Clone, Copy, Debug)]
 pub struct Starts {
-    /// `MAX_DELIVERIES`
+    /// `MAX_DELIVERIES`: starts of one task.
     pub most: u16,
-    /// `TASK_TIMEOUT`
+    /// `TASK_TIMEOUT`: the longest run of one task.
     pub longest: Duration,
 }
 
 impl Starts {
-    /// Those of a worker with this configuration.
+    /// The limits of a worker with this configuration.
     #[must_use]
     pub fn of(config: &WorkerConfig) -> Self {
         Self { most: config.max_deliveries, longest: config.task_timeout }
@@ -49,10 +49,10 @@ impl Starts {
 /// Why the queue is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
-    /// The cluster or a setting is not usable, and waiting does not change it; says what is needed. Exit code 2.
+    /// The cluster or a setting cannot be used, and waiting does not help; the text names what is needed. Exit code 2.
     #[error("{0}")]
     Unusable(String),
-    /// Kafka does not answer, or not yet as it should: to be tried again.
+    /// Kafka does not answer, or is not ready yet: retry.
     #[error(transparent)]
     Unreachable(KafkaError),
 }
@@ -62,7 +62,7 @@ impl From<KafkaError> for PrepareError {
         match error {
             KafkaError::Unsupported(text) => Self::Unusable(text),
             KafkaError::Interrupted => Self::Unreachable(error),
-            // Fewer brokers than replicas: the others may still be starting.
+            // Fewer brokers than replicas: other brokers may still be starting.
             KafkaError::Broker { code: ErrorCode::INVALID_REPLICATION_FACTOR, .. } => Self::Unreachable(error),
             error if error.retry() == Retry::Never => Self::Unusable(error.to_string()),
             error => Self::Unreachable(error),
@@ -71,8 +71,7 @@ impl From<KafkaError> for PrepareError {
 }
 
 impl PrepareError {
-    /// The same with the name of what it is about, and the right where one is missing: the broker's own words name
-    /// neither.
+    /// Adds the name of the affected resource and a missing right to an error; the broker's text contains neither.
     fn about(what: &str, error: KafkaError) -> Self {
         let right = error.missing_right().map(|right| format!("{right} is missing: "));
         match Self::from(error) {
@@ -84,13 +83,12 @@ impl PrepareError {
 
 /// Prepares the queue: share groups, the group's settings, the topics.
 ///
-/// A partition without a leader keeps nothing from starting: `tasks` and `results` need one partition that has one.
+/// Partitions without a leader do not prevent a start: `tasks` and `results` need one partition with a leader each.
 ///
-/// `starts`: of a worker, to be checked against the broker's limit of deliveries; `None` in a gateway, which needs no
-/// right to the side topics.
+/// `starts`: a worker's limits, checked against the broker's; `None` in a gateway, which needs no side topics.
 ///
 /// # Errors
-/// See [`PrepareError`]; a program that can wait tries again after `Unreachable`.
+/// See [`PrepareError`]; a program that can wait retries after `Unreachable`.
 pub fn prepare(cluster: &Cluster, common: &Common, starts: Option<Starts>) -> Result<Queue, PrepareError> {
     admin::check_share_support(cluster)?;
     let group = group::prepare(cluster, &common.worker_group, starts.map(|starts| starts.most))?;
@@ -109,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_time_cures_is_tried_again_and_what_it_does_not_is_not() {
+    fn errors_that_time_fixes_are_unreachable_and_others_are_unusable() {
         let of = |code: i16| PrepareError::from(KafkaError::broker("CreateTopics", ErrorCode(code), None));
         for code in [14, 15, 16, 7, 5, 38] {
             assert!(matches!(of(code), PrepareError::Unreachable(_)), "{code}");
@@ -122,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_right_is_named_with_what_it_is_about() {
+    fn missing_right_is_named_with_its_resource() {
         let refused = |request, code| KafkaError::broker(request, ErrorCode(code), Some("Authorization failed."));
         let error = PrepareError::about("topic \"tasks\"", refused("DescribeConfigs", 29)).to_string();
         assert!(error.starts_with("topic \"tasks\": the right DescribeConfigs on the topic is missing"), "{error}");

@@ -1,23 +1,23 @@
-//! What a process tells whoever supervises it: the service manager by its protocol, a container's health check by a file.
+//! Reports of a process to its supervisor: the service manager by its protocol, a container's health check by a file.
 //!
-//! It decides nothing and starts no thread. Main of either program owns one, and calls it every [`INTERVAL`] with what is true then:
-//! a process whose working loop hangs makes main fall silent here, and the supervisor does what it is there for. Where
-//! nobody supervises (no `NOTIFY_SOCKET`, no health file) every call is a few instructions.
+//! It decides nothing and starts no thread. Main of either program owns one [`Supervisor`] and calls it every
+//! [`INTERVAL`]. If the working loop of a process hangs, main reports nothing, and the supervisor acts. Without a
+//! supervisor (no `NOTIFY_SOCKET`, no health file) every call is a few instructions.
 //!
-//! The protocol is that of sd_notify(3), the meaning of each message that of systemd.service(5).
+//! The protocol is that of sd_notify(3); systemd.service(5) defines the messages.
 
 use program::logging::escape;
 use sd_notify::NotifyState;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How often main comes by.
+/// How often main reports.
 pub const INTERVAL: Duration = Duration::from_secs(1);
-/// What the health file says while the process takes work.
+/// Content of the health file while the process takes work.
 pub(crate) const RUNNING: &str = "running";
-/// What it says while something keeps the process from its work.
+/// Its content while an obstacle keeps the process from its work.
 const NOT_READY: &str = "not ready";
-/// How much longer the service manager is asked to wait, each time: some missed rounds are no reason to kill.
+/// The extension that each report requests from the service manager: long enough for a few missed rounds.
 pub const EXTENSION: Duration = Duration::from_secs(10);
 
 /// See the module documentation.
@@ -30,11 +30,11 @@ pub struct Supervisor {
     obstacle: Option<Obstacle>,
 }
 
-/// Asked every round for what keeps the process from doing its work, although it lives.
+/// Returns every round the obstacle that keeps a live process from its work, if any.
 pub(crate) struct Obstacle(Box<dyn Fn() -> Option<String> + Send>);
 
 impl Obstacle {
-    /// `ask` must not block; its text is shown by the service manager.
+    /// `ask` must not block; the service manager shows its text.
     pub(crate) fn new(ask: impl Fn() -> Option<String> + Send + 'static) -> Self {
         Self(Box::new(ask))
     }
@@ -47,10 +47,10 @@ impl std::fmt::Debug for Obstacle {
 }
 
 impl Supervisor {
-    /// With a file whose age tells a health check that this process lives; it is written at once.
+    /// `health_file`: its age shows a health check that this process is live; written at once.
     ///
     /// # Errors
-    /// The file cannot be written: what to tell the user, with the path and what would be right.
+    /// The file cannot be written; the text for the user names the path and what would be right.
     pub fn new(health_file: Option<&Path>) -> Result<Self, String> {
         if let Some(path) = health_file {
             replace(path, "starting").map_err(|error| {
@@ -66,31 +66,31 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    /// It starts, and needs more time for it: Kafka that is away is no fault.
+    /// Reports that the process starts and needs more time: an unreachable Kafka does not fail a start.
     pub fn starting(&mut self, status: &str) {
         self.refresh("starting");
         self.tell(&[extension()], status);
     }
 
-    /// It can take work; said once.
+    /// Reports once that the process can take work.
     pub fn ready(&mut self, status: &str) {
         self.refresh(RUNNING);
         self.tell(&[NotifyState::Ready, NotifyState::Watchdog], status);
     }
 
-    /// It works, or could: unless there is an obstacle, which is shown instead.
+    /// Reports that the process works, or the obstacle that keeps it from working.
     pub fn alive(&mut self, status: &str) {
         let obstacle = self.obstacle.as_ref().and_then(|obstacle| (obstacle.0)());
         self.refresh(if obstacle.is_none() { RUNNING } else { NOT_READY });
         self.tell(&[NotifyState::Watchdog], obstacle.as_deref().unwrap_or(status));
     }
 
-    /// While `obstacle` says something the process is alive and not ready.
+    /// While `obstacle` returns a text, the process is live and not ready.
     pub(crate) fn watch(&mut self, obstacle: Obstacle) {
         self.obstacle = Some(obstacle);
     }
 
-    /// It stops, and needs more time than the service manager may have been told.
+    /// Reports that the process stops, and requests more time.
     pub fn stopping(&mut self, status: &str) {
         self.refresh("draining");
         if self.stopping {
@@ -108,7 +108,7 @@ impl Supervisor {
         }
     }
 
-    /// Sends `messages`, and the status where it has changed.
+    /// Sends `messages`, and the status if it has changed.
     fn tell(&mut self, messages: &[NotifyState<'_>], status: &str) {
         let mut messages = messages.to_vec();
         if self.status != status {
@@ -120,7 +120,7 @@ impl Supervisor {
         }
     }
 
-    /// Said once: what fails every second would fill the log.
+    /// Logs only the first failure: a line every second would fill the log.
     fn complain(&mut self, what: &str, error: &std::io::Error) {
         if !self.complained {
             self.complained = true;
@@ -130,17 +130,16 @@ impl Supervisor {
 }
 
 impl Drop for Supervisor {
-    /// A process that ended in order leaves no sign of life behind.
+    /// Removes the health file after an orderly end.
     fn drop(&mut self) {
         if let Some(path) = &self.health_file {
-            // Gone already, or not ours any more: nothing to do about either.
+            // A failure means that the file is gone, or belongs to another user.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-/// Writes the word into a file beside this one, which then takes its place: a health check that reads meanwhile finds
-/// the former word, not an empty file.
+/// Writes the word into a new file and renames it, so that a health check never reads an empty file.
 fn replace(path: &Path, word: &str) -> std::io::Result<()> {
     let new = path.with_added_extension("new");
     std::fs::write(&new, format!("{word}\n"))?;
@@ -157,12 +156,12 @@ mod tests {
 
     fn folder() -> PathBuf {
         let folder = std::env::temp_dir().join(format!("lastcall-supervisor-{}", uuid::Uuid::new_v4()));
-        std::fs::create_dir(&folder).expect("a folder of our own");
+        std::fs::create_dir(&folder).expect("a new folder");
         folder
     }
 
     #[test]
-    fn the_health_file_says_what_the_process_does_and_goes_with_it() {
+    fn health_file_shows_the_state_and_is_removed_at_the_end() {
         let folder = folder();
         let path = folder.join("health");
         let mut supervisor = Supervisor::new(Some(&path)).expect("writable");
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_health_file_has_its_word_at_every_moment() {
+    fn health_file_is_never_read_incomplete() {
         let folder = folder();
         let path = folder.join("health");
         let mut supervisor = Supervisor::new(Some(&path)).expect("writable");
@@ -201,14 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn a_health_file_that_cannot_be_written_is_a_fault_that_names_it() {
+    fn health_file_that_cannot_be_written_is_named_in_the_fault() {
         let fault = Supervisor::new(Some(Path::new("/nowhere/at/all"))).expect_err("no such folder");
         assert!(fault.starts_with("HEALTH_FILE: value \"/nowhere/at/all\" cannot be written (No such file"), "{fault}");
         assert!(fault.contains("expected a file in a folder that exists"), "{fault}");
     }
 
     #[test]
-    fn without_a_supervisor_nothing_happens() {
+    fn calls_without_a_supervisor_do_nothing() {
         let mut supervisor = Supervisor::new(None).expect("nothing to write");
         supervisor.starting("starts");
         supervisor.ready("is ready");

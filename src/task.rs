@@ -1,8 +1,8 @@
-//! The records of the topics: tasks, results, statuses, claims and starts, as JSON.
+//! The records of the topics: tasks, results, status records, claims and starts, as JSON.
 //!
-//! Formats and their checks only; nothing here knows a topic's name or a connection. Readers ignore members and types
-//! that they do not know, so that programs of different versions can run side by side. Called by worker and gateway,
-//! and by everything else that reads or writes the topics.
+//! Formats and their checks only, without topic names or connections. Readers ignore unknown members and types, so
+//! programs of different versions can run together. Called by worker, gateway, and all other programs that read or
+//! write the topics.
 
 mod results;
 mod starts;
@@ -37,13 +37,13 @@ pub fn is_worker_id(text: &str) -> bool {
     is_task_id(text)
 }
 
-/// Writes one of our own types as JSON.
+/// Encodes a type of this module as JSON.
 fn to_json(value: &impl Serialize) -> Vec<u8> {
-    // Maps with string keys, strings and numbers have a JSON form, and a vector takes everything.
-    serde_json::to_vec(value).expect("our own types can be written as JSON")
+    // Maps with string keys, strings and numbers have a JSON form, and a vector accepts all bytes.
+    serde_json::to_vec(value).expect("the types of this module can be written as JSON")
 }
 
-/// Reads an object. For serde an array would do as well, with the members' values in their order.
+/// Decodes a JSON object; serde alone would also accept an array of the members' values.
 fn from_object<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, serde_json::Error> {
     match value.trim_ascii_start().first() {
         None | Some(b'{') => serde_json::from_slice(value),
@@ -54,41 +54,40 @@ fn from_object<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, serde_json:
 /// One record of the tasks topic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Task {
-    /// Which task it is; [`is_task_id`] holds.
+    /// The task's id; [`is_task_id`] holds.
     pub task_id: String,
-    /// What to work on. Never logged.
+    /// The text to work on. Never logged.
     pub text: String,
-    /// When it was accepted, in Unix seconds; 0 when its producer did not say.
+    /// When it was accepted, in Unix seconds; 0 if unknown.
     #[serde(default)]
     pub timestamp: f64,
-    /// How long the handler shall take besides, in milliseconds; for demonstrations and drills.
+    /// How much longer the handler takes, in milliseconds; for demonstrations and drills.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work_ms: Option<u64>,
 }
 
-/// Why a record of the tasks topic is no task.
+/// Why a record of the tasks topic is not a task.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct BadTask {
-    /// What is wrong, without any of the record's content.
+    /// The fault, without any of the record's content.
     pub reason: String,
-    /// The task id, where the value or else the key has a usable one.
+    /// A usable task id from the value, or else from the key.
     pub task_id: Option<String>,
 }
 
 impl Task {
-    /// Reads a record. Its key only serves to find an id for a record that is no task.
+    /// Decodes a record. The key is used only to find an id for a record that is not a task.
     pub fn decode(key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Self, BadTask> {
         let task = value.and_then(|value| from_object::<Self>(value).ok());
         match task {
             Some(task) if is_task_id(&task.task_id) => Ok(task),
-            // Only the rare bad record pays for finding out why.
+            // Only the rare bad record is parsed again for its fault.
             _ => Err(BadTask::diagnose(key, value)),
         }
     }
 
-    /// The id under which a record's outcome is told, as its worker finds it: that in the value, or of a record that is
-    /// no task the key's.
+    /// The id of a record as its worker finds it: the id in the value, or the key's for a record that is not a task.
     pub fn id_of(key: Option<&[u8]>, value: Option<&[u8]>) -> Option<String> {
         #[derive(Deserialize)]
         struct Peek {
@@ -123,7 +122,7 @@ impl BadTask {
     }
 }
 
-/// Reads the value of a record as an object, or says why it is none.
+/// Decodes the value of a record as an object, or returns its fault.
 fn parse(value: &[u8]) -> Result<Map<String, Value>, String> {
     if std::str::from_utf8(value).is_err() {
         return Err("the value is not UTF-8".to_owned());
@@ -131,13 +130,13 @@ fn parse(value: &[u8]) -> Result<Map<String, Value>, String> {
     match serde_json::from_slice(value) {
         Ok(Value::Object(members)) => Ok(members),
         Ok(_) => Err("the value is not a JSON object".to_owned()),
-        // A syntax error names a place, never the text at it.
+        // A syntax error names a place, not the text there.
         Err(error) => Err(format!("the value is not JSON: {error}")),
     }
 }
 
-/// The first thing that keeps an object from being a task. In our own words: those of serde quote what was found, and a
-/// task's text must not get into logs and headers.
+/// The first fault of an object that is not a task. Not serde's text, which quotes the value: a task's text must not
+/// get into logs and headers.
 fn fault_of(members: &Map<String, Value>) -> &'static str {
     let member = |name: &str| members.get(name);
     match (member("task_id"), member("text")) {
@@ -147,7 +146,7 @@ fn fault_of(members: &Map<String, Value>) -> &'static str {
         (Some(Value::String(_)), Some(Value::String(_))) => match (member("timestamp"), member("work_ms")) {
             (Some(timestamp), _) if !timestamp.is_number() => "timestamp is not a number",
             (_, Some(work)) if !work.is_null() && !work.is_u64() => "work_ms is not a whole number",
-            _ => "a member appears twice",
+            _ => "a member occurs twice",
         },
         (Some(Value::String(_)), Some(_)) => "text is not a string",
         (Some(_), _) => "task_id is not a string",

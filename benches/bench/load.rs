@@ -1,5 +1,5 @@
-//! The load generator: one thread, any number of keep-alive connections, each sending its next request as soon as the
-//! answer to the last one is whole. One thread and epoll(7), so that measuring takes as little of the machine as it can.
+//! The load generator: each persistent connection sends its next request when the previous response is complete. All
+//! connections share one thread with epoll(7), so that the load takes little processor time.
 
 use std::{
     collections::HashSet,
@@ -13,29 +13,29 @@ use serde::Deserialize;
 
 use crate::text::Text;
 
-/// What one run at a number of connections showed.
+/// The outcome of one run.
 pub struct Figures {
     pub requests_per_second: f64,
-    /// Of all answers, sorted.
+    /// Latencies of all correct responses, sorted.
     pub latencies: Vec<Duration>,
-    /// Connections that broke, and answers that were not 200 or not right.
+    /// Broken connections, and responses that were not 200 or not correct.
     pub errors: Vec<String>,
 }
 
 impl Figures {
-    /// The latency that this share of all answers kept, from 0 to 1.
+    /// The latency at this quantile, from 0 to 1.
     pub fn quantile(&self, share: f64) -> Duration {
         quantile(&self.latencies, share)
     }
 }
 
-/// The value of a sorted list below which this share of it lies.
+/// The value of a sorted list at this quantile, from 0 to 1.
 pub fn quantile(sorted: &[Duration], share: f64) -> Duration {
-    let last = sorted.len().checked_sub(1).expect("something was measured");
+    let last = sorted.len().checked_sub(1).expect("at least one value");
     sorted[((last as f64) * share).round() as usize]
 }
 
-/// The members of an answer that can be computed without the program.
+/// The members of a result that the bench can check.
 #[derive(Deserialize)]
 struct Answer {
     task_id: String,
@@ -53,13 +53,13 @@ struct Connection {
     begun: Instant,
 }
 
-/// Keeps `connections` busy for `warm_up` and then for `span`; only answers that came within `span` count.
+/// Keeps this many connections busy for `warm_up` and then for `span`; only responses during `span` count.
 pub fn run(address: &str, connections: usize, warm_up: Duration, span: Duration) -> Figures {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("epoll");
     let mut number = 0;
     let mut open: Vec<Connection> = (0..connections).map(|_| Connection::open(address)).collect();
     for (index, connection) in open.iter_mut().enumerate() {
-        // Edge-triggered: every event is answered by reading and writing until the socket has no more.
+        // Edge-triggered: `advance` reads and writes until the socket would block.
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         epoll.add(&connection.stream, EpollEvent::new(flags, index as u64)).expect("epoll takes a socket");
         connection.next(address, &mut number);
@@ -110,7 +110,7 @@ impl Connection {
         Connection { stream, text, request: Vec::new(), written: 0, response: Vec::with_capacity(4096), begun }
     }
 
-    /// The next request: written as far as the socket takes it.
+    /// Prepares the next request and writes as much of it as the socket takes.
     fn next(&mut self, address: &str, number: &mut u64) {
         *number += 1;
         self.text = Text::number(*number);
@@ -118,13 +118,14 @@ impl Connection {
         let body = serde_json::json!({ "text": self.text.text }).to_string();
         write!(
             self.request,
-            "POST /analyze HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST /analyze HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
             body.len()
         )
         .expect("memory takes it");
         self.written = 0;
         self.begun = Instant::now();
-        // An error shows again when the answer is read.
+        // The read of the response reports an error again.
         let _ = self.write();
     }
 
@@ -139,8 +140,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes and reads until the socket has no more. Gives the answers that became whole: latency, and the task id or
-    /// what is wrong.
+    /// Writes and reads until the socket would block. Returns the completed responses: latency, and the task id or the
+    /// fault.
     fn advance(&mut self, address: &str, number: &mut u64) -> std::io::Result<Vec<(Duration, Result<String, String>)>> {
         self.write()?;
         let mut answers = Vec::new();
@@ -169,7 +170,7 @@ impl Connection {
     }
 }
 
-/// Status, body and length in bytes of the answer at the start of `bytes`, once it is whole.
+/// Status, body and length in bytes of the response at the start of `bytes`; `None` while it is incomplete.
 fn whole_response(bytes: &[u8]) -> Option<(u16, &[u8], usize)> {
     let head = bytes.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let text = std::str::from_utf8(&bytes[..head]).ok()?;

@@ -1,11 +1,13 @@
-//! The figures of docs/deploy.md: a real broker, one gateway, three workers on this machine, and every answer checked.
+//! Measures the figures of docs/deploy.md with an Apache Kafka, one gateway and three workers on this machine, and
+//! checks every response.
 //!
-//! `make bench`, or `cargo bench`; `--quick` for short runs that only show that everything works. Prints a Markdown table.
+//! Run it with `make bench` or `cargo bench`; `--quick` makes short runs that only show that it works. It prints a
+//! Markdown table.
 
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_macros,
-    reason = "a bench has no stop to listen to, and prints its figures"
+    reason = "a bench has no stop flag to wait for, and prints its figures"
 )]
 
 mod load;
@@ -32,7 +34,7 @@ use support::{
 };
 use text::Text;
 
-/// How long and how much: everything that `--quick` shortens.
+/// Times and counts; `--quick` reduces them.
 struct Size {
     warm_up: Duration,
     span: Duration,
@@ -61,7 +63,7 @@ const QUICK: Size = Size {
 };
 
 fn main() -> ExitCode {
-    // cargo bench adds --bench
+    // `cargo bench` adds `--bench`.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let (size, only) = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => (FULL, None),
@@ -96,7 +98,7 @@ fn main() -> ExitCode {
     if report.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// One gateway and three workers, ready.
+/// A ready gateway and three ready workers.
 struct Stack {
     gateway: Gateway,
     workers: Vec<Program>,
@@ -111,7 +113,7 @@ impl Stack {
         Stack { gateway, workers }
     }
 
-    /// The gateway first: without workers it would wait for the results of what is still under way.
+    /// Stops the gateway first, because without workers it would wait for the results of its callers.
     fn stop(mut self) {
         self.gateway.program.signal(Signal::SIGTERM);
         self.gateway.program.wait(SOON);
@@ -157,14 +159,15 @@ fn measure_requests(rig: &Rig, size: &Size, report: &mut Report) {
         let name = format!("POST /analyze, {connections} connection{}", if connections == 1 { "" } else { "s" });
         report.check(&name, &figures.errors);
         if figures.latencies.is_empty() {
-            report.check(&name, &["no answer within the time measured".to_owned()]);
+            report.check(&name, &["no response within the measured time".to_owned()]);
             continue;
         }
         let p50 = ms(figures.quantile(0.5));
         let p99 = ms(figures.quantile(0.99));
         let rate = figures.requests_per_second;
         report.note(format!(
-            "{name}: {rate:.0}/s, p50 {p50:.2} ms, p99 {p99:.2} ms, max {:.1} ms, {} answers, {} errors; processors: {shares}",
+            "{name}: {rate:.0}/s, p50 {p50:.2} ms, p99 {p99:.2} ms, max {:.1} ms, {} responses, {} errors; \
+             processors: {shares}",
             ms(figures.quantile(1.0)),
             figures.latencies.len(),
             figures.errors.len(),
@@ -181,13 +184,13 @@ fn measure_requests(rig: &Rig, size: &Size, report: &mut Report) {
     stack.stop();
 }
 
-/// Each worker is stopped and replaced in turn while tasks keep coming.
+/// Stops and replaces the workers one after another under load.
 fn measure_rolling_restart(rig: &Rig, size: &Size, report: &mut Report) {
     let mut stack = Stack::start(rig);
     let address = stack.gateway.address.clone();
     let work = Some(Duration::from_millis(20));
     let load = callers::Load::start(callers::Plan { addresses: vec![address], per_second: 100, work });
-    eventually(SOON, "answers come", || load.answered() > 200);
+    eventually(SOON, "callers get results", || load.answered() > 200);
     let begin = Instant::now();
     for _ in 0..size.restart_rounds {
         for (index, worker) in stack.workers.iter_mut().enumerate() {
@@ -195,7 +198,7 @@ fn measure_rolling_restart(rig: &Rig, size: &Size, report: &mut Report) {
             worker.wait(SOON);
             *worker = rig.start_worker(&format!("worker_{}", index + 1));
             let before = load.answered();
-            eventually(SOON, "answers go on", || load.answered() > before + 100);
+            eventually(SOON, "callers still get results", || load.answered() > before + 100);
         }
     }
     let end = Instant::now();
@@ -208,7 +211,8 @@ fn measure_rolling_restart(rig: &Rig, size: &Size, report: &mut Report) {
     let p99 = ms(load::quantile(&latencies, 0.99));
     let (p50, max) = (ms(load::quantile(&latencies, 0.5)), ms(load::quantile(&latencies, 1.0)));
     report.note(format!(
-        "rolling restart under 100/s of 20 ms tasks: {} restarts in {:.1} s, {} requests, p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms",
+        "rolling restart under 100/s of 20 ms tasks: {} restarts in {:.1} s, {} requests, p50 {p50:.1} ms, \
+         p99 {p99:.1} ms, max {max:.1} ms",
         size.restart_rounds * 3,
         (end - begin).as_secs_f64(),
         latencies.len(),
@@ -217,20 +221,21 @@ fn measure_rolling_restart(rig: &Rig, size: &Size, report: &mut Report) {
     stack.stop();
 }
 
-/// kill -9 of the worker that runs a task, until the task runs elsewhere: the answer comes its own time after that.
+/// Measures from the `kill -9` of a worker that runs a task until the task starts elsewhere: from the kill to the
+/// response, less the duration of the task.
 fn measure_kill(rig: &Rig, size: &Size, report: &mut Report) {
     let mut stack = Stack::start(rig);
-    // Longer than a heartbeat: the fleet view tells who has it.
+    // Longer than a heartbeat interval, so that the fleet view names the worker.
     let work = Duration::from_secs(3);
     let mut hops = Vec::new();
     for round in 0..size.kills {
         let caller = stack.gateway.call(&format!("round {round}"), work);
         let victim = stack.gateway.wait_until_running(&caller.task, SOON);
-        let worker = stack.workers.iter_mut().find(|worker| worker.name() == victim).expect("one of ours");
+        let worker = stack.workers.iter_mut().find(|worker| worker.name() == victim).expect("a worker of this bench");
         let killed = worker.kill();
         *worker = rig.start_worker(&victim);
         let (answer, at) = caller.join();
-        // It takes its whole time again: otherwise it was not this worker that ran it.
+        // Less than the duration of the task: the killed worker did not run it.
         match (at - killed).checked_sub(work) {
             Some(hop) if answer.status == 200 => hops.push(hop),
             hop => report.check("kill -9", &[format!("{hop:?} {}", answer.text())]),
@@ -245,9 +250,10 @@ fn measure_kill(rig: &Rig, size: &Size, report: &mut Report) {
     stack.stop();
 }
 
-/// Tasks that wait on the topic before the first worker starts. The times are the broker's own, of each result's arrival.
+/// Measures how fast three workers finish tasks that were on the topic before. The times are the broker's timestamps of
+/// the results.
 fn measure_drain(rig: &Rig, size: &Size, report: &mut Report) {
-    // A worker makes the topics and the group as they are made in earnest.
+    // A worker creates the topics and the group with their settings.
     let mut first = rig.start_worker("first");
     first.signal(Signal::SIGTERM);
     first.wait(SOON);
@@ -274,14 +280,18 @@ fn measure_drain(rig: &Rig, size: &Size, report: &mut Report) {
     let (all, flowing) = (last.saturating_sub(begin), last - first);
     let count = times.len() as f64;
     report.note(format!(
-        "drain of {count} waiting tasks: {:.0}/s from the first result to the last ({:.2} s), {:.0}/s from the start of the workers ({:.2} s); processor seconds: workers {programs:.2}, broker {broker:.2}",
-        per_second(count, flowing), flowing.as_secs_f64(), per_second(count, all), all.as_secs_f64(),
+        "drain of {count} waiting tasks: {:.0}/s from the first result to the last ({:.2} s), \
+         {:.0}/s from the start of the workers ({:.2} s); processor seconds: workers {programs:.2}, broker {broker:.2}",
+        per_second(count, flowing),
+        flowing.as_secs_f64(),
+        per_second(count, all),
+        all.as_secs_f64(),
     ));
     report.add("waiting tasks drained", per_second(count, flowing), "/s");
     report.add("the same, from the start of the workers", per_second(count, all), "/s");
 }
 
-/// In batches of at most 32 kB, as the gateway sends them.
+/// Produces the tasks in batches of at most 32 kB, as the gateway does.
 fn put_tasks(rig: &Rig, texts: &BTreeMap<String, Text>) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs_f64();
     let records: Vec<(&String, String)> = texts
@@ -312,7 +322,7 @@ fn check_drained(rig: &Rig, texts: &BTreeMap<String, Text>, report: &mut Report)
     report.check("drain", &faults);
 }
 
-/// When each result was sent, sorted; since 1970. One machine, one clock.
+/// The broker's timestamps of all results, sorted, as time since 1970; the broker uses this machine's clock.
 fn result_times(rig: &Rig) -> Vec<Duration> {
     let records = admin::records(rig.broker().address(), &rig.results());
     let results = records
@@ -321,6 +331,6 @@ fn result_times(rig: &Rig) -> Vec<Duration> {
     let mut times: Vec<Duration> =
         results.map(|record| Duration::from_millis(u64::try_from(record.timestamp).expect("since 1970"))).collect();
     times.sort_unstable();
-    assert!(!times.is_empty(), "there are results");
+    assert!(!times.is_empty(), "no results");
     times
 }

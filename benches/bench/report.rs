@@ -1,4 +1,4 @@
-//! The table that the bench prints, and what went wrong.
+//! The report of the bench: figures, notes and faults.
 
 use std::{fmt, time::Duration};
 
@@ -9,28 +9,28 @@ struct Row {
     unit: &'static str,
 }
 
-/// Everything that was measured.
+/// All figures of a run.
 #[derive(Default)]
 pub struct Report {
     rows: Vec<Row>,
     notes: Vec<String>,
-    /// Wrong or missing answers: with any, the figures mean nothing.
+    /// Wrong or missing responses; with a fault the figures are invalid.
     pub faults: Vec<String>,
 }
 
 impl Report {
-    /// One more figure.
+    /// Adds a figure.
     pub fn add(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
         self.rows.push(Row { name: name.into(), value, unit });
     }
 
-    /// Something that stands below the table; printed at once, too.
+    /// Adds a line below the table and prints it at once.
     pub fn note(&mut self, note: String) {
         eprintln!("{note}");
         self.notes.push(note);
     }
 
-    /// Takes down the faults of one measurement.
+    /// Adds the faults of one measurement, if there are any.
     pub fn check(&mut self, what: &str, faults: &[String]) {
         if let Some(first) = faults.first() {
             let fault = format!("{what}: {} faults, the first: {first}", faults.len());
@@ -58,7 +58,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Two or three digits that mean something.
+/// Rounds to about three significant digits.
 fn round(value: f64) -> String {
     match value {
         value if value >= 100.0 => format!("{value:.0}"),
@@ -67,12 +67,12 @@ fn round(value: f64) -> String {
     }
 }
 
-/// In milliseconds.
+/// Milliseconds of a duration.
 pub fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// So many in so long.
+/// Rate of `count` events in `time`.
 pub fn per_second(count: f64, time: Duration) -> f64 {
     count / time.as_secs_f64().max(1e-3)
 }

@@ -1,13 +1,13 @@
-//! Texts of 200 bytes whose figures are known from how they are put together, not from the program that is measured.
+//! Texts of 200 bytes whose characters and words are counted while they are built, without the measured program.
 
-/// Words in several alphabets, each one word by any rule.
+/// Words in two alphabets; each is one word by UAX #29.
 const WORDS: [&str; 12] =
     ["the", "cat", "sat", "under", "старый", "мост", "тихо", "Straße", "niño", "water", "evening", "река"];
 
-/// The length of every text in bytes.
+/// Length of each text in bytes.
 const BYTES: usize = 200;
 
-/// A text, its characters and its words.
+/// A text with its numbers of characters and words.
 pub struct Text {
     pub text: String,
     chars: usize,
@@ -15,7 +15,7 @@ pub struct Text {
 }
 
 impl Text {
-    /// The text of this number; the number stands in it, so that no two are the same.
+    /// Builds the text of this number; the number is in the text, so that texts differ.
     pub fn number(number: u64) -> Text {
         let mut text = Text { text: String::with_capacity(BYTES), chars: 0, words: 0 };
         text.push(&format!("n{number}"));
@@ -23,7 +23,7 @@ impl Text {
         loop {
             pick = pick.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let word = WORDS[(pick >> 33) as usize % WORDS.len()];
-            // Room for a last word of at least one letter that fills up.
+            // Leaves room for a last word of at least one letter.
             if text.text.len() + word.len() + 3 > BYTES {
                 break;
             }
@@ -34,7 +34,7 @@ impl Text {
         text
     }
 
-    /// Are these its figures?
+    /// True if the text has these numbers of characters and words.
     pub fn is_counted(&self, chars: usize, words: usize) -> bool {
         (chars, words) == (self.chars, self.words)
     }

@@ -1,21 +1,14 @@
-//! The gateway: takes tasks over HTTP and answers with their results. Everything is in the library.
-
-use std::io::Write;
+//! The gateway: takes tasks over HTTP and answers with their results. The code is in the library.
 
 use lastcall::config::GatewayConfig;
 use lastcall::{gateway, logging, signals};
 use program::exit::ExitCode;
 
 fn main() -> ExitCode {
-    // Before anything else: the first process of a container gets no default action for a signal.
-    let signals = match signals::install() {
-        Ok(signals) => signals,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{error}");
-            return ExitCode::Fatal;
-        }
-    };
-    let config = GatewayConfig::from_args();
-    logging::init(config.common.log_level);
-    gateway::run(config, signals)
+    // First of all: the first process of a container has no default action for signals.
+    signals::run(|signals| {
+        let config = GatewayConfig::from_args();
+        logging::init(config.common.log_level);
+        gateway::run(config, signals)
+    })
 }

@@ -1,4 +1,4 @@
-//! The worker: takes tasks from Kafka and runs the text analysis. Everything is in the library.
+//! The worker: takes tasks from Kafka and runs the text analysis. The code is in the library.
 
 use std::io::Write;
 
@@ -9,22 +9,17 @@ use lastcall::{logging, signals, worker};
 use program::exit::ExitCode;
 
 fn main() -> ExitCode {
-    // Before anything else: the first process of a container gets no default action for a signal.
-    let signals = match signals::install() {
-        Ok(signals) => signals,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{error}");
-            return ExitCode::Fatal;
+    // First of all: the first process of a container has no default action for signals.
+    signals::run(|signals| {
+        let config = WorkerConfig::from_args();
+        logging::init(config.common.log_level);
+        let analysis = Analysis { allow_work_ms: config.common.allow_work_ms };
+        match Journaled::new(analysis, &config.worker_id) {
+            Ok(handler) => worker::run(config, handler, signals),
+            Err(problem) => {
+                let _ = writeln!(std::io::stderr(), "{problem}");
+                ExitCode::Usage
+            }
         }
-    };
-    let config = WorkerConfig::from_args();
-    logging::init(config.common.log_level);
-    let analysis = Analysis { allow_work_ms: config.common.allow_work_ms };
-    match Journaled::new(analysis, &config.worker_id) {
-        Ok(handler) => worker::run(config, handler, signals),
-        Err(problem) => {
-            let _ = writeln!(std::io::stderr(), "{problem}");
-            ExitCode::Usage
-        }
-    }
+    })
 }

@@ -1,7 +1,7 @@
-//! The options as text: names, defaults and what `--help` says of them. Whether a text is a value is decided
-//! afterwards, in [`parse`](super::parse), so that all faults can be reported and not just the first.
+//! The options as text: names, defaults and the text of `--help`. [`parse`](super::parse) turns the texts into values
+//! later, so that all faults are reported.
 //!
-//! Each doc comment below is what `--help` shows. An option's variable is its flag in capitals, with `_` for `-`.
+//! `--help` shows each doc comment below. An option's variable is its flag in capitals, with `_` for `-`.
 
 use clap::{Args, Parser};
 
@@ -9,13 +9,13 @@ use clap::{Args, Parser};
 #[derive(Args)]
 #[command(next_help_heading = "Kafka")]
 pub(super) struct CommonOptions {
-    /// Brokers to ask first; one that answers is enough
+    /// Brokers to ask first; one reachable broker is enough
     #[arg(long, env = "KAFKA_BOOTSTRAP_SERVERS", value_name = "HOST:PORT,...", default_value = "127.0.0.1:9092")]
     pub kafka_bootstrap_servers: String,
     /// Topic of the tasks; created when missing, with <TASKS_TOPIC>.dead and <TASKS_TOPIC>.starts beside it
     #[arg(long, env = "TASKS_TOPIC", value_name = "TOPIC", default_value = "tasks")]
     pub tasks_topic: String,
-    /// Topic of results and worker statuses; created when missing
+    /// Topic of results and status records; created when missing
     #[arg(long, env = "RESULTS_TOPIC", value_name = "TOPIC", default_value = "results")]
     pub results_topic: String,
     /// Partitions of the tasks topic when it is created
@@ -27,7 +27,7 @@ pub(super) struct CommonOptions {
     /// Share group (KIP-932) that all workers join
     #[arg(long, env = "WORKER_GROUP", value_name = "GROUP", default_value = "workers")]
     pub worker_group: String,
-    /// How long results can be asked for; give all programs the same
+    /// How long results can be fetched; give all programs the same value
     #[arg(long, env = "RESULT_RETENTION", value_name = "DURATION", default_value = "10m")]
     pub result_retention: String,
     /// How connections are secured: PLAINTEXT; SSL, SASL_PLAINTEXT and SASL_SSL are not built yet
@@ -51,7 +51,7 @@ pub(super) struct CommonOptions {
     /// File with the own certificate's key, in PEM; not built yet
     #[arg(long, env = "KAFKA_SSL_KEY_FILE", value_name = "PATH")]
     pub kafka_ssl_key_file: Option<String>,
-    /// 1: take the member work_ms of a task, how long it shall take besides; for demonstrations and drills
+    /// 1: accept work_ms in a task, the time it takes in addition; for demonstrations and drills
     #[arg(
         long,
         env = "ALLOW_WORK_MS",
@@ -67,28 +67,28 @@ pub(super) struct CommonOptions {
     pub log_level: String,
 }
 
-/// Takes tasks from Kafka, runs them, and says the results. Any number can run; each can be stopped at any moment.
+/// Takes tasks from Kafka, runs them, and sends the results. Any number can run; each can be stopped at any moment.
 #[derive(Parser)]
 #[command(name = "worker", version, args_override_self = true, next_line_help = true, after_help = AFTER_WORKER)]
 pub(super) struct WorkerOptions {
     #[command(flatten)]
     pub common: CommonOptions,
-    /// Name in statuses, results and logs; different for each worker [default: the host name]
+    /// Name in status records, results and logs; different for each worker [default: the host name]
     #[arg(long, env = "WORKER_ID", value_name = "NAME", help_heading = "Running")]
     pub worker_id: Option<String>,
     /// Tasks handled at once
     #[arg(long, env = "WORKER_CONCURRENCY", value_name = "NUMBER", default_value = "1", help_heading = "Tasks")]
     pub worker_concurrency: String,
-    /// Starts of one task before it is given up, 2 to 7
+    /// Starts of one task before it is dead-lettered, 2 to 7
     #[arg(long, env = "MAX_DELIVERIES", value_name = "NUMBER", default_value = "5", help_heading = "Tasks")]
     pub max_deliveries: String,
-    /// A handler that runs longer is not waited for any more: its task goes to another worker, this one turns not live
+    /// After this time a running task goes to another worker, and this worker is not live until the handler returns
     #[arg(long, env = "TASK_TIMEOUT", value_name = "DURATION", default_value = "10m", help_heading = "Tasks")]
     pub task_timeout: String,
-    /// How often the status is repeated
+    /// How often the status record is repeated
     #[arg(long, env = "HEARTBEAT_INTERVAL", value_name = "DURATION", default_value = "1s", help_heading = "Running")]
     pub heartbeat_interval: String,
-    /// How long tasks in flight may go on after a signal before they are given back
+    /// How long tasks in flight may continue after a signal before they are released
     #[arg(long, env = "DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", help_heading = "Stopping")]
     pub drain_timeout: String,
     /// What the orchestrator allows from the signal to the kill; DRAIN_TIMEOUT + 5s must fit inside
@@ -97,7 +97,7 @@ pub(super) struct WorkerOptions {
     /// A file that is refreshed every second while the worker is live, for --healthcheck [default: none]
     #[arg(long, env = "HEALTH_FILE", value_name = "PATH", help_heading = "Running")]
     pub health_file: Option<String>,
-    /// Do not run: say whether the worker that refreshes HEALTH_FILE is live, or (=ready) takes tasks; exit code 0 or 1
+    /// Do not run: check that the worker with this HEALTH_FILE is live, or (=ready) takes tasks; exit code 0 or 1
     #[arg(
         long,
         value_name = "live|ready",
@@ -109,13 +109,13 @@ pub(super) struct WorkerOptions {
     pub healthcheck: Option<String>,
 }
 
-/// Takes tasks over HTTP, hands them to the workers through Kafka, and answers with the results.
+/// Takes tasks over HTTP, passes them to the workers through Kafka, and answers with the results.
 #[derive(Parser)]
 #[command(name = "gateway", version, args_override_self = true, next_line_help = true, after_help = AFTER_GATEWAY)]
 pub(super) struct GatewayOptions {
     #[command(flatten)]
     pub common: CommonOptions,
-    /// Where it listens
+    /// Address to listen on
     #[arg(long, env = "HTTP_ADDR", value_name = "IP:PORT", default_value = "127.0.0.1:8080", help_heading = "HTTP")]
     pub http_addr: String,
     /// How long POST /analyze waits for the result
@@ -130,22 +130,22 @@ pub(super) struct GatewayOptions {
     /// Idempotency keys that are remembered before new ones get 503 with Retry-After
     #[arg(long, env = "MAX_KEYS", value_name = "NUMBER", default_value = "100000", help_heading = "HTTP")]
     pub max_keys: String,
-    /// Results whose places in Kafka are remembered, some 120 bytes each; older ones are searched for when asked for
+    /// Results whose positions in Kafka are remembered, some 120 bytes each; older results are searched for on request
     #[arg(long, env = "MAX_RESULTS", value_name = "NUMBER", default_value = "1000000", help_heading = "HTTP")]
     pub max_results: String,
-    /// Kafka may be away for so long before /readyz says 503
+    /// How long Kafka may be unavailable before /readyz answers 503
     #[arg(long, env = "READY_WITHOUT_KAFKA", value_name = "DURATION", default_value = "15s", help_heading = "HTTP")]
     pub ready_without_kafka: String,
-    /// A task without a result for so long is looked for in Kafka, and produced again if that has dropped it; 1s to 30m
+    /// A task without a result for this long is searched for in Kafka, and produced again if dropped; 1s to 30m
     #[arg(long, env = "MISSING_AFTER", value_name = "DURATION", default_value = "60s", help_heading = "Running")]
     pub missing_after: String,
-    /// A worker that says nothing for so long is shown as not responsive
+    /// A worker without a status record for this long is shown as not responsive
     #[arg(long, env = "WORKER_TIMEOUT", value_name = "DURATION", default_value = "5s", help_heading = "Running")]
     pub worker_timeout: String,
     /// What the orchestrator allows from the signal to the kill; at least 10s
     #[arg(long, env = "STOP_GRACE_PERIOD", value_name = "DURATION", default_value = "30s", help_heading = "Stopping")]
     pub stop_grace_period: String,
-    /// Do not run: say whether the gateway at HTTP_ADDR is ready, or (=live) only alive, or what it answers to GET of a path; exit code 0 or 1
+    /// Do not run: check that the gateway at HTTP_ADDR is ready, or (=live) only live, or print its response to GET of a path; exit code 0 or 1
     #[arg(
         long,
         value_name = "live|ready|/PATH",
@@ -157,7 +157,7 @@ pub(super) struct GatewayOptions {
     pub healthcheck: Option<String>,
 }
 
-/// What `--help` of the worker ends with; a test ties the codes to [`ExitCode`](program::exit::ExitCode).
+/// The end of the worker's `--help`; a test ties the codes to [`ExitCode`](program::exit::ExitCode).
 const AFTER_WORKER: &str = "\
 Durations are whole numbers with ms, s, m or h. A flag counts before its variable; an empty variable counts as unset.
 
@@ -168,12 +168,12 @@ Exit codes:
   3  drain timeout passed, work abandoned
   4  second signal, work abandoned (nothing in flight: 0)
 
-Signals: SIGTERM, SIGINT and SIGHUP stop gracefully; a second one stops at once.
+Signals: SIGTERM, SIGINT and SIGHUP stop gracefully; a second signal stops at once.
 
 Example:
   worker --worker-id worker_1 --kafka-bootstrap-servers kafka-1:9092,kafka-2:9092 --worker-concurrency 4";
 
-/// What `--help` of the gateway ends with.
+/// The end of the gateway's `--help`.
 const AFTER_GATEWAY: &str = "\
 Durations are whole numbers with ms, s, m or h. A flag counts before its variable; an empty variable counts as unset.
 
@@ -183,7 +183,7 @@ Exit codes:
   2  wrong usage or configuration
   4  second signal, waiting callers were answered 503 (nobody waiting: 0)
 
-Signals: SIGTERM, SIGINT and SIGHUP stop gracefully; a second one stops at once.
+Signals: SIGTERM, SIGINT and SIGHUP stop gracefully; a second signal stops at once.
 
 Example:
   gateway --http-addr 0.0.0.0:8080 --kafka-bootstrap-servers kafka-1:9092,kafka-2:9092

@@ -1,5 +1,5 @@
-//! From the command line and the environment to a configuration: first text, then values, then what must hold between
-//! them. Every fault is collected, and all are reported.
+//! From the command line and the environment to a configuration: first text, then values, then their relations. All
+//! faults are collected and reported.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -16,15 +16,15 @@ use super::options::{CommonOptions, GatewayOptions, WorkerOptions};
 use super::{Common, GatewayConfig, HealthCheck, SaslMechanism, Security, SecurityProtocol, WorkerConfig};
 use crate::task::ID_LIMIT;
 
-/// What a worker needs after its drain timeout: to abandon, to say so, and to leave.
+/// The time that a worker needs after its drain timeout to abandon tasks, announce its end, and leave.
 pub const LEAVING: Duration = Duration::from_secs(5);
-/// The shortest grace period of a gateway: callers are answered until 6 s before its end.
+/// The shortest grace period of a gateway, which answers callers until 6 s before its end.
 pub const SHORTEST_GATEWAY_GRACE: Duration = Duration::from_secs(10);
 
-/// A heartbeat more often than this would be a load of its own.
+/// The range of the heartbeat interval; shorter ones would load Kafka.
 const HEARTBEATS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_mins(1);
 const LONGEST_GROUP: usize = 249;
-/// `.starts` and `.dead` are put behind the name of the tasks topic.
+/// `.starts` and `.dead` are appended to the name of the tasks topic.
 const TASKS_TOPIC_LIMIT: usize = values::TOPIC_LIMIT - ".starts".len();
 
 /// The variables of the options of both programs: what a program that starts them passes on.
@@ -112,8 +112,7 @@ impl GatewayConfig {
         faults.set(&mut config.answer_timeout, "ANSWER_TIMEOUT", &options.answer_timeout, positive);
         let ready = &options.ready_without_kafka;
         faults.set(&mut config.ready_without_kafka, "READY_WITHOUT_KAFKA", ready, positive);
-        // Shorter, it asks Kafka all the time; results are sure to be kept for an hour, and are looked for that far
-        // back.
+        // Below 1 s the gateway would ask Kafka all the time. Results are kept for an hour, and searched that far back.
         let missing = Duration::from_secs(1)..=Duration::from_secs(30 * 60);
         let missing = |text: &str| values::duration(text, &missing);
         faults.set(&mut config.missing_after, "MISSING_AFTER", &options.missing_after, missing);
@@ -131,7 +130,7 @@ impl GatewayConfig {
         let read = faults.set(&mut config.stop_grace_period, "STOP_GRACE_PERIOD", grace, positive);
         if read && config.stop_grace_period < SHORTEST_GATEWAY_GRACE {
             let problem = format!(
-                "is too short: callers are answered until 6s before its end, and it needs 4s before that; expected at least {}",
+                "is too short: the gateway answers callers until 6s before its end and needs 4s before that; expected at least {}",
                 show_duration(SHORTEST_GATEWAY_GRACE)
             );
             faults.add("STOP_GRACE_PERIOD", grace, &problem);
@@ -166,13 +165,13 @@ impl Common {
         let results_read = faults
             .set(&mut self.results_topic, "RESULTS_TOPIC", results, |text| values::topic(text, values::TOPIC_LIMIT));
         let taken = [self.tasks_topic.clone(), self.dead_topic(), self.starts_topic()];
-        // Kafka refuses topics whose names differ in nothing but "." and "_", since their metrics would be one.
+        // Kafka refuses topics whose names differ only in "." and "_", since their metrics would have one name.
         let metric = |name: &str| name.replace('.', "_");
         if tasks_read
             && results_read
             && let Some(taken) = taken.iter().find(|taken| metric(taken) == metric(&self.results_topic))
         {
-            let problem = format!("is the same as the topic {taken}, to Kafka; expected another name");
+            let problem = format!("is the same as the topic {taken} to Kafka; expected another name");
             faults.add("RESULTS_TOPIC", results, &problem);
         }
         let partitions = &options.tasks_partitions;
@@ -197,7 +196,7 @@ impl Security {
         }
         security.sasl_username.clone_from(&options.kafka_sasl_username);
         if let Some(text) = &options.kafka_sasl_password_file {
-            // Whoever mistakes this for the password itself must not find it in a log: the text is not shown.
+            // The text is not shown: a user may have set the password itself, which must not get into a log.
             match values::readable_file(text) {
                 Ok(path) => security.sasl_password_file = Some(path),
                 Err(problem) => faults.add_hidden("KAFKA_SASL_PASSWORD_FILE", &problem),
@@ -217,7 +216,7 @@ impl Security {
         security
     }
 
-    /// What the protocol needs but was not given.
+    /// Reports the options that the protocol needs but that are not set.
     fn check_complete(&self, options: &CommonOptions, faults: &mut Faults) {
         let protocol = self.protocol.name();
         if self.protocol.has_sasl() {
@@ -240,7 +239,7 @@ impl Security {
         }
     }
 
-    /// TLS and SASL have their options already, so that nobody takes a connection for secured that is not.
+    /// Refuses the options of TLS and SASL, which are not built yet, so that no connection seems secured.
     fn refuse_unbuilt(&self, options: &CommonOptions, faults: &mut Faults) {
         if self.protocol != SecurityProtocol::Plaintext {
             let problem = "is not built yet; expected PLAINTEXT";
@@ -262,7 +261,7 @@ impl Security {
     }
 }
 
-/// What a health check wants to know.
+/// The value of a gateway's `--healthcheck`.
 fn gateway_check(text: &str) -> Read<HealthCheck> {
     // A path goes into a request line.
     let is_path = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
@@ -272,6 +271,7 @@ fn gateway_check(text: &str) -> Read<HealthCheck> {
     health_check(text).map_err(|problem| format!("{problem}, or a path, for example /health"))
 }
 
+/// The value of `--healthcheck`.
 fn health_check(text: &str) -> Read<HealthCheck> {
     match text {
         "live" => Ok(HealthCheck::Live),

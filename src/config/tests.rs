@@ -1,4 +1,4 @@
-//! The options as their users meet them: command line and environment in, configuration or faults out.
+//! Tests of the options: command line and environment in, configuration or faults out.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -43,14 +43,14 @@ fn shown<C: std::fmt::Debug>(parsed: Result<Parsed<C>, ConfigError>) -> String {
 }
 
 #[test]
-fn nothing_given_is_the_default() {
+fn configuration_without_options_is_the_default() {
     let named = WorkerConfig { worker_id: "host-1".to_owned(), ..WorkerConfig::default() };
     assert_eq!(running(worker(&[], &[])), named);
     assert_eq!(running(gateway(&[], &[])), GatewayConfig::default());
 }
 
 #[test]
-fn every_worker_option_reaches_its_field() {
+fn worker_options_reach_their_fields() {
     let variables = [
         ("KAFKA_BOOTSTRAP_SERVERS", "kafka-1:19092,[::1]:9"),
         ("TASKS_TOPIC", "t"),
@@ -99,7 +99,7 @@ fn every_worker_option_reaches_its_field() {
 }
 
 #[test]
-fn every_gateway_option_reaches_its_field() {
+fn gateway_options_reach_their_fields() {
     let expected = GatewayConfig {
         common: Common::default(),
         http_addr: "[::]:80".parse().expect("an address"),
@@ -130,33 +130,33 @@ fn every_gateway_option_reaches_its_field() {
 }
 
 #[test]
-fn a_flag_counts_before_its_variable_and_the_last_flag_before_the_first() {
+fn flag_overrides_its_variable_and_last_flag_overrides_the_first() {
     let config = running(worker(&["--worker-id", "flag"], &[("WORKER_ID", "variable")]));
     assert_eq!(config.worker_id, "flag");
     assert_eq!(running(worker(&["--worker-id", "a", "--worker-id=b"], &[])).worker_id, "b");
 }
 
 #[test]
-fn an_empty_variable_counts_as_unset() {
+fn empty_variable_counts_as_unset() {
     let names: Vec<_> = variables_of(&WorkerOptions::command());
     let empty: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
     assert_eq!(running(worker(&[], &empty)), running(worker(&[], &[])));
 }
 
 #[test]
-fn an_empty_flag_is_a_fault() {
+fn empty_flag_is_a_fault() {
     let faults = worker(&["--worker-id="], &[]).expect_err("an empty name").faults;
     assert_eq!(faults, ["WORKER_ID: value \"\" is not usable; expected 1 to 100 printable ASCII characters"]);
 }
 
 #[test]
-fn a_switch_may_stand_alone() {
+fn switch_needs_no_value() {
     assert!(running(worker(&["--allow-work-ms", "--worker-id", "a"], &[])).common.allow_work_ms);
     assert!(!running(worker(&["--allow-work-ms", "0"], &[("ALLOW_WORK_MS", "1")])).common.allow_work_ms);
 }
 
 #[test]
-fn each_wrong_value_is_one_line_with_what_would_be_right() {
+fn wrong_value_is_one_line_with_the_expected_value() {
     for (name, value, rest) in [
         (
             "KAFKA_BOOTSTRAP_SERVERS",
@@ -174,8 +174,8 @@ fn each_wrong_value_is_one_line_with_what_would_be_right() {
             "__share_group_state",
             "begins like the topics of Kafka itself; expected a name without \"__\" in front",
         ),
-        ("RESULTS_TOPIC", "tasks", "is the same as the topic tasks, to Kafka; expected another name"),
-        ("RESULTS_TOPIC", "tasks_dead", "is the same as the topic tasks.dead, to Kafka; expected another name"),
+        ("RESULTS_TOPIC", "tasks", "is the same as the topic tasks to Kafka; expected another name"),
+        ("RESULTS_TOPIC", "tasks_dead", "is the same as the topic tasks.dead to Kafka; expected another name"),
         ("TASKS_PARTITIONS", "0", "is out of range; expected a whole number from 1 to 10000"),
         ("REPLICATION_FACTOR", "many", "is not a whole number; expected a whole number from 1 to 32767"),
         ("WORKER_GROUP", "группа", "is not usable; expected 1 to 249 printable ASCII characters"),
@@ -208,7 +208,7 @@ fn each_wrong_value_is_one_line_with_what_would_be_right() {
 }
 
 #[test]
-fn each_wrong_value_of_the_gateway_is_one_line() {
+fn wrong_value_of_the_gateway_is_one_line() {
     for (name, value, rest) in [
         (
             "HTTP_ADDR",
@@ -226,7 +226,7 @@ fn each_wrong_value_of_the_gateway_is_one_line() {
         (
             "STOP_GRACE_PERIOD",
             "9999ms",
-            "is too short: callers are answered until 6s before its end, and it needs 4s before that; expected at least 10s",
+            "is too short: the gateway answers callers until 6s before its end and needs 4s before that; expected at least 10s",
         ),
     ] {
         let faults = gateway(&[], &[(name, value)]).expect_err(name).faults;
@@ -245,13 +245,13 @@ fn all_faults_are_reported_together() {
 }
 
 #[test]
-fn no_arithmetic_is_done_with_a_value_that_could_not_be_read() {
+fn unreadable_value_is_not_used_in_further_checks() {
     let faults = worker(&[], &[("DRAIN_TIMEOUT", "x"), ("STOP_GRACE_PERIOD", "1s")]).expect_err("one fault").faults;
     assert_eq!(faults.len(), 1, "{faults:?}");
 }
 
 #[test]
-fn a_value_cannot_add_a_line() {
+fn value_cannot_add_a_line() {
     let faults = worker(&["--worker-group", "a\nLOG_LEVEL: value"], &[]).expect_err("a line break").faults;
     assert!(faults.iter().all(|fault| fault.lines().count() == 1), "{faults:?}");
 }
@@ -265,7 +265,7 @@ fn a_variable_that_is_not_utf_8_is_a_fault() {
 }
 
 #[test]
-fn a_machine_without_a_usable_name_needs_a_worker_id() {
+fn machine_without_a_usable_name_needs_a_worker_id() {
     let mut environment = environment(&[]);
     environment.host_name = OsString::new();
     let faults = WorkerConfig::parse(line(&[]), &environment).expect_err("no name").faults;
@@ -274,7 +274,7 @@ fn a_machine_without_a_usable_name_needs_a_worker_id() {
 }
 
 #[test]
-fn options_of_the_other_program_are_unknown_as_flags_and_ignored_as_variables() {
+fn options_of_the_other_program_are_unknown_flags_and_ignored_variables() {
     let faults = worker(&["--http-addr", "127.0.0.1:1"], &[]).expect_err("the gateway's").faults;
     assert_eq!(faults.len(), 1);
     assert!(faults[0].starts_with("unexpected argument '--http-addr' found"), "{faults:?}");
@@ -283,7 +283,7 @@ fn options_of_the_other_program_are_unknown_as_flags_and_ignored_as_variables() 
 }
 
 #[test]
-fn a_wrong_command_line_is_one_line_with_a_tip() {
+fn wrong_command_line_is_one_line_with_a_tip() {
     let faults = worker(&["--worker-idd", "a"], &[]).expect_err("a slip").faults;
     assert_eq!(
         faults,
@@ -296,7 +296,7 @@ fn a_wrong_command_line_is_one_line_with_a_tip() {
 }
 
 #[test]
-fn a_wrong_command_line_does_not_hide_a_fault_found_before() {
+fn wrong_command_line_does_not_hide_an_earlier_fault() {
     let mut environment = environment(&[]);
     environment.variables.insert("WORKER_ID".into(), OsString::from_vec(vec![0xff]));
     let faults = WorkerConfig::parse(line(&["--nonsense"]), &environment).expect_err("two faults").faults;
@@ -309,7 +309,7 @@ fn security_is_checked_and_then_refused() {
     let variables = [
         ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL"),
         ("KAFKA_SASL_MECHANISM", "SCRAM-SHA-512"),
-        ("KAFKA_SASL_USERNAME", "someone"),
+        ("KAFKA_SASL_USERNAME", "user"),
         ("KAFKA_SASL_PASSWORD_FILE", here),
         ("KAFKA_SSL_CA_FILE", here),
     ];
@@ -327,7 +327,7 @@ fn security_is_checked_and_then_refused() {
 }
 
 #[test]
-fn what_sasl_and_tls_need_is_asked_for() {
+fn missing_options_of_sasl_and_tls_are_reported() {
     let variables = [("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT"), ("KAFKA_SSL_KEY_FILE", "/does/not/exist")];
     let told = gateway(&[], &variables).expect_err("much is missing").to_string();
     for fault in [
@@ -359,7 +359,7 @@ fn secrets_are_never_shown() {
 
 /// The variables of a program's options, in their order.
 #[test]
-fn a_health_check_is_asked_for_on_the_command_line_only() {
+fn health_check_is_only_a_flag() {
     use crate::config::HealthCheck;
     assert_eq!(running(worker(&["--healthcheck"], &[])).healthcheck, Some(HealthCheck::Live));
     assert_eq!(running(worker(&["--healthcheck=ready"], &[])).healthcheck, Some(HealthCheck::Ready));
@@ -376,7 +376,7 @@ fn a_health_check_is_asked_for_on_the_command_line_only() {
 }
 
 #[test]
-fn every_option_is_a_flag_and_a_variable_of_the_same_name() {
+fn options_are_flags_and_variables_of_the_same_name() {
     for command in [WorkerOptions::command(), GatewayOptions::command()] {
         for arg in
             command.get_arguments().filter(|arg| !["help", "version", "healthcheck"].contains(&arg.get_id().as_str()))
@@ -389,7 +389,7 @@ fn every_option_is_a_flag_and_a_variable_of_the_same_name() {
 }
 
 #[test]
-fn help_names_every_option_with_variable_default_and_meaning() {
+fn help_lists_options_with_variable_default_and_meaning() {
     for (command, help) in [
         (WorkerOptions::command(), shown(worker(&["--help"], &[]))),
         (GatewayOptions::command(), shown(gateway(&["--help"], &[("KAFKA_SASL_USERNAME", "hunter1")]))),
@@ -404,15 +404,15 @@ fn help_names_every_option_with_variable_default_and_meaning() {
         let options = command.get_arguments().filter(|arg| arg.get_env().is_some()).count();
         let optional = ["KAFKA_SASL", "KAFKA_SSL"].map(|prefix| help.matches(&format!("[env: {prefix}")).count());
         assert_eq!(help.matches("[default: ").count() + optional.iter().sum::<usize>(), options, "{help}");
-        assert!(!help.contains("hunter"), "help never shows what is set");
+        assert!(!help.contains("hunter"), "help never shows set values");
         assert!(help.contains("Example:"));
     }
 }
 
 #[test]
-fn help_names_every_exit_code() {
+fn help_lists_the_exit_codes() {
     let help = shown(worker(&["--help"], &[]));
-    // A broken promise is found by the drill, never by a worker.
+    // Only the drill finds a broken promise.
     for code in ExitCode::ALL.into_iter().filter(|code| *code != ExitCode::Broken) {
         assert!(help.contains(&format!("  {}  {}\n", code.number(), code.meaning())), "{code}");
     }
@@ -429,8 +429,7 @@ fn version_names_program_and_version() {
     assert_eq!(shown(gateway(&["-V"], &[])), concat!("gateway ", env!("CARGO_PKG_VERSION"), "\n"));
 }
 
-/// The table as the code has it: for each variable the programs and the default. A default that is no text of the option's own
-/// stands in its help in brackets.
+/// The table by the code: programs and default of each variable. Other defaults are in the help, in brackets.
 fn options_of_code() -> BTreeMap<String, (String, String)> {
     let mut found = BTreeMap::<String, Vec<(&str, String)>>::new();
     for (program, command) in [("gateway", GatewayOptions::command()), ("worker", WorkerOptions::command())] {
@@ -446,7 +445,7 @@ fn options_of_code() -> BTreeMap<String, (String, String)> {
     }
     let row = |programs: Vec<(&str, String)>| match programs.as_slice() {
         [(program, default)] => ((*program).to_owned(), default.clone()),
-        [(_, one), (_, other)] if one == other => ("both".to_owned(), one.clone()),
+        [(_, first), (_, second)] if first == second => ("both".to_owned(), first.clone()),
         many => {
             let each: Vec<_> = many.iter().map(|(program, default)| format!("{default} {program}")).collect();
             ("both".to_owned(), each.join(", "))

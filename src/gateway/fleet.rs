@@ -1,7 +1,7 @@
-//! The fleet as the workers' statuses show it: pure state and time in, JSON and log lines out.
+//! The fleet, as the workers' status records show it: pure state and time in, JSON and log lines out.
 //!
-//! A status counts from when it arrived, not from what its sender's clock says; while old records are read back it
-//! counts from Kafka's time, so that dead workers do not look alive after a restart of the gateway.
+//! A status record counts from its arrival, not from its sender's clock. Records that are read back count from Kafka's
+//! time, so that dead workers do not look alive after a restart of the gateway.
 
 use crate::task::{WorkerState, WorkerStatus};
 use program::logging::escape;
@@ -12,35 +12,35 @@ use uuid::Uuid;
 
 /// How long gone workers stay listed.
 const LISTED: Duration = Duration::from_secs(600);
-/// Workers that are listed at the most; a crash loop with ever new names must not fill the memory.
+/// At most this many workers are listed; a crash loop with ever new names must not fill the memory.
 const MOST_WORKERS: usize = 2_000;
 
-/// One process.
+/// One worker process.
 #[derive(Clone, Debug)]
 struct Process {
     status: WorkerStatus,
-    /// When its last status counts from, by this gateway's clock.
+    /// From when its last status record counts, by this gateway's clock.
     at: SystemTime,
-    /// Where its last status stands in the log.
+    /// The offset of its last status record.
     offset: i64,
-    /// Silence was logged.
+    /// Its silence was logged.
     silent: bool,
-    /// Another process of its name has started since it was last heard: it is taken for that one's former self.
+    /// Another process with its id has started since its last status record, so it counts as replaced.
     replaced: bool,
 }
 
-/// Something to be said in the log, one line each.
+/// An event to log, one line each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum FleetEvent {
     /// A worker takes tasks.
     Started(String),
     /// A worker got a signal.
     ShutdownStarted(String),
-    /// A worker is gone, with this exit code if it gave a receipt.
+    /// A worker has completed its stop, with this exit code if it sent a receipt.
     ShutdownCompleted(String, Option<u8>),
-    /// A worker has said nothing for `WORKER_TIMEOUT`.
+    /// A worker has sent no status record for `WORKER_TIMEOUT`.
     Silent(String),
-    /// It is heard again.
+    /// A silent worker has sent a status record again.
     Returned(String),
     /// Two live processes use one worker id.
     Conflict(String),
@@ -74,7 +74,6 @@ pub(super) struct WorkerView {
     pub(super) exit_code: Option<u8>,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Fleet {
     timeout: Duration,
@@ -82,19 +81,19 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// A worker that says nothing for `timeout` is not responsive (`WORKER_TIMEOUT`).
+    /// Creates an empty fleet. A worker without a status record for `timeout` is not responsive (`WORKER_TIMEOUT`).
     pub(super) fn new(timeout: Duration) -> Self {
         Self { timeout, processes: BTreeMap::new() }
     }
 
-    /// Takes the status that stands at `offset` and counts from `at`. Events are returned for what is new.
+    /// Applies the status record at `offset`, which counts from `at`. Returns an event for each change.
     pub(super) fn hear(&mut self, status: WorkerStatus, at: SystemTime, offset: i64) -> Vec<FleetEvent> {
         let id = status.worker_id.clone();
         let key = (id.clone(), status.instance);
         let mut events = Vec::new();
         let known = self.processes.get(&key);
         if known.is_some_and(|known| offset <= known.offset || known.status.status == WorkerState::ShutdownCompleted) {
-            // Read back after a later one; or a heartbeat behind the last word.
+            // Read back after a later record, or a heartbeat after `shutdown_completed`.
             return events;
         }
         if known.is_some_and(|known| known.silent) {
@@ -112,7 +111,7 @@ impl Fleet {
             });
         }
         if known.is_none() && !self.replace_former_self(&key, at, offset) {
-            // Read back, and a later process of its name is known: this one is of no interest any more.
+            // Read back, and a later process with its id is known: not interesting any more.
             return Vec::new();
         }
         self.processes.insert(key, Process { status, at, offset, silent: false, replaced: false });
@@ -120,8 +119,9 @@ impl Fleet {
         events
     }
 
-    /// A process that was not known takes the place of earlier ones of its name. One of them that is heard again later
-    /// is a twin. False: it is itself the earlier one, and gone.
+    /// Marks the earlier processes of a new process's id as replaced, and removes those that are not responsive. If a
+    /// replaced process sends a status record later, both are alive. Returns false if the new process is the earlier
+    /// one.
     fn replace_former_self(&mut self, (id, _): &(String, Uuid), at: SystemTime, offset: i64) -> bool {
         let timeout = self.timeout;
         let range = (id.clone(), Uuid::nil())..=(id.clone(), Uuid::max());
@@ -142,7 +142,7 @@ impl Fleet {
         true
     }
 
-    /// Finds workers that have fallen silent, and drops those that are gone for long.
+    /// Returns an event for each worker that has become silent, and drops workers that have been gone for long.
     pub(super) fn tick(&mut self, now: SystemTime) -> Vec<FleetEvent> {
         self.processes.retain(|_, process| process.silence(now) < LISTED);
         let mut events = Vec::new();
@@ -157,7 +157,7 @@ impl Fleet {
         events
     }
 
-    /// A process that fell silent while another of its name lives was killed and started again.
+    /// Drops silent processes whose id a live process uses: they were killed and restarted.
     fn drop_former_selves(&mut self, now: SystemTime) {
         let timeout = self.timeout;
         if self.processes.values().all(|process| process.is_responsive(now, timeout)) {
@@ -176,7 +176,7 @@ impl Fleet {
         }
     }
 
-    /// Workers that take tasks now.
+    /// The number of workers that take tasks now.
     pub(super) fn active(&self, now: SystemTime) -> usize {
         self.count(now, WorkerState::Started)
     }
@@ -187,7 +187,7 @@ impl Fleet {
         alive.filter(|process| process.status.status == state).count()
     }
 
-    /// All but those that were replaced.
+    /// All processes that were not replaced.
     fn listed(&self) -> impl Iterator<Item = (&(String, Uuid), &Process)> {
         self.processes.iter().filter(|(_, process)| !process.replaced)
     }
@@ -207,7 +207,7 @@ impl Fleet {
         FleetView { total_workers: active + stopping, active_workers: active, shutting_down_workers: stopping, workers }
     }
 
-    /// Of several live processes with one id the one that started first keeps the name.
+    /// The process that keeps the name, of several live processes with one id: the first that started.
     fn first_of(&self, id: &str) -> Option<Uuid> {
         let range = (id.to_owned(), Uuid::nil())..=(id.to_owned(), Uuid::max());
         let same = self.processes.range(range).filter(|(_, process)| !process.replaced);
@@ -217,7 +217,7 @@ impl Fleet {
 }
 
 impl Process {
-    /// How long it has said nothing.
+    /// The time since its last status record.
     fn silence(&self, now: SystemTime) -> Duration {
         now.duration_since(self.at).unwrap_or_default()
     }
@@ -239,7 +239,7 @@ fn worker_view(process: &Process, now: SystemTime, timeout: Duration) -> WorkerV
         current_tasks: status.current_tasks.clone(),
         instance: status.instance,
         started_at: status.started_at,
-        // The deadline is by the worker's clock; what is left is what it was at the status, less what has passed since.
+        // The deadline is by the worker's clock: take the time left at the status record, less the time since then.
         drain_seconds_left: status
             .stop_deadline
             .filter(|_| draining)
@@ -253,7 +253,7 @@ fn whole_seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// One log line for each thing that happened in the fleet.
+/// Logs one line for each event.
 pub(super) fn log_events(events: &[FleetEvent]) {
     for event in events {
         match event {
@@ -266,7 +266,7 @@ pub(super) fn log_events(events: &[FleetEvent]) {
             FleetEvent::Silent(id) => log::warn!("⏳ Worker {} is silent: no status within WORKER_TIMEOUT", escape(id)),
             FleetEvent::Returned(id) => log::info!("📡 Worker {} is heard again", escape(id)),
             FleetEvent::Conflict(id) => {
-                log::warn!("two live workers call themselves {}; give each a WORKER_ID of its own", escape(id))
+                log::warn!("two live workers use the id {}; give each worker its own WORKER_ID", escape(id))
             }
         }
     }
@@ -283,7 +283,7 @@ mod tests {
         WorkerStatus {
             worker_id: id.to_owned(),
             status: state,
-            // Clocks of workers are not trusted: this one is years off.
+            // The clocks of workers are not trusted: this timestamp is years off.
             timestamp: 1_000.0,
             current_task: None,
             current_tasks: Vec::new(),
@@ -299,7 +299,7 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs_f64(seconds)
     }
 
-    /// Heard live: what comes later stands later in the log.
+    /// Applies a live status record: a later record has a higher offset.
     fn hear(fleet: &mut Fleet, status: WorkerStatus, seconds: f64) -> Vec<FleetEvent> {
         fleet.hear(status, at(seconds), (seconds * 10.0) as i64)
     }
@@ -310,10 +310,10 @@ mod tests {
     }
 
     #[test]
-    fn workers_are_counted_by_state_while_they_are_heard() {
+    fn workers_are_counted_by_state_while_they_are_responsive() {
         let mut fleet = Fleet::new(TIMEOUT);
         assert_eq!(hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0), [FleetEvent::Started("a".into())]);
-        assert!(hear(&mut fleet, status("a", 1, WorkerState::Started), 101.0).is_empty(), "a heartbeat is no news");
+        assert!(hear(&mut fleet, status("a", 1, WorkerState::Started), 101.0).is_empty(), "a heartbeat is no event");
         hear(&mut fleet, status("b", 2, WorkerState::ShutdownStarted), 101.0);
         assert_eq!(counts(&fleet, 102.0), (2, 1, 1));
         assert_eq!(counts(&fleet, 106.0), (2, 1, 1), "exactly the timeout");
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_and_return_are_said_once_each() {
+    fn silence_and_return_are_reported_once_each() {
         let mut fleet = Fleet::new(TIMEOUT);
         hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0);
         assert!(fleet.tick(at(105.0)).is_empty());
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_completed_worker_is_gone_at_once_and_listed_for_ten_minutes() {
+    fn completed_worker_is_gone_at_once_and_listed_for_ten_minutes() {
         let mut fleet = Fleet::new(TIMEOUT);
         hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0);
         let receipt = Receipt {
@@ -352,7 +352,7 @@ mod tests {
         assert!(!fleet.view(at(101.0)).workers["a"].is_responsive);
         assert!(
             hear(&mut fleet, status("a", 1, WorkerState::Started), 101.5).is_empty(),
-            "a heartbeat that was overtaken"
+            "a heartbeat after the completion"
         );
         assert_eq!(counts(&fleet, 101.5), (0, 0, 0));
         assert!(fleet.tick(at(700.9)).is_empty() && fleet.view(at(700.9)).workers.contains_key("a"));
@@ -361,23 +361,23 @@ mod tests {
     }
 
     #[test]
-    fn a_restarted_worker_replaces_its_former_self_and_a_twin_stands_beside() {
+    fn restarted_worker_replaces_its_earlier_process_and_a_second_live_process_is_listed_beside() {
         let mut fleet = Fleet::new(TIMEOUT);
         hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0);
         hear(&mut fleet, status("a", 1, WorkerState::ShutdownCompleted), 101.0);
         hear(&mut fleet, status("a", 2, WorkerState::Started), 101.5);
         assert_eq!(fleet.view(at(101.5)).workers.keys().collect::<Vec<_>>(), ["a"]);
-        // Killed and started again at once: which it is cannot be told yet, and the restart is the likelier.
+        // Killed and started again, or a second live process: the restart is likelier.
         assert_eq!(hear(&mut fleet, status("a", 3, WorkerState::Started), 102.0), [FleetEvent::Started("a".into())]);
         assert_eq!(fleet.view(at(102.0)).workers.keys().collect::<Vec<_>>(), ["a"]);
         assert_eq!(counts(&fleet, 102.0), (1, 1, 0));
-        // It is heard again: both live.
+        // The first process sends a status record: both are alive.
         let events = hear(&mut fleet, status("a", 2, WorkerState::Started), 102.5);
         assert_eq!(events, [FleetEvent::Conflict("a".into())]);
-        assert!(hear(&mut fleet, status("a", 3, WorkerState::Started), 103.0).is_empty(), "said once");
+        assert!(hear(&mut fleet, status("a", 3, WorkerState::Started), 103.0).is_empty(), "reported once");
         assert_eq!(fleet.view(at(103.0)).workers.keys().collect::<Vec<_>>(), ["a", "a#00000000"]);
         assert_eq!(counts(&fleet, 103.0), (2, 2, 0));
-        // One of them was killed: the other has the name to itself once that is known.
+        // The first process is killed: once it is silent, the other keeps the name alone.
         hear(&mut fleet, status("a", 3, WorkerState::Started), 107.0);
         assert_eq!(fleet.tick(at(107.6)), [FleetEvent::Silent("a".into())]);
         let view = fleet.view(at(107.6));
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_worker_is_never_silent() {
+    fn replaced_worker_is_never_reported_silent() {
         let mut fleet = Fleet::new(TIMEOUT);
         hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0);
         hear(&mut fleet, status("a", 2, WorkerState::Started), 101.0);
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_former_self_that_is_read_back_later_stays_unknown() {
+    fn earlier_process_that_is_read_back_later_stays_unknown() {
         let mut fleet = Fleet::new(TIMEOUT);
         fleet.hear(status("a", 2, WorkerState::Started), at(100.0), 50);
         assert!(fleet.hear(status("a", 1, WorkerState::ShutdownCompleted), at(60.0), 20).is_empty());
@@ -405,16 +405,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_back_never_overwrites_what_was_heard_live() {
+    fn record_that_is_read_back_never_overwrites_a_live_one() {
         let mut fleet = Fleet::new(TIMEOUT);
         hear(&mut fleet, status("a", 1, WorkerState::ShutdownStarted), 100.0);
-        // Whatever time it is given.
+        // Even with a later time.
         assert!(fleet.hear(status("a", 1, WorkerState::Started), at(101.0), 500).is_empty());
         assert_eq!(fleet.view(at(100.0)).workers["a"].status, WorkerState::ShutdownStarted);
     }
 
     #[test]
-    fn the_seconds_left_of_a_drain_count_down_here() {
+    fn seconds_left_of_a_drain_count_down_by_the_gateways_clock() {
         let mut fleet = Fleet::new(TIMEOUT);
         let draining = WorkerStatus { stop_deadline: Some(1_030.0), ..status("a", 1, WorkerState::ShutdownStarted) };
         hear(&mut fleet, draining, 500.0);
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_loop_with_new_names_does_not_fill_the_memory() {
+    fn crash_loop_with_new_names_does_not_fill_the_memory() {
         let mut fleet = Fleet::new(TIMEOUT);
         for number in 0..MOST_WORKERS as u128 + 50 {
             hear(&mut fleet, status(&format!("w{number}"), number, WorkerState::Started), number as f64);

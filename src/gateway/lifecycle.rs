@@ -1,8 +1,8 @@
-//! A gateway's life: it starts, serves, drains, ends.
+//! A gateway's lifetime: it starts, serves, drains, ends.
 //!
-//! The port comes first, then HTTP, then Kafka as soon as it can be reached. When it stops nothing new is accepted, all
-//! that wait get their response, then the process ends. It responds to the end; a connection is closed with its next
-//! response. Idle connections end with the process: a request on its way to one that is closed would be cut off.
+//! The gateway takes the port first, then serves HTTP, then connects to Kafka. A stopping gateway accepts no new tasks,
+//! gives all waiting callers their responses, and ends. It answers requests until its end, and closes each connection
+//! with its next response. Idle connections end with the process: closing one could cut off a request on its way.
 
 use super::http::load::Load;
 use super::http::routes::Service;
@@ -24,36 +24,36 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long before the end of the grace period callers stop waiting for their results.
+/// Callers stop waiting for their results this long before the end of the grace period.
 const ANSWERS_END: Duration = Duration::from_secs(6);
-/// How long before it the process is gone, whatever happens.
+/// The process ends at least this long before the end of the grace period.
 const EXIT_MARGIN: Duration = Duration::from_secs(5);
-/// How long after a fatal error it is gone.
+/// The process ends at most this long after a fatal error.
 const FATAL_END: Duration = Duration::from_secs(3);
-/// How often is looked whether all are answered.
+/// How often a drain checks whether all requests are answered.
 const LOOK: Duration = Duration::from_millis(5);
-/// Responses that were given are written within this.
+/// How long a stop waits for the last responses to be written.
 const LAST_RESPONSES: Duration = Duration::from_millis(500);
-/// And those to callers that came when it was stopping already.
+/// The same for callers that came during the stop.
 const LATER_RESPONSES: Duration = Duration::from_millis(100);
-/// How long the producer may still try records whose outcome callers were told is unknown.
+/// How long the producer may still try records after their callers were told that the outcome is unknown.
 const LAST_PRODUCE: Duration = Duration::from_millis(200);
-/// Threads that have nothing left to do end within this.
+/// How long to wait for threads without work to end.
 const JOIN: Duration = Duration::from_millis(300);
 
-/// A gateway that runs.
+/// A running gateway.
 pub(super) struct Gateway {
     state: Arc<State>,
     tasks: Arc<Tasks>,
     service: Arc<Service>,
-    /// Where it listens.
+    /// The address that it listens on.
     address: SocketAddr,
     interrupter: Interrupter,
-    /// Triggered when a thread ends that must not.
+    /// Triggered when a thread ends that must not end.
     fatal: Stop,
     /// Triggered with `fatal` when the cluster can never be used.
     unusable: Stop,
-    /// Ends the threads that serve.
+    /// Ends the serving threads.
     end: Stop,
     supervisor: Supervisor,
     threads: Vec<Thread>,
@@ -62,7 +62,7 @@ pub(super) struct Gateway {
 /// Takes the port and starts the threads.
 ///
 /// # Errors
-/// The port cannot be taken; that is logged.
+/// The port cannot be taken; this is logged.
 pub(super) fn start(config: GatewayConfig) -> Result<Gateway, ExitCode> {
     let address = config.http_addr;
     let listener = listener::listen(address).map_err(|error| {
@@ -143,7 +143,7 @@ pub(super) fn run_until_stopped(mut gateway: Gateway, signals: &Signals) -> Exit
     }
 }
 
-/// Main while the gateway serves. Ready is said once: afterwards `/readyz` says how things are.
+/// Reports to the supervisor while the gateway serves. It reports readiness once; later `/readyz` has the state.
 fn tell_supervisor(gateway: &mut Gateway, ready: &mut bool) {
     let state = &gateway.state;
     let can_serve = state.is_prepared() && state.is_kafka_connected() && state.has_read_enough();
@@ -158,13 +158,13 @@ fn tell_supervisor(gateway: &mut Gateway, ready: &mut bool) {
     }
 }
 
-/// A thread died, or the cluster cannot be used.
+/// Ends the gateway after a thread died, or because the cluster cannot be used.
 fn fail(gateway: Gateway) -> ExitCode {
     let unusable = gateway.unusable.is_triggered();
     let code = if unusable { ExitCode::Usage } else { ExitCode::Fatal };
     let disarm = arm_watchdog(Instant::now() + FATAL_END, code);
     if !unusable {
-        log::error!("the gateway ends: a thread that must not end has ended (its own line says why)");
+        log::error!("the gateway ends: a thread that must not end has ended (its own log line has the reason)");
     }
     gateway.service.start_draining();
     respond_to_the_rest(&gateway);
@@ -176,7 +176,7 @@ fn fail(gateway: Gateway) -> ExitCode {
 fn drain(mut gateway: Gateway, signals: &Signals) -> ExitCode {
     let began = Instant::now();
     let grace = gateway.state.config.stop_grace_period;
-    // First of all: whatever the next line waits for, the process ends in time.
+    // First of all, so that the process ends in time even if a later line blocks.
     let exit_at = began + grace.saturating_sub(EXIT_MARGIN);
     let disarm = arm_watchdog(exit_at, ExitCode::Fatal);
     gateway.service.start_draining();
@@ -190,7 +190,7 @@ fn drain(mut gateway: Gateway, signals: &Signals) -> ExitCode {
     };
     let left = respond_to_the_rest(&gateway);
     let code = if forced && left > 0 { ExitCode::Forced } else { ExitCode::Drained };
-    // All callers have their response now: a thread that does not end in time changes nothing about that.
+    // All callers have their responses, so a thread that ends late does not change the exit code.
     let disarm = (arm_watchdog(exit_at, code), drop(disarm)).0;
     end(gateway);
     log::info!("👋 Gateway gracefully shut down after {:.3} s", began.elapsed().as_secs_f64());
@@ -198,7 +198,7 @@ fn drain(mut gateway: Gateway, signals: &Signals) -> ExitCode {
     code
 }
 
-/// Why a drain goes on.
+/// Why a drain stops waiting for callers.
 enum Waited {
     Answered,
     Late,
@@ -209,8 +209,7 @@ enum Waited {
 fn wait_until_answered(gateway: &mut Gateway, signals: &Signals, until: Instant) -> Waited {
     let (look, round, over) = (tick(LOOK), tick(supervisor::INTERVAL), crossbeam_channel::at(until));
     gateway.supervisor.stopping("stops");
-    // One thread waits for one condition here, for seconds at most: a tick is simpler than a signal from every
-    // connection.
+    // One thread waits for one condition, for seconds at most: a tick is simpler than a signal from every connection.
     while gateway.service.unanswered.before() > 0 {
         select! {
             recv(look) -> _ => {}
@@ -220,11 +219,11 @@ fn wait_until_answered(gateway: &mut Gateway, signals: &Signals, until: Instant)
                 gateway.supervisor.stopping(&format!("answering {callers} caller(s), {} s left", left.as_secs()));
             }
             recv(over) -> _ => {
-                log::warn!("time is over; the callers that still wait are told where to ask");
+                log::warn!("the time for results is over; the waiting callers get 503 with their task ids");
                 return Waited::Late;
             }
             recv(signals.second.triggered()) -> _ => {
-                log::warn!("🛑 Gateway received a second signal; the callers that still wait are told where to ask");
+                log::warn!("🛑 Gateway received a second signal; the waiting callers get 503 with their task ids");
                 return Waited::Forced;
             }
             recv(gateway.fatal.triggered()) -> _ => return Waited::Failed,
@@ -233,17 +232,17 @@ fn wait_until_answered(gateway: &mut Gateway, signals: &Signals, until: Instant)
     Waited::Answered
 }
 
-/// Gives all that still wait their response, and waits until those are written; returns how many there were.
+/// Gives all waiting callers their responses, and waits until these are written. Returns the number of callers.
 fn respond_to_the_rest(gateway: &Gateway) -> usize {
     let count = gateway.tasks.close();
     let unanswered = &gateway.service.unanswered;
     wait_while(LAST_RESPONSES, || unanswered.before() > 0);
-    // Later ones get theirs as well, but of callers that ask all the time some always wait.
+    // Later requests get responses as well, but steady traffic always leaves some waiting.
     wait_while(LATER_RESPONSES, || unanswered.count() > 0);
     count
 }
 
-/// Looks again and again while the condition holds, for at most `most`.
+/// Polls the condition every [`LOOK`] until it is false, for at most `most`.
 fn wait_while(most: Duration, condition: impl Fn() -> bool) {
     let (deadline, look) = (crossbeam_channel::at(Instant::now() + most), tick(LOOK));
     while condition() {
@@ -254,7 +253,7 @@ fn wait_while(most: Duration, condition: impl Fn() -> bool) {
     }
 }
 
-/// Ends the threads: what Kafka owes is waited for a moment, then the sockets are closed.
+/// Ends the threads: waits [`LAST_PRODUCE`] for Kafka's acknowledgements, then closes the sockets.
 fn end(gateway: Gateway) {
     gateway.tasks.close_producer(Instant::now() + LAST_PRODUCE);
     gateway.end.trigger();
@@ -268,7 +267,7 @@ fn end(gateway: Gateway) {
     }
 }
 
-/// Ends the process at `exit_at` whatever happens, unless the returned guard is dropped before.
+/// Ends the process at `exit_at`, unless the returned guard is dropped before.
 fn arm_watchdog(exit_at: Instant, code: ExitCode) -> crossbeam_channel::Sender<Infallible> {
     let (disarm, disarmed) = bounded::<Infallible>(0);
     let watchdog = threads::spawn("watchdog", Stop::new(), move || -> Result<(), Infallible> {
@@ -277,7 +276,7 @@ fn arm_watchdog(exit_at: Instant, code: ExitCode) -> crossbeam_channel::Sender<I
         }
         Ok(())
     });
-    // It ends with the guard, or it ends the process: either way within the grace period, so it need not be joined.
+    // The thread ends with the guard, or it ends the process within the grace period, so it need not be joined.
     drop(watchdog);
     disarm
 }
@@ -291,7 +290,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(20);
 
-    /// One that finds no Kafka.
+    /// A gateway that finds no Kafka.
     fn gateway() -> Gateway {
         let http_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let mut config = GatewayConfig { http_addr, ..GatewayConfig::default() };
@@ -300,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn without_kafka_a_gateway_serves_and_stops_at_once() {
+    fn gateway_without_kafka_serves_and_stops_at_once() {
         let (gateway, signals) = (gateway(), Signals::manual());
         let address = gateway.address;
         let status = |path| get_status(address, path, SOON).expect("a response");
@@ -309,11 +308,11 @@ mod tests {
         let began = Instant::now();
         assert_eq!(run_until_stopped(gateway, &signals), ExitCode::Drained);
         assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-        assert!(TcpListener::bind(address).is_ok(), "nothing listens any more");
+        assert!(TcpListener::bind(address).is_ok(), "the port is free");
     }
 
     #[test]
-    fn a_dead_thread_ends_a_gateway_and_the_code_says_why() {
+    fn dead_thread_ends_the_gateway_with_the_exit_code_of_its_cause() {
         for (unusable, code) in [(false, ExitCode::Fatal), (true, ExitCode::Usage)] {
             let gateway = gateway();
             if unusable {
@@ -325,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_waits_for_requests_that_were_there_until_a_second_signal() {
+    fn stop_waits_for_earlier_requests_until_a_second_signal() {
         let (gateway, signals) = (gateway(), Signals::manual());
         let (service, state) = (Arc::clone(&gateway.service), Arc::clone(&gateway.state));
         let request = service.unanswered.enter();
@@ -334,7 +333,7 @@ mod tests {
         std::thread::scope(|scope| {
             let stopped = scope.spawn(|| run_until_stopped(gateway, &signals));
             while !state.is_draining() {
-                assert!(began.elapsed() < SOON, "it does not begin");
+                assert!(began.elapsed() < SOON, "the stop does not begin");
                 std::thread::yield_now();
             }
             let later = service.unanswered.enter();

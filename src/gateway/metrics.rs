@@ -1,4 +1,4 @@
-//! The gateway's figures, as OpenMetrics text.
+//! The gateway's metrics, as OpenMetrics text.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -17,7 +17,7 @@ struct Status {
     status: u32,
 }
 
-/// What the state is at one moment.
+/// The values of the gauges at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Gauges {
     pub(super) connections: usize,
@@ -30,7 +30,7 @@ pub(super) struct Gauges {
     pub(super) kafka_connected: bool,
 }
 
-/// Counters and gauges; cheap to count, encoded when asked for.
+/// Counters and gauges; encoded only on request.
 #[derive(Debug)]
 pub(super) struct Metrics {
     registry: Registry,
@@ -128,10 +128,10 @@ impl Metrics {
         self.answer_seconds.observe(took.as_secs_f64());
     }
 
-    /// Takes the figures of this moment.
+    /// Sets the gauges.
     pub(super) fn set(&self, now: Gauges) {
         let set = |gauge: &Gauge, value: usize| {
-            // The value that was there before is of no interest.
+            // The previous value does not matter.
             let _ = gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         };
         set(&self.connections, now.connections);
@@ -139,13 +139,13 @@ impl Metrics {
         set(&self.waiting, now.waiting_callers);
         set(&self.pending, now.pending_tasks);
         set(&self.known_results, now.known_results);
-        // Counted by the index, which alone knows a result that was read twice.
+        // Counted by the index, since only it recognizes a result that was read twice.
         self.duplicate_results.inc_by(now.duplicate_results.saturating_sub(self.duplicate_results.get()));
         set(&self.active_workers, now.active_workers);
         set(&self.kafka_connected, usize::from(now.kafka_connected));
     }
 
-    /// The text that `GET /metrics` answers.
+    /// The body of `GET /metrics`.
     pub(super) fn encode(&self) -> String {
         let mut text = String::new();
         // Writing into a string does not fail.

@@ -4,15 +4,15 @@
 //! |---|---|---|
 //! | `lifecycle` | starting the threads, serving, the drain | all others |
 //! | `http` | connections: requests are read from them, responses written | those below |
-//! | `tasks` | what is known of tasks, on their way to Kafka and back | those below |
-//! | `reply` | the way back to one caller | `response` |
-//! | `response` | what a caller gets: problem documents, results | |
-//! | `overload` | whether one more task is taken | |
-//! | `fleet` | the workers as their statuses show them | |
+//! | `tasks` | tasks on their way to Kafka, and results on their way back | those below |
+//! | `reply` | how a response reaches its caller | `response` |
+//! | `response` | responses: results, problem documents | |
+//! | `overload` | whether a new task is accepted | |
+//! | `fleet` | the workers, as their status records show them | |
 //! | `state` | whether the gateway serves, and whether Kafka answers | `metrics` |
 //! | `metrics` | figures | |
 //!
-//! [`run`] is all there is for callers: the `gateway` binary, and programs of one's own.
+//! Callers use only [`run`]: the `gateway` binary, and other programs.
 
 mod fleet;
 mod http;
@@ -29,9 +29,9 @@ use crate::healthcheck;
 use program::exit::ExitCode;
 use program::signals::Signals;
 
-/// Runs a gateway until a signal stops it, and says how that went; with `config.healthcheck` asks the one that runs.
+/// Runs a gateway until a signal stops it. With `config.healthcheck` it checks the running gateway instead.
 ///
-/// Kafka that cannot be reached is no fault: HTTP serves, and answers 503 where Kafka is needed.
+/// While Kafka is unreachable the gateway serves HTTP, and answers 503 where it needs Kafka.
 ///
 /// Exit codes: [`ExitCode::Drained`] when every waiting caller was answered in time; [`ExitCode::Forced`] when a second
 /// signal found callers waiting; [`ExitCode::Usage`] when the cluster cannot be used; [`ExitCode::Fatal`] when the port

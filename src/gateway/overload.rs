@@ -1,41 +1,41 @@
-//! Whether one more task is taken: how many are pending, how long it would wait judged by what the fleet finishes, and
-//! what Kafka has not taken yet. Pure; asked by [`tasks`](super::tasks).
+//! Whether a new task is accepted, by three limits: the pending tasks, the expected wait by the fleet's rate, and the
+//! bytes that Kafka has not acknowledged. Pure; called by [`tasks`](super::tasks).
 //!
-//! Only a crowd says something about the fleet: while few tasks are pending, it finishes as many as there are. So the
-//! rate is measured while tasks queue, and a crowd is judged once it has lasted a moment.
+//! The rate is measured only during a crowd: with few pending tasks the fleet finishes as many as arrive, which does
+//! not show its speed. A crowd is judged only after it has lasted for [`PATIENCE`].
 
 use std::time::{Duration, Instant};
 
-/// At or below this many pending tasks none is refused for its wait: that would not shorten another's.
+/// With this many pending tasks or fewer, no task is refused for its expected wait.
 const FEW: usize = 256;
-/// How long a crowd must have lasted before it is judged; a burst is often worked off within it.
+/// How long a crowd must last before it is judged; the fleet often works off a burst within this time.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Length of one bucket.
+/// Duration of one bucket.
 const BUCKET: Duration = Duration::from_millis(500);
-/// Buckets looked back at.
+/// The number of buckets in the sliding window.
 const BUCKETS: usize = 10;
 
-/// Callers are not sent away for longer than this because of a long queue.
+/// The longest Retry-After for a long queue.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
-/// At most this many bytes wait for Kafka: while it is away they pile up.
+/// At most this many bytes wait for Kafka; they accumulate while it is unavailable.
 const MOST_UNACKNOWLEDGED: usize = 32 * 1024 * 1024;
 
-/// Why a task is not taken.
+/// Why a task is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
     pub(super) detail: String,
-    /// When to come back, if more is known than "soon".
+    /// When to retry, if more than "soon" is known.
     pub(super) retry_after: Option<Duration>,
 }
 
 impl Refused {
-    /// The detail is a sentence without its end.
+    /// `detail`: a sentence without its final period.
     pub(super) fn new(detail: impl Into<String>) -> Self {
         Self { detail: detail.into(), retry_after: None }
     }
 }
 
-/// What there is already when one more task comes.
+/// The load at the arrival of a task.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Crowd {
     /// Tasks without a result.
@@ -44,7 +44,6 @@ pub(super) struct Crowd {
     pub(super) unacknowledged: usize,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Overload {
     rate: Rate,
@@ -53,42 +52,41 @@ pub(super) struct Overload {
 }
 
 impl Overload {
-    /// At most `most_pending` tasks are pending, and a caller waits for `patience` (`MAX_PENDING`, `ANSWER_TIMEOUT`).
+    /// At most `most_pending` pending tasks, and a wait of at most `patience` (`MAX_PENDING`, `ANSWER_TIMEOUT`).
     pub(super) fn new(most_pending: usize, patience: Duration, now: Instant) -> Self {
         Self { rate: Rate::new(now), most_pending, patience }
     }
 
-    /// `count` tasks were finished just now, and `pending` are pending.
+    /// Notes that `count` tasks were finished just now; `pending` tasks are left.
     pub(super) fn finished(&mut self, count: u64, pending: usize, now: Instant) {
         self.rate.finished(count, pending, now);
     }
 
-    /// Why one more task is not taken. `is_new`: it would add to those that are pending. `waits`: its caller wants the
-    /// result.
+    /// Decides whether a task is accepted. `is_new`: it adds a pending task. `waits`: its caller waits for the result.
     ///
     /// # Errors
-    /// What there is too much of.
+    /// The limit that is exceeded.
     pub(super) fn admit(&mut self, crowd: Crowd, is_new: bool, waits: bool, now: Instant) -> Result<(), Refused> {
         let Crowd { pending, unacknowledged } = crowd;
         if is_new && pending >= self.most_pending {
             let most = self.most_pending;
             return Err(Refused::new(format!("{pending} tasks are pending already (MAX_PENDING={most})")));
         }
-        // Asked in any case, so that the beginning of a crowd is seen.
+        // Called in any case, so that the start of a crowd is noticed.
         let wait = self.rate.wait(pending, now).filter(|wait| waits && *wait > self.patience);
         if let Some(wait) = wait {
             let detail =
-                format!("{pending} tasks are pending, and the workers are not likely to get to one more in time");
+                format!("{pending} tasks are pending, and the workers are not likely to finish one more in time");
             return Err(Refused { detail, retry_after: Some(wait.min(LONGEST_RETRY_AFTER)) });
         }
         if unacknowledged >= MOST_UNACKNOWLEDGED {
-            return Err(Refused::new("Kafka does not take tasks as fast as they come; nothing was accepted"));
+            return Err(Refused::new("Kafka does not take tasks as fast as they arrive; the task was not accepted"));
         }
         Ok(())
     }
 }
 
-/// A sliding count of finished tasks, and since when there has been a crowd.
+/// A sliding count of finished tasks, and the start of the present crowd.
 #[derive(Debug)]
 struct Rate {
     start: Instant,
@@ -108,7 +106,7 @@ impl Rate {
         self.look(pending, now);
     }
 
-    /// How long a task that is added to `pending` others would wait; `None` when that cannot be told, or is no matter.
+    /// How long a task would wait after `pending` others; `None` while there is no crowd, or a recent one.
     fn wait(&mut self, pending: usize, now: Instant) -> Option<Duration> {
         let since = self.look(pending, now)?;
         let lasted = now.saturating_duration_since(since);
@@ -120,7 +118,7 @@ impl Rate {
         let buckets = (window.as_millis() / BUCKET.as_millis()).clamp(1, BUCKETS as u128) as u64;
         let finished: u64 = (0..buckets).map(|back| self.counts[index(self.newest.wrapping_sub(back))]).sum();
         let per_second = finished as f64 / window.as_secs_f64();
-        // Nothing finished: for ever, as far as can be told.
+        // Nothing finished: the wait has no known end.
         Some(Duration::try_from_secs_f64(pending as f64 / per_second).unwrap_or(Duration::MAX))
     }
 
@@ -153,11 +151,11 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_waits_its_number_by_the_rate() {
+    fn wait_of_a_crowd_is_its_size_divided_by_the_rate() {
         let start = Instant::now();
         let mut rate = Rate::new(start);
         for step in 0..80 {
-            // 100 a second, 2,000 pending all the time.
+            // 100 per second, with 2,000 pending all the time.
             rate.finished(10, 2_000, at(start, step * 100));
         }
         let wait = rate.wait(2_000, at(start, 7_950)).expect("a crowd that lasts");
@@ -165,18 +163,18 @@ mod tests {
     }
 
     #[test]
-    fn few_tasks_and_short_crowds_are_not_judged() {
+    fn few_tasks_and_recent_crowds_are_not_judged() {
         let start = Instant::now();
         let mut rate = Rate::new(start);
         assert_eq!(rate.wait(FEW, at(start, 60_000)), None);
-        assert_eq!(rate.wait(FEW + 1, at(start, 60_000)), None, "it has just begun");
+        assert_eq!(rate.wait(FEW + 1, at(start, 60_000)), None, "the crowd has just begun");
         assert_eq!(rate.wait(FEW + 1, at(start, 60_900)), None);
         rate.finished(100, 10, at(start, 60_950));
-        assert_eq!(rate.wait(FEW + 1, at(start, 61_100)), None, "that one is over, another has begun");
+        assert_eq!(rate.wait(FEW + 1, at(start, 61_100)), None, "that crowd is over, another has begun");
     }
 
     #[test]
-    fn a_crowd_that_is_not_worked_on_waits_for_ever() {
+    fn wait_of_a_crowd_without_finished_tasks_is_endless() {
         let start = Instant::now();
         let mut rate = Rate::new(start);
         assert_eq!(rate.wait(1_000, start), None);
@@ -184,10 +182,10 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_time_before_the_crowd_does_not_count() {
+    fn slow_time_before_the_crowd_does_not_count() {
         let start = Instant::now();
         let mut rate = Rate::new(start);
-        // A minute of one task a second, because no more were sent; then a crowd that is worked off at 1,000 a second.
+        // A minute with one task per second, because no more were sent; then a crowd that finishes at 1,000 per second.
         for second in 0..60 {
             rate.finished(1, 1, at(start, second * 1_000));
         }
@@ -199,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_is_refused_for_what_there_is_too_much_of() {
+    fn refused_task_names_the_exceeded_limit() {
         let start = Instant::now();
         let mut overload = Overload::new(5_000, Duration::from_secs(10), start);
         let few = Crowd { pending: 4_999, unacknowledged: MOST_UNACKNOWLEDGED - 1 };
@@ -207,7 +205,7 @@ mod tests {
         let detail = |result: Result<(), Refused>| result.expect_err("too much").detail;
         let full = Crowd { pending: 5_000, ..few };
         assert!(detail(overload.admit(full, true, true, start)).contains("MAX_PENDING=5000"));
-        assert_eq!(overload.admit(full, false, true, start), Ok(()), "another request for a task that is there");
+        assert_eq!(overload.admit(full, false, true, start), Ok(()), "another request for a known task");
         let slow = Crowd { unacknowledged: MOST_UNACKNOWLEDGED, ..few };
         assert!(detail(overload.admit(slow, true, true, start)).contains("Kafka does not take"));
         let later = at(start, 1_500);

@@ -1,34 +1,33 @@
-//! The way back to one caller.
+//! How a response reaches its caller.
 //!
-//! A [`Reply`] is given exactly once: giving consumes it, and one that is dropped says 500 by itself, so that no caller
-//! waits for ever. The thread that has the response writes it; the connection's own thread waits for the next request
-//! meanwhile. A reply that cannot be given at once waits in the book of [`tasks`](super::tasks) under a [`Ticket`],
-//! with which the connection's thread takes it out again when its caller has left or its time is over.
+//! A [`Reply`] is given exactly once: giving consumes it, and a dropped reply answers 500, so that no caller waits
+//! forever. The thread with the response writes it, while the connection's own thread waits for the next request. A
+//! reply that waits is kept in the book of [`tasks`](super::tasks) under a [`Ticket`]. The connection's thread takes it
+//! out when its caller has left or its time is over.
 
 use super::response::Response;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What carries a response to its caller: a connection.
+/// Carries a response to its caller: a connection.
 pub(super) trait Carrier: Debug + Send + Sync {
-    /// Takes the response along, without waiting for the caller.
+    /// Sends the response, without waiting for the caller.
     fn carry(self: Arc<Self>, response: Response);
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Reply(Option<Arc<dyn Carrier>>);
 
-/// Stands for a reply that waits.
+/// Identifies a waiting reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
     pub(super) number: u64,
-    /// The caller waits until then.
+    /// The caller waits until this time.
     pub(super) until: Instant,
 }
 
-/// Why a reply does not wait any longer.
+/// Why a reply stops waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Parting {
     /// Its caller has closed the connection.
@@ -51,7 +50,7 @@ impl Reply {
         }
     }
 
-    /// Gives none: the caller has left.
+    /// Gives no response, because the caller has left.
     pub(super) fn withdraw(mut self) {
         self.0 = None;
     }
@@ -70,7 +69,7 @@ pub(super) mod tests {
     use super::*;
     use parking_lot::Mutex;
 
-    /// Keeps what it carries.
+    /// Keeps the statuses of its responses.
     #[derive(Debug, Default)]
     pub(in crate::gateway) struct Kept(pub(in crate::gateway) Mutex<Vec<u16>>);
 
@@ -81,7 +80,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_reply_is_given_once_whatever_becomes_of_it() {
+    fn reply_is_given_once_and_answers_500_when_dropped() {
         let kept = Arc::<Kept>::default();
         let reply = || Reply::new(Arc::clone(&kept) as Arc<dyn Carrier>);
         reply().give(Response::problem(404, "nothing", None));

@@ -1,6 +1,6 @@
-//! What a caller gets: status, headers, body, as the bytes of one HTTP/1.1 response.
+//! Responses: status, headers and body, as the bytes of one HTTP/1.1 response.
 //!
-//! Errors are problem documents (RFC 9457). Nothing that came with a request goes into a header.
+//! Errors are problem documents (RFC 9457). No part of a request is copied into a header.
 
 use crate::task::{ResultPeek, TaskResult};
 use serde_json::{Map, Value, json};
@@ -10,15 +10,15 @@ use tiny_http::{HTTPVersion, Header, StatusCode};
 
 const JSON: &str = "application/json";
 const PROBLEM: &str = "application/problem+json";
-/// A caller that is turned away comes back after this, unless more is known.
+/// The Retry-After of a refused request, unless a better value is known.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// What a response says of its connection (RFC 9112 section 9.3).
+/// The state of the connection after a response (RFC 9112 section 9.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Afterwards {
-    /// It stays open, which HTTP/1.1 need not say.
+    /// It stays open, the default of HTTP/1.1.
     Stays,
-    /// It stays open, which HTTP/1.0 must say.
+    /// It stays open, which a response to HTTP/1.0 must state.
     StaysAsAsked,
     /// This is its last response.
     Closes,
@@ -44,7 +44,7 @@ impl Response {
         Self { status, content_type, headers: Vec::new(), body }
     }
 
-    /// A problem document; `task_id` where there is one.
+    /// A problem document, with `task_id` if given.
     pub(super) fn problem(status: u16, detail: &str, task_id: Option<&str>) -> Self {
         let mut members = problem_members(status, detail);
         if let Some(task_id) = task_id {
@@ -58,13 +58,13 @@ impl Response {
         Self::unavailable_for(detail, task_id, RETRY_AFTER)
     }
 
-    /// 503 with this Retry-After, in whole seconds and one at the least.
+    /// 503 with this Retry-After, in whole seconds, at least 1.
     pub(super) fn unavailable_for(detail: &str, task_id: Option<&str>, retry_after: Duration) -> Self {
         Self::problem(503, detail, task_id).with("Retry-After", retry_after.as_secs().max(1).to_string())
     }
 
-    /// The response to a caller that waited for this result, the value of its record: 200, or 500 with the result's
-    /// members beside the problem's when the task failed for good.
+    /// The response to a caller that waited for this result, from its record's value: 200, or 500 with the members of
+    /// result and problem when the task failed for good.
     pub(super) fn result(peek: &ResultPeek, value: &[u8]) -> Self {
         let body = TaskResult::body_for_http(value);
         if peek.success {
@@ -72,7 +72,7 @@ impl Response {
         }
         let mut members = problem_members(500, peek.error.as_deref().unwrap_or("the task failed"));
         if let Ok(own) = serde_json::from_slice::<Map<String, Value>>(&body) {
-            // A stranger's members do not take the place of the problem's.
+            // Members of the result do not replace those of the problem.
             own.into_iter().for_each(|(name, value)| {
                 members.entry(name).or_insert(value);
             });
@@ -80,14 +80,14 @@ impl Response {
         Self::bytes(500, PROBLEM, Value::Object(members).to_string().into_bytes())
     }
 
-    /// The same where a result is asked for by its id: 200 whatever came of the task.
+    /// The response to `GET /tasks/{id}`: 200, even if the task failed.
     pub(super) fn stored_result(value: &[u8]) -> Self {
         Self::bytes(200, JSON, TaskResult::body_for_http(value).into_owned())
     }
 
     /// 202: Kafka has the task.
     pub(super) fn accepted(task_id: &str) -> Self {
-        // The id is one of our own, a UUID, so that nothing of the request gets into the header.
+        // The id is a UUID made by a gateway, so no part of the request gets into the header.
         Self::json(202, &json!({ "task_id": task_id, "state": "pending" }))
             .with("Location", format!("/tasks/{task_id}"))
     }
@@ -103,17 +103,17 @@ impl Response {
         self.status
     }
 
-    /// The whole response. `head_only`: without its body, as it answers a HEAD.
+    /// The bytes of the response. `head_only`: without its body, for HEAD.
     pub(super) fn encode(&self, head_only: bool, afterwards: Afterwards) -> Vec<u8> {
         let own = self.headers.iter().map(|(name, value)| (*name, value.as_str()));
-        // Everything here is about a moment: no cache in between may keep it.
+        // Responses are snapshots, so caches must not keep them.
         let fixed = [("Server", "lastcall"), ("Content-Type", self.content_type), ("Cache-Control", "no-store")];
         let mut response = tiny_http::Response::empty(self.status)
             .with_data(Cursor::new(self.body.as_slice()), Some(self.body.len()))
-            // A length is simpler to read than chunks, and known.
+            // The length is known, and simpler to read than chunks.
             .with_chunked_threshold(usize::MAX);
         for (name, value) in fixed.into_iter().chain(own) {
-            // Our own names and values are well-formed; a header less is better than no response.
+            // The gateway's own names and values are well-formed; a missing header is better than no response.
             if let Ok(header) = Header::from_bytes(name, value) {
                 response.add_header(header);
             }
@@ -121,7 +121,7 @@ impl Response {
         let mut bytes = Vec::with_capacity(512 + self.body.len());
         // Writing into a vector does not fail.
         let _ = response.raw_print(&mut bytes, HTTPVersion(1, 1), None, head_only, None);
-        // The library keeps this header to its own server; it stands first here.
+        // The library writes this header only in its own server; here it comes first.
         let connection: &[u8] = match afterwards {
             Afterwards::Stays => b"",
             Afterwards::StaysAsAsked => b"Connection: keep-alive\r\n",
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_has_the_members_of_the_rfc() {
+    fn problem_has_the_members_of_the_rfc() {
         let response = Response::unavailable_for("no room", Some("t-1"), Duration::from_secs(2));
         let text = text(&response);
         assert!(text.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{text}");
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_is_handed_on_without_its_type() {
+    fn result_is_returned_without_its_type() {
         let stored = br#"{"task_id":"t","success":true,"chars":3,"processed_by":"w","seconds":0.1,"type":"result"}"#;
         let text = text(&result(stored));
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_task_is_a_problem_with_the_result_beside() {
+    fn failed_task_is_a_problem_with_the_members_of_the_result() {
         let stored =
             br#"{"task_id":"t","success":false,"error":"no luck","status":"ok","seconds":0.1,"type":"result"}"#;
         let response = result(stored);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn head_has_the_length_and_no_body_and_the_last_response_says_so() {
+    fn response_to_head_has_a_length_and_no_body_and_the_last_response_closes() {
         let response = Response::json(200, &json!({"a": 1}));
         let head = String::from_utf8(response.encode(true, Afterwards::Closes)).unwrap();
         assert!(head.contains("Content-Length: 7\r\n") && head.contains("Connection: close\r\n"), "{head}");

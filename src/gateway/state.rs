@@ -1,7 +1,7 @@
-//! What the gateway is up to: whether it serves or stops, whether Kafka answers, whether its own threads move.
+//! The state of the gateway: whether it serves or drains, whether Kafka answers, whether its threads move.
 //!
-//! Flags, moments and figures, each by itself; what is known of tasks is in [`tasks`](super::tasks). Set by the threads
-//! that know, read by all.
+//! Independent flags, times and metrics; the state of tasks is in [`tasks`](super::tasks). The threads that know set
+//! them, all threads read them.
 
 use super::metrics::Metrics;
 use crate::config::GatewayConfig;
@@ -9,36 +9,35 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
 
-/// Kafka counts as connected when it has answered within this.
+/// Kafka counts as connected if it has answered within this time.
 const KAFKA_SILENCE: Duration = Duration::from_secs(3);
-/// A thread counts as alive when it came round within this.
+/// A thread counts as alive if it has completed a round within this time.
 pub(super) const THREAD_SILENCE: Duration = Duration::from_secs(10);
-/// The same of one that waits for Kafka itself, a question to one broker after the other.
+/// The same for a thread that asks one broker after another.
 const READER_SILENCE: Duration = Duration::from_secs(60);
 
-/// A part of what a gateway reads back when it starts.
+/// A part of the topics that a gateway reads back when it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadBack {
-    /// The results of the retention are read.
+    /// The results of the retention period are read.
     Results = 1,
     /// The tasks are read to the end that was seen at the start.
     Tasks = 2,
-    /// They are not, since `MAX_PENDING` of them are pending.
+    /// The tasks are not read to that end, since `MAX_PENDING` tasks are pending.
     TasksFull = 4,
 }
 
 const ALL_READ: u8 = ReadBack::Results as u8 | ReadBack::Tasks as u8;
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) config: GatewayConfig,
-    /// This process, in claims.
+    /// The id of this process in claims.
     pub(super) instance: Uuid,
     pub(super) metrics: Metrics,
     born: Instant,
     born_at: SystemTime,
-    /// Nothing new is accepted.
+    /// No new task is accepted.
     draining: AtomicBool,
     /// Topics and group are prepared.
     prepared: AtomicBool,
@@ -49,7 +48,7 @@ pub(super) struct State {
     tail: Pulse,
 }
 
-/// When something last happened: milliseconds after the birth plus one; 0: never.
+/// When an event last happened: milliseconds after the start plus one; 0: never.
 #[derive(Debug, Default)]
 struct Pulse(AtomicU64);
 
@@ -70,7 +69,7 @@ impl State {
         }
     }
 
-    /// A time that does not jump when the clock is set.
+    /// The wall-clock time, without jumps when the clock is set.
     pub(super) fn now(&self) -> SystemTime {
         self.born_at + self.born.elapsed()
     }
@@ -91,24 +90,24 @@ impl State {
         self.prepared.load(Ordering::Acquire)
     }
 
-    /// This part is read back. True: with it all is, which was not so before.
+    /// Notes that this part is read back. Returns true if that completes the reading.
     pub(super) fn set_read(&self, part: ReadBack) -> bool {
         let before = self.read_back.fetch_or(part as u8, Ordering::AcqRel);
         (before | part as u8) & ALL_READ == ALL_READ && before & ALL_READ != ALL_READ
     }
 
-    /// Whether every result that is kept can be asked for, and as many pending tasks as there is room for.
+    /// Whether every stored result can be fetched, and as many pending tasks as allowed are known.
     pub(super) fn has_read_enough(&self) -> bool {
         let has = |part: ReadBack| self.read_back.load(Ordering::Acquire) & part as u8 != 0;
         has(ReadBack::Results) && (has(ReadBack::Tasks) || has(ReadBack::TasksFull))
     }
 
-    /// Whether a task that is not known does not exist.
+    /// Whether everything is read back, so that an unknown task does not exist.
     pub(super) fn is_read_back(&self) -> bool {
         self.read_back.load(Ordering::Acquire) & ALL_READ == ALL_READ
     }
 
-    /// Kafka has answered the tail reader at this moment.
+    /// Notes that Kafka has answered the tail reader at this time.
     pub(super) fn kafka_answered(&self, at: Instant) {
         self.kafka.beat(at.saturating_duration_since(self.born));
     }
@@ -118,28 +117,28 @@ impl State {
         self.kafka.is_within(KAFKA_SILENCE, self.born.elapsed())
     }
 
-    /// Whether Kafka has been away for so short a time that this gateway still serves best: its responses say what is
-    /// the matter, and with which task (`READY_WITHOUT_KAFKA`).
+    /// Whether Kafka was unavailable for at most `READY_WITHOUT_KAFKA`. Until then this gateway stays ready, since its
+    /// responses name the problem and the task.
     pub(super) fn is_kafka_near(&self) -> bool {
         self.kafka.is_within(self.config.ready_without_kafka.max(KAFKA_SILENCE), self.born.elapsed())
     }
 
-    /// The thread `results-tail` came round.
+    /// Notes a round of the thread `results-tail`.
     pub(super) fn tail_came_round(&self) {
         self.tail.beat(self.born.elapsed());
     }
 
-    /// Whether it moves, or has not begun.
+    /// Whether the thread `results-tail` moves, or has not started.
     pub(super) fn is_tail_alive(&self) -> bool {
         self.tail.is_new() || self.tail.is_within(READER_SILENCE, self.born.elapsed())
     }
 
-    /// The thread `upkeep` came round.
+    /// Notes a round of the thread `upkeep`.
     pub(super) fn upkeep_came_round(&self) {
         self.upkeep.beat(self.born.elapsed());
     }
 
-    /// Whether it moves, or has not begun.
+    /// Whether the thread `upkeep` moves, or has not started.
     pub(super) fn is_upkeep_alive(&self) -> bool {
         self.upkeep.is_new() || self.upkeep.is_within(THREAD_SILENCE, self.born.elapsed())
     }
@@ -173,27 +172,27 @@ mod tests {
     }
 
     #[test]
-    fn all_is_read_back_once_results_and_tasks_are() {
+    fn state_is_read_back_once_results_and_tasks_are() {
         for order in [[ReadBack::Results, ReadBack::Tasks], [ReadBack::Tasks, ReadBack::Results]] {
             let state = state();
             assert!(!state.set_read(order[0]) && !state.is_read_back() && !state.has_read_enough());
             assert!(state.set_read(order[1]) && state.is_read_back() && state.has_read_enough());
-            assert!(!state.set_read(order[1]), "that is no news");
+            assert!(!state.set_read(order[1]), "it was complete before");
         }
     }
 
     #[test]
-    fn with_too_many_pending_tasks_it_has_read_enough_but_not_all() {
+    fn gateway_with_too_many_pending_tasks_has_read_enough_but_not_all() {
         let state = state();
         state.set_read(ReadBack::TasksFull);
-        assert!(!state.has_read_enough(), "stored results cannot be asked for yet");
+        assert!(!state.has_read_enough(), "stored results cannot be fetched yet");
         assert!(!state.set_read(ReadBack::Results));
         assert!(state.has_read_enough() && !state.is_read_back());
         assert!(state.set_read(ReadBack::Tasks) && state.is_read_back());
     }
 
     #[test]
-    fn a_pulse_is_felt_for_as_long_as_it_may_be_silent() {
+    fn pulse_lasts_for_the_permitted_silence() {
         let pulse = Pulse::default();
         let seconds = Duration::from_secs;
         assert!(pulse.is_new() && !pulse.is_within(seconds(3), Duration::ZERO), "it never beat");
@@ -203,9 +202,9 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_near_kafka_is_ready_for_longer_than_it_is_connected() {
+    fn gateway_stays_ready_for_longer_than_it_is_connected() {
         let state = state();
-        assert!(!state.is_kafka_connected() && !state.is_kafka_near(), "it was never reached");
+        assert!(!state.is_kafka_connected() && !state.is_kafka_near(), "Kafka was never reached");
         state.kafka_answered(Instant::now());
         assert!(state.is_kafka_connected() && state.is_kafka_near());
         let silent = KAFKA_SILENCE + Duration::from_millis(10);

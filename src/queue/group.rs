@@ -1,4 +1,4 @@
-//! The share group's settings: which values the programs want, and which they can live with.
+//! The share group's settings: the values that the programs want, and the values that they accept.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -8,8 +8,7 @@ use super::PrepareError;
 use kafka_share::admin::{self, Setting};
 use kafka_share::{Cluster, ErrorCode, KafkaError, Topic};
 
-/// Between the worker's limit of starts and the broker's limit of deliveries there must be room for deliveries that are
-/// no starts.
+/// The room between the limit of starts and the delivery limit, for deliveries that are not starts.
 const DELIVERY_ROOM: u16 = 2;
 const RESET: &str = "share.auto.offset.reset";
 const DELIVERY_LIMIT: &str = "share.delivery.count.limit";
@@ -18,33 +17,32 @@ const RECORD_LOCKS: &str = "share.partition.max.record.locks";
 const RENEW: &str = "share.renew.acknowledge.enable";
 const ISOLATION: &str = "share.isolation.level";
 
-/// One setting of the share group (KIP-932), and what is written, the best first: a broker refuses values outside of
-/// its own bounds.
+/// A setting of the share group (KIP-932) and its values, best first: a broker refuses values outside its bounds.
 struct Wanted {
     key: &'static str,
     values: &'static [&'static str],
 }
 
 const WANTED: &[Wanted] = &[
-    // The default, latest, loses what was sent before the first worker.
+    // The default, latest, loses tasks that were sent before the first worker.
     Wanted { key: RESET, values: &["earliest"] },
-    // Short, so that a hung worker's tasks soon start on another one; renewed while a handler runs.
+    // Short, so that a hung worker's tasks soon start on another worker; renewed while a handler runs.
     Wanted { key: LOCK_DURATION, values: &["15000"] },
-    // At its limit the broker drops a task silently: the worker's own limit must come first.
+    // At its limit the broker drops a task silently, so the worker's limit must come first.
     Wanted { key: DELIVERY_LIMIT, values: &["10", "9", "8"] },
-    // The span of offsets after one long task; at its end delivery stops without an error.
+    // The span of offsets after a long task; at its end the broker delivers nothing, without an error.
     Wanted { key: RECORD_LOCKS, values: &["4000"] },
     // A member's first assignment comes with its first heartbeat instead of a second later (Kafka 4.4).
     Wanted { key: "share.assignment.interval.ms", values: &["0"] },
     // Without it a task could not run longer than its lock (Kafka 4.2, KIP-1222).
     Wanted { key: RENEW, values: &["true"] },
-    // A task of a transaction that is open or aborted must not run: its sender has taken it back.
+    // A task of an open or aborted transaction must not run.
     Wanted { key: ISOLATION, values: &["read_committed"] },
 ];
 
 impl Wanted {
-    /// Whether the setting has to be written. What an operator has chosen stays if the programs can live with it;
-    /// `least` is the lowest limit of deliveries that they can live with.
+    /// Whether the setting has to be written. An operator's choice stays if the programs accept it; `least` is the
+    /// lowest acceptable delivery limit.
     fn differs(&self, found: &Setting, least: u16) -> bool {
         if self.values[0] == found.value {
             return false;
@@ -58,10 +56,11 @@ impl Wanted {
     }
 }
 
-/// The lock that the programs ask for: a hung worker's tasks start elsewhere within 20 s.
+/// The lock duration that the programs want: a hung worker's tasks start elsewhere within 20 s.
 const SHORT_LOCK: Duration = Duration::from_secs(15);
 /// How long written settings may take to reach the brokers.
 const SETTLE: Duration = Duration::from_secs(2);
+/// How often they are read back meanwhile.
 const SETTLE_STEP: Duration = Duration::from_millis(20);
 
 /// The group's settings as they were read back.
@@ -74,21 +73,21 @@ pub(super) struct Facts {
 
 type Settings = BTreeMap<String, Setting>;
 
-/// Writes what has to be written, reads it back and judges it.
+/// Writes the settings that differ, reads them back and judges them.
 pub(super) fn prepare(cluster: &Cluster, group: &str, max_deliveries: Option<u16>) -> Result<Facts, PrepareError> {
     let about = |error| PrepareError::about(&format!("group \"{}\"", group.escape_debug()), error);
     let mut found = admin::group_settings(cluster, group).map_err(about)?;
     let least = max_deliveries.map_or(0, least_limit);
     let mut written = BTreeMap::new();
     let mut refused = None;
-    // A key that this Kafka does not know is not among those found, and no difference.
+    // A key that this Kafka does not know is missing in `found` and causes no write.
     for wanted in WANTED {
         let Some(setting) = found.get(wanted.key).filter(|setting| wanted.differs(setting, least)) else { continue };
         match write(cluster, group, wanted) {
             Ok(value) => written.extend(value.map(|value| (wanted.key, value))),
             Err(error) if is_refusal(&error) => {
                 log::warn!(
-                    "group {}: {} stays {}, better would be {} ({error}); give the program the right AlterConfigs on the group, \
+                    "group {}: {} stays {} instead of {} ({error}); grant the program the right AlterConfigs on the group, \
                      or set it",
                     group.escape_debug(),
                     wanted.key,
@@ -100,7 +99,7 @@ pub(super) fn prepare(cluster: &Cluster, group: &str, max_deliveries: Option<u16
             Err(error) => return Err(about(error)),
         }
     }
-    // The answer came from the controller; brokers follow it a moment later.
+    // The answer came from the controller; brokers apply the settings a moment later.
     let deadline = Instant::now() + SETTLE;
     let seen = |found: &Settings| written.iter().all(|(key, value)| text(found, key) == Some(value));
     while !seen(&found) {
@@ -129,7 +128,7 @@ pub(super) fn prepare(cluster: &Cluster, group: &str, max_deliveries: Option<u16
     Ok(facts)
 }
 
-/// Kafka 4.2 has two of the settings for all groups, at the brokers.
+/// Reads two settings from the brokers, because Kafka 4.2 has them for all groups there.
 fn read_of_brokers(cluster: &Cluster, group: &str, found: &mut Settings) -> Result<(), PrepareError> {
     let missing: Vec<&str> =
         [DELIVERY_LIMIT, RECORD_LOCKS].into_iter().filter(|key| !found.contains_key(*key)).collect();
@@ -145,8 +144,8 @@ fn read_of_brokers(cluster: &Cluster, group: &str, found: &mut Settings) -> Resu
     Ok(())
 }
 
-/// Waits until each leader of a task partition knows that the group begins at the oldest task: a leader that does not
-/// know it yet would begin after the newest one. A leader that does not answer learns it before it leads again.
+/// Waits until each leader of a task partition knows that the group begins at the oldest task: otherwise it would begin
+/// after the newest. A leader that does not answer learns the setting before it leads again.
 pub(super) fn await_leaders(cluster: &Cluster, group: &str, tasks: &Topic) -> Result<(), PrepareError> {
     let deadline = Instant::now() + SETTLE;
     let leaders = tasks.partitions.iter().map(|partition| partition.leader).filter(|leader| *leader >= 0);
@@ -160,7 +159,10 @@ pub(super) fn await_leaders(cluster: &Cluster, group: &str, tasks: &Topic) -> Re
                 Ok(found) if text(&found, RESET) == Some("earliest") => break,
                 Err(KafkaError::Interrupted) => return Err(KafkaError::Interrupted.into()),
                 Err(error) => {
-                    log::debug!("node {node} does not tell the settings of group {}: {error}", group.escape_debug());
+                    log::debug!(
+                        "could not read the settings of group {} at node {node}: {error}",
+                        group.escape_debug()
+                    );
                     break;
                 }
                 Ok(_) if left.is_zero() => {
@@ -175,13 +177,13 @@ pub(super) fn await_leaders(cluster: &Cluster, group: &str, tasks: &Topic) -> Re
     Ok(())
 }
 
-/// Writes the first value that the broker takes, and returns it; `None` when it takes none (error 40).
+/// Writes the first value that the broker accepts, and returns it; `None` if it accepts none (error 40).
 fn write(cluster: &Cluster, group: &str, wanted: &Wanted) -> Result<Option<&'static str>, KafkaError> {
     for value in wanted.values {
         match admin::set_group_config(cluster, group, wanted.key, value) {
             Ok(()) => return Ok(Some(value)),
             Err(error) if error.code() == Some(ErrorCode::INVALID_CONFIG) => {
-                log::debug!("{}={value} is not taken: {error}", wanted.key);
+                log::debug!("the broker refuses {}={value}: {error}", wanted.key);
             }
             Err(error) => return Err(error),
         }
@@ -189,12 +191,12 @@ fn write(cluster: &Cluster, group: &str, wanted: &Wanted) -> Result<Option<&'sta
     Ok(None)
 }
 
-/// Whether an operator has decided that this program writes no settings.
+/// Whether an operator's right or policy forbids this program to write settings.
 fn is_refusal(error: &KafkaError) -> bool {
     error.missing_right().is_some() || error.code() == Some(ErrorCode::POLICY_VIOLATION)
 }
 
-/// What would have been written, had it been allowed.
+/// Adds the reason why the setting could not be written.
 fn with_refusal(error: PrepareError, refused: Option<&KafkaError>) -> PrepareError {
     match (error, refused) {
         (PrepareError::Unusable(text), Some(refused)) => {
@@ -208,7 +210,7 @@ fn least_limit(max_deliveries: u16) -> u16 {
     max_deliveries.saturating_add(DELIVERY_ROOM + 1)
 }
 
-/// At its limit the broker drops a task silently: the worker's must come first.
+/// Checks that the worker's limit comes before the broker's, where the broker drops a task silently.
 fn check_delivery_limit(group: &str, limit: u16, max_deliveries: u16) -> Result<(), PrepareError> {
     let least = least_limit(max_deliveries);
     if limit >= least {
@@ -221,9 +223,9 @@ fn check_delivery_limit(group: &str, limit: u16, max_deliveries: u16) -> Result<
     )))
 }
 
-/// Judges what was read back.
+/// Judges the settings that were read back.
 fn judge(group: &str, found: &Settings) -> Result<Facts, PrepareError> {
-    let missing = |key: &str| PrepareError::Unusable(format!("Kafka does not tell {key} of group {group}"));
+    let missing = |key: &str| PrepareError::Unusable(format!("group {group} has no readable setting {key}"));
     let reset = text(found, RESET).unwrap_or_default();
     if reset != "earliest" {
         return Err(PrepareError::Unusable(format!(
@@ -266,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn operators_choice_stays_where_it_will_do_and_kafkas_default_does_not() {
+    fn acceptable_choice_of_an_operator_stays_and_default_is_replaced() {
         for (key, value, default_is_written, choice_is_written) in [
             (RESET, "latest", true, true),
             (RESET, "earliest", false, false),
@@ -279,14 +281,14 @@ mod tests {
             (DELIVERY_LIMIT, "8", true, false),
             (DELIVERY_LIMIT, "10", false, false),
         ] {
-            let wanted = WANTED.iter().find(|wanted| wanted.key == key).expect("one of them");
+            let wanted = WANTED.iter().find(|wanted| wanted.key == key).expect("a wanted setting");
             let written = [true, false].map(|is_default| wanted.differs(&setting(value, is_default), least_limit(5)));
             assert_eq!(written, [default_is_written, choice_is_written], "{key}={value}");
         }
     }
 
     #[test]
-    fn delivery_limit_near_that_of_starts_is_refused_with_the_arithmetic() {
+    fn delivery_limit_near_the_limit_of_starts_is_refused_with_the_arithmetic() {
         for (found, ours, usable) in
             [(10, 5, true), (8, 5, true), (7, 5, false), (10, 7, true), (5, 2, true), (4, 2, false)]
         {
@@ -298,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_back_is_what_counts() {
+    fn settings_that_were_read_back_are_judged() {
         let facts = judge("workers", &settings(&[(LOCK_DURATION, "30000"), (DELIVERY_LIMIT, "8")])).expect("usable");
         assert_eq!((facts.lock, facts.delivery_limit, facts.record_locks), (Duration::from_secs(30), 8, 4000));
         for fault in [(RESET, "latest"), (RENEW, "false"), (DELIVERY_LIMIT, "many")] {

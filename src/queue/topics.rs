@@ -1,4 +1,4 @@
-//! The topics: what they are created with, what is corrected in existing ones, what is only warned of.
+//! The topics: the settings of new topics, the corrections of existing ones, and the warnings about them.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use crate::config::Common;
 use kafka_share::admin::{self, TopicRight, TopicSpec};
 use kafka_share::{Cluster, ErrorCode, KafkaError, Result, Topic};
 
-/// Prepares all topics; returns that of the tasks. A gateway (`starts` is `None`) goes on without a right to the side
+/// Prepares all topics; returns the tasks topic. A gateway (`starts` is `None`) continues without a right to the side
 /// topics, which workers write.
 pub(super) fn prepare(
     cluster: &Cluster,
@@ -37,7 +37,7 @@ pub(super) fn prepare(
     Ok(tasks)
 }
 
-/// Names every right to the topics that the program lacks: without some of them it would start, and do nothing.
+/// Checks the rights to the topics and names every missing right: without some, the program would start and do no work.
 fn check_rights(cluster: &Cluster, common: &Common, is_gateway: bool) -> std::result::Result<(), PrepareError> {
     use TopicRight::{Read, Write};
     let (tasks, results) = (common.tasks_topic.clone(), common.results_topic.clone());
@@ -61,16 +61,16 @@ fn check_rights(cluster: &Cluster, common: &Common, is_gateway: bool) -> std::re
     }
     let missing = admin::missing_rights(cluster, &wanted)?;
     if !missing.is_empty() {
-        log::warn!("{}; a task that is delivered again and again stays in the queue without it", listed(missing));
+        log::warn!("{}; without it a task that is delivered again and again stays in the queue", listed(missing));
     }
     Ok(())
 }
 
-/// Makes the side topics (dead tasks, starts) again when an operator has deleted them: records for them wait until they
-/// exist.
+/// Creates the side topics (dead letters, starts) again after an operator has deleted them: their records wait until
+/// the topics exist.
 ///
 /// # Errors
-/// See [`PrepareError`]; the next call tries again.
+/// See [`PrepareError`]; the next call retries.
 pub fn restore_side_topics(
     cluster: &Cluster,
     common: &Common,
@@ -109,17 +109,17 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a task may wait for a worker.
 const TASKS_RETENTION: Duration = DAY.saturating_mul(7);
-/// How long people have to look at a dead task.
+/// How long dead letters are kept for people to read.
 const DEAD_RETENTION: Duration = DAY.saturating_mul(30);
-/// Retention deletes whole segments: those of the short-lived topics must be short, too.
+/// Retention deletes whole segments, so short-lived topics need short segments.
 const SHORT_SEGMENT: Duration = Duration::from_secs(600);
 
-/// Settings that every topic of ours has: the broker's defaults can be others.
+/// Settings of all topics, since the broker's defaults may differ.
 fn common_configs(retention: Duration, message_bytes: u64) -> Vec<(&'static str, String)> {
     vec![
-        // The sender's clock may be an hour wrong, and then nothing could be written or every reader would be misled.
+        // A sender's clock may be an hour wrong; then Kafka would refuse its records, or readers would be misled.
         (TIMESTAMP_TYPE, "LogAppendTime".to_owned()),
-        // Writers may compress; no reader has to know how.
+        // Writers may compress, but no reader has to decompress.
         (COMPRESSION, "uncompressed".to_owned()),
         ("cleanup.policy", "delete".to_owned()),
         (RETENTION, retention.as_millis().to_string()),
@@ -138,7 +138,7 @@ fn tasks_spec(common: &Common) -> TopicSpec {
     }
 }
 
-/// One partition: all gateways see the records of one task id in one order, and so agree which result was the first.
+/// A topic with one partition: all gateways see a task's records in one order, so they agree on its first result.
 fn single_spec(common: &Common, name: String, configs: Vec<(&'static str, String)>) -> TopicSpec {
     TopicSpec { name, partitions: 1, replication_factor: common.replication_factor, configs }
 }
@@ -149,14 +149,15 @@ fn results_spec(common: &Common) -> TopicSpec {
     single_spec(common, common.results_topic.clone(), configs)
 }
 
-/// A dead task keeps all it came with and gets headers besides: the topic takes twice the size, as far as Kafka has a
-/// number for it.
+/// The dead-letter topic: a dead letter keeps the whole record and gets more headers, so the topic takes twice the
+/// size, up to Kafka's largest number.
 fn dead_spec(common: &Common, tasks_limit: u64) -> TopicSpec {
     single_spec(common, common.dead_topic(), common_configs(DEAD_RETENTION, tasks_limit.saturating_mul(2)))
 }
 
-/// The first start of a task has to be on record when its last one ends. One [`Starts::longest`] more is for the time
-/// in which the task lies in the queue. A gateway does not know the workers' limits: a worker corrects the retention.
+/// The starts topic: the first start of a task must still be on record when its last start ends. One more
+/// [`Starts::longest`] covers the time in the queue. A gateway does not know the workers' limits; a worker corrects the
+/// retention.
 fn starts_spec(common: &Common, starts: Option<Starts>) -> TopicSpec {
     let needed = starts.map_or(HOUR, |starts| starts.longest.saturating_mul(u32::from(starts.most) + 1));
     let mut configs = common_configs(needed.max(HOUR), MESSAGE_BYTES);
@@ -164,7 +165,7 @@ fn starts_spec(common: &Common, starts: Option<Starts>) -> TopicSpec {
     single_spec(common, common.starts_topic(), configs)
 }
 
-/// The topics that workers write and that no task needs until one fails or kills its worker.
+/// The side topics, which workers write and which a task needs only when it fails or kills its worker.
 fn side_specs(cluster: &Cluster, common: &Common, starts: Option<Starts>) -> Result<[TopicSpec; 2]> {
     let tasks = admin::topic_configs(cluster, &common.tasks_topic)?;
     let tasks_limit = number(&tasks, MAX_BYTES).unwrap_or(MESSAGE_BYTES);
@@ -188,11 +189,11 @@ fn prepare_topic(cluster: &Cluster, common: &Common, spec: &TopicSpec) -> Result
                 log::warn!("topic {}: {key} was not {value}; it is set now", spec.name);
                 found.insert(key.to_owned(), value.to_owned());
             }
-            // Wrong clocks can then hold up records, every reader has to unpack, a task may be started more often:
-            // worse, but it works.
+            // Without the correction the topic works, but worse: wrong clocks can delay records, readers have to
+            // decompress, a task may start more often.
             Err(error) if error.missing_right().is_some() => {
                 log::warn!(
-                    "topic {}: {key} is not {value} ({error}); set it, or give the program the right AlterConfigs on the topic",
+                    "topic {}: {key} is not {value} ({error}); set it, or grant the program the right AlterConfigs on it",
                     spec.name
                 );
             }
@@ -210,8 +211,8 @@ const TIMESTAMP_TYPE: &str = "message.timestamp.type";
 const COMPRESSION: &str = "compression.type";
 const RETENTION: &str = "retention.ms";
 
-/// Settings of an existing topic that the programs cannot work without. `keeps_starts`: its retention is one of them,
-/// since a task whose first starts are deleted is never given up.
+/// The settings to correct in an existing topic. `keeps_starts`: its retention is one of them, since a task is never
+/// dead-lettered if its first starts are deleted.
 fn corrections<'a>(
     spec: &'a TopicSpec,
     found: &BTreeMap<String, String>,
@@ -226,13 +227,13 @@ fn corrections<'a>(
     needed.map(|(key, value)| (*key, value.as_str())).collect()
 }
 
-/// Whether the topic keeps its records for less than this many milliseconds; -1 is for ever.
+/// Whether the topic keeps its records for less than this many milliseconds; -1 means forever.
 fn is_shorter(found: &BTreeMap<String, String>, wanted: &str) -> bool {
     let (is, wanted) = (number::<i64>(found, RETENTION), wanted.parse());
     is.zip(wanted.ok()).is_some_and(|(is, wanted)| (0..wanted).contains(&is))
 }
 
-/// What else differs in an existing topic, as far as it can lose something.
+/// Other differences in an existing topic that can lose records.
 fn warnings(spec: &TopicSpec, found: &BTreeMap<String, String>, partitions: usize) -> Vec<String> {
     let mut warnings = Vec::new();
     let wanted = spec.configs.iter().find(|(key, _)| *key == RETENTION);
@@ -261,14 +262,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dead_topic_never_asks_for_more_than_kafka_has_numbers_for() {
+    fn size_limit_of_the_dead_letter_topic_is_at_most_kafkas_largest() {
         let of = |tasks: u64| dead_spec(&Common::default(), tasks).configs;
         assert!(of(1_000_000).contains(&(MAX_BYTES, "2000000".to_owned())));
         assert!(of(1_500_000_000).contains(&(MAX_BYTES, i32::MAX.to_string())));
     }
 
     #[test]
-    fn results_are_kept_as_long_as_they_can_be_asked_for() {
+    fn results_are_kept_for_their_retention_and_at_least_an_hour() {
         let common = Common { result_retention: Duration::from_secs(7_200), ..Common::default() };
         assert!(results_spec(&common).configs.contains(&("retention.ms", "7200000".to_owned())));
         let short = Common { result_retention: Duration::from_secs(60), ..Common::default() };
@@ -282,12 +283,12 @@ mod tests {
             configs.into_iter().find(|(key, _)| *key == RETENTION).expect("a retention").1
         };
         let starts = |most, minutes: u64| Some(Starts { most, longest: Duration::from_secs(minutes * 60) });
-        assert_eq!([None, starts(5, 10), starts(2, 1)].map(retention), ["3600000"; 3], "an hour at least");
+        assert_eq!([None, starts(5, 10), starts(2, 1)].map(retention), ["3600000"; 3], "at least an hour");
         assert_eq!(retention(starts(5, 30)), (6 * 30 * 60_000).to_string());
     }
 
     #[test]
-    fn only_the_starts_are_kept_longer_by_force() {
+    fn only_the_retention_of_starts_is_corrected() {
         let spec = starts_spec(&Common::default(), Some(Starts { most: 5, longest: HOUR }));
         let kept = |value: &str| {
             let own = spec.configs.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_of_somebody_else_is_corrected_where_it_must_be_and_named_where_it_could_lose() {
+    fn existing_topic_is_corrected_if_necessary_and_warned_about_if_it_can_lose_records() {
         let spec = tasks_spec(&Common::default());
         let found = |changed: &[(&str, &str)]| -> BTreeMap<String, String> {
             let own = spec.configs.iter().map(|(key, value)| (*key, value.as_str()));
@@ -320,7 +321,7 @@ mod tests {
         );
         let warned = warnings(&spec, &strange, 3);
         assert_eq!(warned.len(), 3, "{warned:?}");
-        // -1: kept for ever.
+        // -1: kept forever.
         assert!(warnings(&spec, &found(&[("retention.ms", "-1")]), 1).is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! The records of the results topic: results, status records and claims.
 //!
-//! A header tells the kind, so that a reader need not parse every value. Part of [`task`](super).
+//! A header names the kind, so a reader need not parse every value. Part of [`task`](super).
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{from_object, is_task_id, is_worker_id, to_json};
 
-/// Header of a record on `results` that tells its kind, so that a reader need not parse it: one of the `KIND_` values.
+/// Header of a record on `results` that names its kind: one of the `KIND_` values.
 pub const KIND_HEADER: &str = "lastcall-kind";
 /// [`KIND_HEADER`] of a [`TaskResult`].
 pub const KIND_RESULT: &str = "result";
@@ -22,12 +22,12 @@ pub const KIND_CLAIM: &str = "claim";
 /// Members of a result that the worker writes itself; a handler's output cannot replace them.
 pub const RESULT_MEMBERS: [&str; 6] = ["task_id", "success", "error", "processed_by", "seconds", "type"];
 
-/// The outcome of a task, as the results topic has it.
+/// The outcome of a task, as a record of the results topic.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskResult {
-    /// Which task it is.
+    /// The task's id.
     pub task_id: String,
-    /// Whether the handler did its work; otherwise the task failed for good.
+    /// Whether the handler succeeded; otherwise the task failed for good.
     pub success: bool,
     /// Why it failed, for its caller.
     pub error: Option<String>,
@@ -39,20 +39,20 @@ pub struct TaskResult {
     pub seconds: f64,
 }
 
-/// What a gateway needs to know of a result; the rest of it stays unread.
+/// The members of a result that a gateway reads.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct ResultPeek {
-    /// Which task it is.
+    /// The task's id.
     pub task_id: String,
-    /// Whether the handler did its work.
+    /// Whether the handler succeeded.
     pub success: bool,
-    /// Why it did not.
+    /// Why it failed.
     #[serde(default)]
     pub error: Option<String>,
 }
 
 impl ResultPeek {
-    /// Reads the value of a record; `None`: it is no result.
+    /// Decodes the value of a record; `None` if it is not a result.
     pub fn decode(value: &[u8]) -> Option<Self> {
         from_object(value).ok()
     }
@@ -62,16 +62,15 @@ impl ResultPeek {
 const RESULT_SUFFIX: &[u8] = br#","type":"result"}"#;
 
 impl TaskResult {
-    /// The value of its record: `"type":"result"` comes last, so that [`body_for_http`](Self::body_for_http) finds it
-    /// at once.
+    /// The value of its record; `"type":"result"` comes last, for [`body_for_http`](Self::body_for_http).
     pub fn encode(&self) -> Vec<u8> {
         to_json(self)
     }
 
     /// The value of a result's record as callers get it: the same JSON without its `type`.
     pub fn body_for_http(value: &[u8]) -> Cow<'_, [u8]> {
-        // In an object that ends so, these bytes are its last member: a quote before the closing brace ends a string,
-        // and reading backwards from it each of the others is unescaped too.
+        // At the end of an object these bytes are its last member: a quote before the closing brace ends a string, and
+        // reading backwards from it, each other quote is unescaped, too.
         if let Some(front) = value.strip_suffix(RESULT_SUFFIX) {
             let mut body = Vec::with_capacity(front.len() + 1);
             body.extend_from_slice(front);
@@ -95,23 +94,23 @@ impl Serialize for TaskResult {
             map.serialize_entry(name, value)?;
         }
         map.serialize_entry("processed_by", &self.processed_by)?;
-        // To the microsecond: more digits would be noise.
+        // Rounded to microseconds.
         map.serialize_entry("seconds", &((self.seconds * 1e6).round() / 1e6))?;
         map.serialize_entry("type", KIND_RESULT)?;
         map.end()
     }
 }
 
-/// What a worker last said of itself.
+/// The state of a worker by its last notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WorkerState {
-    /// It takes tasks.
+    /// The worker takes tasks.
     #[serde(rename = "worker_started")]
     Started,
-    /// It takes nothing new and finishes what is in flight.
+    /// The worker takes no new tasks and finishes those in flight.
     #[serde(rename = "shutdown_started")]
     ShutdownStarted,
-    /// It has left.
+    /// The worker has left.
     #[serde(rename = "shutdown_completed")]
     ShutdownCompleted,
 }
@@ -137,31 +136,31 @@ impl std::fmt::Display for WorkerState {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename = "worker_status")]
 pub struct WorkerStatus {
-    /// Which worker it is; [`is_worker_id`] holds.
+    /// The worker's id; [`is_worker_id`] holds.
     pub worker_id: String,
-    /// What it last notified.
+    /// Its last notification.
     pub status: WorkerState,
-    /// When this was said, in Unix seconds by the worker's clock.
+    /// When this was sent, in Unix seconds by the worker's clock.
     pub timestamp: f64,
-    /// The task that runs longest of those in flight.
+    /// The longest running task.
     #[serde(default)]
     pub current_task: Option<String>,
     /// All tasks in flight, oldest first.
     #[serde(default)]
     pub current_tasks: Vec<String>,
-    /// Which process it is: a worker that is started again is another one. Nil when it did not say.
+    /// The id of the process; a restarted worker gets a new one. Nil if unknown.
     #[serde(default)]
     pub instance: Uuid,
-    /// When the process started, in Unix seconds; 0 when it did not say.
+    /// When the process started, in Unix seconds; 0 if unknown.
     #[serde(default)]
     pub started_at: f64,
-    /// When a stopping worker leaves at the latest, in Unix seconds.
+    /// The latest time at which a stopping worker abandons its tasks, in Unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_deadline: Option<f64>,
-    /// Whether a long task of it keeps its partition from delivering.
+    /// Whether one of its long tasks keeps a partition from delivering.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub holding_back: bool,
-    /// How it stopped; in its last status only.
+    /// How it stopped; only in its last status record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<Receipt>,
 }
@@ -173,23 +172,23 @@ impl WorkerStatus {
     }
 }
 
-/// How a worker stopped: in its last status, and alone on the last line of its stdout.
+/// How a worker stopped: in its last status record, and on the last line of its stdout.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Receipt {
-    /// Which worker it was.
+    /// The worker's id.
     pub worker_id: String,
-    /// The first signal's name; empty when none came.
+    /// The first signal's name; empty without a signal.
     pub signal: String,
     /// `drained`, `abandoned` (the deadline passed) or `forced` (second signal).
     pub outcome: String,
-    /// How long each phase took, in milliseconds, in their order.
+    /// The duration of each phase in milliseconds, in order.
     pub phases_ms: Map<String, Value>,
-    /// Tasks finished from the signal on.
+    /// Number of tasks finished since the signal.
     pub tasks_finished: u64,
-    /// Tasks given back unstarted.
+    /// Number of tasks released unstarted.
     pub tasks_returned: u64,
-    /// Tasks given back although a handler had started them.
+    /// Ids of the tasks released after a handler had started them.
     pub tasks_abandoned: Vec<String>,
     /// The process's [`ExitCode`](program::exit::ExitCode).
     pub exit_code: u8,
@@ -198,20 +197,20 @@ pub struct Receipt {
 impl Receipt {
     /// One line of JSON.
     pub fn to_line(&self) -> String {
-        // JSON is UTF-8 by definition; nothing is lost here.
+        // JSON is UTF-8, so this loses no bytes.
         String::from_utf8_lossy(&to_json(self)).into_owned()
     }
 }
 
-/// A gateway's announcement that it is going to produce the task of an Idempotency-Key; the first in the log wins.
+/// A gateway's announcement that it will produce the task of an Idempotency-Key; the first in the log wins.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename = "claim")]
 pub struct Claim {
-    /// Which task it is about.
+    /// The task's id.
     pub task_id: String,
     /// Digest of the text: the same key with another text is refused.
     pub text_hash: String,
-    /// Which gateway process it is.
+    /// The id of the gateway's process.
     pub gateway: String,
     /// When it was claimed, in Unix seconds by the gateway's clock.
     pub timestamp: f64,
@@ -233,9 +232,9 @@ pub enum ResultsRecord {
     Status(Box<WorkerStatus>),
     /// A gateway's claim.
     Claim(Claim),
-    /// A type that this version does not know: to be ignored.
+    /// A type that this version does not know; readers ignore it.
     Other,
-    /// What cannot be read, with what is wrong and without the record's content: to be counted and otherwise ignored.
+    /// A record that cannot be read, and its fault without the record's content: readers count and ignore it.
     Bad(&'static str),
 }
 
@@ -254,7 +253,7 @@ impl ResultsRecord {
         }
     }
 
-    /// Reads a record. Its [`KIND_HEADER`] saves a look; a stranger's record has none.
+    /// Decodes a record, by its [`KIND_HEADER`] if present; records of other programs have none.
     pub fn of_record<'h>(headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>)>, value: Option<&[u8]>) -> Self {
         let kind = headers.into_iter().find(|(name, _)| *name == KIND_HEADER).and_then(|(_, kind)| kind);
         match (kind, value) {

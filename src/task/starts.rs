@@ -1,17 +1,15 @@
-//! The records of the starts topic, from which a worker counts the starts of a task.
-//!
-//! Part of [`task`](super).
+//! The records of the starts topic, from which a worker counts the starts of a task. Part of [`task`](super).
 
 use serde::{Deserialize, Serialize};
 
 use super::{from_object, to_json};
 
-/// Written before a handler starts a task that was delivered before: a delivery is not a start.
+/// Written before a handler starts a redelivered task, since not every delivery is a start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskStarted {
-    /// Which task it is.
+    /// The task's id.
     pub task_id: String,
-    /// The delivery it is started in.
+    /// The delivery in which it starts.
     pub delivery: u16,
     /// The worker that starts it.
     pub worker_id: String,
@@ -20,20 +18,20 @@ pub struct TaskStarted {
 /// Written when a handler failed and a later attempt may succeed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskFailed {
-    /// Which task it is.
+    /// The task's id.
     pub task_id: String,
-    /// The delivery it failed in.
+    /// The delivery in which it failed.
     pub delivery: u16,
-    /// The worker it failed on.
+    /// The worker on which it failed.
     pub worker_id: String,
-    /// What the handler said.
+    /// The handler's error.
     pub error: String,
 }
 
 /// Written when a stopping worker releases a task that it has started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskStopped {
-    /// Which task it is.
+    /// The task's id.
     pub task_id: String,
     /// The worker that stops.
     pub worker_id: String,
@@ -49,13 +47,13 @@ pub enum StartsRecord {
     /// A handler failed.
     #[serde(rename = "task_failed")]
     Failed(TaskFailed),
-    /// A stopping worker released it: this start does not count.
+    /// A stopping worker released the task, so this start does not count.
     #[serde(rename = "task_stopped")]
     Stopped(TaskStopped),
 }
 
 impl StartsRecord {
-    /// Reads the value of a record; `None` for what this version does not know.
+    /// Decodes the value of a record; `None` if this version does not know it.
     pub fn decode(value: &[u8]) -> Option<Self> {
         from_object(value).ok()
     }

@@ -1,4 +1,4 @@
-//! Each record as JSON, and what becomes of a value that is none.
+//! Tests of each record as JSON, and of values that are not records.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -16,7 +16,7 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 #[test]
-fn a_task_is_this_json() {
+fn task_is_encoded_as_this_json() {
     let mut task =
         Task { task_id: "a-1".to_owned(), text: "ёж \"x\"\n".to_owned(), timestamp: 1703123456.25, work_ms: None };
     let json = r#"{"task_id":"a-1","text":"ёж \"x\"\n","timestamp":1703123456.25}"#;
@@ -29,7 +29,7 @@ fn a_task_is_this_json() {
 }
 
 #[test]
-fn a_task_needs_no_more_than_an_id_and_a_text() {
+fn task_needs_only_an_id_and_a_text() {
     for json in [
         r#"{"task_id":"a","text":""}"#,
         r#" { "text" : "" , "task_id" : "a" } "#,
@@ -42,12 +42,12 @@ fn a_task_needs_no_more_than_an_id_and_a_text() {
 }
 
 #[test]
-fn what_is_no_task_is_told_with_the_id_it_has() {
+fn record_that_is_not_a_task_is_reported_with_its_fault_and_id() {
     let long = "x".repeat(ID_LIMIT + 1);
     let of_long = format!(r#"{{"task_id":"{long}","text":"t"}}"#);
     let nested = format!(r#"{{"task_id":"a","text":"t","deep":{}"#, "[".repeat(1_000));
     let id_rule = "task_id is not 1 to 100 printable ASCII characters";
-    // Key, value, how the reason begins, and the id.
+    // Key, value, beginning of the reason, and id.
     type Case<'a> = (Option<&'a [u8]>, Option<&'a [u8]>, &'a str, Option<&'a str>);
     let cases: &[Case<'_>] = &[
         (None, None, "the value is null", None),
@@ -78,7 +78,7 @@ fn what_is_no_task_is_told_with_the_id_it_has() {
         (None, Some(br#"{"task_id":"a","text":"t","work_ms":-1}"#), "work_ms is not a whole number", Some("a")),
         (None, Some(br#"{"task_id":"a","text":"t","work_ms":1.5}"#), "work_ms is not a whole number", Some("a")),
         (None, Some(br#"{"task_id":"a","text":"t","work_ms":"secret"}"#), "work_ms is not a whole number", Some("a")),
-        (None, Some(br#"{"task_id":"a","text":"t","text":"secret"}"#), "a member appears twice", Some("a")),
+        (None, Some(br#"{"task_id":"a","text":"t","text":"secret"}"#), "a member occurs twice", Some("a")),
     ];
     for (key, value, reason, id) in cases {
         let shown = value.map(String::from_utf8_lossy);
@@ -113,7 +113,7 @@ fn result(error: Option<&str>, output: Value) -> TaskResult {
 }
 
 #[test]
-fn a_result_is_this_json() {
+fn result_is_encoded_as_this_json() {
     let done = result(None, json!({"chars": 3, "top_words": [["the", 3]]}));
     let json = r#"{"task_id":"a","success":true,"chars":3,"top_words":[["the",3]],"processed_by":"worker_1","seconds":0.000123,"type":"result"}"#;
     assert_eq!(text(&done.encode()), json);
@@ -123,7 +123,7 @@ fn a_result_is_this_json() {
 }
 
 #[test]
-fn a_handler_cannot_replace_what_the_worker_says() {
+fn handler_cannot_replace_members_of_the_worker() {
     let output = json!({"type": "x", "task_id": "b", "success": false, "error": "e", "processed_by": "me", "seconds": 9, "mine": 1});
     let json =
         r#"{"task_id":"a","success":true,"mine":1,"processed_by":"worker_1","seconds":0.000123,"type":"result"}"#;
@@ -131,9 +131,9 @@ fn a_handler_cannot_replace_what_the_worker_says() {
 }
 
 #[test]
-fn what_a_gateway_needs_of_a_result_reads_back() {
+fn result_peek_is_decoded_from_a_result() {
     for original in [result(None, json!({"chars": 3, "deep": {"success": false}})), result(Some("why"), json!({}))] {
-        let peek = ResultPeek::decode(&original.encode()).expect("our own");
+        let peek = ResultPeek::decode(&original.encode()).expect("a result");
         assert_eq!((peek.task_id, peek.success, peek.error), (original.task_id, original.success, original.error));
     }
     for bad in ["[]", "{}", r#"["a", true, null]"#, r#"{"task_id":"a"}"#] {
@@ -144,17 +144,17 @@ fn what_a_gateway_needs_of_a_result_reads_back() {
 #[test]
 fn callers_get_a_result_without_its_type() {
     for (value, body) in [
-        // As we write it; and as others may.
+        // As this program writes it, and as others may.
         (r#"{"task_id":"a","seconds":0.1,"type":"result"}"#, r#"{"task_id":"a","seconds":0.1}"#),
         (r#"{"type":"result","task_id":"a"}"#, r#"{"task_id":"a"}"#),
         (r#"{"task_id":"a", "type": "result" }"#, r#"{"task_id":"a"}"#),
         (r#"{"task_id":"a","type":"result"} "#, r#"{"task_id":"a"}"#),
         (r#"{"type":"result"}"#, "{}"),
-        // Only the type of the result itself goes.
+        // Only the type of the result itself is removed.
         (r#"{"a":{"type":"result"},"type":"result"}"#, r#"{"a":{"type":"result"}}"#),
         (r#"{"a":"x,\"type\":\"result\"}","type":"result"}"#, r#"{"a":"x,\"type\":\"result\"}"}"#),
         (r#"{"a":",\"type\":\"result\"}"}"#, r#"{"a":",\"type\":\"result\"}"}"#),
-        // What is no object stays as it is.
+        // A value that is not an object stays unchanged.
         ("not json", "not json"),
     ] {
         assert_eq!(text(&TaskResult::body_for_http(value.as_bytes())), body, "{value}");
@@ -177,7 +177,7 @@ fn status() -> WorkerStatus {
 }
 
 #[test]
-fn a_status_is_this_json() {
+fn status_record_is_encoded_as_this_json() {
     let json = r#"{"type":"worker_status","worker_id":"worker_1","status":"shutdown_started","timestamp":12.5,"current_task":"a","current_tasks":["a","b"],"instance":"00000000-0000-0000-0000-000000000001","started_at":2.5}"#;
     assert_eq!(text(&status().encode()), json);
     assert_eq!(ResultsRecord::decode(Some(json.as_bytes())), ResultsRecord::Status(Box::new(status())));
@@ -210,7 +210,7 @@ fn a_status_is_this_json() {
 }
 
 #[test]
-fn a_status_needs_no_more_than_the_first_version_had() {
+fn status_record_needs_only_the_members_of_the_first_version() {
     let json = br#"{"type":"worker_status","worker_id":"w","status":"worker_started","timestamp":1,"current_task":null,"later":1}"#;
     let ResultsRecord::Status(status) = ResultsRecord::decode(Some(json)) else { panic!("a status") };
     assert_eq!((status.status, status.timestamp, status.instance), (WorkerState::Started, 1.0, Uuid::nil()));
@@ -220,7 +220,7 @@ fn a_status_needs_no_more_than_the_first_version_had() {
 }
 
 #[test]
-fn a_claim_is_this_json() {
+fn claim_is_encoded_as_this_json() {
     let claim = Claim { task_id: "a".to_owned(), text_hash: "ff".to_owned(), gateway: "g".to_owned(), timestamp: 1.5 };
     let json = r#"{"type":"claim","task_id":"a","text_hash":"ff","gateway":"g","timestamp":1.5}"#;
     assert_eq!(text(&claim.encode()), json);
@@ -228,7 +228,7 @@ fn a_claim_is_this_json() {
 }
 
 #[test]
-fn records_of_results_are_told_apart() {
+fn records_of_results_are_distinguished_by_type() {
     let peek = ResultPeek { task_id: "a".to_owned(), success: false, error: Some("why".to_owned()) };
     let json = br#"{"task_id":"a","success":false,"error":"why","more":[1],"type":"result"}"#;
     assert_eq!(ResultsRecord::decode(Some(json)), ResultsRecord::Result(peek.clone()));
@@ -238,7 +238,7 @@ fn records_of_results_are_told_apart() {
 }
 
 #[test]
-fn records_of_results_that_cannot_be_read_are_told() {
+fn records_of_results_that_cannot_be_read_are_bad() {
     let cases: &[(Option<&[u8]>, &str)] = &[
         (None, "null"),
         (Some(b""), "not a JSON object with a type"),
@@ -258,13 +258,13 @@ fn records_of_results_that_cannot_be_read_are_told() {
         (Some(br#"{"type":"claim","task_id":"a"}"#), "lacks a member"),
     ];
     for (value, part) in cases {
-        let ResultsRecord::Bad(reason) = ResultsRecord::decode(*value) else { panic!("{part}: not told") };
+        let ResultsRecord::Bad(reason) = ResultsRecord::decode(*value) else { panic!("{part}: not bad") };
         assert!(reason.contains(part), "{part}: {reason}");
     }
 }
 
 #[test]
-fn a_start_that_a_stop_ended_is_this_json() {
+fn stopped_start_is_encoded_as_this_json() {
     let stopped = TaskStopped { task_id: "a".to_owned(), worker_id: "w".to_owned() };
     let json = r#"{"type":"task_stopped","task_id":"a","worker_id":"w"}"#;
     assert_eq!(text(&stopped.encode()), json);
@@ -272,7 +272,7 @@ fn a_start_that_a_stop_ended_is_this_json() {
 }
 
 #[test]
-fn starts_are_this_json() {
+fn starts_are_encoded_as_this_json() {
     let started = TaskStarted { task_id: "a".to_owned(), delivery: 2, worker_id: "w".to_owned() };
     let json = r#"{"type":"task_started","task_id":"a","delivery":2,"worker_id":"w"}"#;
     assert_eq!(text(&started.encode()), json);
@@ -293,13 +293,13 @@ fn the_clock_is_after_2020() {
 
 proptest! {
     #[test]
-    fn any_task_reads_back(id in "[ -~]{1,100}", words in any::<String>(), eighths in any::<u32>(), work in any::<Option<u64>>()) {
+    fn encoded_task_is_decoded_to_the_same_task(id in "[ -~]{1,100}", words in any::<String>(), eighths in any::<u32>(), work in any::<Option<u64>>()) {
         let task = Task { task_id: id, text: words, timestamp: f64::from(eighths) / 8.0, work_ms: work };
         prop_assert_eq!(Task::decode(None, Some(&task.encode())), Ok(task));
     }
 
     #[test]
-    fn no_bytes_make_decoding_panic(key in any::<Option<Vec<u8>>>(), value in any::<Option<Vec<u8>>>()) {
+    fn decoding_any_bytes_does_not_panic(key in any::<Option<Vec<u8>>>(), value in any::<Option<Vec<u8>>>()) {
         let _ = ResultsRecord::decode(value.as_deref());
         let _ = value.as_deref().map(StartsRecord::decode);
         if let Err(bad) = Task::decode(key.as_deref(), value.as_deref()) {
@@ -307,12 +307,12 @@ proptest! {
         }
     }
 
-    /// The quick way to the body and the slow one agree.
+    /// The fast and the slow way to the body agree.
     #[test]
-    fn the_body_is_the_result_without_its_type(error in any::<Option<String>>(), name in any::<String>(), member in any::<String>()) {
+    fn body_is_the_result_without_its_type(error in any::<Option<String>>(), name in any::<String>(), member in any::<String>()) {
         let result = result(error.as_deref(), json!({ name: member, "last": {"type": "result"} }));
         let value = result.encode();
-        let mut members: Map<String, Value> = serde_json::from_slice(&value).expect("our own");
+        let mut members: Map<String, Value> = serde_json::from_slice(&value).expect("JSON");
         members.shift_remove("type");
         let body: Map<String, Value> = serde_json::from_slice(&TaskResult::body_for_http(&value)).expect("JSON");
         prop_assert_eq!(body, members);

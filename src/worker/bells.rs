@@ -1,55 +1,55 @@
-//! Doorbells: a thread that sleeps at one is woken when there is something to do for it.
+//! Doorbells: each wakes a sleeping thread when there is work for it.
 //!
-//! They carry no message: a thread that is woken looks at everything. Called by [`Control`](super::drain::Control).
+//! A ring carries no message: the woken thread checks everything. Called by [`Control`](super::drain::Control).
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-/// What a doorbell rings for.
+/// The reason for which a doorbell rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rings {
-    /// For work: a handler is free, an acknowledgement is due; and for changes.
+    /// For work (a handler is free, an acknowledgement is due) and for changes.
     Work,
-    /// For changes: of the phase, of the assignment, of a leader. During a stop for work as well, since that may end it.
+    /// For changes of the phase, the assignment or a leader. During a stop also for work, since work may end the stop.
     Changes,
 }
 
 #[derive(Clone, Debug)]
 struct Bell {
     rings: Rings,
-    /// Capacity one: a bell that rings already need not be rung again, so a full channel loses nothing.
+    /// Capacity one. Full: the bell rings already, so the second ring is not needed.
     sender: Sender<()>,
 }
 
 impl Bell {
-    /// True: it belonged to a thread that has ended.
+    /// Returns true if the bell's thread has ended.
     fn ring(&self) -> bool {
         matches!(self.sender.try_send(()), Err(TrySendError::Disconnected(())))
     }
 }
 
-/// A doorbell for each thread that takes part. Replaced as a whole, so that nothing is sent under the lock.
+/// A doorbell for each registered thread. The list is replaced as a whole, so nothing is sent under the lock.
 #[derive(Debug, Default)]
 pub(super) struct Bells {
     all: Mutex<Arc<[Bell]>>,
 }
 
 impl Bells {
-    /// Rings those that are wanted.
+    /// Rings the bells for which `wanted` is true.
     pub(super) fn ring(&self, wanted: impl Fn(Rings) -> bool) {
         let bells = Arc::clone(&self.all.lock());
         if bells.iter().filter(|bell| wanted(bell.rings) && bell.ring()).count() > 0 {
             let left = bells.iter().filter(|bell| !bell.ring()).cloned().collect();
             let mut now = self.all.lock();
-            // Another doorbell was added meanwhile: the next ring tries again.
+            // If another doorbell was added meanwhile, the next ring removes the dead bells.
             if Arc::ptr_eq(&now, &bells) {
                 *now = left;
             }
         }
     }
 
-    /// One more, which rings until its receiver is dropped.
+    /// Adds a doorbell, which rings until its receiver is dropped.
     pub(super) fn add(&self, rings: Rings) -> Receiver<()> {
         let (sender, rung) = bounded(1);
         let mut bells = self.all.lock();
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bell_rings_once_for_many_rings_and_is_forgotten_with_its_thread() {
+    fn doorbell_rings_once_for_many_rings_and_is_removed_with_its_thread() {
         let bells = Bells::default();
         let [first, second] = [Rings::Work, Rings::Work].map(|rings| bells.add(rings));
         bells.ring(|_| true);

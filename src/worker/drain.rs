@@ -1,8 +1,8 @@
-//! How a worker stops: the one state machine that every reason to stop goes through, and the deadlines that bound it.
+//! How a worker stops: one state machine for every reason to stop, and the deadlines that bound it.
 //!
-//! `Running → Draining → Closing → Stopped`, never back. Main moves it; the intake, the handlers and the heartbeats read it.
-//! The watchdog is the last word: whatever a socket or a handler does, it ends the process in time with the truthful
-//! exit code.
+//! `Running → Draining → Closing → Stopped`, never back. Main moves it; the intakes, the handlers and the heartbeats
+//! read it. The watchdog ends the process at the last deadline with the correct exit code, even if a socket or a
+//! handler hangs.
 
 use super::bells::{Bells, Rings};
 use super::in_flight::InFlight;
@@ -16,28 +16,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// What is left between the deadline's abandonment and the end of the process: promise P5 gives a second, of which a busy machine needs some.
+/// Time from abandoning tasks to the end of the process. Promise P5 allows 1 s; a busy machine needs some of it.
 const CLOSING_TIME: Duration = Duration::from_millis(600);
-/// An idle worker is gone by then, whatever Kafka does (promise P7: 5 s).
+/// An idle worker ends within this time, whatever Kafka does (promise P7: 5 s).
 const IDLE_LIMIT: Duration = Duration::from_millis(4_500);
-/// The orchestrator kills at the end of the grace period; the worker is gone this long before.
+/// The worker ends this long before the grace period, when the orchestrator kills it.
 const GRACE_MARGIN: Duration = Duration::from_secs(3);
 
-/// Where a worker stands between its start and its end.
+/// The phases of a worker from its start to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Phase {
     /// Takes tasks.
     Running,
-    /// Takes nothing new; finishes what is in flight.
+    /// Takes no new tasks; finishes the tasks in flight.
     Draining,
-    /// Nothing is waited for any more: last acknowledgements, session closed, group left.
+    /// No longer waits for tasks; sends the last acknowledgements, closes the session, leaves the group.
     Closing,
-    /// Nothing is owed to anybody.
+    /// The session is closed and the group is left.
     Stopped,
 }
 
-/// What moves a worker from one phase to the next.
+/// Moves a worker from one phase to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     /// The first signal.
@@ -46,11 +46,11 @@ pub(super) enum Event {
     SecondSignal,
     /// The drain timeout has passed.
     Deadline,
-    /// Nothing is in flight any more.
+    /// No task is in flight.
     Settled,
-    /// A thread died or Kafka said something that cannot be lived with.
+    /// A thread died, or Kafka returned an error that retrying cannot fix.
     Fatal,
-    /// The session is closed and the group left, or as much of it as could be done.
+    /// The session is closed and the group is left, as far as that was possible.
     Closed,
 }
 
@@ -85,11 +85,11 @@ pub(super) struct Control {
     /// Triggered when running tasks are abandoned; handlers see it as `Context::abandoned`.
     pub(super) abandoned: Stop,
     bells: Bells,
-    /// During a stop: what lies ready is finished, since it takes a moment only.
+    /// During a stop: handlers finish the ready tasks, since these take only a moment.
     finishes_ready: AtomicBool,
-    /// With this many records ready or fewer, a handler that finishes rings.
+    /// A handler that finishes rings while this many records or fewer are ready.
     low_water: AtomicUsize,
-    /// Counted whenever a broker has told something.
+    /// How often a broker has answered, or has refused or closed a connection.
     heard: AtomicU64,
 }
 
@@ -121,7 +121,7 @@ impl Control {
         next
     }
 
-    /// Whether a stop finishes what lies ready. Set before the phase, and ended by the thread `intakes`.
+    /// Sets whether a stop finishes the ready tasks. Main sets it before the phase; the thread `intakes` clears it.
     pub(super) fn set_finishes_ready(&self, finishes: bool) {
         self.finishes_ready.store(finishes, Ordering::Release);
     }
@@ -135,13 +135,13 @@ impl Control {
         }
     }
 
-    /// There is work: wakes the intakes. Not the threads that wait for changes: a task would wake each of them.
+    /// Wakes the intakes because there is work, but not the threads that wait for changes.
     pub(super) fn ring(&self) {
         let all = self.phase() != Phase::Running;
         self.bells.ring(|rings| all || rings == Rings::Work);
     }
 
-    /// The phase, the assignment or a leader has changed: wakes all that have a doorbell.
+    /// Wakes all threads with a doorbell because the phase, the assignment or a leader has changed.
     pub(super) fn announce(&self) {
         self.bells.ring(|_| true);
     }
@@ -153,7 +153,7 @@ impl Control {
 
     /// The number of ready records at which the intake wants to be woken.
     pub(super) fn low_water(&self) -> usize {
-        // Only a hint: a late reader rings once too often or one record later.
+        // Only a hint: with an old value the bell rings once too often or one record late.
         self.low_water.load(Ordering::Relaxed)
     }
 
@@ -161,13 +161,13 @@ impl Control {
         self.low_water.store(ready, Ordering::Relaxed);
     }
 
-    /// A broker has told something.
+    /// Counts an answer, a refusal or a close by a broker.
     pub(super) fn heard(&self) {
-        // Nothing else hangs on it: only whether it changes.
+        // Relaxed: readers only compare it with an earlier value.
         self.heard.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often brokers have told something.
+    /// The count of [`heard`](Self::heard).
     pub(super) fn times_heard(&self) -> u64 {
         self.heard.load(Ordering::Relaxed)
     }
@@ -176,16 +176,16 @@ impl Control {
 /// The absolute times of one stop, counted from the first signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Deadlines {
-    /// What handlers still run then is abandoned.
+    /// Tasks that still run at this time are abandoned.
     pub(super) abandon_at: Instant,
-    /// A stop that never had work ends then, whatever Kafka does.
+    /// A stop without work ends at this time, whatever Kafka does.
     idle_exit_at: Instant,
-    /// The watchdog ends the process then.
+    /// The watchdog ends the process at this time.
     exit_at: Instant,
 }
 
 impl Deadlines {
-    /// A stop has the drain timeout and a little for closing, and ends before the orchestrator's grace period does.
+    /// A stop may take the drain timeout plus [`CLOSING_TIME`], and ends [`GRACE_MARGIN`] before the grace period.
     pub(super) fn new(signalled_at: Instant, drain_timeout: Duration, grace: Duration) -> Self {
         let latest = signalled_at + grace.saturating_sub(GRACE_MARGIN);
         let exit_at = latest.min(signalled_at + drain_timeout + CLOSING_TIME);
@@ -193,29 +193,29 @@ impl Deadlines {
         Self { abandon_at: exit_at - CLOSING_TIME, idle_exit_at, exit_at }
     }
 
-    /// Of a stop that has nothing left to wait for.
+    /// Deadlines of a stop that waits for nothing after `moment`.
     pub(super) fn at(moment: Instant) -> Self {
         Self { abandon_at: moment, idle_exit_at: moment, exit_at: moment }
     }
 
-    /// After a second signal at `now` less than a second is left.
+    /// After a second signal at `now` the stop has [`CLOSING_TIME`] left.
     pub(super) fn forced(self, now: Instant) -> Self {
         let exit_at = self.exit_at.min(now + CLOSING_TIME);
         Self { abandon_at: now, idle_exit_at: self.idle_exit_at.min(exit_at), exit_at }
     }
 
-    /// When the process ends at the latest. A task that was started just after the signal has the time of any other.
+    /// The latest end of the process. A task that started just after the signal gets the full drain timeout.
     pub(super) fn exit_at(&self, has_work: bool) -> Instant {
         if has_work { self.exit_at } else { self.idle_exit_at }
     }
 
-    /// When draining ends at the latest.
+    /// The latest end of draining.
     pub(super) fn end_draining_at(&self, has_work: bool) -> Instant {
         if has_work { self.abandon_at } else { self.abandon_at.min(self.idle_exit_at - CLOSING_TIME) }
     }
 }
 
-/// Everything that the receipt is made of, kept where main and the watchdog can both read it.
+/// The facts of the receipt, where main and the watchdog can both read them.
 #[derive(Debug)]
 pub(super) struct Account {
     worker_id: String,
@@ -226,7 +226,7 @@ pub(super) struct Account {
 #[derive(Clone, Debug, Default)]
 struct Facts {
     signal: &'static str,
-    /// The first signal, until the total is known.
+    /// Time of the first signal; `None` once the total is computed.
     began: Option<Instant>,
     forced: bool,
     finished_before: u64,
@@ -239,7 +239,7 @@ impl Account {
         Self { worker_id: worker_id.to_owned(), in_flight, facts: Mutex::new(Facts::default()) }
     }
 
-    /// The stop begins: what is finished or returned counts from now on.
+    /// Begins the stop: only tasks that finish or are returned from now on count.
     pub(super) fn begin(&self, signal: &'static str, at: Instant) {
         let (finished, returned) = self.in_flight.totals();
         let mut facts = self.facts.lock();
@@ -259,13 +259,14 @@ impl Account {
         self.facts.lock().forced = true;
     }
 
-    /// A step of the stop took this long.
+    /// Adds the duration of one step of the stop.
     pub(super) fn phase(&self, name: &'static str, took: Duration) {
         self.facts.lock().phases.push((name, took));
     }
 
-    /// The receipt: what was started and is not proven done counts as abandoned, since nobody waits for it any more. Its total is that of
-    /// the first time that somebody asks, be it the watchdog while a step is under way: the topic and the output say the same.
+    /// Returns the receipt. Started tasks without an acknowledged result count as abandoned, since no thread waits for
+    /// them. The first call fixes `total`, so the last status record and the last line on stdout are the same, even
+    /// when the watchdog calls during a step.
     pub(super) fn receipt(&self) -> Receipt {
         let mut abandoned = self.in_flight.abandoned();
         abandoned.extend(self.in_flight.started_ids());
@@ -304,13 +305,12 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Prints the receipt, which is the last line on stdout. Where stdout does not take it within `limit`, the exit code
-/// still tells.
+/// Prints the receipt as the last line on stdout. If stdout does not take it within `limit`, the exit code remains.
 pub(super) fn print_receipt(receipt: &Receipt, limit: Duration) {
     logging::close(Some(receipt.to_line()), limit);
 }
 
-/// The body of the watchdog thread: ends the process at the last deadline that was sent, unless disarmed before.
+/// The body of the watchdog thread: ends the process at the last deadline that was sent, unless it was disarmed before.
 ///
 /// `deadlines`: capacity two (first signal, second signal), so sending never blocks; disconnected: disarmed.
 pub(super) fn watch(deadlines: &Receiver<Deadlines>, account: &Arc<Account>) {
@@ -327,7 +327,7 @@ pub(super) fn watch(deadlines: &Receiver<Deadlines>, account: &Arc<Account>) {
     }
     let receipt = account.receipt();
     let code = receipt.exit_code;
-    log::error!("Worker did not get through its stop in time; ending with exit code {code}");
+    log::error!("the worker did not complete its stop in time; ending the process with exit code {code}");
     print_receipt(&receipt, LATE_LINES);
     exit::terminate(ExitCode::from_number(code));
 }
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn no_event_ever_leads_back() {
+    fn no_event_moves_the_phase_back() {
         for phase in PHASES {
             for event in EVENTS {
                 assert!(phase.after(event) >= phase, "{phase:?} after {event:?}");
@@ -387,9 +387,9 @@ mod tests {
         assert_eq!(late.exit_at(true), usual.exit_at(true), "a second signal never gives more time");
     }
 
-    /// The stop that met a task in the moment in which it was started gave it the time of an idle one.
+    /// A stop once gave a task that started at the moment of the signal only the time of an idle worker.
     #[test]
-    fn a_task_that_starts_in_the_moment_of_the_signal_has_the_whole_drain_timeout() {
+    fn task_started_at_the_moment_of_the_signal_gets_the_full_drain_timeout() {
         let now = Instant::now();
         let in_flight = Arc::new(InFlight::new(Duration::from_secs(15)));
         let account = Account::new("w", Arc::clone(&in_flight));
@@ -402,7 +402,7 @@ mod tests {
             Delivered { key, mark, node: 1, sent_at: now, startable: true, delivery_count: 1, last_delivery: false },
             now,
         );
-        let Claim::Yours(run) = in_flight.claim((key, 1), None, false, now) else { panic!("it lies ready") };
+        let Claim::Yours(run) = in_flight.claim((key, 1), None, false, now) else { panic!("the record is ready") };
         assert_eq!(deadlines.end_draining_at(account.has_work()), now + Duration::from_secs(30));
         assert!(in_flight.publish(key, &run, 1, None));
         in_flight.published(key);
@@ -410,9 +410,9 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_says_how_long_it_took_even_when_a_step_was_not_done() {
+    fn receipt_has_a_total_even_when_a_step_was_skipped() {
         let account = Account::new("w", Arc::new(InFlight::new(Duration::from_secs(15))));
-        assert_eq!(account.receipt().phases_ms.get("total"), None, "nobody stops");
+        assert_eq!(account.receipt().phases_ms.get("total"), None, "no stop has begun");
         let Some(began) = Instant::now().checked_sub(Duration::from_secs(7)) else { return };
         account.begin("SIGTERM", began);
         account.phase("drain", Duration::from_secs(6));
@@ -424,12 +424,12 @@ mod tests {
         while now.elapsed() < Duration::from_millis(3) {
             std::hint::spin_loop();
         }
-        assert_eq!(account.receipt(), receipt, "it says the same to everybody");
+        assert_eq!(account.receipt(), receipt, "the second call returns the same receipt");
     }
 
-    /// A worker that runs thousands of tasks per second would wake its threads `leaders` and `intakes` as often.
+    /// Otherwise a worker with thousands of tasks per second would wake its threads `leaders` and `intakes` as often.
     #[test]
-    fn work_wakes_those_that_wait_for_changes_only_during_a_stop() {
+    fn work_wakes_threads_that_wait_for_changes_only_during_a_stop() {
         let control = Control::new();
         let bell = control.doorbell(Rings::Changes);
         control.ring();

@@ -1,8 +1,6 @@
-//! The watchdog of a worker that has taken no task yet: after a signal it ends within the contract's 5 s, whatever
-//! hangs.
+//! The watchdog of a worker before its first task: after a signal the process ends within the contract's 5 s.
 //!
-//! Armed before anything can block, and disarmed when the worker takes tasks: from then on the stop has its own
-//! ([`drain::watch`]).
+//! Armed before any call can block, disarmed when the worker takes tasks; then [`drain::watch`] bounds the stop.
 
 use super::drain::{self, Account, Deadlines};
 use super::in_flight::InFlight;
@@ -15,18 +13,18 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Before it takes tasks, a worker ends this long after the first signal, and this long after the second one.
+/// A worker that has not taken tasks yet ends this long after the first signal.
 const EARLY_LIMIT: Duration = Duration::from_millis(4500);
+/// The same after the second signal.
 const FORCED_LIMIT: Duration = Duration::from_millis(500);
 
-/// Ends the process when it does not end by itself after a signal that comes before it takes tasks, whatever hangs, the
-/// resolver for example. Dropping it disarms it.
+/// Ends the process after a signal, for example if the resolver hangs. Dropping it disarms it.
 pub(super) struct EarlyWatchdog {
     _disarm: Sender<Infallible>,
 }
 
 impl EarlyWatchdog {
-    /// Armed from now on.
+    /// Starts the watchdog's thread.
     pub(super) fn arm(config: &WorkerConfig, signals: &Signals) -> Self {
         let (disarm, disarmed) = bounded::<Infallible>(0);
         let (signals, worker_id) = (signals.clone(), config.worker_id.clone());
@@ -51,13 +49,12 @@ impl EarlyWatchdog {
                 }
             }
             let (now, deadlines) = bounded(1);
-            // The capacity is one and this is the only deadline. The sender stays until the end: nothing disarms it any
-            // more.
+            // Capacity one, and this is the only deadline. The sender lives until `watch` returns.
             let _ = now.try_send(Deadlines::at(Instant::now()));
             drain::watch(&deadlines, &account);
             Ok(())
         });
-        // It ends with the guard, or it ends the process.
+        // The thread ends with the guard, or it ends the process.
         drop(watchdog);
         Self { _disarm: disarm }
     }

@@ -1,8 +1,8 @@
-//! The handler threads: each takes a record, looks into its past if it was delivered before, runs the handler, and hands
-//! the outcome to the outbox.
+//! The handler threads: each takes a record, checks its earlier starts if it was delivered before, runs the handler,
+//! and passes the outcome to the outbox.
 //!
-//! A panic in the handler fails the task, not the worker. What becomes of the record is decided by the account
-//! ([`super::in_flight`]): a task that was given back while it ran has no outcome any more.
+//! A panic in the handler fails the task, not the worker. The account ([`super::in_flight`]) decides the record's
+//! outcome: it drops the outcome of a task that was released while it ran.
 
 use super::drain::Control;
 use super::in_flight::{Claim, InFlight, RecordKey, Run};
@@ -19,27 +19,27 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// First rest of a task whose failure may pass; doubled with every further delivery.
+/// First rest of a failed task that is tried again; doubled with each further delivery.
 const FIRST_REST: Duration = Duration::from_millis(100);
 /// Longest rest.
 const LONGEST_REST: Duration = Duration::from_secs(5);
 
-/// What every handler thread works with.
+/// A handler thread.
 pub(super) struct HandlerThread<H> {
     pub(super) handler: Arc<H>,
     pub(super) jobs: Receiver<Job>,
     pub(super) in_flight: Arc<InFlight>,
     pub(super) control: Arc<Control>,
     pub(super) outbox: Outbox,
-    /// For reading the past; opened on first use.
+    /// For reading earlier starts; connects on first use.
     pub(super) cluster: Cluster,
     pub(super) worker_id: Arc<str>,
     pub(super) max_deliveries: u16,
-    /// From this delivery on a record that cannot be started is sent again: the broker drops it at its next release.
+    /// From this delivery on, a record that cannot be started is sent again: the broker drops it at its next release.
     pub(super) last_delivery: u16,
 }
 
-/// What the handler's code came to.
+/// The outcome of one call of the handler.
 enum Outcome {
     Output(serde_json::Map<String, serde_json::Value>),
     Final(String),
@@ -51,7 +51,7 @@ impl<H: Handler> HandlerThread<H> {
     pub(super) fn run(self) -> Result<(), OutboxClosed> {
         while let Ok(job) = self.jobs.recv() {
             self.process(&job)?;
-            // The intake is rung when it may have something to do: fetch for an idle handler, or fill up the window.
+            // Rings when an intake may have work: fetch for an idle handler, or refill the window.
             if self.jobs.len() <= self.control.low_water() {
                 self.control.ring();
             }
@@ -96,7 +96,7 @@ impl<H: Handler> HandlerThread<H> {
         }
     }
 
-    /// A worker that stops starts nothing; a record at its last delivery is copied all the same.
+    /// Claims the record. A stopping worker starts no task, but still copies a record at its last delivery.
     fn claim(&self, job: &Job, task_id: Option<&str>, vetting: bool) -> Claim {
         let (key, delivery) = (job.key, job.record.delivery_count);
         if !self.control.may_start() && !self.in_flight.is_last(key) && self.in_flight.take_back(key, delivery) {
@@ -106,7 +106,8 @@ impl<H: Handler> HandlerThread<H> {
         self.in_flight.claim((key, delivery), task_id, vetting, job.now())
     }
 
-    /// The damage may be of this answer, or of this leader's disk: another delivery may bring the record whole.
+    /// Releases a damaged record after a rest: if this answer or this leader's disk is damaged, it may come intact
+    /// later.
     fn rest_damaged(&self, job: &Job, fault: &str) {
         let Claim::Yours(run) = self.claim(job, None, true) else { return };
         let (offset, delivery) = (job.key.offset, job.record.delivery_count);
@@ -129,10 +130,10 @@ impl<H: Handler> HandlerThread<H> {
             let starts_topic = &self.outbox.topics().starts;
             match Past::read(&self.cluster, starts_topic, &task.task_id, &self.control.draining) {
                 Ok(past) => (past.decide(delivery, self.max_deliveries, self.last_delivery), past),
-                // Near the broker's own limit a copy is always right: it starts at one again, and nothing is lost.
+                // Near the broker's limit a copy loses nothing: its delivery count starts at one again.
                 Err(_) if delivery >= self.last_delivery => (Decision::SendAgain, Past::default()),
                 Err(error) => {
-                    log::warn!("could not read the starts of task {} ({error}); giving it back", escape(&task.task_id));
+                    log::warn!("could not read the starts of task {} ({error}); releasing it", escape(&task.task_id));
                     self.in_flight.decline(job.key, &run);
                     return Ok(());
                 }
@@ -147,7 +148,7 @@ impl<H: Handler> HandlerThread<H> {
         }
     }
 
-    /// The start is in Kafka before the handler runs, so that it counts even if it is the last thing this process does.
+    /// Writes the start to Kafka before the handler runs, so it counts even if the task kills this process.
     fn start_on_record(&self, job: &Job, run: &Run, task: &Task) -> Result<(), OutboxClosed> {
         let delivery = job.record.delivery_count;
         let started = TaskStarted { task_id: task.task_id.clone(), delivery, worker_id: self.worker_id.to_string() };
@@ -161,12 +162,12 @@ impl<H: Handler> HandlerThread<H> {
 
     fn decline(&self, job: &Job, run: &Run, task: &Task, announced: Announced) {
         if announced == Announced::Denied {
-            // Every release brings the task nearer to the delivery limit.
+            // Each release brings the task nearer to the delivery limit, so wait first.
             let _ = self.control.draining.sleep(self.in_flight.lock_length() / 3);
         }
         if announced != Announced::Stopped {
             let id = escape(&task.task_id);
-            log::warn!("the start of task {id} could not be put on record: {announced}; the task is given back");
+            log::warn!("the start of task {id} could not be put on record: {announced}; releasing the task");
         }
         self.in_flight.decline(job.key, run);
     }
@@ -230,7 +231,7 @@ impl<H: Handler> HandlerThread<H> {
         }
     }
 
-    /// Where every start is to be seen in the log, that level is asked for; a second start of a task is always told.
+    /// Logs each start at debug level, and a redelivered task's start at info level.
     fn say_start(&self, task: &Task, delivery: u16) {
         let level = if delivery > 1 { log::Level::Info } else { log::Level::Debug };
         log::log!(level, "Worker {} starts task {} at its delivery {delivery}", self.worker_id, escape(&task.task_id));
@@ -245,7 +246,7 @@ impl<H: Handler> HandlerThread<H> {
         outcome: Result<serde_json::Map<String, serde_json::Value>, String>,
     ) -> Result<(), OutboxClosed> {
         if !self.in_flight.publish(key, run, 1, Some(took)) {
-            log::warn!("task {} was given back while it ran; its outcome is dropped", escape(&task.task_id));
+            log::warn!("task {} was released while it ran; dropping its outcome", escape(&task.task_id));
             return Ok(());
         }
         let success = outcome.is_ok();
@@ -267,8 +268,9 @@ impl<H: Handler> HandlerThread<H> {
         )
     }
 
-    /// A failure may pass: the task is released after a rest. A running task whose lock was lost and found again is
-    /// delivered again each time, and where that has brought it to its last delivery, a release may be its end.
+    /// Releases a failed task after a rest, or sends it again if this is its last delivery. A running task whose lock
+    /// was lost is redelivered each time it is found again; at its last delivery the broker would drop a released
+    /// record.
     fn rest(&self, job: &Job, run: &Run, task: &Task, took: Duration, error: String) -> Result<(), OutboxClosed> {
         let (key, delivery) = (job.key, job.record.delivery_count);
         let (rest, is_last) = (rest_after(delivery), self.in_flight.is_last(key));
@@ -278,17 +280,17 @@ impl<H: Handler> HandlerThread<H> {
             self.in_flight.rest(key, run, Instant::now() + rest, Some(took))
         };
         if !is_ours {
-            log::warn!("task {} was given back while it ran; its outcome is dropped", escape(&task.task_id));
+            log::warn!("task {} was released while it ran; dropping its outcome", escape(&task.task_id));
             return Ok(());
         }
         let next = if is_last {
             "its record is near the delivery limit, and the task is sent again under the same id".to_owned()
         } else {
-            format!("it goes back in {} ms", rest.as_millis())
+            format!("it is released in {} ms", rest.as_millis())
         };
         let id = escape(&task.task_id);
         log::warn!("task {id} failed at its delivery {delivery}: {}; {next}", escape(&error));
-        // One that was told to end has not failed.
+        // An abandoned task was asked to end, so its error is not a failure.
         if !run.abandoned.is_triggered() {
             let (task_id, worker_id) = (task.task_id.clone(), self.worker_id.to_string());
             self.outbox.note_failure(&TaskFailed { task_id, delivery, worker_id, error })?;

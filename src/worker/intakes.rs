@@ -1,8 +1,8 @@
-//! The thread that starts an intake for each broker that leads a partition, and joins those that end.
+//! The thread `intakes`: starts an intake for each broker that leads a partition, and joins intakes that end.
 //!
-//! A new leader gets an intake, a broker that leads nothing any more loses its own when everything held there is settled.
-//! During a stop it gives back what lies ready and waits until nothing is in work and every intake has closed its
-//! session. Not here: which broker leads what ([`super::leaders`]).
+//! A broker that leads nothing loses its intake when all records held there are settled. During a stop the thread
+//! releases unstarted tasks, and waits until no task is in work and every intake has closed its session. Not here:
+//! which broker leads what ([`super::leaders`]).
 
 use super::bells::Rings;
 use super::drain::Phase;
@@ -18,9 +18,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-/// How often time-outs and a stop are looked at.
+/// How often the thread checks time-outs and the phase.
 const TICK: Duration = Duration::from_millis(100);
-/// Intakes that have ended and are not joined yet, at the most; further ones wait.
+/// At most this many ended intakes wait to be joined; further ones wait before they end.
 const MOST_ENDED: usize = 16;
 /// Node ids in thread names are cut to this many digits, since the kernel cuts names.
 const NAMED_NODES: i32 = 100_000_000;
@@ -28,9 +28,9 @@ const NAMED_NODES: i32 = 100_000_000;
 /// How the intakes ended.
 #[derive(Debug, Default)]
 pub(super) struct IntakeReport {
-    /// Tasks whose result is in Kafka and whose accept is not: another worker may run them again.
+    /// Tasks whose result is in Kafka but whose accept is not: another worker may run them again.
     pub(super) unaccepted: TaskIds,
-    /// Why sessions could not be closed in order; the broker frees their locks when the connections end.
+    /// Why sessions could not be closed; the broker releases their locks when the connections end.
     pub(super) close_failed: Vec<String>,
 }
 
@@ -40,14 +40,13 @@ struct Ended {
     outcome: Result<Option<String>, KafkaError>,
 }
 
-/// See the module documentation.
 pub(super) struct Intakes {
     links: IntakeLinks,
     task_timeout: Duration,
     /// Triggered when an intake dies.
     on_death: Stop,
     threads: BTreeMap<i32, Thread>,
-    /// One message for each thread, sent right before it ends. Full: the thread waits until others are joined.
+    /// One message per thread, sent right before it ends. Full: the thread waits until others are joined.
     tell: Sender<Ended>,
     told: Receiver<Ended>,
     report: IntakeReport,
@@ -62,7 +61,7 @@ impl Intakes {
     /// Runs intakes until the worker has settled everything.
     ///
     /// # Errors
-    /// What ended an intake: nothing that repetition cures.
+    /// The error that ended an intake; retrying cannot fix it.
     pub(super) fn run(mut self) -> Result<IntakeReport, KafkaError> {
         let doorbell = self.links.control.doorbell(Rings::Changes);
         let mut draining_since = None;
@@ -73,7 +72,7 @@ impl Intakes {
                 Phase::Running => self.start_missing(self.links.leaders.nodes()),
                 Phase::Draining => {
                     self.give_back(*draining_since.get_or_insert(now), now);
-                    // What runs may have a new leader.
+                    // The partition of a running task may have a new leader.
                     self.start_missing(self.links.leaders.nodes_of(|it| self.links.in_flight.sought(it, false) > 0));
                 }
                 Phase::Closing | Phase::Stopped => {}
@@ -113,7 +112,7 @@ impl Intakes {
             let name = format!("intake-{}", node.rem_euclid(NAMED_NODES));
             let thread = threads::spawn(&name, self.on_death.clone(), move || -> Result<(), Infallible> {
                 let outcome = intake.run();
-                // Full: waits until the others are joined. The other end outlives every intake.
+                // Full: waits until other intakes are joined. The receiver outlives every intake.
                 let _ = tell.send(Ended { node, outcome });
                 Ok(())
             });
@@ -123,12 +122,12 @@ impl Intakes {
 
     fn join(&mut self, ended: Ended) -> Result<(), KafkaError> {
         if let Some(thread) = self.threads.remove(&ended.node) {
-            // It has said its last word; a panic was logged and has ended the worker.
+            // The thread sent its message last; a panic was logged and has ended the worker.
             let _ = thread.join();
         }
         let failed = ended.outcome?;
         if self.links.control.phase() == Phase::Running {
-            // Its broker leads nothing any more, and often is on its way down.
+            // Its broker leads nothing now, and is often about to stop.
             log::debug!("intake of broker {} ended: {failed:?}", ended.node);
         } else {
             self.report.close_failed.extend(failed);
@@ -136,8 +135,8 @@ impl Intakes {
         Ok(())
     }
 
-    /// What lies ready when a stop begins is finished if that takes a moment, and goes back otherwise. A failed task
-    /// that rests goes back: another worker has the time.
+    /// Finishes ready tasks at the beginning of a stop if they take only a moment, and releases them otherwise. Failed
+    /// tasks that rest are released: another worker has time for them.
     fn give_back(&self, since: Instant, now: Instant) {
         let quick = now.saturating_duration_since(since) <= ReadyQueue::quick_finish();
         let finishes = quick && self.links.control.may_start();
@@ -151,8 +150,8 @@ impl Intakes {
     fn say_overdue(&self, now: Instant) {
         for task in self.links.in_flight.take_overdue(self.task_timeout, now) {
             log::error!(
-                "Worker {} is not live: task {} runs longer than TASK_TIMEOUT ({} s); it goes back, and what its handler \
-                 still says of it is dropped",
+                "Worker {} is not live: task {} runs longer than TASK_TIMEOUT ({} s); releasing it and dropping the \
+                 outcome of its handler",
                 self.links.worker_id,
                 escape(&task),
                 self.task_timeout.as_secs()

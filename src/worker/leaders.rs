@@ -1,11 +1,12 @@
-//! Which broker leads which partition of `tasks`, and which partitions are this worker's: one table for all intakes.
+//! Which broker leads which partition of `tasks`, and which partitions are assigned to this worker: one table for all
+//! intakes.
 //!
-//! A worker takes tasks from every partition, its own ones first: a worker that was killed keeps its partitions for the
-//! 45 s until the group misses it, and a worker with a long task keeps others waiting. Leaders serve every member, as a
-//! test on both brokers shows.
+//! A worker takes tasks from every partition, its own ones first. A killed worker keeps its partitions for the 45 s
+//! until the group notices, and tasks would wait in the partitions of a worker with a long task. Leaders serve every
+//! member, as a test on both brokers shows.
 //!
-//! Metadata of two brokers can differ for a moment. The answer with the larger leader epoch is the later one, and an
-//! older one is ignored. The thread `leaders` looks up and writes; intakes read, and ask for another look.
+//! Metadata of two brokers can differ for a moment; the larger leader epoch is the later one. The thread `leaders`
+//! looks up and writes; intakes read, and request look-ups.
 
 use super::bells::Rings;
 use super::drain::{Control, Phase};
@@ -23,13 +24,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often the leaders are looked up without a reason.
+/// Interval between look-ups that were not requested.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// First and longest pause while a look fails or a partition has no leader.
+/// First and longest pause while a look-up fails or a partition has no leader.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
-/// How long the others are asked when a node owes an answer.
+/// How long to ask the other brokers while a node owes an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Between two looks, however often they are asked for.
+/// Shortest pause between two look-ups.
 const LEAST_PAUSE: Duration = Duration::from_millis(10);
 
 /// A partition's leader, as far as this worker knows.
@@ -38,9 +39,9 @@ pub(super) struct Leader {
     /// Its node id; `None` while the partition has none.
     pub(super) node: Option<i32>,
     epoch: i32,
-    /// When this worker learned of it. What was asked for before says nothing about what the leader holds now (rule 10).
+    /// When this worker learned of it. Requests sent before say nothing about what the leader holds now (rule 10).
     pub(super) since: Instant,
-    /// The partition had another leader, or another epoch, before: its locks were lost by all members at once.
+    /// The partition had another leader or epoch before, so all members lost its locks at once.
     pub(super) changed: bool,
     /// The group assigns the partition to this worker.
     pub(super) is_own: bool,
@@ -52,21 +53,20 @@ struct Table {
     /// All partitions of the topic.
     partitions: BTreeSet<SharePartition>,
     leaders: BTreeMap<SharePartition, Leader>,
-    /// Nodes that owe an answer: another one is asked for the leaders.
+    /// Nodes that owe an answer: the worker asks another node for the leaders.
     silent: BTreeSet<i32>,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Leaders {
     table: Mutex<Table>,
-    /// Capacity one: a look that is asked for need not be asked for again, so a full channel loses nothing.
+    /// Capacity one. Full: a look-up is requested already.
     ask: Sender<()>,
     asked: Receiver<()>,
 }
 
 impl Table {
-    /// The partitions to take tasks from, with their leaders: all, once the group has taken this worker in.
+    /// The partitions to take tasks from, with their leaders: all, once the group has assigned any to this worker.
     fn wanted(&self) -> impl Iterator<Item = (SharePartition, Option<Leader>)> + '_ {
         let others = self.partitions.difference(&self.assigned).filter(|_| !self.assigned.is_empty());
         self.assigned.iter().chain(others).map(|partition| {
@@ -82,18 +82,18 @@ impl Leaders {
         Self { table: Mutex::default(), ask, asked }
     }
 
-    /// Asks for a look at the cluster.
+    /// Requests a look-up of the leaders.
     pub(super) fn look_up(&self) {
-        // Full: it is asked for already.
+        // Full: a look-up is requested already.
         let _ = self.ask.try_send(());
     }
 
-    /// Rings when a look is asked for.
+    /// Receives a message for each requested look-up.
     pub(super) fn asked(&self) -> &Receiver<()> {
         &self.asked
     }
 
-    /// This node owes an answer, or has given it.
+    /// Notes whether this node owes an answer.
     pub(super) fn set_silent(&self, node: i32, silent: bool) {
         let mut table = self.table.lock();
         if silent {
@@ -125,7 +125,7 @@ impl Leaders {
         self.table.lock().wanted().filter_map(|(_, leader)| leader?.node).collect()
     }
 
-    /// Nodes that lead such a partition.
+    /// Nodes that lead a partition for which `which` is true.
     pub(super) fn nodes_of(&self, which: impl Fn(SharePartition) -> bool) -> BTreeSet<i32> {
         let led: Vec<(SharePartition, i32)> = {
             let table = self.table.lock();
@@ -139,7 +139,7 @@ impl Leaders {
         self.table.lock().wanted().any(|(_, leader)| leader.is_none_or(|leader| leader.node.is_none()))
     }
 
-    /// Enters what is assigned. True: there are partitions of which no leader is known.
+    /// Stores the assignment. Returns true if an assigned partition has no known leader.
     pub(super) fn assign(&self, assigned: BTreeSet<SharePartition>) -> bool {
         let mut table = self.table.lock();
         let unknown = assigned.iter().any(|partition| !table.leaders.contains_key(partition));
@@ -147,7 +147,8 @@ impl Leaders {
         unknown
     }
 
-    /// Enters the answer of a broker. Returns partitions with a new leader or a new epoch of the old one, and the leader.
+    /// Stores a broker's answer, without older epochs. Returns the partitions with a new leader or epoch, and the
+    /// leader.
     pub(super) fn learn(&self, topic: &Topic, now: Instant) -> Vec<(SharePartition, i32)> {
         let mut table = self.table.lock();
         let mut changed = Vec::new();
@@ -174,11 +175,10 @@ impl Leaders {
     }
 }
 
-/// Asks the cluster for the leaders and applies what has changed to the account. Returns the tasks whose work goes on
-/// without a lock.
+/// Looks up the leaders and applies changes to the account. Returns the tasks in work that lost their locks.
 ///
 /// # Errors
-/// No broker answers, or the topic is not there.
+/// No broker answers, or the topic does not exist.
 pub(super) fn look(
     cluster: &Cluster,
     topic: &str,
@@ -194,16 +194,16 @@ pub(super) fn look(
         None => cluster.refresh(&[topic])?,
     }
     let changed = leaders.learn(&cluster.topic(topic)?, Instant::now());
-    // Another thread may have learned of a later change meanwhile.
+    // Another thread may have stored a later change meanwhile.
     let changed =
         changed.into_iter().filter(|(partition, node)| leaders.of(*partition).is_some_and(|it| it.node == Some(*node)));
     Ok(changed.flat_map(|(partition, leader)| in_flight.leader_changed(partition, leader)).collect())
 }
 
-/// Why locks are lost when a leader changes.
+/// The reason of a lost lock when a leader changes.
 pub(super) const MOVED: &str = "another broker leads its partition";
 
-/// Says in the log which tasks lost their locks while they are in work.
+/// Logs the tasks in work that lost their locks.
 pub(super) fn say_lost(worker_id: &str, lost: &TaskIds, why: &str) {
     for task in lost {
         log::warn!(
@@ -218,7 +218,7 @@ pub(super) fn say_lost(worker_id: &str, lost: &TaskIds, why: &str) {
 pub(super) struct LeadersThread {
     pub(super) cluster: Cluster,
     pub(super) worker_id: Arc<str>,
-    /// The topic that the tasks are on.
+    /// The tasks topic.
     pub(super) topic: Arc<str>,
     pub(super) leaders: Arc<Leaders>,
     pub(super) assignment: Arc<Assignment>,
@@ -227,10 +227,10 @@ pub(super) struct LeadersThread {
 }
 
 impl LeadersThread {
-    /// Looks up leaders whenever that is asked for, and now and then, until the worker has stopped.
+    /// Looks up leaders on request and every [`INTERVAL`], until the worker has stopped.
     ///
     /// # Errors
-    /// None: what fails is tried again. The thread ends early only when its connections are interrupted.
+    /// None: failed look-ups are retried. The thread ends early only when its connections are interrupted.
     pub(super) fn run(self) -> Result<(), KafkaError> {
         let doorbell = self.control.doorbell(Rings::Changes);
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
@@ -280,7 +280,7 @@ impl LeadersThread {
         Ok(())
     }
 
-    /// A broker has told where the leaders are. While there is no leader to ask anything, this is what the worker hears.
+    /// Counts a look-up as an answer while no leader is known: then no intake can receive one.
     fn answered(&self) {
         if self.leaders.nodes().is_empty() {
             self.control.heard();
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_answer_changes_nothing() {
+    fn answer_with_an_older_epoch_changes_nothing() {
         let (leaders, now) = (Leaders::new(), Instant::now());
         leaders.assign(BTreeSet::from([P0, P1]));
         assert_eq!(leaders.learn(&told(&[(0, 1, 5), (1, 2, 3)]), now), [], "known for the first time");
@@ -315,21 +315,25 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_without_a_leader_is_nothing_of_any_node() {
+    fn partition_without_a_leader_belongs_to_no_node() {
         let (leaders, now) = (Leaders::new(), Instant::now());
         assert!(leaders.assign(BTreeSet::from([P0, P1])) && leaders.is_incomplete());
         leaders.learn(&told(&[(0, -1, 5), (1, 2, 3)]), now);
         assert!(leaders.is_incomplete());
         assert_eq!(leaders.of_node(2).keys().collect::<Vec<_>>(), [&P1]);
-        assert_eq!(leaders.learn(&told(&[(0, 1, 6), (1, 2, 3)]), now), [(P0, 1)], "it had none, and locks before that");
+        assert_eq!(
+            leaders.learn(&told(&[(0, 1, 6), (1, 2, 3)]), now),
+            [(P0, 1)],
+            "it had a leader with locks before it had none"
+        );
         assert!(!leaders.is_incomplete());
     }
 
     #[test]
-    fn a_worker_that_is_in_the_group_takes_from_every_partition() {
+    fn member_with_an_assignment_takes_from_every_partition() {
         let (leaders, now) = (Leaders::new(), Instant::now());
         leaders.learn(&told(&[(0, 1, 5), (1, 2, 3)]), now);
-        assert!(leaders.nodes().is_empty(), "it is not in the group yet");
+        assert!(leaders.nodes().is_empty(), "the worker is not in the group yet");
         leaders.assign(BTreeSet::from([P1]));
         assert_eq!(leaders.nodes(), BTreeSet::from([1, 2]));
         let own = |node| leaders.of_node(node).into_iter().map(|(key, it)| (key, it.is_own)).collect::<Vec<_>>();

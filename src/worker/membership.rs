@@ -1,7 +1,7 @@
-//! The membership thread: keeps this process in the share group and tells the intake what it is assigned.
+//! The membership thread: keeps this process in the share group and stores its assignment.
 //!
-//! Not here: the protocol ([`kafka_share::share_membership`]), fetching (`intake`). Main starts it, tells it to
-//! leave, and joins it.
+//! Not here: the protocol ([`kafka_share::share_membership`]), fetching (`intake`). Main starts the thread, sends it
+//! [`Leave`], and joins it.
 
 use super::drain::Control;
 use crate::outage::Outage;
@@ -14,24 +14,24 @@ use program::backoff::Backoff;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// First pause after a refused or failed heartbeat; a coordinator that moved is found again within it.
+/// First pause after a refused or failed heartbeat; short, so a coordinator that moved is found soon.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// Longest pause: a full group (81) or a cluster that is unreachable is asked again this often.
+/// Longest pause: how often a full group (81) or an unreachable cluster is asked again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Longest time between two heartbeats, whatever the coordinator asks for (5 s by default): a partition that is added
-/// to the tasks topic is noticed with one heartbeat and assigned with the next, and is to be served within 2 s.
+/// Longest time between two heartbeats, whatever the coordinator asks for (5 s by default). A new partition is noticed
+/// with one heartbeat, assigned with the next, and has to be served within 2 s.
 const LONGEST_INTERVAL: Duration = Duration::from_millis(900);
-/// A member without a partition for this long is worth a line: a new one waits for milliseconds.
+/// After this long without a partition the worker logs a warning; a new member waits only milliseconds.
 const UNASSIGNED: Duration = Duration::from_secs(3);
 
-/// What the group's coordinator has assigned to this process.
+/// The partitions that the group's coordinator has assigned to this process.
 #[derive(Debug, Default)]
 pub(super) struct Assignment {
     partitions: Mutex<BTreeSet<SharePartition>>,
 }
 
 impl Assignment {
-    /// The partitions to fetch from; empty until the first heartbeat was answered.
+    /// The assigned partitions; empty until the coordinator has answered the first heartbeat.
     pub(super) fn partitions(&self) -> BTreeSet<SharePartition> {
         self.partitions.lock().clone()
     }
@@ -40,16 +40,15 @@ impl Assignment {
 /// Tells the membership thread to leave the group.
 #[derive(Debug)]
 pub(super) struct Leave {
-    /// Give up then.
+    /// The latest end of the attempt.
     pub(super) deadline: Instant,
     /// Capacity one: the outcome, sent once.
     pub(super) done: Sender<Result<(), KafkaError>>,
 }
 
-/// Heartbeats until it is told to leave, or until `commands` is disconnected.
+/// Sends heartbeats until a [`Leave`] comes, or until `commands` is disconnected.
 ///
-/// `refused`: capacity one; gets the reason when the group takes no member from the very start and waiting does not
-/// help.
+/// `refused`: capacity one; gets the reason if the group refuses this member from the start for good.
 pub(super) fn run(
     mut membership: ShareMembership,
     assignment: &Assignment,
@@ -109,8 +108,8 @@ impl Waiting {
         Self { pauses: Backoff::new(FIRST_PAUSE, LONGEST_INTERVAL), since: None, told: false }
     }
 
-    /// The pause before the next heartbeat of a member with this many partitions. One that was just taken in gets them
-    /// when a settled group is computed again: it asks soon, and less often the longer that takes.
+    /// The pause before the next heartbeat of a member with this many partitions. A new member gets partitions once the
+    /// coordinator has computed the assignment anew, so its first pauses are short.
     fn next(&mut self, partitions: usize, interval: Duration) -> Duration {
         if partitions > 0 {
             let since = self.since.take();
@@ -122,9 +121,7 @@ impl Waiting {
         }
         let since = *self.since.get_or_insert_with(Instant::now);
         if since.elapsed() > UNASSIGNED && !std::mem::replace(&mut self.told, true) {
-            log::warn!(
-                "the share group assigns no partition to this worker: is the tasks topic missing? Asking again until it does"
-            );
+            log::warn!("the share group assigns no partition to this worker: is the tasks topic missing? Retrying");
         }
         self.pauses.pause().min(interval)
     }
@@ -135,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn member_without_partitions_asks_soon_and_then_as_often_as_all() {
+    fn member_without_partitions_asks_soon_and_then_at_the_usual_interval() {
         let interval = LONGEST_INTERVAL;
         let mut waiting = Waiting::new();
         assert!(waiting.next(0, interval) <= FIRST_PAUSE);
@@ -143,6 +140,6 @@ mod tests {
         assert!(pauses[10..].iter().all(|pause| *pause >= interval / 2), "{pauses:?}");
         assert!(pauses.iter().all(|pause| *pause <= interval), "{pauses:?}");
         assert_eq!(waiting.next(1, interval), interval);
-        assert!(waiting.next(0, interval) <= FIRST_PAUSE, "it begins anew");
+        assert!(waiting.next(0, interval) <= FIRST_PAUSE, "the short pauses begin again");
     }
 }

@@ -1,4 +1,4 @@
-//! The worker: takes tasks from the share group, runs them through a [`Handler`], and stops without losing or repeating one.
+//! The worker: takes tasks from the share group, runs them through a [`Handler`], and stops without losing a task.
 //!
 //! ```text
 //!            ShareFetch (accepts ride along)
@@ -6,10 +6,10 @@
 //!    ▲                       ▲                                          │
 //!    └── accept / release ───┴──────────── in Kafka: accept is due ◄────┘
 //!  leaders, intakes: one intake-N for each broker N that leads a partition
-//!  membership: ShareGroupHeartbeat   status: notifications and heartbeats   watchdog: the last word
+//!  membership: ShareGroupHeartbeat   status: notifications and heartbeats   watchdog: last deadline
 //! ```
 //!
-//! [`run`] is all there is for callers: the `worker` binary, the examples, and programs with handlers of their own.
+//! Callers use only [`run`]: the `worker` binary, the examples, and programs with their own handlers.
 
 mod bells;
 mod drain;
@@ -36,16 +36,16 @@ use crate::healthcheck;
 use program::exit::ExitCode;
 use program::signals::Signals;
 
-/// Runs a worker until a signal stops it, and says how that went; with `config.healthcheck` asks the one that runs.
+/// Runs a worker until a signal stops it. With `config.healthcheck` it checks the running worker instead.
 ///
-/// `handler` runs on `config.concurrency` threads at once. Log lines and the receipt (the last line on stdout) are
-/// those of the contract. Nothing is left running when this returns, except handlers that were abandoned at the
-/// deadline: they end with the process, so return its exit code from `main` without doing anything that they could
-/// disturb. What is logged after the receipt is not written.
+/// `handler` runs on `config.concurrency` threads at once. The receipt is the last line on stdout; later log lines are
+/// not written. Only handlers that were abandoned at the deadline still run when this returns. They end with the
+/// process, so return the exit code from `main` at once.
 ///
-/// Exit codes: [`ExitCode::Drained`] after a signal with everything finished or given back; [`ExitCode::Fatal`] when a thread died
-/// or Kafka refused what no repetition cures; [`ExitCode::Usage`] when the cluster cannot be used (no share groups, a delivery
-/// limit that is too low); [`ExitCode::Abandoned`] and [`ExitCode::Forced`] when work was abandoned at the deadline or by a second signal.
+/// Exit codes: [`ExitCode::Drained`] after a signal, with every task finished or released; [`ExitCode::Fatal`] when a
+/// thread died or Kafka refused a request that retrying cannot fix; [`ExitCode::Usage`] when the cluster cannot be used
+/// (no share groups, a delivery limit that is too low); [`ExitCode::Abandoned`] and [`ExitCode::Forced`] when work was
+/// abandoned at the deadline or by a second signal.
 pub fn run(config: WorkerConfig, handler: impl Handler, signals: Signals) -> ExitCode {
     if let Some(check) = &config.healthcheck {
         return healthcheck::worker(&config, check);

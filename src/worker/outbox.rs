@@ -1,8 +1,7 @@
-//! The outbox: everything that a worker writes to Kafka goes through one idempotent producer, and what Kafka has
-//! acknowledged moves the account.
+//! The outbox: one idempotent producer for everything that a worker writes to Kafka.
 //!
-//! A result is acknowledged by all in-sync replicas, then its task is accepted: see [`settling`](super::settling).
-//! Handlers and the status thread send; the producer's thread settles.
+//! A task is accepted after all in-sync replicas have its result: see [`settling`](super::settling). Handlers and the
+//! status thread send; the producer's thread settles.
 
 use super::drain::Control;
 use super::in_flight::{InFlight, RecordKey};
@@ -23,14 +22,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Records that may wait for the producer. Full: handlers wait with their outcome, and so nothing more is fetched.
+/// Capacity of the producer's queue. Full: handlers wait with their outcome, so the worker fetches no more.
 const QUEUE: usize = 2048;
-/// Refused records that may wait for their repair. Full: the task is given back.
+/// Capacity for refused records that wait for their repair. Full: the task is released.
 const REPAIRS: usize = 256;
-/// How often a handler that waits for a right looks whether it is there.
+/// How often a waiting handler checks whether a missing right was granted.
 const DENIAL_CHECK: Duration = Duration::from_millis(100);
 
-/// What came of announcing a start.
+/// The outcome of announcing a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Announced {
     /// Kafka has the record.
@@ -39,7 +38,7 @@ pub(super) enum Announced {
     /// A right is missing.
     #[error("a right is missing")]
     Denied,
-    /// Kafka did not take it within the limit.
+    /// Kafka did not acknowledge the record within the limit.
     #[error("Kafka did not take it in time")]
     TooLate,
     /// The worker stops.
@@ -62,11 +61,11 @@ pub(super) struct Outbox {
     sender: ProducerSender<Token>,
     topics: OutboxTopics,
     worker_id: Arc<str>,
-    /// One heartbeat is on its way.
+    /// A heartbeat is on its way.
     heartbeat: Arc<AtomicBool>,
 }
 
-/// The outbox is closed: the process ends.
+/// The outbox is closed, because the process ends.
 #[derive(Debug, thiserror::Error)]
 #[error("the outbox is closed")]
 pub(super) struct OutboxClosed;
@@ -102,14 +101,14 @@ impl Outbox {
         &self.topics
     }
 
-    /// What keeps the worker from being ready: a right that is missing.
+    /// The obstacle to readiness: a missing right.
     pub(super) fn obstacle(&self) -> Obstacle {
         let sender = self.sender.clone();
         Obstacle::new(move || sender.denial().map(|denied| denied.to_string()))
     }
 
-    /// Waits while results are denied: what ran then could not be told. Heartbeats go to the same topic, so the first
-    /// one that is written ends this. False: `stop` came first.
+    /// Waits while Kafka denies results: the result of a task that ran now could not be written. Heartbeats go to the
+    /// same topic, so the first heartbeat that Kafka takes ends the wait. Returns false if `stop` came first.
     pub(super) fn wait_for_rights(&self, stop: &Stop) -> bool {
         while self.sender.denial_of(&self.topics.results).is_some() {
             if stop.sleep(DENIAL_CHECK).is_err() {
@@ -119,20 +118,19 @@ impl Outbox {
         true
     }
 
-    /// Sends the result of a task that was delivered this many times. Once Kafka has it, and every other record that
-    /// the account expects, the task is accepted.
+    /// Sends the result of a task. The task is accepted once Kafka has all records that the account expects.
     pub(super) fn send_result(&self, key: RecordKey, deliveries: u16, result: &TaskResult) -> Result<(), OutboxClosed> {
         let record = Owed::Result(result.task_id.as_str().into());
         self.send(self.result_record(result), Token::Owed(key, Debt { deliveries, record }))
     }
 
-    /// Sends the copy of a task that is given up to the dead-letter topic.
+    /// Sends a copy of a task to the dead-letter topic.
     pub(super) fn send_dead(&self, key: RecordKey, record: &AcquiredRecord, reason: &str) -> Result<(), OutboxClosed> {
         let dead = Owed::DeadLetter(Box::new(record.clone()), reason.into(), Part::Whole);
         self.send_owed(key, Debt { deliveries: record.delivery_count, record: dead }, reason)
     }
 
-    /// Sends the task again under the same id: the broker is about to drop the old record unrun.
+    /// Sends the task again under the same id, because the broker is about to drop the old record.
     pub(super) fn send_again(
         &self,
         key: RecordKey,
@@ -143,19 +141,18 @@ impl Outbox {
         self.send_owed(key, Debt { deliveries: record.delivery_count, record: copy }, "")
     }
 
-    /// Writes what stands in for a record that Kafka has refused.
+    /// Writes the replacement of a record that Kafka has refused.
     pub(super) fn repair(&self, repair: Repair) -> Result<(), OutboxClosed> {
         let Repair { key, debt, reason, given_up } = repair;
         log::warn!("offset {}: {}; writing less instead", key.offset, escape(&reason));
         if let Some(task_id) = given_up {
-            // Not owed: the account expects the one record that it was told of.
+            // Not owed: the account expects only the replacement.
             self.send(self.result_record(&error_result(&task_id, &self.worker_id, &reason)), Token::Fleeting)?;
         }
         self.send_owed(key, debt, &reason)
     }
 
-    /// Says that a task which was delivered before is about to be started, and waits until Kafka has it: `limit` at
-    /// most, and not while the worker stops.
+    /// Announces the start of a redelivered task. Waits for Kafka for at most `limit`, and not while the worker stops.
     pub(super) fn announce_start(&self, started: &TaskStarted, stop: &Stop, limit: Duration) -> Announced {
         let (waiting, answer) = bounded(1);
         let record = Arc::new(StartRecord::default());
@@ -173,7 +170,7 @@ impl Outbox {
             Some(false) if self.sender.denial_of(&self.topics.starts).is_some() => return Announced::Denied,
             Some(false) => {}
             None if record.cancel() => {}
-            // It may yet come to stand there, and was no start.
+            // The record may still arrive, but the task was not started.
             None => {
                 let (task_id, worker_id) = (started.task_id.clone(), self.worker_id.to_string());
                 self.note_stop(&TaskStopped { task_id, worker_id });
@@ -187,22 +184,21 @@ impl Outbox {
         self.send(self.starts_record(&failed.task_id, failed.encode()), Token::Fleeting)
     }
 
-    /// Notes that a start ended with its worker's stop, so that it is not held against the task. Does not wait: if the
-    /// queue is full the note is dropped, and the start counts.
+    /// Notes that a start ended with its worker's stop, so that the start does not count against the task. Does not
+    /// wait: if the queue is full, the note is dropped and the start counts.
     pub(super) fn note_stop(&self, stopped: &TaskStopped) {
-        // Full or closed: see above.
+        //
         let _ = self.sender.try_send(self.starts_record(&stopped.task_id, stopped.encode()), Token::Fleeting);
     }
 
-    /// Sends a status; the receiver gets true once Kafka has it.
+    /// Sends a status record; the receiver gets true once Kafka has it.
     pub(super) fn send_status(&self, status: &WorkerStatus) -> Result<Receiver<bool>, OutboxClosed> {
         let (waiting, answer) = bounded(1);
         self.send(self.status_record(status), Token::Notice(waiting))?;
         Ok(answer)
     }
 
-    /// Sends a heartbeat unless one is on its way, or the queue is full: while Kafka is unavailable they do not pile
-    /// up.
+    /// Sends a heartbeat unless another is on its way or the queue is full, so that heartbeats do not pile up.
     pub(super) fn send_heartbeat(&self, status: &WorkerStatus) {
         if self.heartbeat.swap(true, Ordering::Relaxed) {
             return;
@@ -212,7 +208,7 @@ impl Outbox {
         }
     }
 
-    /// Sends a record that is owed. `reason`: why an error result stands in for a result.
+    /// Sends a record that is owed. `reason`: why an error result replaces a result.
     fn send_owed(&self, key: RecordKey, debt: Debt, reason: &str) -> Result<(), OutboxClosed> {
         let record = match &debt.record {
             Owed::Result(task_id) | Owed::ErrorResult(task_id) => {
@@ -292,7 +288,7 @@ fn own_headers(record: &AcquiredRecord) -> Vec<(Cow<'static, str>, Option<Bytes>
     record.headers.iter().map(|(name, value)| (Cow::Owned(name.clone()), value.clone())).collect()
 }
 
-/// Waits for a notification's acknowledgement until `deadline`.
+/// Waits until `deadline` for Kafka to acknowledge a notification; returns whether it did.
 pub(super) fn acknowledged_by(answer: &Receiver<bool>, deadline: Instant) -> bool {
     answer.recv_deadline(deadline).unwrap_or(false)
 }

@@ -1,8 +1,8 @@
-//! What is known of a task that was delivered before: how often it was really started, and how it failed.
+//! The earlier starts of a task that was delivered before: how many there were, and how they failed.
 //!
-//! A delivery is not a start: a record is also counted up when it lay ready beside a task that killed its worker. So every start
-//! after the first delivery is written to `${TASKS_TOPIC}.starts`, and before a task is given up that topic is read. Called by
-//! handlers, for records whose delivery count is above the limit; rare by nature.
+//! A delivery is not a start: the broker also counts a delivery of a record that lay ready beside a task that killed
+//! its worker. So every start after the first delivery is written to `${TASKS_TOPIC}.starts`, and a handler reads that
+//! topic before it dead-letters a task. Called by handlers for records whose delivery count exceeds the limit.
 
 use crate::task::StartsRecord;
 use kafka_share::cluster::Cluster;
@@ -15,17 +15,16 @@ use std::time::{Duration, Instant};
 const READ_WAIT: Duration = Duration::from_millis(200);
 /// Bytes of one round of reading.
 const READ_BYTES: i32 = 1024 * 1024;
-/// The whole reading may take so long; then the task is given back and looked at again at its next delivery.
+/// Longest time for the whole reading; then the task is released and checked again at its next delivery.
 const READ_LIMIT: Duration = Duration::from_secs(10);
 
-/// See the module documentation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Past {
-    /// Starts on record; the one of the first delivery is not among them.
+    /// Starts on record. The start of the first delivery leaves no record.
     pub(super) starts: u32,
-    /// Starts that ended because their workers stopped, the one of the first delivery among them: they are not held against the task.
+    /// Starts that their workers' stops ended, the first delivery included. They do not count against the task.
     pub(super) stops: u32,
-    /// What the last failed start said.
+    /// The error of the last failed start.
     pub(super) last_error: Option<String>,
 }
 
@@ -34,14 +33,14 @@ pub(super) struct Past {
 pub(super) enum Decision {
     /// Start it.
     Run,
-    /// It had its starts: dead letter and error result.
+    /// The task has used up its starts: write a dead letter and an error result.
     GiveUp,
-    /// The broker drops it at the next delivery, and it had not its starts: send it again under the same id.
+    /// The broker drops the record at its next release, but the task has starts left: send it again under the same id.
     SendAgain,
 }
 
 impl Past {
-    /// Applies the limits: `max_starts` starts of one task, and the delivery count from which the broker's own limit is near.
+    /// Applies the limits: `max_starts` starts, and `near_limit`, a delivery count near the broker's own limit.
     pub(super) fn decide(&self, delivery: u16, max_starts: u16, near_limit: u16) -> Decision {
         if delivery > max_starts && self.counted() >= u32::from(max_starts) {
             Decision::GiveUp
@@ -73,7 +72,7 @@ impl Past {
             });
             match round {
                 Ok(None) => return Ok(past),
-                // An hour of starts can be more than can be read while a handler waits.
+                // The topic keeps an hour of starts, which can take too long while a handler waits.
                 Ok(Some(_)) if Instant::now() >= deadline => {
                     let message = format!("the starts were not read within {} s", READ_LIMIT.as_secs());
                     return Err(KafkaError::broker("Fetch", ErrorCode::REQUEST_TIMED_OUT, Some(&message)));
@@ -89,7 +88,7 @@ impl Past {
         }
     }
 
-    /// Starts that are held against the task; the first one left no record.
+    /// Starts that count against the task. The first start left no record.
     fn counted(&self) -> u32 {
         (self.starts + 1).saturating_sub(self.stops)
     }
@@ -103,12 +102,12 @@ impl Past {
         }
     }
 
-    /// The reason that stands in the dead letter and in the error result.
+    /// The reason for the dead letter and the error result.
     pub(super) fn reason(&self, max_starts: u16) -> String {
         let starts = self.counted().max(u32::from(max_starts));
         match &self.last_error {
-            Some(error) => format!("given up after {starts} starts; the last one said: {error}"),
-            None => format!("given up after {starts} starts, each of which ended without a result"),
+            Some(error) => format!("dead-lettered after {starts} starts; the last error was: {error}"),
+            None => format!("dead-lettered after {starts} starts, each without a result"),
         }
     }
 }
@@ -122,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn only_starts_give_a_task_up() {
+    fn task_is_dead_lettered_for_starts_and_not_for_deliveries() {
         // (starts on record, delivery, decision) with five starts allowed
         let table = [
             (0, 2, Decision::Run),
@@ -141,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn starts_that_a_stop_ended_are_not_held_against_a_task() {
+    fn starts_that_a_stop_ended_do_not_count_against_a_task() {
         let mut past = past(6);
         for _ in 0..3 {
             past.add(br#"{"type":"task_stopped","task_id":"a","worker_id":"w"}"#);
@@ -149,14 +148,14 @@ mod tests {
         assert_eq!(past.decide(7, 5, 9), Decision::Run, "seven starts, three of them stopped");
         assert_eq!(past.decide(9, 5, 9), Decision::SendAgain);
         past.add(br#"{"type":"task_started","task_id":"a","delivery":7,"worker_id":"w"}"#);
-        assert_eq!(past.decide(8, 5, 9), Decision::GiveUp, "five that were not stopped");
-        assert_eq!(past.reason(5), "given up after 5 starts, each of which ended without a result");
+        assert_eq!(past.decide(8, 5, 9), Decision::GiveUp, "five starts that were not stopped");
+        assert_eq!(past.reason(5), "dead-lettered after 5 starts, each without a result");
     }
 
     #[test]
-    fn the_reason_carries_the_last_error() {
+    fn reason_contains_the_last_error() {
         let failed = Past { starts: 4, last_error: Some("disk full".to_owned()), ..Past::default() };
-        assert_eq!(failed.reason(5), "given up after 5 starts; the last one said: disk full");
-        assert!(past(4).reason(5).contains("ended without a result"));
+        assert_eq!(failed.reason(5), "dead-lettered after 5 starts; the last error was: disk full");
+        assert!(past(4).reason(5).contains("each without a result"));
     }
 }

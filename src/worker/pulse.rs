@@ -1,11 +1,10 @@
-//! The pulse: whether the worker hears of the brokers that lead the tasks.
+//! The pulse: whether the brokers that lead the tasks still answer.
 //!
-//! Intakes count what they are told; main looks at the count every second. So what main tells the supervisor is what the
-//! working threads do, and no thread that has nothing else to do can lie about it.
+//! Intakes count the answers; main compares the count every second and tells the supervisor. So the supervisor learns
+//! what the working threads do.
 
 use std::time::{Duration, Instant};
 
-/// See the module documentation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pulse {
     count: u64,
@@ -17,7 +16,7 @@ impl Pulse {
         Self { count: 0, since: now }
     }
 
-    /// Takes the count as it is now; whether it has moved within `limit`.
+    /// Takes the present count. Returns whether it has changed within `limit`.
     pub(super) fn beats(&mut self, count: u64, limit: Duration, now: Instant) -> bool {
         if self.count != count {
             *self = Self { count, since: now };
@@ -31,14 +30,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_that_stands_still_for_too_long_is_no_pulse() {
+    fn pulse_ends_when_the_count_stands_still_for_longer_than_the_limit() {
         const LIMIT: Duration = Duration::from_secs(60);
         let born = Instant::now();
         let at = |seconds| born + Duration::from_secs(seconds);
         let mut pulse = Pulse::new(born);
-        assert!(pulse.beats(0, LIMIT, at(60)), "the first count has as long as any other");
+        assert!(pulse.beats(0, LIMIT, at(60)), "the first count has the whole limit");
         assert!(!pulse.beats(0, LIMIT, at(61)));
-        assert!(pulse.beats(7, LIMIT, at(61)), "it moves again");
+        assert!(pulse.beats(7, LIMIT, at(61)), "the count changed");
         assert!(pulse.beats(7, LIMIT, at(121)));
         assert!(!pulse.beats(7, LIMIT, at(122)));
     }

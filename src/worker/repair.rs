@@ -1,7 +1,7 @@
-//! What is written in place of a record that Kafka refuses: less and less of it, and in the end nothing but a line in
-//! the log. So every debt ends, and with it the task that holds it.
+//! Replacements for records that Kafka refuses: each keeps less, and the last one is a line in the log. So every debt
+//! ends, and the task that holds it is settled.
 //!
-//! Pure; the [`outbox`](super::outbox) makes the records and sends them.
+//! Pure; the [`outbox`](super::outbox) builds the records and sends them.
 
 use super::in_flight::RecordKey;
 use kafka_share::share_session::AcquiredRecord;
@@ -11,17 +11,17 @@ use std::time::Duration;
 
 /// Bytes of a key, and of a reason, that a log line or the smallest dead letter shows.
 const SHOWN: usize = 200;
-/// First rest of a task whose record was denied; doubled with every further delivery.
+/// First rest of a task whose record was denied; doubled with each further delivery.
 const FIRST_REST: Duration = Duration::from_secs(5);
 /// Longest rest.
 const LONGEST_REST: Duration = Duration::from_secs(60);
-/// Rest of a task that the broker would drop after few more deliveries: as long as it rests it is held.
+/// Rest of a task at its last delivery: the broker would drop it at a release, so the worker holds it.
 const LAST_REST: Duration = Duration::from_secs(3600);
 
-/// A record that has to be in Kafka before its task is accepted, and what is known to write less instead.
+/// A record that has to be in Kafka before its task is accepted, with the data for a smaller replacement.
 #[derive(Clone, Debug)]
 pub(super) struct Debt {
-    /// How often the task was delivered.
+    /// The task's delivery count.
     pub(super) deliveries: u16,
     pub(super) record: Owed,
 }
@@ -30,15 +30,15 @@ pub(super) struct Debt {
 pub(super) enum Owed {
     /// The result of the task with this id.
     Result(Arc<str>),
-    /// An error result in its place.
+    /// An error result instead of a result that Kafka refused.
     ErrorResult(Arc<str>),
-    /// A copy of the record for the dead-letter topic, why it goes there, and how much of it.
+    /// A copy of the record for the dead-letter topic, the reason, and how much of the record it keeps.
     DeadLetter(Box<AcquiredRecord>, Arc<str>, Part),
     /// A copy of the record for the tasks topic, and the task's id.
     Copy(Box<AcquiredRecord>, Arc<str>),
 }
 
-/// How much of a record its dead letter keeps. The headers of this program are always there.
+/// How much of a record its dead letter keeps. The headers of this program are always kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     /// Key, value and headers.
@@ -49,19 +49,19 @@ pub(super) enum Part {
     KeyAlone,
 }
 
-/// A record to be written in place of one that was refused.
+/// The replacement of a refused record.
 #[derive(Debug)]
 pub(super) struct Repair {
     pub(super) key: RecordKey,
     pub(super) debt: Debt,
-    /// Why the record before it was refused.
+    /// Why Kafka refused the record.
     pub(super) reason: Arc<str>,
-    /// The task that is given up with this; its caller gets an error result.
+    /// The task that this dead-letters; its caller gets an error result.
     pub(super) given_up: Option<Arc<str>>,
 }
 
 impl Debt {
-    /// What is written instead when Kafka refuses this for `reason`; `None` when there is nothing less.
+    /// The smaller replacement when Kafka refuses this record for `reason`; `None` when nothing smaller exists.
     pub(super) fn less(&self, reason: &str) -> Option<Self> {
         let record = match &self.record {
             Owed::Result(task_id) => Owed::ErrorResult(Arc::clone(task_id)),
@@ -83,8 +83,8 @@ impl Debt {
         Some(Self { record, ..*self })
     }
 
-    /// How long the task rests before it is given back, when its record is denied whatever it holds. Every release
-    /// brings it nearer to the delivery limit, and at its last delivery Kafka would drop it.
+    /// How long the task rests before its release when Kafka denies its record. Each release brings it nearer to the
+    /// delivery limit, and at its last delivery Kafka would drop it.
     pub(super) fn rest(&self, last_delivery: bool) -> Duration {
         if last_delivery {
             return LAST_REST;
@@ -92,7 +92,7 @@ impl Debt {
         FIRST_REST.saturating_mul(1 << self.deliveries.saturating_sub(1).min(10)).min(LONGEST_REST)
     }
 
-    /// The facts that the log keeps of a record that cannot be written at all.
+    /// The facts that the log keeps of a record that cannot be written.
     pub(super) fn facts(&self) -> String {
         match &self.record {
             Owed::Result(task_id) | Owed::ErrorResult(task_id) => format!("result of task {}", escape(task_id)),
@@ -113,7 +113,7 @@ impl Debt {
     }
 }
 
-/// The beginning of a text, at most [`SHOWN`] bytes of it.
+/// The first [`SHOWN`] bytes of a text at most, cut between characters.
 fn shortened(text: &str) -> String {
     text.char_indices().take_while(|(at, c)| at + c.len_utf8() <= SHOWN).map(|(_, c)| c).collect()
 }
@@ -144,14 +144,14 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_letter_keeps_less_and_less_and_ends() {
+    fn replacements_of_a_dead_letter_get_smaller_and_end() {
         let dead = |value| Debt { deliveries: 1, record: Owed::DeadLetter(record(value), "why".into(), Part::Whole) };
         assert_eq!(parts(dead(Some("v"))), [Part::Whole, Part::WithoutValue, Part::KeyAlone]);
         assert_eq!(parts(dead(None)), [Part::Whole, Part::KeyAlone]);
     }
 
     #[test]
-    fn a_copy_becomes_a_dead_letter_and_a_result_an_error() {
+    fn copy_is_replaced_by_a_dead_letter_and_result_by_an_error_result() {
         let copy = Debt { deliveries: 9, record: Owed::Copy(record(Some("v")), "id".into()) };
         assert_eq!(parts(copy), [Part::Whole, Part::WithoutValue, Part::KeyAlone]);
         let result = Debt { deliveries: 1, record: Owed::Result("id".into()) };
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denied_task_rests_longer_with_every_delivery_and_is_held_near_the_limit() {
+    fn denied_task_rests_longer_with_each_delivery_and_is_held_near_the_limit() {
         let debt = |deliveries| Debt { deliveries, record: Owed::Result("id".into()) };
         assert_eq!([1, 2, 5, 8].map(|it| debt(it).rest(false)), [5, 10, 60, 60].map(Duration::from_secs));
         assert_eq!(debt(9).rest(true), LAST_REST);

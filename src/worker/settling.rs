@@ -1,8 +1,8 @@
-//! What Kafka has acknowledged moves the account: on the producer's thread, for every record of the outbox.
+//! Applies Kafka's acknowledgements to the account, on the producer's thread, for every record of the outbox.
 //!
-//! The only calls of [`InFlight::published`] are in here. A record that Kafka refuses is written with less in it, at
-//! last as a line in the log ([`repair`](super::repair)); one that is denied, for a right that is missing, gives its
-//! task back. So no task stays `Publishing` for good.
+//! Only this file calls [`InFlight::published`]. A refused record is replaced by a smaller one, at last by a line in
+//! the log ([`repair`](super::repair)). A record that is denied for a missing right releases its task. So no task stays
+//! `Publishing` forever.
 
 use super::drain::Control;
 use super::in_flight::{InFlight, RecordKey};
@@ -14,22 +14,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Instant;
 
-/// What the producer gives back with each delivery.
+/// Identifies a record; the producer returns it with the delivery.
 #[derive(Debug)]
 pub(super) enum Token {
-    /// One of the records that must be in Kafka before the task is accepted.
+    /// A record that must be in Kafka before its task is accepted.
     Owed(RecordKey, Debt),
-    /// A notification whose sender waits. Capacity one, one answer.
+    /// A notification for whose acknowledgement main waits. Capacity one, one answer.
     Notice(Sender<bool>),
     /// The record of a start, for which a handler waits. Capacity one, one answer.
     Start(Sender<bool>, Arc<StartRecord>),
     /// A heartbeat.
     Heartbeat,
-    /// A record for which nothing waits.
+    /// A record for which no thread waits.
     Fleeting,
 }
 
-/// Whether the record of a start goes out, or its handler has given up waiting.
+/// Whether the record of a start was sent, or its handler stopped waiting before.
 #[derive(Debug, Default)]
 pub(super) struct StartRecord(AtomicU8);
 
@@ -38,7 +38,7 @@ impl StartRecord {
     const SENT: u8 = 1;
     const CANCELLED: u8 = 2;
 
-    /// The handler waits no longer. False: the record was sent already.
+    /// Cancels the record, because the handler stops waiting. Returns false if it was sent already.
     pub(super) fn cancel(&self) -> bool {
         self.change(Self::CANCELLED)
     }
@@ -48,11 +48,11 @@ impl StartRecord {
     }
 }
 
-/// Moves the account when Kafka answers.
+/// Receives the producer's deliveries.
 pub(super) struct Settling {
     pub(super) in_flight: Arc<InFlight>,
     pub(super) control: Arc<Control>,
-    /// To the status thread.
+    /// To the status thread. Full: the task is released.
     pub(super) repairs: Sender<Repair>,
     /// A heartbeat is on its way.
     pub(super) heartbeat: Arc<AtomicBool>,
@@ -64,7 +64,7 @@ pub(super) struct Settling {
 impl ProducerEvents<Token> for Settling {
     fn about_to_send(&mut self, token: &Token) -> bool {
         match token {
-            // A start that its handler does not wait for any more is not one.
+            // A start for which no handler waits is not written.
             Token::Start(_, record) => record.change(StartRecord::SENT),
             _ => true,
         }
@@ -75,7 +75,7 @@ impl ProducerEvents<Token> for Settling {
             match (token, outcome) {
                 (Token::Owed(key, _), Ok(_)) => self.in_flight.published(key),
                 (Token::Owed(key, debt), Err(error)) => self.mend(key, &debt, &error),
-                // Capacity one and one answer: never full. Disconnected: the waiting time is over.
+                // Capacity one and one answer: never full. Disconnected: the waiting thread timed out.
                 (Token::Notice(waiting) | Token::Start(waiting, _), outcome) => {
                     let _ = waiting.try_send(outcome.is_ok());
                 }
@@ -90,7 +90,7 @@ impl ProducerEvents<Token> for Settling {
 impl Settling {
     fn mend(&mut self, key: RecordKey, debt: &Debt, error: &DeliveryError) {
         match error {
-            // The producer was closed before, so the process ends, and main has given the task back.
+            // The producer is closed, so the process ends, and main has released the task.
             DeliveryError::Unsent => {}
             DeliveryError::Denied { .. } | DeliveryError::Unknown => self.give_back(key, debt, error),
             DeliveryError::Refused { .. } => {
@@ -108,7 +108,7 @@ impl Settling {
         }
     }
 
-    /// The task is released after a rest, and runs again.
+    /// Releases the task after a rest; it runs again.
     fn give_back(&self, key: RecordKey, debt: &Debt, reason: &dyn std::fmt::Display) {
         let rest = debt.rest(self.in_flight.is_last(key));
         log::warn!(
@@ -121,7 +121,7 @@ impl Settling {
         self.in_flight.unpublished(key, Instant::now() + rest);
     }
 
-    /// Nothing can be written: the log has the fact, and the task ends as if it had been.
+    /// Logs the facts of a record that cannot be written, and settles the task as if it had been written.
     fn last_resort(&mut self, key: RecordKey, debt: &Debt, reason: &str) {
         self.unwritten += 1;
         log::error!(
@@ -151,7 +151,7 @@ mod tests {
 
     const KEY: RecordKey = RecordKey { partition: SharePartition { topic_id: Uuid::nil(), partition: 0 }, offset: 1 };
 
-    /// An account with one task whose `records` are on their way, and what settles them.
+    /// An account with one task whose `records` are on their way, and its `Settling`.
     fn publishing(records: u8) -> (Settling, Receiver<Repair>) {
         let in_flight = Arc::new(InFlight::new(Duration::from_secs(15)));
         let now = Instant::now();
@@ -165,7 +165,7 @@ mod tests {
             last_delivery: false,
         };
         assert!(in_flight.deliver(delivered, now));
-        let Claim::Yours(run) = in_flight.claim((KEY, 1), None, false, now) else { panic!("it lies ready") };
+        let Claim::Yours(run) = in_flight.claim((KEY, 1), None, false, now) else { panic!("the record is ready") };
         assert!(in_flight.publish(KEY, &run, records, None));
         let (repairs, to_repair) = bounded(1);
         let settling = Settling {
@@ -199,18 +199,18 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_record_is_repaired_and_at_last_counts_as_written() {
+    fn refused_record_is_replaced_and_finally_counts_as_written() {
         let (mut settling, to_repair) = publishing(1);
         settle(&mut settling, result(), Err(refused()));
         let Repair { debt, .. } = to_repair.try_recv().expect("a repair");
         assert!(due(&settling).is_empty());
         settle(&mut settling, debt.record, Err(refused()));
-        assert!(to_repair.try_recv().is_err(), "there is nothing less");
+        assert!(to_repair.try_recv().is_err(), "there is no smaller record");
         assert_eq!((due(&settling), settling.unwritten), (vec![Acknowledgement::Accept], 1));
     }
 
     #[test]
-    fn a_denied_record_releases_its_task_after_a_rest_whatever_becomes_of_the_other_one() {
+    fn denied_record_releases_its_task_after_a_rest_even_if_another_record_is_written() {
         let denied = DeliveryError::Denied { right: "Write", resource: "topic t".into(), code: ErrorCode(29) };
         for error in [denied, DeliveryError::Unknown] {
             let (mut settling, _to_repair) = publishing(2);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_is_given_back_when_too_many_records_are_being_repaired() {
+    fn task_is_released_when_too_many_records_are_being_repaired() {
         let (mut settling, _to_repair) = publishing(2);
         settle(&mut settling, result(), Err(refused()));
         settle(&mut settling, result(), Err(refused()));
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_start_that_a_handler_no_longer_waits_for_is_not_sent() {
+    fn start_record_is_not_sent_when_its_handler_has_stopped_waiting() {
         let (mut settling, _to_repair) = publishing(1);
         let (waiting, _answer) = bounded(1);
         let record = Arc::new(StartRecord::default());

@@ -1,6 +1,6 @@
-//! How a worker starts: prepare the topics and the group, start the threads, wait until it can take tasks.
+//! How a worker starts: it prepares the topics and the group, starts the threads, and waits until it can take tasks.
 //!
-//! Kafka that cannot be reached is no fault: said once and tried again. A signal ends the start at any point.
+//! While Kafka is unreachable the worker logs that once and retries. A signal ends the start at any point.
 
 use super::drain::{self, Account, Control, Deadlines, Event};
 use super::early_watchdog::EarlyWatchdog;
@@ -45,46 +45,46 @@ use uuid::Uuid;
 
 /// First and longest pause while Kafka cannot be reached at start.
 const START_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// Jobs beside one for each handler: more than the window ever opens.
+/// Jobs in the queue in addition to one per handler; more than the window ever allows.
 const MOST_JOBS: usize = 1024;
 
-/// Threads that were woken end within this.
+/// How long to wait for woken threads to end.
 const JOIN: Duration = Duration::from_millis(500);
 
 /// The outcome of the start.
 pub(super) enum Started {
-    /// It takes tasks.
+    /// The worker takes tasks.
     Running(Box<Running>),
-    /// A signal came first; nothing was taken.
+    /// A signal came before the worker took a task.
     Stopped(EarlyWatchdog),
-    /// One line in the log said why.
+    /// The reason was logged.
     Failed(ExitCode),
 }
 
-/// A worker that runs: what main needs to stop it. The fields are in the order in which a stop uses them up.
+/// A running worker, as main needs it for the stop. The fields are in the order in which a stop uses them.
 pub(super) struct Running {
     pub(super) control: Arc<Control>,
     pub(super) in_flight: Arc<InFlight>,
     pub(super) account: Arc<Account>,
-    /// Triggered when a thread ends that must not.
+    /// Triggered when a thread ends that must not end.
     pub(super) fatal: Stop,
     pub(super) interrupter: Interrupter,
     pub(super) announcements: Sender<Announce>,
     pub(super) deadlines: Arc<Mutex<Option<Deadlines>>>,
-    /// Told the deadlines of the stop; dropped to disarm the watchdog.
+    /// Sends the deadlines of the stop; dropped to disarm the watchdog.
     pub(super) watchdog: Sender<Deadlines>,
     pub(super) queue: Arc<ReadyQueue>,
-    /// How the intakes ended; told once.
+    /// How the intakes ended; sent once.
     pub(super) intake_done: Receiver<Result<IntakeReport, KafkaError>>,
     pub(super) leave: Sender<Leave>,
     pub(super) producer: Producer<Token>,
-    /// For what main has to say of tasks.
+    /// For main's notes about abandoned tasks.
     pub(super) outbox: Outbox,
     pub(super) supervisor: Supervisor,
     pub(super) threads: WorkerThreads,
 }
 
-/// The threads by the moment in which they are joined.
+/// The threads, by the moment at which they are joined.
 pub(super) struct WorkerThreads {
     pub(super) intakes: Thread,
     pub(super) leaders: Thread,
@@ -94,16 +94,16 @@ pub(super) struct WorkerThreads {
     pub(super) watchdog: Thread,
 }
 
-/// What the service manager shows while a worker starts.
+/// The status that the service manager shows while a worker starts.
 const STARTING: &str = "waiting for Kafka";
 
-/// Starts everything; returns when the first share session is open, or a signal or a fault came first.
+/// Starts all threads. Returns when the first share session is open, or on a signal or a fault before.
 pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Signals) -> Started {
     let early = EarlyWatchdog::arm(config, signals);
     let mut supervisor = match Supervisor::new(config.health_file.as_deref()) {
         Ok(supervisor) => supervisor,
         Err(fault) => {
-            // A fault of the configuration; without stderr the exit code still tells.
+            // A fault of the configuration; if stderr is closed, only the exit code is left.
             let _ = writeln!(std::io::stderr(), "{fault}");
             return Started::Failed(ExitCode::Usage);
         }
@@ -121,7 +121,7 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
     log::info!("🚀 Worker {} started", escape(&config.worker_id));
     let (refused, is_refused) = bounded(1);
     let (mut running, ready) = start_threads(config, handler, &cluster, interrupter, queue, refused, supervisor);
-    // A signal or a fault while joining: what has begun is taken apart by the ordinary stop.
+    // After a signal or a fault while joining, the ordinary stop ends what was started.
     let round = tick(supervisor::INTERVAL);
     loop {
         select! {
@@ -129,7 +129,7 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
             recv(signals.first.triggered()) -> _ => break,
             recv(running.fatal.triggered()) -> _ => break,
             recv(is_refused) -> reason => {
-                // Without a reason the thread has ended, which the stop deals with.
+                // Disconnected: the thread has ended; the stop handles that.
                 let Ok(reason) = reason else { break };
                 log::error!("Worker {} cannot use this Kafka: {}", escape(&config.worker_id), escape(&reason));
                 give_up(running);
@@ -142,20 +142,19 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
     Started::Running(Box::new(running))
 }
 
-/// Ends what was started and has taken nothing: the group does not take this worker in.
+/// Ends the threads of a worker that the group refuses, before it has taken a task.
 fn give_up(running: Running) {
     running.control.apply(Event::Fatal);
     running.interrupter.interrupt();
     running.producer.close(Instant::now());
     let deadline = Instant::now() + JOIN;
     for thread in [running.threads.intakes, running.threads.leaders, running.threads.membership] {
-        // What does not end in time ends with the process.
+        // A thread that does not end in time ends with the process.
         let _ = thread.join_deadline(deadline);
     }
 }
 
-/// Prepares topics and group, again and again until Kafka answers or a signal comes. `Err`: the exit code after a
-/// fault, `None` after a signal.
+/// Prepares topics and group, retrying. `Err`: the exit code after a fault, `None` after a signal.
 fn prepare(
     cluster: &Cluster,
     config: &WorkerConfig,
@@ -166,7 +165,7 @@ fn prepare(
     let (told, outcome) = bounded(1);
     let (stop, common, starts) = (signals.first.clone(), config.common.clone(), Starts::of(config));
     let of_thread = cluster.clone();
-    // On a thread of its own, so that a frozen Kafka does not hold up a signal.
+    // A separate thread, so that a frozen Kafka does not delay a signal.
     let thread = threads::spawn("prepare", Stop::new(), move || -> Result<(), Infallible> {
         if let Some(answer) = prepare_until(&of_thread, &common, starts, &stop) {
             // Capacity one, one answer.
@@ -183,7 +182,7 @@ fn prepare(
                     log::error!("Worker {} cannot use this Kafka: {}", escape(&config.worker_id), escape(&reason));
                     Err(Some(ExitCode::Usage))
                 }
-                // It ended without an answer: a signal, or it died, which its join says.
+                // The thread ended without an answer: after a signal, or it died, and its join logs why.
                 Err(_) if signals.first.is_triggered() => Err(None),
                 Err(_) => Err(Some(ExitCode::Fatal)),
             },
@@ -192,7 +191,7 @@ fn prepare(
         }
     };
     if result.is_err() {
-        // Wakes whatever it waits for.
+        // Wakes the thread from any wait.
         cluster.options().interrupter.interrupt();
     }
     match thread.join_deadline(Instant::now() + JOIN) {
@@ -255,7 +254,7 @@ fn start_threads(
     let (queue_in, queue_out) = bounded(MOST_JOBS + config.concurrency);
     let handlers = parts.handlers(Arc::new(handler), &outbox, &queue_out);
     let assignment = Arc::new(Assignment::default());
-    // Random, so that a killed predecessor with the same worker id is another member.
+    // Random, so that a killed process with the same worker id is another member.
     let identity =
         ShareIdentity { group: config.common.worker_group.as_str().into(), member: Uuid::new_v4().to_string().into() };
     let (leave, to_leave) = bounded(1);
@@ -282,7 +281,7 @@ fn start_threads(
         ready,
     };
     let (intakes, intake_done) = parts.intakes(links);
-    // First and second signal: two deadlines at the most, so sending never blocks.
+    // First and second signal: at most two deadlines, so sending never blocks.
     let (watchdog, deadlines_of_watchdog) = bounded(2);
     let watched = Arc::clone(&account);
     let watchdog_thread = threads::spawn("watchdog", fatal.clone(), move || -> Result<(), Infallible> {
@@ -311,7 +310,7 @@ fn start_threads(
     (running, is_ready)
 }
 
-/// What the starters of the single threads have in common.
+/// What the functions that start the threads have in common.
 struct Parts<'a> {
     config: &'a WorkerConfig,
     cluster: &'a Cluster,
@@ -416,7 +415,7 @@ impl Parts<'_> {
     }
 }
 
-/// A signal before anything was taken: no task is owed, the receipt says so. The watchdog stays armed to the end.
+/// Logs a stop before the worker took a task, and prints the receipt. The watchdog stays armed to the end.
 pub(super) fn say_stopped_early(config: &WorkerConfig, signals: &Signals, armed: EarlyWatchdog) -> ExitCode {
     let id = escape(&config.worker_id);
     log::info!("🛑 Worker {id} received {}, initiating graceful shutdown...", signals.name());

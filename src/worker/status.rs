@@ -1,9 +1,8 @@
-//! The status thread: notifications, heartbeats, and repairs, which need a thread that waits for no handler and no
-//! broker.
+//! The status thread: sends notifications and heartbeats, repairs refused records; waits for no handler or broker.
 //!
-//! It is the only sender of statuses, so that a heartbeat never overtakes the notification of a later state. Main asks
-//! it to announce; the outbox hands it records to repair; [`upkeep`] tells whether a long task holds
-//! back its partition.
+//! It is the only sender of status records, so a heartbeat never overtakes the notification of a later state. Main
+//! requests notifications; the outbox passes records to repair; [`upkeep`] reports whether a long task holds back its
+//! partition.
 
 use super::drain::Deadlines;
 use super::in_flight::InFlight;
@@ -18,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
-/// Who this process is, as statuses say it.
+/// The identity of this process in status records.
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
     pub(super) worker_id: Arc<str>,
@@ -31,23 +30,22 @@ pub(super) struct Identity {
 pub(super) struct Announce {
     pub(super) state: WorkerState,
     pub(super) receipt: Option<Receipt>,
-    /// Capacity one: gets the receiver that tells when Kafka has it.
+    /// Capacity one: gets the receiver that tells when Kafka has the notification.
     pub(super) sent: Sender<Receiver<bool>>,
 }
 
-/// See the module documentation.
 pub(super) struct StatusThread {
     pub(super) identity: Identity,
     pub(super) outbox: Outbox,
     pub(super) in_flight: Arc<InFlight>,
     pub(super) upkeep: Upkeep,
-    /// Triggered when the upkeep dies.
+    /// Triggered when the upkeep thread dies.
     pub(super) fatal: Stop,
     pub(super) heartbeat_interval: Duration,
-    /// Capacity two; main sends one at a time and waits.
+    /// Capacity two; main sends one announcement at a time and waits.
     pub(super) announcements: Receiver<Announce>,
     pub(super) repairs: Receiver<Repair>,
-    /// Set by main when the stop begins; for the countdown that people see.
+    /// Set by main when the stop begins; for the countdown on the gateway's page.
     pub(super) deadlines: Arc<Mutex<Option<Deadlines>>>,
 }
 
@@ -79,7 +77,7 @@ impl StatusThread {
                     let _ = announcement.sent.try_send(answer);
                 }
                 recv(heartbeat) -> _ => {
-                    // Nothing is said before the start is announced, and nothing after the end.
+                    // No heartbeat before the notification of the start, and none after that of the end.
                     if let Some(state @ (WorkerState::Started | WorkerState::ShutdownStarted)) = state {
                         outbox.send_heartbeat(&statuses.status(state, None));
                     }
@@ -88,7 +86,7 @@ impl StatusThread {
                     if let Ok(repair) = repair {
                         outbox.repair(repair)?;
                     } else {
-                        // The producer has ended: the next send says so.
+                        // The producer has ended; the next send returns the error.
                         repairs = never();
                     }
                 }
@@ -97,7 +95,7 @@ impl StatusThread {
     }
 }
 
-/// What statuses are made of.
+/// The sources of a status record.
 struct Statuses {
     identity: Identity,
     in_flight: Arc<InFlight>,

@@ -1,6 +1,6 @@
-//! The stop, step by step: section 5 of the contract, driven by main.
+//! The steps of a stop, driven by main: section 5 of the contract.
 //!
-//! Every wait in here has a limit, every step that fails is named in the log, and the watchdog stands behind it all.
+//! Every wait has a limit, every step that fails is logged by name, and the watchdog bounds them all.
 
 use super::drain::{self, Deadlines, Event, Phase};
 use super::in_flight::RunningTask;
@@ -20,19 +20,19 @@ use program::logging::{LAST_LINES, LATE_LINES, escape};
 use program::signals::Signals;
 use std::time::{Duration, Instant};
 
-/// "Sent" means acknowledged by Kafka, waited for so long before the next step.
+/// How long to wait for Kafka to acknowledge a notification before the next step.
 const NOTIFICATION_WAIT: Duration = Duration::from_secs(1);
-/// At the deadline, how long results that are on their way may still arrive.
+/// How long results on their way may still arrive after the deadline.
 const LAST_RESULTS: Duration = Duration::from_millis(400);
 /// The same after a second signal.
 const LAST_RESULTS_FORCED: Duration = Duration::from_millis(100);
-/// A worker that hears of no leader for this many locks is not live: whatever it held, others have it.
+/// A worker that no leader answers for this many locks is not live: other workers have its records.
 const SILENT_LOCKS: u32 = 2;
-/// Steps of a stop that nobody hurries.
+/// Limit of one step of an ordinary stop.
 const STEP: Duration = Duration::from_secs(1);
-/// Steps after work was abandoned.
+/// Limit of one step after work was abandoned.
 const HURRIED_STEP: Duration = Duration::from_millis(200);
-/// Threads that have nothing left to do end within this.
+/// How long to wait for threads without work to end.
 const JOIN: Duration = Duration::from_millis(500);
 
 /// Why draining ended.
@@ -44,7 +44,7 @@ enum Ending {
     Fatal,
 }
 
-/// Main's part: waits for a reason to stop, then takes the worker apart in order.
+/// Waits for a reason to stop, then stops the worker in order. Called by main.
 pub(super) fn run_until_stopped(mut worker: Running, config: &WorkerConfig, signals: &Signals) -> ExitCode {
     let id = config.worker_id.as_str();
     if !signals.first.is_triggered() && !worker.fatal.is_triggered() {
@@ -57,7 +57,7 @@ pub(super) fn run_until_stopped(mut worker: Running, config: &WorkerConfig, sign
     stop.run(worker)
 }
 
-/// Main while the worker works: tells the supervisor every second what the other threads do. False: one of them died.
+/// Main's loop while the worker works: reports to the supervisor every second. Returns false if a thread died.
 fn work(worker: &mut Running, id: &str, signals: &Signals) -> bool {
     let round = tick(supervisor::INTERVAL);
     let mut pulse = Pulse::new(Instant::now());
@@ -76,7 +76,7 @@ fn work(worker: &mut Running, id: &str, signals: &Signals) -> bool {
                     live = hears;
                     say_live(id, live, limit);
                 }
-                // Nothing is said otherwise, and the supervisor draws its conclusions; the log has the reason.
+                // Otherwise main reports nothing, so the worker counts as not live; the log has the reason.
                 if live && !worker.in_flight.has_overdue() {
                     worker.supervisor.alive(&working(&worker.in_flight.running()));
                 }
@@ -85,7 +85,7 @@ fn work(worker: &mut Running, id: &str, signals: &Signals) -> bool {
     }
 }
 
-/// The log's word on whether any leader of the tasks answers.
+/// Logs whether any leader of the tasks answers.
 fn say_live(id: &str, live: bool, limit: Duration) {
     if live {
         log::info!("Worker {} is live again: a leader of the tasks answers", escape(id));
@@ -102,9 +102,9 @@ fn working(running: &[RunningTask]) -> String {
     }
 }
 
-/// A thread died: nothing that is held can be trusted to be finished. Closing the connections gives all of it back.
+/// Ends the worker after a thread died: no held task can be trusted to finish. Closed connections release them all.
 fn die(worker: Running, id: &str) -> ExitCode {
-    log::error!("Worker {} ends: a thread that must not end has ended (its own line says why)", escape(id));
+    log::error!("Worker {} ends: a thread that must not end has ended (its own log line has the reason)", escape(id));
     worker.control.apply(Event::Fatal);
     worker.interrupter.interrupt();
     let unusable = worker
@@ -115,7 +115,7 @@ fn die(worker: Running, id: &str) -> ExitCode {
         .is_some_and(|error| error.code() == Some(ErrorCode::UNSUPPORTED_VERSION));
     worker.producer.close(Instant::now());
     for thread in [worker.threads.intakes, worker.threads.leaders, worker.threads.membership] {
-        // What does not end in time ends with the process; its error is logged by the thread itself.
+        // A thread that does not end in time ends with the process; it logs its own error.
         let _ = thread.join_deadline(Instant::now() + JOIN);
     }
     if unusable { ExitCode::Usage } else { ExitCode::Fatal }
@@ -127,13 +127,13 @@ struct Stopping<'a> {
     signals: &'a Signals,
     deadlines: Deadlines,
     ending: Ending,
-    /// A second signal was heard: what is left takes no more than a moment.
+    /// After a second signal: every remaining step is short.
     hurried: bool,
     report: Option<Result<IntakeReport, KafkaError>>,
 }
 
 impl<'a> Stopping<'a> {
-    /// Steps 1 to 3: take nothing new, say so.
+    /// Steps 1 to 3: takes no new tasks and announces the stop.
     fn begin(worker: &mut Running, config: &'a WorkerConfig, signals: &'a Signals) -> Self {
         let began = Instant::now();
         let id = config.worker_id.as_str();
@@ -141,7 +141,7 @@ impl<'a> Stopping<'a> {
         worker.control.set_finishes_ready(worker.queue.finishes_quickly());
         worker.control.apply(Event::Signal);
         let deadlines = Deadlines::new(began, config.drain_timeout, config.stop_grace_period);
-        // The capacity is two and this is the first.
+        // Capacity two, and this is the first message.
         let _ = worker.watchdog.try_send(deadlines);
         *worker.deadlines.lock() = Some(deadlines);
         worker.supervisor.stopping("stops");
@@ -180,17 +180,17 @@ impl<'a> Stopping<'a> {
         self.end(worker, &receipt)
     }
 
-    /// A second signal: every wait from now on is a short one.
+    /// Shortens every wait from now on, after a second signal.
     fn hurry(&mut self, worker: &Running) {
         self.hurried = true;
         worker.account.force();
         self.deadlines = self.deadlines.forced(Instant::now());
-        // The capacity is two and this is the second.
+        // Capacity two, and this is the second message.
         let _ = worker.watchdog.try_send(self.deadlines);
         log::warn!("🛑 Worker {} received a second signal, leaving at once", escape(self.id));
     }
 
-    /// Waits for `receiver` until `deadline`, or a moment after a second signal.
+    /// Waits for `receiver` until `deadline`, after a second signal for [`HURRIED_STEP`] at most.
     fn wait<T>(&mut self, worker: &Running, receiver: &Receiver<T>, mut deadline: Instant) -> Option<T> {
         loop {
             let second = if self.hurried { never() } else { self.signals.second.triggered().clone() };
@@ -205,17 +205,17 @@ impl<'a> Stopping<'a> {
         }
     }
 
-    /// Sends a notification and says so once Kafka has it; says what did not work otherwise.
+    /// Sends a notification, and logs whether Kafka has acknowledged it.
     fn announce(&mut self, worker: &Running, state: WorkerState, receipt: Option<Receipt>, deadline: Instant) {
         let (sent, on_its_way) = bounded(1);
-        // Full: the status thread has been waiting for Kafka since the last one.
+        // Full: the status thread still waits for Kafka since the last notification.
         let asked = worker.announcements.try_send(Announce { state, receipt, sent }).is_ok();
         let answer = if asked { self.wait(worker, &on_its_way, deadline) } else { None };
         let announced = answer.and_then(|answer| self.wait(worker, &answer, deadline)).unwrap_or(false);
         say_announced(self.id, state, announced);
     }
 
-    /// Step 4: until nothing is in flight, the deadline, a second signal, or a dead thread.
+    /// Step 4: waits until no task is in flight, for the deadline, a second signal, or a dead thread.
     fn wait_for_end(&mut self, worker: &mut Running) -> Ending {
         if self.hurried {
             return Ending::SecondSignal;
@@ -234,13 +234,13 @@ impl<'a> Stopping<'a> {
                     return Ending::SecondSignal;
                 }
                 recv(at(deadline)) -> _ => {
-                    // A task may have been started meanwhile.
+                    // A task may have started meanwhile, which moves the deadline.
                     if Instant::now() >= self.deadlines.end_draining_at(worker.account.has_work()) {
                         return Ending::Deadline;
                     }
                 }
                 recv(worker.fatal.triggered()) -> _ => {
-                    // The intakes' own report comes just before their thread's end is noticed.
+                    // The intakes send their report just before their thread ends.
                     self.report = worker.intake_done.try_recv().ok();
                     return Ending::Fatal;
                 }
@@ -249,7 +249,7 @@ impl<'a> Stopping<'a> {
         }
     }
 
-    /// What the service manager shows of the drain.
+    /// The status that the service manager shows during the drain.
     fn draining(&self, running: &[RunningTask]) -> String {
         let left = self.deadlines.abandon_at.saturating_duration_since(Instant::now()).as_secs();
         match running {
@@ -261,7 +261,7 @@ impl<'a> Stopping<'a> {
         }
     }
 
-    /// Step 5 for what cannot be finished: abandoned, never marked done.
+    /// Step 5 for tasks that cannot be finished: they are abandoned, never marked done.
     fn end_draining(&mut self, worker: &Running) {
         let event = match self.ending {
             Ending::Settled => Event::Settled,
@@ -276,9 +276,9 @@ impl<'a> Stopping<'a> {
             worker.in_flight.abandon_publishing();
             worker.control.abandoned.trigger();
             for task in worker.in_flight.abandoned() {
-                // A task that outlasts deploy after deploy is not one that kills its workers.
+                // Long tasks outlast several deploys, so this start does not count against the task.
                 worker.outbox.note_stop(&TaskStopped { task_id: task.to_string(), worker_id: self.id.to_string() });
-                log::warn!("Worker {} abandons task {}; it is given back to Kafka", escape(self.id), escape(&task));
+                log::warn!("Worker {} abandons task {} and releases it to Kafka", escape(self.id), escape(&task));
             }
         }
         if worker.control.phase() < Phase::Closing {
@@ -295,7 +295,10 @@ impl<'a> Stopping<'a> {
         match &self.report {
             Some(Ok(report)) => {
                 for task in &report.unaccepted {
-                    log::warn!("task {} is done, but Kafka did not take its accept: it may run again", escape(task));
+                    log::warn!(
+                        "task {} is done, but Kafka did not acknowledge its accept: it may run again",
+                        escape(task)
+                    );
                 }
                 for reason in &report.close_failed {
                     log::warn!("Worker {} could not close its share session: {}", escape(self.id), escape(reason));
@@ -309,7 +312,7 @@ impl<'a> Stopping<'a> {
     fn leave(&mut self, worker: &Running) {
         let (done, answer) = bounded(1);
         let deadline = Instant::now() + self.step();
-        // The capacity is one and this is the only command.
+        // Capacity one, and this is the only command.
         let _ = worker.leave.try_send(Leave { deadline, done });
         match self.wait(worker, &answer, deadline) {
             Some(Ok(())) => log::info!("✅ Worker {} consumer closed", escape(self.id)),
@@ -320,23 +323,23 @@ impl<'a> Stopping<'a> {
         }
     }
 
-    /// Steps 8 and 9: the producer is closed, the threads are joined, the receipt is the last line.
+    /// Steps 8 and 9: closes the producer, joins the threads, and prints the receipt as the last line.
     fn end(self, worker: Running, receipt: &Receipt) -> ExitCode {
         let id = escape(self.id);
         let last_lines = self.step().clamp(LATE_LINES, LAST_LINES);
         let Running { in_flight, interrupter, announcements, watchdog, queue, producer, supervisor, threads, .. } =
             worker;
         drop(announcements);
-        // The last end into which jobs are put: the handlers see it go.
+        // The last sender of jobs: the handlers end without it.
         drop(queue);
         let deadline = Instant::now() + self.step().min(HURRIED_STEP);
         producer.close(deadline);
         log::info!("✅ Worker {id} producer closed");
-        // Whatever still waits for a socket has nothing left to wait for.
+        // Wakes the threads that still wait for a socket.
         interrupter.interrupt();
         let ended =
             [threads.intakes, threads.leaders, threads.membership, threads.status].into_iter().chain(threads.handlers);
-        // One deadline for all. A handler that was abandoned does not end before the process does.
+        // One deadline for all threads. An abandoned handler does not end before the process ends.
         let deadline = Instant::now() + if in_flight.abandoned().is_empty() { JOIN } else { JOIN / 10 };
         for thread in ended {
             if let Err(late) = thread.join_deadline(deadline)
@@ -351,20 +354,20 @@ impl<'a> Stopping<'a> {
         match receipt.tasks_abandoned.len() {
             0 if self.ending == Ending::Fatal => log::error!("👋 Worker {id} stopped after a fatal error"),
             0 => log::info!("👋 Worker {id} gracefully shut down"),
-            count => log::warn!("👋 Worker {id} stopped with {count} task(s) abandoned and given back to Kafka"),
+            count => log::warn!("👋 Worker {id} stopped with {count} task(s) abandoned and released to Kafka"),
         }
         drain::print_receipt(receipt, last_lines);
         ExitCode::from_number(receipt.exit_code)
     }
 
-    /// How long one step may take, given how the draining ended and what the deadline leaves.
+    /// The limit of one step, given how the draining ended and the time until the deadline.
     fn step(&self) -> Duration {
         let usual = if self.ending == Ending::Settled && !self.hurried { STEP } else { HURRIED_STEP };
         usual.min(self.deadlines.exit_at(true).saturating_duration_since(Instant::now()))
     }
 }
 
-/// The start's notification; waited for a little, since what follows does not need it.
+/// Sends the notification of the start and waits briefly, since the next steps do not need it.
 fn announce_start(worker: &Running, id: &str) {
     let deadline = Instant::now() + NOTIFICATION_WAIT;
     let (sent, on_its_way) = bounded(1);
@@ -382,7 +385,7 @@ fn say_announced(id: &str, state: WorkerState, announced: bool) {
     }
 }
 
-/// Looks again every few milliseconds: the condition is a counter behind a lock, and this happens once in a process.
+/// Polls every 5 ms: the condition is a counter behind a lock, and this happens once in a process.
 fn wait_until(deadline: Instant, condition: impl Fn() -> bool) {
     while !condition() && Instant::now() < deadline {
         #[expect(

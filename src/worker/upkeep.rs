@@ -1,8 +1,7 @@
-//! The upkeep thread: every few seconds it looks whether a long task holds back its partition, and whether the side
-//! topics are there.
+//! The upkeep thread: checks every 5 s whether a long task holds back its partition and the side topics exist.
 //!
-//! Both are questions to brokers that may not answer, so they have a thread of their own: a heartbeat or a notification
-//! waits for neither. The status thread starts it, reads its verdict and ends it.
+//! Brokers may not answer these requests, so they have a thread of their own, and no heartbeat or notification waits
+//! for them. The status thread starts it, reads its result and ends it.
 
 use super::in_flight::InFlight;
 use crate::config::Common;
@@ -17,12 +16,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often it looks, and how long a task must run before it is looked at.
+/// The interval of the checks, and how long a task must run before it is checked.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// A thread that was woken ends within this.
+/// How long to wait for the woken thread to end.
 const JOIN: Duration = Duration::from_millis(200);
 
-/// What the thread looks after.
+/// The inputs of the thread.
 pub(super) struct Upkeep {
     pub(super) worker_id: Arc<str>,
     pub(super) in_flight: Arc<InFlight>,
@@ -32,7 +31,7 @@ pub(super) struct Upkeep {
     pub(super) queue: Queue,
 }
 
-/// The thread that runs. Dropping it ends it.
+/// Handle of the running thread. Dropping it ends the thread.
 pub(super) struct Running {
     holding_back: Arc<AtomicBool>,
     stop: Stop,
@@ -43,7 +42,7 @@ pub(super) struct Running {
 impl Upkeep {
     /// Starts the thread; its death triggers `on_death`.
     pub(super) fn start(mut self, on_death: Stop) -> Running {
-        // Its own interrupter: ending it wakes its questions and no other ones.
+        // Its own interrupter: interrupting wakes only this thread's requests.
         self.cluster = self.cluster.scoped(self.cluster.options().interrupter.child());
         let (holding_back, stop, cluster) = (Arc::new(AtomicBool::new(false)), Stop::new(), self.cluster.clone());
         let (verdict, until) = (Arc::clone(&holding_back), stop.clone());
@@ -62,7 +61,7 @@ impl Upkeep {
             match queue::restore_side_topics(&self.cluster, &self.common, self.starts) {
                 Ok(()) => told = false,
                 Err(_) if self.cluster.options().interrupter.is_interrupted() => return,
-                Err(queue::PrepareError::Unreachable(error)) => log::debug!("the side topics are not known: {error}"),
+                Err(queue::PrepareError::Unreachable(error)) => log::debug!("could not check the side topics: {error}"),
                 Err(queue::PrepareError::Unusable(reason)) => {
                     if !std::mem::replace(&mut told, true) {
                         log::warn!("Worker {}: {}; retrying", escape(&self.worker_id), escape(&reason));
@@ -72,7 +71,7 @@ impl Upkeep {
         }
     }
 
-    /// True when the oldest running task keeps its partition from delivering; said once in the log each time it begins.
+    /// Returns whether the oldest running task keeps its partition from delivering. Logs it each time that begins.
     fn look_at_span(&self, before: bool) -> bool {
         let running = self.in_flight.running();
         let old = running.iter().filter(|task| task.since.elapsed() >= INTERVAL);
@@ -82,8 +81,8 @@ impl Upkeep {
         let long = is_long(span, self.queue.record_locks);
         if long && !before {
             log::warn!(
-                "Worker {} holds task {} for {} s with {span} records after it: partition {} delivers at most {} beyond \
-                 its oldest unfinished record and stands still until this one is done",
+                "Worker {} holds task {} for {} s with {span} records after it: partition {} delivers at most {} \
+                 records beyond its oldest unfinished record and stands still until this task is done",
                 self.worker_id,
                 escape(&oldest.task_id),
                 oldest.since.elapsed().as_secs(),
@@ -95,13 +94,13 @@ impl Upkeep {
     }
 }
 
-/// Whether a partition with this span of unfinished offsets is close to standing still: from 3900 of 4000 on.
+/// Whether a partition with this span of unfinished offsets is close to standing still: from 97.5 % of the limit on.
 fn is_long(span: i64, record_locks: u32) -> bool {
     span >= i64::from(record_locks - record_locks / 40)
 }
 
 impl Running {
-    /// What was found last.
+    /// The result of the last check.
     pub(super) fn is_holding_back(&self) -> bool {
         self.holding_back.load(Ordering::Relaxed)
     }
@@ -111,7 +110,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.stop.trigger();
         self.cluster.options().interrupter.interrupt();
-        // What does not end in time ends with the process.
+        // A thread that does not end in time ends with the process.
         let _ = self.thread.take().map(|thread| thread.join_deadline(Instant::now() + JOIN));
     }
 }
@@ -121,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn span_is_judged_by_the_groups_own_limit() {
+    fn span_is_compared_with_the_limit_of_the_group() {
         for (span, record_locks, long) in
             [(3_899, 4_000, false), (3_900, 4_000, true), (1_949, 2_000, false), (1_950, 2_000, true), (98, 100, true)]
         {

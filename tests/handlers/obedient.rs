@@ -1,25 +1,25 @@
-//! A worker whose handler does what the text of the task says. For the tests of crashes and failures; never for anything else.
+//! A worker whose handler obeys the task's text. Only for tests of crashes and failures.
 //!
-//! `abort`, `panic`, `fail WHY`, `retry WHY`, `wait MILLISECONDS` (ends when abandoned), `sleep MILLISECONDS` (does not),
-//! `stumble MILLISECONDS` (sleeps and fails, and may succeed later); anything else succeeds. Each start is told on stdout
-//! before anything else happens: `handler started ID delivery N`.
+//! `abort`, `panic`, `fail WHY`, `retry WHY`, `wait MILLISECONDS` (ends when abandoned), `sleep MILLISECONDS` (does
+//! not), `stumble MILLISECONDS` (sleeps, then fails with a retry). Any other text succeeds. First of all the handler
+//! prints each start on stdout: `handler started ID delivery N`.
 
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_macros,
-    reason = "crashing, sleeping deaf and printing is what it is for"
+    reason = "this handler crashes, sleeps without a stop and prints on purpose"
 )]
 
-use std::{process::ExitCode, time::Duration};
+use std::time::Duration;
 
 use lastcall::{
     config::WorkerConfig,
+    exit::ExitCode,
     handler::{Context, Handler, HandlerError},
+    logging, signals,
     task::Task,
     worker,
 };
-use program::logging;
-use program::signals;
 use serde_json::{Map, Value};
 
 struct Obedient;
@@ -34,7 +34,7 @@ impl Handler for Obedient {
             "fail" => Err(HandlerError::Final(rest.to_owned())),
             "retry" => Err(HandlerError::Retry(rest.to_owned())),
             "wait" => {
-                // The abandoned task ends its wait; what it returns then is nobody's business any more.
+                // The abandoned task ends its wait; its outcome is dropped.
                 let _ = context.abandoned.sleep(time(rest)?);
                 Ok(Map::new())
             }
@@ -52,18 +52,15 @@ impl Handler for Obedient {
 }
 
 fn time(text: &str) -> Result<Duration, HandlerError> {
-    text.parse().map(Duration::from_millis).map_err(|_| HandlerError::Final(format!("{text:?} is no time")))
+    text.parse()
+        .map(Duration::from_millis)
+        .map_err(|_| HandlerError::Final(format!("{text:?} is not a number of milliseconds")))
 }
 
 fn main() -> ExitCode {
-    let signals = match signals::install() {
-        Ok(signals) => signals,
-        Err(error) => {
-            eprintln!("{error}");
-            return program::exit::ExitCode::Fatal.into();
-        }
-    };
-    let config = WorkerConfig::from_args();
-    logging::init(config.common.log_level);
-    worker::run(config, Obedient, signals).into()
+    signals::run(|signals| {
+        let config = WorkerConfig::from_args();
+        logging::init(config.common.log_level);
+        worker::run(config, Obedient, signals)
+    })
 }

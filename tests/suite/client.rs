@@ -1,4 +1,4 @@
-//! The Kafka client against a real broker, with a reader and a writer that share no code with it.
+//! The Kafka client against a broker; the crate `kafka` reads and writes beside it, and shares no code with it.
 
 mod proxy;
 
@@ -21,12 +21,12 @@ use proxy::{Fault, Proxy};
 
 use crate::support::{Rig, SOON, START, audit, eventually};
 
-/// A client of this rig's broker.
+/// A client for this rig's broker.
 pub fn cluster(rig: &Rig) -> Cluster {
     cluster_at(rig.broker().address())
 }
 
-/// One that gives a request up after a second, for a broker that does not answer.
+/// A client with a request timeout of one second.
 fn impatient_cluster(rig: &Rig) -> Cluster {
     let mut options = cluster(rig).options().clone();
     options.request_timeout = Duration::from_secs(1);
@@ -39,18 +39,18 @@ pub fn cluster_at(address: &str) -> Cluster {
     Cluster::new(options)
 }
 
-/// Creates a topic with the time of the broker, as the programs do.
+/// Creates a topic with `LogAppendTime`, as the programs do.
 pub fn create(cluster: &Cluster, name: &str, partitions: i32, more: &[(&'static str, &str)]) {
     let own = [("message.timestamp.type", "LogAppendTime")];
     let configs = own.iter().chain(more).map(|(key, value)| (*key, (*value).to_owned())).collect();
     let spec = TopicSpec { name: name.to_owned(), partitions, replication_factor: None, configs };
     let ensured = eventually_ok(START, || admin::ensure_topic(cluster, &spec));
     assert_eq!(ensured.topic.partitions.len(), usize::try_from(partitions).expect("a few"));
-    // Metadata names the leaders before they know of it themselves.
+    // Metadata names the leaders before they know it themselves.
     eventually_ok(START, || admin::end_offsets(cluster, name));
 }
 
-/// Repeats what Kafka answers with an error for a moment.
+/// Repeats a call until Kafka answers it without an error.
 pub fn eventually_ok<T>(limit: Duration, mut call: impl FnMut() -> Result<T, KafkaError>) -> T {
     let deadline = Instant::now() + limit;
     loop {
@@ -62,7 +62,7 @@ pub fn eventually_ok<T>(limit: Duration, mut call: impl FnMut() -> Result<T, Kaf
     }
 }
 
-/// Tells outcomes to the test; records with an odd token are not wanted any more if `drops_odd`.
+/// Passes outcomes to the test; withdraws records with an odd token if `drops_odd`.
 struct Told {
     deliveries: Sender<Delivery<u64>>,
     drops_odd: bool,
@@ -75,7 +75,7 @@ impl ProducerEvents<u64> for Told {
 
     fn settled(&mut self, deliveries: Vec<Delivery<u64>>) {
         for delivery in deliveries {
-            // A test that has seen enough does not listen any more.
+            // The test may have dropped the receiver.
             let _ = self.deliveries.send(delivery);
         }
     }
@@ -112,7 +112,7 @@ pub fn reader(cluster: &Cluster, topic: &str, start: StartAt) -> Reader {
     Reader::new(cluster.clone(), topic, start, options)
 }
 
-/// Polls until so many records have come.
+/// Polls until this many records have come.
 pub fn read(reader: &mut Reader, count: usize) -> Vec<ReadRecord> {
     let mut records = Vec::new();
     eventually(START, "all records are read", || {
@@ -127,7 +127,7 @@ fn text(bytes: &Option<Bytes>) -> &str {
 }
 
 #[test]
-fn what_the_producer_writes_is_read_by_an_independent_reader() {
+fn an_independent_reader_finds_each_record_where_its_delivery_says() {
     let rig = Rig::shared("client-write");
     let cluster = cluster(&rig);
     create(&cluster, &rig.tasks(), 3, &[]);
@@ -138,11 +138,10 @@ fn what_the_producer_writes_is_read_by_an_independent_reader() {
     assert_eq!(read.len(), 1000);
     let by_place: BTreeMap<(i32, i64), &audit::Record> =
         read.iter().map(|record| ((record.partition, record.offset), record)).collect();
-    // The deliveries of one partition come in the order of its records; each record stands where its delivery says.
     let mut places: Vec<(i32, i64)> =
         delivered.iter().map(|delivered| (delivered.partition, delivered.offset)).collect();
     places.sort_unstable();
-    assert!(places.iter().eq(by_place.keys()), "every delivery names a place of its own");
+    assert!(places.iter().eq(by_place.keys()), "the deliveries do not name the places of the records");
     for record in &read {
         assert_eq!(record.value, format!("value of {}", record.key()).as_bytes());
     }
@@ -153,7 +152,7 @@ fn what_the_producer_writes_is_read_by_an_independent_reader() {
 }
 
 #[test]
-fn what_an_independent_writer_writes_is_read() {
+fn the_reader_reads_all_records_of_an_independent_writer() {
     let rig = Rig::shared("client-read");
     let cluster = cluster(&rig);
     create(&cluster, &rig.tasks(), 2, &[]);
@@ -167,13 +166,13 @@ fn what_an_independent_writer_writes_is_read() {
     let found = read(&mut reader, records.len());
     let found: BTreeMap<&str, &str> = found.iter().map(|record| (text(&record.key), text(&record.value))).collect();
     assert!(records.iter().all(|(key, value)| found.get(key.as_str()) == Some(&value.as_str())) && found.len() == 2000);
-    assert_eq!(reader.end_offsets().expect("the broker is well"), reader.positions());
-    eventually(SOON, "the reader knows that it is at the end", || reader.poll().is_ok() && reader.is_at_end());
+    assert_eq!(reader.end_offsets().expect("the broker answers"), reader.positions());
+    eventually(SOON, "the reader is at the end", || reader.poll().is_ok() && reader.is_at_end());
     assert_eq!(reader.gaps(), 0);
 }
 
 #[test]
-fn headers_and_missing_parts_survive() {
+fn headers_and_missing_keys_and_values_survive() {
     let rig = Rig::shared("client-headers");
     let cluster = cluster(&rig);
     create(&cluster, &rig.tasks(), 1, &[]);
@@ -196,7 +195,7 @@ fn headers_and_missing_parts_survive() {
 }
 
 #[test]
-fn a_reader_starts_where_it_is_told() {
+fn a_reader_starts_at_the_requested_position() {
     let rig = Rig::shared("client-start");
     let cluster = cluster(&rig);
     create(&cluster, &rig.tasks(), 2, &[]);
@@ -205,7 +204,7 @@ fn a_reader_starts_where_it_is_told() {
     deliver(&cluster, values(1));
     let first = read(&mut reader(&cluster, &rig.tasks(), StartAt::Earliest), 20);
     let latest = first.iter().map(|record| record.timestamp).max().expect("twenty records");
-    // The broker's clock is this machine's: the second lot shall have a later time.
+    // The second twenty records get a later time, because the broker uses this machine's clock.
     eventually(SOON, "the clock has moved on", || SystemTime::now() > latest + Duration::from_millis(5));
     deliver(&cluster, values(2));
     let all = read(&mut reader(&cluster, &rig.tasks(), StartAt::Earliest), 40);
@@ -214,28 +213,28 @@ fn a_reader_starts_where_it_is_told() {
 
     let until = second.iter().map(|record| record.timestamp).max().expect("twenty records");
     let halves: BTreeMap<i32, i64> = [(0, 1), (1, 2)].into();
-    let behind_halves = all.iter().filter(|record| record.offset >= halves[&record.partition]).count();
+    let after_halves = all.iter().filter(|record| record.offset >= halves[&record.partition]).count();
     let only_first = all.iter().filter(|record| record.partition == 1 || record.offset >= 3).count();
     for (start, expected) in [
         (StartAt::Time(since), 20),
         (StartAt::Time(until + Duration::from_secs(3600)), 0),
         (StartAt::EndMinus(until.duration_since(since).expect("later")), 20),
         (StartAt::EndMinus(Duration::from_secs(3600)), 40),
-        (StartAt::Offsets(halves), behind_halves),
+        (StartAt::Offsets(halves), after_halves),
         (StartAt::Offsets([(0, 3)].into()), only_first),
         (StartAt::Latest, 0),
     ] {
         let mut reader = reader(&cluster, &rig.tasks(), start.clone());
         let found = read(&mut reader, expected);
-        // One more round, so that a record too many would be seen.
-        let more = reader.poll().expect("the broker is well");
+        // One more poll would bring a record too many.
+        let more = reader.poll().expect("the broker answers");
         assert_eq!(found.len() + more.len(), expected, "{start:?}");
-        assert_eq!(reader.end_offsets().expect("the broker is well"), reader.positions(), "{start:?}");
+        assert_eq!(reader.end_offsets().expect("the broker answers"), reader.positions(), "{start:?}");
     }
 }
 
 #[test]
-fn a_reader_goes_on_behind_what_was_deleted() {
+fn a_reader_outside_of_the_log_starts_at_its_first_record() {
     let rig = Rig::shared("client-gap");
     let cluster = cluster(&rig);
     create(&cluster, &rig.tasks(), 1, &[]);
@@ -245,14 +244,13 @@ fn a_reader_goes_on_behind_what_was_deleted() {
     let found = read(&mut slow, 4);
     assert_eq!(found.iter().map(|record| record.offset).collect::<Vec<_>>(), [6, 7, 8, 9]);
     assert_eq!(slow.gaps(), 1);
-    // Beyond the end it is the same: what is there comes.
     let mut beyond = reader(&cluster, &rig.tasks(), StartAt::Offsets([(0, 1000)].into()));
     assert_eq!(read(&mut beyond, 4).len(), 4);
     assert_eq!(Lookup::new(cluster).read(&rig.tasks(), 0, 2).expect("readable"), None);
 }
 
 #[test]
-fn a_reader_outlives_a_frozen_and_a_restarted_broker() {
+fn a_reader_continues_after_a_frozen_and_a_restarted_broker() {
     let rig = Rig::with_own_broker("client-reader", &[]);
     let cluster = impatient_cluster(&rig);
     create(&cluster, &rig.tasks(), 2, &[]);
@@ -263,10 +261,10 @@ fn a_reader_outlives_a_frozen_and_a_restarted_broker() {
 
     rig.broker().freeze();
     let begin = Instant::now();
-    assert!(reader.poll().is_ok_and(|records| records.is_empty()), "the answer may still come");
-    // It asked for an answer within 100 ms, and does not wait for the end of the request's time.
+    assert!(reader.poll().is_ok_and(|records| records.is_empty()), "the response may still come");
+    // The poll waits for the fetch's 100 ms, not for the request timeout.
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
-    eventually(SOON, "the fetch is given up", || matches!(reader.poll(), Err(KafkaError::Timeout { .. })));
+    eventually(SOON, "the fetch times out", || matches!(reader.poll(), Err(KafkaError::Timeout { .. })));
     assert!(reader.last_answer().is_some_and(|at| at.elapsed() > Duration::from_secs(1)));
     rig.broker().thaw();
     deliver(&cluster, ten(2));
@@ -280,8 +278,8 @@ fn a_reader_outlives_a_frozen_and_a_restarted_broker() {
     assert_eq!(reader.gaps(), 0);
 }
 
-/// A producer that is fed steadily until the test has done its worst.
-fn nothing_lost_or_doubled(rig: &Rig, worst: impl FnOnce(&Producer<u64>)) {
+/// Sends records steadily while `disturb` runs, and asserts that each is in the log once and in order.
+fn nothing_lost_or_doubled(rig: &Rig, disturb: impl FnOnce(&Producer<u64>)) {
     let cluster = impatient_cluster(rig);
     create(&cluster, &rig.tasks(), 2, &[]);
     let mut reader = reader(&cluster, &rig.tasks(), StartAt::Earliest);
@@ -297,9 +295,8 @@ fn nothing_lost_or_doubled(rig: &Rig, worst: impl FnOnce(&Producer<u64>)) {
             }
             sent
         });
-        // Under way first.
         assert!(told.recv_timeout(START).expect("an outcome").outcome.is_ok());
-        worst(&producer);
+        disturb(&producer);
         stop.trigger();
         feeder.join().expect("the feeder ends")
     });
@@ -313,7 +310,7 @@ fn nothing_lost_or_doubled(rig: &Rig, worst: impl FnOnce(&Producer<u64>)) {
     for record in &found {
         let number: u64 = text(&record.value).parse().expect("a number");
         let last = next.insert(record.partition, number);
-        assert!(last.is_none_or(|last| last < number), "order: {number} behind {last:?}");
+        assert!(last.is_none_or(|last| last < number), "order: {number} after {last:?}");
     }
     let once: std::collections::BTreeSet<&str> = found.iter().map(|record| text(&record.value)).collect();
     assert_eq!((found.len(), once.len()), (usize::try_from(sent).expect("few"), usize::try_from(sent).expect("few")));
@@ -321,7 +318,7 @@ fn nothing_lost_or_doubled(rig: &Rig, worst: impl FnOnce(&Producer<u64>)) {
 }
 
 #[test]
-fn a_broker_restart_under_production_loses_and_doubles_nothing() {
+fn a_broker_restart_loses_and_duplicates_no_record() {
     let rig = Rig::with_own_broker("client-restart", &[]);
     nothing_lost_or_doubled(&rig, |producer| {
         for kill in [false, true, true] {
@@ -332,49 +329,51 @@ fn a_broker_restart_under_production_loses_and_doubles_nothing() {
             };
             eventually(SOON, "the producer notices", || !producer.is_ready());
             rig.broker().start();
-            eventually(SOON, "the producer is back", || producer.is_ready());
+            eventually(SOON, "the producer is ready again", || producer.is_ready());
         }
     });
 }
 
 #[test]
-fn a_broker_frozen_under_production_loses_and_doubles_nothing() {
+fn a_frozen_broker_loses_and_duplicates_no_record() {
     let rig = Rig::with_own_broker("client-frozen", &["--set", "broker.session.timeout.ms=60000"]);
     nothing_lost_or_doubled(&rig, |producer| {
         rig.broker().freeze();
         eventually(SOON, "the producer notices", || !producer.is_ready());
         let since = Instant::now();
-        eventually(SOON, "it resends more than once", || since.elapsed() > Duration::from_secs(3));
+        eventually(SOON, "three seconds have passed, in which the producer resends", || {
+            since.elapsed() > Duration::from_secs(3)
+        });
         rig.broker().thaw();
-        eventually(SOON, "the producer is back", || producer.is_ready());
+        eventually(SOON, "the producer is ready again", || producer.is_ready());
     });
 }
 
 #[test]
-fn an_idle_producer_notices_that_the_broker_left_and_came_back() {
+fn an_idle_producer_notices_a_restart_of_its_broker() {
     let rig = Rig::with_own_broker("client-idle", &[]);
     let cluster = cluster(&rig);
     let (producer, _told) = producer(&cluster);
-    eventually(START, "connected without a record", || producer.is_ready());
+    eventually(START, "the producer connects without a record", || producer.is_ready());
     rig.broker().kill();
-    eventually(SOON, "the connection is gone", || !producer.is_ready());
+    eventually(SOON, "the producer has lost the connection", || !producer.is_ready());
     rig.broker().start();
-    eventually(SOON, "connected again", || producer.is_ready());
+    eventually(SOON, "the producer is connected again", || producer.is_ready());
 }
 
 #[test]
-fn closing_on_a_frozen_broker_tells_every_outcome_in_time() {
+fn closing_on_a_frozen_broker_reports_every_outcome_in_time() {
     let rig = Rig::with_own_broker("client-close", &["--set", "broker.session.timeout.ms=60000"]);
     let cluster = impatient_cluster(&rig);
     create(&cluster, &rig.tasks(), 1, &[]);
     let (producer, told) = producer(&cluster);
     producer.send(record(&rig.tasks(), "a", "1"), 1).expect("open");
     assert!(outcome(&told).1.is_ok());
-    // A broker that has just started may have put it off at first; it is ready a moment after the outcome was told.
-    eventually(SOON, "ready", || producer.is_ready());
+    // After an error of a starting broker the producer becomes ready only after the outcome.
+    eventually(SOON, "the producer is ready", || producer.is_ready());
     rig.broker().freeze();
     producer.send(record(&rig.tasks(), "a", "2"), 2).expect("open");
-    eventually(SOON, "it was sent and not answered", || !producer.is_ready());
+    eventually(SOON, "the record was sent and not acknowledged", || !producer.is_ready());
     for token in 3..100 {
         producer.send(record(&rig.tasks(), "a", "3"), token).expect("open");
     }
@@ -404,18 +403,18 @@ fn an_interrupt_wakes_a_reader_and_its_whole_client() {
             while !matches!(reader.poll(), Err(KafkaError::Interrupted)) {}
             Instant::now()
         });
-        // By the time a record has gone to and fro, the reader waits for one.
+        // After the round trip of a record the reader is in its poll.
         deliver(&cluster, vec![record(&rig.tasks(), "key", "value")]);
         let begin = Instant::now();
         interrupter.interrupt();
         let ended = reading.join().expect("the reader ends");
-        assert!(ended.duration_since(begin) < Duration::from_secs(5), "it does not wait for its 30 s");
+        assert!(ended.duration_since(begin) < Duration::from_secs(5), "the reader waited for its 30 s");
     });
     assert!(matches!(cluster.connect_any(), Err(KafkaError::Interrupted)));
 }
 
 #[test]
-fn records_that_the_broker_refuses_are_refused_alone() {
+fn a_refused_record_does_not_fail_other_records() {
     let rig = Rig::shared("client-refused");
     let cluster = cluster(&rig);
     create(&cluster, &rig.tasks(), 1, &[("max.message.bytes", "4000")]);
@@ -437,11 +436,11 @@ fn records_that_the_broker_refuses_are_refused_alone() {
     let keys: Vec<String> = audit::read(rig.broker().address(), &rig.tasks()).iter().map(audit::Record::key).collect();
     let expected: Vec<String> =
         (0..100).filter(|token| !refused.contains(token)).map(|token| format!("key-{token}")).collect();
-    assert_eq!(keys, expected, "the others, once and in order");
+    assert_eq!(keys, expected, "the other records, once and in order");
 }
 
 #[test]
-fn a_record_nobody_wants_any_more_is_not_sent() {
+fn a_withdrawn_record_is_not_sent() {
     let rig = Rig::shared("client-dropped");
     let cluster = cluster(&rig);
     create(&cluster, &rig.tasks(), 1, &[]);
@@ -476,21 +475,21 @@ fn a_batch_of_unknown_outcome_is_looked_up_before_it_is_written_again() {
         expected += 1;
     };
     send(&[]);
-    // The same bytes again: the broker knows them.
+    // The broker recognises the repeated batch.
     send(&[Fault::LoseAnswer]);
     send(&[Fault::LoseRequest, Fault::LoseAnswer, Fault::LoseAnswer, Fault::LoseRequest]);
     for code in [45, 47, 59] {
-        // In the log, and the broker says it has no idea.
+        // The batch is in the log, but the broker does not know the producer.
         send(&[Fault::LoseAnswer, Fault::Misreport(code)]);
         send(&[Fault::Misreport(code)]);
-        // Not in the log.
+        // The batch is not in the log.
         send(&[Fault::LoseRequest, Fault::Refuse(code)]);
         send(&[Fault::Refuse(code)]);
         send(&[]);
     }
-    // Written, but too few replicas said so; then a refusal that would be final for a batch never written.
+    // Written to too few replicas (20); then a code (32) that would be final for a batch that was not written.
     send(&[Fault::Misreport(20), Fault::Misreport(32)]);
-    // For a moment nobody leads.
+    // The partition has no leader for a moment.
     send(&[Fault::Refuse(6), Fault::Refuse(5), Fault::Refuse(3), Fault::Refuse(14)]);
     let keys: Vec<String> = audit::read(&proxy.address(), &rig.tasks()).iter().map(audit::Record::key).collect();
     assert_eq!(keys, (0..expected).map(|number| format!("key-{number}")).collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! A topic whose `compression.type` an administrator sets: tasks run and callers are answered all the same.
+//! Topics with each `compression.type`: tasks run and callers get their results.
 
 use kafka_protocol::{
     messages::{
@@ -10,7 +10,7 @@ use kafka_protocol::{
 
 use crate::support::{Rig, SOON, admin, eventually, wire::Wire};
 
-/// Codec bits of the last batch of the topic's one partition.
+/// Codec bits of the last batch in the topic's only partition.
 fn last_codec(broker: &str, topic: &str) -> u8 {
     let end = admin::end_offset(broker, topic, 0).expect("the topic is there");
     let partition = FetchPartition::default().with_current_leader_epoch(-1).with_fetch_offset(end - 1);
@@ -23,7 +23,7 @@ fn last_codec(broker: &str, topic: &str) -> u8 {
 }
 
 #[test]
-fn tasks_and_results_that_the_broker_compresses_are_read() {
+fn worker_and_gateway_read_batches_that_the_broker_compressed() {
     let rig = Rig::shared("compression");
     let broker = rig.broker().address();
     let gateway = rig.start_gateway();
@@ -32,8 +32,8 @@ fn tasks_and_results_that_the_broker_compresses_are_read() {
         for topic in [rig.tasks(), rig.results()] {
             admin::set(broker, admin::Of::Topic, &topic, "compression.type", kind);
         }
-        // The leader follows its settings a moment later: until then batches are kept as before.
-        eventually(SOON, &format!("tasks and results are kept with {kind}"), || {
+        // The leader applies the setting a moment later.
+        eventually(SOON, &format!("tasks and results are stored with {kind}"), || {
             let answer = gateway.analyze("two words");
             assert_eq!(answer.status, 200, "{kind}: {}", answer.text());
             [rig.tasks(), rig.results()].iter().all(|topic| last_codec(broker, topic) == codec)

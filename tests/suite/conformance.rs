@@ -1,7 +1,7 @@
-//! What a broker answers, request by request: facts of Apache Kafka 4.4, found by asking it. The same tests run on both brokers, so that the
-//! embedded one is as the real one wherever the programs, or the tests of their faults, lean on it.
+//! Responses of Apache Kafka 4.4 to single requests. The same tests run on both brokers, so that the embedded broker
+//! answers like Kafka wherever the programs or the tests of faults depend on it.
 //!
-//! Requests go out as `kafka-share` writes them where it has them, and raw otherwise.
+//! `kafka-share` encodes the requests that it knows; `kafka_protocol` encodes the others.
 
 mod compression;
 mod connections;
@@ -52,7 +52,7 @@ fn topic_name(name: &str) -> TopicName {
     TopicName(text(name))
 }
 
-/// A batch of so many records.
+/// A batch with this many records.
 fn batch(count: usize, producer_id: i64, producer_epoch: i16, base_sequence: i32, time: SystemTime) -> Bytes {
     let value = Bytes::from_static(b"a value of some length");
     let contents = (0..count).map(|_| RecordContent { key: None, value: Some(&value), headers: &[] });
@@ -63,7 +63,7 @@ fn plain(count: usize) -> Bytes {
     batch(count, -1, -1, -1, SystemTime::now())
 }
 
-/// Error code and first offset.
+/// Returns error code and first offset.
 fn produce(wire: &mut Wire, topic: &str, records: Bytes) -> (i16, i64) {
     produce_with(wire, topic, records, -1)
 }
@@ -108,7 +108,7 @@ impl Place {
         answer.topics[0].topic_id
     }
 
-    /// A group that begins at the start, whose members are assigned at once.
+    /// A group that starts at the earliest offset and assigns partitions without delay, with the member `first`.
     fn group(&mut self, configs: &[(&str, &str)]) -> Group<'_> {
         let id = self.rig.group();
         eventually(SOON, "the group has a coordinator", || {
@@ -120,7 +120,7 @@ impl Place {
             assert_eq!(alter(&mut self.wire, admin::Of::Group, &id, key, Some(value)), 0, "{key}");
         }
         let partition = SharePartition { topic_id: self.topic_id(), partition: 0 };
-        // A member, so that the group has something to say about the partition.
+        // Without a member the group has no state for the partition.
         eventually(SOON, "the partition is assigned", || {
             let (error, _, assigned) = self.beat(&id, "first", 0);
             error == 0 && assigned == Some(1)
@@ -128,7 +128,7 @@ impl Place {
         Group { place: self, id, partition }
     }
 
-    /// Error code, member epoch, number of partitions if the answer has an assignment.
+    /// Sends a heartbeat; returns error code, member epoch, and the number of partitions if there is an assignment.
     fn beat(&mut self, group: &str, member: &str, epoch: i32) -> (i16, i32, Option<usize>) {
         let request = ShareGroupHeartbeatRequest::default()
             .with_group_id(GroupId(text(group)))
@@ -155,14 +155,14 @@ impl Group<'_> {
         Member { wire, group: self.id.clone(), name, epoch: 0, partition: self.partition }
     }
 
-    /// One whose session is open.
+    /// A member with an open session.
     fn open(&self, name: &'static str) -> Member {
         let mut member = self.member(name);
         assert_eq!(member.fetch(0, 0, &[]).error, 0);
         member
     }
 
-    /// Error code and start offset.
+    /// Returns error code and start offset.
     fn offsets(&mut self) -> (i16, i64) {
         let topic = topic_name(&self.place.topic);
         let topics = DescribeShareGroupOffsetsRequestTopic::default().with_topic_name(topic).with_partitions(vec![0]);
@@ -176,7 +176,7 @@ impl Group<'_> {
 }
 
 impl Group<'_> {
-    /// What it has left (KIP-1226).
+    /// Records that the group has not finished (KIP-1226); `None` if the group has no state.
     fn lag(&self) -> Option<i64> {
         let address = self.place.rig.broker().address().parse().expect("host:port");
         let cluster = Cluster::new(ClientOptions::new(vec![address], "lag"));
@@ -186,7 +186,7 @@ impl Group<'_> {
     }
 }
 
-/// One share session, as raw as it goes.
+/// A share session of one member on one partition.
 struct Member {
     wire: Wire,
     group: String,
@@ -195,11 +195,11 @@ struct Member {
     partition: SharePartition,
 }
 
-/// What a ShareFetch or a ShareAcknowledge was answered.
+/// A ShareFetch response.
 #[derive(Debug, PartialEq, Eq)]
 struct Said {
     error: i16,
-    /// Of the partition, for what was fetched and for what was acknowledged.
+    /// Errors of the partition: of its fetch, of its acknowledgements.
     fetch_error: i16,
     acknowledge_error: i16,
     /// First offset, last offset, delivery count.
@@ -227,7 +227,7 @@ impl Member {
     }
 
     fn fetched(&mut self) -> Said {
-        let body = self.wire.receive(1).expect("an answer");
+        let body = self.wire.receive(1).expect("a response");
         let answer = share_wire::decode_fetch(body).expect("readable");
         let mut said = Said { error: answer.error_code, fetch_error: 0, acknowledge_error: 0, acquired: Vec::new() };
         for data in answer.responses.iter().flat_map(|topic| &topic.partitions) {
@@ -243,7 +243,7 @@ impl Member {
         self.fetched()
     }
 
-    /// Fetches until there is something; Kafka may need a moment to read a group's state.
+    /// Fetches until records come; Kafka may need a moment to read a group's state.
     fn eventually(&mut self, max_records: i32) -> Vec<(i64, i64, i16)> {
         let deadline = Instant::now() + SOON;
         loop {
@@ -254,12 +254,12 @@ impl Member {
         }
     }
 
-    /// The error of the whole, and that of the partition.
+    /// Returns the errors of the request and of the partition.
     fn acknowledge(&mut self, said: &[(i64, Acknowledgement)]) -> (i16, i16) {
         let body = share_wire::encode_acknowledge(self.header(), &self.said(said)).expect("encodable");
         self.wire.send(ApiKey::ShareAcknowledge as i16, 2, 2, &body);
         self.epoch += i32::from(self.epoch >= 0);
-        let answer = self.wire.receive(1).expect("an answer");
+        let answer = self.wire.receive(1).expect("a response");
         let (answer, _) = share_wire::decode_acknowledge(&answer).expect("readable");
         let partition = answer.responses.first().map_or(0, |topic| topic.partitions[0].error_code);
         (answer.error_code, partition)
@@ -273,7 +273,7 @@ impl Member {
 
 use Acknowledgement::{Accept, Release, Renew};
 
-/// No condition can be seen from outside: a fetch that was sent waits at the broker by then.
+/// Waits until a fetch that was sent is parked at the broker; no condition shows this from outside.
 fn be_parked() {
     std::thread::sleep(Duration::from_millis(100));
 }

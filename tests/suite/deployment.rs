@@ -1,5 +1,5 @@
-//! What deploys the programs fits the programs: grace periods, stop signals, users and probes of the compose file, the units and the manifests,
-//! read as a machine reads them and held against the programs' own arithmetic.
+//! Compares the compose file, the images, the edge, the systemd units and the Kubernetes manifests with the programs:
+//! grace periods against the parsed configuration, stop signals, users, limits and probes.
 
 use lastcall::config::{Environment, GatewayConfig, Parsed, WorkerConfig};
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ fn yaml(path: impl AsRef<Path>) -> Vec<Yaml> {
     YamlLoader::load_from_str(&read(path)).expect("YAML")
 }
 
-/// The worker's own view of an environment; fails with its own words when the grace period does not fit.
+/// Parses an environment as the worker does; panics with the worker's error if the grace period does not fit.
 fn worker(variables: &BTreeMap<String, String>) -> WorkerConfig {
     let parsed = WorkerConfig::parse([OsString::from("worker")], &environment(variables));
     match parsed.unwrap_or_else(|error| panic!("{error}")) {
@@ -44,11 +44,11 @@ fn environment(variables: &BTreeMap<String, String>) -> Environment {
 }
 
 fn seconds(text: &str) -> Duration {
-    let number = text.trim_end_matches('s').parse().unwrap_or_else(|_| panic!("{text} is no number of seconds"));
+    let number = text.trim_end_matches('s').parse().unwrap_or_else(|_| panic!("{text} is not a number of seconds"));
     Duration::from_secs(number)
 }
 
-/// `${NAME:-default}` is its default, in a place where nothing is set.
+/// Replaces `${NAME:-default}` by its default.
 fn without_variables(text: &str) -> String {
     match text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')) {
         Some(inner) => inner.split_once(":-").map_or("", |(_, default)| default).to_owned(),
@@ -62,7 +62,7 @@ fn service(name: &str) -> Yaml {
     yaml(file("docker-compose.yml"))[0]["services"][name].clone()
 }
 
-/// A member of a service, or of what it merges (`<<`).
+/// A member of a service, or of the mapping that it merges (`<<`).
 fn member(service: &Yaml, name: &str) -> Yaml {
     if service[name].is_badvalue() { service["<<"][name].clone() } else { service[name].clone() }
 }
@@ -76,7 +76,7 @@ fn variables_of_service(service: &Yaml) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn compose_gives_each_program_the_time_that_it_counts_with() {
+fn compose_grace_periods_match_the_programs() {
     let of_worker = service("worker");
     let config = worker(&variables_of_service(&of_worker));
     assert_eq!(seconds(of_worker["stop_grace_period"].as_str().expect("set")), config.stop_grace_period);
@@ -88,7 +88,7 @@ fn compose_gives_each_program_the_time_that_it_counts_with() {
 }
 
 #[test]
-fn compose_runs_the_programs_with_as_little_as_they_need() {
+fn compose_runs_the_programs_with_least_privilege_and_limits() {
     assert_eq!(service("worker")["deploy"]["replicas"].as_i64(), Some(3));
     for name in ["worker", "gateway"] {
         let service = service(name);
@@ -109,7 +109,7 @@ fn compose_runs_the_programs_with_as_little_as_they_need() {
 
 /// Compose stops in the reverse order of `depends_on`.
 #[test]
-fn compose_stops_the_gateway_before_the_workers_and_those_before_kafka() {
+fn compose_stops_gateway_then_workers_then_kafka() {
     let depends =
         |name: &str, on: &str| service(name)["depends_on"].as_vec().expect("a list").contains(&Yaml::String(on.into()));
     assert!(depends("gateway", "worker") && depends("gateway", "kafka") && depends("worker", "kafka"));
@@ -140,10 +140,10 @@ fn two_checkouts_share_no_project_and_no_image_and_every_port_can_be_set() {
 }
 
 #[test]
-fn the_images_have_the_services_or_the_drill_without_shell_form_and_without_root() {
+fn images_hold_only_their_programs_and_run_without_shell_and_root() {
     let dockerfile = read(file("Dockerfile"));
     let stages = dockerfile.split("\nFROM ").collect::<Vec<_>>();
-    let [.., base, drill, services] = &stages[..] else { panic!("the build and three stages") };
+    let [.., base, drill, services] = &stages[..] else { panic!("the Dockerfile lacks a stage") };
     assert!(services.starts_with("base AS services") && drill.starts_with("base AS drill"));
     let programs = |stage: &str| {
         let words = stage.split_whitespace().filter_map(|word| word.strip_prefix("/build/target/dist/"));
@@ -159,7 +159,7 @@ fn the_images_have_the_services_or_the_drill_without_shell_form_and_without_root
         ("licenses", env!("CARGO_PKG_LICENSE").to_owned()),
         ("description", format!("{:?}", env!("CARGO_PKG_DESCRIPTION"))),
     ] {
-        assert!(base.contains(&format!("org.opencontainers.image.{name}={value}")), "{name} is the package's");
+        assert!(base.contains(&format!("org.opencontainers.image.{name}={value}")), "{name} differs from Cargo.toml");
     }
 }
 
@@ -167,7 +167,7 @@ fn the_images_have_the_services_or_the_drill_without_shell_form_and_without_root
 
 /// `tests/stack docker` sends the requests.
 #[test]
-fn the_edge_lets_strangers_send_tasks_and_fetch_results_and_nothing_else() {
+fn the_edge_passes_only_submissions_and_look_ups() {
     let config = read(file("deploy/edge/haproxy.cfg"));
     let rules = config.lines().map(str::trim).filter(|line| line.starts_with("http-request deny deny_status 404"));
     let allowed = "unless { method POST } { path /analyze } or { method GET } { path_reg ^/tasks/[^/]+$ }";
@@ -185,7 +185,7 @@ fn unit(name: &str) -> Vec<(String, String)> {
 }
 
 fn setting<'a>(unit: &'a [(String, String)], key: &str) -> &'a str {
-    unit.iter().find(|(name, _)| name == key).map_or_else(|| panic!("{key} is set"), |(_, value)| value)
+    unit.iter().find(|(name, _)| name == key).map_or_else(|| panic!("the unit lacks {key}"), |(_, value)| value)
 }
 
 fn variables_of_unit(unit: &[(String, String)]) -> BTreeMap<String, String> {
@@ -194,7 +194,7 @@ fn variables_of_unit(unit: &[(String, String)]) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn systemd_gives_each_program_the_time_that_it_counts_with() {
+fn systemd_grace_periods_match_the_programs() {
     let of_worker = unit("lastcall-worker@.service");
     let config = worker(&variables_of_unit(&of_worker));
     assert_eq!(seconds(setting(&of_worker, "TimeoutStopSec")), config.stop_grace_period);
@@ -204,16 +204,16 @@ fn systemd_gives_each_program_the_time_that_it_counts_with() {
 }
 
 #[test]
-fn systemd_hears_from_the_programs_and_knows_their_exit_codes() {
+fn systemd_units_use_notify_and_know_the_exit_codes() {
     for (name, successes) in [("lastcall-worker@.service", "3 4"), ("lastcall-gateway.service", "4")] {
         let unit = unit(name);
         assert_eq!(setting(&unit, "Type"), "notify");
-        // Any signal ends a program with exit code 0; only `systemctl stop` means it.
+        // Any signal ends a program with exit code 0, but only `systemctl stop` shall keep it stopped.
         assert_eq!(setting(&unit, "Restart"), "always");
         assert_eq!(setting(&unit, "KillMode"), "mixed");
         assert_eq!(setting(&unit, "SuccessExitStatus"), successes);
         assert_eq!(setting(&unit, "RestartPreventExitStatus"), "2");
-        // Longer than some rounds that were missed, and than the worker's own patience with brokers that do not answer.
+        // Longer than several missed rounds, and longer than the worker waits for brokers that do not answer.
         assert!(seconds(setting(&unit, "WatchdogSec")) >= Duration::from_secs(30));
         assert!(seconds(setting(&unit, "TimeoutStartSec")) > lastcall::supervisor::EXTENSION);
     }
@@ -221,7 +221,7 @@ fn systemd_hears_from_the_programs_and_knows_their_exit_codes() {
 
 // ---- Kubernetes ----
 
-/// All objects of that kind, from all manifests.
+/// All objects of this kind, from all manifests.
 fn objects(kind: &str) -> Vec<Yaml> {
     let folder = std::fs::read_dir(file("deploy/kubernetes")).expect("the manifests");
     let files = folder.map(|entry| entry.expect("readable").path());
@@ -237,14 +237,14 @@ fn deployment(name: &str) -> (Yaml, Yaml) {
     (pod, container)
 }
 
-/// What the manifest says itself; references to other objects are left out.
+/// The variables with a value in the manifest, without references to other objects.
 fn variables_of_container(container: &Yaml) -> BTreeMap<String, String> {
     let entries = container["env"].as_vec().expect("variables");
-    let said = entries.iter().filter_map(|entry| Some((entry["name"].as_str()?, entry["value"].as_str()?)));
-    said.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    let pairs = entries.iter().filter_map(|entry| Some((entry["name"].as_str()?, entry["value"].as_str()?)));
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// The grace period counts from the deletion of the pod, so what the hook takes is not there for the program.
+/// The program's part of the grace period, which counts from the deletion of the pod and includes the hook.
 fn time_for_the_program(pod: &Yaml, container: &Yaml) -> Duration {
     let grace = pod["terminationGracePeriodSeconds"].as_i64().expect("a grace period");
     let hook = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_i64().unwrap_or(0);
@@ -252,7 +252,7 @@ fn time_for_the_program(pod: &Yaml, container: &Yaml) -> Duration {
 }
 
 #[test]
-fn kubernetes_gives_each_program_the_time_that_it_counts_with() {
+fn kubernetes_grace_periods_fit_the_programs() {
     let (pod, container) = deployment("worker");
     assert_eq!(pod["terminationGracePeriodSeconds"].as_i64(), Some(45));
     assert!(worker(&variables_of_container(&container)).stop_grace_period <= time_for_the_program(&pod, &container));
@@ -262,7 +262,7 @@ fn kubernetes_gives_each_program_the_time_that_it_counts_with() {
 }
 
 #[test]
-fn kubernetes_runs_the_programs_with_as_little_as_they_need() {
+fn kubernetes_runs_the_programs_with_least_privilege_and_limits() {
     for name in ["worker", "gateway"] {
         let (_, container) = deployment(name);
         let security = &container["securityContext"];

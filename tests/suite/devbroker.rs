@@ -14,7 +14,7 @@ fn launch() -> Launch {
     Launch::new("devbroker", built("devbroker"))
 }
 
-/// One at this address, and where it listens.
+/// Starts an embedded broker at this address; returns it and its actual address.
 fn start(address: SocketAddr) -> (Program, String) {
     let broker = launch().arg("--addr").arg(address.to_string()).start();
     let address = broker.address_after("embedded broker listens on ");
@@ -22,7 +22,7 @@ fn start(address: SocketAddr) -> (Program, String) {
 }
 
 #[test]
-fn it_says_that_it_forgets_and_stops_at_a_signal() {
+fn embedded_broker_keeps_data_in_memory_and_stops_at_a_signal() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let port = reserved_port();
         let (mut broker, address) = start(port.address());
@@ -35,12 +35,12 @@ fn it_says_that_it_forgets_and_stops_at_a_signal() {
         assert_eq!(exit.code, Some(0));
         assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
         let _again = start(port.address());
-        assert!(audit::read(&address, "kept").is_empty(), "nothing survives");
+        assert!(audit::read(&address, "kept").is_empty(), "data survived the stop");
     }
 }
 
 #[test]
-fn what_it_cannot_do_is_told() {
+fn embedded_broker_names_unsupported_options_and_exits() {
     let refused = [
         (&["--addr", "0.0.0.0:9092"][..], "DEVBROKER_ADDR: value \"0.0.0.0:9092\""),
         (&["--addr", "here"], "expected a loopback address"),

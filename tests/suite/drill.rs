@@ -1,4 +1,4 @@
-//! `drill watch` beside a fleet that is stopped and killed: what it prints, its verdict, its exit codes.
+//! `drill watch` on a fleet whose workers are stopped and killed: its output, its verdict, its exit codes.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::{
     reserved_port,
 };
 
-/// Long enough for the load, for a killed worker to be found silent, and for what is asked for at the end.
+/// Long enough for the load, for the silence of a killed worker, and for the look-ups at the end.
 const OVER: Duration = Duration::from_secs(60);
 
 fn watch(rig: &Rig, gateway: &str) -> Launch {
@@ -23,8 +23,7 @@ fn last_line(drill: &Program) -> String {
 }
 
 #[test]
-fn a_fleet_that_is_stopped_and_killed_holds_its_promises() {
-    // It judges stops by their second: no other test may be in the way.
+fn watch_holds_the_promises_of_a_fleet_with_a_stopped_and_a_killed_worker() {
     let rig = Rig::quiet("drill");
     let gateway = rig.start_gateway();
     let mut stopped = rig.start_worker("stopped");
@@ -57,33 +56,32 @@ fn a_fleet_that_is_stopped_and_killed_holds_its_promises() {
     drill.wait_for_line("current task  updated", SOON);
     let verdict = last_line(&drill);
     assert!(verdict.starts_with("verdict: HELD: ") && verdict.contains(" 0 lost, 0 wrong, "), "{verdict}");
-    // Every task of the load is on the topic: what it says it sent, it sent.
     let audit = rig.audit();
     assert!(verdict.contains(&format!("{} sent, {0} answered", audit.tasks.len())), "{verdict}");
     assert!(audit.tasks.len() > 100, "20 per second for 10 s are 200: {verdict}");
 }
 
 #[test]
-fn a_signal_ends_the_load_with_a_verdict_and_a_second_one_without() {
+fn the_first_signal_ends_watch_with_a_verdict_and_the_second_without() {
     let rig = Rig::shared("drill-signals");
     let gateway = rig.start_gateway();
     let worker = rig.start_worker("a");
     let mut drill = watch(&rig, &gateway.address).env("REPORT_EVERY", "200ms").start();
-    eventually(SOON, "thirty are answered", || {
+    eventually(SOON, "thirty requests are answered", || {
         drill.lines().iter().filter_map(|line| line.text.split_once("  answered ")).any(|(_, rest)| {
             let number = rest.split_whitespace().next().and_then(|number| number.parse::<u32>().ok());
             number.is_some_and(|number| number >= 30)
         })
     });
     drill.signal(Signal::SIGINT);
-    // On a busy machine the broker may have taken a task back, for a lock's time.
+    // On a busy machine a task may wait for the end of its lock.
     assert_eq!(drill.wait(SOON * 3).code, Some(0));
     assert!(last_line(&drill).starts_with("verdict: HELD: "), "{}", last_line(&drill));
     drill.wait_for_line("SIGINT received", SOON);
-    // Nobody works: there is always an answer to wait for.
+    // Without a worker the drill always waits for responses.
     drop(worker);
     let mut drill = watch(&rig, &gateway.address).env("REPORT_EVERY", "200ms").start();
-    // Ten to nineteen of them: at 20 per second it says so more than once.
+    // Matches 1 and 10 to 19 waiting requests: at 20 per second the drill prints this more than once.
     drill.wait_for_line("  waiting 1", SOON);
     drill.signal(Signal::SIGTERM);
     drill.wait_for_line("SIGTERM received", SOON);
@@ -95,13 +93,13 @@ fn a_signal_ends_the_load_with_a_verdict_and_a_second_one_without() {
 }
 
 #[test]
-fn a_second_run_without_a_reason_breaks_the_promise() {
+fn watch_finds_an_unexplained_second_run() {
     let rig = Rig::shared("drill-broken");
     let gateway = rig.start_gateway();
     let _worker = rig.start_worker("a");
     let mut drill = watch(&rig, &gateway.address).env("FOR", "8s").start();
     drill.wait_for_line("for 8 s", SOON);
-    // One that has its result: the second result is not the first.
+    // The task already has a result, so the second result differs from the first.
     let id = &eventually_some(SOON, "a task of the drill has run", || rig.audit().results.into_keys().next());
     let again = json!({"task_id": id, "success": true, "processed_by": "ghost", "seconds": 0.1, "type": "result"});
     audit::produce(
@@ -117,7 +115,7 @@ fn a_second_run_without_a_reason_breaks_the_promise() {
 }
 
 #[test]
-fn refusals_only_are_no_run() {
+fn watch_could_not_run_if_the_gateway_refuses_every_request() {
     let rig = Rig::shared("drill-refused");
     let gateway = Gateway::start(rig.gateway().env("ALLOW_WORK_MS", 0));
     let mut drill = watch(&rig, &gateway.address).env("FOR", "500ms").env("WORK_MS", 1).start();
@@ -127,14 +125,14 @@ fn refusals_only_are_no_run() {
 }
 
 #[test]
-fn kafka_out_of_reach_is_said_and_the_answers_are_checked_all_the_same() {
+fn watch_is_undecided_while_kafka_is_unreachable() {
     let rig = Rig::shared("drill-no-kafka");
     let gateway = rig.start_gateway();
     let _worker = rig.start_worker("a");
     let port = reserved_port();
     let nowhere = port.address().to_string();
     let mut drill = watch(&rig, &gateway.address).env("FOR", "1s").env("KAFKA_BOOTSTRAP_SERVERS", &nowhere).start();
-    assert_eq!(drill.wait(OVER).code, Some(1), "what was not audited is not held");
+    assert_eq!(drill.wait(OVER).code, Some(1), "held without an audit");
     assert_eq!(drill.lines_with("Kafka does not answer").len(), 1);
     drill.wait_for_line(&format!("cannot be read at {nowhere}"), SOON);
     let verdict = last_line(&drill);
@@ -142,7 +140,7 @@ fn kafka_out_of_reach_is_said_and_the_answers_are_checked_all_the_same() {
 }
 
 #[test]
-fn no_gateway_and_bad_options_are_told_in_a_line_each() {
+fn watch_reports_a_missing_gateway_and_each_bad_option_in_one_line() {
     let port = reserved_port();
     let nowhere = port.address().to_string();
     let drill = Launch::new("drill", built("drill"));

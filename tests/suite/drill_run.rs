@@ -1,8 +1,9 @@
-//! `drill run`: that it sees what is broken, each time for the right reason, that it holds what holds, and how it begins and ends.
+//! `drill run`: it finds broken promises with the right reason, holds kept ones, and starts and ends cleanly.
 //!
-//! The table of mutations shows that each row of the judge can turn red. Here real workers break promises behind a shell script, so that the way
-//! from a process to the verdict is tried, too.
+//! The mutations of the judge (`crates/drill`) show that each row can turn red. Here real workers behind a shell script
+//! break promises, which tests the way from a process to the verdict.
 
+mod commands;
 mod ends;
 mod found;
 
@@ -26,10 +27,10 @@ use crate::support::{
     turn::Turn,
 };
 
-/// Long enough for the load, for a lock to run out, and for a lost task to be given up.
+/// Long enough for the load, for the end of a lock, and for the search for a lost task.
 const OVER: Duration = Duration::from_secs(120);
 
-/// Stops of idle and of busy workers, each task as short as its worker's drain timeout allows.
+/// Stops of idle and of busy workers; each task is shorter than the drain timeout.
 const STOPS: &str = r#"
 for = "3s"
 fleet = { workers = 3, gateways = 1, drain_timeout = "5s" }
@@ -69,7 +70,7 @@ worker = "long"
 at = "1s"
 "#;
 
-/// Kills of workers in the middle of a task, and of workers that have just ended one.
+/// Kills of workers during a task, and of any worker.
 const KILLS: &str = r#"
 for = "2500ms"
 fleet = { workers = 4, gateways = 1, drain_timeout = "5s" }
@@ -90,7 +91,7 @@ for = "300ms"
 at = ["1s", "1200ms", "1500ms", "1700ms"]
 "#;
 
-/// Everything that can happen to a fleet but what takes longer than a lock. The broker's restart comes last: a real one takes its time.
+/// All kinds of actions, each shorter than a lock. The broker's restart comes last: Apache Kafka restarts slowly.
 const EVERYTHING: &str = r#"
 for = "7500ms"
 fleet = { workers = 4, gateways = 2, concurrency = 2, drain_timeout = "2s" }
@@ -151,7 +152,7 @@ do = "restart-broker"
 at = "7s"
 "#;
 
-/// Nothing but a load.
+/// Only a load.
 const LOAD: &str = r#"
 for = "60s"
 fleet = { workers = 2, gateways = 1, drain_timeout = "5s" }
@@ -161,25 +162,25 @@ rate = 30
 tasks = [{ share = 1, work = "5ms" }]
 "#;
 
-/// What is about to be run, in a folder of its own.
+/// A drill before its start, with its own folder.
 struct Setup {
     folder: PathBuf,
     launch: Launch,
 }
 
 impl Setup {
-    /// On the broker, the topics and the group of the rig.
+    /// A drill on the broker, the topics and the group of the rig.
     fn on(rig: &Rig, plan: &str) -> Setup {
         Setup::new(rig.launch("drill", built("drill")), plan)
     }
 
-    /// On a broker that the drill starts itself.
+    /// A drill that starts its own broker.
     fn alone(plan: &str) -> Setup {
         let kind = if broker::is_apache() { "apache" } else { "embedded" };
         Setup::new(Launch::new("drill", built("drill")).env("BROKER", kind), plan)
     }
 
-    /// On an embedded broker of its own, whatever the tests run against.
+    /// A drill that starts its own embedded broker, also with `KAFKA=apache`.
     fn embedded(plan: &str) -> Setup {
         Setup::new(Launch::new("drill", built("drill")).env("BROKER", "embedded"), plan)
     }
@@ -195,11 +196,11 @@ impl Setup {
             .env("JSON", path("verdict.json"))
             .env("HTML", path("timeline.html"))
             .env("REPORT_EVERY", "500ms")
-            // The work of each task is drawn by it: long ones come early enough.
+            // With this seed long tasks come early.
             .env("SEED", 7)
-            // So that a task without a result is known to be late after a while that a test can wait.
+            // Short, so that the drill soon knows a task without a result to be late.
             .env("ANSWER_TIMEOUT", "1s");
-        // A real broker is started by a script that may look for its files there.
+        // scripts/kafka may look for its files in HOME.
         let home = std::env::var("HOME").unwrap_or_default();
         Setup { launch: launch.env("HOME", home), folder }
     }
@@ -208,7 +209,7 @@ impl Setup {
         Setup { launch: self.launch.env(name, value), ..self }
     }
 
-    /// The worker is a shell script; `$WORKER` is the one that ships.
+    /// Replaces the worker by a shell script; `$WORKER` is the shipped worker.
     fn worker_script(self, script: &str) -> Setup {
         let path = self.folder.join("worker.sh");
         let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o755).open(&path);
@@ -222,17 +223,17 @@ impl Setup {
     }
 }
 
-/// The folder of a drill, which is in the environment of everything that the drill has started.
+/// The folder of a drill; all processes that the drill starts have it in their environment.
 struct Folder(PathBuf);
 
 impl Folder {
-    /// Processes that the drill has started, or the drill itself, with their environments.
+    /// The drill and the processes that it has started, with their environments.
     fn processes(&self) -> Vec<(i32, String)> {
         let mark = format!("FOLDER={}", self.0.display());
         let entries = fs::read_dir("/proc").expect("processes are listed").filter_map(Result::ok);
         let known = entries.filter_map(|entry| {
             let process = entry.file_name().to_str()?.parse().ok()?;
-            // One that has ended meanwhile has none.
+            // An ended process has no environment.
             let environment = String::from_utf8_lossy(&fs::read(entry.path().join("environ")).ok()?).into_owned();
             environment.split('\0').any(|variable| variable == mark).then_some((process, environment))
         });
@@ -243,16 +244,16 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         for (process, _) in self.processes() {
-            // It may have ended by itself meanwhile.
+            // An error means that the process has ended.
             let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
         }
     }
 }
 
-/// A drill that runs, or has run.
+/// A drill that runs or has ended.
 struct Drill {
     program: Program,
-    // Second: what a killed drill leaves behind is looked for when it is dead.
+    // After `program`, so that the drop kills the drill before its other processes.
     folder: Folder,
 }
 
@@ -261,15 +262,15 @@ impl Drill {
         self.folder.0.join(name)
     }
 
-    /// Waits for its end, which leaves nothing running.
+    /// Waits for the exit of the drill and asserts that none of its processes is left.
     fn wait(&mut self, limit: Duration) -> Exit {
         let exit = self.program.wait(limit);
         let left = self.folder.processes();
-        assert!(left.is_empty(), "it has left behind {left:?}");
+        assert!(left.is_empty(), "the drill has left processes: {left:?}");
         exit
     }
 
-    /// Waits until it says that its fleet is ready and the load begins.
+    /// Waits for the line that the drill prints when its fleet is ready and the load begins.
     fn wait_for_load(&self) {
         self.program.wait_for_line("; seed ", 3 * START);
     }
@@ -287,7 +288,7 @@ impl Drill {
         text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
     }
 
-    /// Facts of one kind.
+    /// The facts of one kind in the ledger.
     fn facts(&self, kind: &str) -> Vec<Value> {
         self.ledger().into_iter().filter(|line| line["fact"] == kind).collect()
     }
@@ -298,7 +299,7 @@ impl Drill {
         rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("no row {name:?}")).clone()
     }
 
-    /// The findings of a row that is broken, all of which are to be seen in the ledger.
+    /// The findings of a broken row; asserts that the ledger shows each.
     fn findings(&self, name: &str) -> Vec<Value> {
         let row = self.row(name);
         assert_eq!(row["state"], "broken", "{name}");
@@ -310,7 +311,7 @@ impl Drill {
         findings
     }
 
-    /// What is printed, and every file, say the same; and so does the ledger when it is judged again.
+    /// Asserts that output, files and a second judgement of the ledger agree.
     fn assert_consistent(&self, code: i32) {
         let (verdict, last) = (self.verdict(), self.last_line());
         let conclusion = if code == 0 { ("held", "verdict: HELD: ") } else { ("broken", "verdict: BROKEN: ") };
@@ -340,11 +341,12 @@ impl Drill {
         assert_eq!(judge.lines().last().map(|line| line.text.clone()), Some(last));
         let again = fs::read(self.path("again.json")).expect("a verdict");
         let again = serde_json::from_slice(&again).expect("JSON");
-        assert!(in_order(again) == in_order(verdict), "the ledger is judged otherwise");
+        assert!(in_order(again) == in_order(verdict), "the second judgement differs");
     }
 }
 
-/// The lines of a finding are in the ledger, each is about what the finding names, and everything that it names is in one of them.
+/// Asserts that the lines of a finding are in the ledger, that each line concerns an id of the finding, and that each
+/// id is in one of the lines.
 fn assert_shown(finding: &Value, ledger: &[Value]) {
     let list = |name: &str| finding[name].as_array().expect("a list").clone();
     let (ids, numbers) = (list("ids"), list("lines"));
@@ -360,7 +362,7 @@ fn assert_shown(finding: &Value, ledger: &[Value]) {
         })
         .collect();
     let names = |line: &Value, id: &Value| line.to_string().contains(&id.to_string());
-    // A request that is about to be sent has a number, and no task yet.
+    // The fact of a request that is about to be sent has a number but no task id.
     let requests: Vec<&Value> = lines
         .iter()
         .filter(|line| ids.iter().any(|id| names(line, id)))
@@ -369,15 +371,14 @@ fn assert_shown(finding: &Value, ledger: &[Value]) {
         .collect();
     for line in &lines {
         let known = ids.iter().any(|id| names(line, id)) || requests.contains(&&line["number"]);
-        assert!(known, "{line} is about nobody in {finding}");
+        assert!(known, "{line} concerns no id of {finding}");
     }
     for id in &ids {
-        // A worker is named beside the task that it had in hand, whose lines tell where it was.
-        assert!(lines.iter().any(|line| names(line, id)), "nothing shows {id} in {finding}");
+        assert!(lines.iter().any(|line| names(line, id)), "no line shows {id} in {finding}");
     }
 }
 
-/// A verdict whose findings stand in one order, which is not promised.
+/// Sorts the findings of a verdict, because their order is not promised.
 fn in_order(mut verdict: Value) -> Value {
     for row in verdict["rows"].as_array_mut().into_iter().flatten() {
         if let Some(findings) = row["findings"].as_array_mut() {
@@ -394,9 +395,9 @@ fn unescaped(text: &str) -> String {
 }
 
 #[test]
-fn a_fleet_that_keeps_its_promises_is_held_whatever_happens_to_it() {
+fn verdict_is_held_for_a_correct_fleet_under_every_kind_of_action() {
     let turn = Turn::quiet();
-    // The rows that each plan has to put to the test.
+    // Each plan, and the rows that it must test.
     let plans = [
         (Setup::alone(EVERYTHING), &["no task is lost"][..]),
         (Setup::embedded(KILLS), &["the tasks of a killed one start elsewhere"]),
@@ -406,7 +407,7 @@ fn a_fleet_that_keeps_its_promises_is_held_whatever_happens_to_it() {
             &["a drain ends at its timeout", "what was abandoned starts elsewhere", "a second signal ends it"],
         ),
     ];
-    // One load at a time, each while the others wait for locks to run out.
+    // One load at a time; meanwhile the other drills wait for the end of locks.
     let mut drills = plans.map(|(setup, rows)| {
         let drill = setup.start();
         drill.wait_for_load();
@@ -425,11 +426,11 @@ fn a_fleet_that_keeps_its_promises_is_held_whatever_happens_to_it() {
         }
     }
     let faults = drills[0].0.verdict()["faults"].as_array().map_or(0, Vec::len);
-    assert_eq!(faults, 9, "each kind of action is one");
+    assert_eq!(faults, 9, "one fault for each kind of action");
 }
 
 #[test]
-fn a_seed_makes_the_same_actions_again() {
+fn a_seed_repeats_the_same_actions() {
     let plan = r#"
         for = "2500ms"
         fleet = { workers = 4, gateways = 2 }
@@ -449,7 +450,7 @@ fn a_seed_makes_the_same_actions_again() {
         assert_eq!(drill.facts("begin")[0]["seed"], drill.verdict()["seed"]);
         let line = drill.program.wait_for_line(" actions; seed ", SOON).text;
         planned.push(line.split(", ").find_map(|part| part.split_once(" actions")?.0.parse::<usize>().ok()));
-        // Whom they hit is chosen among those who are there, and what was planned for the same moment may come in any order.
+        // The target of an action depends on the running processes, and actions of the same moment come in any order.
         let mut ordered: Vec<String> =
             drill.facts("ordered").iter().map(|line| format!("{} {}", line["what"], line["detail"])).collect();
         ordered.sort();
@@ -460,12 +461,12 @@ fn a_seed_makes_the_same_actions_again() {
     assert!(one.len() >= 8, "{one:?}");
     assert_eq!(one, again);
     assert_ne!(one, other);
-    // What was planned for the last moment has happened, too.
+    // All planned actions were ordered, also those of the last moment.
     assert_eq!(ordered.iter().map(|all| Some(all.len())).collect::<Vec<_>>(), planned);
 }
 
 #[test]
-fn one_that_is_stopping_gets_no_second_signal_when_the_fleet_is_scaled_down() {
+fn scale_down_does_not_signal_a_stopping_worker_again() {
     let rig = Rig::shared("drill-scale");
     let actions = r#"
         [[action]]
@@ -478,7 +479,7 @@ fn one_that_is_stopping_gets_no_second_signal_when_the_fleet_is_scaled_down() {
         to = 1
         at = "1200ms"
     "#;
-    // Both are busy all the time.
+    // The load keeps both workers busy.
     let plan = LOAD.replace("60s", "3s").replace("5ms", "1500ms").replace("30\n", "3\n");
     let mut drill = Setup::on(&rig, &format!("{plan}{actions}")).start();
     let code = drill.wait(OVER).code;
@@ -486,7 +487,11 @@ fn one_that_is_stopping_gets_no_second_signal_when_the_fleet_is_scaled_down() {
     let about =
         |kind: &str| drill.facts(kind).into_iter().filter(|line| line["process"] == "worker_2").collect::<Vec<_>>();
     let exits = about("exited");
-    assert_eq!((about("started").len(), about("signalled").len(), exits.len()), (1, 1, 1), "it stays away");
+    assert_eq!(
+        (about("started").len(), about("signalled").len(), exits.len()),
+        (1, 1, 1),
+        "started, signalled, exited"
+    );
     assert_eq!(exits[0]["code"], 0);
     assert!(exits[0]["receipt"]["tasks_finished"].as_u64() >= Some(1), "{}", exits[0]);
 }

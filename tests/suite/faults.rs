@@ -1,4 +1,4 @@
-//! Faults at a chosen request, on the embedded broker: what a real one shows once a month, each with the promise that must hold.
+//! Faults at chosen requests, on the embedded broker: rare events of a real cluster, each with the promise that holds.
 
 mod throttle;
 
@@ -22,7 +22,7 @@ use crate::support::{
 const NOT_LEADER: ErrorCode = ErrorCode::NOT_LEADER_OR_FOLLOWER;
 const LOST_LOCK: ErrorCode = ErrorCode::INVALID_RECORD_STATE;
 
-/// A fleet of two workers on a broker of its own.
+/// A gateway and workers on their own broker.
 struct Fleet {
     rig: Rig,
     gateway: Gateway,
@@ -34,15 +34,14 @@ impl Fleet {
         Fleet::of(Rig::with_faults(name, nodes), &["a", "b"])
     }
 
-    /// These workers and nobody else.
     fn of(rig: Rig, workers: &[&str]) -> Fleet {
-        // Longer than a lock: what a broken session keeps locked is answered, too.
+        // Longer than a lock, so that a caller still waits when a broken session's record is delivered again.
         let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "25s"));
         let workers = workers.iter().map(|id| rig.start_worker(id)).collect();
         Fleet { rig, gateway, workers }
     }
 
-    /// Workers that fetch for a second handler while the first one works: their sessions are in use all the time.
+    /// Workers with two handlers: they fetch for the second while the first runs a task, so their sessions stay in use.
     fn of_two_handlers(name: &str, workers: &[&str]) -> Fleet {
         let rig = Rig::with_faults(name, 1);
         let gateway = rig.start_gateway();
@@ -55,35 +54,35 @@ impl Fleet {
         self.rig.broker().faulty().inject(fault)
     }
 
-    /// Counts requests of this kind from now on, and does nothing to them.
+    /// Counts requests of this kind from now on.
     fn count(&self, kind: Kind) -> Bites {
         self.inject(Fault::new(Action::Delay(Duration::ZERO)).at(kind).every(1, u32::MAX))
     }
 
-    /// Load until `done`, and a little longer; what its callers got.
+    /// Runs a load until `done` and 20 results more; returns its outcomes.
     fn loaded_until(&self, what: &str, mut done: impl FnMut() -> bool) -> Vec<Shot> {
         let addresses = vec![self.gateway.address.clone()];
         let load = Load::start(Plan { addresses, per_second: 50, work: Some(Duration::from_millis(5)) });
-        eventually(SOON, "answers come", || load.answered() > 20);
+        eventually(SOON, "callers get results", || load.answered() > 20);
         eventually(Duration::from_secs(20), what, &mut done);
         let before = load.answered();
-        eventually(Duration::from_secs(20), "answers go on", || load.answered() > before + 20);
+        eventually(Duration::from_secs(20), "callers still get results", || load.answered() > before + 20);
         load.finish()
     }
 
-    /// Everybody was answered, each task ran once, nobody died.
+    /// Asserts that each request got its result, that each task ran once, and that the workers run.
     fn assert_unharmed(&mut self, shots: &[Shot]) {
         assert_all_answered(shots);
         self.rig.audit().assert_each_ran_once(&task_ids(shots));
         assert!(self.workers.iter_mut().all(Program::is_running));
     }
 
-    /// Everybody was answered and nothing is lost; a task may have run twice.
+    /// Like [`Self::assert_nothing_lost_in`] with two runs.
     fn assert_nothing_lost(&mut self, shots: &[Shot]) {
         self.assert_nothing_lost_in(2, shots);
     }
 
-    /// Everybody was answered and nothing is lost; a task may have run as often as `runs` says.
+    /// Asserts that each request got its result, that each task ran one to `runs` times, and that the workers run.
     fn assert_nothing_lost_in(&mut self, runs: usize, shots: &[Shot]) {
         assert_all_answered(shots);
         let audit = self.rig.audit();
@@ -93,16 +92,16 @@ impl Fleet {
     }
 }
 
-/// A fault that is none to those who know how to repeat: each task runs once all the same.
-fn is_harmless(name: &str, fault: Fault, bites_wanted: u32) {
+/// Asserts that each task runs once although the fault takes effect this many times.
+fn is_harmless(name: &str, fault: Fault, times: u32) {
     let mut fleet = Fleet::new(name, 1);
     let bites = fleet.inject(fault);
-    let shots = fleet.loaded_until("it has bitten", || bites.count() >= bites_wanted);
+    let shots = fleet.loaded_until("the fault takes effect", || bites.count() >= times);
     fleet.assert_unharmed(&shots);
 }
 
 #[test]
-fn a_produce_whose_answer_is_lost_is_in_the_log_once() {
+fn a_produce_whose_response_is_lost_is_written_once() {
     is_harmless("fault-answer", Fault::new(Action::CutAfter).at(Kind::Produce).every(7, 6), 6);
 }
 
@@ -112,62 +111,62 @@ fn a_produce_that_is_lost_is_repeated() {
 }
 
 #[test]
-fn a_produce_that_was_taken_and_called_refused_is_in_the_log_once() {
+fn a_produce_that_is_written_but_reported_as_refused_is_written_once() {
     is_harmless("fault-misreport", Fault::new(Action::Misreport(ErrorCode(7))).at(Kind::Produce).every(7, 6), 6);
 }
 
 #[test]
-fn throttled_produce_costs_nothing() {
+fn throttled_produce_runs_no_task_twice() {
     let throttle = Action::Throttle(Duration::from_millis(300));
     is_harmless("fault-throttle", Fault::new(throttle).at(Kind::Produce).every(7, 6), 6);
 }
 
-/// What a throttled ShareFetch has acquired is locked and never told: it comes back with the end of its lock.
+/// A throttled ShareFetch locks records without returning them: they come again at the end of their locks.
 #[test]
-fn throttled_share_fetch_costs_time_and_no_second_run() {
+fn throttled_share_fetch_runs_no_task_twice() {
     let mut fleet = Fleet::of(Rig::with_faults_and("fault-throttle", 1, &SHORT_LOCKS), &["a", "b"]);
     let throttle = Action::Throttle(Duration::from_millis(300));
     let bites = fleet.inject(Fault::new(throttle).at(Kind::ShareFetch).after(20).every(30, 4));
-    let shots = fleet.loaded_until("it has bitten", || bites.count() == 4);
+    let shots = fleet.loaded_until("the faults take effect", || bites.count() == 4);
     fleet.assert_unharmed(&shots);
 }
 
 #[test]
-fn a_stale_view_of_the_leaders_is_mended() {
+fn a_refused_produce_refreshes_the_leaders() {
     let mut fleet = Fleet::new("fault-stale", 1);
     let bites = fleet.inject(Fault::new(Action::Refuse(NOT_LEADER)).at(Kind::Produce).every(5, 10));
-    let questions = fleet.count(Kind::Metadata);
-    let shots = fleet.loaded_until("it has bitten", || bites.count() >= 10);
+    let requests = fleet.count(Kind::Metadata);
+    let shots = fleet.loaded_until("the faults take effect", || bites.count() >= 10);
     fleet.assert_unharmed(&shots);
-    assert!(questions.count() >= 10, "who is told so asks again who leads, {} times", questions.count());
+    assert!(requests.count() >= 10, "only {} Metadata requests", requests.count());
 }
 
 #[test]
-fn a_fetch_from_who_does_not_lead_is_repeated() {
+fn a_refused_fetch_refreshes_the_leaders() {
     let mut fleet = Fleet::new("fault-fetch", 1);
     let refused = || Fault::new(Action::Refuse(NOT_LEADER)).at(Kind::Fetch);
-    // Now and then, and for a while: what is written meanwhile is read all the same.
+    // Single refusals, then a series: records that are written meanwhile are read afterwards.
     let bites = [refused().every(5, 10), refused().after(30).every(1, 10)].map(|fault| fleet.inject(fault));
-    let questions = fleet.count(Kind::Metadata);
-    let shots = fleet.loaded_until("it has bitten", || bites.iter().all(|bites| bites.count() >= 10));
+    let requests = fleet.count(Kind::Metadata);
+    let shots = fleet.loaded_until("the faults take effect", || bites.iter().all(|bites| bites.count() >= 10));
     fleet.assert_unharmed(&shots);
-    assert!(questions.count() >= 10, "who is told so asks again who leads, {} times", questions.count());
+    assert!(requests.count() >= 10, "only {} Metadata requests", requests.count());
 }
 
 #[test]
-fn an_answer_that_comes_twice_is_not_taken_for_another() {
+fn a_duplicate_fetch_response_is_not_taken_for_the_next_response() {
     is_harmless("fault-twice", Fault::new(Action::AnswerTwice).at(Kind::Fetch).every(5, 5), 5);
 }
 
-/// The first answer's double stands where the next one's answer is looked for, and that one never reached the log.
+/// The duplicate response arrives where the response to the next request is expected, and that request was lost.
 #[test]
-fn a_produce_that_is_lost_is_not_taken_for_the_one_before_that_was_answered_twice() {
+fn a_duplicate_produce_response_does_not_acknowledge_a_lost_request() {
     for client in ["gateway", "worker"] {
         let mut fleet = Fleet::new("fault-double", 1);
         let produce = |action| Fault::new(action).at(Kind::Produce).of_client(client);
         let bites = [produce(Action::AnswerTwice).every(6, 6), produce(Action::CutBefore).after(1).every(6, 6)];
         let bites = bites.map(|fault| fleet.inject(fault));
-        let shots = fleet.loaded_until("it has bitten", || bites.iter().all(|bites| bites.count() == 6));
+        let shots = fleet.loaded_until("the faults take effect", || bites.iter().all(|bites| bites.count() == 6));
         fleet.assert_unharmed(&shots);
     }
 }
@@ -179,14 +178,14 @@ fn a_coordinator_that_moves_is_found_again() {
     rig.broker().faulty().move_coordinator(&group, 1);
     let mut fleet = Fleet::of(rig, &["a", "b"]);
     fleet.rig.broker().faulty().move_coordinator(&group, 2);
-    // Each worker is told by the old one to go elsewhere, and is a member there: refused heartbeats alone would not show.
+    // Waits until the new coordinator has accepted each worker: refused heartbeats alone would not fail the load.
     for worker in &fleet.workers {
         worker.wait_for_line("the share group's coordinator does not answer", SOON);
         worker.wait_for_line("the share group's coordinator answers again", Duration::from_secs(5));
     }
-    let shots = fleet.loaded_until("nothing more", || true);
+    let shots = fleet.loaded_until("no condition", || true);
     fleet.assert_unharmed(&shots);
-    // Who joins now finds the new one as well, and who leaves tells it.
+    // A worker that joins and leaves now uses the new coordinator without a warning.
     let mut late = fleet.rig.start_worker("late");
     late.signal(Signal::SIGTERM);
     assert_eq!(late.wait(SOON).code, Some(0));
@@ -194,10 +193,10 @@ fn a_coordinator_that_moves_is_found_again() {
 }
 
 #[test]
-fn leaders_that_move_lose_nothing() {
+fn moves_of_leaders_lose_no_task() {
     let mut fleet = Fleet::new("fault-leaders", 2);
     let (tasks, results) = (fleet.rig.tasks(), fleet.rig.results());
-    // Twice, with the leaders on other nodes in the end: answers must come from both.
+    // Twice, so that the leaders end on different nodes: both nodes must serve.
     let mut node = 1;
     let mut moves_in_all = 0;
     for wanted in [4, 1] {
@@ -213,7 +212,7 @@ fn leaders_that_move_lose_nothing() {
             moves == wanted
         });
         moves_in_all += wanted;
-        // As after a broker's restart, what was done and not yet accepted may run again; the worker that did it knows, the others do not.
+        // A finished task without an accept may run again, but not on the worker that finished it.
         fleet.assert_nothing_lost_in(1 + moves_in_all, &shots);
         let audit = fleet.rig.audit();
         let twice_by_one = |results: &&Vec<&str>| results.iter().collect::<BTreeSet<_>>().len() < results.len();
@@ -222,31 +221,31 @@ fn leaders_that_move_lose_nothing() {
 }
 
 #[test]
-fn a_share_session_that_is_gone_is_opened_again() {
-    // Alone, a worker cannot hide behind another one that is well.
+fn a_lost_share_session_is_opened_again() {
+    // With one worker too, because a second worker could hide the failure of the first.
     for (code, workers) in [(122, &["a"][..]), (123, &["a"]), (122, &["a", "b"]), (123, &["a", "b"])] {
         let mut fleet = Fleet::of(Rig::with_faults("fault-session", 1), workers);
         let bites =
             fleet.inject(Fault::new(Action::Refuse(ErrorCode(code))).at(Kind::ShareFetch).after(20).every(30, 4));
-        let shots = fleet.loaded_until("it has bitten", || bites.count() == 4);
+        let shots = fleet.loaded_until("the faults take effect", || bites.count() == 4);
         fleet.assert_nothing_lost(&shots);
     }
 }
 
-/// How often a task was started that had been delivered before; two starts in one worker have one result.
+/// Number of start records of a task: a worker writes one before it starts a redelivered record.
 fn starts_again(audit: &Audit, task: &str) -> usize {
     audit.starts.iter().filter(|start| start["task_id"] == task).count()
 }
 
-/// P2: a task that runs while its session breaks is started once more at the most.
+/// P2: a task that runs while its worker loses its share session is started again at most once.
 #[test]
-fn a_session_cut_under_a_running_task_costs_no_more_than_one_run_more() {
+fn a_session_cut_during_a_task_causes_at_most_one_second_run() {
     let mut fleet = Fleet::of_two_handlers("fault-cut", &["a", "b"]);
     let task = fleet.gateway.submit("long", Duration::from_secs(3));
     let runner = fleet.gateway.wait_until_running(&task, SOON);
     let cut = Fault::new(Action::CutBefore).at(Kind::ShareFetch).of_client(&format!("worker-{runner}"));
     let bites = fleet.inject(cut.every(3, 3));
-    eventually(SOON, "it has bitten", || bites.count() == 3);
+    eventually(SOON, "the faults take effect", || bites.count() == 3);
     fleet.gateway.wait_for_result(&task, SOON);
     let audit = fleet.rig.audit();
     assert!(starts_again(&audit, &task) <= 1, "{:?} after {runner}", audit.starts);
@@ -254,15 +253,15 @@ fn a_session_cut_under_a_running_task_costs_no_more_than_one_run_more() {
     assert!(fleet.workers.iter_mut().all(Program::is_running));
 }
 
-/// The same where nobody else can take it: its worker gets the lock back, does not start the task again, and accepts it.
+/// The only worker acquires the record again, does not start the task again, and accepts it.
 #[test]
-fn a_session_cut_under_the_only_worker_costs_nothing() {
+fn a_session_cut_of_the_only_worker_causes_no_second_run() {
     for action in [Action::CutBefore, Action::CutAfter] {
         let mut fleet = Fleet::of_two_handlers("fault-cut-alone", &["a"]);
         let task = fleet.gateway.submit("long", Duration::from_secs(3));
         fleet.gateway.wait_until_running(&task, SOON);
         let bites = fleet.inject(Fault::new(action).at(Kind::ShareFetch).of_client("worker").every(2, 3));
-        eventually(SOON, "it has bitten", || bites.count() == 3);
+        eventually(SOON, "the faults take effect", || bites.count() == 3);
         fleet.gateway.wait_for_result(&task, SOON);
         assert_eq!(fleet.gateway.analyze("the next").status, 200);
         fleet.workers[0].signal(Signal::SIGTERM);
@@ -275,26 +274,26 @@ fn a_session_cut_under_the_only_worker_costs_nothing() {
 }
 
 #[test]
-fn an_accept_that_is_refused_costs_no_answer() {
+fn a_refused_accept_loses_no_task() {
     let mut fleet = Fleet::new("fault-accept", 1);
-    // Of a share fetch only what it acknowledges is refused.
+    // The fault refuses only the acknowledgements of a share fetch.
     let bites = [Kind::ShareFetch, Kind::ShareAcknowledge].map(|kind| {
         fleet.inject(Fault::new(Action::RefuseAcknowledgements(LOST_LOCK)).at(kind).after(10).every(20, 3))
     });
-    let shots = fleet.loaded_until("it has bitten", || bites.iter().map(Bites::count).sum::<u32>() >= 3);
+    let shots = fleet.loaded_until("the faults take effect", || bites.iter().map(Bites::count).sum::<u32>() >= 3);
     fleet.assert_nothing_lost(&shots);
 }
 
-/// The lock runs out under the handler: somebody else runs the task as well, and its caller has one answer.
+/// The lock ends while the handler runs: another worker runs the task as well, and its caller gets one result.
 #[test]
-fn a_lock_that_runs_out_under_its_handler_costs_one_run_more_and_no_answer() {
+fn an_expired_lock_causes_one_second_run_and_keeps_the_first_result() {
     let rig = Rig::with_faults_and("fault-lock", 1, &SHORT_LOCKS);
     let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "25s"));
-    // Their handler does not listen when it is told to end.
+    // The handler of these workers ignores its abandonment.
     let workers = ["a", "b"].map(|id| crate::support::started(&rig.obedient_worker(id))).into();
     let mut fleet = Fleet { rig, gateway, workers };
     for kind in [Kind::ShareFetch, Kind::ShareAcknowledge] {
-        // Renewals come every second: none of them is taken.
+        // Refuses every renewal; the worker sends one per second.
         fleet.inject(Fault::new(Action::RefuseAcknowledgements(LOST_LOCK)).at(kind).every(1, 10_000));
     }
     let task = fleet.gateway.submit("sleep 5000", Duration::ZERO);
@@ -308,7 +307,7 @@ fn a_lock_that_runs_out_under_its_handler_costs_one_run_more_and_no_answer() {
 }
 
 #[test]
-fn a_full_store_is_told_and_costs_nothing_that_was_accepted() {
+fn a_full_broker_disk_gives_503_and_loses_no_accepted_task() {
     let rig = Rig::with_faults("fault-full", 1);
     let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "2s"));
     let _worker = rig.start_worker("w");
@@ -319,41 +318,41 @@ fn a_full_store_is_told_and_costs_nothing_that_was_accepted() {
     let refused = gateway.analyze("no room");
     refused.assert_problem(503);
     rig.broker().faulty().heal();
-    // Its caller was told that the outcome is unknown, and to ask: the gateway goes on trying.
+    // The outcome was unknown to the caller, and the gateway has kept retrying.
     gateway.wait_for_result(&refused.task_id(), SOON);
     eventually(SOON, "there is room again", || gateway.analyze("room again").status == 200);
     let audit = rig.audit();
     assert_eq!((audit.lost(), audit.runs(&before.task_id())), (vec![], 1));
 }
 
-/// The requests that a stop is made of, in their order.
+/// The requests of a stop, in their order.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Announce,
-    GiveBack,
+    Release,
     Leave,
     Complete,
 }
 
 impl Phase {
-    const ALL: [Phase; 4] = [Phase::Announce, Phase::GiveBack, Phase::Leave, Phase::Complete];
+    const ALL: [Phase; 4] = [Phase::Announce, Phase::Release, Phase::Leave, Phase::Complete];
 
-    /// A fault at the request of this phase.
+    /// The fault at the request of this phase.
     fn fault(self, action: Action) -> Fault {
         let fault = Fault::new(action).of_client("worker");
         match self {
             Phase::Announce => fault.at(Kind::Produce),
-            Phase::GiveBack => fault.at(Kind::ShareAcknowledge),
+            Phase::Release => fault.at(Kind::ShareAcknowledge),
             Phase::Leave => fault.at(Kind::ShareGroupHeartbeat),
             Phase::Complete => fault.at(Kind::Produce).after(1),
         }
     }
 }
 
-/// An idle worker, a fault from the moment of its signal on, and how it ended.
+/// Stops an idle worker with this fault; returns its exit, how often the fault took effect, and the worker.
 fn stopped_with(name: &str, phase: Phase, action: Action) -> (Exit, u32, Program) {
     let rig = Rig::with_faults(name, 1);
-    // No heartbeat on the topic may be taken for a notification.
+    // Without heartbeats, which the fault could hit instead of a notification.
     let mut worker = crate::support::started(&rig.worker("stops").env("HEARTBEAT_INTERVAL", "1m"));
     let bites = rig.broker().faulty().inject(phase.fault(action));
     worker.signal(Signal::SIGTERM);
@@ -362,27 +361,27 @@ fn stopped_with(name: &str, phase: Phase, action: Action) -> (Exit, u32, Program
 }
 
 #[test]
-fn an_idle_worker_stops_though_the_broker_freezes_in_any_phase() {
+fn an_idle_worker_stops_in_time_if_the_broker_freezes_in_any_phase() {
     for phase in Phase::ALL {
         let action = Action::Freeze(Duration::from_secs(8));
         let (exit, bites, worker) = stopped_with("fault-freeze", phase, action);
         assert_eq!((exit.code, bites), (Some(0), 1), "{phase:?}");
         assert!(exit.elapsed < Duration::from_secs(5), "{phase:?}: {exit:?}");
-        assert!(!worker.lines_with("WARN").is_empty(), "{phase:?}: it says what it could not do");
+        assert!(!worker.lines_with("WARN").is_empty(), "{phase:?}: no warning names the failed step");
         assert_eq!(worker.receipt()["outcome"], "drained", "{phase:?}");
     }
 }
 
 #[test]
-fn an_idle_worker_stops_though_its_connection_breaks_in_any_phase() {
+fn an_idle_worker_stops_in_time_if_its_connection_breaks_in_any_phase() {
     for phase in Phase::ALL {
         for action in [Action::CutBefore, Action::CutAfter] {
             let (exit, bites, worker) = stopped_with("fault-break", phase, action);
             assert_eq!((exit.code, bites), (Some(0), 1), "{phase:?} {action:?}");
             assert!(exit.elapsed < Duration::from_secs(5), "{phase:?} {action:?}: {exit:?}");
             assert_eq!(worker.receipt()["exit_code"], 0, "{phase:?} {action:?}");
-            // What goes over a session ends with it; everything else is done again.
-            if !matches!(phase, Phase::GiveBack) {
+            // Requests of the session end with its connection; the worker repeats all others.
+            if !matches!(phase, Phase::Release) {
                 let undone = worker.lines_with("could not");
                 assert!(undone.is_empty(), "{phase:?} {action:?}: {undone:?}");
             }
@@ -390,13 +389,13 @@ fn an_idle_worker_stops_though_its_connection_breaks_in_any_phase() {
     }
 }
 
-/// What a busy worker has to do with Kafka while it stops, and how often its task may run when that breaks.
+/// Requests of a busy worker during its stop.
 #[derive(Clone, Copy, Debug)]
 enum Duty {
     Result,
-    /// On the closing session: whether the broker had it is not known, and there is no session left to ask.
+    /// The accept on the closing session: the worker cannot find out whether it took effect.
     Accept,
-    /// The session is opened again, and the lock found again; the first try to open it breaks as well.
+    /// A renewal: the worker opens the session again and acquires the record again; the first attempt breaks as well.
     Renewal,
 }
 
@@ -416,18 +415,17 @@ impl Duty {
     }
 }
 
-/// P4: the result first, then the accept; whatever request of these breaks, the task is done once or, at most, done again.
+/// P4: the task runs at most as often as listed, whichever request of the stop breaks.
 #[test]
-fn a_busy_worker_keeps_its_task_though_a_connection_breaks_while_it_stops() {
+fn a_stopping_worker_finishes_its_task_if_a_connection_breaks() {
     for (duty, most_runs) in [(Duty::Result, 1), (Duty::Accept, 2), (Duty::Renewal, 1)] {
         for action in [Action::CutBefore, Action::CutAfter] {
             let rig = Rig::with_faults("fault-busy", 1);
             let gateway = rig.start_gateway();
-            // No heartbeat on the topic may be taken for the result.
+            // Without heartbeats, which the fault could hit instead of the result.
             let launch = rig.worker("busy").env("HEARTBEAT_INTERVAL", "1m").env("LOG_LEVEL", "debug");
             let mut worker = crate::support::started(&launch);
             let task = gateway.submit("work", duty.work());
-            // Without heartbeats nobody else tells that it runs.
             worker.wait_for_line(&format!("starts task {task} at its delivery 1"), SOON);
             worker.signal(Signal::SIGTERM);
             worker.wait_for_line(&format!("waiting for current task {task}"), SOON);
@@ -446,9 +444,9 @@ fn a_busy_worker_keeps_its_task_though_a_connection_breaks_while_it_stops() {
     }
 }
 
-/// P4: what is done and not in Kafka is not accepted: the deadline gives it back, and somebody else does it.
+/// P4: the worker releases a task at the drain deadline if Kafka has not acknowledged its result.
 #[test]
-fn a_task_whose_result_cannot_be_written_is_given_back() {
+fn a_task_whose_result_cannot_be_written_is_released_and_runs_elsewhere() {
     let rig = Rig::with_faults("fault-unwritten", 1);
     let gateway = rig.start_gateway();
     let mut worker = crate::support::started(&rig.worker("busy").env("DRAIN_TIMEOUT", "6s"));
@@ -465,9 +463,8 @@ fn a_task_whose_result_cannot_be_written_is_given_back() {
     assert_eq!(rig.audit().runs(&task), 1);
 }
 
-/// A broker that refuses every new session is asked with a pause, and longer and longer ones.
 #[test]
-fn sessions_that_are_refused_again_and_again_are_not_asked_for_without_a_pause() {
+fn a_worker_pauses_between_attempts_to_open_a_refused_session() {
     let fleet = Fleet::of(Rig::with_faults("fault-pause", 1), &["only"]);
     let refusal = Action::Refuse(ErrorCode::SHARE_SESSION_NOT_FOUND);
     let bites = fleet.inject(Fault::new(refusal).at(Kind::ShareFetch).every(1, u32::MAX));

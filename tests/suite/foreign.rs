@@ -1,4 +1,4 @@
-//! A client that is not ours: kcat, over librdkafka. Where it is not installed this is not run, unless `REQUIRE_KCAT=1` says that it must be.
+//! kcat (librdkafka) as a client of the broker. Without kcat the tests pass without running, unless `REQUIRE_KCAT=1`.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::support::{Rig, admin, audit};
 
-/// What kcat prints, given this on its standard input; `None` when there is no kcat and that is allowed.
+/// Runs kcat with this standard input and returns its output; `None` if kcat is missing and not required.
 fn kcat(broker: &str, arguments: &[&str], input: &str) -> Option<String> {
     let mut command = Command::new("kcat");
     command.args(["-b", broker]).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -28,7 +28,7 @@ fn kcat(broker: &str, arguments: &[&str], input: &str) -> Option<String> {
 }
 
 #[test]
-fn kcat_writes_and_reads() {
+fn kcat_produces_and_consumes() {
     let rig = Rig::shared("foreign-kcat");
     let broker = rig.broker().address();
     let topic = rig.tasks();
@@ -39,7 +39,7 @@ fn kcat_writes_and_reads() {
     let lines: BTreeMap<String, String> =
         (0..1000).map(|number| (format!("key-{number}"), format!("value of {number}"))).collect();
     let input: String = lines.iter().map(|(key, value)| format!("{key}:{value}\n")).collect();
-    // Idempotent, so that its sequences are checked.
+    // With idempotence the broker checks sequence numbers.
     let produce = ["-P", "-t", &topic, "-K", ":", "-X", "enable.idempotence=true"];
     kcat(broker, &produce, &input).expect("kcat is there");
     let written = audit::read(broker, &topic);
@@ -71,7 +71,7 @@ fn kcat_writes_and_reads() {
 }
 
 #[test]
-fn kcat_is_told_of_a_topic_that_is_not_there() {
+fn kcat_gets_the_error_of_a_missing_topic() {
     let rig = Rig::shared("foreign-none");
     let topic = rig.tasks();
     let arguments = ["-L", "-t", topic.as_str(), "-X", "allow.auto.create.topics=false"];

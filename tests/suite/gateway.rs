@@ -1,4 +1,4 @@
-//! What the gateway does beyond the promises: the HTTP table and its edges. How requests are read: `http`.
+//! Behaviour of the gateway beyond the promises: its routes, and many, slow or large requests. See also `http`.
 
 use std::{
     collections::BTreeSet,
@@ -16,15 +16,15 @@ use crate::support::{
 };
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
-/// What a request must not take while others misbehave; a bound for a busy machine, no promise.
+/// Bound of a request while other callers misbehave on a busy machine; not a promise.
 const PROMPT: Duration = Duration::from_secs(5);
 
-/// Asserts that the gateway answers somebody else at once.
+/// Asserts that the gateway answers a new connection within [`PROMPT`].
 fn assert_prompt(gateway: &Gateway, meanwhile: &str) {
     let asked = Instant::now();
     let mut http = gateway.connect();
     http.set_patience(PROMPT).expect("a socket");
-    let answer = http.get("/livez").unwrap_or_else(|error| panic!("no answer while {meanwhile}: {error}"));
+    let answer = http.get("/livez").unwrap_or_else(|error| panic!("no response while {meanwhile}: {error}"));
     assert_eq!(answer.status, 200, "{meanwhile}");
     assert!(asked.elapsed() < PROMPT, "{:?} while {meanwhile}", asked.elapsed());
 }
@@ -56,7 +56,7 @@ fn a_result_has_the_members_of_the_contract_in_their_order() {
     assert!(places.is_sorted(), "{text}");
     assert_eq!((&result["chars"], &result["words"], &result["processed_by"]), (&json!(22), &json!(5), &json!("w")));
     let stored = gateway.wait_for_result(&answer.task_id(), SOON);
-    assert_eq!(stored, result, "what can be asked for later is the same");
+    assert_eq!(stored, result, "a look-up returns another result");
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn respond_async_answers_as_soon_as_the_task_is_in_kafka() {
     let rig = Rig::shared("gw-async");
     let gateway = rig.start_gateway();
     let prefer = [("Prefer", "wait=10, Respond-Async")];
-    // Nobody works: 202 does not wait for a result.
+    // Without a worker: 202 does not wait for a result.
     let answer = gateway.analyze_with(&prefer, &json!({ "text": "two words" }));
     let task = answer.task_id();
     assert_eq!((answer.status, answer.json()), (202, json!({ "task_id": task, "state": "pending" })));
@@ -73,7 +73,7 @@ fn respond_async_answers_as_soon_as_the_task_is_in_kafka() {
     assert_eq!((asked.status, asked.json()), (200, json!({ "task_id": task, "state": "pending" })));
     let _worker = rig.start_worker("w");
     assert_eq!(gateway.wait_for_result(&task, SOON)["words"], 2);
-    // With a key it stays 202, also when the result is there.
+    // With a key the response is 202 even when the result is known.
     let keyed = [("Prefer", "respond-async"), ("Idempotency-Key", "a key")];
     let first = gateway.analyze_with(&keyed, &json!({ "text": "keyed" }));
     gateway.wait_for_result(&first.task_id(), SOON);
@@ -82,22 +82,26 @@ fn respond_async_answers_as_soon_as_the_task_is_in_kafka() {
 }
 
 #[test]
-fn a_key_is_one_task_on_every_gateway_and_for_one_text() {
+fn a_key_is_one_task_on_all_gateways_and_refuses_another_text() {
     let rig = Rig::shared("gw-key");
     let (gateway, other) = (rig.start_gateway(), rig.start_gateway());
     let key = [("Idempotency-Key", "order 17; \"quoted\"")];
     let body = json!({ "text": "once only", "work_ms": 300 });
-    // Two callers while it is under way, before there is a worker.
+    // Three callers with the same key wait before a worker starts.
     let answers: Vec<Response> = std::thread::scope(|scope| {
         let callers: Vec<_> =
             [&gateway, &gateway, &other].map(|to| scope.spawn(|| to.analyze_with(&key, &body))).into_iter().collect();
-        // Which text comes first decides: the other one is sent only when all three wait.
+        // The first text counts, so the other text is sent only when all three wait.
         for (at, count) in [(&gateway, 2), (&other, 1)] {
             eventually(SOON, "the callers wait", || {
                 at.get("/metrics").text().contains(&format!("lastcall_gateway_waiting_callers {count}\n"))
             });
         }
-        assert_eq!(gateway.analyze_with(&key, &json!({ "text": "another" })).status, 422, "the first is under way");
+        assert_eq!(
+            gateway.analyze_with(&key, &json!({ "text": "another" })).status,
+            422,
+            "the first text has no result yet"
+        );
         let _worker = rig.start_worker("w");
         callers.into_iter().map(|caller| caller.join().expect("no panic")).collect()
     });
@@ -120,14 +124,14 @@ fn a_key_that_a_dead_gateway_claimed_is_claimed_again() {
     let gateway = rig.start_gateway();
     let _worker = rig.start_worker("w");
     let key = [("Idempotency-Key", "left behind")];
-    // Its id, from a gateway that shares nothing but the code.
+    // A gateway with other topics computes the task id of the same key.
     let elsewhere = Rig::beside(&rig, "gw-claim-elsewhere");
     let other = elsewhere.start_gateway();
     let _helper = elsewhere.start_worker("helper");
     let task = other.analyze_with(&key, &json!({ "text": "a text" })).task_id();
-    // A gateway that died between its claim and its task.
+    // Writes the claim of a gateway that died before it produced the task.
     let claims = crate::support::audit::read(rig.broker().address(), &elsewhere.results());
-    let claim = claims.iter().find(|record| record.json()["type"] == "claim").expect("it was claimed").json();
+    let claim = claims.iter().find(|record| record.json()["type"] == "claim").expect("a claim").json();
     let mut stale = claim.clone();
     stale["gateway"] = json!("00000000-0000-4000-8000-000000000001");
     let value = stale.to_string();
@@ -139,11 +143,11 @@ fn a_key_that_a_dead_gateway_claimed_is_claimed_again() {
     );
     let answer = gateway.analyze_with(&key, &json!({ "text": "a text" }));
     assert_eq!((answer.status, answer.task_id()), (200, task), "{}", answer.text());
-    assert!(asked.elapsed() > Duration::from_secs(3), "the other claim is given its time: {:?}", asked.elapsed());
+    assert!(asked.elapsed() > Duration::from_secs(3), "the other claim was ignored after {:?}", asked.elapsed());
 }
 
 #[test]
-fn a_task_that_failed_for_good_is_a_problem_with_the_result_beside() {
+fn a_failed_task_is_a_problem_document_with_the_members_of_its_result() {
     let rig = Rig::shared("gw-failed");
     let gateway = rig.start_gateway();
     let _worker = started(&rig.obedient_worker("w"));
@@ -157,13 +161,13 @@ fn a_task_that_failed_for_good_is_a_problem_with_the_result_beside() {
 }
 
 #[test]
-fn results_are_forgotten_after_their_time_and_the_gateway_says_so() {
+fn results_are_404_after_result_retention() {
     let rig = Rig::shared("gw-retention");
     let gateway = Gateway::start(rig.gateway().env("RESULT_RETENTION", "6s"));
     let _worker = rig.start_worker("w");
     let task = gateway.analyze("soon forgotten").task_id();
     assert_eq!(gateway.get(&format!("/tasks/{task}")).status, 200);
-    eventually(2 * SOON, "it is forgotten", || gateway.get(&format!("/tasks/{task}")).status == 404);
+    eventually(2 * SOON, "the result is forgotten", || gateway.get(&format!("/tasks/{task}")).status == 404);
     gateway.get(&format!("/tasks/{task}")).assert_problem(404);
 }
 
@@ -173,7 +177,7 @@ fn health_liveness_readiness_metrics_and_the_page_are_served() {
     let gateway = rig.start_gateway();
     let _worker = rig.start_worker("w");
     gateway.analyze("for the metrics");
-    eventually(SOON, "the worker is seen", || gateway.fleet()["active_workers"] == 1);
+    eventually(SOON, "the worker is active", || gateway.fleet()["active_workers"] == 1);
     let health = gateway.get("/health");
     let expected = json!({ "status": "ok", "kafka_connected": true, "producer_ready": true, "active_workers": 1 });
     assert_eq!((health.status, health.json()), (200, expected));
@@ -197,39 +201,39 @@ fn health_liveness_readiness_metrics_and_the_page_are_served() {
     }
     assert!(html.contains("textContent") && html.contains("/workers/status"));
     let mut http = gateway.connect();
-    let head = http.request("HEAD", "/", &[], b"").expect("an answer");
+    let head = http.request("HEAD", "/", &[], b"").expect("a response");
     assert_eq!(head.header("content-length"), Some(html.len().to_string().as_str()));
-    assert_eq!(http.get("/livez").expect("the connection goes on behind HEAD").status, 200);
-    let absolute = http.get(&format!("http://{}/health?x", gateway.address)).expect("an answer");
-    assert_eq!(absolute.status, 200, "a target may be a whole URL");
+    assert_eq!(http.get("/livez").expect("the connection stays open after HEAD").status, 200);
+    let absolute = http.get(&format!("http://{}/health?x", gateway.address)).expect("a response");
+    assert_eq!(absolute.status, 200, "a request target in absolute form");
 }
 
 #[test]
-fn a_frozen_kafka_shows_and_so_does_its_return() {
+fn a_frozen_kafka_fails_health_then_readiness_until_it_thaws() {
     let rig = Rig::with_own_broker("gw-frozen", &[]);
     let gateway = Gateway::start(rig.gateway().env("READY_WITHOUT_KAFKA", "8s"));
     let _worker = rig.start_worker("w");
     let task = gateway.analyze("before the frost").task_id();
     rig.broker().freeze();
-    eventually(SOON, "it is not healthy", || gateway.get("/health").status == 503);
+    eventually(SOON, "the gateway is not healthy", || gateway.get("/health").status == 503);
     let health = gateway.get("/health").json();
     assert_eq!((&health["status"], &health["kafka_connected"]), (&json!("degraded"), &json!(false)));
     assert_eq!((gateway.get("/readyz").status, gateway.get("/livez").status), (200, 200), "a short outage");
-    // Known, and not to be had at the moment.
+    // The gateway knows the task but cannot read its result.
     gateway.get(&format!("/tasks/{task}")).assert_problem(503);
-    eventually(SOON, "it is not ready", || gateway.get("/readyz").status == 503);
+    eventually(SOON, "the gateway is not ready", || gateway.get("/readyz").status == 503);
     assert_eq!(
         gateway.get("/livez?verbose").json()["checks"],
         json!({ "upkeep": "ok", "results_tail": "ok", "producer": "ok" })
     );
     rig.broker().thaw();
-    eventually(SOON, "it is ready", || gateway.get("/readyz").status == 200);
+    eventually(SOON, "the gateway is ready", || gateway.get("/readyz").status == 200);
     assert_eq!(gateway.wait_for_result(&task, SOON)["words"], 3);
     assert_eq!(gateway.analyze("after it").status, 200);
 }
 
 #[test]
-fn the_log_tells_of_each_worker_once() {
+fn each_event_of_a_worker_is_logged_once() {
     let rig = Rig::shared("gw-log");
     let gateway = Gateway::start(rig.gateway().env("WORKER_TIMEOUT", "5s"));
     let mut worker = rig.start_worker("w\u{20}1");
@@ -245,19 +249,19 @@ fn the_log_tells_of_each_worker_once() {
     assert_eq!(gateway.program.lines_with("Worker w 1").len(), 5, "{:?}", gateway.program.lines_with("Worker w 1"));
 }
 
-// ---- callers that are many, slow or large ----
+// ---- many connections, slow and large requests ----
 
 #[test]
-fn a_burst_of_connections_is_served_to_the_last_one() {
+fn every_connection_of_a_burst_is_served() {
     let rig = Rig::quiet("gw-burst");
     let gateway = rig.start_gateway();
-    // Also with many that are open and idle, and with threads that have just become free.
+    // Without and with many idle connections; the later bursts meet threads that have just become free.
     for idle in [0, 100] {
         let _idle: Vec<Http> = (0..idle).map(|_| gateway.connect()).collect();
         for _ in 0..3 {
             let mut burst: Vec<Http> = (0..64).map(|_| gateway.connect()).collect();
             for http in &mut burst {
-                http.send("GET", "/livez", &[], b"").expect("it is sent");
+                http.send("GET", "/livez", &[], b"").expect("the request is sent");
             }
             for (number, http) in burst.iter_mut().enumerate() {
                 http.set_patience(PROMPT).expect("a socket");
@@ -269,38 +273,38 @@ fn a_burst_of_connections_is_served_to_the_last_one() {
 }
 
 #[test]
-fn pipelined_requests_are_answered_in_order_and_hold_up_nobody_else() {
+fn pipelined_requests_are_answered_in_order_and_delay_no_other_connection() {
     let rig = Rig::quiet("gw-pipeline");
     let gateway = rig.start_gateway();
     let _worker = started(&rig.worker("w").env("WORKER_CONCURRENCY", 20));
     let mut pipelines: Vec<Http> = (0..10).map(|_| gateway.connect()).collect();
     for http in &mut pipelines {
-        http.send("POST", "/analyze", &[JSON], br#"{"text": "one", "work_ms": 4000}"#).expect("it is sent");
-        http.send("POST", "/analyze", &[JSON], br#"{"text": "one two"}"#).expect("it is sent");
-        http.send("GET", "/livez", &[], b"").expect("it is sent");
+        http.send("POST", "/analyze", &[JSON], br#"{"text": "one", "work_ms": 4000}"#).expect("the request is sent");
+        http.send("POST", "/analyze", &[JSON], br#"{"text": "one two"}"#).expect("the request is sent");
+        http.send("GET", "/livez", &[], b"").expect("the request is sent");
     }
-    assert_prompt(&gateway, "ten connections wait with more requests behind");
+    assert_prompt(&gateway, "ten connections wait with pipelined requests");
     assert_eq!(gateway.analyze("another connection").status, 200);
     for http in &mut pipelines {
-        assert_eq!(http.receive("POST").expect("the first answer").json()["words"], 1);
-        assert_eq!(http.receive("POST").expect("the second answer").json()["words"], 2);
-        assert_eq!(http.receive("GET").expect("the third answer").status, 200);
+        assert_eq!(http.receive("POST").expect("the first response").json()["words"], 1);
+        assert_eq!(http.receive("POST").expect("the second response").json()["words"], 2);
+        assert_eq!(http.receive("GET").expect("the third response").status, 200);
     }
 }
 
 #[test]
-fn slow_and_large_bodies_hold_up_nobody_else() {
+fn slow_and_large_bodies_delay_no_other_connection() {
     let rig = Rig::shared("gw-slow");
     let gateway = rig.start_gateway();
     let _worker = rig.start_worker("w");
     let open = |bytes: &[u8]| {
         let mut http = gateway.connect();
-        http.send_raw(bytes).expect("it is sent");
+        http.send_raw(bytes).expect("the request is sent");
         http
     };
     let head = |rest: &str| format!("POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{rest}");
     let mut held = Vec::new();
-    // Never finished: heads, small bodies, larger ones, chunked ones.
+    // Requests that are never finished: heads, small bodies, larger bodies, chunked bodies.
     for unfinished in [
         head("X-Endless: aaaa"),
         head("Content-Length: 100\r\n\r\n{"),
@@ -310,13 +314,12 @@ fn slow_and_large_bodies_hold_up_nobody_else() {
         held.extend((0..40).map(|_| open(unfinished.as_bytes())));
     }
     assert_prompt(&gateway, "bodies do not come");
-    // Too large: answered before they come, though they never do.
+    // Too large bodies are refused before they arrive.
     let mut large: Vec<Http> = (0..20).map(|_| open(head("Content-Length: 10000000\r\n\r\n{").as_bytes())).collect();
     for http in &mut large {
         http.set_patience(PROMPT).expect("a socket");
         http.receive("POST").expect("answered at once").assert_problem(413);
     }
-    // To other paths, too.
     let mut elsewhere = open(b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n");
     elsewhere.set_patience(PROMPT).expect("a socket");
     elsewhere.receive("POST").expect("answered at once").assert_problem(405);
@@ -325,30 +328,31 @@ fn slow_and_large_bodies_hold_up_nobody_else() {
 }
 
 #[test]
-fn a_body_that_drips_is_given_up() {
+fn a_body_that_arrives_too_slowly_gets_408() {
     let rig = Rig::shared("gw-drip");
     let gateway = rig.start_gateway();
     let mut http = gateway.connect();
     let head = "POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 30000\r\n\r\n";
-    http.send_raw(head.as_bytes()).expect("it is sent");
+    http.send_raw(head.as_bytes()).expect("the request is sent");
     let begun = Instant::now();
     http.set_patience(Duration::from_millis(500)).expect("a socket");
-    let answer = crate::support::eventually_some(Duration::from_secs(20), "it is given up", || {
-        http.send_raw(b" ").expect("it is sent");
+    let answer = crate::support::eventually_some(Duration::from_secs(20), "the gateway refuses the body", || {
+        http.send_raw(b" ").expect("the request is sent");
         http.receive("POST").ok()
     });
     answer.assert_problem(408);
-    assert!(begun.elapsed() > Duration::from_secs(9), "it is given its time: {:?}", begun.elapsed());
+    assert!(begun.elapsed() > Duration::from_secs(9), "the body was refused after {:?}", begun.elapsed());
 }
 
 #[test]
-fn a_body_without_a_length_has_the_same_limit() {
+fn a_chunked_body_has_the_same_size_limit() {
     let rig = Rig::shared("gw-chunked");
     let gateway = rig.start_gateway();
     let _worker = rig.start_worker("w");
     let chunked = |text: &str| {
         let body = json!({ "text": text }).to_string();
-        let mut bytes = b"POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        let mut bytes = b"POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".to_vec();
+        bytes.extend(b"Transfer-Encoding: chunked\r\n\r\n");
         for piece in body.as_bytes().chunks(1000) {
             bytes.extend(format!("{:x}\r\n", piece.len()).bytes());
             bytes.extend(piece);
@@ -358,18 +362,18 @@ fn a_body_without_a_length_has_the_same_limit() {
         bytes
     };
     let mut http = gateway.connect();
-    http.send_raw(&chunked("in some pieces")).expect("it is sent");
-    assert_eq!(http.receive("POST").expect("an answer").json()["words"], 3);
-    http.send_raw(&chunked(&"x".repeat(70_000))).expect("it is sent");
-    http.receive("POST").expect("an answer").assert_problem(413);
+    http.send_raw(&chunked("in some pieces")).expect("the request is sent");
+    assert_eq!(http.receive("POST").expect("a response").json()["words"], 3);
+    http.send_raw(&chunked(&"x".repeat(70_000))).expect("the request is sent");
+    http.receive("POST").expect("a response").assert_problem(413);
     let mut http = gateway.connect();
     let expecting = [JSON, ("Expect", "100-continue")];
-    let answer = http.request("POST", "/analyze", &expecting, br#"{"text": "go on"}"#).expect("an answer");
+    let answer = http.request("POST", "/analyze", &expecting, br#"{"text": "go on"}"#).expect("a response");
     assert_eq!(answer.json()["words"], 2);
 }
 
 #[test]
-fn nothing_is_read_behind_a_request_whose_end_is_unclear() {
+fn ambiguous_framing_ends_the_connection() {
     let rig = Rig::shared("gw-smuggle");
     let gateway = rig.start_gateway();
     let inner = "GET /health HTTP/1.1\r\nHost: smuggled\r\n\r\n";
@@ -385,13 +389,13 @@ fn nothing_is_read_behind_a_request_whose_end_is_unclear() {
     for (status, rest) in unclear {
         let mut http = gateway.connect();
         let head = "POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
-        http.send_raw(format!("{head}{rest}").as_bytes()).expect("it is sent");
-        http.receive("POST").expect("an answer").assert_problem(status);
+        http.send_raw(format!("{head}{rest}").as_bytes()).expect("the request is sent");
+        http.receive("POST").expect("a response").assert_problem(status);
         http.set_patience(Duration::from_millis(500)).expect("a socket");
         let more = http.receive("GET");
-        assert!(more.is_err(), "{rest:?} was answered twice: {more:?}");
+        assert!(more.is_err(), "{rest:?} got two responses: {more:?}");
     }
-    assert_prompt(&gateway, "nothing");
+    assert_prompt(&gateway, "no other request is sent");
 }
 
 /// Sets the soft limit of open files of a running process.
@@ -404,38 +408,38 @@ fn limit_files(process: u32, soft: &str) {
 }
 
 #[test]
-fn a_gateway_that_ran_out_of_files_takes_connections_again() {
+fn a_gateway_that_ran_out_of_file_descriptors_accepts_connections_again() {
     let rig = Rig::quiet("gw-files");
     let mut gateway = rig.start_gateway();
     let _worker = rig.start_worker("w");
     let open: Vec<Http> = (0..20).map(|_| gateway.connect()).collect();
     limit_files(gateway.program.id(), "16");
-    // Each of them meets the limit, at its socket or at the duplicate of it.
+    // Each connection exceeds the limit, with its socket or with the socket's duplicate.
     let refused: Vec<Http> = (0..20).map(|_| gateway.connect()).collect();
     gateway.program.wait_for_line("the system does not answer", SOON);
     drop(refused);
     drop(open);
     limit_files(gateway.program.id(), "1024");
     gateway.program.wait_for_line("the system answers again", SOON);
-    assert_prompt(&gateway, "files are there again");
+    assert_prompt(&gateway, "file descriptors are free again");
     assert_eq!(gateway.analyze("still at work").json()["words"], 3);
     assert!(gateway.program.is_running());
 }
 
 #[test]
-fn answers_on_a_kept_connection_do_not_wait_for_an_acknowledgement() {
+fn responses_on_a_persistent_connection_do_not_wait_for_an_acknowledgement() {
     let rig = Rig::quiet("gw-nagle");
     let gateway = rig.start_gateway();
     let mut http = gateway.connect();
     let fastest = (0..20)
         .map(|_| {
             let asked = Instant::now();
-            let page = http.get("/").expect("an answer");
-            assert!(page.body.len() > 1024, "larger than the library's buffer");
+            let page = http.get("/").expect("a response");
+            assert!(page.body.len() > 1024, "the page is too small to be sent in two parts");
             asked.elapsed()
         })
         .min()
-        .expect("some were asked");
-    // With Nagle's algorithm and delayed acknowledgements each takes 40 ms.
+        .expect("twenty times");
+    // With Nagle's algorithm and delayed acknowledgements each response takes 40 ms.
     assert!(fastest < Duration::from_millis(30), "{fastest:?}");
 }

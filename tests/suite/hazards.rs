@@ -1,4 +1,4 @@
-//! Ways in which a queue on share groups can go wrong, each shown not to.
+//! Hazards of a queue on share groups, with a test for each that it does not occur.
 
 use std::{
     sync::Barrier,
@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 #[test]
-fn topics_and_group_have_settings_of_their_own() {
+fn topics_and_group_get_the_settings_that_the_programs_need() {
     let rig = Rig::shared("hazard-settings");
     let _gateway = rig.start_gateway();
     let broker = rig.broker().address();
@@ -49,7 +49,7 @@ fn topics_and_group_have_settings_of_their_own() {
 }
 
 #[test]
-fn a_first_worker_takes_tasks_at_once() {
+fn the_first_worker_of_a_group_takes_tasks_within_a_second() {
     let rig = Rig::quiet("hazard-join");
     let times = [0, 1, 2].map(|round| {
         let rig = Rig::beside(&rig, &format!("hazard-join-{round}"));
@@ -59,40 +59,40 @@ fn a_first_worker_takes_tasks_at_once() {
         assert_eq!(gateway.analyze("a new group").status, 200);
         start.elapsed()
     });
-    // Kafka's own default computes assignments once a second. The fastest: a machine may stand still for a moment.
+    // By default Kafka computes assignments once per second. The fastest round counts: a busy machine may pause.
     assert!(times.iter().min() < Some(&Duration::from_secs(1)), "{times:?}");
 }
 
 #[test]
-fn short_tasks_do_not_wait_behind_a_long_one() {
+fn short_tasks_do_not_wait_for_a_long_task() {
     let rig = Rig::shared("hazard-long");
     let gateway = rig.start_gateway();
     let _workers: Vec<Program> = ["a", "b"].iter().map(|id| rig.start_worker(id)).collect();
-    // Teaches the workers that tasks are short, so that they take many at a time.
+    // After many short tasks the workers fetch several at a time.
     let addresses = vec![gateway.address.clone()];
     let load = Load::start(Plan { addresses, per_second: 200, work: None });
-    eventually(SOON, "answers come", || load.answered() > 400);
+    eventually(SOON, "callers get results", || load.answered() > 400);
     let long = gateway.submit("long", Duration::from_secs(12));
     let begin = Instant::now();
-    eventually(SOON, "the long one runs", || gateway.fleet()["workers"].to_string().contains(&long));
-    eventually(SOON, "it has run for four seconds", || begin.elapsed() > Duration::from_secs(4));
+    eventually(SOON, "the long task runs", || gateway.fleet()["workers"].to_string().contains(&long));
+    eventually(SOON, "four seconds have passed", || begin.elapsed() > Duration::from_secs(4));
     let shots = load.finish();
     assert_all_answered(&shots);
     let slowest = shots.iter().map(|shot| shot.latency).max().expect("there were requests");
-    // The first task behind the long one would wait for 12 s: longer than its caller does.
-    assert!(slowest < Duration::from_secs(9), "one waited {slowest:?} behind the long one");
+    // A short task fetched after the long one would wait 12 s.
+    assert!(slowest < Duration::from_secs(9), "a task waited {slowest:?}");
     gateway.wait_for_result(&long, 2 * SOON);
     rig.audit().assert_each_ran_once(task_ids(&shots).iter().chain([&long]));
 }
 
 #[test]
-fn a_group_that_is_full_is_waited_for() {
+fn a_worker_waits_while_its_group_is_full() {
     let rig = Rig::with_own_broker("hazard-full", &["--set", "group.share.max.size=2"]);
     let gateway = rig.start_gateway();
     let mut first = rig.start_worker("first");
     let _second = rig.start_worker("second");
     let mut third = rig.worker("third").start();
-    eventually(SOON, "it has been refused", || {
+    eventually(SOON, "the group refuses the third worker", || {
         third.lines().iter().any(|line| line.text.contains("GROUP_MAX_SIZE_REACHED") || line.text.contains("full"))
     });
     assert!(third.is_running() && third.lines_with("sent worker_started").is_empty());
@@ -103,7 +103,7 @@ fn a_group_that_is_full_is_waited_for() {
 }
 
 #[test]
-fn one_key_on_two_gateways_in_the_same_instant_is_one_task() {
+fn the_same_key_on_two_gateways_at_once_is_one_task() {
     let rig = Rig::shared("hazard-key");
     let gateways = [rig.start_gateway(), rig.start_gateway()];
     let _worker = rig.start_worker("w");
@@ -119,7 +119,7 @@ fn one_key_on_two_gateways_in_the_same_instant_is_one_task() {
                     scope.spawn(move || {
                         let headers = [("Content-Type", "application/json"), ("Idempotency-Key", key.as_str())];
                         barrier.wait();
-                        http.request("POST", "/analyze", &headers, br#"{"text": "once only"}"#).expect("an answer")
+                        http.request("POST", "/analyze", &headers, br#"{"text": "once only"}"#).expect("a response")
                     })
                 })
                 .collect();
@@ -136,21 +136,21 @@ fn one_key_on_two_gateways_in_the_same_instant_is_one_task() {
 }
 
 #[test]
-fn a_task_whose_produce_has_no_outcome_keeps_its_id() {
+fn a_task_of_unknown_produce_outcome_runs_once_under_its_id() {
     let rig = Rig::quiet_with_own_broker("hazard-unknown");
     let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "3s"));
     let _worker = rig.start_worker("w");
-    // Callers without a pause between them: some request is on its way whenever the broker freezes.
+    // At 300 requests per second some request is in flight when the broker freezes.
     let addresses = vec![gateway.address.clone()];
     let load = Load::start(Plan { addresses, per_second: 300, work: None });
-    eventually(SOON, "answers come", || load.answered() > 300);
+    eventually(SOON, "callers get results", || load.answered() > 300);
     rig.broker().freeze();
-    eventually(SOON, "somebody is told that the outcome is unknown", || load.unknown() > 0);
+    eventually(SOON, "a caller gets 503 with a task id", || load.unknown() > 0);
     rig.broker().thaw();
     let before = load.answered();
-    eventually(SOON, "answers come again", || load.answered() > before + 100);
+    eventually(SOON, "callers get results again", || load.answered() > before + 100);
     let shots = load.finish();
-    // The same bytes were sent until the outcome was known: whoever has an id has a task, and it ran once.
+    // The gateway sends the same batch until its outcome is known, so each task id has a task.
     let ids = task_ids(&shots);
     for id in &ids {
         gateway.wait_for_result(id, SOON);
@@ -159,7 +159,7 @@ fn a_task_whose_produce_has_no_outcome_keeps_its_id() {
 }
 
 #[test]
-fn callers_who_would_wait_in_vain_are_sent_away_at_once() {
+fn callers_whose_result_cannot_come_in_time_get_503_at_once() {
     let rig = Rig::quiet("hazard-overload");
     let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "3s"));
     let _worker = rig.start_worker("w");
@@ -167,24 +167,24 @@ fn callers_who_would_wait_in_vain_are_sent_away_at_once() {
     let headers = [("Content-Type", "application/json"), ("Prefer", "respond-async")];
     for _ in 0..400 {
         let answer =
-            http.request("POST", "/analyze", &headers, br#"{"text": "busy", "work_ms": 50}"#).expect("an answer");
+            http.request("POST", "/analyze", &headers, br#"{"text": "busy", "work_ms": 50}"#).expect("a response");
         assert_eq!(answer.status, 202);
     }
-    // 20 s of work wait; as soon as the pace is known, nobody is made to wait for what cannot come in 3 s.
-    let refused = crate::support::eventually_some(Duration::from_secs(8), "a caller is sent away", || {
+    // The backlog takes 20 s. Once the gateway knows the rate, it refuses callers that would wait longer than 3 s.
+    let refused = crate::support::eventually_some(Duration::from_secs(8), "a caller gets 503", || {
         let asked = Instant::now();
         let answer = gateway.analyze("one more");
         (answer.status == 503).then(|| (answer, asked.elapsed()))
     });
     refused.0.assert_problem(503);
     assert!(refused.0.header("retry-after").is_some());
-    assert!(refused.1 < Duration::from_secs(1), "sent away after {:?}", refused.1);
+    assert!(refused.1 < Duration::from_secs(1), "503 after {:?}", refused.1);
 }
 
 #[test]
 fn a_task_that_kafka_dropped_is_produced_again() {
     let rig = Rig::shared("hazard-dropped");
-    // All of them see that it is missing.
+    // All three gateways notice that the task is missing.
     let gateways = [(); 3].map(|()| Gateway::start(rig.gateway().env("MISSING_AFTER", "6s")));
     let gateway = &gateways[0];
     let mut worker = rig.start_worker("w");
@@ -194,17 +194,17 @@ fn a_task_that_kafka_dropped_is_produced_again() {
     let task = gateway.submit("dropped", Duration::ZERO);
     admin::skip_to_end(rig.broker().address(), &rig.group(), &rig.tasks());
     let _worker = rig.start_worker("w");
-    assert_eq!(gateway.analyze("the group goes on behind it").status, 200);
-    assert_eq!(rig.audit().runs(&task), 0, "Kafka does not hand it out any more");
-    // Missed for 6 s, looked for again 3 s later.
+    assert_eq!(gateway.analyze("the group has skipped it").status, 200);
+    assert_eq!(rig.audit().runs(&task), 0, "Kafka delivered the skipped task");
+    // A gateway misses the task after 6 s and looks for it again 3 s later.
     let result = gateway.wait_for_result(&task, Duration::from_secs(20));
     assert_eq!((&result["success"], &result["words"]), (&json!(true), &json!(1)));
     assert_eq!((rig.audit().runs(&task), rig.audit().tasks[&task]), (1, 2), "one gateway produced it again");
 }
 
-/// The key was taken for the id: pending for ever, and produced again for ever, by every gateway.
+/// The gateways took the key for the id: the task stayed pending, and every gateway produced it again and again.
 #[test]
-fn task_whose_key_is_not_its_id_is_an_ordinary_task() {
+fn task_with_another_key_is_known_by_the_id_in_its_value() {
     let rig = Rig::shared("hazard-key");
     let gateway = Gateway::start(rig.gateway().env("MISSING_AFTER", "2s"));
     let value = |id: &str| json!({ "task_id": id, "text": "a b", "timestamp": 0.0 }).to_string();
@@ -216,21 +216,21 @@ fn task_whose_key_is_not_its_id_is_an_ordinary_task() {
     );
     for id in ["t-1", "t-2"] {
         let pending = json!({ "task_id": id, "state": "pending" });
-        eventually(SOON, "it is pending under its id", || gateway.get(&format!("/tasks/{id}")).json() == pending);
+        eventually(SOON, "the task is pending under its id", || gateway.get(&format!("/tasks/{id}")).json() == pending);
     }
     assert_eq!(gateway.get("/tasks/customer-7").status, 404);
     let _worker = rig.start_worker("w");
     for id in ["t-1", "t-2"] {
         assert_eq!(gateway.wait_for_result(id, SOON)["words"], 2);
     }
-    // With nothing pending nothing can be missed.
+    // A gateway without pending tasks misses none.
     let none_pending = || gateway.get("/metrics").text().contains("lastcall_gateway_pending_tasks 0\n");
-    eventually(SOON, "nothing is pending", none_pending);
+    eventually(SOON, "no task is pending", none_pending);
     assert_eq!(rig.audit().tasks.values().collect::<Vec<_>>(), [&1, &1]);
 }
 
 #[test]
-fn task_that_is_dropped_again_and_again_is_produced_twice() {
+fn task_that_kafka_drops_repeatedly_is_produced_again_only_twice() {
     let rig = Rig::shared("hazard-again");
     let gateway = Gateway::start(rig.gateway().env("MISSING_AFTER", "2s"));
     let mut worker = rig.start_worker("w");
@@ -239,31 +239,31 @@ fn task_that_is_dropped_again_and_again_is_produced_twice() {
     worker.wait(SOON);
     let task = gateway.submit("dropped", Duration::ZERO);
     for records in 1..=3 {
-        eventually(Duration::from_secs(20), "it is on the topic", || rig.audit().tasks[&task] == records);
+        eventually(Duration::from_secs(20), "the record is on the topic", || rig.audit().tasks[&task] == records);
         admin::skip_to_end(rig.broker().address(), &rig.group(), &rig.tasks());
     }
     gateway.program.wait_for_line("was dropped again and again", Duration::from_secs(20));
-    eventually(SOON, "it is given up", || gateway.get(&format!("/tasks/{task}")).status == 404);
+    eventually(SOON, "the gateway has forgotten the task", || gateway.get(&format!("/tasks/{task}")).status == 404);
     assert_eq!(rig.audit().tasks[&task], 3);
 }
 
 #[test]
-fn two_partitions_are_served_by_six_workers_through_kills() {
+fn six_workers_serve_two_partitions_through_kills() {
     let rig = Rig::shared("hazard-partitions");
     let gateway = Gateway::start(rig.gateway().env("TASKS_PARTITIONS", 2));
     let start = |number: usize| started(&rig.worker(&format!("w{number}")).env("TASKS_PARTITIONS", 2));
-    // Kafka counts the dead as members for 45 s, and spreads the partitions over all: of five members each, four can be dead.
+    // Kafka keeps dead members for 45 s. With ten members it assigns each partition to five; four of these can be dead.
     let mut workers: Vec<Program> = (0..6).map(start).collect();
     let addresses = vec![gateway.address.clone()];
     let load = Load::start(Plan { addresses, per_second: 50, work: Some(Duration::from_millis(20)) });
-    eventually(SOON, "answers come", || load.answered() > 100);
+    eventually(SOON, "callers get results", || load.answered() > 100);
     for (index, worker) in workers.iter_mut().enumerate().take(4) {
         worker.kill();
         let before = load.answered();
-        eventually(SOON, "answers go on", || load.answered() > before + 50);
+        eventually(SOON, "callers still get results", || load.answered() > before + 50);
         *worker = start(6 + index);
     }
     let shots = load.finish();
     assert_all_answered(&shots);
-    eventually(SOON, "nothing is lost", || rig.audit().lost().is_empty());
+    eventually(SOON, "every task has a result", || rig.audit().lost().is_empty());
 }

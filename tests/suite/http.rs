@@ -1,5 +1,5 @@
-//! The gateway's HTTP front: clients as they are, and callers that do not go on. What it takes and refuses, byte by byte, is tested where it is
-//! written (`src/gateway/http/`), and here by the table of docs/http.md.
+//! HTTP of the gateway: real clients, the table of docs/http.md, idle connections, and callers that leave. The unit
+//! tests of `src/gateway/http/` cover the parser.
 
 use std::{
     io::ErrorKind,
@@ -17,13 +17,13 @@ use crate::support::{Gateway, Rig, SOON, eventually, http::Http};
 const HEAD: &str = "POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
 /// What `{post}` stands for in the table of docs/http.md.
 const POST: &str = r"POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
-/// What a request must not take while others misbehave; a bound for a busy machine, no promise.
+/// Bound of a request while other callers misbehave on a busy machine; not a promise.
 const PROMPT: Duration = Duration::from_secs(5);
 
-/// A connection on which this was sent.
+/// Opens a connection and sends this text.
 fn sent(gateway: &Gateway, text: &str) -> Http {
     let mut http = gateway.connect();
-    http.send_raw(text.as_bytes()).expect("it is sent");
+    http.send_raw(text.as_bytes()).expect("the request is sent");
     http
 }
 
@@ -50,13 +50,13 @@ fn client_that_offers_http_2_is_answered_in_http_1() {
     let offered = curl(&["--http2"]);
     let said = String::from_utf8_lossy(&offered.stdout);
     assert!(offered.status.success() && said.contains("\"words\":2"), "{offered:?}");
-    // It speaks HTTP/2 at once: it is told so and does not wait for its time to be over (28).
+    // With HTTP/2 from the first byte curl gets an error at once and does not time out (28).
     let insisted = curl(&["--http2-prior-knowledge"]);
     assert!(!insisted.status.success() && insisted.status.code() != Some(28), "{insisted:?}");
     assert_eq!(rig.audit().tasks.len(), 1);
 }
 
-/// A row of the table: the request, its statuses, and whether the connection stays.
+/// Parses a row of the table: the request, the statuses, and whether the connection stays open.
 fn row(line: &str) -> Option<(String, Vec<u16>, bool)> {
     let cells: Vec<&str> = line.strip_prefix("| ")?.split(" | ").collect();
     let [_, request, statuses, connection, _] = cells[..] else { return None };
@@ -65,7 +65,7 @@ fn row(line: &str) -> Option<(String, Vec<u16>, bool)> {
     Some((request, statuses, connection == "stays"))
 }
 
-/// The bytes for which this stands: `\r`, `\n`, `\t` and `\xNN`.
+/// Replaces `\r`, `\n`, `\t` and `\xNN` by their bytes.
 fn unescaped(text: &str) -> Vec<u8> {
     let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
     while let Some((byte, after)) = rest.split_first() {
@@ -86,14 +86,14 @@ fn unescaped(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn requests_are_answered_as_the_documentation_says() {
+fn requests_get_the_documented_responses() {
     let rig = Rig::shared("http-table");
     let gateway = rig.start_gateway();
     let rows: Vec<_> = include_str!("../../docs/http.md").lines().filter_map(row).collect();
-    assert!(rows.len() > 60, "the table is whole: {}", rows.len());
+    assert!(rows.len() > 60, "the table has {} rows, expected more than 60", rows.len());
     for (request, statuses, stays) in rows {
         let mut http = gateway.connect();
-        http.send_raw(&unescaped(&request)).expect("it is sent");
+        http.send_raw(&unescaped(&request)).expect("the request is sent");
         for status in statuses {
             let answer = http.receive("GET").unwrap_or_else(|error| panic!("{request}: {error}"));
             assert_eq!(answer.status, status, "{request}: {}", answer.text());
@@ -106,7 +106,7 @@ fn requests_are_answered_as_the_documentation_says() {
     }
 }
 
-/// The program of a caller in Java, as its documentation shows it.
+/// A caller in Java, as in the documentation of its HTTP client.
 const JAVA: &str = r#"
 import java.net.URI;
 import java.net.http.*;
@@ -126,8 +126,8 @@ class Caller {
 "#;
 
 #[test]
-fn client_of_java_is_answered() {
-    // The compiler of a single file is part of a JDK, which a machine with Kafka need not have.
+fn http_client_of_java_gets_results() {
+    // A machine with Kafka may have a JRE only, without the compiler.
     if Command::new("javac").arg("-version").output().is_err() {
         eprintln!("NOT RUN: there is no javac");
         return;
@@ -140,49 +140,49 @@ fn client_of_java_is_answered() {
     let url = format!("http://{}/analyze", gateway.address);
     let output =
         Command::new("java").arg("-XX:TieredStopAtLevel=1").arg(&file).arg(url).output().expect("java is there");
-    std::fs::remove_file(&file).expect("our own file");
+    std::fs::remove_file(&file).expect("the file is removed");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.matches("\"words\":2").count() == 2, "{output:?}");
     assert_eq!(rig.audit().tasks.len(), 2);
 }
 
 #[test]
-fn request_in_another_protocol_gives_its_connection_back() {
+fn request_in_another_protocol_gets_505_and_its_connection_is_closed() {
     let rig = Rig::shared("http-preface");
     let gateway = rig.start_gateway();
     for preface in ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "GET / HTTP/3.0\r\n\r\n"] {
         let mut http = sent(&gateway, preface);
-        http.receive("GET").expect("an answer").assert_problem(505);
+        http.receive("GET").expect("a response").assert_problem(505);
         assert!(http.receive("GET").is_err(), "the connection is closed");
     }
-    eventually(SOON, "only the connection that asks is left", || open_connections(&gateway) == 1);
+    eventually(SOON, "only the connection of this request is left", || open_connections(&gateway) == 1);
 }
 
 #[test]
-fn quiet_connections_lock_no_caller_out() {
+fn idle_connections_do_not_block_new_callers() {
     let rig = Rig::quiet("http-quiet");
-    // One caller that waits, and 1,024 connections more.
+    // The gateway accepts MAX_WAITING + 1024 connections.
     let gateway = Gateway::start(rig.gateway().env("MAX_WAITING", 1));
     let _worker = rig.start_worker("w");
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("the soft limit may be the hard one");
-    let mut quiet: Vec<Http> = (0..1025).map(|_| gateway.connect()).collect();
-    // Half a head is as quiet as none.
-    for http in quiet.iter_mut().step_by(2) {
-        http.send_raw(b"GET /livez HT").expect("it is sent");
+    let mut idle: Vec<Http> = (0..1025).map(|_| gateway.connect()).collect();
+    // Every second connection has sent a part of a head.
+    for http in idle.iter_mut().step_by(2) {
+        http.send_raw(b"GET /livez HT").expect("the request is sent");
     }
     let asked = Instant::now();
     for _ in 0..3 {
         let mut http = gateway.connect();
         http.set_patience(PROMPT).expect("a socket");
-        assert_eq!(http.get("/livez").expect("an answer").status, 200);
+        assert_eq!(http.get("/livez").expect("a response").status, 200);
     }
     assert!(asked.elapsed() < PROMPT, "{:?}", asked.elapsed());
     assert_eq!(gateway.analyze("still at work").json()["words"], 3);
 }
 
 #[test]
-fn body_that_does_not_come_holds_up_no_stop() {
+fn missing_bodies_do_not_delay_a_stop() {
     let rig = Rig::quiet("http-stalled");
     let mut gateway = rig.start_gateway();
     let mut refused: Vec<Http> = ["/analyze", "/health", "/nothing"]
@@ -193,7 +193,7 @@ fn body_that_does_not_come_holds_up_no_stop() {
         })
         .collect();
     for http in &mut refused {
-        assert!([404, 405, 413].contains(&http.receive("POST").expect("answered before it came").status));
+        assert!([404, 405, 413].contains(&http.receive("POST").expect("a response before the body").status));
     }
     let unfinished = ["", "Content-Length: 100\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\n5\r\n{"];
     let _stalled: Vec<Http> = unfinished.iter().map(|rest| sent(&gateway, &format!("{HEAD}{rest}"))).collect();
@@ -206,38 +206,39 @@ fn body_that_does_not_come_holds_up_no_stop() {
 // ---- callers that leave ----
 
 #[test]
-fn caller_that_leaves_makes_room_at_once() {
+fn caller_that_leaves_frees_its_place_at_once() {
     let rig = Rig::shared("gw-left");
     let gateway = Gateway::start(rig.gateway().env("MAX_WAITING", 2).env("ANSWER_TIMEOUT", "60s"));
     let wait = || {
         let mut http = gateway.connect();
         http.send("POST", "/analyze", &[("Content-Type", "application/json")], br#"{"text": "waits"}"#)
-            .expect("it is sent");
+            .expect("the request is sent");
         http
     };
     for _ in 0..3 {
         let both = [wait(), wait()];
-        eventually(SOON, "both wait", || figure(&gateway, "lastcall_gateway_waiting_callers") == 2);
+        eventually(SOON, "both callers wait", || figure(&gateway, "lastcall_gateway_waiting_callers") == 2);
         drop(both);
-        eventually(PROMPT, "both have left", || figure(&gateway, "lastcall_gateway_waiting_callers") == 0);
+        eventually(PROMPT, "both callers have left", || figure(&gateway, "lastcall_gateway_waiting_callers") == 0);
     }
-    let asks_alone = || open_connections(&gateway) == 1;
-    eventually(PROMPT, "their connections have ended", asks_alone);
-    // What Kafka has got of their tasks is run.
+    let is_alone = || open_connections(&gateway) == 1;
+    eventually(PROMPT, "their connections have ended", is_alone);
+    // Their tasks run if the gateway has produced them.
     let _worker = rig.start_worker("w");
-    eventually(SOON, "nothing is lost", || rig.audit().lost().is_empty());
+    eventually(SOON, "every task has a result", || rig.audit().lost().is_empty());
 }
 
 #[test]
-fn task_whose_caller_left_before_kafka_got_it_is_not_produced() {
+fn task_whose_caller_left_before_the_produce_is_not_produced() {
     let rig = Rig::with_own_broker("gw-left-queued", &[]);
     let gateway = rig.start_gateway();
     rig.broker().stop();
     let mut http = gateway.connect();
-    http.send("POST", "/analyze", &[("Content-Type", "application/json")], br#"{"text": "left"}"#).expect("it is sent");
-    eventually(SOON, "its caller waits", || figure(&gateway, "lastcall_gateway_waiting_callers") == 1);
+    http.send("POST", "/analyze", &[("Content-Type", "application/json")], br#"{"text": "left"}"#)
+        .expect("the request is sent");
+    eventually(SOON, "the caller waits", || figure(&gateway, "lastcall_gateway_waiting_callers") == 1);
     drop(http);
-    eventually(PROMPT, "its caller has left", || figure(&gateway, "lastcall_gateway_waiting_callers") == 0);
+    eventually(PROMPT, "the caller has left", || figure(&gateway, "lastcall_gateway_waiting_callers") == 0);
     rig.broker().start();
     let _worker = rig.start_worker("w");
     eventually(SOON, "the gateway is ready", || gateway.get("/readyz").status == 200);

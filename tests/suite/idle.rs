@@ -1,4 +1,4 @@
-//! A fleet whose connections were idle for longer than the broker lets them be (`connections.max.idle.ms`, ten minutes unless it is set).
+//! A fleet whose connections were idle until the broker closed them (`connections.max.idle.ms`, default ten minutes).
 
 use std::time::{Duration, Instant};
 
@@ -14,9 +14,9 @@ fn request_after_an_idle_period_is_answered_at_once() {
     assert_eq!(first.status, 200);
     let mut tasks = vec![first.task_id()];
     for _ in 0..3 {
-        // It is as idle as the fleet's connections; when the broker hangs up on it, it has done so on them.
+        // This connection is idle like the fleet's: when the broker closes it, it has closed the fleet's as well.
         let mut idle = Wire::connect(rig.broker().address());
-        assert!(idle.receive(0).is_none(), "nothing was asked");
+        assert!(idle.receive(0).is_none(), "a response without a request");
         let asked_at = Instant::now();
         let answer = gateway.analyze("after");
         assert_eq!(answer.status, 200, "{}", answer.text());

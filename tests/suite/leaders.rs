@@ -1,5 +1,5 @@
-//! Share sessions and leaders on a cluster of three nodes, request by request: facts of Apache Kafka 4.4, found by
-//! asking it. The same tests run on both brokers. What they mean for the worker stands in crates/model/README.md.
+//! Share sessions and leaders in a cluster of three nodes: responses of Apache Kafka 4.4 to single requests. The same
+//! tests run on both brokers. crates/model/README.md says how the worker uses these facts.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
@@ -25,7 +25,7 @@ use crate::support::{
     session::{self, ACCEPT, Acquired, RELEASE, Session, be_parked},
 };
 
-/// A topic and a group that begins at its start, on the cluster.
+/// A topic in the cluster, and a group that starts at the earliest offset.
 struct Scene {
     cluster: Cluster,
     topic: String,
@@ -51,7 +51,7 @@ impl Scene {
         self.cluster.leader(&self.topic, partition)
     }
 
-    /// A node that leads neither this partition nor is one of the others given.
+    /// A node that is none of these.
     fn other_than(&self, nodes: &[i32]) -> i32 {
         self.cluster.other_than(nodes)
     }
@@ -60,12 +60,12 @@ impl Scene {
         self.cluster.move_leader(&self.topic, partition, to);
     }
 
-    /// A record; error code and offset.
+    /// Produces a record at this node; returns error code and offset.
     fn produce_at(&self, node: i32, partition: i32) -> (i16, i64) {
         session::produce(&mut self.cluster.wire(node), &self.topic, partition)
     }
 
-    /// So many records, each a batch of its own.
+    /// Produces this many records, each in its own batch.
     fn produce(&self, partition: i32, count: usize) {
         for _ in 0..count {
             eventually(PATIENCE, "the leader takes a record", || {
@@ -74,12 +74,12 @@ impl Scene {
         }
     }
 
-    /// A member's session with a node, not opened yet.
+    /// A member's session with a node; its first request opens it.
     fn member(&self, name: &str, node: i32) -> Session {
         Session::new(self.cluster.wire(node), self.id, &self.group, name)
     }
 
-    /// A member at a leader, once it is served there.
+    /// Opens sessions with the leader until one has acquired this many records; returns it with the records.
     fn served(&self, name: &str, partition: i32, records: usize) -> (Session, Vec<Acquired>) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -87,7 +87,7 @@ impl Scene {
             let mut got = session.fetch(0, &[partition]).acquired(partition);
             while got.len() < records && Instant::now() < deadline {
                 let told = session.fetch(100, &[]);
-                // A session that holds records stays: its end would release them, and count a delivery more.
+                // A session with records is kept: its end would release them and raise their delivery counts.
                 if got.is_empty() && (told.error != 0 || told.error_of(partition) != 0) {
                     break;
                 }
@@ -100,7 +100,7 @@ impl Scene {
     }
 }
 
-/// So a worker takes tasks from partitions that the group assigns to another one, which may be dead.
+/// So a worker can take tasks from partitions that the group assigns to another member, which may be dead.
 #[test]
 fn a_leader_does_not_ask_whose_a_partition_is() {
     let scene = Scene::new("whose", 1, 3);
@@ -108,18 +108,18 @@ fn a_leader_does_not_ask_whose_a_partition_is() {
     let id = scene.cluster.create_topic(&other, 1, 3);
     let leader = scene.cluster.leader(&other, 0);
     assert_eq!(session::produce(&mut scene.cluster.wire(leader), &other, 0).0, 0);
-    // No member of this name has joined, and no member has asked for this topic.
+    // No member of this name has joined, and no member has subscribed to this topic.
     let mut stranger = Session::new(scene.cluster.wire(leader), id, &scene.group, "stranger");
     let told = stranger.fetch(100, &[0]);
-    assert_eq!((told.error, told.error_of(0)), (0, -1), "the group has not begun the partition");
+    assert_eq!((told.error, told.error_of(0)), (0, -1), "the group has no state for the partition");
     let coordinator = scene.cluster.coordinator(&scene.group);
     session::prepare_group(&mut scene.cluster.wire(coordinator), &scene.group, &other, 1);
     let mut got = Vec::new();
-    eventually(PATIENCE, "the stranger is served", || {
+    eventually(PATIENCE, "the stranger acquires a record", || {
         got = stranger.fetch(100, &[]).acquired(0);
         !got.is_empty()
     });
-    assert_eq!(got, [(0, 1)], "though the partition is assigned to another member");
+    assert_eq!(got, [(0, 1)], "the partition is assigned to another member");
     assert_eq!(stranger.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![0]));
 }
 
@@ -130,10 +130,10 @@ fn epoch_0_on_the_same_connection_keeps_the_locks() {
     let (mut a, got) = scene.served("a", 0, 2);
     assert_eq!(got, [(0, 1), (1, 1)]);
     a.epoch = 7;
-    assert_eq!(a.fetch(0, &[]).error, 123, "an epoch that is not due");
+    assert_eq!(a.fetch(0, &[]).error, 123, "a wrong epoch");
     a.epoch = 0;
     let told = a.fetch(100, &[0]);
-    assert_eq!((told.error, told.acquired(0)), (0, vec![]), "what it holds is not handed to it again");
+    assert_eq!((told.error, told.acquired(0)), (0, vec![]), "its own records are not delivered again");
     let mut b = scene.member("b", scene.leader(0));
     assert_eq!(b.fetch(200, &[0]).acquired(0), [], "nor to another member");
     assert_eq!(a.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![0]));
@@ -151,10 +151,10 @@ fn a_second_connection_of_the_same_member_takes_the_session_over_with_its_locks(
     let told = new.fetch(0, &[0]);
     assert_eq!((told.error, told.acquired(0)), (0, vec![]));
     old.epoch = 5;
-    assert_eq!(old.fetch(0, &[]).error, 123, "the old connection's session is over");
+    assert_eq!(old.fetch(0, &[]).error, 123, "the old connection's session has ended");
     drop(old);
     let mut b = scene.member("b", scene.leader(0));
-    assert_eq!(b.fetch(500, &[0]).acquired(0), [], "the end of the old connection releases nothing");
+    assert_eq!(b.fetch(500, &[0]).acquired(0), [], "the end of the old connection releases no record");
     assert_eq!(new.acknowledge(&[(0, 0, RELEASE)]), (0, vec![0]));
     assert_eq!(b.fetch(5000, &[]).acquired(0), [(0, 2)]);
 }
@@ -171,11 +171,15 @@ fn a_fetch_that_is_parked_on_the_old_connection_gets_the_next_record() {
     scene.produce(0, 1);
     let told = old.told();
     assert_eq!((told.error, told.acquired(0)), (0, vec![(1, 1)]));
-    assert_eq!(new.acknowledge(&[(0, 1, ACCEPT)]), (0, vec![0]), "it is the member's, whatever brought it");
+    assert_eq!(
+        new.acknowledge(&[(0, 1, ACCEPT)]),
+        (0, vec![0]),
+        "the record belongs to the member, not to the connection"
+    );
 }
 
 #[test]
-fn forgetting_a_partition_releases_nothing() {
+fn forgetting_a_partition_releases_no_record() {
     let scene = Scene::new("forget", 2, 3);
     let node = scene.leader(0);
     scene.move_leader(1, node);
@@ -184,7 +188,7 @@ fn forgetting_a_partition_releases_nothing() {
     let (mut a, got) = scene.served("a", 0, 1);
     assert_eq!(got, [(0, 1)]);
     let mut held = Vec::new();
-    eventually(SOON, "it has both records of the other partition", || {
+    eventually(SOON, "the member has both records of the other partition", || {
         let add: &[i32] = if held.is_empty() { &[1] } else { &[] };
         held.extend(a.fetch(100, add).acquired(1));
         held.len() == 2
@@ -192,19 +196,19 @@ fn forgetting_a_partition_releases_nothing() {
     a.send_fetch(0, &[], &[1]);
     assert_eq!(a.told().error, 0);
     let mut b = scene.member("b", node);
-    assert_eq!(b.fetch(300, &[1]).acquired(1), [], "what was forgotten stays locked");
-    assert_eq!(a.acknowledge(&[(1, 0, ACCEPT)]), (0, vec![0]), "and can be accepted");
+    assert_eq!(b.fetch(300, &[1]).acquired(1), [], "records of a forgotten partition stay locked");
+    assert_eq!(a.acknowledge(&[(1, 0, ACCEPT)]), (0, vec![0]), "the member can still accept them");
     assert_eq!(a.close(), 0);
     let told = b.fetch(300, &[0]);
     assert_eq!(
         (told.acquired(0), told.acquired(1)),
         (vec![(0, 2)], vec![]),
-        "a close releases only what is in the session"
+        "a close releases only records of partitions in the session"
     );
 }
 
 #[test]
-fn an_election_frees_what_is_held_and_keeps_what_was_said() {
+fn an_election_releases_acquired_records_and_keeps_acknowledgements() {
     let scene = Scene::new("election", 1, 3);
     scene.produce(0, 4);
     let (mut a, got) = scene.served("a", 0, 4);
@@ -215,7 +219,7 @@ fn an_election_frees_what_is_held_and_keeps_what_was_said() {
     let (before, old) = (scene.cluster.told(1, &scene.topic, 0).expect("known"), scene.leader(0));
     let new = scene.other_than(&[old]);
     scene.move_leader(0, new);
-    eventually(PATIENCE, "every node knows it", || {
+    eventually(PATIENCE, "the old leader knows the new one", || {
         scene.cluster.told(old, &scene.topic, 0).is_some_and(|told| told.leader == new)
     });
     assert!(scene.cluster.told(old, &scene.topic, 0).expect("known").epoch > before.epoch);
@@ -223,19 +227,19 @@ fn an_election_frees_what_is_held_and_keeps_what_was_said() {
     assert_eq!(scene.produce_at(old, 0).0, 6);
     let told = a.fetch(100, &[]);
     assert_eq!((told.error, &told.partitions[&0]), (0, &(6, new, vec![])), "the old leader names the new one");
-    assert_eq!(a.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![3]), "and takes nothing more");
+    assert_eq!(a.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![3]), "the old leader accepts no acknowledgement");
 
     eventually(PATIENCE, "the new leader has read its state", || {
         admin::end_offset(&scene.cluster.address(new), &scene.topic, 0).is_ok()
     });
     let mut holder = scene.member("a", new);
     assert_eq!(holder.fetch(0, &[]).error, 0, "a session without partitions");
-    assert_eq!(holder.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![3]), "nobody has fetched there yet");
+    assert_eq!(holder.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![3]), "no member has fetched at the new leader");
     let (_b, mut got) = scene.served("b", 0, 3);
     got.sort_unstable();
-    assert_eq!(got, [(0, 1), (2, 2), (3, 1)], "acquired is not written, what was said is");
+    assert_eq!(got, [(0, 1), (2, 2), (3, 1)], "acknowledgements are persistent, acquisitions are not");
     assert_eq!(holder.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![121]), "another member has it");
-    assert_eq!(holder.acknowledge(&[(0, 50, ACCEPT)]), (0, vec![42]), "in no batch that was handed out");
+    assert_eq!(holder.acknowledge(&[(0, 50, ACCEPT)]), (0, vec![42]), "the offset is in no delivered batch");
 }
 
 #[test]
@@ -255,42 +259,46 @@ fn a_fetch_that_is_parked_while_the_leader_moves_is_not_woken() {
 }
 
 #[test]
-fn a_partition_that_moved_away_is_an_error_of_its_own() {
+fn a_moved_partition_has_an_error_and_the_others_are_served() {
     let scene = Scene::new("own", 2, 3);
     let node = scene.leader(0);
     scene.move_leader(1, node);
     scene.produce(0, 1);
     scene.produce(1, 1);
     let (mut a, _) = scene.served("a", 0, 1);
-    eventually(SOON, "it has the other partition's record", || !a.fetch(100, &[1]).acquired(1).is_empty());
+    eventually(SOON, "the member has the other partition's record", || !a.fetch(100, &[1]).acquired(1).is_empty());
     let new = scene.other_than(&[node]);
     scene.move_leader(1, new);
-    eventually(PATIENCE, "the node knows it", || {
+    eventually(PATIENCE, "the old leader knows the new one", || {
         scene.cluster.told(node, &scene.topic, 1).is_some_and(|told| told.leader == new)
     });
     for _ in 0..2 {
         let begin = Instant::now();
         let told = a.fetch(500, &[]);
         assert_eq!((told.error, told.error_of(0), told.partitions[&1].0, told.partitions[&1].1), (0, 0, 6, new));
-        assert!(begin.elapsed() >= Duration::from_millis(450), "it waits for the others: {:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() >= Duration::from_millis(450),
+            "the fetch did not wait for the other partition: {:?}",
+            begin.elapsed()
+        );
     }
     scene.produce(0, 1);
-    assert_eq!(a.fetch(5000, &[]).acquired(0), [(1, 1)], "the others are served");
-    assert_eq!(a.acknowledge(&[(0, 0, ACCEPT), (1, 0, ACCEPT)]), (0, vec![0, 3]), "each partition by itself");
+    assert_eq!(a.fetch(5000, &[]).acquired(0), [(1, 1)], "the other partition is served");
+    assert_eq!(a.acknowledge(&[(0, 0, ACCEPT), (1, 0, ACCEPT)]), (0, vec![0, 3]), "each partition has its own error");
     a.send_fetch(0, &[], &[1]);
     let told = a.told();
-    assert_eq!((told.error, told.error_of(1)), (0, 0), "forgotten, it is no error any more");
+    assert_eq!((told.error, told.error_of(1)), (0, 0), "a forgotten partition has no error");
     scene.move_leader(1, node);
     scene.produce(1, 1);
     let mut got = Vec::new();
-    eventually(PATIENCE, "back and added again, it is served", || {
+    eventually(PATIENCE, "the partition moved back and added again is served", || {
         got.extend(a.fetch(100, &[1]).acquired(1));
         got.contains(&(1, 1))
     });
-    assert_eq!(a.acknowledge(&[(0, 1, ACCEPT)]), (0, vec![0]), "the locks of the other were never touched");
+    assert_eq!(a.acknowledge(&[(0, 1, ACCEPT)]), (0, vec![0]), "the other partition lost its lock");
 }
 
-/// The end of a leader, one way or another, until another node leads.
+/// Ends a leader and asserts that another node leads after at least this time, or before the end if the time is zero.
 fn is_replaced(name: &str, end: fn(&Cluster, i32), undo: fn(&Cluster, i32), at_least: Duration) {
     let scene = Scene::new(name, 1, 3);
     scene.produce(0, 2);
@@ -308,21 +316,21 @@ fn is_replaced(name: &str, end: fn(&Cluster, i32), undo: fn(&Cluster, i32), at_l
     let graceful = at_least.is_zero();
     assert!(
         !graceful || ended.elapsed() < SESSION_TIMEOUT / 2,
-        "it was replaced before it ended: {:?}",
+        "the leader was replaced only after its end: {:?}",
         ended.elapsed()
     );
-    // The last sign of life may be as old as the pause between two of them.
+    // The leader's last heartbeat may be as old as its heartbeat interval.
     assert!(begin.elapsed() + Duration::from_secs(1) > at_least, "{:?}", begin.elapsed());
     let after = scene.cluster.told(other, &scene.topic, 0).expect("known");
     assert!(after.epoch > before.epoch && !after.in_sync.contains(&old), "{before:?} {after:?}");
-    assert!(!scene.cluster.living(other).contains(&old), "clients are not told of it any more");
+    assert!(!scene.cluster.living(other).contains(&old), "Metadata names the ended node");
     let (_b, mut got) = scene.served("b", 0, 2);
     got.sort_unstable();
     if graceful {
-        // The session that ended may have released them before.
+        // The end of the session may have released them before, which raises their delivery counts.
         assert_eq!(got.iter().map(|record| record.0).collect::<Vec<_>>(), [0, 1], "{got:?}");
     } else {
-        assert_eq!(got, [(0, 1), (1, 1)], "acquired is not written");
+        assert_eq!(got, [(0, 1), (1, 1)], "acquisitions are not persistent");
     }
     assert_eq!(scene.produce_at(scene.leader(0), 0).0, 0, "two replicas in sync are enough");
     undo(&scene.cluster, old);
@@ -330,12 +338,12 @@ fn is_replaced(name: &str, end: fn(&Cluster, i32), undo: fn(&Cluster, i32), at_l
 }
 
 #[test]
-fn a_killed_leader_is_replaced_once_its_session_is_over() {
+fn a_killed_leader_is_replaced_after_its_session_timeout() {
     is_replaced("killed", Cluster::kill, Cluster::start, SESSION_TIMEOUT);
 }
 
 #[test]
-fn a_frozen_leader_is_replaced_once_its_session_is_over() {
+fn a_frozen_leader_is_replaced_after_its_session_timeout() {
     is_replaced("frozen", Cluster::freeze, Cluster::thaw, SESSION_TIMEOUT);
 }
 
@@ -363,8 +371,8 @@ fn acks_of_all_wait_for_a_silent_replica_until_it_is_fenced() {
     scene.cluster.wait_in_sync(&scene.topic, 0);
 }
 
-/// Error codes of the question how far the group is with these partitions: the group's, and theirs in order. Asked of
-/// all nodes but one.
+/// Sends DescribeShareGroupOffsets to all nodes but `not`; returns the coordinator's error codes, of the group and of
+/// each partition.
 fn share_offsets(scene: &Scene, not: i32, partitions: Vec<i32>) -> Option<(i16, Vec<i16>)> {
     const NOT_COORDINATOR: i16 = 16;
     let topic = TopicName(StrBytes::from_string(scene.topic.clone()));
@@ -384,14 +392,14 @@ fn share_offsets(scene: &Scene, not: i32, partitions: Vec<i32>) -> Option<(i16, 
 fn offsets_of_a_group_have_an_error_where_a_partition_has_no_leader() {
     let scene = Scene::new("group-offsets", 2, 1);
     let (down, up) = (scene.leader(0), scene.leader(1));
-    assert_ne!(down, up, "the nodes lead in turn");
+    assert_ne!(down, up, "one node leads both partitions");
     scene.produce(0, 1);
     scene.produce(1, 1);
     let (_a, _) = scene.served("a", 0, 1);
     let (_b, _) = scene.served("b", 1, 1);
     scene.cluster.stop(down);
-    // The others are told of all the same, and a question without it has no error.
-    eventually(PATIENCE, "the coordinator tells of the one that is led", || {
+    // A partition with a leader has no error, beside the other one or alone.
+    eventually(PATIENCE, "only the partition without a leader has an error", || {
         share_offsets(&scene, down, vec![0, 1]) == Some((0, vec![5, 0]))
     });
     assert_eq!(share_offsets(&scene, down, vec![1]), Some((0, vec![0])));
@@ -405,21 +413,21 @@ fn a_partition_of_one_replica_has_no_leader_while_its_node_is_down() {
     let node = scene.leader(0);
     scene.cluster.stop(node);
     let other = scene.other_than(&[node]);
-    eventually(PATIENCE, "nothing leads it", || {
+    eventually(PATIENCE, "the partition has no leader", || {
         scene.cluster.told(other, &scene.topic, 0).is_some_and(|told| (told.error, told.leader) == (5, -1))
     });
     scene.cluster.start(node);
-    eventually(PATIENCE, "it leads again", || {
+    eventually(PATIENCE, "the node leads again", || {
         scene.cluster.told(other, &scene.topic, 0).is_some_and(|told| told.leader == node)
     });
     let (_a, got) = scene.served("a", 0, 1);
     assert_eq!(got, [(0, 1)]);
 }
 
-/// What the leader has written and a replica in sync has not cannot be read yet. Where it ends a producer has to know that
-/// looks for its own batch.
+/// Clients cannot read records before all replicas in sync have them. A producer that looks for its own batch must know
+/// the end of the log.
 #[test]
-fn a_client_is_told_the_high_watermark_and_a_debugging_consumer_the_end_of_the_log() {
+fn list_offsets_gives_clients_the_high_watermark_and_debugging_consumers_the_log_end() {
     const CLIENT: i32 = -1;
     const DEBUGGING_CONSUMER: i32 = -2;
     let scene = Scene::new("end", 1, 3);
@@ -444,5 +452,5 @@ fn a_client_is_told_the_high_watermark_and_a_debugging_consumer_the_end_of_the_l
         scene.cluster.thaw(frozen);
         assert_eq!(written.join().expect("answered"), (0, 1));
     });
-    eventually(SOON, "every replica has both", || end(CLIENT) == 2);
+    eventually(SOON, "every replica has both records", || end(CLIENT) == 2);
 }

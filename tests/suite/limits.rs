@@ -1,4 +1,4 @@
-//! The limits of a gateway, and what becomes of what is beyond: callers, pending tasks, keys, results.
+//! The limits of a gateway for waiting callers, pending tasks, keys and results, and the behaviour beyond them.
 
 use std::time::Duration;
 
@@ -10,53 +10,53 @@ use crate::support::{Gateway, Rig, SOON, eventually, http::Http};
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 
 #[test]
-fn callers_wait_up_to_the_limit_wherever_they_come_from() {
+fn callers_beyond_max_waiting_get_503() {
     let rig = Rig::shared("gw-full");
     let gateway = Gateway::start(rig.gateway().env("MAX_WAITING", 8).env("ANSWER_TIMEOUT", "8s"));
     let mut waiting: Vec<Http> = (0..8).map(|_| gateway.connect()).collect();
     for http in &mut waiting {
-        http.send("POST", "/analyze", &[JSON], br#"{"text": "waits"}"#).expect("it is sent");
+        http.send("POST", "/analyze", &[JSON], br#"{"text": "waits"}"#).expect("the request is sent");
     }
     let all_wait = "lastcall_gateway_waiting_callers 8\n";
-    eventually(SOON, "all of them wait", || gateway.get("/metrics").text().contains(all_wait));
+    eventually(SOON, "all callers wait", || gateway.get("/metrics").text().contains(all_wait));
     let answer = gateway.analyze_with(&[("Prefer", "respond-async")], &json!({ "text": "one more" }));
     answer.assert_problem(503);
     assert!(answer.header("retry-after").is_some_and(|seconds| seconds.parse::<u32>().is_ok()), "{answer:?}");
     for http in &mut waiting {
-        http.receive("POST").expect("an answer").assert_problem(504);
+        http.receive("POST").expect("a response").assert_problem(504);
     }
     assert_eq!(gateway.analyze_with(&[("Prefer", "respond-async")], &json!({ "text": "room again" })).status, 202);
 }
 
 #[test]
-fn tasks_wait_up_to_the_limit_whoever_wrote_them() {
+fn tasks_of_all_gateways_count_against_max_pending() {
     let rig = Rig::shared("gw-pending");
     let first = rig.start_gateway();
     for number in 0..20 {
         first.submit(&format!("task {number}"), Duration::ZERO);
     }
     let gateway = Gateway::start(rig.gateway().env("MAX_PENDING", 5));
-    eventually(SOON, "more are refused", || gateway.analyze("one more").text().contains("MAX_PENDING"));
+    eventually(SOON, "a task is refused", || gateway.analyze("one more").text().contains("MAX_PENDING"));
     gateway.get("/tasks/never-heard-of").assert_problem(503);
     let _worker = rig.start_worker("w");
-    eventually(SOON, "there is room again", || gateway.analyze("one more").status == 200);
-    eventually(SOON, "it knows all tasks", || gateway.get("/tasks/never-heard-of").status == 404);
+    eventually(SOON, "the gateway accepts a task again", || gateway.analyze("one more").status == 200);
+    eventually(SOON, "the gateway knows all tasks", || gateway.get("/tasks/never-heard-of").status == 404);
 }
 
 #[test]
-fn caller_of_a_task_that_is_pending_already_waits_with_it_at_the_limit() {
+fn caller_with_the_key_of_a_pending_task_may_wait_at_max_pending() {
     let rig = Rig::shared("gw-joins");
     let gateway = Gateway::start(rig.gateway().env("MAX_PENDING", 1).env("ANSWER_TIMEOUT", "2s"));
     let post = |prefer: &str| {
         gateway.analyze_with(&[("Idempotency-Key", "a"), ("Prefer", prefer)], &json!({ "text": "keyed" }))
     };
     assert_eq!(post("respond-async").status, 202);
-    assert_eq!(post("wait").status, 504, "it is no new work");
+    assert_eq!(post("wait").status, 504, "the key's task was refused");
     gateway.analyze("other").assert_problem(503);
 }
 
 #[test]
-fn keys_are_remembered_up_to_the_limit() {
+fn new_keys_beyond_max_keys_get_503() {
     let rig = Rig::shared("gw-keys");
     let gateway = Gateway::start(rig.gateway().env("MAX_KEYS", 2));
     let _worker = rig.start_worker("w");
@@ -64,43 +64,43 @@ fn keys_are_remembered_up_to_the_limit() {
     let first = post("a").task_id();
     assert_eq!(post("b").status, 200);
     assert!(post("c").assert_problem(503)["detail"].as_str().is_some_and(|detail| detail.contains("MAX_KEYS")));
-    assert_eq!(post("\"a\"").task_id(), first, "a key that is known, in quotes");
+    assert_eq!(post("\"a\"").task_id(), first, "a known key in quotes");
 }
 
-/// A result is pushed out when it is ten seconds old, not before.
-const PUSHED_OUT: Duration = Duration::from_secs(30);
+/// Time limit for the gateway to drop a result from its index, which it does at an age of ten seconds at the earliest.
+const DROPPED: Duration = Duration::from_secs(30);
 
-/// The index of the gateway that is asked has room for three of them.
 #[test]
-fn results_beyond_the_limit_are_found_again_in_kafka() {
+fn results_beyond_max_results_are_read_from_kafka() {
     let rig = Rig::shared("limit-results");
     let gateway = Gateway::start(rig.gateway().env("MAX_RESULTS", 3));
     let _worker = rig.start_worker("w");
     let results: Vec<Value> = (0..12).map(|number| gateway.analyze(&format!("text {number}")).json()).collect();
-    let known = "lastcall_gateway_known_results 3
-";
-    eventually(PUSHED_OUT, "the first ones are pushed out", || gateway.get("/metrics").text().contains(known));
+    let known = "lastcall_gateway_known_results 3\n";
+    eventually(DROPPED, "three results are left in the index", || gateway.get("/metrics").text().contains(known));
     let path = |result: &Value| format!("/tasks/{}", result["task_id"].as_str().expect("an id"));
     for result in &results {
         let found = gateway.get(&path(result));
         assert_eq!((found.status, &found.json()), (200, result));
     }
-    // Many at once are one search.
+    // Concurrent look-ups share a search.
     let mut callers: Vec<Http> = results.iter().map(|_| gateway.connect()).collect();
     for (caller, result) in callers.iter_mut().zip(&results) {
-        caller.send("GET", &path(result), &[], b"").expect("it is sent");
+        caller.send("GET", &path(result), &[], b"").expect("the request is sent");
     }
     for (caller, result) in callers.iter_mut().zip(&results) {
-        assert_eq!(&caller.receive("GET").expect("an answer").json(), result);
+        assert_eq!(&caller.receive("GET").expect("a response").json(), result);
     }
-    gateway.get("/tasks/a-strangers-id").assert_problem(404);
+    gateway.get("/tasks/unknown-id").assert_problem(404);
     gateway.get(&format!("/tasks/{}", Uuid::now_v7())).assert_problem(404);
     let restarted = Gateway::start(rig.gateway().env("MAX_RESULTS", 3));
-    eventually(SOON, "it has read what was before", || restarted.get(&path(&results[0])).json() == results[0]);
+    eventually(SOON, "the restarted gateway has the earlier results", || {
+        restarted.get(&path(&results[0])).json() == results[0]
+    });
 }
 
 #[test]
-fn a_key_is_no_second_task_however_many_results_came_after_its_own() {
+fn a_key_keeps_its_result_beyond_max_results() {
     let rig = Rig::shared("limit-keyed");
     let gateway = Gateway::start(rig.gateway().env("MAX_RESULTS", 1));
     let _worker = rig.start_worker("w");
@@ -110,7 +110,9 @@ fn a_key_is_no_second_task_however_many_results_came_after_its_own() {
         assert_eq!(gateway.analyze(&format!("text {number}")).status, 200);
     }
     let metrics = || gateway.get("/metrics").text();
-    eventually(PUSHED_OUT, "the others are pushed out", || metrics().contains("lastcall_gateway_known_results 2\n"));
+    eventually(DROPPED, "two results are left in the index", || {
+        metrics().contains("lastcall_gateway_known_results 2\n")
+    });
     let again = post();
     assert_eq!((again.status, again.json()), (200, first.json()));
     rig.audit().assert_each_ran_once([&first.task_id()]);

@@ -1,4 +1,4 @@
-//! A full pipe behind stdout (a log collector that stands still, a paused terminal) holds up nothing but the log.
+//! A full pipe at stdout (a stopped log collector, a paused terminal) blocks only the log of a program.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Rig, SOON, audit, eventually, started};
 
-/// Writes records that are no tasks: each is worth a line in the worker's log.
+/// Produces records that are not tasks: the worker logs a line for each.
 fn produce_garbage(rig: &Rig, count: usize) {
     let garbage: Vec<audit::KeyValue<'_>> = vec![(None, Some(b"garbage")); count];
     audit::produce(rig.broker().address(), &rig.tasks(), &garbage);
@@ -14,7 +14,7 @@ fn produce_garbage(rig: &Rig, count: usize) {
 
 fn wait_for_dead_letters(rig: &Rig, count: usize) {
     let dead = format!("{}.dead", rig.tasks());
-    eventually(3 * SOON, "dead letters", || {
+    eventually(3 * SOON, "the records are dead-lettered", || {
         audit::end_offsets(rig.broker().address(), &dead).values().sum::<i64>() == i64::try_from(count).expect("few")
     });
 }
@@ -33,7 +33,7 @@ fn worker_whose_stdout_is_full_works_and_stops_in_time() {
     worker.signal(Signal::SIGTERM);
     let exit = worker.wait(SOON);
     assert_eq!(exit.code, Some(0));
-    assert!(exit.elapsed < Duration::from_secs(3), "the task's own time and a second: {exit:?}");
+    assert!(exit.elapsed < Duration::from_secs(3), "longer than the task and a second: {exit:?}");
     let audit = rig.audit();
     assert_eq!(audit.runs(&task), 1);
     assert_eq!(audit.states_of("mute").last(), Some(&"shutdown_completed"));
@@ -70,19 +70,19 @@ fn gateway_whose_stdout_is_full_answers() {
 }
 
 #[test]
-fn lines_that_found_no_room_are_counted_and_the_receipt_is_the_last_line() {
+fn dropped_log_lines_are_counted_and_the_receipt_is_the_last_line() {
     let rig = Rig::shared("logs-dropped");
     let _gateway = rig.start_gateway();
     let mut worker = started(&rig.worker("mute").env("WORKER_CONCURRENCY", 8));
     worker.mute();
-    // More than wait for stdout (1024).
+    // More lines than the queue of the log holds (1024).
     produce_garbage(&rig, 1_100);
     wait_for_dead_letters(&rig, 1_100);
     worker.unmute();
     let told = worker.wait_for_line("line(s) of the log were dropped", SOON).text;
     let dropped: usize = told.split(' ').find_map(|word| word.parse().ok()).expect("a number");
     let kept = || worker.lines_with("gives task without an id up").len();
-    eventually(SOON, &format!("the lines that were kept, after {told}"), || kept() + dropped == 1_100);
+    eventually(SOON, &format!("kept and dropped lines are 1100 in all, after {told}"), || kept() + dropped == 1_100);
     worker.mute();
     worker.signal(Signal::SIGTERM);
     std::thread::sleep(Duration::from_millis(200));

@@ -1,13 +1,13 @@
-//! The promises of the project, shown with the real programs as processes, real signals and a real Kafka broker.
+//! Tests of the promises: with the real programs as processes, real signals and a broker that speaks Kafka's protocol.
 //!
-//! One test binary, so that one broker serves the whole run. Modules `p..` hold one promise each, the others what a part
-//! does beyond the promises. A test takes a [`support::Rig`] first: it gives topics and a group of its own, and decides
-//! what else may run meanwhile. Everything is measured from outside; a bound in a test is the bound that was promised.
+//! All tests are in one binary, so that one broker serves the whole run. Each module `p..` tests one promise; each
+//! other module tests one part. A test takes a [`support::Rig`] first: it gives the test its own topics and group, and
+//! limits which tests run in parallel. Tests measure from outside; a bound in a test is the promised bound.
 
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_macros,
-    reason = "a test has no stop to listen to, and stdout that is read"
+    reason = "a test has no stop flag to wait for, and cargo shows its stdout"
 )]
 
 mod bad_input;

@@ -1,5 +1,4 @@
-//! A worker as a member of its group: how often it says that it is there, what it is assigned, what it may not do; and
-//! what its other threads do while a broker does not answer.
+//! A worker as a member of its share group: heartbeats, assignment, missing rights; and its status and side topics.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ use crate::support::{
     wire::Wire,
 };
 
-/// How many partitions the members of the group have in all.
+/// Sum of the partitions assigned to the members of the group.
 fn assigned(rig: &Rig) -> usize {
     let group = GroupId(StrBytes::from_string(rig.group()));
     let request = ShareGroupDescribeRequest::default().with_group_ids(vec![group]);
@@ -28,10 +27,9 @@ fn assigned(rig: &Rig) -> usize {
 
 #[test]
 fn added_partitions_are_assigned_within_two_seconds() {
-    // A bound of seconds in which Kafka and the worker both have their part.
     let rig = Rig::quiet("member-grown");
     let _worker = rig.start_worker("grown_1");
-    // Three times, as it depends on when the next heartbeat is.
+    // Three times, because the time depends on the next heartbeat.
     for count in [2, 3, 4] {
         grow_topic(rig.broker().address(), &rig.tasks(), count);
         let wanted = usize::try_from(count).expect("a few");
@@ -40,12 +38,12 @@ fn added_partitions_are_assigned_within_two_seconds() {
 }
 
 #[test]
-fn member_without_partitions_says_so_and_does_not_ask_all_the_time() {
+fn member_without_partitions_logs_it_once_and_sends_few_heartbeats() {
     let rig = Rig::with_faults("member-nothing", 1);
     let mut worker = rig.start_worker("nothing_1");
     delete_topic(rig.broker().address(), &rig.tasks());
     worker.wait_for_line("assigns no partition", SOON);
-    // A delay of nothing, to count the requests.
+    // A delay of zero counts the requests.
     let count = Fault::new(Action::Delay(Duration::ZERO)).at(Kind::ShareGroupHeartbeat).every(1, u32::MAX);
     let heartbeats = rig.broker().faulty().inject(count);
     std::thread::sleep(Duration::from_secs(3));
@@ -73,7 +71,7 @@ fn worker_whose_group_refuses_it_from_the_start_names_the_right_and_exits_2() {
 }
 
 #[test]
-fn right_that_is_taken_away_later_is_a_refusal_and_no_silence() {
+fn worker_keeps_running_and_names_a_right_that_it_loses() {
     let rig = Rig::with_rights("member-later");
     let mut worker = rig.start_worker("later_1");
     rig.broker().deny(Operation::Read, Resource::Group(&rig.group()));
@@ -82,16 +80,16 @@ fn right_that_is_taken_away_later_is_a_refusal_and_no_silence() {
 }
 
 #[test]
-fn heartbeats_go_on_while_the_leader_of_the_tasks_is_frozen() {
+fn status_heartbeats_continue_while_the_leader_of_the_tasks_is_frozen() {
     let rig = Rig::with_faults("member-frozen", 2);
     let (broker, address) = (rig.broker().faulty(), rig.broker().address().to_owned());
     create_topic(&address, &rig.results(), 1, &[]);
-    let results = broker.leader(&rig.results(), 0).expect("led");
+    let results = broker.leader(&rig.results(), 0).expect("a leader");
     broker.move_coordinator(&rig.group(), results);
     let gateway = rig.start_gateway();
     let _worker = rig.start_worker("frozen_1");
-    let tasks = broker.leader(&rig.tasks(), 0).expect("led");
-    assert_ne!(tasks, results, "the nodes lead in turn");
+    let tasks = broker.leader(&rig.tasks(), 0).expect("a leader");
+    assert_ne!(tasks, results, "one node leads both topics");
     let task = gateway.submit("long", Duration::from_secs(30));
     gateway.wait_until_running(&task, SOON);
     std::thread::sleep(Duration::from_secs(5));
@@ -106,13 +104,13 @@ fn heartbeats_go_on_while_the_leader_of_the_tasks_is_frozen() {
 }
 
 #[test]
-fn side_topic_that_vanishes_is_made_again_by_a_worker() {
+fn worker_creates_a_deleted_side_topic_again() {
     let rig = Rig::shared("member-side");
     let worker = rig.start_worker("side_1");
     for kind in ["dead", "starts"] {
         let topic = format!("{}.{kind}", rig.tasks());
         delete_topic(rig.broker().address(), &topic);
-        eventually(SOON, "it is made again", || has_topic(rig.broker().address(), &topic));
+        eventually(SOON, "the topic exists again", || has_topic(rig.broker().address(), &topic));
         worker.wait_for_line(&format!("topic {topic} was missing; it was made again"), SOON);
     }
 }

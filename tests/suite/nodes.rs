@@ -1,6 +1,6 @@
-//! What the embedded broker does on demand, request by request: nodes that are cut off or fenced, connections that go
-//! deaf, faults of one topic, partition or node, share state that is written late. A real Kafka does none of it on
-//! demand; what it does by itself stands in `leaders`.
+//! Faults of the embedded broker, tested by single requests: nodes that are cut off or fenced, deaf connections, faults
+//! of one topic, partition or node, delayed share state. Apache Kafka cannot inject them; `leaders` tests its own
+//! behaviour.
 
 use std::time::{Duration, Instant};
 
@@ -21,23 +21,22 @@ use crate::support::{
     wire::Wire,
 };
 
-/// How long a lock lasts with [`SHORT_LOCKS`].
+/// Duration of a record lock with [`SHORT_LOCKS`].
 const LOCK: Duration = Duration::from_secs(3);
 const NOT_LEADER: ErrorCode = ErrorCode::NOT_LEADER_OR_FOLLOWER;
 
-/// A topic and a group that begins at its start, on an embedded broker of the test's own.
+/// A topic, and a group that starts at the earliest offset, on the test's own embedded broker.
 struct Scene {
     rig: Rig,
     topic: String,
     group: String,
     id: Uuid,
-    /// Of the member `first`.
+    /// Epoch of the member `first`.
     epoch: i32,
 }
 
 impl Scene {
-    /// The partitions are led by the nodes in turn.
-    /// Each node has a replica of each.
+    /// The nodes lead the partitions in turn; each node has a replica of each partition.
     fn new(name: &str, nodes: usize, partitions: i32, arguments: &[&str]) -> Scene {
         let rig = Rig::with_faults_and(name, nodes, arguments);
         let (topic, group) = (rig.tasks(), rig.group());
@@ -70,13 +69,13 @@ impl Scene {
     }
 }
 
-/// Waits for a moment that no condition tells of.
+/// Waits for a moment that no condition shows.
 fn until(moment: Instant) {
     std::thread::sleep(moment.saturating_duration_since(Instant::now()));
 }
 
 #[test]
-fn locks_run_out_while_a_node_is_cut_off_and_not_while_it_is_frozen() {
+fn locks_expire_while_a_node_is_cut_off_but_not_while_it_is_frozen() {
     for (cut, accepted, again) in [(true, 121, vec![(0, 2)]), (false, 0, vec![])] {
         let scene = Scene::new("node-cut", 1, 1, &SHORT_LOCKS);
         scene.produce(0);
@@ -92,7 +91,7 @@ fn locks_run_out_while_a_node_is_cut_off_and_not_while_it_is_frozen() {
         // The request waits in the socket.
         let answer = std::thread::spawn(move || (a.acknowledge(&[(0, 0, ACCEPT)]), a));
         until(runs_out + Duration::from_millis(200));
-        assert!(!answer.is_finished(), "nothing is answered");
+        assert!(!answer.is_finished(), "the node answered");
         node.thaw();
         let (told, _a) = answer.join().expect("answered");
         assert_eq!(told, (0, vec![accepted]), "cut: {cut}");
@@ -101,11 +100,11 @@ fn locks_run_out_while_a_node_is_cut_off_and_not_while_it_is_frozen() {
     }
 }
 
-/// How long a node may be silent in these tests.
+/// The controller fences a node that is silent for 1.5 s.
 const SESSION: [&str; 2] = ["--set", "broker.session.timeout.ms=1500"];
 
 #[test]
-fn a_leader_that_is_cut_off_is_replaced_and_takes_nothing_more() {
+fn a_leader_that_is_cut_off_is_replaced_and_accepts_no_acknowledgement() {
     let scene = Scene::new("node-replaced", 3, 1, &SESSION);
     scene.produce(0);
     let mut a = scene.member("a");
@@ -116,10 +115,10 @@ fn a_leader_that_is_cut_off_is_replaced_and_takes_nothing_more() {
     let cut = Instant::now();
     eventually(SOON, "another node leads", || broker.leader(&scene.topic, 0) != Some(1));
     assert!(cut.elapsed() > Duration::from_secs(1), "{:?}", cut.elapsed());
-    let new = usize::try_from(broker.leader(&scene.topic, 0).expect("two are in sync")).expect("ids count from 1");
+    let new = usize::try_from(broker.leader(&scene.topic, 0).expect("a leader")).expect("ids count from 1");
     let mut got = Vec::new();
     let mut b = Session::new(scene.wire(new), scene.id, &scene.group, "b");
-    eventually(SOON, "the new leader hands the record out", || {
+    eventually(SOON, "the new leader delivers the record", || {
         got = b.fetch(100, if b.epoch == 0 { &[0] } else { &[] }).acquired(0);
         b.epoch = if got.is_empty() { 0 } else { b.epoch };
         !got.is_empty()
@@ -145,7 +144,7 @@ fn accepts_wait_for_a_silent_node_until_it_is_fenced_and_fetches_do_not() {
 }
 
 #[test]
-fn members_of_a_group_go_on_at_another_coordinator() {
+fn group_members_keep_their_epoch_at_another_coordinator() {
     let scene = Scene::new("node-coordinator", 3, 1, &SESSION);
     scene.rig.broker().faulty().node(1).kill();
     let find = FindCoordinatorRequest::default().with_key(StrBytes::from_string(scene.group.clone()));
@@ -155,33 +154,32 @@ fn members_of_a_group_go_on_at_another_coordinator() {
         .with_member_id(StrBytes::from_static_str("first"))
         .with_member_epoch(scene.epoch);
     assert_eq!(scene.wire(2).call(1, &beat).error_code, 0);
-    assert_eq!(scene.wire(3).call(1, &beat).error_code, 16, "the third is not the coordinator");
+    assert_eq!(scene.wire(3).call(1, &beat).error_code, 16, "node 3 is not the coordinator");
 }
 
-/// Two replicas, of which the first is not in sync when the second goes down: nothing may lead before the second is
-/// back.
+/// Node 1 is not in sync when node 2 stops: the partition has no leader until node 2 runs again.
 #[test]
-fn a_replica_that_is_behind_never_leads() {
+fn a_replica_that_is_not_in_sync_never_leads() {
     let scene = Scene::new("node-behind", 2, 1, &[]);
     let broker = scene.rig.broker().faulty();
     broker.node(1).stop();
-    assert_eq!(session::produce(&mut scene.wire(2), &scene.topic, 0).0, 6, "its leader reads its state");
-    eventually(SOON, "the second takes a record", || session::produce(&mut scene.wire(2), &scene.topic, 0).0 == 0);
+    assert_eq!(session::produce(&mut scene.wire(2), &scene.topic, 0).0, 6, "the new leader reads its state");
+    eventually(SOON, "node 2 takes a record", || session::produce(&mut scene.wire(2), &scene.topic, 0).0 == 0);
     broker.node(2).stop();
-    broker.node(1).revive().expect("it comes back on its port");
+    broker.node(1).revive().expect("the node starts again on its port");
     assert_eq!(broker.leader(&scene.topic, 0), None);
-    broker.node(2).revive().expect("it comes back on its port");
+    broker.node(2).revive().expect("the node starts again on its port");
     assert_eq!(broker.leader(&scene.topic, 0), Some(2));
-    eventually(SOON, "both are in sync, and the first may lead again", || broker.move_leader(&scene.topic, 0, 1));
+    eventually(SOON, "both nodes are in sync, and node 1 may lead again", || broker.move_leader(&scene.topic, 0, 1));
     let mut member = scene.member("a");
-    eventually(SOON, "what was written meanwhile is there", || {
+    eventually(SOON, "node 1 has the record that node 2 took", || {
         member.epoch = 0;
         member.fetch(100, &[0]).acquired(0) == [(0, 1)]
     });
 }
 
 #[test]
-fn a_connection_that_goes_deaf_keeps_its_locks_until_they_run_out() {
+fn a_deaf_connection_keeps_its_locks_until_they_expire() {
     let scene = Scene::new("node-deaf", 1, 1, &SHORT_LOCKS);
     scene.produce(0);
     let mut a = scene.member("a");
@@ -190,7 +188,7 @@ fn a_connection_that_goes_deaf_keeps_its_locks_until_they_run_out() {
     let bites = scene.rig.broker().faulty().inject(Fault::new(Action::Deafen).at(Kind::ShareFetch));
     a.send_fetch(0, &[], &[]);
     eventually(SOON, "the connection is deaf", || bites.count() == 1);
-    // The broker does not see the end of the connection either.
+    // The broker does not see the end of a deaf connection.
     drop(a);
     let mut b = scene.member("b");
     assert_eq!(b.fetch(20_000, &[0]).acquired(0), [(0, 2)]);
@@ -199,14 +197,14 @@ fn a_connection_that_goes_deaf_keeps_its_locks_until_they_run_out() {
 }
 
 #[test]
-fn a_fault_of_one_partition_leaves_the_others_alone() {
+fn a_fault_of_one_partition_does_not_affect_others() {
     let scene = Scene::new("node-scope", 1, 2, &[]);
     let refuse = |kind| Fault::new(Action::Refuse(NOT_LEADER)).at(kind).of_topic(&scene.topic).of_partition(1);
     scene.inject(refuse(Kind::Produce));
     let mut wire = scene.wire(1);
-    assert_eq!(session::produce(&mut wire, &scene.topic, 0).0, 0, "it does not concern the partition");
+    assert_eq!(session::produce(&mut wire, &scene.topic, 0).0, 0, "the fault affected another partition");
     assert_eq!(session::produce(&mut wire, &scene.topic, 1).0, 6);
-    assert_eq!(session::produce(&mut wire, &scene.topic, 1), (0, 0), "it was refused, and had no effect");
+    assert_eq!(session::produce(&mut wire, &scene.topic, 1), (0, 0), "the refused request took effect");
 
     scene.inject(refuse(Kind::ShareFetch));
     let mut a = scene.member("a");
@@ -221,7 +219,7 @@ fn a_fault_of_one_partition_leaves_the_others_alone() {
 }
 
 #[test]
-fn a_fault_of_one_topic_is_told_where_topics_are_asked_for() {
+fn a_fault_of_one_topic_affects_only_requests_for_it() {
     let scene = Scene::new("node-topic", 1, 1, &[]);
     let forbidden = ErrorCode(29);
     for kind in [Kind::Metadata, Kind::CreateTopics, Kind::ListOffsets, Kind::Fetch] {
@@ -233,7 +231,7 @@ fn a_fault_of_one_topic_is_told_where_topics_are_asked_for() {
     let request = MetadataRequest::default().with_topics(Some(wanted.into())).with_allow_auto_topic_creation(false);
     let answer = scene.wire(1).call(12, &request);
     let codes: Vec<i16> = answer.topics.iter().map(|topic| topic.error_code).collect();
-    assert_eq!(codes, [29, 3], "the other topic is as ever");
+    assert_eq!(codes, [29, 3], "the fault affected another topic");
     let wanted = CreatableTopic::default().with_name(name(&scene.topic)).with_num_partitions(1);
     let request = CreateTopicsRequest::default().with_topics(vec![wanted.with_replication_factor(1)]);
     assert_eq!(scene.wire(1).call(7, &request).topics[0].error_code, 29);
@@ -243,17 +241,17 @@ fn a_fault_of_one_topic_is_told_where_topics_are_asked_for() {
 }
 
 #[test]
-fn a_fault_of_one_node_leaves_the_others_alone() {
+fn a_fault_of_one_node_does_not_affect_others() {
     let scene = Scene::new("node-one", 2, 1, &[]);
     scene.inject(Fault::new(Action::CutBefore).at(Kind::Metadata).on_node(2));
     let request = MetadataRequest::default().with_topics(Some(Vec::new()));
     assert_eq!(scene.wire(1).call(12, &request).brokers.len(), 2);
-    assert!(scene.wire(2).hangs_up_at(3, 12), "the other node's request is cut");
-    assert_eq!(scene.wire(2).call(12, &request).brokers.len(), 2, "once");
+    assert!(scene.wire(2).hangs_up_at(3, 12), "the request to node 2 is cut");
+    assert_eq!(scene.wire(2).call(12, &request).brokers.len(), 2, "the fault took effect twice");
 }
 
 #[test]
-fn share_state_that_is_written_late_is_lost_with_a_kill_and_not_with_a_stop() {
+fn delayed_share_state_is_lost_at_a_kill_but_not_at_a_stop() {
     for (kill, expected) in [(true, vec![(1, 1)]), (false, vec![])] {
         let scene = Scene::new("node-late", 1, 1, &["--emulate", "share-state-delay=2000"]);
         scene.produce(0);
@@ -262,7 +260,7 @@ fn share_state_that_is_written_late_is_lost_with_a_kill_and_not_with_a_stop() {
         assert_eq!(a.fetch(5000, &[0]).acquired(0), [(0, 1), (1, 1)]);
         assert_eq!(a.acknowledge(&[(0, 0, ACCEPT)]), (0, vec![0]));
         until(Instant::now() + Duration::from_millis(2100));
-        assert_eq!(a.acknowledge(&[(0, 1, ACCEPT)]), (0, vec![0]), "written in two seconds");
+        assert_eq!(a.acknowledge(&[(0, 1, ACCEPT)]), (0, vec![0]), "written two seconds later");
         let broker = scene.rig.broker();
         if kill {
             broker.kill()
@@ -276,11 +274,11 @@ fn share_state_that_is_written_late_is_lost_with_a_kill_and_not_with_a_stop() {
 }
 
 #[test]
-fn a_node_that_comes_back_is_fenced_first_and_leads_nothing() {
+fn a_restarted_node_is_fenced_and_leads_no_partition_at_first() {
     let scene = Scene::new("node-fenced", 1, 1, &["--emulate", "fenced=3000"]);
     let broker = scene.rig.broker().faulty();
     broker.nodes().kill();
-    broker.nodes().revive().expect("it comes back on its port");
+    broker.nodes().revive().expect("the node starts again on its port");
     let wanted = MetadataRequestTopic::default().with_name(Some(TopicName(StrBytes::from_string(scene.topic.clone()))));
     let request = MetadataRequest::default().with_topics(Some(vec![wanted]));
     let mut wire = scene.wire(1);
@@ -288,7 +286,7 @@ fn a_node_that_comes_back_is_fenced_first_and_leads_nothing() {
     let partition = &answer.topics[0].partitions[0];
     assert_eq!((answer.brokers.len(), partition.error_code, partition.leader_id.0), (0, 5, -1));
     assert_eq!(session::produce(&mut wire, &scene.topic, 0).0, 6);
-    eventually(SOON, "it leads again", || session::produce(&mut wire, &scene.topic, 0).0 == 0);
+    eventually(SOON, "the node leads again", || session::produce(&mut wire, &scene.topic, 0).0 == 0);
     let answer = wire.call(12, &request);
     assert_eq!((answer.brokers.len(), answer.topics[0].partitions[0].leader_id.0), (1, 1));
 }

@@ -1,4 +1,4 @@
-//! Records that a worker cannot write: each ends in a defined way, and the worker goes on.
+//! Records that a worker or a gateway cannot write: each has a defined outcome, and the program goes on.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::support::{
     started,
 };
 
-/// A worker, a gateway, and an embedded broker of their own.
+/// A worker and a gateway on their own embedded broker.
 struct Scene {
     rig: Rig,
     gateway: Gateway,
@@ -44,7 +44,7 @@ impl Scene {
         admin::records(self.rig.broker().address(), &self.dead())
     }
 
-    /// Writes a record that is no task, with a header as large as its value.
+    /// Produces a record that is not a task, with a header as large as its value.
     fn produce_poison(&self) {
         let record = ProducerRecord {
             topic: Arc::from(self.rig.tasks()),
@@ -55,7 +55,7 @@ impl Scene {
         write(self.rig.broker().address(), record);
     }
 
-    /// The worker still does its work, and stops as promised.
+    /// Asserts that the worker runs tasks and stops in time.
     fn works_and_stops(mut self) {
         for _ in 0..3 {
             let answer = self.gateway.analyze("still at work");
@@ -84,11 +84,11 @@ fn write(broker: &str, record: ProducerRecord) {
 }
 
 #[test]
-fn a_dead_letter_that_is_too_large_keeps_its_key_and_our_headers() {
+fn a_too_large_dead_letter_keeps_only_its_key_and_lastcall_headers() {
     let scene = Scene::new("outbox-large");
     admin::set(scene.rig.broker().address(), Of::Topic, &scene.dead(), "max.message.bytes", "1000");
     scene.produce_poison();
-    eventually(SOON, "a dead letter", || scene.dead_letters().len() == 1);
+    eventually(SOON, "the record is dead-lettered", || scene.dead_letters().len() == 1);
     let letter = &scene.dead_letters()[0];
     assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"poison"[..]), None));
     let names: Vec<&str> = letter.headers.keys().map(|name| name.as_str()).collect();
@@ -97,7 +97,7 @@ fn a_dead_letter_that_is_too_large_keeps_its_key_and_our_headers() {
 }
 
 #[test]
-fn a_dead_letter_that_cannot_be_written_ends_in_the_log() {
+fn a_dead_letter_that_cannot_be_written_is_logged() {
     for (name, code) in [("outbox-10", ErrorCode::MESSAGE_TOO_LARGE), ("outbox-87", ErrorCode::INVALID_RECORD)] {
         let scene = Scene::new(name);
         let refuse = Fault::new(Action::Refuse(code)).at(Kind::Produce).of_topic(&scene.dead());
@@ -112,7 +112,7 @@ fn a_dead_letter_that_cannot_be_written_ends_in_the_log() {
 #[test]
 fn a_result_that_is_too_large_becomes_an_error_result() {
     let scene = Scene::new("outbox-result");
-    // Large enough for heartbeats and error results.
+    // Large enough for status records and error results.
     admin::set(scene.rig.broker().address(), Of::Topic, &scene.rig.results(), "max.message.bytes", "700");
     let text = format!("{} {}", "w".repeat(1500), "v".repeat(1500));
     let task = json!({ "task_id": "large", "text": text, "timestamp": 1.5 }).to_string();
@@ -123,12 +123,12 @@ fn a_result_that_is_too_large_becomes_an_error_result() {
 }
 
 #[test]
-fn a_result_that_cannot_be_written_ends_in_the_log() {
+fn a_result_that_cannot_be_written_is_logged() {
     let scene = Scene::new("outbox-no-result");
     let refuse = Fault::new(Action::Refuse(ErrorCode::MESSAGE_TOO_LARGE)).at(Kind::Produce);
     let refuse = refuse.of_topic(&scene.rig.results()).of_client("lastcall-worker");
     scene.rig.broker().faulty().inject(refuse.every(1, u32::MAX));
-    let task = scene.gateway.submit("whose result nothing takes", Duration::ZERO);
+    let task = scene.gateway.submit("result is refused", Duration::ZERO);
     let line = scene.worker.wait_for_line("cannot write the result", SOON);
     assert!(line.text.contains(&task), "{}", line.text);
     scene.rig.broker().faulty().heal();
@@ -136,33 +136,33 @@ fn a_result_that_cannot_be_written_ends_in_the_log() {
 }
 
 #[test]
-fn a_worker_that_may_not_write_results_gives_its_task_back_and_is_not_ready() {
+fn a_worker_without_the_right_to_write_results_is_not_ready_and_runs_its_task_later() {
     let rig = Rig::with_faults("outbox-right", 1);
     let gateway = rig.start_gateway();
     let file = std::env::temp_dir().join(format!("lastcall-outbox-{}", std::process::id()));
     let mut worker = started(&rig.worker("w").env("HEALTH_FILE", file.display()));
     let health = || std::fs::read_to_string(&file).unwrap_or_default();
-    eventually(SOON, "ready", || health() == "running\n");
+    eventually(SOON, "the worker is ready", || health() == "running\n");
     let broker = rig.broker().faulty();
     let (topic, client) = (rig.results(), "lastcall-worker");
     broker.deny(Denial::new(Operation::Write, Resource::Topic(&topic)).of_client(client));
     let line = worker.wait_for_line(&format!("Kafka refuses Write on topic {topic}"), SOON);
     assert!(!line.text.contains("does not answer"), "{}", line.text);
-    eventually(SOON, "not ready", || health() == "not ready\n");
+    eventually(SOON, "the worker is not ready", || health() == "not ready\n");
     let task = gateway.submit("waits for the right", Duration::ZERO);
-    // No condition tells that nothing happens.
+    // No condition shows that the task does not run.
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(rig.audit().runs(&task), 0);
-    assert_eq!(worker.lines_with("Kafka refuses Write").len(), 1, "said once");
+    assert_eq!(worker.lines_with("Kafka refuses Write").len(), 1, "the refusal is logged once");
     broker.allow_all();
     gateway.wait_for_result(&task, SOON);
-    eventually(SOON, "ready again", || health() == "running\n");
+    eventually(SOON, "the worker is ready again", || health() == "running\n");
     worker.signal(Signal::SIGTERM);
     assert_eq!(worker.wait(SOON).code, Some(0));
 }
 
 #[test]
-fn a_worker_that_may_not_write_results_stops_in_time_and_gives_back_what_it_has_not_started() {
+fn a_worker_without_the_right_to_write_results_stops_in_time_and_releases_its_task() {
     let rig = Rig::with_faults("outbox-stop", 1);
     let gateway = rig.start_gateway();
     let mut worker = rig.start_worker("w");
@@ -170,7 +170,7 @@ fn a_worker_that_may_not_write_results_stops_in_time_and_gives_back_what_it_has_
     broker.deny(Denial::new(Operation::Write, Resource::Topic(&rig.results())).of_client("lastcall-worker"));
     worker.wait_for_line("Kafka refuses Write on topic", SOON);
     let task = gateway.submit("not to be started", Duration::ZERO);
-    // Nothing tells that the worker has fetched it and waits.
+    // No condition shows that the worker has fetched the task and waits.
     std::thread::sleep(Duration::from_millis(500));
     worker.signal(Signal::SIGTERM);
     let exit = worker.wait(SOON);
@@ -193,7 +193,6 @@ fn a_task_whose_result_is_denied_is_released_and_runs_again() {
     broker.deny(Denial::new(Operation::Write, Resource::Topic(&rig.results())).of_client("lastcall-worker"));
     worker.wait_for_line("gives the task at offset 0 back", SOON);
     assert_eq!(rig.audit().runs(&task), 0);
-    // It is not lost with the worker either: another one, which may write, has it after the rest.
     broker.allow_all();
     let result = gateway.wait_for_result(&task, Duration::from_secs(20));
     assert_eq!(result["success"], true, "{result}");
@@ -201,7 +200,7 @@ fn a_task_whose_result_is_denied_is_released_and_runs_again() {
 }
 
 #[test]
-fn a_start_that_may_not_be_put_on_record_does_not_hold_up_the_worker() {
+fn a_missing_right_to_record_starts_does_not_block_the_worker() {
     let rig = Rig::with_faults("outbox-starts", 1);
     let gateway = rig.start_gateway();
     let mut worker = started(&rig.obedient_worker("w"));
@@ -219,7 +218,6 @@ fn a_start_that_may_not_be_put_on_record_does_not_hold_up_the_worker() {
     assert_eq!(worker.wait(SOON).code, Some(0));
 }
 
-/// The leader of the starts topic is unavailable: the record of a start waits, and its handler no longer than a lock.
 #[test]
 fn a_handler_waits_for_the_record_of_a_start_no_longer_than_a_lock() {
     let rig = Rig::with_faults_and("outbox-vetting", 1, &SHORT_LOCKS);
@@ -231,7 +229,7 @@ fn a_handler_waits_for_the_record_of_a_start_no_longer_than_a_lock() {
     broker.inject(away.every(1, u32::MAX));
     let failing = gateway.submit("retry later", Duration::ZERO);
     worker.wait_for_line("failed at its delivery 1", SOON);
-    // With one handler, which waits for the record of the second start.
+    // The only handler waits until the second start is on record.
     let other = gateway.submit("anything", Duration::ZERO);
     gateway.wait_for_result(&other, SOON);
     worker.wait_for_line("could not be put on record: Kafka did not take it in time", SOON);
@@ -246,22 +244,22 @@ fn heartbeats_do_not_pile_up_while_kafka_is_unavailable() {
     let rig = Rig::with_faults("outbox-heartbeats", 1);
     let worker = started(&rig.worker("w").env("HEARTBEAT_INTERVAL", "50ms"));
     let statuses = || rig.audit().statuses_of("w").count();
-    eventually(SOON, "heartbeats", || statuses() > 5);
+    eventually(SOON, "heartbeats come", || statuses() > 5);
     let refuse = Fault::new(Action::Refuse(ErrorCode::NOT_ENOUGH_REPLICAS)).at(Kind::Produce);
     let refused = rig.broker().faulty().inject(refuse.every(1, u32::MAX));
-    eventually(SOON, "one is refused", || refused.count() > 0);
+    eventually(SOON, "a heartbeat is refused", || refused.count() > 0);
     let before = statuses();
-    // The outage itself is what is tested.
+    // The outage must last this long; no condition shows that.
     std::thread::sleep(Duration::from_secs(3));
     rig.broker().faulty().heal();
-    eventually(SOON, "heartbeats again", || statuses() > before + 5);
+    eventually(SOON, "heartbeats come again", || statuses() > before + 5);
     let written = statuses() - before;
-    assert!(written < 30, "{written} statuses, of which 60 fell due in the outage");
+    assert!(written < 30, "{written} status records; 60 heartbeats were due during the outage");
     drop(worker);
 }
 
 #[test]
-fn a_gateway_that_may_not_write_tasks_says_so_and_is_not_ready() {
+fn a_gateway_without_the_right_to_write_tasks_names_it_and_is_not_ready() {
     let scene = Scene::new("outbox-gateway");
     let broker = scene.rig.broker().faulty();
     broker.deny(Denial::new(Operation::Write, Resource::Topic(&scene.rig.tasks())).of_client("lastcall-gateway"));
@@ -271,15 +269,15 @@ fn a_gateway_that_may_not_write_tasks_says_so_and_is_not_ready() {
     assert_eq!(scene.gateway.get("/readyz").status, 503);
     scene.gateway.program.wait_for_line("Kafka refuses Write on topic", SOON);
     broker.allow_all();
-    eventually(SOON, "accepted again", || scene.gateway.analyze("accepted").status == 200);
-    eventually(SOON, "ready again", || scene.gateway.get("/readyz").status == 200);
+    eventually(SOON, "the gateway accepts tasks again", || scene.gateway.analyze("accepted").status == 200);
+    eventually(SOON, "the gateway is ready again", || scene.gateway.get("/readyz").status == 200);
     scene.works_and_stops();
 }
 
-/// A connection that breaks releases the record of a running task, and the search brings it back with its delivery
-/// count one higher. The task failed at the broker's limit, its record was released, and the broker dropped it.
+/// A broken connection releases the record of a running task; the worker's search acquires it again with a higher
+/// delivery count. The worker released the record of a failed task at the limit, and the broker dropped it.
 #[test]
-fn task_that_fails_at_the_delivery_limit_is_sent_again() {
+fn task_that_fails_at_the_delivery_limit_is_produced_again() {
     let limit = 5;
     let rig = Rig::with_faults_and("fault-limit", 1, &["--set", "group.share.max.delivery.count.limit=5"]);
     let worker = rig.obedient_worker("w").env("MAX_DELIVERIES", 2).env("WORKER_CONCURRENCY", 2);
@@ -292,10 +290,10 @@ fn task_that_fails_at_the_delivery_limit_is_sent_again() {
         let cut = Fault::new(Action::CutBefore).at(Kind::ShareFetch).of_client("lastcall-worker");
         rig.broker().faulty().inject(cut);
         worker.wait_for_lines(&format!("lost the lock of task {task}"), delivery - 1, SOON);
-        // It opens its session and asks a few times: the search begins at once and asks every 0.1 s.
+        // After six fetches the worker has opened its session and searched: the search fetches every 0.1 s.
         let nothing = Fault::new(Action::Delay(Duration::ZERO)).at(Kind::ShareFetch).of_client("lastcall-worker");
         let asked = rig.broker().faulty().inject(nothing.every(1, u32::MAX));
-        eventually(SOON, "it has searched", || asked.count() >= 6);
+        eventually(SOON, "the worker has searched", || asked.count() >= 6);
     }
     worker.wait_for_lines(&start, 2, SOON);
 }

@@ -1,4 +1,4 @@
-//! P1: a task that the gateway accepted is answered or can be fetched later, whatever stops, restarts or dies.
+//! P1: stops, restarts and kills of workers, gateways and brokers lose no accepted task.
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ fn load(gateways: &[&Gateway], per_second: u32) -> Load {
     Load::start(Plan { addresses, per_second, work: Some(Duration::from_millis(20)) })
 }
 
-/// Every task that any answer names can be fetched with its result, no answer was wrong, and none was of another kind than
-/// the contract has for a system in trouble: 200, or 503 or 504.
+/// Asserts that each response was 200, 503 or 504, that no result was wrong, and that each task named by a 200 or 504
+/// and each task on the topic has a result.
 fn assert_nothing_lost(rig: &Rig, gateway: &Gateway, shots: &[Shot]) {
     for shot in shots {
         assert!(shot.fault.is_none(), "{shot:?}");
@@ -25,7 +25,7 @@ fn assert_nothing_lost(rig: &Rig, gateway: &Gateway, shots: &[Shot]) {
         assert!(shot.outcome != Ok(504) || shot.task_id.is_some(), "a 504 names its task: {shot:?}");
     }
     for (shot, id) in shots.iter().filter_map(|shot| Some((shot, shot.task_id.as_ref()?))) {
-        // 503 with an id says that the outcome is unknown: then alone may the task be unknown to Kafka as well.
+        // After a 503 with an id the outcome is unknown: Kafka need not have the task.
         if shot.outcome != Ok(503) {
             gateway.wait_for_result(id, Duration::from_secs(30));
         }
@@ -44,14 +44,14 @@ fn nothing_is_lost_when_the_broker_restarts_under_load() {
     let gateway = rig.start_gateway();
     let workers: Vec<Program> = ["a", "b", "c"].iter().map(|id| rig.start_worker(id)).collect();
     let load = load(&[&gateway], 40);
-    eventually(SOON, "answers come", || load.answered() > 80);
+    eventually(SOON, "callers get results", || load.answered() > 80);
     rig.broker().stop();
     rig.broker().start();
     let before = load.answered();
-    eventually(Duration::from_secs(20), "answers come again", || load.answered() > before + 80);
+    eventually(Duration::from_secs(20), "callers get results again", || load.answered() > before + 80);
     let shots = load.finish();
     assert_nothing_lost(&rig, &gateway, &shots);
-    eventually(SOON, "all three are heard", || gateway.fleet()["active_workers"] == 3);
+    eventually(SOON, "all three workers are active", || gateway.fleet()["active_workers"] == 3);
     drop(workers);
 }
 
@@ -61,11 +61,11 @@ fn nothing_is_lost_when_the_broker_is_killed_under_load() {
     let gateway = rig.start_gateway();
     let workers: Vec<Program> = ["a", "b", "c"].iter().map(|id| rig.start_worker(id)).collect();
     let load = load(&[&gateway], 40);
-    eventually(SOON, "answers come", || load.answered() > 80);
+    eventually(SOON, "callers get results", || load.answered() > 80);
     rig.broker().kill();
     rig.broker().start();
     let before = load.answered();
-    eventually(Duration::from_secs(30), "answers come again", || load.answered() > before + 80);
+    eventually(Duration::from_secs(30), "callers get results again", || load.answered() > before + 80);
     let shots = load.finish();
     assert_nothing_lost(&rig, &gateway, &shots);
     drop(workers);
@@ -77,12 +77,12 @@ fn nothing_is_lost_when_workers_are_killed_under_load() {
     let gateway = rig.start_gateway();
     let mut workers: Vec<Program> = ["a", "b", "c"].iter().map(|id| rig.start_worker(id)).collect();
     let load = load(&[&gateway], 50);
-    eventually(SOON, "answers come", || load.answered() > 50);
+    eventually(SOON, "callers get results", || load.answered() > 50);
     for round in 0..6 {
         let index = round % workers.len();
         workers[index].kill();
         let before = load.answered();
-        eventually(SOON, "answers go on", || load.answered() > before + 20);
+        eventually(SOON, "callers still get results", || load.answered() > before + 20);
         workers[index] = rig.start_worker(&format!("again-{round}"));
     }
     let shots = load.finish();
@@ -97,23 +97,23 @@ fn nothing_is_lost_when_a_gateway_is_killed_under_load() {
     let mut gateway = Gateway::start(rig.gateway_at(port.address()));
     let _worker = rig.start_worker("a");
     let load = load(&[&gateway, &other], 50);
-    eventually(SOON, "answers come", || load.answered() > 50);
+    eventually(SOON, "callers get results", || load.answered() > 50);
     gateway.program.kill();
     gateway = Gateway::start(rig.gateway_at(port.address()));
     let back = Instant::now();
     let before = load.answered();
-    // One worker on a machine with much else to do takes ten tasks a second.
-    eventually(SOON * 3, "answers come from both again", || load.answered() > before + 100);
+    // On a busy machine one worker runs ten tasks per second.
+    eventually(SOON * 3, "callers of both gateways get results again", || load.answered() > before + 100);
     let shots = load.finish();
     let broken = shots.iter().filter(|shot| shot.outcome.is_err());
     for shot in broken {
-        assert!(shot.due < back + Duration::from_secs(5), "a caller of the living gateway was let down: {shot:?}");
+        assert!(shot.due < back + Duration::from_secs(5), "a request failed after the restart: {shot:?}");
     }
-    // A caller whose gateway died knows no id; what had been accepted is on the topic, and so must be its result.
+    // A caller of the killed gateway got no task id; the tasks on the topic must have results all the same.
     assert_nothing_lost(&rig, &other, &shots);
     let audit = rig.audit();
     assert!(audit.tasks.len() >= task_ids(&shots).len());
-    assert_eq!(audit.ran_again().len(), 0, "a gateway's end makes no task run again: {:?}", audit.ran_again());
+    assert_eq!(audit.ran_again().len(), 0, "the kill of a gateway ran tasks again: {:?}", audit.ran_again());
     gateway.program.signal(Signal::SIGTERM);
     assert_eq!(gateway.program.wait(SOON).code, Some(0));
 }

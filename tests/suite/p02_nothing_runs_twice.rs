@@ -19,7 +19,7 @@ fn stop(worker: &mut Program, signal: Signal) {
     worker.signal(signal);
     let exit = worker.wait(SOON);
     assert_eq!(exit.code, Some(0), "{:?}", worker.receipt());
-    // A task of 20 ms and everything that waits behind it for less than 100 ms, and then a second.
+    // 20 ms for the running task, 100 ms for the fetched tasks that the worker may finish, and the second of P4.
     assert!(exit.elapsed < Duration::from_millis(1_120), "{exit:?}");
 }
 
@@ -29,13 +29,13 @@ fn a_rolling_restart_of_three_workers_under_load_runs_each_task_once() {
     let gateway = rig.start_gateway();
     let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("worker_{number}"))).collect();
     let load = load(&gateway, 50, 20);
-    eventually(SOON, "answers come", || load.answered() > 100);
+    eventually(SOON, "callers get results", || load.answered() > 100);
     for (round, signal) in [Signal::SIGTERM, Signal::SIGINT].into_iter().enumerate() {
         for (index, worker) in workers.iter_mut().enumerate() {
             stop(worker, signal);
             *worker = rig.start_worker(&format!("worker_{index}"));
             let before = load.answered();
-            eventually(SOON, "answers go on", || load.answered() > before + 25);
+            eventually(SOON, "callers still get results", || load.answered() > before + 25);
         }
         assert!(load.answered() > 100 + 75 * round as u64);
     }
@@ -43,7 +43,7 @@ fn a_rolling_restart_of_three_workers_under_load_runs_each_task_once() {
     assert_all_answered(&shots);
     let audit = rig.audit();
     audit.assert_each_ran_once(&task_ids(&shots));
-    assert_eq!(audit.tasks.len(), shots.len(), "accepted = answered");
+    assert_eq!(audit.tasks.len(), shots.len(), "tasks on the topic differ from responses");
     assert!(audit.dead.is_empty());
 }
 
@@ -52,19 +52,19 @@ fn scaling_down_and_up_under_load_runs_each_task_once() {
     let rig = Rig::shared("p2-scaling");
     let gateway = rig.start_gateway();
     let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("worker_{number}"))).collect();
-    // Few and short enough for one worker on a machine that has much else to do.
+    // A load that one worker can take on a busy machine.
     let load = load(&gateway, 25, 10);
-    eventually(SOON, "answers come", || load.answered() > 60);
+    eventually(SOON, "callers get results", || load.answered() > 60);
     for round in 0..3 {
         for mut worker in workers.split_off(1) {
             stop(&mut worker, Signal::SIGTERM);
         }
         let before = load.answered();
-        eventually(SOON, "one worker goes on", || load.answered() > before + 30);
+        eventually(SOON, "one worker takes the load", || load.answered() > before + 30);
         let more = (0..2).map(|number| rig.start_worker(&format!("more_{round}_{number}")));
         workers.extend(more);
         let before = load.answered();
-        eventually(SOON, "three go on", || load.answered() > before + 30);
+        eventually(SOON, "three workers take the load", || load.answered() > before + 30);
     }
     let shots = load.finish();
     assert_all_answered(&shots);
@@ -79,7 +79,7 @@ fn the_whole_fleet_restarted_at_once_runs_each_task_once() {
     let load = load(&gateway, 50, 20);
     for round in 0..3 {
         let before = load.answered();
-        eventually(SOON, "answers come", || load.answered() > before + 50);
+        eventually(SOON, "callers get results", || load.answered() > before + 50);
         for worker in &mut workers {
             worker.signal(Signal::SIGTERM);
         }
@@ -89,22 +89,22 @@ fn the_whole_fleet_restarted_at_once_runs_each_task_once() {
         workers = (0..3).map(|number| rig.start_worker(&format!("worker_{round}_{number}"))).collect();
     }
     let before = load.answered();
-    eventually(SOON, "answers come", || load.answered() > before + 50);
+    eventually(SOON, "callers get results", || load.answered() > before + 50);
     let shots = load.finish();
     assert_all_answered(&shots);
     rig.audit().assert_each_ran_once(&task_ids(&shots));
 }
 
 #[test]
-fn a_stop_with_a_backlog_of_short_tasks_gives_back_what_it_did_not_start() {
+fn a_stop_with_a_backlog_of_short_tasks_releases_unstarted_tasks() {
     let rig = Rig::shared("p2-backlog");
     let gateway = rig.start_gateway();
-    // Without work_ms: thousands a second, so that the worker holds many when the signal comes.
+    // Without work_ms a worker runs thousands per second, so it holds many when the signal comes.
     let body = serde_json::json!({ "text": "one of very many" }).to_string();
     let headers = [("Content-Type", "application/json"), ("Prefer", "respond-async")];
     let mut http = gateway.connect();
     let tasks: Vec<String> = (0..2_000)
-        .map(|_| http.request("POST", "/analyze", &headers, body.as_bytes()).expect("an answer").task_id())
+        .map(|_| http.request("POST", "/analyze", &headers, body.as_bytes()).expect("a response").task_id())
         .collect();
     let mut first = rig.start_worker("first");
     stop(&mut first, Signal::SIGTERM);

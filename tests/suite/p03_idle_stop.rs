@@ -1,4 +1,4 @@
-//! P3: an idle worker stops within a second, and says on the topic and on stdout that it did.
+//! P3: an idle worker stops within a second; its receipt is on the topic and on stdout.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn stop_idle(rig: &Rig, worker: &mut Program, id: &str, signal: Signal) -> Value
     let exit = worker.wait(SOON);
     assert_eq!(exit.code, Some(0));
     assert!(exit.elapsed < BOUND, "{exit:?}");
-    assert!(worker.lines_with("has not ended").is_empty(), "a thread was waited for in vain");
+    assert!(worker.lines_with("has not ended").is_empty(), "a thread did not end");
     let receipt = worker.receipt();
     assert_eq!(rig.audit().receipt_of(id), &receipt, "the receipt on the topic is the one on stdout");
     receipt
@@ -49,7 +49,7 @@ fn an_idle_worker_stops_within_a_second_at_sighup() {
 }
 
 #[test]
-fn a_worker_that_has_worked_and_is_idle_again_stops_within_a_second() {
+fn a_worker_that_is_idle_again_after_tasks_stops_within_a_second() {
     let rig = Rig::quiet("p3-after");
     let gateway = rig.start_gateway();
     let mut worker = rig.start_worker("idle");
@@ -57,9 +57,9 @@ fn a_worker_that_has_worked_and_is_idle_again_stops_within_a_second() {
         assert_eq!(gateway.analyze(&format!("text {number}")).status, 200);
     }
     let receipt = stop_idle(&rig, &mut worker, "idle", Signal::SIGTERM);
-    // Finished counts from the signal on; the caller of the last one is answered before its accept is through.
+    // tasks_finished counts from the signal. The last task can count, because its caller is answered before its accept.
     assert!(receipt["tasks_finished"].as_u64().is_some_and(|finished| finished <= 1), "{receipt}");
-    eventually(SOON, "the gateway has seen it", || {
+    eventually(SOON, "the gateway has read shutdown_completed", || {
         gateway.fleet()["workers"]["idle"]["status"] == "shutdown_completed"
     });
     assert_eq!(gateway.fleet()["workers"]["idle"]["is_responsive"], false);
@@ -67,7 +67,7 @@ fn a_worker_that_has_worked_and_is_idle_again_stops_within_a_second() {
 }
 
 #[test]
-fn the_lines_the_statuses_and_the_receipt_of_a_stop_are_those_of_the_contract() {
+fn log_lines_status_records_and_receipt_of_a_stop_keep_the_contract() {
     let rig = Rig::shared("p3-lines");
     let mut worker = rig.start_worker("w 1");
     worker.signal(Signal::SIGTERM);
@@ -131,7 +131,7 @@ fn the_lines_the_statuses_and_the_receipt_of_a_stop_are_those_of_the_contract() 
     }
 }
 
-/// `2026-01-31T23:59:59Z` or with a fraction, or with +00:00.
+/// True for `2026-01-31T23:59:59Z`, also with a fraction or with `+00:00`.
 fn is_utc_time(text: &str) -> bool {
     let shape: String = text.chars().map(|it| if it.is_ascii_digit() { '0' } else { it }).collect();
     let Some(rest) = shape.strip_prefix("0000-00-00T00:00:00") else { return false };
@@ -140,9 +140,9 @@ fn is_utc_time(text: &str) -> bool {
 }
 
 #[test]
-fn a_signal_before_the_start_is_done_stops_without_a_fault() {
+fn a_signal_while_kafka_is_unreachable_at_the_start_stops_the_worker_with_code_0() {
     let rig = Rig::quiet("p3-early");
-    // Nobody listens there: the worker is still looking for Kafka when the signal comes.
+    // No broker listens on this port, so the worker is still connecting when the signal comes.
     let port = reserved_port();
     let mut worker = rig.worker("early").env("KAFKA_BOOTSTRAP_SERVERS", port.address()).start();
     worker.wait_for_line("", START);
@@ -154,21 +154,20 @@ fn a_signal_before_the_start_is_done_stops_without_a_fault() {
 }
 
 #[test]
-fn a_signal_while_the_worker_joins_stops_without_a_fault() {
+fn a_signal_at_any_moment_of_the_start_stops_the_worker_with_code_0() {
     let rig = Rig::quiet("p3-joining");
-    // At several moments of the start; whichever it hits, the answer is the same.
     for moment in [0, 5, 20, 60, 150] {
         let mut worker = rig.worker(&format!("joining-{moment}")).env("LOG_LEVEL", "debug").start();
         eventually(START, "the signal handler is installed", || catches_sigterm(worker.id()));
         std::thread::sleep(Duration::from_millis(moment));
         worker.signal(Signal::SIGTERM);
         let exit = worker.wait(SOON);
-        assert_eq!(exit.code, Some(0), "signalled {moment} ms after the handler was there");
+        assert_eq!(exit.code, Some(0), "signalled {moment} ms after the signal handler was installed");
         assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
     }
 }
 
-/// proc(5): SigCgt is the mask of the signals with a handler, SIGTERM is bit 14.
+/// Reads `SigCgt`, the mask of the signals with a handler: proc_pid_status(5). SIGTERM is bit 14.
 fn catches_sigterm(process: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));

@@ -1,4 +1,4 @@
-//! P5: a task that still runs at the drain timeout is given back, never marked done, and starts elsewhere.
+//! P5: a worker releases a task that still runs at the drain timeout, without accepting it; the task starts elsewhere.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::support::{Rig, SOON, audit, eventually, started};
 const DRAIN: Duration = Duration::from_secs(2);
 
 #[test]
-fn a_task_that_outlasts_the_drain_timeout_is_given_back() {
+fn a_task_that_outlasts_the_drain_timeout_is_released_and_runs_elsewhere() {
     let rig = Rig::quiet("p5");
     let gateway = rig.start_gateway();
     let work = Duration::from_secs(6);
@@ -21,7 +21,7 @@ fn a_task_that_outlasts_the_drain_timeout_is_given_back() {
     worker.signal(Signal::SIGTERM);
     let exit = worker.wait(SOON);
     assert_eq!(exit.code, Some(3));
-    assert!(exit.elapsed >= DRAIN, "it had its time: {exit:?}");
+    assert!(exit.elapsed >= DRAIN, "the worker exited before the drain timeout: {exit:?}");
     assert!(exit.elapsed < DRAIN + Duration::from_secs(1), "{exit:?}");
 
     let result = gateway.wait_for_result(&task, Duration::from_secs(20));
@@ -37,22 +37,22 @@ fn a_task_that_outlasts_the_drain_timeout_is_given_back() {
     assert!(!farewell.text.contains("gracefully"), "{}", farewell.text);
     let audit = rig.audit();
     assert_eq!(audit.receipt_of("slow"), &receipt);
-    assert_eq!(audit.result(&task)["processed_by"], "other", "what was abandoned has one result");
-    // Its status counts the seconds down for the page.
+    assert_eq!(audit.result(&task)["processed_by"], "other", "the abandoned task has a result of another worker");
+    // The page counts down to stop_deadline.
     let draining = audit.statuses_of("slow").find(|status| status["status"] == "shutdown_started");
     assert!(draining.is_some_and(|status| status["stop_deadline"].is_f64()), "{draining:?}");
     drop(other);
 }
 
 #[test]
-fn only_what_outlasts_the_drain_timeout_is_given_back() {
+fn drain_timeout_releases_only_unfinished_tasks() {
     let rig = Rig::quiet("p5-mixed");
     let gateway = rig.start_gateway();
     let launch = rig.worker("mixed").env("DRAIN_TIMEOUT", "6s").env("WORKER_CONCURRENCY", 2);
     let mut worker = started(&launch.env("HEARTBEAT_INTERVAL", "200ms"));
     let long = gateway.submit("long", Duration::from_secs(12));
     let short = gateway.submit("short", Duration::from_secs(4));
-    eventually(SOON, "both run", || {
+    eventually(SOON, "both tasks run", || {
         gateway.fleet()["workers"]["mixed"]["current_tasks"].as_array().is_some_and(|tasks| tasks.len() == 2)
     });
     worker.signal(Signal::SIGTERM);
@@ -68,10 +68,9 @@ fn only_what_outlasts_the_drain_timeout_is_given_back() {
 }
 
 #[test]
-fn a_handler_that_heeds_nothing_does_not_hold_up_the_exit() {
+fn a_handler_that_ignores_its_abandonment_does_not_delay_the_exit() {
     let rig = Rig::shared("p5-deaf");
     let gateway = rig.start_gateway();
-    // Its handler sleeps without asking whether it shall stop.
     let mut worker = started(&rig.obedient_worker("deaf").env("DRAIN_TIMEOUT", "2s"));
     let task = gateway.submit("sleep 30000", Duration::ZERO);
     worker.wait_for_line(&format!("handler started {task}"), SOON);
@@ -80,7 +79,7 @@ fn a_handler_that_heeds_nothing_does_not_hold_up_the_exit() {
     assert_eq!(exit.code, Some(3));
     assert!(exit.elapsed < DRAIN + Duration::from_secs(1), "{exit:?}");
     assert_eq!(worker.receipt()["tasks_abandoned"], json!([task]));
-    // Given back, not left to the lock: it starts elsewhere at once.
+    // The worker has released the task: it starts elsewhere before its lock ends.
     let other = started(&rig.obedient_worker("other"));
     let again = other.wait_for_line(&format!("handler started {task}"), SOON);
     let ready = other.lines_with("worker_started notification")[0].at;
@@ -88,9 +87,9 @@ fn a_handler_that_heeds_nothing_does_not_hold_up_the_exit() {
     assert_eq!(gateway.get(&format!("/tasks/{task}")).json().get("success"), None::<&Value>);
 }
 
-/// A drill of an hour gave long tasks up because deploy after deploy had stopped their workers.
+/// In a drill of an hour, long tasks were dead-lettered because each deploy had stopped their workers.
 #[test]
-fn a_task_that_outlasts_stop_after_stop_is_not_given_up() {
+fn a_task_that_several_stops_interrupt_is_not_dead_lettered() {
     let rig = Rig::shared("p5-deploys");
     let gateway = rig.start_gateway();
     let launch = |id: &str| rig.worker(id).env("MAX_DELIVERIES", 2);
@@ -98,7 +97,7 @@ fn a_task_that_outlasts_stop_after_stop_is_not_given_up() {
     for number in 0..4 {
         let id = format!("w{number}");
         let mut worker = started(&launch(&id));
-        eventually(SOON, "it has the task", || gateway.fleet()["workers"][&id]["current_task"] == *task);
+        eventually(SOON, &format!("{id} runs the task"), || gateway.fleet()["workers"][&id]["current_task"] == *task);
         worker.signal(Signal::SIGTERM);
         worker.wait_for_line("received SIGTERM", SOON);
         worker.signal(Signal::SIGTERM);
@@ -110,7 +109,7 @@ fn a_task_that_outlasts_stop_after_stop_is_not_given_up() {
     assert_eq!(rig.audit().dead.len(), 0);
 }
 
-/// Any program may write tasks, with any key or none: the id in the value counts, in the receipt and against its starts.
+/// Other programs may write tasks with any key or none: receipt and start records use the id in the value.
 #[test]
 fn a_task_with_a_foreign_key_or_none_is_named_by_its_id() {
     for (key, id) in [(None, "without-a-key"), (Some(&b"customer 7"[..]), "under-another-key")] {
@@ -125,7 +124,7 @@ fn a_task_with_a_foreign_key_or_none_is_named_by_its_id() {
         worker.signal(Signal::SIGTERM);
         let exit = worker.wait(SOON);
         assert_eq!((exit.code, &worker.receipt()["tasks_abandoned"]), (Some(3), &json!([id])));
-        eventually(SOON, "the stop is noted under its id", || {
+        eventually(SOON, "the task's id has a task_stopped record", || {
             let starts = audit::read(rig.broker().address(), &format!("{}.starts", rig.tasks()));
             starts.iter().any(|it| it.key() == id && it.json()["type"] == "task_stopped")
         });

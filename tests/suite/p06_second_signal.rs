@@ -1,4 +1,4 @@
-//! P6: a second signal abandons what is in flight and leaves at once.
+//! P6: at a second signal a worker abandons the tasks in flight and exits at once.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn forced(name: &str, first: Signal, second: Signal) {
     let _other = rig.start_worker("other");
     let name = worker.signal(first);
     worker.wait_for_line("⏳ Worker forced waiting for current task", SOON);
-    assert!(name.elapsed() < SOON && worker.is_running(), "one signal is no reason to abandon a task");
+    assert!(name.elapsed() < SOON && worker.is_running(), "the first signal ended the worker");
     worker.signal(second);
     let exit = worker.wait(SOON);
     assert_eq!(exit.code, Some(4));
@@ -26,21 +26,21 @@ fn forced(name: &str, first: Signal, second: Signal) {
     let receipt = worker.receipt();
     assert_eq!((&receipt["outcome"], &receipt["exit_code"]), (&json!("forced"), &json!(4)));
     assert_eq!(receipt["tasks_abandoned"], json!([task]));
-    assert_eq!(receipt["signal"], first.as_str(), "the first signal is the reason");
+    assert_eq!(receipt["signal"], first.as_str(), "the receipt names the first signal");
     assert_eq!(rig.audit().receipt_of("forced"), &receipt);
-    // Two seconds to be started, one until its next heartbeat tells, and one until the gateway has heard it.
+    // Two seconds until the task starts, one until the next heartbeat, and one until the gateway has read it.
     let other = || gateway.fleet()["workers"]["other"]["current_task"] == *task;
-    eventually(Duration::from_secs(4), "it runs elsewhere", other);
+    eventually(Duration::from_secs(4), "the task runs elsewhere", other);
     assert_eq!(rig.audit().runs(&task), 0);
 }
 
 #[test]
-fn a_second_sigterm_abandons_and_leaves() {
+fn a_second_sigterm_stops_a_busy_worker_at_once() {
     forced("p6-term", Signal::SIGTERM, Signal::SIGTERM);
 }
 
 #[test]
-fn a_sigint_after_a_sigterm_abandons_and_leaves() {
+fn a_sigint_after_a_sigterm_stops_a_busy_worker_at_once() {
     forced("p6-mixed", Signal::SIGTERM, Signal::SIGINT);
 }
 
@@ -51,7 +51,7 @@ fn a_second_signal_to_an_idle_worker_changes_nothing() {
         let id = format!("idle-{round}");
         let mut worker = rig.start_worker(&id);
         worker.signal(Signal::SIGTERM);
-        // Two different ones: two equal signals at once merge in the kernel.
+        // Two different signals, because the kernel merges two equal pending signals.
         worker.signal(Signal::SIGINT);
         let exit = worker.wait(SOON);
         assert_eq!(exit.code, Some(0));
@@ -60,9 +60,8 @@ fn a_second_signal_to_an_idle_worker_changes_nothing() {
     }
 }
 
-/// Every step of a stop hears the second signal, also one that waits for a broker that does not answer.
 #[test]
-fn a_second_signal_is_heard_in_every_step_though_kafka_is_frozen() {
+fn a_second_signal_stops_a_worker_within_a_second_while_kafka_is_frozen() {
     for busy in [false, true] {
         let rig = Rig::quiet_with_own_broker("p6-frozen");
         let gateway = rig.start_gateway();
@@ -73,8 +72,8 @@ fn a_second_signal_is_heard_in_every_step_though_kafka_is_frozen() {
         }
         rig.broker().freeze();
         let first = worker.signal(Signal::SIGTERM);
-        // In the midst of the first step, which waits for a second.
-        eventually(SOON, "the stop has begun", || first.elapsed() > Duration::from_millis(150));
+        // During the first step, which waits a second for the frozen broker.
+        eventually(SOON, "150 ms have passed", || first.elapsed() > Duration::from_millis(150));
         worker.signal(Signal::SIGINT);
         let exit = worker.wait(SOON);
         rig.broker().thaw();

@@ -1,4 +1,4 @@
-//! P7: Kafka frozen or gone while a worker stops: it still exits in time, names what it could not do, and lies about nothing.
+//! P7: a worker stops in time while Kafka is frozen or dead, and names the step that failed.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ use crate::support::{
 };
 
 const IDLE_BOUND: Duration = Duration::from_secs(5);
-/// With the shortest grace period that fits it: drain + 5 s.
 const DRAIN: Duration = Duration::from_secs(5);
+/// The shortest grace period for [`DRAIN`]: drain timeout + 5 s.
 const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +42,7 @@ fn rig(name: &str) -> Rig {
     Rig::with_own_broker(name, &["--set", "broker.session.timeout.ms=2000"])
 }
 
-/// The lines of a stop that say what could not be done.
+/// The warnings and errors that a worker logged since `since`.
 fn complaints(worker: &Program, since: Instant) -> Vec<Line> {
     let lines = worker.lines().into_iter().filter(|line| line.at >= since);
     lines.filter(|line| line.text.contains("WARN") || line.text.contains("ERROR")).collect()
@@ -54,29 +54,29 @@ fn an_idle_worker_stops(name: &str, away: Away) {
     away.begin(&rig);
     let signalled = worker.signal(Signal::SIGTERM);
     let exit = worker.wait(Duration::from_secs(30));
-    assert_eq!(exit.code, Some(0), "nothing was given up");
+    assert_eq!(exit.code, Some(0), "no task was abandoned");
     assert!(exit.elapsed < IDLE_BOUND, "{exit:?}");
     let complaints = complaints(&worker, signalled);
     let named = ["shutdown_started", "shutdown_completed", "session", "group", "consumer", "producer", "notification"];
     assert!(
         complaints.iter().any(|line| named.iter().any(|step| line.text.contains(step))),
-        "no line names the step that could not be done: {complaints:?}"
+        "no line names the step that failed: {complaints:?}"
     );
     assert_eq!(worker.receipt()["exit_code"], 0);
     away.end(&rig);
 }
 
 #[test]
-fn an_idle_worker_stops_though_the_broker_is_frozen() {
+fn an_idle_worker_stops_while_the_broker_is_frozen() {
     an_idle_worker_stops("p7-idle-frozen", Away::Frozen);
 }
 
 #[test]
-fn an_idle_worker_stops_though_the_broker_is_dead() {
+fn an_idle_worker_stops_while_the_broker_is_dead() {
     an_idle_worker_stops("p7-idle-dead", Away::Dead);
 }
 
-/// A task that finishes within the drain timeout, whose result Kafka cannot acknowledge.
+/// Stops a worker whose task ends within the drain timeout, while Kafka cannot acknowledge the result.
 fn a_busy_worker_stops(name: &str, away: Away) {
     let rig = rig(name);
     let gateway = rig.start_gateway();
@@ -87,7 +87,7 @@ fn a_busy_worker_stops(name: &str, away: Away) {
     away.begin(&rig);
     let signalled = worker.signal(Signal::SIGTERM);
     let exit = worker.wait(Duration::from_secs(30));
-    assert_eq!(exit.code, Some(3), "its result was not acknowledged");
+    assert_eq!(exit.code, Some(3), "the result was not acknowledged");
     assert!(exit.elapsed < DRAIN + Duration::from_secs(1), "{exit:?}");
     assert!(exit.elapsed < GRACE - Duration::from_secs(3), "{exit:?}");
     assert!(!complaints(&worker, signalled).is_empty());
@@ -99,23 +99,23 @@ fn a_busy_worker_stops(name: &str, away: Away) {
 
 fn the_task_is_not_lost(rig: &Rig, gateway: &Gateway, task: &str) {
     let _other = rig.start_worker("other");
-    // The lock of the worker that could not give it back may have to run out.
+    // The stopped worker could not release the task, so its lock may have to end first.
     assert_eq!(gateway.wait_for_result(task, Duration::from_secs(40))["success"], true);
     assert!(rig.audit().dead.is_empty());
 }
 
 #[test]
-fn a_busy_worker_stops_though_the_broker_is_frozen() {
+fn a_busy_worker_stops_while_the_broker_is_frozen() {
     a_busy_worker_stops("p7-busy-frozen", Away::Frozen);
 }
 
 #[test]
-fn a_busy_worker_stops_though_the_broker_is_dead() {
+fn a_busy_worker_stops_while_the_broker_is_dead() {
     a_busy_worker_stops("p7-busy-dead", Away::Dead);
 }
 
 #[test]
-fn a_task_that_outlasts_the_drain_timeout_is_abandoned_though_the_broker_is_frozen() {
+fn a_task_that_outlasts_the_drain_timeout_is_abandoned_while_the_broker_is_frozen() {
     let rig = rig("p7-long-frozen");
     let gateway = rig.start_gateway();
     let launch = rig.worker("busy").env("DRAIN_TIMEOUT", "5s").env("STOP_GRACE_PERIOD", "10s");
@@ -132,7 +132,7 @@ fn a_task_that_outlasts_the_drain_timeout_is_abandoned_though_the_broker_is_froz
 }
 
 #[test]
-fn a_broker_that_comes_back_in_time_spoils_nothing() {
+fn a_stop_finishes_its_task_when_the_broker_thaws_in_time() {
     let rig = rig("p7-back");
     let gateway = rig.start_gateway();
     let mut worker = rig.start_worker("busy");
@@ -142,7 +142,7 @@ fn a_broker_that_comes_back_in_time_spoils_nothing() {
     worker.wait_for_line("⏳", SOON);
     rig.broker().freeze();
     std::thread::sleep(Duration::from_secs(6));
-    assert!(worker.is_running(), "it waits for the acknowledgement of its result");
+    assert!(worker.is_running(), "the worker did not wait for the acknowledgement of its result");
     rig.broker().thaw();
     let exit = worker.wait(Duration::from_secs(10));
     assert_eq!(exit.code, Some(0));
@@ -153,19 +153,21 @@ fn a_broker_that_comes_back_in_time_spoils_nothing() {
 }
 
 #[test]
-fn a_gateway_stops_though_the_broker_is_frozen() {
+fn a_gateway_stops_while_the_broker_is_frozen() {
     let rig = rig("p7-gateway");
     let mut gateway = rig.start_gateway();
     assert_eq!(gateway.get("/health").json()["status"], "ok");
     rig.broker().freeze();
-    eventually(Duration::from_secs(30), "the gateway sees that Kafka is away", || gateway.get("/health").status == 503);
+    eventually(Duration::from_secs(30), "the gateway reports that Kafka is unreachable", || {
+        gateway.get("/health").status == 503
+    });
     let health = gateway.get("/health");
     assert_eq!((health.status, &health.json()["status"]), (503, &json!("degraded")));
     assert_eq!(health.json()["kafka_connected"], false);
-    assert_eq!(gateway.get("/livez").status, 200, "its own threads move");
+    assert_eq!(gateway.get("/livez").status, 200, "livez depends on Kafka");
     gateway.program.signal(Signal::SIGTERM);
     let exit = gateway.program.wait(SOON);
     assert_eq!(exit.code, Some(0));
-    assert!(exit.elapsed < Duration::from_secs(1), "nobody was waiting: {exit:?}");
+    assert!(exit.elapsed < Duration::from_secs(1), "no caller was waiting: {exit:?}");
     rig.broker().thaw();
 }

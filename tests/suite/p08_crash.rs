@@ -1,4 +1,4 @@
-//! P8, P8b, P8c: a worker dies, hangs, or is killed by what it works on; the fleet goes on.
+//! P8, P8b, P8c: a worker is killed, is frozen, or is killed by its task; its tasks run elsewhere.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ fn analyze_in_background(gateway: &Gateway, body: Value) -> JoinHandle<(Response
     let mut http = gateway.connect();
     std::thread::Builder::new()
         .name("caller".to_owned())
-        .spawn(move || (http.post("/analyze", &body).expect("an answer"), Instant::now()))
+        .spawn(move || (http.post("/analyze", &body).expect("a response"), Instant::now()))
         .expect("a thread starts")
 }
 
@@ -30,46 +30,45 @@ fn analyze_in_background(gateway: &Gateway, body: Value) -> JoinHandle<(Response
 fn the_task_of_a_killed_worker_starts_elsewhere_within_half_a_second() {
     let rig = Rig::quiet("p8-kill");
     let gateway = rig.start_gateway();
-    // Seen at once to be at work, so that the kill comes in the midst of it.
+    // With quick heartbeats the gateway shows the running task early enough for the kill to interrupt it.
     let start = |id: &str| started(&rig.worker(id).env("HEARTBEAT_INTERVAL", "50ms"));
     let mut workers: Vec<Program> = ["w0", "w1", "w2"].map(start).into();
     let work = Duration::from_secs(1);
     for round in 0..5 {
         let caller = gateway.call(&format!("round {round}"), work);
         let victim = gateway.wait_until_running(&caller.task, SOON);
-        let place = workers.iter().position(|worker| worker.name() == victim).expect("one of ours");
+        let place = workers.iter().position(|worker| worker.name() == victim).expect("a worker of this test");
         let killed = workers[place].kill();
         let (answer, answered) = caller.join();
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert_ne!(answer.json()["processed_by"], *victim);
-        // It took its whole time again, so it was this worker that ran it.
+        // The second run takes the whole time of the task again.
         let hop = (answered - killed).checked_sub(work).expect("the killed worker ran the task");
-        assert!(hop < Duration::from_millis(500), "round {round}: restarted elsewhere after {hop:?}");
-        assert_eq!(rig.audit().runs(&answer.task_id()), 1, "one result, of the second run");
+        assert!(hop < Duration::from_millis(500), "round {round}: started elsewhere after {hop:?}");
+        assert_eq!(rig.audit().runs(&answer.task_id()), 1, "the killed run has no result");
         workers[place] = start(&victim);
     }
 }
 
-/// The group keeps a killed member, and what it has assigned to it, for 45 s.
+/// The group keeps a killed member and its assignment for 45 s.
 #[test]
-fn the_partitions_of_a_killed_worker_are_served_by_the_others_at_once() {
+fn other_workers_serve_the_partitions_of_a_killed_worker_at_once() {
     let rig = Rig::quiet("p8-partitions");
     let gateway = Gateway::start(rig.gateway().env("TASKS_PARTITIONS", 4));
     let mut workers: Vec<Program> = ["w0", "w1"].map(|id| rig.start_worker(id)).into();
     assert_eq!(gateway.analyze("all is well").status, 200);
     workers[0].kill();
     let begin = Instant::now();
-    // Their ids spread them over all partitions.
+    // The task ids spread the tasks over all partitions.
     for number in 0..16 {
         let answer = gateway.analyze(&format!("text {number}"));
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
-    // One after the other; each may have had to wait for a visit.
     let took = begin.elapsed();
     assert!(took < 16 * Duration::from_millis(500), "16 tasks took {took:?}");
 }
 
-/// How many records the group has not accepted.
+/// Records that the group has not accepted.
 fn lag(rig: &Rig) -> Option<i64> {
     let address = rig.broker().address().parse().expect("host:port");
     let cluster = Cluster::new(ClientOptions::new(vec![address], "lag"));
@@ -77,28 +76,27 @@ fn lag(rig: &Rig) -> Option<i64> {
     lags.get(&0).copied()
 }
 
-/// What is done is accepted at once, also while nothing else comes: it does not wait for the end of a fetch that was sent ahead.
+/// The accept of a finished task does not wait for the end of a fetch that was sent ahead.
 #[test]
-fn a_worker_that_is_killed_between_two_tasks_has_nothing_to_run_again() {
+fn a_kill_between_two_tasks_runs_no_task_again() {
     let rig = Rig::quiet("p8-between");
     let gateway = rig.start_gateway();
     let (mut tasks, mut accepted_after) = (Vec::new(), Vec::new());
     for round in 0..6 {
         let mut worker = rig.start_worker("between");
-        // Short tasks, one after the other: enough that the worker fetches ahead.
+        // After several short tasks the worker fetches ahead.
         for number in 0..10 {
             let answer = gateway.analyze(&format!("round {round}, text {number}"));
             assert_eq!(answer.status, 200, "{}", answer.text());
             tasks.push(answer.task_id());
         }
         let answered = Instant::now();
-        eventually(SOON, "the last one is accepted", || lag(&rig) == Some(0));
+        eventually(SOON, "the last task is accepted", || lag(&rig) == Some(0));
         accepted_after.push(answered.elapsed());
         worker.kill();
     }
-    // The fastest: a machine may stand still for a moment. A parked fetch ends after 100 ms.
+    // The fastest round counts, because a busy machine may pause. A parked fetch ends after 100 ms.
     assert!(accepted_after.iter().min() < Some(&Duration::from_millis(50)), "{accepted_after:?}");
-    // What was not accepted would be handed to this one.
     let _heir = rig.start_worker("heir");
     let last = gateway.analyze("the last one");
     assert_eq!(last.json()["processed_by"], "heir");
@@ -107,7 +105,7 @@ fn a_worker_that_is_killed_between_two_tasks_has_nothing_to_run_again() {
 }
 
 #[test]
-fn a_hung_worker_loses_its_task_when_the_lock_runs_out() {
+fn the_task_of_a_frozen_worker_starts_elsewhere_when_its_lock_ends() {
     let rig = Rig::shared("p8b");
     let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "60s"));
     let mut workers = vec![rig.start_worker("w0")];
@@ -116,17 +114,17 @@ fn a_hung_worker_loses_its_task_when_the_lock_runs_out() {
     assert_eq!(gateway.wait_until_running(&caller.task, SOON), "w0");
     workers.push(rig.start_worker("w1"));
     let frozen = workers[0].signal(Signal::SIGSTOP);
-    eventually(SOON, "the gateway sees that it is not responsive", || {
+    eventually(SOON, "the gateway shows the worker as not responsive", || {
         gateway.fleet()["workers"]["w0"]["is_responsive"] == false
     });
     let (answer, answered) = caller.join();
     assert_eq!((answer.status, &answer.json()["processed_by"]), (200, &json!("w1")), "{}", answer.text());
-    let hop = (answered - frozen).checked_sub(work).expect("the hung worker ran the task");
-    assert!(hop < Duration::from_secs(20), "restarted elsewhere after {hop:?}");
+    let hop = (answered - frozen).checked_sub(work).expect("the frozen worker ran the task");
+    assert!(hop < Duration::from_secs(20), "started elsewhere after {hop:?}");
 
-    // The hung one wakes up: it finds that it lost its task, works on, and its caller still has one answer.
+    // After the thaw the worker takes tasks again, and its late result does not replace the first one.
     workers[0].signal(Signal::SIGCONT);
-    eventually(SOON, "it is responsive again", || gateway.fleet()["workers"]["w0"]["is_responsive"] == true);
+    eventually(SOON, "the worker is responsive again", || gateway.fleet()["workers"]["w0"]["is_responsive"] == true);
     workers.pop().expect("two workers").kill();
     let next = gateway.analyze("after the sleep");
     assert_eq!((next.status, &next.json()["processed_by"]), (200, &json!("w0")));
@@ -138,26 +136,26 @@ fn a_hung_worker_loses_its_task_when_the_lock_runs_out() {
     assert!(audit.runs(&answer.task_id()) <= 2, "{:?}", audit.ran_again());
 }
 
-/// Keeps a worker running as a supervisor does, until `done`; gives all its lives.
+/// Restarts a worker after each exit until `done`; returns all its processes.
 fn supervise(launch: &Launch, mut done: impl FnMut() -> bool) -> Vec<Program> {
     let deadline = Instant::now() + Duration::from_secs(120);
-    let mut lives = vec![launch.start()];
+    let mut processes = vec![launch.start()];
     while !done() {
-        assert!(Instant::now() < deadline, "not over after {} lives", lives.len());
-        if lives.last_mut().is_some_and(|life| !life.is_running()) {
-            lives.last_mut().expect("at least one").wait(SOON);
-            lives.push(launch.start());
+        assert!(Instant::now() < deadline, "not done after {} starts", processes.len());
+        if processes.last_mut().is_some_and(|process| !process.is_running()) {
+            processes.last_mut().expect("at least one").wait(SOON);
+            processes.push(launch.start());
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    lives
+    processes
 }
 
-fn starts_of(task: &str, lives: &[Program]) -> usize {
-    lives.iter().map(|life| life.lines_with(&format!("handler started {task} ")).len()).sum()
+fn starts_of(task: &str, processes: &[Program]) -> usize {
+    processes.iter().map(|process| process.lines_with(&format!("handler started {task} ")).len()).sum()
 }
 
-/// The headers of the one record on `tasks.dead`.
+/// The headers of the only record on `tasks.dead`.
 fn dead_letter(rig: &Rig) -> BTreeMap<String, String> {
     let records = admin::records(rig.broker().address(), &format!("{}.dead", rig.tasks()));
     assert_eq!(records.len(), 1);
@@ -166,29 +164,29 @@ fn dead_letter(rig: &Rig) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn a_task_that_kills_its_worker_is_given_up_after_five_starts() {
+fn a_task_that_kills_its_worker_is_dead_lettered_after_five_starts() {
     let rig = Rig::shared("p8c-abort");
     let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "120s"));
-    // The neighbours come right before and after it: they are fetched together with it.
+    // A worker fetches the tasks right before and after the killer together with it.
     let before: Vec<String> = (0..10).map(|number| gateway.submit(&format!("good {number}"), Duration::ZERO)).collect();
     let caller = analyze_in_background(&gateway, json!({ "text": "abort" }));
     eventually(SOON, "the killer is on the topic", || rig.audit().tasks.len() == 11);
     let after: Vec<String> = (0..10).map(|number| gateway.submit(&format!("good {number}"), Duration::ZERO)).collect();
-    let lives = supervise(&rig.obedient_worker("mortal"), || caller.is_finished());
+    let processes = supervise(&rig.obedient_worker("mortal"), || caller.is_finished());
     let (answer, _) = caller.join().expect("no panic");
     let problem = answer.assert_problem(500);
     let task = problem["task_id"].as_str().expect("the problem names its task");
-    assert_eq!(starts_of(task, &lives), 5, "MAX_DELIVERIES starts");
-    assert_eq!(problem["success"], false, "the result's members stand beside: {problem}");
+    assert_eq!(starts_of(task, &processes), 5, "MAX_DELIVERIES starts");
+    assert_eq!(problem["success"], false, "the problem document lacks the result's members: {problem}");
     assert!(problem["error"].as_str().is_some_and(|error| !error.is_empty()));
 
     for neighbour in before.iter().chain(&after) {
         assert_eq!(gateway.wait_for_result(neighbour, SOON)["obeyed"], true, "a neighbour was blamed");
     }
-    eventually(SOON, "it is a dead letter", || rig.audit().dead.len() == 1);
+    eventually(SOON, "the task is dead-lettered", || rig.audit().dead.len() == 1);
     let audit = rig.audit();
     assert_eq!(audit.dead[0].key(), task);
-    assert_eq!(audit.dead[0].json()["text"], "abort", "as it came");
+    assert_eq!(audit.dead[0].json()["text"], "abort", "the dead letter has the task's value");
     assert_eq!(audit.result(task)["success"], false);
     let headers = dead_letter(&rig);
     assert!(!headers["lastcall-reason"].is_empty() && !headers["lastcall-deliveries"].is_empty(), "{headers:?}");
@@ -200,14 +198,14 @@ fn a_task_that_kills_its_worker_is_given_up_after_five_starts() {
 }
 
 #[test]
-fn a_task_whose_runner_is_killed_five_times_is_given_up() {
+fn a_task_whose_worker_is_killed_five_times_is_dead_lettered() {
     let rig = Rig::shared("p8c-kill");
     let gateway = rig.start_gateway();
     let task = gateway.submit("unlucky", Duration::from_secs(60));
     for round in 1..=5 {
         let mut worker = rig.start_worker(&format!("w{round}"));
-        // A killed predecessor still counts as responsive for WORKER_TIMEOUT, so this worker is asked for by name.
-        eventually(SOON, &format!("w{round} runs it"), || {
+        // A killed worker counts as responsive for WORKER_TIMEOUT, so the condition names the new worker.
+        eventually(SOON, &format!("w{round} runs the task"), || {
             gateway.fleet()["workers"][format!("w{round}")]["current_task"] == task
         });
         worker.kill();
@@ -219,7 +217,7 @@ fn a_task_whose_runner_is_killed_five_times_is_given_up() {
     let dead: Vec<String> = audit.dead.iter().map(|record| record.key()).collect();
     assert_eq!(dead, std::slice::from_ref(&task));
     let starts: Vec<&Value> = audit.starts.iter().filter(|start| start["task_id"] == *task).collect();
-    assert_eq!(starts.len(), 4, "every start but the first is told on the topic: {starts:?}");
+    assert_eq!(starts.len(), 4, "each start but the first has a record: {starts:?}");
     assert_eq!(gateway.analyze("the fleet goes on").status, 200);
 }
 
@@ -232,15 +230,15 @@ fn a_handler_that_panics_does_not_kill_its_worker() {
     let problem = answer.assert_problem(500);
     let task = problem["task_id"].as_str().expect("a task id");
     assert_eq!(worker.lines_with(&format!("handler started {task} ")).len(), 5);
-    // The error result and the dead letter go to two topics, either of them first.
-    eventually(SOON, "it is a dead letter", || rig.audit().dead.len() == 1);
+    // Error result and dead letter go to two topics, in any order.
+    eventually(SOON, "the task is dead-lettered", || rig.audit().dead.len() == 1);
     assert_eq!(gateway.analyze("good").json()["obeyed"], true);
     worker.signal(Signal::SIGTERM);
     assert_eq!(worker.wait(SOON).code, Some(0));
 }
 
 #[test]
-fn a_failure_for_good_is_answered_at_once_and_run_once() {
+fn a_final_failure_is_answered_and_not_retried() {
     let rig = Rig::shared("p8c-final");
     let gateway = rig.start_gateway();
     let worker = started(&rig.obedient_worker("honest"));
@@ -255,7 +253,7 @@ fn a_failure_for_good_is_answered_at_once_and_run_once() {
 }
 
 #[test]
-fn a_failure_that_may_pass_is_tried_again_until_it_is_given_up() {
+fn a_retryable_failure_is_retried_with_pauses_until_max_deliveries() {
     let rig = Rig::shared("p8c-retry");
     let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "60s"));
     let worker = started(&rig.obedient_worker("patient").env("MAX_DELIVERIES", 3));
@@ -264,9 +262,12 @@ fn a_failure_that_may_pass_is_tried_again_until_it_is_given_up() {
     assert!(problem["error"].as_str().is_some_and(|error| error.contains("not yet")), "{problem}");
     let starts = worker.lines_with(&format!("handler started {} ", answer.task_id()));
     assert_eq!(starts.len(), 3);
-    assert!(starts.windows(2).all(|pair| pair[1].at - pair[0].at >= Duration::from_millis(10)), "with a pause between");
-    // The error result and the dead letter go to two topics, either of them first.
-    eventually(SOON, "it is a dead letter", || rig.audit().dead.len() == 1);
+    assert!(
+        starts.windows(2).all(|pair| pair[1].at - pair[0].at >= Duration::from_millis(10)),
+        "no pause between two starts"
+    );
+    // Error result and dead letter go to two topics, in any order.
+    eventually(SOON, "the task is dead-lettered", || rig.audit().dead.len() == 1);
 }
 
 #[test]
@@ -286,7 +287,7 @@ fn many_poison_tasks_do_not_stop_the_others() {
     for task in &poison {
         assert_eq!(gateway.wait_for_result(task, Duration::from_secs(60))["success"], false);
     }
-    eventually(SOON, "they are dead letters", || rig.audit().dead.len() == poison.len());
+    eventually(SOON, "the poison tasks are dead-lettered", || rig.audit().dead.len() == poison.len());
     let audit = rig.audit();
     assert!(good.iter().all(|task| audit.runs(task) == 1));
 }

@@ -1,4 +1,4 @@
-//! P9: a gateway that is stopped answers every caller that waits, and takes nothing new.
+//! P9: a stopping gateway answers every waiting caller and accepts no new task.
 
 use std::{
     io,
@@ -25,12 +25,13 @@ struct Caller {
     at: Instant,
 }
 
-/// So many callers at once, each on a connection of its own, each with a task of this length.
+/// Starts this many callers, each on its own connection with a task that takes the duration `work`.
 fn callers(gateway: &Gateway, count: usize, work: Duration) -> Vec<JoinHandle<Caller>> {
     (0..count)
         .map(|number| {
             let mut http = gateway.connect();
-            let body = json!({ "text": format!("caller {number}"), "work_ms": u64::try_from(work.as_millis()).expect("short") });
+            let work_ms = u64::try_from(work.as_millis()).expect("short");
+            let body = json!({ "text": format!("caller {number}"), "work_ms": work_ms });
             std::thread::Builder::new()
                 .name(format!("caller-{number}"))
                 .stack_size(256 * 1024)
@@ -56,12 +57,12 @@ fn workers(rig: &Rig, count: usize) -> Vec<Program> {
 }
 
 #[test]
-fn two_hundred_waiting_callers_get_their_results() {
+fn two_hundred_waiting_callers_get_their_results_during_the_drain() {
     let rig = Rig::shared("p9-200");
     let mut gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "30s"));
     let callers = callers(&gateway, 200, Duration::from_millis(300));
     wait_for_tasks(&rig, 200);
-    // All 200 wait when the signal comes, and nobody works until it was seen what the gateway says meanwhile.
+    // No worker runs yet, so all 200 callers wait while the test reads /readyz and /health.
     gateway.program.signal(Signal::SIGTERM);
     eventually(Duration::from_millis(500), "readyz turns 503", || {
         gateway.try_get("/readyz").is_some_and(|answer| answer.status == 503)
@@ -69,7 +70,7 @@ fn two_hundred_waiting_callers_get_their_results() {
     let refused = gateway.analyze("too late");
     let problem = refused.assert_problem(503);
     assert!(refused.header("retry-after").is_some_and(|value| value.parse::<u32>().is_ok()), "{refused:?}");
-    assert!(problem.get("task_id").is_none(), "nothing was accepted");
+    assert!(problem.get("task_id").is_none(), "the refused task has an id");
     let health = gateway.get("/health");
     assert_eq!((health.status, &health.json()["status"]), (200, &json!("draining")));
     let _workers = workers(&rig, 2);
@@ -81,14 +82,17 @@ fn two_hundred_waiting_callers_get_their_results() {
     }
     let last = callers.iter().map(|caller| caller.at).max().expect("200 callers");
     assert_eq!(exit.code, Some(0));
-    assert!(exit.at.saturating_duration_since(last) < Duration::from_secs(1), "nobody waits any more: exit");
+    assert!(
+        exit.at.saturating_duration_since(last) < Duration::from_secs(1),
+        "the exit came late after the last response"
+    );
     let audit = rig.audit();
     assert_eq!(audit.tasks.len(), 200, "no new task was accepted");
     audit.assert_each_ran_once([]);
 }
 
 #[test]
-fn callers_whose_result_does_not_come_get_a_503_with_their_task() {
+fn callers_without_a_result_at_the_drain_deadline_get_503_with_their_task_id() {
     let rig = Rig::shared("p9-late");
     let launch = rig.gateway().env("STOP_GRACE_PERIOD", "10s").env("ANSWER_TIMEOUT", "60s");
     let mut gateway = Gateway::start(launch);
@@ -104,11 +108,10 @@ fn callers_whose_result_does_not_come_get_a_503_with_their_task() {
         let answer = caller.answer.expect("every caller is answered");
         answer.assert_problem(503);
         tasks.push(answer.task_id());
-        // As long as there is time: until STOP_GRACE_PERIOD - 6 s.
+        // The deadline is STOP_GRACE_PERIOD - 6 s.
         let waited = caller.at - signalled;
-        assert!(waited >= Duration::from_millis(3_900), "sent away {waited:?} after the signal, though there was time");
+        assert!(waited >= Duration::from_millis(3_900), "503 came {waited:?} after the signal, before the deadline");
     }
-    // What they were told is true: the tasks are not lost.
     let _workers = workers(&rig, 1);
     let other = rig.start_gateway();
     for task in &tasks {
@@ -118,7 +121,7 @@ fn callers_whose_result_does_not_come_get_a_503_with_their_task() {
 }
 
 #[test]
-fn the_answer_timeout_goes_on_counting_during_the_drain() {
+fn answer_timeout_continues_during_the_drain() {
     let rig = Rig::shared("p9-timeout");
     let mut gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "2s"));
     let callers = callers(&gateway, 5, Duration::ZERO);
@@ -135,25 +138,25 @@ fn the_answer_timeout_goes_on_counting_during_the_drain() {
 }
 
 #[test]
-fn callers_that_ask_for_results_are_told_though_kafka_is_frozen() {
+fn callers_that_look_up_tasks_get_503_from_a_stopping_gateway_while_kafka_is_frozen() {
     let rig = Rig::quiet_with_own_broker("p9-frozen");
     let mut gateway = rig.start_gateway();
     let _worker = rig.start_worker("w");
     let task = gateway.analyze("done").task_id();
     let mut callers: Vec<Http> = (0..200).map(|_| gateway.connect()).collect();
     rig.broker().freeze();
-    // Known and never heard of, in turn; the gateway does not know yet that Kafka does not answer.
+    // Known and unknown ids in turn; the gateway has not noticed the freeze yet.
     for (number, http) in callers.iter_mut().enumerate() {
         let id = if number % 2 == 0 { &task } else { "never-heard-of" };
-        http.send("GET", &format!("/tasks/{id}"), &[], b"").expect("it is sent");
+        http.send("GET", &format!("/tasks/{id}"), &[], b"").expect("the request is sent");
     }
-    eventually(SOON, "it stands before all of them", || {
+    eventually(SOON, "the gateway has accepted all 200 connections", || {
         gateway.get("/metrics").text().contains("lastcall_gateway_http_connections 201\n")
     });
     gateway.program.signal(Signal::SIGTERM);
     let exit = gateway.program.wait(SOON);
     assert_eq!(exit.code, Some(0));
-    // What has to be asked of Kafka is waited for 3 s.
+    // The gateway waits 3 s for Kafka's answer to a look-up.
     assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
     for http in &mut callers {
         let answer = http.receive("GET").expect("every caller is answered");
@@ -164,13 +167,13 @@ fn callers_that_ask_for_results_are_told_though_kafka_is_frozen() {
 }
 
 #[test]
-fn questions_are_answered_at_once_where_kafka_is_known_to_be_away() {
+fn look_ups_get_503_at_once_while_kafka_is_known_to_be_unreachable() {
     let rig = Rig::quiet_with_own_broker("p9-away");
     let gateway = rig.start_gateway();
     let _worker = rig.start_worker("w");
     let task = gateway.analyze("done").task_id();
     rig.broker().freeze();
-    eventually(SOON, "it is known", || gateway.get("/health").status == 503);
+    eventually(SOON, "the gateway has noticed the freeze", || gateway.get("/health").status == 503);
     let began = Instant::now();
     for _ in 0..20 {
         for id in [&task, "never-heard-of"] {
@@ -185,7 +188,7 @@ fn stops_at_once(name: &str, signal: Signal, idle_connections: usize) {
     let mut gateway = rig.start_gateway();
     let mut open: Vec<Http> = (0..idle_connections).map(|_| gateway.connect()).collect();
     for http in &mut open {
-        assert_eq!(http.get("/livez").expect("an answer").status, 200);
+        assert_eq!(http.get("/livez").expect("a response").status, 200);
     }
     gateway.program.signal(signal);
     let exit = gateway.program.wait(SOON);
@@ -195,22 +198,22 @@ fn stops_at_once(name: &str, signal: Signal, idle_connections: usize) {
 }
 
 #[test]
-fn a_gateway_with_nobody_waiting_stops_at_once_at_sigterm() {
+fn a_gateway_without_waiting_callers_stops_at_once_at_sigterm() {
     stops_at_once("p9-term", Signal::SIGTERM, 0);
 }
 
 #[test]
-fn a_gateway_with_nobody_waiting_stops_at_once_at_sigint() {
+fn a_gateway_without_waiting_callers_stops_at_once_at_sigint() {
     stops_at_once("p9-int", Signal::SIGINT, 0);
 }
 
 #[test]
-fn a_gateway_with_nobody_waiting_stops_at_once_at_sighup() {
+fn a_gateway_without_waiting_callers_stops_at_once_at_sighup() {
     stops_at_once("p9-hup", Signal::SIGHUP, 0);
 }
 
 #[test]
-fn idle_connections_do_not_hold_up_the_exit() {
+fn idle_connections_do_not_delay_the_exit() {
     stops_at_once("p9-idle", Signal::SIGTERM, 100);
 }
 
@@ -221,7 +224,7 @@ fn a_second_signal_answers_the_waiting_callers_at_once() {
     let callers = callers(&gateway, 20, Duration::ZERO);
     wait_for_tasks(&rig, 20);
     gateway.program.signal(Signal::SIGTERM);
-    eventually(SOON, "it drains", || gateway.try_get("/readyz").is_some_and(|answer| answer.status == 503));
+    eventually(SOON, "the gateway drains", || gateway.try_get("/readyz").is_some_and(|answer| answer.status == 503));
     gateway.program.signal(Signal::SIGTERM);
     let exit = gateway.program.wait(SOON);
     assert_eq!(exit.code, Some(4));
@@ -234,7 +237,7 @@ fn a_second_signal_answers_the_waiting_callers_at_once() {
 }
 
 #[test]
-fn a_second_signal_with_nobody_waiting_changes_nothing() {
+fn a_second_signal_without_waiting_callers_changes_nothing() {
     let rig = Rig::quiet("p9-second-idle");
     let mut gateway = rig.start_gateway();
     gateway.program.signal(Signal::SIGTERM);
@@ -243,14 +246,14 @@ fn a_second_signal_with_nobody_waiting_changes_nothing() {
 }
 
 #[test]
-fn a_signal_before_kafka_was_found_stops_without_a_fault() {
+fn a_signal_while_kafka_is_unreachable_at_the_start_stops_the_gateway_with_code_0() {
     let rig = Rig::quiet("p9-early");
     let port = crate::support::reserved_port();
     let launch = rig.gateway().env("KAFKA_BOOTSTRAP_SERVERS", port.address());
     let mut gateway = Gateway::launch(launch);
     eventually(SOON, "HTTP serves without Kafka", || gateway.try_get("/livez").is_some_and(|it| it.status == 200));
     assert_eq!(gateway.get("/readyz").status, 503);
-    gateway.analyze("nobody there").assert_problem(503);
+    gateway.analyze("without a broker").assert_problem(503);
     assert_eq!(gateway.get("/health").status, 503);
     gateway.program.signal(Signal::SIGTERM);
     let exit = gateway.program.wait(SOON);
@@ -258,20 +261,20 @@ fn a_signal_before_kafka_was_found_stops_without_a_fault() {
     assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
 }
 
-/// In a drill of an hour a gateway with nobody waiting stayed for eight seconds, because somebody asked it for tasks
-/// all the time.
+/// In a drill of an hour a gateway without waiting callers took eight seconds to stop, because callers kept looking up
+/// tasks.
 #[test]
-fn callers_that_ask_all_the_time_hold_up_no_stop() {
+fn continuous_look_ups_do_not_delay_the_exit() {
     let rig = Rig::quiet("p9-asked");
     let mut gateway = rig.start_gateway();
     let asked = Arc::new(AtomicUsize::new(0));
     let askers: Vec<JoinHandle<()>> = (0..8)
         .map(|number| {
             let (address, asked) = (gateway.address.clone(), Arc::clone(&asked));
-            // Tasks that nobody knows are looked for before the answer. Until nobody listens any more.
+            // The gateway searches for unknown tasks before it answers. The loop ends with the gateway.
             let ask = move || {
                 while let Ok(mut http) = Http::connect(&address) {
-                    let path = format!("/tasks/nobody-knows-{number}");
+                    let path = format!("/tasks/unknown-{number}");
                     if http.request("GET", &path, &[], b"").is_ok() {
                         asked.fetch_add(1, Ordering::Relaxed);
                     }
@@ -280,7 +283,7 @@ fn callers_that_ask_all_the_time_hold_up_no_stop() {
             std::thread::Builder::new().name(format!("asker-{number}")).spawn(ask).expect("a thread starts")
         })
         .collect();
-    eventually(SOON, "they are answered", || asked.load(Ordering::Relaxed) > 50);
+    eventually(SOON, "the look-ups are answered", || asked.load(Ordering::Relaxed) > 50);
     gateway.program.signal(Signal::SIGTERM);
     let exit = gateway.program.wait(SOON);
     askers.into_iter().for_each(|asker| asker.join().expect("an asker does not panic"));

@@ -1,4 +1,4 @@
-//! P10: a gateway is restarted or killed: workers go on, and the next one knows results, pending tasks and the fleet.
+//! P10: workers go on while a gateway restarts; the new gateway knows results, pending tasks and the fleet.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::support::{Gateway, Rig, SOON, eventually, reserved_port};
 
 const BOUND: Duration = Duration::from_secs(3);
 
-/// `kill -9` or SIGTERM; what comes after is the same.
+/// Ends a gateway with this signal, starts it again, and checks what it knows.
 fn after_the_restart(name: &str, signal: Signal) {
     let rig = Rig::shared(name);
     let port = reserved_port();
@@ -22,7 +22,7 @@ fn after_the_restart(name: &str, signal: Signal) {
     assert_eq!(stopped.wait(SOON).code, Some(0));
     killed.kill();
     let killed_at = Instant::now();
-    eventually(SOON, "the killed worker is seen to be silent", || {
+    eventually(SOON, "the gateway shows the killed worker as not responsive", || {
         gateway.fleet()["workers"]["killed"]["is_responsive"] == false
     });
     let meanwhile = gateway.submit("comes meanwhile", Duration::from_secs(1));
@@ -30,7 +30,7 @@ fn after_the_restart(name: &str, signal: Signal) {
     gateway.program.signal(signal);
     gateway.program.wait(SOON);
     // The result comes while there is no gateway.
-    eventually(SOON, "a worker finishes it", || rig.audit().runs(&meanwhile) == 1);
+    eventually(SOON, "a worker finishes the task", || rig.audit().runs(&meanwhile) == 1);
     assert!(killed_at.elapsed() < Duration::from_secs(60));
 
     let restarted = Instant::now();
@@ -45,7 +45,7 @@ fn after_the_restart(name: &str, signal: Signal) {
             && fleet["shutting_down_workers"] == 0
             && fleet["workers"]["steady"]["is_responsive"] == true
     });
-    eventually(SOON, "it is ready", || gateway.get("/readyz").status == 200);
+    eventually(SOON, "the gateway is ready", || gateway.get("/readyz").status == 200);
     assert_eq!(gateway.wait_for_result(&done, SOON)["words"], 3);
     assert_eq!(gateway.wait_for_result(&meanwhile, SOON)["words"], 2);
     let answer = gateway.get(&format!("/tasks/{pending}"));
@@ -57,17 +57,17 @@ fn after_the_restart(name: &str, signal: Signal) {
     let workers = &fleet["workers"];
     assert_eq!(workers["stopped"]["status"], "shutdown_completed", "{fleet}");
     assert_eq!(workers["stopped"]["is_responsive"], false);
-    assert_eq!(workers["killed"]["is_responsive"], false, "a dead worker does not come to life: {fleet}");
+    assert_eq!(workers["killed"]["is_responsive"], false, "the killed worker became responsive: {fleet}");
     rig.audit().assert_each_ran_once([&done, &meanwhile, &pending]);
 }
 
 #[test]
-fn a_gateway_that_was_killed_is_whole_again_within_three_seconds() {
+fn a_gateway_shows_fleet_and_results_within_three_seconds_after_a_kill() {
     after_the_restart("p10-kill", Signal::SIGKILL);
 }
 
 #[test]
-fn a_gateway_that_was_restarted_is_whole_again_within_three_seconds() {
+fn a_gateway_shows_fleet_and_results_within_three_seconds_after_a_restart() {
     after_the_restart("p10-term", Signal::SIGTERM);
 }
 
@@ -79,23 +79,23 @@ fn every_gateway_serves_every_result() {
     let task = first.analyze("asked elsewhere").task_id();
     assert_eq!(second.wait_for_result(&task, SOON)["words"], 2);
     let pending = second.submit("slow", Duration::from_secs(2));
-    eventually(SOON, "the other one knows the task", || first.get(&format!("/tasks/{pending}")).status == 200);
+    eventually(SOON, "the other gateway knows the task", || first.get(&format!("/tasks/{pending}")).status == 200);
     assert_eq!(first.wait_for_result(&pending, SOON)["words"], 1);
 }
 
 #[test]
-fn the_fleet_tells_a_restarted_worker_from_its_former_self_and_from_a_twin() {
+fn fleet_lists_a_restarted_worker_once_and_a_second_process_with_its_id_separately() {
     let rig = Rig::quiet("p10-fleet");
     let gateway = rig.start_gateway();
     let mut worker = rig.start_worker("same");
     worker.kill();
     let _again = rig.start_worker("same");
-    eventually(SOON, "one worker of this name", || {
+    eventually(SOON, "the fleet lists the worker once", || {
         let fleet = gateway.fleet();
         fleet["total_workers"] == 1 && fleet["workers"].as_object().is_some_and(|workers| workers.len() == 1)
     });
     let _twin = rig.start_worker("same");
-    eventually(SOON, "the twin is listed under a name of its own", || {
+    eventually(SOON, "the second process has its own entry", || {
         let fleet = gateway.fleet();
         let twin = |name: &String| name.strip_prefix("same#").is_some_and(|instance| instance.len() == 8);
         fleet["total_workers"] == 2 && fleet["workers"].as_object().is_some_and(|workers| workers.keys().any(twin))

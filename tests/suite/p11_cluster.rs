@@ -1,5 +1,5 @@
-//! P11: three brokers, any of which may go, and every worker works on. On the embedded broker, since what happens has
-//! to happen at a moment that the test chooses.
+//! P11: any of three brokers may fail, and every worker goes on. Always on the embedded broker, because the tests
+//! choose the moment of each fault.
 
 mod sessions;
 
@@ -19,9 +19,9 @@ use crate::support::{
     started,
 };
 
-/// How long a broker may be silent before another one leads its partitions.
+/// Another broker leads the partitions of a broker that is silent for this long.
 const FAIL_OVER: Duration = Duration::from_secs(2);
-/// A lock with [`SHORT_LOCKS`].
+/// Duration of a record lock with [`SHORT_LOCKS`].
 const LOCK: Duration = Duration::from_secs(3);
 
 /// A cluster of three brokers, a gateway, and workers.
@@ -43,7 +43,7 @@ impl Scene {
         Scene { rig, gateway, workers }
     }
 
-    /// One broker with locks of [`LOCK`].
+    /// A scene with one broker and record locks of [`LOCK`].
     fn short_locks(name: &str, workers: &[&str]) -> Scene {
         let rig = Rig::with_faults_and(name, 1, &SHORT_LOCKS);
         let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "25s"));
@@ -60,7 +60,7 @@ impl Scene {
     }
 
     fn leader(&self, partition: i32) -> i32 {
-        self.broker().leader(&self.rig.tasks(), partition).expect("it has a leader")
+        self.broker().leader(&self.rig.tasks(), partition).expect("a leader")
     }
 
     fn load(&self) -> Load {
@@ -68,13 +68,13 @@ impl Scene {
         Load::start(Plan { addresses, per_second: 40, work: Some(Duration::from_millis(20)) })
     }
 
-    /// Everything that was sent was answered, is done, and every worker does its share of what comes now.
+    /// Asserts that no request failed, that each task has a result, and that every worker runs tasks now.
     fn assert_all_work(&mut self, shots: &[Shot]) {
         let refused: Vec<_> = shots
             .iter()
             .filter(|shot| shot.fault.is_some() || shot.outcome.as_ref().is_ok_and(|it| *it == 500))
             .collect();
-        assert!(refused.is_empty(), "{} of {} went wrong: {:?}", refused.len(), shots.len(), refused[0]);
+        assert!(refused.is_empty(), "{} of {} requests failed: {:?}", refused.len(), shots.len(), refused[0]);
         for task in task_ids(shots) {
             self.gateway.wait_for_result(&task, SOON);
         }
@@ -90,7 +90,7 @@ impl Scene {
         assert!(self.workers.iter_mut().all(Program::is_running));
     }
 
-    /// The longest time without an answer, from the first request on.
+    /// The longest time between two results.
     fn longest_silence(shots: &[Shot]) -> Duration {
         let mut answered: Vec<Instant> =
             shots.iter().filter(|shot| shot.outcome == Ok(200)).map(|shot| shot.due + shot.latency).collect();
@@ -98,19 +98,19 @@ impl Scene {
         answered.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(Duration::MAX)
     }
 
-    /// The partition that a task stands in.
+    /// The partition of a task.
     fn partition_of(&self, task: &str) -> i32 {
         let records = audit::read(self.rig.broker().address(), &self.rig.tasks());
-        records.into_iter().find(|record| record.key() == task).expect("it was accepted").partition
+        records.into_iter().find(|record| record.key() == task).expect("the task is on the topic").partition
     }
 
-    /// Everything that worker `id` sends from now on is swallowed, on the connections that it has and on new ones.
+    /// Drops everything that worker `id` sends from now on, on its present connections and on new ones.
     fn cut_off(&self, id: &str) -> Bites {
         self.broker().inject(Fault::new(Action::Deafen).of_client(&format!("lastcall-worker-{id}")).every(1, u32::MAX))
     }
 
     fn wait_until_runs(&self, worker: &str, tasks: usize) {
-        eventually(SOON, "all of them run", || {
+        eventually(SOON, "the worker runs all tasks", || {
             self.gateway.fleet()["workers"][worker]["current_tasks"].as_array().is_some_and(|all| all.len() == tasks)
         });
     }
@@ -126,7 +126,7 @@ fn wait(time: Duration) {
     eventually(time * 2, "the time has passed", || Instant::now() >= until);
 }
 
-/// Counts requests of this kind of all workers from now on, and does nothing to them.
+/// Counts requests of this kind from all workers from now on.
 fn count(scene: &Scene, kind: Kind) -> Bites {
     let nothing = Fault::new(Action::Delay(Duration::ZERO)).at(kind).of_client("lastcall-worker");
     scene.broker().inject(nothing.every(1, u32::MAX))
@@ -134,15 +134,15 @@ fn count(scene: &Scene, kind: Kind) -> Bites {
 
 // ---- whole brokers ----
 
-/// An ordinary rolling restart left workers that were alive, responsive, and took nothing any more.
+/// After a rolling restart some workers were alive and responsive but took no tasks.
 #[test]
-fn a_rolling_restart_of_all_brokers_leaves_no_worker_behind() {
+fn every_worker_runs_tasks_after_a_rolling_restart_of_all_brokers() {
     let mut scene = Scene::new("p11-roll", 3, &["a", "b", "c", "d"]);
     let load = scene.load();
     for node in 1..=3 {
         scene.broker().node(node).stop();
         wait(Duration::from_millis(700));
-        scene.broker().node(node).revive().expect("it comes back on its port");
+        scene.broker().node(node).revive().expect("the broker starts again on its port");
         wait(Duration::from_millis(700));
     }
     let shots = load.finish();
@@ -151,7 +151,7 @@ fn a_rolling_restart_of_all_brokers_leaves_no_worker_behind() {
 }
 
 #[test]
-fn leaders_that_move_often_leave_no_worker_behind() {
+fn every_worker_runs_tasks_after_many_moves_of_leaders() {
     let mut scene = Scene::new("p11-moves", 3, &["a", "b", "c", "d"]);
     let load = scene.load();
     for round in 0..24 {
@@ -164,10 +164,9 @@ fn leaders_that_move_often_leave_no_worker_behind() {
     scene.assert_all_work(&shots);
 }
 
-/// A frozen broker stopped everything for as long as it was frozen, although its partitions had new leaders long
-/// before.
+/// A frozen broker stopped all workers until it thawed, although its partitions had new leaders.
 #[test]
-fn a_frozen_broker_stops_its_partitions_until_they_have_new_leaders_and_nothing_else() {
+fn all_partitions_are_served_after_the_fail_over_of_a_frozen_broker() {
     let mut scene = Scene::new("p11-freeze", 3, &["a", "b", "c", "d"]);
     let load = scene.load();
     wait(Duration::from_secs(1));
@@ -178,28 +177,27 @@ fn a_frozen_broker_stops_its_partitions_until_they_have_new_leaders_and_nothing_
     let settled = frozen + FAIL_OVER + Duration::from_secs(3);
     let late: Vec<_> = shots.iter().filter(|shot| shot.due > settled && shot.outcome != Ok(200)).collect();
     let of = shots.iter().filter(|shot| shot.due > settled).count();
-    assert!(of > 100 && late.is_empty(), "{} of {of} are not served though it is frozen: {late:?}", late.len());
+    assert!(of > 100 && late.is_empty(), "{} of {of} requests failed after the fail-over: {late:?}", late.len());
     scene.broker().node(2).thaw();
     scene.assert_all_work(&shots);
 }
 
 #[test]
-fn a_killed_broker_costs_no_task_and_every_worker_works_on() {
+fn a_killed_broker_loses_no_task_and_every_worker_runs_tasks_afterwards() {
     let mut scene = Scene::new("p11-kill", 3, &["a", "b", "c", "d"]);
     let load = scene.load();
     wait(Duration::from_secs(1));
     scene.broker().node(1).kill();
     wait(FAIL_OVER + Duration::from_secs(4));
-    scene.broker().node(1).revive().expect("it comes back on its port");
+    scene.broker().node(1).revive().expect("the broker starts again on its port");
     wait(Duration::from_secs(1));
     let shots = load.finish();
     let longest = Scene::longest_silence(&shots);
-    assert!(longest < FAIL_OVER + Duration::from_secs(3), "{longest:?} without an answer");
+    assert!(longest < FAIL_OVER + Duration::from_secs(3), "{longest:?} without a result");
     scene.assert_all_work(&shots);
 }
 
-/// The gateway waited for the whole time-out of its fetch to the frozen broker, seconds after `results` had a new
-/// leader.
+/// The gateway waited for the time-out of its fetch to the frozen broker, seconds after `results` had a new leader.
 #[test]
 fn results_are_read_again_right_after_the_fail_over_of_a_frozen_leader() {
     let scene = Scene::new("p11-tail", 1, &["a"]);
@@ -207,7 +205,7 @@ fn results_are_read_again_right_after_the_fail_over_of_a_frozen_leader() {
     assert!(broker.move_leader(&results, 0, 1));
     scene.lead(0, 2);
     broker.move_coordinator(&scene.rig.group(), 2);
-    // The gateway's regular questions go to the broker that freezes: the reader has to find out by itself.
+    // Binds the gateway's Metadata requests to the broker that will freeze, so that only the reader can notice.
     let metadata = |action, node| {
         let fault = Fault::new(action).at(Kind::Metadata).of_client("lastcall-gateway").on_node(node);
         broker.inject(fault.every(1, u32::MAX))
@@ -215,8 +213,8 @@ fn results_are_read_again_right_after_the_fail_over_of_a_frozen_leader() {
     for node in [2, 3] {
         metadata(Action::CutBefore, node);
     }
-    let questions = metadata(Action::Delay(Duration::ZERO), 1);
-    eventually(SOON, "it asks node 1", || questions.count() >= 3);
+    let requests = metadata(Action::Delay(Duration::ZERO), 1);
+    eventually(SOON, "the gateway asks node 1", || requests.count() >= 3);
     let load = scene.load();
     eventually(SOON, "results are read", || load.answered() > 20);
     broker.heal();
@@ -226,15 +224,14 @@ fn results_are_read_again_right_after_the_fail_over_of_a_frozen_leader() {
     wait(Duration::from_secs(6));
     let shots = load.finish();
     let answers = shots.iter().filter(|shot| shot.outcome == Ok(200)).map(|shot| shot.due + shot.latency);
-    let first = answers.filter(|answered| *answered > moved).min().expect("answers go on");
+    let first = answers.filter(|answered| *answered > moved).min().expect("a result after the fail-over");
     let after = first - moved;
     assert!(after < Duration::from_secs(2), "the first result was read {after:?} after the fail-over");
 }
 
-/// Answers for the other partitions were enough, and even polls that ended without one: 404 for a task that another
-/// gateway might have accepted.
+/// The gateway answered 404 after it had searched only the other partitions, although the task might exist.
 #[test]
-fn unknown_task_is_not_denied_while_a_leader_is_silent() {
+fn unknown_task_gets_503_while_a_leader_does_not_answer() {
     let scene = Scene::new("p11-unknown", 3, &["a"]);
     let (broker, results) = (scene.broker(), scene.rig.results());
     for partition in 0..3 {
@@ -247,14 +244,14 @@ fn unknown_task_is_not_denied_while_a_leader_is_silent() {
     let status = ask().status;
     let is_moved = broker.leader(&scene.rig.tasks(), 2) != Some(3);
     assert!(status == 503 || status == 404 && is_moved, "{status} before its partition has another leader");
-    eventually(SOON, "it is known again", || ask().status == 404);
+    eventually(SOON, "the task is known to be missing", || ask().status == 404);
 }
 
 // ---- one partition ----
 
-/// The error of one partition cost the locks of all others on that broker.
+/// The error of one partition lost the locks of all other partitions on that broker.
 #[test]
-fn a_partition_that_moves_away_leaves_the_tasks_of_its_neighbour_alone() {
+fn a_move_of_one_partition_starts_no_task_of_another_partition_again() {
     let scene = Scene::new("p11-neighbour", 2, &["a", "b", "c", "d", "e"]);
     for partition in [0, 1] {
         scene.lead(partition, 1);
@@ -265,14 +262,14 @@ fn a_partition_that_moves_away_leaves_the_tasks_of_its_neighbour_alone() {
         let neighbour = 1 - scene.partition_of(&task);
         scene.lead(neighbour, 2 + round % 2);
         scene.gateway.wait_for_result(&task, SOON);
-        assert_eq!((scene.rig.audit().runs(&task), scene.starts(&task)), (1, 0), "no second start in round {round}");
+        assert_eq!((scene.rig.audit().runs(&task), scene.starts(&task)), (1, 0), "a second start in round {round}");
         scene.lead(neighbour, 1);
     }
 }
 
-/// What runs is found again at the new leader by the worker that runs it.
+/// The new leader delivers the record of a running task again; its worker gets it and attaches it to the handler.
 #[test]
-fn a_leader_that_moves_gives_a_running_task_back_to_its_worker() {
+fn a_running_task_stays_with_its_worker_when_its_leader_moves() {
     let scene = Scene::new("p11-holder", 1, &["a", "b", "c", "d"]);
     let mut again = 0;
     for round in 0..5 {
@@ -286,20 +283,20 @@ fn a_leader_that_moves_gives_a_running_task_back_to_its_worker() {
     assert!(again <= 1, "{again} of 5 ran again");
 }
 
-/// The former leader's answer is read when its records have been run and accepted at the new one: it starts nothing.
+/// The worker reads the former leader's response after it has run and accepted the records at the new leader.
 #[test]
-fn late_answer_of_the_former_leader_starts_no_task() {
+fn late_response_of_the_former_leader_starts_no_task() {
     let mut scene = Scene::new("p11-late", 1, &[]);
     scene.lead(0, 1);
     scene.workers.push(started(&scene.rig.worker("only").env("WORKER_CONCURRENCY", 2).env("LOG_LEVEL", "debug")));
     scene.gateway.analyze("before");
-    // Both faults meet one fetch. It acquires what comes within the delay; its answer is sent when the worker has read
-    // Metadata (0.3 s), has waited before it fetches at the new leader (0.3 s), and before the intake of the former one
-    // stops waiting (1 s after Metadata).
+    // Both faults take effect on one fetch. It acquires the records that come during the delay. Its response is sent
+    // after the worker has read Metadata (0.3 s) and has waited before the fetch at the new leader (0.3 s), but before
+    // the former leader's intake stops waiting (1 s after Metadata).
     let (acquires, answers) = (Duration::from_millis(200), Duration::from_millis(800));
     let faults = [Action::Delay(acquires), Action::Late(answers)];
     let bites = faults.map(|action| scene.broker().inject(Fault::new(action).at(Kind::ShareFetch).of_client("worker")));
-    eventually(SOON, "a fetch is held up", || bites.iter().all(|bites| bites.count() == 1));
+    eventually(SOON, "a fetch is delayed", || bites.iter().all(|bites| bites.count() == 1));
     let moves_at = Instant::now() + acquires + Duration::from_millis(50);
     let tasks = [1, 2].map(|number| scene.gateway.submit(&format!("task {number}"), Duration::from_millis(1)));
     wait(moves_at.saturating_duration_since(Instant::now()));
@@ -309,47 +306,47 @@ fn late_answer_of_the_former_leader_starts_no_task() {
     for task in &tasks {
         scene.gateway.wait_for_result(task, SOON);
     }
-    eventually(SOON, "what the late answer brought is released, and the session closed", || to_former.count() >= 2);
+    eventually(SOON, "the records of the late response are released, and the session is closed", || {
+        to_former.count() >= 2
+    });
     wait(Duration::from_millis(500));
     scene.rig.audit().assert_each_ran_once(&tasks);
     assert_eq!([&tasks[0], &tasks[1]].map(|task| scene.starts(task)), [1, 1]);
 }
 
-/// The leader moves there and back while a fetch is out, which then acquires records in the new epoch. When the worker
-/// reads of that epoch, the records are locked for it: it asks before it forgets them, or they are hidden until their
-/// locks run out.
+/// The leader moves to another node and back during a fetch, which then acquires records in the new epoch. The worker
+/// must ask for these records before it forgets the partition, or they stay locked until their locks end.
 #[test]
-fn leader_that_moves_there_and_back_within_a_fetch_hides_no_task() {
+fn a_leader_that_moves_there_and_back_during_a_fetch_delays_no_task() {
     let scene = Scene::new("p11-there-and-back", 1, &["only"]);
     scene.lead(0, 1);
-    // Tasks of a few microseconds let the worker fetch ahead: the one handler is busy, and a fetch is out all the same.
+    // After very short tasks the worker fetches ahead: it sends a fetch although its only handler is busy.
     for number in 0..20 {
         assert_eq!(scene.gateway.analyze(&format!("before {number}")).status, 200);
     }
     let running = scene.gateway.submit("in work", Duration::from_millis(1500));
     scene.gateway.wait_until_running(&running, SOON);
-    // For less than the 0.3 s after which the worker reads Metadata, and longer than a new leader reads its state (0.1
-    // s).
+    // Less than 0.3 s, after which the worker reads Metadata; more than 0.1 s, in which a new leader reads its state.
     let parked =
         Fault::new(Action::Delay(Duration::from_millis(250))).at(Kind::ShareFetch).of_client("lastcall-worker");
     let parked = scene.broker().inject(parked);
-    eventually(SOON, "a fetch is out", || parked.count() == 1);
+    eventually(SOON, "a fetch is sent", || parked.count() == 1);
     for node in [2, 1] {
         scene.lead(0, node);
     }
     let mut tasks: Vec<String> =
         (0..3).map(|number| scene.gateway.submit(&format!("queued {number}"), Duration::from_millis(1))).collect();
-    // The worker reads Metadata when the partition is refused to its next fetch.
+    // The worker reads Metadata when the broker refuses the partition in the next fetch.
     let refused = Fault::new(Action::Refuse(ErrorCode::NOT_LEADER_OR_FOLLOWER)).at(Kind::ShareFetch);
     let refused = scene.broker().inject(refused.of_client("lastcall-worker").of_topic(&scene.rig.tasks()));
     let asked = count(&scene, Kind::ShareAcknowledge);
-    eventually(SOON, "the fetch is answered, and the next one is refused", || refused.count() == 1);
+    eventually(SOON, "the fetch is answered, and the next fetch is refused", || refused.count() == 1);
     tasks.push(running);
     for task in &tasks {
-        // A hidden one comes when its lock of 15 s has run out.
+        // A record that stayed locked would come after 15 s.
         scene.gateway.wait_for_result(task, Duration::from_secs(5));
     }
-    assert!(asked.count() > 0, "it has asked");
+    assert!(asked.count() > 0, "the worker did not ask for the records");
     assert_eq!(scene.gateway.analyze("and after").status, 200);
     scene.rig.audit().assert_each_ran_once(&tasks);
 }

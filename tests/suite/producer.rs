@@ -1,4 +1,4 @@
-//! The producer's troubles, each of which must stop its own records and no others.
+//! Failures of single topics, partitions and leaders: each delays or fails only its own records of the producer.
 
 use std::{
     net::SocketAddr,
@@ -22,9 +22,9 @@ use socket2::{Domain, Socket, Type};
 
 use crate::support::{Rig, SOON, audit, eventually, wire::Wire};
 
-/// A partition whose leader is well is served within this, whatever the others do (promise P11).
+/// Bound for a partition with a working leader while other leaders fail (promise P11).
 const SERVED: Duration = Duration::from_secs(1);
-/// No node is fenced during a test: its leader stays unavailable.
+/// The controller fences no node during a test, so a partition keeps its unavailable leader.
 const NEVER_FENCED: [&str; 2] = ["--set", "broker.session.timeout.ms=600000"];
 
 struct Told(Sender<Delivery<u64>>);
@@ -32,7 +32,7 @@ struct Told(Sender<Delivery<u64>>);
 impl ProducerEvents<u64> for Told {
     fn settled(&mut self, deliveries: Vec<Delivery<u64>>) {
         for delivery in deliveries {
-            // A test that has seen enough does not listen any more.
+            // The test may have dropped the receiver.
             let _ = self.0.send(delivery);
         }
     }
@@ -87,7 +87,7 @@ impl Scene {
         assert!(settled == token && outcome.is_ok(), "{token}: {settled} {outcome:?}");
     }
 
-    /// The records of the first topic are served, one after the other, for `time`.
+    /// Sends records to the first topic, one after the other, for `time`; each must be delivered within [`SERVED`].
     fn first_is_served(&self, time: Duration) {
         self.is_served(&self.first, time);
     }
@@ -104,7 +104,7 @@ impl Scene {
     fn both_are_served(&self) {
         self.delivered(&self.first, 1, SOON);
         self.delivered(&self.second, 2, SOON);
-        eventually(SOON, "ready", || self.producer.is_ready());
+        eventually(SOON, "the producer is ready", || self.producer.is_ready());
     }
 }
 
@@ -146,7 +146,7 @@ fn records_of_a_dead_leader_delay_no_others() {
     broker.node(3).kill();
     scene.send(&scene.second, 7);
     scene.first_is_served(Duration::from_secs(4));
-    broker.node(3).revive().expect("its port is free");
+    broker.node(3).revive().expect("the node starts again on its port");
     let (token, outcome) = scene.outcome(SOON);
     assert!(token == 7 && outcome.is_ok(), "{outcome:?}");
 }
@@ -165,14 +165,13 @@ fn records_of_a_frozen_leader_delay_no_others() {
     assert!(token == 7 && outcome.is_ok(), "{outcome:?}");
 }
 
-/// The first contact with a leader opens a connection and asks for the end of the log: neither may hold up the others.
+/// The first contact with a leader opens a connection and asks for the end of the log.
 #[test]
-fn a_frozen_leader_that_was_never_asked_before_delays_no_others() {
+fn the_first_contact_with_a_frozen_leader_delays_no_others() {
     let scene = Scene::new("producer-unasked", 3);
     scene.delivered(&scene.first, 1, SOON);
     let broker = scene.rig.broker().faulty();
     broker.node(3).freeze();
-    // Metadata names the topic only when it is asked for; a node that answers is found by then.
     scene.send(&scene.second, 7);
     scene.first_is_served(Duration::from_secs(6));
     broker.node(3).thaw();
@@ -180,7 +179,7 @@ fn a_frozen_leader_that_was_never_asked_before_delays_no_others() {
     assert!(token == 7 && outcome.is_ok(), "{outcome:?}");
 }
 
-/// An address that takes no connection and refuses none, as a host that is gone: the queue of its listener is full.
+/// An address that neither accepts nor refuses connections, like a lost host: its listener's queue is full.
 struct BlackHole {
     _listener: Socket,
     _queued: Vec<Socket>,
@@ -219,7 +218,7 @@ fn a_leader_that_takes_no_connection_delays_no_others() {
     let begin = Instant::now();
     scene.producer.close(begin + Duration::from_millis(100));
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
-    let left = scene.told.try_recv().expect("told before the end");
+    let left = scene.told.try_recv().expect("an outcome before the close returns");
     assert_eq!((left.token, left.outcome), (7, Err(DeliveryError::Unsent)));
 }
 
@@ -233,7 +232,7 @@ fn records_of_an_unavailable_leader_leave_room_for_others() {
         send(&scene.producer.sender(), &scene.second, token, 100_000);
     }
     scene.first_is_served(Duration::from_secs(3));
-    broker.node(3).revive().expect("its port is free");
+    broker.node(3).revive().expect("the node starts again on its port");
     for token in 0..30 {
         let (settled, outcome) = scene.outcome(SOON);
         assert!(settled == token && outcome.is_ok(), "{token}: {settled} {outcome:?}");
@@ -267,13 +266,12 @@ fn a_missing_right_fails_the_record_and_names_right_and_topic() {
     let (token, outcome) = scene.outcome(SOON);
     let error = outcome.expect_err("refused").to_string();
     assert!(token == 7 && error.contains("Write") && error.contains(&scene.first), "{error}");
-    eventually(SOON, "not ready", || !scene.producer.is_ready());
-    // The other topic is as ever.
+    eventually(SOON, "the producer is not ready", || !scene.producer.is_ready());
     scene.delivered(&scene.second, 8, SERVED);
     assert!(!scene.producer.is_ready(), "the right is still missing");
     broker.allow_all();
     scene.delivered(&scene.first, 9, SERVED);
-    eventually(SOON, "ready", || scene.producer.is_ready());
+    eventually(SOON, "the producer is ready", || scene.producer.is_ready());
 }
 
 #[test]
@@ -293,8 +291,8 @@ fn a_topic_that_may_not_be_described_fails_its_records() {
 fn a_producer_without_the_right_to_be_idempotent_fails_its_records() {
     let scene = Scene::new("producer-idempotent", 1);
     let broker = scene.rig.broker().faulty();
-    // Another producer than that of the scene, which has its id already.
-    eventually(SOON, "ready", || scene.producer.is_ready());
+    // The scene's producer has its id already, so the test starts a second one.
+    eventually(SOON, "the producer is ready", || scene.producer.is_ready());
     broker.deny(Denial::new(Operation::Write, Resource::Topic("*")));
     broker.deny(Denial::new(Operation::IdempotentWrite, Resource::Cluster));
     let (deliveries, told) = bounded(10);
@@ -307,10 +305,10 @@ fn a_producer_without_the_right_to_be_idempotent_fails_its_records() {
     assert!(!producer.is_ready());
     broker.allow_all();
     send(&producer.sender(), &scene.first, 8, 10);
-    eventually(SOON, "delivered", || told.try_recv().is_ok_and(|delivery| delivery.outcome.is_ok()));
+    eventually(SOON, "the record is delivered", || told.try_recv().is_ok_and(|delivery| delivery.outcome.is_ok()));
 }
 
-/// The broker reads nothing for longer than a request may take: it is not at fault (KIP-219).
+/// The broker reads no request on a throttled connection (KIP-219), here for 4 s; the request timeout is 2 s.
 #[test]
 fn a_throttled_producer_waits_and_stays_ready() {
     let scene = Scene::new("producer-throttle", 1);
@@ -330,10 +328,10 @@ fn a_throttled_producer_waits_and_stays_ready() {
     };
     assert_eq!(outcome.map(|delivered| delivered.offset), Ok(2));
     assert!(begin.elapsed() > Duration::from_secs(3), "{:?}", begin.elapsed());
-    assert_eq!(opened.count(), 0, "nothing was wrong, so nothing had to be asked");
+    assert_eq!(opened.count(), 0, "the producer refreshed Metadata");
 }
 
-/// What the leader has written and its replicas have not is not readable: a search must not take it for missing.
+/// A batch that is not replicated is not readable; the producer's search must not take it for missing.
 #[test]
 fn a_batch_in_doubt_that_is_not_replicated_yet_is_written_once() {
     let scene = Scene::new("producer-doubt", 3);
@@ -342,14 +340,14 @@ fn a_batch_in_doubt_that_is_not_replicated_yet_is_written_once() {
     assert!(broker.move_leader("replicated", 0, 1));
     scene.delivered("replicated", 1, SOON);
     broker.node(3).freeze();
-    // Written and not acknowledged; then the broker has lost what it knew of the producer.
+    // The batch is written and not acknowledged; then the broker does not know the producer.
     let lost = broker.inject(Fault::new(Action::CutAfter).at(Kind::Produce).of_topic("replicated"));
     let forgotten = Fault::new(Action::Refuse(ErrorCode::UNKNOWN_PRODUCER_ID)).at(Kind::Produce);
     let forgotten = broker.inject(forgotten.of_topic("replicated").after(1));
     scene.send("replicated", 2);
-    eventually(SOON, "both faults were met", || lost.count() == 1 && forgotten.count() == 1);
-    // Time for a search that would end too early.
-    assert!(scene.told.recv_timeout(Duration::from_secs(3)).is_err(), "not every replica has it");
+    eventually(SOON, "both faults took effect", || lost.count() == 1 && forgotten.count() == 1);
+    // Long enough for a search that ends too early.
+    assert!(scene.told.recv_timeout(Duration::from_secs(3)).is_err(), "an outcome before all replicas have the batch");
     broker.node(3).thaw();
     let (token, outcome) = scene.outcome(SOON);
     assert_eq!((token, outcome.map(|delivered| delivered.offset)), (2, Ok(1)));
@@ -359,7 +357,7 @@ fn a_batch_in_doubt_that_is_not_replicated_yet_is_written_once() {
 }
 
 #[test]
-fn closing_while_one_leader_is_frozen_is_in_time_and_tells_every_outcome() {
+fn closing_while_a_leader_is_frozen_reports_every_outcome_in_time() {
     let scene = Scene::new("producer-close", 3);
     scene.both_are_served();
     scene.rig.broker().faulty().node(3).freeze();
@@ -368,7 +366,7 @@ fn closing_while_one_leader_is_frozen_is_in_time_and_tells_every_outcome() {
     let begin = Instant::now();
     scene.producer.close(begin + Duration::from_millis(300));
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
-    let left = scene.told.try_recv().expect("told before the end");
+    let left = scene.told.try_recv().expect("an outcome before the close returns");
     assert_eq!((left.token, left.outcome), (7, Err(DeliveryError::Unknown)));
     scene.rig.broker().faulty().node(3).thaw();
 }

@@ -1,5 +1,5 @@
-//! What the programs do before they work: topics and the group's settings, against a real broker; and partitions that
-//! are added, or have no leader.
+//! How the programs prepare topics and group settings before they work, and how they handle added partitions,
+//! partitions without a leader, and deleted topics.
 
 use std::{
     collections::BTreeMap,
@@ -38,7 +38,7 @@ fn common(rig: &Rig) -> Common {
     }
 }
 
-/// Prepares, and waits for a cluster that is just starting.
+/// Prepares the queue; repeats this while the cluster is starting.
 fn prepare(cluster: &Cluster, common: &Common) -> Result<queue::Queue, String> {
     let deadline = Instant::now() + START;
     loop {
@@ -52,7 +52,7 @@ fn prepare(cluster: &Cluster, common: &Common) -> Result<queue::Queue, String> {
 }
 
 #[test]
-fn the_queue_is_prepared_once_and_found_ready_by_everybody_else() {
+fn concurrent_preparations_give_the_same_queue() {
     let rig = Rig::shared("client-prepare");
     let (cluster, common) = (cluster(&rig), common(&rig));
     let queues = std::thread::scope(|scope| {
@@ -62,7 +62,6 @@ fn the_queue_is_prepared_once_and_found_ready_by_everybody_else() {
     let expected =
         queue::Queue { lock: Duration::from_secs(15), delivery_limit: 10, record_locks: 4000, tasks_partitions: 1 };
     assert!(queues.iter().all(|queue| queue.as_ref() == Ok(&expected)), "{queues:?}");
-    // Read back with another client.
     let group = configs(rig.broker().address(), Of::Group, &rig.group());
     for (setting, value) in [
         ("share.delivery.count.limit", "10"),
@@ -72,13 +71,13 @@ fn the_queue_is_prepared_once_and_found_ready_by_everybody_else() {
     ] {
         assert_eq!(group[setting], value, "{setting}");
     }
-    // Nobody has joined: the group has begun nothing. The first question of all has the coordinator's topic created.
+    // The group has no state without a member. Kafka creates the coordinator's topic at the first such request.
     let begun = eventually_ok(START, || admin::share_group_offsets(&cluster, &rig.group(), &rig.tasks()));
     assert_eq!(begun, BTreeMap::new());
 }
 
 #[test]
-fn a_topic_of_somebody_else_gets_what_the_programs_need() {
+fn an_existing_topic_gets_the_settings_that_the_programs_need() {
     let rig = Rig::shared("client-foreign");
     create_topic(rig.broker().address(), &rig.tasks(), 3, &[("retention.ms", "60000")]);
     let cluster = cluster(&rig);
@@ -86,7 +85,7 @@ fn a_topic_of_somebody_else_gets_what_the_programs_need() {
     let own = |configs: &BTreeMap<String, String>| {
         ["message.timestamp.type", "compression.type", "retention.ms"].map(|key| configs[key].clone())
     };
-    eventually(SOON, "the broker follows the controller", || {
+    eventually(SOON, "the broker has the new settings", || {
         admin::topic_configs(&cluster, &rig.tasks())
             .is_ok_and(|found| own(&found) == ["LogAppendTime", "uncompressed", "60000"])
     });
@@ -101,33 +100,33 @@ fn a_topic_name_that_kafka_refuses_is_named() {
 }
 
 #[test]
-fn a_delivery_limit_below_ours_is_refused_with_the_arithmetic() {
+fn a_delivery_limit_below_8_is_refused_with_the_minimum() {
     let rig = Rig::with_own_broker("client-limit", &["--set", "group.share.max.delivery.count.limit=7"]);
     let error = prepare(&cluster(&rig), &common(&rig)).expect_err("too low");
     assert!(error.contains("share.delivery.count.limit=5") && error.contains("at least 8"), "{error}");
 }
 
 #[test]
-fn a_lower_limit_is_taken_where_the_broker_allows_no_more() {
+fn a_delivery_limit_of_8_is_enough_for_5_starts() {
     let rig = Rig::with_own_broker("client-capped", &["--set", "group.share.max.delivery.count.limit=8"]);
     prepare(&cluster(&rig), &common(&rig)).expect("eight are enough for five");
 }
 
 #[test]
-fn a_cluster_with_share_groups_switched_off_is_told_what_to_do() {
+fn a_cluster_with_share_groups_switched_off_is_refused_with_the_remedy() {
     let rig = Rig::with_own_broker("client-off", &["--feature", "share.version=0"]);
     let error = prepare(&cluster(&rig), &common(&rig)).expect_err("switched off");
     assert!(error.contains("Apache Kafka 4.2") && error.contains("kafka-features.sh"), "{error}");
 }
 
-/// Something that listens and is no Kafka of ours: gives every connection the same bytes.
+/// Starts a server that sends these bytes on each connection; returns a client of it.
 fn impostor(answer: Vec<u8>) -> Cluster {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
     std::thread::spawn(move || {
         for mut client in listener.incoming().map_while(Result::ok) {
             let mut request = [0; 1024];
-            // A client that hangs up early is no matter.
+            // The client may close the connection early.
             let _ = client.read(&mut request).and_then(|_| client.write_all(&answer));
         }
     });
@@ -135,7 +134,7 @@ fn impostor(answer: Vec<u8>) -> Cluster {
 }
 
 #[test]
-fn what_is_no_kafka_is_tried_again_and_what_is_too_old_is_not() {
+fn a_peer_that_does_not_speak_kafka_is_unreachable_and_an_old_kafka_unusable() {
     let common = Common::default();
     for answer in
         [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"", b"\x00\x00\x00\x05\x00\x00\x00\x00\xff", b"\xff\xff\xff\xff"]
@@ -143,13 +142,12 @@ fn what_is_no_kafka_is_tried_again_and_what_is_too_old_is_not() {
         let error = queue::prepare(&impostor(answer.to_vec()), &common, None).expect_err("no Kafka");
         assert!(matches!(error, PrepareError::Unreachable(_)), "{error}");
     }
-    // Version 3 of ApiVersions: no error; Produce 3 to 12 only; no tags.
+    // Version 3 of ApiVersions with correlation id, no error, Produce 3 to 12 only, throttle time, and no tags.
     let mut old =
         b"\x00\x00\x00\x13\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x03\x00\x0c\x00\x00\x00\x00\x00\x00".to_vec();
-    // Correlation, error, one key (compact array), its tags, throttle time, tags.
     let length = i32::try_from(old.len() - 4).expect("short");
     old[..4].copy_from_slice(&length.to_be_bytes());
-    // Version 0, as brokers before 2.4 answer: unsupported version, no keys.
+    // Version 0 with the error UNSUPPORTED_VERSION and no keys, as brokers before 2.4 answer.
     let ancient = b"\x00\x00\x00\x0a\x00\x00\x00\x00\x00\x23\x00\x00\x00\x00".to_vec();
     for answer in [old, ancient] {
         let error = queue::prepare(&impostor(answer), &common, None).expect_err("too old");
@@ -159,15 +157,15 @@ fn what_is_no_kafka_is_tried_again_and_what_is_too_old_is_not() {
 }
 
 #[test]
-fn a_broker_that_nobody_runs_is_tried_again() {
+fn a_port_without_a_broker_is_unreachable() {
     let port = reserved_port();
     let cluster = cluster_at(&port.address().to_string());
-    let error = queue::prepare(&cluster, &Common::default(), None).expect_err("nothing listens");
+    let error = queue::prepare(&cluster, &Common::default(), None).expect_err("no broker");
     assert!(matches!(error, PrepareError::Unreachable(KafkaError::NoBroker { .. })), "{error}");
 }
 
 #[test]
-fn operators_settings_stay_where_they_will_do() {
+fn usable_settings_of_an_operator_are_kept() {
     let rig = Rig::shared("queue-operator");
     let chosen = [
         ("share.record.lock.duration.ms", "30000"),
@@ -178,21 +176,21 @@ fn operators_settings_stay_where_they_will_do() {
     for (key, value) in chosen {
         set(rig.broker().address(), Of::Group, &rig.group(), key, value);
     }
-    let found = prepare(&cluster(&rig), &common(&rig)).expect("they will do");
+    let found = prepare(&cluster(&rig), &common(&rig)).expect("usable");
     assert_eq!((found.lock, found.delivery_limit, found.record_locks), (Duration::from_secs(30), 8, 1000));
     let group = configs(rig.broker().address(), Of::Group, &rig.group());
     for (key, value) in chosen {
         assert_eq!(group[key], value, "{key}");
     }
-    assert_eq!(group["share.auto.offset.reset"], "earliest", "nothing else will do");
+    assert_eq!(group["share.auto.offset.reset"], "earliest", "the only usable value is set");
 }
 
 #[test]
-fn without_right_to_alter_the_group_is_judged_as_it_is() {
+fn without_the_right_to_alter_the_group_its_settings_must_be_usable() {
     let rig = Rig::with_rights("queue-rights");
     let broker = rig.broker();
     broker.deny(Operation::AlterConfigs, Resource::Group(&rig.group()));
-    let error = prepare(&cluster(&rig), &common(&rig)).expect_err("it would begin after the newest task");
+    let error = prepare(&cluster(&rig), &common(&rig)).expect_err("the group would skip earlier tasks");
     for words in [rig.group().as_str(), "share.auto.offset.reset", "earliest", "GROUP_AUTHORIZATION_FAILED"] {
         assert!(error.contains(words), "{words}: {error}");
     }
@@ -201,7 +199,7 @@ fn without_right_to_alter_the_group_is_judged_as_it_is() {
         set(broker.address(), Of::Group, &other.group(), key, value);
     }
     broker.deny(Operation::AlterConfigs, Resource::Group(&other.group()));
-    let found = prepare(&cluster(&other), &common(&other)).expect("what is needed is set");
+    let found = prepare(&cluster(&other), &common(&other)).expect("the settings are usable");
     assert_eq!(found.lock, Duration::from_secs(30), "Kafka's default");
 }
 
@@ -225,7 +223,7 @@ fn missing_right_is_named_with_its_topic_or_group() {
 }
 
 #[test]
-fn program_that_could_start_and_do_nothing_names_every_missing_right() {
+fn programs_refuse_to_start_without_a_right_that_they_need() {
     let rig = Rig::with_rights("queue-nothing");
     let own = common(&rig);
     let (dead, starts) = (own.dead_topic(), own.starts_topic());
@@ -243,7 +241,7 @@ fn program_that_could_start_and_do_nothing_names_every_missing_right() {
         let topic =
             topic.replace(&own.tasks_topic, &other.tasks_topic).replace(&own.results_topic, &other.results_topic);
         let cluster = cluster(&rig);
-        prepare(&cluster, &other).expect("every right is there");
+        prepare(&cluster, &other).expect("all rights");
         rig.broker().deny(operation, Resource::Topic(&topic));
         for (limit, needed) in [(Some(STARTS), worker), (None, gateway)] {
             let refused = queue::prepare(&cluster, &other, limit).err().map(|error| error.to_string());
@@ -269,11 +267,11 @@ fn gateway_needs_no_right_to_the_side_topics() {
 }
 
 #[test]
-fn topic_of_kafkas_own_is_refused() {
+fn internal_topic_of_kafka_is_refused() {
     let rig = Rig::shared("queue-internal");
     let cluster = cluster(&rig);
     let own = Common { tasks_topic: "__consumer_offsets".to_owned(), ..common(&rig) };
-    // It exists once a group was looked for.
+    // Kafka creates the topic when a group is first looked up.
     prepare(&cluster, &common(&rig)).expect("usable");
     let _ = admin::share_group_offsets(&cluster, &rig.group(), &rig.tasks());
     if has_topic(rig.broker().address(), "__consumer_offsets") {
@@ -282,25 +280,25 @@ fn topic_of_kafkas_own_is_refused() {
     }
 }
 
-/// Two nodes, `tasks` with a partition on each, no topic with a second replica; and the node without `results`.
+/// Two nodes, `tasks` with a partition on each, no topic with a second replica. Returns the node without `results` too.
 fn with_two_nodes(name: &str) -> (Rig, i32) {
     let rig = Rig::with_faults(name, 2);
     let cluster = cluster(&rig);
     create(&cluster, &rig.results(), 1, &[]);
     create(&cluster, &rig.tasks(), 2, &[]);
     let broker = rig.broker().faulty();
-    let results = broker.leader(&rig.results(), 0).expect("led");
+    let results = broker.leader(&rig.results(), 0).expect("a leader");
     broker.move_coordinator(&rig.group(), results);
     (rig, 3 - results)
 }
 
-/// A client that knows the other node only, once the partition of the node that is down has no leader.
+/// Stops this node; returns a client that knows only the other node, and that node's address.
 fn cluster_without(rig: &Rig, down: i32) -> (Cluster, String) {
     let broker = rig.broker().faulty();
     broker.node(down).stop();
     let alive = broker.addresses()[usize::try_from(2 - down).expect("1 or 2")].to_string();
     let cluster = Cluster::new(ClientOptions::new(vec![alive.parse().expect("an address")], "test"));
-    eventually(SOON, "its partition has no leader", || {
+    eventually(SOON, "a partition has no leader", || {
         cluster.refresh(&[&rig.tasks()]).is_ok()
             && cluster.topic(&rig.tasks()).is_ok_and(|topic| topic.partitions.iter().any(|it| it.leader < 0))
     });
@@ -308,7 +306,7 @@ fn cluster_without(rig: &Rig, down: i32) -> (Cluster, String) {
 }
 
 #[test]
-fn programs_are_prepared_while_a_partition_has_no_leader() {
+fn the_gateway_starts_while_a_partition_has_no_leader() {
     let (rig, down) = with_two_nodes("queue-offline");
     let (cluster, alive) = cluster_without(&rig, down);
     let since = Instant::now();
@@ -321,10 +319,11 @@ fn programs_are_prepared_while_a_partition_has_no_leader() {
 }
 
 #[test]
-fn partition_without_leader_holds_up_no_reader_and_is_read_once_it_has_one() {
+fn partition_without_leader_delays_no_reader_and_is_read_when_it_has_one() {
     let (rig, down) = with_two_nodes("queue-reader");
     let broker = rig.broker().faulty();
-    let offline = (0..2).find(|index| broker.leader(&rig.tasks(), *index) == Some(down)).expect("one of them");
+    let offline =
+        (0..2).find(|index| broker.leader(&rig.tasks(), *index) == Some(down)).expect("a partition of this node");
     let keys: Vec<String> = (0..20).map(|number| format!("key-{number}")).collect();
     let records = keys.iter().map(|key| record(&rig.tasks(), key, "value")).collect();
     let written = deliver(&cluster(&rig), records);
@@ -337,24 +336,24 @@ fn partition_without_leader_holds_up_no_reader_and_is_read_once_it_has_one() {
         assert_eq!(late.poll().map(|records| records.len()).ok(), Some(0), "no record and no error");
     }
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
-    let ends = late.end_offsets().expect("of the other");
+    let ends = late.end_offsets().expect("the other partition's end");
     assert_eq!(ends.keys().copied().collect::<Vec<_>>(), [1 - offline]);
-    broker.node(down).revive().expect("it comes back on its port");
+    broker.node(down).revive().expect("the node starts again on its port");
     assert!(read(&mut late, offline_count).iter().all(|record| record.partition == offline));
 }
 
 #[test]
-fn gateway_reads_added_partitions_of_tasks_within_two_seconds() {
+fn gateway_reads_added_partitions_of_tasks_within_four_seconds() {
     let rig = Rig::shared("queue-grown");
     let gateway = rig.start_gateway();
     let address = rig.broker().address();
     grow_topic(address, &rig.tasks(), 3);
     let grown = Instant::now();
     let cluster = cluster(&rig);
-    eventually(SOON, "the brokers know", || {
+    eventually(SOON, "the brokers know the new partitions", || {
         cluster.refresh(&[&rig.tasks()]).is_ok() && cluster.leader(&rig.tasks(), 2).is_ok()
     });
-    // Another program writes: this gateway knows of the tasks only what it reads.
+    // Another program writes the tasks, so the gateway knows only those that it reads.
     let ids: Vec<String> = (0..12).map(|number| format!("3f2c8a10-0000-4000-8000-{number:012}")).collect();
     let task =
         |id: &String| record(&rig.tasks(), id, &json!({"task_id": id, "text": "x", "timestamp": 1.0}).to_string());
@@ -367,7 +366,7 @@ fn gateway_reads_added_partitions_of_tasks_within_two_seconds() {
 }
 
 #[test]
-fn reader_of_a_topic_that_was_created_again_begins_with_its_first_record() {
+fn reader_starts_at_the_first_record_of_a_recreated_topic() {
     let rig = Rig::shared("queue-again");
     let (cluster, topic) = (cluster(&rig), rig.tasks());
     let write = |texts: &[&str]| {
@@ -379,39 +378,41 @@ fn reader_of_a_topic_that_was_created_again_begins_with_its_first_record() {
     let mut reader = reader(&cluster, &topic, StartAt::Earliest);
     assert_eq!(read(&mut reader, 3).len(), 3);
     delete_topic(rig.broker().address(), &topic);
-    eventually(SOON, "it is gone", || !has_topic(rig.broker().address(), &topic));
-    // Longer than the former log: no offset is out of range.
+    eventually(SOON, "the topic is deleted", || !has_topic(rig.broker().address(), &topic));
+    // More records than before, so that the reader's offset is not out of range.
     write(&["d", "e", "f", "g", "h"]);
     let values = read(&mut reader, 5).into_iter().filter_map(|record| record.value).collect::<Vec<_>>();
     assert_eq!(values, ["d", "e", "f", "g", "h"]);
     assert_eq!(reader.gaps(), 1);
 }
 
-/// A gateway makes the topic for workers whose limits it does not know.
+/// The gateway creates the topic without knowing the worker's TASK_TIMEOUT; a worker extends the retention.
 #[test]
-fn starts_are_kept_for_as_long_as_the_worker_may_need_them() {
+fn retention_of_start_records_covers_the_worker_with_the_longest_tasks() {
     let rig = Rig::shared("queue-starts");
     let _gateway = rig.start_gateway();
     let retention = || configs(rig.broker().address(), Of::Topic, &common(&rig).starts_topic())["retention.ms"].clone();
     assert_eq!(retention(), "3600000");
     let worker = started(&rig.worker("w").env("TASK_TIMEOUT", "1h"));
-    eventually(SOON, "the broker follows the controller", || retention() == (6 * 3_600_000).to_string());
+    eventually(SOON, "the broker has the new setting", || retention() == (6 * 3_600_000).to_string());
     assert_eq!(worker.lines_with("retention.ms").len(), 1, "{:?}", worker.lines_with("retention.ms"));
     let other = started(&rig.worker("other"));
     assert_eq!(retention(), (6 * 3_600_000).to_string());
-    assert_eq!(other.lines_with("retention.ms").len(), 0, "what is kept longer stays");
+    assert_eq!(other.lines_with("retention.ms").len(), 0, "the longer retention stays");
 }
 
 #[test]
-fn side_topics_that_vanish_are_made_again() {
+fn deleted_side_topics_are_created_again() {
     let rig = Rig::shared("queue-vanished");
     let (cluster, common) = (cluster(&rig), common(&rig));
     prepare(&cluster, &common).expect("usable");
     queue::restore_side_topics(&cluster, &common, STARTS).expect("nothing to do");
     for topic in [common.dead_topic(), common.starts_topic()] {
         delete_topic(rig.broker().address(), &topic);
-        eventually(SOON, "it is gone", || !has_topic(rig.broker().address(), &topic));
-        eventually(SOON, "it is made again", || queue::restore_side_topics(&cluster, &common, STARTS).is_ok());
+        eventually(SOON, "the topic is deleted", || !has_topic(rig.broker().address(), &topic));
+        eventually(SOON, "the topic is created again", || {
+            queue::restore_side_topics(&cluster, &common, STARTS).is_ok()
+        });
         let made = configs(rig.broker().address(), Of::Topic, &topic);
         assert_eq!(made["message.timestamp.type"], "LogAppendTime", "{topic}");
     }

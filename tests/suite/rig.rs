@@ -1,4 +1,4 @@
-//! The rig itself: a test that cannot fail shows nothing, so what the others lean on is tried here.
+//! Tests of the rig itself, on which the other tests rely.
 
 use std::{
     panic::catch_unwind,
@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 #[test]
-fn the_auditor_reads_what_stands_on_a_topic() {
+fn the_audit_reads_all_records_of_a_topic() {
     let rig = Rig::shared("rig-audit");
     let broker = rig.broker();
     assert!(audit::read(broker.address(), &rig.tasks()).is_empty());
@@ -35,7 +35,10 @@ fn a_broker_can_be_frozen_killed_and_started_again() {
     admin::create_topic(broker.address(), &rig.tasks(), 1, &[]);
     audit::produce(broker.address(), &rig.tasks(), &[(Some(b"a"), Some(b"1"))]);
     broker.freeze();
-    assert!(std::net::TcpStream::connect(broker.address()).is_ok(), "a frozen broker's kernel still takes connections");
+    assert!(
+        std::net::TcpStream::connect(broker.address()).is_ok(),
+        "the kernel does not accept connections for a frozen broker"
+    );
     broker.thaw();
     broker.kill();
     assert!(std::net::TcpStream::connect(broker.address()).is_err());
@@ -47,8 +50,9 @@ fn a_broker_can_be_frozen_killed_and_started_again() {
 }
 
 #[test]
-fn a_program_is_seen_from_outside() {
-    let script = "trap 'echo bye; echo {\\\"exit_code\\\":7}; exit 7' TERM; echo up; echo fault >&2; while :; do sleep 0.01; done";
+fn the_rig_reads_output_exit_code_and_receipt_of_a_program() {
+    let script = "trap 'echo bye; echo {\\\"exit_code\\\":7}; exit 7' TERM; echo up; echo fault >&2; \
+                  while :; do sleep 0.01; done";
     let mut program = Launch::new("a shell", "bash").arg("-c").arg(script).start();
     assert_eq!(program.wait_for_line("up", Duration::from_secs(5)).stream, Stream::Stdout);
     eventually(Duration::from_secs(5), "standard error is read", || program.stderr() == "fault\n");

@@ -1,7 +1,6 @@
-//! Faults by chance, from seeds that are printed: whatever the broker does, nothing that was accepted is lost, and what ran twice has a
-//! fault that explains it.
+//! Schedules of random faults: no accepted task is lost, and a task runs twice only after a fault that explains it.
 //!
-//! `FAULT_SCHEDULES=200` runs as many schedules, `FAULT_SEED=n` one of them again.
+//! Each test prints its seeds. `FAULT_SCHEDULES=200` runs this many schedules, `FAULT_SEED=n` repeats one.
 
 use std::time::Duration;
 
@@ -15,14 +14,14 @@ use crate::support::{
     program::Program,
 };
 
-/// Schedules of an ordinary run.
+/// Number of schedules by default.
 const SCHEDULES: u64 = 8;
-/// Schedules at once.
+/// Schedules that run in parallel.
 const LANES: u64 = 4;
-/// How long a gateway lets a caller wait.
+/// `ANSWER_TIMEOUT` of the gateway.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One fault as it was drawn.
+/// A random fault.
 #[derive(Clone, Debug)]
 struct Drawn {
     action: Action,
@@ -58,7 +57,7 @@ impl Drawn {
             _ => refusal(random, kind),
         };
         let (after, every) = (random.u32(..40), random.u32(1..30));
-        // What stops the whole broker does so twice at most: the fleet shall come to work in between.
+        // A fault that stops the whole broker takes effect at most twice, so that the fleet can work in between.
         let rare = matches!(action, Action::Freeze(_) | Action::Restart(_));
         let times = random.u32(1..if rare { 3 } else { 6 });
         Drawn { action, kind, after, every, times }
@@ -68,7 +67,7 @@ impl Drawn {
         Fault::new(self.action).at(self.kind).after(self.after).every(self.every, self.times)
     }
 
-    /// Whether a task may run again for it: the lock that its worker held is gone, or what it said of it was not heard.
+    /// True if a task may run again after this fault: its lock was lost, or its acknowledgement was.
     fn explains_a_second_run(&self) -> bool {
         match self.action {
             Action::Restart(_)
@@ -80,7 +79,7 @@ impl Drawn {
             Action::CutBefore | Action::CutAfter | Action::Refuse(_) | Action::Misreport(_) | Action::AnswerTwice => {
                 matches!(self.kind, Kind::ShareFetch | Kind::ShareAcknowledge)
             }
-            // Locks last 15 s: no delay and no freeze here is as long.
+            // Every delay and freeze here is shorter than a lock (15 s).
             Action::Delay(_)
             | Action::Late(_)
             | Action::Freeze(_)
@@ -92,7 +91,7 @@ impl Drawn {
     }
 }
 
-/// A code that a real broker gives to this kind of request.
+/// A fault with an error code that Apache Kafka can return to this kind of request.
 fn refusal(random: &mut fastrand::Rng, kind: Kind) -> Action {
     let (misreports, at_acknowledgements) = (random.bool(), random.u8(..3) == 0);
     let codes: &[i16] = match kind {
@@ -113,17 +112,17 @@ fn refusal(random: &mut fastrand::Rng, kind: Kind) -> Action {
     }
 }
 
-/// Runs a fleet through one schedule, and audits. What is wrong is told with the schedule.
+/// Runs a fleet through one schedule and audits it. Each failure names the schedule.
 fn run(seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let drawn: Vec<Drawn> = (0..random.usize(2..6)).map(|_| Drawn::new(&mut random)).collect();
     let rig = Rig::with_faults(&format!("schedule-{seed}"), 1 + random.usize(..2));
     let broker = rig.broker().faulty();
-    // A task may be delivered into broken connections until the broker drops it at its limit: the gateway finds it again.
+    // The broker drops a task whose deliveries to broken connections reach its limit; the gateway produces it again.
     let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "5s").env("MISSING_AFTER", "4s"));
     let start = |id: &str| {
         let worker = rig.worker(id).start();
-        // Its notification may find no Kafka.
+        // Not the worker_started notification, which Kafka may not take during a fault.
         worker.wait_for_line("🚀 Worker", START);
         worker
     };
@@ -133,23 +132,26 @@ fn run(seed: u64) {
     let addresses = vec![gateway.address.clone()];
     let work = Duration::from_millis(random.u64(..25));
     let load = Load::start(Plan { addresses, per_second: 40, work: Some(work) });
-    // A graceful restart in the midst of it.
-    eventually(Duration::from_secs(20), "answers come", || load.answered() > 30);
+    // A graceful restart under load.
+    eventually(Duration::from_secs(20), "callers get results", || load.answered() > 30);
     workers[0].signal(Signal::SIGTERM);
     let exit = workers[0].wait(Duration::from_secs(20));
     workers[0] = start("w0");
     let before = load.answered();
-    eventually(Duration::from_secs(20), "answers go on", || load.answered() > before + 40);
+    eventually(Duration::from_secs(20), "callers still get results", || load.answered() > before + 40);
     broker.heal();
     let shots = load.finish();
     let course = || {
-        let bitten: Vec<String> =
-            drawn.iter().zip(&bites).map(|(drawn, bites)| format!("{drawn:?} bit {} times", bites.count())).collect();
-        format!("seed {seed}, first stop {exit:?}:\n{}", bitten.join("\n"))
+        let effects: Vec<String> = drawn
+            .iter()
+            .zip(&bites)
+            .map(|(drawn, bites)| format!("{drawn:?} took effect {} times", bites.count()))
+            .collect();
+        format!("seed {seed}, first stop {exit:?}:\n{}", effects.join("\n"))
     };
 
     for shot in &shots {
-        // 504 and 503 with an id: not answered in time, or of unknown outcome; their tasks are looked for below.
+        // 504: no result in time; 503 with an id: unknown outcome. The tasks are checked below.
         let expected = matches!(shot.outcome, Ok(200 | 503 | 504)) && shot.fault.is_none();
         assert!(expected, "{shot:?}\n{}", course());
     }
@@ -157,13 +159,13 @@ fn run(seed: u64) {
     for id in accepted.filter_map(|shot| shot.task_id.as_ref()) {
         gateway.wait_for_result(id, ANSWER_TIMEOUT + Duration::from_secs(20));
     }
-    eventually(Duration::from_secs(30), &format!("nothing on the topic is lost\n{}", course()), || {
+    eventually(Duration::from_secs(30), &format!("every task on the topic has a result\n{}", course()), || {
         rig.audit().lost().is_empty()
     });
     let explained = drawn.iter().zip(&bites).any(|(drawn, bites)| bites.count() > 0 && drawn.explains_a_second_run());
     let audit = rig.audit();
     assert!(explained || audit.ran_again().is_empty(), "{:?}\n{}", audit.ran_again(), course());
-    // P7: kept under any fault of the broker, since every freeze here ends in time.
+    // P7 holds under each of these faults, because every freeze ends in time.
     assert_eq!(exit.code, Some(0), "{}", course());
     for mut worker in workers {
         assert!(worker.is_running(), "{} has died\n{}", worker.name(), course());
@@ -190,21 +192,21 @@ fn schedules(lane: u64) {
 }
 
 #[test]
-fn schedules_of_faults_by_chance_lose_nothing_1() {
+fn random_fault_schedules_lose_no_task_1() {
     schedules(0);
 }
 
 #[test]
-fn schedules_of_faults_by_chance_lose_nothing_2() {
+fn random_fault_schedules_lose_no_task_2() {
     schedules(1);
 }
 
 #[test]
-fn schedules_of_faults_by_chance_lose_nothing_3() {
+fn random_fault_schedules_lose_no_task_3() {
     schedules(2);
 }
 
 #[test]
-fn schedules_of_faults_by_chance_lose_nothing_4() {
+fn random_fault_schedules_lose_no_task_4() {
     schedules(3);
 }

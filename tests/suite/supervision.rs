@@ -1,4 +1,5 @@
-//! What service managers and health checks are told: sd_notify(3) on a socket of the test's own, `--healthcheck`, the health file.
+//! Messages to service managers and health checks: sd_notify(3) on the test's own socket, `--healthcheck`, the health
+//! file.
 
 use crate::support::{
     Rig, SOON, START, eventually,
@@ -15,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A service manager's end of the protocol: every message with the time of its coming.
+/// A service manager that records each message with its time of arrival.
 struct Manager {
     path: PathBuf,
     said: Arc<Mutex<Vec<(Instant, String)>>>,
@@ -25,7 +26,7 @@ struct Manager {
 impl Manager {
     fn new(name: &str) -> Manager {
         let path = std::env::temp_dir().join(format!("lastcall-notify-{}-{name}", std::process::id()));
-        let socket = UnixDatagram::bind(&path).expect("a socket of our own");
+        let socket = UnixDatagram::bind(&path).expect("a socket");
         let said = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&said);
         let reader = std::thread::spawn(move || {
@@ -46,14 +47,14 @@ impl Manager {
         launch.env("NOTIFY_SOCKET", self.path.display())
     }
 
-    /// The first line that begins so: when it came, and all of it.
+    /// The first line that starts with `begin`, and when it came.
     fn first(&self, begin: &str) -> Option<(Instant, String)> {
         self.said.lock().iter().find(|(_, line)| line.starts_with(begin)).cloned()
     }
 
     fn wait_for(&self, begin: &str, limit: Duration) -> (Instant, String) {
         eventually(limit, begin, || self.first(begin).is_some());
-        self.first(begin).expect("it came")
+        self.first(begin).expect("the line came")
     }
 
     fn count(&self, line: &str, since: Instant) -> usize {
@@ -67,13 +68,13 @@ impl Drop for Manager {
         if end.send_to(b"END", &self.path).is_ok()
             && let Some(reader) = self.reader.take()
         {
-            reader.join().expect("the reader reads on");
+            reader.join().expect("the reader does not panic");
         }
-        std::fs::remove_file(&self.path).expect("ours");
+        std::fs::remove_file(&self.path).expect("the socket is removed");
     }
 }
 
-/// Runs `launch --healthcheck`: the exit code and the line.
+/// Runs `launch --healthcheck`; returns the exit code and the output.
 fn health(launch: &Launch) -> (Option<i32>, String) {
     let mut check = launch.clone().arg("--healthcheck").start();
     let exit = check.wait(SOON);
@@ -81,13 +82,13 @@ fn health(launch: &Launch) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_worker_is_ready_when_it_can_take_tasks_and_then_beats() {
+fn a_worker_sends_ready_when_it_takes_tasks_and_watchdog_messages_afterwards() {
     let rig = Rig::shared("ready");
     let manager = Manager::new("ready");
     let mut worker = manager.supervise(rig.worker("supervised")).start();
     let (ready, _) = manager.wait_for("READY=1", START);
     worker.wait_for_line("📡 Worker supervised sent worker_started notification", START);
-    eventually(SOON, "three beats of the watchdog", || manager.count("WATCHDOG=1", ready) >= 3);
+    eventually(SOON, "three watchdog messages", || manager.count("WATCHDOG=1", ready) >= 3);
     assert!(manager.first("STATUS=takes tasks").is_some());
     worker.signal(Signal::SIGTERM);
     assert_eq!(worker.wait(SOON).code, Some(0));
@@ -97,13 +98,15 @@ fn a_worker_is_ready_when_it_can_take_tasks_and_then_beats() {
 }
 
 #[test]
-fn a_worker_without_kafka_asks_for_more_time_and_is_not_ready() {
+fn a_worker_without_kafka_extends_its_start_timeout_and_is_not_ready() {
     let rig = Rig::shared("no-kafka");
     let manager = Manager::new("no-kafka");
     let port = reserved_port();
     let mut worker = manager.supervise(rig.worker("waiting")).env("KAFKA_BOOTSTRAP_SERVERS", port.address()).start();
     let (first, _) = manager.wait_for("EXTEND_TIMEOUT_USEC=10000000", START);
-    eventually(SOON, "it asks again and again", || manager.count("EXTEND_TIMEOUT_USEC=10000000", first) >= 3);
+    eventually(SOON, "the worker extends the timeout three times", || {
+        manager.count("EXTEND_TIMEOUT_USEC=10000000", first) >= 3
+    });
     assert!(manager.first("STATUS=waiting for Kafka").is_some());
     assert!(manager.first("READY=1").is_none());
     worker.signal(Signal::SIGTERM);
@@ -111,14 +114,14 @@ fn a_worker_without_kafka_asks_for_more_time_and_is_not_ready() {
 }
 
 #[test]
-fn a_draining_worker_says_what_it_waits_for_and_asks_for_the_time_it_needs() {
+fn a_draining_worker_reports_its_task_and_extends_its_stop_timeout() {
     let rig = Rig::shared("draining");
     let gateway = rig.start_gateway();
     let manager = Manager::new("draining");
     let mut worker = manager.supervise(rig.worker("draining")).start();
     manager.wait_for("READY=1", START);
     let task = gateway.submit("long", Duration::from_secs(8));
-    eventually(SOON, "it works on it", || manager.first(&format!("STATUS=works on task {task}")).is_some());
+    eventually(SOON, "the worker runs the task", || manager.first(&format!("STATUS=works on task {task}")).is_some());
     let signalled = worker.signal(Signal::SIGTERM);
     let (_, status) = manager.wait_for(&format!("STATUS=draining task {task}, "), SOON);
     let left: u64 = status
@@ -130,41 +133,41 @@ fn a_draining_worker_says_what_it_waits_for_and_asks_for_the_time_it_needs() {
     assert!((25..=30).contains(&left), "{status}");
     assert_eq!(worker.wait(2 * SOON).code, Some(0));
     assert!(manager.count("STOPPING=1", signalled) == 1);
-    // Three belong to the steps of the stop; the others come each second.
-    assert!(manager.count("EXTEND_TIMEOUT_USEC=10000000", signalled) >= 5, "each second");
-    assert!(manager.count("WATCHDOG=1", signalled) >= 5, "draining is no hang");
+    // Three belong to the steps of the stop; the others come once per second.
+    assert!(manager.count("EXTEND_TIMEOUT_USEC=10000000", signalled) >= 5, "too few extensions");
+    assert!(manager.count("WATCHDOG=1", signalled) >= 5, "too few watchdog messages");
 }
 
 #[test]
-fn a_worker_whose_handler_runs_past_its_time_is_not_live_any_more() {
+fn a_worker_whose_task_exceeds_task_timeout_is_not_live() {
     let rig = Rig::shared("overdue");
     let gateway = rig.start_gateway();
     let manager = Manager::new("overdue");
-    // Its handler does not listen when it is told to end.
+    // The handler ignores its abandonment.
     let launch = manager.supervise(rig.obedient_worker("stuck")).env("TASK_TIMEOUT", "500ms");
     let mut worker = launch.start();
     manager.wait_for("READY=1", START);
     gateway.submit("sleep 60000", Duration::ZERO);
     worker.wait_for_line("Worker stuck is not live", SOON);
-    // A beat may have been on its way: from the next round on there is none.
+    // A watchdog message may still come; after three seconds none may come.
     let silent = Instant::now() + Duration::from_secs(3);
-    eventually(SOON, "three rounds have passed", || Instant::now() > silent + Duration::from_secs(3));
+    eventually(SOON, "six seconds have passed", || Instant::now() > silent + Duration::from_secs(3));
     assert_eq!(manager.count("WATCHDOG=1", silent), 0);
     worker.kill();
 }
 
 #[test]
-fn a_gateway_is_ready_when_it_can_serve_and_says_that_it_stops() {
+fn a_gateway_sends_ready_when_it_serves_and_stopping_when_it_stops() {
     let rig = Rig::shared("gateway-ready");
     let manager = Manager::new("gateway");
     let port = reserved_port();
     let address = port.address();
     let launch = manager.supervise(rig.gateway_at(address));
-    assert_eq!(health(&launch).0, Some(1), "nobody listens yet");
+    assert_eq!(health(&launch).0, Some(1), "healthy before the start");
     let mut gateway = launch.start();
     let (ready, _) = manager.wait_for("READY=1", START);
     assert_eq!(health(&launch), (Some(0), format!("ready: {address}")));
-    eventually(SOON, "two beats of the watchdog", || manager.count("WATCHDOG=1", ready) >= 2);
+    eventually(SOON, "two watchdog messages", || manager.count("WATCHDOG=1", ready) >= 2);
     gateway.signal(Signal::SIGTERM);
     assert_eq!(gateway.wait(SOON).code, Some(0));
     manager.wait_for("STOPPING=1", SOON);
@@ -172,7 +175,7 @@ fn a_gateway_is_ready_when_it_can_serve_and_says_that_it_stops() {
 }
 
 #[test]
-fn a_gateway_without_kafka_is_not_ready_and_its_health_check_says_so() {
+fn a_gateway_without_kafka_is_not_ready_and_fails_its_health_check() {
     let rig = Rig::shared("gateway-no-kafka");
     let manager = Manager::new("gateway-no-kafka");
     let (port, nowhere) = (reserved_port(), reserved_port());
@@ -180,31 +183,31 @@ fn a_gateway_without_kafka_is_not_ready_and_its_health_check_says_so() {
     let launch = manager.supervise(rig.gateway_at(address)).env("KAFKA_BOOTSTRAP_SERVERS", nowhere.address());
     let _gateway = launch.start();
     manager.wait_for("EXTEND_TIMEOUT_USEC=10000000", START);
-    eventually(SOON, "it listens", || health(&launch).1.contains("answers 503"));
+    eventually(SOON, "the gateway listens", || health(&launch).1.contains("answers 503"));
     assert_eq!(health(&launch), (Some(1), format!("not ready: GET /readyz at {address} answers 503")));
     assert!(manager.first("READY=1").is_none());
 }
 
 #[test]
-fn the_health_check_of_a_worker_follows_its_file() {
+fn the_health_check_of_a_worker_reads_its_health_file() {
     let rig = Rig::shared("health-file");
     let file = std::env::temp_dir().join(format!("lastcall-health-{}", std::process::id()));
     let launch = rig.worker("healthy").env("HEALTH_FILE", file.display());
-    assert_eq!(health(&launch).0, Some(1), "nobody runs yet");
+    assert_eq!(health(&launch).0, Some(1), "healthy before the start");
     let mut worker = launch.start();
-    eventually(START, "it is live", || health(&launch).1.starts_with("live: running, refreshed "));
-    // A frozen process does not refresh its file: ten seconds later it counts as not live.
+    eventually(START, "the worker is live", || health(&launch).1.starts_with("live: running, refreshed "));
+    // A frozen worker does not refresh its file: ten seconds later it counts as not live.
     worker.signal(Signal::SIGSTOP);
-    eventually(Duration::from_secs(20), "it is not live", || health(&launch).0 == Some(1));
+    eventually(Duration::from_secs(20), "the worker is not live", || health(&launch).0 == Some(1));
     worker.signal(Signal::SIGCONT);
-    eventually(SOON, "it is live again", || health(&launch).0 == Some(0));
+    eventually(SOON, "the worker is live again", || health(&launch).0 == Some(0));
     worker.signal(Signal::SIGTERM);
     assert_eq!(worker.wait(SOON).code, Some(0));
-    assert!(!file.exists(), "nothing is left behind");
+    assert!(!file.exists(), "the worker left its file");
 }
 
 #[test]
-fn a_health_check_needs_the_file_and_a_worker_a_file_that_can_be_written() {
+fn health_check_without_health_file_and_worker_with_an_unwritable_one_exit_2() {
     let rig = Rig::shared("health-faults");
     let (code, line) = health(&rig.worker("unset"));
     assert_eq!(code, Some(2));
@@ -212,5 +215,5 @@ fn a_health_check_needs_the_file_and_a_worker_a_file_that_can_be_written() {
     let mut worker: Program = rig.worker("wrong").env("HEALTH_FILE", "/nowhere/health").start();
     assert_eq!(worker.wait(SOON).code, Some(2));
     let fault = "HEALTH_FILE: value \"/nowhere/health\" cannot be written";
-    assert!(worker.stderr().starts_with(fault), "like every fault of the configuration: {:?}", worker.lines());
+    assert!(worker.stderr().starts_with(fault), "not reported like an invalid option: {:?}", worker.lines());
 }

@@ -1,5 +1,4 @@
-//! Tasks of a producer with transactions: worker and gateway go on past markers and aborted records on the topic
-//! `tasks`.
+//! Tasks of a transactional producer: worker and gateway skip markers and aborted records on the topic `tasks`.
 
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ fn tasks(prefix: &str) -> Vec<(String, String)> {
     (0..3).map(task).collect()
 }
 
-/// Sends the tasks in a transaction, and ends it.
+/// Sends three tasks in a transaction and commits or aborts it.
 fn transaction(rig: &Rig, producer: &mut Transactions, prefix: &str, committed: bool) {
     let topic = rig.tasks();
     assert_eq!(producer.add(&[(&topic, 0)]), [0]);
@@ -27,7 +26,7 @@ fn transaction(rig: &Rig, producer: &mut Transactions, prefix: &str, committed: 
     assert_eq!(producer.end(committed), 0);
 }
 
-/// Aborted and committed tasks, an empty transaction, and a marker as the last thing on the topic.
+/// Produces aborted and committed tasks and an empty transaction; the last record on the topic is a marker.
 fn mix(rig: &Rig, gateway: &Gateway) {
     let mut producer = Transactions::new(rig.broker().address(), &rig.group());
     transaction(rig, &mut producer, "aborted", false);
@@ -37,7 +36,7 @@ fn mix(rig: &Rig, gateway: &Gateway) {
     transaction(rig, &mut producer, "aborted-last", false);
 }
 
-/// Waits until the group has finished the whole topic, then stops the worker, which waits for nothing.
+/// Waits until the group has no lag, then stops the worker within a second.
 fn assert_at_the_end(rig: &Rig, mut worker: Program) {
     let address = rig.broker().address().parse().expect("host:port");
     let cluster = Cluster::new(ClientOptions::new(vec![address], "lag"));
@@ -45,7 +44,7 @@ fn assert_at_the_end(rig: &Rig, mut worker: Program) {
     eventually(SOON, "the last marker is written", || {
         admin::end_offset(rig.broker().address(), &rig.tasks(), 0) == Ok(3 * 3 + 4 + 1)
     });
-    eventually(SOON, "the group has nothing left", || {
+    eventually(SOON, "the group has no lag", || {
         let lags = client_admin::share_group_lags(&cluster, &rig.group(), &rig.tasks()).expect("the broker tells");
         lags.values().copied().collect::<Vec<_>>() == [0]
     });
@@ -56,13 +55,13 @@ fn assert_at_the_end(rig: &Rig, mut worker: Program) {
 }
 
 #[test]
-fn aborted_tasks_run_where_an_operator_has_chosen_so() {
+fn aborted_tasks_run_in_a_read_uncommitted_group() {
     let rig = Rig::quiet("transactions-all");
     admin::set(rig.broker().address(), admin::Of::Group, &rig.group(), "share.isolation.level", "read_uncommitted");
     let gateway = rig.start_gateway();
     let worker = rig.start_worker("all_1");
     mix(&rig, &gateway);
-    // With read_uncommitted Kafka hands out aborted records: their tasks run.
+    // With read_uncommitted Kafka delivers aborted records.
     for (id, _) in ["committed", "aborted", "aborted-last"].iter().flat_map(|prefix| tasks(prefix)) {
         gateway.wait_for_result(&id, SOON);
     }
@@ -72,7 +71,7 @@ fn aborted_tasks_run_where_an_operator_has_chosen_so() {
 }
 
 #[test]
-fn worker_and_gateway_go_on_past_markers_and_know_no_aborted_tasks() {
+fn worker_and_gateway_skip_markers_and_aborted_tasks() {
     let rig = Rig::quiet("transactions-committed");
     let gateway = rig.start_gateway();
     let worker = rig.start_worker("committed_1");
@@ -80,7 +79,7 @@ fn worker_and_gateway_go_on_past_markers_and_know_no_aborted_tasks() {
     for (id, _) in tasks("committed") {
         gateway.wait_for_result(&id, SOON);
     }
-    // A task that the gateway takes for pending would be produced again a minute later, and then run.
+    // The gateway would produce a task again that is pending for a minute, and then it would run.
     for (id, _) in ["aborted", "aborted-last"].iter().flat_map(|prefix| tasks(prefix)) {
         assert_eq!(gateway.get(&format!("/tasks/{id}")).status, 404, "{id}");
     }

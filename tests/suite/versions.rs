@@ -1,4 +1,4 @@
-//! The programs on older versions of Kafka. Against a real Kafka, `scripts/kafka` downloads these versions.
+//! The programs on older versions of Kafka. With `KAFKA=apache`, `scripts/kafka` downloads these versions.
 
 use nix::sys::signal::Signal;
 
@@ -9,7 +9,7 @@ fn fleet_works_on_kafka_4_3() {
     fleet_works("version-4-3", &["--version", "4.3.1"]);
 }
 
-/// Groups of Kafka 4.2 have no delivery limit of their own: that of the brokers counts.
+/// Groups of Kafka 4.2 have no delivery limit of their own; the brokers' limit counts.
 #[test]
 fn fleet_works_on_kafka_4_2_with_a_delivery_limit_of_10() {
     fleet_works("version-4-2", &["--version", "4.2.0", "--set", "group.share.delivery.count.limit=10"]);
@@ -30,7 +30,7 @@ fn fleet_works(name: &str, arguments: &[&str]) {
 }
 
 #[test]
-fn worker_ends_on_kafka_4_2_with_the_default_delivery_limit_and_names_the_setting_of_the_brokers() {
+fn worker_refuses_kafka_4_2_with_the_default_delivery_limit_and_names_the_brokers_setting() {
     let rig = Rig::with_own_broker("version-4-2-default", &["--version", "4.2.0"]);
     let mut worker = rig.worker("w").start();
     assert_eq!(worker.wait(START).code, Some(2));

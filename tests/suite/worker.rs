@@ -1,4 +1,4 @@
-//! What a worker does beyond the promises: the hazards of share groups, each shown to be closed.
+//! Behaviour of a worker beyond the promises: long tasks, partitions, broker outages, foreign records, a full pipe.
 
 use std::{
     io::Write,
@@ -34,7 +34,7 @@ fn produce(rig: &Rig, records: &[(String, String)]) {
     audit::produce(rig.broker().address(), &rig.tasks(), &records);
 }
 
-/// Waits until every task on the topic that is named `prefix-N` has a result.
+/// Waits until `count` tasks named `prefix-N` have results.
 fn wait_for_results(rig: &Rig, prefix: &str, count: usize, limit: Duration) {
     eventually(limit, &format!("{count} results of {prefix}"), || {
         rig.audit().results.keys().filter(|id| id.starts_with(prefix)).count() == count
@@ -42,22 +42,22 @@ fn wait_for_results(rig: &Rig, prefix: &str, count: usize, limit: Duration) {
 }
 
 #[test]
-fn a_long_task_does_not_hold_back_thousands_of_short_ones() {
+fn a_long_task_does_not_delay_thousands_of_short_tasks() {
     let rig = Rig::shared("worker-span");
     let _first = rig.start_worker("span_1");
     let _second = rig.start_worker("span_2");
     produce(&rig, &[long_task("long", Duration::from_secs(60))]);
-    // Kafka's own default delivers no further than 2000 records beyond the oldest unfinished one.
+    // By default Kafka delivers at most 2000 records from the oldest unfinished record on.
     produce(&rig, &short_tasks("short", 2_200));
     wait_for_results(&rig, "short", 2_200, Duration::from_secs(50));
     let audit = rig.audit();
-    assert_eq!(audit.runs("long"), 0, "the long task ended before the short ones: nothing was shown");
+    assert_eq!(audit.runs("long"), 0, "the long task ended before the short ones: the test shows nothing");
     assert!(audit.ran_again().is_empty(), "{:?}", audit.ran_again());
 }
 
-/// Whichever worker the group assigns its partition to: the other one has the time.
+/// A free worker serves a partition that the group assigns to a busy worker.
 #[test]
-fn a_long_task_keeps_no_partition_waiting_while_another_worker_is_free() {
+fn a_long_task_delays_no_partition_while_another_worker_is_free() {
     let rig = Rig::shared("worker-visits");
     let gateway = Gateway::start(rig.gateway().env("TASKS_PARTITIONS", 2));
     let _workers = ["visits_1", "visits_2"].map(|id| rig.start_worker(id));
@@ -67,12 +67,12 @@ fn a_long_task_keeps_no_partition_waiting_while_another_worker_is_free() {
         let answer = gateway.analyze(&format!("text {number}"));
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
-    assert_eq!(gateway.get(&format!("/tasks/{}", long.task)).json()["state"], "pending", "nothing was shown");
+    assert_eq!(gateway.get(&format!("/tasks/{}", long.task)).json()["state"], "pending", "the test shows nothing");
     assert_eq!(long.join().0.status, 200);
 }
 
 #[test]
-fn a_task_fetched_behind_a_long_one_is_given_to_another_worker() {
+fn tasks_fetched_after_a_long_task_run_on_another_worker() {
     let rig = Rig::shared("worker-stuck");
     let _first = rig.start_worker("stuck_1");
     // Short tasks open the window of the only worker, so that it fetches far ahead.
@@ -84,7 +84,7 @@ fn a_task_fetched_behind_a_long_one_is_given_to_another_worker() {
     let _second = rig.start_worker("stuck_2");
     wait_for_results(&rig, "behind", 50, SOON);
     let audit = rig.audit();
-    assert_eq!(audit.runs("long"), 0, "the long task ended first: nothing was shown");
+    assert_eq!(audit.runs("long"), 0, "the long task ended first: the test shows nothing");
     wait_for_results(&rig, "long", 1, Duration::from_secs(20));
     assert!(rig.audit().ran_again().is_empty());
 }
@@ -118,7 +118,7 @@ fn a_broker_frozen_for_longer_than_the_lock_costs_no_second_run() {
     gateway.wait_until_running(&task, SOON);
     let _idle = rig.start_worker("frozen_2");
     rig.broker().freeze();
-    // No condition to wait for: the time itself is what is tested.
+    // The freeze must last longer than the lock; no condition shows that.
     std::thread::sleep(lock + Duration::from_secs(2));
     rig.broker().thaw();
     gateway.wait_for_result(&task, Duration::from_secs(30));
@@ -141,7 +141,7 @@ fn every_partition_is_served() {
 }
 
 #[test]
-fn a_task_that_a_foreign_producer_compressed_is_worked_on() {
+fn a_task_in_a_compressed_batch_of_another_producer_runs() {
     let rig = Rig::shared("worker-compressed");
     let _worker = rig.start_worker("compressed_1");
     let gateway = rig.start_gateway();
@@ -157,7 +157,7 @@ fn a_task_that_a_foreign_producer_compressed_is_worked_on() {
 }
 
 #[test]
-fn a_worker_that_finds_no_kafka_says_so_once_and_starts_when_it_comes() {
+fn a_worker_without_kafka_logs_it_once_and_starts_when_kafka_does() {
     let rig = Rig::with_own_broker("worker-late", &[]);
     rig.broker().stop();
     let worker = rig.worker("late_1").start();
@@ -167,20 +167,19 @@ fn a_worker_that_finds_no_kafka_says_so_once_and_starts_when_it_comes() {
     assert_eq!(worker.lines_with("Kafka does not answer").len(), 1);
 }
 
-/// A pipe that is full from the first line on.
 #[test]
-fn worker_that_cannot_write_ends_in_time_after_a_signal_before_its_start() {
+fn worker_with_a_full_stdout_stops_in_time_at_a_signal_before_its_start() {
     let port = reserved_port();
     for (signals, limit) in [(1, Duration::from_secs(5)), (2, Duration::from_millis(1500))] {
         let (_reader, mut writer) = std::io::pipe().expect("a pipe");
-        // What a pipe holds on Linux.
-        writer.write_all(&[b'\n'; 65_536]).expect("it takes all of it");
+        // The capacity of a pipe on Linux.
+        writer.write_all(&[b'\n'; 65_536]).expect("the pipe takes all bytes");
         let mut worker = Command::new(env!("CARGO_BIN_EXE_worker"))
             .env("KAFKA_BOOTSTRAP_SERVERS", port.address().to_string())
             .env("WORKER_ID", "mute_1")
             .stdout(writer)
             .spawn()
-            .expect("it starts");
+            .expect("the worker starts");
         std::thread::sleep(Duration::from_millis(500));
         let since = Instant::now();
         for _ in 0..signals {
@@ -188,7 +187,7 @@ fn worker_that_cannot_write_ends_in_time_after_a_signal_before_its_start() {
             std::thread::sleep(Duration::from_millis(300));
         }
         let ended = loop {
-            if let Some(ended) = worker.try_wait().expect("its parent may ask") {
+            if let Some(ended) = worker.try_wait().expect("a child can be waited for") {
                 break Some(ended);
             }
             if since.elapsed() > limit {
@@ -197,7 +196,7 @@ fn worker_that_cannot_write_ends_in_time_after_a_signal_before_its_start() {
             std::thread::sleep(Duration::from_millis(10));
         };
         if ended.is_none() {
-            worker.kill().and_then(|()| worker.wait()).expect("it ends");
+            worker.kill().and_then(|()| worker.wait()).expect("the worker ends");
         }
         assert_eq!(ended.and_then(|ended| ended.code()), Some(0), "{signals} signal(s), {:?}", since.elapsed());
     }

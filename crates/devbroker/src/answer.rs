@@ -1,6 +1,6 @@
 //! The reply to one request, with the faults that apply to it.
 //!
-//! Called by `server`, for every request; [`dispatch`](super::dispatch) makes the response of a request without faults.
+//! Called by `server`, for every request; [`dispatch`] makes the response of a request without faults.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::core::{Core, Order};
 use super::damage::damaged;
 use super::dispatch;
 use super::faults::{Action, Due, Kind};
-use super::nodes::Condition;
+use super::node::Condition;
 use super::refusals;
 use super::state::{Caller, Refusal};
 use super::throttle::throttled;

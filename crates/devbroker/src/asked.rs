@@ -91,7 +91,7 @@ impl Asked {
     }
 }
 
-/// The codec crate's versions, with version 2 of both share requests ([`share_wire`]) and version 1 of [`share_lag`].
+/// The codec crate's versions, with version 2 of both share requests (`share_wire`) and version 1 of [`share_lag`].
 pub(super) trait ShareVersions {
     fn valid_versions_with_share(&self) -> std::ops::RangeInclusive<i16>;
 }

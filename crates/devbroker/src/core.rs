@@ -12,7 +12,7 @@ use kafka_protocol::messages::{
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::faults::Faults;
-use super::nodes::Condition;
+use super::node::Condition;
 use super::produce::ALL;
 use super::settings::milliseconds;
 use super::share_partition::Said;

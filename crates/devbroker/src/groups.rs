@@ -25,10 +25,10 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
-use super::nodes::NO_LEADER;
+use super::group::Group;
+use super::node::NO_LEADER;
 use super::produce::topic_name;
 use super::rights::{Operation, Resource};
-use super::share_group::Group;
 use super::share_partition::SharePartition;
 use super::state::{Caller, State};
 use kafka_share::ErrorCode;

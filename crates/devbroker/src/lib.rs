@@ -14,8 +14,8 @@
 //! | `state` | the whole state, behind one lock |
 //! | `rights` | denied rights of clients |
 //! | `produce`, `fetch`, `offsets`, `topics`, `configs`, `groups` | the requests about topics and groups |
-//! | `share_group`, `share_fetch`, `share_partition` | members, sessions, records of share groups (KIP-932) |
-//! | `nodes` | the nodes: running, fenced, leading, coordinating |
+//! | `share_group` with `group`, `share_fetch` with `session`, `share_partition` | members, sessions, records of share groups (KIP-932) |
+//! | `nodes` with `node` | the nodes: running, fenced, leading, coordinating |
 //! | `log`, `batch`, `sequences` | a partition's records and its producers |
 //! | `transactions` | transactional ids and their epochs (KIP-98) |
 //! | `settings`, `options` | Kafka's settings, the program's options |
@@ -31,8 +31,10 @@ mod damage;
 mod dispatch;
 mod faults;
 mod fetch;
+mod group;
 mod groups;
 mod log;
+mod node;
 mod nodes;
 mod offsets;
 mod options;
@@ -42,6 +44,7 @@ mod rights;
 mod scope;
 mod sequences;
 mod server;
+mod session;
 mod settings;
 mod share_fetch;
 mod share_group;
@@ -66,7 +69,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use parking_lot::Mutex;
 
 use self::core::{Core, Order};
-use self::nodes::Condition;
+use self::node::Condition;
 use self::server::Server;
 use self::state::State;
 use program::reserved_port::ReservedPort;
@@ -204,7 +207,7 @@ impl Broker {
     pub fn leader(&self, topic: &str, partition: i32) -> Option<i32> {
         let state = self.shared.core.state.lock();
         let partition = state.topics.get(topic)?.partitions.get(usize::try_from(partition).ok()?)?;
-        Some(partition.leader).filter(|leader| *leader != nodes::NO_LEADER)
+        Some(partition.leader).filter(|leader| *leader != node::NO_LEADER)
     }
 
     /// Makes another node the coordinator of a group.

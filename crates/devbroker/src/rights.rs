@@ -1,12 +1,9 @@
 //! Rights of clients to topics, groups and the cluster, as Kafka's `StandardAuthorizer` decides them.
 //!
-//! A list of denials; everything else is allowed. Each request calls [`State::check_right`] as soon as it knows the
+//! A list of denials; everything else is allowed. Each request calls `State::check_right` as soon as it knows the
 //! topic or group. Kafka denies users; the embedded broker has none, and denies client ids. Called by the requests, and
 //! by tests through [`Broker`](super::Broker).
 
-use uuid::Uuid;
-
-use super::state::{Caller, State};
 use kafka_share::ErrorCode;
 
 /// An operation on a resource. Its number is that of Kafka's `AclOperation`.
@@ -55,7 +52,7 @@ impl<'a> Resource<'a> {
     }
 
     /// The code for a request that lacks the right.
-    fn code(self) -> ErrorCode {
+    pub fn code(self) -> ErrorCode {
         match self {
             Self::Topic(_) => ErrorCode::TOPIC_AUTHORIZATION_FAILED,
             Self::Group(_) => ErrorCode::GROUP_AUTHORIZATION_FAILED,
@@ -103,7 +100,7 @@ impl Rights {
         self.0.clear();
     }
 
-    fn allow(&self, client: &str, operation: Operation, resource: Resource) -> bool {
+    pub fn allow(&self, client: &str, operation: Operation, resource: Resource) -> bool {
         let (kind, name) = resource.type_and_name();
         !self.0.iter().any(|denial| {
             denial.operation == operation
@@ -111,55 +108,6 @@ impl Rights {
                 && (denial.resource.1 == name || denial.resource.1 == "*")
                 && denial.client.as_ref().is_none_or(|id| client.contains(id.as_str()))
         })
-    }
-}
-
-impl State {
-    /// Whether the caller has this right.
-    pub fn may(&self, caller: &Caller, operation: Operation, resource: Resource) -> bool {
-        self.rights.allow(caller.client, operation, resource)
-    }
-
-    /// Checks that the caller has this right.
-    ///
-    /// # Errors
-    /// [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`], [`ErrorCode::GROUP_AUTHORIZATION_FAILED`] or
-    /// [`ErrorCode::CLUSTER_AUTHORIZATION_FAILED`]: the code of the resource.
-    pub fn check_right(&self, caller: &Caller, operation: Operation, resource: Resource) -> Result<(), ErrorCode> {
-        if self.may(caller, operation, resource) { Ok(()) } else { Err(resource.code()) }
-    }
-
-    /// Checks that the caller may create or delete a topic: the right to the cluster or to the topic is enough.
-    ///
-    /// # Errors
-    /// [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`]
-    pub fn check_topic_or_cluster(&self, caller: &Caller, operation: Operation, topic: &str) -> Result<(), ErrorCode> {
-        if self.may(caller, operation, Resource::Cluster) {
-            return Ok(());
-        }
-        self.check_right(caller, operation, Resource::Topic(topic))
-    }
-
-    /// Checks that the caller may be an idempotent producer: IdempotentWrite on the cluster or Write on any topic is
-    /// enough.
-    ///
-    /// # Errors
-    /// [`ErrorCode::CLUSTER_AUTHORIZATION_FAILED`]
-    pub fn check_idempotent(&self, caller: &Caller) -> Result<(), ErrorCode> {
-        // Only a denial of Write on `*` leaves no writable topic.
-        if self.may(caller, Operation::Write, Resource::Topic("*")) {
-            return Ok(());
-        }
-        self.check_right(caller, Operation::IdempotentWrite, Resource::Cluster)
-    }
-
-    /// Returns the name of a topic that the caller may read.
-    ///
-    /// # Errors
-    /// [`ErrorCode::UNKNOWN_TOPIC_ID`], or [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`].
-    pub fn readable_topic(&self, caller: &Caller, id: Uuid) -> Result<String, ErrorCode> {
-        let name = self.topic_name(id).ok_or(ErrorCode::UNKNOWN_TOPIC_ID)?;
-        self.check_right(caller, Operation::Read, Resource::Topic(&name)).map(|()| name)
     }
 }
 

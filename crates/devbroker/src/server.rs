@@ -15,7 +15,7 @@ use socket2::SockRef;
 
 use super::answer::Reply;
 use super::core::Core;
-use super::nodes::Condition;
+use super::node::Condition;
 use super::state::Caller;
 use program::reserved_port::ReservedPort;
 use program::stop::Stop;

@@ -19,36 +19,15 @@ use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
 use super::rights::{Operation, Resource};
-use super::share_partition::{Acquired, Said, SharePartition};
+use super::session::{Session, SessionKey};
+use super::share_partition::{Acquired, PartitionKey, Said, SharePartition};
 use super::share_wire::{Acknowledge, Fetch, Statements};
-use super::state::{Caller, Partition, PartitionKey, State, Topic};
+use super::state::{Caller, Partition, State, Topic};
 use kafka_share::ErrorCode;
 
 /// Epochs of the requests that open and close a session.
 const OPEN: i32 = 0;
 const CLOSE: i32 = -1;
-
-/// Key of a session: one node, and one member of one group.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct SessionKey {
-    pub node: i32,
-    pub group: String,
-    pub member: Arc<str>,
-}
-
-/// A share session.
-#[derive(Debug)]
-pub(super) struct Session {
-    /// When this connection ends, so does the session.
-    pub connection: u64,
-    /// Distinguishes sessions that follow each other under the same key.
-    number: u64,
-    /// The epoch of the next request.
-    epoch: i32,
-    /// The fetched partitions; each request begins with the next one.
-    pub partitions: Vec<PartitionKey>,
-    turn: usize,
-}
 
 /// An accepted ShareFetch that may have to wait for records.
 pub(super) struct Parked {

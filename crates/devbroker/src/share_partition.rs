@@ -7,6 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kafka_share::ErrorCode;
+use uuid::Uuid;
+
+/// A partition by the id of its topic.
+pub(super) type PartitionKey = (Uuid, i32);
 
 /// Settings of the group that apply to its records.
 #[derive(Clone, Copy, Debug)]

@@ -8,8 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::{ShareAcknowledgeRequest, ShareAcknowledgeResponse, ShareFetchRequest};
 use kafka_protocol::protocol::{Decodable, Encodable};
 
-use super::share_partition::Said;
-use super::state::PartitionKey;
+use super::share_partition::{PartitionKey, Said};
 use kafka_share::ErrorCode;
 
 /// The version that the codec crate decodes and encodes.

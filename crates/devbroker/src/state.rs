@@ -3,21 +3,20 @@
 //! Data and small queries; [`nodes`](super::nodes) has those about nodes and leaders. Each request's file changes the
 //! state; [`core`](super::core) waits for changes. Called by all of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::group::Group;
 use super::log::Log;
-use super::nodes::{NO_LEADER, Node};
-use super::rights::Rights;
+use super::node::{NO_LEADER, Node};
+use super::rights::{Operation, Resource, Rights};
 use super::sequences::Sequences;
+use super::session::{Session, SessionKey};
 use super::settings::{GROUP, Settings, TOPIC, Values, milliseconds};
-use super::share_fetch::{Session, SessionKey};
-use super::share_group::Group;
-use super::share_partition::Rules;
-use super::transactions::Transaction;
+use super::share_partition::{PartitionKey, Rules};
 use kafka_share::ErrorCode;
 
 /// The caller of a request: its node, connection and client.
@@ -97,8 +96,16 @@ impl Partition {
     }
 }
 
-/// A partition by the id of its topic.
-pub(super) type PartitionKey = (Uuid, i32);
+/// State of a transactional id.
+#[derive(Debug)]
+pub(super) struct Transaction {
+    pub producer_id: i64,
+    pub epoch: i16,
+    /// Topic and index of each partition in the open transaction; empty without one.
+    pub open: BTreeSet<(String, i32)>,
+    /// Whether the last transaction of this epoch was committed; `None` before its end.
+    pub committed: Option<bool>,
+}
 
 /// The broker's state.
 #[derive(Debug)]
@@ -292,6 +299,53 @@ impl State {
             indexed.filter(|(_, partition)| !self.keeps_time(partition.leader, now)).map(|(index, _)| (topic.id, index))
         });
         partitions.collect()
+    }
+
+    /// Whether the caller has this right.
+    pub fn may(&self, caller: &Caller, operation: Operation, resource: Resource) -> bool {
+        self.rights.allow(caller.client, operation, resource)
+    }
+
+    /// Checks that the caller has this right.
+    ///
+    /// # Errors
+    /// [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`], [`ErrorCode::GROUP_AUTHORIZATION_FAILED`] or
+    /// [`ErrorCode::CLUSTER_AUTHORIZATION_FAILED`]: the code of the resource.
+    pub fn check_right(&self, caller: &Caller, operation: Operation, resource: Resource) -> Result<(), ErrorCode> {
+        if self.may(caller, operation, resource) { Ok(()) } else { Err(resource.code()) }
+    }
+
+    /// Checks that the caller may create or delete a topic: the right to the cluster or to the topic is enough.
+    ///
+    /// # Errors
+    /// [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`]
+    pub fn check_topic_or_cluster(&self, caller: &Caller, operation: Operation, topic: &str) -> Result<(), ErrorCode> {
+        if self.may(caller, operation, Resource::Cluster) {
+            return Ok(());
+        }
+        self.check_right(caller, operation, Resource::Topic(topic))
+    }
+
+    /// Checks that the caller may be an idempotent producer: IdempotentWrite on the cluster or Write on any topic is
+    /// enough.
+    ///
+    /// # Errors
+    /// [`ErrorCode::CLUSTER_AUTHORIZATION_FAILED`]
+    pub fn check_idempotent(&self, caller: &Caller) -> Result<(), ErrorCode> {
+        // Only a denial of Write on `*` leaves no writable topic.
+        if self.may(caller, Operation::Write, Resource::Topic("*")) {
+            return Ok(());
+        }
+        self.check_right(caller, Operation::IdempotentWrite, Resource::Cluster)
+    }
+
+    /// Returns the name of a topic that the caller may read.
+    ///
+    /// # Errors
+    /// [`ErrorCode::UNKNOWN_TOPIC_ID`], or [`ErrorCode::TOPIC_AUTHORIZATION_FAILED`].
+    pub fn readable_topic(&self, caller: &Caller, id: Uuid) -> Result<String, ErrorCode> {
+        let name = self.topic_name(id).ok_or(ErrorCode::UNKNOWN_TOPIC_ID)?;
+        self.check_right(caller, Operation::Read, Resource::Topic(&name)).map(|()| name)
     }
 }
 

@@ -19,7 +19,7 @@ use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
 use super::configs::source_of;
-use super::nodes::NO_LEADER;
+use super::node::NO_LEADER;
 use super::produce::topic_name;
 use super::rights::{Operation, Resource};
 use super::settings::{TOPIC, Values};

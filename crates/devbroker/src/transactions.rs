@@ -17,7 +17,7 @@ use kafka_protocol::messages::{
 };
 
 use super::batch::Batch;
-use super::state::{Caller, State};
+use super::state::{Caller, State, Transaction};
 use kafka_share::ErrorCode;
 
 /// Kafka's INVALID_TXN_STATE: no transaction is open, or not with this partition.
@@ -34,17 +34,6 @@ const NOT_ATTEMPTED: ErrorCode = ErrorCode(55);
 const FENCED: ErrorCode = ErrorCode(90);
 /// Kafka's default of `transaction.max.timeout.ms`.
 const MOST_TIMEOUT_MS: i32 = 900_000;
-
-/// State of a transactional id.
-#[derive(Debug)]
-pub(super) struct Transaction {
-    producer_id: i64,
-    epoch: i16,
-    /// Topic and index of each partition in the open transaction; empty without one.
-    open: BTreeSet<(String, i32)>,
-    /// Whether the last transaction of this epoch was committed; `None` before its end.
-    committed: Option<bool>,
-}
 
 impl State {
     /// InitProducerId. With a transactional id it returns a new epoch and aborts an open transaction of the old one.

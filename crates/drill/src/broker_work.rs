@@ -118,7 +118,7 @@ impl Job {
     /// Told before it is sent, so that what it does is seen to follow.
     fn tell_signal(&self, node: u32, signal: &str) {
         let (process, action) = (self.broker.process(node), Some(self.number));
-        self.teller.tell(Fact::Signalled { process, signal: signal.to_owned(), action });
+        self.teller.tell(Fact::Signalled { process, signal: signal.to_owned(), action, until: None });
     }
 
     /// Stops or kills a node, leaves it so for a while, and starts it again.

@@ -16,10 +16,9 @@ use program::options::values::{self, Read};
 use program::options::{ConfigError, Environment, Parsed};
 use program::options::{Faults, in_one_line, parse_with, positive, run_or_exit};
 
-use super::fleet::{LOCK, MAX_DELIVERIES, Pauses, Place};
-use super::options::{
-    BrokerChoice, DrillConfig, GatewayAddress, JudgeConfig, NativeTarget, RunConfig, Target, gateways,
-};
+use super::command::FleetFile;
+use super::fleet::Place;
+use super::options::{BrokerChoice, DrillConfig, JudgeConfig, NativeTarget, RunConfig, Target, gateways};
 use super::output::Outputs;
 use super::plan::{self, LoadPlan, Plan, Shares, TaskPlan};
 use super::texts::Checked;
@@ -48,13 +47,14 @@ struct RunOptions {
     /// The plan, where it is not named otherwise [default: default]
     #[arg(long = "plan", env = "PLAN", value_name = "PLAN")]
     plan_option: Option<String>,
-    /// What is acted on: native (the drill starts a fleet), stack (the one of make up), or gateways that others act on, by their URLs
+    /// What is acted on: native (the drill starts a fleet), a file with the commands of a fleet, or URLs of gateways
+    /// that others act on
     #[arg(long, env = "TARGET", value_name = "TARGET", default_value = "native")]
     target: String,
     /// The Kafka of a native fleet: embedded, or apache (a real one, by scripts/kafka)
     #[arg(long, env = "BROKER", value_name = "BROKER", default_value = "embedded")]
     broker: String,
-    /// A Kafka that runs, for a native fleet or for gateways by their URLs
+    /// A Kafka that runs; counts before the file of a fleet
     #[arg(long, env = "KAFKA_BOOTSTRAP_SERVERS", value_name = "HOST:PORT,...")]
     kafka_bootstrap_servers: Option<String>,
     /// How long the load goes on [default: as the plan says]
@@ -166,7 +166,7 @@ struct OutputOptions {
 
 const AFTER_RUN: &str = "\
 Durations are whole numbers with ms, s, m or h. A flag counts before its variable; an empty variable counts as unset.
-Actions are done to native and stack; gateways by their URLs are only loaded and audited.
+Actions are done to a native fleet and by the commands of a file; gateways by their URLs are only loaded and audited.
 
 Exit codes:
   0  every promise held
@@ -181,7 +181,8 @@ Examples:
   drill run                                   two minutes of everything, on a fleet and a broker of its own
   drill run random --for 1h --broker apache   an hour of random faults on a real Kafka
   drill run cluster --broker apache           two minutes of faults on a real Kafka of three nodes
-  drill run short --target stack              on the fleet of make up (started with ALLOW_WORK_MS=1)";
+  drill run short --target drills/fleets/make.toml
+                                              on the fleet of make up (started with ALLOW_WORK_MS=1)";
 
 const AFTER_WATCH: &str = "\
 Durations are whole numbers with ms, s, m or h. A flag counts before its variable; an empty variable counts as unset.
@@ -301,18 +302,30 @@ fn run(options: &RunOptions, faults: &mut Faults) -> RunConfig {
         group: group.clone(),
     };
     let mut target = Target::Native(native);
-    match options.target.as_str() {
-        "native" => {}
-        "stack" => target = Target::Stack,
-        urls => {
-            let mut listed = Vec::new();
-            faults.set(&mut listed, "TARGET", urls, |text| {
-                gateways(text).map_err(|problem| format!("{problem}, or native, or stack"))
-            });
-            let bootstrap = given.unwrap_or_else(|| vec![BrokerAddress::new("127.0.0.1", 9092)]);
-            target = Target::Outside(place(listed, bootstrap, tasks_topic, results_topic, group));
-            plan.actions.clear();
-        }
+    let text = options.target.as_str();
+    if text.contains("://") {
+        let mut listed = Vec::new();
+        faults.set(&mut listed, "TARGET", text, gateways);
+        let bootstrap = given.unwrap_or_else(|| vec![BrokerAddress::new("127.0.0.1", 9092)]);
+        target = Target::Outside(Place { tasks_topic, results_topic, group, ..Place::of(listed, bootstrap) });
+        plan.actions.clear();
+    } else if text != "native" {
+        faults.set(&mut target, "TARGET", text, |path| {
+            let mut file = read_fleet(path)?;
+            // What was named for this run counts before the file.
+            let place = &mut file.place;
+            place.bootstrap = given.unwrap_or(std::mem::take(&mut place.bootstrap));
+            for (field, named, value) in [
+                (&mut place.tasks_topic, &options.common.tasks_topic, tasks_topic),
+                (&mut place.results_topic, &options.common.results_topic, results_topic),
+                (&mut place.group, &options.worker_group, group),
+            ] {
+                if named.is_some() {
+                    *field = value;
+                }
+            }
+            Ok(Target::Commanded(Box::new(file)))
+        });
     }
     // Poison is what the journal makes of a task, and only workers of ours are known to have it.
     if !matches!(&target, Target::Native(native) if native.worker.is_none()) {
@@ -345,7 +358,7 @@ fn watch(options: &WatchOptions, faults: &mut Faults) -> RunConfig {
     let mut group = String::new();
     faults.set(&mut group, "WORKER_GROUP", &options.worker_group, |text| values::printable(text, values::TOPIC_LIMIT));
     let (tasks_topic, results_topic) = topics(&options.common, "", faults);
-    let mut place = place(gateway, bootstrap, tasks_topic, results_topic, group);
+    let mut place = Place { tasks_topic, results_topic, group, ..Place::of(gateway, bootstrap) };
     faults.set(&mut place.drain_timeout, "DRAIN_TIMEOUT", &options.drain_timeout, positive);
     faults.set(&mut place.worker_timeout, "WORKER_TIMEOUT", &options.worker_timeout, positive);
     let concurrency = &options.worker_concurrency;
@@ -360,30 +373,6 @@ fn watch(options: &WatchOptions, faults: &mut Faults) -> RunConfig {
     };
     let endless = length.is_none();
     RunConfig { endless, ..config(Target::Outside(place), plan, &options.common, PathBuf::new(), faults) }
-}
-
-fn place(
-    gateways: Vec<GatewayAddress>,
-    bootstrap: Vec<BrokerAddress>,
-    tasks_topic: String,
-    results_topic: String,
-    group: String,
-) -> Place {
-    Place {
-        gateways,
-        bootstrap,
-        tasks_topic,
-        results_topic,
-        group,
-        drain_timeout: Duration::from_secs(30),
-        gateway_grace: Duration::from_secs(30),
-        worker_timeout: Duration::from_secs(5),
-        concurrency: 1,
-        max_deliveries: MAX_DELIVERIES,
-        lock: LOCK,
-        takes_work: true,
-        pauses: Pauses::default(),
-    }
 }
 
 fn config(target: Target, plan: Plan, options: &CommonOptions, folder: PathBuf, faults: &mut Faults) -> RunConfig {
@@ -440,4 +429,15 @@ fn read_plan(name: &str) -> Read<Plan> {
         .map_err(|error| format!("cannot be read ({error}); expected a file, or one of {}", known.join(", ")))?;
     let short = Path::new(name).file_stem().map_or_else(|| name.to_owned(), |stem| stem.to_string_lossy().into_owned());
     Plan::read(&short, &text).map_err(faulty)
+}
+
+/// The file of a fleet.
+fn read_fleet(path: &str) -> Read<FleetFile> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        format!(
+            "cannot be read ({error}); expected native, URLs of gateways (http://host:port), or the file of a fleet such as \
+             drills/fleets/make.toml"
+        )
+    })?;
+    FleetFile::read(path, &text).map_err(|faults| format!("is no fleet: {}", faults.join("; ")))
 }

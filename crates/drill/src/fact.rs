@@ -88,6 +88,9 @@ pub(super) enum Fact {
         signal: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         action: Option<u32>,
+        /// By a shell command that ended then: at some time until then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<f64>,
     },
     /// It ended: with a code, or by a signal. The receipt is the last line of its stdout.
     Exited {

@@ -47,10 +47,28 @@ pub struct Place {
     pub max_deliveries: u32,
     /// How long a lock of their group lasts.
     pub lock: Duration,
-    /// Whether tasks may say how long they shall take.
-    pub takes_work: bool,
     /// What its broker takes by itself.
     pub pauses: Pauses,
+}
+
+impl Place {
+    /// A fleet whose programs were told nothing else.
+    pub(super) fn of(gateways: Vec<GatewayAddress>, bootstrap: Vec<BrokerAddress>) -> Self {
+        Self {
+            gateways,
+            bootstrap,
+            tasks_topic: "tasks".to_owned(),
+            results_topic: "results".to_owned(),
+            group: "workers".to_owned(),
+            drain_timeout: Duration::from_secs(30),
+            gateway_grace: Duration::from_secs(30),
+            worker_timeout: Duration::from_secs(5),
+            concurrency: 1,
+            max_deliveries: MAX_DELIVERIES,
+            lock: LOCK,
+            pauses: Pauses::default(),
+        }
+    }
 }
 
 /// What a broker takes by itself when one of its nodes goes, in milliseconds; 0 where nothing is known of it.
@@ -91,13 +109,15 @@ pub(super) trait Fleet: Send {
     fn order(&mut self, number: u32, planned: &Planned) -> Attempt;
 
     /// Takes what a process of it told.
-    fn happened(&mut self, happening: Happening);
+    fn happened(&mut self, _: Happening) {}
 
     /// When [`tick`](Self::tick) has something to do; `None`: not by itself.
-    fn due(&self) -> Option<Instant>;
+    fn due(&self) -> Option<Instant> {
+        None
+    }
 
     /// Does what is due.
-    fn tick(&mut self);
+    fn tick(&mut self) {}
 
     /// The load was ended before its time: what is left of the plan need not be done. Told before [`heal`](Self::heal).
     fn cut_short(&mut self) {}
@@ -108,14 +128,16 @@ pub(super) trait Fleet: Send {
     /// Whether nothing is under way and everything that should run is ready.
     fn is_sound(&self) -> bool;
 
-    /// Stops all workers, as `is_stopped` tells.
-    fn stop_workers(&mut self);
+    /// Stops all workers, as `is_stopped` tells; those that ran before the drill go on.
+    fn stop_workers(&mut self) {}
 
-    /// Stops all gateways.
-    fn stop_gateways(&mut self);
+    /// Stops all gateways; those that ran before the drill go on.
+    fn stop_gateways(&mut self) {}
 
     /// Whether those that were told to stop have.
-    fn is_stopped(&self) -> bool;
+    fn is_stopped(&self) -> bool {
+        true
+    }
 
     /// Ends all of it at once.
     fn end(&mut self);

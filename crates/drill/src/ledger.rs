@@ -94,7 +94,12 @@ mod tests {
             Line { at: 0.5, fact: Fact::LoadEnded },
             Line {
                 at: 1.25,
-                fact: Fact::Signalled { process: "worker_1".to_owned(), signal: "SIGTERM".to_owned(), action: None },
+                fact: Fact::Signalled {
+                    process: "worker_1".to_owned(),
+                    signal: "SIGTERM".to_owned(),
+                    action: None,
+                    until: None,
+                },
             },
         ];
         let mut ledger = Ledger::create(Some(&path)).expect("a file");

@@ -9,7 +9,7 @@
 //! | `cli`, `options`, `plan`, `schedule` | what was asked for, and what is to happen when |
 //! | `run` | the one owner of all state: takes events, writes, shows, decides when it is over |
 //! | `load`, `asker`, `topics` | the threads: send, ask, read; `event` is what they tell |
-//! | `director`, `fleet` | the thread that acts, and what it acts on: `native` with `process`, `broker`, `broker_work` and `leaders`, or `stack`; `target` finds it |
+//! | `director`, `fleet` | the thread that acts, and what it acts on: `native` with `process`, `broker`, `broker_work` and `leaders`, or `command`; `target` finds it |
 //! | `texts`, `clock` | what they need besides `program::http`: the texts, the time |
 //! | `outcome`, `expect` | what became of a request, and whether its result is right |
 //! | `hits`, `starts` | which tasks were hit often enough; which are begun and ended, as the workers' journal says |
@@ -31,6 +31,7 @@ mod broker_work;
 mod cli;
 mod clock;
 mod columns;
+mod command;
 mod console;
 mod director;
 mod display;
@@ -62,7 +63,6 @@ mod run;
 mod sample;
 mod schedule;
 mod spans;
-mod stack;
 mod starts;
 mod target;
 mod texts;
@@ -72,6 +72,7 @@ mod witness;
 
 use program::http;
 
+pub use command::FleetFile;
 pub use fleet::Place;
 pub use options::{BrokerChoice, DrillConfig, GatewayAddress, JudgeConfig, NativeTarget, RunConfig, Target};
 pub use output::Outputs;

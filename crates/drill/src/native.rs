@@ -137,7 +137,7 @@ impl Native {
         let Some(slot) = self.slots.get_mut(name) else { return };
         let Some(process) = &mut slot.process else { return };
         // Told first: whoever sees what it does finds out why.
-        self.teller.tell(Fact::Signalled { process: name.to_owned(), signal: signal.to_string(), action });
+        self.teller.tell(Fact::Signalled { process: name.to_owned(), signal: signal.to_string(), action, until: None });
         process.signal(signal);
         match signal {
             Signal::SIGSTOP => process.frozen = true,

@@ -10,6 +10,7 @@ use kafka_share::BrokerAddress;
 use program::http::Authority;
 use program::options::values::{self, Read};
 
+use super::command::FleetFile;
 use super::fleet::Place;
 use super::output::Outputs;
 use super::plan::Plan;
@@ -50,8 +51,8 @@ pub struct RunConfig {
 pub enum Target {
     /// Processes that the drill starts itself.
     Native(NativeTarget),
-    /// The fleet that `make up` runs.
-    Stack,
+    /// A fleet that runs, acted on by the commands of a file.
+    Commanded(Box<FleetFile>),
     /// A fleet that others act on.
     Outside(Place),
 }
@@ -113,7 +114,7 @@ impl RunConfig {
     pub(super) fn ledger_path(&self) -> Option<PathBuf> {
         match (&self.outputs.ledger, &self.target) {
             (Some(path), _) => Some(path.clone()),
-            (None, Target::Native(_) | Target::Stack) => Some(self.folder.join("ledger.jsonl")),
+            (None, Target::Native(_) | Target::Commanded(_)) => Some(self.folder.join("ledger.jsonl")),
             (None, Target::Outside(_)) => None,
         }
     }
@@ -130,7 +131,7 @@ impl RunConfig {
                 };
                 format!("plan {}, on {workers} workers and {gateways} gateways of its own and {broker}", self.plan.name)
             }
-            Target::Stack => format!("plan {}, on the fleet of make up", self.plan.name),
+            Target::Commanded(file) => format!("plan {}, on the fleet of {}", self.plan.name, file.name),
             Target::Outside(_) => "watching a fleet that others act on".to_owned(),
         }
     }

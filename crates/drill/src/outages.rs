@@ -95,7 +95,7 @@ pub(super) fn outages<'a>(
 ) -> Vec<Outage<'a>> {
     let mut all = Vec::new();
     for life in nodes.iter().flatten() {
-        all.extend(life.frozen.iter().map(|(from, until)| silence(begin, life.process, *from, *until)));
+        all.extend(life.frozen.iter().map(|frozen| silence(begin, life, *frozen)));
     }
     for lives in nodes {
         all.extend(
@@ -116,14 +116,14 @@ pub(super) fn outages<'a>(
     all
 }
 
-fn silence<'a>(begin: &Begin, process: &'a str, from: f64, back: f64) -> Outage<'a> {
+fn silence<'a>(begin: &Begin, life: &Life<'a>, (from, back): (f64, f64)) -> Outage<'a> {
     let (until, silent) = if is_cluster(begin) {
         (back.min(from + fail_over(begin)), back.min(from + silence_allowed(begin)))
     } else {
         (back, back)
     };
-    let silent = (from + ON_ITS_WAY, silent - ON_ITS_WAY);
-    Outage { process, means: Means::Silence, from, until, back, silent, led: None }
+    let silent = (from + ON_ITS_WAY + life.slack, silent - ON_ITS_WAY - life.slack);
+    Outage { process: life.process, means: Means::Silence, from, until, back, silent, led: None }
 }
 
 /// From its signal until it was ready again.

@@ -234,7 +234,7 @@ impl Plan {
 }
 
 /// What the parser says, without the picture it draws: the line, and what is wrong there.
-fn in_one_line(text: &str, error: &toml::de::Error) -> String {
+pub(super) fn in_one_line(text: &str, error: &toml::de::Error) -> String {
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
     let line = before.matches('\n').count() + 1;
     format!("line {line}: {}", escape(error.message().trim()).to_string().replace("\\n", ", "))

@@ -188,10 +188,13 @@ fn faults(put: &mut impl FnMut(f64, Fact), minute: f64, action: &mut u32) {
         let (at, process) = (minute + after, target.to_owned());
         let (action, detail) = (*action, String::new());
         put(at, Fact::Ordered { action, what: what.to_owned(), target: Some(process.clone()), detail: detail.clone() });
-        put(at + 0.01, Fact::Signalled { process: process.clone(), signal: signal.to_owned(), action: Some(action) });
+        put(
+            at + 0.01,
+            Fact::Signalled { process: process.clone(), signal: signal.to_owned(), action: Some(action), until: None },
+        );
         let pid = 101;
         if signal == "SIGSTOP" {
-            put(at + 5.0, Fact::Signalled { process, signal: "SIGCONT".to_owned(), action: Some(action) });
+            put(at + 5.0, Fact::Signalled { process, signal: "SIGCONT".to_owned(), action: Some(action), until: None });
         } else {
             let drain = if signal == "SIGTERM" { 2.5 } else { 0.02 };
             let receipt = (signal == "SIGTERM").then(|| json!({ "worker_id": process, "outcome": "drained" }));

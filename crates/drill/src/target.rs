@@ -12,12 +12,12 @@ use program::signals::Signals;
 use program::stop::Stop;
 
 use super::broker::Broker;
+use super::command::CommandFleet;
 use super::fleet::{Fleet, Place, Teller};
 use super::http::Client;
 use super::native::{Native, NativeOptions};
 use super::options::{BrokerChoice, GatewayAddress, NativeTarget, RunConfig, Target};
 use super::process::{Ears, Happening};
-use super::stack::Stack;
 
 /// How long a gateway is waited for at the start.
 const GATEWAY_WAIT: Duration = Duration::from_secs(10);
@@ -41,17 +41,15 @@ pub(super) fn reach(
 ) -> Result<Reached, String> {
     match &config.target {
         Target::Native(target) => native(config, seed, target, teller, ears, happenings, signals),
-        Target::Stack => {
-            let stack = Stack::find(teller, ears.died)?;
-            let place = stack.place().clone();
-            if config.plan.has_work() && !place.takes_work {
-                return Err("the fleet does not take work_ms, and the plan has tasks that take a time; start it so: \
-                            make down; ALLOW_WORK_MS=1 make up"
-                    .to_owned());
+        Target::Commanded(file) => {
+            let place = file.place.clone();
+            let fleet = CommandFleet::find((**file).clone(), teller, ears.died)?;
+            let help = format!("start it, or correct gateways in {}", file.name);
+            wait_for_gateway(&place.gateways, &help, &signals.first)?;
+            if config.plan.has_work() {
+                check_work(&place.gateways, &signals.first)?;
             }
-            let help = "start the fleet with `ALLOW_WORK_MS=1 make up`; what runs of it: `make status`";
-            wait_for_gateway(&place.gateways, help, &signals.first)?;
-            Ok((Some(Box::new(stack)), place))
+            Ok((Some(Box::new(fleet)), place))
         }
         Target::Outside(place) => {
             let help = "start the fleet with `make up`, or name the gateway with --gateway";
@@ -145,4 +143,21 @@ fn wait_for_gateway(gateways: &[GatewayAddress], help: &str, signal: &Stop) -> R
         // A signal is looked at above.
         let _ = signal.sleep(Duration::from_millis(200));
     }
+}
+
+/// Whether gateways take tasks that say how long they take: asked by a request that none of them accepts, so that no
+/// task is made.
+fn check_work(gateways: &[GatewayAddress], signal: &Stop) -> Result<(), String> {
+    for gateway in gateways {
+        let mut client = Client::new(gateway.clone(), signal.clone());
+        let request = r#"{"text": "a", "work_ms": "none"}"#;
+        let refused = client.post("/analyze", "", request, Duration::from_secs(2));
+        if refused.is_ok_and(|response| String::from_utf8_lossy(&response.body).contains("ALLOW_WORK_MS")) {
+            return Err(format!(
+                "{gateway} does not take work_ms, and the plan has tasks that take a time; start the fleet again with \
+                 ALLOW_WORK_MS=1, for example: make down; ALLOW_WORK_MS=1 make up"
+            ));
+        }
+    }
+    Ok(())
 }

@@ -2,14 +2,15 @@
 //!
 //! Models Kafka as measured; the rules bind only the worker. Called by `steps` for each connection.
 
-use crate::account::{Progress, acknowledgements_wait};
+use crate::account::acknowledgements_wait;
 use crate::connection::{Closed, Connection, Request, SessionError, Stage};
+use crate::entry::Progress;
 use crate::fault::Fault;
 use crate::ids::{ConnectionId, TaskId, TaskSet};
 use crate::records;
 use crate::scenario::Scenario;
 use crate::state::{Health, LOCK, Phase, Place, Record, RecordState, Session, State};
-use crate::steps::{Kind, Steps, Subject};
+use crate::step::{Kind, Steps, Subject};
 
 /// Most records of one fetch.
 const MAX_FETCHED: usize = 2;

@@ -1,12 +1,12 @@
 //! Time: a tick is a third of a lock. It passes only if no urgent step is possible.
 
-use crate::account::Progress;
 use crate::connection::{LONG_SILENCE, Stage};
+use crate::entry::Progress;
 use crate::fault::Fault;
 use crate::ids::{BrokerId, ConnectionId, Slot, TaskId, WorkerId};
-use crate::property::Violation;
 use crate::scenario::Scenario;
 use crate::state::{Health, Phase, RecordState, State};
+use crate::violation::Violation;
 
 /// Ticks after which the controller elects another leader for a broker that is down.
 pub const ELECTION: u8 = 2;
@@ -52,8 +52,8 @@ fn hidden(state: &State, scenario: &Scenario, task: TaskId) -> Option<Violation>
         return None;
     }
     let entry = &worker.account[task];
-    let was_silent = scenario.has_had(state, &[Fault::BlackHole, Fault::Reset, Fault::Cut, Fault::Freeze]);
-    let was_path_silent = scenario.has_had(state, &[Fault::Reset, Fault::Cut, Fault::Freeze]);
+    let was_silent = state.has_had(scenario, &[Fault::BlackHole, Fault::Reset, Fault::Cut, Fault::Freeze]);
+    let was_path_silent = state.has_had(scenario, &[Fault::Reset, Fault::Cut, Fault::Freeze]);
     match worker.phase {
         Phase::Drained if !was_silent || scenario.strict && !was_path_silent => Some(Violation::HiddenAfterExit),
         Phase::Running | Phase::Draining

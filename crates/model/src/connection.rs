@@ -99,6 +99,13 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Closes the worker's end of the connection.
+    pub fn close(&mut self) {
+        if self.is_open() {
+            self.closed = Closed::ByWorker;
+        }
+    }
+
     /// An open connection with this request on it.
     pub fn with_request(request: Request, partitions: PartitionSet) -> Self {
         Self { request: Some(request), partitions, ..Self::default() }

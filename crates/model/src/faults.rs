@@ -2,18 +2,19 @@
 //!
 //! A fault may happen at any moment, as often as the scenario permits; recovery may take any time. Called by `steps`.
 
-use crate::account::{Entry, Progress, give_up_results, lose_session};
+use crate::account::{give_up_results, lose_session};
 use crate::clock::ELECTION;
-use crate::connection::{Closed, Stage};
+use crate::connection::{Closed, Connection, Stage};
+use crate::entry::{Entry, Progress};
 use crate::fault::Fault;
 use crate::ids::{BrokerId, ConnectionId, PartitionId, Slot, TaskId, WorkerId};
-use crate::intake::{close, free_place, open};
-use crate::property::Violation;
+use crate::intake::{free_place, open};
 use crate::records::{lose_locks, permit_another_start, release};
 use crate::scenario::Scenario;
 use crate::state::{Broker, Health, IntakeStage, Phase, RecordState, Session, State};
-use crate::steps::{Kind, Steps, Subject};
+use crate::step::{Kind, Steps, Subject};
 use crate::twin::Twin;
+use crate::violation::Violation;
 use crate::worker;
 
 /// All steps whose cause is outside of brokers and workers.
@@ -167,7 +168,7 @@ fn login(state: &State, scenario: &Scenario, worker: WorkerId, broker: BrokerId,
     let Some(mut next) = spend(state, Fault::Login).filter(|_| !scenario.calm || !is_waiting) else { return };
     if scenario.has(Twin::CloseFirst) {
         let old = ConnectionId { worker, broker, slot };
-        next.change_connection(old, close);
+        next.change_connection(old, Connection::close);
         give_up_results(&mut next, scenario, old);
     }
     let next = open(next, scenario, free);
@@ -246,7 +247,7 @@ fn expire(state: &State, scenario: &Scenario, task: TaskId, steps: &mut Steps) {
     permit_another_start(&mut next, task);
     let silencing = [Fault::BlackHole, Fault::Reset, Fault::Cut, Fault::Freeze, Fault::Kill];
     let was_abandoned = state.workers.0.iter().any(|worker| worker.phase == Phase::Abandoned);
-    if !scenario.has_had(state, &silencing) && !was_abandoned {
+    if !state.has_had(scenario, &silencing) && !was_abandoned {
         next.violate(Violation::LockRanOut);
     }
     steps.add(Kind::Urgent, "lock runs out", Subject::Record(task), next);

@@ -2,13 +2,14 @@
 //!
 //! `result` handles the results that it reads. Called by `worker` for each broker.
 
-use crate::account::{Entry, Progress, acknowledgements_wait, doubt_locks, give_up_results, lose_session};
+use crate::account::{acknowledgements_wait, doubt_locks, give_up_results, lose_session};
 use crate::connection::{Closed, Connection, Request};
+use crate::entry::{Entry, Progress};
 use crate::ids::{BrokerId, ConnectionId, PartitionSet, Slot, TaskSet, WorkerId};
 use crate::result;
 use crate::scenario::Scenario;
 use crate::state::{Health, Intake, IntakeStage, Phase, Place, State, Worker};
-use crate::steps::{Kind, Steps, Subject};
+use crate::step::{Kind, Steps, Subject};
 use crate::twin::Twin;
 
 /// All steps of the worker at this broker.
@@ -48,13 +49,6 @@ pub fn steps(state: &State, scenario: &Scenario, worker: WorkerId, broker: Broke
         steps.add(Kind::Urgent, "worker opens the session again on the same connection", subject, next);
     } else if intake.stage == IntakeStage::Open && !view.is_serialised() {
         view.send(id, connection, steps);
-    }
-}
-
-/// Closes the worker's end of the connection.
-pub fn close(connection: &mut Connection) {
-    if connection.is_open() {
-        connection.closed = Closed::ByWorker;
     }
 }
 
@@ -115,7 +109,7 @@ fn connection_steps(state: &State, scenario: &Scenario, id: ConnectionId, steps:
         if connection.request.is_some() {
             give_up_results(&mut next, scenario, id);
         }
-        next.change_connection(id, close);
+        next.change_connection(id, Connection::close);
         steps.add(Kind::Urgent, "worker closes the superseded connection", subject, next);
     }
 }
@@ -175,7 +169,7 @@ impl<'a> View<'a> {
         }
         let mut next = *self.state;
         give_up_results(&mut next, self.scenario, id);
-        next.change_connection(id, close);
+        next.change_connection(id, Connection::close);
         next.workers[self.worker].intakes[self.broker] = Intake::default();
         Some(next)
     }
@@ -190,7 +184,7 @@ impl<'a> View<'a> {
         if request == Request::Open {
             if connection.is_long_silent() {
                 if self.scenario.has(Twin::CloseUnansweredOpen) {
-                    next.change_connection(id, close);
+                    next.change_connection(id, Connection::close);
                 }
                 steps.add(Kind::Lazy, "worker takes over again", subject, open(next, self.scenario, free));
             }
@@ -201,7 +195,7 @@ impl<'a> View<'a> {
         let is_needed = self.wants_records() || self.own.holds_at(self.broker) || self.is_draining();
         if connection.silence >= patience && !has_result && is_needed && !self.scenario.has(Twin::NoTakeover) {
             if self.scenario.has(Twin::CloseFirst) {
-                next.change_connection(id, close);
+                next.change_connection(id, Connection::close);
                 give_up_results(&mut next, self.scenario, id);
             }
             steps.add(Kind::Urgent, "worker takes over", subject, open(next, self.scenario, free));

@@ -1,9 +1,9 @@
 //! Changes of a record at its partition's leader, for every request and fault.
 
 use crate::ids::{BrokerId, PartitionId, TaskId, WorkerId};
-use crate::property::Violation;
 use crate::scenario::Scenario;
 use crate::state::{Record, RecordState, Session, State};
+use crate::violation::Violation;
 
 /// Largest number of starts and causes that the model distinguishes.
 pub const MANY: u8 = 3;

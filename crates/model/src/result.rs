@@ -1,9 +1,9 @@
 //! How a worker handles a result, on the current connection or on a superseded one.
 
-use crate::account::{Entry, Progress, deliver, give_up_results};
+use crate::account::{deliver, give_up_results};
 use crate::connection::{Connection, Request};
+use crate::entry::{Entry, Progress};
 use crate::ids::{ConnectionId, TaskId};
-use crate::intake;
 use crate::scenario::Scenario;
 use crate::state::{Intake, IntakeStage, State};
 use crate::twin::Twin;
@@ -76,7 +76,7 @@ fn read_session(next: &mut State, scenario: &Scenario, id: ConnectionId, result:
         }
         Some(Request::Close) => {
             worker.intakes[id.broker] = Intake { stage: IntakeStage::Closed, ..Intake::default() };
-            next.change_connection(id, intake::close);
+            next.change_connection(id, Connection::close);
         }
         Some(Request::Fetch | Request::Acknowledge) | None => {}
     }

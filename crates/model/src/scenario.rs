@@ -2,7 +2,6 @@
 
 use crate::fault::{Fault, PerFault};
 use crate::ids::{PartitionId, Slot, TaskId};
-use crate::state::State;
 use crate::twin::{Twin, Twins};
 use std::str::FromStr;
 
@@ -52,11 +51,6 @@ impl Scenario {
     /// Whether this twin is in the scenario.
     pub fn has(&self, twin: Twin) -> bool {
         self.twins.contains(twin)
-    }
-
-    /// Whether any of these faults has happened.
-    pub fn has_had(&self, state: &State, faults: &[Fault]) -> bool {
-        faults.iter().any(|&fault| state.faults_left[fault] < self.faults[fault])
     }
 
     /// The partitions.

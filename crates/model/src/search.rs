@@ -4,10 +4,12 @@
 //! Nothing is sampled or seeded: a scenario always gives the same counts.
 
 use crate::fingerprint::{self, ByFingerprint};
-use crate::property::{Goal, Violation};
+use crate::property::Goal;
 use crate::scenario::Scenario;
 use crate::state::State;
-use crate::steps::{self, Kind, Steps};
+use crate::step::{Kind, Steps};
+use crate::steps;
+use crate::violation::Violation;
 use std::time::{Duration, Instant};
 
 /// The number of a state, in order of discovery.

@@ -3,15 +3,15 @@
 //! Plain data of single bytes; other modules have the steps. The derived order only selects one of two mirror images
 //! (see `steps`). Time is counted in ticks: a tick is a third of a lock.
 
-use crate::account::Entry;
 use crate::connection::Connection;
-use crate::fault::PerFault;
+use crate::entry::Entry;
+use crate::fault::{Fault, PerFault};
 use crate::ids::{
     BrokerId, ConnectionId, PartitionId, PartitionSet, PerBroker, PerPartition, PerSlot, PerTask, PerWorker, Slot,
     WorkerId, WorkerSet,
 };
-use crate::property::Violation;
 use crate::scenario::Scenario;
+use crate::violation::Violation;
 
 /// Duration of a lock in ticks.
 pub const LOCK: u8 = 3;
@@ -245,6 +245,11 @@ impl State {
             }
         }
         state
+    }
+
+    /// Whether any of these faults has happened.
+    pub fn has_had(&self, scenario: &Scenario, faults: &[Fault]) -> bool {
+        faults.iter().any(|&fault| self.faults_left[fault] < scenario.faults[fault])
     }
 
     /// The connection, if it exists.

@@ -3,7 +3,8 @@
 use crate::connection::Connection;
 use crate::ids::{Id, PartitionId, Set, TaskId};
 use crate::search::{Number, Search};
-use crate::steps::{self, Kind, Steps, Subject};
+use crate::step::{Kind, Steps, Subject};
+use crate::steps;
 use std::fmt;
 
 impl Search<'_> {

@@ -2,16 +2,18 @@
 //!
 //! `intake` has its steps at one broker. Called by `steps` for each worker.
 
-use crate::account::{Entry, Progress, doubt_locks};
+use crate::account::doubt_locks;
+use crate::connection::Connection;
+use crate::entry::{Entry, Progress};
 use crate::fault::Fault;
 use crate::ids::{BrokerId, ConnectionId, PartitionId, PerBroker, PerPartition, Slot, TaskId, WorkerId};
 use crate::intake;
-use crate::property::Violation;
 use crate::records::{MANY, permit_another_start};
 use crate::scenario::Scenario;
 use crate::state::{Health, Intake, IntakeStage, Leader, Phase, State};
-use crate::steps::{Kind, Steps, Subject};
+use crate::step::{Kind, Steps, Subject};
 use crate::twin::Twin;
+use crate::violation::Violation;
 
 /// All steps of the worker.
 pub fn steps(state: &State, scenario: &Scenario, worker: WorkerId, steps: &mut Steps) {
@@ -122,7 +124,7 @@ fn start(state: &State, next: &mut State, scenario: &Scenario, worker: WorkerId,
     let partition = scenario.partition_of(task);
     let is_up_to_date = state.workers[worker].leaders[partition] == state.leaders[partition];
     // A reset, cut or freeze takes locks away without a change of metadata.
-    let may_not_know = scenario.has_had(state, &[Fault::Reset, Fault::Cut, Fault::Freeze]);
+    let may_not_know = state.has_had(scenario, &[Fault::Reset, Fault::Cut, Fault::Freeze]);
     if is_up_to_date && !state.records[task].is_acquired_by(worker) && !may_not_know {
         next.violate(Violation::StartedWithoutLock);
     }
@@ -159,7 +161,7 @@ pub fn leave(state: &State, scenario: &Scenario, worker: WorkerId, phase: Phase)
     }
     for broker in BrokerId::ALL {
         for slot in Slot::ALL {
-            next.change_connection(ConnectionId { worker, broker, slot }, intake::close);
+            next.change_connection(ConnectionId { worker, broker, slot }, Connection::close);
         }
     }
     let own = &mut next.workers[worker];

@@ -108,7 +108,11 @@ impl Faults {
         self.0.push(line);
     }
 
-    fn none_or<T>(self, value: T) -> Result<T, ConfigError> {
+    /// Returns the value if there is no fault.
+    ///
+    /// # Errors
+    /// All faults.
+    pub fn none_or<T>(self, value: T) -> Result<T, ConfigError> {
         if self.0.is_empty() { Ok(value) } else { Err(ConfigError { faults: self.0 }) }
     }
 }

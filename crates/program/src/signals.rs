@@ -4,6 +4,7 @@
 //! means. Each binary installs it first of all, since the first process of a container gets no default action for an
 //! unhandled signal.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use crate::exit::ExitCode;
 use crate::stop::Stop;
 
 /// All signals that stop a program, with their names.
@@ -43,7 +45,23 @@ pub enum SignalsError {
     Register(#[from] std::io::Error),
 }
 
+/// Handles SIGTERM, SIGINT and SIGHUP for the whole process, then runs the program. For `main`, as its only statement.
+///
+/// Returns the program's exit code; [`ExitCode::Fatal`] after a line on stderr if the signals cannot be handled.
+pub fn run(program: impl FnOnce(Signals) -> ExitCode) -> ExitCode {
+    match install() {
+        Ok(signals) => program(signals),
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "{error}");
+            ExitCode::Fatal
+        }
+    }
+}
+
 /// Handles SIGTERM, SIGINT and SIGHUP for the whole process. Works once per process.
+///
+/// # Errors
+/// See [`SignalsError`].
 pub fn install() -> Result<Signals, SignalsError> {
     let signals = Signals::manual();
     let last = Arc::new(AtomicUsize::new(0));

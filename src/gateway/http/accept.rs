@@ -1,7 +1,7 @@
-//! Taking connections, and their threads: one for each.
+//! Accepts connections; each has a thread.
 //!
-//! A thread that has served its connection waits a moment for the next one. Whatever an attempt to take a connection
-//! fails with is tried again: the watch of the own port decides when it is hopeless. Called by the thread `accept`.
+//! A thread that has served its connection waits a while for another. Every failure to accept is retried; the watch of
+//! the gateway's own port decides when the listener is deaf. Called by the thread `accept`.
 
 use super::connection::Connection;
 use super::load::Load;
@@ -18,20 +18,19 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Connections beside those of callers that wait: idle ones, probes, people.
+/// Connections in addition to those of waiting callers: idle connections, probes, people.
 const FURTHER_CONNECTIONS: usize = 1024;
-/// File descriptors that everything but callers needs.
+/// File descriptors for everything except callers.
 const OWN_FILES: u64 = 128;
-/// A thread without a connection ends after this.
+/// A thread without a connection ends after this time.
 const THREAD_IDLE: Duration = Duration::from_secs(10);
-/// With fewer threads those that have ended are not looked for.
+/// Below this number of threads, ended threads are not collected.
 const FEW_THREADS: usize = 64;
-/// Until the next try when the system has no file descriptor, thread or memory left: the first and the longest.
+/// First and longest pause while the system has no file descriptor, thread or memory left.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// How many connections may be open: as many as callers may wait and some more, as far as the files suffice. Raises the
-/// process's soft limit of open files to its hard one first, since the soft one is that low for programs that use
-/// select(2) only.
+/// The number of connections that may be open, within the limit of open files. First raises the process's soft limit of
+/// open files to the hard limit: the soft limit is low only for programs that use select(2).
 pub(in crate::gateway) fn most_connections(max_waiting: usize) -> usize {
     let wanted = max_waiting + FURTHER_CONNECTIONS;
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
@@ -39,14 +38,12 @@ pub(in crate::gateway) fn most_connections(max_waiting: usize) -> usize {
     let places = if raised { hard } else { soft }.saturating_sub(OWN_FILES);
     let most = wanted.min(usize::try_from(places).unwrap_or(usize::MAX)).max(1);
     if most < wanted {
-        log::warn!(
-            "the limit of open files allows {most} connections; {wanted} would be right for MAX_WAITING={max_waiting}"
-        );
+        log::warn!("the limit of open files allows {most} connections; MAX_WAITING={max_waiting} needs {wanted}");
     }
     most
 }
 
-/// Takes connections until stopped.
+/// Accepts connections until stopped.
 pub(in crate::gateway) fn accept<S: Service>(listener: &TcpListener, service: &Arc<S>, load: &Arc<Load>, stop: &Stop) {
     let mut threads = Threads::new();
     let mut outage = Outage::new("the system");
@@ -58,9 +55,9 @@ pub(in crate::gateway) fn accept<S: Service>(listener: &TcpListener, service: &A
                 let Some(seat) = load.seat(&socket, stop) else { return };
                 threads.serve(Connection::new(socket, seat, Arc::clone(service))).err()
             }
-            // The caller was gone before it was taken.
+            // The caller left before its connection was accepted.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => None,
-            Err(error) => Some(format!("no connection can be taken: {error}")),
+            Err(error) => Some(format!("cannot accept a connection: {error}")),
         };
         match trouble {
             None => {
@@ -69,21 +66,20 @@ pub(in crate::gateway) fn accept<S: Service>(listener: &TcpListener, service: &A
             }
             Some(error) => {
                 outage.report(&error);
-                // A stop ends the loop.
+                // A stop during the sleep ends the loop.
                 let _ = stop.sleep(backoff.pause());
             }
         }
     }
 }
 
-/// The connections' threads: as many as there are connections, and those that had one a moment ago.
+/// The threads of the connections, including those that wait for another.
 struct Threads<S: Service> {
-    /// Of capacity zero: a connection is taken by a thread that waits at this instant, or by none. So none is left
-    /// behind a thread that was about to become busy.
+    /// Capacity zero: only a thread that waits now takes a connection, so no connection waits for a busy thread.
     offers: Sender<Connection<S>>,
     takers: Receiver<Connection<S>>,
     running: Vec<Thread>,
-    /// How many may be `running` before those that have ended are looked for.
+    /// The length of `running` at which ended threads are collected.
     look_at: usize,
     started: usize,
 }
@@ -102,21 +98,21 @@ impl<S: Service> Threads<S> {
         self.join_ended();
         self.started += 1;
         let takers = self.takers.clone();
-        // A stop of its own: one connection's end is not the gateway's.
+        // A separate stop: the death of a connection's thread does not end the gateway.
         let name = format!("conn-{}", self.started % 1_000_000);
         let thread = threads::spawn(&name, Stop::new(), move || -> Result<(), Infallible> {
             work(connection, &takers);
             Ok(())
         });
         if thread.is_finished() {
-            // It was not started, or its connection was a short one.
+            // The thread could not be started, or its connection was short.
             return thread.join().map_err(|error| error.to_string());
         }
         self.running.push(thread);
         Ok(())
     }
 
-    /// Joins threads that have ended, when there are many.
+    /// Joins ended threads, if many are running.
     fn join_ended(&mut self) {
         if self.running.len() < self.look_at {
             return;
@@ -131,7 +127,7 @@ impl<S: Service> Threads<S> {
     }
 }
 
-/// A connection's thread: serves this connection, and the next ones that come soon enough.
+/// The body of a connection's thread: serves this connection, and further ones that come soon enough.
 fn work<S: Service>(first: Connection<S>, takers: &Receiver<Connection<S>>) {
     let mut next = Some(first);
     while let Some(connection) = next {

@@ -1,4 +1,4 @@
-//! The body and the headers of `POST /analyze`: what may be asked for, and what is wrong otherwise. Pure.
+//! The body and the headers of `POST /analyze`: reads the task, or names the fault. Pure.
 
 use super::Refusal;
 use crate::gateway::tasks::Wanted;
@@ -23,7 +23,7 @@ pub(super) fn parse(body: &[u8], work_allowed: bool) -> Result<Wanted, Refusal> 
     }
     // Some systems write a byte order mark; it may be ignored (RFC 8259 section 8.1).
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-    // For serde an array of the members' values would do as well.
+    // serde also accepts an array of the members' values.
     let is_object = body.trim_ascii_start().first() == Some(&b'{');
     let Some(Body { text, work_ms }) = serde_json::from_slice(body).ok().filter(|_| is_object) else {
         return Err(diagnose(body));
@@ -49,7 +49,7 @@ pub(super) fn parse(body: &[u8], work_allowed: bool) -> Result<Wanted, Refusal> 
     Ok(Wanted { text, work_ms })
 }
 
-/// Why a body is not what it should be, without quoting it.
+/// Names the fault of a body, without quoting it.
 fn diagnose(body: &[u8]) -> Refusal {
     let detail = if std::str::from_utf8(body).is_err() {
         "the body is not UTF-8; it must be JSON in UTF-8: {\"text\": \"…\"}".to_owned()
@@ -64,7 +64,7 @@ fn diagnose(body: &[u8]) -> Refusal {
                 "\"text\" is missing; the body must be {\"text\": \"…\"}".to_owned()
             }
             Ok(Value::Object(members)) if !members["text"].is_string() => "\"text\" must be a string".to_owned(),
-            Ok(Value::Object(_)) => "a member stands twice in the body".to_owned(),
+            Ok(Value::Object(_)) => "a member occurs twice in the body".to_owned(),
             Ok(_) => "the body is not a JSON object; it must be {\"text\": \"…\"}".to_owned(),
         }
     };
@@ -79,7 +79,7 @@ pub(super) fn check_type(content_type: Option<&str>) -> Result<(), Refusal> {
 }
 
 /// The key in an Idempotency-Key: 1 to 255 printable ASCII characters, in quotes (a string of RFC 8941, as the field's
-/// draft has it) or, as most clients send it, without.
+/// draft requires) or, as most clients send it, without.
 pub(super) fn key_of(field: &str) -> Result<String, Refusal> {
     let key = match field.strip_prefix('"') {
         None => Some(field.to_owned()),
@@ -97,7 +97,7 @@ pub(super) fn key_of(field: &str) -> Result<String, Refusal> {
     }
 }
 
-/// What stands between quotes, where a backslash stands before a quote or a backslash only.
+/// The text between quotes, in which a backslash escapes only a quote or a backslash; `None`: it is not well-formed.
 fn unquoted(text: &str) -> Option<String> {
     let (mut plain, mut characters) = (String::new(), text.chars());
     while let Some(character) = characters.next() {
@@ -121,14 +121,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_is_taken_as_it_is() {
+    fn text_is_taken_unchanged() {
         let wanted = parse(r#"{"text": " Привет \u0000", "more": 1}"#.as_bytes(), false).unwrap();
         assert_eq!(wanted, Wanted { text: " Привет \0".to_owned(), work_ms: None });
         assert_eq!(parse("\u{feff}{\"text\": \"a\"}".as_bytes(), false).unwrap().text, "a");
     }
 
     #[test]
-    fn every_fault_is_named() {
+    fn faults_of_the_body_are_named() {
         let table: [(&[u8], bool, &str); 15] = [
             (b"", false, "not JSON"),
             (b"{", false, "not JSON (line 1"),
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_known_by_its_type() {
+    fn body_is_json_by_its_content_type() {
         for good in ["application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"] {
             assert!(check_type(Some(good)).is_ok(), "{good}");
         }
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn preferences_and_keys_follow_their_grammar() {
+    fn prefer_and_idempotency_key_follow_their_grammar() {
         assert!(prefers_async(["wait=5", "Respond-Async; foo"].into_iter()));
         assert!(!prefers_async(["respond-asynchronously"].into_iter()));
         for (field, key) in [

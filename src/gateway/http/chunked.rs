@@ -1,39 +1,38 @@
 //! The chunked transfer coding of a body (RFC 9112 section 7.1), decoded piece by piece.
 //!
-//! Pure: bytes go in, content comes out. No line here is longer than a limit and no size has more digits than a number
-//! has, so that an endless size, extension or trailer ends as a fault. Lines end with CR LF and nothing else: a proxy
-//! in front that reads one end elsewhere would let the rest of a body become another caller's request. Extensions and
-//! trailers are read and dropped. Called by [`connection`](super::connection).
+//! Pure: bytes go in, content comes out. Sizes, extensions and trailers are bounded, so an endless one is a fault.
+//! Lines end only with CR LF: if a proxy found another end, the rest of a body would become another caller's request.
+//! Extensions and trailers are dropped. Called by [`connection`](super::connection).
 
-/// Hexadecimal digits of a chunk's size.
+/// At most this many hexadecimal digits in a chunk's size.
 const MOST_DIGITS: u8 = 16;
-/// Bytes of all extensions of one body.
+/// At most this many bytes in all extensions of one body.
 const MOST_EXTENSION: usize = 1024;
-/// Bytes of the trailers of one body.
+/// At most this many bytes in the trailers of one body.
 const MOST_TRAILER: usize = 8 * 1024;
 
-/// Where the decoder stands.
+/// The state of the decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// In a size, of which this many digits were read.
     Size(u8),
     Extension,
-    /// Behind the CR of the size's line.
+    /// After the CR of the size's line.
     SizeEnd,
     Data,
-    /// Behind the data of a chunk, and behind their CR.
+    /// After the data of a chunk, and after the CR that follows them.
     DataEnd,
     DataEndLf,
-    /// At the begin of a line of the trailer, in one, and behind its CR.
+    /// At the beginning of a line of the trailer, within it, and after its CR.
     Trailer,
     TrailerField,
     TrailerFieldEnd,
-    /// Behind the CR of the empty line.
+    /// After the CR of the empty line.
     End,
     Done,
 }
 
-/// What is wrong with a body, as the end of a sentence about it.
+/// The fault of a body, as the end of a sentence about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ChunkFault {
     #[error("a chunk's size is not 1 to 16 hexadecimal digits")]
@@ -44,7 +43,7 @@ pub(super) enum ChunkFault {
     LineEnd,
     #[error("its trailer is over {MOST_TRAILER} bytes")]
     LongTrailer,
-    #[error("its trailer has a line that is no field")]
+    #[error("its trailer has a line that is not a field")]
     TrailerField,
 }
 
@@ -52,11 +51,11 @@ pub(super) enum ChunkFault {
 #[derive(Debug)]
 pub(super) struct Chunked {
     state: State,
-    /// The size that is being read, then what is left of the chunk.
+    /// The size that is being read, then the bytes left in the chunk.
     left: u64,
     extension: usize,
     trailer: usize,
-    /// Whether the line of the trailer that is being read has had its colon.
+    /// Whether the present line of the trailer has had its colon.
     named: bool,
 }
 
@@ -65,16 +64,15 @@ impl Chunked {
         Self { state: State::Size(0), left: 0, extension: 0, trailer: 0, named: false }
     }
 
-    /// Whether the body is over: what comes next is not its.
+    /// Whether the body is complete.
     pub(super) fn is_done(&self) -> bool {
         self.state == State::Done
     }
 
-    /// Reads on: the content goes to `content`. Returns how many of these bytes belong to the body, all of them unless
-    /// it is over.
+    /// Decodes these bytes and passes the content to `content`. Returns how many of them belong to the body.
     ///
     /// # Errors
-    /// The body is not well-formed: nothing behind it can be told apart from it.
+    /// The body is not well-formed, so its end is unknown.
     pub(super) fn decode(&mut self, bytes: &[u8], mut content: impl FnMut(&[u8])) -> Result<usize, ChunkFault> {
         let mut at = 0;
         while at < bytes.len() && self.state != State::Done {
@@ -101,7 +99,7 @@ impl Chunked {
                     return Err(ChunkFault::Size);
                 }
                 let digit = char::from(byte).to_digit(16).unwrap_or_default();
-                // Sixteen digits fit.
+                // Sixteen digits fit into 64 bits.
                 self.left = self.left << 4 | u64::from(digit);
                 Ok(State::Size(digits + 1))
             }
@@ -147,7 +145,7 @@ impl Chunked {
     }
 }
 
-/// Whether a field's name may have it (RFC 9110 section 5.6.2).
+/// Whether a field's name may contain this byte (RFC 9110 section 5.6.2).
 pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -156,7 +154,7 @@ pub(super) fn is_token(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// The content, and how many bytes are left behind the body; in pieces of this length.
+    /// Decodes in pieces. Returns the content, the bytes left after the body, and whether it is complete.
     fn decode(body: &[u8], piece: usize) -> Result<(Vec<u8>, usize, bool), ChunkFault> {
         let (mut chunked, mut content, mut used) = (Chunked::new(), Vec::new(), 0);
         for piece in body.chunks(piece) {
@@ -169,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_the_same_in_every_division() {
+    fn content_is_the_same_for_every_size_of_the_pieces() {
         let body = b"5;a=b;c=\"d\"\r\nhello\r\n00A\r\n0123456789\r\n0\r\nX-Sum: 1\r\nY:\r\n\r\nGET /";
         for piece in 1..=body.len() {
             let (content, rest, done) = decode(body, piece).expect("well-formed");
@@ -178,14 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_over_is_not_done() {
+    fn incomplete_body_is_not_done() {
         for body in ["", "5", "5\r\nhel", "5\r\nhello\r\n", "0\r\n", "0\r\nA: b\r\n", "0\r\n\r"] {
             assert!(!decode(body.as_bytes(), 3).expect("well-formed so far").2, "{body:?}");
         }
     }
 
     #[test]
-    fn everything_that_can_be_read_in_two_ways_is_a_fault() {
+    fn ambiguous_body_is_a_fault() {
         let table: [(&str, ChunkFault); 22] = [
             ("\r\n", ChunkFault::Size),
             ("+5\r\nhello", ChunkFault::Size),
@@ -217,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_endless() {
+    fn sizes_extensions_and_trailers_are_bounded() {
         let endless = |begin: &str, more: &str| decode((begin.to_owned() + &more.repeat(64 * 1024)).as_bytes(), 4096);
         assert_eq!(endless("", "1"), Err(ChunkFault::Size));
         assert_eq!(endless("1;", "x"), Err(ChunkFault::LongExtension));
@@ -228,7 +226,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn what_is_encoded_is_decoded(chunks in proptest::collection::vec(proptest::collection::vec(0u8.., 1..300), 0..8), piece in 1usize..400) {
+        fn encoded_body_is_decoded_to_its_content(chunks in proptest::collection::vec(proptest::collection::vec(0u8.., 1..300), 0..8), piece in 1usize..400) {
             let mut body = Vec::new();
             for chunk in &chunks {
                 body.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());

@@ -1,8 +1,8 @@
-//! One connection: its requests are read, answered and written one after the other.
+//! One connection: reads its requests, has them answered, and writes the responses, one request after another.
 //!
-//! A head must be whole within 10 s of its first byte, a body within 10 s of its head; between requests a connection
-//! may be quiet for a minute. Pipelined requests are answered in order. Whatever a caller does, it holds its own thread
-//! only, and that for a bounded time. Called by the connections' threads of [`accept`](super::accept).
+//! A head must be complete within 10 s of its first byte, a body within 10 s of its head. Between requests a connection
+//! may be idle for 60 s. Pipelined requests are answered in order. A caller can occupy only its own thread, and only
+//! for a bounded time. Called by the connections' threads of [`accept`](super::accept).
 
 use super::Refusal;
 use super::chunked::Chunked;
@@ -18,16 +18,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tiny_http::Method;
 
-/// How long a caller may take.
+/// The time limits of a caller.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// Until the first byte of the next request.
+    /// From the last response to the first byte of the next request.
     idle: Duration,
-    /// From there until its head is whole.
+    /// From that byte to the end of the head.
     head: Duration,
-    /// And from there until its body is.
+    /// From the head to the end of the body.
     body: Duration,
-    /// Until it has read its last response and closed.
+    /// From the last response until the caller has closed the connection.
     linger: Duration,
 }
 
@@ -39,25 +39,25 @@ const LIMITS: Limits = Limits {
 };
 /// The largest body, in bytes.
 pub(in crate::gateway) const LARGEST_BODY: usize = 64 * 1024;
-/// Bytes behind a last response that are read away, so that their sender gets to reading it (RFC 9112 section 9.6).
+/// At most this many bytes after the last response are dropped, so its caller can read it (RFC 9112 section 9.6).
 const READ_AWAY: usize = 1024 * 1024;
-/// A reply that another thread has taken out to give it is given within this.
+/// How long to wait for a reply that another thread is giving.
 const GIVING: Duration = Duration::from_secs(5);
+/// The granularity of the socket's read timeout.
 const TENTH: Duration = Duration::from_millis(100);
-/// Bytes of one read.
+/// At most this many bytes per read.
 const PIECE: usize = 8 * 1024;
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Connection<S: Service> {
     socket: Arc<TcpStream>,
     service: Arc<S>,
     outgoing: Arc<Outgoing<S>>,
-    /// Bytes that came and belong to nothing yet.
+    /// Received bytes that are not parsed yet.
     input: Vec<u8>,
-    /// Where a read puts them; one on the stack would be cleared for each read.
+    /// The buffer of a read; a buffer on the stack would be cleared for each read.
     piece: Box<[u8; PIECE]>,
-    /// As the socket has it; a system call for each read would cost as much as the read.
+    /// The socket's present read timeout; setting it for each read would double the system calls.
     timeout: Duration,
     limits: Limits,
 }
@@ -65,16 +65,16 @@ pub(super) struct Connection<S: Service> {
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
-    /// Nothing is on its way to us.
+    /// The caller sends nothing more.
     Read,
-    /// The caller may still send, and has to get to reading our response.
+    /// The caller may still send, and has to read the response first.
     Unread,
 }
 
-/// What a read came to.
+/// The outcome of a read.
 enum Came {
     Bytes,
-    /// The caller sends nothing more, or has gone.
+    /// The caller has closed its side of the connection, or has left.
     End,
     Late,
 }
@@ -93,7 +93,7 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Serves it to its end.
+    /// Serves the connection to its end.
     pub(super) fn serve(mut self) {
         let ending = self.requests();
         if ending == Ending::Unread {
@@ -109,7 +109,7 @@ impl<S: Service> Connection<S> {
                 Ok(Some(head)) => head,
                 Ok(None) => return Ending::Read,
                 Err(refusal) => {
-                    // Where the next request begins is not known any more.
+                    // The beginning of the next request is unknown.
                     let terms = Terms { head_only: false, afterwards: Afterwards::Closes };
                     self.outgoing.take(terms, self.service.begin());
                     self.reply().give(problem(&refusal));
@@ -124,8 +124,7 @@ impl<S: Service> Connection<S> {
                 (true, false) => Afterwards::Stays,
                 (true, true) => Afterwards::StaysAsAsked,
             };
-            // Counted from here: a stop waits for requests that are whole, not for callers that have yet to send
-            // theirs.
+            // Counted from here: a stop waits for complete requests, not for callers that still send.
             let terms = Terms { head_only: head.method == Method::Head, afterwards };
             self.outgoing.take(terms, self.service.begin());
             let ticket = match body {
@@ -135,7 +134,7 @@ impl<S: Service> Connection<S> {
                     None
                 }
             };
-            // A caller that has gone, or does not read: its task is in Kafka, its result can be asked for.
+            // If the caller has left or does not read, its task is still in Kafka, and the result can be fetched.
             let Some(written) = self.outgoing.taken().or_else(|| self.wait(ticket)).filter(|it| it.whole) else {
                 return Ending::Read;
             };
@@ -150,13 +149,14 @@ impl<S: Service> Connection<S> {
         Reply::new(Arc::clone(&self.outgoing) as Arc<dyn Carrier>)
     }
 
-    /// Waits until the response is written, most often until the next request has come; `None`: the caller has left.
+    /// Waits until the response is written, usually while reading the next request; `None`: the caller has left.
     fn wait(&mut self, ticket: Option<Ticket>) -> Option<Written> {
         // Without a ticket another thread is giving the reply.
         let mut until = ticket.map_or_else(|| Instant::now() + GIVING, |ticket| ticket.until);
         let mut waiting = ticket;
         loop {
-            // What has come belongs to the next request; a caller that sends ahead is not watched for leaving.
+            // Received bytes belong to the next request. With any, the connection does not notice that the caller
+            // leaves.
             let reads = waiting.is_some() && self.input.is_empty() && !self.outgoing.makes_room();
             let came = match reads {
                 true => self.read(until),
@@ -166,7 +166,7 @@ impl<S: Service> Connection<S> {
             let parting = match came {
                 _ if written.is_some() => return written,
                 Came::Bytes => continue,
-                // Not the caller's end, but ours.
+                // The gateway ended the reading, not the caller.
                 Came::End if self.outgoing.makes_room() => continue,
                 Came::End => Parting::Left,
                 Came::Late => Parting::Late,
@@ -179,12 +179,12 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// The next head; `None`: there is none, and no response is owed.
+    /// Reads the next head; `None`: the connection ends without another response.
     fn read_head(&mut self, idle_since: Instant) -> Result<Option<Head>, Refusal> {
         let mut begun = !self.input.is_empty();
         let mut until = if begun { Instant::now() + self.limits.head } else { idle_since + self.limits.idle };
         loop {
-            // Some callers send an empty line behind a body (RFC 9112 section 2.2).
+            // Some callers send an empty line after a body (RFC 9112 section 2.2).
             while self.input.starts_with(b"\r\n") {
                 self.input.drain(..2);
             }
@@ -208,7 +208,7 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// The body; `None`: it is not wanted, and not here.
+    /// Reads the body; `None`: it is not wanted, and has not arrived.
     fn read_body(&mut self, head: &Head, wanted: bool) -> Result<Option<Vec<u8>>, Refusal> {
         let until = Instant::now() + self.limits.body;
         match head.body {
@@ -217,7 +217,7 @@ impl<S: Service> Connection<S> {
                 match (here, wanted) {
                     (Some(length), _) => Ok(Some(self.input.drain(..length).collect())),
                     (None, false) => Ok(None),
-                    // Answered at once: it may be as large as its sender likes, or may wait for our 100 (Continue).
+                    // Refused at once: the body may have any size, or its caller may wait for 100 (Continue).
                     (None, true) if length > LARGEST_BODY as u64 => Err(too_large()),
                     (None, true) => self.read_length(head, length as usize, until).map(Some),
                 }
@@ -270,22 +270,22 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Lets a caller send its body that waits for our word (RFC 9110 section 10.1.1).
+    /// Sends 100 (Continue) to a caller that waits for it (RFC 9110 section 10.1.1).
     fn ask_for_body(&mut self, head: &Head) {
         if head.expects_continue && self.input.is_empty() {
-            // One that cannot be written shows at the next read.
+            // A failure to write shows at the next read.
             let _ = (&*self.socket).write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
     }
 
-    /// Reads what has come, or waits for it.
+    /// Reads the next bytes, or waits for them.
     fn read(&mut self, until: Instant) -> Came {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Came::Late;
             }
-            // In tenths of a second, so that it seldom changes: a little too late is in time here.
+            // In steps of 0.1 s, so that it seldom changes; up to 0.1 s too late is acceptable.
             let timeout = TENTH * u32::try_from(left.as_millis() / TENTH.as_millis() + 1).unwrap_or(u32::MAX);
             if timeout != self.timeout {
                 if self.socket.set_read_timeout(Some(timeout)).is_err() {
@@ -311,12 +311,12 @@ impl<S: Service> Connection<S> {
         Refusal::new(408, format!("the body did not come within {} s", self.limits.body.as_secs()))
     }
 
-    /// Reads away what still comes. Closing a socket with unread bytes resets the connection, and a response that the
-    /// caller has not read yet is lost with it.
+    /// Reads and drops the remaining bytes. Closing a socket with unread bytes resets the connection, and the caller
+    /// would lose a response that it has not read yet.
     fn linger(&mut self) {
         let until = Instant::now() + self.limits.linger;
         let mut left = READ_AWAY;
-        // It fails where the caller has gone.
+        // This fails if the caller has left.
         if self.socket.shutdown(Shutdown::Write).is_err() {
             return;
         }

@@ -1,24 +1,24 @@
-//! What must hold of any bytes that a caller sends. Called by the fuzz targets (`fuzz/`), and by tests with drawn
-//! bytes; no part of the program.
+//! Properties that hold for any bytes from a caller. Called by the fuzz targets (`fuzz/`) and by tests with random
+//! bytes; not part of the program.
 
 use super::chunked::{ChunkFault, Chunked};
 use super::head::{self, Body, LARGEST_HEAD};
 
-/// The head of a request: it is read in one way or refused, whatever stands before and behind its end.
+/// Checks that a head has one reading or is refused, for any bytes before and after its end.
 ///
 /// # Panics
-/// Where that does not hold.
+/// The property does not hold.
 pub(crate) fn head(bytes: &[u8]) {
     let Ok(Some((head, length))) = head::parse(bytes) else { return };
     assert!(length <= bytes.len().min(LARGEST_HEAD), "{length}");
     let own = &bytes[..length];
-    assert!(own.ends_with(b"\r\n\r\n"), "its end is unclear");
+    assert!(own.ends_with(b"\r\n\r\n"), "the end of the head is unclear");
     for end in [0, length / 3, length / 2, length - 2, length - 1] {
-        assert!(matches!(head::parse(&own[..end]), Ok(None)), "its first {end} bytes decide");
+        assert!(matches!(head::parse(&own[..end]), Ok(None)), "the first {end} bytes are accepted");
     }
     let (again, same) = head::parse(&[own, b"\r\nx\n"].concat()).expect("as before").expect("as before");
-    assert_eq!((same, again.body), (length, head.body), "what comes behind it counts");
-    // The lines of a reader that ends them at LF, and of one that ends them at CRLF.
+    assert_eq!((same, again.body), (length, head.body), "following bytes change the reading");
+    // Lines by LF, and lines by CRLF, as two readers could count them.
     let of_lf = own.iter().filter(|byte| **byte == b'\n').count();
     assert_eq!(of_lf, own.windows(2).filter(|pair| pair == b"\r\n").count(), "a line ends in two ways");
     let framings = own.split(|byte| *byte == b'\n').filter(|line| {
@@ -26,29 +26,29 @@ pub(crate) fn head(bytes: &[u8]) {
         name.eq_ignore_ascii_case(b"content-length") || name.eq_ignore_ascii_case(b"transfer-encoding")
     });
     let framings = framings.count();
-    assert!(framings <= 1, "it says {framings} times where its body ends");
-    assert!(framings == 1 || head.body == Body::Length(0), "it does not say where its body ends");
+    assert!(framings <= 1, "{framings} fields define the end of the body");
+    assert!(framings == 1 || head.body == Body::Length(0), "no field defines the end of the body");
 }
 
-/// A chunked body: the same content, end and fault however it is cut.
+/// Checks that a chunked body has the same content, end and fault for every size of the pieces.
 ///
 /// # Panics
-/// Where that does not hold.
+/// The property does not hold.
 pub(crate) fn chunks(bytes: &[u8]) {
     let whole = decode(bytes, bytes.len().max(1));
     for piece in [1, 2, 3, 7, 64] {
         assert_eq!(decode(bytes, piece), whole, "in pieces of {piece}");
     }
     if let Ok((content, rest, true)) = &whole {
-        assert!(content.len() + rest < bytes.len(), "a body ends with a line of its own");
+        assert!(content.len() + rest < bytes.len(), "a body ends with a line of its own coding");
         let body = &bytes[..bytes.len() - rest];
-        assert_eq!(decode(body, body.len()), Ok((content.clone(), 0, true)), "what comes behind it counts");
+        assert_eq!(decode(body, body.len()), Ok((content.clone(), 0, true)), "following bytes change the reading");
         let begun = decode(&body[..body.len() - 1], body.len());
-        assert!(begun.is_ok_and(|(_, _, done)| !done), "it is over before its end");
+        assert!(begun.is_ok_and(|(_, _, done)| !done), "the body is complete before its end");
     }
 }
 
-/// Its content, how many bytes stand behind it, and whether it is over.
+/// Returns the content, the number of bytes after the body, and whether the body is complete.
 fn decode(bytes: &[u8], piece: usize) -> Result<(Vec<u8>, usize, bool), ChunkFault> {
     let (mut chunked, mut content, mut used) = (Chunked::new(), Vec::new(), 0);
     for piece in bytes.chunks(piece) {
@@ -106,12 +106,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn drawn_heads_are_read_in_one_way(bytes in drawn(&HEAD)) {
+        fn random_heads_have_one_reading(bytes in drawn(&HEAD)) {
             super::head(&bytes);
         }
 
         #[test]
-        fn drawn_bodies_are_the_same_however_they_are_cut(bytes in drawn(&CHUNKS)) {
+        fn random_bodies_are_the_same_for_every_size_of_the_pieces(bytes in drawn(&CHUNKS)) {
             super::chunks(&bytes);
         }
     }

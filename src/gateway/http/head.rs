@@ -1,9 +1,9 @@
-//! The head of a request: its line and its fields, and what they say of the body and of the connection (RFC 9112).
+//! The head of a request: its line and fields, and their meaning for the body and the connection (RFC 9112).
 //!
-//! Pure: bytes go in, a [`Head`] comes out. `httparse` splits the bytes; what it lets through and two readers could
-//! read in two ways is refused here, since behind a proxy an ambiguous end of a body is how one caller's bytes become
-//! another's request (request smuggling, RFC 9112 section 11.2). After a refusal nothing more is read from the
-//! connection. Called by [`connection`](super::connection).
+//! Pure: bytes go in, a [`Head`] comes out. `httparse` splits the bytes. This module refuses what `httparse` accepts
+//! but two readers could read in two ways. Otherwise, behind a proxy, bytes of one caller could become another's
+//! request (request smuggling, RFC 9112 section 11.2). After a refusal the connection reads no further request. Called
+//! by [`connection`](super::connection).
 
 use super::Refusal;
 use tiny_http::Method;
@@ -18,36 +18,36 @@ const MOST_FIELDS: usize = 100;
 pub(super) enum Body {
     /// After this many bytes; zero: there is none.
     Length(u64),
-    /// It says itself.
+    /// After its last chunk.
     Chunked,
 }
 
-/// A head that is well-formed.
+/// A well-formed head.
 #[derive(Debug)]
 pub(in crate::gateway) struct Head {
     pub(in crate::gateway) method: Method,
-    /// As it came: a path with its query, or a whole URL.
+    /// As received: a path with its query, or a whole URL.
     pub(in crate::gateway) target: String,
     pub(super) body: Body,
-    /// Whether the caller waits for our word before it sends the body.
+    /// Whether the caller waits for 100 (Continue) before it sends the body.
     pub(super) expects_continue: bool,
-    /// Whether the caller takes more responses on this connection.
+    /// Whether the connection persists after the response.
     pub(super) persists: bool,
-    /// HTTP/1.0, whose connections end unless both sides say that they do not.
+    /// HTTP/1.0, whose connections end unless both sides ask to keep them.
     pub(super) is_old: bool,
     fields: Vec<(Box<str>, Box<[u8]>)>,
 }
 
 impl Head {
-    /// The value of a field that stands once; `None` where it is missing.
+    /// The value of a field that may occur once; `None` if it is missing.
     ///
     /// # Errors
-    /// It stands twice, or is no text in ASCII.
+    /// The field occurs twice, or is not ASCII.
     pub(in crate::gateway) fn field(&self, name: &str) -> Result<Option<&str>, Refusal> {
         let mut values = self.values(name);
         match (values.next(), values.next()) {
             (None, _) => Ok(None),
-            (Some(_), Some(_)) => Err(Refusal::new(400, format!("the field {name} stands twice"))),
+            (Some(_), Some(_)) => Err(Refusal::new(400, format!("the field {name} occurs twice"))),
             (Some(value), None) => match std::str::from_utf8(value) {
                 Ok(text) if text.is_ascii() => Ok(Some(text)),
                 _ => Err(Refusal::new(400, format!("the field {name} has characters that are not ASCII"))),
@@ -55,7 +55,7 @@ impl Head {
         }
     }
 
-    /// The members of a field that is a list, over all its lines, without what is no text (RFC 9110 section 5.6.1).
+    /// The members of a list field, from all its lines, without those that are not UTF-8 (RFC 9110 section 5.6.1).
     pub(in crate::gateway) fn list(&self, name: &str) -> impl Iterator<Item = &str> {
         let lines = self.values(name).filter_map(|value| std::str::from_utf8(value).ok());
         lines
@@ -77,12 +77,12 @@ impl Head {
         let (mut lengths, mut codings) = (self.values("Content-Length"), self.values("Transfer-Encoding"));
         match (lengths.next(), codings.next()) {
             (None, None) => Ok(Body::Length(0)),
-            (Some(_), Some(_)) => refuse("Transfer-Encoding and Content-Length cannot stand together"),
+            (Some(_), Some(_)) => refuse("a request cannot have both Transfer-Encoding and Content-Length"),
             (None, Some(_)) if self.is_old => refuse("HTTP/1.0 has no Transfer-Encoding"),
-            (None, Some(_)) if codings.next().is_some() => refuse("Transfer-Encoding stands twice"),
+            (None, Some(_)) if codings.next().is_some() => refuse("Transfer-Encoding occurs twice"),
             (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Body::Chunked),
-            (None, Some(_)) => Err(Refusal::new(501, "the only Transfer-Encoding taken is chunked")),
-            (Some(_), None) if lengths.next().is_some() => refuse("Content-Length stands twice"),
+            (None, Some(_)) => Err(Refusal::new(501, "the only accepted Transfer-Encoding is chunked")),
+            (Some(_), None) if lengths.next().is_some() => refuse("Content-Length occurs twice"),
             (Some(length), None) => match plain_number(length) {
                 Some(length) => Ok(Body::Length(length)),
                 None => refuse("Content-Length is not a number"),
@@ -90,12 +90,12 @@ impl Head {
         }
     }
 
-    /// RFC 9112 section 3.2: one in HTTP/1.1, and none or one before.
+    /// Checks Host (RFC 9112 section 3.2): exactly one in HTTP/1.1, at most one in HTTP/1.0.
     fn check_host(&self) -> Result<(), Refusal> {
         let mut hosts = self.values("Host");
         match (hosts.next(), hosts.next()) {
             (None, _) if !self.is_old => Err(Refusal::new(400, "the field Host is missing")),
-            (Some(_), Some(_)) => Err(Refusal::new(400, "the field Host stands twice")),
+            (Some(_), Some(_)) => Err(Refusal::new(400, "the field Host occurs twice")),
             (Some(host), None) if !host.iter().all(|byte| byte.is_ascii_graphic() && !b"/?#@\\,".contains(byte)) => {
                 Err(Refusal::new(400, "the field Host is not a host with or without a port"))
             }
@@ -103,25 +103,25 @@ impl Head {
         }
     }
 
-    /// RFC 9110 section 10.1.1.
+    /// Returns whether the caller waits for 100 (Continue) (RFC 9110 section 10.1.1).
     fn read_expectation(&self) -> Result<bool, Refusal> {
         match self.list("Expect").find(|it| !it.eq_ignore_ascii_case("100-continue")) {
-            Some(_) => Err(Refusal::new(417, "the only Expect taken is 100-continue")),
+            Some(_) => Err(Refusal::new(417, "the only accepted Expect is 100-continue")),
             None => Ok(!self.is_old && self.body != Body::Length(0) && self.says("Expect", "100-continue")),
         }
     }
 }
 
-/// Digits only: a sign or a blank reads differently elsewhere.
+/// Parses digits only: other readers treat a sign or a blank differently.
 fn plain_number(text: &[u8]) -> Option<u64> {
     let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
 }
 
-/// Reads the head at the begin of these bytes, and says how many of them it has; `None` while it is not whole.
+/// Reads the head at the beginning of these bytes and returns its length; `None` while it is incomplete.
 ///
 /// # Errors
-/// It is too large, not well-formed, or two readers could read it in two ways.
+/// The head is too large, not well-formed, or ambiguous.
 pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Refusal> {
     let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
@@ -132,25 +132,27 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Refusal> {
         Err(httparse::Error::TooManyHeaders) => {
             return Err(Refusal::new(431, format!("the head has more than {MOST_FIELDS} fields")));
         }
-        Err(httparse::Error::Version) => return Err(Refusal::new(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")),
+        Err(httparse::Error::Version) => {
+            return Err(Refusal::new(505, "the gateway supports only HTTP/1.1 and HTTP/1.0"));
+        }
         Err(error) => return Err(Refusal::new(400, format!("the head of the request is not well-formed: {error}"))),
     };
     if length > LARGEST_HEAD {
         return Err(too_large());
     }
-    // The parser takes a bare LF for the end of a line, which others do not.
+    // The parser accepts a bare LF as the end of a line, other readers do not.
     if bytes[..length].iter().enumerate().any(|(at, byte)| *byte == b'\n' && (at == 0 || bytes[at - 1] != b'\r')) {
         return Err(Refusal::new(400, "a line of the head does not end with CR LF"));
     }
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
-        return Err(Refusal::new(400, "the request line is not whole"));
+        return Err(Refusal::new(400, "the request line is incomplete"));
     };
-    // A fragment is never sent; where a proxy passes one on, its rules have looked at another path than ours would.
+    // Callers never send a fragment. A proxy that passed one on would have checked another path.
     if target.contains('#') || !target.is_ascii() {
         return Err(Refusal::new(400, "the target of the request has characters that a URL cannot have"));
     }
     let Ok(method) = method.parse() else {
-        return Err(Refusal::new(400, "the method of the request is no token"));
+        return Err(Refusal::new(400, "the method of the request is not a token"));
     };
     let fields = request.headers.iter().map(|field| (field.name.into(), field.value.into())).collect();
     let mut head = Head {
@@ -165,7 +167,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Refusal> {
     head.check_host()?;
     head.body = head.read_body()?;
     head.expects_continue = head.read_expectation()?;
-    // RFC 9112 section 9.3; close wins.
+    // RFC 9112 section 9.3: `close` overrides `keep-alive`.
     head.persists = !head.says("Connection", "close") && (!head.is_old || head.says("Connection", "keep-alive"));
     Ok(Some((head, length)))
 }
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_whole_at_its_empty_line_and_not_before() {
+    fn head_is_complete_at_its_empty_line_and_not_before() {
         let text = "GET /tasks/a?b HTTP/1.1\r\nHost: x:80\r\nX-Name: J\u{f6}rg\tb\r\n\r\n";
         for end in 0..text.len() {
             if text.is_char_boundary(end) {
@@ -207,13 +209,13 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_body_is_known_or_the_request_is_refused() {
+    fn request_without_a_known_end_of_its_body_is_refused() {
         let table: [(&str, Body); 5] = [
             ("", Body::Length(0)),
             ("Content-Length: 0\r\n", Body::Length(0)),
             ("content-length:  5\t\r\n", Body::Length(5)),
             ("Transfer-Encoding: Chunked\r\n", Body::Chunked),
-            // Another protocol may be offered and need not be taken (RFC 9110 section 7.8).
+            // A server may ignore an offered protocol (RFC 9110 section 7.8).
             ("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nContent-Length: 30\r\n", Body::Length(30)),
         ];
         for (fields, body) in table {
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_read_in_two_ways_is_refused() {
+    fn ambiguous_head_is_refused() {
         for text in [
             "GET / HTTP/1.1\nHost: x\n\n",
             "GET / HTTP/1.1\r\nHost: x\nA: b\r\n\r\n",
@@ -265,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_has_a_largest_size() {
+    fn head_has_a_size_limit() {
         let begin = "GET / HTTP/1.1\r\nHost: x\r\nA: ";
         let filled = |length: usize| format!("{begin}{}\r\n\r\n", "b".repeat(length - begin.len() - 4));
         assert_eq!(whole(&filled(LARGEST_HEAD)).target, "/");
@@ -276,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_becomes_of_the_connection_is_the_callers_to_say() {
+    fn caller_decides_whether_the_connection_persists() {
         let persists = |version: &str, connection: &str| {
             whole(&format!("GET / HTTP/{version}\r\nHost: x\r\nConnection: {connection}\r\n\r\n")).persists
         };
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_asked_for_where_the_caller_waits_for_that() {
+    fn caller_that_waits_for_100_continue_is_recognized() {
         assert!(with("Content-Length: 5\r\nExpect: 100-Continue\r\n").expects_continue);
         assert!(!with("Expect: 100-continue\r\n").expects_continue, "there is no body");
         let old = "POST / HTTP/1.0\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
@@ -295,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_stands_once_and_a_list_over_several_lines() {
+    fn field_occurs_once_and_list_has_several_lines() {
         let head = with("Prefer: wait=5, a;b\r\nIdempotency-Key: k\r\nprefer: respond-async\r\nX-Name: J\u{f6}rg\r\n");
         assert_eq!(head.field("idempotency-key").expect("once"), Some("k"));
         assert_eq!(head.field("Content-Type").expect("never"), None);

@@ -1,4 +1,4 @@
-//! The listening socket, and the watch that tries it from outside.
+//! The listening socket, and the watch that connects to it from outside.
 
 use super::load::Load;
 use crate::healthcheck::{get_status, reachable};
@@ -8,29 +8,29 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-/// Connections that the kernel holds for us until they are taken.
+/// Connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
-/// How long a caller may not read before its response is given up.
+/// How long a caller may read nothing before its response is abandoned.
 const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a caller may acknowledge nothing before it counts as gone (tcp(7), TCP_USER_TIMEOUT).
 #[cfg(target_os = "linux")]
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
-/// After how much silence a caller is asked whether it still exists, so that its thread is not held for ever.
+/// After this much silence the kernel probes the caller, so that a vanished caller does not hold its thread forever.
 const KEEPALIVE: Duration = Duration::from_secs(60);
-/// How often the own port is tried, and how long an answer may take.
+/// How often the watch connects to the gateway's port, and how long an answer may take.
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 const WATCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// This many failures in a row mean that the listener is deaf.
+/// After this many failures in a row the listener counts as deaf.
 const WATCH_FAILURES: u32 = 3;
 
-/// The listening socket. What is set here, accepted sockets inherit on Linux.
+/// Opens the listening socket. On Linux accepted sockets inherit its settings.
 ///
 /// # Errors
-/// The address is in use, or not ours to bind.
+/// The address is in use, or the process may not bind it.
 pub(in crate::gateway) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    // Without it an answer over one segment on a kept connection waits 40 ms for the caller's acknowledgement (Nagle).
+    // Otherwise (Nagle) a response of two segments waits 40 ms for the caller's acknowledgement on a kept connection.
     socket.set_tcp_nodelay(true)?;
     socket.set_write_timeout(Some(SEND_TIMEOUT))?;
     // Elsewhere such a caller is found by the time limits of its request and response.
@@ -42,8 +42,7 @@ pub(in crate::gateway) fn listen(address: SocketAddr) -> io::Result<TcpListener>
     Ok(socket.into())
 }
 
-/// Tries the own port as a caller would, until stopped: nothing else notices a listener that takes no connection any
-/// more.
+/// Sends requests to the gateway's own port until stopped: no other check notices a deaf listener.
 ///
 /// # Errors
 /// The port did not answer [`WATCH_FAILURES`] times in a row.
@@ -59,7 +58,7 @@ pub(in crate::gateway) fn watch(address: SocketAddr, load: &Load, stop: &Stop) -
     Ok(())
 }
 
-/// Counts failures in a row; a port that takes no connection because all seats are taken is not deaf.
+/// Counts failures in a row. A port is not deaf while all seats are taken.
 fn is_deaf(failures: &mut u32, full: bool, error: Option<io::Error>) -> bool {
     match error {
         None => *failures = 0,
@@ -74,7 +73,7 @@ fn is_deaf(failures: &mut u32, full: bool, error: Option<io::Error>) -> bool {
 
 /// Wakes the thread that waits for a connection on this listener.
 pub(in crate::gateway) fn wake(address: SocketAddr) {
-    // Its failing means that the listener is closed.
+    // A failure means that the listener is closed.
     let _ = TcpStream::connect_timeout(&reachable(address), Duration::from_millis(100));
 }
 
@@ -88,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn accepted_sockets_inherit_what_the_listener_was_given() {
+    fn accepted_sockets_inherit_the_settings_of_the_listener() {
         let listener = local();
         let _near = TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
         let (accepted, _) = listener.accept().expect("a connection");
@@ -100,20 +99,20 @@ mod tests {
     }
 
     #[test]
-    fn a_port_in_use_is_an_error() {
+    fn port_in_use_is_an_error() {
         let listener = local();
         let error = listen(listener.local_addr().expect("an address")).expect_err("in use");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[test]
-    fn a_port_is_deaf_after_failures_in_a_row_and_never_while_it_is_full() {
+    fn port_is_deaf_after_failures_in_a_row_and_never_while_seats_are_full() {
         let failure = || Some(io::Error::from(io::ErrorKind::TimedOut));
         let mut failures = 0;
         assert!(!is_deaf(&mut failures, false, failure()) && !is_deaf(&mut failures, false, failure()));
         assert!(!is_deaf(&mut failures, false, None), "one answer is enough");
         assert!(!is_deaf(&mut failures, false, failure()) && !is_deaf(&mut failures, false, failure()));
-        assert!(!is_deaf(&mut failures, true, failure()), "all places are taken");
+        assert!(!is_deaf(&mut failures, true, failure()), "all seats are taken");
         assert!(!is_deaf(&mut failures, false, failure()) && !is_deaf(&mut failures, false, failure()));
         assert!(is_deaf(&mut failures, false, failure()));
     }

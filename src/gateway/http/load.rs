@@ -1,8 +1,8 @@
-//! The seats of connections: how many are taken, and which connection has been idle for longest.
+//! The seats of connections: how many are taken, and which connection has been idle longest.
 //!
-//! A connection takes a [`Seat`] and leaves it when it ends. With all seats taken, the connection that has waited for a
-//! request for longest is closed, so that new callers and probes get through whatever quiet ones there are. Called by
-//! [`accept`](super::accept) and the connections' threads.
+//! A connection holds a [`Seat`] until it ends. With all seats taken, the connection that has been idle longest is
+//! closed, so idle connections do not lock out new callers and probes. Called by [`accept`](super::accept) and the
+//! connections' threads.
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use program::stop::Stop;
@@ -12,10 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often is looked whether a full gateway is to stop.
+/// How often a full gateway checks for a stop.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(in crate::gateway) struct Load {
     seats: Mutex<Seats>,
@@ -36,18 +35,18 @@ struct Taken {
     rest: Arc<Rest>,
 }
 
-/// How long a connection has waited for a request that is whole: the microsecond of the load's life since when it does,
-/// [`BUSY`] or [`LEAVING`]. Not behind the lock, which two threads would take for each request.
+/// Since when a connection waits for a complete request, in microseconds since the start of the load, or [`BUSY`] or
+/// [`LEAVING`]. An atomic outside the lock, which two threads would take for each request.
 #[derive(Debug)]
 struct Rest(AtomicU64);
 
-/// It has a request.
+/// The connection has a request.
 const BUSY: u64 = u64::MAX;
-/// It is to make room.
+/// The connection has to make room.
 const LEAVING: u64 = u64::MAX - 1;
 
 impl Load {
-    /// `most` connections at once; with none of them idle, more wait in the kernel's queue.
+    /// Allows `most` connections at once. If none of them is idle, further ones wait in the kernel's queue.
     pub(in crate::gateway) fn new(most: usize) -> Self {
         Self { seats: Mutex::default(), one_less: Condvar::new(), most, born: Instant::now() }
     }
@@ -56,7 +55,7 @@ impl Load {
         u64::try_from(self.born.elapsed().as_micros()).unwrap_or(LEAVING - 1)
     }
 
-    /// Connections open now.
+    /// The number of open connections.
     pub(in crate::gateway) fn open(&self) -> usize {
         self.seats.lock().taken.len()
     }
@@ -66,8 +65,7 @@ impl Load {
         self.open() >= self.most
     }
 
-    /// A seat for this connection; `None`: a stop came first. With all taken, the connection that has waited for a
-    /// request for longest is closed.
+    /// Takes a seat; `None`: a stop came first. With all seats taken, closes the connection that has been idle longest.
     pub(super) fn seat(self: &Arc<Self>, socket: &Arc<TcpStream>, stop: &Stop) -> Option<Seat> {
         let mut seats = self.seats.lock();
         while seats.taken.len() >= self.most {
@@ -90,11 +88,11 @@ impl Load {
 }
 
 impl Seats {
-    /// The connection that has waited for longest, which is to leave from now on.
+    /// Marks the connection that has been idle longest as leaving, and returns it.
     fn leave_longest(&self) -> Option<Arc<TcpStream>> {
         let since = |it: &&Taken| it.rest.0.load(Ordering::Relaxed);
         let longest = self.taken.values().filter(|it| since(it) < LEAVING).min_by_key(since)?;
-        // Unless it has a request meanwhile; then the next look finds another one.
+        // Unless it has received a request meanwhile; then the next round finds another one.
         let is_idle = longest
             .rest
             .0
@@ -103,9 +101,9 @@ impl Seats {
     }
 }
 
-/// Its thread finds the end of what is sent, once it has read what came before.
+/// Ends the reading: the connection's thread sees the end after the bytes that have arrived.
 fn end_reading(socket: &TcpStream) {
-    // It fails where the caller has gone.
+    // This fails if the caller has left.
     let _ = socket.shutdown(Shutdown::Read);
 }
 
@@ -118,22 +116,22 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// A request is whole.
+    /// Notes that a request is complete.
     pub(super) fn busy(&self) {
         self.change(BUSY);
     }
 
-    /// The connection waits for the next one.
+    /// Notes that the connection waits for the next request.
     pub(super) fn idle(&self) {
         self.change(self.load.microseconds());
     }
 
     fn change(&self, rest: u64) {
-        // A connection that is to leave leaves. The result says what was there before.
+        // A leaving connection stays marked. The result is the previous value.
         let _ = self.rest.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now != LEAVING).then_some(rest));
     }
 
-    /// Whether the connection is to make room for another one.
+    /// Whether the connection has to make room for another.
     pub(super) fn is_leaving(&self) -> bool {
         self.rest.0.load(Ordering::Relaxed) == LEAVING
     }
@@ -152,7 +150,7 @@ mod tests {
     use std::io::Read;
     use std::net::{Ipv4Addr, TcpListener};
 
-    /// A caller's end, and ours.
+    /// The caller's end and the gateway's end.
     fn pair() -> (TcpStream, Arc<TcpStream>) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let far = TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
@@ -170,26 +168,26 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_idle_connection_makes_room_for_a_new_one() {
+    fn longest_idle_connection_makes_room_for_a_new_one() {
         let load = Arc::new(Load::new(3));
         let (busy, first, second, new) = (pair(), pair(), pair(), pair());
         let busy_seat = seat(&load, &busy.1);
         busy_seat.busy();
         let first_seat = seat(&load, &first.1);
         let second_seat = seat(&load, &second.1);
-        // It has had a request meanwhile.
+        // The first connection has had a request meanwhile.
         first_seat.busy();
         first_seat.idle();
         assert!(load.is_full() && [&busy, &first, &second].iter().all(|it| !is_ended(&it.1)));
-        let longest = load.seats.lock().leave_longest().expect("an idle one");
+        let longest = load.seats.lock().leave_longest().expect("an idle connection");
         assert!(Arc::ptr_eq(&longest, &second.1) && second_seat.is_leaving() && !first_seat.is_leaving());
         second_seat.idle();
-        assert!(second_seat.is_leaving(), "a request that came in between does not keep it");
-        // It is slow to leave: the next one makes room.
+        assert!(second_seat.is_leaving(), "a request in between does not keep it");
+        // The second connection leaves slowly, so the connection that is idle next longest makes room.
         std::thread::scope(|scope| {
             let newcomer = scope.spawn(|| seat(&load, &new.1));
-            // Each look takes 50 ms where nothing ends.
-            assert!((0..200).any(|_| is_ended(&first.1)), "the longest idle one is closed");
+            // Each read takes up to 50 ms.
+            assert!((0..200).any(|_| is_ended(&first.1)), "the longest idle connection is closed");
             drop(first_seat);
             drop(newcomer.join().expect("no panic"));
         });
@@ -199,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_idle_one_a_seat_is_waited_for_until_a_stop() {
+    fn without_an_idle_connection_a_caller_waits_for_a_seat_until_a_stop() {
         let load = Arc::new(Load::new(1));
         let (old, new) = (pair(), pair());
         let taken = seat(&load, &old.1);

@@ -1,13 +1,13 @@
-//! The HTTP front: from a listening socket to whole requests and their responses.
+//! The HTTP server: from a listening socket to whole requests and their responses.
 //!
-//! `tiny_http` gives the vocabulary and writes responses. Its server and its parser are not used: they have no limit for
-//! a head, none for a time, and keep the socket to themselves, so that one request of 24 bytes can hold a thread for
-//! good. Connections have a thread each; every wait for a caller has an end.
+//! `tiny_http` provides types and writes responses. Its server and parser are not used: they limit neither the size of
+//! a head nor its time, and keep the socket to themselves, so a request of 24 bytes can hold a thread forever. Here
+//! each connection has a thread, and every wait for a caller has a limit.
 //!
 //! | file | noun |
 //! |---|---|
-//! | `listener` | the listening socket, the watch of the own port |
-//! | `accept` | taking connections, and their threads |
+//! | `listener` | the listening socket, the watch of the gateway's own port |
+//! | `accept` | accepting connections, and their threads |
 //! | `load` | the connections' seats: how many, which are idle |
 //! | `connection` | one connection: request, response, request |
 //! | `outgoing` | its writing half: a response, written by the thread that has it |
@@ -17,9 +17,9 @@
 //! | `unanswered` | requests that a stop waits for |
 //! | `service` | what a connection needs to have its requests answered |
 //! | `routes` | which request gets which response |
-//! | `analyze` | what `POST /analyze` may ask for |
-//! | `ops` | health, probes, figures, the fleet, the page |
-//! | `fuzzing` | what must hold of any bytes |
+//! | `analyze` | the body and headers of `POST /analyze` |
+//! | `ops` | health, probes, metrics, the fleet, the page |
+//! | `fuzzing` | properties that hold for any bytes |
 
 pub(super) mod accept;
 mod analyze;

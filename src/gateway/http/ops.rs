@@ -1,6 +1,6 @@
-//! What operators and their programs ask: health, probes, figures, the fleet, and the page for people at `/`.
+//! Requests of operators and their programs: health, probes, metrics, the fleet, and the page for people at `/`.
 //!
-//! Answered at once from what is known; nothing here waits for Kafka.
+//! Answered at once from memory; none waits for Kafka.
 
 use super::load::Load;
 use crate::gateway::metrics::{CONTENT_TYPE, Gauges};
@@ -9,7 +9,7 @@ use crate::gateway::state::State;
 use crate::gateway::tasks::Tasks;
 use serde_json::{Value, json};
 
-/// One file, nothing from outside.
+/// One file without outside resources.
 const PAGE: &str = include_str!("page.html");
 
 /// `GET /workers/status`.
@@ -17,7 +17,7 @@ pub(super) fn fleet(tasks: &Tasks) -> Response {
     Response::json(200, &json!(tasks.fleet()))
 }
 
-/// `GET /health`: how things are at this moment.
+/// `GET /health`: the state at this moment.
 pub(super) fn health(state: &State, tasks: &Tasks) -> Response {
     let (connected, ready) = (state.is_kafka_connected(), tasks.is_producer_ready());
     let (status, word) = match (state.is_draining(), connected && ready) {
@@ -35,12 +35,12 @@ pub(super) fn health(state: &State, tasks: &Tasks) -> Response {
     if status == 503 { response.with("Retry-After", "1".to_owned()) } else { response }
 }
 
-/// `GET /livez`: 503 says that only a restart helps.
+/// `GET /livez`: 503 means that only a restart helps.
 pub(super) fn live(tasks: &Tasks, query: &str) -> Response {
     checks(&tasks.liveness(), query)
 }
 
-/// `GET /readyz`: 503 says that another gateway serves better.
+/// `GET /readyz`: 503 means that another gateway serves better.
 pub(super) fn ready(state: &State, tasks: &Tasks, query: &str) -> Response {
     let readiness = [
         ("prepared", state.is_prepared()),

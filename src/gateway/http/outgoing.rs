@@ -1,9 +1,9 @@
-//! The writing half of a connection: the response to the request in hand, written by the thread that has it.
+//! The writing half of a connection: the thread that has the response to the present request writes it.
 //!
-//! While a request is being taken, its response is kept for the connection's own thread. Afterwards that thread waits
-//! in its read for the next request, and the thread that has the response writes it at once, as much as the socket
-//! takes without waiting: nearly always all of it. What is left then has a thread of its own. So a response costs no
-//! change of threads, and no caller that reads slowly holds up others.
+//! While the connection's thread takes a request, a response is kept for that thread. Later that thread reads the next
+//! request, and the thread with the response writes as much as the socket takes without waiting, nearly always all of
+//! it. A thread `rest` writes the remaining bytes. So a response needs no change of threads, and a slow reader blocks
+//! no other caller.
 
 use super::load::Seat;
 use super::service::Service;
@@ -20,7 +20,6 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// See the module documentation.
 pub(super) struct Outgoing<S: Service> {
     socket: Arc<TcpStream>,
     seat: Seat,
@@ -29,12 +28,12 @@ pub(super) struct Outgoing<S: Service> {
     changed: Condvar,
 }
 
-/// What is known of the request in hand before its response is.
+/// How to answer the present request, known before its response.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
     /// The response has no body (HEAD).
     pub(super) head_only: bool,
-    /// What becomes of the connection, unless a stop or a newcomer ends it.
+    /// The connection's state after the response, unless a stop or a new connection ends it.
     pub(super) afterwards: Afterwards,
 }
 
@@ -43,21 +42,21 @@ struct Slot<C> {
     stage: Stage,
     terms: Terms,
     counted: Option<C>,
-    /// Writes what the socket did not take at once.
+    /// Writes the bytes that the socket did not take at once.
     rest: Option<Thread>,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// The request is being taken.
+    /// The connection's thread takes the request.
     Taking,
-    /// That was faster than its taking.
+    /// The response came while the request was being taken.
     Given(Response),
-    /// The connection's thread waits for the response or for the next request.
+    /// The connection's thread waits for the response or the next request.
     Waiting,
-    /// A thread writes it.
+    /// A thread writes the response.
     Writing,
-    /// It is written, or there was no request yet.
+    /// The response is written, or there was no request yet.
     Written(Written),
 }
 
@@ -65,9 +64,9 @@ enum Stage {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Written {
     pub(super) at: Instant,
-    /// The connection may have another request.
+    /// The connection stays open for another request.
     pub(super) stays: bool,
-    /// False: it did not get through.
+    /// Whether all bytes were written.
     pub(super) whole: bool,
 }
 
@@ -79,14 +78,14 @@ impl<S: Service> Outgoing<S> {
         Self { socket, seat, service, slot: Mutex::new(slot), changed: Condvar::new() }
     }
 
-    /// A request is in hand.
+    /// Begins to take a request.
     pub(super) fn take(&self, terms: Terms, counted: S::Counted) {
         self.seat.busy();
         let mut slot = self.slot.lock();
         (slot.stage, slot.terms, slot.counted) = (Stage::Taking, terms, Some(counted));
     }
 
-    /// The request was taken. `None`: its response comes later, and is not left to this thread.
+    /// Ends the taking, and writes the response if it is there. `None`: another thread will write it.
     pub(super) fn taken(&self) -> Option<Written> {
         let (response, terms) = {
             let mut slot = self.slot.lock();
@@ -95,7 +94,7 @@ impl<S: Service> Outgoing<S> {
                     slot.stage = Stage::Writing;
                     (response, slot.terms)
                 }
-                // Nothing else is possible between these two.
+                // No response yet.
                 _ => return None,
             }
         };
@@ -104,7 +103,7 @@ impl<S: Service> Outgoing<S> {
         Some(self.finish(stays, whole))
     }
 
-    /// How the response was written, if it is.
+    /// How the response was written; `None` while it is not.
     pub(super) fn written(&self) -> Option<Written> {
         match self.slot.lock().stage {
             Stage::Written(written) => Some(written),
@@ -112,7 +111,7 @@ impl<S: Service> Outgoing<S> {
         }
     }
 
-    /// Waits until it is; `None`: not by then.
+    /// Waits for the response to be written, until this time at most.
     pub(super) fn wait_until(&self, until: Instant) -> Option<Written> {
         let mut slot = self.slot.lock();
         loop {
@@ -125,19 +124,19 @@ impl<S: Service> Outgoing<S> {
         }
     }
 
-    /// The connection ends: no thread of it stays behind.
+    /// Joins the thread that writes remaining bytes, at the end of the connection.
     pub(super) fn join(&self) {
         let rest = self.slot.lock().rest.take();
-        // It was logged if it failed.
+        // A failure was logged.
         let _ = rest.map(Thread::join);
     }
 
-    /// Whether the connection is to make room for another one.
+    /// Whether the connection has to make room for another.
     pub(super) fn makes_room(&self) -> bool {
         self.seat.is_leaving()
     }
 
-    /// The response, and whether the connection stays.
+    /// The bytes of the response, and whether the connection stays open.
     fn encode(&self, response: &Response, terms: Terms) -> (Vec<u8>, bool) {
         let ends = self.service.is_stopping() || self.seat.is_leaving();
         let afterwards = if ends { Afterwards::Closes } else { terms.afterwards };
@@ -145,10 +144,10 @@ impl<S: Service> Outgoing<S> {
         (response.encode(terms.head_only, afterwards), afterwards != Afterwards::Closes)
     }
 
-    /// The response is written. The connection counts as idle from now on.
+    /// Notes that the response is written; the connection counts as idle from now on.
     fn finish(&self, stays: bool, whole: bool) -> Written {
         let written = Written { at: Instant::now(), stays, whole };
-        // Before the thread may go on with the next request.
+        // Before the connection's thread continues with the next request.
         self.seat.idle();
         let counted = {
             let mut slot = self.slot.lock();
@@ -160,7 +159,7 @@ impl<S: Service> Outgoing<S> {
         written
     }
 
-    /// Writes what the socket takes without waiting, and returns what it does not; `None`: the caller has gone.
+    /// Writes the bytes that the socket takes without waiting, and returns the others; `None`: the caller has left.
     fn send<'r>(&self, mut response: &'r [u8]) -> Option<&'r [u8]> {
         while !response.is_empty() {
             match send(&self.socket, response, SendFlags::DONTWAIT) {
@@ -184,7 +183,7 @@ impl<S: Service> Carrier for Outgoing<S> {
                     return;
                 }
                 Stage::Waiting => slot.stage = Stage::Writing,
-                // A reply is given once.
+                // A reply is given only once.
                 Stage::Given(_) | Stage::Writing | Stage::Written(_) => return,
             }
             slot.terms
@@ -199,11 +198,11 @@ impl<S: Service> Carrier for Outgoing<S> {
 }
 
 impl<S: Service> Outgoing<S> {
-    /// As `finish`, where the connection's thread is in its read.
+    /// As `finish`, while the connection's thread reads.
     fn end_of_writing(&self, stays: bool, whole: bool) {
         self.finish(stays, whole);
         if !(stays && whole) {
-            // Wakes it. It fails where the caller has gone, and then the read has ended.
+            // Wakes that thread. This fails if the caller has left, and then the read has ended.
             let _ = self.socket.shutdown(Shutdown::Read);
         }
     }
@@ -217,12 +216,12 @@ impl<S: Service> Outgoing<S> {
         });
         if thread.is_finished() {
             if thread.join().is_err() {
-                // It was not started.
+                // The thread could not be started.
                 self.end_of_writing(false, false);
             }
             return;
         }
-        // The one before has written its last byte: that came before this request.
+        // The earlier thread has written its last byte, since that came before this request.
         let former = self.slot.lock().rest.replace(thread);
         let _ = former.map(Thread::join);
     }

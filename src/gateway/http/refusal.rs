@@ -1,6 +1,6 @@
-//! Why a request is refused, in the words of its response.
+//! Refusals of requests: the status and the sentence for the caller.
 
-/// A status and a sentence for the caller: what is wrong with the request.
+/// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::gateway) struct Refusal {
     pub(in crate::gateway) status: u16,
@@ -8,7 +8,7 @@ pub(in crate::gateway) struct Refusal {
 }
 
 impl Refusal {
-    /// The detail is a sentence without its end.
+    /// `detail`: a sentence without its final period.
     pub(in crate::gateway) fn new(status: u16, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into() }
     }

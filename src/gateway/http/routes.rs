@@ -1,5 +1,5 @@
-//! Which request gets which response. Called by the connections' threads, one request at a time each; a request that
-//! cannot be answered at once is handed on together with its reply.
+//! Routes each request to its response. Called by the connections' threads; a request that has to wait is passed on
+//! with its reply.
 
 use super::Refusal;
 use super::analyze;
@@ -16,18 +16,18 @@ use crate::task::is_task_id;
 use std::sync::Arc;
 use tiny_http::Method;
 
-/// Everything that requests are answered with.
+/// The parts that answer requests.
 #[derive(Debug)]
 pub(in crate::gateway) struct Service {
     pub(super) state: Arc<State>,
     pub(super) tasks: Arc<Tasks>,
-    /// Connections.
+    /// The seats of connections.
     pub(in crate::gateway) load: Arc<Load>,
-    /// Requests that are whole and not answered.
+    /// Complete requests without a response.
     pub(in crate::gateway) unanswered: Arc<Unanswered>,
 }
 
-/// What a path stands for.
+/// The resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Resource<'a> {
     Analyze,
@@ -73,7 +73,7 @@ fn resource(target: &str) -> (Option<Resource<'_>>, &str) {
 }
 
 fn path_of(target: &str) -> &str {
-    // Schemes have no case (RFC 3986 section 3.1).
+    // Schemes are case-insensitive (RFC 3986 section 3.1).
     match target.split_at_checked("http://".len()) {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http://") => {
             rest.find(['/', '?']).map_or("/", |at| &rest[at..])
@@ -87,14 +87,14 @@ impl Service {
         Self { state, tasks, load: Arc::new(load), unanswered: Arc::default() }
     }
 
-    /// Nothing new is accepted from now on, and a stop waits for the requests that are here.
+    /// Starts the drain: no new task is accepted, and a stop waits for the present requests.
     pub(in crate::gateway) fn start_draining(&self) {
-        // In this order: a request that is counted as a later one finds that it is turned away.
+        // In this order, so that every request that counts as later is refused.
         self.state.start_draining();
         self.unanswered.draw_line();
     }
 
-    /// What is answered at once.
+    /// The response to a request that is answered at once.
     fn response(&self, resource: Option<Resource<'_>>, query: &str) -> Response {
         match resource {
             Some(Resource::Fleet) => ops::fleet(&self.tasks),
@@ -104,7 +104,7 @@ impl Service {
             Some(Resource::Metrics) => ops::metrics(&self.state, &self.tasks, &self.load),
             Some(Resource::Page) => ops::page(),
             Some(Resource::Analyze | Resource::Task(_)) | None => {
-                let detail = "there is nothing here; POST /analyze takes texts, GET / shows the workers";
+                let detail = "this path does not exist; POST /analyze takes texts, GET / shows the workers";
                 Response::problem(404, detail, None)
             }
         }
@@ -180,7 +180,7 @@ fn options_of(head: &Head) -> Result<SubmitOptions, Refusal> {
     Ok(SubmitOptions { asynchronous: analyze::prefers_async(head.list("Prefer")), idempotency_key })
 }
 
-/// `%41` is `A`; `None` when it is not well-formed.
+/// Decodes percent-encoding (`%41` is `A`); `None` if it is not well-formed.
 fn percent_decoded(text: &str) -> Option<String> {
     if !text.contains('%') {
         return Some(text.to_owned());
@@ -206,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_are_paths_with_or_without_a_query_or_whole_urls() {
+    fn target_is_a_path_with_an_optional_query_or_a_whole_url() {
         assert_eq!(resource("/readyz?verbose"), (Some(Resource::Ready), "verbose"));
         assert_eq!(resource("http://host:80/tasks/a%20b?x"), (Some(Resource::Task("a%20b")), "x"));
         assert_eq!(resource("http://host"), (Some(Resource::Page), ""));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_decoded() {
+    fn task_id_is_percent_decoded() {
         assert_eq!(percent_decoded("a%20b%41"), Some("a bA".to_owned()));
         for bad in ["%", "%4", "%zz", "%+1", "%ff"] {
             assert_eq!(percent_decoded(bad), None, "{bad}");

@@ -1,12 +1,11 @@
-//! Requests that are whole and whose response is not written yet: those that a stop waits for, and later ones.
+//! Complete requests without a written response: those from before a stop, and later ones.
 //!
-//! A stop waits for the first kind only, so that new requests cannot prolong it. Entered by the connections' threads,
+//! A stop waits only for the first kind, so that new requests cannot prolong it. Entered by the connections' threads,
 //! read by `lifecycle`.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-/// See the module documentation.
 #[derive(Debug, Default)]
 pub(in crate::gateway) struct Unanswered(Mutex<Counts>);
 
@@ -18,7 +17,7 @@ struct Counts {
     after: usize,
 }
 
-/// One of them; no longer when dropped.
+/// Counts one request until it is dropped.
 #[derive(Debug)]
 pub(in crate::gateway) struct Counted {
     unanswered: Arc<Unanswered>,
@@ -26,7 +25,7 @@ pub(in crate::gateway) struct Counted {
 }
 
 impl Unanswered {
-    /// Counts a request until what this returns is dropped.
+    /// Counts a request until the returned guard is dropped.
     pub(in crate::gateway) fn enter(self: &Arc<Self>) -> Counted {
         let mut counts = self.0.lock();
         let is_later = counts.line_drawn;
@@ -34,17 +33,17 @@ impl Unanswered {
         Counted { unanswered: Arc::clone(self), is_later }
     }
 
-    /// From now on requests count as later ones.
+    /// Starts to count new requests as later ones.
     pub(in crate::gateway) fn draw_line(&self) {
         self.0.lock().line_drawn = true;
     }
 
-    /// Those from before the line, or all while there is none.
+    /// The requests from before the stop, or all if there is no stop.
     pub(in crate::gateway) fn before(&self) -> usize {
         self.0.lock().before
     }
 
-    /// All of them.
+    /// All requests.
     pub(in crate::gateway) fn count(&self) -> usize {
         let counts = self.0.lock();
         counts.before + counts.after
@@ -68,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_counts_by_when_it_came() {
+    fn request_counts_by_its_time_of_arrival() {
         let unanswered = Arc::<Unanswered>::default();
         let first = unanswered.enter();
         unanswered.draw_line();

@@ -1,6 +1,6 @@
-//! Everything that needs Kafka, once it can be reached: prepares the queue, then starts the producer and the readers.
+//! The threads that need Kafka: prepares the queue, then starts the producer and the readers.
 //!
-//! Runs in the thread `kafka`, which keeps the others and ends with them.
+//! Runs in the thread `kafka`, which joins the others and ends with them.
 
 use super::produced::ProducerOutcomes;
 use super::questions::answer_questions;
@@ -18,23 +18,22 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Tasks that may wait for the producer; beyond, callers are turned away.
+/// At most this many tasks wait for the producer. Full: callers are refused.
 const PRODUCER_QUEUE: usize = 4096;
-/// A batch of tasks travels again with every round that takes a part of it, so it ends early.
+/// The size of a batch of tasks: small, because the broker sends a whole batch in each fetch that takes a part of it.
 const TASK_BATCH_BYTES: usize = 32 * 1024;
-/// First and longest pause while Kafka cannot be reached.
+/// First and longest pause while Kafka is unreachable.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// How often the topics are looked up: partitions that are added are read within twice this.
+/// How often the topics are looked up: added partitions are read within twice this time.
 const TOPICS_AGE: Duration = Duration::from_secs(1);
 
-/// See the module documentation.
 pub(in crate::gateway) struct Backend {
     pub(in crate::gateway) tasks: Arc<Tasks>,
     pub(in crate::gateway) cluster: Cluster,
     pub(in crate::gateway) asked: Asked,
-    /// Ends it.
+    /// Ends the threads.
     pub(in crate::gateway) end: Stop,
-    /// Triggered when one of its threads ends that must not.
+    /// Triggered when a thread ends that must not end.
     pub(in crate::gateway) fatal: Stop,
     /// Triggered before `fatal` when the cluster can never be used.
     pub(in crate::gateway) unusable: Stop,
@@ -66,7 +65,7 @@ impl Backend {
             self.watch_topics();
         }
         for thread in running {
-            // Its own line says how it ended badly, and `fatal` is triggered.
+            // The thread has logged its failure, and `fatal` is triggered.
             let _ = thread.join();
         }
     }
@@ -91,21 +90,21 @@ impl Backend {
         [tail, past, pending, sweep]
     }
 
-    /// Keeps what is known of the topics new, until the end. The readers use it and need not ask themselves: a question
-    /// to a broker that does not answer would hold up results that others have.
+    /// Refreshes the metadata of the topics until the end. The readers use it and do not ask themselves: a broker that
+    /// does not answer would delay results that other brokers have.
     fn watch_topics(&self) {
         let common = &self.tasks.state.config.common;
         while self.end.sleep(TOPICS_AGE).is_ok() {
             match self.cluster.refresh(&[&common.tasks_topic, &common.results_topic]) {
                 Ok(()) => {}
                 Err(KafkaError::Interrupted) => return,
-                // The tail says it when Kafka does not answer.
+                // The tail logs that Kafka does not answer.
                 Err(error) => log::debug!("the topics cannot be looked up: {error}"),
             }
         }
     }
 
-    /// False: the end came first, or this Kafka cannot be used.
+    /// Prepares the queue, retrying. Returns false if the end came first, or this Kafka cannot be used.
     fn prepare(&self) -> bool {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         let mut outage = Outage::new("Kafka");

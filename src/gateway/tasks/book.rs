@@ -1,9 +1,8 @@
-//! The book of tasks: what is known of each, and which callers wait for it.
+//! The book of tasks: the state of each task, and the callers that wait for it.
 //!
-//! Its parts are private and change together, by verbs that say what has happened; each returns the callers whose
-//! replies that decides; the thread that gets a caller gives its reply. Pure: times are parameters, nothing is sent,
-//! logged or waited for from here. One lock protects it, which is held for a verb or a batch of them (see
-//! [`tasks`](super)).
+//! Its parts are private and change together, by methods that report events. Each method returns the callers whose
+//! replies it decides, and the calling thread gives these replies. Pure: times are parameters; the book does not send,
+//! log or wait. One lock protects it, held for one call or a batch of calls (see [`tasks`](super)).
 
 use super::Wanted;
 use super::idempotency::{CLAIM_LIFE, Claim, Claims, KeyedTasks, Next, SEND_WITHIN};
@@ -19,76 +18,76 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
 
-/// How long a caller waits for a result that has to be searched for.
+/// How long a caller waits for a search.
 const SEARCH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// At most this many records of lost tasks are held here, until it is known which gateway produces them.
+/// At most this many records of lost tasks are held until it is known which gateway produces them.
 const MOST_LOST: usize = 500;
 
-/// One moment, by the clock that measures patience and by the one that dates records.
+/// One moment, by the clock for timeouts and by the clock for dates of records.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
     pub(super) instant: Instant,
     pub(super) time: SystemTime,
 }
 
-/// What a request with an idempotency key asks for.
+/// A request with an idempotency key.
 #[derive(Clone, Debug)]
 pub(super) struct KeyedRequest {
     pub(super) wanted: Wanted,
-    /// Of its text.
+    /// The digest of its text.
     pub(super) digest: Uuid,
     pub(super) asynchronous: bool,
 }
 
-/// What such a request comes to.
+/// The decision about such a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Keyed<R> {
-    /// There is too much already.
+    /// A limit is exceeded.
     Refused(R, Refused),
     /// The key was used with another text.
     Conflict(R),
-    /// Kafka has the task, and the caller wants to know no more.
+    /// Kafka has the task, and the caller waits only for that.
     Accepted(R),
-    /// The task's result stands there.
+    /// The task's result is at this position.
     Fetch(R, Position),
-    /// The task is on its way.
+    /// The caller waits: the task is on its way.
     Waits(Ticket),
-    /// The same, once a claim is written.
+    /// The caller waits, and this gateway has to write a claim.
     Claims(Ticket),
 }
 
-/// A task that Kafka has dropped, and its record as it was.
+/// A task that Kafka has dropped, with its record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LostTask {
     pub(super) key: TaskKey,
-    /// Where the record stood.
+    /// The position of the lost record.
     pub(super) position: Position,
     pub(super) record_key: Option<Bytes>,
     pub(super) value: Bytes,
 }
 
-/// What travels with the record of a task that is produced again.
+/// Data for the record of a task that is produced again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Loss {
-    /// Where the record stood before.
+    /// The position of the lost record.
     pub(super) position: Position,
     pub(super) send_until: Instant,
 }
 
-/// What a claim that was read comes to.
+/// The effect of a claim that was read.
 #[derive(Debug)]
 pub(super) enum ClaimRead<R> {
     Nothing,
-    /// It is ours: the task is to be produced.
+    /// The claim is this gateway's: produce the task.
     Produce(Wanted),
-    /// It is ours: the task is to be produced again, and sent before then, when another gateway may claim it.
+    /// The claim is this gateway's: produce the task again, before another gateway may claim it at this time.
     ProduceAgain(LostTask, Instant),
-    /// Another gateway has the key, with another text.
+    /// Another gateway holds the key, with another text.
     Conflict(Vec<Waiter<R>>),
 }
 
-/// How much there is of everything.
+/// The sizes of the book's parts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counts {
     pub(super) callers: usize,
@@ -98,7 +97,7 @@ pub(super) struct Counts {
     pub(super) unacknowledged_bytes: usize,
 }
 
-/// See the module documentation. `R` is the way back to a caller.
+/// `R` is the reply to a caller.
 #[derive(Debug)]
 pub(super) struct TaskBook<R> {
     waiting: Waiting<R>,
@@ -108,17 +107,17 @@ pub(super) struct TaskBook<R> {
     kept: Kept,
     /// Claims for tasks that Kafka has dropped.
     losses: Claims,
-    /// Tasks that Kafka has dropped, by what was claimed for each: whether this gateway produces it is not known yet.
+    /// Tasks that Kafka has dropped, by the key of their claim, until it is known which gateway produces them.
     lost: HashMap<TaskKey, (Instant, LostTask)>,
     overload: Overload,
-    /// Bytes of records that the producer has and Kafka has not acknowledged.
+    /// Bytes of the producer's records that Kafka has not acknowledged.
     unacknowledged: usize,
     most_keys: usize,
     most_pending: usize,
 }
 
 impl<R> TaskBook<R> {
-    /// An empty one within the bounds of these options.
+    /// Creates an empty book with these limits.
     pub(super) fn new(config: &GatewayConfig, now: Instant) -> Self {
         let retention = config.common.result_retention;
         Self {
@@ -138,7 +137,7 @@ impl<R> TaskBook<R> {
 
     // ---- callers bring tasks ----
 
-    /// A caller brings a task. It waits from now on, so that no result is faster than its entry.
+    /// Adds a caller with a new task. It waits from now on, so that no result arrives before its entry.
     pub(super) fn accept(
         &mut self,
         key: TaskKey,
@@ -152,8 +151,8 @@ impl<R> TaskBook<R> {
         }
     }
 
-    /// A caller brings a task with an idempotency key. Decided and entered at once, so that of two callers of one key
-    /// the first claims and the other waits.
+    /// Adds a caller with an idempotency key. Decided and entered at once, so that of two callers with one key the
+    /// first claims and the other waits.
     pub(super) fn accept_keyed(&mut self, key: TaskKey, reply: R, request: KeyedRequest, now: Moment) -> Keyed<R> {
         let KeyedRequest { wanted, digest, asynchronous } = request;
         let known = self.index.known(key);
@@ -178,7 +177,7 @@ impl<R> TaskBook<R> {
         let progress = match known {
             Known::Pending => Progress::Acknowledged,
             _ if is_new => Progress::Queued,
-            // On its way here or from another gateway: whether Kafka has it is not known.
+            // On its way from this or another gateway: it is unknown whether Kafka has it.
             _ => Progress::Sent,
         };
         let ticket = self.waiting.park(key, reply, asynchronous, progress, now.instant);
@@ -195,31 +194,31 @@ impl<R> TaskBook<R> {
     fn admit(&mut self, is_new: bool, asynchronous: bool, now: Instant) -> Result<(), Refused> {
         let crowd = Crowd {
             pending: self.index.pending_count(),
-            // The texts of tasks with keys are held here, too, until their claims are read.
+            // The texts of tasks with keys also stay here until their claims are read.
             unacknowledged: self.unacknowledged + self.keyed.bytes(),
         };
         self.overload.admit(crowd, is_new, !asynchronous, now)?;
         self.waiting.room().map_err(|full| match full {
             Full::Table(count) => Refused::new(format!("{count} callers wait already (MAX_WAITING)")),
-            Full::Closed => Refused::new("the gateway is shutting down; send this to another one"),
+            Full::Closed => Refused::new("the gateway is shutting down; send the request to another gateway"),
         })
     }
 
     // ---- records go to Kafka ----
 
-    /// A record of this task is handed to the producer. Before it is: it may be settled while that lasts.
+    /// Notes a record before it is passed to the producer, since it may be settled during that call.
     pub(super) fn producing(&mut self, bytes: usize) {
         self.unacknowledged += bytes;
     }
 
-    /// The same of the record that is the task itself.
+    /// The same for the record of a task, whose value is kept.
     pub(super) fn producing_task(&mut self, key: TaskKey, value: Bytes) {
         self.producing(value.len());
         self.kept.keep(key, value);
     }
 
-    /// The task goes into a request now. `Err`: all that wanted it were told that nothing was accepted, so it must not
-    /// be, or another gateway may be about to send it; its callers.
+    /// Notes that the task goes into a request now. `Err`: it must not be sent, because all its callers were told that
+    /// it was not accepted, or because another gateway may send it; returns its callers.
     pub(super) fn sending(&mut self, key: TaskKey, bytes: usize, now: Instant) -> Result<(), Vec<Waiter<R>>> {
         if self.keyed.may_be_sent(key, now) && self.waiting.sending(key) {
             return Ok(());
@@ -227,7 +226,7 @@ impl<R> TaskBook<R> {
         Err(self.given_up(key, bytes))
     }
 
-    /// The same of one that is produced again. False: it came too late, or another gateway was faster.
+    /// The same for a task that is produced again. Returns false if it is too late, or another gateway was faster.
     pub(super) fn sending_again(&mut self, key: TaskKey, lost: Loss, bytes: usize, now: Instant) -> bool {
         let is_due = self.index.is_pending_at(key, lost.position) && now < lost.send_until;
         if !is_due {
@@ -236,12 +235,12 @@ impl<R> TaskBook<R> {
         is_due
     }
 
-    /// The producer has no record of these bytes any more, and nothing else is changed by that.
+    /// Notes that the producer has settled a record of this size, without other effects.
     pub(super) fn settled_record(&mut self, bytes: usize) {
         self.unacknowledged -= bytes;
     }
 
-    /// Kafka has acknowledged the task. Returns the callers that only wanted to know that.
+    /// Notes that Kafka has acknowledged the task. Returns the callers that wait only for that.
     pub(super) fn task_acknowledged(
         &mut self,
         key: TaskKey,
@@ -253,8 +252,7 @@ impl<R> TaskBook<R> {
         self.in_kafka(key, position, at)
     }
 
-    /// The task, or the claim for it, does not get into Kafka from here, or whether it does is not known. Returns its
-    /// callers.
+    /// Notes that Kafka will not get the task or its claim, or that this is unknown. Returns the task's callers.
     pub(super) fn given_up(&mut self, key: TaskKey, bytes: usize) -> Vec<Waiter<R>> {
         self.settled_record(bytes);
         self.keyed.settled(key);
@@ -264,14 +262,14 @@ impl<R> TaskBook<R> {
 
     // ---- records come from Kafka ----
 
-    /// The task stands on the tasks topic. Returns the callers that only wanted to know that.
+    /// Adds a record of the tasks topic. Returns the callers that wait only for that.
     pub(super) fn in_kafka(&mut self, key: TaskKey, position: Position, at: SystemTime) -> Vec<Waiter<R>> {
         self.index.task(key, position, at);
         self.keyed.settled(key);
         self.waiting.acknowledged(key)
     }
 
-    /// The task's result stands on the results topic. Returns whether that is news, and the task's callers.
+    /// Adds a record of the results topic. Returns whether the result is new, and the task's callers.
     pub(super) fn done(&mut self, key: TaskKey, position: Position, at: SystemTime) -> (bool, Vec<Waiter<R>>) {
         let is_news = self.index.result(key, position, at);
         self.keyed.settled(key);
@@ -279,12 +277,12 @@ impl<R> TaskBook<R> {
         (is_news, self.waiting.complete(key))
     }
 
-    /// This many tasks were finished just now.
+    /// Notes that this many tasks were finished just now.
     pub(super) fn finished(&mut self, count: u64, now: Instant) {
         self.overload.finished(count, self.index.pending_count(), now);
     }
 
-    /// A claim was read; `own` is this gateway.
+    /// Applies a claim that was read; `own` is this gateway.
     pub(super) fn claim_read(&mut self, key: TaskKey, claim: Claim, own: Uuid, now: Instant) -> ClaimRead<R> {
         if claim.digest.is_nil() {
             return self.claim_of_loss_read(key, claim, own, now);
@@ -293,7 +291,7 @@ impl<R> TaskBook<R> {
         match self.keyed.claim_read(key, held.gateway == own, held.digest, now) {
             Next::Nothing => ClaimRead::Nothing,
             Next::Produce(wanted) if self.waiting.contains(key) => ClaimRead::Produce(wanted),
-            // All its callers have left: what was promised to none is not produced.
+            // All its callers have left: no caller was promised the task, so it is not produced.
             Next::Produce(_) => {
                 self.keyed.settled(key);
                 ClaimRead::Nothing
@@ -306,17 +304,17 @@ impl<R> TaskBook<R> {
         }
     }
 
-    /// A loss has no text, so its claim has no digest.
+    /// Applies a claim of a loss. A loss has no text, so its claim has no digest.
     fn claim_of_loss_read(&mut self, claimed: TaskKey, claim: Claim, own: Uuid, now: Instant) -> ClaimRead<R> {
         let held = self.losses.read(claimed, claim, false);
         let Some((since, lost)) = self.lost.remove(&claimed) else { return ClaimRead::Nothing };
-        // This very claim, not one before it on which the task is being produced. And no result has come meanwhile.
+        // Only this claim counts, not an earlier claim for which the task is being produced, and only without a result.
         let is_ours = held == claim && held.gateway == own && self.index.is_pending_at(lost.key, lost.position);
         let in_time = now.saturating_duration_since(since) < SEND_WITHIN;
         if is_ours && in_time { ClaimRead::ProduceAgain(lost, since + SEND_WITHIN) } else { ClaimRead::Nothing }
     }
 
-    /// What other gateways have claimed and not produced in time: to be claimed again, with the digest of its text.
+    /// The keys to claim again, with digests: other gateways claimed them and did not produce in time.
     pub(super) fn overdue_claims(&mut self, now: Instant) -> Vec<(TaskKey, Uuid)> {
         let Self { keyed, waiting, .. } = self;
         keyed.overdue(now, |key| waiting.contains(key))
@@ -324,37 +322,38 @@ impl<R> TaskBook<R> {
 
     // ---- questions ----
 
-    /// What is known of the task.
+    /// The state of the task.
     pub(super) fn known(&self, key: TaskKey) -> Known {
         self.index.known(key)
     }
 
-    /// Whether the task's result may stand in Kafka though it is not known; `since`: the task was not made before that.
+    /// Whether Kafka may have a result that the index has displaced; `since`: the task was not created before this.
     pub(super) fn may_be_pushed_out(&self, key: TaskKey, since: Option<SystemTime>) -> bool {
         self.index.may_be_pushed_out(key, since)
     }
 
-    /// The result was not found: its caller waits for word whether there is such a task.
+    /// Notes that the result was not found: its caller waits until it is known whether the task exists.
     pub(super) fn not_found(&mut self, number: u64) {
         self.waiting.not_found(number);
     }
 
-    /// A caller waits for the result that stands in Kafka; the reply comes back where there is no room.
+    /// Adds a caller that waits for a stored result. Without room it returns the reply.
     pub(super) fn look_up(&mut self, key: TaskKey, id: String, reply: R, now: Instant) -> Result<Ticket, (R, Full)> {
         self.waiting.look_up(key, id, reply, QUESTION_PATIENCE, now)
     }
 
-    /// The same of one that has to be searched for.
+    /// The same for a result that has to be searched for.
     pub(super) fn search(&mut self, key: TaskKey, id: String, reply: R, now: Instant) -> Result<Ticket, (R, Full)> {
         self.waiting.look_up(key, id, reply, SEARCH_PATIENCE, now)
     }
 
-    /// A caller waits for word whether there is such a task; the reply comes back where there is no room.
+    /// Adds a caller that waits until it is known whether the task exists. Without room it returns the reply.
     pub(super) fn ask(&mut self, key: TaskKey, id: String, reply: R, now: Instant) -> Result<Ticket, (R, Full)> {
         self.waiting.ask(key, id, reply, now)
     }
 
-    /// This many passes over the tasks topic are done. Returns the questions that this decides, with what is known.
+    /// Notes the number of passes over the tasks topic. Returns the questions that this decides, with their tasks'
+    /// states.
     pub(super) fn passed(&mut self, passes: u64) -> Vec<(u64, TaskKey, Known)> {
         let decided = self.waiting.passed(passes);
         decided.into_iter().map(|(number, key)| (number, key, self.index.known(key))).collect()
@@ -365,25 +364,26 @@ impl<R> TaskBook<R> {
         self.waiting.waits(number)
     }
 
-    /// The record of the task's result is not there any more.
+    /// Forgets a result whose record no longer exists.
     pub(super) fn result_is_gone(&mut self, key: TaskKey) {
         self.index.forget(key);
     }
 
     // ---- tasks that Kafka has dropped ----
 
-    /// Tasks that have waited for a result since before `before`.
+    /// Tasks without a result since before `before`.
     pub(super) fn pending_since(&self, before: SystemTime) -> Vec<(TaskKey, PendingTask)> {
         self.index.pending_since(before)
     }
 
-    /// Whether the task has no result, and its last record stands there.
+    /// Whether the task has no result and its last record is at this position.
     pub(super) fn is_pending_at(&self, key: TaskKey, position: Position) -> bool {
         self.index.is_pending_at(key, position)
     }
 
-    /// Kafka has dropped the task: the gateway that claims what this returns first produces it again, since all of them
-    /// see the same. `None`: another one has claimed it, and its record may not have been read here.
+    /// Notes that Kafka has dropped the task, and returns the key to claim. All gateways see the same loss, and the
+    /// first to claim it produces the task again. `None`: another gateway has claimed it, and this one may not have
+    /// read the new record.
     pub(super) fn lose(&mut self, lost: LostTask, own: Uuid, now: Instant) -> Option<TaskKey> {
         let claimed = TaskKey::from_uuid(claim_of_loss(lost.key, lost.position));
         let is_reading = self.index.pending_count() < self.most_pending;
@@ -394,7 +394,7 @@ impl<R> TaskBook<R> {
         Some(claimed)
     }
 
-    /// Forgets losses whose claims have not come for long, to be found again. Returns how many more there is room for.
+    /// Forgets losses whose claims did not arrive in time; the sweep finds them again. Returns the room for more.
     pub(super) fn forget_late_losses(&mut self, now: Instant) -> usize {
         self.lost.retain(|_, (since, _)| now.saturating_duration_since(*since) < CLAIM_LIFE);
         MOST_LOST.saturating_sub(self.lost.len())
@@ -405,7 +405,7 @@ impl<R> TaskBook<R> {
         self.kept.get(key)
     }
 
-    /// Nothing more will come of the task.
+    /// Forgets a task that will get no result.
     pub(super) fn settled(&mut self, key: TaskKey) {
         self.index.settle(key);
         self.kept.forget(key);
@@ -413,12 +413,12 @@ impl<R> TaskBook<R> {
 
     // ---- leaving ----
 
-    /// Takes a caller out; `None`: it was taken out before, and its reply is given by another thread.
+    /// Takes a caller out; `None`: it was taken out before, and another thread gives its reply.
     pub(super) fn take(&mut self, number: u64) -> Option<Leaving<R>> {
         self.waiting.take(number)
     }
 
-    /// All callers leave, and none comes in any more.
+    /// Takes all callers out, and admits no more.
     pub(super) fn close(&mut self) -> Vec<Leaving<R>> {
         self.waiting.close()
     }
@@ -430,7 +430,7 @@ impl<R> TaskBook<R> {
         self.losses.forget_old(now, |_| false);
     }
 
-    /// How much there is of everything.
+    /// The sizes of the book's parts.
     pub(super) fn counts(&self) -> Counts {
         Counts {
             callers: self.waiting.callers(),

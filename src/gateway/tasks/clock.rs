@@ -1,14 +1,13 @@
-//! How old a record is that is read back.
+//! The age of a record that is read back.
 //!
-//! A record's age is what it lies behind the newest one of the results topic. No clock of ours takes part, which may be
-//! an hour wrong; in a cluster where nothing happens records look younger than they are. Fed by the readers of results,
-//! asked by all readers.
+//! A record's age is its distance in time from the newest record of the results topic. The gateway's clock, which may
+//! be an hour wrong, takes no part. In an idle cluster records look younger than they are. Fed by the readers of
+//! results, used by all readers.
 
 use parking_lot::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Kafka's times of the newest records that were read: the newest, and the one before, which counts. So one record that
-/// is dated in the future makes none look old.
+/// Kafka's times of the two newest records. The second counts, so one record with a future date makes no difference.
 #[derive(Debug)]
 pub(super) struct KafkaClock(Mutex<[SystemTime; 2]>);
 
@@ -17,7 +16,7 @@ impl KafkaClock {
         Self(Mutex::new([UNIX_EPOCH; 2]))
     }
 
-    /// Records of these times were read.
+    /// Notes the times of records that were read.
     pub(super) fn read(&self, written: impl IntoIterator<Item = SystemTime>) {
         let mut times = self.0.lock();
         for written in written {
@@ -26,7 +25,7 @@ impl KafkaClock {
         }
     }
 
-    /// When a record was written, by our clock, which says `now`.
+    /// When a record was written, by the gateway's clock, which shows `now`.
     pub(super) fn date(&self, written: SystemTime, now: SystemTime) -> SystemTime {
         let [_, second] = *self.0.lock();
         let age = second.duration_since(written).unwrap_or_default();
@@ -49,20 +48,20 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_as_old_as_it_lies_behind_the_newest() {
+    fn age_of_a_record_is_its_distance_from_the_newest_record() {
         let clock = KafkaClock::new();
-        assert_eq!(clock.date(at(50), at(5_000)), at(5_000), "nothing was read");
+        assert_eq!(clock.date(at(50), at(5_000)), at(5_000), "no record was read");
         clock.read([100, 101, 103, 103].map(at));
         assert_eq!((clock.date(at(103), at(5_000)), clock.date(at(93), at(5_000))), (at(5_000), at(4_990)));
-        assert_eq!(clock.last_seen(at(93), at(5_000)), at(93), "our clock is ahead");
-        assert_eq!(clock.last_seen(at(93), at(95)), at(85), "our clock is behind");
+        assert_eq!(clock.last_seen(at(93), at(5_000)), at(93), "the gateway's clock is ahead");
+        assert_eq!(clock.last_seen(at(93), at(95)), at(85), "the gateway's clock is behind");
     }
 
     #[test]
-    fn one_record_that_is_dated_in_the_future_makes_none_look_old() {
+    fn single_record_with_a_future_date_makes_no_record_look_old() {
         let clock = KafkaClock::new();
         clock.read([100, 9_000, 101, 103, 102].map(at));
         assert_eq!((clock.date(at(103), at(5_000)), clock.date(at(93), at(5_000))), (at(5_000), at(4_990)));
-        assert_eq!(clock.date(at(9_000), at(5_000)), at(5_000), "nor itself younger than now");
+        assert_eq!(clock.date(at(9_000), at(5_000)), at(5_000), "nor does it look younger than now");
     }
 }

@@ -1,10 +1,10 @@
 //! Tasks of idempotency keys: which gateway produces them.
 //!
-//! A key's task is claimed before it is produced, by a record on the results topic that all gateways read. The first
-//! claim in the log holds; the others wait for its task, and when none has come after [`CLAIM_LIFE`] they claim again.
-//! A gateway that holds the claim hands its task to the producer well before others may claim it. [`Claims`] are the
-//! claims in the log, the same on every gateway; [`KeyedTasks`] are this gateway's own tasks on their way. Pure: times
-//! are parameters, what is to be written is returned.
+//! A gateway claims a key's task before it produces it, by a record on the results topic that all gateways read. The
+//! first claim in the log holds. Other gateways wait for its task, and claim again after [`CLAIM_LIFE`] without one.
+//! The holder passes its task to the producer well before that. [`Claims`] are the claims in the log, the same on every
+//! gateway; [`KeyedTasks`] are this gateway's own tasks on their way. Pure: times are parameters, records to write are
+//! returned.
 
 use super::Wanted;
 use super::key::TaskKey;
@@ -12,20 +12,20 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
 
-/// A claim without a task may be claimed again after this.
+/// After this time a key whose claim has brought no task may be claimed again.
 pub(super) const CLAIM_LIFE: Duration = Duration::from_secs(5);
-/// The holder of a claim does not send its task later than this: another gateway may be about to.
+/// The holder of a claim sends its task within this time, because afterwards another gateway may send it.
 pub(super) const SEND_WITHIN: Duration = Duration::from_secs(4);
 
-/// A claim that stands in the log.
+/// A claim in the log.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Claim {
-    /// Of the task's text.
+    /// The digest of the task's text.
     pub(super) digest: Uuid,
     pub(super) gateway: Uuid,
     /// When it was written, by Kafka's clock.
     pub(super) at: SystemTime,
-    /// When it was read, by ours.
+    /// When it was read, by the gateway's clock.
     pub(super) heard: SystemTime,
 }
 
@@ -48,11 +48,11 @@ impl Claims {
         Self { retention, held: HashMap::new(), by_age: VecDeque::new() }
     }
 
-    /// A claim was read. It holds unless an earlier one does; an earlier one without a task gives way after
-    /// [`CLAIM_LIFE`]. Returns the claim that holds now.
+    /// Applies a claim that was read, and returns the claim that holds now. It holds unless an earlier claim does; an
+    /// earlier claim without a task expires after [`CLAIM_LIFE`].
     pub(super) fn read(&mut self, key: TaskKey, claim: Claim, has_task: bool) -> Claim {
         if let Some(held) = self.held.get(&key).copied() {
-            // Read back after a later one: it was the first all the same.
+            // Read back after a later claim, but earlier in the log.
             let earlier = claim.at < held.at && held.at < claim.at + CLAIM_LIFE;
             if held.is_same_record(&claim) || (!earlier && (has_task || claim.at < held.at + CLAIM_LIFE)) {
                 return held;
@@ -63,23 +63,23 @@ impl Claims {
         claim
     }
 
-    /// The claim that says something about the task now: one that nothing came of says nothing any more.
+    /// The claim that holds now; a claim that brought no task in time no longer holds.
     pub(super) fn held(&self, key: TaskKey, has_task: bool, now: SystemTime) -> Option<Claim> {
         let is_young = |claim: &Claim| now.duration_since(claim.heard).unwrap_or_default() < CLAIM_LIFE;
         self.held.get(&key).copied().filter(|claim| has_task || is_young(claim))
     }
 
-    /// The last claim for the task, whatever came of it.
+    /// The last claim for the task, whether or not it brought a task.
     pub(super) fn last(&self, key: TaskKey) -> Option<Claim> {
         self.held.get(&key).copied()
     }
 
-    /// Forgets those that are older than the retention, unless their task still runs.
+    /// Forgets claims older than the retention, unless their task is pending.
     pub(super) fn forget_old(&mut self, now: SystemTime, is_pending: impl Fn(TaskKey) -> bool) {
         let is_old = |at: &SystemTime| now.duration_since(*at).is_ok_and(|age| age > self.retention);
         while self.by_age.front().is_some_and(|(at, _)| is_old(at)) {
             let Some((at, key)) = self.by_age.pop_front() else { return };
-            // Unless there is a later one, which has an entry of its own.
+            // Unless there is a later claim, which has its own entry.
             let is_stale = self.held.get(&key).is_some_and(|held| held.at <= at);
             if is_stale && is_pending(key) {
                 self.by_age.push_back((now, key));
@@ -89,7 +89,7 @@ impl Claims {
         }
     }
 
-    /// How many are remembered.
+    /// The number of remembered claims.
     pub(super) fn count(&self) -> usize {
         self.held.len()
     }
@@ -97,11 +97,11 @@ impl Claims {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Our claim is on its way into the log and back.
+    /// This gateway's claim is on its way into the log and back.
     Claiming { since: Instant },
-    /// Another gateway's claim holds; its task is waited for.
+    /// Another gateway's claim holds; this gateway waits for its task.
     Elsewhere { since: Instant },
-    /// Our claim holds, and the producer has the task.
+    /// This gateway's claim holds, and the producer has the task.
     Producing { since: Instant },
 }
 
@@ -112,12 +112,12 @@ struct KeyedTask {
     stage: Stage,
 }
 
-/// What a claim that was read means for this gateway's task.
+/// The effect of a claim that was read on this gateway's task.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Nothing is to be done.
+    /// No effect.
     Nothing,
-    /// It is ours: the task is to be produced.
+    /// The claim is this gateway's: produce the task.
     Produce(Wanted),
     /// Another gateway produces the task.
     Wait,
@@ -125,8 +125,7 @@ pub(super) enum Next {
     Conflict,
 }
 
-/// The keyed tasks that this gateway has taken and that are not known to be in Kafka. As many as there are callers
-/// that wait for them, and what the producer holds.
+/// The keyed tasks of this gateway that are not known to be in Kafka: those of waiting callers and of the producer.
 #[derive(Debug, Default)]
 pub(super) struct KeyedTasks {
     tasks: HashMap<TaskKey, KeyedTask>,
@@ -135,17 +134,17 @@ pub(super) struct KeyedTasks {
 }
 
 impl KeyedTasks {
-    /// The digest of the text of this key's task, if it is on its way here.
+    /// The digest of the text of this key's task, if this gateway has the task.
     pub(super) fn digest(&self, key: TaskKey) -> Option<Uuid> {
         self.tasks.get(&key).map(|task| task.digest)
     }
 
-    /// A claim for this task is about to be written.
+    /// Adds a task for which this gateway is about to write a claim.
     pub(super) fn claim(&mut self, key: TaskKey, wanted: Wanted, digest: Uuid, now: Instant) {
         self.enter(key, KeyedTask { wanted, digest, stage: Stage::Claiming { since: now } });
     }
 
-    /// Another gateway has claimed this task.
+    /// Adds a task that another gateway has claimed.
     pub(super) fn wait(&mut self, key: TaskKey, wanted: Wanted, digest: Uuid, now: Instant) {
         self.enter(key, KeyedTask { wanted, digest, stage: Stage::Elsewhere { since: now } });
     }
@@ -155,12 +154,12 @@ impl KeyedTasks {
         self.bytes -= self.tasks.insert(key, task).map_or(0, |replaced| replaced.wanted.text.len());
     }
 
-    /// Bytes of the texts that are held here.
+    /// The bytes of the texts.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// A claim for this task was read; `held_by_us` and `held_digest` are those of the claim that holds now.
+    /// Applies a claim for this task; `held_by_us` and `held_digest` belong to the claim that holds now.
     pub(super) fn claim_read(&mut self, key: TaskKey, held_by_us: bool, held_digest: Uuid, now: Instant) -> Next {
         let Some(task) = self.tasks.get_mut(&key) else { return Next::Nothing };
         match task.stage {
@@ -168,7 +167,7 @@ impl KeyedTasks {
                 task.stage = Stage::Producing { since };
                 Next::Produce(task.wanted.clone())
             }
-            // Our claim took so long that another gateway may be claiming; it comes round again when ours is over.
+            // The claim took so long that another gateway may be claiming; this one claims again when that has expired.
             Stage::Claiming { .. } if held_by_us => {
                 task.stage = Stage::Elsewhere { since: now };
                 Next::Nothing
@@ -186,7 +185,7 @@ impl KeyedTasks {
         }
     }
 
-    /// Whether the task may still be sent under our claim. A task without a key always may.
+    /// Whether the task may still be sent under this gateway's claim; always true for a task without a key.
     pub(super) fn may_be_sent(&self, key: TaskKey, now: Instant) -> bool {
         match self.tasks.get(&key).map(|task| task.stage) {
             Some(Stage::Producing { since }) => now.saturating_duration_since(since) < SEND_WITHIN,
@@ -194,13 +193,12 @@ impl KeyedTasks {
         }
     }
 
-    /// The task is in Kafka, or will not get there from here.
+    /// Forgets a task that is in Kafka, or will not get there from here.
     pub(super) fn settled(&mut self, key: TaskKey) {
         self.bytes -= self.tasks.remove(&key).map_or(0, |task| task.wanted.text.len());
     }
 
-    /// The tasks to be claimed again. Those without a caller here are forgotten, unless the producer has
-    /// them.
+    /// The tasks to claim again. Forgets tasks without a caller here, unless the producer has them.
     pub(super) fn overdue(&mut self, now: Instant, is_wanted: impl Fn(TaskKey) -> bool) -> Vec<(TaskKey, Uuid)> {
         let is_left =
             |key: &TaskKey, task: &mut KeyedTask| !matches!(task.stage, Stage::Producing { .. }) && !is_wanted(*key);
@@ -238,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_claim_holds_until_it_is_stale_without_a_task() {
+    fn first_claim_holds_until_it_expires_without_a_task() {
         let time = |seconds: f64| UNIX_EPOCH + Duration::from_secs_f64(seconds);
         let claim = |gateway: u128, at: f64| Claim {
             digest: Uuid::nil(),
@@ -251,11 +249,11 @@ mod tests {
         assert_eq!(claims.read(key(), claim(1, 100.0), false), claim(1, 100.0));
         assert_eq!(claims.read(key(), claim(2, 104.9), false), claim(1, 100.0));
         assert_eq!(claims.held(key(), false, time(104.9)), Some(claim(1, 100.0)));
-        assert_eq!(claims.held(key(), false, time(105.0)), None, "nothing came of it");
+        assert_eq!(claims.held(key(), false, time(105.0)), None, "it brought no task");
         assert_eq!(claims.read(key(), claim(2, 105.0), false), claim(2, 105.0));
         assert_eq!(claims.read(other, claim(2, 50.0), false), claim(2, 50.0));
-        assert_eq!(claims.read(other, claim(1, 49.0), false), claim(1, 49.0), "read back later, written earlier");
-        assert_eq!(claims.read(key(), claim(3, 200.0), true), claim(2, 105.0), "its task is there");
+        assert_eq!(claims.read(other, claim(1, 49.0), false), claim(1, 49.0), "read back later, but written earlier");
+        assert_eq!(claims.read(key(), claim(3, 200.0), true), claim(2, 105.0), "its task is known");
         claims.forget_old(time(705.5), |pending| pending == key());
         assert_eq!(claims.held(key(), true, time(705.5)), Some(claim(2, 105.0)), "kept while its task is pending");
         assert_eq!(claims.count(), 1);
@@ -264,26 +262,26 @@ mod tests {
     }
 
     #[test]
-    fn the_holder_of_the_claim_produces_once() {
+    fn holder_of_the_claim_produces_once() {
         let now = Instant::now();
         let mut keyed = KeyedTasks::default();
         keyed.claim(key(), wanted("a"), digest(1), now);
         assert_eq!(keyed.claim_read(key(), true, digest(1), now), Next::Produce(wanted("a")));
-        // Another gateway's claim, read later, changes nothing: ours holds.
+        // Another gateway's claim, read later, has no effect: this gateway's claim holds.
         assert_eq!(keyed.claim_read(key(), true, digest(1), now), Next::Nothing);
         assert!(keyed.may_be_sent(key(), now + Duration::from_secs(3)));
-        assert!(!keyed.may_be_sent(key(), now + Duration::from_secs(4)), "others may claim it any moment");
+        assert!(!keyed.may_be_sent(key(), now + Duration::from_secs(4)), "others may claim it at any moment");
         keyed.settled(key());
         assert_eq!(keyed.digest(key()), None);
     }
 
     #[test]
-    fn another_gateway_waits_and_claims_again() {
+    fn other_gateway_waits_and_claims_again() {
         let now = Instant::now();
         let mut keyed = KeyedTasks::default();
         keyed.claim(key(), wanted("a"), digest(1), now);
         assert_eq!(keyed.claim_read(key(), false, digest(1), now), Next::Wait);
-        // Our own claim comes after the other one in the log.
+        // This gateway's claim comes after the other one in the log.
         assert_eq!(keyed.claim_read(key(), false, digest(1), now), Next::Wait);
         assert!(keyed.overdue(now + Duration::from_millis(4_999), |_| true).is_empty());
         let later = now + CLAIM_LIFE;
@@ -293,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_for_another_text_is_a_conflict() {
+    fn claim_for_another_text_is_a_conflict() {
         let now = Instant::now();
         let mut keyed = KeyedTasks::default();
         keyed.claim(key(), wanted("a"), digest(1), now);
@@ -302,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_took_too_long_is_not_used() {
+    fn claim_that_took_too_long_is_not_used() {
         let now = Instant::now();
         let mut keyed = KeyedTasks::default();
         keyed.claim(key(), wanted("a"), digest(1), now);
@@ -311,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_waited_for_is_forgotten_unless_the_producer_has_it() {
+    fn task_without_a_caller_is_forgotten_unless_the_producer_has_it() {
         let now = Instant::now();
         let mut keyed = KeyedTasks::default();
         keyed.wait(key(), wanted("a"), digest(1), now);
@@ -326,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_without_a_key_may_always_be_sent() {
+    fn task_without_a_key_may_always_be_sent() {
         assert!(KeyedTasks::default().may_be_sent(key(), Instant::now()));
     }
 }

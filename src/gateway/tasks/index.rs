@@ -1,40 +1,39 @@
-//! What a gateway knows of tasks: which are pending, and where the results of the others stand.
+//! The index of tasks: which are pending, and the positions of the other tasks' results.
 //!
-//! It holds positions in Kafka, not values: a result that is asked for is fetched. Filled from `results` and `tasks`,
-//! so that every gateway, a fresh one too, knows the same. Results are bounded by age and by number (`MAX_RESULTS`);
-//! those that number has pushed out have to be searched for. Results of idempotency keys are bounded by age only, since
-//! their tasks would be run again. A pending task is never forgotten, but with `MAX_PENDING` of them the gateway takes no
-//! new ones. Pure: times are parameters.
+//! It holds positions in Kafka, not values: a requested result is fetched. Filled from `results` and `tasks`, so every
+//! gateway, a fresh one too, knows the same. Results are bounded by age and by number (`MAX_RESULTS`); displaced
+//! results have to be searched for in Kafka. Results of idempotency keys are bounded only by age, since their tasks
+//! would run again. A pending task is never forgotten, but with `MAX_PENDING` of them the gateway accepts no new tasks.
+//! Pure: times are parameters.
 
 use super::key::{Position, TaskKey};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, SystemTime};
 
-/// A result is not pushed out before it is this old: the tasks topic is read behind the results, and its task would be
-/// taken for pending.
+/// A result is displaced only after this time: its task, which is read later, would seem pending.
 const PUSHED_OUT_AFTER: Duration = Duration::from_secs(10);
-/// A table of this size whose entries are mostly gone is made smaller.
+/// A larger table that is mostly empty is shrunk.
 const SPARSE: usize = 8_192;
 
-/// What is known of a task.
+/// The state of a task in the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    /// Nothing.
+    /// The task is unknown.
     Nothing,
-    /// It is on the tasks topic and has no result.
+    /// The task is on the tasks topic and has no result.
     Pending,
-    /// Its result stands there.
+    /// The position of its result.
     Done(Position),
 }
 
 /// A task without a result.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct PendingTask {
-    /// Where its last record stands.
+    /// The position of its last record.
     pub(super) position: Position,
-    /// When Kafka took that.
+    /// When Kafka appended that record.
     pub(super) since: SystemTime,
-    /// How many records there were before it.
+    /// The number of earlier records.
     pub(super) again: u32,
 }
 
@@ -44,7 +43,6 @@ struct ResultEntry {
     at: SystemTime,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Index {
     retention: Duration,
@@ -54,7 +52,7 @@ pub(super) struct Index {
     by_age: VecDeque<(SystemTime, TaskKey)>,
     /// The same of idempotency keys.
     keyed_by_age: VecDeque<(SystemTime, TaskKey)>,
-    /// When the newest of those came that number has pushed out, as long as it is no older than the retention.
+    /// The time of the newest displaced result, within the retention.
     pushed_out: Option<SystemTime>,
     duplicates: u64,
 }
@@ -74,14 +72,14 @@ impl Index {
         }
     }
 
-    /// A task stands on the tasks topic. Ignored when its result is known. Of several records of one task the last
-    /// counts: it was produced again because the one before was lost.
+    /// Adds a record of the tasks topic, unless the task's result is known. Of several records the last counts: the
+    /// task was produced again because the earlier record was lost.
     pub(super) fn task(&mut self, key: TaskKey, position: Position, at: SystemTime) {
         if self.results.contains_key(&key) {
             return;
         }
         let pending = self.pending.entry(key).or_insert(PendingTask { position, since: at, again: 0 });
-        // Of two partitions only their times say which record is the later one.
+        // In different partitions only the times tell which record is later.
         let is_later = match position.partition == pending.position.partition {
             true => position.offset > pending.position.offset,
             false => at > pending.since,
@@ -91,7 +89,7 @@ impl Index {
         }
     }
 
-    /// A result stands on the results topic. The first in the log is the one; true when this is it and was not known.
+    /// Adds a record of the results topic; the first result in the log counts. Returns true if the result is new.
     pub(super) fn result(&mut self, key: TaskKey, position: Position, at: SystemTime) -> bool {
         self.pending.remove(&key);
         if let Some(known) = self.results.get_mut(&key) {
@@ -106,7 +104,7 @@ impl Index {
         true
     }
 
-    /// What is known of the task.
+    /// The state of the task.
     pub(super) fn known(&self, key: TaskKey) -> Known {
         if let Some(result) = self.results.get(&key) {
             return Known::Done(result.position);
@@ -114,8 +112,7 @@ impl Index {
         if self.pending.contains_key(&key) { Known::Pending } else { Known::Nothing }
     }
 
-    /// Forgets results that are older than the retention, and the oldest of those that are too many; not those of
-    /// idempotency keys.
+    /// Forgets results older than the retention. Displaces the oldest beyond `MAX_RESULTS`, but not results of keys.
     pub(super) fn forget_old(&mut self, now: SystemTime, is_keyed: impl Fn(TaskKey) -> bool) {
         let is_older = |at: &SystemTime, age: Duration| now.duration_since(*at).is_ok_and(|own| own > age);
         let mut old = pop_while(&mut self.by_age, |(at, _)| is_older(at, self.retention));
@@ -134,7 +131,7 @@ impl Index {
             }
         }
         self.pushed_out = self.pushed_out.filter(|at| !is_older(at, self.retention));
-        // Memory that a flood took is given back.
+        // Releases the memory of a burst.
         if self.pending.capacity() > SPARSE && self.pending.len() < self.pending.capacity() / 8 {
             self.pending.shrink_to_fit();
         }
@@ -144,7 +141,7 @@ impl Index {
         }
     }
 
-    /// Forgets a result that came then. False: it was forgotten before, and there may be a later one.
+    /// Forgets a result with this time. Returns false if it was forgotten before; then a later result may be known.
     fn remove(&mut self, at: SystemTime, key: TaskKey) -> bool {
         let is_it = self.results.get(&key).is_some_and(|result| result.at <= at);
         if is_it {
@@ -153,45 +150,45 @@ impl Index {
         is_it
     }
 
-    /// Whether number may have pushed out the task's result; `since`: the task was not made before that.
+    /// Whether the task's result may have been displaced; `since`: the task was not created before this.
     pub(super) fn may_be_pushed_out(&self, key: TaskKey, since: Option<SystemTime>) -> bool {
-        // A task that is read after its result was pushed out is taken for pending.
+        // A task that is read after its result was displaced seems pending.
         let since = self.pending.get(&key).map(|task| task.since).max(since);
         self.pushed_out.is_some_and(|newest| since.is_none_or(|since| newest >= since))
     }
 
-    /// Tasks that have waited for a result since before `before`.
+    /// Tasks without a result since before `before`.
     pub(super) fn pending_since(&self, before: SystemTime) -> Vec<(TaskKey, PendingTask)> {
         let old = self.pending.iter().filter(|(_, task)| task.since < before);
         old.map(|(key, task)| (*key, *task)).collect()
     }
 
-    /// Whether the task has no result, and its last record stands there.
+    /// Whether the task has no result and its last record is at this position.
     pub(super) fn is_pending_at(&self, key: TaskKey, position: Position) -> bool {
         self.pending.get(&key).is_some_and(|task| task.position == position)
     }
 
-    /// The record of the task's result is not there any more.
+    /// Forgets a result whose record no longer exists.
     pub(super) fn forget(&mut self, key: TaskKey) {
         self.results.remove(&key);
     }
 
-    /// The task turned out not to be pending: its result is older than what is read back.
+    /// Forgets a pending task: its result is older than the records that are read back.
     pub(super) fn settle(&mut self, key: TaskKey) {
         self.pending.remove(&key);
     }
 
-    /// Tasks without a result.
+    /// The number of tasks without a result.
     pub(super) fn pending_count(&self) -> usize {
         self.pending.len()
     }
 
-    /// Results that can be asked for.
+    /// The number of results that can be fetched.
     pub(super) fn results_count(&self) -> usize {
         self.results.len()
     }
 
-    /// Results that came for tasks which had one already.
+    /// The number of results for tasks that already had a result.
     pub(super) fn duplicates(&self) -> u64 {
         self.duplicates
     }
@@ -224,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_is_pending_until_its_result_in_whatever_order_they_are_read() {
+    fn task_is_pending_until_its_result_in_either_order_of_reading() {
         let mut index = index(10);
         assert_eq!(index.known(key(1)), Known::Nothing);
         index.task(key(1), at(5), time(100.0));
@@ -232,12 +229,12 @@ mod tests {
         assert!(index.result(key(1), at(50), time(101.0)));
         assert_eq!(index.known(key(1)), Known::Done(at(50)));
         index.task(key(1), at(5), time(100.0));
-        assert_eq!(index.known(key(1)), Known::Done(at(50)), "the tasks topic is read behind the results");
+        assert_eq!(index.known(key(1)), Known::Done(at(50)), "the tasks topic is read later than the results");
         assert_eq!((index.pending_count(), index.results_count()), (0, 1));
     }
 
     #[test]
-    fn of_a_task_that_was_produced_again_the_last_record_counts() {
+    fn last_record_of_a_task_that_was_produced_again_counts() {
         let mut index = index(10);
         index.task(key(1), at(5), time(100.0));
         index.task(key(1), at(90), time(200.0));
@@ -246,7 +243,7 @@ mod tests {
             index.pending_since(time(300.0)),
             [(key(1), PendingTask { position: at(90), since: time(200.0), again: 1 })]
         );
-        // In a partition with a lower number, later.
+        // The later record is in a partition with a lower number.
         let (first, second) = (Position { partition: 2, offset: 90 }, Position { partition: 1, offset: 7 });
         index.task(key(2), first, time(100.0));
         index.task(key(2), second, time(200.0));
@@ -255,12 +252,12 @@ mod tests {
     }
 
     #[test]
-    fn the_first_result_in_the_log_is_the_one() {
+    fn first_result_in_the_log_counts() {
         let mut index = index(10);
         assert!(index.result(key(1), at(50), time(100.0)));
         assert!(!index.result(key(1), at(60), time(101.0)));
         assert_eq!((index.known(key(1)), index.duplicates()), (Known::Done(at(50)), 1));
-        assert!(!index.result(key(1), at(40), time(99.0)), "read back later, written earlier");
+        assert!(!index.result(key(1), at(40), time(99.0)), "read back later, but written earlier");
         assert_eq!(index.known(key(1)), Known::Done(at(40)));
         assert!(!index.result(key(1), at(40), time(99.0)));
         assert_eq!(index.duplicates(), 1, "the same record read twice is no duplicate");
@@ -279,15 +276,15 @@ mod tests {
         assert_eq!(index.known(key(9)), Known::Pending);
         assert_eq!(index.pending_since(time(0.5)).len(), 1);
         assert!(index.pending_since(time(0.0)).is_empty());
-        // Its record was deleted, and its task, of an idempotency key, is run again.
+        // The record was deleted, and its task, which has an idempotency key, runs again.
         index.forget(key(3));
         assert!(index.result(key(3), at(9), time(900.0)));
         forget(&mut index, 950.0);
-        assert_eq!(index.known(key(3)), Known::Done(at(9)), "only the first one is old");
+        assert_eq!(index.known(key(3)), Known::Done(at(9)), "only the first result is old");
     }
 
     #[test]
-    fn what_number_has_pushed_out_may_be_searched_for_and_results_of_keys_stay() {
+    fn displaced_results_may_be_searched_for_and_results_of_keys_stay() {
         let mut index = index(2);
         let may_be = |index: &Index, since: Option<f64>| index.may_be_pushed_out(key(99), since.map(time));
         assert!(!may_be(&index, None));
@@ -301,20 +298,20 @@ mod tests {
         );
         assert_eq!([4, 5].map(|number| index.known(key(number))), [Known::Done(at(4)), Known::Done(at(5))]);
         assert!(may_be(&index, None) && may_be(&index, Some(300.0)));
-        assert!(!may_be(&index, Some(300.1)), "a later one is still known");
-        // Their tasks are read only now.
+        assert!(!may_be(&index, Some(300.1)), "a later result is still known");
+        // The tasks of displaced results are read only now.
         index.task(key(3), at(7), time(299.0));
         index.task(key(6), at(8), time(301.0));
         assert!(index.may_be_pushed_out(key(3), None) && !index.may_be_pushed_out(key(6), None));
         index.forget_old(time(900.0), |_| false);
         assert!(may_be(&index, None));
         index.forget_old(time(900.1), |_| false);
-        assert!(!may_be(&index, None), "it is older than the retention");
-        assert_eq!(index.known(key(1)), Known::Nothing, "so is that of the key");
+        assert!(!may_be(&index, None), "the displaced result is older than the retention");
+        assert_eq!(index.known(key(1)), Known::Nothing, "so is the result of the key");
     }
 
     #[test]
-    fn a_result_that_has_just_come_is_not_pushed_out() {
+    fn recent_result_is_not_displaced() {
         let mut index = index(1);
         for number in 1..=3 {
             index.result(key(number), at(number as i64), time(100.0));

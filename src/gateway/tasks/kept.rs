@@ -1,16 +1,16 @@
-//! The records of accepted tasks, kept until their results come: what Kafka has deleted can be produced again from here
-//! only.
+//! The records of accepted tasks, kept until their results arrive. If Kafka deletes such a record, only this gateway
+//! can produce it again.
 //!
-//! Bounded by bytes; beyond, a task is as safe as its topic. Pure.
+//! Bounded by bytes; further tasks are as safe as their topic. Pure.
 
 use super::key::TaskKey;
 use bytes::Bytes;
 use std::collections::HashMap;
 
-/// Bytes of values that are kept at the most.
+/// At most this many bytes of values are kept.
 const MOST_BYTES: usize = 16 * 1024 * 1024;
 
-/// Values of tasks records.
+/// The values of task records.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     values: HashMap<TaskKey, Bytes>,
@@ -31,7 +31,7 @@ impl Kept {
         self.values.get(&key).cloned()
     }
 
-    /// The task has a result, or was not accepted.
+    /// Forgets a task that has a result, or was not accepted.
     pub(super) fn forget(&mut self, key: TaskKey) {
         self.bytes -= self.values.remove(&key).map_or(0, |value| value.len());
     }
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_kept_until_it_is_forgotten() {
+    fn value_is_kept_until_it_is_forgotten() {
         let mut kept = Kept::default();
         kept.keep(key(1), Bytes::from_static(b"one"));
         kept.keep(key(1), Bytes::from_static(b"first"));
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_limit() {
+    fn kept_bytes_are_limited() {
         let mut kept = Kept::default();
         kept.keep(key(1), Bytes::from(vec![0; MOST_BYTES]));
         kept.keep(key(2), Bytes::from_static(b"x"));

@@ -8,21 +8,20 @@
 //!
 //! | file | noun |
 //! |---|---|
-//! | `book` | what is known of tasks and which callers wait for them, behind verbs |
-//! | `index`, `kept`, `waiting`, `idempotency` | its parts: where results stand, records, callers, keys |
+//! | `book` | the state of tasks and the waiting callers, behind methods |
+//! | `index`, `kept`, `waiting`, `idempotency` | its parts: positions of results, records, callers, keys |
 //! | `key` | a task's id and a record's position |
 //! | `clock` | how old a record is |
 //! | `submit` | tasks and claims on their way to the producer |
-//! | `produced` | what Kafka says to them |
+//! | `produced` | Kafka's acknowledgements of them |
 //! | `readers` | the tail, the past, the tasks |
-//! | `questions` | what is asked by a task's id |
+//! | `questions` | requests by a task's id |
 //! | `search` | results that the index has no room for |
-//! | `parting` | what a caller is told that leaves without what it waited for |
+//! | `parting` | responses to callers whose time is over, or whose gateway stops |
 //! | `sweep` | tasks that Kafka has dropped |
 //! | `backend` | the threads that need Kafka |
 //!
-//! [`Tasks`] is what `http` has of it, with [`Backend`] it is what `lifecycle` has. Nothing is sent, written, logged or
-//! answered while its book is locked.
+//! `http` uses [`Tasks`], `lifecycle` also [`Backend`]. No I/O, log line or response happens while the book is locked.
 
 mod backend;
 mod book;
@@ -62,26 +61,25 @@ use waiting::Waiter;
 pub(super) use backend::Backend;
 pub(super) use submit::SubmitOptions;
 
-/// How often workers, claims and results are looked through for what has become old.
+/// How often old workers, claims and results are looked for.
 const UPKEEP_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A task that a caller asks for.
+/// The task of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) text: String,
     pub(super) work_ms: Option<u64>,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Tasks {
     state: Arc<State>,
     book: Mutex<TaskBook<Reply>>,
     fleet: Mutex<Fleet>,
     clock: KafkaClock,
-    /// There once Kafka was reached, until it is closed.
+    /// `Some` from the first contact with Kafka until the producer is closed.
     producer: Mutex<Option<Producer<Token>>>,
-    /// Its entrance.
+    /// The sending side of the producer.
     sender: OnceLock<ProducerSender<Token>>,
     questions: Sender<Question>,
     searches: Sender<Search>,
@@ -89,7 +87,7 @@ pub(super) struct Tasks {
     results_topic: Arc<str>,
 }
 
-/// What the threads `lookup` and `search` are asked.
+/// The requests to the threads `lookup` and `search`.
 #[derive(Debug)]
 pub(super) struct Asked {
     questions: Receiver<Question>,
@@ -97,7 +95,7 @@ pub(super) struct Asked {
 }
 
 impl Tasks {
-    /// With it, the ends of the queues that the [`Backend`] takes from.
+    /// Also returns the receivers of the queues for the [`Backend`].
     pub(super) fn new(state: Arc<State>) -> (Arc<Self>, Asked) {
         let (questions, asked) = bounded(questions::QUEUE);
         let (searches, searched) = bounded(search::QUEUE);
@@ -117,7 +115,7 @@ impl Tasks {
         (Arc::new(tasks), Asked { questions: asked, searches: searched })
     }
 
-    /// The book. Hold it for a few lines, across nothing that waits.
+    /// Locks the book. Callers hold it for a few lines, and never while they wait.
     fn book(&self) -> MutexGuard<'_, TaskBook<Reply>> {
         self.book.lock()
     }
@@ -126,14 +124,14 @@ impl Tasks {
         Moment { instant: Instant::now(), time: self.state.now() }
     }
 
-    /// The producer is there: tasks can be taken.
+    /// Stores the producer; from now on the gateway can accept tasks.
     fn set_producer(&self, producer: Producer<Token>) {
         // Set once, when the topics are prepared.
         let _ = self.sender.set(producer.sender());
         *self.producer.lock() = Some(producer);
     }
 
-    /// Ends the producer: what it has may still be acknowledged until then.
+    /// Closes the producer; Kafka may still acknowledge its records until `deadline`.
     pub(super) fn close_producer(&self, deadline: Instant) {
         let producer = self.producer.lock().take();
         if let Some(producer) = producer {
@@ -146,12 +144,12 @@ impl Tasks {
         self.sender.get().is_some_and(ProducerSender::is_ready)
     }
 
-    /// Whether Kafka takes this gateway's records, as far as its rights go.
+    /// Whether the gateway has the rights to write its records.
     pub(super) fn has_rights(&self) -> bool {
         self.sender.get().is_none_or(|producer| producer.denial().is_none())
     }
 
-    /// The threads that must move, and whether they do. That of the listening socket is watched from outside.
+    /// The threads that must move, and whether they do. The watch of the port checks the listener.
     pub(super) fn liveness(&self) -> [(&'static str, bool); 3] {
         let producer = self.sender.get().is_none_or(|producer| producer.last_turn().elapsed() < THREAD_SILENCE);
         [("upkeep", self.state.is_upkeep_alive()), ("results_tail", self.state.is_tail_alive()), ("producer", producer)]
@@ -163,18 +161,18 @@ impl Tasks {
         self.fleet.lock().view(now)
     }
 
-    /// Workers that take tasks now.
+    /// The number of workers that take tasks now.
     pub(super) fn active_workers(&self) -> usize {
         let now = self.state.now();
         self.fleet.lock().active(now)
     }
 
-    /// Callers that wait for a task on its way.
+    /// The number of callers that wait for a task on its way.
     pub(super) fn callers(&self) -> usize {
         self.book().counts().callers
     }
 
-    /// The figures of this moment; the connections are left to others.
+    /// The gauges, without the connections.
     pub(super) fn gauges(&self) -> Gauges {
         let active_workers = self.active_workers();
         let counts = self.book().counts();
@@ -190,7 +188,7 @@ impl Tasks {
         }
     }
 
-    /// Looks after workers that fell silent and claims and results that are old, until stopped. The thread `upkeep`.
+    /// Handles silent workers, old claims and old results until stopped. The thread `upkeep`.
     pub(super) fn keep_up(&self, stop: &Stop) {
         loop {
             let now = self.state.now();

@@ -1,4 +1,4 @@
-//! What a caller is told that leaves without what it waited for: its time is over, or the gateway ends.
+//! Responses to callers that leave without a result: their time is over, or the gateway ends.
 
 use super::Tasks;
 use super::key::TaskKey;
@@ -7,7 +7,7 @@ use crate::gateway::reply::{Parting, Reply, Ticket};
 use crate::gateway::response::Response;
 
 impl Tasks {
-    /// Takes out a reply that waits, and gives it. False: another thread has taken it out to give it.
+    /// Takes out a waiting reply and gives it. Returns false if another thread has taken it out to give it.
     pub(in crate::gateway) fn part(&self, ticket: Ticket, parting: Parting) -> bool {
         let leaving = self.book().take(ticket.number);
         let taken = leaving.is_some();
@@ -17,7 +17,7 @@ impl Tasks {
         taken
     }
 
-    /// Tells all that still wait that the gateway stops, and lets none wait any more. Returns how many there were.
+    /// Tells all waiting callers that the gateway stops, and admits no more. Returns their number.
     pub(in crate::gateway) fn close(&self) -> usize {
         let leaving = self.book().close();
         let count = leaving.len();
@@ -42,7 +42,7 @@ fn of_task(key: TaskKey, progress: Progress, stopping: bool) -> Response {
     let id = key.as_uuid().to_string();
     match progress {
         Progress::Queued => {
-            Response::unavailable("Kafka does not take tasks at the moment; nothing was accepted", None)
+            Response::unavailable("Kafka does not take tasks at the moment; the task was not accepted", None)
         }
         Progress::Sent => {
             let detail =
@@ -63,9 +63,9 @@ fn of_task(key: TaskKey, progress: Progress, stopping: bool) -> Response {
 
 fn of_question(id: &str, stopping: bool) -> Response {
     let detail = if stopping {
-        "the gateway is shutting down; ask another one"
+        "the gateway is shutting down; ask another gateway"
     } else {
-        "Kafka did not answer in time; what became of this task is not known now"
+        "Kafka did not answer in time; the outcome of this task is not known now"
     };
     Response::unavailable(detail, Some(id))
 }

@@ -1,4 +1,4 @@
-//! What Kafka says to the gateway's records, on the producer's thread.
+//! Applies Kafka's acknowledgements of the gateway's records, on the producer's thread.
 
 use super::book::{Loss, TaskBook};
 use super::key::{Position, TaskKey};
@@ -9,27 +9,26 @@ use kafka_share::producer::{Delivery, DeliveryError, ProducerEvents};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What a record of the gateway is.
+/// The kind of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A task whose callers wait.
     Task,
-    /// A claim: for an idempotency key, whose callers wait, or for a loss.
+    /// A claim: for an idempotency key, whose callers wait, or for a lost task.
     Claim,
-    /// A task that Kafka had dropped; its callers wait for its result only.
+    /// A task that Kafka had dropped; its callers wait only for its result.
     Again(Loss),
 }
 
-/// What travels with each record of the gateway.
+/// Identifies a record; the producer returns it with the delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gateway) struct Token {
     pub(super) kind: Kind,
     pub(super) key: TaskKey,
-    /// Of its value.
+    /// The size of its value.
     pub(super) bytes: usize,
 }
 
-/// See the module documentation.
 pub(in crate::gateway) struct ProducerOutcomes(pub(in crate::gateway) Arc<Tasks>);
 
 impl ProducerEvents<Token> for ProducerOutcomes {
@@ -41,7 +40,7 @@ impl ProducerEvents<Token> for ProducerOutcomes {
             Kind::Task => self.0.book().sending(token.key, token.bytes, now),
         };
         let Err(late) = late else { return true };
-        let detail = "Kafka did not take the task in time; nothing was accepted";
+        let detail = "Kafka did not take the task in time; the task was not accepted";
         give_all(late, &Response::unavailable(detail, None));
         false
     }
@@ -62,7 +61,7 @@ impl ProducerEvents<Token> for ProducerOutcomes {
                             responses.push((callers, Response::accepted(&token.key.as_uuid().to_string())));
                         }
                     }
-                    // The sweep finds it again.
+                    // After an error the sweep finds the task again.
                     (Kind::Claim, Ok(_)) | (Kind::Again(_), Err(_)) => book.settled_record(token.bytes),
                     (Kind::Task | Kind::Claim, Err(error)) => {
                         let callers = book.given_up(token.key, token.bytes);
@@ -79,9 +78,9 @@ impl ProducerEvents<Token> for ProducerOutcomes {
 
 fn not_accepted(key: TaskKey, error: &DeliveryError) -> Response {
     let detail = match error {
-        DeliveryError::Refused { code, .. } => format!("Kafka refused the task ({code}); nothing was accepted"),
-        DeliveryError::Denied { .. } => format!("{error}; nothing was accepted"),
-        DeliveryError::Unsent => "the gateway is shutting down; nothing was accepted".to_owned(),
+        DeliveryError::Refused { code, .. } => format!("Kafka refused the task ({code}); the task was not accepted"),
+        DeliveryError::Denied { .. } => format!("{error}; the task was not accepted"),
+        DeliveryError::Unsent => "the gateway is shutting down; the task was not accepted".to_owned(),
         DeliveryError::Unknown => {
             let detail = "Kafka has not acknowledged the task; whether it was accepted is unknown: ask for its result";
             return Response::unavailable(detail, Some(&key.as_uuid().to_string()));

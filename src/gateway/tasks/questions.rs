@@ -1,7 +1,7 @@
-//! What is asked by a task's id: the book knows where a result stands, the thread `lookup` gets it from Kafka.
+//! Requests by a task's id: the book knows the position of a result, the thread `lookup` fetches it from Kafka.
 //!
-//! One thread with connections of its own, so that the readers never wait for a look-up. A question waits in the book
-//! like every reply that cannot be given at once; what is queued here is its number, and where its result stands.
+//! One thread with its own connections, so that the readers never wait for a look-up. The reply waits in the book like
+//! every reply that cannot be given at once; the queue holds only its number and the position.
 
 use super::Tasks;
 use super::index::Known;
@@ -18,8 +18,7 @@ use program::stop::Stop;
 use serde_json::json;
 use std::time::Instant;
 
-/// Questions that may wait for the thread, those of callers that have left included. Full: the caller is told to come
-/// back.
+/// Questions that may wait for the thread, including those of callers that have left. Full: the caller has to retry.
 pub(super) const QUEUE: usize = 1024;
 
 const AWAY: &str = "Kafka does not answer; the result is not lost";
@@ -30,12 +29,12 @@ pub(in crate::gateway) struct Question {
     pub(super) number: u64,
     pub(super) key: TaskKey,
     pub(super) position: Position,
-    /// Asked for by its id (200 whatever came of the task), not by posting the task.
+    /// Requested by its id (200 even if the task failed), not by posting the task.
     pub(super) stored: bool,
 }
 
 impl Tasks {
-    /// A task is asked for by its id. The ticket of a reply that waits.
+    /// Answers a request for a task by its id. Returns the ticket if the reply waits.
     pub(in crate::gateway) fn ask(&self, reply: Reply, id: String) -> Option<Ticket> {
         let key = TaskKey::from_id(&id);
         let known = self.book().known(key);
@@ -50,11 +49,11 @@ impl Tasks {
                 return None;
             }
             Known::Nothing if !self.state.is_read_back() => {
-                "the gateway is still reading what happened before its start; try again"
+                "the gateway is still reading the records from before its start; try again"
             }
-            Known::Nothing if self.state.is_draining() => "the gateway is shutting down; ask another one",
+            Known::Nothing if self.state.is_draining() => "the gateway is shutting down; ask another gateway",
             Known::Nothing if !self.state.is_kafka_connected() => {
-                "Kafka does not answer; whether there is such a task is not known"
+                "Kafka does not answer; it is not known whether this task exists"
             }
             Known::Nothing if may_be_pushed_out => return self.search(reply, key, id),
             // Another gateway may have accepted it a moment ago.
@@ -67,8 +66,8 @@ impl Tasks {
         None
     }
 
-    /// This many passes over the tasks topic are done. Those that asked for an unknown task are answered once other
-    /// gateways' tasks are known, too.
+    /// Notes the number of complete passes over the tasks topic. Answers requests for unknown tasks once the tasks of
+    /// other gateways are known, too.
     pub(super) fn passed(&self, passes: u64) {
         let decided = self.book().passed(passes);
         for (number, key, known) in decided {
@@ -76,14 +75,14 @@ impl Tasks {
                 Known::Done(position) => self.hand_over(Question { number, key, position, stored: true }),
                 Known::Pending => self.give(number, pending),
                 Known::Nothing => self.give(number, |id| {
-                    let detail = "this task is not known, or its result is older than RESULT_RETENTION";
+                    let detail = "this task is unknown, or its result is older than RESULT_RETENTION";
                     Response::problem(404, detail, Some(id))
                 }),
             }
         }
     }
 
-    /// Has a result fetched that stands there.
+    /// Has the result at this position fetched.
     pub(super) fn fetch(
         &self,
         reply: Reply,
@@ -102,15 +101,14 @@ impl Tasks {
         Some(ticket)
     }
 
-    /// Has the thread `lookup` answer it.
+    /// Passes the question to the thread `lookup`.
     pub(super) fn hand_over(&self, question: Question) {
-        // Full.
         if self.questions.try_send(question).is_err() {
-            self.give(question.number, |id| Response::unavailable("too many results are asked for at once", Some(id)));
+            self.give(question.number, |id| Response::unavailable("too many results are requested at once", Some(id)));
         }
     }
 
-    /// Gives a question's reply, unless its caller has left.
+    /// Answers a question, unless its caller has left.
     pub(super) fn give(&self, number: u64, response: impl FnOnce(&str) -> Response) {
         let taken = self.book().take(number);
         if let Some(Leaving { waiter, .. }) = taken
@@ -121,15 +119,15 @@ impl Tasks {
     }
 }
 
-/// The ticket of one that was entered; the others are told to come back.
+/// Returns the ticket of an entered reply; refuses the others.
 pub(super) fn ticket(entered: Result<Ticket, (Reply, Full)>, id: &str) -> Option<Ticket> {
     let (reply, full) = match entered {
         Ok(ticket) => return Some(ticket),
         Err(refused) => refused,
     };
     let detail = match full {
-        Full::Table(_) => "too many tasks are asked for at once",
-        Full::Closed => "the gateway is shutting down; ask another one",
+        Full::Table(_) => "too many tasks are requested at once",
+        Full::Closed => "the gateway is shutting down; ask another gateway",
     };
     reply.give(Response::unavailable(detail, Some(id)));
     None
@@ -154,7 +152,7 @@ pub(in crate::gateway) fn answer_questions(
         if !tasks.book().waits(number) {
             continue;
         }
-        // In a topic that was created again another record stands there, or none.
+        // In a topic that was created again, another record or none is at this offset.
         let found = lookup.read(&tasks.results_topic, position.partition, position.offset).map(|record| {
             let record = record?;
             let ResultsRecord::Result(peek) = decode(&record) else { return None };
@@ -166,7 +164,7 @@ pub(in crate::gateway) fn answer_questions(
         tasks.give(number, |id| match found {
             Ok(Some((_, value))) if stored => Response::stored_result(&value),
             Ok(Some((peek, value))) => Response::result(&peek, &value),
-            Ok(None) => Response::problem(404, "the result is not kept any more", Some(id)),
+            Ok(None) => Response::problem(404, "the result is no longer stored", Some(id)),
             Err(error) => {
                 log::debug!("a result could not be fetched: {error}");
                 Response::unavailable(AWAY, Some(id))

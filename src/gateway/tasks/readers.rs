@@ -1,14 +1,14 @@
-//! The readers: what the gateway learns from Kafka.
+//! The readers: apply the records of Kafka to the gateway's state.
 //!
 //! | thread | topic | from | for |
 //! |---|---|---|---|
 //! | `results-tail` | `results` | its end minus 10 s | waiting callers, the fleet, claims |
-//! | `results-past` | `results` | `RESULT_RETENTION` ago, to the end seen at its start | the index, gone workers; then it ends |
+//! | `results-past` | `results` | `RESULT_RETENTION` ago, to the end seen at its start | the index, gone workers |
 //! | `tasks` | `tasks` | the group's start offset | pending tasks |
 //!
-//! The tail serves from the first moment; only once the other two have reached the ends that they saw is an unknown
-//! task known not to exist. All records seen up to the ends at the start count from Kafka's time, later ones from their
-//! arrival. Records are decoded before the book is locked, a batch at a time.
+//! The tail serves from the first moment. An unknown task is known not to exist only after the other two have reached
+//! the ends that they saw. Records up to the ends at the start count from Kafka's time, later ones from their arrival.
+//! Records are decoded before the book is locked, a batch at a time.
 
 use super::idempotency::Claim;
 use super::key::{Position, TaskKey};
@@ -30,28 +30,28 @@ use program::stop::Stop;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How far before its end the tail begins: long enough that a fleet of live workers has been heard.
+/// How far before its end the tail begins: long enough for a status record of every live worker.
 const TAIL: Duration = Duration::from_secs(10);
-/// How long a fetch is parked while nothing comes.
+/// How long a fetch is parked while no records arrive.
 const MAX_WAIT: Duration = Duration::from_millis(500);
 /// Bytes of one fetch: several thousand results.
 const MAX_BYTES: i32 = 2 * 1024 * 1024;
-/// The tasks of other gateways are known within this.
+/// The tasks of other gateways are known within this time.
 const TASKS_WAIT: Duration = Duration::from_millis(250);
-/// This many bytes of tasks are handed over before that.
+/// A fetch of tasks returns earlier with this many bytes.
 const TASKS_BYTES: i32 = 64 * 1024;
-/// Before this is reached results may still be missing from the index, because of clocks that differ a little.
+/// How far the past reader begins before the retention, since clocks differ a little.
 const CLOCK_SLACK: Duration = Duration::from_secs(5);
 
-/// How results are read.
+/// The options of the readers of results.
 pub(super) fn options() -> ReaderOptions {
     ReaderOptions { max_wait: MAX_WAIT, max_bytes: MAX_BYTES, ..ReaderOptions::default() }
 }
 
-/// The tail of `results`, until stopped.
+/// Reads the tail of `results` until stopped.
 ///
 /// # Errors
-/// None but an interruption ends it.
+/// None: failed reads are retried. An interruption ends it.
 pub(in crate::gateway) fn tail(tasks: &Tasks, cluster: Cluster, stop: &Stop) -> Result<(), KafkaError> {
     let mut reader = Reader::new(cluster, &tasks.results_topic, StartAt::EndMinus(TAIL), options());
     let mut outage = Outage::new("Kafka");
@@ -74,11 +74,11 @@ pub(in crate::gateway) fn tail(tasks: &Tasks, cluster: Cluster, stop: &Stop) -> 
         match reader.poll() {
             Ok(records) => {
                 outage.over();
-                // Not the end of the poll: a frozen broker lets polls end empty for seconds.
+                // Not the end of the poll: with a frozen broker, polls end empty for seconds.
                 if let Some(at) = reader.last_answer() {
                     tasks.state.kafka_answered(at);
                 }
-                // By the tail only: a record that is dated in the future would count twice.
+                // Only by the tail: otherwise a record with a future date would count twice.
                 tasks.clock.read(records.iter().map(|record| record.timestamp));
                 take_results(tasks, &records, |record| {
                     ends.get(&record.partition).is_none_or(|end| record.offset >= *end)
@@ -91,7 +91,7 @@ pub(in crate::gateway) fn tail(tasks: &Tasks, cluster: Cluster, stop: &Stop) -> 
     Ok(())
 }
 
-/// The results of the retention, up to the end that is seen now.
+/// Reads the results of the retention, up to the present end.
 pub(in crate::gateway) fn past(tasks: &Tasks, cluster: Cluster, stop: &Stop) {
     let from = StartAt::AtLeast(tasks.state.config.common.result_retention + CLOCK_SLACK);
     let reader = Reader::new(cluster, &tasks.results_topic, from, options());
@@ -100,13 +100,14 @@ pub(in crate::gateway) fn past(tasks: &Tasks, cluster: Cluster, stop: &Stop) {
     }
 }
 
-/// What the book is told of one record.
+/// A record for the book.
 enum Entry<'r> {
     Result { position: Position, at: SystemTime, live: bool, peek: ResultPeek, value: &'r Bytes },
     Claim(TaskKey, Claim),
 }
 
-/// Results, statuses and claims of one fetch, with one visit to the book. What was there before the start is no news.
+/// Applies the results, status records and claims of one fetch, with one lock of the book. Records from before the
+/// start cause no events.
 fn take_results(tasks: &Tasks, records: &[ReadRecord], is_live: impl Fn(&ReadRecord) -> bool) {
     if records.is_empty() {
         return;
@@ -135,7 +136,7 @@ fn take_results(tasks: &Tasks, records: &[ReadRecord], is_live: impl Fn(&ReadRec
     let (mut responses, mut claims, mut finished) = (Vec::new(), Vec::new(), 0);
     {
         let mut book = tasks.book();
-        // In the order of the log: what a claim means depends on the results before it.
+        // In the order of the log: the effect of a claim depends on the results before it.
         for entry in entries {
             match entry {
                 Entry::Result { position, at, live, peek, value } => {
@@ -165,42 +166,41 @@ fn take_results(tasks: &Tasks, records: &[ReadRecord], is_live: impl Fn(&ReadRec
     }
 }
 
-/// Gives the callers whose result has come their responses.
+/// Gives the callers of a result their responses.
 fn respond(tasks: &Tasks, callers: Vec<Waiter<Reply>>, peek: &ResultPeek, value: &[u8], now: Instant) {
     for caller in callers {
         tasks.state.metrics.answer_took(now.saturating_duration_since(caller.since));
         caller.reply.give(match caller.wish {
-            // The result was faster than the acknowledgement.
+            // The result arrived before the acknowledgement.
             Wish::Acceptance => Response::accepted(&peek.task_id),
             _ => Response::result(peek, value),
         });
     }
 }
 
-/// What a record of `results` is.
+/// Decodes a record of `results`.
 pub(super) fn decode(record: &ReadRecord) -> ResultsRecord {
     let headers = record.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
     ResultsRecord::of_record(headers, record.value.as_deref())
 }
 
-/// The tasks from the group's start offset on, until stopped.
+/// Reads the tasks from the group's start offset on, until stopped.
 ///
 /// # Errors
-/// None but an interruption ends it.
+/// None: failed reads are retried. An interruption ends it.
 pub(in crate::gateway) fn tasks(tasks: &Tasks, cluster: Cluster, stop: &Stop) -> Result<(), KafkaError> {
     let Some(start) = group_start(tasks, &cluster, stop) else { return Ok(()) };
-    // Our own tasks are entered when Kafka acknowledges them; those of other gateways may be known a little later, and
-    // every answer less leaves the broker more time for tasks.
+    // This gateway's tasks are entered when Kafka acknowledges them. Other gateways' tasks may be known a little later,
+    // and fewer fetches leave the broker more time for tasks.
     let options = ReaderOptions { max_wait: TASKS_WAIT, max_bytes: MAX_BYTES, min_bytes: TASKS_BYTES };
-    // The group is read_committed as well: a task of an aborted transaction is never run, and must not be waited for.
+    // Committed like the group: a task of an aborted transaction never runs, so it must not count as pending.
     let mut reader = Reader::new(cluster, &tasks.tasks_topic, StartAt::Offsets(start), options).committed();
     let mut ends: Option<BTreeMap<i32, i64>> = None;
     let mut behind = true;
     while !stop.is_triggered() {
         if tasks.book().counts().pending >= tasks.state.config.max_pending {
             tasks.set_read(ReadBack::TasksFull);
-            // What is not read yet stays in Kafka; until then unknown tasks are not said not to exist, and new ones are
-            // refused.
+            // Unread tasks stay in Kafka. Until they are read, unknown tasks get no 404, and new tasks are refused.
             if stop.sleep(TASKS_WAIT).is_err() {
                 return Ok(());
             }
@@ -215,7 +215,7 @@ pub(in crate::gateway) fn tasks(tasks: &Tasks, cluster: Cluster, stop: &Stop) ->
                 tasks.passed(reader.passes());
             }
             Err(KafkaError::Interrupted) => return Ok(()),
-            // The tail says that Kafka is away.
+            // The tail logs that Kafka is unavailable.
             Err(error) => log::debug!("reading the tasks failed: {error}"),
         }
         if behind && ends.as_ref().is_some_and(|ends| reached(ends, &reader.positions())) {
@@ -231,7 +231,7 @@ fn take_tasks(tasks: &Tasks, records: &[ReadRecord]) {
         return;
     }
     let now = tasks.state.now();
-    // A record in which no id is found is no task; its worker gives it up.
+    // A record without an id is not a task; a worker dead-letters it.
     let id_of = |record: &ReadRecord| Task::id_of(record.key.as_deref(), record.value.as_deref());
     let found: Vec<_> = records.iter().filter_map(|record| Some((record, id_of(record)?))).collect();
     let mut accepted = Vec::new();
@@ -249,8 +249,8 @@ fn take_tasks(tasks: &Tasks, records: &[ReadRecord]) {
     }
 }
 
-/// Where the group starts on each partition; `None` when stopped first. A group that has never met has no offsets yet,
-/// and everything is read.
+/// Returns the group's start offset of each partition; `None` when stopped first. A group without members so far has no
+/// offsets yet, and everything is read.
 fn group_start(tasks: &Tasks, cluster: &Cluster, stop: &Stop) -> Option<BTreeMap<i32, i64>> {
     let common = &tasks.state.config.common;
     loop {
@@ -282,7 +282,7 @@ fn until_end(mut reader: Reader, stop: &Stop, mut take: impl FnMut(&[ReadRecord]
     }
 }
 
-/// Whether these positions are at these ends, or behind them.
+/// Whether these positions have reached these ends.
 pub(super) fn reached(ends: &BTreeMap<i32, i64>, positions: &BTreeMap<i32, i64>) -> bool {
     ends.iter().all(|(partition, end)| *end == 0 || positions.get(partition).is_some_and(|position| position >= end))
 }

@@ -1,9 +1,9 @@
-//! Results that number has pushed out of the index, found again in Kafka by their tasks' times and ids.
+//! Finds results that the index has displaced, by reading Kafka from their tasks' times on.
 //!
-//! The id of a task that came without a key is a UUID of version 7, which begins with the millisecond of its making: its
-//! result is read for from then on. A stranger's id says nothing, and the whole retention is read. A pass begins at the
-//! latest of these times, so that a cheap search does not wait for a long one, and serves all that lie ahead of it.
-//! Runs in the thread `search`, with a reader of its own.
+//! The id of a task without a key is a UUID of version 7, which begins with the millisecond of its creation: its result
+//! is searched for from then on. Any other id has no time, and the whole retention is read. A pass begins at the latest
+//! of these times, so a cheap search does not wait for a long one, and it serves all searches ahead of it. Runs in the
+//! thread `search`, with its own reader.
 
 use super::Tasks;
 use super::index::Known;
@@ -21,11 +21,11 @@ use program::stop::Stop;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
-/// Searches that may wait for the thread. Full: the caller is told to come back.
+/// Searches that may wait for the thread. Full: the caller has to retry.
 pub(super) const QUEUE: usize = 256;
 /// The clocks of gateways and of Kafka may differ by this much.
 const SLACK: Duration = Duration::from_secs(60);
-/// Searches whose times are this close have a pass together.
+/// Searches whose times are this close share a pass.
 const TOGETHER: Duration = Duration::from_secs(60);
 
 /// A result that a caller waits for.
@@ -33,12 +33,12 @@ const TOGETHER: Duration = Duration::from_secs(60);
 pub(in crate::gateway) struct Search {
     number: u64,
     key: TaskKey,
-    /// It was not written before; `None`: that is not known.
+    /// The result was not written before this; `None`: unknown.
     since: Option<SystemTime>,
 }
 
 impl Tasks {
-    /// Whether the result of this task may stand in Kafka though nothing is known of it.
+    /// Whether Kafka may have a result of this task that the index has displaced.
     pub(super) fn may_be_pushed_out(&self, key: TaskKey, id: &str) -> bool {
         let since = not_before(id);
         self.book().may_be_pushed_out(key, since)
@@ -49,16 +49,16 @@ impl Tasks {
         let since = not_before(&id);
         let entered = self.book().search(key, id.clone(), reply, Instant::now());
         let ticket = questions::ticket(entered, &id)?;
-        // Full.
+        //
         if self.searches.try_send(Search { number: ticket.number, key, since }).is_err() {
             self.give(ticket.number, |id| {
-                Response::unavailable("too many old results are asked for at once", Some(id))
+                Response::unavailable("too many old results are requested at once", Some(id))
             });
         }
         Some(ticket)
     }
 
-    /// The result does not stand in Kafka: what is known meanwhile decides, or what the tasks topic says.
+    /// Handles a result that is not in Kafka: the index decides, or the tasks topic.
     fn was_not_found(&self, search: Search) {
         let Search { number, key, .. } = search;
         let known = {
@@ -98,13 +98,13 @@ pub(super) fn run(tasks: &Tasks, cluster: &Cluster, searches: &Receiver<Search>,
                 not_found.into_iter().for_each(|search| tasks.was_not_found(search));
             }
             Err(KafkaError::Interrupted) => return,
-            // Those that still wait are told at their deadlines.
+            // The waiting callers are answered at their deadlines.
             Err(error) => log::debug!("a search for old results failed: {error}"),
         }
     }
 }
 
-/// Takes out those of the latest time, and what lies close to it.
+/// Takes out the searches with the latest time, and those close to it.
 fn first_pass(waiting: &mut Vec<Search>) -> Vec<Search> {
     let latest = waiting.iter().map(|search| search.since).max().flatten();
     let from = latest.and_then(|latest| latest.checked_sub(TOGETHER));
@@ -116,18 +116,18 @@ struct Pass<'p> {
     tasks: &'p Tasks,
     searches: &'p Receiver<Search>,
     wanted: Vec<Search>,
-    /// What this pass does not serve.
+    /// Searches that this pass does not serve.
     waiting: &'p mut Vec<Search>,
 }
 
 impl Pass<'_> {
-    /// Gives what is found, until nothing is wanted any more or the end is reached.
+    /// Answers the found results, until all are found or the end is reached.
     fn run(&mut self, cluster: &Cluster, stop: &Stop) -> Result<(), KafkaError> {
         let now = self.tasks.state.now();
         let retention = self.tasks.state.config.common.result_retention;
         let since = self.wanted.iter().map(|search| search.since).min().flatten();
         let age = since.map_or(Duration::MAX, |since| now.duration_since(since).unwrap_or_default());
-        // Counted back from the newest record: no clock of ours takes part.
+        // Counted back from the newest record, without the gateway's clock.
         let from = StartAt::AtLeast(age.min(retention + SLACK));
         let mut reader = Reader::new(cluster.clone(), &self.tasks.results_topic, from, options());
         let ends = reader.end_offsets()?;
@@ -147,8 +147,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Those that came meanwhile join where they lie ahead of what was read. Those whose callers have left go; so do
-    /// all of a pass over the whole retention when a shorter one is wanted.
+    /// Adds new searches that lie ahead of the position, and drops those whose callers have left. A pass over the whole
+    /// retention yields to a shorter one.
     fn take_new(&mut self, newest: SystemTime, since: Option<SystemTime>) {
         for search in self.searches.try_iter() {
             let is_ahead = search.since.is_some_and(|since| since > newest);
@@ -175,7 +175,7 @@ impl Pass<'_> {
     }
 }
 
-/// The time before which this task was not made, as far as its id says it.
+/// The time before which this task was not created, if its id contains it.
 fn not_before(id: &str) -> Option<SystemTime> {
     let uuid = Uuid::try_parse(id).ok().filter(|id| id.get_version_num() == 7)?;
     let (seconds, nanoseconds) = uuid.get_timestamp()?.to_unix();
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_of_version_7_say_when_they_were_made_and_others_do_not() {
+    fn only_ids_of_version_7_contain_their_time_of_creation() {
         let made = not_before(&Uuid::now_v7().to_string()).expect("a time");
         let age = SystemTime::now().duration_since(made).expect("in the past");
         assert!((SLACK..SLACK + Duration::from_secs(5)).contains(&age), "{age:?}");
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_are_searched_for_first_and_strangers_last() {
+    fn latest_searches_come_first_and_those_without_a_time_last() {
         let search = |number, seconds: Option<u64>| Search {
             number,
             key: TaskKey::from_number(number.into()),

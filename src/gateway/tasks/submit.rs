@@ -1,9 +1,8 @@
-//! How a task gets from a caller to the producer: `POST /analyze` behind its parsing.
+//! The way of a task from a caller to the producer: `POST /analyze` after parsing.
 //!
-//! A caller is entered before its task is handed to the producer, so that no result is faster than its entry. For a
-//! request with an idempotency key the gateway first writes a claim (see [`idempotency`](super::idempotency)). Called
-//! by the connections' threads, the tail reader (claims), the thread `upkeep` (claims that came to nothing) and the
-//! sweeper.
+//! A caller is entered before its task is passed to the producer, so no result arrives before its entry. For a request
+//! with an idempotency key the gateway first writes a claim (see [`idempotency`](super::idempotency)). Called by the
+//! connections' threads, the tail reader (claims), the thread `upkeep` (overdue claims) and the sweeper.
 
 use super::book::{ClaimRead, Keyed, KeyedRequest, Loss, LostTask};
 use super::idempotency::Claim;
@@ -20,23 +19,23 @@ use std::sync::Arc;
 use std::time::Instant;
 use uuid::Uuid;
 
-/// What a request asks for, beside its task.
+/// The options of a request.
 #[derive(Clone, Debug, Default)]
 pub(in crate::gateway) struct SubmitOptions {
-    /// The caller waits for Kafka's word only, not for the result (`Prefer: respond-async`).
+    /// The caller waits only for Kafka's acknowledgement, not for the result (`Prefer: respond-async`).
     pub(in crate::gateway) asynchronous: bool,
     pub(in crate::gateway) idempotency_key: Option<String>,
 }
 
 impl Tasks {
-    /// Takes what a caller wants, or turns the caller away. The ticket of a reply that waits.
+    /// Takes a caller's task, or refuses it. Returns the ticket if the reply waits.
     pub(in crate::gateway) fn submit(&self, reply: Reply, wanted: Wanted, options: &SubmitOptions) -> Option<Ticket> {
         let refused = if self.state.is_draining() {
-            "the gateway is shutting down; send this to another one"
+            "the gateway is shutting down; send the request to another gateway"
         } else if self.sender.get().is_none() {
-            "Kafka is not connected yet; nothing was accepted"
+            "Kafka is not connected yet; the task was not accepted"
         } else if options.idempotency_key.is_some() && !self.state.is_read_back() {
-            "the gateway is still reading what happened before its start; try again"
+            "the gateway is still reading the records from before its start; try again"
         } else {
             return match &options.idempotency_key {
                 None => self.submit_new(reply, wanted, options.asynchronous),
@@ -96,12 +95,12 @@ impl Tasks {
             headers: Vec::new(),
         };
         let token = Token { kind: Kind::Task, key, bytes: value.len() };
-        // Before it is handed over: it may be settled before that returns.
+        // Before the hand-over, since the record may be settled during it.
         self.book().producing_task(key, value);
         self.produce(record, token);
     }
 
-    /// Produces a task again that Kafka has dropped, as it was.
+    /// Produces a dropped task again, unchanged.
     fn produce_again(&self, lost: LostTask, send_until: Instant) {
         let LostTask { key, position, record_key, value } = lost;
         self.state.metrics.produced_again();
@@ -112,7 +111,7 @@ impl Tasks {
         self.produce(ProducerRecord { topic, key: record_key, value: Some(value), headers }, token);
     }
 
-    /// Has this gateway, or another one that sees the same, produce a task again that Kafka has dropped.
+    /// Claims a dropped task, so that one gateway produces it again.
     pub(super) fn claim_lost(&self, lost: LostTask) {
         let claimed = self.book().lose(lost, self.state.instance, Instant::now());
         if let Some(claimed) = claimed {
@@ -139,12 +138,12 @@ impl Tasks {
         self.produce(record, token);
     }
 
-    /// Hands a record to the producer; its queue full, the callers are turned away with nothing accepted.
+    /// Passes a record to the producer. If its queue is full, the callers are refused.
     fn produce(&self, record: ProducerRecord, token: Token) {
         let refused = match self.sender.get().map(|producer| producer.try_send(record, token)) {
             Some(Ok(())) => return,
-            Some(Err(TrySendError::Full(_))) => "too many tasks wait for Kafka; nothing was accepted",
-            Some(Err(TrySendError::Closed(_))) | None => "the gateway is shutting down; nothing was accepted",
+            Some(Err(TrySendError::Full(_))) => "too many tasks wait for Kafka; the task was not accepted",
+            Some(Err(TrySendError::Closed(_))) | None => "the gateway is shutting down; the task was not accepted",
         };
         let callers = match token.kind {
             Kind::Task | Kind::Claim => self.book().given_up(token.key, token.bytes),
@@ -153,7 +152,7 @@ impl Tasks {
         give_all(callers, &Response::unavailable(refused, None));
     }
 
-    /// Does what a claim comes to that the tail reader has read.
+    /// Carries out the effect of a claim that the tail reader has read.
     pub(super) fn claim_came(&self, key: TaskKey, comes_to: ClaimRead<Reply>) {
         match comes_to {
             ClaimRead::Nothing => {}
@@ -163,10 +162,10 @@ impl Tasks {
         }
     }
 
-    /// Claims again what other gateways have claimed and not produced.
+    /// Claims again the keys that other gateways have claimed without producing the task.
     pub(super) fn claim_overdue(&self) {
         if !self.state.is_kafka_connected() {
-            // Whether a task was produced elsewhere is not known at the moment.
+            // It is unknown whether another gateway has produced the task.
             return;
         }
         let overdue = self.book().overdue_claims(Instant::now());
@@ -176,7 +175,7 @@ impl Tasks {
     }
 }
 
-/// The claim of a record, if it is one that a gateway has written.
+/// The claim of a record; `None` if no gateway can have written it.
 pub(super) fn claim_of(
     record: &task::Claim,
     at: std::time::SystemTime,
@@ -211,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn without_kafka_nothing_is_accepted() {
+    fn without_kafka_no_task_is_accepted() {
         let tasks = tasks();
         let (kept, ticket) = submit(&tasks, None);
         assert_eq!((kept.0.lock().as_slice(), ticket), ([503].as_slice(), None));
@@ -219,18 +218,18 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_the_producer_does_not_take_is_turned_away_and_forgotten() {
+    fn task_that_the_producer_does_not_take_is_refused_and_forgotten() {
         let tasks = tasks();
         let kept = Arc::<Kept>::default();
         let wanted = Wanted { text: "text".to_owned(), work_ms: None };
-        // It has ended meanwhile.
+        // There is no producer.
         tasks.submit_new(Reply::new(Arc::clone(&kept) as _), wanted, false).expect("it was entered");
         assert_eq!(*kept.0.lock(), [503]);
         assert_eq!((tasks.callers(), tasks.gauges().unacknowledged_bytes), (0, 0));
     }
 
     #[test]
-    fn a_key_that_was_used_with_another_text_is_a_conflict() {
+    fn key_that_was_used_with_another_text_is_a_conflict() {
         let tasks = tasks();
         tasks.state.set_read(ReadBack::Results);
         tasks.state.set_read(ReadBack::Tasks);
@@ -254,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopping_gateway_sends_callers_to_another_one() {
+    fn stopping_gateway_refuses_tasks() {
         let tasks = tasks();
         tasks.state.start_draining();
         assert_eq!(*submit(&tasks, Some("order-1")).0.0.lock(), [503]);

@@ -1,10 +1,9 @@
-//! The sweeper: finds tasks that Kafka has dropped without a word, and produces them again.
+//! The sweeper: finds tasks that Kafka has dropped silently, and produces them again.
 //!
-//! A task can vanish by retention, by the broker's own delivery limit, or by a reset of the group. A task is lost if it
-//! has no result although the group's start offset has moved past it. Results are written before tasks are
-//! accepted, so when the start offset is past a task its result stands in the log, or it has none. Before anything is
-//! produced again the log is searched for the result, from the task's own time on. All gateways see the same: the first
-//! of them to claim the loss produces the task (see [`idempotency`](super::idempotency)).
+//! A task can vanish by retention, by the broker's delivery limit, or by a reset of the group. It is lost if the
+//! group's start offset has passed it and the log has no result: results are written before tasks are accepted. Before
+//! a task is produced again, the log is searched for its result from the task's time on. All gateways see the same
+//! loss, and the first to claim it produces the task (see [`idempotency`](super::idempotency)).
 
 use super::Tasks;
 use super::book::LostTask;
@@ -21,22 +20,21 @@ use program::stop::Stop;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
-/// How often a task is produced again. Kafka, or a program that owns the group, drops what it has dropped three times
-/// for a reason.
+/// How often a task is produced again. A third drop has a reason that another copy does not fix.
 const MOST_AGAIN: u32 = 2;
-/// Results are kept for an hour at least: an older task without one may have had it, and is not run again.
+/// Results are kept for at least an hour. An older task may have had one, so it is not run again.
 const RESULTS_KEPT: Duration = Duration::from_secs(3_500);
-/// How long before the task the search for its result begins.
+/// How long before the task's time the search for its result begins.
 const SLACK: Duration = Duration::from_secs(60);
 
 /// The times of the sweep, all from one option.
 #[derive(Clone, Copy, Debug)]
 struct Patience {
-    /// How often is looked, on average.
+    /// The average interval of sweeps.
     interval: Duration,
-    /// How long a task may be without a result before it is looked at.
+    /// A task without a result for this long is examined.
     suspicious: Duration,
-    /// How long it must then stay without one below the group's start offset.
+    /// For this long it must then stay below the group's start offset without a result.
     grace: Duration,
 }
 
@@ -47,15 +45,16 @@ impl Patience {
     }
 }
 
-/// Looks again and again until stopped.
+/// Sweeps until stopped.
 ///
 /// # Errors
-/// None but an interruption ends it.
+/// None: failed sweeps are retried. An interruption ends it.
 pub(in crate::gateway) fn run(tasks: &Tasks, cluster: &Cluster, stop: &Stop) -> Result<(), KafkaError> {
     let mut suspects: HashMap<TaskKey, SystemTime> = HashMap::new();
     let patience = Patience::new(tasks.state.config.missing_after);
     while stop.sleep(patience.interval.mul_f64(0.5 + fastrand::f64())).is_ok() {
-        // Also with `MAX_PENDING` tasks pending and others not read: what was dropped of them makes room here only.
+        // Also while the reader of tasks pauses at `MAX_PENDING`: if pending tasks were dropped, only the sweep makes
+        // room.
         if !tasks.state.has_read_enough() || tasks.state.is_draining() {
             continue;
         }
@@ -83,7 +82,7 @@ fn sweep(
     let topic = &tasks.tasks_topic;
     let mut starts = admin::share_group_offsets(cluster, &tasks.state.config.common.worker_group, topic)?;
     for (partition, start) in admin::start_offsets(cluster, topic)? {
-        // What the topic has deleted is given to no worker any more, whether the group knows that or not.
+        // Deleted records go to no worker, even if the group does not know that yet.
         let known = starts.entry(partition).or_insert(start);
         *known = start.max(*known);
     }
@@ -104,12 +103,12 @@ fn sweep(
         suspects.remove(&key);
         let position = task.position;
         let record = lookup.read(topic, position.partition, position.offset)?;
-        // Deleted from the topic: the gateway that accepted it has it still.
+        // Deleted from the topic: the gateway that accepted the task may still have it.
         let kept = || tasks.book().kept(key).map(|value| (Some(Bytes::from(key.as_uuid().to_string())), value));
         let found = record.and_then(|record| Some((record.key, record.value?))).or_else(kept);
         let given_up = match &found {
             Some(_) if task.again < MOST_AGAIN => None,
-            Some(_) => Some("was dropped again and again; it is not produced once more"),
+            Some(_) => Some("was dropped again and again; it is not produced another time"),
             None => Some("was deleted without a result"),
         };
         if let Some(why) = given_up {
@@ -118,17 +117,17 @@ fn sweep(
             continue;
         }
         let Some((record_key, value)) = found.filter(|_| tasks.book().is_pending_at(key, position)) else {
-            // Another gateway was faster, or the result has come.
+            // Another gateway was faster, or the result has arrived.
             continue;
         };
-        // A copy: what was read shares its memory with all that came with it.
+        // A copy, since the value shares its memory with the whole answer.
         let value = Bytes::copy_from_slice(&value);
         tasks.claim_lost(LostTask { key, position, record_key, value });
     }
     Ok(())
 }
 
-/// Of the old tasks those that have been below the group's start offset for `grace`. Pure.
+/// Returns the old tasks that have been below the group's start offset for `grace`. Pure.
 fn ripe(
     old: &[(TaskKey, PendingTask)],
     starts: &BTreeMap<i32, i64>,
@@ -144,10 +143,10 @@ fn ripe(
     below.into_iter().filter(|(key, _)| has_stayed(*suspects.entry(*key).or_insert(now))).collect()
 }
 
-/// The tasks that have a result in this last part of the log.
+/// The tasks with a result in the last part of the log, of this age.
 fn done_since(tasks: &Tasks, cluster: &Cluster, age: Duration) -> Result<BTreeSet<TaskKey>, KafkaError> {
     let options = ReaderOptions { max_bytes: 2 * 1024 * 1024, ..ReaderOptions::default() };
-    // Counted back from the newest record: no clock of ours takes part.
+    // Counted back from the newest record, without the gateway's clock.
     let mut reader = Reader::new(cluster.clone(), &tasks.results_topic, StartAt::AtLeast(age + SLACK), options);
     let ends = reader.end_offsets()?;
     let mut done = BTreeSet::new();
@@ -168,7 +167,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     #[test]
-    fn only_what_stays_below_the_start_offset_for_the_grace_is_ripe() {
+    fn task_is_ripe_after_the_grace_below_the_start_offset() {
         let task = |number: u128, offset: i64| {
             let position = Position { partition: 0, offset };
             let task = PendingTask { position, since: UNIX_EPOCH, again: 0 };
@@ -184,6 +183,9 @@ mod tests {
         assert_eq!(ripe(&old, &starts, &mut suspects, at(130.0), GRACE), [task(1, 5)]);
         assert!(ripe(&old[1..], &starts, &mut suspects, at(140.0), GRACE).is_empty());
         assert!(suspects.is_empty(), "a task that got its result is forgotten");
-        assert!(ripe(&old, &BTreeMap::new(), &mut suspects, at(200.0), GRACE).is_empty(), "no offsets, no verdict");
+        assert!(
+            ripe(&old, &BTreeMap::new(), &mut suspects, at(200.0), GRACE).is_empty(),
+            "no task is ripe without offsets"
+        );
     }
 }

@@ -1,61 +1,60 @@
-//! The replies that wait: for a task's result, for Kafka's word that it has a task, for a stored result, for word
-//! whether there is such a task.
+//! The waiting replies: for a task's result, for Kafka's acknowledgement, for a stored result, or for the answer
+//! whether a task exists.
 //!
-//! A reply is entered before anything is set going that could give it, so that no result is faster than its entry. The
-//! thread that takes an entry out gives the reply, so each is given exactly once by construction. The connection's
-//! thread keeps the deadline. Pure: time is a parameter, nothing is sent from here.
+//! A reply is entered before any action that could answer it, so no result arrives before its entry. The thread that
+//! takes an entry out gives the reply, so each is given exactly once by construction. The connection's thread keeps the
+//! deadline. Pure: time is a parameter, nothing is sent from here.
 
 use super::key::TaskKey;
 use crate::gateway::reply::Ticket;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Stored results that may be waited for.
+/// At most this many callers wait for stored results.
 const MOST_LOOK_UPS: usize = 1024;
-/// Unknown tasks that may be asked for.
+/// At most this many callers wait for unknown tasks.
 const MOST_UNKNOWN: usize = 256;
-/// How long a caller waits for what has to be asked of Kafka.
+/// How long a caller waits for an answer from Kafka.
 pub(super) const QUESTION_PATIENCE: Duration = Duration::from_secs(3);
-/// The tasks topic is read in larger pieces, so what another gateway has accepted is known a piece later. A question
-/// for an unknown task waits for this many passes over all partitions: the first is under way when it comes, and the
-/// pieces of the second may have been put together before.
+/// A question for an unknown task waits for this many passes over all partitions of the tasks topic. The first is under
+/// way when the question comes, and the answers of the second may have been built before.
 const PASSES: u64 = 3;
 
-/// How far the caller's task has got on its way to Kafka; decides what may be said when time runs out.
+/// How far the caller's task is on its way to Kafka; decides the response at the deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// Not handed to a request yet: it can still be withdrawn, and then it was never accepted.
+    /// Not in a request yet: it can still be withdrawn, and then it was never accepted.
     Queued,
-    /// Sent; whether Kafka has it is not known yet.
+    /// Sent; it is unknown whether Kafka has it.
     Sent,
-    /// Kafka has it: it is not lost.
+    /// Kafka has the task.
     Acknowledged,
 }
 
-/// What a caller waits for.
+/// The answer that a caller waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
     /// The task's result.
     Result,
     /// That Kafka has the task (`Prefer: respond-async`).
     Acceptance,
-    /// A result that stands in Kafka, of the task of this id.
+    /// A stored result of the task with this id.
     Stored(String),
-    /// Word whether there is a task of this id.
+    /// Whether a task with this id exists.
     Existence(String),
 }
 
-/// A reply that waited.
+/// A waiting reply.
 #[derive(Debug)]
 pub(super) struct Waiter<R> {
     pub(super) reply: R,
     pub(super) key: TaskKey,
     pub(super) wish: Wish,
-    /// When it came.
+    /// When it was entered.
     pub(super) since: Instant,
 }
 
-/// One that leaves without what it waited for, and how far its task has got.
+/// A waiting reply that leaves without its answer, and its task's progress.
 #[derive(Debug)]
 pub(super) struct Leaving<R> {
     pub(super) waiter: Waiter<R>,
@@ -65,29 +64,28 @@ pub(super) struct Leaving<R> {
 #[derive(Debug)]
 struct Task {
     progress: Progress,
-    /// Several callers wait for one task when they name the same idempotency key.
+    /// Several callers wait for one task if they use the same idempotency key.
     callers: Vec<u64>,
 }
 
 /// Why a reply may not wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    /// This many wait already.
+    /// This many replies wait already.
     Table(usize),
     /// The gateway has ended.
     Closed,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Waiting<R> {
     waiters: HashMap<u64, Waiter<R>>,
     tasks: HashMap<TaskKey, Task>,
-    /// Those for word whether there is such a task, each with the passes at which it is answered.
+    /// The replies for unknown tasks, each with the number of passes at which it is answered.
     unknown: Vec<(u64, u64)>,
-    /// Over the tasks topic, as far as is known here.
+    /// The complete passes over the tasks topic.
     passes: u64,
-    /// How many of the waiters wait for a task on its way.
+    /// The number of waiters for a task on its way.
     callers: usize,
     most_callers: usize,
     patience: Duration,
@@ -96,7 +94,7 @@ pub(super) struct Waiting<R> {
 }
 
 impl<R> Waiting<R> {
-    /// At most `most_callers` for tasks on their way, each for `patience` (`MAX_WAITING`, `ANSWER_TIMEOUT`).
+    /// At most `most_callers` wait for tasks on their way, each for `patience` (`MAX_WAITING`, `ANSWER_TIMEOUT`).
     pub(super) fn new(most_callers: usize, patience: Duration) -> Self {
         Self {
             waiters: HashMap::new(),
@@ -111,7 +109,7 @@ impl<R> Waiting<R> {
         }
     }
 
-    /// Whether one more caller may wait for a task on its way.
+    /// Checks the room for one more caller of a task on its way.
     pub(super) fn room(&self) -> Result<(), Full> {
         self.room_beside(self.callers, self.most_callers)
     }
@@ -124,8 +122,7 @@ impl<R> Waiting<R> {
         }
     }
 
-    /// Enters a caller of a task on its way. `progress` counts for a task that has no caller yet; otherwise the task's
-    /// own stands.
+    /// Enters a caller of a task on its way. `progress` counts only if the task has no caller yet.
     pub(super) fn park(
         &mut self,
         key: TaskKey,
@@ -142,7 +139,7 @@ impl<R> Waiting<R> {
         ticket
     }
 
-    /// Enters a caller of a result that stands in Kafka; gives the reply back where there is no room.
+    /// Enters a caller of a stored result. Without room it returns the reply.
     pub(super) fn look_up(
         &mut self,
         key: TaskKey,
@@ -158,7 +155,7 @@ impl<R> Waiting<R> {
         }
     }
 
-    /// Enters a caller that asks for an unknown task; gives the reply back where there is no room.
+    /// Enters a caller that asks for an unknown task. Without room it returns the reply.
     pub(super) fn ask(&mut self, key: TaskKey, id: String, reply: R, now: Instant) -> Result<Ticket, (R, Full)> {
         match self.room_beside(self.unknown.len(), MOST_UNKNOWN) {
             Ok(()) => {
@@ -171,7 +168,7 @@ impl<R> Waiting<R> {
         }
     }
 
-    /// A result was looked for and not found: its caller waits for word whether there is such a task.
+    /// Notes that a result was not found: its caller waits until it is known whether the task exists.
     pub(super) fn not_found(&mut self, number: u64) {
         if let Some(waiter) = self.waiters.get_mut(&number)
             && let Wish::Stored(id) = &mut waiter.wish
@@ -188,7 +185,7 @@ impl<R> Waiting<R> {
         Ticket { number, until }
     }
 
-    /// The task goes into a request now. False: all its callers have left, so it is withdrawn.
+    /// Notes that the task goes into a request now. Returns false if all its callers have left, so it is withdrawn.
     pub(super) fn sending(&mut self, key: TaskKey) -> bool {
         match self.tasks.get_mut(&key) {
             Some(task) => {
@@ -201,7 +198,7 @@ impl<R> Waiting<R> {
         }
     }
 
-    /// Kafka has the task. Returns the callers that only wanted to know that.
+    /// Notes that Kafka has the task. Returns the callers that wait only for that.
     pub(super) fn acknowledged(&mut self, key: TaskKey) -> Vec<Waiter<R>> {
         let Some(task) = self.tasks.get_mut(&key) else { return Vec::new() };
         task.progress = Progress::Acknowledged;
@@ -214,7 +211,7 @@ impl<R> Waiting<R> {
         self.leave_together(content)
     }
 
-    /// The task's result is there, or nothing more will come: all its callers leave.
+    /// Takes out all callers of a task: its result has arrived, or none will.
     pub(super) fn complete(&mut self, key: TaskKey) -> Vec<Waiter<R>> {
         let callers = self.tasks.remove(&key).map(|task| task.callers).unwrap_or_default();
         self.leave_together(callers)
@@ -225,8 +222,7 @@ impl<R> Waiting<R> {
         callers.iter().filter_map(|number| self.waiters.remove(number)).collect()
     }
 
-    /// This many passes over the tasks topic are done. Returns those that asked for an unknown task and have waited
-    /// long enough: what is known now decides.
+    /// Notes the number of passes over the tasks topic. Returns the questions for unknown tasks that this decides.
     pub(super) fn passed(&mut self, passes: u64) -> Vec<(u64, TaskKey)> {
         self.passes = passes;
         let ripe = self.unknown.extract_if(.., |(_, at)| *at <= passes);
@@ -238,7 +234,7 @@ impl<R> Waiting<R> {
         self.waiters.contains_key(&number)
     }
 
-    /// Takes one out; `None`: it was taken out before, and its reply is given by another thread.
+    /// Takes a waiter out; `None`: it was taken out before, and another thread gives its reply.
     pub(super) fn take(&mut self, number: u64) -> Option<Leaving<R>> {
         let waiter = self.waiters.remove(&number)?;
         let mut progress = Progress::Acknowledged;
@@ -259,14 +255,14 @@ impl<R> Waiting<R> {
         Some(Leaving { waiter, progress })
     }
 
-    /// All leave, and none comes in any more: the gateway ends.
+    /// Takes all waiters out and admits no more, because the gateway ends.
     pub(super) fn close(&mut self) -> Vec<Leaving<R>> {
         self.closed = true;
         let all: Vec<u64> = self.waiters.keys().copied().collect();
         all.into_iter().filter_map(|number| self.take(number)).collect()
     }
 
-    /// Callers that wait for a task on its way.
+    /// The number of callers that wait for a task on its way.
     pub(super) fn callers(&self) -> usize {
         self.callers
     }
@@ -300,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_is_given_by_what_comes_first_and_only_once() {
+    fn waiter_leaves_with_the_first_event_and_only_once() {
         let mut waiting = table(8);
         let ticket = park(&mut waiting, 1, 1);
         assert_eq!(replies(waiting.complete(key(1))), [1]);
@@ -309,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_said_of_a_task_follows_its_progress() {
+    fn progress_of_a_task_follows_its_way_to_kafka() {
         let mut waiting = table(8);
         let tickets = [1, 2, 3].map(|number| park(&mut waiting, number, number as u32));
         assert!(waiting.sending(key(2)) && waiting.sending(key(3)));
@@ -320,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_has_its_patience_and_a_question_three_seconds() {
+    fn caller_waits_for_its_patience_and_question_for_three_seconds() {
         let (mut waiting, now) = (table(8), Instant::now());
         assert_eq!(waiting.park(key(1), 1, false, Progress::Queued, now).until, now + PATIENCE);
         let asked = waiting.ask(key(2), "2".to_owned(), 2, now).expect("room");
@@ -329,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn an_asynchronous_caller_leaves_with_the_acknowledgement() {
+    fn asynchronous_caller_leaves_with_the_acknowledgement() {
         let mut waiting = table(8);
         waiting.park(key(1), 1, true, Progress::Queued, Instant::now());
         park(&mut waiting, 1, 2);
@@ -339,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_for_an_unknown_task_waits_for_three_passes() {
+    fn question_for_an_unknown_task_waits_for_three_passes() {
         let (mut waiting, now) = (table(8), Instant::now());
         let ask = |waiting: &mut Waiting<u32>, number: u32| {
             waiting.ask(key(number.into()), number.to_string(), number, now).expect("room")
@@ -353,11 +349,11 @@ mod tests {
         assert!(waiting.take(left.number).is_some());
         assert_eq!(waiting.passed(4), [(last.number, key(3))]);
         assert!(waiting.passed(9).is_empty() && waiting.unknown.is_empty());
-        assert!(waiting.waits(last.number), "it is answered by what is known");
+        assert!(waiting.waits(last.number), "the caller of `passed` answers it");
     }
 
     #[test]
-    fn a_result_that_is_not_found_is_a_question_for_an_unknown_task() {
+    fn result_that_is_not_found_becomes_a_question_for_an_unknown_task() {
         let (mut waiting, now) = (table(8), Instant::now());
         let ticket = waiting.look_up(key(1), "1".to_owned(), 1, PATIENCE, now).expect("room");
         waiting.not_found(ticket.number);
@@ -371,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_has_room_of_its_own_and_none_once_the_table_is_closed() {
+    fn each_kind_has_its_own_room_and_a_closed_table_has_none() {
         let (mut waiting, now) = (table(2), Instant::now());
         for number in 0..2 {
             assert_eq!(waiting.room(), Ok(()));
@@ -397,7 +393,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn all_that_wait_leave_exactly_once(steps in proptest::collection::vec((0u8..9, 0u128..5), 1..200)) {
+        fn waiters_leave_exactly_once(steps in proptest::collection::vec((0u8..9, 0u128..5), 1..200)) {
             let now = Instant::now();
             let mut waiting = table(usize::MAX);
             let (mut entered, mut left, mut tickets) = (0u32, Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! What the brokers are told of the records, and what they say to it.
+//! Acknowledgements and renewals: which are due at a broker, and how the broker's answers change the account.
 
 use super::entry::{Entry, Lock, State};
 use super::{ChannelId, InFlight, RENEW_AFTER, RENEW_ALONG, RecordKey, Table, TaskIds, Verdict};
@@ -6,7 +6,7 @@ use kafka_share::share_wire::{Acknowledgement, Acknowledgements, SharePartition}
 use std::time::{Duration, Instant};
 
 impl InFlight {
-    /// Moves out what can be acknowledged to `node` now; it is sent on `channel`.
+    /// Takes out the acknowledgements that are due at `node`, to be sent on `channel`.
     pub(in crate::worker) fn take_due(&self, node: i32, channel: ChannelId) -> Acknowledgements {
         let mut table = self.table.lock();
         let mut taken = Acknowledgements::new();
@@ -23,7 +23,7 @@ impl InFlight {
         taken
     }
 
-    /// Of a group that is sent a second time, what is still as it was.
+    /// Keeps of a group that is sent a second time only the acknowledgements that still apply.
     pub(in crate::worker) fn confirm(
         &self,
         (node, channel): (i32, ChannelId),
@@ -42,21 +42,22 @@ impl InFlight {
         group
     }
 
-    /// A name for a new connection.
+    /// Returns an id for a new connection.
     pub(in crate::worker) fn new_channel(&self) -> ChannelId {
         let mut table = self.table.lock();
         table.next_channel += 1;
         ChannelId(table.next_channel)
     }
 
-    /// The renewals that are due at `node`: for what is being worked on, and with `settled` also for what waits until it
+    /// The renewals that are due at `node`, for records in work. With `settled` also for records that wait until they
     /// can be acknowledged.
     pub(in crate::worker) fn renewals(&self, node: i32, settled: bool, now: Instant) -> Acknowledgements {
         let table = self.table.lock();
         let held = |entry: &Entry| match entry.lock {
             Lock::Held { node: holder, since, doubt } if holder == node => {
                 let renewable = settled || !matches!(entry.state, State::Done | State::Returned);
-                // In transition: asked, and told nothing (rule 14). What is out elsewhere has to end first.
+                // In transition: an acknowledgement is unanswered (rule 14), and has to end first if it is out
+                // elsewhere.
                 let moot = entry.asked.is_some() && !doubt;
                 (renewable && !moot).then(|| (now.saturating_duration_since(since), doubt))
             }
@@ -75,8 +76,8 @@ impl InFlight {
         renewals
     }
 
-    /// What became of acknowledgements that were sent to `node` on `channel`. Returns the tasks whose lock is found to
-    /// be lost while work on them is under way.
+    /// Applies the broker's answer to acknowledgements that were sent to `node` on `channel`. Returns the tasks in work
+    /// whose lock is lost.
     pub(in crate::worker) fn settled(
         &self,
         (node, channel): (i32, ChannelId),
@@ -113,13 +114,14 @@ impl InFlight {
                                 Lock::Gone { .. } => sent_at,
                             };
                             entry.lock = Lock::Held { node, since, doubt: false };
-                            // Still locked: what is unanswered elsewhere did not arrive, and is said again (rule 13).
+                            // Still locked, so an acknowledgement unanswered elsewhere did not arrive: send it again
+                            // (rule 13).
                             if entry.asked.is_some_and(|asked| asked.is_before(channel)) {
                                 (entry.asked, entry.asked_until) = (None, Some(now));
                             }
                         })),
                         Verdict::Again => {}
-                        // In transition: says nothing (rule 14). It is asked again when nothing is out elsewhere.
+                        // In transition: this proves nothing (rule 14). Renewed again when nothing is out elsewhere.
                         Verdict::Lost if elsewhere || was_elsewhere => drop(table.change(key, |entry| {
                             if let Lock::Held { doubt, .. } = &mut entry.lock {
                                 *doubt = !elsewhere;
@@ -134,7 +136,7 @@ impl InFlight {
         lost
     }
 
-    /// What is unanswered on `channel` will not be answered, or is not known to have been applied: it is due again.
+    /// Makes the acknowledgements due again that are unanswered on `channel`: they may not have been applied.
     pub(in crate::worker) fn unanswered(&self, channel: ChannelId, now: Instant) {
         let mut table = self.table.lock();
         for key in table.keys(|_, entry| entry.asked == Some(channel)) {
@@ -142,8 +144,8 @@ impl InFlight {
         }
     }
 
-    /// Whether the locks at `node` are ours is not known: what is in work is renewed at once, what is not started goes
-    /// back (rules 10 and 17).
+    /// Puts the locks at `node` in doubt: records in work are renewed at once, unstarted records are released (rules 10
+    /// and 17).
     pub(in crate::worker) fn doubt(&self, node: i32) {
         self.doubt_those(|_, entry| entry.node() == Some(node));
     }
@@ -188,12 +190,12 @@ impl InFlight {
         timers.min()
     }
 
-    /// The lock's length, as a broker has just told it.
+    /// Sets the length of a lock, as a broker has just reported it.
     pub(in crate::worker) fn set_lock_length(&self, lock: Duration) {
         self.table.lock().lock = lock;
     }
 
-    /// The lock's length.
+    /// The length of a lock.
     pub(in crate::worker) fn lock_length(&self) -> Duration {
         self.table.lock().lock
     }

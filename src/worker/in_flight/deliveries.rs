@@ -1,4 +1,4 @@
-//! What comes in and what changes by itself: deliveries, leaders, time-outs.
+//! Deliveries, changes of leaders, searches and time-outs.
 
 use super::entry::{Entry, Lock, State};
 use super::{Delivered, InFlight, RecordKey, RunningTask, TaskIds};
@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 impl InFlight {
-    /// Enters a delivery. It is newer than everything that was asked about the record before (rule 9). True: the record
-    /// is to be handed to a handler.
+    /// Enters a delivery, newer than every earlier request about the record (rule 9). Returns true if a handler gets
+    /// it.
     pub(in crate::worker) fn deliver(&self, delivered: Delivered, now: Instant) -> bool {
         let Delivered { key, mark, node, sent_at, startable, delivery_count, last_delivery } = delivered;
         let mut table = self.table.lock();
         let lock = Lock::Held { node, since: sent_at, doubt: !startable };
         let fresh = if startable { State::Ready } else { State::Returned };
-        // Where a log was cut off, another task may stand at the same offset.
+        // After the log was truncated, another task may stand at the same offset.
         if table.entries.get(&key).is_some_and(|entry| entry.mark != mark) {
             table.forget(key);
         }
@@ -25,7 +25,7 @@ impl InFlight {
                 if matches!(entry.state, State::Ready | State::Returned) {
                     entry.state = fresh;
                 }
-                // A job of an earlier delivery that still lies in the queue is of no use.
+                // A job of an earlier delivery that is still in the queue is no longer valid.
                 matches!(entry.state, State::Ready)
             });
             return started.unwrap_or(false);
@@ -54,13 +54,13 @@ impl InFlight {
         starts
     }
 
-    /// Whether the record is known, as work or as finished: a search for it, if there was one, has found it.
+    /// Whether the record is known, as work or as finished: then a search for it has found it.
     pub(in crate::worker) fn knows(&self, key: RecordKey, mark: &str) -> bool {
         let table = self.table.lock();
         table.entries.contains_key(&key) || table.unaccepted.knows(&key, mark)
     }
 
-    /// Whether the account has the record.
+    /// Whether the account holds the record.
     pub(in crate::worker) fn holds(&self, key: RecordKey) -> bool {
         self.table.lock().entries.contains_key(&key)
     }
@@ -70,7 +70,7 @@ impl InFlight {
         self.table.lock().entries.get(&key).and_then(Entry::node).is_some_and(|holder| holder != node)
     }
 
-    /// Takes back one record that no handler has touched; counted as returned unstarted.
+    /// Releases one record that no handler has started, and counts it as returned. Returns false if it is not ready.
     pub(in crate::worker) fn take_back(&self, key: RecordKey, delivery_count: u16) -> bool {
         let mut table = self.table.lock();
         let ready = table
@@ -84,7 +84,7 @@ impl InFlight {
         ready
     }
 
-    /// Whether the record still lies ready, in this delivery.
+    /// Whether this delivery of the record is still ready.
     pub(in crate::worker) fn is_ready(&self, key: RecordKey, delivery_count: u16) -> bool {
         self.table
             .lock()
@@ -98,12 +98,12 @@ impl InFlight {
         self.table.lock().entries.get(&key).is_some_and(|entry| entry.last_delivery)
     }
 
-    /// Makes the releases of failed tasks due at once: the worker stops, and another one has the time.
+    /// Releases all resting tasks at once: the worker stops, and another worker has time for them.
     pub(in crate::worker) fn take_back_resting(&self) {
         self.end_rests_by(None);
     }
 
-    /// Makes the releases due of failed tasks whose rest is over.
+    /// Releases the tasks whose rest has ended.
     pub(in crate::worker) fn end_rests(&self, now: Instant) {
         self.end_rests_by(Some(now));
     }
@@ -119,8 +119,8 @@ impl InFlight {
         }
     }
 
-    /// Another node leads the partition: the locks at the former one are gone. Where the same node leads it in a later
-    /// epoch, it is asked (rule 18). Returns the tasks whose work goes on without a lock.
+    /// Applies a change of leader: the locks of the partition at another node are lost. If the same node leads in a
+    /// later epoch, the locks are renewed (rule 18). Returns the tasks in work that lost their locks.
     pub(in crate::worker) fn leader_changed(&self, partition: SharePartition, leader: i32) -> TaskIds {
         self.doubt_those(|key, entry| key.partition == partition && entry.node() == Some(leader));
         let mut table = self.table.lock();
@@ -131,7 +131,7 @@ impl InFlight {
         keys.into_iter().filter_map(|key| table.lose(key)).collect()
     }
 
-    /// How many locks are sought in this partition: of work, and with `finished` of finished tasks, too.
+    /// The number of locks sought in this partition: of records in work, with `finished` also of finished tasks.
     pub(in crate::worker) fn sought(&self, partition: SharePartition, finished: bool) -> usize {
         let table = self.table.lock();
         let of_finished = if finished { table.unaccepted.sought(partition) } else { 0 };
@@ -142,7 +142,7 @@ impl InFlight {
         entries.filter(|(key, entry)| key.partition == partition && entry.is_sought()).count() + of_finished
     }
 
-    /// The search in this partition is over: another member may have what was not found. Handlers are told.
+    /// Ends the search in this partition: another member may have the missing records. Their handlers see `abandoned`.
     pub(in crate::worker) fn end_search(&self, partition: SharePartition) {
         let mut told = Vec::new();
         {
@@ -162,8 +162,8 @@ impl InFlight {
         }
     }
 
-    /// Takes the tasks away from handlers that have run them for longer than `limit`: they go back and may start
-    /// elsewhere, and what these handlers say of them is dropped. Returns them.
+    /// Releases the tasks that have run for longer than `limit`, and returns them. They may start elsewhere, and the
+    /// outcome of these handlers is dropped.
     pub(in crate::worker) fn take_overdue(&self, limit: Duration, now: Instant) -> TaskIds {
         let mut told = Vec::new();
         let mut overdue = TaskIds::new();
@@ -192,7 +192,7 @@ impl InFlight {
         overdue
     }
 
-    /// Whether a handler runs past its time.
+    /// Whether a handler still runs an overdue task.
     pub(in crate::worker) fn has_overdue(&self) -> bool {
         self.table.lock().detached.values().any(Option::is_some)
     }

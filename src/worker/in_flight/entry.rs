@@ -1,7 +1,7 @@
-//! One record that the worker holds: what is being done with it, and what is known of its lock.
+//! One record that the worker holds: the state of its task, and the state of its lock.
 //!
-//! Pure: times and facts in, a new state out. Called by the account ([`super`]) only, under its lock. The rules that are
-//! named here by number are those of the protocol model (`crates/model`).
+//! Pure: times and facts in, a new state out. Called only by the account ([`super`]), under its lock. Rule numbers
+//! refer to the protocol model (`crates/model`).
 
 use kafka_share::error::ErrorCode;
 use kafka_share::share_wire::{Acknowledgement, SharePartition};
@@ -9,14 +9,14 @@ use program::stop::Stop;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Where a record stands: partition and offset.
+/// The place of a record: partition and offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::worker) struct RecordKey {
     pub(in crate::worker) partition: SharePartition,
     pub(in crate::worker) offset: i64,
 }
 
-/// One connection of this process to a broker, for the account: never used twice.
+/// The id of one connection of this process to a broker; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::worker) struct ChannelId(pub(in crate::worker) u64);
 
@@ -27,24 +27,24 @@ impl ChannelId {
     }
 }
 
-/// One start of one task by one handler: what a handler says counts only for its own run.
+/// The id of one start of one task by one handler. An outcome counts only for its own run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::worker) struct RunId(pub(super) u64);
 
-/// What is being done with a record, and so what may change it.
+/// The state of a record, which decides what may change it.
 #[derive(Clone, Debug)]
 pub(super) enum State {
-    /// Lies ready in the handlers' channel. An intake may take it back.
+    /// Ready in the handlers' channel. An intake may release it.
     Ready,
-    /// A handler looks into its past before it may start; not a start yet. A stop may give it back.
+    /// A handler checks its earlier starts; the task is not started yet. A stop may release it.
     Vetting(RunId),
     /// A handler runs it. Only the handler, its time-out or the deadline ends this.
     Running { run: RunId, since: Instant, abandoned: Stop },
-    /// Its result is on the way to Kafka in this many records. Only the outbox ends this.
+    /// Its outcome is on the way to Kafka in this many records. Only the outbox ends this.
     Publishing(u8),
-    /// Its result is in Kafka; the accept is due or sent.
+    /// Its outcome is in Kafka; the accept is due or sent.
     Done,
-    /// Its failure may pass; released when that time has come.
+    /// It failed and rests; released at this time.
     Resting(Instant),
     /// The release is due or sent.
     Returned,
@@ -53,30 +53,30 @@ pub(super) enum State {
 /// The lock of a record, as far as this worker knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lock {
-    /// Held through this node's session. `since`: when the request was sent that took or renewed it last. In doubt it
-    /// is renewed at once, and nothing is started on the strength of it (rules 10 and 15).
+    /// Held through this node's session. `since`: when the request was sent that last acquired or renewed it. A lock in
+    /// doubt is renewed at once, and no task is started with it (rules 10 and 15).
     Held { node: i32, since: Instant, doubt: bool },
-    /// Gone. While it is sought, fetches of the new leader may still bring it back before another member has it.
+    /// Lost. While it is sought, a fetch from the new leader may still bring it back before another member has it.
     Gone { sought: bool },
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    /// What tells this record from another one that may stand at the same offset later: its key, as far as it has one.
+    /// Distinguishes this record from a later record at the same offset: the record's key or a substitute.
     pub(super) mark: Arc<str>,
-    /// The task's id: the mark, until a handler has looked into the value, which counts (any key may stand beside it).
+    /// The task's id: the mark, until a handler has read the id in the value, which counts.
     pub(super) task_id: Arc<str>,
     pub(super) state: State,
     pub(super) lock: Lock,
-    /// When its present delivery was entered: an answer to a request sent before says nothing about it (rule 9).
+    /// When its latest delivery was entered. Answers to earlier requests do not apply to it (rule 9).
     pub(super) delivered_at: Instant,
-    /// Which delivery that is.
+    /// The delivery count of that delivery.
     pub(super) delivery_count: u16,
-    /// The broker drops it at its next release: a handler copies it instead.
+    /// The broker drops it at its next release, so a handler copies it instead.
     pub(super) last_delivery: bool,
-    /// Where an accept or a release of it is unanswered.
+    /// The connection on which its accept or release is unanswered.
     pub(super) asked: Option<ChannelId>,
-    /// When an acknowledgement of it was last out on a connection other than the one that renewed it (rule 14).
+    /// Until when an acknowledgement of it was unanswered on a connection other than the renewing one (rule 14).
     pub(super) asked_until: Option<Instant>,
 }
 
@@ -88,7 +88,7 @@ impl Entry {
         }
     }
 
-    /// What has to be said to the broker of it, once it can be said.
+    /// The acknowledgement that the broker has to get, if the lock is held.
     pub(super) fn owed(&self) -> Option<Acknowledgement> {
         match (&self.state, self.lock) {
             (State::Done, Lock::Held { .. }) => Some(Acknowledgement::Accept),
@@ -101,20 +101,20 @@ impl Entry {
         matches!(self.lock, Lock::Held { doubt: false, .. })
     }
 
-    /// Work that goes on without its lock, which may still be found.
+    /// Whether it is in work without its lock, which may still be found.
     pub(super) fn is_sought(&self) -> bool {
         self.lock == Lock::Gone { sought: true }
     }
 }
 
-/// What one code says about an acknowledgement, read by rule 16.
+/// The meaning of an error code for an acknowledgement (rule 16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::worker) enum Verdict {
-    /// It was applied.
+    /// The broker applied it.
     Applied,
-    /// The broker could not write it down (its share coordinator moves, loads or is away): said again later.
+    /// The broker could not store it (its share coordinator moves, loads or is unavailable); it is sent again later.
     Again,
-    /// The lock is not this member's any more.
+    /// This member has lost the lock.
     Lost,
 }
 
@@ -128,7 +128,7 @@ impl Verdict {
                 | ErrorCode::NOT_COORDINATOR
                 | ErrorCode::REQUEST_TIMED_OUT
                 | ErrorCode::UNKNOWN_SERVER_ERROR
-                // A right that was withdrawn may come back before the lock has run out.
+                // A withdrawn right may be granted again before the lock has run out.
                 | ErrorCode::TOPIC_AUTHORIZATION_FAILED
                 | ErrorCode::GROUP_AUTHORIZATION_FAILED,
             ) => Verdict::Again,

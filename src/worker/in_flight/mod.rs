@@ -1,13 +1,12 @@
-//! The account of every record that this process holds: what decides its fate, and what Kafka is owed for it.
+//! The account of every record that this process holds: it decides each task's outcome and acknowledgement.
 //!
-//! One owner at a time decides what becomes of a task. The states of an entry say which, and every change is made under
-//! one lock: a handler may only finish what is still `Running`, a stop may only give back what is not `Publishing`.
-//! There is one account for all intakes: an entry carries the node that holds its lock, and a code from another node's
-//! session does not touch it. No I/O, no log line and no send happens in here; time comes in as a parameter.
+//! Each entry has one owner at a time, named by its state, and all changes happen under one lock: a handler finishes
+//! only a `Running` task, a stop never releases a `Publishing` one. All intakes share the account. An entry names the
+//! node that holds its lock, and codes from another node's session do not change it. No I/O, log line or send happens
+//! here.
 //!
-//! Callers: intakes enter deliveries, take the acknowledgements that are due and say what became of them; handlers begin
-//! and finish; the outbox says what Kafka has acknowledged; the thread `intakes` tells of leaders and time-outs; main
-//! abandons at the deadline and reads the counts. Rules that are named by number are those of the protocol model.
+//! Callers: intakes (deliveries, acknowledgements), handlers, `settling`, the thread `intakes` (time-outs), `leaders`,
+//! and main. Rule numbers refer to the protocol model (`crates/model`).
 
 mod acknowledgements;
 mod deliveries;
@@ -28,37 +27,37 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use unaccepted::Unaccepted;
 
-/// No handler starts a task whose lock has less than this part of its duration left: the first renewal must reach the
-/// broker before. A part, since a broker may allow shorter locks than the 15 s that are asked for.
+/// A handler starts no task whose lock has less than this part of its duration left, since the first renewal must
+/// arrive before the lock ends. A part, because a broker may shorten the 15 s that the worker asks for.
 const LEAST_LOCK_LEFT: u32 = 5;
-/// A lock is renewed when this part of its duration has passed.
+/// A lock is renewed after this part of its duration.
 const RENEW_AFTER: u32 = 3;
-/// With a renewal that is due go those whose locks have used up this part: one request instead of many.
+/// A request with a due renewal also renews the locks that have used up this part: one request instead of many.
 const RENEW_ALONG: u32 = 4;
 
-/// How many records are in which stage.
+/// The number of records in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
     /// In the handlers' channel.
     pub(super) ready: usize,
-    /// With a handler that looks into their past.
+    /// With a handler that checks their earlier starts.
     pub(super) vetting: usize,
     /// With a handler that runs them.
     pub(super) running: usize,
-    /// Results on their way.
+    /// With a result on its way to Kafka.
     pub(super) publishing: usize,
     /// Accept due or sent.
     pub(super) done: usize,
-    /// Waiting out a failure.
+    /// Resting after a failure.
     pub(super) resting: usize,
     /// Release due or sent.
     pub(super) returned: usize,
-    /// Handlers whose record was taken away from them, and which have not come back.
+    /// Handlers that have not returned yet after their record was taken away.
     pub(super) detached: usize,
 }
 
 impl Counts {
-    /// Nothing that was taken is unsettled, acknowledgements apart.
+    /// True when only acknowledgements are unsettled.
     pub(super) fn only_acknowledgements(&self) -> bool {
         self.ready + self.vetting + self.running + self.publishing + self.resting == 0
     }
@@ -68,7 +67,7 @@ impl Counts {
         self.vetting + self.running + self.detached
     }
 
-    /// Tasks that a handler has started and whose result is not safe.
+    /// Started tasks whose result Kafka has not acknowledged.
     pub(super) fn started(&self) -> usize {
         self.running + self.publishing
     }
@@ -91,20 +90,20 @@ impl Counts {
     }
 }
 
-/// One start: what a handler needs to say later what became of it.
+/// One start, as its handler needs it to report the outcome.
 #[derive(Clone, Debug)]
 pub(super) struct Run {
     id: RunId,
-    /// Triggered when the task was given up: it ran too long, its lock is lost for good, or the deadline has passed.
+    /// Triggered when the task is abandoned: it ran too long, its lock is lost for good, or the deadline has passed.
     pub(super) abandoned: Stop,
 }
 
-/// What a handler may do with a record that it took from the channel.
+/// The answer to a handler that took a record from the channel.
 #[derive(Clone, Debug)]
 pub(super) enum Claim {
-    /// Go on.
+    /// The handler owns the record.
     Yours(Run),
-    /// It was taken back, or its lock is too old; forget it.
+    /// The record was released, or its lock is too old: drop the job.
     Gone,
 }
 
@@ -112,13 +111,13 @@ pub(super) enum Claim {
 #[derive(Clone, Debug)]
 pub(super) struct Delivered {
     pub(super) key: RecordKey,
-    /// The record's key, or another name: see [`Entry::mark`].
+    /// The record's key or a substitute: see [`Entry::mark`].
     pub(super) mark: Arc<str>,
     /// The broker that brought it.
     pub(super) node: i32,
-    /// When it was asked for: the lock is not older.
+    /// When the request was sent; the lock is not older.
     pub(super) sent_at: Instant,
-    /// It may be started (rule 10); otherwise it goes back, unless it is known.
+    /// It may be started (rule 10); otherwise it is released, unless the account knows it.
     pub(super) startable: bool,
     pub(super) delivery_count: u16,
     /// The broker drops it at its next release.
@@ -133,21 +132,21 @@ pub(super) struct RunningTask {
     pub(super) since: Instant,
 }
 
-/// Tasks that something concerns, for the log.
+/// Task ids for the log.
 pub(super) type TaskIds = Vec<Arc<str>>;
 
 #[derive(Debug)]
 struct Table {
-    /// How long a lock lasts, as the brokers say.
+    /// How long a lock lasts, as reported by the brokers.
     lock: Duration,
     entries: HashMap<RecordKey, Entry>,
     counts: Counts,
-    /// What can be said to the broker now.
+    /// Acknowledgements that can be sent now.
     due: BTreeMap<RecordKey, Acknowledgement>,
     /// Entries whose lock is sought.
     sought: usize,
     unaccepted: Unaccepted,
-    /// Runs that count no more, with the task if it ran past its time.
+    /// Runs whose outcome is dropped, with the task if it is overdue.
     detached: HashMap<RunId, Option<RunningTask>>,
     next_run: u64,
     next_channel: u64,
@@ -158,7 +157,7 @@ struct Table {
 }
 
 impl Table {
-    /// Changes one entry and keeps everything true that is counted or listed besides.
+    /// Changes one entry and updates the counts and the due acknowledgements.
     fn change<T>(&mut self, key: RecordKey, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
         let entry = self.entries.get_mut(&key)?;
         *self.counts.slot(&entry.state) -= 1;
@@ -181,7 +180,7 @@ impl Table {
         Some(entry)
     }
 
-    /// The record goes back to the broker; without a lock there is nothing to give.
+    /// Releases the record; without a lock it is only removed.
     fn give_back(&mut self, key: RecordKey) {
         match self.entries.get(&key).map(|entry| entry.lock) {
             Some(Lock::Held { .. }) => drop(self.change(key, |entry| entry.state = State::Returned)),
@@ -189,7 +188,7 @@ impl Table {
         }
     }
 
-    /// What no handler has started goes back. A handler that looks into its past finds it gone.
+    /// Releases a record that is not started, unless this is its last delivery. A handler that vets it finds it gone.
     fn give_back_unstarted(&mut self, key: RecordKey) {
         let Some(entry) = self.entries.get(&key) else { return };
         match entry.state {
@@ -207,14 +206,14 @@ impl Table {
         self.counts.detached = self.detached.len();
     }
 
-    /// A handler that was detached is back: whatever it says, it does not count.
+    /// Removes a detached run whose handler has returned. Returns true if it was detached: its outcome is dropped.
     fn reattach(&mut self, run: RunId) -> bool {
         let was = self.detached.remove(&run).is_some();
         self.counts.detached = self.detached.len();
         was
     }
 
-    /// The record is another task's now: what is done with the former one does not count any more.
+    /// Removes a record whose offset holds another task now; the outcome of its run is dropped.
     fn forget(&mut self, key: RecordKey) {
         if let Some(State::Vetting(run) | State::Running { run, .. }) = self.entries.get(&key).map(|entry| &entry.state)
         {
@@ -224,8 +223,8 @@ impl Table {
         self.remove(key);
     }
 
-    /// The lock is not ours any more. What runs goes on without it, what is finished is remembered (rule 12), and the
-    /// rest the broker has again. Returns the task if work on it was under way.
+    /// Applies the loss of a lock. Tasks in work continue without it, finished tasks are remembered (rule 12), other
+    /// records are removed. Returns the task if it was in work or finished.
     fn lose(&mut self, key: RecordKey) -> Option<Arc<str>> {
         let entry = self.entries.get(&key)?;
         match entry.state {
@@ -268,14 +267,13 @@ impl Table {
     }
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct InFlight {
     table: Mutex<Table>,
 }
 
 impl InFlight {
-    /// An empty account; `lock` is how long a lock lasts.
+    /// Creates an empty account; `lock` is how long a lock lasts.
     pub(super) fn new(lock: Duration) -> Self {
         let table = Table {
             lock,
@@ -295,7 +293,8 @@ impl InFlight {
         Self { table: Mutex::new(table) }
     }
 
-    /// Abandons what handlers run, at the deadline or the second signal; what publishes is left alone.
+    /// Abandons the running tasks, at the deadline or the second signal, and releases unstarted and resting ones.
+    /// Publishing tasks stay.
     pub(super) fn abandon_running(&self) {
         let mut told = Vec::new();
         {
@@ -317,7 +316,7 @@ impl InFlight {
         }
     }
 
-    /// Abandons what is on its way to Kafka without an answer: given back, because done is not proven.
+    /// Abandons the tasks whose result Kafka has not acknowledged: they are released, because done is not proven.
     pub(super) fn abandon_publishing(&self) {
         let mut table = self.table.lock();
         for key in table.keys(|_, entry| matches!(entry.state, State::Publishing(_))) {
@@ -330,14 +329,14 @@ impl InFlight {
         self.table.lock().abandoned.clone()
     }
 
-    /// The finished tasks whose accept is still due or unanswered.
+    /// Finished tasks whose accept is still due or unanswered.
     pub(super) fn unaccepted(&self) -> TaskIds {
         let table = self.table.lock();
         let done = table.entries.values().filter(|entry| matches!(entry.state, State::Done));
         done.map(|entry| Arc::clone(&entry.task_id)).collect()
     }
 
-    /// How many records are in which stage.
+    /// The number of records in each state.
     pub(super) fn counts(&self) -> Counts {
         self.table.lock().counts
     }
@@ -348,7 +347,7 @@ impl InFlight {
         (table.finished, table.returned)
     }
 
-    /// What handlers run, the longest first, those among them that run past their time.
+    /// The tasks that handlers run, overdue ones included, the longest first.
     pub(super) fn running(&self) -> Vec<RunningTask> {
         let table = self.table.lock();
         let mut running: Vec<RunningTask> = table
@@ -366,7 +365,7 @@ impl InFlight {
         running
     }
 
-    /// The tasks whose result Kafka has not acknowledged yet, run or publishing.
+    /// Started tasks whose result Kafka has not acknowledged.
     pub(super) fn started_ids(&self) -> TaskIds {
         let table = self.table.lock();
         let started =

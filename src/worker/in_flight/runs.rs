@@ -1,12 +1,12 @@
-//! What handlers do with the records, and what Kafka has acknowledged of their results.
+//! Changes by handlers, and by Kafka's acknowledgements of their results.
 
 use super::entry::{Entry, Lock, State};
 use super::{Claim, InFlight, LEAST_LOCK_LEFT, RecordKey, Run, RunId};
 use std::time::{Duration, Instant};
 
 impl InFlight {
-    /// A handler has taken the record from the channel, and has found the task's id in it. With `vetting` its past is
-    /// looked into first.
+    /// Claims a record that a handler took from the channel; `task_id` is the id in its value. With `vetting` the
+    /// handler checks its earlier starts first.
     pub(in crate::worker) fn claim(
         &self,
         (key, delivery_count): (RecordKey, u16),
@@ -18,7 +18,7 @@ impl InFlight {
         let Some(entry) = table.entries.get(&key) else { return Claim::Gone };
         let (State::Ready, Lock::Held { since, .. }) = (&entry.state, entry.lock) else { return Claim::Gone };
         if entry.delivery_count != delivery_count {
-            // The job of an earlier delivery; that of this one lies in the queue as well.
+            // The job of an earlier delivery; the job of this one is in the queue as well.
             return Claim::Gone;
         }
         let left = (since + table.lock).saturating_duration_since(now);
@@ -46,7 +46,7 @@ impl InFlight {
         Claim::Yours(run)
     }
 
-    /// The past is clean: the handler starts now. False: the record was taken back meanwhile, or its lock is too old.
+    /// Starts a vetted task. Returns false if the record was released meanwhile, or its lock is too old.
     pub(in crate::worker) fn start(&self, key: RecordKey, run: &Run, now: Instant) -> bool {
         let mut table = self.table.lock();
         if table.reattach(run.id) {
@@ -68,7 +68,7 @@ impl InFlight {
         true
     }
 
-    /// The handler gives a vetted record back unstarted: the worker stops, or its past cannot be read.
+    /// Releases a vetted record unstarted: the worker stops, or its earlier starts cannot be read.
     pub(in crate::worker) fn decline(&self, key: RecordKey, run: &Run) {
         let mut table = self.table.lock();
         if table.reattach(run.id) {
@@ -80,8 +80,8 @@ impl InFlight {
         }
     }
 
-    /// The handler is done, or gives the task up: `records` records go to Kafka now. False: the task was given back in
-    /// the meantime, and its outcome must be dropped.
+    /// Notes that `records` records of the task's outcome go to Kafka now. Returns false if the task was released
+    /// meanwhile; then the outcome must be dropped.
     pub(in crate::worker) fn publish(&self, key: RecordKey, run: &Run, records: u8, took: Option<Duration>) -> bool {
         let mut table = self.table.lock();
         table.durations.extend(took);
@@ -91,8 +91,8 @@ impl InFlight {
         table.change(key, |entry| entry.state = State::Publishing(records)).is_some()
     }
 
-    /// The failure may pass: released at `until`, or at once when the worker stops. `took`: how long the handler ran.
-    /// False: the task was taken away from this handler before.
+    /// Lets a failed task rest: it is released at `until`, or at once when the worker stops. `took`: how long the
+    /// handler ran. Returns false if the task was released before.
     pub(in crate::worker) fn rest(&self, key: RecordKey, run: &Run, until: Instant, took: Option<Duration>) -> bool {
         let mut table = self.table.lock();
         table.durations.extend(took);
@@ -106,7 +106,7 @@ impl InFlight {
         }
     }
 
-    /// Kafka has acknowledged one of the task's records; after the last one the accept is due.
+    /// Notes that Kafka has acknowledged one of the task's records; after the last of them the accept is due.
     pub(in crate::worker) fn published(&self, key: RecordKey) {
         let mut table = self.table.lock();
         let Some(State::Publishing(left)) = table.entries.get(&key).map(|entry| entry.state.clone()) else { return };
@@ -125,7 +125,8 @@ impl InFlight {
         }
     }
 
-    /// One of the task's records will not be written: the task is released at `until`, or at once when the worker stops.
+    /// Notes that a record of the task will not be written. Releases the task at `until`, or at once when the worker
+    /// stops.
     pub(in crate::worker) fn unpublished(&self, key: RecordKey, until: Instant) {
         let mut table = self.table.lock();
         let Some((State::Publishing(_), lock)) = table.entries.get(&key).map(|entry| (entry.state.clone(), entry.lock))
@@ -139,7 +140,7 @@ impl InFlight {
     }
 }
 
-/// Whether the entry is in the hands of this run.
+/// Whether this run owns the entry.
 fn is_of(entry: &Entry, run: RunId) -> bool {
     matches!(&entry.state, State::Vetting(id) | State::Running { run: id, .. } if *id == run)
 }

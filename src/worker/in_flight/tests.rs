@@ -1,4 +1,4 @@
-//! The account, record by record.
+//! Tests of the account.
 
 use super::*;
 use kafka_share::share_wire::{Acknowledgements, SharePartition};
@@ -10,7 +10,7 @@ const NODE: i32 = 1;
 const OTHER: i32 = 2;
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A later moment of the same test.
+/// The time this many milliseconds after `now`.
 fn after(now: Instant, milliseconds: u64) -> Instant {
     now + Duration::from_millis(milliseconds)
 }
@@ -46,7 +46,7 @@ fn claim(in_flight: &InFlight, offset: i64, vetting: bool, now: Instant) -> Opti
 }
 
 fn run(in_flight: &InFlight, offset: i64, now: Instant) -> Run {
-    claim(in_flight, offset, false, now).expect("it lies ready")
+    claim(in_flight, offset, false, now).expect("the record is ready")
 }
 
 fn finish(in_flight: &InFlight, offset: i64, now: Instant) {
@@ -67,7 +67,7 @@ fn renewals(in_flight: &InFlight, settled: bool, at: Instant) -> Vec<i64> {
     list(in_flight.renewals(NODE, settled, at)).into_iter().map(|(offset, _)| offset).collect()
 }
 
-/// What became of acknowledgements that were sent to [`NODE`] at `at`.
+/// Applies an answer to acknowledgements that were sent to [`NODE`] at `at`; returns the lost tasks.
 fn told(
     in_flight: &InFlight,
     channel: ChannelId,
@@ -82,14 +82,14 @@ fn told(
 use Acknowledgement::{Accept, Release, Renew};
 
 #[test]
-fn a_task_goes_from_ready_to_accepted() {
+fn task_goes_from_ready_to_accepted() {
     let now = Instant::now();
     let (in_flight, channel) = holding(1, now);
     let run = run(&in_flight, 1, now);
     assert_eq!(in_flight.counts().busy(), 1);
     assert!(in_flight.publish(key(1), &run, 2, Some(Duration::from_millis(3))));
     in_flight.published(key(1));
-    assert!(due(&in_flight, channel).is_empty(), "one of two records is not the result");
+    assert!(due(&in_flight, channel).is_empty(), "only one of two records is acknowledged");
     in_flight.published(key(1));
     assert_eq!(due(&in_flight, channel), [(1, Accept)]);
     assert!(due(&in_flight, channel).is_empty(), "sent once");
@@ -99,7 +99,7 @@ fn a_task_goes_from_ready_to_accepted() {
 }
 
 #[test]
-fn what_no_handler_has_begun_can_be_taken_back_and_nothing_else() {
+fn only_unstarted_records_can_be_taken_back() {
     let now = Instant::now();
     let (in_flight, channel) = holding(2, now);
     let run = run(&in_flight, 1, now);
@@ -110,7 +110,7 @@ fn what_no_handler_has_begun_can_be_taken_back_and_nothing_else() {
 }
 
 #[test]
-fn an_abandoned_task_goes_back_and_its_outcome_is_dropped() {
+fn abandoned_task_is_released_and_its_outcome_is_dropped() {
     let now = Instant::now();
     let (in_flight, channel) = holding(3, now);
     let runs = [run(&in_flight, 1, now), run(&in_flight, 2, now)];
@@ -118,13 +118,13 @@ fn an_abandoned_task_goes_back_and_its_outcome_is_dropped() {
     in_flight.abandon_running();
     assert!(runs[0].abandoned.is_triggered() && !runs[1].abandoned.is_triggered());
     assert!(!in_flight.publish(key(1), &runs[0], 1, None));
-    assert_eq!(in_flight.abandoned(), ["1".into()], "what publishes is left alone, what is ready only goes back");
+    assert_eq!(in_flight.abandoned(), ["1".into()], "a publishing task stays, a ready record is only released");
     in_flight.published(key(2));
     assert_eq!(due(&in_flight, channel), [(1, Release), (2, Accept), (3, Release)]);
 }
 
 #[test]
-fn an_unproven_result_is_given_back_at_the_very_end() {
+fn task_without_an_acknowledged_result_is_released_at_the_end() {
     let now = Instant::now();
     let (in_flight, channel) = holding(1, now);
     let run = run(&in_flight, 1, now);
@@ -136,21 +136,21 @@ fn an_unproven_result_is_given_back_at_the_very_end() {
 }
 
 #[test]
-fn no_handler_starts_a_task_whose_lock_runs_out() {
+fn handler_starts_no_task_whose_lock_is_about_to_end() {
     let now = Instant::now();
     let (in_flight, channel) = holding(3, now);
     let late = now + LOCK - LOCK / LEAST_LOCK_LEFT + Duration::from_millis(1);
-    let vetted = claim(&in_flight, 3, true, now).expect("it lies ready");
+    let vetted = claim(&in_flight, 3, true, now).expect("the record is ready");
     assert!(claim(&in_flight, 1, false, late).is_none());
-    assert_eq!(due(&in_flight, channel), [(1, Release)], "still ours: it goes back");
+    assert_eq!(due(&in_flight, channel), [(1, Release)], "the lock is still held: released");
     assert!(claim(&in_flight, 2, false, now + LOCK).is_none());
-    assert!(due(&in_flight, channel).is_empty(), "expired: there is nothing to give back");
-    assert!(!in_flight.start(key(3), &vetted, late), "also after a look into its past");
+    assert!(due(&in_flight, channel).is_empty(), "the lock has ended: nothing to release");
+    assert!(!in_flight.start(key(3), &vetted, late), "also after vetting");
     assert_eq!(due(&in_flight, channel), [(3, Release)]);
 }
 
 #[test]
-fn work_is_renewed_and_what_is_younger_goes_along() {
+fn renewal_takes_younger_locks_along() {
     let now = Instant::now();
     let (in_flight, channel) = holding(2, now);
     run(&in_flight, 1, now);
@@ -166,18 +166,18 @@ fn work_is_renewed_and_what_is_younger_goes_along() {
 }
 
 #[test]
-fn a_task_that_runs_too_long_goes_back_and_is_never_attached_to_its_handler_again() {
+fn overdue_task_is_released_and_never_attached_to_its_handler_again() {
     let now = Instant::now();
     let (in_flight, channel) = holding(1, now);
     let hung = run(&in_flight, 1, now);
     assert!(in_flight.take_overdue(HOUR, after(now, 1)).is_empty());
     assert_eq!(in_flight.take_overdue(Duration::from_secs(1), after(now, 1_001)), ["1".into()]);
-    assert!(in_flight.take_overdue(Duration::from_secs(1), after(now, 2_000)).is_empty(), "said once");
+    assert!(in_flight.take_overdue(Duration::from_secs(1), after(now, 2_000)).is_empty(), "reported once");
     assert!(hung.abandoned.is_triggered() && in_flight.has_overdue());
-    assert_eq!(in_flight.counts().busy(), 1, "its thread is in use");
-    assert_eq!(in_flight.running().len(), 1, "and the fleet page says with what");
+    assert_eq!(in_flight.counts().busy(), 1, "the thread is in use");
+    assert_eq!(in_flight.running().len(), 1, "the fleet page shows the task");
     assert_eq!(due(&in_flight, channel), [(1, Release)]);
-    // It comes again, and a second handler runs it.
+    // It is delivered again, and a second handler runs it.
     assert!(deliver(&in_flight, 1, after(now, 3_000)));
     let second = run(&in_flight, 1, after(now, 3_000));
     assert!(!in_flight.publish(key(1), &hung, 1, None), "its outcome is dropped");
@@ -186,18 +186,18 @@ fn a_task_that_runs_too_long_goes_back_and_is_never_attached_to_its_handler_agai
 }
 
 #[test]
-fn a_delivery_is_newer_than_everything_that_was_asked_before() {
+fn answer_to_an_earlier_request_does_not_change_a_later_delivery() {
     let now = Instant::now();
     let (in_flight, channel) = holding(1, now);
     in_flight.take_back(key(1), 1);
     assert_eq!(due(&in_flight, channel), [(1, Release)]);
-    assert!(deliver(&in_flight, 1, after(now, 5)), "the broker gave it out again: it is to be started");
+    assert!(deliver(&in_flight, 1, after(now, 5)), "the broker delivered it again: it is to be started");
     told(&in_flight, channel, &[(1, Release)], Verdict::Applied, now);
     assert!(claim(&in_flight, 1, false, after(now, 6)).is_some(), "the answer is about the older delivery");
 }
 
 #[test]
-fn what_a_doubtful_answer_brings_goes_back_and_what_runs_is_attached() {
+fn records_that_may_not_be_started_are_released_unless_they_run() {
     let now = Instant::now();
     let (in_flight, channel) = holding(1, now);
     run(&in_flight, 1, now);
@@ -208,23 +208,23 @@ fn what_a_doubtful_answer_brings_goes_back_and_what_runs_is_attached() {
 }
 
 #[test]
-fn in_doubt_what_runs_is_renewed_and_what_is_not_started_goes_back() {
+fn doubt_renews_running_tasks_and_releases_unstarted_ones() {
     let now = Instant::now();
     let (in_flight, channel) = holding(4, now);
     run(&in_flight, 1, now);
     finish(&in_flight, 2, now);
-    let vetted = claim(&in_flight, 4, true, now).expect("it lies ready");
+    let vetted = claim(&in_flight, 4, true, now).expect("the record is ready");
     in_flight.doubt(NODE);
     assert_eq!(renewals(&in_flight, false, now), [1]);
     assert_eq!(due(&in_flight, channel), [(2, Accept), (3, Release), (4, Release)]);
     told(&in_flight, channel, &[(1, Renew), (3, Renew)], Verdict::Applied, after(now, 1));
-    assert!(claim(&in_flight, 3, false, after(now, 2)).is_none(), "a renewal says nothing about a start (rule 15)");
+    assert!(claim(&in_flight, 3, false, after(now, 2)).is_none(), "a renewal permits no start (rule 15)");
     assert!(!in_flight.start(key(4), &vetted, after(now, 2)));
     assert!(renewals(&in_flight, false, after(now, 2)).is_empty());
 }
 
 #[test]
-fn the_code_of_another_node_touches_nothing() {
+fn code_from_another_node_changes_nothing() {
     let now = Instant::now();
     let (in_flight, channel) = holding(1, now);
     run(&in_flight, 1, now);
@@ -233,7 +233,7 @@ fn the_code_of_another_node_touches_nothing() {
 }
 
 #[test]
-fn a_renewal_that_was_applied_says_that_an_unanswered_acknowledgement_did_not_arrive() {
+fn applied_renewal_makes_an_unanswered_acknowledgement_due_again() {
     let now = Instant::now();
     let (in_flight, old) = holding(2, now);
     finish(&in_flight, 1, now);
@@ -246,11 +246,11 @@ fn a_renewal_that_was_applied_says_that_an_unanswered_acknowledgement_did_not_ar
     told(&in_flight, new, &[(1, Renew), (2, Renew)], Verdict::Applied, after(now, 1));
     assert_eq!(due(&in_flight, new), [(1, Accept), (2, Release)]);
     told(&in_flight, old, &[(1, Accept)], Verdict::Lost, now);
-    assert!(in_flight.asks_on(new), "the older answer says nothing about the newer question");
+    assert!(in_flight.asks_on(new), "the answer to the older request does not settle the newer one");
 }
 
 #[test]
-fn a_renewal_that_is_refused_while_an_accept_is_out_elsewhere_says_nothing() {
+fn refused_renewal_loses_no_lock_while_an_accept_is_out_elsewhere() {
     let now = Instant::now();
     let (in_flight, old) = holding(1, now);
     finish(&in_flight, 1, now);
@@ -259,16 +259,19 @@ fn a_renewal_that_is_refused_while_an_accept_is_out_elsewhere_says_nothing() {
     in_flight.doubt(NODE);
     assert!(told(&in_flight, new, &[(1, Renew)], Verdict::Lost, after(now, 1)).is_empty());
     assert!(in_flight.holds_at(NODE));
-    assert!(renewals(&in_flight, true, after(now, 6_000)).is_empty(), "it is asked again when the other has ended");
-    // The old connection ends without an answer; a renewal that was sent before that still says nothing.
+    assert!(
+        renewals(&in_flight, true, after(now, 6_000)).is_empty(),
+        "renewed again when the other connection has ended"
+    );
+    // The old connection ends without an answer; a renewal that was sent before that still proves nothing.
     in_flight.unanswered(old, after(now, 5));
     assert!(told(&in_flight, new, &[(1, Renew)], Verdict::Lost, after(now, 3)).is_empty());
-    assert_eq!(renewals(&in_flight, true, after(now, 6)), [1], "asked again");
-    assert_eq!(told(&in_flight, new, &[(1, Renew)], Verdict::Lost, after(now, 6)), ["1"], "now it does");
+    assert_eq!(renewals(&in_flight, true, after(now, 6)), [1], "renewed again");
+    assert_eq!(told(&in_flight, new, &[(1, Renew)], Verdict::Lost, after(now, 6)), ["1"], "now the lock is lost");
 }
 
 #[test]
-fn what_the_broker_could_not_write_down_is_said_again() {
+fn acknowledgement_that_the_broker_could_not_store_is_sent_again() {
     let now = Instant::now();
     let (in_flight, channel) = holding(1, now);
     finish(&in_flight, 1, now);
@@ -279,7 +282,7 @@ fn what_the_broker_could_not_write_down_is_said_again() {
 }
 
 #[test]
-fn another_leader_ends_the_locks_of_its_partition_and_the_same_one_is_asked() {
+fn new_leader_ends_the_locks_of_its_partition_and_the_same_leader_is_asked() {
     let now = Instant::now();
     let (in_flight, channel) = holding(3, now);
     run(&in_flight, 1, now);
@@ -292,7 +295,7 @@ fn another_leader_ends_the_locks_of_its_partition_and_the_same_one_is_asked() {
     assert_eq!(lost, ["1".into(), "2".into()]);
     assert!(!in_flight.holds_at(NODE));
     assert_eq!(in_flight.sought(PARTITION, true), 2);
-    // The new leader delivers both again: nothing is started, the accept of the finished one is due at once.
+    // The new leader delivers both again: neither starts, and the accept of the finished task is due at once.
     for offset in [1, 2] {
         assert!(!in_flight.deliver(from(OTHER, offset, after(now, 5), true), after(now, 6)));
     }
@@ -301,7 +304,7 @@ fn another_leader_ends_the_locks_of_its_partition_and_the_same_one_is_asked() {
 }
 
 #[test]
-fn a_search_in_vain_tells_the_handler_and_remembers_what_was_finished() {
+fn failed_search_abandons_the_run_and_remembers_finished_tasks() {
     let now = Instant::now();
     let (in_flight, channel) = holding(2, now);
     let run = run(&in_flight, 1, now);
@@ -310,17 +313,17 @@ fn a_search_in_vain_tells_the_handler_and_remembers_what_was_finished() {
     in_flight.end_search(PARTITION);
     assert_eq!(in_flight.sought(PARTITION, true), 0);
     assert!(run.abandoned.is_triggered());
-    assert!(in_flight.publish(key(1), &run, 1, None), "its result counts all the same");
+    assert!(in_flight.publish(key(1), &run, 1, None), "its result still counts");
     in_flight.published(key(1));
     assert_eq!((in_flight.counts(), in_flight.totals()), (Counts::default(), (2, 0)));
     for offset in [1, 2] {
-        assert!(!deliver(&in_flight, offset, after(now, 9)), "known when it comes");
+        assert!(!deliver(&in_flight, offset, after(now, 9)), "the account knows it");
     }
     assert_eq!(due(&in_flight, channel), [(1, Accept), (2, Accept)]);
 }
 
 #[test]
-fn a_finished_task_that_was_not_accepted_is_accepted_however_often_it_comes() {
+fn finished_task_that_was_not_accepted_is_accepted_at_every_delivery() {
     let now = Instant::now();
     let (in_flight, channel) = holding(2, now);
     finish(&in_flight, 1, now);
@@ -336,11 +339,11 @@ fn a_finished_task_that_was_not_accepted_is_accepted_however_often_it_comes() {
     assert_eq!(due(&in_flight, channel).len(), 2);
     told(&in_flight, channel, &[(1, Accept)], Verdict::Applied, after(now, 100));
     assert_eq!(in_flight.totals(), (2, 0), "finished once each");
-    assert!(deliver(&in_flight, 1, after(now, 200)), "accepted: whatever stands there now is another task");
+    assert!(deliver(&in_flight, 1, after(now, 200)), "accepted: a record at this offset now is another task");
 }
 
 #[test]
-fn a_record_at_its_last_delivery_stays_for_a_handler() {
+fn record_at_its_last_delivery_stays_for_a_handler() {
     let now = Instant::now();
     let (in_flight, channel) = holding(0, now);
     let last = Delivered { last_delivery: true, ..from(NODE, 1, now, true) };
@@ -350,9 +353,9 @@ fn a_record_at_its_last_delivery_stays_for_a_handler() {
     assert!(claim(&in_flight, 1, true, now).is_some());
 }
 
-/// The id in the value counts, whatever key stands beside it: a start that a stop ended is noted under that id.
+/// The id in the value counts, not the key: the note of a stopped start carries that id.
 #[test]
-fn a_task_is_named_by_its_value_and_known_by_its_key() {
+fn task_is_named_by_its_value_and_recognized_by_its_key() {
     let now = Instant::now();
     let (in_flight, _) = holding(1, now);
     assert!(matches!(in_flight.claim((key(1), 1), Some("the task"), false, now), Claim::Yours(_)));
@@ -361,11 +364,11 @@ fn a_task_is_named_by_its_value_and_known_by_its_key() {
     in_flight.abandon_running();
     assert_eq!(in_flight.abandoned(), ["the task".into()]);
     let other = Delivered { mark: "another".into(), ..from(NODE, 1, now, true) };
-    assert!(in_flight.deliver(other, after(now, 2)), "the log was cut off, and another task stands there");
+    assert!(in_flight.deliver(other, after(now, 2)), "the log was truncated, and another task has this offset");
 }
 
 #[test]
-fn a_failed_task_rests_before_it_goes_back() {
+fn failed_task_rests_before_it_is_released() {
     let now = Instant::now();
     let (in_flight, channel) = holding(2, now);
     for offset in [1, 2] {
@@ -381,7 +384,7 @@ fn a_failed_task_rests_before_it_goes_back() {
 }
 
 #[test]
-fn running_lists_the_longest_first() {
+fn running_lists_the_longest_task_first() {
     let now = Instant::now();
     let (in_flight, _) = holding(3, now);
     for (offset, later) in [(3, 0), (1, 20), (2, 10)] {
@@ -392,10 +395,10 @@ fn running_lists_the_longest_first() {
 }
 
 proptest::proptest! {
-    /// Whatever happens in whatever order: counts equal the entries, an accept is due only for what was published, and
-    /// what is listed as due is owed by an entry that is locked.
+    /// After any sequence of events the counts equal the entries, an accept is due only for a published task, and each
+    /// due acknowledgement is owed by a locked entry.
     #[test]
-    fn counts_and_fates_stay_true(steps in proptest::collection::vec((0u8..18, 0i64..6), 1..300)) {
+    fn counts_and_due_acknowledgements_match_the_entries(steps in proptest::collection::vec((0u8..18, 0i64..6), 1..300)) {
         let begun = Instant::now();
         let in_flight = InFlight::new(LOCK);
         let channels = [in_flight.new_channel(), in_flight.new_channel()];

@@ -1,22 +1,22 @@
-//! The tasks that this worker finished and could not accept, because their locks were gone.
+//! The tasks that this worker finished and could not accept, because it had lost their locks.
 //!
-//! Their results are in Kafka, but the broker delivers their records again. Another worker cannot know and runs them; this
-//! one does, and accepts (rule 12). Not a promise: the memory is bounded. Called by the account ([`super`]), under its lock.
+//! Their results are in Kafka, but the broker delivers their records again. Another worker runs such a task again; this
+//! worker accepts the record (rule 12). The memory is bounded, so this is no promise. Called by the account
+//! ([`super`]), under its lock.
 
 use super::entry::RecordKey;
 use kafka_share::share_wire::SharePartition;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Tasks remembered at the most: far more than one worker holds at once. Beyond it the oldest is forgotten.
+/// At most this many tasks are remembered, far more than a worker holds at once; then the oldest is forgotten.
 const MOST_REMEMBERED: usize = 1024;
 
-/// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Unaccepted {
     tasks: HashMap<RecordKey, Arc<str>>,
     order: VecDeque<RecordKey>,
-    /// Those that the next fetches of the partition's new leader may bring, before another member has them.
+    /// Tasks that the next fetches from the partition's new leader may bring, before another member has them.
     sought: BTreeSet<RecordKey>,
 }
 
@@ -35,7 +35,7 @@ impl Unaccepted {
         }
     }
 
-    /// The task was accepted after all.
+    /// Forgets a task, for example because it was accepted.
     pub(super) fn forget(&mut self, key: &RecordKey) {
         if self.tasks.remove(key).is_some() {
             self.order.retain(|known| known != key);
@@ -43,12 +43,12 @@ impl Unaccepted {
         }
     }
 
-    /// The task is compared as well: where a log was cut off, another record may stand at the same offset.
+    /// Compares the task as well: after the log was truncated, another record may stand at the same offset.
     pub(super) fn knows(&self, key: &RecordKey, task_id: &str) -> bool {
         self.tasks.get(key).is_some_and(|known| **known == *task_id)
     }
 
-    /// The record has come: it is not sought any more, and known until it is accepted.
+    /// Ends the search for a record that has come; it stays known until it is accepted.
     pub(super) fn found(&mut self, key: &RecordKey) {
         self.sought.remove(key);
     }
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_is_forgotten_first() {
+    fn oldest_task_is_forgotten_first() {
         let mut unaccepted = Unaccepted::default();
         let last = i64::try_from(MOST_REMEMBERED).unwrap_or(i64::MAX);
         for offset in (0..=last).chain([2]) {
@@ -84,11 +84,11 @@ mod tests {
         unaccepted.remember(key(0), "task".into(), false);
         unaccepted.remember(key(last + 1), "task".into(), false);
         let known = [1, 2, 3, 4].map(|offset| unaccepted.knows(&key(offset), "task"));
-        assert_eq!(known, [false, true, false, true], "2 was said again");
+        assert_eq!(known, [false, true, false, true], "2 was remembered again");
     }
 
     #[test]
-    fn a_search_ends_with_the_record_or_with_its_partition() {
+    fn search_ends_with_the_record_or_with_its_partition() {
         let mut unaccepted = Unaccepted::default();
         for offset in 0..3 {
             unaccepted.remember(key(offset), "task".into(), offset > 0);

@@ -1,4 +1,4 @@
-//! What an answer changes: acknowledgements are settled, partitions are refused, records are entered and handed out.
+//! Applies an answer: settles acknowledgements, notes refused partitions, enters records and hands them out.
 
 use super::{FIRST_WAIT, Intake, Job, MAX_WAIT};
 use crate::worker::drain::Phase;
@@ -62,7 +62,7 @@ impl Intake {
     /// The session is open on this connection.
     fn opened(&mut self, is_current: bool, now: Instant) {
         if !is_current {
-            // It may have taken the session away from the current connection.
+            // Its epoch 0 may have taken the session from the current connection.
             self.open_again = true;
             return;
         }
@@ -75,11 +75,12 @@ impl Intake {
         self.outage.over();
         self.connect.reset();
         self.connect_at = now;
-        // Told once; later ones find it full.
+        // Sent once; later messages find it full.
         let _ = self.links.ready.try_send(());
     }
 
-    /// Applied: struck off. Refused for one of several: halved until only that one remains. Unwritten: said again.
+    /// Applies the answer to one group of acknowledgements. If one offset of several caused the refusal, the group is
+    /// halved until only that offset remains. Acknowledgements that the broker could not store are sent again.
     fn take_settlement(&mut self, id: ChannelId, settlement: Settlement, times: (Instant, Instant)) {
         let Settlement { partition, offsets, error } = settlement;
         let verdict = Verdict::of(error);
@@ -107,7 +108,7 @@ impl Intake {
         }
     }
 
-    /// What was said of offsets without a task is not in the account.
+    /// Queues acknowledgements of offsets without a task again, since the account does not hold them.
     fn say_again(&mut self, partition: SharePartition, offsets: &[(i64, Acknowledgement)]) {
         let unowned = offsets.iter().filter(|(offset, said)| {
             *said != Acknowledgement::Renew && !self.links.in_flight.holds(RecordKey { partition, offset: *offset })
@@ -133,7 +134,7 @@ impl Intake {
             return;
         }
         let led = self.links.leaders.of_node(self.node);
-        // Rule 10: only what the current connection brought, in an answer to a young request, is started.
+        // Rule 10: a record may start only if the current connection brought it in an answer to a recent request.
         let young = now.saturating_duration_since(sent_at) < self.links.in_flight.lock_length() / 3;
         let starts = is_current && young && self.links.control.phase() == Phase::Running;
         let mut jobs = Vec::with_capacity(records.len());
@@ -143,7 +144,7 @@ impl Intake {
             if !led.contains_key(&key.partition) && self.is_held_at_the_leader(key) {
                 continue;
             }
-            // What a search finds besides is another member's, which looks for it.
+            // Other records that a search finds belong to members that search for them.
             let is_foreign = self.arrivals.goes_back(&key.partition, record.delivery_count)
                 && !self.links.in_flight.knows(key, &mark);
             let led_since = led.get(&key.partition).map(|leader| leader.since);
@@ -154,7 +155,7 @@ impl Intake {
                 mark,
                 node: self.node,
                 sent_at,
-                // A handler does not run it, it copies it: that is right whatever became of the lock.
+                // At its last delivery a handler only copies the record, which is right even without the lock.
                 startable: startable || last_delivery,
                 delivery_count: record.delivery_count,
                 last_delivery,
@@ -166,13 +167,13 @@ impl Intake {
         self.links.queue.hand_out(jobs);
     }
 
-    /// A record came from a broker that is not the known leader, while another one holds its lock. Looks the leader up
-    /// before it is believed or ignored (rule 11).
+    /// For a record from a broker that is not the known leader: whether another broker leads the partition and holds
+    /// its lock. Looks up the leader first (rule 11).
     fn is_held_at_the_leader(&self, key: RecordKey) -> bool {
         if !self.links.in_flight.is_held_elsewhere(key, self.node) {
             return false;
         }
-        // Where no broker tells, what is known stands.
+        // If no broker answers, the known leader stands.
         let links = &self.links;
         if let Ok(lost) = leaders::look(&links.cluster, &links.topic, &links.leaders, &links.in_flight) {
             self.say_lost(&lost, leaders::MOVED);
@@ -181,7 +182,7 @@ impl Intake {
     }
 }
 
-/// What tells the record from another one: its key, as far as it can be read.
+/// The mark of a record: its key as text, at most 100 bytes, or its offset.
 fn mark(record: &AcquiredRecord) -> Arc<str> {
     match &record.key {
         Some(key) if !key.is_empty() => String::from_utf8_lossy(&key[..key.len().min(100)]).into(),

@@ -1,15 +1,11 @@
-//! The partitions of one leader: from which of them records may be fetched now, and where locks of running tasks are
-//! looked for.
+//! The partitions of one leader: which may be fetched from now, and in which the locks of running tasks are sought.
 //!
-//! When a partition gets another leader, or its broker starts again, everything that was locked there is delivered again
-//! to the member that asks first. A member with work under way asks at once (a search), so that its own records come back
-//! to it; a member without holds still for a moment. A search asks for as many records as it misses and gives back what
-//! is not its own, so that all members together cost each record about one delivery for each round. What was given back
-//! a few times already belongs to no member that searches: it is taken like any other.
+//! After a change of leader or a restart of the broker, all locked records are delivered again to the member that
+//! fetches first. A member with work fetches at once, as many records as it misses, and releases others' records (a
+//! search); members without work pause. Records that were released a few times are taken like any other.
 //!
-//! A partition that the group assigns to another member is visited now and then, with a fetch that is hardly parked, and
-//! fetched from like an own one for as long as that brings records: its member is dead, or has its hands full. Where an
-//! own partition has the same leader, it comes along with every fetch.
+//! A partition that is assigned to another member is visited now and then with short fetches, and adopted while it
+//! brings records: its member is dead or busy. It joins each fetch from an own partition of the same leader.
 //!
 //! Pure: times and facts in, decisions out. Called by the intake.
 
@@ -21,41 +17,41 @@ use program::backoff::Backoff;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// How long a member without work under way holds still after a change. Measured against eight such members: the one
-/// with work had its record back in 9 of 10 moves; without a pause in 5.
+/// How long a member without work pauses after a change. Measured with eight such members: the member with work got its
+/// record back in 9 of 10 moves, without a pause in 5.
 const IDLE_PAUSE: Duration = Duration::from_millis(300);
-/// How long a search goes on after the leader's first useful answer: then the others take what they find.
+/// How long a search continues after the leader's first answer with records: then the other members start to fetch.
 const SEARCH: Duration = IDLE_PAUSE;
-/// It ends this long after the first answer without an error, whether records came or not.
+/// A search ends this long after the first answer without an error, with or without records.
 const LONGEST_SEARCH: Duration = Duration::from_secs(3);
 /// First and longest pause between two rounds of a search.
 const SEARCH_PAUSES: (Duration, Duration) = (Duration::from_millis(30), Duration::from_millis(120));
-/// A leader that has just moved is refused for a moment, which is not worth a line in the log.
+/// A partition is refused briefly after each move of its leader; only longer refusals are logged.
 const USUAL: Duration = Duration::from_secs(2);
-/// How often the leader of a partition is looked up that is refused for longer.
+/// How often to look up the leader of a partition that is refused for longer.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// From this delivery on a record is not given back to members that may look for it.
+/// From this delivery on, a search keeps records of other members instead of releasing them.
 const FOUND_OFTEN: u16 = 4;
-/// First and longest pause between two visits. A task of a worker that was killed starts elsewhere within half a second,
-/// whichever partition it is on, so one pause has to be shorter than that.
+/// First and longest pause between two visits. A killed worker's task starts elsewhere within half a second on any
+/// partition, so a pause must be shorter than that.
 const VISIT_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(250));
-/// A partition of another member that brought a record is fetched from like an own one for this long.
+/// How long a partition of another member is fetched from like an own partition after it brought a record.
 const ADOPTED: Duration = Duration::from_secs(1);
-/// First and longest pause after a refusal while locks are looked for: the new leader may be ready any moment.
+/// First and longest pause after a refusal during a search: the new leader may be ready at any moment.
 const REFUSED_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 
 #[derive(Debug)]
 struct Arrival {
-    /// Of the leader, when it was entered.
+    /// [`Leader::since`] when the partition was entered.
     since: Instant,
     /// Assigned to this worker.
     is_own: bool,
-    /// Of a partition of another member: not before.
+    /// No visit before this, if the partition is another member's.
     visit_at: Instant,
     visits: Backoff,
-    /// It is fetched from like an own one until then.
+    /// Until then it is fetched from like an own partition.
     adopted_until: Instant,
-    /// Nothing is fetched from it before.
+    /// No ordinary fetch before this.
     not_before: Instant,
     search: Option<Search>,
     refused: Backoff,
@@ -68,25 +64,26 @@ struct Arrival {
 struct Search {
     /// The first answer without an error.
     answered_at: Option<Instant>,
-    /// The first one that brought a record.
+    /// The first answer with a record.
     useful_at: Option<Instant>,
     next_round: Instant,
     pauses: Backoff,
 }
 
-/// What to fetch now.
+/// The partitions to fetch from now.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// Partitions in which locks are looked for, and how many are missed there.
+    /// Partitions in which locks are sought.
     pub(super) search: BTreeSet<SharePartition>,
+    /// The number of locks that are missed there.
     pub(super) missing: usize,
     /// Partitions for ordinary fetches.
     pub(super) fetch: BTreeSet<SharePartition>,
-    /// All of these are other members': a visit.
+    /// All partitions of `fetch` are other members'.
     pub(super) is_visit: bool,
-    /// When this changes by itself.
+    /// When the plan changes without an event.
     pub(super) next: Option<Instant>,
-    /// Partitions whose search is over.
+    /// Partitions whose search has ended.
     pub(super) given_up: Vec<SharePartition>,
 }
 
@@ -96,14 +93,13 @@ impl Plan {
     }
 }
 
-/// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Arrivals {
     partitions: BTreeMap<SharePartition, Arrival>,
 }
 
 impl Arrivals {
-    /// Takes over which partitions the node leads.
+    /// Stores which partitions the node leads.
     pub(super) fn follow(&mut self, led: &BTreeMap<SharePartition, Leader>, now: Instant) {
         self.partitions.retain(|partition, _| led.contains_key(partition));
         for (partition, leader) in led {
@@ -128,15 +124,14 @@ impl Arrivals {
         }
     }
 
-    /// The broker may have given everything away: its connection ended, or it is there again.
+    /// Pauses all partitions: the broker may have released every lock, because its connection ended or it restarted.
     pub(super) fn hold_still(&mut self, now: Instant) {
         for arrival in self.partitions.values_mut() {
             arrival.not_before = now + IDLE_PAUSE;
         }
     }
 
-    /// The partition was refused.
-    /// True: its leader is to be looked up.
+    /// Notes that the broker refused the partition. Returns true if its leader should be looked up.
     pub(super) fn refused(&mut self, partition: SharePartition, error: &KafkaError, now: Instant) -> bool {
         let Some(arrival) = self.partitions.get_mut(&partition) else { return true };
         let since = *arrival.refused_since.get_or_insert(now);
@@ -156,8 +151,8 @@ impl Arrivals {
         true
     }
 
-    /// The partition was fetched from without an error.
-    /// `brought`: it had records. A leader that still reads its share state has none and says no error.
+    /// Notes a fetch without an error; `brought`: it had records. A leader that still reads its share state answers
+    /// without records and without an error.
     pub(super) fn fetched(&mut self, partition: SharePartition, brought: bool, now: Instant) {
         let Some(arrival) = self.partitions.get_mut(&partition) else { return };
         arrival.refused_since = None;
@@ -177,14 +172,13 @@ impl Arrivals {
         }
     }
 
-    /// Whether a record that is not this member's goes back to the members that may look for it: while this member
-    /// looks for its own in the same partition.
+    /// Whether to release an unknown record during a search here, because other members may search for it.
     pub(super) fn goes_back(&self, partition: &SharePartition, delivery_count: u16) -> bool {
         let searching = self.partitions.get(partition).is_some_and(|arrival| arrival.search.is_some());
         searching && delivery_count < FOUND_OFTEN
     }
 
-    /// What to fetch now, given how many locks are missed in each partition.
+    /// The fetches to send now, given how many locks are missed in each partition.
     pub(super) fn plan(&mut self, missed: impl Fn(SharePartition) -> usize, now: Instant) -> Plan {
         let mut plan = Plan::default();
         let mut visits = Vec::new();
@@ -270,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_without_work_holds_still_where_the_leader_has_changed_and_nowhere_else() {
+    fn idle_member_pauses_only_where_the_leader_has_changed() {
         let now = Instant::now();
         let mut arrivals = arrived(now);
         let plan = arrivals.plan(|_| 0, now);
@@ -282,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_with_work_asks_at_once_and_again_soon_after_a_refusal() {
+    fn member_with_work_fetches_at_once_and_again_soon_after_a_refusal() {
         let now = Instant::now();
         let mut arrivals = arrived(now);
         let missed = |partition| if partition == P1 { 2 } else { 0 };
@@ -292,12 +286,12 @@ mod tests {
         assert!(arrivals.plan(missed, now).search.is_empty());
         assert_eq!(arrivals.plan(missed, now + REFUSED_PAUSES.0).search, BTreeSet::from([P1]));
         assert!(arrivals.goes_back(&P1, 3) && !arrivals.goes_back(&P1, 4) && !arrivals.goes_back(&P0, 1));
-        assert_eq!(arrivals.plan(|_| 0, now).search, BTreeSet::new(), "all were found");
+        assert_eq!(arrivals.plan(|_| 0, now).search, BTreeSet::new(), "all locks were found");
         assert!(!arrivals.goes_back(&P1, 1));
     }
 
     #[test]
-    fn a_partition_of_another_member_is_visited_and_adopted_while_it_brings_records() {
+    fn partition_of_another_member_is_visited_and_adopted_while_it_brings_records() {
         let now = Instant::now();
         let leaders = Leaders::new();
         let partitions = [(0, 1, 1), (1, 2, 1)];
@@ -330,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_ends_when_the_others_begin_and_has_few_rounds() {
+    fn search_ends_when_other_members_start_and_has_few_rounds() {
         let now = Instant::now();
         let mut arrivals = arrived(now);
         let missed = |partition| usize::from(partition == P1);

@@ -1,7 +1,7 @@
-//! The end of an intake: every record is acknowledged by name, then the session is closed (rule 21).
+//! The end of an intake: it acknowledges every record by name, then closes the session (rule 21).
 //!
-//! The closing request releases what the session's partitions still hold, but not what was forgotten, and a superseded
-//! connection may still bring something. So both come first, as far as the time goes.
+//! The closing request does not release records of partitions that have left the session, and a superseded connection
+//! may still bring records. So the intake settles both first, within its time limit.
 
 use super::{Intake, TICK};
 use kafka_share::error::KafkaError;
@@ -9,15 +9,15 @@ use kafka_share::share_session::Asked;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How long the last requests of a session are waited for.
+/// Time limit for the last requests of a session.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// The same after work was abandoned.
 const HURRIED_LIMIT: Duration = Duration::from_millis(330);
-/// How often superseded connections are looked at meanwhile.
+/// How often superseded connections are read meanwhile.
 const LOOK: Duration = Duration::from_millis(5);
 
 impl Intake {
-    /// Settles what is left and closes the session. Returns why that could not be done in order, if so.
+    /// Settles the remaining records and closes the session. Returns the reason if that failed.
     pub(super) fn close(&mut self) -> Result<Option<String>, KafkaError> {
         let hurried = self.links.control.abandoned.is_triggered();
         let deadline = Instant::now() + if hurried { HURRIED_LIMIT } else { CLOSE_LIMIT };
@@ -26,7 +26,7 @@ impl Intake {
             let now = Instant::now();
             self.read_superseded(now)?;
             let Some(channel) = &mut self.current else {
-                // Nothing was open, or its end has released everything.
+                // No session was open, or its end has released every lock.
                 let holds = self.links.in_flight.holds_at(self.node);
                 return Ok(holds.then(|| format!("no connection to broker {}", self.node)));
             };
@@ -40,7 +40,7 @@ impl Intake {
                     Ok(Some(answer)) => {
                         let ends = asked == Asked::Close && answer.refused.is_none();
                         self.take_answer(id, answer)?;
-                        // A record that came late is released by a session of its own (rule 22).
+                        // A late record is released by another session (rule 22).
                         if ends && !self.links.in_flight.holds_at(self.node) {
                             return Ok(None);
                         }

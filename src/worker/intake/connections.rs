@@ -1,10 +1,11 @@
-//! The connections to one broker: opening, waiting for an answer, taking over, losing one.
+//! The connections to one broker: opening, waiting for an answer, taking over, losing a connection.
 //!
-//! A second connection of the same member takes the session over with every lock (KIP-932; 1 to 16 ms), whatever becomes
-//! of the first one then. So a request that is unanswered for a third of the lock, or half a second, is not waited for: a second
-//! connection opens the session anew and renews what is held, and the first one is read to its end, since what it still
-//! brings counts. Never is a connection closed whose epoch 0 is unanswered while its broker may lead anything that is
-//! held: answered late, it has the session, and its end would release every lock (rule 6).
+//! A second connection of the same member takes the session over with every lock (KIP-932; 1 to 16 ms). So when a
+//! request is unanswered for a third of the lock, or half a second, a second connection opens the session anew and
+//! renews the held locks. The first connection is read to its end, since its answers still count.
+//!
+//! A connection with an unanswered epoch 0 is never closed while its broker may lead a held record. If that epoch 0 is
+//! processed late, it takes the session, and the close would release every lock (rule 6).
 
 use super::{Channel, Intake, TICK, is_renewal};
 use crate::worker::drain::Phase;
@@ -17,23 +18,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-/// Connections to one broker: the current one, one that hangs, and one that was tried after it (rule 7).
+/// At most this many connections to a broker: the current one, one that hangs, one tried after it (rule 7).
 const MOST_CONNECTIONS: usize = 3;
-/// A parked fetch ends within 100 ms. A request that is unanswered for this long makes the thread `leaders` ask another
-/// broker whether this one still leads.
+/// After a request is unanswered for this long, the thread `leaders` asks another broker whether this one still leads.
+/// A parked fetch ends within 100 ms.
 const SILENCE: Duration = Duration::from_millis(300);
-/// How often it asks while the silence lasts.
+/// How often it asks while the broker stays silent.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
-/// A take-over is not put off longer than this, however long a lock lasts.
+/// A take-over waits at most this long, however long a lock lasts.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
-/// A request that accepts or releases waits for the share coordinator as well, which moves when its broker stops: up to
-/// 3 s, in which the tasks of this leader would lie. The session that takes over fetches meanwhile, and accepts nothing.
+/// Patience for a request that accepts or releases. It also waits for the share coordinator, which takes up to 3 s to
+/// move when its broker stops. The session that takes over fetches meanwhile, and accepts nothing.
 const ACCEPT_PATIENCE: Duration = Duration::from_millis(500);
-/// A stop waits for acknowledgements no longer than this: the result is in Kafka, and the broker releases the rest.
+/// A stop waits at most this long for acknowledgements: results are in Kafka, and the broker releases other records.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
 impl Intake {
-    /// Without a connection: makes one when it is time, opens the session and renews what is held.
+    /// Connects when it is time, opens the session and renews the held locks.
     pub(super) fn reconnect(&mut self, led: &BTreeMap<SharePartition, Leader>, now: Instant) -> Result<(), KafkaError> {
         self.links.queue.withdraw(self.node);
         if now < self.connect_at || self.superseded.len() >= MOST_CONNECTIONS {
@@ -43,8 +44,7 @@ impl Intake {
         self.connect_and_open(led)
     }
 
-    /// A connection with the session on it. The renewals are sent with the request that opens: a broker that is frozen
-    /// finds both when it thaws.
+    /// Connects and opens the session. The renewals follow epoch 0 at once: a frozen broker finds both when it thaws.
     fn connect_and_open(&mut self, led: &BTreeMap<SharePartition, Leader>) -> Result<(), KafkaError> {
         let links = &self.links;
         match ShareSession::connect(&links.cluster, self.node, links.identity.clone()) {
@@ -59,10 +59,10 @@ impl Intake {
         }
     }
 
-    /// Opens the session on the current connection (epoch 0), which keeps the locks; then renews.
+    /// Opens the session on the current connection (epoch 0), which keeps the locks; then renews them.
     pub(super) fn open(&mut self, led: &BTreeMap<SharePartition, Leader>, now: Instant) -> Result<(), KafkaError> {
         self.open_again = false;
-        // Everything is renewed now.
+        // All locks are renewed now.
         self.halves.retain(|half| !is_renewal(half));
         self.doubt();
         let mut partitions: BTreeSet<SharePartition> = led.keys().copied().collect();
@@ -77,7 +77,7 @@ impl Intake {
         })
     }
 
-    /// Whether the locks are ours is not known.
+    /// Puts all locks at the broker in doubt.
     fn doubt(&self) {
         self.links.in_flight.doubt(self.node);
         self.links.queue.purge();
@@ -85,7 +85,7 @@ impl Intake {
 
     // ---- waiting ----
 
-    /// Waits for the answers to what is out on the current connection.
+    /// Waits for the answers to all requests on the current connection.
     pub(super) fn await_answer(&mut self, led: &BTreeMap<SharePartition, Leader>) -> Result<(), KafkaError> {
         loop {
             let Some(channel) = &mut self.current else { return Ok(()) };
@@ -107,7 +107,7 @@ impl Intake {
         }
     }
 
-    /// No answer yet. False: the next round decides anew.
+    /// Handles a tick without an answer. Returns false if the next round has to decide.
     fn wait_on(&mut self, led: &BTreeMap<SharePartition, Leader>) -> Result<bool, KafkaError> {
         let now = Instant::now();
         let waiting = self.current.as_ref().and_then(|it| Some((it.id, it.muted_until, it.session.waiting()?)));
@@ -122,7 +122,7 @@ impl Intake {
         let third = self.third().min(LONGEST_PATIENCE);
         let patience = match asked {
             Asked::Open => 2 * third,
-            // A throttled connection is muted, not silent. But no longer than this: a lock has to be renewed in time.
+            // A throttled connection is muted, not silent. The third ignores that: a lock has to be renewed in time.
             _ if self.takes() && self.links.in_flight.asks_on(id) => third.min(muted + ACCEPT_PATIENCE),
             _ => third,
         };
@@ -133,13 +133,13 @@ impl Intake {
             self.connect_and_open(led)?;
             return Ok(self.current.is_some());
         }
-        // A stop, and a broker that leads nothing any more, are seen by the next round.
+        // The next round handles a stop, and changes of what the broker leads.
         let phase = self.links.control.phase();
         let changed = waited >= SILENCE && (phase != Phase::Running || self.links.leaders.of_node(self.node) != *led);
         Ok(!changed)
     }
 
-    /// The broker owes an answer: meanwhile another one is asked what it leads, and its places are given to others.
+    /// Has another broker asked for the leaders, and frees this broker's places, while this broker owes an answer.
     fn watch(&mut self, waited: Duration, now: Instant) {
         if self.silent_since.is_some_and(|since| now.saturating_duration_since(since) < WATCH_INTERVAL) {
             return;
@@ -157,8 +157,8 @@ impl Intake {
         self.links.in_flight.lock_length() / 3
     }
 
-    /// Whether nothing is left for this intake: it leads nothing, or a stop takes nothing; and nothing is locked through
-    /// its session or looked for there, or a stop has waited long enough for acknowledgements.
+    /// Whether this intake may end: its broker leads nothing, or a stop takes no new tasks. And no record is locked or
+    /// sought there, or a stop has waited long enough for acknowledgements.
     pub(super) fn is_over(&mut self, led: &BTreeMap<SharePartition, Leader>, now: Instant) -> bool {
         let phase = self.links.control.phase();
         if phase >= Phase::Closing {
@@ -180,9 +180,9 @@ impl Intake {
         now.saturating_duration_since(since) >= SETTLE_LIMIT
     }
 
-    /// An accept or a release is unanswered on a superseded connection: its share coordinator may be away, and further
-    /// ones would hang as well. They are held back until that has lasted for two thirds of the lock; then they are tried
-    /// here, once (rule 13).
+    /// Whether accepts and releases are held back, because one is unanswered on a superseded connection: the share
+    /// coordinator may be unavailable, and further ones would hang, too. After two thirds of the lock they are tried
+    /// once on the current connection (rule 13).
     pub(super) fn is_held_back(&self, now: Instant) -> bool {
         let limit = 2 * self.third();
         let since =
@@ -196,8 +196,7 @@ impl Intake {
 
     // ---- superseded connections ----
 
-    /// Reads what superseded connections still bring, and closes those that owe nothing once the session is open on the
-    /// current one (rule 2).
+    /// Reads the answers on superseded connections. Closes those that owe none once the current one is open (rule 2).
     pub(super) fn read_superseded(&mut self, now: Instant) -> Result<(), KafkaError> {
         let mut index = 0;
         while index < self.superseded.len() {
@@ -209,7 +208,7 @@ impl Intake {
                     continue;
                 }
                 Ok(None) if !self.is_used_up(index, now) => index += 1,
-                // Closed, by us or by the broker.
+                // Closed by the worker or by the broker.
                 Ok(None) | Err(_) => {
                     self.superseded.remove(index);
                     self.links.in_flight.unanswered(id, now);
@@ -224,17 +223,17 @@ impl Intake {
         let lock = self.links.in_flight.lock_length();
         match self.superseded[index].session.waiting() {
             None => is_open,
-            // An epoch 0 that a path held up for so long does not arrive any more.
+            // An epoch 0 that the network delayed for this long no longer arrives.
             Some((sent_at, Asked::Open)) => now.saturating_duration_since(sent_at) >= 4 * lock,
-            // What it could still bring is locked no longer.
+            // The locks of any records that it still brings have ended.
             Some((sent_at, _)) => is_open && now.saturating_duration_since(sent_at) >= lock,
         }
     }
 
     // ---- the end of a connection ----
 
-    /// The current connection is gone. What was out is due again, what runs is renewed on the next one, what is not
-    /// started goes back (rule 17).
+    /// Handles the loss of the current connection. Unanswered acknowledgements are due again, running tasks are renewed
+    /// on the next connection, unstarted records are released (rule 17).
     pub(super) fn lost(&mut self, error: &KafkaError) -> Result<(), KafkaError> {
         let now = Instant::now();
         if let Some(channel) = self.current.take() {
@@ -248,21 +247,21 @@ impl Intake {
         self.failed(error)
     }
 
-    /// The broker refused a request as a whole.
+    /// Handles the refusal of a whole request.
     pub(super) fn refused(&mut self, id: ChannelId, is_current: bool, error: KafkaError) -> Result<(), KafkaError> {
         self.links.in_flight.unanswered(id, Instant::now());
         match error.code() {
-            // 42: a request of ours is wrong; 35: share groups are off. Repeating cures neither.
+            // 42: the worker's request is wrong; 35: share groups are off. Retrying fixes neither.
             Some(ErrorCode::INVALID_REQUEST | ErrorCode::UNSUPPORTED_VERSION) => Err(error),
             _ if !is_current => Ok(()),
-            // The broker does not know the session any more (122), or another connection has it (123): epoch 0 on the same
+            // The broker has dropped the session (122), or another connection has it (123): epoch 0 on the same
             // connection takes it back (rule 3).
             Some(ErrorCode::SHARE_SESSION_NOT_FOUND | ErrorCode::INVALID_SHARE_SESSION_EPOCH) => {
                 log::debug!("broker {}: {error}; opening the session again", self.node);
                 self.open_later();
                 Ok(())
             }
-            // A right that was withdrawn, a coordinator on its way: the locks are ours, and the request's number is unknown.
+            // A withdrawn right, or a coordinator that moves: the locks are held, but the request's epoch is unknown.
             code if code.is_some_and(|code| Verdict::of(Some(code)) == Verdict::Again) => {
                 self.outage.report(&error);
                 self.open_later();
@@ -272,7 +271,7 @@ impl Intake {
         }
     }
 
-    /// Epoch 0 on the same connection, after a pause.
+    /// Sends epoch 0 again on the same connection after a pause.
     fn open_later(&mut self) {
         self.halves.clear();
         self.open_again = true;
@@ -281,12 +280,12 @@ impl Intake {
         self.sleep(Some(Instant::now() + pause));
     }
 
-    /// Decides when to try again.
+    /// Schedules the next attempt to connect.
     fn failed(&mut self, error: &KafkaError) -> Result<(), KafkaError> {
         self.connect_at = Instant::now() + self.connect.pause();
         match error {
             KafkaError::Interrupted => return Ok(()),
-            // Something answers under the address, or answered until now: this is no silence.
+            // A process answers at the address, or did until now: the broker is not silent.
             KafkaError::Closed { .. } => self.links.control.heard(),
             KafkaError::Io { source, .. }
                 if matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset) =>

@@ -1,14 +1,13 @@
-//! One intake: the thread that takes records from one leader and tells it what became of them.
+//! One intake: the thread that takes records from one leader and acknowledges them.
 //!
-//! It alone speaks on the share session with its broker, so that a broker that is silent stops nothing but its own
-//! partitions. One request is out at a time on a connection: a fetch when a place is free, with the accepts that are due
-//! riding along; otherwise acknowledgements, when some are due; otherwise it sleeps at its doorbell. A request that
-//! releases does not fetch (rule 5).
+//! Only this thread uses the share session with its broker, so a silent broker stops only its own partitions. Each
+//! connection has one request out: a fetch with the due accepts when a place is free, otherwise acknowledgements,
+//! otherwise the thread sleeps at its doorbell. A request that releases does not fetch (rule 5).
 //!
-//! Files: `answers` (what an answer changes), `connections` (silence, take-over, the end of a connection), `closing`,
-//! `arrivals` (from which partitions to fetch), `queue` (how much, for all intakes), `window`. Not here: which broker
-//! leads what ([`super::leaders`]), the threads' start and end ([`super::intakes`]), the account
-//! ([`super::in_flight`]). Rules that are named by number are those of the protocol model (`crates/model`).
+//! Files: `answers`, `connections` (silence, take-over), `closing`, `arrivals` (from which partitions to fetch),
+//! `queue` (how much, for all intakes), `window`. Not here: which broker leads what ([`super::leaders`]), the threads'
+//! start and end ([`super::intakes`]), the account ([`super::in_flight`]). Rule numbers refer to the protocol model
+//! (`crates/model`).
 
 mod answers;
 mod arrivals;
@@ -34,19 +33,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How long a fetch is parked at first while something is in work here: what is done meanwhile can be accepted only when
-/// the fetch has ended, and would run again if this worker were killed before. Doubled with every fetch that brings
-/// nothing.
+/// First time for which a fetch is parked while this worker has work; doubled with each empty fetch. A task that
+/// finishes meanwhile is accepted only after the fetch, and would run again if the worker were killed before.
 const FIRST_WAIT: Duration = Duration::from_millis(2);
-/// Bytes read for a fetch of a few records; the broker's work grows with this, not with what is acquired.
+/// Bytes to read for a fetch of a few records. The broker's work grows with this, not with the acquired records.
 const FEW_BYTES: i32 = 64 * 1024;
 /// Records for which [`FEW_BYTES`] is enough.
 const FEW_RECORDS: usize = 16;
-/// Bytes read for the largest round.
+/// Bytes to read for larger fetches.
 const MOST_BYTES: i32 = 1024 * 1024;
-/// How often a thread that waits looks at the phase and the clock.
+/// How often a waiting thread checks the phase and the clock.
 const TICK: Duration = Duration::from_millis(100);
-/// First and longest pause after an acknowledgement that the broker could not write down.
+/// First and longest pause after an acknowledgement that the broker could not store.
 const AGAIN_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// First and longest pause between two attempts to reach the broker.
 const CONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -56,15 +54,15 @@ const CONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duratio
 pub(super) struct Job {
     pub(super) key: RecordKey,
     pub(super) record: AcquiredRecord,
-    /// When the fetch was sent that brought it, by both clocks.
+    /// When its fetch was sent, by both clocks.
     sent_at: Instant,
     sent_wall: SystemTime,
 }
 
 impl Job {
-    /// The present time as its lock counts it. The monotonic clock stands still while the machine is suspended, and the
-    /// lock runs on at the broker: what the wall clock has gained since the fetch is added. A wall clock that is set
-    /// forward looks the same, and costs the record one lock and one delivery at most.
+    /// The present time as the record's lock counts it. The monotonic clock stops while the machine is suspended, but
+    /// the lock continues at the broker, so this adds the lead of the wall clock since the fetch. Setting the wall
+    /// clock forward has the same effect, and costs the record one lock and one delivery at most.
     pub(super) fn now(&self) -> Instant {
         self.now_at(Instant::now(), SystemTime::now())
     }
@@ -81,13 +79,13 @@ pub(super) struct IntakeLinks {
     pub(super) cluster: Cluster,
     pub(super) identity: ShareIdentity,
     pub(super) worker_id: Arc<str>,
-    /// The topic that the tasks are on.
+    /// The tasks topic.
     pub(super) topic: Arc<str>,
     pub(super) in_flight: Arc<InFlight>,
     pub(super) control: Arc<Control>,
     pub(super) leaders: Arc<Leaders>,
     pub(super) queue: Arc<ReadyQueue>,
-    /// Capacity one: told once, when the first session is open.
+    /// Capacity one: sent once, when the first session is open.
     pub(super) ready: Sender<()>,
 }
 
@@ -95,46 +93,45 @@ pub(super) struct IntakeLinks {
 struct Channel {
     id: ChannelId,
     session: ShareSession,
-    /// Its epoch 0 was answered.
+    /// The broker has answered its epoch 0.
     open: bool,
-    /// The broker throttles this client, and reads nothing from the connection before.
+    /// The broker throttles this client, and reads nothing from the connection before this time.
     muted_until: Instant,
 }
 
-/// See the module documentation.
 pub(super) struct Intake {
     node: i32,
     links: IntakeLinks,
     doorbell: Receiver<()>,
     current: Option<Channel>,
-    /// Connections that a take-over has replaced, until what they owe was read.
+    /// Connections that a take-over has replaced, kept until their answers are read.
     superseded: Vec<Channel>,
-    /// The last connection ended: its broker may have given everything away.
+    /// The last connection ended, so its broker may have released every lock.
     was_lost: bool,
     /// The epoch 0 of a superseded connection was answered late and may have taken the session (rule 6).
     open_again: bool,
     arrivals: Arrivals,
-    /// Halves of refused requests, so that one lost lock holds up nothing else.
+    /// Halves of refused requests, so that one lost lock does not block the others.
     halves: VecDeque<Acknowledgements>,
-    /// Acknowledgements of offsets without a task: gaps, and records that did not come with their answer.
+    /// Acknowledgements of offsets without a task: gaps, and records that were acquired but missing in the answer.
     unowned: Acknowledgements,
-    /// How long the next fetch is parked while something is in work here.
+    /// How long the next fetch is parked while this worker has work.
     patience: Duration,
     connect: Backoff,
-    /// No attempt to connect before.
+    /// No attempt to connect before this.
     connect_at: Instant,
     again: Backoff,
-    /// No acknowledgement before: the last one could not be written down.
+    /// No acknowledgement before this, since the broker could not store the last one.
     acknowledge_at: Instant,
     outage: Outage,
-    /// The broker owes an answer for longer than a fetch is parked; when the leaders were last asked for.
+    /// Set while the broker owes an answer for longer than a fetch is parked: when the leaders were last requested.
     silent_since: Option<Instant>,
-    /// Since when a stop has nothing but acknowledgements to wait for.
+    /// Since when a stop waits only for acknowledgements.
     settling_since: Option<Instant>,
 }
 
 impl Intake {
-    /// The intake of broker `node`. Opens no connection yet.
+    /// Creates the intake of broker `node`, without a connection.
     pub(super) fn new(node: i32, links: IntakeLinks) -> Self {
         let doorbell = links.control.doorbell(Rings::Work);
         let now = Instant::now();
@@ -160,11 +157,11 @@ impl Intake {
         }
     }
 
-    /// Takes tasks until the worker stops or the broker leads nothing any more, settles what is held through its session,
-    /// closes that. Returns why that could not be done in order, if so.
+    /// Takes tasks until the worker stops or the broker leads nothing, settles the records of its session, and closes
+    /// it. Returns the reason if the close failed.
     ///
     /// # Errors
-    /// What no repetition cures: a request of ours that the broker calls invalid (42), or a cluster without share groups.
+    /// An error that retrying cannot fix: the broker calls a request invalid (42), or the cluster has no share groups.
     pub(super) fn run(mut self) -> Result<Option<String>, KafkaError> {
         let worked = self.work();
         let closed = worked.and_then(|()| self.close());
@@ -187,7 +184,7 @@ impl Intake {
         }
     }
 
-    /// One request, or the wait for one answer, or one sleep at the doorbell.
+    /// Sends one request, waits for one answer, or sleeps once at the doorbell.
     fn round(&mut self, led: &BTreeMap<SharePartition, Leader>) -> Result<(), KafkaError> {
         let now = Instant::now();
         let Some(channel) = &self.current else { return self.reconnect(led, now) };
@@ -200,7 +197,7 @@ impl Intake {
         let (id, muted_until) = (channel.id, channel.muted_until);
         let settled_wait = self.is_held_back(now);
         if now >= self.acknowledge_at {
-            // First what is left of refused groups: the rest of a group whose one lock is lost has to be renewed in time.
+            // Halves of refused groups come first: their other locks have to be renewed in time.
             if let Some(half) = self.next_half(id, settled_wait) {
                 return self.send(|session| session.send_acknowledge(half));
             }
@@ -210,7 +207,7 @@ impl Intake {
             }
         }
         let due = if now < self.acknowledge_at || settled_wait { Acknowledgements::new() } else { self.take_due(id) };
-        // A stop takes nothing new, and looks for what it still runs (rule 23).
+        // A stop takes no new tasks, but searches for the running ones (rule 23).
         let takes = self.takes();
         let mut plan = self.arrivals.plan(|partition| self.links.in_flight.sought(partition, takes), now);
         if !takes {
@@ -222,8 +219,8 @@ impl Intake {
         let muted = Some(muted_until).filter(|until| *until > now);
         let next = muted.or(plan.next);
         let fetch = match muted {
-            // Its records would be as old as the fetch, too old to start. Acknowledgements are sent: the broker reads
-            // them afterwards, even if this process ends before.
+            // The broker would read a fetch only later, and its records would be too old to start. Acknowledgements are
+            // sent: the broker reads them even if this process ends before.
             Some(_) => {
                 self.links.queue.withdraw(self.node);
                 None
@@ -249,7 +246,7 @@ impl Intake {
         self.links.control.phase() == Phase::Running
     }
 
-    /// What to fetch now, and from which partitions: first where locks are looked for.
+    /// The next fetch: its partitions and limits. Partitions with a search come first.
     fn next_fetch(&mut self, plan: Plan, now: Instant) -> Option<(BTreeSet<SharePartition>, FetchLimits)> {
         if !plan.search.is_empty() {
             let grant = Grant { records: plan.missing, max_wait: FIRST_WAIT };
@@ -266,8 +263,7 @@ impl Intake {
         Some((plan.fetch, limits(grant)))
     }
 
-    /// The next half of a refused group of which something still stands; while acknowledgements are held back, only
-    /// renewals.
+    /// The next half of a refused group that still applies. With `only_renewals`, other halves stay in the queue.
     fn next_half(&mut self, id: ChannelId, only_renewals: bool) -> Option<Acknowledgements> {
         for _ in 0..self.halves.len() {
             let half = self.halves.pop_front()?;
@@ -283,7 +279,7 @@ impl Intake {
         None
     }
 
-    /// The acknowledgements that can be sent now on channel `id`.
+    /// The acknowledgements to send now on channel `id`.
     fn take_due(&mut self, id: ChannelId) -> Acknowledgements {
         if let Some(half) = self.next_half(id, false) {
             return half;
@@ -307,7 +303,7 @@ impl Intake {
     /// Sleeps until the doorbell rings, `until`, or a tick, whichever is first.
     fn sleep(&self, until: Option<Instant>) {
         let tick = Instant::now() + TICK;
-        // Rung, or time: the next round looks at everything anyway.
+        // The result does not matter: the next round checks everything.
         let _ = self.doorbell.recv_deadline(until.map_or(tick, |until| until.min(tick)));
     }
 }
@@ -324,7 +320,7 @@ fn is_renewal(acknowledgements: &Acknowledgements) -> bool {
     acknowledgements.values().flat_map(BTreeMap::values).any(|said| *said == Acknowledgement::Renew)
 }
 
-/// Whether the next fetch may carry these acknowledgements: accepts, of partitions that it fetches from.
+/// Whether the next fetch may carry these acknowledgements: only accepts, of partitions that it fetches from.
 fn may_ride(due: &Acknowledgements, plan: &Plan) -> bool {
     let fetched = if plan.search.is_empty() { &plan.fetch } else { &plan.search };
     due.iter().all(|(partition, offsets)| {
@@ -339,7 +335,7 @@ mod tests {
 
     const LOCK: Duration = Duration::from_secs(15);
 
-    /// What a handler may do with a record that it takes when the clocks have gone on this far since the fetch.
+    /// The answer to a handler that claims a record after the clocks have advanced this far since the fetch.
     fn claim_after(monotonic: Duration, wall: Duration, wall_set_back: Duration) -> Claim {
         let (sent_at, sent_wall) = (Instant::now(), SystemTime::now());
         let key = RecordKey { partition: SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 }, offset: 7 };

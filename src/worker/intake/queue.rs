@@ -1,10 +1,10 @@
-//! What lies ready for the handlers, and how much more may be fetched: shared by all intakes of a worker.
+//! The records that are ready for the handlers, and how many more may be fetched: shared by all intakes of a worker.
 //!
-//! A record that waits behind a busy handler could run on another worker. So the places for further records are given
-//! out here, one intake after the other in the order in which they asked, and a place that was given to an intake is
-//! not given to another one until that fetch was answered, or is so late that its broker must be silent.
+//! A record behind a busy handler could run on another worker, so this limits the places for further records. Intakes
+//! get places in the order in which they asked. A place is not granted again until its fetch is answered, or is so late
+//! that the broker must be silent.
 //!
-//! Not here: what becomes of the records ([`InFlight`]), sessions (the intakes).
+//! Not here: the outcome of the records ([`InFlight`]), sessions (the intakes).
 
 use super::window::Window;
 use super::{FIRST_WAIT, Job};
@@ -16,56 +16,55 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a broker parks a fetch. A released record does not wake a parked fetch, so this bounds how long a task
-/// that was given back waits while every worker is idle.
+/// The longest time for which a broker parks a fetch. A released record does not wake a parked fetch, so this bounds
+/// how long a released task waits while every worker is idle.
 pub(super) const MAX_WAIT: Duration = Duration::from_millis(100);
-/// An unstarted task lies behind busy handlers this long at the most.
+/// An unstarted task waits at most this long for a busy handler; then it is released.
 const LONGEST_READY: Duration = Duration::from_millis(100);
-/// What lies ready when a stop begins is finished if that takes less than this, given back otherwise.
+/// Ready tasks are finished at the beginning of a stop if that takes less than this, and released otherwise.
 const QUICK_FINISH: Duration = Duration::from_millis(100);
-/// An answer that is later than its fetch was parked by this much: its places are given to other intakes.
+/// When an answer is this much later than its fetch was parked, its places go to other intakes.
 const LATE: Duration = Duration::from_millis(100);
-/// A fetch waits for results that are on their way no longer than this: their leader may be gone.
+/// A fetch waits at most this long for results on their way: their leader may have failed.
 const LONGEST_HOLD: Duration = Duration::from_millis(50);
-/// What lay at a broker so long ago may be gone: others take from it as well.
+/// A backlog at a broker counts for this long, since other workers fetch from it as well.
 const BACKLOG_LASTS: Duration = Duration::from_millis(100);
 
-/// What an intake may fetch.
+/// The permission for one fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Grant {
     pub(super) records: usize,
-    /// How long the fetch may be parked: shorter where others wait for the same places.
+    /// How long the fetch may be parked; shorter when other intakes wait for the same places.
     pub(super) max_wait: Duration,
 }
 
 #[derive(Debug)]
 struct Places {
     window: Window,
-    /// Intakes that fetch all the time, by their node; those that only visit their broker are not among them.
+    /// Intakes that fetch all the time, by node, without those that only visit their broker.
     intakes: BTreeSet<i32>,
-    /// Records that intakes have asked their brokers for, and until when that counts.
+    /// The records that each intake has requested, and until when that counts.
     asked: BTreeMap<i32, (usize, Instant)>,
-    /// When a broker has brought all that it was asked for: more lies there, and the next fetch is not parked.
+    /// When a broker's last answer was full: more records wait there, and the next fetch is not parked.
     backlogs: BTreeMap<i32, Instant>,
-    /// Since when the next fetch of an intake waits for results.
+    /// Since when an intake's next fetch waits for results.
     held: BTreeMap<i32, Instant>,
-    /// Intakes that found no place, the one that waits longest first.
+    /// Intakes that found no place, the longest waiting first.
     waiting: VecDeque<i32>,
     /// Since when all handlers were busy while records lay ready.
     busy_since: Option<Instant>,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(in crate::worker) struct ReadyQueue {
     handlers: usize,
-    /// From this delivery count on a record is not released: the broker would drop it soon.
+    /// From this delivery count on, a record is not released: the broker would drop it soon.
     last_delivery: u16,
     in_flight: Arc<InFlight>,
     control: Arc<Control>,
-    /// Capacity for the largest window and every handler. Full: the record goes back.
+    /// Capacity for the largest window and every handler. Full: the record is released.
     queue_in: Sender<Job>,
-    /// The same channel's other end, to take back what no handler has taken.
+    /// The other end of that channel, to take back jobs that no handler has taken.
     queue_out: Receiver<Job>,
     places: Mutex<Places>,
 }
@@ -92,14 +91,14 @@ impl ReadyQueue {
         Self { handlers, last_delivery, in_flight, control, queue_in, queue_out, places: Mutex::new(places) }
     }
 
-    /// Whether a record at this delivery must not be released any more.
+    /// Whether a record at this delivery count must not be released.
     pub(super) fn is_last(&self, delivery_count: u16) -> bool {
         delivery_count >= self.last_delivery
     }
 
     // ---- places ----
 
-    /// An intake has ended.
+    /// Forgets an intake that has ended.
     pub(super) fn leave(&self, node: i32) {
         self.withdraw(node);
         let mut places = self.places.lock();
@@ -108,8 +107,8 @@ impl ReadyQueue {
         places.held.remove(&node);
     }
 
-    /// What the intake of `node` may fetch now. Without a grant it is woken when a place may be free for it.
-    /// `is_visit`: the fetch is hardly parked, so that it keeps no others waiting.
+    /// Grants the intake of `node` a fetch. Without a grant the intake is woken when a place may be free. `is_visit`:
+    /// the fetch is parked only briefly, so that it blocks no other intake.
     pub(super) fn ask(&self, node: i32, is_visit: bool, now: Instant) -> Option<Grant> {
         if self.is_held(node, now) {
             self.withdraw(node);
@@ -149,9 +148,9 @@ impl ReadyQueue {
         Some(Grant { records, max_wait })
     }
 
-    /// Whether the next fetch of `node` waits for results that are on their way: an accept rides on the next fetch, and a
-    /// fetch may be parked. A worker that is killed while it is parked then has nothing done that is not accepted. Not
-    /// while other work can be fetched for meanwhile, nor while more lies at the broker.
+    /// Whether the next fetch of `node` waits for results on their way, so that their accepts can ride on it. Then a
+    /// worker that is killed during a parked fetch has no finished task that is not accepted. It does not wait while
+    /// the worker can fetch other work, or while the broker has a backlog.
     fn is_held(&self, node: i32, now: Instant) -> bool {
         let counts = self.in_flight.counts();
         let mut places = self.places.lock();
@@ -166,7 +165,7 @@ impl ReadyQueue {
         false
     }
 
-    /// The fetch of `node` was answered with so many records, or will not be: its places are free.
+    /// Frees the places of the fetch of `node`, which was answered with this many records, or will not be answered.
     pub(super) fn answered(&self, node: i32, records: usize, now: Instant) {
         let mut places = self.places.lock();
         let asked = places.asked.remove(&node).map_or(usize::MAX, |(asked, _)| asked);
@@ -182,7 +181,7 @@ impl ReadyQueue {
         }
     }
 
-    /// The intake of `node` asks for nothing at present.
+    /// Frees the places of the intake of `node`, which does not fetch at present.
     pub(super) fn withdraw(&self, node: i32) {
         let mut places = self.places.lock();
         places.asked.remove(&node);
@@ -197,7 +196,7 @@ impl ReadyQueue {
 
     // ---- records ----
 
-    /// Looks at what the handlers have done: how long tasks take, and whether any lie behind one that takes long.
+    /// Applies the durations of tasks, ends rests, and releases ready tasks that wait for a slow handler.
     pub(super) fn look(&self, now: Instant) {
         let durations = self.in_flight.take_durations();
         self.in_flight.end_rests(now);
@@ -210,12 +209,12 @@ impl ReadyQueue {
                 return;
             }
             let since = *places.busy_since.get_or_insert(now);
-            // Work that flows is not stuck, however busy: only a handler that has run that long is.
+            // Busy handlers are not stuck: one task must have run for this long.
             let oldest = self.in_flight.running().first().map(|task| now.saturating_duration_since(task.since));
             let stuck = oldest
                 .filter(|oldest| *oldest >= LONGEST_READY && now.saturating_duration_since(since) >= LONGEST_READY);
             if let Some(oldest) = stuck {
-                // No more is fetched ahead for now, or the same records would come back at once.
+                // Closes the window, so that the same records do not come back at once.
                 places.window.observe(oldest);
                 places.busy_since = None;
             }
@@ -226,7 +225,7 @@ impl ReadyQueue {
         }
     }
 
-    /// Hands records to the handlers. What begins during a stop goes back.
+    /// Hands records to the handlers. During a stop they are released.
     pub(super) fn hand_out(&self, jobs: Vec<Job>) {
         let stopping = self.control.phase() != Phase::Running;
         for job in jobs {
@@ -238,8 +237,7 @@ impl ReadyQueue {
         }
     }
 
-    /// Gives unstarted records back, except those that the broker would drop then: a handler copies them. Whether any
-    /// went back.
+    /// Releases unstarted records, except at their last delivery. Returns whether any were released.
     pub(in crate::worker) fn take_back_all(&self) -> bool {
         let mut any = false;
         for job in self.queue_out.try_iter().collect::<Vec<_>>() {
@@ -253,7 +251,7 @@ impl ReadyQueue {
         any
     }
 
-    /// Drops the jobs of records that are not ready any more.
+    /// Drops the jobs of records that are no longer ready.
     pub(super) fn purge(&self) {
         for job in self.queue_out.try_iter().collect::<Vec<_>>() {
             if self.in_flight.is_ready(job.key, job.record.delivery_count) {
@@ -262,26 +260,26 @@ impl ReadyQueue {
         }
     }
 
-    /// Back into the queue, out of which it was taken a moment ago. Full: the record goes back to the broker.
+    /// Puts a job back that was just taken from the queue. Full: the record is released.
     fn put_back(&self, job: Job) {
         if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = self.queue_in.try_send(job) {
             self.in_flight.take_back(job.key, job.record.delivery_count);
         }
     }
 
-    /// Whether what lies ready is expected to be finished at once, so that a stop does not give it back.
+    /// Whether the ready tasks are expected to finish quickly, so that a stop does not release them.
     pub(in crate::worker) fn finishes_quickly(&self) -> bool {
         let ready = self.in_flight.counts().ready;
         self.places.lock().window.finishes_within(ready, QUICK_FINISH)
     }
 
-    /// How long a stop waits for that.
+    /// How long a stop waits for these tasks.
     pub(in crate::worker) fn quick_finish() -> Duration {
         QUICK_FINISH
     }
 }
 
-/// The delivery from which on a record is not released: one before the limit, so that a lock that runs out leaves one.
+/// From this delivery count on a record is not released: one before the limit, in case a lock runs out.
 pub(in crate::worker) fn last_delivery(limit: u16) -> u16 {
     limit.saturating_sub(1).max(1)
 }
@@ -305,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn one_intake_gets_a_record_for_each_handler_and_parks_its_fetch_for_long() {
+    fn single_intake_gets_a_record_for_each_handler_and_the_longest_wait() {
         let (queue, now) = (queue(3, [1]), Instant::now());
         assert_eq!(queue.ask(1, false, now), Some(Grant { records: 3, max_wait: MAX_WAIT }));
         assert_eq!(
@@ -316,15 +314,15 @@ mod tests {
     }
 
     #[test]
-    fn one_place_goes_from_one_intake_to_the_next() {
+    fn single_place_goes_round_among_the_intakes() {
         let (queue, now) = (queue(1, [1, 2, 3]), Instant::now());
         assert_eq!(queue.ask(1, false, now), Some(Grant { records: 1, max_wait: MAX_WAIT / 3 }));
-        assert_eq!([2, 3].map(|node| records(&queue, node, now)), [0, 0], "it is given already");
+        assert_eq!([2, 3].map(|node| records(&queue, node, now)), [0, 0], "the place is granted already");
         let mut order = Vec::new();
         let mut holder = 1;
         for _ in 0..5 {
             queue.answered(holder, 0, now);
-            // All of them ask again, and the one that has just had it asks first.
+            // All intakes ask again, and the last holder asks first.
             let granted: Vec<i32> =
                 [holder, 1, 2, 3].into_iter().filter(|node| records(&queue, *node, now) == 1).collect();
             assert_eq!(granted.len(), 1, "{granted:?}");
@@ -335,26 +333,26 @@ mod tests {
     }
 
     #[test]
-    fn a_visit_takes_its_turn_and_is_hardly_parked() {
+    fn visit_waits_for_its_turn_and_is_parked_only_briefly() {
         let (queue, now) = (queue(1, [1]), Instant::now());
         assert_eq!(queue.ask(1, false, now), Some(Grant { records: 1, max_wait: MAX_WAIT }));
-        assert_eq!(queue.ask(2, true, now), None, "the place is given");
+        assert_eq!(queue.ask(2, true, now), None, "the place is granted");
         queue.answered(1, 0, now);
-        assert_eq!(queue.ask(1, false, now), None, "the visit has waited for longer");
+        assert_eq!(queue.ask(1, false, now), None, "the visit has waited longer");
         assert_eq!(queue.ask(2, true, now), Some(Grant { records: 1, max_wait: FIRST_WAIT }));
         queue.answered(2, 0, now);
         assert_eq!(queue.ask(1, false, now), Some(Grant { records: 1, max_wait: MAX_WAIT }), "no longer shared");
     }
 
     #[test]
-    fn several_places_are_shared() {
+    fn several_places_are_shared_among_intakes() {
         let (queue, now) = (queue(4, [1, 2]), Instant::now());
-        assert_eq!([1, 2].map(|node| records(&queue, node, now)), [2, 1], "half of what is left, at least one");
+        assert_eq!([1, 2].map(|node| records(&queue, node, now)), [2, 1], "half of the free places, at least one");
         let first = queue.ask(1, false, now).map(|grant| grant.max_wait);
-        assert_eq!(first, Some(MAX_WAIT), "the other one is not kept waiting");
+        assert_eq!(first, Some(MAX_WAIT), "the other intake does not wait");
     }
 
-    /// A record that broker 1 has brought, whose result is on its way.
+    /// Adds a record from broker 1 whose result is on its way.
     fn publish(queue: &ReadyQueue, now: Instant) {
         let partition = SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 };
         let key = RecordKey { partition, offset: 7 };
@@ -373,31 +371,31 @@ mod tests {
     }
 
     #[test]
-    fn a_fetch_that_may_be_parked_waits_for_results_of_its_broker_but_not_for_long() {
+    fn fetch_waits_briefly_for_results_of_its_broker() {
         let (queue, now) = (queue(1, [1, 2]), Instant::now());
         publish(&queue, now);
         assert_eq!(records(&queue, 1, now), 0, "its accept could not be sent");
-        assert_eq!(records(&queue, 2, now), 1, "another broker's session is free for it");
+        assert_eq!(records(&queue, 2, now), 1, "another broker's session is free");
         queue.answered(2, 0, now);
         assert_eq!(records(&queue, 1, now + LONGEST_HOLD / 2), 0);
-        assert_eq!(records(&queue, 1, now + LONGEST_HOLD), 1, "the results' leader may be gone");
+        assert_eq!(records(&queue, 1, now + LONGEST_HOLD), 1, "the leader of `results` may have failed");
     }
 
     #[test]
-    fn a_fetch_where_more_lies_waits_for_no_result() {
+    fn fetch_from_a_broker_with_a_backlog_waits_for_no_result() {
         let (queue, now) = (queue(1, [1]), Instant::now());
         assert_eq!(records(&queue, 1, now), 1);
         queue.answered(1, 1, now);
         publish(&queue, now);
         let later = now + BACKLOG_LASTS;
-        assert_eq!([now, later].map(|at| records(&queue, 1, at)), [1, 0], "the last one brought all that it asked for");
+        assert_eq!([now, later].map(|at| records(&queue, 1, at)), [1, 0], "the last fetch was full");
         assert_eq!(records(&queue, 1, now), 1);
         queue.answered(1, 0, now);
-        assert_eq!(records(&queue, 1, now), 0, "the last one brought nothing");
+        assert_eq!(records(&queue, 1, now), 0, "the last fetch was empty");
     }
 
     #[test]
-    fn a_broker_that_is_late_does_not_keep_its_place() {
+    fn broker_that_is_late_loses_its_place() {
         let (queue, now) = (queue(1, [1, 2]), Instant::now());
         assert_eq!(records(&queue, 1, now), 1);
         let late = now + MAX_WAIT / 2 + LATE + Duration::from_millis(1);
@@ -405,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn an_intake_that_ends_or_waits_for_its_broker_is_passed_over() {
+    fn intake_that_ends_or_withdraws_is_passed_over() {
         let (queue, now) = (queue(1, [1, 2, 3]), Instant::now());
         assert_eq!([1, 2, 3].map(|node| records(&queue, node, now)), [1, 0, 0]);
         queue.withdraw(2);
@@ -416,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_delivery_but_one_is_the_last_that_is_given_away() {
+    fn last_delivery_is_one_before_the_limit() {
         assert_eq!([10, 8, 2, 1].map(last_delivery), [9, 7, 1, 1]);
     }
 }

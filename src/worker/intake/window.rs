@@ -1,21 +1,20 @@
-//! How many records a worker asks for: enough that its handlers never wait for the network, never so many that a task
+//! How many records a worker requests: enough that its handlers never wait for the network, and so few that no task
 //! waits behind another while a second worker is idle.
 //!
-//! Pure: durations in, a number out. The intake feeds it and asks it.
+//! Pure: durations in, a number out. Called by the queue of the intakes.
 
 use std::time::Duration;
 
-/// Work that may lie ready beyond what the handlers run. Two round trips to the broker on a loaded machine; a task
-/// that takes longer is never fetched ahead.
+/// Work that may be ready beyond the running tasks: two round trips to the broker on a loaded machine. A task that
+/// takes longer is never fetched ahead.
 const BUDGET: Duration = Duration::from_millis(10);
-/// Records fetched ahead at the most: a tenth of the locks that a partition has (`share.partition.max.record.locks`).
+/// At most this many records are fetched ahead: a tenth of a partition's locks (`share.partition.max.record.locks`).
 const MOST_AHEAD: usize = 400;
-/// How many of the last durations the slow end is judged by.
+/// The number of recent durations for the percentile.
 const RECENT: usize = 64;
 /// Weight of the newest duration in the moving average.
 const NEWEST_WEIGHT: f64 = 0.1;
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Window {
     handlers: usize,
@@ -26,12 +25,12 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// A window for `handlers` handler threads that has seen nothing: one record for each idle handler.
+    /// A window for `handlers` handler threads before the first task: one record for each idle handler.
     pub(super) fn new(handlers: usize) -> Self {
         Self { handlers, average_seconds: 0.0, recent: Vec::with_capacity(RECENT), next_recent: 0, ahead: 0 }
     }
 
-    /// A handler took this long. A task over the budget closes the window at once; short ones open it by doubling.
+    /// Adds the duration of a task. A task over the budget closes the window at once.
     pub(super) fn observe(&mut self, took: Duration) {
         if self.recent.is_empty() {
             self.average_seconds = took.as_secs_f64();
@@ -49,36 +48,36 @@ impl Window {
         }
     }
 
-    /// Opens the window one step, or closes it to what the estimate allows. Called once a round, not once a task, since
-    /// the estimate looks through the recent durations.
+    /// Opens the window one step, or closes it to the limit of the estimate. Called once per round, not per task,
+    /// because the estimate sorts the recent durations.
     pub(super) fn adjust(&mut self) {
         let allowed = match self.estimate() {
             None => 0,
             Some(estimate) => {
                 let fitting = BUDGET.as_secs_f64() / estimate.as_secs_f64().max(1e-6);
-                // A float cast saturates, so that an absurd quotient is only large.
+                // A float cast saturates, so an absurd quotient is only large.
                 ((fitting as usize).saturating_mul(self.handlers)).min(MOST_AHEAD)
             }
         };
         self.ahead = allowed.min(self.ahead * 2 + 1);
     }
 
-    /// What the next task is expected to take: the larger of the average and the slow end of the recent ones.
+    /// The expected duration of the next task: the average or the recent 98th percentile, whichever is larger.
     pub(super) fn estimate(&self) -> Option<Duration> {
         if self.recent.is_empty() {
             return None;
         }
         let mut sorted = self.recent.clone();
         sorted.sort_unstable();
-        // With 64 samples the 98th percentile is the second slowest: a single pause of the machine does not count.
+        // With 64 samples the 98th percentile is the second slowest, so a single pause of the machine does not count.
         let slow =
             sorted[(sorted.len() * 98 / 100).min(sorted.len() - 1).saturating_sub(usize::from(sorted.len() == RECENT))];
         Some(slow.max(Duration::from_secs_f64(self.average_seconds)))
     }
 
-    /// Records to ask for now, given idle handlers and records that lie ready for them.
+    /// The number of records to request now, given idle handlers and ready records.
     ///
-    /// While no handler is idle and half the window lies ready, nothing is asked for, so that one round trip brings many.
+    /// This is 0 while no handler is idle and over half the window is ready, so a round trip brings many records.
     pub(super) fn wanted(&self, idle: usize, ready: usize) -> usize {
         if idle == 0 && ready * 2 > self.ahead {
             return 0;
@@ -86,17 +85,17 @@ impl Window {
         (idle + self.ahead).saturating_sub(ready)
     }
 
-    /// Nothing is fetched ahead: tasks are long, or nothing is known of them yet.
+    /// Whether no records are fetched ahead: tasks are long, or none has run yet.
     pub(super) fn is_closed(&self) -> bool {
         self.ahead == 0
     }
 
-    /// With so many ready records or fewer the next round is due.
+    /// With this many ready records or fewer the next round is due.
     pub(super) fn low_water(&self) -> usize {
         self.ahead / 2
     }
 
-    /// True when that many ready records are expected to be done within `limit`.
+    /// Whether this many ready records are expected to finish within `limit`.
     pub(super) fn finishes_within(&self, ready: usize, limit: Duration) -> bool {
         match self.estimate() {
             _ if ready == 0 => true,
@@ -121,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn starts_with_one_record_for_each_idle_handler() {
+    fn window_starts_with_one_record_for_each_idle_handler() {
         let mut window = Window::new(4);
         window.adjust();
         assert_eq!(window.wanted(4, 0), 4);
@@ -150,17 +149,17 @@ mod tests {
     }
 
     #[test]
-    fn one_task_over_the_budget_closes_the_window() {
+    fn task_over_the_budget_closes_the_window() {
         let mut window = fed(1, Duration::from_micros(20), 100);
         assert_eq!(window.wanted(0, 0), 400);
         window.observe(Duration::from_millis(500));
         assert_eq!(window.wanted(0, 0), 0);
         window.adjust();
-        assert!(window.wanted(0, 0) <= 1, "opens slowly again");
+        assert!(window.wanted(0, 0) <= 1, "it opens slowly again");
     }
 
     #[test]
-    fn half_a_window_that_lies_ready_is_enough_while_all_handlers_are_busy() {
+    fn busy_handlers_request_no_more_while_over_half_the_window_is_ready() {
         let window = fed(1, Duration::from_micros(20), 100);
         assert_eq!(window.wanted(0, 201), 0);
         assert_eq!(window.wanted(0, 200), 200);
@@ -168,9 +167,9 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_is_finished_only_when_it_is_known_to_be_short() {
+    fn ready_tasks_finish_quickly_only_if_known_to_be_short() {
         assert!(Window::new(1).finishes_within(0, Duration::from_millis(100)));
-        assert!(!Window::new(1).finishes_within(1, Duration::from_millis(100)), "nothing is known yet");
+        assert!(!Window::new(1).finishes_within(1, Duration::from_millis(100)), "no task has run yet");
         let window = fed(2, Duration::from_millis(1), 64);
         assert!(window.finishes_within(200, Duration::from_millis(100)));
         assert!(!window.finishes_within(202, Duration::from_millis(100)));
@@ -178,7 +177,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_more_ready_than_the_budget_holds(
+        fn records_fetched_ahead_never_exceed_the_budget(
             microseconds in proptest::collection::vec(1u64..50_000, 1..200), handlers in 1usize..8, idle in 0usize..8,
         ) {
             let mut window = Window::new(handlers);
@@ -192,7 +191,7 @@ mod tests {
             let average = Duration::from_secs_f64(window.average_seconds);
             prop_assert!(average.as_secs_f64() * ahead as f64 <= BUDGET.as_secs_f64() * handlers as f64 + 1e-9);
             if *microseconds.last().unwrap() > 10_000 {
-                prop_assert_eq!(ahead.min(2), ahead, "closed by the last task, one step open at most");
+                prop_assert_eq!(ahead.min(2), ahead, "closed by the last task, at most one step open");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Stands between clients and a broker and spoils the produce requests it is told to.
+//! A proxy between clients and a broker that injects faults into chosen produce requests.
 
 use std::{
     collections::VecDeque,
@@ -17,20 +17,20 @@ use kafka_protocol::{
 };
 use parking_lot::Mutex;
 
-/// What happens to one produce request. Those that nothing is said about pass.
+/// The fault of one produce request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The broker never sees it; the connection is closed.
+    /// The broker does not get the request; the connection is closed.
     LoseRequest,
-    /// The broker has it; the connection is closed instead of the answer.
+    /// The broker gets the request; the connection is closed before the response.
     LoseAnswer,
-    /// The broker never sees it; the answer is this error code.
+    /// The broker does not get the request; the client gets this error code.
     Refuse(i16),
-    /// The broker has it; the answer is this error code instead.
+    /// The broker gets the request; the client gets this error code.
     Misreport(i16),
 }
 
-/// A broker is told to announce the proxy's address as its own, so that all clients come here.
+/// The broker advertises the proxy's address, so that all clients connect to the proxy.
 pub struct Proxy {
     listener: TcpListener,
     faults: Arc<Mutex<VecDeque<Fault>>>,
@@ -41,12 +41,12 @@ impl Proxy {
         Proxy { listener: TcpListener::bind("127.0.0.1:0").expect("a free port"), faults: Arc::default() }
     }
 
-    /// Where clients find it.
+    /// The proxy's address.
     pub fn address(&self) -> String {
         self.listener.local_addr().expect("bound").to_string()
     }
 
-    /// Passes connections on from now on; the threads end with the process.
+    /// Passes connections on to the broker; the threads end with the process.
     pub fn pass_to(&self, broker: &str) {
         let (listener, faults) = (self.listener.try_clone().expect("a second handle"), Arc::clone(&self.faults));
         let broker = broker.to_owned();
@@ -54,19 +54,19 @@ impl Proxy {
             for client in listener.incoming().map_while(Result::ok) {
                 let (faults, broker) = (Arc::clone(&faults), broker.clone());
                 std::thread::spawn(move || {
-                    // Either end hung up: so do we.
+                    // An error means that one side closed its connection; the drop closes the other.
                     let _ = TcpStream::connect(broker).and_then(|upstream| pass(client, upstream, &faults));
                 });
             }
         });
     }
 
-    /// What happens to the next produce requests.
+    /// Sets the faults of the next produce requests, one each.
     pub fn spoil(&self, faults: &[Fault]) {
         self.faults.lock().extend(faults);
     }
 
-    /// Whether all that was to be spoilt is.
+    /// True when all faults have been used.
     pub fn is_done(&self) -> bool {
         self.faults.lock().is_empty()
     }
@@ -74,7 +74,7 @@ impl Proxy {
 
 const PRODUCE: i16 = 0;
 
-/// One request and its answer after the other, as our client speaks.
+/// Passes one request and its response at a time, as our client sends them.
 fn pass(mut client: TcpStream, mut upstream: TcpStream, faults: &Mutex<VecDeque<Fault>>) -> io::Result<()> {
     client.set_nodelay(true)?;
     upstream.set_nodelay(true)?;
@@ -98,7 +98,7 @@ fn pass(mut client: TcpStream, mut upstream: TcpStream, faults: &Mutex<VecDeque<
     }
 }
 
-/// The answer to a produce request that says this of every partition.
+/// A produce response with this error code for every partition.
 fn refusal(mut request: Bytes, code: i16) -> Bytes {
     let version = i16::from_be_bytes([request[2], request[3]]);
     let header = RequestHeader::decode(&mut request, 1).expect("a request header");

@@ -1,4 +1,4 @@
-//! `compression.type` of a topic that exists: the broker keeps batches as it says, whatever they came as.
+//! `compression.type` of an existing topic: the broker stores batches with this codec, whatever their codec was.
 
 use kafka_share::compression::Codec;
 
@@ -23,19 +23,19 @@ fn packed(plain: &Bytes, codec: Codec) -> Bytes {
 }
 
 impl Place {
-    /// Sets `compression.type`, and waits until the leader follows: that takes it a moment after the settings say so.
+    /// Sets `compression.type` and waits until the leader applies it: it does so after DescribeConfigs returns it.
     fn compress(&mut self, kind: &str) {
         let topic = self.topic.clone();
         let codec = Codec::ALL.iter().find(|codec| codec.name() == kind).map(|codec| codec.bits());
         let from_gzip = if kind == "producer" { Codec::Gzip.bits() } else { codec.unwrap_or(0) };
         assert_eq!(alter(&mut self.wire, admin::Of::Topic, &topic, "compression.type", Some(kind)), 0);
-        eventually(SOON, "the leader follows", || {
+        eventually(SOON, "the leader applies the setting", || {
             let (plain, gzip) = (plain(20), packed(&plain(20), Codec::Gzip));
             (self.kept_as(&plain).0, self.kept_as(&gzip).0) == (codec.unwrap_or(0), from_gzip)
         });
     }
 
-    /// Codec bits of this batch when it is fetched, and its records.
+    /// Produces and fetches this batch; returns the codec bits of the stored batch and its records.
     fn kept_as(&mut self, batch: &Bytes) -> (i16, records::Decoded) {
         let topic = self.topic.clone();
         let (error, offset) = produce(&mut self.wire, &topic, batch.clone());
@@ -76,7 +76,7 @@ fn compression_type_of_an_existing_topic_decides_how_batches_are_kept() {
 }
 
 #[test]
-fn a_batch_that_the_broker_compresses_keeps_its_producers_mark() {
+fn a_batch_that_the_broker_compresses_keeps_its_producer_id() {
     let mut place = Place::new("is-compression-mark");
     place.compress("zstd");
     let topic = place.topic.clone();
@@ -103,8 +103,9 @@ fn broken_and_oversized_compressed_batches_are_refused() {
     let topic = place.topic.clone();
     let zeros = Bytes::from(vec![0; 2_000_000]);
     let contents = [RecordContent { key: None, value: Some(&zeros), headers: &[] }];
-    let nobody = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
-    let large = packed(&records::encode(contents.into_iter(), nobody, SystemTime::now()).expect("small"), Codec::Gzip);
+    let no_producer = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
+    let large = records::encode(contents.into_iter(), no_producer, SystemTime::now()).expect("small");
+    let large = packed(&large, Codec::Gzip);
     for (kind, error) in [("uncompressed", 10), ("zstd", 0), ("producer", 0)] {
         place.compress(kind);
         assert_eq!(produce(&mut place.wire, &topic, large.clone()).0, error, "{kind}: 2 MB when unpacked");
@@ -118,6 +119,6 @@ fn broken_and_oversized_compressed_batches_are_refused() {
         }
         let mut unknown = BytesMut::from(&plain(1)[..]);
         unknown[22] |= 5;
-        assert_eq!(produce(&mut place.wire, &topic, sealed(unknown)).0, -1, "{kind}: no codec");
+        assert_eq!(produce(&mut place.wire, &topic, sealed(unknown)).0, -1, "{kind}: unknown codec");
     }
 }

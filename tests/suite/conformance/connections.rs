@@ -1,4 +1,4 @@
-//! Connections that are throttled, and connections that are idle.
+//! Throttled connections and idle connections.
 
 use devbroker::Kind;
 use kafka_protocol::protocol::Encodable;
@@ -12,15 +12,15 @@ fn large() -> Bytes {
     plain((THROTTLED_BATCH - one) / (two - one) + 1)
 }
 
-/// Repeats a request until its answer is throttled, checks that the answer came at once, and that the next request on the connection is
-/// answered after that time and on another one at once.
+/// Repeats a request until its response is throttled, and checks three facts: that response comes at once, the next
+/// request on the connection is answered after the throttle time, and a request on another connection at once.
 fn assert_muted<T>(place: &mut Place, mut ask: impl FnMut(&mut Place) -> (i32, T)) -> T {
     let deadline = Instant::now() + SOON;
     let (asked_at, time, answer) = loop {
         let asked_at = Instant::now();
-        // A real broker follows its controller a moment later.
+        // Apache Kafka applies the quota a moment later.
         match ask(place) {
-            (0, _) => assert!(Instant::now() < deadline, "no answer is throttled"),
+            (0, _) => assert!(Instant::now() < deadline, "no response is throttled"),
             (time_ms, answer) => break (asked_at, Duration::from_millis(time_ms.unsigned_abs().into()), answer),
         }
     };
@@ -52,7 +52,10 @@ fn throttled_produce_is_answered_at_once_and_its_connection_is_silent() {
         (answer.throttle_time_ms, answer.responses[0].partition_responses[0].error_code)
     });
     assert_eq!(error, 0);
-    assert!(admin::end_offset(place.rig.broker().address(), &place.topic, 0).expect("known") > 0, "it took effect");
+    assert!(
+        admin::end_offset(place.rig.broker().address(), &place.topic, 0).expect("known") > 0,
+        "the produce had no effect"
+    );
 }
 
 fn fetch_request(place: &Place, offset: i64, wait_ms: i32) -> FetchRequest {
@@ -82,27 +85,27 @@ fn throttled_fetch_and_share_fetch_bring_no_records() {
     let answer = assert_muted(&mut place, |place| {
         std::mem::swap(&mut place.wire, &mut member.wire);
         member.send_fetch(2, 0, &[(0, Accept), (1, Accept)]);
-        let body = member.wire.receive(1).expect("an answer");
+        let body = member.wire.receive(1).expect("a response");
         std::mem::swap(&mut place.wire, &mut member.wire);
         let answer = share_wire::decode_fetch(body).expect("readable");
         (answer.throttle_time_ms, answer)
     });
-    assert_eq!((answer.error_code, answer.responses.len()), (0, 1), "the acknowledgements have an outcome");
+    assert_eq!((answer.error_code, answer.responses.len()), (0, 1), "the acknowledgements have no outcome");
     let partition = &answer.responses[0].partitions[0];
     assert_eq!((partition.acknowledge_error_code, &partition.acquired_records[..]), (0, &[][..]));
     place.rig.broker().unthrottle(Kind::ShareFetch);
-    eventually(SOON, "nothing is throttled any more", || {
+    eventually(SOON, "no request is throttled", || {
         place.wire.call(11, &fetch_request(&place, 0, 0)).throttle_time_ms == 0
     });
-    assert_eq!(heir.fetch(2, 0, &[]).acquired, [(4, 5, 1)], "what was acquired is locked and not told");
+    assert_eq!(heir.fetch(2, 0, &[]).acquired, [(4, 5, 1)], "the throttled fetch locks records without returning them");
 }
 
-/// Connections that are idle for two seconds are closed, by a real broker within the next half of a second.
+/// The broker closes connections that are idle for two seconds; Apache Kafka does so up to half a second later.
 const IDLE: [&str; 2] = ["--set", "connections.max.idle.ms=2000"];
 
-/// How long it takes until the broker hangs up.
-fn hung_up_after(since: Instant, wire: &mut Wire) -> Duration {
-    assert!(wire.receive(0).is_none(), "nothing was asked");
+/// Waits until the broker closes the connection; returns the time since `since`.
+fn closed_after(since: Instant, wire: &mut Wire) -> Duration {
+    assert!(wire.receive(0).is_none(), "a response without a request");
     since.elapsed()
 }
 
@@ -115,28 +118,28 @@ fn idle_connections_are_closed() {
     let mut place = Place::on(Rig::with_own_broker("is-idle", &IDLE), &[]);
     let broker = place.rig.broker().address().to_owned();
     let since = Instant::now();
-    assert_idle_time(hung_up_after(since, &mut Wire::connect(&broker)));
+    assert_idle_time(closed_after(since, &mut Wire::connect(&broker)));
     place.wire = Wire::connect(&broker);
     let begin = Instant::now();
     let mut since = begin;
-    // No condition can be seen from outside: the pause is shorter than the limit, all of them together are longer.
+    // Each pause is shorter than the limit, all pauses together are longer; no condition shows idleness from outside.
     while begin.elapsed() < Duration::from_secs(4) {
         std::thread::sleep(Duration::from_millis(400));
         since = Instant::now();
         place.produce(1);
     }
-    assert_idle_time(hung_up_after(since, &mut place.wire));
+    assert_idle_time(closed_after(since, &mut place.wire));
 }
 
 #[test]
-fn parked_request_is_no_activity() {
+fn parked_request_does_not_keep_its_connection_open() {
     let mut place = Place::on(Rig::with_own_broker("is-idle", &IDLE), &[]);
     let since = Instant::now();
     place.wire = Wire::connect(place.rig.broker().address());
     let mut body = BytesMut::new();
     fetch_request(&place, 0, 20_000).encode(&mut body, 11).expect("encodable");
     place.wire.send(ApiKey::Fetch as i16, 11, 1, &body);
-    assert_idle_time(hung_up_after(since, &mut place.wire));
+    assert_idle_time(closed_after(since, &mut place.wire));
 }
 
 #[test]
@@ -152,10 +155,10 @@ fn share_session_of_an_idle_connection_ends_with_it() {
         if parks {
             member.send_fetch(1, 20_000, &[]);
         }
-        assert_idle_time(hung_up_after(since, &mut member.wire));
+        assert_idle_time(closed_after(since, &mut member.wire));
         let got = group.open("heir").eventually(2);
-        assert_eq!((got[0].0, got.last().map(|range| range.1)), (0, Some(1)), "what it held is released: {got:?}");
-        // A real broker does not count the first delivery every time.
+        assert_eq!((got[0].0, got.last().map(|range| range.1)), (0, Some(1)), "its records are not released: {got:?}");
+        // Apache Kafka does not always count the first delivery.
         assert!(got.iter().all(|range| (1..=2).contains(&range.2)), "{got:?}; parks: {parks}");
     }
 }

@@ -1,4 +1,4 @@
-//! What Kafka 4.2 and 4.3 do not have. Against a real Kafka, `scripts/kafka` downloads these versions.
+//! Settings and versions that Kafka 4.2 and 4.3 lack. With `KAFKA=apache`, `scripts/kafka` downloads these versions.
 
 use std::collections::BTreeSet;
 
@@ -7,9 +7,9 @@ use kafka_protocol::messages::ApiVersionsRequest;
 use super::*;
 use crate::support::broker::Broker;
 
-/// Settings of the broker's kind of Kafka that a version lacks, of those that concern share groups.
+/// Settings of topics or of share groups that the rig's broker lacks and the newest version has.
 fn missing(rig: &Rig, of: admin::Of, name: &str) -> Vec<String> {
-    // In this test's turn: two turns at once could wait for each other.
+    // Without a second turn: two tests with two turns each could wait for each other.
     let newest = Broker::shared().address();
     let there = format!("{name}-newest");
     let keys = |broker: &str, name: &str| -> BTreeSet<String> {
@@ -25,7 +25,7 @@ fn missing(rig: &Rig, of: admin::Of, name: &str) -> Vec<String> {
     new.difference(&old).cloned().collect()
 }
 
-/// The level of `share.version` that is in force and the highest one, and the newest versions of the share requests.
+/// The finalized and the highest supported level of `share.version`, and the newest versions of the share requests.
 fn told(broker: &str) -> (i16, i16, Vec<(i16, i16)>) {
     let request = ApiVersionsRequest::default().with_client_software_name(text("wire"));
     let request = request.with_client_software_version(text("1"));

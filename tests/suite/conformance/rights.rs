@@ -1,4 +1,4 @@
-//! Which right each request needs, and which code it is answered without it.
+//! The right that each request needs, and the error code without the right.
 
 use devbroker::{Operation, Resource};
 use kafka_protocol::messages::{
@@ -12,14 +12,14 @@ use kafka_protocol::messages::{
 
 use super::*;
 
-/// A topic with two records, a group, and a member of it that holds both.
+/// A topic with two records, a group, and a member that holds both records.
 struct Scene {
     place: Place,
     group: String,
     member: Member,
 }
 
-/// One request that is sent, and the first error code in its answer.
+/// A request, and a function that sends it and returns the first error code in the response.
 type Probe = (&'static str, fn(&mut Scene) -> i16);
 
 impl Scene {
@@ -36,7 +36,7 @@ impl Scene {
         topic_name(&self.place.topic)
     }
 
-    /// The requests that are answered with this code.
+    /// Sends all requests; returns the names of those that fail with this code.
     fn refused(&mut self, code: i16) -> Vec<&'static str> {
         PROBES.iter().filter(|(_, probe)| probe(self) == code).map(|(name, _)| *name).collect()
     }
@@ -125,7 +125,7 @@ fn describe_group(scene: &mut Scene) -> i16 {
     scene.place.wire.call(1, &request).groups[0].error_code
 }
 
-/// Of a group without members.
+/// Works only for a group without members.
 fn alter_share_offsets(scene: &mut Scene) -> i16 {
     let partition = AlterShareGroupOffsetsRequestPartition::default().with_start_offset(0);
     let topic =
@@ -136,7 +136,7 @@ fn alter_share_offsets(scene: &mut Scene) -> i16 {
     first([answer.error_code].into_iter().chain(partitions))
 }
 
-/// Every request that needs a right to a topic or to a group, those that destroy something last.
+/// Every request that needs a right to a topic or to a group; destructive requests come last.
 const PROBES: &[Probe] = &[
     ("Produce", |scene| produce(&mut scene.place.wire, &scene.place.topic, plain(1)).0),
     ("Fetch", |scene| fetch(&mut scene.place.wire, &scene.place.topic, 0, 0, 1000).0),
@@ -188,7 +188,7 @@ fn requests_without_a_right_to_the_topic_are_answered_29() {
         ),
         (Write, &["Produce"]),
         (Create, &[]),
-        // The right to the cluster is enough to delete a topic.
+        // DeleteTopics needs the right to the cluster or to the topic.
         (Delete, &["DeleteRecords"]),
         (
             Describe,
@@ -240,7 +240,7 @@ fn requests_without_a_right_to_the_group_are_answered_30() {
     }
 }
 
-/// The codes of CreateTopics, of Metadata that creates, of DeleteTopics and of InitProducerId.
+/// The error codes of CreateTopics, of Metadata that creates a topic, of DeleteTopics and of InitProducerId.
 fn asked_of_cluster(scene: &mut Scene, new: &str) -> (i16, i16, i16, i16) {
     let topic = CreatableTopic::default().with_name(topic_name(new)).with_num_partitions(1).with_replication_factor(1);
     let create = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(5000).with_validate_only(true);
@@ -267,14 +267,14 @@ fn right_to_the_cluster_or_to_the_topic_is_enough() {
         broker.deny(operation, Resource::Cluster);
     }
     let mut scene = Scene::beside(&rig);
-    assert_eq!(asked_of_cluster(&mut scene, "is-new-2"), (0, 3, 0, 0), "the other right is there");
+    assert_eq!(asked_of_cluster(&mut scene, "is-new-2"), (0, 3, 0, 0), "the right to the topic is left");
     let mut scene = Scene::beside(&rig);
     broker.deny(Create, Resource::Topic("is-new-3"));
     broker.deny(Delete, Resource::Topic(&scene.place.topic));
-    assert_eq!(asked_of_cluster(&mut scene, "is-new-3"), (29, 29, 29, 0), "neither is there");
+    assert_eq!(asked_of_cluster(&mut scene, "is-new-3"), (29, 29, 29, 0), "no right is left");
     broker.deny(Write, Resource::Topic("*"));
     let producer = InitProducerIdRequest::default().with_transactional_id(None);
-    assert_eq!(scene.place.wire.call(3, &producer).error_code, 31, "there is no topic to write to");
+    assert_eq!(scene.place.wire.call(3, &producer).error_code, 31, "no topic may be written to");
     let topic = scene.place.topic.clone();
     assert_eq!(produce(&mut scene.place.wire, &topic, plain(1)).0, 29);
 }

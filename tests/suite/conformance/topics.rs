@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn requests_that_are_not_known() {
+fn unknown_requests_and_versions_close_the_connection() {
     let rig = Rig::shared("is-unknown");
     let broker = rig.broker().address();
     for (key, version) in [(999, 0), (0, 2), (0, 14), (1, 3), (3, 14), (78, 3), (76, 0)] {
@@ -16,7 +16,7 @@ fn requests_that_are_not_known() {
 }
 
 #[test]
-fn topics_are_created_once_and_with_what_kafka_knows() {
+fn create_topics_refuses_existing_names_and_invalid_values() {
     let mut place = Place::new("is-topics");
     let mut create = |name: &str, partitions: i32, replicas: i16, config: Option<(&str, &str)>| {
         let configs = config
@@ -36,7 +36,7 @@ fn topics_are_created_once_and_with_what_kafka_knows() {
     assert_eq!(create("", 1, 1, None), 17);
     assert_eq!(create(new, 0, 1, None), 37);
     assert_eq!(create(new, 1, 3, None), 38);
-    assert_eq!((create(new, 0, 0, None), create(new, 0, 3, None)), (38, 37), "what is looked at first");
+    assert_eq!((create(new, 0, 0, None), create(new, 0, 3, None)), (38, 37), "the order of the checks");
     assert_eq!(create(&there.replacen('-', "_", 1), 1, 1, None), 0);
     assert_eq!(create(new, 1, 1, Some(("retention.msec", "1"))), 40);
     assert_eq!(create(new, 1, 1, Some(("retention.ms", "soon"))), 40);
@@ -44,7 +44,7 @@ fn topics_are_created_once_and_with_what_kafka_knows() {
 }
 
 #[test]
-fn metadata_of_what_is_not_there() {
+fn metadata_of_missing_topics_has_their_error_codes() {
     let mut place = Place::new("is-metadata");
     let by_name = MetadataRequestTopic::default().with_name(Some(topic_name("is-nowhere")));
     let by_id = MetadataRequestTopic::default().with_name(None).with_topic_id(Uuid::from_u128(7));
@@ -56,7 +56,7 @@ fn metadata_of_what_is_not_there() {
 }
 
 #[test]
-fn sequences_of_an_idempotent_producer() {
+fn sequence_numbers_of_an_idempotent_producer_are_checked() {
     let mut place = Place::new("is-sequences");
     let id = |place: &mut Place| {
         let request = InitProducerIdRequest::default().with_transactional_id(None);
@@ -80,19 +80,19 @@ fn sequences_of_an_idempotent_producer() {
     assert_eq!(send(first, 0, 4, 1).0, 45, "a gap");
     assert_eq!(send(first, 1, 3, 1).0, 45, "a new epoch begins at 0");
     assert_eq!(send(first, 1, 0, 1), (0, 3));
-    assert_eq!(send(first, 0, 3, 1).0, 47, "an epoch that is over");
-    assert_eq!(send(second, 0, 9, 1), (0, 4), "of whom nothing is known, anything is taken");
+    assert_eq!(send(first, 0, 3, 1).0, 47, "an earlier epoch");
+    assert_eq!(send(second, 0, 9, 1), (0, 4), "the first batch of a producer may have any number");
     for number in 1..=5 {
         assert_eq!(send(first, 1, number, 1), (0, 4 + i64::from(number)));
     }
-    assert_eq!(send(first, 1, 1, 1), (0, 5), "five are remembered");
-    assert_eq!(send(first, 1, 0, 1).0, 45, "the sixth is not");
+    assert_eq!(send(first, 1, 1, 1), (0, 5), "the broker remembers five batches");
+    assert_eq!(send(first, 1, 0, 1).0, 45, "the broker has forgotten the sixth");
     let empty = InitProducerIdRequest::default().with_transactional_id(Some(TransactionalId(text(""))));
     assert_eq!(place.wire.call(3, &empty).error_code, 42);
 }
 
 #[test]
-fn batches_that_are_refused() {
+fn invalid_batches_are_refused() {
     let mut place = Place::on(Rig::shared("is-batches"), &[("max.message.bytes", "2000")]);
     let topic = place.topic.clone();
     let good = plain(1);
@@ -109,9 +109,8 @@ fn batches_that_are_refused() {
     assert_eq!(produce_with(&mut place.wire, &topic, good, 1), (0, 0));
 }
 
-/// Error code and records.
 #[test]
-fn fetches() {
+fn a_fetch_returns_whole_batches_and_waits_for_records() {
     let mut place = Place::new("is-fetch");
     let topic = place.topic.clone();
     let one = plain(3).len();
@@ -119,7 +118,7 @@ fn fetches() {
         place.produce(3);
     }
     let (error, all) = fetch(&mut place.wire, &topic, 1, 0, 1 << 20);
-    assert_eq!((error, all.len()), (0, 3 * one), "whole batches, also what is before the offset");
+    assert_eq!((error, all.len()), (0, 3 * one), "whole batches, with the records before the offset");
     assert_eq!(fetch(&mut place.wire, &topic, 0, 0, 10).1.len(), one, "the first batch is whole");
     let cut = i32::try_from(one).expect("small") + 7;
     assert_eq!(fetch(&mut place.wire, &topic, 0, 0, cut).1.len(), one + 7, "the last one is cut");
@@ -143,7 +142,7 @@ fn fetches() {
 }
 
 #[test]
-fn offsets_by_time() {
+fn list_offsets_finds_offsets_by_time() {
     let mut place = Place::new("is-times");
     let topic = place.topic.clone();
     let now = SystemTime::now();
@@ -187,7 +186,7 @@ fn settings_are_checked() {
     assert_eq!(set(Topic, &topic, "retention.ms", Some("soon")), 40);
     assert_eq!(set(Topic, &topic, "retention.ms", Some("60000")), 0);
     assert_eq!(set(Topic, "is-nowhere", "retention.ms", Some("60000")), 3);
-    eventually(SOON, "the broker follows", || {
+    eventually(SOON, "the broker has the new settings", || {
         admin::configs(&broker, Group, &group)["share.record.lock.duration.ms"] == "15000"
             && admin::configs(&broker, Topic, &topic)["retention.ms"] == "60000"
     });

@@ -1,4 +1,4 @@
-//! Transactions: their markers, where `read_committed` readers stop, and what share groups hand out of both.
+//! Transactions: their markers, where `read_committed` readers stop, and the records that share groups deliver.
 
 use kafka_protocol::messages::BrokerId;
 
@@ -83,7 +83,7 @@ fn each_added_partition_gets_a_marker_at_an_offset_of_its_own() {
     let mut place = Place::new("is-markers");
     let mut producer = place.transactions("a");
     assert_eq!(place.transaction(&mut producer, 2, true), 2);
-    assert_eq!(place.transaction(&mut producer, 1, false), 4, "sequence numbers go on");
+    assert_eq!(place.transaction(&mut producer, 1, false), 4, "sequence numbers continue");
     assert_eq!(producer.add(&[(&place.topic, 0)]), [0]);
     assert_eq!(producer.end(true), 0);
     eventually(SOON, "a transaction without records has a marker", || place.latest(Isolation::Committed) == 6);
@@ -98,7 +98,7 @@ fn each_added_partition_gets_a_marker_at_an_offset_of_its_own() {
         assert_eq!(i16::from_be_bytes([bytes[21], bytes[22]]) & 0b110_111, 0b110_000, "transactional, and control");
         assert_eq!(bytes[61..78], [32, 0, 0, 0, 8, 0, 0, 0, u8::from(committed), 12, 0, 0, 0, 0, 0, 0, 0]);
     }
-    assert_eq!(records::decode(&read.bytes, 0).records.len(), 3, "markers are no records");
+    assert_eq!(records::decode(&read.bytes, 0).records.len(), 3, "markers are not records");
 }
 
 #[test]
@@ -127,9 +127,9 @@ fn read_committed_stops_at_the_oldest_open_transaction() {
     assert_eq!(place.read(Isolation::Committed, 7).error, 1);
     assert_eq!(b.end(true), 0);
     eventually(SOON, "the marker is written", || place.latest(Isolation::Uncommitted) == 7);
-    assert_eq!(place.latest(Isolation::Committed), 1, "the older one is still open");
+    assert_eq!(place.latest(Isolation::Committed), 1, "the older transaction is still open");
     assert_eq!(a.end(false), 0);
-    eventually(SOON, "nothing is open", || place.latest(Isolation::Committed) == 8);
+    eventually(SOON, "no transaction is open", || place.latest(Isolation::Committed) == 8);
     let all = [(0, 0), (1, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7)];
     for (from, first) in [(0, 0), (2, 1), (4, 3), (7, 6)] {
         let read = place.read(Isolation::Committed, from);
@@ -172,11 +172,11 @@ fn a_new_epoch_aborts_the_open_transaction_and_fences_the_old_epoch() {
     let mut producer = place.transactions("a");
     let (id, first) = producer.producer;
     assert_eq!(producer.init(), 0);
-    assert_eq!(producer.producer, (id, first + 1), "the same id, and a new epoch");
+    assert_eq!(producer.producer, (id, first + 1), "the same id with a new epoch");
     assert_eq!((producer.add(&[(&topic, 0)]), producer.send(&topic, &some(1))), (vec![0], (0, 0)));
     let old = producer.producer;
     eventually(SOON, "the open transaction is aborted", || producer.init() == 0);
-    assert_eq!(producer.producer, (id, first + 3), "one epoch for the abort, one for its successor");
+    assert_eq!(producer.producer, (id, first + 3), "one epoch for the abort, one for the new producer");
     let new = producer.producer;
     let read = place.read(Isolation::Committed, 0);
     assert_eq!((read.batches, read.aborted), (vec![(0, 0), (1, 1)], Some(vec![(id, 0)])));
@@ -194,7 +194,11 @@ fn a_new_epoch_aborts_the_open_transaction_and_fences_the_old_epoch() {
     assert_eq!(producer.init_with(60_000, new), 0);
     assert_eq!(producer.producer, (id, first + 4));
     producer.sequence = 5;
-    assert_eq!((producer.add(&[(&topic, 0)]), producer.send(&topic, &some(1)).0), (vec![0], 45), "epochs begin at 0");
+    assert_eq!(
+        (producer.add(&[(&topic, 0)]), producer.send(&topic, &some(1)).0),
+        (vec![0], 45),
+        "an epoch starts at sequence number 0"
+    );
     producer.sequence = 0;
     assert_eq!(producer.send(&topic, &some(1)), (0, 2));
     producer.sequence = 0;
@@ -207,20 +211,20 @@ fn requests_outside_of_a_transaction_are_refused() {
     let mut place = Place::new("is-no-transaction");
     let topic = place.topic.clone();
     let mut producer = place.transactions("a");
-    assert_eq!(producer.end(true), 48, "nothing was begun");
+    assert_eq!(producer.end(true), 48, "no transaction was begun");
     assert_eq!(producer.send(&topic, &some(1)).0, 48, "the partition was not added");
-    assert_eq!(producer.add(&[(&topic, 0), ("is-nowhere", 0)]), [55, 3], "all or none");
+    assert_eq!(producer.add(&[(&topic, 0), ("is-nowhere", 0)]), [55, 3], "all partitions are added or none");
     assert_eq!(producer.add(&[(&topic, 7)]), [3]);
     assert_eq!(producer.end(false), 48);
     assert_eq!(producer.add(&[(&topic, 0)]), [0]);
     assert_eq!(producer.send(&topic, &some(1)), (0, 0));
     let (id, epoch) = producer.producer;
     let plain_batch = batch(1, id, epoch, 1, SystemTime::now());
-    assert_eq!(produce(&mut place.wire, &topic, plain_batch).0, 48, "outside of its open transaction");
+    assert_eq!(produce(&mut place.wire, &topic, plain_batch).0, 48, "a batch without the flag in an open transaction");
     assert_eq!(producer.send_without_id(&topic, &some(1)).0, 53);
     assert_eq!(producer.end(false), 0);
-    assert_eq!((producer.end(false), producer.end(true)), (0, 48), "the same end again, and the other one");
-    assert_eq!(producer.send(&topic, &some(1)).0, 48, "it has ended");
+    assert_eq!((producer.end(false), producer.end(true)), (0, 48), "the same end again, and the opposite");
+    assert_eq!(producer.send(&topic, &some(1)).0, 48, "the transaction has ended");
     for timeout in [0, -1, 900_001] {
         assert_eq!(producer.init_with(timeout, (-1, -1)), 50, "{timeout} ms");
     }
@@ -230,11 +234,11 @@ fn requests_outside_of_a_transaction_are_refused() {
     marker[22] |= 1 << 5;
     let checksum = crc32c::crc32c(&marker[21..]);
     marker[17..21].copy_from_slice(&checksum.to_be_bytes());
-    assert_eq!(produce(&mut place.wire, &topic, marker.freeze()).0, 87, "markers are the broker's");
+    assert_eq!(produce(&mut place.wire, &topic, marker.freeze()).0, 87, "only the broker writes markers");
 }
 
 impl Member {
-    /// Fetches until it has this many offsets, for at most [`SOON`]; each was handed out once.
+    /// Fetches until this many records came, for at most [`SOON`]; asserts that each is at its first delivery.
     fn offsets(&mut self, count: usize) -> Vec<i64> {
         let mut offsets = Vec::new();
         let deadline = Instant::now() + SOON;
@@ -248,8 +252,8 @@ impl Member {
     }
 }
 
-/// 0 and 1 aborted, 2 the marker, 3 and 4 committed, 5 the marker, 6 without a transaction, 7 and 8 open, 9 without a
-/// transaction.
+/// Offsets 0 and 1 are aborted, 2 is the marker, 3 and 4 are committed, 5 is the marker, 7 and 8 are open; 6 and 9 have
+/// no transaction.
 fn mixed(place: &mut Place) -> Transactions {
     let topic = place.topic.clone();
     let mut producer = place.transactions("a");
@@ -272,14 +276,14 @@ fn a_read_uncommitted_share_group_gets_aborted_and_open_records_and_markers() {
     let said: Vec<_> =
         (0..10).map(|offset| (offset, if [2, 5].contains(&offset) { Acknowledgement::Gap } else { Accept })).collect();
     assert_eq!(member.acknowledge(&said[..6]), (0, 0));
-    eventually(SOON, "a gap is finished", || group.lag() == Some(4));
+    eventually(SOON, "acknowledged gaps are finished", || group.lag() == Some(4));
     assert_eq!(member.acknowledge(&said[6..]), (0, 0));
     eventually(SOON, "all is finished", || group.lag() == Some(0));
     assert_eq!(producer.end(false), 0);
-    assert_eq!(member.offsets(1), [10], "its marker");
-    assert_eq!(group.lag(), Some(1), "a marker is lag");
+    assert_eq!(member.offsets(1), [10], "the marker of the aborted transaction");
+    assert_eq!(group.lag(), Some(1), "a marker counts as lag");
     assert_eq!(member.acknowledge(&[(10, Release)]), (0, 0));
-    assert_eq!(member.eventually(1), [(10, 10, 2)], "released, a marker is handed out again");
+    assert_eq!(member.eventually(1), [(10, 10, 2)], "a released marker is delivered again");
     assert_eq!(member.acknowledge(&[(10, Acknowledgement::Gap)]), (0, 0));
     eventually(SOON, "all is finished", || group.lag() == Some(0));
 }
@@ -290,7 +294,7 @@ fn a_read_committed_share_group_gets_markers_but_no_aborted_records() {
     let mut producer = mixed(&mut place);
     let group = place.group(&[("share.isolation.level", "read_committed")]);
     let mut member = group.open("m");
-    assert_eq!(member.eventually(1), [(2, 2, 1)], "the marker of what was aborted");
+    assert_eq!(member.eventually(1), [(2, 2, 1)], "the marker of the aborted transaction");
     assert_eq!(member.offsets(4), [3, 4, 5, 6], "up to the open transaction");
     assert_eq!(member.fetch(100, 100, &[]).acquired, []);
     assert_eq!(member.acknowledge(&[(2, Acknowledgement::Gap), (3, Accept), (4, Accept)]), (0, 0));

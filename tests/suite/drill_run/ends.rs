@@ -1,14 +1,13 @@
-//! Signals to the drill, and plans that it cannot run.
+//! The end of a drill by a signal, and plans and options that it refuses.
 
 use super::*;
 
 // ---- signals ----
 
 #[test]
-fn a_signal_ends_the_load_and_what_there_is_is_judged() {
-    // Its gateway gives an answer a second, and its judge a stop.
+fn a_signal_ends_the_load_and_the_facts_so_far_are_judged() {
     let rig = Rig::quiet("drill-interrupted");
-    // One that would be away for long, one restart after another, and one that waits for a long task that never comes.
+    // A stop for a minute, a restart of all workers, and an action that waits for a long task, which never comes.
     let actions = r#"
         [[action]]
         do = "stop-worker"
@@ -38,17 +37,17 @@ fn a_signal_ends_the_load_and_what_there_is_is_judged() {
     drill.assert_consistent(code);
     drill.program.wait_for_line("SIGINT received: no more tasks are sent", SOON);
     assert_eq!(drill.verdict()["cut_short"], true);
-    assert!(drill.verdict()["totals"]["sent"].as_u64() < Some(100), "the load has gone on");
-    // What it cut off is nobody's fault.
+    assert!(drill.verdict()["totals"]["sent"].as_u64() < Some(100), "the load continued");
+    // Actions that the signal cancelled do not break the row.
     assert_eq!(drill.row("what was planned has happened")["state"], "held");
-    // Whoever was away is not waited for.
+    // The drill restarts the stopped worker without its minute.
     let actions = drill.facts("ordered");
     let absent = &actions[0]["target"];
     assert_eq!(drill.facts("started").iter().filter(|line| line["process"] == *absent).count(), 2);
 }
 
 #[test]
-fn a_broker_that_is_away_comes_back_when_a_signal_ends_the_load() {
+fn a_stopped_broker_is_restarted_when_a_signal_ends_the_load() {
     let _turn = Turn::with_broker();
     let actions = "[[action]]\ndo = \"stop-broker\"\nfor = \"100s\"\nat = \"500ms\"\n";
     let mut drill = Setup::alone(&format!("{LOAD}{actions}")).start();
@@ -62,7 +61,7 @@ fn a_broker_that_is_away_comes_back_when_a_signal_ends_the_load() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_the_drill_at_once() {
     let _turn = Turn::with_broker();
     let actions = "[[action]]\ndo = \"stop-broker\"\nfor = \"100s\"\nat = \"500ms\"\n";
     let mut drill = Setup::alone(&format!("{LOAD}{actions}")).start();
@@ -73,7 +72,7 @@ fn a_second_signal_ends_it_at_once() {
     drill.program.signal(Signal::SIGINT);
     let exit = drill.wait(SOON);
     assert_eq!(exit.code, Some(4));
-    // The script that is just stopping a real broker is waited for.
+    // The drill waits for the script that stops an Apache Kafka.
     let limit = if broker::is_apache() { 9 } else { 5 };
     assert!(exit.elapsed < Duration::from_secs(limit), "{exit:?}");
     assert_eq!(drill.last_line(), "verdict: NONE: a second signal ended the drill at once");
@@ -81,18 +80,18 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn a_signal_before_the_fleet_is_ready_leaves_nothing_running() {
+fn a_signal_before_the_fleet_is_ready_leaves_no_process_running() {
     let rig = Rig::shared("drill-start");
     let setup = Setup::on(&rig, LOAD).env("HEARTBEAT_INTERVAL", "3s").env("WORKER_TIMEOUT", "9s");
-    // Never ready, and deaf to everything but the last.
+    // The workers are never ready and ignore SIGTERM.
     let mut drill = setup.worker_script("trap '' TERM; exec sleep 1000").start();
     eventually(START, "three programs are started", || drill.folder.processes().len() >= 4);
-    // What the verdict counts on is told to them, whatever the environment of the drill says.
+    // The drill sets the values that the verdict relies on, whatever its own environment has.
     let set = |value: &str| {
         let processes = drill.folder.processes();
         processes.iter().filter(|(_, environment)| environment.split('\0').any(|it| it == value)).count()
     };
-    eventually(SOON, "they have their environments", || {
+    eventually(SOON, "two workers and a gateway have these values", || {
         (set("HEARTBEAT_INTERVAL=1s"), set("WORKER_TIMEOUT=5s")) == (2, 1)
     });
     drill.program.signal(Signal::SIGTERM);
@@ -106,10 +105,10 @@ fn a_signal_before_the_fleet_is_ready_leaves_nothing_running() {
     );
 }
 
-// ---- what cannot be run ----
+// ---- refused plans and options ----
 
 #[test]
-fn what_is_wrong_is_told_before_anything_is_started() {
+fn invalid_plans_and_options_are_reported_before_a_process_starts() {
     let plan = |text: &str| format!("{LOAD}{text}");
     let cases: [(&str, String, &[&str]); 9] = [
         (
@@ -127,7 +126,7 @@ fn what_is_wrong_is_told_before_anything_is_started() {
         ("--for=5", plan(""), &["FOR", "\"5\"", "has no unit"]),
         ("--rate=0", plan(""), &["RATE", "\"0\"", "1 to 2000"]),
         ("--broker=rabbit", plan(""), &["BROKER", "\"rabbit\"", "expected embedded or apache"]),
-        ("--target=somewhere", plan(""), &["TARGET", "\"somewhere\"", "http://host:port", "native, or stack"]),
+        ("--target=somewhere", plan(""), &["TARGET", "\"somewhere\"", "http://host:port", "drills/fleets/make.toml"]),
         ("--seed=-1", plan(""), &["SEED", "\"-1\"", "whole number"]),
     ];
     for (option, plan, parts) in cases {
@@ -145,12 +144,12 @@ fn what_is_wrong_is_told_before_anything_is_started() {
             parts.iter().all(|part| told.contains(&part.replace("\\\"", "\""))) && told.lines().count() == 1,
             "{told}"
         );
-        assert!(!folder.exists() && drill.lines().len() == 1, "{option}: something was begun");
+        assert!(!folder.exists() && drill.lines().len() == 1, "{option}: the drill began");
     }
 }
 
 #[test]
-fn a_broker_that_is_not_the_drills_is_not_stopped() {
+fn the_drill_refuses_to_stop_a_broker_that_it_did_not_start() {
     let rig = Rig::shared("drill-given");
     let mut drill = Setup::on(&rig, &format!("{LOAD}[[action]]\ndo = \"restart-broker\"\nat = \"1s\"\n")).start();
     assert_eq!(drill.wait(START + SOON).code, Some(1));
@@ -159,7 +158,7 @@ fn a_broker_that_is_not_the_drills_is_not_stopped() {
 }
 
 #[test]
-fn a_program_that_does_not_start_is_told_with_its_last_words() {
+fn a_program_that_does_not_start_is_reported_with_its_last_output() {
     let rig = Rig::shared("drill-programs");
     let file = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(name).display().to_string();
     let tries = [

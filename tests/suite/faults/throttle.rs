@@ -2,11 +2,11 @@
 
 use super::*;
 
-/// A throttled connection is muted, not silent (KIP-219): a worker took it for silent, and sent its requests on a second
-/// connection, past the quota.
+/// The worker took a throttled connection for a dead one and sent its requests on a second one, past the quota.
 #[test]
-fn throttled_worker_makes_no_second_connection() {
-    // With an accept, for longer than half a second; without work, for longer than a third of the lock.
+fn throttled_worker_opens_no_second_connection() {
+    // A worker replaces a connection whose request is unanswered for half a second if it carries accepts, else for a
+    // third of the lock.
     for (locks, works) in [(&[][..], true), (&SHORT_LOCKS[..], false)] {
         let rig = Rig::with_faults_and("fault-muted", 1, locks);
         let gateway = rig.start_gateway();
@@ -14,7 +14,7 @@ fn throttled_worker_makes_no_second_connection() {
         let lengths = if works { &[2000, 2600][..] } else { &[] };
         let submit = |length: &u64| gateway.submit(&format!("for {length} ms"), Duration::from_millis(*length));
         let mut tasks: Vec<String> = lengths.iter().map(submit).collect();
-        eventually(SOON, "all of them run", || {
+        eventually(SOON, "all tasks run", || {
             let workers = &gateway.fleet()["workers"];
             workers["w"]["current_tasks"].as_array().map_or(0, Vec::len) == tasks.len()
         });
@@ -22,7 +22,7 @@ fn throttled_worker_makes_no_second_connection() {
         let throttle = Fault::new(Action::Throttle(Duration::from_secs(3))).at(Kind::ShareFetch);
         let throttled = broker.inject(throttle.of_client("lastcall-worker"));
         eventually(SOON, "a fetch is throttled", || throttled.count() == 1);
-        // It is answered, and brings nothing.
+        // Meanwhile the worker reads the response, which has no records.
         std::thread::sleep(Duration::from_millis(200));
         let begun = Instant::now();
         tasks.push(gateway.submit("meanwhile", Duration::from_millis(1)));
@@ -30,14 +30,14 @@ fn throttled_worker_makes_no_second_connection() {
             gateway.wait_for_result(task, SOON);
         }
         let took = begun.elapsed();
-        let silences = worker.lines_with("does not answer");
-        assert!(silences.is_empty(), "after {took:?}: {silences:?}");
-        assert!(took > Duration::from_secs(2), "fetched {took:?} after it was throttled");
+        let warnings = worker.lines_with("does not answer");
+        assert!(warnings.is_empty(), "after {took:?}: {warnings:?}");
+        assert!(took > Duration::from_secs(2), "results {took:?} after the throttled fetch");
         rig.audit().assert_each_ran_once(&tasks);
     }
 }
 
-/// Longer than a lock: a second connection renews what runs, whatever the first one was told.
+/// The throttle time is longer than a lock: a second connection renews the lock.
 #[test]
 fn throttled_worker_renews_the_lock_of_its_task_in_time() {
     let rig = Rig::with_faults_and("fault-muted-lock", 1, &SHORT_LOCKS);

@@ -1,4 +1,4 @@
-//! What an administrator does to topics and groups, on either broker, and what cannot be read otherwise.
+//! Administration of topics and groups on either broker, and a reader of records with their times and headers.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ use kafka_protocol::{
 
 use super::{SOON, eventually, wire::Wire};
 
-/// Whose settings: Kafka's resource types.
+/// Kafka's types of resources with settings.
 #[derive(Clone, Copy)]
 pub enum Of {
     Topic = 2,
@@ -42,7 +42,7 @@ fn topic_name(name: &str) -> TopicName {
     TopicName(text(name))
 }
 
-/// Creates a topic, and waits until its leaders know of it.
+/// Creates a topic and waits until its leaders know it.
 pub fn create_topic(broker: &str, name: &str, partitions: i32, configs: &[(&str, &str)]) {
     let configs = configs
         .iter()
@@ -55,7 +55,9 @@ pub fn create_topic(broker: &str, name: &str, partitions: i32, configs: &[(&str,
     let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
     let answer = Wire::connect(broker).call(7, &request);
     assert_eq!(answer.topics[0].error_code, 0, "{:?}", answer.topics[0].error_message);
-    eventually(SOON, "its leaders know of it", || (0..partitions).all(|index| end_offset(broker, name, index).is_ok()));
+    eventually(SOON, "the topic's leaders know it", || {
+        (0..partitions).all(|index| end_offset(broker, name, index).is_ok())
+    });
 }
 
 /// Gives a topic this many partitions in all.
@@ -74,14 +76,14 @@ pub fn delete_topic(broker: &str, name: &str) {
     assert_eq!(Wire::connect(broker).call(6, &request).responses[0].error_code, 0, "{name}");
 }
 
-/// Whether there is such a topic.
+/// True if the topic exists.
 pub fn has_topic(broker: &str, name: &str) -> bool {
     let topic = MetadataRequestTopic::default().with_name(Some(topic_name(name)));
     let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(false);
     Wire::connect(broker).call(12, &request).topics[0].error_code == 0
 }
 
-/// Its number of partitions.
+/// The topic's number of partitions.
 pub fn partitions(broker: &str, topic: &str) -> usize {
     let topic = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
     let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(false);
@@ -97,7 +99,7 @@ pub fn configs(broker: &str, of: Of, name: &str) -> BTreeMap<String, String> {
         .with_resource_name(text(name))
         .with_configuration_keys(None);
     let answer = Wire::connect(broker).call(4, &DescribeConfigsRequest::default().with_resources(vec![resource]));
-    let result = answer.results.into_iter().next().expect("one was asked for");
+    let result = answer.results.into_iter().next().expect("the resource asked for");
     assert_eq!(result.error_code, 0, "{name}: {:?}", result.error_message);
     let values = result
         .configs
@@ -106,7 +108,7 @@ pub fn configs(broker: &str, of: Of, name: &str) -> BTreeMap<String, String> {
     values.collect()
 }
 
-/// Sets one setting of a topic or a group, and waits until the broker says so.
+/// Changes a setting of a topic or a group and waits until the broker returns the new value.
 pub fn set(broker: &str, of: Of, name: &str, key: &str, value: &str) {
     let config = AlterableConfig::default().with_name(text(key)).with_value(Some(text(value)));
     let resource = AlterConfigsResource::default()
@@ -115,10 +117,12 @@ pub fn set(broker: &str, of: Of, name: &str, key: &str, value: &str) {
         .with_configs(vec![config]);
     let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
     assert_eq!(Wire::connect(broker).call(1, &request).responses[0].error_code, 0, "{key}");
-    eventually(SOON, "the broker follows", || configs(broker, of, name).get(key).is_some_and(|is| is == value));
+    eventually(SOON, "the broker has the new setting", || {
+        configs(broker, of, name).get(key).is_some_and(|is| is == value)
+    });
 }
 
-/// The end of a partition, or the error code.
+/// The end offset of a partition, or the error code.
 pub fn end_offset(broker: &str, topic: &str, partition: i32) -> Result<i64, i16> {
     let wanted = ListOffsetsPartition::default().with_partition_index(partition).with_timestamp(-1);
     let topic = ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(vec![wanted]);
@@ -138,7 +142,7 @@ pub fn delete_records(broker: &str, topic: &str, partition: i32, before: i64) {
     assert_eq!((done.error_code, done.low_watermark), (0, before));
 }
 
-/// A share group without members goes on at the end of the topic's one partition.
+/// Moves a share group without members to the end of the topic's only partition.
 pub fn skip_to_end(broker: &str, group: &str, topic: &str) {
     let end = end_offset(broker, topic, 0).expect("the topic is there");
     let partition = AlterShareGroupOffsetsRequestPartition::default().with_partition_index(0).with_start_offset(end);
@@ -151,7 +155,7 @@ pub fn skip_to_end(broker: &str, group: &str, topic: &str) {
     assert_eq!(answer.responses[0].partitions[0].error_code, 0);
 }
 
-/// All records of a topic with one partition: with time and headers.
+/// All records of a topic with one partition, with times and headers.
 pub fn records(broker: &str, topic: &str) -> Vec<Record> {
     let mut wire = Wire::connect(broker);
     let end = end_offset(broker, topic, 0).expect("the topic is there");
@@ -180,7 +184,7 @@ pub fn records(broker: &str, topic: &str) -> Vec<Record> {
     found
 }
 
-/// Without the batch at the end that the limit has cut.
+/// Removes a last batch that the size limit has cut.
 fn whole_batches(bytes: Bytes) -> Bytes {
     let mut whole = 0;
     while let Some(field) = bytes.get(whole + 8..whole + 12) {

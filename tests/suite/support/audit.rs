@@ -1,4 +1,4 @@
-//! What really stands on the topics, read with a client that shares no code with the one under test.
+//! Reads and writes topics with the crate `kafka`, which shares no code with the client under test.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{SOON, eventually};
 
-/// One record as it stands on a topic. A missing key or value is an empty one here: the reader does not tell them apart.
+/// A record on a topic. A missing key or value is empty here: the reader does not distinguish them.
 #[derive(Clone, Debug)]
 pub struct Record {
     pub partition: i32,
@@ -25,16 +25,16 @@ impl Record {
         serde_json::from_slice(&self.value).unwrap_or_else(|error| panic!("{self:?} is not JSON: {error}"))
     }
 
-    /// The key as text; what is no text in it is replaced.
+    /// The key as text; invalid UTF-8 is replaced.
     pub fn key(&self) -> String {
         String::from_utf8_lossy(&self.key).into_owned()
     }
 }
 
-/// Key and value of a record to be put on a topic.
+/// Key and value of a record to produce.
 pub type KeyValue<'a> = (Option<&'a [u8]>, Option<&'a [u8]>);
 
-/// Reads all partitions of `topic` from their start to what is their end now; a topic that does not exist has no records.
+/// Reads all partitions of `topic` from start to present end; returns no records if the topic does not exist.
 pub fn read(broker: &str, topic: &str) -> Vec<Record> {
     let (mut client, offsets) = client_with_offsets(broker, topic, FetchOffset::Latest);
     let mut starts = BTreeMap::new();
@@ -70,26 +70,26 @@ pub fn end_offsets(broker: &str, topic: &str) -> BTreeMap<i32, i64> {
     client_with_offsets(broker, topic, FetchOffset::Latest).1
 }
 
-/// Puts records of any content on a topic, as a stranger would; one batch for all of them.
+/// Produces one batch of records with any content, as another program could.
 pub fn produce(broker: &str, topic: &str, records: &[KeyValue<'_>]) {
     Producer::new(broker, topic).send(records);
 }
 
-/// The same for many batches.
+/// Produces batches to partition 0 of a topic.
 pub struct Producer {
     client: KafkaClient,
     topic: String,
 }
 
 impl Producer {
-    /// For partition 0 of a topic that exists.
+    /// Panics if the topic does not exist.
     pub fn new(broker: &str, topic: &str) -> Producer {
         let (client, offsets) = client_with_offsets(broker, topic, FetchOffset::Latest);
         assert!(!offsets.is_empty(), "there is no topic {topic}");
         Producer { client, topic: topic.to_owned() }
     }
 
-    /// One batch.
+    /// Produces one batch.
     pub fn send(&mut self, records: &[KeyValue<'_>]) {
         let messages = records.iter().map(|(key, value)| ProduceMessage::new(&self.topic, 0, *key, *value));
         let answers = self.client.produce_messages(RequiredAcks::All, Duration::from_secs(10), messages);
@@ -103,15 +103,15 @@ impl Producer {
 fn client_with_offsets(broker: &str, topic: &str, which: FetchOffset) -> (KafkaClient, BTreeMap<i32, i64>) {
     let mut client = KafkaClient::new(vec![broker.to_owned()]);
     client.set_client_id("lastcall-audit".to_owned());
-    // All topics, never this one by name: asking for a topic that is missing would create it.
+    // Asks for all topics: Kafka would create a missing topic that is named.
     client.load_metadata_all().expect("the broker answers");
     if !client.topics().contains(topic) {
         return (client, BTreeMap::new());
     }
-    // The leader of a partition that nothing else has used since the broker started may still read its log.
+    // After a start of the broker the leader of an unused partition may still load its log.
     let mut found = client.fetch_offsets(&[topic], which);
     eventually(SOON, "every partition has its leader", || {
-        // Where no partition has one yet, the answer lacks the topic.
+        // The response lacks the topic while no partition has a leader.
         let has_leaders = found.as_ref().is_ok_and(|offsets| offsets.contains_key(topic));
         if !has_leaders {
             client.load_metadata_all().expect("the broker answers");
@@ -124,22 +124,22 @@ fn client_with_offsets(broker: &str, topic: &str, which: FetchOffset) -> (KafkaC
     (client, offsets)
 }
 
-/// The records of one pair of topics, sorted by what they are.
+/// The records of the tasks and results topics, by type.
 pub struct Audit {
     /// Task id to the number of records on `tasks`.
     pub tasks: BTreeMap<String, usize>,
-    /// Task id to its results, in the order of the log. More than one: it ran more than once.
+    /// Task id to its results, in the order of the log. More than one result: the task ran more than once.
     pub results: BTreeMap<String, Vec<Value>>,
-    /// Every worker status, in the order of the log.
+    /// Every status record, in the order of the log.
     pub statuses: Vec<Value>,
     /// The records on `tasks.dead`.
     pub dead: Vec<Record>,
-    /// What stands on `tasks.starts`.
+    /// The records on `tasks.starts`.
     pub starts: Vec<Value>,
 }
 
 impl Audit {
-    /// Reads the topics `tasks` and `results`, and those that belong to `tasks`.
+    /// Reads the topics `tasks` and `results`, and the side topics of `tasks`.
     pub fn read(broker: &str, tasks: &str, results: &str) -> Audit {
         let mut audit = Audit {
             tasks: BTreeMap::new(),
@@ -148,7 +148,7 @@ impl Audit {
             dead: read(broker, &format!("{tasks}.dead")),
             starts: read(broker, &format!("{tasks}.starts")).iter().map(Record::json).collect(),
         };
-        // Results first: a task that arrives between the two readings is then one without a result, never the reverse.
+        // Results first: a task produced between the two reads then lacks a result, but no result lacks its task.
         for record in read(broker, results) {
             let value = record.json();
             match value["type"].as_str() {
@@ -176,7 +176,7 @@ impl Audit {
         self.tasks.keys().filter(|id| !self.results.contains_key(*id)).map(String::as_str).collect()
     }
 
-    /// Tasks with more than one result, with who made them.
+    /// Tasks with more than one result, and the workers that made the results.
     pub fn ran_again(&self) -> BTreeMap<&str, Vec<&str>> {
         let again = self.results.iter().filter(|(_, results)| results.len() > 1);
         again
@@ -184,7 +184,7 @@ impl Audit {
             .collect()
     }
 
-    /// How often the task has a result.
+    /// Number of results of the task.
     pub fn runs(&self, task: &str) -> usize {
         self.results.get(task).map_or(0, Vec::len)
     }
@@ -193,23 +193,23 @@ impl Audit {
     pub fn result(&self, task: &str) -> &Value {
         match self.results.get(task).map(Vec::as_slice) {
             Some([result]) => result,
-            other => panic!("task {task} has not one result but {other:?}"),
+            other => panic!("task {task} should have one result, but has {other:?}"),
         }
     }
 
-    /// The statuses of one worker without repetitions: `["worker_started", "shutdown_started", …]`.
+    /// The states of one worker without repetitions: `["worker_started", "shutdown_started", …]`.
     pub fn states_of(&self, worker: &str) -> Vec<&str> {
         let mut states: Vec<&str> = self.statuses_of(worker).filter_map(|status| status["status"].as_str()).collect();
         states.dedup();
         states
     }
 
-    /// Every status that one worker sent.
+    /// The status records of one worker.
     pub fn statuses_of(&self, worker: &str) -> impl Iterator<Item = &Value> {
         self.statuses.iter().filter(move |status| status["worker_id"] == worker)
     }
 
-    /// The receipt on the topic of a worker that stopped.
+    /// The receipt in the last status record of a stopped worker.
     pub fn receipt_of(&self, worker: &str) -> &Value {
         let last = self.statuses_of(worker).last();
         let last = last.unwrap_or_else(|| panic!("worker {worker} has no status on the topic"));
@@ -217,13 +217,12 @@ impl Audit {
         &last["receipt"]
     }
 
-    /// Asserts what every graceful course promises: each of these tasks is on the topic and has one result, and nothing
-    /// on the topic is without one or has two.
+    /// Asserts that each of these tasks is on the topic, and that each task on the topic has exactly one result.
     pub fn assert_each_ran_once<'a>(&self, accepted: impl IntoIterator<Item = &'a String>) {
         let accepted: BTreeSet<&String> = accepted.into_iter().collect();
         let missing: Vec<_> = accepted.iter().filter(|id| !self.tasks.contains_key(**id)).collect();
         assert!(missing.is_empty(), "accepted, but not on the topic: {missing:?}");
         assert_eq!(self.lost(), [""; 0], "tasks without a result");
-        assert_eq!(self.ran_again(), BTreeMap::new(), "tasks that ran more than once, and by whom");
+        assert_eq!(self.ran_again(), BTreeMap::new(), "tasks that ran more than once, and their workers");
     }
 }

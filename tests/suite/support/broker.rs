@@ -1,4 +1,4 @@
-//! The broker that a test runs against: the embedded one, or with `KAFKA=apache` a real Kafka run by `scripts/kafka`.
+//! The broker that a test runs against: embedded, or with `KAFKA=apache` a real Kafka that `scripts/kafka` runs.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,7 +23,7 @@ use nix::sys::signal::Signal;
 
 use super::{ANY_PORT, SOON, eventually, janitor, signal_process, wire::Wire};
 
-/// Whether the tests run against a real Kafka.
+/// True if the tests run against a real Kafka.
 pub fn is_apache() -> bool {
     match std::env::var("KAFKA").as_deref() {
         Err(_) | Ok("" | "embedded") => false,
@@ -32,7 +32,7 @@ pub fn is_apache() -> bool {
     }
 }
 
-/// One broker, with data that survive [`Broker::kill`] and [`Broker::stop`] until it is dropped.
+/// A broker; its data survive [`Broker::kill`] and [`Broker::stop`] until it is dropped.
 pub enum Broker {
     Embedded { broker: devbroker::Broker, address: String },
     Apache(Apache),
@@ -46,31 +46,32 @@ pub struct Apache {
     java_options: &'static str,
 }
 
-/// The quick compiler alone: a test's broker lives for seconds, and the better one would take the programs' processors.
+/// Only the quick compiler: a test's broker runs for seconds, and the optimising one needs too much of the processors.
 const SHORT_LIVED: &str = "-XX:TieredStopAtLevel=1";
 
-/// Bytes of a batch: see [`Broker::throttle`].
+/// Bytes of a batch that exceeds the quota of [`Broker::throttle`].
 pub const THROTTLED_BATCH: usize = 12_500;
 
 impl Broker {
-    /// The broker of this run, for all tests that leave it alone.
+    /// The broker of this run, for tests that do not stop, freeze or configure it.
     pub fn shared() -> &'static Broker {
         static SHARED: OnceLock<Broker> = OnceLock::new();
         SHARED.get_or_init(|| Broker::new(&[]))
     }
 
-    /// A broker for a test that stops, freezes or configures it; `arguments` are those of `scripts/kafka start`: `--set KEY=VALUE`,
-    /// `--feature NAME=LEVEL`, and, before the settings, `--version V`.
+    /// A new broker. `arguments` are those of `scripts/kafka start`: `--set KEY=VALUE`, `--feature NAME=LEVEL`, and,
+    /// before the settings, `--version V`.
     pub fn new(arguments: &[&str]) -> Broker {
         if is_apache() { Broker::Apache(Apache::start(arguments, SHORT_LIVED)) } else { Broker::embedded(1, arguments) }
     }
 
-    /// A real Kafka as it runs in earnest, for figures.
+    /// An Apache Kafka with the optimising compiler and a heap of 1 GB, for benches.
     pub fn optimised() -> Broker {
         Broker::Apache(Apache::start(&["--heap", "1g"], ""))
     }
 
-    /// An embedded broker with this many nodes, whatever the tests run against.
+    /// An embedded broker with this many nodes, also with `KAFKA=apache`. `arguments` are those of [`Broker::new`] and
+    /// `--emulate NAME=MILLISECONDS`.
     pub fn embedded(nodes: usize, arguments: &[&str]) -> Broker {
         let mut settings = Settings::new(vec![ANY_PORT; nodes]);
         for pair in arguments.chunks(2) {
@@ -92,11 +93,11 @@ impl Broker {
         Broker::Embedded { address: broker.address().to_string(), broker }
     }
 
-    /// The embedded broker, if it is one: for its faults.
+    /// The embedded broker, to inject faults; panics with Apache Kafka.
     pub fn faulty(&self) -> &devbroker::Broker {
         match self {
             Broker::Embedded { broker, .. } => broker,
-            Broker::Apache(_) => panic!("faults on demand are the embedded broker's"),
+            Broker::Apache(_) => panic!("only the embedded broker injects faults"),
         }
     }
 
@@ -108,18 +109,18 @@ impl Broker {
         }
     }
 
-    /// Starts it again on the same port after [`Broker::stop`] or [`Broker::kill`]; returns when it answers.
+    /// Starts the broker again on its port after [`Broker::stop`] or [`Broker::kill`]; returns when it answers.
     pub fn start(&self) {
         match self {
             Broker::Embedded { broker, .. } => {
-                broker.nodes().revive().expect("a broker comes back on its port");
-                eventually(SOON, "it has read its state", || !broker.is_loading());
+                broker.nodes().revive().expect("a broker starts again on its port");
+                eventually(SOON, "the broker has read its state", || !broker.is_loading());
             }
             Broker::Apache(apache) => apache.start_again(),
         }
     }
 
-    /// Denies one operation on one resource to every client. A real broker needs [`Rig::with_rights`](super::Rig::with_rights).
+    /// Denies an operation on a resource to every client, in a [`Rig::with_rights`](super::Rig::with_rights).
     pub fn deny(&self, operation: Operation, resource: Resource) {
         match self {
             Broker::Embedded { broker, .. } => broker.deny(Denial::new(operation, resource)),
@@ -127,8 +128,9 @@ impl Broker {
         }
     }
 
-    /// Throttles the requests of this kind that [`Wire`] sends, by about two seconds each: a batch of [`THROTTLED_BATCH`] bytes exceeds
-    /// a quota of 1000 bytes a second, measured over ten seconds. With a real broker the kind is Produce, Fetch or ShareFetch.
+    /// Throttles the requests of this kind that [`Wire`] sends by about two seconds each: [`THROTTLED_BATCH`] bytes
+    /// exceed a quota of 1000 bytes per second, measured over ten seconds. Apache Kafka throttles only Produce, Fetch
+    /// and ShareFetch.
     pub fn throttle(&self, kind: Kind) {
         match self {
             Broker::Embedded { broker, .. } => {
@@ -151,7 +153,7 @@ impl Broker {
         if kind == Kind::Produce { "producer_byte_rate" } else { "consumer_byte_rate" }
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM and waits for the exit.
     pub fn stop(&self) {
         match self {
             Broker::Embedded { broker, .. } => broker.nodes().stop(),
@@ -159,7 +161,7 @@ impl Broker {
         }
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL and waits for the exit.
     pub fn kill(&self) {
         match self {
             Broker::Embedded { broker, .. } => broker.nodes().kill(),
@@ -167,7 +169,7 @@ impl Broker {
         }
     }
 
-    /// SIGSTOP: connections stay, new ones are even accepted by the kernel, but nothing is answered.
+    /// Sends SIGSTOP: connections stay open and the kernel accepts new ones, but the broker does not answer.
     pub fn freeze(&self) {
         match self {
             Broker::Embedded { broker, .. } => broker.nodes().freeze(),
@@ -183,7 +185,7 @@ impl Broker {
         }
     }
 
-    /// The process number; of the embedded broker, this process's.
+    /// The process id; the embedded broker runs in the test process.
     pub fn process(&self) -> u32 {
         match self {
             Broker::Embedded { .. } => std::process::id(),
@@ -192,7 +194,7 @@ impl Broker {
     }
 }
 
-/// What a real Kafka does by nature.
+/// Sets how long the broker emulates a delay of Apache Kafka.
 fn emulate(settings: &mut Settings, what: &str, length: Duration) {
     match what {
         "fenced" => settings.fenced = length,
@@ -202,14 +204,14 @@ fn emulate(settings: &mut Settings, what: &str, length: Duration) {
     }
 }
 
-/// A folder for a broker that is about to start.
+/// The path of the next broker's folder.
 fn new_folder() -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     janitor::folder().join(format!("kafka-{}", COUNT.fetch_add(1, Ordering::Relaxed)))
 }
 
 impl Apache {
-    /// The nodes of a new cluster, the first with id 1.
+    /// Starts a cluster; the ids of its nodes count from 1.
     pub(super) fn start_cluster(nodes: usize, arguments: &[&str]) -> Vec<Apache> {
         let folder = new_folder();
         let of_node = |node: usize| folder.join(node.to_string());
@@ -233,7 +235,7 @@ impl Apache {
 
     pub(super) fn start_again(&self) {
         let address = self.script_start(&[]);
-        assert_eq!(address, self.address, "a broker comes back on its port");
+        assert_eq!(address, self.address, "a broker starts again on its port");
     }
 
     pub(super) fn stop(&self, kill: bool) {
@@ -253,7 +255,7 @@ impl Apache {
         apache
     }
 
-    /// Where a resource has any ACL, what no ACL allows is denied: the rest is allowed first.
+    /// Allows all operations and denies this one: Kafka denies what no ACL allows as soon as a resource has any ACL.
     fn deny(&self, operation: Operation, resource: Resource) {
         // Kafka's numbers of operations, permissions and patterns.
         const ALL: i8 = 2;
@@ -284,9 +286,9 @@ impl Apache {
             .with_host_filter(None)
             .with_operation(operation as i8)
             .with_permission_type(DENY);
-        eventually(SOON, "the broker follows its controller", || {
+        eventually(SOON, "the broker knows the ACL", || {
             let answer = wire.call(3, &filter);
-            // This request itself needs Describe on the cluster.
+            // 31: the ACL denies Describe on the cluster, which this request needs itself.
             !answer.resources.is_empty() || answer.error_code == 31
         });
     }

@@ -1,8 +1,8 @@
-//! A cluster of three nodes with three replicas of everything: the embedded broker's, or with `KAFKA=apache` three
-//! nodes of a real Kafka run by
-//! `scripts/kafka start --nodes 3`.
+//! A cluster of three nodes with three replicas of each partition: embedded, or with `KAFKA=apache` three nodes that
+//! `scripts/kafka start --nodes 3` runs.
 //!
-//! One for all tests that use one, each in its turn; a test leaves it whole, and the last one that wants it ends it.
+//! The tests of clusters share it and use it one after another. Dropping it restarts and thaws the nodes that the test
+//! touched; the last test ends the cluster.
 
 use std::{
     collections::BTreeMap,
@@ -32,9 +32,9 @@ use super::{
     wire::Wire,
 };
 
-/// How long a node may be silent before it is fenced.
+/// The controller fences a node that is silent for this long.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a real cluster may take for what it does within seconds when it is alone on the machine.
+/// Time limit for an Apache cluster on a busy machine; alone it takes seconds.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Ids of the nodes.
 const NODES: [i32; 3] = [1, 2, 3];
@@ -44,16 +44,16 @@ enum Nodes {
     Apache(Vec<Apache>),
 }
 
-/// See the module documentation.
+/// The cluster, locked for one test.
 pub struct Cluster {
-    /// There while some test has its turn, or waits for it.
+    /// `Some` from [`Cluster::new`] to the drop.
     shared: MutexGuard<'static, Option<Shared>>,
-    /// Nodes that were ended or frozen, to be set right at the end.
+    /// Nodes that the test stopped (`false`) or froze (`true`); the drop restarts or thaws them.
     touched: Mutex<BTreeMap<i32, bool>>,
     _wanted: Wanted,
 }
 
-/// Counts the tests that have the cluster or wait for it, whatever becomes of them.
+/// Counts a test that uses the cluster or waits for it, also if it panics.
 struct Wanted;
 
 impl Wanted {
@@ -71,14 +71,14 @@ impl Drop for Wanted {
 
 struct Shared {
     nodes: Nodes,
-    /// Held for as long as the nodes run: they take their share of the machine between two tests, too.
+    /// Held while the nodes run, because they use the machine between two tests as well.
     _turn: Turn,
 }
 
 static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
 static WANTED: AtomicUsize = AtomicUsize::new(0);
 
-/// A partition as a node tells of it.
+/// A partition in the Metadata response of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
     pub error: i16,
@@ -88,7 +88,7 @@ pub struct Told {
 }
 
 impl Cluster {
-    /// Waits for its turn.
+    /// Waits for its turn; starts the nodes if none run.
     pub fn new() -> Cluster {
         let wanted = Wanted::new();
         let mut shared = SHARED.lock();
@@ -107,10 +107,10 @@ impl Cluster {
     }
 
     fn nodes(&self) -> &Nodes {
-        &self.shared.as_ref().expect("it is there from new to drop").nodes
+        &self.shared.as_ref().expect("nodes run from new to drop").nodes
     }
 
-    /// The embedded one, for its faults.
+    /// The embedded cluster, to inject faults; `None` with Apache Kafka.
     pub fn embedded(&self) -> Option<&devbroker::Broker> {
         match self.nodes() {
             Nodes::Embedded(broker) => Some(broker.faulty()),
@@ -118,7 +118,7 @@ impl Cluster {
         }
     }
 
-    /// Where a node listens.
+    /// Address of a node.
     pub fn address(&self, node: i32) -> String {
         let index = usize::try_from(node - 1).expect("ids count from 1");
         match self.nodes() {
@@ -127,7 +127,7 @@ impl Cluster {
         }
     }
 
-    /// A connection to a node.
+    /// Connects to a node.
     pub fn wire(&self, node: i32) -> Wire {
         Wire::connect(&self.address(node))
     }
@@ -150,10 +150,10 @@ impl Cluster {
         }
     }
 
-    /// Starts it again.
+    /// Starts a stopped or killed node again.
     pub fn start(&self, node: i32) {
         match self.nodes() {
-            Nodes::Embedded(broker) => broker.faulty().node(node).revive().expect("it comes back on its port"),
+            Nodes::Embedded(broker) => broker.faulty().node(node).revive().expect("a node starts again on its port"),
             Nodes::Apache(nodes) => nodes[self.index(node)].start_again(),
         }
         self.touched.lock().remove(&node);
@@ -185,9 +185,9 @@ impl Cluster {
         usize::try_from(node - 1).expect("ids count from 1")
     }
 
-    /// Creates a topic with this many replicas, and waits until all nodes know its leaders; its id.
+    /// Creates a topic with this many replicas and waits until all nodes know its leaders; returns the topic's id.
     pub fn create_topic(&self, name: &str, partitions: i32, replicas: i16) -> Uuid {
-        // What has one replica could never be written with `acks=all` otherwise.
+        // With two, `acks=all` to a topic with one replica would always fail.
         let least = if replicas == 1 { "1" } else { "2" };
         let in_sync = CreatableTopicConfig::default()
             .with_name(StrBytes::from_static_str("min.insync.replicas"))
@@ -208,7 +208,7 @@ impl Cluster {
         answer.topics[0].topic_id
     }
 
-    /// What a node says of a partition; `None` when it does not know it.
+    /// Asks a node for a partition's Metadata; `None` if the node does not know the partition.
     pub fn told(&self, node: i32, topic: &str, partition: i32) -> Option<Told> {
         let wanted = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
         let request = MetadataRequest::default().with_topics(Some(vec![wanted])).with_allow_auto_topic_creation(false);
@@ -222,7 +222,7 @@ impl Cluster {
         })
     }
 
-    /// The nodes that a node names.
+    /// The nodes in the Metadata response of a node.
     pub fn living(&self, node: i32) -> Vec<i32> {
         let answer = self.wire(node).call(12, &MetadataRequest::default().with_topics(Some(Vec::new())));
         let mut living: Vec<i32> = answer.brokers.iter().map(|broker| broker.node_id.0).collect();
@@ -230,19 +230,19 @@ impl Cluster {
         living
     }
 
-    /// The node that leads a partition, as the others see it.
+    /// The leader of a partition according to an untouched node; -1 if there is none.
     pub fn leader(&self, topic: &str, partition: i32) -> i32 {
         self.told(self.other_than(&[]), topic, partition).map_or(-1, |told| told.leader)
     }
 
-    /// A node that serves and is none of these.
+    /// An untouched node that is none of these.
     pub fn other_than(&self, these: &[i32]) -> i32 {
         let touched = self.touched.lock();
         let found = NODES.into_iter().find(|node| !these.contains(node) && !touched.contains_key(node));
-        found.expect("one of three is left")
+        found.expect("an untouched node")
     }
 
-    /// Makes a node the leader of a partition of which it has a replica; returns when it is.
+    /// Makes a replica's node the leader of a partition and waits until it leads.
     pub fn move_leader(&self, topic: &str, partition: i32, to: i32) {
         if let Some(broker) = self.embedded() {
             assert!(broker.move_leader(topic, partition, to));
@@ -291,7 +291,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // Out of a test that failed nothing is mended: the next one starts a cluster of its own.
+        // After a failed test the cluster ends; the next test starts a new one.
         if std::thread::panicking() {
             *self.shared = None;
             return;
@@ -308,7 +308,7 @@ impl Drop for Cluster {
         while NODES.into_iter().any(|node| self.living(node) != NODES) {
             if Instant::now() > deadline {
                 *self.shared = None;
-                panic!("the cluster is not whole again");
+                panic!("the cluster did not recover: a node still misses another");
             }
             std::thread::sleep(Duration::from_millis(20));
         }

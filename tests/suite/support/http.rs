@@ -1,4 +1,4 @@
-//! A small blocking HTTP/1.1 client that can also misbehave: raw bytes, pipelining, half requests.
+//! A small blocking HTTP/1.1 client that can also send invalid or partial requests and pipeline.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -8,16 +8,16 @@ use std::{
 
 use serde_json::Value;
 
-/// Longer than anything that a gateway may take to answer.
+/// Longer than a gateway may take for any response.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A connection that is kept open from request to request.
+/// A persistent connection.
 pub struct Http {
     address: String,
     stream: BufReader<TcpStream>,
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
@@ -46,7 +46,7 @@ impl Response {
         self.json()["task_id"].as_str().unwrap_or_else(|| panic!("{} names no task", self.text())).to_owned()
     }
 
-    /// Asserts that this is an RFC 9457 problem document of this status, and gives it.
+    /// Asserts that this is an RFC 9457 problem document with this status; returns the document.
     pub fn assert_problem(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
         assert_eq!(self.header("content-type"), Some("application/problem+json"));
@@ -69,7 +69,7 @@ impl Http {
         Ok(Http { address: address.to_owned(), stream: BufReader::new(stream) })
     }
 
-    /// Sends a request and reads its answer.
+    /// Sends a request and reads the response.
     pub fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Response> {
         self.send(method, path, headers, body)?;
         self.receive(method)
@@ -85,7 +85,7 @@ impl Http {
         self.request("POST", path, &[("Content-Type", "application/json")], body.to_string().as_bytes())
     }
 
-    /// Sends a request without waiting for the answer.
+    /// Sends a request without waiting for the response.
     pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<()> {
         let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.address).into_bytes();
         for (name, value) in headers {
@@ -104,21 +104,20 @@ impl Http {
         self.stream.get_mut().write_all(bytes)
     }
 
-    /// No more will be sent on this connection.
+    /// Shuts down the sending side of the connection.
     pub fn finish_sending(&mut self) -> io::Result<()> {
         self.stream.get_mut().shutdown(Shutdown::Write)
     }
 
-    /// Limits how long an answer is waited for.
+    /// Limits how long a read waits for the response.
     pub fn set_patience(&mut self, limit: Duration) -> io::Result<()> {
         self.stream.get_mut().set_read_timeout(Some(limit))
     }
 
-    /// Reads one answer to a request of this method.
+    /// Reads the final response to a request with this method; skips 1xx responses.
     pub fn receive(&mut self, method: &str) -> io::Result<Response> {
         loop {
             let response = self.receive_any(method)?;
-            // 1xx is a note before the answer.
             if response.status >= 200 {
                 return Ok(response);
             }
@@ -186,5 +185,5 @@ impl Http {
 }
 
 fn malformed(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP answer: {what:?}"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("not an HTTP response: {what:?}"))
 }

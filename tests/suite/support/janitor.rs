@@ -1,5 +1,5 @@
-//! What is left running when the test process ends, is killed: see `janitor.sh`. `Drop` alone would not do, as statics are
-//! never dropped and a process that is killed or aborts drops nothing.
+//! Tells `janitor.sh` which processes, brokers and folders to remove when the test process ends. `Drop` alone is not
+//! enough: statics are never dropped, and a process that is killed or aborts drops nothing.
 
 use std::{
     io::Write,
@@ -17,14 +17,14 @@ static JANITOR: LazyLock<Mutex<Child>> = LazyLock::new(|| {
         .arg(script)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
-        // A Ctrl-C ends the tests, not the one who cleans up after them.
+        // In its own process group, Ctrl-C ends the tests but not the janitor.
         .process_group(0)
         .spawn()
         .expect("bash starts");
     Mutex::new(child)
 });
 
-/// The folder of this run: data and logs of its brokers. Removed with everything else.
+/// The folder of this run, for data and logs of its brokers; the janitor removes it.
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(std::process::id().to_string());
     std::fs::create_dir_all(&folder).expect("a folder for the run");
@@ -37,12 +37,12 @@ pub fn folder() -> &'static Path {
     &FOLDER
 }
 
-/// `process` was started and is to be killed if it is still there at the end.
+/// `process` was started; the janitor kills it if it still runs at the end.
 pub fn process_started(process: u32) {
     tell("process", process);
 }
 
-/// `process` has been waited for: its number may belong to somebody else from now on.
+/// `process` has been waited for; another process may get its number.
 pub fn process_ended(process: u32) {
     tell("ended", process);
 }
@@ -54,6 +54,6 @@ pub fn broker_starts(data: &Path) {
 
 fn tell(verb: &str, what: impl std::fmt::Display) {
     let mut janitor = JANITOR.lock();
-    let ear = janitor.stdin.as_mut().expect("stdin is a pipe");
-    writeln!(ear, "{verb} {what}").expect("the janitor listens");
+    let stdin = janitor.stdin.as_mut().expect("stdin is a pipe");
+    writeln!(stdin, "{verb} {what}").expect("the janitor reads its stdin");
 }

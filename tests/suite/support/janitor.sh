@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Cleans up after a test process, however that ends. The test process says on stdin what it has started and what is gone
-# again; when stdin ends, whatever is left is killed. A killed test process closes its pipes like any other.
+# Cleans up after a test process, also after a killed one. The test process writes to stdin what it starts and what has
+# ended. When stdin closes, this script kills and removes the rest.
 set -u
 kafka=$(dirname "$0")/../../../scripts/kafka
 declare -A processes=() brokers=() folders=()
@@ -16,7 +16,7 @@ done
 for process in "${!processes[@]}"; do kill -KILL "$process" 2>/dev/null; done
 for data in "${!brokers[@]}"; do [ -d "$data" ] && "$kafka" stop --kill --data "$data" 2>/dev/null; done
 for folder in "${!folders[@]}"; do
-  # What a killed drill has started has the drill's folder in its environment.
+  # Processes that a killed drill started have the drill's folder in their environment.
   grep -lsF "FOLDER=$folder/" /proc/[0-9]*/environ |
     while IFS=/ read -r _ _ left _; do kill -KILL "$left" 2>/dev/null; done
   rm -rf "$folder"

@@ -1,5 +1,5 @@
-//! Callers: so many requests a second, each answer checked. The clock of a request starts when it was due, not when a
-//! thread got round to sending it, so that a stall cannot hide the requests that waited behind it.
+//! Callers that send a number of requests per second and check each response. The latency of a request counts from the
+//! time when it was due, not from when a thread sent it, so that a stall cannot hide the requests that it delayed.
 
 use std::{
     sync::{
@@ -14,39 +14,39 @@ use serde_json::{Value, json};
 
 use super::http::Http;
 
-/// How one request went.
+/// The outcome of one request.
 #[derive(Clone, Debug)]
 pub struct Shot {
-    /// When it was due.
+    /// When the request was due.
     pub due: Instant,
-    /// From then to the answer.
+    /// From `due` to the response.
     pub latency: Duration,
-    /// The status, or why there was no answer.
+    /// The status, or why there was no response.
     pub outcome: Result<u16, String>,
-    /// The task that the answer names.
+    /// The task that the response names.
     pub task_id: Option<String>,
-    /// What is wrong with the answer, if anything.
+    /// Why a response with status 200 is wrong.
     pub fault: Option<String>,
 }
 
-/// What the callers ask for.
+/// The requests of a [`Load`].
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Gateways, asked in turn.
+    /// Addresses of gateways; the callers are spread over them.
     pub addresses: Vec<String>,
     pub per_second: u32,
-    /// How long a handler shall take besides.
+    /// The `work_ms` of each request.
     pub work: Option<Duration>,
 }
 
-/// Callers at work, until [`Load::finish`].
+/// Callers that send requests until [`Load::finish`].
 pub struct Load {
     stop: Arc<AtomicBool>,
     told: Arc<Told>,
     threads: Vec<JoinHandle<Vec<Shot>>>,
 }
 
-/// What callers were told so far.
+/// Counts of responses so far.
 #[derive(Default)]
 struct Told {
     answered: AtomicU64,
@@ -54,7 +54,7 @@ struct Told {
 }
 
 impl Load {
-    /// Starts enough callers for answers that take up to two seconds.
+    /// Starts enough callers for responses that take up to two seconds, at most 128.
     pub fn start(plan: Plan) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::new(Told::default());
@@ -71,17 +71,17 @@ impl Load {
         Load { stop, told, threads }
     }
 
-    /// How many requests have been answered with 200 so far.
+    /// Number of correct responses with 200 so far.
     pub fn answered(&self) -> u64 {
         self.told.answered.load(Relaxed)
     }
 
-    /// How many were told that it is not known whether there is a task, and which one it would be.
+    /// Number of responses so far with 503 and a task id: it is unknown whether Kafka has the task.
     pub fn unknown(&self) -> u64 {
         self.told.unknown.load(Relaxed)
     }
 
-    /// No more requests; waits for the answers to those that are under way.
+    /// Stops the callers and waits for the responses to their last requests.
     pub fn finish(self) -> Vec<Shot> {
         self.stop.store(true, Relaxed);
         let shots = self.threads.into_iter().flat_map(|thread| thread.join().expect("a caller does not panic"));
@@ -91,15 +91,15 @@ impl Load {
     }
 }
 
-/// The ids of the tasks that these requests brought about.
+/// The ids of the tasks that the responses name.
 pub fn task_ids(shots: &[Shot]) -> Vec<String> {
     shots.iter().filter_map(|shot| shot.task_id.clone()).collect()
 }
 
-/// Asserts that each request was answered 200 and right.
+/// Asserts that each response was 200 with a correct result.
 pub fn assert_all_answered(shots: &[Shot]) {
     let bad: Vec<_> = shots.iter().filter(|shot| shot.outcome != Ok(200) || shot.fault.is_some()).collect();
-    assert!(bad.is_empty(), "{} of {} requests went wrong, the first: {:?}", bad.len(), shots.len(), bad[0]);
+    assert!(bad.is_empty(), "{} of {} requests failed, the first: {:?}", bad.len(), shots.len(), bad[0]);
 }
 
 fn call(
@@ -148,7 +148,7 @@ fn call(
     shots
 }
 
-/// What is wrong with the result for a text of ASCII words with single spaces between them.
+/// Returns why the result is wrong for a text of ASCII words with single spaces, or `None`.
 pub fn fault(result: &Value, text: &str) -> Option<String> {
     let words = text.split(' ').count();
     let right = result["success"] == true

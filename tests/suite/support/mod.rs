@@ -1,4 +1,5 @@
-//! What the tests are built from: a broker, the programs, a caller, an auditor. Nothing here knows the product's code.
+//! Shared parts of the tests and benches: brokers, programs, callers, audits. It uses little of the product's code
+//! (ports, the records codec of sessions), so that a defect there cannot hide itself.
 
 pub mod admin;
 pub mod audit;
@@ -36,16 +37,16 @@ use http::{Http, Response};
 use program::{Launch, Program};
 use turn::Turn;
 
-/// How long a program may take to start on a busy machine; no promise, only the end of the patience.
+/// Time limit for the start of a program on a busy machine; not a promise.
 pub const START: Duration = Duration::from_secs(20);
 
-/// How long a condition that is sure to come is waited for; no promise either.
+/// Time limit for a condition that has no promised bound.
 pub const SOON: Duration = Duration::from_secs(10);
 
-/// A program that is to listen here takes a free port, and says which one.
+/// Address for a program that shall choose a free port; the program logs the port.
 pub const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// Arguments of an embedded broker that allows locks of 3 s at most: the programs take what the broker lets stand.
+/// Arguments of an embedded broker that allows record locks of at most 3 s; the programs accept the broker's maximum.
 pub const SHORT_LOCKS: [&str; 6] = [
     "--set",
     "group.share.min.record.lock.duration.ms=1000",
@@ -60,40 +61,40 @@ enum Kafka {
     Own(Arc<Broker>),
 }
 
-/// Topics and a worker group of a test's own on a broker, and the programs that use them.
+/// A test's own topics and worker group on a broker, and the programs that use them.
 pub struct Rig {
     kafka: Kafka,
     prefix: String,
-    // Last: the others are gone when the next test gets its turn.
+    // Last field, so that it is dropped last: the broker has stopped when the next test gets its turn.
     _turn: Option<Turn>,
 }
 
 impl Rig {
-    /// For most tests: others run beside them, on the same broker.
+    /// For most tests: they run in parallel on one broker.
     pub fn shared(name: &str) -> Rig {
         let turn = Turn::shared();
         Rig::new(name, Kafka::Shared(Broker::shared()), Some(turn))
     }
 
-    /// For tests of a bound of a second or less, and for those that use the whole machine: two more of them run meanwhile at most.
+    /// For tests of a bound of at most a second, and for tests that use the whole machine: three run in parallel.
     pub fn quiet(name: &str) -> Rig {
         let turn = Turn::quiet();
         Rig::new(name, Kafka::Shared(Broker::shared()), Some(turn))
     }
 
-    /// For tests that stop, freeze or configure the broker: one of their own. `arguments` go to `scripts/kafka start`.
+    /// For tests that stop, freeze or configure the broker. `arguments` are those of [`Broker::new`].
     pub fn with_own_broker(name: &str, arguments: &[&str]) -> Rig {
         let turn = Turn::with_broker();
         Rig::new(name, Kafka::Own(Arc::new(Broker::new(arguments))), Some(turn))
     }
 
-    /// The same for those of them that measure a bound of a second.
+    /// Like [`Rig::with_own_broker`], for tests that measure a bound of a second.
     pub fn quiet_with_own_broker(name: &str) -> Rig {
         let turn = Turn::quiet();
         Rig::new(name, Kafka::Own(Arc::new(Broker::new(&[]))), Some(turn))
     }
 
-    /// The same as [`Rig::with_own_broker`] for tests that take rights away: see [`Broker::deny`].
+    /// Like [`Rig::with_own_broker`], for tests that use [`Broker::deny`].
     pub fn with_rights(name: &str) -> Rig {
         let authorizer = [
             "--set",
@@ -101,37 +102,37 @@ impl Rig {
             "--set",
             "allow.everyone.if.no.acl.found=true",
         ];
-        // The embedded broker needs no setting for it.
+        // The embedded broker checks rights without a setting.
         Rig::with_own_broker(name, if broker::is_apache() { &authorizer } else { &[] })
     }
 
-    /// The same for tests that wait for the end of a lock, and how long one lasts: as short as the broker lets it be.
+    /// Like [`Rig::with_own_broker`], for tests that wait for the end of a record lock. Returns a lock's duration, too.
     pub fn with_short_locks(name: &str) -> (Rig, Duration) {
         if broker::is_apache() {
-            // A real one takes no maximum under 30 s, and so the 15 s that the programs ask for.
+            // Apache Kafka accepts no maximum under 30 s, so locks last the 15 s that the programs set.
             return (Rig::with_own_broker(name, &[]), Duration::from_secs(15));
         }
         (Rig::with_own_broker(name, &SHORT_LOCKS), Duration::from_secs(3))
     }
 
-    /// For tests of faults on demand: an embedded broker of their own with so many nodes, whatever the others run against.
+    /// For tests that inject faults: always an embedded broker, with this many nodes.
     pub fn with_faults(name: &str, nodes: usize) -> Rig {
         Rig::with_faults_and(name, nodes, &[])
     }
 
-    /// The same with these arguments.
+    /// Like [`Rig::with_faults`], with arguments for [`Broker::embedded`].
     pub fn with_faults_and(name: &str, nodes: usize, arguments: &[&str]) -> Rig {
         let turn = Turn::shared();
         Rig::new(name, Kafka::Own(Arc::new(Broker::embedded(nodes, arguments))), Some(turn))
     }
 
-    /// For figures: a real broker of its own as it runs in earnest.
+    /// For benches: an Apache Kafka of their own, with the optimising compiler.
     pub fn for_bench(name: &str) -> Rig {
         let turn = Turn::quiet();
         Rig::new(name, Kafka::Own(Arc::new(Broker::optimised())), Some(turn))
     }
 
-    /// Other topics and another group on the broker of `other`, in its turn.
+    /// Other topics and another group on the broker of `other`; shares the turn of `other`.
     pub fn beside(other: &Rig, name: &str) -> Rig {
         let kafka = match &other.kafka {
             Kafka::Shared(broker) => Kafka::Shared(broker),
@@ -146,7 +147,6 @@ impl Rig {
         Rig { kafka, prefix, _turn: turn }
     }
 
-    /// The broker.
     pub fn broker(&self) -> &Broker {
         match &self.kafka {
             Kafka::Shared(broker) => broker,
@@ -169,7 +169,7 @@ impl Rig {
         format!("{}-workers", self.prefix)
     }
 
-    /// Any program, with the environment that both have in common.
+    /// Any program, with the environment variables that worker and gateway share.
     pub fn launch(&self, name: &str, binary: impl Into<PathBuf>) -> Launch {
         Launch::new(name, binary.into())
             .env("KAFKA_BOOTSTRAP_SERVERS", self.broker().address())
@@ -179,17 +179,17 @@ impl Rig {
             .env("ALLOW_WORK_MS", 1)
     }
 
-    /// The worker as it ships.
+    /// The shipped worker.
     pub fn worker(&self, id: &str) -> Launch {
         self.launch(id, env!("CARGO_BIN_EXE_worker")).env("WORKER_ID", id)
     }
 
-    /// The worker whose handler does what the text of the task says: see `tests/handlers/obedient.rs`.
+    /// A worker with a handler that does what the text of the task says: see `tests/handlers/obedient.rs`.
     pub fn obedient_worker(&self, id: &str) -> Launch {
         self.launch(id, built("obedient")).env("WORKER_ID", id)
     }
 
-    /// The gateway on any free port: [`Gateway`] finds out which one it got.
+    /// The gateway on any free port; [`Gateway::address`] has the port.
     pub fn gateway(&self) -> Launch {
         self.gateway_at(ANY_PORT)
     }
@@ -199,7 +199,7 @@ impl Rig {
         self.launch("gateway", env!("CARGO_BIN_EXE_gateway")).env("HTTP_ADDR", address)
     }
 
-    /// Starts a worker as it ships and waits until it takes tasks.
+    /// Starts a shipped worker and waits until it takes tasks.
     pub fn start_worker(&self, id: &str) -> Program {
         started(&self.worker(id))
     }
@@ -209,27 +209,27 @@ impl Rig {
         Gateway::start(self.gateway())
     }
 
-    /// What stands on the topics now.
+    /// Reads the topics of this test.
     pub fn audit(&self) -> Audit {
         Audit::read(self.broker().address(), &self.tasks(), &self.results())
     }
 }
 
-/// Starts a worker and waits until it takes tasks: then it has told Kafka so, or given up to tell it within a second.
+/// Starts a worker and waits for the line about its `worker_started` notification: then it takes tasks.
 pub fn started(launch: &Launch) -> Program {
     let worker = launch.start();
     worker.wait_for_line("worker_started notification", START);
     worker
 }
 
-/// A gateway and where it listens.
+/// A gateway and its address.
 pub struct Gateway {
     pub program: Program,
     pub address: String,
 }
 
 impl Gateway {
-    /// Starts it, and waits until `/readyz` is 200.
+    /// Starts a gateway and waits until `/readyz` is 200.
     pub fn start(launch: Launch) -> Gateway {
         let gateway = Gateway::launch(launch);
         eventually(START, "the gateway is ready", || {
@@ -238,46 +238,46 @@ impl Gateway {
         gateway
     }
 
-    /// Starts it, and waits until it says where it listens.
+    /// Starts a gateway and waits until it logs its address.
     pub fn launch(launch: Launch) -> Gateway {
         let program = launch.start();
         let address = program.address_after("Gateway started on ");
         Gateway { program, address }
     }
 
-    /// A connection to it.
+    /// Opens a connection.
     pub fn connect(&self) -> Http {
         Http::connect(&self.address).expect("the gateway takes connections")
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a new connection.
     pub fn get(&self, path: &str) -> Response {
         self.connect().get(path).expect("the gateway answers")
     }
 
-    /// The same where nobody may listen.
+    /// Like [`Gateway::get`]; `None` if the connection fails.
     pub fn try_get(&self, path: &str) -> Option<Response> {
         Http::connect(&self.address).and_then(|mut http| http.get(path)).ok()
     }
 
-    /// One request with a JSON body on a connection of its own.
+    /// Sends one request with a JSON body on a new connection.
     pub fn post(&self, path: &str, body: &Value) -> Response {
         self.connect().post(path, body).expect("the gateway answers")
     }
 
-    /// Analyses a text and waits for the answer.
+    /// Analyses a text and waits for the response.
     pub fn analyze(&self, text: &str) -> Response {
         self.post("/analyze", &json!({ "text": text }))
     }
 
-    /// One request for a task, with headers beside its type.
+    /// Posts a task with headers beside `Content-Type`.
     pub fn analyze_with(&self, headers: &[(&str, &str)], body: &Value) -> Response {
         let headers: Vec<_> = [("Content-Type", "application/json")].iter().chain(headers).copied().collect();
         let answer = self.connect().request("POST", "/analyze", &headers, body.to_string().as_bytes());
         answer.expect("the gateway answers")
     }
 
-    /// Has a task accepted that keeps a handler busy for so long, and gives its id.
+    /// Submits a task that keeps a handler busy for the duration `work`; returns the task's id.
     pub fn submit(&self, text: &str, work: Duration) -> String {
         let body = json!({ "text": text, "work_ms": u64::try_from(work.as_millis()).expect("a short time") });
         let answer = self.analyze_with(&[("Prefer", "respond-async")], &body);
@@ -285,8 +285,8 @@ impl Gateway {
         answer.task_id()
     }
 
-    /// A caller that waits for its answer, though its task's id is known already: the task is accepted first, and then
-    /// waited for under the same key.
+    /// Starts a caller that waits for its response. Submits the task asynchronously first, so that its id is known, and
+    /// then waits for it under the same `Idempotency-Key`.
     pub fn call(&self, text: &str, work: Duration) -> Caller {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let key = format!("{text} {}", COUNT.fetch_add(1, Relaxed));
@@ -317,7 +317,7 @@ impl Gateway {
         })
     }
 
-    /// Waits until a worker says that it has this task in hand.
+    /// Waits until the status of a responsive worker names this task; returns the worker's id.
     pub fn wait_until_running(&self, task: &str, limit: Duration) -> String {
         eventually_some(limit, &format!("task {task} runs somewhere"), || {
             let status = self.get("/workers/status").json();
@@ -336,50 +336,50 @@ impl Gateway {
     }
 }
 
-/// Somebody who waits for an answer: see [`Gateway::call`].
+/// A caller that waits for its response: see [`Gateway::call`].
 pub struct Caller {
     pub task: String,
     waiting: JoinHandle<(Response, Instant)>,
 }
 
 impl Caller {
-    /// The answer, and when it came.
+    /// The response, and when it came.
     pub fn join(self) -> (Response, Instant) {
         self.waiting.join().expect("a caller does not panic")
     }
 }
 
-/// A port of the loopback on which nothing listens for as long as it is held, but what is told to.
+/// Reserves a port on the loopback: while it is held, only a program that is given its number listens there.
 pub fn reserved_port() -> ReservedPort {
     ReservedPort::any().expect("a free port")
 }
 
-/// Sends a signal to a process that this one started. After a SIGSTOP no thread of it runs any more.
+/// Sends a signal to a process that the tests started; after SIGSTOP, waits until all its threads have stopped.
 pub fn signal_process(process: u32, signal: Signal) {
     let number = Pid::from_raw(i32::try_from(process).expect("a process number"));
     nix::sys::signal::kill(number, signal).expect("the process is there");
     if signal == Signal::SIGSTOP {
-        // Threads on other processors run on until each has seen it.
+        // Threads on other processors run until each has seen the signal.
         eventually(SOON, "every thread has stopped", || has_stopped(process));
     }
 }
 
-/// By the third field of `stat`: proc_pid_stat(5).
+/// Reads the third field of each thread's `stat`: proc_pid_stat(5).
 fn has_stopped(process: u32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("a process that runs");
     threads.flatten().all(|thread| {
         let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        // One that has ended meanwhile has no file.
+        // A thread that has ended has no file.
         stat.is_empty() || stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
     })
 }
 
-/// Waits until `condition` holds; fails the test when `limit` passes first.
+/// Waits until `condition` holds; fails the test after `limit`.
 pub fn eventually(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     eventually_some(limit, what, || condition().then_some(()));
 }
 
-/// Waits until `probe` gives something, and returns it.
+/// Waits until `probe` returns a value; fails the test after `limit`.
 pub fn eventually_some<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     loop {
@@ -391,7 +391,7 @@ pub fn eventually_some<T>(limit: Duration, what: &str, mut probe: impl FnMut() -
     }
 }
 
-/// A new folder for a test; it is removed with everything else at the end of the run.
+/// Creates a folder for a test; the janitor removes it at the end of the run.
 pub fn new_folder(name: &str) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let folder = janitor::folder().join(format!("{name}-{}", COUNT.fetch_add(1, Relaxed)));
@@ -399,11 +399,8 @@ pub fn new_folder(name: &str) -> PathBuf {
     folder
 }
 
-/// A program or an example of this workspace by its name, built in the profile of the tests: `cargo test` names only the programs of this
-/// package to a test, and no examples.
-///
-/// # Panics
-/// They do not build, or there is none of this name.
+/// Builds the programs and examples of this workspace once, in the profile of the tests, and returns the path of one.
+/// Cargo names only the programs of this package to a test (`CARGO_BIN_EXE_`), and no examples.
 pub fn built(name: &str) -> PathBuf {
     static BUILT: OnceLock<BTreeMap<String, PathBuf>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {

@@ -1,4 +1,4 @@
-//! The project's programs as child processes, seen from outside: their lines with times, their exit codes, their receipts.
+//! The project's programs as child processes: their output lines with times, their exit codes, their receipts.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::{START, janitor, signal_process};
 
-/// How a program is to be started. The environment holds what is set here and nothing of the caller's but the search path.
+/// How to start a program. Its environment has the variables set here, `PATH` and `RUST_BACKTRACE`.
 #[derive(Clone)]
 pub struct Launch {
     name: String,
@@ -32,7 +32,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// `name` is for messages only.
+    /// `name` appears in messages only.
     pub fn new(name: impl Into<String>, binary: impl AsRef<Path>) -> Launch {
         Launch {
             name: name.into(),
@@ -42,19 +42,19 @@ impl Launch {
         }
     }
 
-    /// One more argument.
+    /// Adds an argument.
     pub fn arg(mut self, argument: impl Into<String>) -> Launch {
         self.arguments.push(argument.into());
         self
     }
 
-    /// Sets an environment variable; the last value wins.
+    /// Sets an environment variable; the last value counts.
     pub fn env(mut self, name: &str, value: impl ToString) -> Launch {
         self.environment.insert(name.to_owned(), value.to_string());
         self
     }
 
-    /// Starts the process and does not wait for anything.
+    /// Starts the process without waiting.
     pub fn start(&self) -> Program {
         let mut child = Command::new(&self.binary)
             .args(&self.arguments)
@@ -78,14 +78,14 @@ impl Launch {
     }
 }
 
-/// Where a line was written to.
+/// The stream of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     Stdout,
     Stderr,
 }
 
-/// One line that a program wrote, and when it arrived here.
+/// A line that a program wrote, and when the test read it.
 #[derive(Clone, Debug)]
 pub struct Line {
     pub at: Instant,
@@ -97,7 +97,7 @@ pub struct Line {
 struct Output {
     lines: Mutex<Vec<Line>>,
     grew: Condvar,
-    /// Standard output is not read at present.
+    /// Set while the standard output is not read.
     muted: AtomicBool,
 }
 
@@ -112,15 +112,15 @@ impl Output {
 /// How a program ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Exit {
-    /// `None`: by a signal.
+    /// `None` if a signal ended it.
     pub code: Option<i32>,
     pub signal: Option<i32>,
-    /// Since the last [`Program::signal`], or since the start if there was none.
+    /// Since the last [`Program::signal`], else since the start.
     pub elapsed: Duration,
     pub at: Instant,
 }
 
-/// A running program; killed when dropped. If the test fails, everything it wrote is printed.
+/// A running program; dropping it kills it. If the test fails, the drop prints the program's output.
 pub struct Program {
     name: String,
     child: Child,
@@ -132,17 +132,17 @@ pub struct Program {
 }
 
 impl Program {
-    /// As it was given to [`Launch::new`].
+    /// The name given to [`Launch::new`].
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The process number.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends a signal; the time of the exit counts from the last one.
+    /// Sends a signal; [`Exit::elapsed`] counts from the last one.
     pub fn signal(&mut self, signal: Signal) -> Instant {
         assert!(self.exit.is_none(), "{} has ended already", self.name);
         let now = Instant::now();
@@ -151,14 +151,14 @@ impl Program {
         now
     }
 
-    /// SIGKILL, and waits for the end of the process.
+    /// Sends SIGKILL and waits for the exit.
     pub fn kill(&mut self) -> Instant {
         let now = self.signal(Signal::SIGKILL);
         self.wait(Duration::from_secs(10));
         now
     }
 
-    /// Waits for the exit; fails the test when `limit` passes first.
+    /// Waits for the exit; fails the test after `limit`.
     pub fn wait(&mut self, limit: Duration) -> Exit {
         if let Some(exit) = self.exit {
             return exit;
@@ -169,7 +169,7 @@ impl Program {
                 let at = Instant::now();
                 janitor::process_ended(self.child.id());
                 self.unmute();
-                // Both pipes end with the process, so what is read is complete from here on.
+                // Both pipes end with the process: after the join all output is read.
                 for reader in self.readers.drain(..) {
                     reader.join().expect("a reader does not panic");
                 }
@@ -184,15 +184,15 @@ impl Program {
         }
     }
 
-    /// Stops reading the standard output, and fills the pipe: a write of the program blocks from now on.
+    /// Stops reading the standard output and fills the pipe, so that writes of the program block.
     pub fn mute(&self) {
-        /// Linux
+        /// The value on Linux.
         const O_NONBLOCK: i32 = 0o4000;
         self.output.muted.store(true, Ordering::SeqCst);
         let path = format!("/proc/{}/fd/1", self.id());
         let pipe = File::options().write(true).custom_flags(O_NONBLOCK).open(path);
         let mut pipe = pipe.expect("a pipe can be opened again");
-        // What is being read at this moment makes room once more.
+        // A read that is under way empties the pipe once more, so it is filled three times.
         for _ in 0..3 {
             std::thread::sleep(Duration::from_millis(20));
             for piece in [[b'\n'; 4096].as_slice(), b"\n"] {
@@ -211,14 +211,14 @@ impl Program {
         self.exit.is_none() && self.child.try_wait().expect("a child can be waited for").is_none()
     }
 
-    /// Waits for a line that contains `text`; one that is there already counts. Fails the test when `limit` passes first.
+    /// Waits for a line that contains `text`, or finds an earlier one; fails the test after `limit`.
     pub fn wait_for_line(&self, text: &str, limit: Duration) -> Line {
         self.wait_for_lines(text, 1, limit)
     }
 
-    /// Waits until `count` lines contain `text`, and gives the last of them.
+    /// Waits until `count` lines contain `text`; returns the last of them.
     pub fn wait_for_lines(&self, text: &str, count: usize, limit: Duration) -> Line {
-        assert!(count > 0, "no line can be waited for");
+        assert!(count > 0, "count must be at least 1");
         let deadline = Instant::now() + limit;
         let mut lines = self.output.lines.lock();
         loop {
@@ -232,7 +232,7 @@ impl Program {
         }
     }
 
-    /// The address that stands in a line after this text; waits until the program has written it.
+    /// Waits for a line that contains `text` and returns the address after it.
     pub fn address_after(&self, text: &str) -> String {
         let line = self.wait_for_line(text, START).text;
         let (_, rest) = line.split_once(text).expect("the line has it");
@@ -251,13 +251,13 @@ impl Program {
         self.lines().into_iter().filter(|line| line.text.contains(text)).collect()
     }
 
-    /// What was written to standard error, as one text.
+    /// The standard error output so far, as one text.
     pub fn stderr(&self) -> String {
         let lines = self.lines().into_iter().filter(|line| line.stream == Stream::Stderr);
         lines.map(|line| line.text + "\n").collect()
     }
 
-    /// The receipt: the last line on standard output of a program that has ended.
+    /// The receipt: the last line on the standard output of an ended program.
     pub fn receipt(&self) -> Value {
         assert!(self.exit.is_some(), "{} still runs: wait for it first", self.name);
         let lines = self.lines();
@@ -267,20 +267,20 @@ impl Program {
             .unwrap_or_else(|error| panic!("{}: the last line {:?} is no receipt: {error}", self.name, last.text))
     }
 
-    /// Asserts that there are lines which contain these texts in this order, each exactly once.
+    /// Asserts that each text is in exactly one line, and that these lines are in this order.
     pub fn assert_lines_in_order(&self, texts: &[&str]) {
         let lines = self.lines();
         let mut before = None;
         for text in texts {
             let found: Vec<usize> =
                 lines.iter().enumerate().filter(|(_, line)| line.text.contains(text)).map(|(index, _)| index).collect();
-            assert_eq!(found.len(), 1, "{}: {text:?} stands on lines {found:?}, not on exactly one", self.name);
-            assert!(before < Some(found[0]), "{}: {text:?} stands too early, on line {}", self.name, found[0]);
+            assert_eq!(found.len(), 1, "{}: {text:?} is on lines {found:?}, not on exactly one", self.name);
+            assert!(before < Some(found[0]), "{}: {text:?} is too early, on line {}", self.name, found[0]);
             before = Some(found[0]);
         }
     }
 
-    /// Resident memory in bytes, as the kernel counts it.
+    /// Resident memory in bytes: `VmRSS` of proc_pid_status(5).
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the process runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
@@ -301,7 +301,7 @@ impl Drop for Program {
             }
         }
         if std::thread::panicking() {
-            eprintln!("---- {} (process {}) wrote, and then {:?}:", self.name, self.child.id(), self.exit);
+            eprintln!("---- output of {} (process {}, exit {:?}):", self.name, self.child.id(), self.exit);
             for line in self.output.lines.lock().iter() {
                 let at = line.at.saturating_duration_since(self.started).as_secs_f64();
                 eprintln!("{at:9.3} {:?} {}", line.stream, line.text);
@@ -318,7 +318,7 @@ fn read_lines(from: impl Read + Send + 'static, stream: Stream, output: &Arc<Out
             let mut from = BufReader::new(from);
             let mut line = Vec::new();
             output.await_turn(stream);
-            // Bytes, not text: what a program writes is the test's business, and no reason to stop reading.
+            // Reads bytes, because invalid UTF-8 must not stop the reading.
             while from.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
                 let at = Instant::now();
                 let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned();

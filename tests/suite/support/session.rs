@@ -1,5 +1,4 @@
-//! Share sessions as raw as they go, in the version of the requests that the codec knows whole, and what a group needs
-//! before it has one.
+//! Raw share sessions, in version 1 of their requests, and the preparation of a group for them.
 
 use std::{
     collections::BTreeMap,
@@ -30,8 +29,8 @@ fn text(text: &str) -> StrBytes {
     StrBytes::from_string(text.to_owned())
 }
 
-/// Sets a new group to begin at the start, and joins it with a member that is assigned so many partitions of the topic.
-/// `wire` is with the group's coordinator. The member is called `first`; its epoch is returned.
+/// Sets a new group to start at the earliest offset, and joins it with the member `first`. Waits until the member is
+/// assigned this many partitions of the topic; returns its epoch. `wire` leads to the group's coordinator.
 pub fn prepare_group(wire: &mut Wire, group: &str, topic: &str, partitions: i32) -> i32 {
     let mut epoch = 0;
     for (key, value) in [("share.auto.offset.reset", "earliest"), ("share.assignment.interval.ms", "0")] {
@@ -53,12 +52,12 @@ pub fn prepare_group(wire: &mut Wire, group: &str, topic: &str, partitions: i32)
     epoch
 }
 
-/// A record in a batch of its own, with `acks=all`; error code and offset.
+/// Produces a batch with one record, with `acks=all`; returns error code and offset.
 pub fn produce(wire: &mut Wire, topic: &str, partition: i32) -> (i16, i64) {
     let value = Bytes::from_static(b"value");
     let content = RecordContent { key: None, value: Some(&value), headers: &[] };
-    let nobody = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
-    let batch = records::encode([content].into_iter(), nobody, SystemTime::now()).expect("small");
+    let no_producer = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
+    let batch = records::encode([content].into_iter(), no_producer, SystemTime::now()).expect("small");
     let data = PartitionProduceData::default().with_index(partition).with_records(Some(batch));
     let topic = TopicProduceData::default().with_name(TopicName(text(topic))).with_partition_data(vec![data]);
     let request = ProduceRequest::default().with_acks(-1).with_timeout_ms(25_000).with_topic_data(vec![topic]);
@@ -67,25 +66,25 @@ pub fn produce(wire: &mut Wire, topic: &str, partition: i32) -> (i16, i64) {
     (done.error_code, done.base_offset)
 }
 
-/// No condition can be seen from outside: a fetch that was sent waits at the broker by then.
+/// Waits until a fetch that was sent is parked at the broker; no condition shows this from outside.
 pub fn be_parked() {
     std::thread::sleep(Duration::from_millis(100));
 }
 
-/// A record that was handed out: its offset and how often that was done.
+/// An acquired record: its offset and its delivery count.
 pub type Acquired = (i64, i16);
 
-/// One share session, as raw as it goes, in the version that can forget partitions.
+/// A share session of one member on one topic.
 pub struct Session {
     wire: Wire,
     topic: Uuid,
     group: String,
     name: String,
-    /// Of the next request.
+    /// Epoch of the next request.
     pub epoch: i32,
 }
 
-/// What a ShareFetch was answered, by partition: error, leader, acknowledgement's error, records.
+/// A ShareFetch response; for each partition: error, leader, acquired records.
 #[derive(Debug)]
 pub struct Told {
     pub error: i16,
@@ -103,7 +102,7 @@ impl Told {
 }
 
 impl Session {
-    /// Not opened yet.
+    /// Prepares a session; its first request opens it.
     pub fn new(wire: Wire, topic: Uuid, group: &str, name: &str) -> Session {
         Session { wire, topic, group: group.to_owned(), name: name.to_owned(), epoch: 0 }
     }
@@ -130,7 +129,7 @@ impl Session {
     }
 
     pub fn told(&mut self) -> Told {
-        let mut body = self.wire.receive(1).expect("an answer");
+        let mut body = self.wire.receive(1).expect("a response");
         let answer = ShareFetchResponse::decode(&mut body, 1).expect("readable");
         let partitions = answer.responses.iter().flat_map(|topic| &topic.partitions).map(|data| {
             let ranges = data.acquired_records.iter();
@@ -147,7 +146,7 @@ impl Session {
         self.told()
     }
 
-    /// The error of the whole, and that of each partition.
+    /// Acknowledges records: partition, offset, type. Returns the error of the request and that of each partition.
     pub fn acknowledge(&mut self, said: &[(i32, i64, i8)]) -> (i16, Vec<i16>) {
         let partitions = said.iter().map(|(partition, offset, kind)| {
             let batch = AcknowledgementBatch::default().with_first_offset(*offset).with_last_offset(*offset);

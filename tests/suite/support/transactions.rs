@@ -1,5 +1,4 @@
-//! A producer with transactions, request by request. Shares the codec of the protocol with the product, and no line of
-//! code.
+//! A transactional producer that sends one request at a time. It shares only `kafka_protocol` with the product.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -18,7 +17,7 @@ use kafka_protocol::{
 
 use super::{SOON, eventually, wire::Wire};
 
-/// Kafka's CONCURRENT_TRANSACTIONS: the markers of the transaction before are being written.
+/// Kafka's CONCURRENT_TRANSACTIONS: the broker still writes the markers of the previous transaction.
 pub const TOO_EARLY: i16 = 51;
 
 /// A transactional id, and the state of its producer.
@@ -27,7 +26,7 @@ pub struct Transactions {
     id: TransactionalId,
     /// Producer id and epoch.
     pub producer: (i64, i16),
-    /// The next sequence number of the one partition that it sends to.
+    /// The next sequence number on partition 0, the only partition that it sends to.
     pub sequence: i32,
 }
 
@@ -36,7 +35,7 @@ fn topic_name(name: &str) -> TopicName {
 }
 
 impl Transactions {
-    /// Finds the coordinator of the id, and gets an epoch there.
+    /// Finds the coordinator of the id and initialises the producer there.
     pub fn new(broker: &str, id: &str) -> Transactions {
         let key = StrBytes::from_string(id.to_owned());
         let id = TransactionalId(key.clone());
@@ -49,12 +48,12 @@ impl Transactions {
         this
     }
 
-    /// InitProducerId: the error code.
+    /// Sends InitProducerId; returns the error code.
     pub fn init(&mut self) -> i16 {
         self.init_with(60_000, (-1, -1))
     }
 
-    /// The same with this timeout, and the producer id and epoch that the caller takes for the current ones.
+    /// Sends InitProducerId with a timeout and the producer id and epoch that the caller believes to be current.
     pub fn init_with(&mut self, timeout_ms: i32, believed: (i64, i16)) -> i16 {
         let request = InitProducerIdRequest::default()
             .with_transactional_id(Some(self.id.clone()))
@@ -68,7 +67,8 @@ impl Transactions {
         answer.error_code
     }
 
-    /// AddPartitionsToTxn: the error code of each of these partitions, once the markers before are written.
+    /// Sends AddPartitionsToTxn until the markers of the previous transaction are written; returns an error code for
+    /// each partition.
     pub fn add(&mut self, partitions: &[(&str, i32)]) -> Vec<i16> {
         let topics = partitions.iter().map(|(topic, index)| {
             AddPartitionsToTxnTopic::default().with_name(topic_name(topic)).with_partitions(vec![*index])
@@ -81,7 +81,7 @@ impl Transactions {
         let mut codes = Vec::new();
         eventually(SOON, "the markers are written", || {
             let mut answer = self.wire.call(3, &request).results_by_topic_v3_and_below;
-            // Kafka answers in an order of its own.
+            // Kafka answers in another order than it was asked.
             answer.sort_by_key(|topic| partitions.iter().position(|(name, _)| *name == topic.name.as_str()));
             let results = answer.iter().flat_map(|topic| &topic.results_by_partition);
             codes = results.map(|result| result.partition_error_code).collect();
@@ -90,13 +90,13 @@ impl Transactions {
         codes
     }
 
-    /// Produces one transactional batch of these keys and values to partition 0: error code and first offset.
+    /// Produces one transactional batch of keys and values to partition 0; returns error code and first offset.
     pub fn send(&mut self, topic: &str, records: &[(String, String)]) -> (i16, i64) {
         let id = Some(self.id.clone());
         self.send_with(topic, records, id)
     }
 
-    /// The same without the transactional id in the request.
+    /// Like [`Self::send`], without the transactional id in the request.
     pub fn send_without_id(&mut self, topic: &str, records: &[(String, String)]) -> (i16, i64) {
         self.send_with(topic, records, None)
     }
@@ -143,7 +143,7 @@ impl Transactions {
         batch.freeze()
     }
 
-    /// EndTxn: the error code, once the markers before are written.
+    /// Sends EndTxn until the markers of the previous transaction are written; returns the error code.
     pub fn end(&mut self, committed: bool) -> i16 {
         let request = EndTxnRequest::default()
             .with_transactional_id(self.id.clone())

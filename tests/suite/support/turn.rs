@@ -1,48 +1,47 @@
-//! Whose turn it is: which tests run beside each other on this machine.
+//! Limits which tests run in parallel on this machine. [`super::Rig`] takes a turn for each test.
 //!
-//! Most tests wait more than they work, so that many of them run at once; those that measure a bound of a second and less run a few at a time,
-//! once no other test wants to run. libtest starts more threads than there are turns (`.cargo/config.toml`), so that a test that waits
-//! holds up no other.
+//! Most tests wait more than they work, so many of them run in parallel. Tests that measure a bound of at most a second
+//! run three at a time, after all other tests. libtest starts more threads than there are turns (`.cargo/config.toml`),
+//! so that a test that waits for its turn does not block another test.
 
 use parking_lot::{Condvar, Mutex};
 
 use super::broker::is_apache;
 
-/// How many places the machine has. A real Kafka takes its share.
+/// Tests that run in parallel; fewer with Apache Kafka, which needs processors itself.
 const PLACES: usize = 12;
 const PLACES_WITH_APACHE: usize = 8;
-/// How many have a quiet machine at once: they leave the processors idle for four fifths of their time.
+/// Quiet tests that run in parallel: they leave the processors idle for four fifths of their time.
 const QUIET: usize = 3;
 
 #[derive(Default)]
 struct Machine {
     taken: usize,
     quiet: usize,
-    /// Who waits for places, but for those who want a quiet machine.
+    /// Tests that wait for a place, without quiet tests.
     waiting: usize,
 }
 
 static MACHINE: Mutex<Machine> = Mutex::new(Machine { taken: 0, quiet: 0, waiting: 0 });
 static FREED: Condvar = Condvar::new();
 
-/// The places of one test, until it is dropped.
+/// The places of one test; dropping it frees them.
 pub struct Turn {
-    /// `None`: one on a quiet machine.
+    /// `None` for a quiet test.
     places: Option<usize>,
 }
 
 impl Turn {
-    /// Beside others.
     pub fn shared() -> Turn {
         Turn::take(1)
     }
 
-    /// Beside others, with a broker of its own: a real one takes more than its test does.
+    /// For a test with its own broker: an Apache Kafka needs more of the machine than its test.
     pub fn with_broker() -> Turn {
         Turn::take(if is_apache() { 2 } else { 1 })
     }
 
-    /// Beside two others of its kind at most. Those who share come first.
+    /// Waits until no other kind of test runs or waits; at most three quiet tests run in parallel.
     pub fn quiet() -> Turn {
         let mut machine = MACHINE.lock();
         while machine.taken > 0 || machine.waiting > 0 || machine.quiet == QUIET {

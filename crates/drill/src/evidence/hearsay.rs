@@ -1,7 +1,8 @@
-//! Lifetimes and runs of a fleet that others started, from its status records.
+//! Lifetimes and runs of a fleet that others started, from its status records and from what commands did to it.
 //!
-//! A worker that announced its stop was stopped; one that fell silent was killed when it was last heard. Known signals and exits go first. Pure; part
-//! of the [evidence](super).
+//! A worker that announced its stop was stopped; a worker that fell silent was killed when it was last heard. A command
+//! acts at some time between its begin and its end. So the status records date a stop, and what the worker did last
+//! dates a kill. Pure; part of the [evidence](super).
 
 use std::collections::HashMap;
 
@@ -30,25 +31,31 @@ impl<'a> Evidence<'a> {
                     None => processes.push(vec![notice]),
                 }
             }
-            // A process begins with its start, if that was seen, or with its first word; the first one may have been there before.
-            let mut before = f64::NEG_INFINITY;
-            let mut begins: Vec<f64> = Vec::new();
-            for first in processes.iter().filter_map(|own| own.first()) {
-                let starts = done.iter().map(|life| life.from).filter(|from| *from > before && *from <= first.at);
-                let unseen = if begins.is_empty() { f64::NEG_INFINITY } else { first.at };
-                begins.push(starts.reduce(f64::max).unwrap_or(unseen));
-                before = first.at;
+            // A process begins with its first word. The first process may have been there before the run, but not
+            // before the end of another.
+            let mut begins: Vec<f64> = processes.iter().filter_map(|own| own.first()).map(|first| first.at).collect();
+            let ends = done.iter().filter_map(|life| life.exit.as_ref()).map(|exit| exit.at);
+            for begin in begins.iter_mut().take(1) {
+                *begin = ends.clone().filter(|at| at <= begin).fold(f64::NEG_INFINITY, f64::max);
             }
             let mut lives: Vec<Life<'a>> = Vec::new();
             for (index, own) in processes.iter().enumerate() {
                 let from = begins.get(index).copied().unwrap_or_default();
                 let until = begins.get(index + 1).copied().unwrap_or(f64::INFINITY);
-                let life = heard.life(worker, own, (from, until), &done);
-                lives.extend(life.map(|life| life.outlived_by(results, until)));
+                let within = results.iter().copied().filter(|at| *at >= from && *at < until);
+                let result = within.fold(f64::NEG_INFINITY, f64::max);
+                lives.extend(heard.life(worker, own, (from, until), &done, result));
             }
-            // Those that ended before the first word that was heard of them.
-            let unheard = done.into_iter().filter(|life| !begins.contains(&life.from));
-            lives.extend(unheard.filter(|life| life.exit.is_some()));
+            // Processes that a command ended before their first word.
+            for life in done {
+                let ended = life.kill.or(life.terms.first().copied()).filter(|_| life.exit.is_some());
+                let Some((_, at)) = ended.filter(|(_, at)| !lives.iter().any(|other| other.contains(*at))) else {
+                    continue;
+                };
+                let before = lives.iter().filter_map(|other| other.exit.as_ref()).map(|exit| exit.at);
+                let from = before.filter(|before| *before <= at).fold(life.from, f64::max);
+                lives.push(Life { from, ..life });
+            }
             lives.sort_by(|one, other| one.from.total_cmp(&other.from));
             self.workers.insert(worker, lives);
         }
@@ -107,6 +114,9 @@ impl<'a> Evidence<'a> {
     }
 }
 
+/// A record that was sent before the end of its process may be dated later.
+const ON_ITS_WAY: f64 = 0.5;
+
 /// What can be made out of words.
 struct Heard<'e> {
     /// Who says nothing for so long is dead, or hung.
@@ -117,54 +127,64 @@ struct Heard<'e> {
 }
 
 impl Heard<'_> {
-    /// The life of one process that had its time between these two: from what it said, and from what was done to it.
+    /// The life of one process that had its time between these two: from what it said, its last result, and what was
+    /// done to it.
     fn life<'a>(
         &self,
         worker: &'a str,
         notices: &[&Notice<'a>],
         (from, until): (f64, f64),
         done: &[Life<'a>],
+        result: f64,
     ) -> Option<Life<'a>> {
         let (first, last) = (notices.first()?, notices.last()?);
         let mut life = Life { process: worker, from, ready: Some(first.at), by_hearsay: true, ..Life::default() };
-        if let Some(started) = notices.iter().find(|notice| notice.status == "shutdown_started") {
-            life.terms.push((started.line, started.at));
-        }
-        // What was done to it is known better than what it said of it.
         let within = |at: f64| at >= from && at < until;
-        let mut told = false;
+        // A command that had no effect has ended nothing, whatever its exit status.
+        let ended_by = |at: f64| last.at <= at + ON_ITS_WAY || overlaps(self.outages, at, last.at);
+        let (mut terms, mut exit) = (Vec::new(), None);
         for other in done {
-            let frozen = other.frozen.iter().filter(|(from, _)| within(*from));
-            // When it was hung is known, then.
-            life.by_hearsay &= frozen.clone().next().is_none();
+            let frozen: Vec<(f64, f64)> = other.frozen.iter().filter(|(from, _)| within(*from)).copied().collect();
+            life.slack = life.slack.max(if frozen.is_empty() { 0.0 } else { other.slack });
             life.frozen.extend(frozen);
-            life.kill = life.kill.or(other.kill.filter(|(_, at)| within(*at)));
-            let terms: Vec<(usize, f64)> = other.terms.iter().filter(|(_, at)| within(*at)).copied().collect();
-            if !terms.is_empty() {
-                (life.terms, told) = (terms, true);
-            }
-            if let Some(exit) = other.exit.as_ref().filter(|exit| within(exit.at)) {
-                life.exit = Some(Exit { receipt: last.receipt, ..exit.clone() });
-                life.by_hearsay = false;
-            }
+            let end = other.exit.as_ref().filter(|exit| within(exit.at));
+            let by = |at: f64| ended_by(end.map_or(at, |exit| exit.at));
+            life.kill = life.kill.or(other.kill.filter(|(_, at)| within(*at) && by(*at)));
+            terms.extend(other.terms.iter().filter(|(_, at)| within(*at)).map(|(line, at)| (*line, *at, by(*at))));
+            exit = exit.or(end.filter(|exit| ended_by(exit.at)));
         }
+        life.terms = match notices.iter().find(|notice| notice.status == "shutdown_started") {
+            // Further signals came at some time after the first.
+            Some(started) => vec![(started.line, started.at); terms.len().max(1)],
+            None => terms.iter().filter(|(.., ended)| *ended).map(|(line, at, _)| (*line, *at)).collect(),
+        };
+        let told = !terms.is_empty() && !life.terms.is_empty();
         let gaps = notices.windows(2).filter_map(|pair| Some((pair.first()?.at, pair.last()?.at)));
         let hung = |(from, until): &(f64, f64)| until - from > self.silence && !overlaps(self.outages, *from, *until);
         let unexplained: Vec<(f64, f64)> =
             gaps.filter(hung).filter(|(from, until)| !life.is_frozen(*from, *until)).collect();
         life.frozen.extend(unexplained);
-        if life.exit.is_some() {
-            return Some(life);
-        }
-        let exit = |at, code, signal| Exit { line: last.line, at, code, signal, receipt: last.receipt };
-        if last.status == "shutdown_completed" {
-            life.exit = Some(exit(last.at, last.receipt.and_then(receipt::exit_code), None));
-        } else if self.is_silent_after(last.at) || life.kill.is_some() {
-            let at = life.kill.map_or(last.at, |(_, at)| at);
-            life.vanished = told && life.kill.is_none();
-            life.kill = life.kill.or(Some((last.line, last.at)));
-            life.exit = Some(exit(at, None, Some(9)));
-        }
+        let ended = |line, at, code, signal| Exit { line, at, code, signal, receipt: last.receipt };
+        let said = last.receipt.and_then(receipt::exit_code);
+        let last_sign = last.at.max(result);
+        life.exit = match (exit, life.kill) {
+            (Some(exit), Some((line, at))) => {
+                life.by_hearsay = false;
+                life.kill = Some((line, at.max(last_sign).min(exit.at)));
+                Some(ended(exit.line, exit.at, exit.code, exit.signal))
+            }
+            (Some(exit), None) if last.status == "shutdown_completed" && exit.signal.is_none() => {
+                Some(ended(last.line, last.at, exit.code.or(said), None))
+            }
+            (Some(exit), None) => Some(ended(exit.line, exit.at, exit.code, exit.signal)),
+            (None, _) if last.status == "shutdown_completed" => Some(ended(last.line, last.at, said, None)),
+            (None, kill) if kill.is_some() || self.is_silent_after(last.at) => {
+                life.vanished = told && kill.is_none();
+                life.kill = Some((last.line, last_sign));
+                Some(ended(last.line, last_sign, None, Some(9)))
+            }
+            (None, _) => None,
+        };
         Some(life)
     }
 

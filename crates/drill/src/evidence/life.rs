@@ -28,8 +28,11 @@ pub(crate) struct Life<'a> {
     /// Each SIGTERM.
     pub(crate) terms: Vec<(usize, f64)>,
     pub(crate) kill: Option<(usize, f64)>,
-    /// From when until when it was frozen.
+    /// From when until when it was frozen; by commands, at most.
     pub(crate) frozen: Vec<(f64, f64)>,
+    /// How long the commands took at most that froze and thawed it; at least that much less it was frozen. 0: without
+    /// commands.
+    pub(crate) slack: f64,
     pub(crate) exit: Option<Exit<'a>>,
     /// How it ended is known only from what it said.
     pub(crate) by_hearsay: bool,
@@ -38,21 +41,6 @@ pub(crate) struct Life<'a> {
 }
 
 impl Life<'_> {
-    /// One that is taken for killed because it fell silent lived at least until its last result; `until`: when the next process began.
-    pub(super) fn outlived_by(mut self, results: &[f64], until: f64) -> Self {
-        let silent = self.kill.is_some_and(|(line, _)| self.exit.as_ref().is_some_and(|exit| exit.line == line));
-        let last =
-            results.iter().copied().filter(|at| *at >= self.from && *at < until).fold(f64::NEG_INFINITY, f64::max);
-        if self.by_hearsay
-            && silent
-            && let (Some(exit), Some((_, killed))) = (&mut self.exit, &mut self.kill)
-        {
-            exit.at = exit.at.max(last);
-            *killed = killed.max(last);
-        }
-        self
-    }
-
     pub(crate) fn contains(&self, at: f64) -> bool {
         /// After an unobserved kill the worker counts as alive until its next status record would have been due.
         const NEXT_WORD: f64 = 2.5;
@@ -93,8 +81,8 @@ pub(super) struct Nodes<'a> {
 }
 
 impl<'a> Evidence<'a> {
-    /// What was done to processes, in the order in which it was done: the words of make up tell it when they are over, and one may begin and end while
-    /// another goes on.
+    /// What was done to processes, in the order in which it was done: commands tell it when they have ended, and one
+    /// may begin and end while another runs.
     pub(super) fn take_processes(&mut self, lines: &'a [Line], nodes: &mut Nodes<'a>) {
         let led = lines.iter().filter_map(|line| match &line.fact {
             Fact::Led { action, process, led } => Some((*action, process.as_str(), line.at, led)),
@@ -137,7 +125,7 @@ impl<'a> Evidence<'a> {
         }
         let is_new = lives.last().is_none_or(|life| {
             let ends = matches!(line.fact, Fact::Exited { .. }) && life.exit.is_none();
-            life.by_hearsay && life.kill.is_some() && !ends
+            life.by_hearsay && (life.kill.is_some() || life.exit.is_some()) && !ends
         });
         if is_new && !self.begin.owns_processes {
             // Known from status records and from actions; a killed process that has exited cannot be this one.
@@ -147,23 +135,35 @@ impl<'a> Evidence<'a> {
         match &line.fact {
             Fact::Ready { .. } => life.ready = Some(at),
             Fact::Exited { code, signal, receipt, .. } => {
-                life.exit = Some(Exit { line: number, at, code: *code, signal: *signal, receipt: receipt.as_ref() });
+                // A command that killed it need not say so.
+                let killed = life.kill.filter(|_| code.is_none() && !self.begin.owns_processes).map(|_| 9);
+                let (code, signal) = (*code, signal.or(killed));
+                life.exit = Some(Exit { line: number, at, code, signal, receipt: receipt.as_ref() });
             }
-            Fact::Signalled { signal, .. } => match signal.as_str() {
+            Fact::Signalled { signal, until, .. } => match signal.as_str() {
                 // A signal after the exit has no effect.
                 "SIGTERM" | "SIGKILL" if life.exit.is_some() => {}
                 "SIGTERM" => life.terms.push((number, at)),
                 "SIGKILL" => life.kill = Some((number, at)),
-                "SIGSTOP" | "cut" => life.frozen.push((at, f64::INFINITY)),
+                "SIGSTOP" | "cut" => {
+                    life.frozen.push((at, f64::INFINITY));
+                    life.slack = life.slack.max(until.map_or(0.0, |until| until - at));
+                }
                 "SIGCONT" | "mended" => {
-                    if let Some((_, until @ f64::INFINITY)) = life.frozen.last_mut() {
-                        *until = at;
+                    if let Some((_, thawed @ f64::INFINITY)) = life.frozen.last_mut() {
+                        *thawed = until.unwrap_or(at);
+                        life.slack = life.slack.max(*thawed - at);
                     }
                 }
                 _ => {}
             },
             _ => {}
         }
+    }
+
+    /// By when a process had begun: the command that started it has ended.
+    pub(crate) fn begun_by(&self, life: &Life<'_>) -> f64 {
+        if self.begin.owns_processes { life.from } else { life.ready.unwrap_or(life.from) }
     }
 
     /// The life of a process that contains this moment.

@@ -26,7 +26,7 @@ fn says(instance: &str, status: &str, tasks: &[&str], receipt: Option<Value>) ->
 }
 
 fn signal(signal: &str) -> Fact {
-    Fact::Signalled { process: "w".to_owned(), signal: signal.to_owned(), action: None }
+    Fact::Signalled { process: "w".to_owned(), signal: signal.to_owned(), action: None, until: None }
 }
 
 fn exited(code: Option<i32>, signal: Option<i32>) -> Fact {
@@ -46,7 +46,7 @@ fn receipt(exit_code: u8, abandoned: &[&str]) -> Option<Value> {
 }
 
 #[test]
-fn how_a_process_was_seen_to_end_goes_before_what_it_said() {
+fn a_command_tells_how_a_process_ended_and_its_status_records_tell_when() {
     let lines = lines(vec![
         (5.0, signal("SIGTERM")),
         (5.4, exited(Some(3), None)),
@@ -57,8 +57,8 @@ fn how_a_process_was_seen_to_end_goes_before_what_it_said() {
     let evidence = Evidence::new(&lines);
     let [life] = &evidence.workers["w"][..] else { panic!("one life") };
     let exit = life.exit.as_ref().expect("an end");
-    assert_eq!((exit.at, exit.code, exit.receipt.and_then(receipt::exit_code)), (5.4, Some(3), Some(0)));
-    assert!(!life.by_hearsay && life.terms.len() == 1 && life.terms[0].1 == 5.0);
+    assert_eq!((exit.at, exit.code, exit.receipt.and_then(receipt::exit_code)), (5.2, Some(3), Some(0)));
+    assert!(life.by_hearsay && life.terms.len() == 1 && life.terms[0].1 == 5.1);
 }
 
 #[test]
@@ -100,7 +100,6 @@ fn one_that_was_killed_before_its_first_word_has_not_ended_by_itself() {
     let lines = lines(vec![
         (0.6, signal("SIGKILL")),
         (0.61, exited(None, Some(9))),
-        (1.1, started()),
         (1.2, says("b", "worker_started", &[], None)),
     ]);
     let evidence = Evidence::new(&lines);
@@ -116,7 +115,6 @@ fn what_was_done_belongs_to_the_process_that_ran_then() {
         (3.5, signal("SIGSTOP")),
         (20.0, signal("SIGKILL")),
         (20.1, exited(None, Some(9))),
-        (21.0, started()),
         (1.0, says("a", "worker_started", &[], None)),
         (3.0, says("a", "worker_started", &[], None)),
         (22.0, says("b", "worker_started", &[], None)),
@@ -125,25 +123,23 @@ fn what_was_done_belongs_to_the_process_that_ran_then() {
     let evidence = Evidence::new(&lines);
     let [first, second] = &evidence.workers["w"][..] else { panic!("two lives") };
     assert_eq!(first.exit.as_ref().map(|exit| (exit.at, exit.signal)), Some((20.1, Some(9))));
-    assert_eq!((second.from, second.ready, second.kill), (21.0, Some(22.0), None));
+    assert_eq!((second.from, second.ready, second.kill), (22.0, Some(22.0), None));
     assert!(second.exit.is_none() && first.frozen.len() == 1);
 }
 
 #[test]
 fn a_process_that_ended_before_its_first_word_is_one_too() {
     let lines = lines(vec![
-        (10.0, started()),
         (10.1, signal("SIGTERM")),
         (10.2, exited(Some(0), None)),
-        (11.0, started()),
         (1.0, says("a", "worker_started", &[], None)),
         (9.0, says("a", "shutdown_completed", &[], None)),
         (12.0, says("b", "worker_started", &[], None)),
     ]);
     let evidence = Evidence::new(&lines);
     let [_, second, third] = &evidence.workers["w"][..] else { panic!("three lives") };
-    assert_eq!((second.from, second.ready, second.terms.len()), (10.0, None, 1));
-    assert_eq!((third.from, third.ready, third.terms.len()), (11.0, Some(12.0), 0));
+    assert_eq!((second.from, second.ready, second.terms.len()), (9.0, None, 1));
+    assert_eq!((third.from, third.ready, third.terms.len()), (12.0, Some(12.0), 0));
 }
 
 #[test]
@@ -174,20 +170,6 @@ fn one_that_fell_silent_lived_until_its_last_result() {
     let evidence = Evidence::new(&lines);
     let life = evidence.life("w", 3.68).expect("it lived when it ran the task");
     assert_eq!(life.exit.as_ref().map(|exit| (exit.at, exit.signal)), Some((3.7, Some(9))));
-}
-
-#[test]
-fn a_process_that_was_killed_as_soon_as_the_run_began_is_one_too() {
-    let lines = lines(vec![
-        (0.5, signal("SIGKILL")),
-        (0.6, exited(None, Some(9))),
-        (1.2, started()),
-        (1.3, says("b", "worker_started", &[], None)),
-    ]);
-    let evidence = Evidence::new(&lines);
-    let [first, second] = &evidence.workers["w"][..] else { panic!("two lives") };
-    assert_eq!(first.exit.as_ref().and_then(|exit| exit.signal), Some(9));
-    assert!(first.contains(0.5) && second.from == 1.2 && second.exit.is_none());
 }
 
 /// A drill that looked on called a run unexplained whose worker was killed in the second after its last word.
@@ -267,7 +249,7 @@ fn an_abandoned_task_was_in_hand_though_no_heartbeat_said_so() {
 fn a_gateway_that_others_started_is_known_by_its_address() {
     let gateway = || "http://127.0.0.1:8080".to_owned();
     let lines = lines(vec![
-        (1.0, Fact::Signalled { process: gateway(), signal: "SIGTERM".to_owned(), action: None }),
+        (1.0, Fact::Signalled { process: gateway(), signal: "SIGTERM".to_owned(), action: None, until: None }),
         (1.5, Fact::Exited { process: gateway(), pid: 0, code: Some(0), signal: None, receipt: None }),
     ]);
     let evidence = Evidence::new(&lines);

@@ -63,26 +63,39 @@ fn bitten(evidence: &Evidence<'_>, action: &Action<'_>) -> Result<(), String> {
             (broker, _) if broker.starts_with("broker") => broker_fell_silent(evidence, broker, *at),
             (_, "SIGSTOP") => life.is_some_and(|life| fell_silent(evidence, life, *at)),
             (_, "SIGKILL") => life.is_some_and(|life| life.exit.as_ref().is_some_and(|exit| exit.signal == Some(9))),
-            (_, "SIGTERM") => life.is_some_and(|life| life.exit.is_some() || life.by_hearsay),
+            (_, "SIGTERM") => life.is_some_and(|life| life.exit.is_some() || !life.terms.is_empty()),
             _ => true,
         };
-        if !seen {
+        if !seen || life.is_some_and(|life| serves_on(evidence, life)) {
             return Err(format!("{signal} to {process} was not seen to have an effect"));
         }
     }
     Ok(())
 }
 
+/// A gateway that has ended, if it is one, answers no request that came later.
+fn serves_on(evidence: &Evidence<'_>, life: &Life<'_>) -> bool {
+    let Some(exit) = &life.exit else { return false };
+    let lives = evidence.gateways.get(life.process).map(Vec::as_slice).unwrap_or_default();
+    let next = lives.iter().map(|life| life.from).find(|from| *from >= exit.at).unwrap_or(f64::INFINITY);
+    let later = |at: f64| at > exit.at + MOMENT && at < next;
+    evidence.requests.values().any(|request| {
+        let answered = request.answered.filter(|(.., answer)| answer.status.is_some());
+        request.gateway == life.process && later(request.at) && answered.is_some_and(|(_, at, _)| at < next)
+    })
+}
+
 /// A frozen worker says nothing.
 fn fell_silent(evidence: &Evidence<'_>, life: &Life<'_>, at: f64) -> bool {
     let Some((from, until)) = life.frozen.iter().find(|(from, _)| (*from - at).abs() < 0.01) else { return false };
     let notices = evidence.notices.get(life.process).map(Vec::as_slice).unwrap_or_default();
+    let (from, until) = (from + life.slack, until - life.slack);
     // What it had sent before may come to Kafka a little later, or when Kafka is back.
     let said = notices.iter().map(|notice| notice.at).filter(|at| *at > from + ON_ITS_WAY);
     // It begins nothing, either; and that is dated by itself.
-    let runs = evidence.runs_during(life.process, *from, *until).map(|held| held.run.began);
+    let runs = evidence.runs_during(life.process, from, until).map(|held| held.run.began);
     let began = runs.filter(|began| *began > from + MOMENT);
-    evidence.kafka_away(from - HEARTBEAT, *until) || !said.chain(began).any(|at| at < until - MOMENT)
+    evidence.kafka_away(from - HEARTBEAT, until) || !said.chain(began).any(|at| at < until - MOMENT)
 }
 
 /// A broker that is frozen or stopped takes nothing: there is no record from that time. A freeze that is too short to be seen counts for nothing. Of

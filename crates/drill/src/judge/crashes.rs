@@ -3,7 +3,7 @@
 //! The time that counts is that in which somebody else could have taken such a task: while every other worker has its hands full, or is stopping, nobody
 //! breaks a promise by not starting it.
 
-use super::super::evidence::{Evidence, Held, Life, MOMENT, Story};
+use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Story};
 use super::super::judgement::{Finding, Row};
 use super::{Tally, shown};
 
@@ -28,13 +28,16 @@ pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
     // A freeze shorter than a lock does not lose the task.
     let lock = evidence.begin.lock_ms as f64 / 1e3;
     let accepted = Accepted::of(evidence);
-    for life in evidence.workers.values().flatten().filter(|life| !life.by_hearsay) {
-        for (from, until) in life.frozen.iter().filter(|(from, until)| until - from > lock) {
-            for held in in_hand(evidence, life, *from) {
+    for life in evidence.workers.values().flatten() {
+        // Others fell silent for a reason that is not known.
+        let by_drill = !life.by_hearsay || life.slack > 0.0;
+        for (from, until) in life.frozen.iter().filter(|(from, until)| by_drill && until - from - life.slack > lock) {
+            for held in in_hand(evidence, life, from + life.slack) {
                 after_freeze(evidence, life, &held, (*from, *until), &mut frozen);
             }
         }
-        let Some(exit) = life.exit.as_ref().filter(|exit| exit.signal.is_some()) else { continue };
+        let was_killed = |exit: &&Exit<'_>| exit.signal.is_some() && !life.by_hearsay;
+        let Some(exit) = life.exit.as_ref().filter(was_killed) else { continue };
         for held in in_hand(evidence, life, exit.at) {
             after_kill(evidence, life, &held, exit.at, &mut killed);
             if let Some(next) = next(&held) {
@@ -116,7 +119,11 @@ fn after_kill(evidence: &Evidence<'_>, life: &Life<'_>, held: &Held<'_, '_>, at:
     // The broker's troubles are not the worker's.
     let faulty = evidence.session_faults(at - AROUND, until).next().is_some();
     if !faulty && !evidence.kafka_away(at - AROUND, until) {
-        measure(life, held, free_time(evidence, life.process, at, until), AFTER_KILL, tally);
+        // By a command it was killed at some time between these; a process of the drill's own ends at once.
+        let from = life.death().filter(|_| !evidence.begin.owns_processes).unwrap_or(at);
+        let (most, least) =
+            (free_time(evidence, life.process, from, until), free_time(evidence, life.process, at, until));
+        measure(life, held, (most, most - least), AFTER_KILL, tally);
     }
 }
 
@@ -141,13 +148,13 @@ fn after_freeze(
         } else {
             lock + free_time(evidence, life.process, from + lock, until)
         };
-        measure(life, held, took, AFTER_FREEZE, tally);
+        measure(life, held, (took, life.slack), AFTER_FREEZE, tally);
     }
 }
 
-fn measure(life: &Life<'_>, held: &Held<'_, '_>, took: f64, bound: f64, tally: &mut Tally) {
+fn measure(life: &Life<'_>, held: &Held<'_, '_>, (took, doubt): (f64, f64), bound: f64, tally: &mut Tally) {
     let took = took.max(0.0);
-    tally.time(took, bound, || Finding {
+    tally.time_in_doubt(took, doubt, bound, || Finding {
         what: format!(
             "a task of {} started elsewhere after {}; its bound was {}",
             life.process,

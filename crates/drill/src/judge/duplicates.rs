@@ -168,12 +168,17 @@ fn cause(
     let frozen = |life: Option<&Life<'_>>, is: &dyn Fn(f64, f64) -> bool| {
         let life = life?;
         let (from, _) = life.frozen.iter().filter(hung).find(|(from, to)| is(*from, *to))?;
-        Some((of(life, *from), lost_at(evidence, life, *from)))
+        // It was frozen after its last result.
+        let results =
+            evidence.runs_during(life.process, *from, from + life.slack).filter_map(|held| held.run.end.as_ref());
+        let last = results.map(|end| end.at).filter(|at| *at <= from + life.slack).fold(*from, f64::max);
+        Some((of(life, *from), lost_at(evidence, life, last)))
     };
     let lost = frozen(life, &|from, to| from <= until && to >= run.began);
     let took = || {
-        let thawed = |_: f64, to: f64| (to - MOMENT..=to + THAW).contains(&later.began);
-        frozen(evidence.life(later.worker, later.began), &thawed)
+        let thawed_one = evidence.life(later.worker, later.began);
+        let slack = thawed_one.map_or(0.0, |life| life.slack);
+        frozen(thawed_one, &|_, to| (to - MOMENT - slack..=to + THAW).contains(&later.began))
     };
     if let Some((key, budget)) = lost.or_else(took)
         && let found @ Some(_) = causes.take(key, "freeze", || budget)
@@ -240,7 +245,8 @@ fn outages<'e, 'a>(evidence: &'e Evidence<'a>) -> impl Iterator<Item = Outage<'a
 fn killed(life: &Life<'_>, began: f64, until: f64) -> Option<f64> {
     /// It may have been killed at any time before its next word.
     const NEXT_WORD: f64 = 2.5;
-    let late = if life.by_hearsay { NEXT_WORD } else { MOMENT };
+    let doubt = life.exit.as_ref().zip(life.death()).map_or(0.0, |(exit, death)| exit.at - death);
+    let late = if life.by_hearsay { NEXT_WORD } else { MOMENT + doubt };
     life.death().filter(|death| death + late >= began && *death <= until)
 }
 

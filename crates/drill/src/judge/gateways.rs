@@ -55,15 +55,18 @@ fn stops(evidence: &Evidence<'_>) -> Row {
         let waited = evidence.waiting(life.process, *at).filter_map(|request| request.answered);
         let last = waited.map(|(_, answered, _)| answered).fold(*at, f64::max).min(at + grace - BEFORE_GRACE);
         let took = (exit.at - last).max(0.0);
-        tally.time(took, SECOND, || {
+        // A command stops it at some time before it returns.
+        let doubt = if evidence.begin.owns_processes { 0.0 } else { exit.at - at };
+        tally.time_in_doubt(took, doubt, SECOND, || {
             let (stop, answer) = (shown(exit.at - at), shown(took));
             finding(
                 format!("took {stop} to stop, {answer} of it after its last answer; its bound was 1 s"),
                 Some(exit.line),
             )
         });
+        let unknown = !evidence.begin.owns_processes && exit.code.is_none() && exit.signal.is_none();
         // A second signal cuts off those who wait.
-        if exit.code != Some(0) && !(exit.code == Some(4) && life.second().is_some()) {
+        if !unknown && exit.code != Some(0) && !(exit.code == Some(4) && life.second().is_some()) {
             let what = format!("stopped with exit code {:?}; expected 0", exit.code);
             tally.findings.push(finding(what, Some(exit.line)));
         }
@@ -122,8 +125,9 @@ fn restarts(evidence: &Evidence<'_>) -> Row {
     let mut tally = Tally::new("P10", "a new gateway knows the fleet", "< 3 s");
     // Those of the beginning started before anybody asked.
     let asked = evidence.requests.values().map(|request| request.at).fold(f64::INFINITY, f64::min);
-    for life in evidence.gateways.values().flatten().filter(|life| life.from > asked) {
-        let (from, until) = (life.from, life.from + RIGHT_WITHIN);
+    let successors = evidence.gateways.values().flat_map(|lives| lives.iter().zip(lives.iter().skip(1)));
+    for (before, life) in successors.filter(|(_, life)| life.from > asked) {
+        let (from, until) = (earliest(before, life), evidence.begun_by(life) + RIGHT_WITHIN);
         let has_time = life.works_until().min(evidence.end) > until;
         if !from.is_finite() || !has_time || evidence.kafka_away(from - SAME_FOR, until) {
             continue;
@@ -132,7 +136,7 @@ fn restarts(evidence: &Evidence<'_>) -> Row {
         let own: Vec<&View<'_>> = views.iter().filter(|view| life.contains(view.at)).collect();
         let right = own.iter().find(|view| is_right(evidence, view));
         let took = right.map_or(life.works_until().min(evidence.end), |view| view.at) - from;
-        tally.time(took, RIGHT_WITHIN, || Finding {
+        tally.time_in_doubt(took, evidence.begun_by(life) - from, RIGHT_WITHIN, || Finding {
             what: match own.first() {
                 Some(first) => {
                     let sure = sure(evidence, first.at);
@@ -145,6 +149,12 @@ fn restarts(evidence: &Evidence<'_>) -> Row {
         });
     }
     tally.row()
+}
+
+/// When a gateway was started at the earliest: where one command stopped the one before and started it, with that
+/// command.
+fn earliest(before: &Life<'_>, life: &Life<'_>) -> f64 {
+    if before.exit.is_some() { life.from } else { before.works_until().min(life.from) }
 }
 
 /// Whether a view shows everybody who has been there for a while, and nobody who has been gone for a while.
@@ -214,7 +224,7 @@ fn shown_until(evidence: &Evidence<'_>, gateway: &str, view: &View<'_>, next: Op
 /// A gateway that has just started, and one without Kafka, cannot know.
 fn excused(evidence: &Evidence<'_>, gateway: &str, at: f64) -> bool {
     let lives = evidence.gateways.get(gateway).map(Vec::as_slice).unwrap_or_default();
-    let starting = lives.iter().any(|life| (life.from..life.from + RIGHT_WITHIN).contains(&at));
+    let starting = lives.iter().any(|life| (life.from..evidence.begun_by(life) + RIGHT_WITHIN).contains(&at));
     starting || evidence.kafka_away(at - evidence_silence(evidence) - TOLD_WITHIN, at)
 }
 

@@ -8,7 +8,7 @@
 //! | `tasks` | what became of tasks and answers: P1, P8c |
 //! | `service` | whether callers are served, and how soon |
 //! | `duplicates` | what ran more than once, and why: P2 |
-//! | `stops` | stops of workers: P3 to P7, exit codes, notifications, receipts |
+//! | `stops`, `receipts` | stops of workers: P3 to P7, exit codes, notifications, receipts |
 //! | `crashes` | what became of the tasks of killed and frozen workers: P8, P8b |
 //! | `cluster` | what callers are promised while a node of several is away, and that every worker works: P11 |
 //! | `gateways` | stops and restarts of gateways, and what they show: P9, P10 |
@@ -23,6 +23,7 @@ mod duplicates;
 mod gateways;
 #[cfg(test)]
 mod mutations;
+mod receipts;
 #[cfg(test)]
 mod recorded;
 #[cfg(test)]
@@ -148,8 +149,11 @@ fn conclusion(
         return Conclusion::Undecided("the fleet was not seen to work when everything was over".to_owned());
     }
     let named = |row: &&Row| evidence.begin.tests.iter().any(|promise| promise == row.promise);
+    // Of a fleet that others started not every row of a promise can be seen.
+    let seen = |row: &&Row| rows.iter().any(|other| other.promise == row.promise && other.state != State::Untested);
+    let missed = |row: &&Row| named(row) && untested(row) && (evidence.begin.owns_processes || !seen(row));
     let missing: Vec<String> =
-        rows.iter().filter(untested).filter(named).map(|row| format!("{} ({})", row.promise, row.name)).collect();
+        rows.iter().filter(missed).map(|row| format!("{} ({})", row.promise, row.name)).collect();
     if !missing.is_empty() {
         return Conclusion::Undecided(format!("the plan tests {}, and there was no occasion", missing.join(", ")));
     }
@@ -239,6 +243,15 @@ impl Tally {
         }
         if seconds > bound {
             self.findings.push(what());
+        }
+    }
+
+    /// The same for a time that is known only to be at most this long, and at least this long less `doubt`: it counts
+    /// if that decides.
+    fn time_in_doubt(&mut self, most: f64, doubt: f64, bound: f64, what: impl FnOnce() -> Finding) {
+        let least = most - doubt;
+        if most <= bound || least > bound {
+            self.time(if most <= bound { most } else { least }, bound, what);
         }
     }
 

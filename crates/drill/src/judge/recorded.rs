@@ -147,7 +147,7 @@ impl Recorded {
         });
         let orders: Vec<u32> = orders.collect();
         let signals = self.lines.iter().filter_map(|line| match &line.fact {
-            Fact::Signalled { process, action: Some(action), signal }
+            Fact::Signalled { process, action: Some(action), signal, .. }
                 if orders.contains(action) && signal != "SIGCONT" =>
             {
                 Some((process.clone(), line.at))

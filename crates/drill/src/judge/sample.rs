@@ -210,7 +210,7 @@ impl Sample {
             }
             _ => None,
         });
-        self.put(at, Fact::Signalled { process: process.to_owned(), signal: signal.to_owned(), action })
+        self.put(at, Fact::Signalled { process: process.to_owned(), signal: signal.to_owned(), action, until: None })
     }
 
     pub(super) fn exit(

@@ -56,16 +56,20 @@ impl<'a> Causes<'a> {
     pub(super) fn of(evidence: &Evidence<'a>) -> Self {
         let kafka = evidence.outages.iter().map(|(from, until)| Cause { from: *from, until: *until });
         let everywhere: Vec<Cause> = kafka.chain(nobody_works(evidence)).collect();
-        let causes = evidence.gateways.iter().map(|(gateway, lives)| {
+        // A gateway that others started, and that no action hits, has no life in the ledger.
+        let mut gateways: BTreeMap<&str, &[Life<'a>]> =
+            evidence.requests.values().map(|request| (request.gateway, [].as_slice())).collect();
+        gateways.extend(evidence.gateways.iter().map(|(gateway, lives)| (*gateway, lives.as_slice())));
+        let causes = gateways.into_iter().map(|(gateway, lives)| {
             let mut all = everywhere.clone();
             for (index, life) in lives.iter().enumerate() {
-                let until = lives.get(index + 1).map_or(f64::INFINITY, |next| next.from);
+                let until = lives.get(index + 1).map_or(f64::INFINITY, |next| evidence.begun_by(next));
                 let from = life.works_until();
                 if from.is_finite() {
                     all.push(Cause { from, until });
                 }
             }
-            (*gateway, merged(all))
+            (gateway, merged(all))
         });
         Self(causes.collect())
     }

@@ -3,15 +3,14 @@
 //! What a worker had in hand when its signal came is known from the runs; what it should have done about it follows
 //! from the contract.
 
-use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Notice, Run, Story};
+use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Notice, Run};
 use super::super::judgement::{Finding, Row};
-use super::super::receipt::Receipt;
-use super::{Tally, crashes, shown};
+use super::{Tally, crashes, receipts, shown};
 
 /// P3, P6, and what P4 and P5 allow beyond the task's own time and the drain timeout.
-const SECOND: f64 = 1.0;
+pub(super) const SECOND: f64 = 1.0;
 /// A worker that had not started yet, and an idle one whose Kafka is away.
-const FIVE_SECONDS: f64 = 5.0;
+pub(super) const FIVE_SECONDS: f64 = 5.0;
 /// P5: an abandoned task starts elsewhere.
 const RESTARTED: f64 = 2.0;
 const SIGTERM: i32 = 15;
@@ -24,7 +23,7 @@ const LOCK_KEPT: f64 = 2.0 / 3.0;
 
 /// What a stop was like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     /// Before it took tasks.
     Unready,
     Idle,
@@ -36,17 +35,19 @@ enum Kind {
 }
 
 /// One stop.
-struct Stop<'e, 'a> {
-    life: &'e Life<'a>,
-    exit: &'e Exit<'a>,
+pub(super) struct Stop<'e, 'a> {
+    pub(super) life: &'e Life<'a>,
+    pub(super) exit: &'e Exit<'a>,
     /// The first signal.
-    at: f64,
+    pub(super) at: f64,
     line: usize,
-    kind: Kind,
+    pub(super) kind: Kind,
     /// When it abandons what it has in hand.
     deadline: f64,
+    /// By how much a command makes it seem longer, at most.
+    doubt: f64,
     /// What it had in hand then or took on later.
-    runs: Vec<Held<'e, 'a>>,
+    pub(super) runs: Vec<Held<'e, 'a>>,
 }
 
 impl<'a> Stop<'_, 'a> {
@@ -54,7 +55,7 @@ impl<'a> Stop<'_, 'a> {
         vec![self.line, self.exit.line]
     }
 
-    fn finding(&self, what: String) -> Finding {
+    pub(super) fn finding(&self, what: String) -> Finding {
         Finding {
             what: format!("{} {what}", self.life.process),
             ids: vec![self.life.process.to_owned()],
@@ -63,13 +64,13 @@ impl<'a> Stop<'_, 'a> {
     }
 
     /// Tasks that have no result of this run.
-    fn unfinished(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn unfinished(&self) -> impl Iterator<Item = &str> {
         self.runs.iter().filter(|held| held.run.end.is_none()).map(|held| held.id)
     }
 
     /// What this process said while it stopped: another one of its name may have stopped, or started, a moment before
     /// or after.
-    fn notices<'n>(&self, evidence: &'n Evidence<'a>) -> impl Iterator<Item = &'n Notice<'a>> {
+    pub(super) fn notices<'n>(&self, evidence: &'n Evidence<'a>) -> impl Iterator<Item = &'n Notice<'a>> {
         let (from, until) = ((self.at - MOMENT).max(self.life.from), self.exit.at + SECOND);
         let notices = evidence.notices.get(self.life.process).into_iter().flatten();
         notices.filter(move |notice| (from..=until).contains(&notice.at))
@@ -81,7 +82,7 @@ pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
     let mut bounds = Bounds::new(drain);
     let mut codes = Tally::new("-", "exit codes tell the truth", "all");
     let mut said = Tally::new("-", "stops are announced and receipted", "all");
-    let mut receipts = Tally::new("-", "receipts match what was seen", "all");
+    let mut seen_receipts = Tally::new("-", "receipts match what was seen", "all");
     for life in evidence.workers.values().flatten() {
         unexpected_end(life, &mut codes);
         vanished(evidence, life, &mut said);
@@ -93,10 +94,10 @@ pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
         bounds.judge(evidence, &stop, drain);
         judge_code(&stop, &mut codes);
         judge_notices(evidence, &stop, &mut said);
-        judge_receipt(evidence, &stop, &mut receipts);
+        receipts::judge(evidence, &stop, &mut seen_receipts);
     }
     let mut rows = bounds.rows();
-    for mut tally in [codes, said, receipts] {
+    for mut tally in [codes, said, seen_receipts] {
         if tally.count > 0 || !tally.findings.is_empty() {
             tally.worst = format!("{} not", tally.findings.len());
         }
@@ -140,16 +141,16 @@ impl Bounds {
     }
 
     fn judge(&mut self, evidence: &Evidence<'_>, stop: &Stop<'_, '_>, drain: f64) {
-        let took = stop.exit.at - stop.at;
+        let (took, doubt) = (stop.exit.at - stop.at, stop.doubt);
         let late = |bound: &str| stop.finding(format!("took {} to stop; its bound was {bound}", shown(took)));
         match stop.kind {
-            Kind::Unready => self.unready.time(took, FIVE_SECONDS, || late("5 s")),
-            Kind::Idle => self.idle.time(took, SECOND, || late("1 s")),
+            Kind::Unready => self.unready.time_in_doubt(took, doubt, FIVE_SECONDS, || late("5 s")),
+            Kind::Idle => self.idle.time_in_doubt(took, doubt, SECOND, || late("1 s")),
             Kind::Busy => {
                 // Beyond what its tasks took: until the last of them should have been done.
                 let own = evidence.begin.own_handler;
                 let done = stop.runs.iter().map(|held| done_at(held, own)).fold(stop.at, f64::max).min(stop.deadline);
-                self.busy.time((stop.exit.at - done).max(0.0), SECOND, || late("its task + 1 s"));
+                self.busy.time_in_doubt((stop.exit.at - done).max(0.0), doubt, SECOND, || late("its task + 1 s"));
                 for id in stop.unfinished() {
                     let mut finding =
                         stop.finding(format!("left with task {id} in hand, though there was time to finish it"));
@@ -158,19 +159,21 @@ impl Bounds {
                 }
             }
             Kind::Deadline => {
-                self.deadline.time(took, drain + SECOND, || late("the drain timeout + 1 s"));
+                self.deadline.time_in_doubt(took, doubt, drain + SECOND, || late("the drain timeout + 1 s"));
                 self.judge_restarts(evidence, stop);
             }
             Kind::Second => {
                 let took = stop.exit.at - stop.life.second().unwrap_or(stop.at);
+                // When a command sends the second signal is not seen.
+                let doubt = if evidence.begin.owns_processes { 0.0 } else { took };
                 let finding = || {
                     stop.finding(format!("took {} to leave after its second signal; its bound was 1 s", shown(took)))
                 };
-                self.second.time(took, SECOND, finding);
+                self.second.time_in_doubt(took, doubt, SECOND, finding);
             }
             Kind::KafkaAway => {
                 let bound = if stop.runs.is_empty() { FIVE_SECONDS } else { FIVE_SECONDS.max(drain + SECOND) };
-                self.away.time(took, bound, || late(&shown(bound)));
+                self.away.time_in_doubt(took, doubt, bound, || late(&shown(bound)));
             }
         }
     }
@@ -225,7 +228,12 @@ fn stop<'e, 'a>(evidence: &'e Evidence<'a>, life: &'e Life<'a>, drain: f64) -> O
     } else {
         Kind::Busy
     };
-    Some(Stop { life, exit, at, line, kind, deadline, runs })
+    // Between its own notifications, the time of a command does not count.
+    let said =
+        |line: usize| evidence.notices.get(life.process).is_some_and(|all| all.iter().any(|said| said.line == line));
+    let seen = evidence.begin.owns_processes || said(line) && said(exit.line);
+    let doubt = if seen { 0.0 } else { exit.at - at };
+    Some(Stop { life, exit, at, line, kind, deadline, doubt, runs })
 }
 
 /// Runs of a worker that were not over at its signal, or began after it.
@@ -303,6 +311,9 @@ fn vanished(evidence: &Evidence<'_>, life: &Life<'_>, said: &mut Tally) {
 /// One that was frozen while it stopped has no bound, but it ends as a worker ends.
 fn disturbed_end(life: &Life<'_>, codes: &mut Tally) {
     let Some(exit) = life.exit.as_ref().filter(|_| !life.terms.is_empty() && life.kill.is_none()) else { return };
+    if is_unknown(life, exit) {
+        return;
+    }
     codes.count += 1;
     if !matches!(exit.code, Some(0 | 3 | 4)) {
         let ids = vec![life.process.to_owned()];
@@ -318,7 +329,15 @@ fn ended(exit: &Exit<'_>) -> String {
     }
 }
 
+/// A command that has ended a process need not say how it ended.
+fn is_unknown(life: &Life<'_>, exit: &Exit<'_>) -> bool {
+    life.by_hearsay && exit.code.is_none() && exit.signal.is_none()
+}
+
 fn judge_code(stop: &Stop<'_, '_>, codes: &mut Tally) {
+    if is_unknown(stop.life, stop.exit) {
+        return;
+    }
     let expected: &[i32] = match stop.kind {
         Kind::Unready | Kind::Idle | Kind::Busy => &[0],
         Kind::Deadline => &[3],
@@ -360,140 +379,4 @@ fn judge_notices(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, said: &mut Tally)
         finding.lines.push(completed.line);
         said.findings.push(finding);
     }
-}
-
-/// The receipt against what was seen from outside.
-fn judge_receipt(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Tally) {
-    let on_topic = stop.notices(evidence).find_map(|notice| notice.receipt);
-    let Some(raw) = stop.exit.receipt.or(on_topic) else {
-        if stop.kind != Kind::Unready && !stop.life.by_hearsay {
-            tally.findings.push(stop.finding("left no receipt".to_owned()));
-        }
-        return;
-    };
-    tally.count += 1;
-    let mut wrong = |what: String| tally.findings.push(stop.finding(what));
-    let receipt = match Receipt::read(raw) {
-        Ok(receipt) => receipt,
-        Err(why) => return wrong(format!("has a receipt that is none: {why}")),
-    };
-    if let Some(fault) = receipt.phases_fault() {
-        wrong(format!("{fault}, in its receipt"));
-    }
-    if let Some(code) = stop.exit.code.filter(|code| *code != receipt.exit_code) {
-        wrong(format!("ended with {code}; its receipt says {}", receipt.exit_code));
-    }
-    let outcomes: &[&str] = match receipt.exit_code {
-        3 => &["abandoned"],
-        4 => &["forced"],
-        // Forced, with nothing left to give up.
-        _ if stop.life.terms.len() > 1 => &["drained", "forced"],
-        _ => &["drained"],
-    };
-    if !outcomes.contains(&receipt.outcome.as_str()) {
-        wrong(format!("says {} in its receipt, with exit code {}", receipt.outcome, receipt.exit_code));
-    }
-    if receipt.worker_id != stop.life.process {
-        wrong(format!("has the receipt of {:?}", receipt.worker_id));
-    }
-    if !stop.life.by_hearsay && receipt.signal != "SIGTERM" {
-        wrong(format!("got SIGTERM; its receipt says {:?}", receipt.signal));
-    }
-    // Without the output nothing can be compared; the topic's may be a next process's, which stopped in the same second.
-    if evidence.begin.owns_processes && on_topic.is_some_and(|on_topic| on_topic != raw) {
-        wrong("has another receipt on the topic than on its output".to_owned());
-    }
-    let abandoned: Vec<&String> = receipt.tasks_abandoned.iter().collect();
-    let unfinished: Vec<&str> = stop.unfinished().collect();
-    let unknown = abandoned.iter().filter(|id| !unfinished.contains(&id.as_str())).count();
-    // In the last moment a result may have come to Kafka and its worker not have learned it.
-    let may = !matches!(stop.kind, Kind::KafkaAway) && evidence.sees_starts;
-    if may
-        && (unknown > 0 || unfinished.iter().any(|id| !abandoned.iter().any(|task| task == id)))
-        && !late_result(evidence, stop, &abandoned)
-    {
-        let said = few(abandoned.iter().map(|id| id.as_str()));
-        wrong(format!("abandoned {}; its receipt says {said}", few(unfinished.iter().copied())));
-    }
-    let finished = |slack: f64| {
-        // A result that its worker did not hear of any more is that of a task that it abandoned.
-        let gave_up = |id: &str| receipt.tasks_abandoned.iter().any(|task| task == id);
-        let after = |held: &&Held<'_, '_>| {
-            held.run.end.as_ref().is_some_and(|end| end.at > stop.at + slack) && !gave_up(held.id)
-        };
-        stop.runs.iter().filter(after).count() as u64
-    };
-    let given_up = given_up(evidence, stop);
-    let (least, most) = (finished(MOMENT), stop.runs.len() as u64 + just_before(evidence, stop) + given_up);
-    if may && !(least..=most).contains(&receipt.tasks_finished) {
-        wrong(format!(
-            "finished {least} to {most} tasks after its signal; its receipt says {}",
-            receipt.tasks_finished
-        ));
-    }
-    let waiting = not_begun(evidence, stop) + given_up;
-    if may && receipt.tasks_returned > waiting {
-        wrong(format!("could return {waiting} tasks at most; its receipt says {}", receipt.tasks_returned));
-    }
-    let total = receipt.total().unwrap_or_default();
-    let took = stop.exit.at - stop.at;
-    // It is made up before it is sent, and without Kafka that takes as long as it may.
-    let sending = if stop.kind == Kind::KafkaAway { FIVE_SECONDS } else { SECOND };
-    if !stop.life.by_hearsay && (total > took + MOMENT || took > total + sending) {
-        wrong(format!("took {} to stop; its receipt says {}", shown(took), shown(total)));
-    }
-}
-
-/// Some ids, and how many more there are.
-fn few<'a>(ids: impl ExactSizeIterator<Item = &'a str>) -> String {
-    const SHOWN: usize = 3;
-    let count = ids.len();
-    let shown: Vec<&str> = ids.take(SHOWN).collect();
-    match count {
-        0 => "nothing".to_owned(),
-        _ if count > SHOWN => format!("{} and {} more", shown.join(", "), count - SHOWN),
-        _ => shown.join(", "),
-    }
-}
-
-/// Whether every task that the receipt calls abandoned and that has a result got it in the last moment.
-fn late_result(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, abandoned: &[&String]) -> bool {
-    let had = |id: &&String| {
-        let mut runs = evidence.runs_during(stop.life.process, stop.exit.at - SECOND, stop.exit.at);
-        runs.any(|held| held.id == id.as_str())
-    };
-    abandoned.iter().all(had)
-        && stop.runs.iter().all(|held| {
-            let listed = abandoned.iter().any(|task| *task == held.id);
-            match &held.run.end {
-                Some(end) => !listed || end.at >= stop.exit.at - SECOND,
-                None => listed,
-            }
-        })
-}
-
-/// Tasks that it may have fetched and not begun: they were accepted before its end, and no worker had begun them at its
-/// signal, or they were begun and had no result.
-fn not_begun(evidence: &Evidence<'_>, stop: &Stop<'_, '_>) -> u64 {
-    let waits = |story: &&Story<'_>| {
-        story.accepted.first().is_some_and(|(_, at)| *at <= stop.exit.at)
-            && story.results().all(|end| end.at >= stop.at - MOMENT)
-            && story.runs.first().is_none_or(|run| run.began >= stop.at - MOMENT || story.runs.len() > 1)
-    };
-    evidence.tasks.values().filter(waits).count() as u64
-}
-
-/// Tasks that it gave up while it stopped.
-fn given_up(evidence: &Evidence<'_>, stop: &Stop<'_, '_>) -> u64 {
-    let stopping = (stop.at - MOMENT)..=(stop.exit.at + MOMENT);
-    let given_up = evidence.tasks.values().flat_map(|story| &story.given_up);
-    given_up.filter(|(_, end)| stopping.contains(&end.at)).count() as u64
-}
-
-/// Results that came in the moment before the signal: the worker may have counted them.
-fn just_before(evidence: &Evidence<'_>, stop: &Stop<'_, '_>) -> u64 {
-    let (from, until) = (stop.at - MOMENT, stop.at);
-    let runs = evidence.runs_during(stop.life.process, from, until);
-    let counted = |held: &Held<'_, '_>| held.run.end.as_ref().is_some_and(|end| end.at > from && end.at <= until);
-    runs.filter(counted).count() as u64
 }

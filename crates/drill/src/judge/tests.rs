@@ -1,5 +1,6 @@
 //! The judge on ledgers that are made up: each promise kept, broken, and just kept.
 
+mod commands;
 mod faults;
 mod hearsay;
 
@@ -348,8 +349,10 @@ fn a_second_signal_that_finds_nothing_to_give_up_may_say_so() {
     // After its end, before anybody knew.
     let mut sample = Sample::calm();
     sample.order(1, "second-signal", "worker_1", 15.0).stop("worker_1", 15.0, 0.04);
-    sample
-        .put(15.041, Fact::Signalled { process: "worker_1".to_owned(), signal: "SIGTERM".to_owned(), action: Some(1) });
+    sample.put(
+        15.041,
+        Fact::Signalled { process: "worker_1".to_owned(), signal: "SIGTERM".to_owned(), action: Some(1), until: None },
+    );
     sample.start("worker_1", 15.5);
     // The drill learns of the end last.
     sample.change(|line| {

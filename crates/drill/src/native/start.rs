@@ -74,7 +74,6 @@ impl Native {
             concurrency: self.options.plan.concurrency,
             max_deliveries: MAX_DELIVERIES,
             lock: LOCK,
-            takes_work: true,
             pauses: self.broker.pauses(),
         }
     }

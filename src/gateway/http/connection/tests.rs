@@ -1,4 +1,4 @@
-//! A connection before callers of all kinds, over real sockets.
+//! Tests of connections with many kinds of callers, over real sockets.
 
 use super::*;
 use crate::gateway::http::load::Load;
@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Short enough to be waited for; a wait may take a second more.
+/// Short limits for tests; a wait may take a second longer.
 const SHORT: Limits = Limits {
     idle: Duration::from_millis(300),
     head: Duration::from_millis(300),
@@ -17,7 +17,7 @@ const SHORT: Limits = Limits {
     linger: Duration::from_millis(300),
 };
 
-/// Says what it was asked; of `/later` when the test gives it.
+/// Answers with the request; answers `/later` when the test gives the response.
 #[derive(Debug, Default)]
 struct Echo {
     statuses: Mutex<Vec<u16>>,
@@ -79,7 +79,7 @@ impl Service for Echo {
     }
 }
 
-/// A caller, and the thread that serves it.
+/// A caller, and the thread that serves its connection.
 struct Served {
     caller: TcpStream,
     echo: Arc<Echo>,
@@ -108,29 +108,29 @@ impl Served {
         self.caller.write_all(text.as_bytes()).expect("it is read");
     }
 
-    /// The reply of a request for `/later` that was sent.
+    /// The reply of a request for `/later`.
     fn later(&self) -> Reply {
         let until = Instant::now() + Duration::from_secs(10);
         loop {
             if let Some(reply) = self.echo.later.lock().take() {
                 return reply;
             }
-            assert!(Instant::now() < until, "it was not asked for");
+            assert!(Instant::now() < until, "the request did not arrive");
             std::thread::yield_now();
         }
     }
 
-    /// The same of a caller that sends nothing more.
+    /// Everything until the connection's end, after the caller closes its sending side.
     fn rest_after_leaving(self) -> String {
         self.caller.shutdown(Shutdown::Write).expect("a socket");
         self.rest()
     }
 
-    /// Everything until the connection's end, which is waited for.
+    /// Everything until the connection's end.
     fn rest(mut self) -> String {
         let mut text = String::new();
         self.caller.read_to_string(&mut text).expect("text, and an end that is no reset");
-        // One that lingers waits for this.
+        // A lingering connection waits for this.
         drop(self.caller);
         self.thread.join().expect("no panic");
         assert_eq!((self.load.open(), *self.echo.open.lock()), (0, 0));
@@ -138,7 +138,7 @@ impl Served {
     }
 }
 
-/// What comes back for this, from a caller that sends nothing more and waits.
+/// The responses to this text from a caller that sends nothing more and waits.
 fn all(text: &str) -> String {
     let mut served = serve(LIMITS);
     served.send(text);
@@ -164,7 +164,7 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn another_protocol_may_be_offered_and_is_not_taken() {
+fn offered_protocol_is_ignored() {
     let text = all("POST /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
          Content-Length: 2\r\n\r\nhi");
     assert!(statuses(&text) == ["200"] && text.contains("POST /a hi"), "{text}");
@@ -173,7 +173,7 @@ fn another_protocol_may_be_offered_and_is_not_taken() {
 }
 
 #[test]
-fn a_request_that_can_be_read_in_two_ways_is_the_last_one() {
+fn ambiguous_request_ends_the_connection() {
     let next = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
     for (bad, status) in [
         ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na", "400"),
@@ -187,16 +187,16 @@ fn a_request_that_can_be_read_in_two_ways_is_the_last_one() {
 }
 
 #[test]
-fn a_body_that_ends_early_is_refused() {
+fn body_that_ends_early_is_refused() {
     for body in ["Content-Length: 10\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"] {
         let text = all(&format!("POST / HTTP/1.1\r\nHost: x\r\n{body}"));
         assert!(statuses(&text) == ["400"] && text.contains("the body ended early"), "{text}");
     }
-    assert_eq!(all("GET / HTTP/1.1\r\nHost: x\r\n"), "", "the caller has left in its head");
+    assert_eq!(all("GET / HTTP/1.1\r\nHost: x\r\n"), "", "the caller has left within the head");
 }
 
 #[test]
-fn a_body_that_is_too_large_is_refused_before_it_came_and_read_away_afterwards() {
+fn body_that_is_too_large_is_refused_before_it_arrives_and_dropped_afterwards() {
     let large = "a".repeat(LARGEST_BODY + 1);
     let mut served = serve(LIMITS);
     served.send(&format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", large.len()));
@@ -217,12 +217,12 @@ fn a_body_that_is_too_large_is_refused_before_it_came_and_read_away_afterwards()
 }
 
 #[test]
-fn a_caller_that_waits_for_our_word_gets_it_or_a_last_response() {
+fn caller_that_expects_100_continue_gets_it_or_a_last_response() {
     let mut served = serve(LIMITS);
     served
         .send("POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n");
     let mut word = [0; 25];
-    served.caller.read_exact(&mut word).expect("a word");
+    served.caller.read_exact(&mut word).expect("100 Continue");
     assert_eq!(&word, b"HTTP/1.1 100 Continue\r\n\r\n");
     served.send("hi");
     assert_eq!(statuses(&served.rest()), ["200"]);
@@ -231,9 +231,9 @@ fn a_caller_that_waits_for_our_word_gets_it_or_a_last_response() {
 }
 
 #[test]
-fn a_body_that_is_not_wanted_is_not_waited_for() {
+fn unwanted_body_is_not_awaited() {
     let text = all("GET /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhiGET /b HTTP/1.1\r\nHost: x\r\n\r\n");
-    assert_eq!(statuses(&text), ["200", "200"], "it is here already");
+    assert_eq!(statuses(&text), ["200", "200"], "it has arrived already");
     let mut served = serve(SHORT);
     served.send("GET /a HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000000000000000\r\n\r\nhi");
     let text = served.rest();
@@ -241,15 +241,15 @@ fn a_body_that_is_not_wanted_is_not_waited_for() {
 }
 
 #[test]
-fn old_callers_say_when_a_connection_stays() {
+fn http_1_0_connection_stays_only_on_request() {
     let text = all("GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /b HTTP/1.0\r\n\r\nGET /c HTTP/1.0\r\n\r\n");
     assert_eq!(statuses(&text), ["200", "200"]);
     assert!(text.contains("Connection: keep-alive\r\n") && text.contains("Connection: close\r\n"), "{text}");
 }
 
 #[test]
-fn no_caller_may_take_for_ever() {
-    assert_eq!(serve(SHORT).rest(), "", "an idle connection ends without a word");
+fn caller_is_bounded_in_time() {
+    assert_eq!(serve(SHORT).rest(), "", "an idle connection ends without a response");
     for begin in ["G", "GET / HTTP/1.1\r\nHost: x\r\n"] {
         let mut served = serve(SHORT);
         served.send(begin);
@@ -263,7 +263,7 @@ fn no_caller_may_take_for_ever() {
 }
 
 #[test]
-fn a_stop_ends_a_connection_with_its_next_response() {
+fn stop_ends_a_connection_with_its_next_response() {
     let mut served = serve(LIMITS);
     served.send("GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
     let mut begin = [0; 12];
@@ -283,7 +283,7 @@ fn text_of(bytes: usize) -> Response {
 }
 
 #[test]
-fn a_response_is_written_by_the_thread_that_has_it_and_the_next_request_is_served() {
+fn response_from_another_thread_is_written_and_the_next_request_is_served() {
     let mut served = serve(LIMITS);
     for _ in 0..3 {
         served.send(LATER);
@@ -296,7 +296,7 @@ fn a_response_is_written_by_the_thread_that_has_it_and_the_next_request_is_serve
         }
         assert_eq!(statuses(&response), ["200"]);
     }
-    // Sent before the response is there.
+    // Sent before the response is given.
     served.send(LATER);
     let reply = served.later();
     served.send("GET /b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
@@ -307,21 +307,21 @@ fn a_response_is_written_by_the_thread_that_has_it_and_the_next_request_is_serve
 }
 
 #[test]
-fn a_caller_that_leaves_is_noticed_before_its_response_is_there() {
+fn caller_that_leaves_is_noticed_before_its_response() {
     let mut served = serve(LIMITS);
     served.send(LATER);
     let until = Instant::now() + Duration::from_secs(10);
     while served.echo.later.lock().is_none() {
-        assert!(Instant::now() < until, "it was not asked for");
+        assert!(Instant::now() < until, "the request did not arrive");
     }
     let echo = Arc::clone(&served.echo);
-    assert_eq!(served.rest_after_leaving(), "", "nothing is written any more");
+    assert_eq!(served.rest_after_leaving(), "", "nothing is written");
     assert_eq!(*echo.partings.lock(), [Parting::Left]);
     assert!(echo.statuses.lock().is_empty());
 }
 
 #[test]
-fn a_caller_that_waits_for_too_long_is_told_and_may_ask_again() {
+fn caller_that_waits_too_long_gets_504_and_may_send_another_request() {
     let mut served = serve(LIMITS);
     served.send(LATER);
     let mut begin = [0; 12];
@@ -334,18 +334,18 @@ fn a_caller_that_waits_for_too_long_is_told_and_may_ask_again() {
 }
 
 #[test]
-fn a_caller_that_reads_slowly_holds_up_no_other() {
+fn slow_reader_does_not_block_the_thread_with_the_response() {
     const LARGE: usize = 32 * 1024 * 1024;
     let mut served = serve(LIMITS);
     served.send("GET /later HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    // It returns though nothing is read: a send that waits would fail after its time, and text would be missing.
+    // This returns although the caller reads nothing: a blocking send would time out, and text would be missing.
     served.later().give(text_of(LARGE));
     let text = served.rest();
     assert_eq!(text.len() - text.find("\r\n\r\n").expect("a head"), LARGE + 4);
 }
 
 #[test]
-fn a_late_response_of_a_stopping_gateway_is_the_last_one() {
+fn late_response_of_a_stopping_gateway_ends_the_connection() {
     let mut served = serve(LIMITS);
     served.send(LATER);
     let reply = served.later();
@@ -355,7 +355,7 @@ fn a_late_response_of_a_stopping_gateway_is_the_last_one() {
 }
 
 #[test]
-fn a_reply_that_gets_lost_is_given_all_the_same() {
+fn dropped_reply_answers_500() {
     let mut served = serve(LIMITS);
     served.send("GET /later HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     drop(served.later());

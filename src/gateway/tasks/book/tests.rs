@@ -1,4 +1,4 @@
-//! The book's verbs: what they change together, and which callers they return.
+//! Tests of the book's methods: their effects, and the callers that they return.
 
 use super::*;
 use crate::gateway::tasks::key::digest;
@@ -38,14 +38,14 @@ fn replies(waiters: Vec<Waiter<u32>>) -> Vec<u32> {
     waiters.into_iter().map(|waiter| waiter.reply).collect()
 }
 
-/// Hands a task of five bytes to the producer, which sends it.
+/// Passes a task of five bytes to the producer, which sends it.
 fn send(book: &mut TaskBook<u32>, number: u128) {
     book.producing_task(key(number), Bytes::from_static(b"value"));
     assert!(book.sending(key(number), 5, Instant::now()).is_ok());
 }
 
 #[test]
-fn a_task_is_kept_and_counted_until_its_result() {
+fn task_is_kept_and_counted_until_its_result() {
     let (mut book, now) = (book(|_| {}), now());
     book.accept(key(1), 1, false, now.instant).expect("room");
     book.accept(key(2), 2, true, now.instant).expect("room");
@@ -54,7 +54,7 @@ fn a_task_is_kept_and_counted_until_its_result() {
     }
     assert_eq!((book.counts().unacknowledged_bytes, book.counts().callers), (10, 2));
     assert!(replies(book.task_acknowledged(key(1), 5, at(1), now.time)).is_empty(), "it waits for the result");
-    assert_eq!(replies(book.task_acknowledged(key(2), 5, at(2), now.time)), [2], "it wanted to know that only");
+    assert_eq!(replies(book.task_acknowledged(key(2), 5, at(2), now.time)), [2], "it waited only for that");
     assert_eq!((book.counts().unacknowledged_bytes, book.counts().pending), (0, 2));
     assert!(book.kept(key(2)).is_some() && book.known(key(2)) == Known::Pending);
     let (is_news, callers) = book.done(key(1), at(7), now.time);
@@ -68,7 +68,7 @@ fn a_task_is_kept_and_counted_until_its_result() {
 }
 
 #[test]
-fn a_task_whose_callers_have_left_is_not_sent_and_leaves_nothing_behind() {
+fn task_whose_callers_have_left_is_not_sent_and_is_forgotten() {
     let (mut book, now) = (book(|_| {}), now());
     let ticket = book.accept(key(1), 1, false, now.instant).expect("room");
     book.producing_task(key(1), Bytes::from_static(b"value"));
@@ -78,11 +78,11 @@ fn a_task_whose_callers_have_left_is_not_sent_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_task_that_kafka_refuses_has_its_callers_returned() {
+fn refused_task_returns_its_callers() {
     let (mut book, now) = (book(|_| {}), now());
     book.accept(key(1), 1, false, now.instant).expect("room");
     send(&mut book, 1);
-    // A record of the same task that is produced again changes nothing but what it takes.
+    // A record of the same task that is produced again changes only the bytes.
     book.producing(5);
     book.settled_record(5);
     assert!(book.kept(key(1)).is_some() && book.counts().callers == 1);
@@ -92,14 +92,14 @@ fn a_task_that_kafka_refuses_has_its_callers_returned() {
 }
 
 #[test]
-fn of_two_callers_with_one_key_the_first_claims_and_both_get_the_result() {
+fn first_of_two_callers_with_a_key_claims_and_both_get_the_result() {
     let (mut book, now) = (book(|_| {}), now());
     assert!(matches!(book.accept_keyed(key(1), 1, request("a", false), now), Keyed::Claims(_)));
     assert!(matches!(book.accept_keyed(key(1), 2, request("a", false), now), Keyed::Waits(_)));
     assert_eq!(book.accept_keyed(key(1), 3, request("b", false), now), Keyed::Conflict(3));
     let own = Uuid::from_u128(1);
     let ClaimRead::Produce(wanted) = book.claim_read(key(1), claim("a", 1, now), own, now.instant) else {
-        panic!("the claim is ours");
+        panic!("the claim is this gateway's");
     };
     assert_eq!(wanted.text, "a");
     send(&mut book, 1);
@@ -112,7 +112,7 @@ fn of_two_callers_with_one_key_the_first_claims_and_both_get_the_result() {
 }
 
 #[test]
-fn a_key_that_another_gateway_has_is_waited_for_and_claimed_again_when_nothing_comes_of_it() {
+fn key_of_another_gateway_is_claimed_again_when_it_brings_no_task() {
     let (mut book, now) = (book(|_| {}), now());
     let own = Uuid::from_u128(1);
     assert!(matches!(book.claim_read(key(1), claim("a", 2, now), own, now.instant), ClaimRead::Nothing));
@@ -122,9 +122,13 @@ fn a_key_that_another_gateway_has_is_waited_for_and_claimed_again_when_nothing_c
     assert!(book.overdue_claims(now.instant).is_empty());
     let later = now.instant + Duration::from_secs(5);
     assert_eq!(book.overdue_claims(later), [(key(1), digest("a"))]);
-    assert_eq!(book.take(ticket.number).expect("it waits").progress, Progress::Sent, "that is not known");
+    assert_eq!(
+        book.take(ticket.number).expect("it waits").progress,
+        Progress::Sent,
+        "it is unknown whether Kafka has it"
+    );
     let again = Claim { at: now.time + Duration::from_secs(5), ..claim("a", 1, now) };
-    assert!(matches!(book.claim_read(key(1), again, own, later), ClaimRead::Nothing), "it was promised to none");
+    assert!(matches!(book.claim_read(key(1), again, own, later), ClaimRead::Nothing), "it was promised to no caller");
 }
 
 fn loss() -> LostTask {
@@ -136,7 +140,7 @@ fn claim_of(gateway: Uuid, at: SystemTime) -> Claim {
 }
 
 #[test]
-fn of_several_gateways_that_see_a_loss_the_first_to_claim_it_produces_the_task() {
+fn first_gateway_to_claim_a_loss_produces_the_task() {
     let now = now();
     let gateways = [1, 2, 3].map(Uuid::from_u128);
     let mut books = [(); 3].map(|()| book(|_| {}));
@@ -146,7 +150,7 @@ fn of_several_gateways_that_see_a_loss_the_first_to_claim_it_produces_the_task()
         claimed.extend(book.lose(loss(), own, now.instant));
     }
     assert!(claimed.len() == 3 && claimed.iter().all(|it| *it == claimed[0]));
-    // As the log has them, a second apart.
+    // In the order of the log, a second apart.
     let claims = [(1, 1), (2, 0), (3, 2)]
         .map(|(second, gateway)| claim_of(gateways[gateway], now.time + Duration::from_secs(second)));
     let mut produced = Vec::new();
@@ -165,14 +169,14 @@ fn of_several_gateways_that_see_a_loss_the_first_to_claim_it_produces_the_task()
 }
 
 #[test]
-fn a_loss_that_is_none_any_more_is_not_produced() {
+fn task_that_is_no_longer_lost_is_not_produced() {
     let (now, own) = (now(), Uuid::from_u128(1));
     for settle in [
         |book: &mut TaskBook<u32>, now: Moment| drop(book.done(key(1), at(9), now.time)),
         |book: &mut TaskBook<u32>, now: Moment| drop(book.in_kafka(key(1), at(9), now.time)),
         |book: &mut TaskBook<u32>, now: Moment| {
             assert_eq!(book.forget_late_losses(now.instant), MOST_LOST - 1);
-            assert_eq!(book.forget_late_losses(now.instant + CLAIM_LIFE), MOST_LOST, "its claim got lost, too");
+            assert_eq!(book.forget_late_losses(now.instant + CLAIM_LIFE), MOST_LOST, "its claim is lost, too");
         },
     ] {
         let mut book = book(|_| {});
@@ -184,33 +188,33 @@ fn a_loss_that_is_none_any_more_is_not_produced() {
 }
 
 #[test]
-fn a_task_is_sent_again_in_time_and_while_it_is_lost() {
+fn task_is_sent_again_only_in_time_and_while_it_is_lost() {
     let (mut book, now) = (book(|_| {}), now());
     book.in_kafka(key(1), at(5), now.time);
     let lost = Loss { position: at(5), send_until: now.instant + SEND_WITHIN };
     book.producing(15);
     assert!(book.sending_again(key(1), lost, 5, now.instant));
-    assert!(!book.sending_again(key(1), lost, 5, now.instant + SEND_WITHIN), "another gateway may be about to");
+    assert!(!book.sending_again(key(1), lost, 5, now.instant + SEND_WITHIN), "another gateway may send it");
     book.in_kafka(key(1), at(9), now.time);
     assert!(!book.sending_again(key(1), lost, 5, now.instant), "another gateway was faster");
-    assert_eq!(book.counts().unacknowledged_bytes, 5, "the first is on its way");
+    assert_eq!(book.counts().unacknowledged_bytes, 5, "the first record is on its way");
 }
 
 #[test]
-fn a_gateway_that_reads_no_tasks_leaves_a_loss_to_the_gateway_that_has_claimed_it() {
+fn gateway_at_max_pending_leaves_a_loss_to_the_gateway_that_claimed_it() {
     let (mut book, now) = (book(|config| config.max_pending = 2), now());
     let [own, other] = [1, 2].map(Uuid::from_u128);
     book.in_kafka(key(1), at(5), now.time);
     let claimed = book.lose(loss(), own, now.instant).expect("it is to be claimed");
     book.claim_read(claimed, claim_of(other, now.time), own, now.instant);
     let later = now.instant + LONG;
-    assert!(book.lose(loss(), own, later).is_some(), "nothing came of that, as far as is known");
+    assert!(book.lose(loss(), own, later).is_some(), "that claim has brought no task so far");
     book.in_kafka(key(2), at(6), now.time);
-    assert!(book.lose(loss(), own, later).is_none(), "what came of it is not read at MAX_PENDING");
+    assert!(book.lose(loss(), own, later).is_none(), "at MAX_PENDING its new record is not read");
 }
 
 #[test]
-fn losses_take_no_room_of_keys() {
+fn losses_do_not_count_as_keys() {
     let (mut book, now) = (book(|config| config.max_keys = 1), now());
     for number in 0..5 {
         book.claim_read(key(number), claim_of(Uuid::nil(), now.time), Uuid::nil(), now.instant);
@@ -219,7 +223,7 @@ fn losses_take_no_room_of_keys() {
 }
 
 #[test]
-fn the_result_of_a_key_is_not_pushed_out_in_whatever_order_it_and_its_claim_are_read() {
+fn result_of_a_key_is_not_displaced_in_either_order_of_reading() {
     for result_first in [false, true] {
         let (mut book, now) = (book(|config| config.max_results = 1), now());
         if result_first {
@@ -238,7 +242,7 @@ fn the_result_of_a_key_is_not_pushed_out_in_whatever_order_it_and_its_claim_are_
 }
 
 #[test]
-fn another_text_of_another_gateway_turns_the_callers_away() {
+fn claim_of_another_gateway_with_another_text_returns_the_callers() {
     let (mut book, now) = (book(|_| {}), now());
     assert!(matches!(book.accept_keyed(key(1), 1, request("a", false), now), Keyed::Claims(_)));
     let read = book.claim_read(key(1), claim("b", 2, now), Uuid::from_u128(1), now.instant);
@@ -247,7 +251,7 @@ fn another_text_of_another_gateway_turns_the_callers_away() {
 }
 
 #[test]
-fn what_there_is_too_much_of_is_named() {
+fn refusal_names_the_exceeded_limit() {
     let now = now();
     let detail = |refused: Refused| refused.detail;
     let mut few_callers = book(|config| config.max_waiting = 1);
@@ -295,29 +299,29 @@ fn old_results_and_claims_are_forgotten_and_pending_tasks_are_not() {
     book.forget_old(later.time);
     assert_eq!((book.known(key(1)), book.known(key(2))), (Known::Pending, Known::Nothing));
     let is_conflict = |keyed: &Keyed<u32>| matches!(keyed, Keyed::Conflict(_));
-    assert!(is_conflict(&book.accept_keyed(key(1), 1, request("z", true), later)), "its task still runs");
+    assert!(is_conflict(&book.accept_keyed(key(1), 1, request("z", true), later)), "its task is pending");
     assert!(!is_conflict(&book.accept_keyed(key(2), 2, request("z", true), later)), "its key may be used again");
 }
 
 proptest! {
-    /// Whatever happens in whatever order: once every record is settled and all callers have left, nothing is left.
+    /// After any sequence of events: once every record is settled and all callers have left, the book is empty.
     #[test]
-    fn nothing_is_left_behind(steps in proptest::collection::vec((0u8..10, 0u128..6), 1..120)) {
+    fn book_is_empty_after_all_records_are_settled_and_all_callers_have_left(steps in proptest::collection::vec((0u8..10, 0u128..6), 1..120)) {
         let (mut book, now) = (book(|_| {}), now());
         let own = Uuid::from_u128(1);
         let (mut entered, mut left, mut tickets) = (0u32, Vec::new(), Vec::new());
-        // Handed to the producer, and not settled: at most one record of each key.
+        // Passed to the producer and not settled: at most one record of each key.
         let mut with_producer = std::collections::HashSet::new();
         for (offset, (step, number)) in (1i64..).zip(steps) {
             let key = key(number);
             match step {
-                // Keys below three stand for idempotency keys.
+                // Keys below three are idempotency keys.
                 0 | 1 if number < 3 => {
                     entered += 1;
                     match book.accept_keyed(key, entered, request("a", step == 1), now) {
                         Keyed::Waits(ticket) | Keyed::Claims(ticket) => tickets.push(ticket),
                         Keyed::Accepted(reply) | Keyed::Fetch(reply, _) => left.push(reply),
-                        Keyed::Refused(..) | Keyed::Conflict(_) => prop_assert!(false, "there is room, and one text"),
+                        Keyed::Refused(..) | Keyed::Conflict(_) => prop_assert!(false, "there is room, and only one text"),
                     }
                 }
                 0 | 1 if !with_producer.contains(&key) && book.known(key) == Known::Nothing => {

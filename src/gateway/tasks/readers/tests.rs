@@ -1,4 +1,4 @@
-//! What the readers make of records, without a Kafka.
+//! Tests of the readers, without Kafka.
 
 use super::*;
 use crate::config::GatewayConfig;
@@ -66,7 +66,7 @@ fn park(tasks: &Tasks, key: TaskKey) -> Arc<Kept> {
 }
 
 #[test]
-fn a_result_is_given_to_its_callers_and_can_be_asked_for() {
+fn result_is_given_to_its_callers_and_can_be_fetched() {
     let tasks = gateway();
     let id = Uuid::now_v7().to_string();
     let key = TaskKey::from_id(&id);
@@ -79,7 +79,7 @@ fn a_result_is_given_to_its_callers_and_can_be_asked_for() {
 }
 
 #[test]
-fn the_id_in_the_value_says_whose_record_it_is() {
+fn id_in_the_value_identifies_the_task() {
     let tasks = gateway();
     take_results(&tasks, &[ReadRecord { key: Some(Bytes::from_static(b"another")), ..result(7, "own") }], |_| true);
     let task = json!({"task_id": "mine", "text": "a", "timestamp": 1.0}).to_string();
@@ -91,28 +91,28 @@ fn the_id_in_the_value_says_whose_record_it_is() {
 }
 
 #[test]
-fn a_worker_that_is_read_back_is_as_old_as_its_record_lies_behind() {
+fn worker_that_is_read_back_is_dated_by_kafkas_time() {
     let tasks = gateway();
     tasks.clock.read([SystemTime::now(); 2]);
     take_results(&tasks, &[status(3, Duration::from_secs(60))], |_| false);
-    assert_eq!(tasks.active_workers(), 0, "it was last heard a minute ago");
+    assert_eq!(tasks.active_workers(), 0, "its last status record is a minute old");
     take_results(&tasks, &[status(10, Duration::from_secs(60))], |_| true);
-    assert_eq!(tasks.active_workers(), 1, "what comes now is new, whatever its clock says");
+    assert_eq!(tasks.active_workers(), 1, "a live record counts from its arrival, whatever its clock shows");
 }
 
 #[test]
-fn a_record_of_the_future_that_is_read_back_makes_none_look_old() {
+fn record_with_a_future_date_makes_no_record_look_old() {
     let tasks = gateway();
     let future = ReadRecord { timestamp: SystemTime::now() + Duration::from_secs(9_000), ..result(7, "future") };
     // The tail has read it as well.
     tasks.clock.read([SystemTime::now(), future.timestamp]);
     take_results(&tasks, &[result(6, "a"), future], |_| false);
     tasks.book().forget_old(tasks.state.now());
-    assert_eq!(tasks.gauges().known_results, 2, "both are as old as they are");
+    assert_eq!(tasks.gauges().known_results, 2, "both have their true age");
 }
 
 #[test]
-fn what_a_claim_means_depends_on_the_results_before_it() {
+fn effect_of_a_claim_depends_on_the_results_before_it() {
     let tasks = gateway();
     let id = TaskKey::from_number(1).as_uuid().to_string();
     let claim = |offset: i64, text: &str| {
@@ -121,7 +121,7 @@ fn what_a_claim_means_depends_on_the_results_before_it() {
         let timestamp = SystemTime::UNIX_EPOCH + Duration::from_secs(offset as u64);
         ReadRecord { timestamp, ..record(offset, &id, claim.encode()) }
     };
-    // Nothing came of the first; the task of the second is done.
+    // The first claim brought no task; the task of the second is done.
     take_results(&tasks, &[claim(10, "a"), claim(16, "b"), result(17, &id)], |_| false);
     let ask = |text: &str| {
         let wanted = Wanted { text: text.to_owned(), work_ms: None };
@@ -134,7 +134,7 @@ fn what_a_claim_means_depends_on_the_results_before_it() {
 }
 
 #[test]
-fn a_claim_of_our_own_has_its_task_produced() {
+fn own_claim_has_its_task_produced() {
     let tasks = gateway();
     let key = TaskKey::from_number(1);
     let claim = Claim {
@@ -149,21 +149,21 @@ fn a_claim_of_our_own_has_its_task_produced() {
     let now = tasks.now();
     let _ = tasks.book().accept_keyed(key, Reply::new(Arc::clone(&kept) as _), request, now);
     take_results(&tasks, &[record(5, "k", claim.encode())], |_| true);
-    assert_eq!(*kept.0.lock(), [503], "there is no producer here, which its caller is told");
+    assert_eq!(*kept.0.lock(), [503], "there is no producer, so the caller is refused");
     assert_eq!(tasks.callers(), 0);
 }
 
 #[test]
-fn records_of_strangers_are_counted_and_passed_over() {
+fn records_that_cannot_be_decoded_are_counted_and_skipped() {
     let tasks = gateway();
     take_results(&tasks, &[record(1, "x", "no json"), record(2, "x", "{}"), result(3, "a")], |_| true);
     assert_eq!(tasks.gauges().known_results, 1);
 }
 
 #[test]
-fn an_end_is_reached_on_all_partitions_or_not() {
+fn ends_are_reached_only_on_all_partitions() {
     let ends = BTreeMap::from([(0, 5), (1, 0), (2, 3)]);
-    assert!(!reached(&ends, &BTreeMap::from([(0, 5)])), "nothing is known of the third");
+    assert!(!reached(&ends, &BTreeMap::from([(0, 5)])), "the position in the third partition is unknown");
     assert!(!reached(&ends, &BTreeMap::from([(0, 5), (2, 2)])));
-    assert!(reached(&ends, &BTreeMap::from([(0, 6), (2, 3)])), "nothing need be read of an empty one");
+    assert!(reached(&ends, &BTreeMap::from([(0, 6), (2, 3)])), "an empty partition has nothing to read");
 }

@@ -12,7 +12,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         let stop = it.idle_stop();
         it.later(&stop, 4.9);
         for (at, signal) in [(stop.at - 2.9, "SIGSTOP"), (stop.at - 2.899, "SIGCONT")] {
-            it.put(at, Fact::Signalled { process: "broker".to_owned(), signal: signal.to_owned(), action: None });
+            it.put(at, Fact::Signalled { process: "broker".to_owned(), signal: signal.to_owned(), action: None, until: None });
         }
     };
     "a worker kept a task of 5 ms for 2.4 s and said that it took so long (hole 13)" => BUSY, "its bound was its task + 1 s": |it| {

@@ -1,0 +1,90 @@
+//! Which tasks each worker has in flight, as a gateway tells it, and since when that is known. Pure but for the
+//! request.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::super::http::Client;
+use super::super::plan::Who;
+
+/// A worker repeats its status record once a second. A task that was listed just now is likely to be in flight still,
+/// because it began within that second; a task that was listed twice takes long.
+const JUST_LISTED: Duration = Duration::from_millis(120);
+const LISTED_TWICE: Duration = Duration::from_millis(1200);
+
+/// Tasks in flight, by worker; only responsive workers that are not stopping.
+pub(super) type InFlight = BTreeMap<String, BTreeSet<String>>;
+
+/// Asks these gateways in turn; `None`: none of them answers.
+pub(super) fn in_flight(gateways: &mut [Client]) -> Option<InFlight> {
+    let mut responses =
+        gateways.iter_mut().filter_map(|gateway| gateway.get("/workers/status", Duration::from_secs(1)).ok());
+    let view: Value = serde_json::from_slice(&responses.next()?.body).ok()?;
+    let workers = view.get("workers")?.as_object()?.iter();
+    let active = workers.filter(|(_, worker)| {
+        worker.get("is_responsive") == Some(&Value::Bool(true))
+            && worker.get("status").and_then(Value::as_str) == Some("worker_started")
+    });
+    let tasks = |worker: &Value| {
+        let tasks = worker.get("current_tasks").and_then(Value::as_array).into_iter().flatten();
+        tasks.filter_map(|task| task.as_str().map(str::to_owned)).collect()
+    };
+    Some(active.map(|(id, worker)| (id.clone(), tasks(worker))).collect())
+}
+
+/// See the module documentation.
+#[derive(Debug, Default)]
+pub(super) struct Hands(BTreeMap<String, BTreeMap<String, Instant>>);
+
+impl Hands {
+    pub(super) fn see(&mut self, now: &InFlight, at: Instant) {
+        let mut seen = BTreeMap::new();
+        for (worker, tasks) in now {
+            let before = self.0.get(worker);
+            let since = |task: &String| before.and_then(|before| before.get(task)).copied().unwrap_or(at);
+            seen.insert(worker.clone(), tasks.iter().map(|task| (task.clone(), since(task))).collect());
+        }
+        self.0 = seen;
+    }
+
+    pub(super) fn of(&self, worker: &str) -> impl Iterator<Item = &String> {
+        self.0.get(worker).into_iter().flat_map(BTreeMap::keys)
+    }
+
+    /// Whether this worker is busy, idle or long at its task, as far as it is known.
+    pub(super) fn are(&self, who: &Who, worker: &str, at: Instant) -> bool {
+        let Some(tasks) = self.0.get(worker) else { return false };
+        let ages = || tasks.values().map(|since| at.saturating_duration_since(*since));
+        match who {
+            Who::Idle => tasks.is_empty(),
+            Who::Busy => ages().any(|age| age <= JUST_LISTED || age >= LISTED_TWICE),
+            Who::Long => ages().any(|age| age >= LISTED_TWICE),
+            _ => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_is_long_once_it_was_listed_twice() {
+        let (begin, mut hands) = (Instant::now(), Hands::default());
+        let listed =
+            |tasks: &[&str]| InFlight::from([("w".to_owned(), tasks.iter().map(|task| (*task).to_owned()).collect())]);
+        let at = |ms| begin + Duration::from_millis(ms);
+        hands.see(&listed(&["a"]), at(0));
+        assert!(hands.are(&Who::Busy, "w", at(0)) && !hands.are(&Who::Long, "w", at(0)));
+        // Listed a while ago and not since: it may be over.
+        hands.see(&listed(&["a"]), at(800));
+        assert!(!hands.are(&Who::Busy, "w", at(800)) && !hands.are(&Who::Idle, "w", at(800)));
+        hands.see(&listed(&["a", "b"]), at(1300));
+        assert!(hands.are(&Who::Long, "w", at(1300)) && hands.are(&Who::Busy, "w", at(1300)));
+        hands.see(&listed(&[]), at(2000));
+        assert!(hands.are(&Who::Idle, "w", at(2000)));
+        assert!(!hands.are(&Who::Idle, "unheard", at(2000)));
+    }
+}

@@ -1,0 +1,195 @@
+//! Fleets that commands act on: what a command does, it does between its begin and its end.
+
+use super::super::actions::NAME as HAPPENED;
+use super::*;
+
+impl Sample {
+    /// A command of action 1 that sends `signal` at some time between these.
+    fn command(&mut self, what: &str, process: &str, signal: &str, (from, until): (f64, f64)) -> &mut Self {
+        self.order(1, what, process, from).change(|line| {
+            if let Fact::Carried { .. } = line.fact {
+                line.at = until;
+            }
+        });
+        self.act(process, signal, (from, until))
+    }
+
+    fn exits_with(&mut self, status: Option<i32>) {
+        self.change(|line| {
+            if let Fact::Exited { code, .. } = &mut line.fact {
+                *code = status;
+            }
+        });
+    }
+
+    fn act(&mut self, process: &str, signal: &str, (from, until): (f64, f64)) -> &mut Self {
+        let (process, signal, action, until) = (process.to_owned(), signal.to_owned(), Some(1), Some(until));
+        self.put(from, Fact::Signalled { process, signal, action, until })
+    }
+
+    /// The last status record of worker_1 before this moment is its last, and the next process of its name begins then.
+    fn silent(&mut self, from: f64, next: f64) -> &mut Self {
+        self.lines.retain(
+            |line| !matches!(&line.fact, Fact::Notified { worker, .. } if worker == "worker_1" && line.at > from),
+        );
+        self.beats("worker_1", 2, next, 20.9)
+    }
+
+    /// A long task that worker_1 has in flight from 11.9 on, and that starts again on worker_2.
+    fn long_task(&mut self, again: f64) -> &mut Self {
+        self.submit(600, 11.89, 4000).accept(600, 11.9);
+        self.record_tasks(12.3)
+            .put(again, Fact::Restarted { task_id: id(600), worker: "worker_2".to_owned(), delivery: 2, offset: 0 });
+        self.result(600, "worker_2", again + 4.0, 4.0).answer(600, "worker_2", again + 4.01)
+    }
+
+    fn record_tasks(&mut self, at: f64) -> &mut Self {
+        self.change(|line| match &mut line.fact {
+            Fact::Notified { worker, current_tasks, .. }
+                if worker == "worker_1" && (at - 0.01..at + 0.01).contains(&line.at) =>
+            {
+                current_tasks.push(id(600));
+            }
+            _ => {}
+        })
+    }
+}
+
+#[test]
+fn a_slow_command_makes_no_stop_late() {
+    let mut sample = Sample::hearsay();
+    sample.silent(12.4, 15.0).command("stop-worker", "worker_1", "SIGTERM", (12.0, 14.0));
+    sample.say("worker_1", 1, 13.0, "shutdown_started", None);
+    sample.say("worker_1", 1, 13.05, "shutdown_completed", Some(drained("worker_1", 0.05)));
+    sample.exit("worker_1", 14.0, Some(0), None, None);
+    assert_eq!(sample.broken(), NONE);
+    assert_eq!((sample.row(IDLE).worst.as_str(), sample.row(CODES).count), ("50 ms", 1));
+    // Without a command that prints the exit code, the receipt has it.
+    sample.exits_with(None);
+    assert_eq!((sample.broken(), sample.row(CODES).count), (Vec::new(), 1));
+    sample.exits_with(Some(1));
+    assert_eq!(sample.broken(), [CODES, RECEIPTS]);
+}
+
+#[test]
+fn a_stop_without_notifications_is_told_and_its_time_is_not_judged() {
+    let mut sample = Sample::hearsay();
+    sample.silent(12.4, 15.0).command("stop-worker", "worker_1", "SIGTERM", (12.0, 14.0));
+    sample.exit("worker_1", 14.0, Some(0), None, None);
+    assert_eq!((sample.broken(), sample.row(IDLE).count), (vec![SAID], 0));
+    // With Kafka away there are none.
+    sample.put(11.8, Fact::KafkaAway { until: 14.5 });
+    assert_eq!(sample.broken(), NONE);
+    assert_eq!((sample.row(AWAY).count, sample.row(CODES).count), (1, 1));
+}
+
+#[test]
+fn a_second_signal_that_a_command_sends_late_breaks_nothing() {
+    let stop = |took: f64| {
+        let mut sample = Sample::hearsay();
+        sample.silent(12.4, 16.0).command("second-signal", "worker_1", "SIGTERM", (12.0, 15.0));
+        sample.act("worker_1", "SIGTERM", (12.0, 15.0)).say("worker_1", 1, 12.5, "shutdown_started", None);
+        sample.submit(600, 11.89, 4000).accept(600, 11.9);
+        let receipt = forced("worker_1", took, &[600]);
+        sample.say("worker_1", 1, 12.5 + took, "shutdown_completed", Some(receipt));
+        sample.exit("worker_1", 15.0, Some(4), None, None);
+        sample.result(600, "worker_2", 19.0, 4.0).answer(600, "worker_2", 19.01);
+        (sample.broken(), sample.row(SECOND).count, sample.row(TWICE).note)
+    };
+    let explained = "1 explained: second signal 1 of 1".to_owned();
+    assert_eq!(stop(0.4), (Vec::new(), 1, explained.clone()));
+    assert_eq!(stop(2.0), (Vec::new(), 0, explained), "when the second signal came is not known");
+}
+
+#[test]
+fn a_kill_is_a_cause_from_the_last_sign_of_its_worker_to_the_end_of_the_command() {
+    let killed = |again: f64| {
+        let mut sample = Sample::hearsay();
+        sample.long_task(again).silent(12.4, 15.0).command("kill-worker", "worker_1", "SIGKILL", (12.0, 13.2));
+        sample.exit("worker_1", 13.2, None, Some(9), None).clone()
+    };
+    // Its last status record is of 12.3.
+    let soon = killed(12.7);
+    assert_eq!((soon.broken(), soon.row(AFTER_KILL).count), (Vec::new(), 1));
+    assert!(soon.row(TWICE).note.contains("kill 1 of 1"), "{}", soon.row(TWICE).note);
+    let later = killed(13.5);
+    assert_eq!((later.broken(), later.row(AFTER_KILL).count), (Vec::new(), 0), "it may have been killed at 13.2");
+    assert_eq!(killed(13.8).broken(), [AFTER_KILL]);
+}
+
+#[test]
+fn a_command_without_an_effect_leaves_the_run_undecided() {
+    for (what, signal) in [("kill-worker", "SIGKILL"), ("stop-worker", "SIGTERM")] {
+        let mut sample = Sample::hearsay();
+        sample.command(what, "worker_1", signal, (12.0, 12.2)).exit("worker_1", 12.2, None, None, None);
+        assert_eq!(sample.broken(), [HAPPENED], "{what}");
+        assert!(matches!(sample.judged().conclusion, Conclusion::Undecided(_)));
+    }
+    let mut sample = Sample::hearsay();
+    sample.command("freeze-worker", "worker_1", "SIGSTOP", (12.0, 12.2)).act("worker_1", "SIGCONT", (18.0, 18.2));
+    assert_eq!(sample.broken(), [HAPPENED]);
+    let mut sample = Sample::hearsay();
+    sample.command("stop-gateway", "gateway_1", "SIGTERM", (5.0, 5.1)).exit("gateway_1", 5.1, None, None, None);
+    sample.start("gateway_1", 7.0).view("gateway_1", 7.5, &["worker_1", "worker_2", "worker_3"]);
+    assert_eq!(sample.broken(), [HAPPENED]);
+}
+
+#[test]
+fn a_worker_is_killed_before_its_first_word_of_the_run() {
+    let mut sample = Sample::hearsay();
+    sample.lines.retain(|line| !matches!(&line.fact, Fact::Notified { worker, .. } if worker == "worker_1"));
+    sample.beats("worker_1", 2, 1.4, 20.9).command("kill-worker", "worker_1", "SIGKILL", (0.5, 0.8));
+    sample.exit("worker_1", 0.8, None, None, None);
+    assert_eq!((sample.broken(), sample.judged().faults[0].bitten), (Vec::new(), 1));
+}
+
+#[test]
+fn a_freeze_lasts_from_the_begin_of_one_command_to_the_end_of_another() {
+    let mut sample = Sample::hearsay();
+    sample.change(|line| line.at += if line.at > 20.0 { 20.0 } else { 0.0 });
+    sample.beats("worker_2", 1, 20.9, 40.0).beats("worker_3", 1, 20.9, 40.0);
+    // The last word of 12.3 comes in the middle of the command.
+    sample.long_task(27.5).silent(12.4, 60.0).beats("worker_1", 1, 31.5, 40.0);
+    sample.command("freeze-worker", "worker_1", "SIGSTOP", (12.0, 13.0)).act("worker_1", "SIGCONT", (30.0, 31.0));
+    assert_eq!(sample.broken(), NONE);
+    assert!(sample.row(TWICE).note.contains("freeze 1 of"), "{}", sample.row(TWICE).note);
+    assert_eq!(sample.row(AFTER_FREEZE).count, 1);
+}
+
+#[test]
+fn a_slow_command_makes_no_gateway_late() {
+    let mut sample = Sample::hearsay();
+    sample
+        .remove(|fact| matches!(fact, Fact::Submitted { number, .. } if number % 2 == 0 && (40..100).contains(number)));
+    sample.command("stop-gateway", "gateway_1", "SIGTERM", (5.0, 8.0)).exit("gateway_1", 8.0, None, None, None);
+    sample.put(9.0, Fact::Started { process: "gateway_1".to_owned(), pid: 0 });
+    sample.put(11.5, Fact::Ready { process: "gateway_1".to_owned() });
+    sample.view("gateway_1", 12.5, &["worker_1", "worker_2", "worker_3"]);
+    assert_eq!(sample.broken(), NONE);
+    assert_eq!((sample.row(GATEWAY).count, sample.row(KNOWS).count), (0, 0), "3.5 s after the begin of its start");
+    // One row of the promise is enough: others cannot be seen.
+    let tests = vec!["P9".to_owned()];
+    sample.change(|line| {
+        if let Fact::Begin(begin) = &mut line.fact {
+            begin.tests.clone_from(&tests);
+        }
+    });
+    assert_eq!(sample.judged().conclusion, Conclusion::Held);
+    sample.exit("gateway_1", 8.0, Some(1), None, None);
+    assert_eq!(sample.broken(), [GATEWAY]);
+}
+
+#[test]
+fn an_outage_of_kafka_excuses_the_refusals_of_a_gateway_that_no_action_hits() {
+    let refused = |from: f64, until: f64| {
+        let mut sample = Sample::hearsay();
+        sample.command("freeze-broker", "broker", "SIGSTOP", (from, from + 0.2));
+        sample.act("broker", "SIGCONT", (until, until + 0.2));
+        let unknown = Answer { status: Some(503), retry_after: true, ..of(Kind::Unknown, 600) };
+        sample.submit(600, 13.1, 0).answer(600, "", 16.0).answered(600, &unknown);
+        sample.lines.retain(|line| !matches!(line.fact, Fact::Notified { .. }) || !(13.1..15.9).contains(&line.at));
+        sample.broken()
+    };
+    assert_eq!(refused(12.9, 16.0), NONE);
+    assert_eq!(refused(5.0, 6.0), [super::super::service::REFUSALS, HAPPENED]);
+}
