@@ -173,7 +173,7 @@ pub enum HealthCheck {
     Live,
     /// The process takes work; an orchestrator sends no work to a process that is not ready.
     Ready,
-    /// Of a gateway only: what it answers to `GET` of this path.
+    /// The response of a gateway to `GET` of this path; a worker has no such check.
     Path(String),
 }
 

@@ -63,8 +63,6 @@ pub enum Word {
     ThawKafka,
     /// prints a line for each worker that runs, separated by tabs: name, id in the fleet, process, running or frozen
     Workers,
-    /// prints NAME=VALUE lines: where the fleet is, and what its programs were given
-    Where,
     /// starts one program and waits for its end
     #[value(hide = true)]
     Keep,

@@ -84,7 +84,7 @@ impl Fleet {
         }
         let turn = match word {
             Word::Up | Word::Down | Word::ScaleDown | Word::ScaleUp => Some(Kind::Exclusive),
-            Word::Status | Word::Health | Word::Logs | Word::TestShutdown | Word::Workers | Word::Where => None,
+            Word::Status | Word::Health | Word::Logs | Word::TestShutdown | Word::Workers => None,
             // It may end the waiting of another word.
             Word::ThawWorker | Word::ThawKafka | Word::Keep => None,
             _ => Some(Kind::Shared),
@@ -119,7 +119,6 @@ impl Fleet {
             Word::Logs => self.logs()?,
             Word::TestShutdown => self.test_shutdown()?,
             Word::Workers => self.list_workers()?,
-            Word::Where => self.tell_where()?,
             word => {
                 if let Some((verb, target)) = single::of_word(word) {
                     self.act(verb, target)?;

@@ -1,7 +1,6 @@
 //! What the programs of a fleet are given: variables and their texts. Called by the options, the state and all words.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -25,16 +24,6 @@ pub(crate) enum Kafka {
     Apache,
     /// A Kafka that does not belong to the fleet.
     Own,
-}
-
-impl fmt::Display for Kafka {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Embedded => "embedded",
-            Self::Apache => "apache",
-            Self::Own => "own",
-        })
-    }
 }
 
 /// Reads `KAFKA`.

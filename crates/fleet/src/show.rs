@@ -101,37 +101,14 @@ impl Fleet {
         Ok(())
     }
 
-    fn url(&self) -> Result<String, Failure> {
-        Ok(format!("http://{}", reachable(self.settings.address()?)))
-    }
-
-    pub(crate) fn tell_where(&mut self) -> Result<(), Failure> {
-        let (url, kafka, kind) = (self.url()?, self.settings.kafka_address(), self.settings.kafka()?);
-        let mut text = format!("MODE=native\nGATEWAY_URL={url}\nKAFKA_BOOTSTRAP_SERVERS={kafka}\nKAFKA={kind}\n");
-        for (name, default) in [
-            ("TASKS_TOPIC", "tasks"),
-            ("RESULTS_TOPIC", "results"),
-            ("WORKER_GROUP", "workers"),
-            ("DRAIN_TIMEOUT", "30s"),
-            ("STOP_GRACE_PERIOD", "45s"),
-            ("ANSWER_TIMEOUT", "10s"),
-            ("WORKER_TIMEOUT", "5s"),
-            ("WORKER_CONCURRENCY", "1"),
-            ("ALLOW_WORK_MS", "0"),
-        ] {
-            _ = writeln!(text, "{name}={}", self.settings.or(name, default));
-        }
-        _ = writeln!(text, "GATEWAY_STOP_GRACE_PERIOD={}", self.settings.or("STOP_GRACE_PERIOD", "30s"));
-        print(&text);
-        Ok(())
-    }
-
     /// This process becomes the load, which so gets the signals and decides the exit code.
     pub(crate) fn test_shutdown(&mut self) -> Result<(), Failure> {
         let drill = Self::program("drill")?;
         let mut command = Command::new(&drill);
         command.arg("watch").envs(self.settings.iter());
-        command.env("GATEWAY_URL", self.url()?).env("KAFKA_BOOTSTRAP_SERVERS", self.settings.kafka_address());
+        command
+            .env("GATEWAY_URL", format!("http://{}", reachable(self.settings.address()?)))
+            .env("KAFKA_BOOTSTRAP_SERVERS", self.settings.kafka_address());
         Err(Failure::of(&drill)(command.exec()))
     }
 

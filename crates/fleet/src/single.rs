@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(of_word(Word::KillWorker), Some((Verb::Kill, Target::Worker)));
         assert_eq!(of_word(Word::ThawKafka), Some((Verb::Thaw, Target::Kafka)));
         let others = Word::value_variants().iter().filter(|word| of_word(**word).is_none());
-        assert_eq!(others.count(), 11, "up, down, scaling, what is shown, and keep");
+        assert_eq!(others.count(), 10, "up, down, scaling, what is shown, and keep");
     }
 
     #[test]

@@ -23,6 +23,7 @@ const KEEPALIVE: Duration = Duration::from_secs(3);
 const KEEPALIVE_PROBES: u32 = 2;
 /// Keepalive does nothing while written bytes are unacknowledged; this limit ends that wait (tcp(7), TCP_USER_TIMEOUT).
 /// Without it a worker that renewed into a black hole noticed nothing in 45 s, the length of the measurement.
+#[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connects to the first address of the broker's name that takes a connection. The look-up of the name and the
@@ -58,6 +59,8 @@ fn connect(
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
     socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))?;
+    // Elsewhere a dead path is found by the keepalive probes, and by the limit of each request.
+    #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     let socket = Arc::new(TcpStream::from(socket));
     let registration = options.interrupter.register(&socket).map_err(interrupted)?;

@@ -13,6 +13,7 @@ const BACKLOG: i32 = 1024;
 /// How long a caller may read nothing before its response is abandoned.
 const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a caller may acknowledge nothing before it counts as gone (tcp(7), TCP_USER_TIMEOUT).
+#[cfg(target_os = "linux")]
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 /// After this much silence the kernel probes the caller, so that a vanished caller does not hold its thread forever.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -32,6 +33,8 @@ pub(in crate::gateway) fn listen(address: SocketAddr) -> io::Result<TcpListener>
     // Otherwise (Nagle) a response of two segments waits 40 ms for the caller's acknowledgement on a kept connection.
     socket.set_tcp_nodelay(true)?;
     socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+    // Elsewhere such a caller is found by the time limits of its request and response.
+    #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     socket.bind(&address.into())?;

@@ -162,7 +162,7 @@ impl<S: Service> Outgoing<S> {
     /// Writes the bytes that the socket takes without waiting, and returns the others; `None`: the caller has left.
     fn send<'r>(&self, mut response: &'r [u8]) -> Option<&'r [u8]> {
         while !response.is_empty() {
-            match send(&self.socket, response, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            match send(&self.socket, response, SendFlags::DONTWAIT) {
                 Ok(length) => response = &response[length..],
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return Some(response),
