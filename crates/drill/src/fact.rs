@@ -79,8 +79,8 @@ pub(super) enum Fact {
     Started { process: String, pid: u32 },
     /// The program is ready, by its own report or by that of another program.
     Ready { process: String },
-    /// A signal was sent: `SIGTERM`, `SIGKILL`, `SIGSTOP`, `SIGCONT`; the embedded broker has the same names. From
-    /// `cut` to `mended` its node receives and sends nothing.
+    /// A signal was sent: `SIGTERM`, `SIGKILL`, `SIGSTOP`, `SIGCONT`; actions on an embedded broker use the same names.
+    /// From `cut` to `mended` its node receives and sends nothing.
     Signalled {
         process: String,
         signal: String,

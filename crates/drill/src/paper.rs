@@ -41,7 +41,7 @@ pub(super) fn lines(verdict: &Verdict, width: usize) -> Vec<String> {
     lines
 }
 
-/// The state of a promise as text; capitals for a broken one.
+/// The state of a promise as text; `BROKEN` is in capitals.
 pub(super) fn state(state: State) -> &'static str {
     match state {
         State::Held => "held",

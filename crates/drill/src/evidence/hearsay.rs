@@ -1,7 +1,7 @@
 //! Lifetimes and runs of a fleet that others started, from its status records and from the commands on it.
 //!
 //! A worker that announced its stop was stopped. A worker that fell silent counts as killed at its last status record.
-//! A command takes effect at some time between its begin and its end, so status records date stops, and the worker's
+//! A command takes effect at some time between its begin and its end. So status records date stops, and the worker's
 //! last sign dates a kill. Pure; part of the [evidence](super).
 
 use std::collections::HashMap;

@@ -168,8 +168,8 @@ impl<'a> Evidence<'a> {
     pub(crate) fn life(&self, worker: &str, at: f64) -> Option<&Life<'a>> {
         let lives = self.workers.get(worker)?;
         let begun = lives.get(..lives.partition_point(|life| life.from <= at))?;
-        // For a worker known only from status records, the first record can be later than its first task start, and the
-        // last one earlier than its last result.
+        // For a worker known only from status records, the first record can be later than its first task start. The
+        // last record can be earlier than its last result.
         let next = lives.get(begun.len()).filter(|life| life.by_hearsay && life.from <= at + MOMENT);
         let last = begun.last().filter(|life| life.by_hearsay && life.contains(at - MOMENT));
         begun.iter().rev().find(|life| life.contains(at)).or(next).or(last)

@@ -66,7 +66,7 @@ impl Outage<'_> {
     }
 }
 
-/// How long, in seconds, a silent node of a cluster leads on, at least.
+/// The least time, in seconds, for which a silent node of a cluster remains leader.
 fn silence_allowed(begin: &Begin) -> f64 {
     begin.pauses.fail_over_ms as f64 / 1e3 - HEARD_EVERY
 }

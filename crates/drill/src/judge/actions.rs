@@ -67,7 +67,7 @@ fn effect(evidence: &Evidence<'_>, action: &Action<'_>) -> Result<(), String> {
             _ => true,
         };
         if !seen || life.is_some_and(|life| serves_on(evidence, life)) {
-            return Err(format!("{signal} to {process} was not seen to have an effect"));
+            return Err(format!("{signal} to {process} had no visible effect"));
         }
     }
     Ok(())

@@ -120,7 +120,7 @@ const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "frozen node takes records",
         row: PLANNED,
-        says: "SIGSTOP to broker_3 was not seen to have an effect",
+        says: "SIGSTOP to broker_3 had no visible effect",
         change: |it| {
             let (at, led) = led(it, FREEZE);
             let partition = *led.tasks.first().expect("it led one");

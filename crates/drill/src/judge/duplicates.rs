@@ -104,6 +104,7 @@ pub(super) fn row(evidence: &Evidence<'_>) -> Row {
     if explained > 0 {
         tally.note.push(format!("{explained} explained: {}", causes.note()));
     }
+    // Every task with a run puts the promise to the test; the row shows the number of second runs.
     tally.count = evidence.tasks.values().filter(|story| !story.runs.is_empty()).count() as u64;
     let mut row = tally.row();
     row.count = duplicates;

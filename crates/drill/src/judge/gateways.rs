@@ -3,7 +3,7 @@
 use super::super::evidence::{Evidence, Life, MOMENT, View};
 use super::super::fact::Kind;
 use super::super::judgement::{Finding, Row};
-use super::{Tally, shown};
+use super::{Tally, shown, stops};
 
 /// The row of the fleet that gateways show.
 pub(super) const PAGE: &str = "fleet page is correct";
@@ -46,7 +46,7 @@ fn stops(evidence: &Evidence<'_>) -> Row {
         };
         let Some((_, at)) = life.terms.first().filter(|_| life.kill.is_none()) else {
             if life.kill.is_none() {
-                let what = format!("ended by itself, with exit code {:?}", exit.code);
+                let what = format!("ended by itself, {}", stops::ended(exit));
                 tally.findings.push(finding(what, Some(exit.line)));
             }
             continue;
@@ -67,14 +67,14 @@ fn stops(evidence: &Evidence<'_>) -> Row {
         let unknown = !evidence.begin.owns_processes && exit.code.is_none() && exit.signal.is_none();
         // A second signal cuts off waiting callers.
         if !unknown && exit.code != Some(0) && !(exit.code == Some(4) && life.second().is_some()) {
-            let what = format!("stopped with exit code {:?}; expected 0", exit.code);
+            let what = format!("stopped {}; expected 0", stops::ended(exit));
             tally.findings.push(finding(what, Some(exit.line)));
         }
     }
     tally.row()
 }
 
-/// A gateway is not ready as soon as it has its signal.
+/// After its signal, a gateway reports at once that it is not ready.
 fn unready(evidence: &Evidence<'_>) -> Row {
     let mut tally = Tally::new("P9", "stopping gateway is not ready", "at once");
     for (line, _, gateway, status) in &evidence.ready_asked {
@@ -140,7 +140,7 @@ fn restarts(evidence: &Evidence<'_>) -> Row {
             what: match own.first() {
                 Some(first) => {
                     let sure = sure(evidence, first.at);
-                    format!("{} showed {:?} after its start, and {sure:?} ran", life.process, first.active)
+                    format!("{} showed {:?} after its start, but {sure:?} ran", life.process, first.active)
                 }
                 None => format!("{} showed no fleet after its start", life.process),
             },
@@ -233,14 +233,14 @@ fn untrue(evidence: &Evidence<'_>, view: &View<'_>, at: f64) -> Option<(String, 
     let shown = || view.active.iter().chain(view.stopping);
     let ghosts: Vec<String> = shown().filter(|id| !may_be_listed(evidence, id, at)).cloned().collect();
     if !ghosts.is_empty() {
-        return Some((format!("lists {} at {at:.1} s", ghosts.join(", ")), ghosts));
+        return Some((format!("lists {} at {at:.1} s, without such a process", ghosts.join(", ")), ghosts));
     }
     let missing: Vec<String> = sure(evidence, at)
         .into_iter()
         .filter(|id| !view.active.iter().any(|active| active == id))
         .map(str::to_owned)
         .collect();
-    let what = || format!("does not list {} at {at:.1} s", missing.join(", "));
+    let what = || format!("does not list {}, which ran at {at:.1} s", missing.join(", "));
     (!missing.is_empty()).then(|| (what(), missing.clone()))
 }
 

@@ -156,10 +156,7 @@ fn conclusion(
     let missing: Vec<String> =
         rows.iter().filter(missed).map(|row| format!("{} ({})", row.promise, row.name)).collect();
     if !missing.is_empty() {
-        return Conclusion::Undecided(format!(
-            "the plan tests {}, but the run never put it to the test",
-            missing.join(", ")
-        ));
+        return Conclusion::Undecided(format!("the plan tests {}, but the run did not", missing.join(", ")));
     }
     Conclusion::Held
 }

@@ -76,7 +76,7 @@ pub(super) fn judge(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Ta
     }
     let waiting = not_begun(evidence, stop) + given_up;
     if may && receipt.tasks_returned > waiting {
-        wrong(format!("could return {waiting} tasks at most; its receipt says {}", receipt.tasks_returned));
+        wrong(format!("could return at most {waiting} tasks; its receipt says {}", receipt.tasks_returned));
     }
     let total = receipt.total().unwrap_or_default();
     let took = stop.exit.at - stop.at;

@@ -195,7 +195,7 @@ impl Backlog {
     }
 }
 
-/// Whether this is no allowed answer to a valid request.
+/// Whether no valid request may get this answer.
 fn is_fault(answer: &Answer) -> bool {
     let status = answer.status.unwrap_or_default();
     // A task that failed for good is a 500 with the members of its result.

@@ -227,7 +227,7 @@ fn never_ended(evidence: &Evidence<'_>, life: &Life<'_>, drain: f64, tally: &mut
     }
 }
 
-/// Finds a worker that ended without a signal.
+/// Finds a worker that ended without a stop or a kill.
 fn unexpected_end(life: &Life<'_>, codes: &mut Tally) {
     let Some(exit) = &life.exit else { return };
     if life.terms.is_empty() && life.kill.is_none() {
@@ -260,7 +260,7 @@ fn disturbed_end(life: &Life<'_>, codes: &mut Tally) {
     }
 }
 
-fn ended(exit: &Exit<'_>) -> String {
+pub(super) fn ended(exit: &Exit<'_>) -> String {
     match (exit.code, exit.signal) {
         (Some(code), _) => format!("with exit code {code}"),
         (None, Some(signal)) => format!("by signal {signal}"),

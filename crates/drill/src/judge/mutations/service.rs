@@ -18,7 +18,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         let stop = it.first("restart-gateway");
         it.linger(&stop, 1.5);
     };
-    "gateway stopped with exit code 1" => GATEWAY, "stopped with exit code Some(1)": |it| {
+    "gateway stopped with exit code 1" => GATEWAY, "stopped with exit code 1; expected 0": |it| {
         let stop = it.first("restart-gateway");
         it.exit(&stop, |line| if let Fact::Exited { code, .. } = &mut line.fact { *code = Some(1) });
     };
@@ -43,7 +43,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         let task = it.task();
         it.remove(|line| matches!(line.fact, Fact::Answered { number, .. } if number == task.number));
     };
-    "restarted gateway knew no worker" => KNOWS, "after its start, and": |it| {
+    "restarted gateway knew no worker" => KNOWS, "after its start, but": |it| {
         let stop = it.first("restart-gateway");
         it.change(|line| match &mut line.fact {
             Fact::Fleet { gateway, active, .. }
@@ -217,7 +217,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
     "action never ended" => PLANNED, "it began and never ended": |it| {
         it.remove(|line| matches!(line.fact, Fact::Carried { action: 2, .. }));
     };
-    "frozen broker took records" => PLANNED, "SIGSTOP to broker was not seen to have an effect": |it| {
+    "frozen broker took records" => PLANNED, "SIGSTOP to broker had no visible effect": |it| {
         let frozen = it.first("freeze-broker").at;
         let task = it.task();
         it.change(|line| {
@@ -226,7 +226,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             is
         });
     };
-    "killed broker took records" => PLANNED, "SIGKILL to broker was not seen to have an effect": |it| {
+    "killed broker took records" => PLANNED, "SIGKILL to broker had no visible effect": |it| {
         let kill = it.first("kill-broker");
         let task = it.task();
         it.change(|line| {
@@ -235,7 +235,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             is
         });
     };
-    "frozen worker began a task" => PLANNED, "was not seen to have an effect": |it| {
+    "frozen worker began a task" => PLANNED, "had no visible effect": |it| {
         let freeze = it.first("freeze-worker");
         let task = it.task();
         it.put(freeze.at + 1.0, Fact::RunBegan { worker: freeze.process, task_id: task.id, delivery: 1 });
