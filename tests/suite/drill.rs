@@ -111,7 +111,7 @@ fn watch_finds_an_unexplained_second_run() {
     let told = drill.wait_for_line("a task ran on a, then on ghost, unexplained", SOON).text;
     assert!(told.contains(id) && told.contains("; ledger lines "), "{told}");
     let verdict = last_line(&drill);
-    assert!(verdict.starts_with("verdict: BROKEN: every answer is right (1), nothing runs twice (1) ("), "{verdict}");
+    assert!(verdict.starts_with("verdict: BROKEN: every answer is right (1), no task runs twice (1) ("), "{verdict}");
 }
 
 #[test]

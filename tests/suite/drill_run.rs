@@ -400,11 +400,11 @@ fn verdict_is_held_for_a_correct_fleet_under_every_kind_of_action() {
     // Each plan, and the rows that it must test.
     let plans = [
         (Setup::alone(EVERYTHING), &["no task is lost"][..]),
-        (Setup::embedded(KILLS), &["the tasks of a killed one start elsewhere"]),
-        (Setup::embedded(STOPS), &["an idle worker stops", "a busy one finishes and stops"]),
+        (Setup::embedded(KILLS), &["tasks of a killed worker start elsewhere"]),
+        (Setup::embedded(STOPS), &["idle worker stops", "busy worker finishes and stops"]),
         (
             Setup::embedded(LONG_TASKS),
-            &["a drain ends at its timeout", "what was abandoned starts elsewhere", "a second signal ends it"],
+            &["drain ends at its timeout", "abandoned task starts elsewhere", "second signal ends a worker"],
         ),
     ];
     // One load at a time; meanwhile the other drills wait for the end of locks.
@@ -421,7 +421,7 @@ fn verdict_is_held_for_a_correct_fleet_under_every_kind_of_action() {
         let faults = drill.verdict()["faults"].clone();
         let all_bit = |fault: &Value| fault["planned"].as_u64() > Some(0) && fault["planned"] == fault["bitten"];
         assert!(faults.as_array().is_some_and(|faults| !faults.is_empty() && faults.iter().all(all_bit)), "{faults}");
-        for row in rows.iter().chain(&["exit codes tell the truth", "receipts match what was seen"]) {
+        for row in rows.iter().chain(&["exit codes are correct", "receipts match the evidence"]) {
             assert_eq!(drill.row(row)["state"], "held", "{row}");
         }
     }

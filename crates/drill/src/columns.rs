@@ -1,23 +1,23 @@
-//! Text for a terminal: how many columns it takes, wrapped to those that there are.
+//! Text for a terminal: its width in columns, wrapping and padding.
 //!
-//! A character that some terminal shows two columns wide counts as two, so that a line is rather too short than too long. Pure;
-//! called by `paper` with text in which control characters are escaped.
+//! A character that some terminals show two columns wide counts as two, so a line is never too long. Pure; `paper`
+//! calls it with text whose control characters are escaped.
 
-/// Columns of a text.
+/// The width of a text in columns.
 pub(super) fn width(text: &str) -> usize {
     text.chars().map(columns).sum()
 }
 
 fn columns(character: char) -> usize {
     match character {
-        // Letters of the alphabets, punctuation, arrows, mathematics; lines and blocks.
+        // Alphabetic letters, punctuation, arrows, mathematics; lines and blocks.
         '\0'..'\u{1100}' | '\u{2000}'..'\u{2300}' | '\u{2500}'..'\u{25a0}' | '\u{fe00}'..='\u{fe0f}' => 1,
         _ => 2,
     }
 }
 
-/// The text in lines of so many columns, those after the first indented. A word that is wider stands on a line of its own, whole:
-/// an id or a path is there to be copied.
+/// The text in lines of at most `room` columns, indented after the first. A longer word gets its own line uncut,
+/// because ids and paths are copied.
 pub(super) fn wrap(text: &str, room: usize, indent: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();
@@ -38,7 +38,7 @@ pub(super) fn wrap(text: &str, room: usize, indent: usize) -> Vec<String> {
     lines
 }
 
-/// The text with spaces behind it up to so many columns.
+/// The text, padded with spaces to `room` columns.
 pub(super) fn pad(text: &str, room: usize) -> String {
     format!("{text}{}", " ".repeat(room.saturating_sub(width(text))))
 }

@@ -1,7 +1,7 @@
-//! What people read of a drill: lines on stdout and, on a terminal, a progress bar below them.
+//! The output of a drill: lines on stdout and, on a terminal, a progress bar below them.
 //!
-//! Not the texts: `report` and `paper` make them, `display` decides when. The bar is on stderr; every line, of the log
-//! too, is written while the bar is taken away. Called by `display`, by the run for its ends, and by the log.
+//! `report` and `paper` make the texts, `display` decides when to print. The bar is on stderr and is removed while a
+//! line is written, also a line of the log. Called by `display`, by the run at its ends, and by the log.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -13,21 +13,21 @@ use program::logging::escape;
 use super::judgement::Verdict;
 use super::paper;
 
-/// The width of what is no terminal.
+/// The width of lines without a terminal.
 const WIDTH: usize = 120;
-/// A bar with an end, and one that goes on until a signal.
+/// Templates of a bar with an end, and of a bar until a signal.
 const BOUNDED: &str = "{prefix} [{bar:30}] {pos}/{len} s  {msg}";
 const ENDLESS: &str = "{prefix} {pos} s  {msg}";
 
-/// Stdout above the bar.
+/// A writer to stdout, above the bar.
 #[derive(Clone, Debug)]
 pub(super) struct Above(ProgressBar);
 
 impl Above {
-    /// Leaves the right edge, where the bar ends: `^C`, echoed there, would move everything down by a row.
+    /// Moves the cursor from the right edge to the left: an echoed `^C` at the edge would shift the bar by a row.
     fn leave_edge(&self) {
         if !self.0.is_hidden() {
-            // Where the terminal went away there is nothing to move.
+            // A terminal that went away has no cursor.
             let _ = io::stderr().write_all(b"\r");
         }
     }
@@ -49,7 +49,7 @@ impl Write for Above {
     }
 }
 
-/// See the module documentation.
+/// Stdout, with the bar if there is one.
 #[derive(Debug)]
 pub(super) struct Console {
     bar: ProgressBar,
@@ -62,13 +62,13 @@ impl Console {
         Self { bar: ProgressBar::hidden(), closed: false }
     }
 
-    /// Where others write their lines.
+    /// A writer for the lines of others.
     pub(super) fn above(&self) -> Above {
         Above(self.bar.clone())
     }
 
-    /// Shows the bar where stdout and stderr are a terminal that can draw it. Returns whether they are.
-    /// `length`: of the load; `None`: it has no end.
+    /// Shows the bar if stdout and stderr are a terminal that can draw it, and returns whether they are. `length`: of
+    /// the load; `None` without an end.
     pub(super) fn begin_bar(&mut self, title: &str, length: Option<Duration>) -> bool {
         let can_draw = std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
         let draws = can_draw && io::stdout().is_terminal() && io::stderr().is_terminal();
@@ -87,39 +87,38 @@ impl Console {
         self.bar.set_draw_target(target);
     }
 
-    /// Moves the bar to this second of the load. The first line of the text stands beside the bar, the others below it.
+    /// Moves the bar to this second of the load. The first line of the text is beside the bar, the others below it.
     pub(super) fn update_bar(&mut self, elapsed: Duration, text: String) {
         self.bar.set_position(elapsed.as_secs());
         self.bar.set_message(text);
         self.above().leave_edge();
     }
 
-    /// Takes the bar away for good.
+    /// Removes the bar for good.
     pub(super) fn end_bar(&mut self) {
         self.bar.finish_and_clear();
         self.bar.set_draw_target(ProgressDrawTarget::hidden());
     }
 
-    /// A line.
     pub(super) fn line(&mut self, text: &str) {
         let written = self.above().write_all(format!("{text}\n").as_bytes());
         // A closed pipe has no reader. A terminal that went away sends SIGHUP, which ends the load in order.
         self.closed |= written.is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
     }
 
-    /// A line about something that happened at this time of the run.
+    /// Prints a line with a time of the run.
     pub(super) fn at(&mut self, at: Duration, text: &str) {
         self.line(&format!("{:6.1} s  {text}", at.as_secs_f64()));
     }
 
-    /// Why the drill cannot go on, for stderr.
+    /// Prints to stderr why the drill ends.
     pub(super) fn error(&mut self, why: &str) {
         self.end_bar();
-        // The exit code tells it too.
+        // The exit code shows the error, too.
         let _ = writeln!(io::stderr(), "drill: {why}");
     }
 
-    /// The verdict, whose last line sums it up.
+    /// Prints the verdict; its last line sums it up.
     pub(super) fn verdict(&mut self, verdict: &Verdict) {
         self.end_bar();
         for line in paper::lines(verdict, columns().unwrap_or(WIDTH)) {
@@ -132,14 +131,13 @@ impl Console {
         self.closed
     }
 
-    /// The text of the bar.
     #[cfg(test)]
     pub(super) fn bar_text(&self) -> String {
         self.bar.message()
     }
 }
 
-/// Columns of the terminal; `None`: stdout is no terminal, or does not say.
+/// Columns of the terminal; `None` if stdout is no terminal, or reports no width.
 fn columns() -> Option<usize> {
     let stdout = io::stdout();
     let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(stdout).ok()).flatten()?;

@@ -1,7 +1,7 @@
-//! What a run shows of itself: a bar several times a second on a terminal, else the counts and the fleet at an interval.
+//! The progress of a run: a bar that is drawn several times a second on a terminal, else counts and the fleet at an
+//! interval.
 //!
-//! It decides nothing and knows of the run only what it shows. Pure but for its console; time comes as a parameter.
-//! Owned by the run.
+//! It decides nothing. Pure except for its console; time is a parameter. Owned by the run.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use super::report::{self, Counts};
 
 /// How often the bar is drawn.
 const BAR_EVERY: Duration = Duration::from_millis(250);
-/// The time that the rate and the latencies of the bar are of.
+/// The rate and the latencies of the bar are those of this time.
 const WINDOW: Duration = Duration::from_secs(5);
 
-/// See the module documentation.
+/// The progress of one run, on its console.
 #[derive(Debug)]
 pub(super) struct Display {
     pub(super) console: Console,
@@ -25,19 +25,19 @@ pub(super) struct Display {
     length: Option<Duration>,
     /// `load`, `waiting`, `probing`, `audit`.
     pub(super) phase: &'static str,
-    /// Actions that are planned; `None`: others act.
+    /// The number of planned actions; `None` if others act.
     pub(super) planned: Option<u64>,
     report_every: Duration,
     has_bar: bool,
     carried: u64,
-    /// When each answer came, and how long it took: within the bar's window, or since the counts were printed.
+    /// When each answer came, and its latency: in the bar's window, or since the last counts.
     answers: VecDeque<(Duration, Duration)>,
     began: Duration,
     shown: Duration,
 }
 
 impl Display {
-    /// `length`: of the load; until a signal when `None`. `report_every`: how often the counts are printed without a bar.
+    /// `length`: of the load; `None`: until a signal. `report_every`: the interval of the counts without a bar.
     pub(super) fn new(console: Console, plan: &str, length: Option<Duration>, report_every: Duration) -> Self {
         Self {
             console,
@@ -54,23 +54,21 @@ impl Display {
         }
     }
 
-    /// The load begins.
     pub(super) fn begin(&mut self, now: Duration) {
         self.has_bar = self.console.begin_bar(&self.title, self.length);
         (self.began, self.shown) = (now, now);
     }
 
-    /// An answer came.
     pub(super) fn answered(&mut self, now: Duration, took: Duration) {
         self.answers.push_back((now, took));
     }
 
-    /// Counts the actions that were carried out.
+    /// Counts actions that were carried out.
     pub(super) fn note(&mut self, fact: &Fact) {
         self.carried += u64::from(matches!(fact, Fact::Carried { .. }));
     }
 
-    /// Shows the state of the run when it is time to. `view`: what a gateway says of the fleet.
+    /// Shows the state of the run, if it is due. `view`: the fleet as a gateway shows it.
     pub(super) fn show(&mut self, now: Duration, counts: Counts, view: Option<&Value>) {
         let every = if self.has_bar { BAR_EVERY } else { self.report_every };
         if now < self.shown + every {
@@ -89,7 +87,7 @@ impl Display {
         let (counts, speed) = (report::counts(counts), report::speed(interval, &mut latencies));
         self.console.at(now, &format!("{counts}  |  {speed}"));
         let Some(view) = view else {
-            self.console.line("          the fleet is not known: no gateway tells");
+            self.console.line("          the fleet is unknown: no gateway answers");
             return;
         };
         for line in report::table(view) {
@@ -108,7 +106,7 @@ impl Display {
         let fleet = view.map_or_else(|| "no gateway answers".to_owned(), report::fleet);
         let counts = report::counts(counts);
         let text = format!("{}\n  {counts}\n  {speed}  actions {}{planned}  {fleet}", self.phase, self.carried);
-        // What follows the load is no part of its length.
+        // The phases after the load do not count for its length.
         self.console.update_bar(elapsed.min(self.length.unwrap_or(Duration::MAX)), text);
     }
 }
@@ -118,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bar_tells_the_rate_and_the_latencies_of_the_last_seconds() {
+    fn bar_has_the_rate_and_the_latencies_of_the_last_seconds() {
         let seconds = Duration::from_secs;
         let mut display = Display::new(Console::new(), "steady", Some(seconds(60)), seconds(5));
         (display.has_bar, display.planned) = (true, Some(8));
@@ -132,6 +130,6 @@ mod tests {
         let speed = "4.2/s  p50 70.0 ms  p99 80.0 ms  actions 1/8  workers 3 active, 1 draining";
         assert_eq!(display.console.bar_text(), format!("load\n  {counts}\n  {speed}"));
         display.show(Duration::from_millis(20_100), Counts::default(), None);
-        assert!(display.console.bar_text().contains("sent 83"), "drawn again before it is time");
+        assert!(display.console.bar_text().contains("sent 83"), "drawn again before it is due");
     }
 }

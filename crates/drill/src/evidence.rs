@@ -1,6 +1,6 @@
-//! The ledger put in order: requests, what became of each task, the life of each process.
+//! The ledger as evidence: requests, the outcome of each task, and the lifetime of each process.
 //!
-//! Facts only, with the lines that they come from; what they mean is the judge's. Pure. Called by the judge and the timeline.
+//! It has facts with their ledger lines; the judge decides what they mean. Pure. Called by the judge and the timeline.
 
 mod hearsay;
 mod life;
@@ -23,25 +23,23 @@ use story::Pieces;
 pub(super) use life::{Exit, Life};
 pub(super) use story::{Held, Run, RunEnd, Story};
 
-/// Between two clocks that see the same moment: a signal is told before it is sent, a log is read after it was written, and Kafka dates what it gets in whole
-/// milliseconds.
+/// Two clocks may differ by this for the same moment, in seconds. The drill logs a signal before it sends it, reads a
+/// journal after it was written, and Kafka dates records in whole milliseconds.
 pub(super) const MOMENT: f64 = 0.15;
 
-/// One request.
 #[derive(Debug)]
 pub(super) struct Request<'a> {
     pub(super) line: usize,
     pub(super) at: f64,
     pub(super) gateway: &'a str,
     pub(super) work: f64,
-    /// The request whose text and key it has; itself, if it repeats none.
+    /// The request whose text and key it repeats, or its own number.
     pub(super) of: u64,
     pub(super) poison: bool,
     pub(super) answered: Option<(usize, f64, &'a Answer)>,
     pub(super) fetched: Option<(usize, f64, &'a Answer)>,
 }
 
-/// Something a worker said.
 #[derive(Clone, Debug)]
 pub(super) struct Notice<'a> {
     pub(super) line: usize,
@@ -52,7 +50,7 @@ pub(super) struct Notice<'a> {
     pub(super) receipt: Option<&'a Value>,
 }
 
-/// What a gateway showed, from then on.
+/// The fleet as a gateway shows it from this time on.
 #[derive(Clone, Debug)]
 pub(super) struct View<'a> {
     pub(super) line: usize,
@@ -61,27 +59,26 @@ pub(super) struct View<'a> {
     pub(super) stopping: &'a [String],
 }
 
-/// One answer to asking for a task that is done.
+/// One answer to `GET /tasks/{id}` for a finished task.
 #[derive(Clone, Debug)]
 pub(super) struct ReadBack<'a> {
     pub(super) line: usize,
     pub(super) request: u64,
     pub(super) gateway: &'a str,
     pub(super) status: Option<u16>,
-    /// Of the result; `None`: there was none.
+    /// Mark of the result; `None` without a result.
     pub(super) mark: Option<&'a str>,
 }
 
-/// The partition that a record was put on.
+/// The partition to which a record was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum On {
     Tasks(i32),
     Results,
-    /// A topic of ours whose leader is not told.
+    /// Another topic of the programs, whose leader the ledger does not have.
     Other,
 }
 
-/// One action.
 #[derive(Clone, Debug)]
 pub(super) struct Action<'a> {
     pub(super) number: u32,
@@ -89,17 +86,17 @@ pub(super) struct Action<'a> {
     pub(super) what: &'a str,
     pub(super) target: Option<&'a str>,
     pub(super) carried: Option<bool>,
-    /// From when it was ordered until it was carried out.
+    /// When it was ordered, and when it was carried out.
     pub(super) from: f64,
     pub(super) until: f64,
-    /// What exactly was ordered, and what came of it.
+    /// The detail of the order, and the outcome.
     pub(super) ordered: &'a str,
     pub(super) detail: &'a str,
-    /// Processes that it sent a signal to, with which and when.
+    /// Its signals: process, signal, time.
     pub(super) signals: Vec<(&'a str, &'a str, f64)>,
 }
 
-/// See the module documentation.
+/// All facts of a run, by what they concern.
 #[derive(Debug, Default)]
 pub(super) struct Evidence<'a> {
     pub(super) begin: Begin,
@@ -111,24 +108,24 @@ pub(super) struct Evidence<'a> {
     pub(super) notices: BTreeMap<&'a str, Vec<Notice<'a>>>,
     pub(super) views: BTreeMap<&'a str, Vec<View<'a>>>,
     pub(super) actions: BTreeMap<u32, Action<'a>>,
-    /// When Kafka was unavailable, for whatever reason.
+    /// When Kafka was unavailable, for any reason.
     pub(super) outages: Vec<(f64, f64)>,
-    /// When it did not answer the drill's own reader, with the lines that say so.
+    /// When Kafka did not answer the drill's own reader, with the ledger lines.
     pub(super) seen_away: Vec<(usize, f64, f64)>,
-    /// When it has taken a record, and where.
+    /// When Kafka appended a record, and where.
     pub(super) appended: Vec<(f64, On)>,
-    /// When the drill had frozen or stopped a node of it, or moved a leader.
+    /// When the drill had frozen or stopped a broker node, or moved a leader.
     pub(super) done_to_broker: Vec<Outage<'a>>,
     pub(super) lag: Option<(usize, i64)>,
     pub(super) disagreed: Vec<(usize, &'a str, &'a str)>,
     pub(super) load_ended: f64,
-    /// From when on everything was well.
+    /// When all faults were over.
     pub(super) healed: f64,
     /// When requests found no free caller.
     pub(super) late: Vec<f64>,
-    /// By task.
+    /// Answers by task.
     pub(super) read_back: BTreeMap<&'a str, Vec<ReadBack<'a>>>,
-    /// What gateways said of themselves when they had just been told to stop: line, time, gateway, status.
+    /// Answers of `/readyz` right after a gateway's signal: line, time, gateway, status.
     pub(super) ready_asked: Vec<(usize, f64, &'a str, Option<u16>)>,
     /// Whether every start of a task was seen.
     pub(super) sees_starts: bool,
@@ -136,23 +133,22 @@ pub(super) struct Evidence<'a> {
     pub(super) read: f64,
     pub(super) end: f64,
     pub(super) cut_short: bool,
-    /// The runs of each worker: which task, and which of its runs.
+    /// The runs of each worker: task, and index of the run.
     runs: HashMap<&'a str, Spans<(&'a str, usize)>>,
     /// Requests that others repeat.
     repeated: HashSet<u64>,
     /// The first request with each text.
     by_text: HashMap<u64, u64>,
-    /// The requests of each gateway that were answered, by the times in which they waited.
+    /// The answered requests of each gateway, by the time in which they waited.
     waits: HashMap<&'a str, Spans<u64>>,
 }
 
-/// Whether one of the intervals has a moment in common with this one.
+/// Whether one of the intervals overlaps this one.
 pub(super) fn overlaps(intervals: &[(f64, f64)], from: f64, until: f64) -> bool {
     intervals.iter().any(|(begin, end)| *begin <= until && from <= *end)
 }
 
 impl<'a> Evidence<'a> {
-    /// Takes a ledger's lines.
     pub(super) fn new(lines: &'a [Line]) -> Self {
         let sees_starts = lines.iter().any(|line| matches!(line.fact, Fact::RunBegan { .. }));
         let never = f64::INFINITY;
@@ -179,18 +175,18 @@ impl<'a> Evidence<'a> {
             notices.sort_by(|one, other| one.at.total_cmp(&other.at));
         }
         if !evidence.sees_starts {
-            evidence.add_told_runs();
+            evidence.add_listed_runs();
         }
         if !evidence.begin.owns_processes {
             evidence.add_hearsay();
             evidence.add_abandoned_runs();
         }
-        // Once none is added any more.
+        // After the last run was added.
         evidence.sort();
         evidence
     }
 
-    /// Makes what is asked for often easy to find.
+    /// Builds the indexes of runs and waiting requests.
     fn sort(&mut self) {
         let mut runs: HashMap<&'a str, Vec<_>> = HashMap::new();
         // A poison task is in flight for an instant only.
@@ -211,7 +207,8 @@ impl<'a> Evidence<'a> {
         self.waits = waits.into_iter().map(|(gateway, waits)| (gateway, Spans::new(waits))).collect();
     }
 
-    /// The runs of a worker that went on at some time between these, the last begun first. One without a result goes on until its worker ends.
+    /// The runs of a worker that overlap this interval, the latest start first. A run without a result lasts until its
+    /// worker ends.
     pub(super) fn runs_during(&self, worker: &str, from: f64, until: f64) -> impl Iterator<Item = Held<'_, 'a>> {
         let found = self.runs.get(worker).map(|runs| runs.during(from, until)).into_iter().flatten();
         found.filter_map(|(id, index)| {
@@ -220,7 +217,7 @@ impl<'a> Evidence<'a> {
         })
     }
 
-    /// The requests that waited for their answers from this gateway at this moment.
+    /// The requests that waited for an answer from this gateway at this moment.
     pub(super) fn waiting(&self, gateway: &str, at: f64) -> impl Iterator<Item = &Request<'a>> {
         let found = self.waits.get(gateway).map(|waits| waits.during(at, at)).into_iter().flatten();
         found.filter_map(|number| self.requests.get(number))
@@ -276,7 +273,7 @@ impl<'a> Evidence<'a> {
                     (action.carried, action.detail, action.until) = (Some(*done), detail, at);
                 }
             }
-            // In the order of their times, when all actions are known.
+            // `take_processes` takes these later, in the order of time.
             Fact::Started { .. }
             | Fact::Ready { .. }
             | Fact::Signalled { .. }
@@ -318,34 +315,34 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    /// What the task of a run takes besides, in seconds; 0 when it is not of this run.
+    /// The requested extra time of a task, in seconds; 0 for a task of another run.
     pub(super) fn work_of(&self, story: &Story<'_>) -> f64 {
         self.request_of(story).map_or(0.0, |request| request.work)
     }
 
-    /// The request that a task is of; one that repeats it, if the first one was never sent.
+    /// The request of a task, or a repeat of it if the first request was never sent.
     pub(super) fn request_of(&self, story: &Story<'_>) -> Option<&Request<'a>> {
         self.by_text.get(&story.number?).and_then(|number| self.requests.get(number))
     }
 
-    /// Whether the request has an Idempotency-Key: another one repeats it, or it repeats another one.
+    /// Whether the request shares its Idempotency-Key with another request.
     pub(super) fn is_repeated(&self, request: &Request<'a>) -> bool {
         self.repeated.contains(&request.of)
     }
 
-    /// Whether the handler of a task fails each time, as it was asked to.
+    /// Whether the request asked for a handler that fails each time.
     pub(super) fn is_poison(&self, story: &Story<'_>) -> bool {
         self.request_of(story).is_some_and(|request| request.poison)
     }
 
-    /// Faults that were done to what a worker says of its share session: whatever it held may be lost with that.
+    /// Network faults on a worker's share-session requests: the worker may lose every record that it holds.
     pub(super) fn session_faults(&self, from: f64, until: f64) -> impl Iterator<Item = &Action<'a>> {
         let faults =
             self.actions.values().filter(|action| action.what == "fault" && action.ordered.contains(" at Share"));
         faults.filter(move |fault| fault.from <= until && from <= fault.until)
     }
 
-    /// Whether Kafka was away at some time between these.
+    /// Whether Kafka was unavailable at some time in this interval.
     pub(super) fn kafka_away(&self, from: f64, until: f64) -> bool {
         overlaps(&self.outages, from, until)
     }

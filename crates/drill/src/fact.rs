@@ -1,8 +1,8 @@
-//! One line of the ledger: something that was seen, and the second of the run in which it was.
+//! One line of the ledger: a fact, and the second of the run at which it was seen.
 //!
-//! The ledger is all that the judge gets, so a fact says what was seen and nothing of what it means. Lines of the topics are
-//! written after the load has ended, with the time that the broker gave their records; so the file is not in the order of time.
-//! Plain data; written by the run and by the audit, read by the judge and the timeline.
+//! The judge gets nothing but the ledger, so a fact has what was seen and no conclusion. The audit writes the records
+//! of the topics after the load, with the broker's times: the file is not in the order of time. Plain data, which the
+//! run and the audit write, and the judge and the timeline read.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,8 +16,8 @@ pub(super) struct Line {
     pub(super) fact: Fact,
 }
 
-/// What can be seen. `process` is the name that the drill knows a program by: `worker_1`, `gateway_1`, `broker`; `worker` is the id that a
-/// worker says it has. On a fleet that the drill started both are the same.
+/// What was seen. `process` is the drill's name of a program: `worker_1`, `gateway_1`, `broker`; `worker` is the
+/// worker's own id. On a fleet that the drill started both are the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "fact", rename_all = "snake_case")]
 pub(super) enum Fact {
@@ -29,10 +29,10 @@ pub(super) enum Fact {
         gateway: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         work_ms: Option<u64>,
-        /// It repeats the text and the Idempotency-Key of this request.
+        /// The request whose text and Idempotency-Key this request repeats.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         repeats: Option<u64>,
-        /// It prefers to be answered before its task is done.
+        /// Sent with `Prefer: respond-async`.
         #[serde(default, skip_serializing_if = "is_false")]
         asynchronous: bool,
         /// Its handler fails each time.
@@ -41,25 +41,25 @@ pub(super) enum Fact {
     },
     /// A request found no free caller and was not sent.
     Late,
-    /// What became of it.
+    /// The answer to a request, or its absence.
     Answered { number: u64, took_ms: f64, answer: Answer },
-    /// What `GET /tasks/{id}` said of it later.
+    /// The answer of `GET /tasks/{id}` for it later.
     Fetched { number: u64, gateway: String, answer: Answer },
-    /// What `GET /tasks/{id}` said of a task that is done, once everything was well again.
+    /// The answer of `GET /tasks/{id}` for a finished task, after all faults.
     ReadBack {
         number: u64,
         gateway: String,
         task_id: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         status: Option<u16>,
-        /// A mark of the whole body; without one there was no answer.
+        /// A hash of the whole body; `None` without an answer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         mark: Option<String>,
-        /// Whether the body is a result, and not that the task is pending.
+        /// Whether the body is a result; otherwise the task is pending.
         #[serde(default)]
         is_result: bool,
     },
-    /// What `/readyz` of a gateway said right after its SIGTERM; no status: no answer.
+    /// The status of `/readyz` right after a gateway's SIGTERM; `None` without an answer.
     ReadyAsked {
         gateway: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -73,24 +73,24 @@ pub(super) enum Fact {
         target: Option<String>,
         detail: String,
     },
-    /// It was carried out, or it was not.
+    /// An action was carried out, or was not.
     Carried { action: u32, done: bool, detail: String },
     /// A program was started.
     Started { process: String, pid: u32 },
-    /// It says, or another one says of it, that it is ready.
+    /// The program is ready, by its own report or by that of another program.
     Ready { process: String },
-    /// A signal was sent to it: `SIGTERM`, `SIGKILL`, `SIGSTOP`, `SIGCONT`. An embedded broker is treated alike; from `cut` to `mended` nothing
-    /// arrives at a node of it, nor from it.
+    /// A signal was sent: `SIGTERM`, `SIGKILL`, `SIGSTOP`, `SIGCONT`; actions on an embedded broker use the same names.
+    /// From `cut` to `mended` its node receives and sends nothing.
     Signalled {
         process: String,
         signal: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         action: Option<u32>,
-        /// By a shell command that ended then: at some time until then.
+        /// The end of the shell command that sent it: the signal came at some time until then.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         until: Option<f64>,
     },
-    /// It ended: with a code, or by a signal. The receipt is the last line of its stdout.
+    /// A program ended, with an exit code or by a signal. The receipt is the last line of its stdout.
     Exited {
         process: String,
         pid: u32,
@@ -101,24 +101,24 @@ pub(super) enum Fact {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         receipt: Option<Value>,
     },
-    /// What a node of a broker with several led when an action began that takes it away: all of it, or the one partition that is moved.
+    /// What a node of a cluster led when an action on it began; for a leader that moves, the one partition.
     Led {
         action: u32,
         process: String,
         #[serde(flatten)]
         led: Led,
     },
-    /// The journal says that a handler has begun this task.
+    /// A handler began a task, as its journal shows.
     RunBegan { worker: String, task_id: String, delivery: i16 },
-    /// What a gateway says of the fleet: ids of workers.
+    /// The fleet as a gateway shows it: ids of workers.
     Fleet { gateway: String, active: Vec<String>, stopping: Vec<String> },
     /// Kafka did not answer the drill's own reader between `at` and `until`.
     KafkaAway { until: f64 },
     /// The load has ended.
     LoadEnded,
-    /// Everything that was done to the fleet is over and every process runs: what is sent from here on is to be served at once.
+    /// All faults are over and every process runs: later requests must be answered at once.
     Healed,
-    /// A record of `tasks`; `number` when it is of this run.
+    /// A record of `tasks`; `number` is the request if it is of this run.
     Accepted {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         number: Option<u64>,
@@ -126,21 +126,21 @@ pub(super) enum Fact {
         partition: i32,
         offset: i64,
     },
-    /// A result on `results`. `at` is when Kafka had it, `seconds` what the handler took.
+    /// A result on `results`. `at` is Kafka's time, `seconds` the handler's.
     RunEnded {
         task_id: String,
         worker: String,
         seconds: f64,
         success: bool,
-        /// Tells whether two results say the same.
+        /// Equal for results with equal content.
         digest: String,
-        /// What is wrong with it; for tasks of this run.
+        /// What is wrong with it, for tasks of this run.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fault: Option<String>,
         partition: i32,
         offset: i64,
     },
-    /// A status on `results`: a notification, or a heartbeat that repeats it.
+    /// A status record on `results`: a notification, or a heartbeat that repeats it.
     Notified {
         worker: String,
         instance: String,
@@ -151,19 +151,19 @@ pub(super) enum Fact {
         receipt: Option<Value>,
         offset: i64,
     },
-    /// A record of `tasks.starts`: a task is started that was delivered before.
+    /// A record of `tasks.starts`: a worker starts a task that was delivered before.
     Restarted { task_id: String, worker: String, delivery: i16, offset: i64 },
     /// A record of `tasks.dead`.
     Dead { task_id: Option<String>, offset: i64 },
-    /// What the two readers of a topic, which share no code, do not agree about.
+    /// A difference between the two readers of a topic, which share no code.
     Disagreed { topic: String, detail: String },
-    /// Tasks that the worker group has not finished at the end.
+    /// The number of tasks that the worker group has not finished at the end.
     Lag { tasks: i64 },
     /// The last line.
     End(Ending),
 }
 
-/// What can be said at the end of a run.
+/// The end of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Ending {
     /// A signal ended the load before its time.
@@ -171,12 +171,12 @@ pub(super) struct Ending {
     /// The topics were read to their ends.
     #[serde(default)]
     pub(super) audited: bool,
-    /// No worker was left that could do what waits in Kafka.
+    /// No worker was left that could run the tasks in Kafka.
     #[serde(default)]
     pub(super) nobody_works: bool,
 }
 
-/// What the whole run is about.
+/// The settings of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Begin {
     /// Unix seconds.
@@ -186,12 +186,12 @@ pub(super) struct Begin {
     pub(super) seed: u64,
     /// `native, embedded broker` and the like.
     pub(super) target: String,
-    /// The drill started the processes itself and sees them die; otherwise it knows them by what they say.
+    /// The drill started the processes and sees them exit; otherwise it has only status records and commands.
     pub(super) owns_processes: bool,
-    /// The broker is the drill's own: nothing happens to it but what the plan says.
+    /// The drill started the broker, so that only actions make it unavailable.
     #[serde(default)]
     pub(super) owns_broker: bool,
-    /// The workers have a handler that is not ours: how long a task takes is known from its result only.
+    /// The workers have a handler of their own: only the result shows how long a task takes.
     #[serde(default)]
     pub(super) own_handler: bool,
     /// Promises that the plan puts to the test.
@@ -204,16 +204,16 @@ pub(super) struct Begin {
     pub(super) concurrency: u32,
     /// `MAX_DELIVERIES` of the workers.
     pub(super) max_deliveries: u32,
-    /// How long a lock lasts.
+    /// How long a record lock lasts.
     pub(super) lock_ms: u64,
-    /// Nodes of the broker, where it is the drill's own.
+    /// Nodes of the broker, if the drill started it.
     #[serde(default)]
     pub(super) brokers: u32,
     #[serde(flatten)]
     pub(super) pauses: Pauses,
 }
 
-/// What a node leads: partitions of the tasks, and whether the results.
+/// The partitions of the tasks topic that a node leads, and whether it leads the results.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Led {
     pub(super) tasks: Vec<i32>,
@@ -224,7 +224,7 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// What a gateway answered, or that it did not.
+/// The answer of a gateway, or its absence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Answer {
     pub(super) outcome: Kind,
@@ -232,21 +232,21 @@ pub(super) struct Answer {
     pub(super) status: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) task_id: Option<String>,
-    /// Who did the task.
+    /// The worker that ran the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) worker: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) digest: Option<String>,
-    /// What is wrong, or what is known of a task whose outcome is not.
+    /// What is wrong, or what is known of a task with an unknown outcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) why: Option<String>,
-    /// It says when to try again.
+    /// It has a `Retry-After`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(super) retry_after: bool,
 }
 
 impl Answer {
-    /// One of which nothing else is known.
+    /// An answer with this outcome and nothing else.
     pub(super) fn of(outcome: Kind) -> Self {
         Self { outcome, status: None, task_id: None, worker: None, digest: None, why: None, retry_after: false }
     }
@@ -256,28 +256,29 @@ impl Answer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
-    /// The result came, and it is right.
+    /// The right result came.
     Answered,
-    /// A result came, and it is not that of the text.
+    /// A result came that does not belong to the text.
     Wrong,
     /// The task failed for good.
     Failed,
-    /// Turned away: there is no task.
+    /// Refused: there is no task.
     Refused,
-    /// Kafka has the task for sure; its result is yet to come.
+    /// Kafka has the task; its result is yet to come.
     Accepted,
     /// There may be a task.
     Unknown,
 }
 
-/// What a broker takes by itself when one of its nodes goes, in milliseconds; 0 where nothing is known of it.
+/// The broker's own times when it loses a node, in milliseconds; 0 if unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Pauses {
-    /// For how long a node may be silent before the others take over from it.
+    /// How long a node may be silent before the others take over its partitions.
     pub fail_over_ms: u64,
-    /// How long a partition may then be without its share state, also when the node stopped in order, and after the only node is back.
+    /// How long a partition may then be without its share state, also after an orderly stop, and after the only node is
+    /// back.
     pub state_read_ms: u64,
-    /// How long records wait for a node that stops, until it is no more among the replicas in sync.
+    /// How long records wait for a stopping node, until it leaves the in-sync replicas.
     pub in_sync_ms: u64,
 }

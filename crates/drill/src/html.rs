@@ -1,26 +1,26 @@
-//! The run as one page for a browser: the verdict, and below it the timeline of every process, task and action.
+//! The run as one page for a browser: the verdict, and the timeline of every process, task and action.
 //!
-//! Pure: a ledger and its verdict in, a document out. The page needs nothing but itself, and its own policy forbids it to
-//! load or send anything. The verdict is plain HTML; the script in `timeline.html` draws the data of `timeline`. Called
-//! by `output`.
+//! Pure: a ledger and its verdict in, a document out. The page is self-contained, and its own policy forbids it to load
+//! or send anything. The verdict is plain HTML; the script in `timeline.html` draws the data of `timeline`. Called by
+//! `output`.
 
 use super::fact::Line;
 use super::judgement::{Conclusion, Finding, Row, Totals, Verdict};
 use super::paper;
 use super::timeline::{self, FINDINGS, LINES, TASKS};
 
-/// The page of no run: `@@title@@`, `@@verdict@@` and `@@data@@` stand for what is of a run.
+/// The template of the page, with the places `@@title@@`, `@@verdict@@` and `@@data@@`.
 const PAGE: &str = include_str!("timeline.html");
 
 /// The document. `lines`: the ledger in the order of its lines.
 pub(super) fn document(lines: &[Line], verdict: &Verdict) -> String {
-    // Inside a script only its end is markup, and in JSON every `<` stands in a string.
+    // In a script only its end tag is markup, and in JSON every `<` is part of a string.
     let data = serde_json::to_string(&timeline::draw(lines, verdict, TASKS)).unwrap_or_default();
     let data = data.replace('<', "\\u003c");
     let title = escape(&format!("drill {}: {}", verdict.plan, conclusion(verdict)));
     let mut page = String::new();
     let mut rest = PAGE;
-    // Each place is looked for in the page only, never in text of the run.
+    // Each place is searched in the template only, never in text of the run.
     for (place, text) in [("@@title@@", title), ("@@verdict@@", promises(lines, verdict)), ("@@data@@", data)] {
         if let Some((before, after)) = rest.split_once(place) {
             page.extend([before, &text]);
@@ -30,7 +30,7 @@ pub(super) fn document(lines: &[Line], verdict: &Verdict) -> String {
     page + rest
 }
 
-/// In a word, which is a class of the page.
+/// The conclusion as a class of the page.
 fn conclusion(verdict: &Verdict) -> &'static str {
     match verdict.conclusion {
         Conclusion::Held => "held",
@@ -71,7 +71,7 @@ fn promise(row: &Row) -> String {
     let state = paper::state(row.state);
     let class = state.to_lowercase();
     let [name, bound, worst, note] = [row.name, &row.bound, &row.worst, &row.note].map(escape);
-    // The names stand beside the figures where the screen is too narrow for a table.
+    // A narrow screen shows the names beside the figures.
     format!(
         "<tr class=\"{class}\"><td>{}</td><td>{name}</td><td data-name=\"bound\">{bound}</td>\
          <td data-name=\"worst\">{worst}</td><td data-name=\"count\" class=\"count\">{}</td>\
@@ -80,7 +80,7 @@ fn promise(row: &Row) -> String {
     )
 }
 
-/// A finding with its tasks, and with its ledger lines to be unfolded.
+/// A finding with its tasks and its folded ledger lines.
 fn told(finding: &Finding, ledger: &[Line]) -> String {
     let button = |id| format!(" <button type=\"button\" data-task=\"{id}\">{id}</button>");
     let ids: String = finding.ids.iter().take(LINES).map(|id| button(escape(id))).collect();
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn page_is_bounded_and_there_is_one_of_a_run_that_could_not_begin() {
+    fn page_is_bounded_and_exists_for_a_run_that_could_not_begin() {
         let mut verdict = sample::broken();
         verdict.rows[0].findings = sample::findings(10_000, 3);
         let page = document(&sample::ledger(1_000), &verdict);

@@ -1,4 +1,5 @@
-//! The verdict: each promise with its bound, the worst that was seen, how often it was put to the test, and what shows it broken.
+//! The verdict: each promise with its bound, its worst value, its number of tests, and the findings that show it
+//! broken.
 //!
 //! Plain data and its summary; made by the judge, shown by `paper` and `html`.
 
@@ -6,57 +7,57 @@ use serde::Serialize;
 
 use program::exit::ExitCode;
 
-/// What became of a promise.
+/// The state of a promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum State {
-    /// There was occasion to break it, and it held.
+    /// It was put to the test, and it held.
     Held,
     /// It did not hold at least once.
     Broken,
-    /// There was no occasion.
+    /// Nothing put it to the test.
     Untested,
 }
 
-/// Something that breaks a promise, and where it is to be seen.
+/// A broken promise, with its evidence.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Finding {
     /// One sentence.
     pub(super) what: String,
-    /// Tasks, workers or gateways that it is about.
+    /// The tasks, workers or gateways that it concerns.
     pub(super) ids: Vec<String>,
     /// Lines of the ledger that show it, counted from 1.
     pub(super) lines: Vec<usize>,
 }
 
-/// One promise.
+/// One promise, or a part of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Row {
-    /// `P1` to `P10` as the contract numbers them; `-` for what it says elsewhere.
+    /// `P1` to `P11` as the contract numbers them; `-` for a check that follows from them.
     pub(super) promise: &'static str,
-    /// What is promised, in a few words: `no task is lost`.
+    /// The promise in a few words: `no task is lost`.
     pub(super) name: &'static str,
     /// `0`, `< 1 s`.
     pub(super) bound: String,
-    /// The worst that was seen, in the unit of the bound; empty when untested.
+    /// The worst value, in the unit of the bound; empty when untested.
     pub(super) worst: String,
     /// How often it was put to the test.
     pub(super) count: u64,
-    /// What else is to be known: `3 explained: 2 kill, 1 broker`.
+    /// Further information: `3 explained: 2 kill, 1 broker`.
     pub(super) note: String,
     pub(super) state: State,
     pub(super) findings: Vec<Finding>,
 }
 
-/// How many actions of one kind there were.
+/// The number of actions of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Fault {
     /// `kill-worker` and so on.
     pub(super) action: String,
     pub(super) planned: u64,
-    /// Seen to have happened.
+    /// Actions that took effect.
     pub(super) bitten: u64,
-    /// Of these, those that hit a worker with a task in hand, or a gateway with callers.
+    /// Effective actions that hit a worker with a task in flight, or a gateway with waiting callers.
     pub(super) busy: u64,
 }
 
@@ -67,7 +68,7 @@ pub(super) struct Totals {
     pub(super) sent: u64,
     pub(super) answered: u64,
     pub(super) refused: u64,
-    /// Found no free caller and were not sent.
+    /// Requests that found no free caller and were not sent.
     pub(super) late: u64,
     pub(super) undecided: u64,
     pub(super) p50_ms: f64,
@@ -75,21 +76,20 @@ pub(super) struct Totals {
     pub(super) worst_ms: f64,
 }
 
-/// What it comes to.
+/// The conclusion of a verdict.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Conclusion {
     /// Every promise held.
     Held,
-    /// At least one did not.
+    /// At least one promise was broken.
     Broken,
-    /// Nothing was seen to be broken, but it cannot be said that all held: why.
+    /// No promise was seen broken, but not all are known to have held, for this reason.
     Undecided(String),
-    /// There was nothing to judge: why.
+    /// There was nothing to judge, for this reason.
     CouldNotRun(String),
 }
 
-/// The whole of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Verdict {
     pub(super) conclusion: Conclusion,
@@ -101,12 +101,12 @@ pub(super) struct Verdict {
     pub(super) totals: Totals,
     pub(super) rows: Vec<Row>,
     pub(super) faults: Vec<Fault>,
-    /// Where the ledger is; empty when it was not kept.
+    /// Path of the ledger; empty without a file.
     pub(super) ledger: String,
 }
 
 impl Verdict {
-    /// How the process ends.
+    /// The exit code of the drill.
     pub(super) fn exit_code(&self) -> ExitCode {
         match self.conclusion {
             Conclusion::Held => ExitCode::Drained,

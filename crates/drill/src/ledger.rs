@@ -1,6 +1,6 @@
-//! The ledger: every fact of a run as a line of JSON, in a file while the run goes on, and in memory for the judge.
+//! The ledger: every fact of a run as a line of JSON, in a file during the run, and in memory for the judge.
 //!
-//! Lines count from 1. Owned by the run, the only one who writes. Reading one back is for judging a run again.
+//! Lines count from 1. Only the run writes it; `drill judge` reads it again.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
@@ -8,20 +8,20 @@ use std::path::{Path, PathBuf};
 
 use super::fact::Line;
 
-/// See the module documentation.
+/// The lines of a run, and the file if there is one.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     lines: Vec<Line>,
     file: Option<(PathBuf, BufWriter<File>)>,
-    /// The first error of the file: nothing is written behind it.
+    /// The first error of the file, after which nothing is written.
     broken: Option<io::Error>,
 }
 
 impl Ledger {
-    /// A new one; kept in this file, which is replaced and whose folder is made, or in memory only.
+    /// Creates a ledger in this file, or in memory only. Replaces the file, and creates its folder.
     ///
     /// # Errors
-    /// The file cannot be made.
+    /// The file or its folder cannot be created.
     pub(super) fn create(path: Option<&Path>) -> io::Result<Self> {
         let Some(path) = path else { return Ok(Self::default()) };
         if let Some(folder) = path.parent() {
@@ -37,10 +37,10 @@ impl Ledger {
         Ok(Self { file, ..Self::default() })
     }
 
-    /// Reads one from a file.
+    /// Reads a ledger from a file.
     ///
     /// # Errors
-    /// The file cannot be read, or a line of it is none of a ledger: which.
+    /// The file cannot be read, or a line is not a ledger line; the message has its number.
     pub(super) fn read(path: &Path) -> io::Result<Self> {
         let mut lines = Vec::new();
         for (index, line) in BufReader::new(File::open(path)?).lines().enumerate() {
@@ -51,7 +51,6 @@ impl Ledger {
         Ok(Self { lines, ..Self::default() })
     }
 
-    /// Adds a line.
     pub(super) fn write(&mut self, line: Line) {
         if let (Some((_, file)), None) = (&mut self.file, &self.broken) {
             let written = serde_json::to_writer(&mut *file, &line).map_err(io::Error::from);
@@ -60,10 +59,10 @@ impl Ledger {
         self.lines.push(line);
     }
 
-    /// Has everything in the file.
+    /// Flushes the file.
     ///
     /// # Errors
-    /// The file could not be written.
+    /// The file could not be written, now or earlier.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         if let Some(error) = self.broken.take() {
             return Err(error);
@@ -71,12 +70,11 @@ impl Ledger {
         self.file.as_mut().map_or(Ok(()), |(_, file)| file.flush())
     }
 
-    /// All lines, the first one first.
     pub(super) fn lines(&self) -> &[Line] {
         &self.lines
     }
 
-    /// Where it is kept; empty when nowhere.
+    /// The path of the file; empty without a file.
     pub(super) fn path(&self) -> String {
         self.file.as_ref().map(|(path, _)| path.display().to_string()).unwrap_or_default()
     }
@@ -88,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_read_again() {
+    fn written_lines_are_read_again() {
         let path = std::env::temp_dir().join(format!("lastcall-ledger-{}", std::process::id()));
         let written = [
             Line { at: 0.5, fact: Fact::LoadEnded },
@@ -115,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_where_the_folder_should_be_is_named() {
+    fn file_in_place_of_the_folder_is_named() {
         let file = std::env::temp_dir().join(format!("lastcall-no-folder-{}", std::process::id()));
         std::fs::write(&file, "").expect("written");
         let error = Ledger::create(Some(&file.join("ledger.jsonl"))).expect_err("no folder").to_string();
@@ -124,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_written_is_told() {
+    fn failed_write_is_an_error() {
         // Every write to it fails.
         let mut ledger = Ledger::create(Some(Path::new("/dev/full"))).expect("it opens");
         ledger.write(Line { at: 0.0, fact: Fact::LoadEnded });

@@ -1,6 +1,6 @@
-//! The files that a run leaves: the verdict as JSON for machines, the page with the timeline for people.
+//! The files of a run: the verdict as JSON for programs, and the page with the timeline for people.
 //!
-//! Called by the run, when it has its verdict.
+//! The run calls it with its verdict.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use super::fact::Line;
 use super::html;
 use super::judgement::Verdict;
 
-/// Where each of them goes; `None`: nowhere.
+/// The paths of the files; `None` for a file that is not written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outputs {
     /// `LEDGER`
@@ -19,10 +19,10 @@ pub struct Outputs {
     pub html: Option<PathBuf>,
 }
 
-/// Writes all that were asked for.
+/// Writes the files that have a path.
 ///
 /// # Errors
-/// The first that cannot be written; the others are, all the same.
+/// The first file that cannot be written; the others are written nevertheless.
 pub(super) fn write(outputs: &Outputs, lines: &[Line], verdict: &Verdict) -> Result<(), String> {
     let mut outcome = Ok(());
     let mut save = |path: &Option<PathBuf>, document: &dyn Fn() -> String| {

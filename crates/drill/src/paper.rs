@@ -1,24 +1,25 @@
-//! The verdict for people: a table of the promises, the faults, the load, what broke, and one line that says it all.
+//! The verdict for people: a table of the promises, the faults, the load, the findings, and one line that sums it up.
 //!
-//! Pure: a verdict in, lines out. When everything held they fit a screen of 80 columns. What is too wide for the table stands below
-//! its row; nothing is cut, and what is left out for its number is counted. The last line is read by scripts, and is never wrapped.
+//! Pure: a verdict in, lines out. A held verdict fits a screen of 80 columns. A note that is too wide for the table is
+//! below its row. Nothing is cut; findings, ids and lines beyond a limit are counted. Scripts read the last line, which
+//! is never wrapped.
 
 use program::logging::escape;
 
 use super::columns::{pad, width as columns, wrap};
 use super::judgement::{Conclusion, Fault, Finding, Row, State, Totals, Verdict};
 
-/// Findings of one promise, ids and lines of one finding that are shown.
+/// Most findings of one promise, and most ids and ledger lines of one finding.
 const FINDINGS: usize = 10;
 const IDS: usize = 5;
 const LINES: usize = 10;
-/// What a name in the table needs at least.
+/// The least width of a name in the table.
 const NAME: usize = 20;
-/// The rows that the last line takes its numbers from.
+/// The rows whose numbers are in the last line.
 const LOST: &str = "no task is lost";
-const DUPLICATES: &str = "nothing runs twice";
+const DUPLICATES: &str = "no task runs twice";
 
-/// The verdict in lines of at most `width` columns, as far as their words allow.
+/// The verdict in lines of at most `width` columns; a longer word is not cut.
 pub(super) fn lines(verdict: &Verdict, width: usize) -> Vec<String> {
     let Verdict { plan, seed, target, totals, rows, faults, ledger, .. } = verdict;
     let mut lines = wrap(&format!("drill {}: seed {seed}, {}", escape(plan), escape(target)), width, 2);
@@ -40,7 +41,7 @@ pub(super) fn lines(verdict: &Verdict, width: usize) -> Vec<String> {
     lines
 }
 
-/// How a promise's state is told; what needs a look is in capitals.
+/// The state of a promise as text; `BROKEN` is in capitals.
 pub(super) fn state(state: State) -> &'static str {
     match state {
         State::Held => "held",
@@ -49,7 +50,7 @@ pub(super) fn state(state: State) -> &'static str {
     }
 }
 
-/// The rows as a table; `None` when it is wider than that.
+/// The rows as a table; `None` if it does not fit the width.
 fn table(rows: &[Row], width: usize) -> Option<Vec<String>> {
     let header = ["", "promise", "bound", "worst", "count", ""].map(str::to_owned);
     let cells = rows.iter().map(|row| {
@@ -70,7 +71,7 @@ fn table(rows: &[Row], width: usize) -> Option<Vec<String>> {
         }
     }
     let whole = widths.iter().sum::<usize>() + 2 * (widths.len() - 1);
-    // The names give way, as far as they can still be read.
+    // Names are wrapped to save width.
     let too_wide = whole.saturating_sub(width);
     if too_wide > 0 && widths[1] < NAME + too_wide {
         return None;
@@ -85,7 +86,7 @@ fn table(rows: &[Row], width: usize) -> Option<Vec<String>> {
             .iter()
             .zip(widths)
             .enumerate()
-            // Counts are numbers: they stand under each other by their ends.
+            // Counts are aligned to the right.
             .map(|(column, (cell, room))| if column == 4 { format!("{cell:>room$}") } else { pad(cell, room) })
             .collect();
         let line = padded.join("  ");
@@ -105,7 +106,7 @@ fn table(rows: &[Row], width: usize) -> Option<Vec<String>> {
     Some(lines)
 }
 
-/// The rows on lines of their own, for a screen that the table does not fit.
+/// The rows as a list, for a screen that is too narrow for the table.
 fn list(rows: &[Row], width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for row in rows {
@@ -125,7 +126,7 @@ fn below(text: &str, width: usize, indent: usize) -> Vec<String> {
     lines.into_iter().map(|line| format!("{}{line}", " ".repeat(indent))).collect()
 }
 
-/// `kill-worker 4/4 (3 busy)`: seen, planned.
+/// `kill-worker 4/4 (3 busy)`: took effect, planned.
 pub(super) fn fault(fault: &Fault) -> String {
     let busy = if fault.busy > 0 { format!(" ({} busy)", fault.busy) } else { String::new() };
     format!("{} {}/{}{busy}", escape(&fault.action), fault.bitten, fault.planned)
@@ -151,7 +152,7 @@ fn broken(row: &Row, width: usize) -> Vec<String> {
     lines
 }
 
-/// A finding on one line: what, whom, and where to look.
+/// A finding on one line, with its ids and ledger lines.
 fn told(finding: &Finding) -> String {
     let mut text = escape(&finding.what).to_string();
     let ids = finding.ids.iter().map(|id| escape(id).to_string());
@@ -181,7 +182,7 @@ fn beside(totals: &Totals) -> String {
         .collect()
 }
 
-/// The last line, for people in a hurry and for scripts.
+/// The last line, for people and scripts.
 pub(super) fn last(verdict: &Verdict) -> String {
     let Totals { sent, answered, .. } = verdict.totals;
     let beside = beside(&verdict.totals);
@@ -217,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_held_verdict_fits_a_screen() {
+    fn held_verdict_fits_a_screen() {
         let lines = lines(&sample::held(), 80);
         assert!(lines.len() <= 26, "{lines:#?}");
         let (_, others) = lines.split_last().expect("a last line");
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_screen_gets_a_list_and_nothing_is_cut() {
+    fn narrow_screen_gets_a_list_without_cuts() {
         let lines = lines(&sample::held(), 40);
         let (last, others) = lines.split_last().expect("a last line");
         assert!(others.iter().all(|line| columns(line) <= 40), "{others:#?}");
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_line_has_its_exact_form() {
+    fn last_line_has_its_exact_form() {
         let mut verdict = sample::held();
         let line = "verdict: HELD: 160 sent, 160 answered, 0 lost, 0 wrong, ";
         assert_eq!(last(&verdict), format!("{line}3 duplicate runs, explained"));
@@ -252,12 +253,12 @@ mod tests {
         assert_eq!(last(&verdict), format!("verdict: UNDECIDED: Kafka\\ncould not be read {sums}"));
         verdict.conclusion = Conclusion::CouldNotRun("no gateway".to_owned());
         assert_eq!(last(&verdict), format!("verdict: COULD NOT RUN: no gateway {sums}"));
-        let broken = "verdict: BROKEN: no task is lost (2), a killed worker's tasks start elsewhere (1) (160 sent, 158 answered)";
+        let broken = "verdict: BROKEN: no task is lost (2), tasks of a killed worker start elsewhere (1) (160 sent, 158 answered)";
         assert_eq!(last(&sample::broken()), broken);
     }
 
     #[test]
-    fn what_broke_is_told_with_ids_and_lines_and_the_rest_is_counted() {
+    fn findings_have_ids_and_lines_and_the_rest_is_counted() {
         let mut verdict = sample::broken();
         let lines_of = |verdict: &Verdict| lines(verdict, 200).join("\n");
         assert!(lines_of(&verdict).contains("ledger lines 12, 40"), "{}", lines_of(&verdict));
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_from_outside_cannot_fake_a_line() {
+    fn text_from_outside_cannot_fake_a_line() {
         let mut verdict = sample::broken();
         verdict.rows[0].findings[0].ids = vec!["a\nverdict: HELD: \u{1b}[2J".to_owned()];
         verdict.plan = "p\r\n".to_owned();
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_verdict_has_its_last_line() {
+    fn empty_verdict_has_its_last_line() {
         let verdict = Verdict { rows: Vec::new(), faults: Vec::new(), ledger: String::new(), ..sample::held() };
         assert_eq!(lines(&verdict, 120).len(), 3);
         assert_eq!(lines(&verdict, 0).last(), Some(&last(&verdict)));

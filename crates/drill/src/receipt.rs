@@ -1,13 +1,13 @@
-//! The receipt of a stopped worker, read as the contract has it: a member that is missing, or of another kind, is a fault.
+//! The receipt of a stopped worker, read strictly: a member that is missing or has the wrong type is a fault.
 //!
-//! Shares no type with the worker that writes it. Pure; called by the evidence and the judge.
+//! It shares no type with the worker that writes it. Pure; called by the evidence and the judge.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// See the module documentation.
+/// The members of a receipt.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub(super) struct Receipt {
     pub(super) worker_id: String,
@@ -22,22 +22,22 @@ pub(super) struct Receipt {
 }
 
 impl Receipt {
-    /// Reads one.
+    /// Reads a receipt.
     ///
     /// # Errors
-    /// What is missing or wrong.
+    /// A member is missing or has the wrong type; the message names it.
     pub(super) fn read(raw: &Value) -> Result<Self, String> {
         Self::deserialize(raw).map_err(|error| error.to_string())
     }
 
-    /// How long the whole stop took, in seconds, as far as it is said.
+    /// How long the whole stop took, in seconds, if the receipt has it.
     pub(super) fn total(&self) -> Option<f64> {
         self.phases_ms.get("total").map(|total| total / 1e3)
     }
 
-    /// Why the steps cannot be those of this total.
+    /// Why the steps do not add up to the total.
     pub(super) fn phases_fault(&self) -> Option<String> {
-        /// Between steps there are moments, and each step is rounded.
+        /// Time between the steps, in milliseconds.
         const MOMENTS: f64 = 500.0;
         let Some(total) = self.phases_ms.get("total") else { return Some("has no total".to_owned()) };
         let steps: Vec<f64> =
@@ -53,7 +53,7 @@ pub(super) fn abandoned(raw: &Value) -> impl Iterator<Item = &str> {
     raw.get("tasks_abandoned").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// The exit code that it says.
+/// The exit code in a receipt, whatever else is wrong with it.
 pub(super) fn exit_code(raw: &Value) -> Option<i32> {
     raw.get("exit_code").and_then(Value::as_i64).and_then(|code| code.try_into().ok())
 }
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_member_that_is_missing_is_named() {
+    fn missing_member_is_named() {
         let whole = json!({"worker_id": "w", "signal": "SIGTERM", "outcome": "drained", "phases_ms": {"drain": 40, "total": 50},
             "tasks_finished": 1, "tasks_returned": 0, "tasks_abandoned": [], "exit_code": 0});
         let receipt = Receipt::read(&whole).expect("whole");
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn phases_add_up_to_their_total() {
+    fn phases_must_add_up_to_their_total() {
         let of = |phases: Value| {
             let raw = json!({"worker_id": "w", "signal": "SIGTERM", "outcome": "drained", "phases_ms": phases,
                 "tasks_finished": 1, "tasks_returned": 0, "tasks_abandoned": [], "exit_code": 0});

@@ -1,6 +1,7 @@
-//! What is printed while the load goes on: the fleet as a table, the counts, the latencies of the last interval.
+//! The texts that are printed during the load: the fleet as a table, the counts, and the latencies of the last
+//! interval.
 //!
-//! Pure: values in, text out. Called by what shows the run.
+//! Pure: values in, text out. Called by `display`.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 use program::logging::escape;
 
-/// Characters of a task id in the table: those at its end differ between tasks of the same moment.
+/// Characters of a task id in the table, from its end: the ends differ between tasks of the same moment.
 const SHORT: usize = 12;
 
 /// `GET /workers/status` as aligned lines.
@@ -30,7 +31,7 @@ pub(super) fn table(status: &Value) -> Vec<String> {
     align(std::iter::once(header).chain(rows).collect())
 }
 
-/// The fleet in a few words, from the same page.
+/// The fleet in a few words, from the same response.
 pub(super) fn fleet(status: &Value) -> String {
     let count = |name: &str| status.get(name).and_then(Value::as_u64).unwrap_or_default();
     format!("workers {} active, {} draining", count("active_workers"), count("shutting_down_workers"))
@@ -57,7 +58,6 @@ fn align<const N: usize>(rows: Vec<[String; N]>) -> Vec<String> {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) sent: u64,
-    /// For their answers, within the time that a gateway has.
     pub(super) waiting: u64,
     pub(super) answered: u64,
     pub(super) refused: u64,
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_aligned() {
+    fn table_is_aligned() {
         let status = json!({"total_workers": 2, "workers": {
             "a": {"status": "worker_started", "current_task": null, "seconds_since_update": 0, "is_responsive": true},
             "worker_10": {"status": "shutdown_started", "current_task": "0190163d-8694-739b-aea5-966c26f8ad91",
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_of_values_that_were_measured() {
+    fn percentiles_are_measured_values() {
         let values: Vec<Duration> = (1..=200).map(Duration::from_millis).collect();
         assert_eq!(percentile(&values, 50), Some(Duration::from_millis(100)));
         assert_eq!(percentile(&values, 99), Some(Duration::from_millis(198)));
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_and_speed_stand_on_one_line_each() {
+    fn counts_and_speed_take_one_line_each() {
         let line = counts(Counts { sent: 3, answered: 2, unknown: 1, ..Counts::default() });
         assert_eq!(line, "sent 3  waiting 0  answered 2  refused 0  unknown 1  failed 0  late 0");
         let latencies = &mut [Duration::from_millis(3), Duration::from_millis(1)];

@@ -1,4 +1,4 @@
-//! Verdicts and ledgers as a run makes them, for the tests of those who show them.
+//! Verdicts and ledgers like those of a run, for the tests of modules that show them.
 
 use serde_json::json;
 
@@ -11,7 +11,6 @@ fn row(promise: &'static str, name: &'static str, bound: &str, worst: &str, coun
     Row { promise, name, bound, worst, count, note, state, findings: Vec::new() }
 }
 
-/// Everything held.
 pub(crate) fn held() -> Verdict {
     let fault = |action: &str, planned, busy| Fault { action: action.to_owned(), planned, bitten: planned, busy };
     Verdict {
@@ -31,18 +30,18 @@ pub(crate) fn held() -> Verdict {
         },
         rows: vec![
             row("P1", "no task is lost", "0", "0", 160, ""),
-            row("-", "answers are right", "0", "0", 160, ""),
-            row("P2", "nothing runs twice", "0", "0", 3, "3 explained: 2 kill, 1 broker"),
-            row("P3", "an idle worker stops", "< 1 s", "0.12 s", 2, ""),
-            row("P4", "a busy worker stops", "task + 1 s", "task + 0.08 s", 3, ""),
-            row("P5", "the drain timeout abandons", "31 s", "", 0, "no task was as long"),
-            row("P6", "a second signal ends it", "< 1 s", "0.03 s", 1, ""),
-            row("P7", "stops without Kafka", "5 s", "", 0, ""),
-            row("P8", "a killed worker's tasks start elsewhere", "< 0.5 s", "0.21 s", 4, ""),
-            row("P8b", "a hung worker's tasks start elsewhere", "< 20 s", "15.2 s", 1, ""),
-            row("P8c", "a deadly task is given up", "5 starts", "", 0, ""),
-            row("P9", "a gateway answers all and stops", "25 s", "0.4 s", 1, ""),
-            row("P10", "the fleet is right after a restart", "3 s", "0.9 s", 1, ""),
+            row("-", "every answer is right", "0", "0", 160, ""),
+            row("P2", "no task runs twice", "0", "0", 3, "3 explained: 2 kill, 1 broker"),
+            row("P3", "idle worker stops", "< 1 s", "0.12 s", 2, ""),
+            row("P4", "busy worker finishes and stops", "its task + 1 s", "0.08 s", 3, ""),
+            row("P5", "drain ends at its timeout", "31 s", "", 0, "no task was as long"),
+            row("P6", "second signal ends a worker", "< 1 s", "0.03 s", 1, ""),
+            row("P7", "stops while Kafka is unavailable", "5 s", "", 0, ""),
+            row("P8", "tasks of a killed worker start elsewhere", "< 0.5 s", "0.21 s", 4, ""),
+            row("P8b", "tasks of a hung worker start elsewhere", "< 20 s", "15.2 s", 1, ""),
+            row("P8c", "poison task is dead-lettered", "5 starts", "", 0, ""),
+            row("P9", "gateway answers its callers and stops", "25 s", "0.4 s", 1, ""),
+            row("P10", "restarted gateway knows the fleet", "3 s", "0.9 s", 1, ""),
         ],
         faults: vec![fault("kill-worker", 4, 3), fault("restart-worker", 3, 2), fault("freeze-worker", 1, 1)],
         ledger: "target/drill/steady-42.jsonl".to_owned(),
@@ -78,7 +77,7 @@ pub(crate) fn broken() -> Verdict {
     verdict
 }
 
-/// So many findings about so many tasks each.
+/// `count` findings with `ids` tasks each.
 pub(crate) fn findings(count: u64, ids: u64) -> Vec<Finding> {
     let finding = |number| Finding {
         what: "accepted, and there is no result".to_owned(),
@@ -88,7 +87,7 @@ pub(crate) fn findings(count: u64, ids: u64) -> Vec<Finding> {
     (0..count).map(finding).collect()
 }
 
-/// The id of the task of a request: of the same length and form as a real one.
+/// The task id of a request, with the length and form of a real id.
 pub(crate) fn id(number: u64) -> String {
     let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     format!(
@@ -100,8 +99,8 @@ pub(crate) fn id(number: u64) -> String {
     )
 }
 
-/// A ledger of so many tasks at 40 per second, with three workers of which one is killed every minute, one restarted, one frozen.
-/// Its lines are in the order of a real one: what the topics tell comes last.
+/// A ledger of `tasks` tasks at 40 per second, with three workers. Every minute one is killed, one restarted and one
+/// frozen. As in a real ledger, the records of the topics come last.
 pub(crate) fn ledger(tasks: u64) -> Vec<Line> {
     let mut lines = Vec::new();
     let mut topics = Vec::new();
@@ -212,7 +211,7 @@ pub(crate) fn submitted(number: u64, gateway: &str, work_ms: Option<u64>) -> Fac
     Fact::Submitted { number, gateway: gateway.to_owned(), work_ms, repeats: None, asynchronous: false, poison: false }
 }
 
-/// What a ledger of a fleet that somebody else started has instead of processes: each worker's notifications.
+/// A status record, which a ledger of a fleet of others has instead of processes.
 pub(crate) fn notified(worker: &str, instance: &str, at: f64, status: &str) -> Line {
     Line {
         at,

@@ -1,12 +1,12 @@
-//! Spans of time, to be found by a time that they have in common with.
+//! An index of intervals, which finds those that overlap a given interval.
 //!
-//! An hour has hundreds of thousands of runs and hundreds of stops and kills; whoever asks what went on during one of them must not look at
-//! all runs each time. Pure.
+//! An hour has hundreds of thousands of runs and hundreds of stops and kills: a scan of all runs for each would be too
+//! slow. Pure; used by the evidence.
 
-/// See the module documentation.
+/// Intervals with their items.
 #[derive(Debug)]
 pub(super) struct Spans<T> {
-    /// In the order of their begins.
+    /// Ordered by begin.
     all: Vec<Span<T>>,
 }
 
@@ -14,13 +14,13 @@ pub(super) struct Spans<T> {
 struct Span<T> {
     from: f64,
     until: f64,
-    /// The latest end up to here: nothing before has a later one.
+    /// The latest end of this and all earlier intervals.
     reach: f64,
     item: T,
 }
 
 impl<T> Spans<T> {
-    /// `from` when, `until` when, what.
+    /// Takes `(from, until, item)` in any order.
     pub(super) fn new(spans: impl IntoIterator<Item = (f64, f64, T)>) -> Self {
         let span = |(from, until, item)| Span { from, until, reach: until, item };
         let mut all: Vec<Span<T>> = spans.into_iter().map(span).collect();
@@ -33,7 +33,7 @@ impl<T> Spans<T> {
         Self { all }
     }
 
-    /// What has a moment in common with this time, the last begun first.
+    /// The items that overlap this interval, the latest begin first.
     pub(super) fn during(&self, from: f64, until: f64) -> impl Iterator<Item = &T> {
         let begun = self.all.partition_point(|span| span.from <= until);
         let near = self.all.get(..begun).unwrap_or_default().iter().rev().take_while(move |span| span.reach >= from);
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_shares_a_moment_is_found() {
+    fn overlapping_spans_are_found() {
         let spans = Spans::new([(5.0, 6.0, 'c'), (0.0, 10.0, 'a'), (1.0, 2.0, 'b'), (6.0, f64::INFINITY, 'd')]);
         let found = |from, until| spans.during(from, until).collect::<String>();
         assert_eq!(found(3.0, 4.0), "a");

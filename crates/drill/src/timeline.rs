@@ -1,7 +1,7 @@
-//! What the page draws: lanes of processes with their intervals, tasks and instants, and the load by the second.
+//! The data of the page: lanes of processes with their intervals, tasks and instants, and the load by the second.
 //!
-//! Pure: a ledger and its verdict in, data out. Lives and runs are those of the judge's `evidence`, so the picture shows
-//! what was judged. It does not judge and knows no HTML. Called by `html`.
+//! Pure: a ledger and its verdict in, data out. Process lifetimes and runs come from the judge's `evidence`, so the
+//! picture shows what was judged. It does not judge and knows no HTML. Called by `html`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,20 +11,19 @@ use super::evidence::{Evidence, Life, Run, Story};
 use super::fact::{Fact, Kind, Line};
 use super::judgement::Verdict;
 
-/// Tasks on the page, beside those of the findings: it has about 4 MB with all of them.
+/// Most tasks on the page, besides those of the findings: the page then has about 4 MB.
 pub(super) const TASKS: usize = 15_000;
-/// Findings of one promise on the page.
+/// Most findings of one promise on the page.
 pub(super) const FINDINGS: usize = 50;
-/// Ledger lines of one item, and tasks of one finding.
+/// Most ledger lines of one item, and tasks of one finding.
 pub(super) const LINES: usize = 20;
-/// Rows of tasks below one worker; runs for which there is no free row lie over others.
+/// Rows of tasks below one worker; runs without a free row cover others.
 const ROWS: usize = 8;
-/// Bars of the load: they get wider in a run of more seconds.
+/// Most bars of the load; a longer run gets wider bars.
 const BARS: f64 = 3_600.0;
-/// Seconds that no run lasts; later times are drawn here.
+/// Upper bound for times in seconds; later ones are clamped.
 const LATEST: f64 = 1e7;
 
-/// The kinds of lanes, from top to bottom.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Of {
     Findings,
@@ -34,17 +33,17 @@ enum Of {
     Worker,
 }
 
-/// Everything that is drawn. Times are seconds of the run.
+/// The whole drawing. Times are seconds of the run.
 #[derive(Debug, Serialize)]
 pub(super) struct Timeline {
     pub(super) end: f64,
     pub(super) lanes: Vec<Lane>,
     pub(super) load: Load,
-    /// What was left out.
+    /// Notes about what is not drawn.
     pub(super) notes: Vec<String>,
 }
 
-/// What is drawn beside one name.
+/// The items beside one name.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Lane {
     pub(super) name: String,
@@ -56,7 +55,7 @@ pub(super) struct Lane {
 pub(super) struct Item {
     pub(super) from: f64,
     pub(super) until: f64,
-    /// 0: of the process; others: of its tasks.
+    /// 0 for the process, the others for its tasks.
     pub(super) row: usize,
     /// A colour of the page.
     pub(super) class: &'static str,
@@ -78,7 +77,7 @@ pub(super) struct Load {
     pub(super) p99: Vec<f64>,
 }
 
-/// A time that can be drawn, to a tenth of a millisecond.
+/// A time that can be drawn, rounded to a tenth of a millisecond.
 fn second(at: f64) -> f64 {
     if at.is_nan() { 0.0 } else { (at.clamp(0.0, LATEST) * 1e4).round() / 1e4 }
 }
@@ -92,7 +91,7 @@ fn instant(at: f64, class: &'static str, text: impl Into<String>, lines: &[usize
     Item { lines: lines.iter().copied().take(LINES).collect(), ..span(at, at, class, text) }
 }
 
-/// The lanes by their places: `worker_2` stands above `worker_10`.
+/// The lanes in their order: `worker_2` is above `worker_10`.
 #[derive(Default)]
 struct Lanes(BTreeMap<(Of, String, usize, String), Lane>);
 
@@ -105,7 +104,7 @@ impl Lanes {
     }
 }
 
-/// What is drawn of a run. `tasks`: see [`TASKS`].
+/// Draws a run. `tasks`: see [`TASKS`].
 pub(super) fn draw(lines: &[Line], verdict: &Verdict, tasks: usize) -> Timeline {
     let evidence = Evidence::new(lines);
     let until = |line: &Line| if let Fact::KafkaAway { until } = line.fact { line.at.max(until) } else { line.at };
@@ -137,7 +136,7 @@ fn findings(lines: &[Line], verdict: &Verdict, lanes: &mut Lanes) {
     }
 }
 
-/// What was done to the fleet, and what else there is to know of the whole.
+/// Actions, dead-lettered tasks, and the ends of the load and of all faults.
 fn actions(lines: &[Line], evidence: &Evidence<'_>, end: f64, lanes: &mut Lanes) {
     for action in evidence.actions.values() {
         let (class, failed) = if action.carried == Some(true) { ("done", "") } else { ("failed", "(not carried out)") };
@@ -177,14 +176,14 @@ fn life(life: &Life<'_>, end: f64) -> Vec<Item> {
     if life.from >= 0.0 {
         items.push(instant(from, "start", "started", &[]));
     }
-    let told = if life.by_hearsay { "told to stop" } else { "SIGTERM" };
-    items.extend(life.terms.iter().map(|(line, at)| instant(*at, "signal", told, &[*line])));
+    let signal = if life.by_hearsay { "signal to stop" } else { "SIGTERM" };
+    items.extend(life.terms.iter().map(|(line, at)| instant(*at, "signal", signal, &[*line])));
     if let Some((line, at)) = life.kill.filter(|_| !life.by_hearsay) {
         items.push(instant(at, "kill", "SIGKILL", &[line]));
     }
     if let Some(exit) = &life.exit {
         let how = match (exit.code, exit.signal) {
-            (_, Some(_)) if life.by_hearsay => "last heard of: killed, or hung".to_owned(),
+            (_, Some(_)) if life.by_hearsay => "last sign: killed, or hung".to_owned(),
             (Some(code), _) => format!("exit code {code}"),
             (None, Some(signal)) => format!("ended by signal {signal}"),
             (None, None) => "ended".to_owned(),
@@ -196,7 +195,7 @@ fn life(life: &Life<'_>, end: f64) -> Vec<Item> {
     items
 }
 
-/// The runs below their workers. Returns a note when some are left out; those of the findings never are.
+/// The runs below their workers. Returns a note if some are left out; runs of findings are always drawn.
 fn runs(evidence: &Evidence<'_>, found: &BTreeSet<&str>, tasks: usize, end: f64, lanes: &mut Lanes) -> Option<String> {
     let every = evidence.tasks.len().div_ceil(tasks.max(1)).max(1);
     let mut by_worker: BTreeMap<&str, Vec<Item>> = BTreeMap::new();
@@ -222,7 +221,7 @@ fn runs(evidence: &Evidence<'_>, found: &BTreeSet<&str>, tasks: usize, end: f64,
     }
     let (all, left_out) = (evidence.tasks.len(), evidence.tasks.len() - shown);
     (left_out > 0).then(|| {
-        format!("{left_out} of {all} tasks are not drawn; one in {every} is, and those of the listed findings.")
+        format!("{left_out} of {all} tasks are not drawn; 1 task in {every} is, and those of the listed findings.")
     })
 }
 
@@ -232,7 +231,7 @@ fn run(evidence: &Evidence<'_>, id: &str, story: &Story<'_>, run: &Run<'_>, end:
     let (until, class, state) = match (&run.end, died()) {
         (Some(end), _) if end.success && end.fault.is_none() => (end.at, "run", "finished"),
         (Some(end), _) => (end.at, "failed", "failed or wrong"),
-        // What a poison task's handler did is told by its next start only.
+        // Only the next start shows how a poison task's run ended.
         (None, _) if evidence.is_poison(story) => (run.began, "failed", "failed, or cut off"),
         (None, died) if next.is_some_and(|next| died.is_none_or(|died| next < died)) => {
             (next.unwrap_or(end), "cut", "cut off: the task started again")
@@ -250,7 +249,7 @@ fn run(evidence: &Evidence<'_>, id: &str, story: &Story<'_>, run: &Run<'_>, end:
     Item { task: Some(id.to_owned()), lines, ..span(run.began, until, class, format!("{delivery}{state}")) }
 }
 
-/// The answers by when they came.
+/// The answers by the time at which they came.
 fn load(lines: &[Line], end: f64) -> Load {
     let width = (end / BARS).ceil().max(1.0);
     let mut bars: Vec<(u32, Vec<f64>)> = vec![(0, Vec::new()); (end / width) as usize + 1];
@@ -285,7 +284,7 @@ mod tests {
         timeline.lanes.iter().find(|lane| lane.name == name).expect("the lane")
     }
 
-    /// What is drawn of a process, without its tasks.
+    /// The items of a process, without its tasks.
     fn told(timeline: &Timeline, name: &str) -> String {
         let items = lane(timeline, name).items.iter().filter(|item| item.row == 0);
         let told = items.map(|item| match item.until > item.from {

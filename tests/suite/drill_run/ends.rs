@@ -39,7 +39,7 @@ fn a_signal_ends_the_load_and_the_facts_so_far_are_judged() {
     assert_eq!(drill.verdict()["cut_short"], true);
     assert!(drill.verdict()["totals"]["sent"].as_u64() < Some(100), "the load continued");
     // Actions that the signal cancelled do not break the row.
-    assert_eq!(drill.row("what was planned has happened")["state"], "held");
+    assert_eq!(drill.row("planned actions took effect")["state"], "held");
     // The drill restarts the stopped worker without its minute.
     let actions = drill.facts("ordered");
     let absent = &actions[0]["target"];

@@ -21,17 +21,17 @@ const LIAR: &str = r#"mkfifo "$FOLDER/$$"; sed -u 's/"tasks_finished":[0-9]*/"ta
 fn a_worker_that_does_not_stop_is_found() {
     // The plan has no stop, because the drill would wait for the fleet to be complete: it signals only at its end.
     let plan = LOAD.replace("60s", "1s").replace("5s", "1s");
-    assert_found(&plan, DEAF, "a busy one finishes and stops", "got a signal and has not ended");
+    assert_found(&plan, DEAF, "busy worker finishes and stops", "got a signal and has not ended");
 }
 
 #[test]
 fn a_worker_that_stops_without_a_drain_is_found() {
-    assert_found(STOPS, HASTY, "stops are announced and receipted", "stopped without shutdown_started");
+    assert_found(STOPS, HASTY, "stops have notifications and receipts", "stopped without shutdown_started");
 }
 
 #[test]
 fn a_false_receipt_is_found() {
-    assert_found(STOPS, LIAR, "receipts match what was seen", "; its receipt says 7");
+    assert_found(STOPS, LIAR, "receipts match the evidence", "; its receipt says 7");
 }
 
 /// Drills a fleet of workers behind this script and asserts that a finding of this row contains the text `says`.
@@ -72,7 +72,7 @@ fn a_lost_task_and_a_foreign_dead_letter_are_found() {
         assert!(findings.iter().any(|it| it["what"].as_str().is_some_and(|what| what.contains(says))), "{findings:?}");
     };
     said("no task is lost", "was accepted and has no result");
-    said("no task is given up that could be done", "a task was put on the topic of the dead");
+    said("no task fails that can succeed", "a task was dead-lettered");
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn a_worker_that_exits_without_an_action_is_found() {
     drill.wait_for_load();
     fs::write(drill.path("now"), "").expect("a file");
     assert_eq!(drill.wait(OVER).code, Some(5));
-    let findings = drill.findings("exit codes tell the truth");
+    let findings = drill.findings("exit codes are correct");
     let told: Vec<_> = findings.iter().map(|finding| &finding["what"]).collect();
     assert_eq!(told, ["worker_2 ended by itself, with exit code 7"]);
     drill.assert_consistent(5);

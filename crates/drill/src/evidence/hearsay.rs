@@ -1,8 +1,8 @@
-//! Lifetimes and runs of a fleet that others started, from its status records and from what commands did to it.
+//! Lifetimes and runs of a fleet that others started, from its status records and from the commands on it.
 //!
-//! A worker that announced its stop was stopped; a worker that fell silent was killed when it was last heard. A command
-//! acts at some time between its begin and its end. So the status records date a stop, and what the worker did last
-//! dates a kill. Pure; part of the [evidence](super).
+//! A worker that announced its stop was stopped. A worker that fell silent counts as killed at its last status record.
+//! A command takes effect at some time between its begin and its end. So status records date stops, and the worker's
+//! last sign dates a kill. Pure; part of the [evidence](super).
 
 use std::collections::HashMap;
 
@@ -10,10 +10,10 @@ use super::super::receipt;
 use super::{Evidence, Exit, Life, Notice, Run, overlaps};
 
 impl<'a> Evidence<'a> {
-    /// Makes lives out of what workers said, and of what is known to have been done to them.
+    /// Makes process lifetimes from status records and from commands.
     pub(super) fn add_hearsay(&mut self) {
         let silence = self.begin.worker_timeout_ms as f64 / 1e3;
-        // Until the topics were read every word was heard.
+        // The status records are complete up to the reading of the topics.
         let last = self.notices.values().filter_map(|notices| notices.last()).map(|notice| notice.at);
         let heard = Heard { silence, end: last.fold(self.read, f64::max), outages: &self.outages };
         let results = self.results_by_worker();
@@ -31,8 +31,8 @@ impl<'a> Evidence<'a> {
                     None => processes.push(vec![notice]),
                 }
             }
-            // A process begins with its first word. The first process may have been there before the run, but not
-            // before the end of another.
+            // A process begins with its first status record. The first process may be older than the run, but it began
+            // after the exit of an earlier process.
             let mut begins: Vec<f64> = processes.iter().filter_map(|own| own.first()).map(|first| first.at).collect();
             let ends = done.iter().filter_map(|life| life.exit.as_ref()).map(|exit| exit.at);
             for begin in begins.iter_mut().take(1) {
@@ -46,7 +46,7 @@ impl<'a> Evidence<'a> {
                 let result = within.fold(f64::NEG_INFINITY, f64::max);
                 lives.extend(heard.life(worker, own, (from, until), &done, result));
             }
-            // Processes that a command ended before their first word.
+            // Processes that a command ended before their first status record.
             for life in done {
                 let ended = life.kill.or(life.terms.first().copied()).filter(|_| life.exit.is_some());
                 let Some((_, at)) = ended.filter(|(_, at)| !lives.iter().any(|other| other.contains(*at))) else {
@@ -61,7 +61,6 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    /// When each worker's results came.
     fn results_by_worker(&self) -> HashMap<&'a str, Vec<f64>> {
         let mut results: HashMap<&'a str, Vec<f64>> = HashMap::new();
         for run in self.tasks.values().flat_map(|story| &story.runs) {
@@ -70,10 +69,11 @@ impl<'a> Evidence<'a> {
         results
     }
 
-    /// Adds runs that only status records tell: a first start without a result leaves no other trace. Such a run began after the last status record
-    /// without it; the earliest moment is taken, so that a busy worker never counts as free.
-    pub(super) fn add_told_runs(&mut self) {
-        /// A status was true when it was made, and is dated when Kafka has it.
+    /// Adds runs that appear only in status records: a first start without a result leaves no other trace. Such a run
+    /// began after the last status record without it. The earliest possible start is used, so that a busy worker never
+    /// counts as free.
+    pub(super) fn add_listed_runs(&mut self) {
+        /// Kafka dates a status record at most this long after the worker made it.
         const LATE: f64 = 1.0;
         for (worker, notices) in &self.notices {
             for (index, notice) in notices.iter().enumerate() {
@@ -96,7 +96,7 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    /// The same for those that a worker has abandoned before it said that it had them.
+    /// Adds runs that appear only in a receipt, as abandoned tasks.
     pub(super) fn add_abandoned_runs(&mut self) {
         for life in self.workers.values().flatten() {
             let Some((exit, receipt)) = life.exit.as_ref().and_then(|exit| Some((exit, exit.receipt?))) else {
@@ -114,21 +114,20 @@ impl<'a> Evidence<'a> {
     }
 }
 
-/// A record that was sent before the end of its process may be dated later.
+/// A record that was sent before the exit of its process may be dated this much later.
 const ON_ITS_WAY: f64 = 0.5;
 
-/// What can be made out of words.
+/// Limits for reading status records.
 struct Heard<'e> {
-    /// Who says nothing for so long is dead, or hung.
+    /// A worker that is silent for longer is dead, or hung; in seconds.
     silence: f64,
-    /// Until when words were listened to.
+    /// When the last status record was read.
     end: f64,
     outages: &'e [(f64, f64)],
 }
 
 impl Heard<'_> {
-    /// The life of one process that had its time between these two: from what it said, its last result, and what was
-    /// done to it.
+    /// The lifetime of one process in this interval, from its status records, its last result, and the commands on it.
     fn life<'a>(
         &self,
         worker: &'a str,
@@ -140,7 +139,7 @@ impl Heard<'_> {
         let (first, last) = (notices.first()?, notices.last()?);
         let mut life = Life { process: worker, from, ready: Some(first.at), by_hearsay: true, ..Life::default() };
         let within = |at: f64| at >= from && at < until;
-        // A command that had no effect has ended nothing, whatever its exit status.
+        // A command without effect has ended no process, whatever its exit status.
         let ended_by = |at: f64| last.at <= at + ON_ITS_WAY || overlaps(self.outages, at, last.at);
         let (mut terms, mut exit) = (Vec::new(), None);
         for other in done {
@@ -154,11 +153,11 @@ impl Heard<'_> {
             exit = exit.or(end.filter(|exit| ended_by(exit.at)));
         }
         life.terms = match notices.iter().find(|notice| notice.status == "shutdown_started") {
-            // Further signals came at some time after the first.
+            // Further signals came at an unknown time after the first.
             Some(started) => vec![(started.line, started.at); terms.len().max(1)],
             None => terms.iter().filter(|(.., ended)| *ended).map(|(line, at, _)| (*line, *at)).collect(),
         };
-        let told = !terms.is_empty() && !life.terms.is_empty();
+        let stopped = !terms.is_empty() && !life.terms.is_empty();
         let gaps = notices.windows(2).filter_map(|pair| Some((pair.first()?.at, pair.last()?.at)));
         let hung = |(from, until): &(f64, f64)| until - from > self.silence && !overlaps(self.outages, *from, *until);
         let unexplained: Vec<(f64, f64)> =
@@ -179,7 +178,7 @@ impl Heard<'_> {
             (Some(exit), None) => Some(ended(exit.line, exit.at, exit.code, exit.signal)),
             (None, _) if last.status == "shutdown_completed" => Some(ended(last.line, last.at, said, None)),
             (None, kill) if kill.is_some() || self.is_silent_after(last.at) => {
-                life.vanished = told && kill.is_none();
+                life.vanished = stopped && kill.is_none();
                 life.kill = Some((last.line, last_sign));
                 Some(ended(last.line, last_sign, None, Some(9)))
             }
@@ -188,7 +187,7 @@ impl Heard<'_> {
         Some(life)
     }
 
-    /// Whether one that was heard last then has said nothing since, though it could have been heard.
+    /// Whether no status record came after this time, though Kafka was available for long enough.
     fn is_silent_after(&self, at: f64) -> bool {
         let away = self.outages.iter().filter(|(_, back)| *back > at).map(|(_, back)| back.min(self.end));
         self.end - away.fold(at, f64::max) > self.silence

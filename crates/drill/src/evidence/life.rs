@@ -1,6 +1,4 @@
-//! The lifetime of each process: when it started, which signals it got, how it ended.
-//!
-//! Pure; part of the [evidence](super).
+//! The lifetime of each process: its start, its signals, and its exit.
 
 use std::collections::BTreeMap;
 
@@ -28,15 +26,15 @@ pub(crate) struct Life<'a> {
     /// Each SIGTERM.
     pub(crate) terms: Vec<(usize, f64)>,
     pub(crate) kill: Option<(usize, f64)>,
-    /// From when until when it was frozen; by commands, at most.
+    /// Intervals in which it was frozen; for commands, the longest possible intervals.
     pub(crate) frozen: Vec<(f64, f64)>,
-    /// How long the commands took at most that froze and thawed it; at least that much less it was frozen. 0: without
-    /// commands.
+    /// The longest time that a freeze or thaw command took: the process was frozen for at least that much less. 0
+    /// without commands.
     pub(crate) slack: f64,
     pub(crate) exit: Option<Exit<'a>>,
-    /// How it ended is known only from what it said.
+    /// Only its status records and commands show how it ended.
     pub(crate) by_hearsay: bool,
-    /// It was told to stop and not killed, and fell silent without a last word.
+    /// It got a signal to stop, was not killed, and fell silent without `shutdown_completed`.
     pub(crate) vanished: bool,
 }
 
@@ -59,13 +57,13 @@ impl Life<'_> {
         self.terms.get(1).map(|(_, at)| *at).filter(|at| *at < end)
     }
 
-    /// When it was killed, or died.
+    /// When it died by a signal.
     pub(crate) fn death(&self) -> Option<f64> {
         let exit = self.exit.as_ref().filter(|exit| exit.signal.is_some())?;
         Some(self.kill.map_or(exit.at, |(_, at)| at.min(exit.at)))
     }
 
-    /// Until when it could work: its first SIGTERM, its end, or never.
+    /// When it stopped taking tasks: its first SIGTERM, its end, or never.
     pub(crate) fn works_until(&self) -> f64 {
         let term = self.terms.first().map_or(f64::INFINITY, |(_, at)| *at);
         let kill = self.kill.map_or(f64::INFINITY, |(_, at)| at);
@@ -73,7 +71,7 @@ impl Life<'_> {
     }
 }
 
-/// What was told of the nodes of the broker: their lives, and what they led, each with its action and its time.
+/// The nodes of the broker: their lifetimes, and what they led at each action.
 #[derive(Debug, Default)]
 pub(super) struct Nodes<'a> {
     pub(super) lives: BTreeMap<&'a str, Vec<Life<'a>>>,
@@ -81,8 +79,8 @@ pub(super) struct Nodes<'a> {
 }
 
 impl<'a> Evidence<'a> {
-    /// What was done to processes, in the order in which it was done: commands tell it when they have ended, and one
-    /// may begin and end while another runs.
+    /// Takes starts, signals and exits in the order of time. A command reports them at its end, and commands may
+    /// overlap.
     pub(super) fn take_processes(&mut self, lines: &'a [Line], nodes: &mut Nodes<'a>) {
         let led = lines.iter().filter_map(|line| match &line.fact {
             Fact::Led { action, process, led } => Some((*action, process.as_str(), line.at, led)),
@@ -97,9 +95,9 @@ impl<'a> Evidence<'a> {
             _ => None,
         };
         let numbered = (1..).zip(lines);
-        let mut told: Vec<_> = numbered.filter_map(|(number, line)| Some((number, line, process_of(line)?))).collect();
-        told.sort_by(|(_, one, _), (_, other, _)| one.at.total_cmp(&other.at));
-        for (number, line, process) in told {
+        let mut facts: Vec<_> = numbered.filter_map(|(number, line)| Some((number, line, process_of(line)?))).collect();
+        facts.sort_by(|(_, one, _), (_, other, _)| one.at.total_cmp(&other.at));
+        for (number, line, process) in facts {
             self.take_process(number, line, process, nodes);
         }
     }
@@ -108,7 +106,7 @@ impl<'a> Evidence<'a> {
         let at = line.at;
         let lives = match process {
             _ if process.starts_with("broker") => nodes.lives.entry(process).or_default(),
-            // One that the drill has not started it knows by its address.
+            // A gateway of others is known by its address.
             _ if process.starts_with("gateway") || process.starts_with("http://") => {
                 self.gateways.entry(process).or_default()
             }
@@ -135,7 +133,7 @@ impl<'a> Evidence<'a> {
         match &line.fact {
             Fact::Ready { .. } => life.ready = Some(at),
             Fact::Exited { code, signal, receipt, .. } => {
-                // A command that killed it need not say so.
+                // A kill command need not report the signal.
                 let killed = life.kill.filter(|_| code.is_none() && !self.begin.owns_processes).map(|_| 9);
                 let (code, signal) = (*code, signal.or(killed));
                 life.exit = Some(Exit { line: number, at, code, signal, receipt: receipt.as_ref() });
@@ -161,16 +159,17 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    /// By when a process had begun: the command that started it has ended.
+    /// The latest possible start of a process: the end of the command that started it.
     pub(crate) fn begun_by(&self, life: &Life<'_>) -> f64 {
         if self.begin.owns_processes { life.from } else { life.ready.unwrap_or(life.from) }
     }
 
-    /// The life of a process that contains this moment.
+    /// The lifetime of a process that contains this moment.
     pub(crate) fn life(&self, worker: &str, at: f64) -> Option<&Life<'a>> {
         let lives = self.workers.get(worker)?;
         let begun = lives.get(..lives.partition_point(|life| life.from <= at))?;
-        // Of one that is known by its words the first word may be dated after its first deed, and the last before its last.
+        // For a worker known only from status records, the first record can be later than its first task start. The
+        // last record can be earlier than its last result.
         let next = lives.get(begun.len()).filter(|life| life.by_hearsay && life.from <= at + MOMENT);
         let last = begun.last().filter(|life| life.by_hearsay && life.contains(at - MOMENT));
         begun.iter().rev().find(|life| life.contains(at)).or(next).or(last)

@@ -1,71 +1,72 @@
-//! What was done to the broker, from the ledger: which part of it was away, from when until when, and what that part led.
+//! Outages that actions caused on the broker: the node, the interval, and the partitions that the node led.
 //!
-//! A broker of one node is away until it is back. Of several nodes one may be away for long: the others take over from it, at once if it was stopped in
-//! order, and after the fail-over time if it just fell silent. Pure; part of the [evidence](super).
+//! A broker of one node is unavailable until it is back. In a cluster the other nodes take over, at once after an
+//! orderly stop, and after the fail-over time if the node fell silent. Pure; part of the [evidence](super).
 
 use super::super::fact::{Begin, Led};
 use super::{Action, Life, Story};
 
-/// What was done.
+/// The kind of action that caused an outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Means {
     /// SIGTERM: sessions end, and leaders move first.
     Stop,
     Kill,
-    /// Frozen or cut off: connections, sessions and locks stay for as long as clients, locks and the other nodes have patience.
+    /// Frozen or cut off: connections, sessions and locks stay until clients, locks or the other nodes time out.
     Silence,
     /// A partition got another leader.
     Move,
-    /// The drill's own reader had no answer, for a reason that is not known.
+    /// The drill's own reader got no answer, for an unknown reason.
     Seen,
 }
 
-/// See the module documentation.
+/// One outage. Times are seconds of the run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outage<'a> {
     pub(crate) process: &'a str,
     pub(crate) means: Means,
     pub(crate) from: f64,
-    /// Until when it is felt: what comes later is no more its fault.
+    /// When its effect ended: it does not cause later events.
     pub(crate) until: f64,
-    /// When the node was there again.
+    /// When the node was available again.
     pub(crate) back: f64,
-    /// From when until when it can have taken nothing.
+    /// The interval in which the node cannot have appended a record.
     pub(crate) silent: (f64, f64),
     /// What the node led, or the one partition that moved; `None`: everything.
     pub(crate) led: Option<&'a Led>,
 }
 
-/// What a node had taken before it was frozen may be dated later, and what waited for it comes when it is thawed.
+/// Records from before a freeze may be dated this much later; waiting records arrive this soon after the thaw.
 const ON_ITS_WAY: f64 = 0.2;
-/// Within this after a node is back a worker has fetched from it.
+/// A worker has fetched from a node at most this long after the node is back.
 const FIRST_FETCH: f64 = 1.0;
-/// Kafka's pauses before it asks again are longer or shorter by this share.
+/// Kafka's pauses between retries vary by this share.
 const JITTER: f64 = 0.2;
-/// A node is heard every half second, so that its silence may have begun so much earlier for the others.
+/// Nodes send a heartbeat every half second, so the others may date the silence earlier by this.
 const HEARD_EVERY: f64 = 0.6;
 
 impl Outage<'_> {
-    /// Whether this task's partition was led by what was away.
+    /// Whether the unavailable node led the partition of this task.
     pub(crate) fn concerns(&self, story: &Story<'_>) -> bool {
         self.led.is_none_or(|led| story.partition.is_some_and(|partition| led.tasks.contains(&partition)))
     }
 
-    /// When the only node that there is has no share state after its restart: from its stop until it has read the state that the first fetch asks for.
+    /// When the only node has no share state after its restart: from its stop until it has read the state for the first
+    /// fetch.
     pub(crate) fn without_share_state(&self, begin: &Begin) -> Option<(f64, f64)> {
         let restarted = matches!(self.means, Means::Stop | Means::Kill) && !is_cluster(begin);
         let read = state_read(begin) * (1.0 + JITTER);
         (restarted && read > 0.0).then_some((self.from, self.back + FIRST_FETCH + read))
     }
 
-    /// Whether locks may have been lost. `kept`: for how long a lock outlives the silence of the one node that there is, in seconds.
+    /// Whether locks may have been lost. `kept`: how long, in seconds, a lock survives the silence of the only node.
     pub(crate) fn costs_locks(&self, begin: &Begin, kept: f64) -> bool {
         let kept = if is_cluster(begin) { silence_allowed(begin) } else { kept };
         self.means != Means::Silence || self.back - self.from >= kept
     }
 }
 
-/// For how long a node of several may be silent and leads on, at the least.
+/// The least time, in seconds, for which a silent node of a cluster remains leader.
 fn silence_allowed(begin: &Begin) -> f64 {
     begin.pauses.fail_over_ms as f64 / 1e3 - HEARD_EVERY
 }
@@ -75,17 +76,17 @@ pub(crate) fn is_cluster(begin: &Begin) -> bool {
     begin.brokers > 1
 }
 
-/// How long the cluster itself takes until a partition of a node that fell silent is served, and of a node that stopped in order, in seconds.
+/// How long a cluster takes, in seconds, until it serves the partitions of a node that fell silent.
 pub(crate) fn fail_over(begin: &Begin) -> f64 {
     begin.pauses.fail_over_ms as f64 / 1e3 + state_read(begin)
 }
 
-/// See [`fail_over`].
+/// How long a cluster takes, in seconds, until it serves the partitions of a node that stopped in order.
 pub(crate) fn state_read(begin: &Begin) -> f64 {
     begin.pauses.state_read_ms as f64 / 1e3
 }
 
-/// All outages. `led`: what was told of each node, with its time; `end`: of the ledger.
+/// All outages. `led`: what each node led, with action and time; `end`: of the ledger.
 pub(crate) fn outages<'a>(
     begin: &Begin,
     nodes: &[Vec<Life<'a>>],
@@ -126,7 +127,7 @@ fn silence<'a>(begin: &Begin, life: &Life<'a>, (from, back): (f64, f64)) -> Outa
     Outage { process: life.process, means: Means::Silence, from, until, back, silent, led: None }
 }
 
-/// From its signal until it was ready again.
+/// The outage of a stopped or killed node, from its signal until it was ready again.
 fn absence<'a>(begin: &Begin, life: &Life<'a>, next: Option<&Life<'a>>, end: f64) -> Option<Outage<'a>> {
     let means = if life.kill.is_some() { Means::Kill } else { Means::Stop };
     let (_, from) = life.kill.or(life.terms.first().copied())?;

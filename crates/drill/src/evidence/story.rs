@@ -1,6 +1,4 @@
-//! What became of one task: its starts, its results, and how a start and its result are put together.
-//!
-//! Pure; part of the [evidence](super).
+//! The outcome of one task: its starts and results, and how they are matched.
 
 /// One start of a task, and its end if it has a result.
 #[derive(Clone, Debug)]
@@ -12,18 +10,17 @@ pub(crate) struct Run<'a> {
     pub(crate) lines: Vec<usize>,
 }
 
-/// A result.
 #[derive(Clone, Debug)]
 pub(crate) struct RunEnd<'a> {
     pub(crate) at: f64,
     pub(crate) digest: &'a str,
     pub(crate) fault: Option<&'a str>,
     pub(crate) success: bool,
-    /// What the handler took, as it says.
+    /// Seconds that the handler took, as the result says.
     pub(crate) seconds: f64,
 }
 
-/// One run, of which task, and what that takes besides as far as it is known.
+/// One run with its task, and the requested extra time if it is known.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Held<'e, 'a> {
     pub(crate) id: &'a str,
@@ -33,13 +30,12 @@ pub(crate) struct Held<'e, 'a> {
 }
 
 impl<'a> Run<'a> {
-    /// One of which nothing but this line is known.
+    /// A run that is known from this line only.
     pub(super) fn unfinished(worker: &'a str, began: f64, line: usize) -> Self {
         Self { worker, began, delivery: None, end: None, lines: vec![line] }
     }
 }
 
-/// One task.
 #[derive(Debug, Default)]
 pub(crate) struct Story<'a> {
     pub(crate) number: Option<u64>,
@@ -49,7 +45,7 @@ pub(crate) struct Story<'a> {
     /// In the order of their starts.
     pub(crate) runs: Vec<Run<'a>>,
     pub(crate) dead: Vec<usize>,
-    /// Results of those who gave it up, with their lines: no handler ran for them.
+    /// Error results of workers that dead-lettered it, with their lines: no handler ran.
     pub(crate) given_up: Vec<(usize, RunEnd<'a>)>,
 }
 
@@ -58,18 +54,18 @@ impl<'a> Story<'a> {
         self.results().next().is_some()
     }
 
-    /// What stands on the topic of its results.
+    /// All its results on the topic.
     pub(crate) fn results(&self) -> impl Iterator<Item = &RunEnd<'a>> {
         self.runs.iter().filter_map(|run| run.end.as_ref()).chain(self.given_up.iter().map(|(_, end)| end))
     }
 
-    /// One more, in its place.
+    /// Adds a run in the order of starts.
     pub(super) fn add(&mut self, run: Run<'a>) {
         self.runs.push(run);
         self.runs.sort_by(|one, other| one.began.total_cmp(&other.began));
     }
 
-    /// Every line about it.
+    /// All ledger lines about the task.
     pub(crate) fn lines(&self) -> Vec<usize> {
         let accepted = self.accepted.iter().map(|(line, _)| *line);
         let mut lines: Vec<usize> =
@@ -81,7 +77,7 @@ impl<'a> Story<'a> {
     }
 }
 
-/// The parts of a run that are put together when all lines were seen.
+/// Starts and results of a task, matched when all lines were read.
 #[derive(Debug, Default)]
 pub(super) struct Pieces<'a> {
     pub(super) begans: Vec<(usize, f64, &'a str, i16)>,
@@ -90,11 +86,11 @@ pub(super) struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    /// Puts starts and ends together; and what was said of the task without a run of it.
+    /// Matches starts with results. Returns the runs, and the results that no run produced.
     pub(super) fn runs(self, sees_starts: bool) -> (Vec<Run<'a>>, Vec<(usize, RunEnd<'a>)>) {
-        /// A start is read in the log so much after it happened at most, and after its result.
+        /// The drill reads a start at most this long after it happened, even after its result.
         const SOON: f64 = 3.0;
-        /// Clocks of the same machine, one of which counts milliseconds.
+        /// Difference of two clocks of one machine, one of which counts milliseconds.
         const ROUNDING: f64 = 0.05;
         let run = |(line, began, worker, delivery)| Run {
             worker,
@@ -114,7 +110,7 @@ impl<'a> Pieces<'a> {
             });
             match known {
                 Some(known) => known.lines.push(line),
-                // With the journal at hand a start that is not in it did not happen.
+                // A start that is not in the journal did not happen.
                 None if sees_starts => {}
                 None => runs.push(run(restart)),
             }
@@ -123,13 +119,14 @@ impl<'a> Pieces<'a> {
         ends.sort_by(|(.., one), (.., other)| one.at.total_cmp(&other.at));
         let mut given_up = Vec::new();
         for (line, worker, end) in ends {
-            // A handler takes some time; who gives a task up takes none.
+            // A handler takes some time; the error result of a dead-lettered task takes none.
             if !end.success && end.seconds == 0.0 {
                 given_up.push((line, end));
                 continue;
             }
             let began = end.at - end.seconds;
-            // A log that is read late dates a start later than its end; no other run can have said this.
+            // A journal that is read late dates a start after its result. No other run of this worker can have this
+            // result.
             let open =
                 runs.iter_mut().filter(|run| run.worker == worker && run.end.is_none() && run.began <= end.at + SOON);
             match open.min_by(|one, other| (one.began - began).abs().total_cmp(&(other.began - began).abs())) {

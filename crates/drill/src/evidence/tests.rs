@@ -1,4 +1,4 @@
-//! What the evidence makes of ledgers that are made up.
+//! The evidence of made-up ledgers.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ fn lines(facts: Vec<(f64, Fact)>) -> Vec<Line> {
     all.map(|(at, fact)| Line { at, fact }).collect()
 }
 
-/// What worker `w` says as this process of it.
+/// A status record of worker `w` from this process.
 fn says(instance: &str, status: &str, tasks: &[&str], receipt: Option<Value>) -> Fact {
     Fact::Notified {
         worker: "w".to_owned(),
@@ -46,7 +46,7 @@ fn receipt(exit_code: u8, abandoned: &[&str]) -> Option<Value> {
 }
 
 #[test]
-fn a_command_tells_how_a_process_ended_and_its_status_records_tell_when() {
+fn command_gives_the_exit_code_and_status_records_give_the_time_of_an_exit() {
     let lines = lines(vec![
         (5.0, signal("SIGTERM")),
         (5.4, exited(Some(3), None)),
@@ -55,15 +55,15 @@ fn a_command_tells_how_a_process_ended_and_its_status_records_tell_when() {
         (5.2, says("a", "shutdown_completed", &[], receipt(0, &[]))),
     ]);
     let evidence = Evidence::new(&lines);
-    let [life] = &evidence.workers["w"][..] else { panic!("one life") };
+    let [life] = &evidence.workers["w"][..] else { panic!("one process") };
     let exit = life.exit.as_ref().expect("an end");
     assert_eq!((exit.at, exit.code, exit.receipt.and_then(receipt::exit_code)), (5.2, Some(3), Some(0)));
     assert!(life.by_hearsay && life.terms.len() == 1 && life.terms[0].1 == 5.1);
 }
 
 #[test]
-fn what_was_done_to_a_process_counts_in_its_own_order_whatever_order_it_was_told_in() {
-    // A word that restarts all of a fleet tells what it did when it is over; meanwhile the new one was frozen.
+fn process_facts_are_taken_in_the_order_of_time_whatever_the_order_of_lines() {
+    // A command that restarts a whole fleet reports at its end; meanwhile the new process was frozen.
     let lines = lines(vec![
         (1.0, started()),
         (5.5, signal("SIGSTOP")),
@@ -76,13 +76,13 @@ fn what_was_done_to_a_process_counts_in_its_own_order_whatever_order_it_was_told
         (7.1, signal("SIGTERM")),
     ]);
     let evidence = Evidence::new(&lines);
-    let [old, new] = &evidence.workers["w"][..] else { panic!("two lives") };
+    let [old, new] = &evidence.workers["w"][..] else { panic!("two processes") };
     assert_eq!((&old.frozen[..], old.terms.len(), old.exit.as_ref().map(|exit| exit.at)), (&[][..], 1, Some(5.4)));
     assert_eq!((&new.frozen[..], new.terms.len(), new.from), (&[(5.5, 6.5)][..], 0, 5.47));
 }
 
 #[test]
-fn where_nobody_saw_the_end_it_is_as_the_worker_said() {
+fn receipt_gives_the_exit_code_of_an_unseen_exit() {
     let lines = lines(vec![
         (5.0, signal("SIGTERM")),
         (1.0, says("a", "worker_started", &[], None)),
@@ -96,22 +96,22 @@ fn where_nobody_saw_the_end_it_is_as_the_worker_said() {
 }
 
 #[test]
-fn one_that_was_killed_before_its_first_word_has_not_ended_by_itself() {
+fn process_killed_before_its_first_status_record_has_not_ended_by_itself() {
     let lines = lines(vec![
         (0.6, signal("SIGKILL")),
         (0.61, exited(None, Some(9))),
         (1.2, says("b", "worker_started", &[], None)),
     ]);
     let evidence = Evidence::new(&lines);
-    let [killed, next] = &evidence.workers["w"][..] else { panic!("two lives") };
+    let [killed, next] = &evidence.workers["w"][..] else { panic!("two processes") };
     assert!(killed.kill.is_some() && killed.exit.is_some(), "{killed:?}");
     assert!(next.kill.is_none() && next.exit.is_none(), "{next:?}");
 }
 
 #[test]
-fn what_was_done_belongs_to_the_process_that_ran_then() {
+fn signals_belong_to_the_process_that_ran_at_their_time() {
     let lines = lines(vec![
-        // Killed long after its last word, since it was frozen.
+        // Killed long after its last status record, because it was frozen.
         (3.5, signal("SIGSTOP")),
         (20.0, signal("SIGKILL")),
         (20.1, exited(None, Some(9))),
@@ -121,14 +121,14 @@ fn what_was_done_belongs_to_the_process_that_ran_then() {
         (30.0, says("b", "worker_started", &[], None)),
     ]);
     let evidence = Evidence::new(&lines);
-    let [first, second] = &evidence.workers["w"][..] else { panic!("two lives") };
+    let [first, second] = &evidence.workers["w"][..] else { panic!("two processes") };
     assert_eq!(first.exit.as_ref().map(|exit| (exit.at, exit.signal)), Some((20.1, Some(9))));
     assert_eq!((second.from, second.ready, second.kill), (22.0, Some(22.0), None));
     assert!(second.exit.is_none() && first.frozen.len() == 1);
 }
 
 #[test]
-fn a_process_that_ended_before_its_first_word_is_one_too() {
+fn process_that_ended_before_its_first_status_record_is_counted() {
     let lines = lines(vec![
         (10.1, signal("SIGTERM")),
         (10.2, exited(Some(0), None)),
@@ -137,13 +137,13 @@ fn a_process_that_ended_before_its_first_word_is_one_too() {
         (12.0, says("b", "worker_started", &[], None)),
     ]);
     let evidence = Evidence::new(&lines);
-    let [_, second, third] = &evidence.workers["w"][..] else { panic!("three lives") };
+    let [_, second, third] = &evidence.workers["w"][..] else { panic!("three processes") };
     assert_eq!((second.from, second.ready, second.terms.len()), (9.0, None, 1));
     assert_eq!((third.from, third.ready, third.terms.len()), (12.0, Some(12.0), 0));
 }
 
 #[test]
-fn one_that_fell_silent_lived_until_its_last_result() {
+fn silent_worker_lived_until_its_last_result() {
     let ended = |worker: &str| Fact::RunEnded {
         task_id: "t".to_owned(),
         worker: worker.to_owned(),
@@ -172,9 +172,9 @@ fn one_that_fell_silent_lived_until_its_last_result() {
     assert_eq!(life.exit.as_ref().map(|exit| (exit.at, exit.signal)), Some((3.7, Some(9))));
 }
 
-/// A drill that looked on called a run unexplained whose worker was killed in the second after its last word.
+/// `drill watch` once called a run unexplained whose worker was killed in the second after its last status record.
 #[test]
-fn a_kill_that_nobody_saw_came_after_the_last_word() {
+fn unseen_kill_came_after_the_last_status_record() {
     let lines = lines(vec![
         (1.0, says("a", "worker_started", &[], None)),
         (2.0, says("a", "worker_started", &[], None)),
@@ -187,7 +187,7 @@ fn a_kill_that_nobody_saw_came_after_the_last_word() {
 }
 
 #[test]
-fn a_task_that_a_killed_worker_said_it_had_was_a_run_of_it() {
+fn task_in_a_status_record_of_a_killed_worker_is_a_run() {
     let again = Fact::Restarted { task_id: "t".to_owned(), worker: "x".to_owned(), delivery: 2, offset: 0 };
     let lines = lines(vec![
         (4.5, signal("SIGKILL")),
@@ -203,7 +203,7 @@ fn a_task_that_a_killed_worker_said_it_had_was_a_run_of_it() {
 }
 
 #[test]
-fn a_task_that_was_in_hand_and_has_its_result_is_one_run() {
+fn task_in_status_records_with_a_result_is_one_run() {
     let ended = Fact::RunEnded {
         task_id: "t".to_owned(),
         worker: "w".to_owned(),
@@ -224,14 +224,14 @@ fn a_task_that_was_in_hand_and_has_its_result_is_one_run() {
 }
 
 #[test]
-fn what_a_worker_had_in_hand_before_its_first_word_was_a_run_of_it() {
+fn task_in_flight_at_the_first_status_record_began_before_it() {
     let lines = lines(vec![(0.9, says("a", "worker_started", &["t"], None)), (0.2, task("t"))]);
     let evidence = Evidence::new(&lines);
     assert!(evidence.life("w", 0.3).is_some_and(|life| life.ready == Some(0.9)));
 }
 
 #[test]
-fn an_abandoned_task_was_in_hand_though_no_heartbeat_said_so() {
+fn abandoned_task_is_a_run_even_if_no_status_record_lists_it() {
     let lines = lines(vec![
         (5.0, signal("SIGTERM")),
         (5.3, signal("SIGTERM")),
@@ -246,7 +246,7 @@ fn an_abandoned_task_was_in_hand_though_no_heartbeat_said_so() {
 }
 
 #[test]
-fn a_gateway_that_others_started_is_known_by_its_address() {
+fn gateway_of_others_is_known_by_its_address() {
     let gateway = || "http://127.0.0.1:8080".to_owned();
     let lines = lines(vec![
         (1.0, Fact::Signalled { process: gateway(), signal: "SIGTERM".to_owned(), action: None, until: None }),

@@ -1,4 +1,4 @@
-//! Whether what was planned has happened: a fault that did not bite proves nothing.
+//! Whether the planned actions took effect: an action without an effect proves nothing.
 
 use std::collections::BTreeMap;
 
@@ -7,15 +7,15 @@ use super::super::evidence::{Action, Evidence, Life, MOMENT, On};
 use super::super::judgement::{Fault, Row};
 use super::Tally;
 
-/// The row's name, by which it is told from the promises: what did not happen breaks none.
-pub(super) const NAME: &str = "what was planned has happened";
+/// The name of the row. A finding in it breaks no promise: it makes the verdict undecided.
+pub(super) const NAME: &str = "planned actions took effect";
 
-/// How often a worker speaks; a freeze that is longer than two of these leaves a gap.
+/// Interval of status records; a freeze longer than two of them leaves a gap.
 const HEARTBEAT: f64 = 1.0;
-/// What was sent before a freeze is in Kafka so long after at most.
+/// A record that was sent before a freeze is in Kafka after at most this time.
 const ON_ITS_WAY: f64 = 0.5;
 
-/// Counts by kind, and the row that says what is missing.
+/// Counts actions by kind, and makes the row of those without an effect.
 pub(super) fn judge(evidence: &Evidence<'_>) -> (Vec<Fault>, Row) {
     let mut kinds: BTreeMap<&str, Fault> = BTreeMap::new();
     let mut tally = Tally::new("-", NAME, "all");
@@ -28,7 +28,7 @@ pub(super) fn judge(evidence: &Evidence<'_>) -> (Vec<Fault>, Row) {
             busy: 0,
         });
         fault.planned += 1;
-        match bitten(evidence, action) {
+        match effect(evidence, action) {
             Ok(()) => {
                 fault.bitten += 1;
                 fault.busy += u64::from(was_busy(evidence, action));
@@ -45,17 +45,17 @@ pub(super) fn judge(evidence: &Evidence<'_>) -> (Vec<Fault>, Row) {
     (kinds.into_values().collect(), tally.row())
 }
 
-fn bitten(evidence: &Evidence<'_>, action: &Action<'_>) -> Result<(), String> {
+fn effect(evidence: &Evidence<'_>, action: &Action<'_>) -> Result<(), String> {
     match action.carried {
         Some(true) => {}
         Some(false) => return Err(action.detail.to_owned()),
-        // A signal to the drill may have come between.
+        // A signal to the drill may have interrupted the action.
         None if evidence.cut_short && !action.signals.is_empty() => {}
-        None => return Err("it was begun and never ended".to_owned()),
+        None => return Err("it began and never ended".to_owned()),
     }
     for (process, signal, at) in &action.signals {
         let lives = evidence.workers.get(process).or_else(|| evidence.gateways.get(process));
-        // One that is sent in the instant of an end bites nobody, and does no harm.
+        // A signal in the instant of an exit has no effect and does no harm.
         let there = |life: &&Life<'_>| life.contains(*at) || life.contains(*at - MOMENT);
         let life = lives.and_then(|lives| lives.iter().rev().find(there));
         let seen = match (*process, *signal) {
@@ -67,13 +67,13 @@ fn bitten(evidence: &Evidence<'_>, action: &Action<'_>) -> Result<(), String> {
             _ => true,
         };
         if !seen || life.is_some_and(|life| serves_on(evidence, life)) {
-            return Err(format!("{signal} to {process} was not seen to have an effect"));
+            return Err(format!("{signal} to {process} had no visible effect"));
         }
     }
     Ok(())
 }
 
-/// A gateway that has ended, if it is one, answers no request that came later.
+/// Whether a gateway that has ended answered a later request.
 fn serves_on(evidence: &Evidence<'_>, life: &Life<'_>) -> bool {
     let Some(exit) = &life.exit else { return false };
     let lives = evidence.gateways.get(life.process).map(Vec::as_slice).unwrap_or_default();
@@ -85,21 +85,22 @@ fn serves_on(evidence: &Evidence<'_>, life: &Life<'_>) -> bool {
     })
 }
 
-/// A frozen worker says nothing.
+/// Whether a frozen worker sent no status record and began no task.
 fn fell_silent(evidence: &Evidence<'_>, life: &Life<'_>, at: f64) -> bool {
     let Some((from, until)) = life.frozen.iter().find(|(from, _)| (*from - at).abs() < 0.01) else { return false };
     let notices = evidence.notices.get(life.process).map(Vec::as_slice).unwrap_or_default();
     let (from, until) = (from + life.slack, until - life.slack);
-    // What it had sent before may come to Kafka a little later, or when Kafka is back.
+    // Earlier records may reach Kafka a little later, or when Kafka is available again.
     let said = notices.iter().map(|notice| notice.at).filter(|at| *at > from + ON_ITS_WAY);
-    // It begins nothing, either; and that is dated by itself.
+    // The journal dates starts by its own clock.
     let runs = evidence.runs_during(life.process, from, until).map(|held| held.run.began);
     let began = runs.filter(|began| *began > from + MOMENT);
     evidence.kafka_away(from - HEARTBEAT, until) || !said.chain(began).any(|at| at < until - MOMENT)
 }
 
-/// A broker that is frozen or stopped takes nothing: there is no record from that time. A freeze that is too short to be seen counts for nothing. Of
-/// several nodes that is so of the partitions that the node led until the others took over; one that was stopped or killed is known to have ended.
+/// Whether a frozen or stopped broker took no record. A freeze that is too short to be seen counts as no effect. In a
+/// cluster this holds for the partitions that the node led until fail-over; a stopped or killed node is known to have
+/// ended.
 fn broker_fell_silent(evidence: &Evidence<'_>, process: &str, at: f64) -> bool {
     let of = |outage: &&Outage<'_>| outage.process == process && (outage.from - at).abs() < 0.01;
     let Some(outage) = evidence.done_to_broker.iter().find(of) else { return false };
@@ -116,7 +117,7 @@ fn broker_fell_silent(evidence: &Evidence<'_>, process: &str, at: f64) -> bool {
     from < until && !evidence.appended.iter().any(|(at, on)| *at > from && *at < until && led(on))
 }
 
-/// Whether it hit a worker with a task in hand, or a gateway with callers.
+/// Whether the action hit a worker with a task in flight, or a gateway with waiting callers.
 fn was_busy(evidence: &Evidence<'_>, action: &Action<'_>) -> bool {
     action.signals.first().is_some_and(|(process, _, at)| {
         let life = evidence.life(process, *at);

@@ -1,32 +1,33 @@
-//! What a cluster's callers are promised while one of its nodes is away, and that no worker stays behind (P11).
+//! Service of a cluster while one of its nodes is unavailable, and work of every worker afterwards (P11).
 //!
-//! The time that counts is from the request to the first start of its task, less what passed while no worker had a place free. Fail-over is the
-//! cluster's own: while a node that fell silent is still in sync, every partition that has it as a replica stands still.
+//! The measured time runs from a request to the first start of its task, without the time in which no worker had a free
+//! handler. Fail-over time belongs to the cluster: while a silent node is still in sync, every partition with a replica
+//! on it stands still.
 
 use super::super::evidence::outages::{self, Means, Outage, is_cluster};
 use super::super::evidence::{Evidence, Life, MOMENT, Story};
 use super::super::judgement::{Finding, Row};
 use super::{Tally, crashes, service, shown};
 
-/// After an order: a leader that was moved, a node that was stopped, beside what Kafka itself takes to read share state again.
+/// Bound after an orderly move or stop, beyond the time in which Kafka reads its share state again.
 const ORDERED: f64 = 2.0;
-/// Beyond the fail-over, where a node fell silent.
+/// Bound beyond the fail-over time, where a node fell silent.
 const BEYOND_FAIL_OVER: f64 = 3.0;
-/// The 99th of 100 tasks of partitions that other nodes lead.
+/// Bound of p99 on partitions that other nodes lead.
 const ELSEWHERE: f64 = 1.0;
-/// Where a worker was killed meanwhile, as after a hang.
+/// Bound where a worker was killed meanwhile: its lock must expire, as after a hang.
 const AFTER_LOCK: f64 = 20.0;
-/// Requests that were sent so long before an outage may have been on their way.
+/// Requests that were sent this long before an outage may have been in flight.
 const ON_ITS_WAY: f64 = 0.5;
-/// What is sent so long after an outage is still looked at.
+/// Requests that are sent this long after an outage are still judged.
 const AFTER: f64 = 3.0;
-/// At the end of the load every worker works, if there are so many tasks for each.
+/// In this last part of the load every worker must take tasks, if there are at least `ENOUGH` tasks per worker.
 const END: f64 = 20.0;
 const ENOUGH: usize = 20;
 
 pub(super) const SERVED: &str = "partitions are served again";
-pub(super) const OTHERS: &str = "what other nodes lead is not held up";
-pub(super) const WORKS: &str = "every worker works at the end";
+pub(super) const OTHERS: &str = "other nodes' partitions are not delayed";
+pub(super) const WORKS: &str = "every worker takes tasks at the end";
 
 pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
     if !evidence.sees_starts {
@@ -49,7 +50,7 @@ fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
     let mut elsewhere: Vec<(f64, &str, &Story<'_>)> = Vec::new();
     for (id, story) in &evidence.tasks {
         let Some(request) = evidence.request_of(story) else { continue };
-        // A key is claimed before its task is sent, and a claim has a clock of its own.
+        // A gateway claims a key before it sends the task; the claim takes its own time.
         if request.poison || evidence.is_repeated(request) {
             continue;
         }
@@ -70,7 +71,7 @@ fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
             };
             served.time(took, bound, || Finding {
                 what: format!(
-                    "a task was held up for {} by what was done to {} at {:.1} s; its bound was {}",
+                    "a task was delayed by {} after the action on {} at {:.1} s; its bound was {}",
                     shown(took),
                     outage.process,
                     outage.from,
@@ -89,14 +90,14 @@ fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
     if let Some((took, id, story)) = elsewhere.get(percentile) {
         others.worst = shown(*took);
         if *took > elsewhere_bound {
-            let what = format!("a task waited for {}, though its partition's leader was there", shown(*took));
+            let what = format!("a task waited for {}, though its partition's leader was available", shown(*took));
             others.broken(what, vec![(*id).to_owned()], story.lines());
         }
     }
     [served.row(), others.row()]
 }
 
-/// Each worker that ran undisturbed while the load came to its end has begun some of its tasks.
+/// Each worker that ran undisturbed at the end of the load has begun some of its tasks.
 fn workers(evidence: &Evidence<'_>) -> Row {
     let mut tally = Tally::new("P11", WORKS, format!("in the last {END:.0} s"));
     let (from, until) = (evidence.load_ended - END, evidence.load_ended);

@@ -1,4 +1,4 @@
-//! The table of mutations of a cluster's run: see [`mutations`](super::mutations).
+//! The mutations of a cluster's run: see [`mutations`](super::mutations).
 
 use super::super::fact::{Fact, Led};
 use super::super::judgement::{Conclusion, State};
@@ -6,22 +6,21 @@ use super::cluster::{OTHERS, SERVED, WORKS};
 use super::mutations::{Mutation, TWICE, undetected};
 use super::recorded::{Recorded, broken, task_of};
 
-const PLANNED: &str = "what was planned has happened";
-/// Actions of the recorded run.
+const PLANNED: &str = "planned actions took effect";
 const SECOND_MOVE: u32 = 2;
 const STOP: u32 = 4;
 const FREEZE: u32 = 5;
 
-/// When an action took something away, and what that led.
+/// The time of an action, and what its node led.
 fn led(it: &Recorded, number: u32) -> (f64, Led) {
     let found = it.lines.iter().find_map(|line| match &line.fact {
         Fact::Led { action, led, .. } if *action == number => Some((line.at, led.clone())),
         _ => None,
     });
-    found.expect("every action of the run has told what it took away")
+    found.expect("every action of the run has its `Led` line")
 }
 
-/// A task that was accepted in this time, on such a partition: its request, its id, its worker, and when it was begun.
+/// A task that was accepted in this time on a matching partition: its request, id, worker and start.
 fn task_on(it: &Recorded, (from, until): (f64, f64), on: impl Fn(i32) -> bool) -> (u64, String, String, f64) {
     let (mut number, mut id) = (0, String::new());
     for line in it.lines.iter().filter(|line| (from..until).contains(&line.at)) {
@@ -36,15 +35,15 @@ fn task_on(it: &Recorded, (from, until): (f64, f64), on: impl Fn(i32) -> bool) -
         Fact::RunBegan { worker, task_id, .. } if *task_id == id => Some((worker.clone(), line.at)),
         _ => None,
     });
-    let (worker, at) = begun.expect("a task that was accepted then and there, and begun");
+    let (worker, at) = begun.expect("an accepted task with a start");
     (number, id, worker, at)
 }
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
-        name: "a partition that was moved is served late",
+        name: "moved partition is served late",
         row: SERVED,
-        says: "was held up for 2.",
+        says: "was delayed by 2.",
         change: |it| {
             let (at, led) = led(it, SECOND_MOVE);
             let (number, id, _, began) = task_on(it, (at, at + 1.0), |partition| led.tasks.contains(&partition));
@@ -52,9 +51,9 @@ const MUTATIONS: &[Mutation] = &[
         },
     },
     Mutation {
-        name: "a partition of a node that was stopped is served late",
+        name: "partition of a stopped node is served late",
         row: SERVED,
-        says: "by what was done to broker_2",
+        says: "after the action on broker_2",
         change: |it| {
             let (at, led) = led(it, STOP);
             let (number, id, _, began) = task_on(it, (at, at + 2.0), |partition| led.tasks.contains(&partition));
@@ -62,7 +61,7 @@ const MUTATIONS: &[Mutation] = &[
         },
     },
     Mutation {
-        name: "a partition is served long after the fail-over",
+        name: "partition is served long after the fail-over",
         row: SERVED,
         says: "its bound was 6.0 s",
         change: |it| {
@@ -72,9 +71,9 @@ const MUTATIONS: &[Mutation] = &[
         },
     },
     Mutation {
-        name: "what other nodes lead waits for a leader that moves",
+        name: "partition of another node waits for a moving leader",
         row: OTHERS,
-        says: "though its partition's leader was there",
+        says: "though its partition's leader was available",
         change: |it| {
             let (at, led) = led(it, SECOND_MOVE);
             let (number, id, _, began) = task_on(it, (at, at + 1.0), |partition| !led.tasks.contains(&partition));
@@ -82,7 +81,7 @@ const MUTATIONS: &[Mutation] = &[
         },
     },
     Mutation {
-        name: "a worker stays behind",
+        name: "worker takes no tasks at the end",
         row: WORKS,
         says: "worker_2 began no task in the last 20 s",
         change: |it| {
@@ -99,7 +98,7 @@ const MUTATIONS: &[Mutation] = &[
         },
     },
     Mutation {
-        name: "a task of another partition runs twice when a leader moves",
+        name: "task of another partition runs twice when a leader moves",
         row: TWICE,
         says: "unexplained",
         change: |it| {
@@ -109,7 +108,7 @@ const MUTATIONS: &[Mutation] = &[
         },
     },
     Mutation {
-        name: "a task that was begun at the next leader runs twice",
+        name: "task that began at the next leader runs twice",
         row: TWICE,
         says: "unexplained",
         change: |it| {
@@ -119,9 +118,9 @@ const MUTATIONS: &[Mutation] = &[
         },
     },
     Mutation {
-        name: "a node that was frozen goes on",
+        name: "frozen node takes records",
         row: PLANNED,
-        says: "SIGSTOP to broker_3 was not seen to have an effect",
+        says: "SIGSTOP to broker_3 had no visible effect",
         change: |it| {
             let (at, led) = led(it, FREEZE);
             let partition = *led.tasks.first().expect("it led one");
@@ -132,7 +131,7 @@ const MUTATIONS: &[Mutation] = &[
 ];
 
 #[test]
-fn the_recorded_run_of_a_cluster_is_held() {
+fn recorded_cluster_run_is_held() {
     let verdict = Recorded::of_cluster().judged();
     assert!(verdict.conclusion == Conclusion::Held, "{:?}: {:#?}", verdict.conclusion, broken(&verdict));
     let held = verdict.rows.iter().filter(|row| row.promise == "P11" && row.state == State::Held);
@@ -140,19 +139,19 @@ fn the_recorded_run_of_a_cluster_is_held() {
 }
 
 #[test]
-fn each_mutation_of_a_cluster_turns_its_row_red_for_its_reason() {
+fn each_cluster_mutation_breaks_its_row_for_its_reason() {
     let wrong: Vec<String> =
         MUTATIONS.iter().filter_map(|mutation| undetected(mutation, Recorded::of_cluster()).err()).collect();
     assert!(wrong.is_empty(), "{} of {} mutations:\n{}", wrong.len(), MUTATIONS.len(), wrong.join("\n"));
 }
 
-/// One more run of a task that was in work on the partition when its leader went is what that costs.
+/// A lost leader may cost a second run of each task in flight on its partitions.
 #[test]
-fn a_task_that_was_in_work_when_its_leader_went_may_run_twice() {
+fn task_in_flight_at_the_loss_of_its_leader_may_run_twice() {
     let mut it = Recorded::of_cluster();
     let (at, led) = led(&it, STOP);
     let (_, id, worker, _) = task_on(&it, (at - 0.6, at), |partition| led.tasks.contains(&partition));
-    // Its result comes when its leader goes.
+    // The result comes when the leader is lost.
     it.change(|line| {
         let ends = task_of(&line.fact) == Some(&id) && matches!(line.fact, Fact::RunEnded { .. });
         line.at = if ends { at } else { line.at };

@@ -1,44 +1,44 @@
-//! What became of the tasks of workers that were killed or frozen (P8, P8b): they start elsewhere, as soon as somebody is free.
+//! The tasks of killed and frozen workers start elsewhere in time (P8, P8b).
 //!
-//! The time that counts is that in which somebody else could have taken such a task: while every other worker has its hands full, or is stopping, nobody
-//! breaks a promise by not starting it.
+//! Only time in which another worker had a free handler counts. While every other worker is busy or stopping, a waiting
+//! task breaks no promise.
 
 use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Story};
 use super::super::judgement::{Finding, Row};
 use super::{Tally, shown};
 
-/// P8.
+/// Bound of P8.
 const AFTER_KILL: f64 = 0.5;
-/// P8b.
+/// Bound of P8b.
 const AFTER_FREEZE: f64 = 20.0;
-/// What happens to the broker so long before or after excuses everybody.
+/// Trouble of the broker this long before or after excuses all workers.
 const AROUND: f64 = 3.0;
-/// One that was frozen has to find its way back.
+/// A thawed worker may need this long until it takes tasks again.
 const THAW: f64 = 1.0;
-/// Between two tasks a worker that is never idle seems to be so for less than this: it waits for its results, up to 50 ms, and fetches.
-/// In a backlog the sum of these moments says only how long the queue is.
+/// A busy worker seems free between two tasks for less than this: it waits for its results (up to 50 ms), and fetches.
+/// In a backlog the sum of such gaps shows only the length of the queue.
 const BETWEEN: f64 = 0.1;
-/// Nobody looks for longer, for what never starts again.
+/// Limit of the search for a task that never starts again.
 const LONGEST: f64 = 60.0;
 
 pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
-    let mut killed = Tally::new("P8", "the tasks of a killed one start elsewhere", "< 0.5 s");
-    let mut frozen = Tally::new("P8b", "the tasks of a hung one start elsewhere", "< 20 s");
+    let mut killed = Tally::new("P8", "tasks of a killed worker start elsewhere", "< 0.5 s");
+    let mut frozen = Tally::new("P8b", "tasks of a hung worker start elsewhere", "< 20 s");
     let mut wall: f64 = 0.0;
-    // A freeze shorter than a lock does not lose the task.
+    // A freeze shorter than the record lock does not lose the task.
     let lock = evidence.begin.lock_ms as f64 / 1e3;
     let accepted = Accepted::of(evidence);
     for life in evidence.workers.values().flatten() {
-        // Others fell silent for a reason that is not known.
+        // The drill did not freeze this worker: the reason of its silence is unknown.
         let by_drill = !life.by_hearsay || life.slack > 0.0;
         for (from, until) in life.frozen.iter().filter(|(from, until)| by_drill && until - from - life.slack > lock) {
-            for held in in_hand(evidence, life, from + life.slack) {
+            for held in in_flight(evidence, life, from + life.slack) {
                 after_freeze(evidence, life, &held, (*from, *until), &mut frozen);
             }
         }
         let was_killed = |exit: &&Exit<'_>| exit.signal.is_some() && !life.by_hearsay;
         let Some(exit) = life.exit.as_ref().filter(was_killed) else { continue };
-        for held in in_hand(evidence, life, exit.at) {
+        for held in in_flight(evidence, life, exit.at) {
             after_kill(evidence, life, &held, exit.at, &mut killed);
             if let Some(next) = next(&held) {
                 wall = wall.max(next - exit.at);
@@ -47,12 +47,12 @@ pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
         }
     }
     if killed.count > 0 {
-        killed.note.push(format!("{} with the time in which no worker was free", shown(wall.max(0.0))));
+        killed.note.push(format!("{} including the time in which no worker was free", shown(wall.max(0.0))));
     }
     vec![killed.row(), frozen.row()]
 }
 
-/// Every task of this run by the time at which it was accepted, with when and where it was first begun.
+/// Tasks by the time of their acceptance: accepted, first start, id, worker.
 struct Accepted<'a>(Vec<(f64, f64, &'a str, &'a str)>);
 
 impl<'a> Accepted<'a> {
@@ -66,7 +66,7 @@ impl<'a> Accepted<'a> {
         Self(all)
     }
 
-    /// What was accepted after its worker was dead comes after it.
+    /// Tasks that were accepted after the death of a worker must start after the tasks of that worker.
     fn overtook(
         &self,
         evidence: &Evidence<'_>,
@@ -80,10 +80,10 @@ impl<'a> Accepted<'a> {
         }
         let from = self.0.partition_point(|(accepted, ..)| *accepted < died + AFTER_KILL);
         let later = self.0.get(from..).unwrap_or_default().iter().take_while(|(accepted, ..)| *accepted < next);
-        // Those two are begun by threads of their own.
+        // Two threads begin these tasks; their order within a moment is undefined.
         let Some((_, _, id, worker)) = later.clone().find(|(_, began, ..)| *began < next - MOMENT) else { return };
         let what = format!(
-            "a task of {} started {} after its end; task {id}, accepted later, had started before it on {worker}",
+            "a task of {} started {} after its exit; task {id}, accepted later, had started before it on {worker}",
             life.process,
             shown(next - died)
         );
@@ -91,8 +91,8 @@ impl<'a> Accepted<'a> {
     }
 }
 
-/// What a worker had in hand then, in the order of their ids.
-fn in_hand<'e, 'a>(evidence: &'e Evidence<'a>, life: &Life<'a>, at: f64) -> Vec<Held<'e, 'a>> {
+/// The tasks that a worker had in flight at this time, ordered by id.
+fn in_flight<'e, 'a>(evidence: &'e Evidence<'a>, life: &Life<'a>, at: f64) -> Vec<Held<'e, 'a>> {
     let all = evidence.runs_during(life.process, at, at);
     let mut held: Vec<Held<'e, 'a>> =
         all.filter(|held| held.run.began >= life.from && !has_result_by(held, at)).collect();
@@ -104,22 +104,21 @@ fn has_result_by(held: &Held<'_, '_>, at: f64) -> bool {
     held.story.runs.iter().filter_map(|run| run.end.as_ref()).any(|end| end.at <= at + 0.01)
 }
 
-/// When it began again, after that.
 fn next(held: &Held<'_, '_>) -> Option<f64> {
     held.story.runs.iter().skip_while(|run| !std::ptr::eq(*run, held.run)).nth(1).map(|run| run.began)
 }
 
 fn after_kill(evidence: &Evidence<'_>, life: &Life<'_>, held: &Held<'_, '_>, at: f64, tally: &mut Tally) {
     let next = next(held);
-    // What it had sent may have come to Kafka after its end: then its task need not start again.
+    // Its result may have reached Kafka after the exit: then the task need not start again.
     if next.is_none() && held.story.has_result() {
         return;
     }
     let until = next.unwrap_or(evidence.end);
-    // The broker's troubles are not the worker's.
+    // The worker is not to blame for outages of the broker.
     let faulty = evidence.session_faults(at - AROUND, until).next().is_some();
     if !faulty && !evidence.kafka_away(at - AROUND, until) {
-        // By a command it was killed at some time between these; a process of the drill's own ends at once.
+        // A command killed it at some time in this interval; a process of the drill's own ends at once.
         let from = life.death().filter(|_| !evidence.begin.owns_processes).unwrap_or(at);
         let (most, least) =
             (free_time(evidence, life.process, from, until), free_time(evidence, life.process, at, until));
@@ -134,14 +133,14 @@ fn after_freeze(
     (from, thaw): (f64, f64),
     tally: &mut Tally,
 ) {
-    // Killed, or done by itself, before its time was over.
+    // The worker was killed, or finished the task itself, within the bound.
     let ended = life.exit.as_ref().is_some_and(|exit| exit.at < from + AFTER_FREEZE);
     if ended || thaw < from + AFTER_FREEZE && next(held).is_none() && held.story.has_result() {
         return;
     }
     let until = next(held).unwrap_or(evidence.end);
     if !evidence.kafka_away(from - AROUND, until) {
-        // Its lock runs out at its time; from then on it depends on who is free.
+        // The lock expires first; afterwards only time with a free worker counts.
         let lock = evidence.begin.lock_ms as f64 / 1e3;
         let took = if until <= from + lock {
             until - from
@@ -166,13 +165,13 @@ fn measure(life: &Life<'_>, held: &Held<'_, '_>, (took, doubt): (f64, f64), boun
     });
 }
 
-/// For how long, between these, a process other than this one's could have taken a task.
+/// How long, in seconds, another process had a free handler in this interval.
 pub(super) fn free_time(evidence: &Evidence<'_>, but: &str, from: f64, until: f64) -> f64 {
     let until = until.min(from + LONGEST);
     let others = evidence.workers.values().flatten().filter(|life| life.process != but || life.from > from);
     let mut free: Vec<(f64, f64)> = others.flat_map(|life| free_times(evidence, life, from, until)).collect();
     free.sort_by(|one, other| one.0.total_cmp(&other.0));
-    // Where two are free at once it counts once.
+    // Time in which several workers are free counts once.
     let (mut total, mut counted) = (0.0, from);
     for (begin, end) in free {
         total += (end - begin.max(counted)).max(0.0);
@@ -181,10 +180,10 @@ pub(super) fn free_time(evidence: &Evidence<'_>, but: &str, from: f64, until: f6
     total
 }
 
-/// When this one could.
+/// The intervals in which this process had a free handler.
 fn free_times(evidence: &Evidence<'_>, life: &Life<'_>, from: f64, until: f64) -> Vec<(f64, f64)> {
     let Some(ready) = life.ready else { return Vec::new() };
-    // One that is told to stop in the next moment may not have taken it.
+    // A worker that gets its signal in the next moment may not have taken the task.
     let (from, until) = (from.max(ready), until.min(life.works_until() - AFTER_KILL));
     if from >= until {
         return Vec::new();
@@ -197,14 +196,14 @@ fn free_times(evidence: &Evidence<'_>, life: &Life<'_>, from: f64, until: f64) -
     let hung = life.frozen.iter().filter(|(begin, _)| *begin <= until);
     changes.extend(hung.flat_map(|(begin, thaw)| [(begin - AFTER_KILL, places), (thaw + THAW, -places)]));
     changes.push((until, places));
-    // What begins when something else ends comes first: there was no room between them.
+    // At equal times the start comes first: no handler was free between them.
     changes.sort_by(|one, other| one.0.total_cmp(&other.0).then(other.1.cmp(&one.1)));
     let (mut taken, mut since, mut free) = (0, Some(from), Vec::new());
     for (at, change) in changes {
         taken += change;
         match since {
             Some(begin) if taken >= places => {
-                // What ends with the start that is asked for is no moment between others.
+                // A gap that lasts until the judged start is no gap between two tasks.
                 if at.min(until) - begin > BETWEEN || at >= until {
                     free.push((begin, at.min(until)));
                 }
@@ -217,7 +216,7 @@ fn free_times(evidence: &Evidence<'_>, life: &Life<'_>, from: f64, until: f64) -
     free
 }
 
-/// Until when a handler was busy with it; unknown where nobody knows what the task takes.
+/// When the handler was free again; infinity if the length of the task is unknown.
 fn over_at(held: Held<'_, '_>) -> f64 {
     match &held.run.end {
         Some(end) => end.at,

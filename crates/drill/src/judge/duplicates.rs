@@ -1,7 +1,8 @@
-//! What ran more than once, and why (P2): every run but the last has to have been lost, each to a cause that can have lost it.
+//! Tasks that ran more than once, and their causes (P2). Each run but the last must have been lost, and each loss needs
+//! a cause.
 //!
-//! A cause lies before the run that it explains: what happens to a worker later, or to Kafka, explains nothing. And each explains no more runs than it
-//! can have caused: what a killed worker had in flight, and what it had finished and not accepted yet.
+//! A cause must come before the run that it explains. Each cause explains at most as many runs as it can have caused. A
+//! kill, for example, loses the tasks in flight and those finished but not yet accepted.
 
 use std::collections::BTreeMap;
 
@@ -11,20 +12,21 @@ use super::super::judgement::{Finding, Row};
 use super::super::receipt;
 use super::Tally;
 
-/// A result is accepted so long after it is on the topic at most: a fetch may be under way.
+/// A result is accepted at most this long after it is on the topic, because a fetch may be under way.
 const ACCEPTED_WITHIN: f64 = 0.5;
-/// As a rule it is accepted within this: a fetch is parked no longer. Results of this window count for what a kill can have lost.
+/// Usual limit, because a fetch waits no longer. A kill may have lost the results of this window.
 const ACCEPT_WINDOW: f64 = 0.1;
-/// A frozen worker, or one whose broker is frozen, keeps its locks for so long at least: two thirds of a lock, since it is renewed every third.
+/// A frozen worker, or a worker of a frozen broker, keeps its locks for at least this share of the lock time: it renews
+/// them every third.
 const LOCK_KEPT: f64 = 2.0 / 3.0;
-/// One that was frozen may start what it had fetched, before it learns that it is no longer its own.
+/// A thawed worker may start fetched tasks this long, before it learns that it lost them.
 const THAW: f64 = 1.0;
-/// After an outage sessions are opened again, and locks that were held are found again.
+/// After an outage, clients need this long to open sessions and to find their locks again.
 const AFTERMATH: f64 = 3.0;
-/// A gateway that does not know what became of a produce request tries for so long.
+/// How long a gateway retries a produce request with an unknown outcome.
 const SENT_AGAIN_WITHIN: f64 = 10.0;
 
-/// Something that makes tasks run again, and how many.
+/// A cause of second runs: how many it can explain, and how many it has explained.
 #[derive(Clone, Debug, PartialEq)]
 struct Cause {
     kind: &'static str,
@@ -32,15 +34,15 @@ struct Cause {
     used: u64,
 }
 
-/// What causes there are, each found by what it is of.
+/// The causes, each found by its key.
 #[derive(Debug, Default)]
 struct Causes {
-    /// By worker and the beginning of its process, and the moment in which it was killed or frozen; by the beginning of an outage.
+    /// Key of a kill or freeze: worker, start of its process, time of the action. Key of an outage: its begin and end.
     all: BTreeMap<(String, u64, u64), Cause>,
 }
 
 impl Causes {
-    /// Takes one unit of a cause that is made when it is first asked for.
+    /// Takes one unit of a cause, and makes the cause at its first use.
     fn take(
         &mut self,
         key: (String, f64, f64),
@@ -70,10 +72,10 @@ impl Causes {
 }
 
 pub(super) fn row(evidence: &Evidence<'_>) -> Row {
-    let mut tally = Tally::new("P2", "nothing runs twice", "0 unexplained");
+    let mut tally = Tally::new("P2", "no task runs twice", "0 unexplained");
     let mut causes = Causes::default();
     let mut duplicates = 0;
-    // In the order of time, so that a cause is used up by those that come first. A handler that asks for it is tried again.
+    // In the order of time: earlier runs use up a cause first. A poison task runs again because its handler fails.
     let tried_again = |story: &Story<'_>| evidence.is_poison(story);
     let mut stories: Vec<(&&str, &Story<'_>)> =
         evidence.tasks.iter().filter(|(_, story)| story.runs.len() > 1 && !tried_again(story)).collect();
@@ -102,7 +104,7 @@ pub(super) fn row(evidence: &Evidence<'_>) -> Row {
     if explained > 0 {
         tally.note.push(format!("{explained} explained: {}", causes.note()));
     }
-    // Every task that ran once is one that could have run twice.
+    // Every task with a run puts the promise to the test; the row shows the number of second runs.
     tally.count = evidence.tasks.values().filter(|story| !story.runs.is_empty()).count() as u64;
     let mut row = tally.row();
     row.count = duplicates;
@@ -117,7 +119,7 @@ fn list(runs: &[Run<'_>]) -> String {
     runs.iter().map(|run| run.worker).collect::<Vec<_>>().join(", then on ")
 }
 
-/// Kafka was unavailable, and a gateway that did not know what had become of the task has sent it again: each record is one more run.
+/// A gateway sent the task again after an outage with an unknown outcome; each record allows one more run.
 fn sent_again(
     evidence: &Evidence<'_>,
     story: &Story<'_>,
@@ -135,7 +137,7 @@ fn sent_again(
     causes.take(("sent again".to_owned(), *from, *until), "sent again", || sent() as u64)
 }
 
-/// Why a run was not the last one of its task, but this later one came.
+/// The cause that lost a run, so that this later run came.
 fn cause(
     evidence: &Evidence<'_>,
     id: &str,
@@ -168,7 +170,7 @@ fn cause(
     let frozen = |life: Option<&Life<'_>>, is: &dyn Fn(f64, f64) -> bool| {
         let life = life?;
         let (from, _) = life.frozen.iter().filter(hung).find(|(from, to)| is(*from, *to))?;
-        // It was frozen after its last result.
+        // The freeze began after the last result.
         let results =
             evidence.runs_during(life.process, *from, from + life.slack).filter_map(|held| held.run.end.as_ref());
         let last = results.map(|end| end.at).filter(|at| *at <= from + life.slack).fold(*from, f64::max);
@@ -185,7 +187,7 @@ fn cause(
     {
         return found;
     }
-    // Of several nodes only the partitions of the one that went are hit, and what is begun at the next leader is not.
+    // In a cluster, an outage loses only runs on the node's partitions, and no run that began at the next leader.
     let aftermath = if is_cluster(&evidence.begin) { MOMENT } else { AFTERMATH };
     let story = evidence.tasks.get(id)?;
     let hit =
@@ -199,7 +201,7 @@ fn cause(
     }
     let fault = evidence.session_faults(run.began - AFTERMATH, until).next()?;
     causes.take(("fault".to_owned(), fault.from, fault.until), "fault", || {
-        // Of the one worker whose session it was.
+        // A fault hits the session of one worker: the largest loss of any worker counts.
         let lives = evidence.workers.values().flatten().filter(|life| life.contains(fault.until));
         lives.map(|life| lost_at(evidence, life, fault.until)).max().unwrap_or_default()
     })
@@ -209,7 +211,7 @@ fn lock(evidence: &Evidence<'_>) -> f64 {
     evidence.begin.lock_ms as f64 / 1e3
 }
 
-/// What a worker that dies, or hangs, at this moment has in flight and can have finished without having it accepted.
+/// How many runs a worker can lose that dies or hangs at this time: in flight, or finished and not yet accepted.
 fn lost_at(evidence: &Evidence<'_>, life: &Life<'_>, at: f64) -> u64 {
     let all = evidence.runs_during(life.process, at - ACCEPT_WINDOW, at);
     let finished =
@@ -217,14 +219,14 @@ fn lost_at(evidence: &Evidence<'_>, life: &Life<'_>, at: f64) -> u64 {
     u64::from(evidence.begin.concurrency.max(1)) + finished.count() as u64
 }
 
-/// The same of all workers, when Kafka goes; and once more what they begin before they know that they have lost it.
+/// How many runs all workers can lose in an outage, with those that they begin before they notice it.
 fn lost_in(evidence: &Evidence<'_>, outage: &Outage<'_>) -> u64 {
     let alive = evidence.workers.values().flatten().filter(|life| life.contains(outage.from));
     let places = u64::from(evidence.begin.concurrency.max(1));
     alive.map(|life| lost_at(evidence, life, outage.from) + places).sum()
 }
 
-/// The outages that cost locks. Of a broker that is not the drill's own only what its reader saw is known.
+/// The outages that cost locks. For a broker of others, these are the outages that the drill's reader saw.
 fn outages<'e, 'a>(evidence: &'e Evidence<'a>) -> impl Iterator<Item = Outage<'a>> + 'e {
     let kept = LOCK_KEPT * lock(evidence);
     let done = evidence.done_to_broker.iter().copied();
@@ -241,19 +243,19 @@ fn outages<'e, 'a>(evidence: &'e Evidence<'a>) -> impl Iterator<Item = Outage<'a
     }))
 }
 
-/// A process was killed while it had the run, or could have had; one known by hearsay some time after it was last heard. When.
+/// When the process was killed, if it had the run in flight or can have had it.
 fn killed(life: &Life<'_>, began: f64, until: f64) -> Option<f64> {
-    /// It may have been killed at any time before its next word.
+    /// It may have been killed at any time until its next status record was due.
     const NEXT_WORD: f64 = 2.5;
     let doubt = life.exit.as_ref().zip(life.death()).map_or(0.0, |(exit, death)| exit.at - death);
     let late = if life.by_hearsay { NEXT_WORD } else { MOMENT + doubt };
     life.death().filter(|death| death + late >= began && *death <= until)
 }
 
-/// How many tasks the worker says that it gave back while they ran, if this is one of them.
+/// The number of tasks that the worker's receipt calls abandoned, if this task is among them.
 fn abandoned(evidence: &Evidence<'_>, id: &str, run: &Run<'_>, life: Option<&Life<'_>>) -> Option<u64> {
     let by_exit = life.and_then(|life| life.exit.as_ref()?.receipt);
-    // A later process of its name may have abandoned the same task, and that explains nothing of this run.
+    // A later process of the same name may have abandoned this task; that explains nothing of this run.
     let until = life.and_then(|life| life.exit.as_ref()).map_or(f64::INFINITY, |exit| exit.at + ACCEPTED_WITHIN);
     let by_notice = || {
         let said = evidence.notices.get(run.worker)?;

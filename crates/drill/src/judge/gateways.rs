@@ -1,23 +1,23 @@
-//! Stops and restarts of gateways, and what they show of the fleet (P9, P10).
+//! Stops and restarts of gateways, and the fleet that they show (P9, P10).
 
 use super::super::evidence::{Evidence, Life, MOMENT, View};
 use super::super::fact::Kind;
 use super::super::judgement::{Finding, Row};
-use super::{Tally, shown};
+use super::{Tally, shown, stops};
 
-/// The row of what gateways show.
-pub(super) const PAGE: &str = "the fleet page tells the truth";
-/// P9, nobody waiting.
+/// The row of the fleet that gateways show.
+pub(super) const PAGE: &str = "fleet page is correct";
+/// Bound of P9 after the last answer, or without waiting callers.
 const SECOND: f64 = 1.0;
-/// P9: so long before the end of the grace period it is over.
+/// P9: a stop ends this long before the end of the grace period.
 const BEFORE_GRACE: f64 = 5.0;
-/// P10.
+/// Bound of P10.
 const RIGHT_WITHIN: f64 = 3.0;
-/// How long after a worker's last word a gateway may take to tell.
+/// How long after a worker's last status record a gateway may still list it.
 const TOLD_WITHIN: f64 = 1.5;
-/// Between two looks at a page.
+/// The drill reads a page this often.
 const LAST_LOOK: f64 = 0.5;
-/// A worker counts as one that is there, or gone, once it has been so for this long: words of workers are a second apart.
+/// A worker counts as present, or gone, after this time: status records are a second apart.
 const SAME_FOR: f64 = 2.0;
 
 pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
@@ -26,7 +26,7 @@ pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
 
 fn stops(evidence: &Evidence<'_>) -> Row {
     let grace = evidence.begin.gateway_grace_ms as f64 / 1e3;
-    let mut tally = Tally::new("P9", "a gateway answers its callers and stops", "the last answer + 1 s");
+    let mut tally = Tally::new("P9", "gateway answers its callers and stops", "the last answer + 1 s");
     for life in evidence.gateways.values().flatten() {
         let finding = |what: String, line: Option<usize>| Finding {
             what: format!("{} {what}", life.process),
@@ -46,16 +46,16 @@ fn stops(evidence: &Evidence<'_>) -> Row {
         };
         let Some((_, at)) = life.terms.first().filter(|_| life.kill.is_none()) else {
             if life.kill.is_none() {
-                let what = format!("ended by itself, with exit code {:?}", exit.code);
+                let what = format!("ended by itself, {}", stops::ended(exit));
                 tally.findings.push(finding(what, Some(exit.line)));
             }
             continue;
         };
-        // Until the last of those who waited had an answer, or until there was no time left for it.
+        // The bound starts when the last waiting caller has its answer, or when the time for answers is over.
         let waited = evidence.waiting(life.process, *at).filter_map(|request| request.answered);
         let last = waited.map(|(_, answered, _)| answered).fold(*at, f64::max).min(at + grace - BEFORE_GRACE);
         let took = (exit.at - last).max(0.0);
-        // A command stops it at some time before it returns.
+        // A command stops the gateway at some time before it returns.
         let doubt = if evidence.begin.owns_processes { 0.0 } else { exit.at - at };
         tally.time_in_doubt(took, doubt, SECOND, || {
             let (stop, answer) = (shown(exit.at - at), shown(took));
@@ -65,29 +65,29 @@ fn stops(evidence: &Evidence<'_>) -> Row {
             )
         });
         let unknown = !evidence.begin.owns_processes && exit.code.is_none() && exit.signal.is_none();
-        // A second signal cuts off those who wait.
+        // A second signal cuts off waiting callers.
         if !unknown && exit.code != Some(0) && !(exit.code == Some(4) && life.second().is_some()) {
-            let what = format!("stopped with exit code {:?}; expected 0", exit.code);
+            let what = format!("stopped {}; expected 0", stops::ended(exit));
             tally.findings.push(finding(what, Some(exit.line)));
         }
     }
     tally.row()
 }
 
-/// A gateway that was told to stop says at once that it is not ready.
+/// After its signal, a gateway reports at once that it is not ready.
 fn unready(evidence: &Evidence<'_>) -> Row {
-    let mut tally = Tally::new("P9", "a stopping gateway is not ready", "at once");
+    let mut tally = Tally::new("P9", "stopping gateway is not ready", "at once");
     for (line, _, gateway, status) in &evidence.ready_asked {
         tally.count += 1;
         if !matches!(status, None | Some(503)) {
-            let what = format!("{gateway} was told to stop, and /readyz said {}", status.unwrap_or_default());
+            let what = format!("/readyz of {gateway} returned {} after its signal", status.unwrap_or_default());
             tally.broken(what, vec![(*gateway).to_owned()], vec![*line]);
         }
     }
     tally.counted()
 }
 
-/// A caller loses his connection only to a gateway that was killed, or to one that was stopping before he called.
+/// A caller loses its connection only if its gateway was killed, or was already stopping at the call.
 fn answers(evidence: &Evidence<'_>) -> Row {
     let mut tally = Tally::new("P9", "every caller is answered", "0 cut off");
     for (number, request) in &evidence.requests {
@@ -120,10 +120,10 @@ fn answers(evidence: &Evidence<'_>) -> Row {
     tally.row()
 }
 
-/// A gateway that has started shows the fleet as it is.
+/// A restarted gateway shows the real fleet in time.
 fn restarts(evidence: &Evidence<'_>) -> Row {
-    let mut tally = Tally::new("P10", "a new gateway knows the fleet", "< 3 s");
-    // Those of the beginning started before anybody asked.
+    let mut tally = Tally::new("P10", "restarted gateway knows the fleet", "< 3 s");
+    // The first gateways started before the first request.
     let asked = evidence.requests.values().map(|request| request.at).fold(f64::INFINITY, f64::min);
     let successors = evidence.gateways.values().flat_map(|lives| lives.iter().zip(lives.iter().skip(1)));
     for (before, life) in successors.filter(|(_, life)| life.from > asked) {
@@ -140,7 +140,7 @@ fn restarts(evidence: &Evidence<'_>) -> Row {
             what: match own.first() {
                 Some(first) => {
                     let sure = sure(evidence, first.at);
-                    format!("{} showed {:?} after its start, and {sure:?} ran", life.process, first.active)
+                    format!("{} showed {:?} after its start, but {sure:?} ran", life.process, first.active)
                 }
                 None => format!("{} showed no fleet after its start", life.process),
             },
@@ -151,13 +151,13 @@ fn restarts(evidence: &Evidence<'_>) -> Row {
     tally.row()
 }
 
-/// When a gateway was started at the earliest: where one command stopped the one before and started it, with that
-/// command.
+/// The earliest start of a gateway. One command may stop the old process and start the new: then the start may be as
+/// early as the stop.
 fn earliest(before: &Life<'_>, life: &Life<'_>) -> f64 {
     if before.exit.is_some() { life.from } else { before.works_until().min(life.from) }
 }
 
-/// Whether a view shows everybody who has been there for a while, and nobody who has been gone for a while.
+/// Whether a view shows every worker that has been present for a while, and none that has been gone for a while.
 fn is_right(evidence: &Evidence<'_>, view: &View<'_>) -> bool {
     let since = evidence_silence(evidence) + SAME_FOR;
     let may = |id: &String| {
@@ -168,7 +168,7 @@ fn is_right(evidence: &Evidence<'_>, view: &View<'_>) -> bool {
         && sure(evidence, view.at).iter().all(|id| view.active.iter().any(|active| active == id))
 }
 
-/// Workers that have been active for a while at this moment, and stay so for one more.
+/// Workers that have been active for a while at this moment, and remain so for another.
 fn sure<'a>(evidence: &Evidence<'a>, at: f64) -> Vec<&'a str> {
     let lives = evidence.workers.values().flatten().filter(|life| {
         life.ready.is_some_and(|ready| ready <= at - SAME_FOR)
@@ -178,7 +178,7 @@ fn sure<'a>(evidence: &Evidence<'a>, at: f64) -> Vec<&'a str> {
     lives.map(|life| life.process).collect()
 }
 
-/// What gateways show of the fleet is so, from when it is shown until it is replaced.
+/// Each view of the fleet is correct from its time until the next view.
 fn pages(evidence: &Evidence<'_>) -> Row {
     let mut tally = Tally::new("-", PAGE, "0 wrong");
     let moments = moments(evidence);
@@ -200,7 +200,7 @@ fn pages(evidence: &Evidence<'_>) -> Row {
     tally.counted()
 }
 
-/// When the fleet has changed and every page has had the time to show it.
+/// The times at which every page must show a change of the fleet.
 fn moments(evidence: &Evidence<'_>) -> Vec<f64> {
     let silence = evidence_silence(evidence) + SAME_FOR;
     let of = |life: &Life<'_>| {
@@ -213,7 +213,7 @@ fn moments(evidence: &Evidence<'_>) -> Vec<f64> {
     all
 }
 
-/// Until the next view, the end of its gateway, or the last look.
+/// When a view ends: at the next view, at the exit of its gateway, or at the last reading.
 fn shown_until(evidence: &Evidence<'_>, gateway: &str, view: &View<'_>, next: Option<&View<'_>>) -> f64 {
     let lives = evidence.gateways.get(gateway).map(Vec::as_slice).unwrap_or_default();
     let ended = lives.iter().rev().find(|life| life.contains(view.at)).map_or(f64::INFINITY, Life::works_until);
@@ -221,32 +221,32 @@ fn shown_until(evidence: &Evidence<'_>, gateway: &str, view: &View<'_>, next: Op
     next.map_or(asked, |next| next.at).min(ended)
 }
 
-/// A gateway that has just started, and one without Kafka, cannot know.
+/// Whether the gateway has just started, or had no Kafka: then it cannot know the fleet.
 fn excused(evidence: &Evidence<'_>, gateway: &str, at: f64) -> bool {
     let lives = evidence.gateways.get(gateway).map(Vec::as_slice).unwrap_or_default();
     let starting = lives.iter().any(|life| (life.from..evidence.begun_by(life) + RIGHT_WITHIN).contains(&at));
     starting || evidence.kafka_away(at - evidence_silence(evidence) - TOLD_WITHIN, at)
 }
 
-/// What is wrong with a view at this moment, and about whom.
+/// The error of a view at this moment, with the workers that it concerns.
 fn untrue(evidence: &Evidence<'_>, view: &View<'_>, at: f64) -> Option<(String, Vec<String>)> {
     let shown = || view.active.iter().chain(view.stopping);
     let ghosts: Vec<String> = shown().filter(|id| !may_be_listed(evidence, id, at)).cloned().collect();
     if !ghosts.is_empty() {
-        return Some((format!("lists {} at {at:.1} s", ghosts.join(", ")), ghosts));
+        return Some((format!("lists {} at {at:.1} s, without such a process", ghosts.join(", ")), ghosts));
     }
     let missing: Vec<String> = sure(evidence, at)
         .into_iter()
         .filter(|id| !view.active.iter().any(|active| active == id))
         .map(str::to_owned)
         .collect();
-    let what = || format!("does not list {} at {at:.1} s", missing.join(", "));
+    let what = || format!("does not list {}, which ran at {at:.1} s", missing.join(", "));
     (!missing.is_empty()).then(|| (what(), missing.clone()))
 }
 
-/// Whether there is a worker of this name, or was one just now.
+/// Whether a worker of this name runs, or ran a moment ago.
 fn may_be_listed(evidence: &Evidence<'_>, id: &str, at: f64) -> bool {
-    // A second process of one name is listed with a part of its instance behind it.
+    // A second process of the same name is listed as `name#` and a part of its instance.
     let name = id.split('#').next().unwrap_or_default();
     let Some(lives) = evidence.workers.get(name) else { return !evidence.begin.owns_processes };
     lives.iter().any(|life| {

@@ -1,18 +1,19 @@
-//! The judge: from the ledger to the verdict.
+//! The judge: makes the verdict from the ledger.
 //!
-//! Pure: it gets all lines, once everything has been seen, and nothing else. Each promise of the contract is a row, made by one of the modules below from the
-//! evidence. What is not seen to be broken is held only if there was occasion to break it, and if the evidence is whole.
+//! Pure: it gets all lines after the run, and nothing else. The modules below make a row for each promise of the
+//! contract. A row without a finding is held only if something put the promise to the test and the evidence is
+//! complete.
 //!
 //! | module | judges |
 //! |---|---|
-//! | `tasks` | what became of tasks and answers: P1, P8c |
-//! | `service` | whether callers are served, and how soon |
-//! | `duplicates` | what ran more than once, and why: P2 |
+//! | `tasks` | the outcomes of tasks and answers: P1, P8c |
+//! | `service` | whether and how soon callers are served |
+//! | `duplicates` | tasks that ran more than once, and their causes: P2 |
 //! | `stops`, `receipts` | stops of workers: P3 to P7, exit codes, notifications, receipts |
-//! | `crashes` | what became of the tasks of killed and frozen workers: P8, P8b |
-//! | `cluster` | what callers are promised while a node of several is away, and that every worker works: P11 |
-//! | `gateways` | stops and restarts of gateways, and what they show: P9, P10 |
-//! | `actions` | whether what was planned has happened |
+//! | `crashes` | the tasks of killed and frozen workers: P8, P8b |
+//! | `cluster` | service while one of several nodes is unavailable, and work of every worker: P11 |
+//! | `gateways` | stops and restarts of gateways, and the fleet that they show: P9, P10 |
+//! | `actions` | whether the planned actions took effect |
 
 mod actions;
 mod cluster;
@@ -39,19 +40,19 @@ use super::evidence::Evidence;
 use super::fact::{Ending, Fact, Kind, Line};
 use super::judgement::{Conclusion, Finding, Row, State, Totals, Verdict};
 
-/// What a verdict depends on besides what was seen.
+/// What a verdict depends on, besides the facts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Circumstances {
     /// The topics were read to their ends.
     pub(super) audited: bool,
-    /// No worker is left that could do what waits in Kafka.
+    /// No worker is left that could run the tasks in Kafka.
     pub(super) nobody_works: bool,
     /// Where the ledger is.
     pub(super) ledger: String,
 }
 
 impl Circumstances {
-    /// As the last line says; `ledger`: where it is. `None` without a last line: there is nothing to judge yet.
+    /// Reads the ledger's last line; `ledger` is its path. `None` without a last line: there is nothing to judge yet.
     pub(super) fn of(lines: &[Line], ledger: String) -> Option<Self> {
         let Fact::End(Ending { audited, nobody_works, .. }) = lines.iter().map(|line| &line.fact).next_back()? else {
             return None;
@@ -60,22 +61,21 @@ impl Circumstances {
     }
 }
 
-/// Judges a run.
 pub(super) fn judge(lines: &[Line], circumstances: &Circumstances) -> Verdict {
     let evidence = Evidence::new(lines);
-    // Seen from the ledger, too, so that it is judged again as it was judged.
+    // Derived from the ledger, too, so that a second judgement gives the same verdict.
     let nobody = || evidence.workers.values().flatten().all(|life| life.exit.is_some());
     let nobody_works = !evidence.begin.owns_processes && circumstances.audited && nobody();
     let nobody_works = circumstances.nobody_works || nobody_works;
     let circumstances = &Circumstances { nobody_works, ..circumstances.clone() };
     let (faults, missing) = actions::judge(&evidence);
     let mut rows = tasks::rows(&evidence, circumstances);
-    // Logs tell what was begun, and only the topics what came of it: where they were not read nothing follows.
+    // The journals show starts, but only the topics show outcomes. Without the topics these rows get no evidence.
     let unknown = Evidence::new(lines.get(..1).unwrap_or_default());
     let audited = if circumstances.audited { &evidence } else { &unknown };
     rows.push(duplicates::row(audited));
     let causes = service::Causes::of(&evidence);
-    // What happens to the processes of a fleet that others act on is not seen: only its tasks are judged.
+    // Where others act on the fleet, the exits of its processes are not seen: only its tasks are judged.
     if evidence.begin.owns_processes || !evidence.actions.is_empty() {
         rows.extend(stops::rows(audited));
         rows.extend(crashes::rows(audited));
@@ -83,7 +83,7 @@ pub(super) fn judge(lines: &[Line], circumstances: &Circumstances) -> Verdict {
         rows.extend(gateways::rows(&evidence));
         rows.extend(service::rows(audited, &causes));
     }
-    rows.extend(books(&evidence));
+    rows.extend(accounting(&evidence));
     rows.push(missing);
     let totals = totals(&evidence, lines, circumstances);
     Verdict {
@@ -109,7 +109,7 @@ fn conclusion(
     let broken = |row: &Row| row.state == State::Broken;
     let (did_not_happen, others): (Vec<&Row>, Vec<&Row>) =
         rows.iter().filter(|row| broken(row)).partition(|row| row.name == actions::NAME);
-    // Where nothing at all was answered, callers were turned away by something else than a fault of the fleet.
+    // Without any answer, the refusals were not caused by a fault of the fleet.
     let turned_away = |row: &&Row| [service::REFUSALS, service::RECOVERIES].contains(&row.name);
     let nothing_served = totals.answered == 0 && others.iter().all(turned_away);
     if !others.is_empty() && !nothing_served {
@@ -119,26 +119,26 @@ fn conclusion(
         let answers = evidence.requests.values().rev().filter_map(|request| request.answered);
         let last = answers.filter_map(|(_, _, answer)| answer.why.as_ref()).next();
         let reason = last.map(|why| format!("; last refusal: {why}")).unwrap_or_default();
-        return Conclusion::CouldNotRun(format!("not one task was answered{reason}"));
+        return Conclusion::CouldNotRun(format!("no task was answered{reason}"));
     }
     if totals.undecided > 0 && circumstances.nobody_works {
         let count = totals.undecided;
         return Conclusion::Undecided(format!(
-            "{count} wait in Kafka, and no worker runs that could do them; start some, they are not lost"
+            "tasks waiting in Kafka: {count}; no worker runs: start workers, the tasks are not lost"
         ));
     }
     if !circumstances.audited {
         return Conclusion::Undecided(
-            "nothing is seen to be lost or wrong, but Kafka could not be read, and nothing was audited".to_owned(),
+            "no loss or wrong result was seen, but Kafka could not be read, and nothing was audited".to_owned(),
         );
     }
     if let Some(row) = did_not_happen.first() {
         let first = row.findings.first().map(|finding| finding.what.clone()).unwrap_or_default();
-        return Conclusion::Undecided(format!("{} of the planned actions did not happen: {first}", row.findings.len()));
+        return Conclusion::Undecided(format!("{} of the planned actions took no effect: {first}", row.findings.len()));
     }
     if let Some(share) = too_late {
         return Conclusion::Undecided(format!(
-            "{:.1} % of the requests found no free caller, though nothing was done to the fleet; load.callers is too small, or the machine too slow",
+            "{:.1} % of the requests found no free caller while no action disturbed the fleet; raise load.callers, or use a faster machine",
             share * 100.0
         ));
     }
@@ -147,16 +147,16 @@ fn conclusion(
     }
     let untested = |row: &&Row| row.state == State::Untested;
     if evidence.begin.owns_processes && rows.iter().any(|row| row.name == service::PROBES && untested(&row)) {
-        return Conclusion::Undecided("the fleet was not seen to work when everything was over".to_owned());
+        return Conclusion::Undecided("the fleet was not probed after the last action".to_owned());
     }
     let named = |row: &&Row| evidence.begin.tests.iter().any(|promise| promise == row.promise);
-    // Of a fleet that others started not every row of a promise can be seen.
+    // Of a fleet that others started, some rows of a promise cannot be seen.
     let seen = |row: &&Row| rows.iter().any(|other| other.promise == row.promise && other.state != State::Untested);
     let missed = |row: &&Row| named(row) && untested(row) && (evidence.begin.owns_processes || !seen(row));
     let missing: Vec<String> =
         rows.iter().filter(missed).map(|row| format!("{} ({})", row.promise, row.name)).collect();
     if !missing.is_empty() {
-        return Conclusion::Undecided(format!("the plan tests {}, and there was no occasion", missing.join(", ")));
+        return Conclusion::Undecided(format!("the plan tests {}, but the run did not", missing.join(", ")));
     }
     Conclusion::Held
 }
@@ -171,32 +171,32 @@ fn totals(evidence: &Evidence<'_>, lines: &[Line], circumstances: &Circumstances
         .collect();
     took.sort_by(f64::total_cmp);
     let at = |percent: usize| took.get(((took.len() * percent).div_ceil(100)).max(1) - 1).copied().unwrap_or_default();
-    let fates = tasks::fates(evidence, circumstances);
-    let count = |wanted: tasks::Fate| fates.values().filter(|fate| **fate == wanted).count() as u64;
+    let outcomes = tasks::outcomes(evidence, circumstances);
+    let count = |wanted: tasks::Outcome| outcomes.values().filter(|outcome| **outcome == wanted).count() as u64;
     Totals {
         seconds: evidence.end,
-        sent: fates.len() as u64 - count(tasks::Fate::Refused),
-        answered: count(tasks::Fate::Answered),
-        refused: count(tasks::Fate::Refused),
+        sent: outcomes.len() as u64 - count(tasks::Outcome::Refused),
+        answered: count(tasks::Outcome::Answered),
+        refused: count(tasks::Outcome::Refused),
         late: evidence.late.len() as u64,
-        undecided: count(tasks::Fate::Undecided),
+        undecided: count(tasks::Outcome::Undecided),
         p50_ms: at(50),
         p99_ms: at(99),
         worst_ms: took.last().copied().unwrap_or_default(),
     }
 }
 
-/// What has to be so at the end.
-fn books(evidence: &Evidence<'_>) -> Vec<Row> {
-    let mut lag = Tally::new("-", "nothing is left in the queue", "0");
+/// The accounting at the end of the run.
+fn accounting(evidence: &Evidence<'_>) -> Vec<Row> {
+    let mut lag = Tally::new("-", "no task is left in the queue", "0");
     if let Some((line, tasks)) = evidence.lag {
         lag.count += 1;
         lag.worst = tasks.to_string();
         if tasks > 0 {
-            lag.broken(format!("{tasks} tasks are not finished by the group"), Vec::new(), vec![line]);
+            lag.broken(format!("the worker group has not finished {tasks} tasks"), Vec::new(), vec![line]);
         }
     }
-    let mut readers = Tally::new("-", "two readers find the same", "0");
+    let mut readers = Tally::new("-", "two readers read the same records", "0");
     if evidence.lag.is_some() || !evidence.disagreed.is_empty() {
         readers.count += 1;
         readers.worst = evidence.disagreed.len().to_string();
@@ -207,14 +207,13 @@ fn books(evidence: &Evidence<'_>) -> Vec<Row> {
     vec![lag.row(), readers.row()]
 }
 
-/// A row while it is made.
 #[derive(Debug)]
 struct Tally {
     promise: &'static str,
     name: &'static str,
     bound: String,
     worst: String,
-    /// The largest measured value, where one is measured.
+    /// The largest measured time in seconds.
     most: f64,
     count: u64,
     note: Vec<String>,
@@ -235,7 +234,7 @@ impl Tally {
         }
     }
 
-    /// One more case, with a time in seconds that is held against a bound.
+    /// Counts a case with a time in seconds and compares it with its bound.
     fn time(&mut self, seconds: f64, bound: f64, what: impl FnOnce() -> Finding) {
         self.count += 1;
         if self.worst.is_empty() || seconds > self.most {
@@ -247,8 +246,8 @@ impl Tally {
         }
     }
 
-    /// The same for a time that is known only to be at most this long, and at least this long less `doubt`: it counts
-    /// if that decides.
+    /// Like [`time`](Self::time), for a time between `most - doubt` and `most`. Counts it only if both ends agree on
+    /// the bound.
     fn time_in_doubt(&mut self, most: f64, doubt: f64, bound: f64, what: impl FnOnce() -> Finding) {
         let least = most - doubt;
         if most <= bound || least > bound {
@@ -260,7 +259,7 @@ impl Tally {
         self.findings.push(Finding { what, ids, lines });
     }
 
-    /// A row that counts findings.
+    /// Ends a row whose worst value is the number of findings.
     fn counted(mut self) -> Row {
         if self.count > 0 || !self.findings.is_empty() {
             self.worst = self.findings.len().to_string();
@@ -287,7 +286,7 @@ impl Tally {
     }
 }
 
-/// A time as people read it.
+/// A time as text, with its unit.
 fn shown(seconds: f64) -> String {
     if seconds.is_infinite() {
         return "never".to_owned();

@@ -1,6 +1,7 @@
-//! The table of mutations: a real run is held; each of these changes to its ledger turns the row red that it should, for its reason.
+//! The table of mutations: each changes the ledger of a real run that is held, and breaks the named row for the named
+//! reason.
 //!
-//! This is what shows that the judge can find what it looks for. `hole` numbers the ways in which an earlier judge was fooled.
+//! It proves that the judge finds each kind of fault. A new check needs a mutation.
 
 use serde_json::json;
 
@@ -9,7 +10,7 @@ use super::super::judgement::{Conclusion, State};
 use super::super::texts::AFTERWARDS;
 use super::recorded::{Recorded, broken, refused, task_of};
 
-/// One change, and what has to come of it: a row that is broken and says this, or a verdict that is undecided and says it.
+/// One change, and the text that must appear in a finding of the row or in the reason of an undecided verdict.
 pub(super) struct Mutation {
     pub(super) name: &'static str,
     pub(super) row: &'static str,
@@ -20,37 +21,37 @@ pub(super) struct Mutation {
 pub(super) const LOST: &str = "no task is lost";
 const FETCHED: &str = "every result can be fetched";
 pub(super) const RIGHT: &str = "every answer is right";
-const UNEXPECTED: &str = "nothing runs that nobody asked for";
-pub(super) const GIVEN_UP: &str = "no task is given up that could be done";
-const POISON: &str = "a poison task is given up";
-pub(super) const TWICE: &str = "nothing runs twice";
-pub(super) const IDLE: &str = "an idle worker stops";
-pub(super) const BUSY: &str = "a busy one finishes and stops";
-pub(super) const DEADLINE: &str = "a drain ends at its timeout";
-pub(super) const RESTARTED: &str = "what was abandoned starts elsewhere";
-pub(super) const SECOND: &str = "a second signal ends it";
-pub(super) const AWAY: &str = "it stops though Kafka is away";
-pub(super) const CODES: &str = "exit codes tell the truth";
-pub(super) const SAID: &str = "stops are announced and receipted";
-pub(super) const RECEIPTS: &str = "receipts match what was seen";
-pub(super) const KILLED: &str = "the tasks of a killed one start elsewhere";
-pub(super) const HUNG: &str = "the tasks of a hung one start elsewhere";
-pub(super) const GATEWAY: &str = "a gateway answers its callers and stops";
-const UNREADY: &str = "a stopping gateway is not ready";
+const UNEXPECTED: &str = "no task runs that was not requested";
+pub(super) const GIVEN_UP: &str = "no task fails that can succeed";
+const POISON: &str = "poison task is dead-lettered";
+pub(super) const TWICE: &str = "no task runs twice";
+pub(super) const IDLE: &str = "idle worker stops";
+pub(super) const BUSY: &str = "busy worker finishes and stops";
+pub(super) const DEADLINE: &str = "drain ends at its timeout";
+pub(super) const RESTARTED: &str = "abandoned task starts elsewhere";
+pub(super) const SECOND: &str = "second signal ends a worker";
+pub(super) const AWAY: &str = "stops while Kafka is unavailable";
+pub(super) const CODES: &str = "exit codes are correct";
+pub(super) const SAID: &str = "stops have notifications and receipts";
+pub(super) const RECEIPTS: &str = "receipts match the evidence";
+pub(super) const KILLED: &str = "tasks of a killed worker start elsewhere";
+pub(super) const HUNG: &str = "tasks of a hung worker start elsewhere";
+pub(super) const GATEWAY: &str = "gateway answers its callers and stops";
+const UNREADY: &str = "stopping gateway is not ready";
 pub(super) const CUT: &str = "every caller is answered";
-pub(super) const KNOWS: &str = "a new gateway knows the fleet";
-const PAGE: &str = "the fleet page tells the truth";
-const REFUSED: &str = "no caller is turned away without a cause";
-const RECOVERED: &str = "after each cause callers are served again";
+pub(super) const KNOWS: &str = "restarted gateway knows the fleet";
+const PAGE: &str = "fleet page is correct";
+const REFUSED: &str = "no request is refused without a cause";
+const RECOVERED: &str = "callers are served again after a cause";
 pub(super) const IN_TIME: &str = "tasks start in time";
-const FOLLOWS: &str = "an answer follows its result";
-const PROBED: &str = "everything is served in the end";
-const STAYS: &str = "results stay what they are";
-const KAFKA: &str = "Kafka is there unless an action takes it away";
-const LAG: &str = "nothing is left in the queue";
-const READERS: &str = "two readers find the same";
-const PLANNED: &str = "what was planned has happened";
-/// No row, but the verdict.
+const FOLLOWS: &str = "answer follows its result";
+const PROBED: &str = "all probes at the end are answered";
+const STAYS: &str = "results stay the same";
+const KAFKA: &str = "Kafka is unavailable only by an action";
+const LAG: &str = "no task is left in the queue";
+const READERS: &str = "two readers read the same records";
+const PLANNED: &str = "planned actions took effect";
+/// Stands for the verdict, in place of a row.
 const UNDECIDED: &str = "UNDECIDED";
 
 macro_rules! mutations {
@@ -63,12 +64,10 @@ mod service;
 mod stops;
 mod tasks;
 
-/// All of them.
 fn all() -> impl Iterator<Item = &'static Mutation> {
     [tasks::MUTATIONS, stops::MUTATIONS, service::MUTATIONS].into_iter().flatten()
 }
 
-/// A poison request and its task.
 fn find_poison(it: &Recorded) -> Option<(u64, String)> {
     let number = it.lines.iter().find_map(|line| match &line.fact {
         Fact::Submitted { number, poison: true, .. } => Some(*number),
@@ -85,7 +84,7 @@ fn poison(it: &Recorded) -> (u64, String) {
     find_poison(it).expect("a poison request")
 }
 
-/// A task that this process had in flight then, and that was run again.
+/// A task that this process had in flight at this time, and that ran again.
 fn in_flight(it: &Recorded, process: &str, at: f64) -> String {
     let began = it.lines.iter().filter_map(|line| match &line.fact {
         Fact::RunBegan { worker, task_id, .. } if worker == process && line.at < at => Some(task_id.clone()),
@@ -99,7 +98,6 @@ fn in_flight(it: &Recorded, process: &str, at: f64) -> String {
     began.rev().find(again).expect("a task in flight")
 }
 
-/// The task that a stop gave up.
 fn abandoned(it: &Recorded, stop: &super::recorded::Done) -> String {
     let receipt = it.lines.iter().find_map(|line| match &line.fact {
         Fact::Exited { process, receipt: Some(receipt), .. } if *process == stop.process && line.at == stop.exit => {
@@ -107,7 +105,7 @@ fn abandoned(it: &Recorded, stop: &super::recorded::Done) -> String {
         }
         _ => None,
     });
-    receipt.expect("it gave one up")
+    receipt.expect("the stop abandoned a task")
 }
 
 fn request_of(it: &Recorded, id: &str) -> u64 {
@@ -118,9 +116,9 @@ fn request_of(it: &Recorded, id: &str) -> u64 {
     number.expect("a task of this run")
 }
 
-fn is_said(line: &super::super::fact::Line, worker: &str, status: &str, from: f64, until: f64) -> bool {
+fn is_notice(line: &super::super::fact::Line, worker: &str, status: &str, from: f64, until: f64) -> bool {
     let within = (from - 0.01..until + 0.5).contains(&line.at);
-    within && matches!(&line.fact, Fact::Notified { worker: by, status: said, .. } if by == worker && said == status)
+    within && matches!(&line.fact, Fact::Notified { worker: by, status: sent, .. } if by == worker && sent == status)
 }
 
 fn without(it: &mut Recorded, member: &str) {
@@ -136,7 +134,7 @@ fn says(it: &mut Recorded, member: &str, value: serde_json::Value) {
 fn read_back(it: &mut Recorded, answered: Option<u16>) {
     let mut first = true;
     it.change(|line| match &mut line.fact {
-        // The second time.
+        // The second reading.
         Fact::ReadBack { gateway, status, mark, is_result, .. }
             if gateway == "gateway_2" && std::mem::take(&mut first) =>
         {
@@ -158,24 +156,24 @@ fn carried(it: &mut Recorded, change: impl Fn(&mut Fact)) {
 }
 
 #[test]
-fn the_recorded_run_is_held() {
+fn recorded_run_is_held() {
     let verdict = Recorded::new().judged();
     let broken = broken(&verdict);
     assert!(verdict.conclusion == Conclusion::Held && broken.is_empty(), "{:?}: {broken:#?}", verdict.conclusion);
-    // Nothing is held for want of an occasion, but for what a broker of one node has none for.
+    // The run tests every row, except those of a cluster.
     let untested = verdict.rows.iter().filter(|row| row.state == State::Untested && row.promise != "P11");
     assert_eq!(untested.map(|row| row.name).collect::<Vec<_>>(), [""; 0]);
 }
 
 #[test]
-fn each_mutation_turns_its_row_red_for_its_reason() {
+fn each_mutation_breaks_its_row_for_its_reason() {
     let count = all().count();
     assert!(count >= 60);
     let wrong: Vec<String> = all().filter_map(|mutation| undetected(mutation, Recorded::new()).err()).collect();
     assert!(wrong.is_empty(), "{} of {count} mutations:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// Why a change to this ledger does not have its effect.
+/// Changes the ledger. The error says why the verdict does not show the change.
 pub(super) fn undetected(mutation: &Mutation, mut recorded: Recorded) -> Result<(), String> {
     let Mutation { name, row, says, change } = mutation;
     change(&mut recorded);

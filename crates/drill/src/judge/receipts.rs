@@ -1,4 +1,4 @@
-//! The receipt of a worker that was stopped, against what was seen from outside. Called by `stops`.
+//! Compares the receipt of a stopped worker with the evidence. Called by `stops`.
 
 use super::super::evidence::{Evidence, Held, MOMENT, Story};
 use super::super::receipt::Receipt;
@@ -17,7 +17,7 @@ pub(super) fn judge(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Ta
     let mut wrong = |what: String| tally.findings.push(stop.finding(what));
     let receipt = match Receipt::read(raw) {
         Ok(receipt) => receipt,
-        Err(why) => return wrong(format!("has a receipt that is none: {why}")),
+        Err(why) => return wrong(format!("has a receipt that cannot be read: {why}")),
     };
     if let Some(fault) = receipt.phases_fault() {
         wrong(format!("{fault}, in its receipt"));
@@ -28,7 +28,7 @@ pub(super) fn judge(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Ta
     let outcomes: &[&str] = match receipt.exit_code {
         3 => &["abandoned"],
         4 => &["forced"],
-        // Forced, with nothing left to give up.
+        // A second signal with nothing left to abandon.
         _ if stop.life.terms.len() > 1 => &["drained", "forced"],
         _ => &["drained"],
     };
@@ -41,15 +41,15 @@ pub(super) fn judge(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Ta
     if !stop.life.by_hearsay && receipt.signal != "SIGTERM" {
         wrong(format!("got SIGTERM; its receipt says {:?}", receipt.signal));
     }
-    // Without the output nothing can be compared; the topic's may be a next process's, which stopped in the same
-    // second.
+    // Compared only where the output is seen. The receipt on the topic may belong to the next process, if that one
+    // stopped in the same second.
     if evidence.begin.owns_processes && on_topic.is_some_and(|on_topic| on_topic != raw) {
-        wrong("has another receipt on the topic than on its output".to_owned());
+        wrong("has different receipts on the topic and on its output".to_owned());
     }
     let abandoned: Vec<&String> = receipt.tasks_abandoned.iter().collect();
     let unfinished: Vec<&str> = stop.unfinished().collect();
     let unknown = abandoned.iter().filter(|id| !unfinished.contains(&id.as_str())).count();
-    // In the last moment a result may have come to Kafka and its worker not have learned it.
+    // In its last moment a worker may not have learned that Kafka has a result.
     let may = !matches!(stop.kind, Kind::KafkaAway) && evidence.sees_starts;
     if may
         && (unknown > 0 || unfinished.iter().any(|id| !abandoned.iter().any(|task| task == id)))
@@ -59,7 +59,7 @@ pub(super) fn judge(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Ta
         wrong(format!("abandoned {}; its receipt says {said}", few(unfinished.iter().copied())));
     }
     let finished = |slack: f64| {
-        // A result that its worker did not hear of any more is that of a task that it abandoned.
+        // A worker that does not learn of a result abandons the task.
         let gave_up = |id: &str| receipt.tasks_abandoned.iter().any(|task| task == id);
         let after = |held: &&Held<'_, '_>| {
             held.run.end.as_ref().is_some_and(|end| end.at > stop.at + slack) && !gave_up(held.id)
@@ -76,18 +76,18 @@ pub(super) fn judge(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, tally: &mut Ta
     }
     let waiting = not_begun(evidence, stop) + given_up;
     if may && receipt.tasks_returned > waiting {
-        wrong(format!("could return {waiting} tasks at most; its receipt says {}", receipt.tasks_returned));
+        wrong(format!("could return at most {waiting} tasks; its receipt says {}", receipt.tasks_returned));
     }
     let total = receipt.total().unwrap_or_default();
     let took = stop.exit.at - stop.at;
-    // It is made up before it is sent, and without Kafka that takes as long as it may.
+    // The worker makes the receipt before it sends it. Without Kafka the sending takes its whole limit.
     let sending = if stop.kind == Kind::KafkaAway { FIVE_SECONDS } else { SECOND };
     if !stop.life.by_hearsay && (total > took + MOMENT || took > total + sending) {
         wrong(format!("took {} to stop; its receipt says {}", shown(took), shown(total)));
     }
 }
 
-/// Some ids, and how many more there are.
+/// The first ids, and the number of further ones.
 fn few<'a>(ids: impl ExactSizeIterator<Item = &'a str>) -> String {
     const SHOWN: usize = 3;
     let count = ids.len();
@@ -99,7 +99,7 @@ fn few<'a>(ids: impl ExactSizeIterator<Item = &'a str>) -> String {
     }
 }
 
-/// Whether every task that the receipt calls abandoned and that has a result got it in the last moment.
+/// Whether each abandoned task with a result got the result in the last second of the stop.
 fn late_result(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, abandoned: &[&String]) -> bool {
     let had = |id: &&String| {
         let mut runs = evidence.runs_during(stop.life.process, stop.exit.at - SECOND, stop.exit.at);
@@ -115,8 +115,8 @@ fn late_result(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, abandoned: &[&Strin
         })
 }
 
-/// Tasks that it may have fetched and not begun: they were accepted before its end, and no worker had begun them at its
-/// signal, or they were begun and had no result.
+/// The number of tasks that the worker may have fetched and not begun. They were accepted before its exit. At its
+/// signal no worker had begun them, or they had begun and had no result.
 fn not_begun(evidence: &Evidence<'_>, stop: &Stop<'_, '_>) -> u64 {
     let waits = |story: &&Story<'_>| {
         story.accepted.first().is_some_and(|(_, at)| *at <= stop.exit.at)
@@ -126,14 +126,14 @@ fn not_begun(evidence: &Evidence<'_>, stop: &Stop<'_, '_>) -> u64 {
     evidence.tasks.values().filter(waits).count() as u64
 }
 
-/// Tasks that it gave up while it stopped.
+/// The number of tasks that were dead-lettered during the stop.
 fn given_up(evidence: &Evidence<'_>, stop: &Stop<'_, '_>) -> u64 {
     let stopping = (stop.at - MOMENT)..=(stop.exit.at + MOMENT);
     let given_up = evidence.tasks.values().flat_map(|story| &story.given_up);
     given_up.filter(|(_, end)| stopping.contains(&end.at)).count() as u64
 }
 
-/// Results that came in the moment before the signal: the worker may have counted them.
+/// The number of results just before the signal: the worker may have counted them.
 fn just_before(evidence: &Evidence<'_>, stop: &Stop<'_, '_>) -> u64 {
     let (from, until) = (stop.at - MOMENT, stop.at);
     let runs = evidence.runs_during(stop.life.process, from, until);

@@ -1,8 +1,9 @@
-//! Two ledgers of real runs, and what can be done to them: for the tables of mutations.
+//! Two ledgers of real runs, and the changes that the tables of mutations make to them.
 //!
-//! They are made with the plans beside this file, on the embedded broker; ids are made short, so that the files are:
+//! The plans beside this file made them on the embedded broker. Short ids keep the files small:
 //! `drill run crates/drill/src/judge/recorded.toml --seed 1`, then
-//! `perl -pe 's/[0-9a-f]{8}-[0-9a-f-]{27}/$m{$&} \/\/= "t".++$n/ge' .drill/ledger.jsonl | gzip -9n >crates/drill/src/judge/recorded.jsonl.gz`
+//! `perl -pe 's/[0-9a-f]{8}-[0-9a-f-]{27}/$m{$&} \/\/= "t".++$n/ge' .drill/ledger.jsonl |
+//! gzip -9n >crates/drill/src/judge/recorded.jsonl.gz`
 
 use std::io::Read;
 use std::sync::LazyLock;
@@ -24,13 +25,12 @@ fn read(compressed: &[u8]) -> Vec<Line> {
     text.lines().map(|line| serde_json::from_str(line).expect("a line of a ledger")).collect()
 }
 
-/// A copy of the recorded ledger.
 #[derive(Clone)]
 pub(super) struct Recorded {
     pub(super) lines: Vec<Line>,
 }
 
-/// A plain short task of a time in which nothing was done to the fleet; seconds of the run.
+/// A plain short task from a time without actions; times are seconds of the run.
 #[derive(Clone, Debug)]
 pub(super) struct Calm {
     pub(super) number: u64,
@@ -42,7 +42,7 @@ pub(super) struct Calm {
     pub(super) answered: f64,
 }
 
-/// A signal of an action, and the end that came of it.
+/// A signal of an action, and the exit that followed.
 #[derive(Clone, Debug)]
 pub(super) struct Done {
     pub(super) process: String,
@@ -50,7 +50,6 @@ pub(super) struct Done {
     pub(super) exit: f64,
 }
 
-/// The task that a fact is about.
 pub(super) fn task_of(fact: &Fact) -> Option<&str> {
     match fact {
         Fact::Accepted { task_id, .. }
@@ -73,19 +72,18 @@ impl Recorded {
         Self { lines: RECORDED.clone() }
     }
 
-    /// Of a run with a broker of three nodes.
+    /// The ledger of a run with a broker of three nodes.
     pub(super) fn of_cluster() -> Self {
         Self { lines: OF_CLUSTER.clone() }
     }
 
-    /// When the load began.
     pub(super) fn load(&self) -> f64 {
         let first = |line: &Line| matches!(line.fact, Fact::Submitted { .. });
         self.lines.iter().find(|line| first(line)).expect("a request").at
     }
 
     pub(super) fn put(&mut self, at: f64, fact: Fact) {
-        // Before the last line, which says that it is the last.
+        // Before the ledger's last line.
         self.lines.insert(self.lines.len() - 1, Line { at, fact });
     }
 
@@ -95,12 +93,12 @@ impl Recorded {
         assert!(self.lines.len() < before, "nothing was removed");
     }
 
-    /// Changes every line of which `change` says that it did; there is one at least.
+    /// Applies `change` to every line; it returns whether it changed the line, and must change at least one.
     pub(super) fn change(&mut self, change: impl FnMut(&mut Line) -> bool) {
         assert!(self.lines.iter_mut().map(change).filter(|changed| *changed).count() > 0, "nothing was changed");
     }
 
-    /// Takes them in the order of their requests.
+    /// All calm tasks, in the order of their requests.
     pub(super) fn calm(&self) -> Vec<Calm> {
         let (from, until) = (self.load() + 25.3, self.load() + 28.4);
         let calm = |line: &Line| match &line.fact {
@@ -134,12 +132,11 @@ impl Recorded {
         Some(Calm { number, id, worker, gateway, accepted, began, answered: answered.at })
     }
 
-    /// One of them.
     pub(super) fn task(&self) -> Calm {
         self.calm().into_iter().nth(3).expect("a calm task")
     }
 
-    /// The signals of the actions of one kind, in their order.
+    /// The signals of all actions of one kind, in order.
     pub(super) fn done(&self, what: &str) -> Vec<Done> {
         let orders = self.lines.iter().filter_map(|line| match &line.fact {
             Fact::Ordered { action, what: done, .. } if done == what => Some(*action),
@@ -157,17 +154,15 @@ impl Recorded {
         signals.map(|(process, at)| Done { exit: self.exit_after(&process, at), process, at }).collect()
     }
 
-    /// The first of these.
     pub(super) fn first(&self, what: &str) -> Done {
         self.done(what).into_iter().next().unwrap_or_else(|| panic!("no {what}"))
     }
 
-    /// The stop of a worker that was idle.
     pub(super) fn idle_stop(&self) -> Done {
         self.done("stop-worker").into_iter().nth(1).expect("the second stop is that of an idle worker")
     }
 
-    /// The stop of a worker that gave its task up at its deadline.
+    /// The stop of a worker that abandoned its task at its deadline.
     pub(super) fn deadline(&self) -> Done {
         self.done("stop-worker").into_iter().next().expect("the first stop is that of a worker with a long task")
     }
@@ -178,7 +173,6 @@ impl Recorded {
         ends.map(|line| line.at).filter(|end| *end >= at).fold(f64::INFINITY, f64::min)
     }
 
-    /// Changes the end of a process.
     pub(super) fn exit(&mut self, of: &Done, mut change: impl FnMut(&mut Line)) {
         self.change(|line| {
             let is = matches!(&line.fact, Fact::Exited { process, .. } if *process == of.process && line.at == of.exit);
@@ -189,7 +183,7 @@ impl Recorded {
         });
     }
 
-    /// The end of a gateway comes so much later, and so does its next start.
+    /// Delays the exit of a gateway, and its next start.
     pub(super) fn linger(&mut self, of: &Done, by: f64) {
         self.change(|line| {
             let is = match &line.fact {
@@ -202,7 +196,7 @@ impl Recorded {
         });
     }
 
-    /// Changes the receipt of a stop, on its output and on the topic.
+    /// Changes the receipt of a stop, on the output and on the topic.
     pub(super) fn receipt(&mut self, of: &Done, mut change: impl FnMut(&mut Value)) {
         self.change(|line| match &mut line.fact {
             Fact::Exited { process, receipt: Some(receipt), .. } if *process == of.process && line.at == of.exit => {
@@ -219,7 +213,7 @@ impl Recorded {
         });
     }
 
-    /// The stop takes so much longer; its receipt says so.
+    /// Makes a stop take longer, also in its receipt.
     pub(super) fn later(&mut self, of: &Done, by: f64) {
         self.exit(of, |line| line.at += by);
         let after = Done { exit: of.exit + by, ..of.clone() };
@@ -241,7 +235,7 @@ impl Recorded {
         self.change(|line| {
             let (at, moves) = (line.at, during(line.at));
             match &mut line.fact {
-                // The next process of its name comes behind it, and its last word before it.
+                // The next process of the name starts later, and the last status record comes later.
                 Fact::Started { process: name, .. } | Fact::Ready { process: name } if moves && *name == process => {
                     line.at = at + by;
                 }
@@ -250,7 +244,7 @@ impl Recorded {
                 {
                     line.at = at + by;
                 }
-                // What the next one has done by then another one has done.
+                // Another worker runs the tasks of the next process meanwhile.
                 Fact::RunBegan { worker, task_id, .. } | Fact::RunEnded { worker, task_id, .. }
                     if at > of.exit && *worker == process && begun.contains(task_id) =>
                 {
@@ -262,7 +256,6 @@ impl Recorded {
         });
     }
 
-    /// The answer to a request is another one.
     pub(super) fn answer(&mut self, number: u64, with: &Answer) {
         self.change(|line| match &mut line.fact {
             Fact::Answered { number: of, answer, .. } if *of == number => {
@@ -273,18 +266,17 @@ impl Recorded {
         });
     }
 
-    /// Nothing came of a task but that it was accepted.
+    /// Removes every trace of a task except its acceptance.
     pub(super) fn forget_runs(&mut self, id: &str) {
         self.remove(|line| task_of(&line.fact) == Some(id) && !matches!(line.fact, Fact::Accepted { .. }));
     }
 
-    /// A request that was turned away without a task.
+    /// Makes a request refused, without a task.
     pub(super) fn turn_away(&mut self, task: &Calm, status: u16) {
         self.answer(task.number, &refused(status));
         self.remove(|line| task_of(&line.fact) == Some(&task.id));
     }
 
-    /// One more run of a task, on this worker.
     pub(super) fn run(&mut self, id: &str, worker: &str, at: f64) {
         let ended = self
             .lines
@@ -298,12 +290,11 @@ impl Recorded {
         self.put(at + 0.007, fact);
     }
 
-    /// Another worker than these, that works at this time.
     pub(super) fn other(&self, but: &str) -> String {
         (1..=4).map(|number| format!("worker_{number}")).find(|name| name != but).expect("another one")
     }
 
-    /// Moves the begin of the run of a task, its result and its answer.
+    /// Delays the start of a task's run, its result and its answer.
     pub(super) fn delay(&mut self, id: &str, number: u64, from: f64, by: f64) {
         self.change(|line| {
             let run = task_of(&line.fact) == Some(id)
@@ -323,7 +314,6 @@ impl Recorded {
     }
 }
 
-/// The rows of a verdict that are broken.
 pub(super) fn broken(verdict: &Verdict) -> Vec<&Row> {
     verdict.rows.iter().filter(|row| row.state == State::Broken).collect()
 }

@@ -1,7 +1,7 @@
-//! Ledgers to judge: a healthy run of a fleet, and the tools to break it.
+//! Made-up ledgers: a healthy run of a fleet, and changes to break it.
 //!
-//! The healthy run has three workers and two gateways, ten requests per second of 10 ms each from second 1 to 11, and one occasion for most of the promises.
-//! Lines are in the order of time, which the judge does not ask for.
+//! The healthy run has three workers, two gateways, and ten requests of 10 ms per second from second 1 to 11. It tests
+//! most of the promises once. Its lines need no order of time.
 
 use serde_json::{Map, json};
 
@@ -13,13 +13,13 @@ use super::super::sample::{id, submitted};
 use super::super::texts::AFTERWARDS;
 use super::{Circumstances, judge};
 
-/// Requests of the healthy run that were at hand when something was done.
+/// Requests of the healthy run that were in flight at a kill and at a stop.
 pub(super) const KILLED: u64 = 500;
 pub(super) const BUSY: u64 = 501;
-/// When the healthy run reads the topics.
+/// When the topics of the healthy run are read.
 pub(super) const AUDIT: f64 = 21.0;
 
-/// A ledger in the making.
+/// A ledger under construction.
 #[derive(Clone)]
 pub(super) struct Sample {
     pub(super) lines: Vec<Line>,
@@ -30,7 +30,7 @@ fn digest(number: u64) -> String {
     format!("{number:08x}")
 }
 
-/// What a worker leaves that drained after a SIGTERM.
+/// The receipt of a worker that drained after a SIGTERM.
 pub(super) fn drained(worker: &str, took: f64) -> Receipt {
     let mut phases_ms = Map::new();
     for name in ["drain", "total"] {
@@ -45,19 +45,19 @@ pub(super) fn drained(worker: &str, took: f64) -> Receipt {
     }
 }
 
-/// The same of one that gave these up at its deadline.
+/// The receipt of a worker that abandoned these tasks at its deadline.
 pub(super) fn abandoned(worker: &str, took: f64, tasks: &[u64]) -> Receipt {
     let tasks_abandoned = tasks.iter().map(|number| id(*number)).collect();
     Receipt { outcome: "abandoned".to_owned(), exit_code: 3, tasks_abandoned, ..drained(worker, took) }
 }
 
-/// The same after a second signal.
+/// The receipt of a worker that abandoned these tasks at a second signal.
 pub(super) fn forced(worker: &str, took: f64, tasks: &[u64]) -> Receipt {
     Receipt { outcome: "forced".to_owned(), exit_code: 4, ..abandoned(worker, took, tasks) }
 }
 
 impl Sample {
-    /// One line only: what is judged.
+    /// Only the first line.
     pub(super) fn empty(owns_processes: bool) -> Self {
         let begin = Begin {
             plan: "test".to_owned(),
@@ -75,7 +75,7 @@ impl Sample {
         Self { lines: vec![Line { at: 0.0, fact: Fact::Begin(begin) }], offset: 0 }
     }
 
-    /// A fleet that is started, works and is stopped, and nothing is done to it.
+    /// A fleet that starts, works and stops, without actions.
     pub(super) fn calm() -> Self {
         let mut sample = Self::empty(true);
         for process in ["broker", "gateway_1", "gateway_2", "worker_1", "worker_2", "worker_3"] {
@@ -105,11 +105,11 @@ impl Sample {
         sample
     }
 
-    /// The calm one with a restart of an idle worker and of a busy one, a kill, and a restart of a gateway.
+    /// The calm run with restarts of an idle worker, a busy worker and a gateway, and a kill.
     pub(super) fn healthy() -> Self {
         let mut sample = Self::calm();
         sample.order(1, "restart-worker", "worker_1", 5.03).stop("worker_1", 5.03, 0.04).start("worker_1", 5.08);
-        // In hand at the signal, and finished.
+        // In flight at the signal, and finished.
         sample.order(2, "restart-worker", "worker_2", 7.05).drop_tasks_of("worker_2", 7.0, 7.7);
         sample.task(BUSY, "worker_2", 6.98, 500);
         let receipt = Receipt { tasks_finished: 1, ..drained("worker_2", 0.46) };
@@ -125,7 +125,7 @@ impl Sample {
         sample
     }
 
-    /// The healthy one as somebody sees it who has started nothing: words and results only.
+    /// The calm run of a fleet that others started: status records and results only.
     pub(super) fn hearsay() -> Self {
         let mut sample = Self::empty(false);
         for worker in ["worker_1", "worker_2", "worker_3"] {
@@ -148,7 +148,7 @@ impl Sample {
         self
     }
 
-    /// What Kafka has got: its times are whole milliseconds.
+    /// Adds a record; Kafka dates records in whole milliseconds.
     fn record(&mut self, at: f64, fact: impl FnOnce(i64) -> Fact) -> &mut Self {
         self.offset += 1;
         let fact = fact(self.offset);
@@ -160,13 +160,12 @@ impl Sample {
         self
     }
 
-    /// Changes every line of which `change` has something to say.
     pub(super) fn change(&mut self, mut change: impl FnMut(&mut Line)) -> &mut Self {
         self.lines.iter_mut().for_each(&mut change);
         self
     }
 
-    /// No request of this worker's was sent in this time.
+    /// Removes this worker's tasks that started in this interval.
     pub(super) fn drop_tasks_of(&mut self, worker: &str, from: f64, until: f64) -> &mut Self {
         let began = |line: &Line| match &line.fact {
             Fact::RunBegan { worker: by, task_id, .. } if by == worker && (from..until).contains(&line.at) => {
@@ -200,7 +199,7 @@ impl Sample {
         self.put(at + 0.5, Fact::Carried { action, done: true, detail: String::new() })
     }
 
-    /// Of the action that was ordered a moment before, if there is one.
+    /// Adds a signal, of the action on this process that was ordered at this time, if there is one.
     pub(super) fn signal(&mut self, process: &str, at: f64, signal: &str) -> &mut Self {
         let action = self.lines.iter().rev().find_map(|line| match &line.fact {
             Fact::Ordered { action, target, .. }
@@ -233,7 +232,6 @@ impl Sample {
         self.signal(process, from, "SIGSTOP").signal(process, until, "SIGCONT")
     }
 
-    /// An idle worker stops.
     pub(super) fn stop(&mut self, worker: &str, at: f64, took: f64) -> &mut Self {
         self.stop_with(worker, at, took, &drained(worker, took))
     }
@@ -317,14 +315,13 @@ impl Sample {
         self.put(at, Fact::Answered { number, took_ms: 10.0, answer })
     }
 
-    /// A request that is answered as it should be.
+    /// Adds a request that is answered correctly.
     pub(super) fn task(&mut self, number: u64, worker: &str, at: f64, work_ms: u64) -> &mut Self {
         let seconds = work_ms as f64 / 1e3;
         self.submit(number, at, work_ms).accept(number, at + 0.001).begin(number, worker, at + 0.002, 1);
         self.result(number, worker, at + 0.004 + seconds, seconds).answer(number, worker, at + 0.006 + seconds)
     }
 
-    /// What became of a request, otherwise than it was.
     pub(super) fn answered(&mut self, number: u64, with: &Answer) -> &mut Self {
         self.change(|line| match &mut line.fact {
             Fact::Answered { number: of, answer, .. } if *of == number => *answer = with.clone(),
@@ -332,14 +329,13 @@ impl Sample {
         })
     }
 
-    /// In the order of time, as the judge gets it.
     pub(super) fn ordered(&self) -> Vec<Line> {
         let mut lines = self.lines.clone();
         lines.sort_by(|one, other| one.at.total_cmp(&other.at));
         lines
     }
 
-    /// The number of the first line of which this is so.
+    /// The number of the first matching line, counted from 1.
     pub(super) fn line(&self, is: impl Fn(&Fact) -> bool) -> usize {
         self.ordered().iter().position(|line| is(&line.fact)).expect("there is such a line") + 1
     }
@@ -352,7 +348,7 @@ impl Sample {
         judge(&self.ordered(), circumstances)
     }
 
-    /// The rows that are broken, by their names; but for the fleet page, which is not made up with everything that happens.
+    /// The names of the broken rows, without the fleet page: the changes to a sample do not update its views.
     pub(super) fn broken(&self) -> Vec<&'static str> {
         let verdict = self.judged();
         let broken = verdict.rows.iter().filter(|row| row.state == State::Broken).map(|row| row.name);

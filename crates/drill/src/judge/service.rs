@@ -1,8 +1,9 @@
-//! Whether callers were served: no refusal without a cause, soon again after each cause, tasks begun in time, answers soon after results, and
-//! everything at once when all is well again.
+//! Whether callers were served: refusals have causes, service returns after each cause, tasks start in time, answers
+//! follow results, and the fleet works at the end.
 //!
-//! Safety alone is not service: a fleet that refuses everything loses nothing. What may hold up service is a [`Cause`]: an interval in which a
-//! gateway did not run, Kafka was unavailable or no worker worked. It excuses what overlaps it, and for a moment what follows.
+//! A fleet that refuses every request loses nothing, so safety alone proves no service. A [`Cause`] is an interval in
+//! which a gateway did not run, Kafka was unavailable, or no worker worked. It excuses refusals and delays that overlap
+//! it, and those shortly after it.
 
 use std::collections::BTreeMap;
 
@@ -13,29 +14,29 @@ use super::super::judgement::{Finding, Row};
 use super::super::texts::AFTERWARDS;
 use super::{Tally, crashes, shown};
 
-/// After a cause has ended the first success comes within this; until then it still excuses.
+/// The first success comes within this time after a cause; until then the cause still excuses.
 const RECOVERED: f64 = 3.0;
-/// A caller waits in vain where what is pending takes longer than half of the time that a gateway lets it wait.
+/// A gateway may refuse if its pending tasks take longer than this, half of its `ANSWER_TIMEOUT`.
 const IN_VAIN: f64 = 5.0;
-/// From a result to its answer.
+/// Bound from a result to its answer.
 const ANSWERED: f64 = 1.0;
-/// From accepted to begun, while a worker has a place free; after a stop or a kill; after a hang.
+/// Bounds from acceptance to start while a worker is free: usually, after a stop or a kill, and after a hang.
 const BEGUN: f64 = 1.0;
 const BEGUN_AFTER_STOP: f64 = 2.0;
 const BEGUN_AFTER_HANG: f64 = 20.0;
-/// When everything is well a short task is answered within this.
+/// Bound of a probe's answer.
 const PROBED: f64 = 2.0;
-/// Of the requests outside of causes, so many may find no free caller.
+/// The share of requests outside of causes that may find no free caller.
 const LATE_SHARE: f64 = 0.01;
 
-/// The row of those that were turned away.
-pub(super) const REFUSALS: &str = "no caller is turned away without a cause";
-/// The row of how soon callers are served again.
-pub(super) const RECOVERIES: &str = "after each cause callers are served again";
-/// What everything was probed for; untested, the run cannot be held.
-pub(super) const PROBES: &str = "everything is served in the end";
+/// The row of refused requests.
+pub(super) const REFUSALS: &str = "no request is refused without a cause";
+/// The row of the time until callers are served again.
+pub(super) const RECOVERIES: &str = "callers are served again after a cause";
+/// The row of the probes; while it is untested, the run cannot be held.
+pub(super) const PROBES: &str = "all probes at the end are answered";
 
-/// An interval in which callers may be turned away.
+/// An interval in which gateways may refuse requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Cause {
     pub(super) from: f64,
@@ -48,15 +49,15 @@ impl Cause {
     }
 }
 
-/// The causes of each gateway, in the order of time; those that overlap, or follow before service can have come back, are one.
+/// The causes of each gateway, in the order of time. Causes that overlap, or are closer than [`RECOVERED`], are merged.
 #[derive(Debug, Default)]
 pub(super) struct Causes<'a>(BTreeMap<&'a str, Vec<Cause>>);
 
 impl<'a> Causes<'a> {
     pub(super) fn of(evidence: &Evidence<'a>) -> Self {
         let kafka = evidence.outages.iter().map(|(from, until)| Cause { from: *from, until: *until });
-        let everywhere: Vec<Cause> = kafka.chain(nobody_works(evidence)).collect();
-        // A gateway that others started, and that no action hits, has no life in the ledger.
+        let everywhere: Vec<Cause> = kafka.chain(without_workers(evidence)).collect();
+        // A gateway that others started, and that no action hits, has no process lifetime in the ledger.
         let mut gateways: BTreeMap<&str, &[Life<'a>]> =
             evidence.requests.values().map(|request| (request.gateway, [].as_slice())).collect();
         gateways.extend(evidence.gateways.iter().map(|(gateway, lives)| (*gateway, lives.as_slice())));
@@ -82,7 +83,7 @@ impl<'a> Causes<'a> {
         self.at(gateway).iter().any(|cause| cause.excuses(from, until))
     }
 
-    /// Whether too many requests found no free caller at times at which there was no cause for it; the share.
+    /// The share of requests outside of causes that found no free caller, if it is too large.
     pub(super) fn too_late(&self, evidence: &Evidence<'_>) -> Option<f64> {
         let calm = |at: f64| !self.0.keys().any(|gateway| self.excuse(gateway, at, at));
         let late = evidence.late.iter().filter(|at| calm(**at)).count() as f64;
@@ -104,8 +105,8 @@ fn merged(mut causes: Vec<Cause>) -> Vec<Cause> {
     all
 }
 
-/// When no worker was ready that was not stopping or frozen.
-fn nobody_works(evidence: &Evidence<'_>) -> Vec<Cause> {
+/// The intervals in which no worker could take tasks: each was starting, stopping or frozen.
+fn without_workers(evidence: &Evidence<'_>) -> Vec<Cause> {
     let mut works: Vec<(f64, f64)> = Vec::new();
     for life in evidence.workers.values().flatten() {
         let Some(ready) = life.ready else { continue };
@@ -125,7 +126,7 @@ fn nobody_works(evidence: &Evidence<'_>) -> Vec<Cause> {
         }
         covered = until.max(covered);
     }
-    // Behind the last one the workers are stopped, and nothing is sent any more.
+    // After the last interval the workers are stopped and no requests are sent.
     gaps
 }
 
@@ -141,7 +142,7 @@ pub(super) fn rows(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Vec<Row> {
     ]
 }
 
-/// 503 needs a cause; any other refusal of what is a valid request has none.
+/// A 503 needs a cause; no cause excuses another refusal of a valid request.
 fn refusals(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
     let mut tally = Tally::new("-", REFUSALS, "0");
     let backlog = Backlog::of(evidence);
@@ -155,7 +156,7 @@ fn refusals(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
             && !causes.excuse(request.gateway, request.at, at)
             && !backlog.outlasts(at, IN_VAIN)
         {
-            format!("request {number} was turned away without a cause by {}: {}", request.gateway, why())
+            format!("request {number} was refused without a cause by {}: {}", request.gateway, why())
         } else if answer.status == Some(503) && !answer.retry_after {
             format!("request {number} got 503 without Retry-After: {}", why())
         } else {
@@ -166,7 +167,7 @@ fn refusals(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
     tally.counted()
 }
 
-/// Tasks that wait or run, and how fast they end: when a gateway sends callers away that would wait in vain, this says whether they would have.
+/// Pending tasks and their pace: shows whether callers that a gateway refused would have waited in vain.
 struct Backlog {
     accepted: Vec<f64>,
     ended: Vec<f64>,
@@ -183,7 +184,8 @@ impl Backlog {
         Self { accepted, ended }
     }
 
-    /// Whether what was pending then would have taken longer than this, in seconds, at the pace of the ten seconds before.
+    /// Whether the tasks pending at this time would take longer than `limit` seconds at the pace of the ten seconds
+    /// before.
     fn outlasts(&self, at: f64, limit: f64) -> bool {
         const PACE_OF: f64 = 10.0;
         let until = |times: &[f64], at: f64| times.partition_point(|time| *time <= at) as f64;
@@ -193,14 +195,14 @@ impl Backlog {
     }
 }
 
-/// Whether no valid request may be answered so.
+/// Whether no valid request may get this answer.
 fn is_fault(answer: &Answer) -> bool {
     let status = answer.status.unwrap_or_default();
-    // The failure of a task is said with 500 and the members of its result.
+    // A task that failed for good is a 500 with the members of its result.
     status >= 400 && !matches!(status, 503 | 504) && answer.outcome != Kind::Failed
 }
 
-/// After a cause callers are answered soon.
+/// After a cause, callers are soon answered again.
 fn recoveries(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
     let mut tally = Tally::new("-", RECOVERIES, "< 3 s");
     let mut of_gateway: BTreeMap<&str, Vec<&Request<'_>>> = BTreeMap::new();
@@ -211,7 +213,7 @@ fn recoveries(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
         for (index, cause) in causes.at(gateway).iter().enumerate() {
             let next = causes.at(gateway).get(index + 1).map_or(f64::INFINITY, |next| next.from);
             let over = cause.until;
-            // Requests came all the time.
+            // Requests must have come during the whole recovery time.
             let asked =
                 |from: f64| requests.iter().find(|request| (over + from..over + from + 1.0).contains(&request.at));
             let (Some(first), Some(_), true) = (asked(0.0), asked(RECOVERED - 1.0), next > over + RECOVERED) else {
@@ -236,10 +238,10 @@ fn is_served(answer: &Answer) -> bool {
     matches!(answer.outcome, Kind::Answered | Kind::Failed) || answer.status == Some(202)
 }
 
-/// A task is begun as soon as a worker has a place for it.
+/// A task starts as soon as a worker has a free handler.
 fn starts(evidence: &Evidence<'_>) -> Row {
     let mut tally = Tally::new("-", "tasks start in time", "< 1 s, after a stop 2 s, a hang 20 s");
-    // Without the journal a first start is known from its result only, and dated by it.
+    // Without the journal, the result alone dates a first start.
     if !evidence.sees_starts {
         return tally.row();
     }
@@ -260,7 +262,7 @@ fn starts(evidence: &Evidence<'_>) -> Row {
     tally.row()
 }
 
-/// For how long a worker could have begun it while Kafka had it to give.
+/// How long, in seconds, a worker was free while Kafka could deliver.
 fn free_time(evidence: &Evidence<'_>, from: f64, until: f64) -> f64 {
     let outages = evidence.outages.iter().map(|(from, until)| (*from, until + RECOVERED));
     let restarts = evidence.done_to_broker.iter().filter_map(|outage| outage.without_share_state(&evidence.begin));
@@ -276,12 +278,12 @@ fn free_time(evidence: &Evidence<'_>, from: f64, until: f64) -> f64 {
     if since < until { free + crashes::free_time(evidence, "", since, until) } else { free }
 }
 
-/// What had happened to workers that may have fetched it.
+/// The bound, which depends on what happened to workers that may have fetched the task.
 fn bound(evidence: &Evidence<'_>, accepted: f64, began: f64) -> f64 {
     let lives = || evidence.workers.values().flatten();
     let within = |at: f64| at >= accepted - MOMENT && at <= began;
     let hung = lives().any(|life| life.frozen.iter().any(|(from, thaw)| *from <= began && *thaw >= accepted));
-    // What a worker had fetched when it lost its session may stay locked.
+    // Records that a worker had fetched when it lost its session may stay locked.
     let lost = evidence.session_faults(accepted - RECOVERED, began).next().is_some();
     if hung || lost || died_amid_outage(evidence, accepted, began) {
         BEGUN_AFTER_HANG
@@ -292,15 +294,16 @@ fn bound(evidence: &Evidence<'_>, accepted: f64, began: f64) -> f64 {
     }
 }
 
-/// Whether a worker was killed while sessions were replaced: what its old connection brings after its end stays locked (P8).
+/// Whether a worker was killed while sessions were replaced: records that its old connection fetches after its exit
+/// stay locked (P8).
 pub(super) fn died_amid_outage(evidence: &Evidence<'_>, from: f64, until: f64) -> bool {
     let mut deaths = evidence.workers.values().flatten().filter_map(Life::death);
     deaths.any(|at| (from - MOMENT..=until).contains(&at) && evidence.kafka_away(at - RECOVERED, at))
 }
 
-/// A result is passed on at once.
+/// A gateway passes a result on at once.
 fn answers(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
-    let mut tally = Tally::new("-", "an answer follows its result", "< 1 s");
+    let mut tally = Tally::new("-", "answer follows its result", "< 1 s");
     let mut took_all: Vec<f64> = Vec::new();
     let stories: BTreeMap<u64, &Story<'_>> =
         evidence.tasks.values().filter_map(|story| Some((story.number?, story))).collect();
@@ -330,7 +333,7 @@ fn answers(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
     tally.row()
 }
 
-/// Short tasks, sent when everything was well again.
+/// Short tasks that are sent after all faults.
 fn probes(evidence: &Evidence<'_>) -> Row {
     let mut tally = Tally::new("-", PROBES, "< 2 s");
     for (number, request) in evidence.requests.range(AFTERWARDS..) {
@@ -339,8 +342,8 @@ fn probes(evidence: &Evidence<'_>) -> Row {
         let why = request.answered.and_then(|(_, _, answer)| answer.why.clone()).unwrap_or_default();
         tally.time(if answered.is_some() { took } else { f64::INFINITY }, PROBED, || Finding {
             what: match answered {
-                Some(_) => format!("request {number} was answered after {}, though all was well", shown(took)),
-                None => format!("request {number} was not answered, though all was well: {why}"),
+                Some(_) => format!("request {number} was answered after {}, though all faults were over", shown(took)),
+                None => format!("request {number} was not answered, though all faults were over: {why}"),
             },
             ids: vec![request.gateway.to_owned()],
             lines: [Some(request.line), request.answered.map(|(line, ..)| line)].into_iter().flatten().collect(),
@@ -349,42 +352,41 @@ fn probes(evidence: &Evidence<'_>) -> Row {
     tally.row()
 }
 
-/// A result that was given once is given by every gateway, byte for byte, and never taken back.
+/// Every gateway returns a known result, with the same bytes each time.
 fn read_back(evidence: &Evidence<'_>) -> Row {
-    let mut tally = Tally::new("P1", "results stay what they are", "0 differ");
+    let mut tally = Tally::new("P1", "results stay the same", "0 differ");
     for (id, answers) in &evidence.read_back {
         tally.count += 1;
         let first = answers.iter().find_map(|answer| answer.mark);
         for answer in answers {
             let what = match (answer.mark, answer.status) {
                 (Some(mark), _) if Some(mark) == first => continue,
-                (Some(_), _) => "is another result than the one before".to_owned(),
+                (Some(_), _) => "differs from the result before".to_owned(),
                 (None, Some(200)) => "is pending again".to_owned(),
                 (None, Some(status)) => format!("is answered {status}"),
                 (None, None) => "is not answered".to_owned(),
             };
-            let what = format!("the task of request {} was done; at {} it {what}", answer.request, answer.gateway);
+            let what = format!("the task of request {} has a result; at {} it {what}", answer.request, answer.gateway);
             tally.broken(what, vec![(*id).to_owned()], vec![answer.line]);
         }
     }
     tally.counted()
 }
 
-/// The drill's own broker is there unless the drill has taken it away.
+/// The drill's own broker is unavailable only because of an action.
 fn unplanned(evidence: &Evidence<'_>) -> Row {
-    let mut tally = Tally::new("-", "Kafka is there unless an action takes it away", "0");
+    let mut tally = Tally::new("-", "Kafka is unavailable only by an action", "0");
     if !evidence.begin.owns_broker {
         return tally.row();
     }
     tally.count = 1;
     for (line, from, until) in &evidence.seen_away {
-        // Until the node is back, its connections may still be found to say nothing.
+        // Until the node is back, clients may still find that its connections are silent.
         let planned = |outage: &Outage<'_>| {
             outage.from - RECOVERED <= *from && *until <= outage.back.max(outage.until) + RECOVERED
         };
         if !evidence.done_to_broker.iter().any(planned) {
-            let what =
-                format!("Kafka did not answer for {}, and no action had done anything to it", shown(until - from));
+            let what = format!("Kafka did not answer for {}, and no action had disturbed it", shown(until - from));
             tally.broken(what, vec!["broker".to_owned()], vec![*line]);
         }
     }

@@ -1,27 +1,27 @@
-//! One stop of a worker: its signal, its kind and what the worker had in flight. Judged by [`stops`](super::stops) and [`receipts`](super::receipts).
+//! One stop of a worker: its signal, its kind, and the tasks in flight. Judged by [`stops`](super::stops) and
+//! [`receipts`](super::receipts).
 
 use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Notice};
 use super::super::judgement::Finding;
 
-/// P3, P6, and what P4 and P5 allow beyond the task's own time and the drain timeout.
+/// Bound of P3 and P6; P4 and P5 allow it beyond the time of the task and the drain timeout.
 pub(super) const SECOND: f64 = 1.0;
-/// A worker that had not started yet, and an idle one whose Kafka is away.
+/// Bound of a worker that has not started, and of an idle worker without Kafka.
 pub(super) const FIVE_SECONDS: f64 = 5.0;
 
-/// What a stop was like.
+/// The kind of a stop, which decides its bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Before it took tasks.
+    /// The worker took no tasks yet.
     Unready,
     Idle,
     Busy,
-    /// A task of it would have taken longer than it may.
+    /// A task in flight could not finish before the drain deadline.
     Deadline,
     Second,
     KafkaAway,
 }
 
-/// One stop.
 pub(super) struct Stop<'e, 'a> {
     pub(super) life: &'e Life<'a>,
     pub(super) exit: &'e Exit<'a>,
@@ -29,11 +29,11 @@ pub(super) struct Stop<'e, 'a> {
     pub(super) at: f64,
     pub(super) line: usize,
     pub(super) kind: Kind,
-    /// When it abandons what it has in hand.
+    /// When the worker abandons the tasks in flight.
     pub(super) deadline: f64,
-    /// By how much a command makes it seem longer, at most.
+    /// The most that a command adds to the measured time, in seconds.
     pub(super) doubt: f64,
-    /// What it had in hand then or took on later.
+    /// The runs in flight at the signal, and later runs.
     pub(super) runs: Vec<Held<'e, 'a>>,
 }
 
@@ -50,13 +50,13 @@ impl<'a> Stop<'_, 'a> {
         }
     }
 
-    /// Tasks that have no result of this run.
+    /// Tasks whose run has no result.
     pub(super) fn unfinished(&self) -> impl Iterator<Item = &str> {
         self.runs.iter().filter(|held| held.run.end.is_none()).map(|held| held.id)
     }
 
-    /// What this process said while it stopped: another one of its name may have stopped, or started, a moment before
-    /// or after.
+    /// The status records of this process during the stop. Another process of the same name may have stopped or started
+    /// a moment before or after.
     pub(super) fn notices<'n>(&self, evidence: &'n Evidence<'a>) -> impl Iterator<Item = &'n Notice<'a>> {
         let (from, until) = ((self.at - MOMENT).max(self.life.from), self.exit.at + SECOND);
         let notices = evidence.notices.get(self.life.process).into_iter().flatten();

@@ -1,29 +1,28 @@
-//! Stops of workers against their bounds (P3 to P7), with their exit codes, notifications and receipts.
+//! Compares stops of workers with their bounds (P3 to P7), and checks exit codes, notifications and receipts.
 //!
-//! What a worker had in hand when its signal came is known from the runs; what it should have done about it follows
-//! from the contract.
+//! The runs show the tasks in flight at the signal; the contract says what the worker must do with them.
 
 use super::super::evidence::{Evidence, Exit, Held, Life, MOMENT, Run};
 use super::super::judgement::{Finding, Row};
 use super::stop::{FIVE_SECONDS, Kind, SECOND, Stop};
 use super::{Tally, crashes, receipts, shown};
 
-/// P5: an abandoned task starts elsewhere.
+/// P5: bound until an abandoned task starts elsewhere.
 const RESTARTED: f64 = 2.0;
 const SIGTERM: i32 = 15;
-/// After Kafka was away its clients find it again so late.
+/// Clients find Kafka again up to this long after an outage.
 const AFTERMATH: f64 = 3.0;
-/// A program that was started so late before a signal has not come to hear signals yet, and ends by it.
+/// A younger process does not handle signals yet, and ends by the signal.
 const NEWBORN: f64 = 0.25;
-/// A frozen worker keeps its tasks for so much of a lock at least.
+/// A frozen worker keeps its tasks for at least this share of the lock time.
 const LOCK_KEPT: f64 = 2.0 / 3.0;
 
 pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
     let drain = evidence.begin.drain_timeout_ms as f64 / 1e3;
     let mut bounds = Bounds::new(drain);
-    let mut codes = Tally::new("-", "exit codes tell the truth", "all");
-    let mut said = Tally::new("-", "stops are announced and receipted", "all");
-    let mut seen_receipts = Tally::new("-", "receipts match what was seen", "all");
+    let mut codes = Tally::new("-", "exit codes are correct", "all");
+    let mut said = Tally::new("-", "stops have notifications and receipts", "all");
+    let mut seen_receipts = Tally::new("-", "receipts match the evidence", "all");
     for life in evidence.workers.values().flatten() {
         unexpected_end(life, &mut codes);
         vanished(evidence, life, &mut said);
@@ -47,7 +46,6 @@ pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
     rows
 }
 
-/// The rows of the bounds.
 struct Bounds {
     idle: Tally,
     busy: Tally,
@@ -61,20 +59,20 @@ struct Bounds {
 impl Bounds {
     fn new(drain: f64) -> Self {
         Self {
-            idle: Tally::new("P3", "an idle worker stops", "< 1 s"),
-            busy: Tally::new("P4", "a busy one finishes and stops", "its task + 1 s"),
-            deadline: Tally::new("P5", "a drain ends at its timeout", format!("< {:.0} s", drain + SECOND)),
-            restarted: Tally::new("P5", "what was abandoned starts elsewhere", "< 2 s"),
-            second: Tally::new("P6", "a second signal ends it", "< 1 s"),
-            away: Tally::new("P7", "it stops though Kafka is away", format!("5 s, busy {:.0} s", drain + SECOND)),
-            unready: Tally::new("-", "it stops though it has not started", "< 5 s"),
+            idle: Tally::new("P3", "idle worker stops", "< 1 s"),
+            busy: Tally::new("P4", "busy worker finishes and stops", "its task + 1 s"),
+            deadline: Tally::new("P5", "drain ends at its timeout", format!("< {:.0} s", drain + SECOND)),
+            restarted: Tally::new("P5", "abandoned task starts elsewhere", "< 2 s"),
+            second: Tally::new("P6", "second signal ends a worker", "< 1 s"),
+            away: Tally::new("P7", "stops while Kafka is unavailable", format!("5 s, busy {:.0} s", drain + SECOND)),
+            unready: Tally::new("-", "stops before it has started", "< 5 s"),
         }
     }
 
     fn rows(self) -> Vec<Row> {
         let Self { idle, busy, deadline, restarted, second, away, unready } = self;
         let mut rows: Vec<Row> = [idle, busy, deadline, restarted, second, away].into_iter().map(Tally::row).collect();
-        // Rare, and no promise of its own: only told when there was one.
+        // Such stops are rare and have no promise of their own: the row appears only if there was one.
         if unready.count > 0 {
             rows.push(unready.row());
         }
@@ -88,13 +86,13 @@ impl Bounds {
             Kind::Unready => self.unready.time_in_doubt(took, doubt, FIVE_SECONDS, || late("5 s")),
             Kind::Idle => self.idle.time_in_doubt(took, doubt, SECOND, || late("1 s")),
             Kind::Busy => {
-                // Beyond what its tasks took: until the last of them should have been done.
+                // Measured from the time at which the last task should have finished.
                 let own = evidence.begin.own_handler;
                 let done = stop.runs.iter().map(|held| done_at(held, own)).fold(stop.at, f64::max).min(stop.deadline);
                 self.busy.time_in_doubt((stop.exit.at - done).max(0.0), doubt, SECOND, || late("its task + 1 s"));
                 for id in stop.unfinished() {
                     let mut finding =
-                        stop.finding(format!("left with task {id} in hand, though there was time to finish it"));
+                        stop.finding(format!("left with task {id} in flight, though there was time to finish it"));
                     finding.ids.push(id.to_owned());
                     self.busy.findings.push(finding);
                 }
@@ -105,7 +103,7 @@ impl Bounds {
             }
             Kind::Second => {
                 let took = stop.exit.at - stop.life.second().unwrap_or(stop.at);
-                // When a command sends the second signal is not seen.
+                // The time at which a command sends the second signal is unknown.
                 let doubt = if evidence.begin.owns_processes { 0.0 } else { took };
                 let finding = || {
                     stop.finding(format!("took {} to leave after its second signal; its bound was 1 s", shown(took)))
@@ -119,12 +117,12 @@ impl Bounds {
         }
     }
 
-    /// What a worker gave back at its deadline starts elsewhere, as soon as somebody is free.
+    /// A task that was abandoned at the deadline starts elsewhere, as soon as another worker is free.
     fn judge_restarts(&mut self, evidence: &Evidence<'_>, stop: &Stop<'_, '_>) {
         for id in stop.unfinished() {
             let Some(story) = evidence.tasks.get(id) else { continue };
             let next = story.runs.iter().map(|run| run.began).find(|began| *began >= stop.at);
-            // One that never starts again is lost, which is told elsewhere; the broker's troubles are not the worker's.
+            // Another row reports a task that never starts again as lost. The worker is not to blame for outages.
             let Some(next) = next.filter(|next| !evidence.kafka_away(stop.at - AFTERMATH, *next)) else { continue };
             let took = crashes::free_time(evidence, stop.life.process, stop.exit.at, next);
             self.restarted.time(took, RESTARTED, || Finding {
@@ -136,16 +134,16 @@ impl Bounds {
     }
 }
 
-/// When a run should have been over: after the work that was asked for, whatever its worker says that it took. How long
-/// a handler of others takes is known only from the worker.
+/// When a run should have ended: after the requested work, whatever time the worker claims. Only the worker knows how
+/// long a handler of others takes.
 fn done_at(held: &Held<'_, '_>, own: bool) -> f64 {
     let Some(end) = &held.run.end else { return held.run.began + held.work };
     let work = if own || held.story.number.is_none() { held.work.max(end.seconds) } else { held.work };
-    // A result that came late gives its worker no more time, but the moment that it takes to be written.
+    // A late result extends the time only by the moment that writing it takes.
     end.at.min(held.run.began + work + MOMENT)
 }
 
-/// The stop of a life that was stopped by SIGTERM and by nothing else.
+/// The stop of a process that ended by SIGTERM alone.
 fn stop<'e, 'a>(evidence: &'e Evidence<'a>, life: &'e Life<'a>, drain: f64) -> Option<Stop<'e, 'a>> {
     let (line, at) = *life.terms.first()?;
     let exit = life.exit.as_ref()?;
@@ -154,7 +152,7 @@ fn stop<'e, 'a>(evidence: &'e Evidence<'a>, life: &'e Life<'a>, drain: f64) -> O
         return None;
     }
     let deadline = at + drain;
-    let runs = in_hand(evidence, life, at, exit.at);
+    let runs = in_flight(evidence, life, at, exit.at);
     let unready = !life.by_hearsay && life.ready.is_none_or(|ready| ready > at - MOMENT);
     let kind = if unready && runs.is_empty() {
         Kind::Unready
@@ -169,7 +167,7 @@ fn stop<'e, 'a>(evidence: &'e Evidence<'a>, life: &'e Life<'a>, drain: f64) -> O
     } else {
         Kind::Busy
     };
-    // Between its own notifications, the time of a command does not count.
+    // The process's own notifications date the stop; the time of the command does not count.
     let said =
         |line: usize| evidence.notices.get(life.process).is_some_and(|all| all.iter().any(|said| said.line == line));
     let seen = evidence.begin.owns_processes || said(line) && said(exit.line);
@@ -177,8 +175,8 @@ fn stop<'e, 'a>(evidence: &'e Evidence<'a>, life: &'e Life<'a>, drain: f64) -> O
     Some(Stop { life, exit, at, line, kind, deadline, doubt, runs })
 }
 
-/// Runs of a worker that were not over at its signal, or began after it.
-fn in_hand<'e, 'a>(evidence: &'e Evidence<'a>, life: &Life<'a>, at: f64, until: f64) -> Vec<Held<'e, 'a>> {
+/// Runs of a worker that ended after its signal, or began after it.
+fn in_flight<'e, 'a>(evidence: &'e Evidence<'a>, life: &Life<'a>, at: f64, until: f64) -> Vec<Held<'e, 'a>> {
     let all = evidence.runs_during(life.process, at, until);
     let during = |held: &Held<'_, '_>| {
         held.run.began >= life.from
@@ -190,15 +188,15 @@ fn in_hand<'e, 'a>(evidence: &'e Evidence<'a>, life: &Life<'a>, at: f64, until: 
     runs
 }
 
-/// A worker that hung, or lost Kafka, loses what it had in hand then: its handler ends, at the latest when another
-/// worker has begun the task, and its outcome is dropped.
+/// Whether a hang or an outage has cost the worker this run. Its handler ends, at the latest when another worker has
+/// begun the task, and its outcome is dropped.
 fn was_lost(evidence: &Evidence<'_>, life: &Life<'_>, held: &Held<'_, '_>, at: f64) -> bool {
     let began = held.run.began;
     let elsewhere = |run: &Run<'_>| run.worker != life.process && (began..at - MOMENT).contains(&run.began);
     let over = held.run.end.is_none() && (began + held.work < at - MOMENT || held.story.runs.iter().any(elsewhere));
     let kept = LOCK_KEPT * evidence.begin.lock_ms as f64 / 1e3;
     let hung = |(from, until): &(f64, f64)| until - from >= kept && *from <= at && *until >= began;
-    // Kafka has to be back: until then the outcome is kept, and its worker tries to get rid of it.
+    // Only after the outage: until then the worker keeps the outcome and retries to send it.
     let back = |(from, until): &(f64, f64)| *until >= began - AFTERMATH && *from <= at && *until <= at - MOMENT;
     let faulty = evidence.session_faults(began - AFTERMATH, at).next().is_some();
     over && (faulty
@@ -206,13 +204,13 @@ fn was_lost(evidence: &Evidence<'_>, life: &Life<'_>, held: &Held<'_, '_>, at: f
         || evidence.outages.iter().any(back) && !evidence.kafka_away(at - MOMENT, at))
 }
 
-/// Whether it had this task then, as far as clocks tell.
+/// Whether the task was in flight at this time, within the accuracy of the clocks.
 fn had(held: &Held<'_, '_>, at: f64) -> bool {
     held.run.began <= at && held.run.end.as_ref().is_none_or(|end| end.at > at - MOMENT)
 }
 
-/// Whether a task takes longer than its worker may: one that has a result all the same came to its end in time, or was
-/// not abandoned when it should have been.
+/// True if the task cannot finish before the drain deadline. A run with a result passes the deadline if the result came
+/// more than a second after it.
 fn passes(held: &Held<'_, '_>, deadline: f64) -> bool {
     match &held.run.end {
         None => held.run.began + held.work > deadline - MOMENT,
@@ -220,7 +218,7 @@ fn passes(held: &Held<'_, '_>, deadline: f64) -> bool {
     }
 }
 
-/// A worker that got a signal and never ended.
+/// Finds a worker that got a signal and never ended.
 fn never_ended(evidence: &Evidence<'_>, life: &Life<'_>, drain: f64, tally: &mut Tally) {
     let Some((line, at)) = life.terms.first() else { return };
     if life.exit.is_none() && life.kill.is_none() && evidence.end - at > drain + FIVE_SECONDS {
@@ -229,7 +227,7 @@ fn never_ended(evidence: &Evidence<'_>, life: &Life<'_>, drain: f64, tally: &mut
     }
 }
 
-/// A worker that ended though nobody told it to.
+/// Finds a worker that ended without a stop or a kill.
 fn unexpected_end(life: &Life<'_>, codes: &mut Tally) {
     let Some(exit) = &life.exit else { return };
     if life.terms.is_empty() && life.kill.is_none() {
@@ -239,17 +237,17 @@ fn unexpected_end(life: &Life<'_>, codes: &mut Tally) {
     }
 }
 
-/// One that was told to stop by somebody who did not kill it.
+/// Finds a worker that got a signal to stop, was not killed, and fell silent.
 fn vanished(evidence: &Evidence<'_>, life: &Life<'_>, said: &mut Tally) {
     let (Some((line, at)), Some(exit)) = (life.terms.first().filter(|_| life.vanished), &life.exit) else { return };
     if !evidence.kafka_away(at - AFTERMATH, exit.at + AFTERMATH) {
         said.count += 1;
-        let what = format!("{} was told to stop and fell silent without shutdown_completed", life.process);
+        let what = format!("{} got a signal to stop and fell silent without shutdown_completed", life.process);
         said.broken(what, vec![life.process.to_owned()], vec![*line, exit.line]);
     }
 }
 
-/// One that was frozen while it stopped has no bound, but it ends as a worker ends.
+/// A worker that was frozen during its stop has no bound, but its exit code must be one of a stop.
 fn disturbed_end(life: &Life<'_>, codes: &mut Tally) {
     let Some(exit) = life.exit.as_ref().filter(|_| !life.terms.is_empty() && life.kill.is_none()) else { return };
     if is_unknown(life, exit) {
@@ -262,15 +260,15 @@ fn disturbed_end(life: &Life<'_>, codes: &mut Tally) {
     }
 }
 
-fn ended(exit: &Exit<'_>) -> String {
+pub(super) fn ended(exit: &Exit<'_>) -> String {
     match (exit.code, exit.signal) {
         (Some(code), _) => format!("with exit code {code}"),
         (None, Some(signal)) => format!("by signal {signal}"),
-        (None, None) => "nobody knows how".to_owned(),
+        (None, None) => "in an unknown way".to_owned(),
     }
 }
 
-/// A command that has ended a process need not say how it ended.
+/// Whether no command printed how the process ended.
 fn is_unknown(life: &Life<'_>, exit: &Exit<'_>) -> bool {
     life.by_hearsay && exit.code.is_none() && exit.signal.is_none()
 }
@@ -282,10 +280,10 @@ fn judge_code(stop: &Stop<'_, '_>, codes: &mut Tally) {
     let expected: &[i32] = match stop.kind {
         Kind::Unready | Kind::Idle | Kind::Busy => &[0],
         Kind::Deadline => &[3],
-        // Its task may have ended in the instant of the signal.
+        // The task may have ended in the instant of the signal.
         Kind::Second if stop.unfinished().next().is_none() => &[0, 4],
         Kind::Second => &[4],
-        // Nothing was begun, and so nothing can be given up.
+        // Without a started task nothing can be abandoned.
         Kind::KafkaAway if stop.runs.is_empty() => &[0],
         Kind::KafkaAway if stop.life.second().is_some() => &[0, 3, 4],
         Kind::KafkaAway => &[0, 3],
@@ -302,7 +300,7 @@ fn judge_code(stop: &Stop<'_, '_>, codes: &mut Tally) {
 }
 
 fn judge_notices(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, said: &mut Tally) {
-    // Without Kafka nothing can be said, and one that had not started has nothing to say.
+    // Without Kafka there are no notifications; a worker that has not started sends none.
     if matches!(stop.kind, Kind::KafkaAway | Kind::Unready) || evidence.kafka_away(stop.at, stop.exit.at + SECOND) {
         return;
     }
@@ -316,7 +314,7 @@ fn judge_notices(evidence: &Evidence<'_>, stop: &Stop<'_, '_>, said: &mut Tally)
     if let Some(completed) = heard("shutdown_completed")
         && completed.receipt.is_none()
     {
-        let mut finding = stop.finding("said shutdown_completed without a receipt".to_owned());
+        let mut finding = stop.finding("sent shutdown_completed without a receipt".to_owned());
         finding.lines.push(completed.line);
         said.findings.push(finding);
     }

@@ -1,4 +1,4 @@
-//! What became of tasks and answers: nothing is lost, every answer is right and is the only one (P1, P8c).
+//! The outcomes of tasks and answers: no task is lost, and every answer is the right one and the only one (P1, P8c).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,26 +9,26 @@ use super::super::fact::{Answer, Begin, Kind};
 use super::super::judgement::Row;
 use super::{Circumstances, Tally};
 
-/// What became of a request in the end.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum Outcome {
     Answered,
     Refused,
     Wrong,
     Failed,
-    /// Accepted, and without a result.
+    /// Accepted, without a result.
     Lost,
-    /// Accepted, with a result that no gateway gave.
+    /// Accepted, with a result that no gateway returned.
     Unfetched,
     Undecided,
 }
 
-/// The last thing that a gateway said of a request.
+/// The last answer of a gateway about a request.
 fn last<'a>(request: &Request<'a>) -> Option<(usize, f64, &'a Answer)> {
     request.fetched.or(request.answered)
 }
 
-/// The tasks of this run, by their requests.
+/// The tasks of this run, by request.
 fn by_request<'e, 'a>(evidence: &'e Evidence<'a>) -> BTreeMap<u64, Vec<(&'a str, &'e Story<'a>)>> {
     let mut all: BTreeMap<u64, Vec<(&'a str, &'e Story<'a>)>> = BTreeMap::new();
     for (id, story) in &evidence.tasks {
@@ -39,75 +39,74 @@ fn by_request<'e, 'a>(evidence: &'e Evidence<'a>) -> BTreeMap<u64, Vec<(&'a str,
     all
 }
 
-/// The end of every request.
-pub(super) fn fates(evidence: &Evidence<'_>, circumstances: &Circumstances) -> BTreeMap<u64, Fate> {
+pub(super) fn outcomes(evidence: &Evidence<'_>, circumstances: &Circumstances) -> BTreeMap<u64, Outcome> {
     let tasks = by_request(evidence);
-    let fate = |request: &Request<'_>| {
+    let outcome = |request: &Request<'_>| {
         let known = tasks.get(&request.of);
         let accepted = known.is_some();
         let has_result = known.is_some_and(|tasks| tasks.iter().any(|(_, story)| story.has_result()));
         match last(request).map_or(Kind::Unknown, |(_, _, answer)| answer.outcome) {
-            Kind::Answered => Fate::Answered,
-            Kind::Wrong => Fate::Wrong,
-            Kind::Failed => Fate::Failed,
-            Kind::Refused => Fate::Refused,
-            Kind::Accepted | Kind::Unknown if has_result => Fate::Unfetched,
-            // It should be on the topic, which was read to its end.
-            Kind::Accepted if circumstances.audited && !accepted => Fate::Lost,
-            // It never came to the topic.
-            Kind::Unknown if circumstances.audited && !accepted => Fate::Refused,
-            Kind::Accepted | Kind::Unknown if circumstances.nobody_works => Fate::Undecided,
-            Kind::Accepted => Fate::Lost,
-            Kind::Unknown if accepted => Fate::Lost,
-            Kind::Unknown => Fate::Undecided,
+            Kind::Answered => Outcome::Answered,
+            Kind::Wrong => Outcome::Wrong,
+            Kind::Failed => Outcome::Failed,
+            Kind::Refused => Outcome::Refused,
+            Kind::Accepted | Kind::Unknown if has_result => Outcome::Unfetched,
+            // The topic was read to its end, and the accepted task is not on it.
+            Kind::Accepted if circumstances.audited && !accepted => Outcome::Lost,
+            // The task never reached the topic.
+            Kind::Unknown if circumstances.audited && !accepted => Outcome::Refused,
+            Kind::Accepted | Kind::Unknown if circumstances.nobody_works => Outcome::Undecided,
+            Kind::Accepted => Outcome::Lost,
+            Kind::Unknown if accepted => Outcome::Lost,
+            Kind::Unknown => Outcome::Undecided,
         }
     };
-    evidence.requests.iter().map(|(number, request)| (*number, fate(request))).collect()
+    evidence.requests.iter().map(|(number, request)| (*number, outcome(request))).collect()
 }
 
 pub(super) fn rows(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Vec<Row> {
-    let fates = fates(evidence, circumstances);
+    let outcomes = outcomes(evidence, circumstances);
     let tasks = by_request(evidence);
     let mut lost = Tally::new("P1", "no task is lost", "0");
     let mut fetched = Tally::new("P1", "every result can be fetched", "0");
     let mut right = Tally::new("-", "every answer is right", "0 wrong");
-    let mut failed = Tally::new("-", "no task is given up that could be done", "0");
+    let mut failed = Tally::new("-", "no task fails that can succeed", "0");
     let mut given_up = 0;
-    for (number, fate) in &fates {
+    for (number, outcome) in &outcomes {
         let Some(request) = evidence.requests.get(number) else { continue };
         let stories = tasks.get(&request.of).map(Vec::as_slice).unwrap_or_default();
         let about = || about(request, stories);
         let why = last(request).and_then(|(_, _, answer)| answer.why.clone()).unwrap_or_default();
-        match fate {
-            Fate::Refused | Fate::Undecided => continue,
-            Fate::Lost => {
+        match outcome {
+            Outcome::Refused | Outcome::Undecided => continue,
+            Outcome::Lost => {
                 let (ids, lines) = about();
                 lost.broken(format!("request {number} was accepted and has no result ({why})"), ids, lines);
             }
-            Fate::Unfetched => {
+            Outcome::Unfetched => {
                 let (ids, lines) = about();
-                fetched.broken(format!("request {number} has a result that no gateway gave ({why})"), ids, lines);
+                fetched.broken(format!("request {number} has a result that no gateway returned ({why})"), ids, lines);
             }
-            Fate::Wrong => {
+            Outcome::Wrong => {
                 let (ids, lines) = about();
                 right.broken(format!("the answer to request {number} is wrong: {why}"), ids, lines);
             }
-            // Judged by itself.
-            Fate::Failed if request.poison => right.count += 1,
-            Fate::Answered if request.poison => {
+            // Judged by `poison`.
+            Outcome::Failed if request.poison => right.count += 1,
+            Outcome::Answered if request.poison => {
                 let (ids, lines) = about();
-                right.broken(format!("request {number} was answered, and its handler fails each time"), ids, lines);
+                right.broken(format!("request {number} was answered, but its handler fails each time"), ids, lines);
             }
-            Fate::Failed if stories.iter().any(|(_, story)| was_tried(story, evidence)) => given_up += 1,
-            Fate::Failed => {
+            Outcome::Failed if stories.iter().any(|(_, story)| was_tried(story, evidence)) => given_up += 1,
+            Outcome::Failed => {
                 let (ids, lines) = about();
                 failed.broken(format!("request {number} failed: {why}"), ids, lines);
             }
-            Fate::Answered => right.count += 1,
+            Outcome::Answered => right.count += 1,
         }
         lost.count += 1;
         failed.count += 1;
-        fetched.count += u64::from(request.fetched.is_some() || *fate == Fate::Unfetched);
+        fetched.count += u64::from(request.fetched.is_some() || *outcome == Outcome::Unfetched);
     }
     if given_up > 0 {
         failed.note.push(format!("{given_up} after {} starts without a result", evidence.begin.max_deliveries));
@@ -117,7 +116,7 @@ pub(super) fn rows(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Ve
         !story.dead.is_empty() && is_ours(story, evidence) && !was_tried(story, evidence) && !evidence.is_poison(story)
     };
     for (id, story) in evidence.tasks.iter().filter(|(_, story)| dead(story)) {
-        failed.broken("a task was put on the topic of the dead".to_owned(), vec![(*id).to_owned()], story.lines());
+        failed.broken("a task was dead-lettered".to_owned(), vec![(*id).to_owned()], story.lines());
     }
     for tally in [&mut lost, &mut fetched, &mut right, &mut failed] {
         tally.worst = if tally.count > 0 || !tally.findings.is_empty() {
@@ -126,14 +125,14 @@ pub(super) fn rows(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Ve
             String::new()
         };
     }
-    let unexpected = unexpected(evidence, circumstances, &fates, &tasks);
+    let unexpected = unexpected(evidence, circumstances, &outcomes, &tasks);
     vec![lost.row(), fetched.row(), right.row(), unexpected, failed.row(), poison(evidence, circumstances)]
 }
 
-/// A task that fails each time is started as often as a task is, and then it is on the topic of the dead, once.
+/// A task that fails each time is started `MAX_DELIVERIES` times, and is then dead-lettered once.
 fn poison(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Row {
     let most = evidence.begin.max_deliveries as usize;
-    let mut tally = Tally::new("P8c", "a poison task is given up", format!("{most} starts"));
+    let mut tally = Tally::new("P8c", "poison task is dead-lettered", format!("{most} starts"));
     if !circumstances.audited || !evidence.sees_starts {
         return tally.row();
     }
@@ -145,8 +144,8 @@ fn poison(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Row {
             (Some((_, from)), Some((_, end))) => (*from, end.at),
             _ => (0.0, f64::INFINITY),
         };
-        // The start of a first delivery leaves no record, so it is counted whether a handler began it or not. Starts that a broker has forgotten do not
-        // count, nor those that the end of a worker or of Kafka has cut off.
+        // The first delivery counts as a start even if no handler began: it leaves no record. Starts that the exit of a
+        // worker or an outage cut off, or that a broker has forgotten, do not count.
         let least = if story.runs.first().is_some_and(|run| run.delivery > Some(1)) { most - 1 } else { most };
         let disturbed = evidence.kafka_away(from - 1.0, until)
             || story.runs.iter().any(|run| {
@@ -154,9 +153,9 @@ fn poison(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Row {
             });
         let fits = starts >= least - usize::from(disturbed) && starts <= if disturbed { 2 * most } else { most };
         let what = match (story.given_up.len(), story.dead.len()) {
-            (0, _) => "a poison task was never given up".to_owned(),
-            (_, 0) => "a poison task was given up, and is not on the topic of the dead".to_owned(),
-            _ if !fits => format!("a poison task was given up after {starts} starts"),
+            (0, _) => "a poison task was never dead-lettered".to_owned(),
+            (_, 0) => "a poison task has an error result, and is not on the topic of dead-lettered tasks".to_owned(),
+            _ if !fits => format!("a poison task was dead-lettered after {starts} starts"),
             _ => continue,
         };
         tally.broken(what, vec![(*id).to_owned()], story.lines());
@@ -165,14 +164,14 @@ fn poison(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Row {
     tally.row()
 }
 
-/// Whether it was started as often as a task is, without a result: each of these starts has to have a reason, which others look for.
+/// Whether the task was started `MAX_DELIVERIES` times without a result. Other rows judge the reason of each start.
 fn was_tried(story: &Story<'_>, evidence: &Evidence<'_>) -> bool {
     let Some(at) = story.given_up.iter().map(|(_, end)| end.at).reduce(f64::min) else { return false };
     let lost = |run: &&Run<'_>| run.began < at && run.end.as_ref().is_none_or(|end| end.at >= at);
     story.runs.iter().filter(lost).count() >= evidence.begin.max_deliveries as usize
 }
 
-/// On a fleet of the drill's own everything is of this run.
+/// Whether the task is one of this run; on the drill's own fleet every task is.
 fn is_ours(story: &Story<'_>, evidence: &Evidence<'_>) -> bool {
     story.number.is_some() || evidence.begin.owns_processes
 }
@@ -188,7 +187,7 @@ fn about(request: &Request<'_>, stories: &[(&str, &Story<'_>)]) -> (Vec<String>,
     (ids, lines)
 }
 
-/// What a gateway said against what stands on the topics.
+/// Compares the answers of gateways with the results on the topics.
 fn answered_twice(
     evidence: &Evidence<'_>,
     circumstances: &Circumstances,
@@ -215,11 +214,16 @@ fn answered_twice(
                     lines,
                 );
             } else if audited && answer.digest.as_deref().is_some_and(|digest| !results.contains(&digest)) {
-                right.broken(format!("the answer to request {number} is none of its task's results"), ids, lines);
+                right.broken(
+                    format!("the answer to request {number} differs from each result of its task"),
+                    ids,
+                    lines,
+                );
             }
         }
         for (id, story) in stories {
-            // One that was given up may still end where it hung, or have ended where Kafka was away: callers get the first result.
+            // A dead-lettered task may still end on a worker that hung, or have ended during an outage: callers get the
+            // first result.
             let judged: Vec<&RunEnd<'_>> = story
                 .results()
                 .filter(|end| end.success || !was_tried(story, evidence) && !evidence.is_poison(story))
@@ -236,20 +240,20 @@ fn answered_twice(
     }
 }
 
-/// What is there that nobody asked for, or that was said not to be.
+/// Finds tasks without a request, and tasks whose request was refused.
 fn unexpected(
     evidence: &Evidence<'_>,
     circumstances: &Circumstances,
-    fates: &BTreeMap<u64, Fate>,
+    outcomes: &BTreeMap<u64, Outcome>,
     tasks: &BTreeMap<u64, Vec<(&str, &Story<'_>)>>,
 ) -> Row {
-    let mut tally = Tally::new("-", "nothing runs that nobody asked for", "0");
+    let mut tally = Tally::new("-", "no task runs that was not requested", "0");
     for (id, story) in &evidence.tasks {
         if story.runs.is_empty() {
             continue;
         }
         tally.count += 1;
-        // In a Kafka that ran already a task can be from before the run.
+        // In a Kafka of others, a task can be older than the run.
         let before = began_before(id, &evidence.begin);
         if circumstances.audited && story.accepted.is_empty() && !before {
             tally.broken(
@@ -259,15 +263,15 @@ fn unexpected(
             );
         }
     }
-    // A request that was refused may have been repeated by one that was not.
-    let not_refused = evidence.requests.iter().filter(|(number, _)| fates.get(number) != Some(&Fate::Refused));
+    // Another request with the same key may have been accepted.
+    let not_refused = evidence.requests.iter().filter(|(number, _)| outcomes.get(number) != Some(&Outcome::Refused));
     let taken: BTreeSet<u64> = not_refused.map(|(_, request)| request.of).collect();
     for (number, stories) in tasks {
         let lines = || evidence.requests.get(number).map(|request| about(request, stories)).unwrap_or_default();
-        let refused = fates.get(number) == Some(&Fate::Refused) && !taken.contains(number);
+        let refused = outcomes.get(number) == Some(&Outcome::Refused) && !taken.contains(number);
         if refused {
             let (ids, lines) = lines();
-            tally.broken(format!("request {number} was refused, and its task is there"), ids, lines);
+            tally.broken(format!("request {number} was refused, and its task exists"), ids, lines);
         }
         if stories.len() > 1 {
             let (ids, lines) = lines();
@@ -280,8 +284,8 @@ fn unexpected(
     tally.row()
 }
 
-/// Whether a task was made before the run began, as far as its id tells: a UUIDv7 has its time in it; others, which only strangers make, may be of
-/// any time.
+/// Whether a task is older than the run. A UUIDv7 contains its time; ids of other forms come only from other programs
+/// and may be of any time.
 fn began_before(id: &str, begin: &Begin) -> bool {
     let time = id.parse::<Uuid>().ok().and_then(|id| id.get_timestamp()).map(|time| time.to_unix());
     time.map_or(!begin.owns_processes, |(seconds, nanos)| seconds as f64 + f64::from(nanos) / 1e9 < begin.unix)

@@ -1,4 +1,4 @@
-//! The judge on ledgers that are made up: each promise kept, broken, and just kept.
+//! The judge on made-up ledgers: each promise kept, broken, and barely kept.
 
 mod commands;
 mod faults;
@@ -14,7 +14,7 @@ use super::super::sample::id;
 use super::super::texts::AFTERWARDS;
 use super::Circumstances;
 use super::mutations::{
-    AWAY, BUSY as BUSY_ONE, CODES, CUT, DEADLINE, GATEWAY, GIVEN_UP, HUNG as AFTER_FREEZE, IDLE, IN_TIME,
+    AWAY, BUSY as BUSY_STOP, CODES, CUT, DEADLINE, GATEWAY, GIVEN_UP, HUNG as AFTER_FREEZE, IDLE, IN_TIME,
     KILLED as AFTER_KILL, KNOWS, LOST, RECEIPTS, RESTARTED, RIGHT, SAID, SECOND, TWICE,
 };
 use super::sample::{KILLED, Sample, abandoned, drained, forced};
@@ -27,7 +27,7 @@ fn changed(change: impl FnOnce(&mut Sample)) -> Sample {
     sample
 }
 
-/// It was never run.
+/// Whether a fact is a start or a result of this task.
 fn is_run_of(fact: &Fact, number: u64) -> bool {
     is_result_of(fact, number) || matches!(fact, Fact::RunBegan { task_id, .. } if *task_id == id(number))
 }
@@ -40,7 +40,7 @@ fn of(outcome: Kind, number: u64) -> Answer {
     Answer { task_id: Some(id(number)), status: Some(504), ..Answer::of(outcome) }
 }
 
-/// The calm run, in which this worker has a task of so long in hand at 12.0, which is not finished.
+/// The calm run, in which this worker has a long unfinished task in flight from 12.01 on.
 fn long_task(worker: &str, work_ms: u64) -> Sample {
     let mut sample = Sample::calm();
     sample.submit(600, 12.0, work_ms).accept(600, 12.001).begin(600, worker, 12.01, 1);
@@ -56,17 +56,17 @@ fn restart(sample: &mut Sample, worker: &str, at: f64) {
     );
 }
 
-// ---- the whole ----
+// ---- the run as a whole ----
 
 #[test]
-fn a_run_that_was_not_audited_or_answered_is_not_held() {
+fn run_without_an_audit_or_an_answer_is_not_held() {
     let sample = changed(|sample| {
         sample.remove(|fact| matches!(fact, Fact::Lag { .. } | Fact::Accepted { .. } | Fact::RunEnded { .. }));
     });
     let verdict = sample.judged_when(&Circumstances::default());
     assert!(matches!(verdict.conclusion, Conclusion::Undecided(_)), "{verdict:#?}");
     assert!(verdict.rows.iter().all(|row| row.state != State::Broken), "{verdict:#?}");
-    // The lag was told, and then Kafka failed: what was not read is not lost.
+    // The lag was read, and then Kafka failed: an unread task is not lost.
     let sample = changed(|sample| {
         sample.remove(|fact| is_run_of(fact, 50));
     });
@@ -84,14 +84,14 @@ fn a_run_that_was_not_audited_or_answered_is_not_held() {
 }
 
 #[test]
-fn what_was_cut_short_can_be_held() {
+fn run_that_was_cut_short_can_be_held() {
     let sample = changed(|sample| {
         sample.change(|line| {
             if let Fact::End(Ending { cut_short, .. }) = &mut line.fact {
                 *cut_short = true;
             }
         });
-        // A roll that was under way.
+        // An action that was under way.
         sample.remove(|fact| matches!(fact, Fact::Carried { action: 2, .. }));
     });
     let verdict = sample.judged();
@@ -101,7 +101,7 @@ fn what_was_cut_short_can_be_held() {
 // ---- P1 and answers ----
 
 #[test]
-fn a_task_is_given_up_only_after_its_starts() {
+fn task_may_be_dead_lettered_only_after_five_starts() {
     let dead = |starts: i16| {
         let mut sample = Sample::calm();
         sample.submit(600, 12.0, 1000).accept(600, 12.001);
@@ -118,7 +118,7 @@ fn a_task_is_given_up_only_after_its_starts() {
             _ => {}
         });
         sample.answer(600, "worker_3", at + 0.1).answered(600, &of(Kind::Failed, 600));
-        // It also starts late again and again: not what is asked here.
+        // Other rows break, too, because the task starts late; they are not judged here.
         sample.broken().into_iter().filter(|name| [RIGHT, GIVEN_UP].contains(name)).collect::<Vec<_>>()
     };
     assert_eq!(dead(0), [RIGHT, GIVEN_UP]);
@@ -129,15 +129,15 @@ fn a_task_is_given_up_only_after_its_starts() {
 // ---- P2 ----
 
 #[test]
-fn one_reason_explains_one_more_run() {
+fn kill_explains_one_second_run_of_a_task() {
     let mut sample = Sample::healthy();
     sample.begin(KILLED, "worker_2", 10.0, 3).result(KILLED, "worker_2", 10.06, 0.05);
-    assert_eq!(sample.broken(), [TWICE], "the kill was the reason of the second run, not of the third");
+    assert_eq!(sample.broken(), [TWICE], "the kill explains the second run, not the third");
 }
 
 #[test]
-fn what_comes_later_is_no_reason() {
-    // Given back without a word, and run again; later there is an outage, and its first worker is killed.
+fn later_event_explains_no_earlier_run() {
+    // The task ran again without a cause. Later Kafka is unavailable, and the first worker is killed.
     let mut sample = Sample::calm();
     sample.begin(50, "worker_1", 5.98, 1);
     sample.put(15.0, Fact::KafkaAway { until: 16.0 });
@@ -146,7 +146,7 @@ fn what_comes_later_is_no_reason() {
 }
 
 #[test]
-fn each_reason_is_recognized() {
+fn each_cause_explains_its_second_run() {
     let note = |sample: &Sample| {
         assert!(!sample.broken().contains(&TWICE), "{:#?}", sample.row(TWICE));
         sample.row(TWICE).note
@@ -174,7 +174,7 @@ fn each_reason_is_recognized() {
 }
 
 #[test]
-fn a_fault_of_a_share_session_explains_what_one_worker_had_in_flight() {
+fn share_session_fault_explains_the_tasks_in_flight_of_one_worker() {
     let faulty = |request: &str| {
         let mut sample = long_task("worker_1", 500);
         let detail = format!("CutBefore at {request} of a worker");
@@ -185,18 +185,18 @@ fn a_fault_of_a_share_session_explains_what_one_worker_had_in_flight() {
     };
     let mut sample = faulty("ShareFetch");
     assert_eq!((sample.broken(), sample.row(TWICE).note.as_str()), (vec![], "1 explained: fault 1 of 1"));
-    // Another task of the same moment is one too many.
+    // A second task at the same time exceeds the budget of the cause.
     sample.submit(601, 12.0, 500).accept(601, 12.001).begin(601, "worker_3", 12.05, 1);
     sample.begin(601, "worker_2", 12.4, 2).result(601, "worker_2", 12.46, 0.05).answer(601, "worker_2", 12.47);
     assert_eq!(sample.broken(), [TWICE]);
-    assert!(faulty("Produce").broken().contains(&TWICE), "a batch that is sent again is known to Kafka");
+    assert!(faulty("Produce").broken().contains(&TWICE), "Kafka recognises a batch that is sent again");
 }
 
 #[test]
-fn a_kill_in_the_instant_of_a_result_is_a_reason_and_one_much_later_is_none() {
+fn kill_explains_the_loss_of_a_result_at_most_half_a_second_old() {
     let killed_at = |at: f64| {
         let mut sample = Sample::calm();
-        // Request 50 is done by 6.014.
+        // The result of request 50 is in Kafka at 6.014.
         sample.order(1, "kill-worker", "worker_3", at).kill("worker_3", at).start("worker_3", at + 0.2);
         sample.begin(50, "worker_1", at + 0.01, 2).result(50, "worker_1", at + 0.03, 0.01);
         sample.broken()
@@ -206,21 +206,21 @@ fn a_kill_in_the_instant_of_a_result_is_a_reason_and_one_much_later_is_none() {
 }
 
 #[test]
-fn a_log_that_is_read_late_makes_no_second_run() {
+fn journal_line_that_is_read_late_makes_no_second_run() {
     let mut sample = Sample::healthy();
-    // The drill reads of this start 60 ms after the result was in Kafka.
+    // The drill reads this start 60 ms after the result is in Kafka.
     sample.change(|line| match &line.fact {
         Fact::RunBegan { task_id, .. } if *task_id == id(50) => line.at = 6.074,
         _ => {}
     });
     assert_eq!(sample.broken(), NONE);
-    assert_eq!(sample.row(TWICE).count, 1, "the one after the kill");
+    assert_eq!(sample.row(TWICE).count, 1, "the run after the kill");
 }
 
 // ---- P3 to P7 ----
 
 #[test]
-fn an_idle_worker_has_a_second() {
+fn idle_worker_must_stop_within_a_second() {
     let stop = |took: f64| {
         let mut sample = Sample::calm();
         sample.stop("worker_1", 15.0, took).start("worker_1", 17.0);
@@ -239,7 +239,7 @@ fn an_idle_worker_has_a_second() {
 }
 
 #[test]
-fn a_busy_worker_has_the_time_of_its_task_and_a_second() {
+fn busy_worker_must_stop_within_a_second_of_its_task() {
     let stop = |took: f64| {
         let mut sample = Sample::calm();
         sample.task(600, "worker_1", 12.0, 2000);
@@ -248,11 +248,11 @@ fn a_busy_worker_has_the_time_of_its_task_and_a_second() {
         sample.broken()
     };
     assert_eq!(stop(2.4), NONE);
-    assert_eq!(stop(2.7), [BUSY_ONE]);
+    assert_eq!(stop(2.7), [BUSY_STOP]);
 }
 
 #[test]
-fn what_a_worker_lost_in_an_outage_is_not_in_its_hand_once_another_has_begun_it() {
+fn task_lost_in_an_outage_is_not_in_flight_once_another_worker_began_it() {
     let stop = |outage: bool, elsewhere: f64| {
         let mut sample = long_task("worker_1", 5000);
         if outage {
@@ -260,16 +260,16 @@ fn what_a_worker_lost_in_an_outage_is_not_in_its_hand_once_another_has_begun_it(
         }
         restart(&mut sample, "worker_2", elsewhere);
         sample.stop("worker_1", 14.0, 0.05).start("worker_1", 14.5);
-        sample.broken().contains(&BUSY_ONE)
+        sample.broken().contains(&BUSY_STOP)
     };
     assert!(!stop(true, 13.6));
-    assert!(stop(true, 14.1), "it was given up at the signal");
-    assert!(stop(false, 13.6), "nothing has taken it away");
+    assert!(stop(true, 14.1), "the worker abandoned the task at the signal");
+    assert!(stop(false, 13.6), "without an outage the worker still has the task");
 }
 
 #[test]
-fn what_a_handler_takes_by_itself_is_the_time_of_its_task() {
-    // A handler of others, which takes longer than the drill has asked for.
+fn handler_of_others_extends_the_bound_by_its_own_time() {
+    // A handler of others takes longer than the drill requested.
     let mut sample = Sample::calm();
     sample.change(|line| {
         if let Fact::Begin(begin) = &mut line.fact {
@@ -284,7 +284,7 @@ fn what_a_handler_takes_by_itself_is_the_time_of_its_task() {
 }
 
 #[test]
-fn a_drain_ends_at_its_timeout_with_exit_code_3() {
+fn drain_must_end_at_its_timeout_with_exit_code_3() {
     let stop = |took: f64, receipt: &Receipt, again: f64| {
         let mut sample = long_task("worker_1", 11_000);
         sample.stop_with("worker_1", 12.5, took, receipt).start("worker_1", 19.7);
@@ -292,24 +292,24 @@ fn a_drain_ends_at_its_timeout_with_exit_code_3() {
         sample.broken()
     };
     assert_eq!(stop(6.05, &abandoned("worker_1", 6.05, &[600]), 0.01), NONE);
-    // Before it has left.
+    // The task starts elsewhere before the worker has left.
     assert_eq!(stop(6.5, &abandoned("worker_1", 6.5, &[600]), -0.4), NONE);
     assert_eq!(stop(7.1, &abandoned("worker_1", 7.1, &[600]), -0.5), [DEADLINE]);
     assert_eq!(stop(6.05, &abandoned("worker_1", 6.05, &[600]), 1.8), NONE);
-    // Nobody is free any more, then.
+    // The task starts elsewhere 2.45 s after the exit.
     let mut sample = long_task("worker_1", 11_000);
     sample.change(|line| line.at += if line.at > 13.0 { 5.0 } else { 0.0 });
     sample.stop_with("worker_1", 12.5, 6.05, &abandoned("worker_1", 6.05, &[600])).start("worker_1", 21.5);
     restart(&mut sample, "worker_2", 21.0);
     assert_eq!(sample.broken(), [RESTARTED]);
-    // With exit code 0, as if all were done.
+    // Exit code 0 claims that every task was finished.
     let lie = Receipt { outcome: "drained".to_owned(), exit_code: 0, ..abandoned("worker_1", 6.05, &[600]) };
     assert_eq!(stop(6.05, &lie, 0.01), [CODES]);
     assert_eq!(stop(6.05, &drained("worker_1", 6.05), 0.01), [TWICE, CODES, RECEIPTS]);
 }
 
 #[test]
-fn a_worker_that_does_not_heed_its_timeout_is_told() {
+fn drain_beyond_its_timeout_is_a_finding_even_if_the_task_finishes() {
     let mut sample = Sample::calm();
     sample.change(|line| line.at += if line.at > 13.0 { 15.0 } else { 0.0 });
     sample.task(600, "worker_1", 12.0, 11_000);
@@ -319,7 +319,7 @@ fn a_worker_that_does_not_heed_its_timeout_is_told() {
 }
 
 #[test]
-fn a_second_signal_ends_it_within_a_second_with_exit_code_4() {
+fn second_signal_must_end_a_worker_within_a_second_with_exit_code_4() {
     let stop = |left: f64, receipt: &Receipt| {
         let mut sample = long_task("worker_1", 4000);
         sample.stop_with("worker_1", 12.5, left, receipt).signal("worker_1", 12.65, "SIGTERM");
@@ -331,7 +331,7 @@ fn a_second_signal_ends_it_within_a_second_with_exit_code_4() {
     assert_eq!(stop(1.3, &forced("worker_1", 1.3, &[600])), [SECOND]);
     let code_0 = Receipt { exit_code: 0, ..forced("worker_1", 0.2, &[600]) };
     assert_eq!(stop(0.2, &code_0), [CODES]);
-    // It drains on.
+    // The worker continues to drain.
     let mut sample = Sample::calm();
     sample.task(600, "worker_1", 12.0, 3000);
     let receipt = Receipt { tasks_finished: 1, ..drained("worker_1", 2.6) };
@@ -340,13 +340,13 @@ fn a_second_signal_ends_it_within_a_second_with_exit_code_4() {
 }
 
 #[test]
-fn a_second_signal_that_finds_nothing_to_give_up_may_say_so() {
-    // Forced, and yet everything is done.
+fn second_signal_without_tasks_in_flight_allows_exit_code_0() {
+    // The outcome is forced, and every task is finished.
     let mut sample = Sample::calm();
     let receipt = Receipt { exit_code: 0, ..forced("worker_1", 0.04, &[]) };
     sample.stop_with("worker_1", 15.0, 0.04, &receipt).signal("worker_1", 15.02, "SIGTERM").start("worker_1", 15.5);
     assert_eq!(sample.broken(), NONE);
-    // After its end, before anybody knew.
+    // The second signal comes after the exit, before the drill knows of the exit.
     let mut sample = Sample::calm();
     sample.order(1, "second-signal", "worker_1", 15.0).stop("worker_1", 15.0, 0.04);
     sample.put(
@@ -354,7 +354,7 @@ fn a_second_signal_that_finds_nothing_to_give_up_may_say_so() {
         Fact::Signalled { process: "worker_1".to_owned(), signal: "SIGTERM".to_owned(), action: Some(1), until: None },
     );
     sample.start("worker_1", 15.5);
-    // The drill learns of the end last.
+    // The drill learns of the exit last.
     sample.change(|line| {
         if matches!(&line.fact, Fact::Exited { process, .. } if process == "worker_1") && line.at < 16.0 {
             line.at = 15.04;
@@ -368,7 +368,7 @@ fn a_second_signal_that_finds_nothing_to_give_up_may_say_so() {
 }
 
 #[test]
-fn without_kafka_it_stops_all_the_same() {
+fn stop_while_kafka_is_unavailable_has_its_own_bound() {
     let stop = |took: f64, code: u8| {
         let mut sample = Sample::calm();
         sample.kill("broker", 12.0).start("broker", 18.4);
@@ -386,12 +386,12 @@ fn without_kafka_it_stops_all_the_same() {
     };
     assert_eq!(stop(4.9, 0), NONE);
     assert_eq!(stop(5.2, 0), [AWAY]);
-    // It had nothing that it could give up.
+    // The worker had no task that it could abandon.
     assert_eq!(stop(4.9, 3), [CODES]);
 }
 
 #[test]
-fn one_that_has_not_started_has_five_seconds() {
+fn worker_that_has_not_started_must_stop_within_five_seconds() {
     let stop = |took: f64| {
         let mut sample = Sample::calm();
         sample.put(12.0, Fact::Started { process: "worker_4".to_owned(), pid: 9 });
@@ -399,11 +399,11 @@ fn one_that_has_not_started_has_five_seconds() {
         sample.broken()
     };
     assert_eq!(stop(4.9), NONE);
-    assert_eq!(stop(5.1), ["it stops though it has not started"]);
+    assert_eq!(stop(5.1), ["stops before it has started"]);
 }
 
 #[test]
-fn one_that_was_started_this_instant_may_end_by_the_signal() {
+fn worker_may_end_by_a_signal_in_the_instant_of_its_start() {
     let stop = |at: f64, signal: i32| {
         let mut sample = Sample::calm();
         sample.put(12.0, Fact::Started { process: "worker_4".to_owned(), pid: 9 });
@@ -416,7 +416,7 @@ fn one_that_was_started_this_instant_may_end_by_the_signal() {
 }
 
 #[test]
-fn one_that_is_told_to_stop_while_frozen_has_no_bound_but_ends_well() {
+fn worker_frozen_during_its_stop_has_no_bound_but_needs_a_valid_exit_code() {
     let end = |code| {
         let mut sample = Sample::calm();
         sample.start("worker_4", 1.0).freeze("worker_4", 5.0, 9.0).signal("worker_4", 6.0, "SIGTERM");

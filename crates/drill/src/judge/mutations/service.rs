@@ -1,10 +1,10 @@
-//! Mutations: gateways, service, and the run as a whole.
+//! Mutations of gateways, of service, and of the run as a whole.
 
 use super::*;
 
 pub(super) const MUTATIONS: &[Mutation] = mutations! {
     // ---- gateways ----
-    "a gateway did not end (hole 3)" => GATEWAY, "got a signal and has not ended": |it| {
+    "gateway did not end" => GATEWAY, "got a signal and has not ended": |it| {
         let stop = it.first("restart-gateway");
         it.remove(|line| line.at > stop.at && matches!(&line.fact, Fact::Exited { process, .. }
             | Fact::Started { process, .. } | Fact::Signalled { process, .. } if *process == stop.process));
@@ -14,19 +14,19 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             last
         });
     };
-    "a gateway hung after its last answer (hole 3)" => GATEWAY, "after its last answer; its bound was 1 s": |it| {
+    "gateway hung after its last answer" => GATEWAY, "after its last answer; its bound was 1 s": |it| {
         let stop = it.first("restart-gateway");
         it.linger(&stop, 1.5);
     };
-    "a gateway stopped with exit code 1" => GATEWAY, "stopped with exit code Some(1)": |it| {
+    "gateway stopped with exit code 1" => GATEWAY, "stopped with exit code 1; expected 0": |it| {
         let stop = it.first("restart-gateway");
         it.exit(&stop, |line| if let Fact::Exited { code, .. } = &mut line.fact { *code = Some(1) });
     };
-    "a gateway ended by itself" => GATEWAY, "ended by itself": |it| {
+    "gateway ended by itself" => GATEWAY, "ended by itself": |it| {
         let stop = it.first("restart-gateway");
         it.remove(|line| line.at == stop.at && matches!(&line.fact, Fact::Signalled { process, .. } if *process == stop.process));
     };
-    "a gateway was ready when it was told to stop (hole 22)" => UNREADY, "/readyz said 200": |it| {
+    "gateway was ready after its signal" => UNREADY, "returned 200 after its signal": |it| {
         it.change(|line| match &mut line.fact {
             Fact::ReadyAsked { status, .. } => {
                 *status = Some(200);
@@ -35,15 +35,15 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             _ => false,
         });
     };
-    "a caller was cut off" => CUT, "was cut off by gateway_": |it| {
+    "caller was cut off" => CUT, "was cut off by gateway_": |it| {
         let task = it.task();
         it.answer(task.number, &Answer { why: Some("connection reset".to_owned()), ..Answer::of(Kind::Unknown) });
     };
-    "a caller was never answered" => CUT, "was never answered": |it| {
+    "caller was never answered" => CUT, "was never answered": |it| {
         let task = it.task();
         it.remove(|line| matches!(line.fact, Fact::Answered { number, .. } if number == task.number));
     };
-    "a new gateway knew of no worker" => KNOWS, "after its start, and": |it| {
+    "restarted gateway knew no worker" => KNOWS, "after its start, but": |it| {
         let stop = it.first("restart-gateway");
         it.change(|line| match &mut line.fact {
             Fact::Fleet { gateway, active, .. }
@@ -55,11 +55,11 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             _ => false,
         });
     };
-    "a page listed no worker (hole 15)" => PAGE, "does not list worker_": |it| {
+    "page listed no worker" => PAGE, "does not list worker_": |it| {
         let task = it.task();
         it.put(task.answered, Fact::Fleet { gateway: "gateway_1".to_owned(), active: Vec::new(), stopping: Vec::new() });
     };
-    "a page listed a ghost (hole 15)" => PAGE, "lists worker_9": |it| {
+    "page listed a worker that never ran" => PAGE, "lists worker_9": |it| {
         it.change(|line| match &mut line.fact {
             Fact::Fleet { active, .. } if !active.is_empty() => {
                 active.push("worker_9".to_owned());
@@ -68,7 +68,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             _ => false,
         });
     };
-    "a page listed workers that were gone" => PAGE, "lists worker_": |it| {
+    "page listed workers that were gone" => PAGE, "lists worker_": |it| {
         let end = it.lines.iter().map(|line| line.at).fold(0.0, f64::max);
         it.remove(|line| match &line.fact {
             Fact::Fleet { gateway, .. } => gateway == "gateway_1" && line.at > end - 20.0,
@@ -84,25 +84,25 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
     };
 
     // ---- service ----
-    "nearly every caller was turned away (hole 1)" => REFUSED, "was turned away without a cause": |it| {
+    "nearly every request was refused" => REFUSED, "was refused without a cause": |it| {
         for task in it.calm().into_iter().skip(1) {
             it.turn_away(&task, 503);
         }
     };
-    "valid requests got 400 (hole 1)" => REFUSED, "is valid and got 400": |it| {
+    "valid request got 400" => REFUSED, "is valid and got 400": |it| {
         let task = it.task();
         it.turn_away(&task, 400);
     };
-    "requests got 500 (hole 1)" => REFUSED, "is valid and got 500": |it| {
+    "valid request got 500" => REFUSED, "is valid and got 500": |it| {
         let task = it.task();
         it.turn_away(&task, 500);
     };
-    "connections were refused in calm (hole 1)" => REFUSED, "was turned away without a cause": |it| {
+    "connection was refused without a cause" => REFUSED, "was refused without a cause": |it| {
         let task = it.task();
         it.turn_away(&task, 503);
         it.answer(task.number, &Answer { why: Some("nothing sent: refused".to_owned()), ..Answer::of(Kind::Refused) });
     };
-    "a refusal does not say when to try again (hole 22)" => REFUSED, "503 without Retry-After": |it| {
+    "refusals had no Retry-After" => REFUSED, "503 without Retry-After": |it| {
         it.change(|line| match &mut line.fact {
             Fact::Answered { answer, .. } if answer.status == Some(503) => {
                 answer.retry_after = false;
@@ -111,14 +111,14 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             _ => false,
         });
     };
-    "a restarted gateway refused for ever (hole 1)" => REFUSED, "was turned away without a cause": |it| {
+    "restarted gateway refused every request" => REFUSED, "was refused without a cause": |it| {
         let stop = it.first("restart-gateway");
         let tasks: Vec<_> = it.calm().into_iter().filter(|task| task.gateway == stop.process).collect();
         for task in tasks {
             it.turn_away(&task, 503);
         }
     };
-    "a gateway served no caller for long after its restart" => RECOVERED, "served no caller for": |it| {
+    "restarted gateway served no caller for 3.6 s" => RECOVERED, "served no caller for": |it| {
         let stop = it.first("restart-gateway");
         let back = it.lines.iter().find(|line| {
             line.at >= stop.exit && matches!(&line.fact, Fact::Started { process, .. } if *process == stop.process)
@@ -136,11 +136,11 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             _ => false,
         });
     };
-    "a task started 3 s after it was accepted (hole 4)" => IN_TIME, "after it was accepted; a worker was free for": |it| {
+    "task started 3 s after its acceptance" => IN_TIME, "after it was accepted; a worker was free for": |it| {
         let task = it.task();
         it.delay(&task.id, task.number, task.began, 3.0);
     };
-    "what a stopped worker had fetched stayed locked (hole 4)" => IN_TIME, "after it was accepted; a worker was free for": |it| {
+    "records that a stopped worker had fetched stayed locked" => IN_TIME, "after it was accepted; a worker was free for": |it| {
         let stop = it.idle_stop();
         let task = it.task();
         it.change(|line| {
@@ -150,7 +150,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         });
         it.delay(&task.id, task.number, task.began, 5.0 - (task.began - stop.at));
     };
-    "an answer came 2 s after its result (hole 20)" => FOLLOWS, "after its result was in Kafka": |it| {
+    "answer came 2 s after its result" => FOLLOWS, "after its result was in Kafka": |it| {
         let task = it.task();
         it.change(|line| match &line.fact {
             Fact::Answered { number, .. } if *number == task.number => {
@@ -160,10 +160,10 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             _ => false,
         });
     };
-    "when all was well, a task was not answered" => PROBED, "was not answered, though all was well": |it| {
+    "one probe was not answered" => PROBED, "was not answered, though all faults were over": |it| {
         it.answer(AFTERWARDS + 1, &Answer { status: Some(504), ..Answer::of(Kind::Accepted) });
     };
-    "when all was well, nothing worked any more" => PROBED, "was not answered, though all was well": |it| {
+    "no probe was answered" => PROBED, "was not answered, though all faults were over": |it| {
         it.change(|line| match &mut line.fact {
             Fact::Answered { number: AFTERWARDS.., answer, .. } => {
                 *answer = refused(503);
@@ -172,7 +172,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             _ => false,
         });
     };
-    "when all was well, a task took 3 s" => PROBED, "though all was well": |it| {
+    "one probe took 3 s" => PROBED, "though all faults were over": |it| {
         it.change(|line| match &line.fact {
             Fact::Answered { number, .. } if *number == AFTERWARDS + 2 => {
                 line.at += 3.0;
@@ -181,7 +181,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             _ => false,
         });
     };
-    "two gateways give different results (hole 14)" => STAYS, "is another result than the one before": |it| {
+    "two gateways returned different results" => STAYS, "differs from the result before": |it| {
         it.change(|line| match &mut line.fact {
             Fact::ReadBack { gateway, mark, .. } if gateway == "gateway_2" => {
                 *mark = Some("00000000".to_owned());
@@ -190,16 +190,16 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             _ => false,
         });
     };
-    "a result is pending again (hole 14)" => STAYS, "is pending again": |it| read_back(it, Some(200));
-    "a result is not known any more (hole 14)" => STAYS, "is answered 404": |it| read_back(it, Some(404));
-    "a result cannot be read any more" => STAYS, "is not answered": |it| read_back(it, None);
-    "Kafka was unavailable without an action (hole 11)" => KAFKA, "no action had done anything to it": |it| {
+    "task with a result was pending again" => STAYS, "is pending again": |it| read_back(it, Some(200));
+    "result was unknown again" => STAYS, "is answered 404": |it| read_back(it, Some(404));
+    "request for a result was not answered" => STAYS, "is not answered": |it| read_back(it, None);
+    "Kafka was unavailable without an action" => KAFKA, "no action had disturbed it": |it| {
         let task = it.task();
         it.put(task.began, Fact::KafkaAway { until: task.began + 2.0 });
     };
 
-    // ---- books, and what was planned ----
-    "the group has not finished everything" => LAG, "2 tasks are not finished by the group": |it| {
+    // ---- accounting and planned actions ----
+    "worker group has unfinished tasks" => LAG, "the worker group has not finished 2 tasks": |it| {
         it.change(|line| match &mut line.fact {
             Fact::Lag { tasks } => {
                 *tasks = 2;
@@ -211,13 +211,13 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
     "two readers disagree" => READERS, "one is missing": |it| {
         it.put(50.0, Fact::Disagreed { topic: "tasks".to_owned(), detail: "one is missing".to_owned() });
     };
-    "an action was not carried out" => PLANNED, "the reason": |it| carried(it, |fact| {
+    "action was not carried out" => PLANNED, "the reason": |it| carried(it, |fact| {
         if let Fact::Carried { done, detail, .. } = fact { (*done, *detail) = (false, "the reason".to_owned()) }
     });
-    "an action never ended" => PLANNED, "it was begun and never ended": |it| {
+    "action never ended" => PLANNED, "it began and never ended": |it| {
         it.remove(|line| matches!(line.fact, Fact::Carried { action: 2, .. }));
     };
-    "a frozen broker took records (hole 10)" => PLANNED, "SIGSTOP to broker was not seen to have an effect": |it| {
+    "frozen broker took records" => PLANNED, "SIGSTOP to broker had no visible effect": |it| {
         let frozen = it.first("freeze-broker").at;
         let task = it.task();
         it.change(|line| {
@@ -226,7 +226,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             is
         });
     };
-    "a killed broker took records (hole 10)" => PLANNED, "SIGKILL to broker was not seen to have an effect": |it| {
+    "killed broker took records" => PLANNED, "SIGKILL to broker had no visible effect": |it| {
         let kill = it.first("kill-broker");
         let task = it.task();
         it.change(|line| {
@@ -235,21 +235,21 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             is
         });
     };
-    "a frozen worker began a task (hole 10)" => PLANNED, "was not seen to have an effect": |it| {
+    "frozen worker began a task" => PLANNED, "had no visible effect": |it| {
         let freeze = it.first("freeze-worker");
         let task = it.task();
         it.put(freeze.at + 1.0, Fact::RunBegan { worker: freeze.process, task_id: task.id, delivery: 1 });
     };
-    "a killed worker ended otherwise" => PLANNED, "SIGKILL to worker_": |it| {
+    "killed worker ended with exit code 0" => PLANNED, "SIGKILL to worker_": |it| {
         let kill = it.first("kill-worker");
         it.exit(&kill, |line| if let Fact::Exited { code, signal, .. } = &mut line.fact { (*code, *signal) = (Some(0), None) });
     };
-    "one request in thirty found no free caller (hole 2)" => UNDECIDED, "found no free caller": |it| {
+    "one request in thirty found no free caller" => UNDECIDED, "found no free caller": |it| {
         for task in it.calm() {
             it.put(task.began, Fact::Late);
         }
     };
-    "the plan tests what there was no occasion for (hole 9)" => UNDECIDED, "the plan tests P8c": |it| {
+    "plan tests a promise that the run did not test" => UNDECIDED, "the plan tests P8c": |it| {
         while let Some((number, id)) = find_poison(it) {
             it.remove(|line| match &line.fact {
                 Fact::Submitted { number: of, .. } | Fact::Answered { number: of, .. } => *of == number,
@@ -257,7 +257,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             });
         }
     };
-    "the fleet was not probed in the end" => UNDECIDED, "not seen to work when everything was over": |it| {
+    "fleet was not probed at the end" => UNDECIDED, "was not probed after the last action": |it| {
         it.remove(|line| matches!(line.fact, Fact::Submitted { number: AFTERWARDS.., .. } | Fact::Answered { number: AFTERWARDS.., .. }));
     };
 };

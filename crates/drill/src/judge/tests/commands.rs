@@ -1,10 +1,10 @@
-//! Fleets that commands act on: what a command does, it does between its begin and its end.
+//! Fleets on which commands act: a command takes effect between its begin and its end.
 
 use super::super::actions::NAME as HAPPENED;
 use super::*;
 
 impl Sample {
-    /// A command of action 1 that sends `signal` at some time between these.
+    /// A command of action 1 that sends `signal` at some time in this interval.
     fn command(&mut self, what: &str, process: &str, signal: &str, (from, until): (f64, f64)) -> &mut Self {
         self.order(1, what, process, from).change(|line| {
             if let Fact::Carried { .. } = line.fact {
@@ -27,7 +27,7 @@ impl Sample {
         self.put(from, Fact::Signalled { process, signal, action, until })
     }
 
-    /// The last status record of worker_1 before this moment is its last, and the next process of its name begins then.
+    /// Removes the status records of worker_1 after `from`; the next process of its name begins at `next`.
     fn silent(&mut self, from: f64, next: f64) -> &mut Self {
         self.lines.retain(
             |line| !matches!(&line.fact, Fact::Notified { worker, .. } if worker == "worker_1" && line.at > from),
@@ -56,7 +56,7 @@ impl Sample {
 }
 
 #[test]
-fn a_slow_command_makes_no_stop_late() {
+fn slow_command_does_not_make_a_stop_late() {
     let mut sample = Sample::hearsay();
     sample.silent(12.4, 15.0).command("stop-worker", "worker_1", "SIGTERM", (12.0, 14.0));
     sample.say("worker_1", 1, 13.0, "shutdown_started", None);
@@ -72,19 +72,19 @@ fn a_slow_command_makes_no_stop_late() {
 }
 
 #[test]
-fn a_stop_without_notifications_is_told_and_its_time_is_not_judged() {
+fn stop_without_notifications_is_a_finding_and_its_time_is_not_judged() {
     let mut sample = Sample::hearsay();
     sample.silent(12.4, 15.0).command("stop-worker", "worker_1", "SIGTERM", (12.0, 14.0));
     sample.exit("worker_1", 14.0, Some(0), None, None);
     assert_eq!((sample.broken(), sample.row(IDLE).count), (vec![SAID], 0));
-    // With Kafka away there are none.
+    // Without Kafka there are no notifications.
     sample.put(11.8, Fact::KafkaAway { until: 14.5 });
     assert_eq!(sample.broken(), NONE);
     assert_eq!((sample.row(AWAY).count, sample.row(CODES).count), (1, 1));
 }
 
 #[test]
-fn a_second_signal_that_a_command_sends_late_breaks_nothing() {
+fn late_second_signal_of_a_command_breaks_no_bound() {
     let stop = |took: f64| {
         let mut sample = Sample::hearsay();
         sample.silent(12.4, 16.0).command("second-signal", "worker_1", "SIGTERM", (12.0, 15.0));
@@ -98,17 +98,17 @@ fn a_second_signal_that_a_command_sends_late_breaks_nothing() {
     };
     let explained = "1 explained: second signal 1 of 1".to_owned();
     assert_eq!(stop(0.4), (Vec::new(), 1, explained.clone()));
-    assert_eq!(stop(2.0), (Vec::new(), 0, explained), "when the second signal came is not known");
+    assert_eq!(stop(2.0), (Vec::new(), 0, explained), "the time of the second signal is unknown");
 }
 
 #[test]
-fn a_kill_is_a_cause_from_the_last_sign_of_its_worker_to_the_end_of_the_command() {
+fn kill_is_a_cause_from_the_last_sign_of_its_worker_to_the_end_of_its_command() {
     let killed = |again: f64| {
         let mut sample = Sample::hearsay();
         sample.long_task(again).silent(12.4, 15.0).command("kill-worker", "worker_1", "SIGKILL", (12.0, 13.2));
         sample.exit("worker_1", 13.2, None, Some(9), None).clone()
     };
-    // Its last status record is of 12.3.
+    // The last status record has the time 12.3.
     let soon = killed(12.7);
     assert_eq!((soon.broken(), soon.row(AFTER_KILL).count), (Vec::new(), 1));
     assert!(soon.row(TWICE).note.contains("kill 1 of 1"), "{}", soon.row(TWICE).note);
@@ -118,7 +118,7 @@ fn a_kill_is_a_cause_from_the_last_sign_of_its_worker_to_the_end_of_the_command(
 }
 
 #[test]
-fn a_command_without_an_effect_leaves_the_run_undecided() {
+fn command_without_effect_makes_the_verdict_undecided() {
     for (what, signal) in [("kill-worker", "SIGKILL"), ("stop-worker", "SIGTERM")] {
         let mut sample = Sample::hearsay();
         sample.command(what, "worker_1", signal, (12.0, 12.2)).exit("worker_1", 12.2, None, None, None);
@@ -135,7 +135,7 @@ fn a_command_without_an_effect_leaves_the_run_undecided() {
 }
 
 #[test]
-fn a_worker_is_killed_before_its_first_word_of_the_run() {
+fn worker_can_be_killed_before_its_first_status_record() {
     let mut sample = Sample::hearsay();
     sample.lines.retain(|line| !matches!(&line.fact, Fact::Notified { worker, .. } if worker == "worker_1"));
     sample.beats("worker_1", 2, 1.4, 20.9).command("kill-worker", "worker_1", "SIGKILL", (0.5, 0.8));
@@ -144,11 +144,11 @@ fn a_worker_is_killed_before_its_first_word_of_the_run() {
 }
 
 #[test]
-fn a_freeze_lasts_from_the_begin_of_one_command_to_the_end_of_another() {
+fn freeze_lasts_from_the_begin_of_one_command_to_the_end_of_another() {
     let mut sample = Sample::hearsay();
     sample.change(|line| line.at += if line.at > 20.0 { 20.0 } else { 0.0 });
     sample.beats("worker_2", 1, 20.9, 40.0).beats("worker_3", 1, 20.9, 40.0);
-    // The last word of 12.3 comes in the middle of the command.
+    // The last status record, of 12.3, comes during the command.
     sample.long_task(27.5).silent(12.4, 60.0).beats("worker_1", 1, 31.5, 40.0);
     sample.command("freeze-worker", "worker_1", "SIGSTOP", (12.0, 13.0)).act("worker_1", "SIGCONT", (30.0, 31.0));
     assert_eq!(sample.broken(), NONE);
@@ -157,7 +157,7 @@ fn a_freeze_lasts_from_the_begin_of_one_command_to_the_end_of_another() {
 }
 
 #[test]
-fn a_slow_command_makes_no_gateway_late() {
+fn slow_command_does_not_make_a_gateway_late() {
     let mut sample = Sample::hearsay();
     sample
         .remove(|fact| matches!(fact, Fact::Submitted { number, .. } if number % 2 == 0 && (40..100).contains(number)));
@@ -166,8 +166,8 @@ fn a_slow_command_makes_no_gateway_late() {
     sample.put(11.5, Fact::Ready { process: "gateway_1".to_owned() });
     sample.view("gateway_1", 12.5, &["worker_1", "worker_2", "worker_3"]);
     assert_eq!(sample.broken(), NONE);
-    assert_eq!((sample.row(GATEWAY).count, sample.row(KNOWS).count), (0, 0), "3.5 s after the begin of its start");
-    // One row of the promise is enough: others cannot be seen.
+    assert_eq!((sample.row(GATEWAY).count, sample.row(KNOWS).count), (0, 0), "its start began 3.5 s before");
+    // One tested row of the promise is enough, because others cannot be seen.
     let tests = vec!["P9".to_owned()];
     sample.change(|line| {
         if let Fact::Begin(begin) = &mut line.fact {
@@ -180,7 +180,7 @@ fn a_slow_command_makes_no_gateway_late() {
 }
 
 #[test]
-fn an_outage_of_kafka_excuses_the_refusals_of_a_gateway_that_no_action_hits() {
+fn kafka_outage_excuses_refusals_of_a_gateway_that_no_action_hits() {
     let refused = |from: f64, until: f64| {
         let mut sample = Sample::hearsay();
         sample.command("freeze-broker", "broker", "SIGSTOP", (from, from + 0.2));

@@ -5,13 +5,13 @@ use super::*;
 // ---- P8 ----
 
 #[test]
-fn the_tasks_of_a_killed_worker_start_elsewhere_within_half_a_second() {
+fn tasks_of_a_killed_worker_start_elsewhere_within_half_a_second() {
     let again = |after: f64| {
         let mut sample = long_task("worker_1", 2000);
         sample.order(1, "kill-worker", "worker_1", 13.0).kill("worker_1", 13.0);
         restart(&mut sample, "worker_2", 13.0 + after);
         sample.remove(|fact| matches!(fact, Fact::Signalled { process, action: None, .. } if process == "worker_1"));
-        // It stays dead: the stop at the end of the calm run is not for it.
+        // The worker stays dead: remove its stop at the end of the calm run.
         sample.lines.retain(
             |line| !matches!(&line.fact, Fact::Exited { process, .. } if process == "worker_1" && line.at > 19.0),
         );
@@ -24,22 +24,22 @@ fn the_tasks_of_a_killed_worker_start_elsewhere_within_half_a_second() {
 }
 
 #[test]
-fn nobody_can_start_what_nobody_has_a_hand_for() {
-    // Both other workers have long tasks in flight, but for a moment, in which an earlier task starts.
+fn task_of_a_killed_worker_may_wait_while_no_handler_is_free() {
+    // Both other workers have long tasks in flight, except for a moment in which an earlier task starts.
     let mut sample = long_task("worker_1", 2000);
     sample.order(1, "kill-worker", "worker_1", 13.0).kill("worker_1", 13.0).start("worker_1", 14.0);
     sample.task(601, "worker_2", 12.2, 900).task(602, "worker_2", 13.108, 2000).task(603, "worker_3", 12.2, 3000);
     restart(&mut sample, "worker_1", 14.2);
     assert_eq!(sample.broken(), NONE);
-    // One of them was idle all the time.
+    // Now one of them is idle all the time.
     sample.remove(|fact| matches!(fact, Fact::RunBegan { task_id, .. } | Fact::RunEnded { task_id, .. } | Fact::Accepted { task_id, .. } if *task_id == id(603)));
     sample.remove(|fact| matches!(fact, Fact::Submitted { number: 603, .. } | Fact::Answered { number: 603, .. }));
     assert_eq!(sample.broken(), [AFTER_KILL]);
 }
 
 #[test]
-fn a_backlog_is_no_time_in_which_a_worker_was_free() {
-    // All tasks come at once, and each worker has one of 40 ms after the other.
+fn gaps_between_tasks_of_a_backlog_do_not_count_as_free() {
+    // All tasks come at once; each worker runs tasks of 40 ms in sequence.
     let backlog = |between_seconds: f64| {
         let mut sample = Sample::calm();
         for number in 600..690 {
@@ -74,11 +74,11 @@ fn tasks_wait_while_a_restarted_broker_reads_the_share_state() {
     assert_eq!(started(1, 0, 4.2), [IN_TIME]);
     assert_eq!(started(1, 3000, 5.5), NONE);
     assert_eq!(started(1, 3000, 5.8), [IN_TIME]);
-    assert!(started(3, 3000, 5.5).contains(&IN_TIME), "in a cluster others lead meanwhile");
+    assert!(started(3, 3000, 5.5).contains(&IN_TIME), "in a cluster other nodes lead meanwhile");
 }
 
 #[test]
-fn a_result_that_comes_just_after_the_death_of_its_worker_is_no_loss() {
+fn result_just_after_the_kill_of_its_worker_is_no_loss() {
     let mut sample = long_task("worker_1", 990);
     sample.order(1, "kill-worker", "worker_1", 13.0).kill("worker_1", 13.0).start("worker_1", 14.0);
     sample.result(600, "worker_1", 13.05, 0.99).answer(600, "worker_1", 13.06);
@@ -86,7 +86,7 @@ fn a_result_that_comes_just_after_the_death_of_its_worker_is_no_loss() {
 }
 
 #[test]
-fn the_tasks_of_a_hung_worker_start_elsewhere_within_twenty_seconds() {
+fn tasks_of_a_hung_worker_start_elsewhere_within_twenty_seconds() {
     let again = |after: f64| {
         let mut sample = long_task("worker_1", 2000);
         sample.change(|line| line.at += if line.at > 12.5 { 30.0 } else { 0.0 });
@@ -101,11 +101,11 @@ fn the_tasks_of_a_hung_worker_start_elsewhere_within_twenty_seconds() {
 // ---- P9 and P10 ----
 
 #[test]
-fn a_gateway_answers_and_stops() {
+fn gateway_stops_within_a_second_of_its_last_answer() {
     let stop = |took: f64, code: i32, answered: f64| {
         let mut sample = Sample::calm();
         sample.change(|line| line.at += if line.at > 11.5 { 30.0 } else { 0.0 });
-        // Of gateway_1, since it is even.
+        // An even number: gateway_1 gets the request.
         sample.submit(600, 11.6, 1000).accept(600, 11.61).begin(600, "worker_1", 11.62, 1);
         sample.result(600, "worker_1", 11.6 + answered - 0.01, 0.0).answer(600, "worker_1", 11.6 + answered);
         sample.signal("gateway_1", 12.0, "SIGTERM").exit("gateway_1", 12.0 + took, Some(code), None, None);
@@ -117,13 +117,13 @@ fn a_gateway_answers_and_stops() {
     // A caller waited until 2 s after the request, which is 1.6 s after the signal.
     assert_eq!(stop(2.5, 0, 2.0), NONE);
     assert_eq!(stop(2.7, 0, 2.0), [GATEWAY]);
-    // A caller that waited for longer than a gateway may.
+    // A caller that waited beyond the gateway's limit.
     assert_eq!(stop(25.9, 0, 27.0), NONE);
     assert_eq!(stop(26.1, 0, 27.0), [GATEWAY]);
 }
 
 #[test]
-fn a_caller_is_cut_off_only_by_a_kill() {
+fn only_a_kill_excuses_a_lost_connection() {
     let cut = Answer { why: Some("connection closed".to_owned()), ..Answer::of(Kind::Unknown) };
     let mut sample = Sample::healthy();
     sample.answered(51, &cut);
@@ -134,7 +134,7 @@ fn a_caller_is_cut_off_only_by_a_kill() {
     assert_eq!(sample.broken(), [CUT]);
     let line = sample.line(|fact| matches!(fact, Fact::Submitted { number: 51, .. }));
     assert!(sample.row(CUT).findings[0].lines.contains(&line));
-    // Of gateway_2, at 6.1.
+    // Request 51 goes to gateway_2 at 6.1.
     sample.kill("gateway_2", 6.105).start("gateway_2", 6.3).view(
         "gateway_2",
         6.5,
@@ -147,7 +147,7 @@ fn a_caller_is_cut_off_only_by_a_kill() {
 }
 
 #[test]
-fn a_new_gateway_knows_the_fleet_within_three_seconds() {
+fn restarted_gateway_knows_the_fleet_within_three_seconds() {
     let shown = |at: f64| {
         let mut sample = Sample::calm();
         sample.signal("gateway_1", 10.05, "SIGTERM").exit("gateway_1", 10.07, Some(0), None, None);

@@ -3,14 +3,14 @@
 use super::*;
 
 #[test]
-fn a_fleet_that_others_started_is_held_when_nothing_happens() {
+fn fleet_of_others_without_actions_is_held() {
     let verdict = Sample::hearsay().judged();
     assert_eq!(verdict.conclusion, Conclusion::Held, "{:#?}", verdict.rows);
     assert!(verdict.faults.is_empty());
 }
 
 #[test]
-fn one_that_announces_its_stop_is_stopped_and_one_that_falls_silent_is_killed() {
+fn announced_stop_counts_as_stop_and_silence_counts_as_kill() {
     let mut sample = Sample::hearsay();
     sample.change(|line| match &line.fact {
         Fact::Notified { worker, .. } if worker == "worker_1" && line.at > 12.0 => line.fact = Fact::LoadEnded,
@@ -23,13 +23,13 @@ fn one_that_announces_its_stop_is_stopped_and_one_that_falls_silent_is_killed() 
     sample.view("gateway_1", 18.0, &["worker_3"]);
     let verdict = sample.judged();
     assert_eq!(verdict.conclusion, Conclusion::Held, "{:#?}", verdict.rows);
-    // Whether the silent worker was killed or died by itself is not known: it is not counted as a fault.
+    // It is unknown whether the silent worker was killed or died by itself: it is no planned fault.
     assert!(verdict.faults.is_empty() && verdict.rows.iter().all(|row| !["P3", "P8", "P9"].contains(&row.promise)));
 }
 
 #[test]
-fn every_worker_of_a_fleet_can_be_killed_at_once() {
-    // No worker is left whose status records would show that the others are silent; each has run what the worker before it had.
+fn kill_of_every_worker_at_once_is_held() {
+    // No remaining status record shows that the others are silent. Each worker ran the task of the worker before it.
     let mut sample = Sample::hearsay();
     sample.lines.retain(|line| !matches!(line.fact, Fact::Notified { .. }) || line.at < 11.5);
     sample.submit(600, 10.9, 900).accept(600, 10.91).view("gateway_1", 18.0, &[]);
@@ -42,24 +42,24 @@ fn every_worker_of_a_fleet_can_be_killed_at_once() {
 }
 
 #[test]
-fn where_nobody_works_what_waits_is_not_lost() {
+fn waiting_tasks_are_not_lost_while_no_worker_runs() {
     let mut sample = Sample::hearsay();
     sample.lines.retain(|line| !matches!(line.fact, Fact::Notified { .. }) || line.at < 11.5);
     sample.view("gateway_1", 18.0, &[]);
     sample.submit(600, 11.6, 0).accept(600, 11.61).answer(600, "", 11.9).answered(600, &of(Kind::Accepted, 600));
     let Conclusion::Undecided(why) = sample.judged().conclusion else { panic!("{:#?}", sample.judged().rows) };
-    assert!(why.starts_with("1 wait in Kafka"), "{why}");
-    // Somebody works.
+    assert!(why.starts_with("tasks waiting in Kafka: 1;"), "{why}");
+    // A worker runs.
     sample.beats("worker_4", 4, 11.5, 20.9);
     assert_eq!(sample.broken(), [LOST]);
-    // What a gateway said to be in Kafka is not there.
+    // A task that a gateway called accepted is not in Kafka.
     sample.remove(|fact| matches!(fact, Fact::Notified { worker, .. } if worker == "worker_4"));
     sample.remove(|fact| matches!(fact, Fact::Accepted { number: Some(600), .. }));
     assert_eq!(sample.broken(), [LOST]);
 }
 
 #[test]
-fn one_that_the_drill_told_to_stop_and_that_fell_silent_is_told() {
+fn stopped_worker_that_falls_silent_breaks_the_row_of_notifications() {
     let mut sample = Sample::hearsay();
     sample
         .lines
@@ -72,8 +72,8 @@ fn one_that_the_drill_told_to_stop_and_that_fell_silent_is_told() {
 }
 
 #[test]
-fn lives_of_one_name_are_told_apart_by_hearsay() {
-    // Killed twice, started again each time under its name; the second time it had run a task.
+fn status_records_separate_the_processes_of_one_name() {
+    // Killed twice and restarted under the same name; the second process ran a task.
     let mut sample = Sample::hearsay();
     sample
         .lines
