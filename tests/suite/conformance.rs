@@ -278,7 +278,8 @@ fn be_parked() {
     std::thread::sleep(Duration::from_millis(100));
 }
 
-fn fetch(wire: &mut Wire, topic: &str, offset: i64, wait_ms: i32, max_bytes: i32) -> (i16, Bytes) {
+/// Returns error code and records.
+pub fn fetch(wire: &mut Wire, topic: &str, offset: i64, wait_ms: i32, max_bytes: i32) -> (i16, Bytes) {
     let partition = FetchPartition::default().with_current_leader_epoch(-1).with_fetch_offset(offset);
     let partition = partition.with_partition_max_bytes(max_bytes);
     let topic = FetchTopic::default().with_topic(topic_name(topic)).with_partitions(vec![partition]);

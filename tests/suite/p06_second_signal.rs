@@ -16,9 +16,9 @@ fn forced(name: &str, first: Signal, second: Signal) {
     let task = gateway.submit("a long one", Duration::from_secs(60));
     gateway.wait_until_running(&task, SOON);
     let _other = rig.start_worker("other");
-    let name = worker.signal(first);
+    worker.signal(first);
     worker.wait_for_line("⏳ Worker forced waiting for current task", SOON);
-    assert!(name.elapsed() < SOON && worker.is_running(), "the first signal ended the worker");
+    assert!(worker.is_running(), "the first signal ended the worker");
     worker.signal(second);
     let exit = worker.wait(SOON);
     assert_eq!(exit.code, Some(4));

@@ -266,20 +266,6 @@ fn gateway_needs_no_right_to_the_side_topics() {
     assert!(error.contains(&common.dead_topic()), "{error}");
 }
 
-#[test]
-fn internal_topic_of_kafka_is_refused() {
-    let rig = Rig::shared("queue-internal");
-    let cluster = cluster(&rig);
-    let own = Common { tasks_topic: "__consumer_offsets".to_owned(), ..common(&rig) };
-    // Kafka creates the topic when a group is first looked up.
-    prepare(&cluster, &common(&rig)).expect("usable");
-    let _ = admin::share_group_offsets(&cluster, &rig.group(), &rig.tasks());
-    if has_topic(rig.broker().address(), "__consumer_offsets") {
-        let error = prepare(&cluster, &own).expect_err("Kafka's own");
-        assert!(error.contains("__consumer_offsets") && error.contains("Kafka's own"), "{error}");
-    }
-}
-
 /// Two nodes, `tasks` with a partition on each, no topic with a second replica. Returns the node without `results` too.
 fn with_two_nodes(name: &str) -> (Rig, i32) {
     let rig = Rig::with_faults(name, 2);

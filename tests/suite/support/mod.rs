@@ -16,6 +16,7 @@ pub mod wire;
 
 use std::{
     collections::BTreeMap,
+    io::Write,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::{Command, Stdio},
@@ -347,6 +348,20 @@ impl Caller {
     pub fn join(self) -> (Response, Instant) {
         self.waiting.join().expect("a caller does not panic")
     }
+}
+
+/// True if this command of a foreign program succeeds. If not, the test that asks says that it is not run; with the
+/// environment variable `required` it fails.
+pub fn has_program(command: &mut Command, required: &str) -> bool {
+    let output = command.output();
+    let succeeds = output.as_ref().is_ok_and(|output| output.status.success());
+    assert!(succeeds || std::env::var_os(required).is_none(), "{required} is set, but {command:?} fails: {output:?}");
+    if !succeeds {
+        // Not by `eprintln`: cargo shows what a passing test prints with it to no reader.
+        let line = format!("NOT RUN: {}: {command:?} fails\n", std::thread::current().name().unwrap_or_default());
+        std::io::stderr().write_all(line.as_bytes()).expect("stderr takes a line");
+    }
+    succeeds
 }
 
 /// Reserves a port on the loopback: while it is held, only a program that is given its number listens there.
