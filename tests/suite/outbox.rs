@@ -3,22 +3,20 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use crossbeam_channel::{Sender, bounded};
 use devbroker::{Action, Bites, Denial, Fault, Kind, Operation, Resource};
-use kafka_protocol::records::Record;
-use kafka_share::{
-    ClientOptions, Cluster, Delivery, ErrorCode, Producer, ProducerEvents, ProducerOptions, ProducerRecord,
-};
+use kafka_share::{ErrorCode, ProducerRecord};
 use nix::sys::signal::Signal;
-use program::stop::Stop;
 use serde_json::json;
 
-use crate::support::{
-    Gateway, Rig, SHORT_LOCKS, SOON,
-    admin::{self, Of},
-    audit, eventually,
-    program::{Launch, Line, Program},
-    started,
+use crate::{
+    client::{cluster, deliver},
+    support::{
+        Gateway, Rig, SHORT_LOCKS, SOON,
+        admin::{self, Of},
+        audit, eventually,
+        program::{Launch, Line, Program},
+        started,
+    },
 };
 
 /// A worker and a gateway on their own embedded broker.
@@ -40,10 +38,6 @@ impl Scene {
         format!("{}.dead", self.rig.tasks())
     }
 
-    fn dead_letters(&self) -> Vec<Record> {
-        admin::records(self.rig.broker().address(), &self.dead())
-    }
-
     /// Produces a record that is not a task, with a header as large as its value.
     fn produce_poison(&self) {
         let record = ProducerRecord {
@@ -52,7 +46,7 @@ impl Scene {
             value: Some(Bytes::from_static(&[b'x'; 2000])),
             headers: vec![("foreign".into(), Some(Bytes::from_static(&[b'y'; 2000])))],
         };
-        write(self.rig.broker().address(), record);
+        deliver(&cluster(&self.rig), vec![record]);
     }
 
     /// Asserts that the worker runs tasks and stops in time.
@@ -64,14 +58,6 @@ impl Scene {
         self.worker.signal(Signal::SIGTERM);
         let exit = self.worker.wait(SOON);
         assert!(exit.code == Some(0) && exit.elapsed < Duration::from_secs(2), "{exit:?}");
-    }
-}
-
-struct Told(Sender<Delivery<()>>);
-
-impl ProducerEvents<()> for Told {
-    fn settled(&mut self, deliveries: Vec<Delivery<()>>) {
-        deliveries.into_iter().for_each(|delivery| self.0.send(delivery).expect("the test waits"));
     }
 }
 
@@ -99,21 +85,13 @@ fn submit_and_wait_for_fetch(rig: &Rig, gateway: &Gateway) -> String {
     task
 }
 
-fn write(broker: &str, record: ProducerRecord) {
-    let (told, outcome) = bounded(1);
-    let cluster = Cluster::new(ClientOptions::new(vec![broker.parse().expect("an address")], "foreign"));
-    let producer = Producer::start("foreign", cluster, ProducerOptions::default(), Told(told), Stop::new());
-    producer.send(record, ()).expect("open");
-    outcome.recv_timeout(SOON).expect("an outcome").outcome.expect("delivered");
-}
-
 #[test]
 fn a_too_large_dead_letter_keeps_only_its_key_and_lastcall_headers() {
     let scene = Scene::new("outbox-large");
     admin::set(scene.rig.broker().address(), Of::Topic, &scene.dead(), "max.message.bytes", "1000");
     scene.produce_poison();
-    eventually(SOON, "the record is dead-lettered", || scene.dead_letters().len() == 1);
-    let letter = &scene.dead_letters()[0];
+    eventually(SOON, "the record is dead-lettered", || scene.rig.dead_letters().len() == 1);
+    let letter = &scene.rig.dead_letters()[0];
     assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"poison"[..]), None));
     let names: Vec<&str> = letter.headers.keys().map(|name| name.as_str()).collect();
     assert_eq!(names, ["lastcall-reason", "lastcall-deliveries", "lastcall-worker", "lastcall-original-offset"]);

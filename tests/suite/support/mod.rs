@@ -29,6 +29,7 @@ use std::{
 };
 
 use ::program::reserved_port::ReservedPort;
+use kafka_protocol::records::Record;
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::{Value, json};
 
@@ -210,6 +211,11 @@ impl Rig {
         Gateway::start(self.gateway())
     }
 
+    /// The records on `tasks.dead`, with their headers.
+    pub fn dead_letters(&self) -> Vec<Record> {
+        admin::records(self.broker().address(), &format!("{}.dead", self.tasks()))
+    }
+
     /// Reads the topics of this test.
     pub fn audit(&self) -> Audit {
         Audit::read(self.broker().address(), &self.tasks(), &self.results())
@@ -344,6 +350,11 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// True if the response has come.
+    pub fn is_finished(&self) -> bool {
+        self.waiting.is_finished()
+    }
+
     /// The response, and when it came.
     pub fn join(self) -> (Response, Instant) {
         self.waiting.join().expect("a caller does not panic")
