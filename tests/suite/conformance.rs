@@ -36,13 +36,16 @@ use kafka_protocol::{
     protocol::{Decodable, StrBytes},
 };
 use kafka_share::{
-    self, ClientOptions, Cluster,
     records::{self, BatchIdentity, RecordContent},
     share_wire::{self, Acknowledgement, Acknowledgements, FetchLimits, SessionHeader, SharePartition},
 };
 use uuid::Uuid;
 
-use crate::support::{Rig, SOON, admin, eventually, wire::Wire};
+use crate::support::{
+    Rig, SOON, admin, eventually,
+    session::{self, be_parked},
+    wire::Wire,
+};
 
 fn text(text: &str) -> StrBytes {
     StrBytes::from_string(text.to_owned())
@@ -65,16 +68,7 @@ fn plain(count: usize) -> Bytes {
 
 /// Returns error code and first offset.
 fn produce(wire: &mut Wire, topic: &str, records: Bytes) -> (i16, i64) {
-    produce_with(wire, topic, records, -1)
-}
-
-fn produce_with(wire: &mut Wire, topic: &str, records: Bytes, acks: i16) -> (i16, i64) {
-    let partition = PartitionProduceData::default().with_records(Some(records));
-    let topic = TopicProduceData::default().with_name(topic_name(topic)).with_partition_data(vec![partition]);
-    let request = ProduceRequest::default().with_acks(acks).with_timeout_ms(5000).with_topic_data(vec![topic]);
-    let answer = wire.call(7, &request);
-    let done = &answer.responses[0].partition_responses[0];
-    (done.error_code, done.base_offset)
+    session::produce_to(wire, (topic, 0), records, -1)
 }
 
 /// A topic with one partition.
@@ -173,16 +167,9 @@ impl Group<'_> {
         let start = answer.groups[0].topics.first().map_or(-1, |topic| topic.partitions[0].start_offset);
         (answer.groups[0].error_code, start)
     }
-}
 
-impl Group<'_> {
-    /// Records that the group has not finished (KIP-1226); `None` if the group has no state.
     fn lag(&self) -> Option<i64> {
-        let address = self.place.rig.broker().address().parse().expect("host:port");
-        let cluster = Cluster::new(ClientOptions::new(vec![address], "lag"));
-        let lags =
-            kafka_share::admin::share_group_lags(&cluster, &self.id, &self.place.topic).expect("the broker tells");
-        lags.get(&0).copied()
+        admin::share_lag(self.place.rig.broker().address(), &self.id, &self.place.topic)
     }
 }
 
@@ -273,12 +260,8 @@ impl Member {
 
 use Acknowledgement::{Accept, Release, Renew};
 
-/// Waits until a fetch that was sent is parked at the broker; no condition shows this from outside.
-fn be_parked() {
-    std::thread::sleep(Duration::from_millis(100));
-}
-
-fn fetch(wire: &mut Wire, topic: &str, offset: i64, wait_ms: i32, max_bytes: i32) -> (i16, Bytes) {
+/// Returns error code and records.
+pub fn fetch(wire: &mut Wire, topic: &str, offset: i64, wait_ms: i32, max_bytes: i32) -> (i16, Bytes) {
     let partition = FetchPartition::default().with_current_leader_epoch(-1).with_fetch_offset(offset);
     let partition = partition.with_partition_max_bytes(max_bytes);
     let topic = FetchTopic::default().with_topic(topic_name(topic)).with_partitions(vec![partition]);

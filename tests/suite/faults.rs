@@ -469,8 +469,8 @@ fn a_worker_pauses_between_attempts_to_open_a_refused_session() {
     let refusal = Action::Refuse(ErrorCode::SHARE_SESSION_NOT_FOUND);
     let bites = fleet.inject(Fault::new(refusal).at(Kind::ShareFetch).every(1, u32::MAX));
     let begin = Instant::now();
-    eventually(SOON, "two seconds have passed", || begin.elapsed() > Duration::from_secs(2));
-    assert!((1..50).contains(&bites.count()), "{} requests in two seconds", bites.count());
+    eventually(SOON, "the worker has tried twenty times", || bites.count() >= 20);
+    assert!(begin.elapsed() > Duration::from_millis(800), "twenty requests in {:?}", begin.elapsed());
     fleet.rig.broker().faulty().heal();
     assert_eq!(fleet.gateway.analyze("it works again").status, 200);
 }

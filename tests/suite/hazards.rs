@@ -64,28 +64,6 @@ fn the_first_worker_of_a_group_takes_tasks_within_a_second() {
 }
 
 #[test]
-fn short_tasks_do_not_wait_for_a_long_task() {
-    let rig = Rig::shared("hazard-long");
-    let gateway = rig.start_gateway();
-    let _workers: Vec<Program> = ["a", "b"].iter().map(|id| rig.start_worker(id)).collect();
-    // After many short tasks the workers fetch several at a time.
-    let addresses = vec![gateway.address.clone()];
-    let load = Load::start(Plan { addresses, per_second: 200, work: None });
-    eventually(SOON, "callers get results", || load.answered() > 400);
-    let long = gateway.submit("long", Duration::from_secs(12));
-    let begin = Instant::now();
-    eventually(SOON, "the long task runs", || gateway.fleet()["workers"].to_string().contains(&long));
-    eventually(SOON, "four seconds have passed", || begin.elapsed() > Duration::from_secs(4));
-    let shots = load.finish();
-    assert_all_answered(&shots);
-    let slowest = shots.iter().map(|shot| shot.latency).max().expect("there were requests");
-    // A short task fetched after the long one would wait 12 s.
-    assert!(slowest < Duration::from_secs(9), "a task waited {slowest:?}");
-    gateway.wait_for_result(&long, 2 * SOON);
-    rig.audit().assert_each_ran_once(task_ids(&shots).iter().chain([&long]));
-}
-
-#[test]
 fn a_worker_waits_while_its_group_is_full() {
     let rig = Rig::with_own_broker("hazard-full", &["--set", "group.share.max.size=2"]);
     let gateway = rig.start_gateway();

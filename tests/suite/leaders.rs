@@ -102,7 +102,7 @@ impl Scene {
 
 /// So a worker can take tasks from partitions that the group assigns to another member, which may be dead.
 #[test]
-fn a_leader_does_not_ask_whose_a_partition_is() {
+fn a_leader_serves_members_without_an_assignment() {
     let scene = Scene::new("whose", 1, 3);
     let other = format!("{}-other", scene.topic);
     let id = scene.cluster.create_topic(&other, 1, 3);

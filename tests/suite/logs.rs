@@ -85,7 +85,9 @@ fn dropped_log_lines_are_counted_and_the_receipt_is_the_last_line() {
     eventually(SOON, &format!("kept and dropped lines are 1100 in all, after {told}"), || kept() + dropped == 1_100);
     worker.mute();
     worker.signal(Signal::SIGTERM);
-    std::thread::sleep(Duration::from_millis(200));
+    eventually(SOON, "the worker has sent its last notification", || {
+        rig.audit().states_of("mute").last() == Some(&"shutdown_completed")
+    });
     worker.unmute();
     assert_eq!(worker.wait(SOON).code, Some(0));
     assert_eq!(worker.receipt()["outcome"], "drained");

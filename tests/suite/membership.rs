@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::{
     Rig, SOON, START,
-    admin::{create_topic, delete_topic, grow_topic, has_topic},
+    admin::{Of, configs, create_topic, delete_topic, grow_topic, has_topic},
     eventually,
     wire::Wire,
 };
@@ -92,7 +92,11 @@ fn status_heartbeats_continue_while_the_leader_of_the_tasks_is_frozen() {
     assert_ne!(tasks, results, "one node leads both topics");
     let task = gateway.submit("long", Duration::from_secs(30));
     gateway.wait_until_running(&task, SOON);
-    std::thread::sleep(Duration::from_secs(5));
+    let asks = Fault::new(Action::Delay(Duration::ZERO)).at(Kind::ListOffsets).of_client("lastcall-worker");
+    let asks = broker.inject(asks.every(1, u32::MAX));
+    eventually(SOON, "the worker asks for the span of its long task, as it will of the frozen leader", || {
+        asks.count() > 0
+    });
     broker.node(tasks).freeze();
     let frozen = Instant::now();
     while frozen.elapsed() < Duration::from_secs(8) {
@@ -112,5 +116,7 @@ fn worker_creates_a_deleted_side_topic_again() {
         delete_topic(rig.broker().address(), &topic);
         eventually(SOON, "the topic exists again", || has_topic(rig.broker().address(), &topic));
         worker.wait_for_line(&format!("topic {topic} was missing; it was made again"), SOON);
+        let made = configs(rig.broker().address(), Of::Topic, &topic);
+        assert_eq!(made["message.timestamp.type"], "LogAppendTime", "{topic}");
     }
 }

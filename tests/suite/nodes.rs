@@ -15,10 +15,13 @@ use kafka_protocol::{
 use kafka_share::ErrorCode;
 use uuid::Uuid;
 
-use crate::support::{
-    Rig, SHORT_LOCKS, SOON, admin, eventually,
-    session::{self, ACCEPT, Session},
-    wire::Wire,
+use crate::{
+    conformance,
+    support::{
+        Rig, SHORT_LOCKS, SOON, admin, eventually,
+        session::{self, ACCEPT, Session},
+        wire::Wire,
+    },
 };
 
 /// Duration of a record lock with [`SHORT_LOCKS`].
@@ -222,22 +225,25 @@ fn a_fault_of_one_partition_does_not_affect_others() {
 fn a_fault_of_one_topic_affects_only_requests_for_it() {
     let scene = Scene::new("node-topic", 1, 1, &[]);
     let forbidden = ErrorCode(29);
+    let elsewhere = scene.rig.results();
+    admin::create_topic(scene.rig.broker().address(), &elsewhere, 1, &[]);
     for kind in [Kind::Metadata, Kind::CreateTopics, Kind::ListOffsets, Kind::Fetch] {
-        scene.inject(Fault::new(Action::Refuse(forbidden)).at(kind).of_topic(&scene.topic).every(1, 2));
+        scene.inject(Fault::new(Action::Refuse(forbidden)).at(kind).of_topic(&scene.topic));
     }
     let name = |name: &str| TopicName(StrBytes::from_string(name.to_owned()));
-    let wanted =
-        [&scene.topic, "node-elsewhere"].map(|topic| MetadataRequestTopic::default().with_name(Some(name(topic))));
+    let both = [&scene.topic, &elsewhere];
+    let wanted = both.map(|topic| MetadataRequestTopic::default().with_name(Some(name(topic))));
     let request = MetadataRequest::default().with_topics(Some(wanted.into())).with_allow_auto_topic_creation(false);
     let answer = scene.wire(1).call(12, &request);
-    let codes: Vec<i16> = answer.topics.iter().map(|topic| topic.error_code).collect();
-    assert_eq!(codes, [29, 3], "the fault affected another topic");
-    let wanted = CreatableTopic::default().with_name(name(&scene.topic)).with_num_partitions(1);
-    let request = CreateTopicsRequest::default().with_topics(vec![wanted.with_replication_factor(1)]);
-    assert_eq!(scene.wire(1).call(7, &request).topics[0].error_code, 29);
-    assert_eq!(admin::end_offset(scene.rig.broker().address(), &scene.topic, 0), Err(29));
-    assert_eq!(admin::end_offset(scene.rig.broker().address(), &scene.topic, 0), Err(29));
-    assert_eq!(admin::end_offset(scene.rig.broker().address(), &scene.topic, 0), Ok(0));
+    assert_eq!(answer.topics.iter().map(|topic| topic.error_code).collect::<Vec<_>>(), [29, 0]);
+    let wanted = both.map(|topic| CreatableTopic::default().with_name(name(topic)).with_num_partitions(1));
+    let request = CreateTopicsRequest::default().with_topics(wanted.map(|it| it.with_replication_factor(1)).into());
+    let answer = scene.wire(1).call(7, &request);
+    assert_eq!(answer.topics.iter().map(|topic| topic.error_code).collect::<Vec<_>>(), [29, 36], "36: it exists");
+    let end = |topic: &str| admin::end_offset(scene.rig.broker().address(), topic, 0);
+    assert_eq!([end(&elsewhere), end(&scene.topic), end(&scene.topic)], [Ok(0), Err(29), Ok(0)]);
+    let fetched = |topic: &str| conformance::fetch(&mut scene.wire(1), topic, 0, 0, 1).0;
+    assert_eq!([fetched(&elsewhere), fetched(&scene.topic), fetched(&scene.topic)], [0, 29, 0]);
 }
 
 #[test]

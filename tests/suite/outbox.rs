@@ -3,22 +3,20 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use crossbeam_channel::{Sender, bounded};
-use devbroker::{Action, Denial, Fault, Kind, Operation, Resource};
-use kafka_protocol::records::Record;
-use kafka_share::{
-    ClientOptions, Cluster, Delivery, ErrorCode, Producer, ProducerEvents, ProducerOptions, ProducerRecord,
-};
+use devbroker::{Action, Bites, Denial, Fault, Kind, Operation, Resource};
+use kafka_share::{ErrorCode, ProducerRecord};
 use nix::sys::signal::Signal;
-use program::stop::Stop;
 use serde_json::json;
 
-use crate::support::{
-    Gateway, Rig, SHORT_LOCKS, SOON,
-    admin::{self, Of},
-    audit, eventually,
-    program::Program,
-    started,
+use crate::{
+    client::{cluster, deliver},
+    support::{
+        Gateway, Rig, SHORT_LOCKS, SOON,
+        admin::{self, Of},
+        audit, eventually,
+        program::{Launch, Line, Program},
+        started,
+    },
 };
 
 /// A worker and a gateway on their own embedded broker.
@@ -40,10 +38,6 @@ impl Scene {
         format!("{}.dead", self.rig.tasks())
     }
 
-    fn dead_letters(&self) -> Vec<Record> {
-        admin::records(self.rig.broker().address(), &self.dead())
-    }
-
     /// Produces a record that is not a task, with a header as large as its value.
     fn produce_poison(&self) {
         let record = ProducerRecord {
@@ -52,7 +46,7 @@ impl Scene {
             value: Some(Bytes::from_static(&[b'x'; 2000])),
             headers: vec![("foreign".into(), Some(Bytes::from_static(&[b'y'; 2000])))],
         };
-        write(self.rig.broker().address(), record);
+        deliver(&cluster(&self.rig), vec![record]);
     }
 
     /// Asserts that the worker runs tasks and stops in time.
@@ -67,20 +61,28 @@ impl Scene {
     }
 }
 
-struct Told(Sender<Delivery<()>>);
-
-impl ProducerEvents<()> for Told {
-    fn settled(&mut self, deliveries: Vec<Delivery<()>>) {
-        deliveries.into_iter().for_each(|delivery| self.0.send(delivery).expect("the test waits"));
-    }
+/// A worker that logs each start of a task, and that fetches for its second handler while the first waits.
+fn verbose_worker(rig: &Rig) -> Launch {
+    rig.worker("w").env("LOG_LEVEL", "debug").env("WORKER_CONCURRENCY", 2)
 }
 
-fn write(broker: &str, record: ProducerRecord) {
-    let (told, outcome) = bounded(1);
-    let cluster = Cluster::new(ClientOptions::new(vec![broker.parse().expect("an address")], "foreign"));
-    let producer = Producer::start("foreign", cluster, ProducerOptions::default(), Told(told), Stop::new());
-    producer.send(record, ()).expect("open");
-    outcome.recv_timeout(SOON).expect("an outcome").outcome.expect("delivered");
+fn starts(worker: &Program, task: &str) -> Vec<Line> {
+    worker.lines_with(&format!("starts task {task} "))
+}
+
+/// Counts requests of this kind from workers from now on.
+fn count(rig: &Rig, kind: Kind) -> Bites {
+    let nothing = Fault::new(Action::Delay(Duration::ZERO)).at(kind).of_client("lastcall-worker");
+    rig.broker().faulty().inject(nothing.every(1, u32::MAX))
+}
+
+/// Submits a task; returns its id when a worker has fetched it.
+fn submit_and_wait_for_fetch(rig: &Rig, gateway: &Gateway) -> String {
+    let task = gateway.submit("waits for the right", Duration::ZERO);
+    let fetches = count(rig, Kind::ShareFetch);
+    // A worker sends the second fetch when it has read the response to the first.
+    eventually(SOON, "the worker has fetched the task", || fetches.count() >= 2);
+    task
 }
 
 #[test]
@@ -88,8 +90,8 @@ fn a_too_large_dead_letter_keeps_only_its_key_and_lastcall_headers() {
     let scene = Scene::new("outbox-large");
     admin::set(scene.rig.broker().address(), Of::Topic, &scene.dead(), "max.message.bytes", "1000");
     scene.produce_poison();
-    eventually(SOON, "the record is dead-lettered", || scene.dead_letters().len() == 1);
-    let letter = &scene.dead_letters()[0];
+    eventually(SOON, "the record is dead-lettered", || scene.rig.dead_letters().len() == 1);
+    let letter = &scene.rig.dead_letters()[0];
     assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"poison"[..]), None));
     let names: Vec<&str> = letter.headers.keys().map(|name| name.as_str()).collect();
     assert_eq!(names, ["lastcall-reason", "lastcall-deliveries", "lastcall-worker", "lastcall-original-offset"]);
@@ -140,7 +142,7 @@ fn a_worker_without_the_right_to_write_results_is_not_ready_and_runs_its_task_la
     let rig = Rig::with_faults("outbox-right", 1);
     let gateway = rig.start_gateway();
     let file = std::env::temp_dir().join(format!("lastcall-outbox-{}", std::process::id()));
-    let mut worker = started(&rig.worker("w").env("HEALTH_FILE", file.display()));
+    let mut worker = started(&verbose_worker(&rig).env("HEALTH_FILE", file.display()));
     let health = || std::fs::read_to_string(&file).unwrap_or_default();
     eventually(SOON, "the worker is ready", || health() == "running\n");
     let broker = rig.broker().faulty();
@@ -149,10 +151,10 @@ fn a_worker_without_the_right_to_write_results_is_not_ready_and_runs_its_task_la
     let line = worker.wait_for_line(&format!("Kafka refuses Write on topic {topic}"), SOON);
     assert!(!line.text.contains("does not answer"), "{}", line.text);
     eventually(SOON, "the worker is not ready", || health() == "not ready\n");
-    let task = gateway.submit("waits for the right", Duration::ZERO);
-    // No condition shows that the task does not run.
-    std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(rig.audit().runs(&task), 0);
+    let task = submit_and_wait_for_fetch(&rig, &gateway);
+    let attempts = count(&rig, Kind::Produce);
+    eventually(SOON, "the worker tries to write again", || attempts.count() >= 3);
+    assert!(starts(&worker, &task).is_empty(), "the task was started without the right to write its result");
     assert_eq!(worker.lines_with("Kafka refuses Write").len(), 1, "the refusal is logged once");
     broker.allow_all();
     gateway.wait_for_result(&task, SOON);
@@ -165,13 +167,11 @@ fn a_worker_without_the_right_to_write_results_is_not_ready_and_runs_its_task_la
 fn a_worker_without_the_right_to_write_results_stops_in_time_and_releases_its_task() {
     let rig = Rig::with_faults("outbox-stop", 1);
     let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("w");
+    let mut worker = started(&verbose_worker(&rig));
     let broker = rig.broker().faulty();
     broker.deny(Denial::new(Operation::Write, Resource::Topic(&rig.results())).of_client("lastcall-worker"));
     worker.wait_for_line("Kafka refuses Write on topic", SOON);
-    let task = gateway.submit("not to be started", Duration::ZERO);
-    // No condition shows that the worker has fetched the task and waits.
-    std::thread::sleep(Duration::from_millis(500));
+    let task = submit_and_wait_for_fetch(&rig, &gateway);
     worker.signal(Signal::SIGTERM);
     let exit = worker.wait(SOON);
     assert!(exit.code == Some(0) && exit.elapsed < Duration::from_secs(2), "{exit:?}");
@@ -186,16 +186,17 @@ fn a_worker_without_the_right_to_write_results_stops_in_time_and_releases_its_ta
 fn a_task_whose_result_is_denied_is_released_and_runs_again() {
     let rig = Rig::with_faults("outbox-release", 1);
     let gateway = rig.start_gateway();
-    let worker = rig.start_worker("w");
+    let worker = started(&verbose_worker(&rig));
     let broker = rig.broker().faulty();
     let task = gateway.submit("runs while the right is taken away", Duration::from_secs(2));
     gateway.wait_until_running(&task, SOON);
     broker.deny(Denial::new(Operation::Write, Resource::Topic(&rig.results())).of_client("lastcall-worker"));
-    worker.wait_for_line("gives the task at offset 0 back", SOON);
-    assert_eq!(rig.audit().runs(&task), 0);
+    let released = worker.wait_for_line("gives the task at offset 0 back in 5 s", SOON).at;
     broker.allow_all();
     let result = gateway.wait_for_result(&task, Duration::from_secs(20));
     assert_eq!(result["success"], true, "{result}");
+    let starts = starts(&worker, &task);
+    assert!(starts.len() == 2 && starts[1].at - released > Duration::from_secs(4), "{starts:?}");
     assert_eq!(rig.audit().runs(&task), 1);
 }
 

@@ -30,14 +30,13 @@ fn a_rolling_restart_of_three_workers_under_load_runs_each_task_once() {
     let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("worker_{number}"))).collect();
     let load = load(&gateway, 50, 20);
     eventually(SOON, "callers get results", || load.answered() > 100);
-    for (round, signal) in [Signal::SIGTERM, Signal::SIGINT].into_iter().enumerate() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
         for (index, worker) in workers.iter_mut().enumerate() {
             stop(worker, signal);
             *worker = rig.start_worker(&format!("worker_{index}"));
             let before = load.answered();
             eventually(SOON, "callers still get results", || load.answered() > before + 25);
         }
-        assert!(load.answered() > 100 + 75 * round as u64);
     }
     let shots = load.finish();
     assert_all_answered(&shots);

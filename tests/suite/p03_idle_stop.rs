@@ -168,7 +168,7 @@ fn a_signal_at_any_moment_of_the_start_stops_the_worker_with_code_0() {
 }
 
 /// Reads `SigCgt`, the mask of the signals with a handler: proc_pid_status(5). SIGTERM is bit 14.
-fn catches_sigterm(process: u32) -> bool {
+pub fn catches_sigterm(process: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & (1 << 14) != 0)

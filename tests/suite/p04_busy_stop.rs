@@ -1,28 +1,14 @@
 //! P4: a stopping worker takes no new task, finishes the tasks in flight, and exits within a second after them.
 
-use std::{
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::support::{
-    Gateway, Rig, SOON, eventually,
-    http::Response,
+    Caller, Gateway, Rig, SOON, eventually,
     load::{Load, Plan, assert_all_answered, task_ids},
 };
-
-/// Starts a caller; it returns the response and when it came.
-fn analyze_in_background(gateway: &Gateway, text: &str, work: Duration) -> JoinHandle<(Response, Instant)> {
-    let mut http = gateway.connect();
-    let body = json!({ "text": text, "work_ms": u64::try_from(work.as_millis()).expect("short") });
-    std::thread::Builder::new()
-        .name("caller".to_owned())
-        .spawn(move || (http.post("/analyze", &body).expect("a response"), Instant::now()))
-        .expect("a thread starts")
-}
 
 /// Waits until the worker's status names `count` tasks.
 fn wait_until_busy(gateway: &Gateway, worker: &str, count: usize) {
@@ -39,7 +25,7 @@ fn a_busy_worker_finishes_and_stops(name: &str, signal: Signal) {
     let gateway = rig.start_gateway();
     let work = Duration::from_secs(4);
     let mut worker = rig.start_worker("busy");
-    let caller = analyze_in_background(&gateway, "one two three", work);
+    let caller = gateway.call("one two three", work);
     wait_until_busy(&gateway, "busy", 1);
     worker.signal(signal);
     eventually(SOON, "the gateway shows the worker as shutting down", || {
@@ -47,7 +33,7 @@ fn a_busy_worker_finishes_and_stops(name: &str, signal: Signal) {
         fleet["shutting_down_workers"] == 1 && fleet["active_workers"] == 0 && fleet["total_workers"] == 1
     });
     let exit = worker.wait(Duration::from_secs(10));
-    let (answer, answered) = caller.join().expect("the caller does not panic");
+    let (answer, answered) = caller.join();
     assert_eq!((answer.status, &answer.json()["words"]), (200, &json!(3)), "{}", answer.text());
     assert_eq!(exit.code, Some(0));
     // The task has ended when its response comes; the bound of one second counts from then.
@@ -94,7 +80,7 @@ fn a_stopping_worker_takes_no_new_task() {
     let rig = Rig::shared("p4-nothing-new");
     let gateway = rig.start_gateway();
     let mut worker = rig.start_worker("stopping");
-    let caller = analyze_in_background(&gateway, "long", Duration::from_secs(8));
+    let caller = gateway.call("long", Duration::from_secs(8));
     wait_until_busy(&gateway, "stopping", 1);
     worker.signal(Signal::SIGTERM);
     worker.wait_for_line("⏳", SOON);
@@ -106,7 +92,7 @@ fn a_stopping_worker_takes_no_new_task() {
     assert!(worker.is_running());
     assert_eq!(worker.wait(SOON).code, Some(0));
     assert_eq!(worker.receipt()["tasks_finished"], 1);
-    assert_eq!(caller.join().expect("no panic").0.json()["processed_by"], "stopping");
+    assert_eq!(caller.join().0.json()["processed_by"], "stopping");
     rig.audit().assert_each_ran_once(&tasks);
 }
 
@@ -116,14 +102,13 @@ fn a_stopping_worker_finishes_the_tasks_of_all_its_handlers() {
     let gateway = rig.start_gateway();
     let launch = rig.worker("many").env("WORKER_CONCURRENCY", 4).env("HEARTBEAT_INTERVAL", "200ms");
     let mut worker = crate::support::started(&launch);
-    let callers: Vec<_> = (0..4)
-        .map(|number| analyze_in_background(&gateway, &format!("text {number}"), Duration::from_secs(5)))
-        .collect();
+    let callers: Vec<_> =
+        (0..4).map(|number| gateway.call(&format!("text {number}"), Duration::from_secs(5))).collect();
     wait_until_busy(&gateway, "many", 4);
     worker.signal(Signal::SIGTERM);
     let exit = worker.wait(Duration::from_secs(10));
     assert_eq!(exit.code, Some(0));
-    let answers: Vec<_> = callers.into_iter().map(|caller| caller.join().expect("no panic")).collect();
+    let answers: Vec<_> = callers.into_iter().map(Caller::join).collect();
     let last = answers.iter().map(|(_, at)| *at).max().expect("four answers");
     assert!(exit.at < last + Duration::from_secs(1), "exit {:?} after the last response", exit.at - last);
     assert_eq!(worker.receipt()["tasks_finished"], 4);

@@ -16,9 +16,9 @@ fn forced(name: &str, first: Signal, second: Signal) {
     let task = gateway.submit("a long one", Duration::from_secs(60));
     gateway.wait_until_running(&task, SOON);
     let _other = rig.start_worker("other");
-    let name = worker.signal(first);
+    worker.signal(first);
     worker.wait_for_line("⏳ Worker forced waiting for current task", SOON);
-    assert!(name.elapsed() < SOON && worker.is_running(), "the first signal ended the worker");
+    assert!(worker.is_running(), "the first signal ended the worker");
     worker.signal(second);
     let exit = worker.wait(SOON);
     assert_eq!(exit.code, Some(4));
@@ -71,9 +71,9 @@ fn a_second_signal_stops_a_worker_within_a_second_while_kafka_is_frozen() {
             gateway.wait_until_running(&task, SOON);
         }
         rig.broker().freeze();
-        let first = worker.signal(Signal::SIGTERM);
-        // During the first step, which waits a second for the frozen broker.
-        eventually(SOON, "150 ms have passed", || first.elapsed() > Duration::from_millis(150));
+        worker.signal(Signal::SIGTERM);
+        // The first step waits a second for the frozen broker.
+        worker.wait_for_line("🛑 Worker frozen received SIGTERM", SOON);
         worker.signal(Signal::SIGINT);
         let exit = worker.wait(SOON);
         rig.broker().thaw();

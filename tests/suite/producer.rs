@@ -7,36 +7,26 @@ use std::{
 };
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::Receiver;
 use devbroker::{Action, Denial, Fault, Kind, Operation, Resource};
 use kafka_protocol::{
     messages::{CreateTopicsRequest, TopicName, create_topics_request::CreatableTopic},
     protocol::StrBytes,
 };
 use kafka_share::{
-    ClientOptions, Cluster, Delivered, Delivery, DeliveryError, ErrorCode, Producer, ProducerEvents, ProducerOptions,
-    ProducerRecord, ProducerSender,
+    ClientOptions, Cluster, Delivered, Delivery, DeliveryError, ErrorCode, Producer, ProducerRecord, ProducerSender,
 };
-use program::stop::Stop;
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{Rig, SOON, audit, eventually, wire::Wire};
+use crate::{
+    client::producer,
+    support::{Rig, SOON, audit, eventually, wire::Wire},
+};
 
 /// Bound for a partition with a working leader while other leaders fail (promise P11).
 const SERVED: Duration = Duration::from_secs(1);
 /// The controller fences no node during a test, so a partition keeps its unavailable leader.
 const NEVER_FENCED: [&str; 2] = ["--set", "broker.session.timeout.ms=600000"];
-
-struct Told(Sender<Delivery<u64>>);
-
-impl ProducerEvents<u64> for Told {
-    fn settled(&mut self, deliveries: Vec<Delivery<u64>>) {
-        for delivery in deliveries {
-            // The test may have dropped the receiver.
-            let _ = self.0.send(delivery);
-        }
-    }
-}
 
 type Outcome = (u64, Result<Delivered, DeliveryError>);
 
@@ -64,10 +54,7 @@ impl Scene {
         }
         let mut options = ClientOptions::new(vec![rig.broker().address().parse().expect("an address")], "test");
         options.request_timeout = Duration::from_secs(2);
-        let (deliveries, told) = bounded(100_000);
-        let cluster = Cluster::new(options);
-        let producer =
-            Producer::start("test-producer", cluster, ProducerOptions::default(), Told(deliveries), Stop::new());
+        let (producer, told) = producer(&Cluster::new(options));
         Scene { rig, first, second, producer, told }
     }
 
@@ -295,10 +282,8 @@ fn a_producer_without_the_right_to_be_idempotent_fails_its_records() {
     eventually(SOON, "the producer is ready", || scene.producer.is_ready());
     broker.deny(Denial::new(Operation::Write, Resource::Topic("*")));
     broker.deny(Denial::new(Operation::IdempotentWrite, Resource::Cluster));
-    let (deliveries, told) = bounded(10);
     let options = ClientOptions::new(vec![scene.rig.broker().address().parse().expect("an address")], "second");
-    let producer =
-        Producer::start("second", Cluster::new(options), ProducerOptions::default(), Told(deliveries), Stop::new());
+    let (producer, told) = producer(&Cluster::new(options));
     send(&producer.sender(), &scene.first, 7, 10);
     let error = told.recv_timeout(SOON).expect("an outcome").outcome.expect_err("refused").to_string();
     assert!(error.contains("IdempotentWrite"), "{error}");

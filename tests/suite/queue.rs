@@ -3,8 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read, Write},
-    net::TcpListener,
     time::{Duration, Instant},
 };
 
@@ -100,60 +98,9 @@ fn a_topic_name_that_kafka_refuses_is_named() {
 }
 
 #[test]
-fn a_delivery_limit_below_8_is_refused_with_the_minimum() {
-    let rig = Rig::with_own_broker("client-limit", &["--set", "group.share.max.delivery.count.limit=7"]);
-    let error = prepare(&cluster(&rig), &common(&rig)).expect_err("too low");
-    assert!(error.contains("share.delivery.count.limit=5") && error.contains("at least 8"), "{error}");
-}
-
-#[test]
 fn a_delivery_limit_of_8_is_enough_for_5_starts() {
     let rig = Rig::with_own_broker("client-capped", &["--set", "group.share.max.delivery.count.limit=8"]);
     prepare(&cluster(&rig), &common(&rig)).expect("eight are enough for five");
-}
-
-#[test]
-fn a_cluster_with_share_groups_switched_off_is_refused_with_the_remedy() {
-    let rig = Rig::with_own_broker("client-off", &["--feature", "share.version=0"]);
-    let error = prepare(&cluster(&rig), &common(&rig)).expect_err("switched off");
-    assert!(error.contains("Apache Kafka 4.2") && error.contains("kafka-features.sh"), "{error}");
-}
-
-/// Starts a server that sends these bytes on each connection; returns a client of it.
-fn impostor(answer: Vec<u8>) -> Cluster {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
-    std::thread::spawn(move || {
-        for mut client in listener.incoming().map_while(Result::ok) {
-            let mut request = [0; 1024];
-            // The client may close the connection early.
-            let _ = client.read(&mut request).and_then(|_| client.write_all(&answer));
-        }
-    });
-    cluster_at(&address)
-}
-
-#[test]
-fn a_peer_that_does_not_speak_kafka_is_unreachable_and_an_old_kafka_unusable() {
-    let common = Common::default();
-    for answer in
-        [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"", b"\x00\x00\x00\x05\x00\x00\x00\x00\xff", b"\xff\xff\xff\xff"]
-    {
-        let error = queue::prepare(&impostor(answer.to_vec()), &common, None).expect_err("no Kafka");
-        assert!(matches!(error, PrepareError::Unreachable(_)), "{error}");
-    }
-    // Version 3 of ApiVersions with correlation id, no error, Produce 3 to 12 only, throttle time, and no tags.
-    let mut old =
-        b"\x00\x00\x00\x13\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x03\x00\x0c\x00\x00\x00\x00\x00\x00".to_vec();
-    let length = i32::try_from(old.len() - 4).expect("short");
-    old[..4].copy_from_slice(&length.to_be_bytes());
-    // Version 0 with the error UNSUPPORTED_VERSION and no keys, as brokers before 2.4 answer.
-    let ancient = b"\x00\x00\x00\x0a\x00\x00\x00\x00\x00\x23\x00\x00\x00\x00".to_vec();
-    for answer in [old, ancient] {
-        let error = queue::prepare(&impostor(answer), &common, None).expect_err("too old");
-        let PrepareError::Unusable(text) = error else { panic!("{error}") };
-        assert!(text.contains("Apache Kafka 4.2 or later") && text.contains("ShareFetch 2"), "{text}");
-    }
 }
 
 #[test]
@@ -264,20 +211,6 @@ fn gateway_needs_no_right_to_the_side_topics() {
     queue::prepare(&cluster, &common, None).expect("a gateway");
     let error = queue::prepare(&cluster, &common, Some(STARTS)).expect_err("a worker").to_string();
     assert!(error.contains(&common.dead_topic()), "{error}");
-}
-
-#[test]
-fn internal_topic_of_kafka_is_refused() {
-    let rig = Rig::shared("queue-internal");
-    let cluster = cluster(&rig);
-    let own = Common { tasks_topic: "__consumer_offsets".to_owned(), ..common(&rig) };
-    // Kafka creates the topic when a group is first looked up.
-    prepare(&cluster, &common(&rig)).expect("usable");
-    let _ = admin::share_group_offsets(&cluster, &rig.group(), &rig.tasks());
-    if has_topic(rig.broker().address(), "__consumer_offsets") {
-        let error = prepare(&cluster, &own).expect_err("Kafka's own");
-        assert!(error.contains("__consumer_offsets") && error.contains("Kafka's own"), "{error}");
-    }
 }
 
 /// Two nodes, `tasks` with a partition on each, no topic with a second replica. Returns the node without `results` too.
@@ -399,21 +332,4 @@ fn retention_of_start_records_covers_the_worker_with_the_longest_tasks() {
     let other = started(&rig.worker("other"));
     assert_eq!(retention(), (6 * 3_600_000).to_string());
     assert_eq!(other.lines_with("retention.ms").len(), 0, "the longer retention stays");
-}
-
-#[test]
-fn deleted_side_topics_are_created_again() {
-    let rig = Rig::shared("queue-vanished");
-    let (cluster, common) = (cluster(&rig), common(&rig));
-    prepare(&cluster, &common).expect("usable");
-    queue::restore_side_topics(&cluster, &common, STARTS).expect("nothing to do");
-    for topic in [common.dead_topic(), common.starts_topic()] {
-        delete_topic(rig.broker().address(), &topic);
-        eventually(SOON, "the topic is deleted", || !has_topic(rig.broker().address(), &topic));
-        eventually(SOON, "the topic is created again", || {
-            queue::restore_side_topics(&cluster, &common, STARTS).is_ok()
-        });
-        let made = configs(rig.broker().address(), Of::Topic, &topic);
-        assert_eq!(made["message.timestamp.type"], "LogAppendTime", "{topic}");
-    }
 }

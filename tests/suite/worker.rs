@@ -10,7 +10,10 @@ use kafka::client::{Compression, KafkaClient, ProduceMessage, RequiredAcks};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::support::{Gateway, Rig, SOON, START, audit, eventually, reserved_port, signal_process, started};
+use crate::{
+    p03_idle_stop::catches_sigterm,
+    support::{Gateway, Rig, SOON, START, audit, eventually, reserved_port, signal_process, started},
+};
 
 /// The records of `count` short tasks named `prefix-N`.
 fn short_tasks(prefix: &str, count: usize) -> Vec<(String, String)> {
@@ -157,20 +160,11 @@ fn a_task_in_a_compressed_batch_of_another_producer_runs() {
 }
 
 #[test]
-fn a_worker_without_kafka_logs_it_once_and_starts_when_kafka_does() {
-    let rig = Rig::with_own_broker("worker-late", &[]);
-    rig.broker().stop();
-    let worker = rig.worker("late_1").start();
-    worker.wait_for_line("does not answer", SOON);
-    rig.broker().start();
-    worker.wait_for_line("worker_started notification", START);
-    assert_eq!(worker.lines_with("Kafka does not answer").len(), 1);
-}
-
-#[test]
 fn worker_with_a_full_stdout_stops_in_time_at_a_signal_before_its_start() {
     let port = reserved_port();
-    for (signals, limit) in [(1, Duration::from_secs(5)), (2, Duration::from_millis(1500))] {
+    // Two different signals, because the kernel merges two equal pending signals.
+    let signals = [Signal::SIGTERM, Signal::SIGINT];
+    for (signals, limit) in [(&signals[..1], Duration::from_secs(5)), (&signals, Duration::from_millis(1500))] {
         let (_reader, mut writer) = std::io::pipe().expect("a pipe");
         // The capacity of a pipe on Linux.
         writer.write_all(&[b'\n'; 65_536]).expect("the pipe takes all bytes");
@@ -180,12 +174,9 @@ fn worker_with_a_full_stdout_stops_in_time_at_a_signal_before_its_start() {
             .stdout(writer)
             .spawn()
             .expect("the worker starts");
-        std::thread::sleep(Duration::from_millis(500));
+        eventually(START, "the signal handler is installed", || catches_sigterm(worker.id()));
         let since = Instant::now();
-        for _ in 0..signals {
-            signal_process(worker.id(), Signal::SIGTERM);
-            std::thread::sleep(Duration::from_millis(300));
-        }
+        signals.iter().for_each(|signal| signal_process(worker.id(), *signal));
         let ended = loop {
             if let Some(ended) = worker.try_wait().expect("a child can be waited for") {
                 break Some(ended);
@@ -198,6 +189,6 @@ fn worker_with_a_full_stdout_stops_in_time_at_a_signal_before_its_start() {
         if ended.is_none() {
             worker.kill().and_then(|()| worker.wait()).expect("the worker ends");
         }
-        assert_eq!(ended.and_then(|ended| ended.code()), Some(0), "{signals} signal(s), {:?}", since.elapsed());
+        assert_eq!(ended.and_then(|ended| ended.code()), Some(0), "{signals:?}, {:?}", since.elapsed());
     }
 }

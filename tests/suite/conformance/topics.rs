@@ -105,8 +105,8 @@ fn invalid_batches_are_refused() {
     let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
     assert_eq!(produce(&mut place.wire, &topic, batch(1, -1, -1, -1, tomorrow)).0, 32);
     assert_eq!(produce(&mut place.wire, "is-nowhere", good.clone()).0, 3);
-    assert_eq!(produce_with(&mut place.wire, &topic, good.clone(), 2).0, 21);
-    assert_eq!(produce_with(&mut place.wire, &topic, good, 1), (0, 0));
+    assert_eq!(session::produce_to(&mut place.wire, (&topic, 0), good.clone(), 2).0, 21);
+    assert_eq!(session::produce_to(&mut place.wire, (&topic, 0), good, 1), (0, 0));
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn throttled_worker_opens_no_second_connection() {
         let throttle = Fault::new(Action::Throttle(Duration::from_secs(3))).at(Kind::ShareFetch);
         let throttled = broker.inject(throttle.of_client("lastcall-worker"));
         eventually(SOON, "a fetch is throttled", || throttled.count() == 1);
-        // Meanwhile the worker reads the response, which has no records.
+        // Meanwhile the worker reads the response, which has no records; no condition shows it from outside.
         std::thread::sleep(Duration::from_millis(200));
         let begun = Instant::now();
         tasks.push(gateway.submit("meanwhile", Duration::from_millis(1)));

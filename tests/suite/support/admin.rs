@@ -24,6 +24,7 @@ use kafka_protocol::{
     protocol::StrBytes,
     records::{Record, RecordBatchDecoder},
 };
+use kafka_share::{ClientOptions, Cluster};
 
 use super::{SOON, eventually, wire::Wire};
 
@@ -140,6 +141,13 @@ pub fn delete_records(broker: &str, topic: &str, partition: i32, before: i64) {
     let answer = Wire::connect(broker).call(2, &request);
     let done = &answer.topics[0].partitions[0];
     assert_eq!((done.error_code, done.low_watermark), (0, before));
+}
+
+/// Records of partition 0 that the share group has not finished (KIP-1226); `None` if the group has no state.
+pub fn share_lag(broker: &str, group: &str, topic: &str) -> Option<i64> {
+    let cluster = Cluster::new(ClientOptions::new(vec![broker.parse().expect("host:port")], "lag"));
+    let lags = kafka_share::admin::share_group_lags(&cluster, group, topic).expect("the broker tells");
+    lags.get(&0).copied()
 }
 
 /// Moves a share group without members to the end of the topic's only partition.

@@ -19,6 +19,8 @@ use super::http::Http;
 pub struct Shot {
     /// When the request was due.
     pub due: Instant,
+    /// When it was sent: later than `due` if the caller still waited for another response.
+    pub sent: Instant,
     /// From `due` to the response.
     pub latency: Duration,
     /// The status, or why there was no response.
@@ -125,6 +127,7 @@ fn call(
         if let Some(work) = plan.work {
             body["work_ms"] = json!(u64::try_from(work.as_millis()).expect("a short time"));
         }
+        let sent = Instant::now();
         let answer = match connection.take() {
             Some(open) => Ok(open),
             None => Http::connect(address),
@@ -140,9 +143,9 @@ fn call(
                 let task_id = value["task_id"].as_str().map(str::to_owned);
                 told.answered.fetch_add(u64::from(answer.status == 200 && fault.is_none()), Relaxed);
                 told.unknown.fetch_add(u64::from(answer.status == 503 && task_id.is_some()), Relaxed);
-                Shot { due, latency, outcome: Ok(answer.status), task_id, fault }
+                Shot { due, sent, latency, outcome: Ok(answer.status), task_id, fault }
             }
-            Err(error) => Shot { due, latency, outcome: Err(error.to_string()), task_id: None, fault: None },
+            Err(error) => Shot { due, sent, latency, outcome: Err(error.to_string()), task_id: None, fault: None },
         });
     }
     shots

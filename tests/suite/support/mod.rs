@@ -16,6 +16,7 @@ pub mod wire;
 
 use std::{
     collections::BTreeMap,
+    io::Write,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::{Command, Stdio},
@@ -28,6 +29,7 @@ use std::{
 };
 
 use ::program::reserved_port::ReservedPort;
+use kafka_protocol::records::Record;
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::{Value, json};
 
@@ -209,6 +211,11 @@ impl Rig {
         Gateway::start(self.gateway())
     }
 
+    /// The records on `tasks.dead`, with their headers.
+    pub fn dead_letters(&self) -> Vec<Record> {
+        admin::records(self.broker().address(), &format!("{}.dead", self.tasks()))
+    }
+
     /// Reads the topics of this test.
     pub fn audit(&self) -> Audit {
         Audit::read(self.broker().address(), &self.tasks(), &self.results())
@@ -343,10 +350,29 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// True if the response has come.
+    pub fn is_finished(&self) -> bool {
+        self.waiting.is_finished()
+    }
+
     /// The response, and when it came.
     pub fn join(self) -> (Response, Instant) {
         self.waiting.join().expect("a caller does not panic")
     }
+}
+
+/// True if this command of a foreign program succeeds. If not, the test that asks says that it is not run; with the
+/// environment variable `required` it fails.
+pub fn has_program(command: &mut Command, required: &str) -> bool {
+    let output = command.output();
+    let succeeds = output.as_ref().is_ok_and(|output| output.status.success());
+    assert!(succeeds || std::env::var_os(required).is_none(), "{required} is set, but {command:?} fails: {output:?}");
+    if !succeeds {
+        // Not by `eprintln`: cargo shows what a passing test prints with it to no reader.
+        let line = format!("NOT RUN: {}: {command:?} fails\n", std::thread::current().name().unwrap_or_default());
+        std::io::stderr().write_all(line.as_bytes()).expect("stderr takes a line");
+    }
+    succeeds
 }
 
 /// Reserves a port on the loopback: while it is held, only a program that is given its number listens there.

@@ -58,9 +58,14 @@ pub fn produce(wire: &mut Wire, topic: &str, partition: i32) -> (i16, i64) {
     let content = RecordContent { key: None, value: Some(&value), headers: &[] };
     let no_producer = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
     let batch = records::encode([content].into_iter(), no_producer, SystemTime::now()).expect("small");
+    produce_to(wire, (topic, partition), batch, -1)
+}
+
+/// Produces these bytes to a partition; returns error code and offset.
+pub fn produce_to(wire: &mut Wire, (topic, partition): (&str, i32), batch: Bytes, acks: i16) -> (i16, i64) {
     let data = PartitionProduceData::default().with_index(partition).with_records(Some(batch));
     let topic = TopicProduceData::default().with_name(TopicName(text(topic))).with_partition_data(vec![data]);
-    let request = ProduceRequest::default().with_acks(-1).with_timeout_ms(25_000).with_topic_data(vec![topic]);
+    let request = ProduceRequest::default().with_acks(acks).with_timeout_ms(25_000).with_topic_data(vec![topic]);
     let answer = wire.call(7, &request);
     let done = &answer.responses[0].partition_responses[0];
     (done.error_code, done.base_offset)
