@@ -270,7 +270,11 @@ impl<'a> Evidence<'a> {
             }
             Fact::Carried { action, done, detail } => {
                 if let Some(action) = self.actions.get_mut(action) {
-                    (action.carried, action.detail, action.until) = (Some(*done), detail, at);
+                    // An action of several commands is done if all are: the first failure stays.
+                    if action.carried != Some(false) {
+                        (action.carried, action.detail) = (Some(*done), detail);
+                    }
+                    action.until = at;
                 }
             }
             // `take_processes` takes these later, in the order of time.

@@ -4,10 +4,10 @@
 //! A command takes effect at some time between its begin and its end. So status records date stops, and the worker's
 //! last sign dates a kill. Pure; part of the [evidence](super).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::super::receipt;
-use super::{Evidence, Exit, Life, Notice, Run, overlaps};
+use super::{Action, Evidence, Exit, Life, Notice, Run, overlaps};
 
 impl<'a> Evidence<'a> {
     /// Makes process lifetimes from status records and from commands.
@@ -15,7 +15,8 @@ impl<'a> Evidence<'a> {
         let silence = self.begin.worker_timeout_ms as f64 / 1e3;
         // The status records are complete up to the reading of the topics.
         let last = self.notices.values().filter_map(|notices| notices.last()).map(|notice| notice.at);
-        let heard = Heard { silence, end: last.fold(self.read, f64::max), outages: &self.outages };
+        let (end, actions) = (last.fold(self.read, f64::max), &self.actions);
+        let heard = Heard { silence, end, outages: &self.outages, actions };
         let results = self.results_by_worker();
         for (worker, notices) in &self.notices {
             let done = self.workers.remove(worker).unwrap_or_default();
@@ -49,9 +50,12 @@ impl<'a> Evidence<'a> {
             // Processes that a command ended before their first status record.
             for life in done {
                 let ended = life.kill.or(life.terms.first().copied()).filter(|_| life.exit.is_some());
-                let Some((_, at)) = ended.filter(|(_, at)| !lives.iter().any(|other| other.contains(*at))) else {
+                let Some((_, at)) = ended else { continue };
+                let end = life.exit.as_ref().map_or(at, |exit| exit.at);
+                let ends = |other: &Life<'_>| other.contains(at) || other.from < end && other.contains(end);
+                if lives.iter().any(ends) {
                     continue;
-                };
+                }
                 let before = lives.iter().filter_map(|other| other.exit.as_ref()).map(|exit| exit.at);
                 let from = before.filter(|before| *before <= at).fold(life.from, f64::max);
                 lives.push(Life { from, ..life });
@@ -124,6 +128,7 @@ struct Heard<'e> {
     /// When the last status record was read.
     end: f64,
     outages: &'e [(f64, f64)],
+    actions: &'e BTreeMap<u32, Action<'e>>,
 }
 
 impl Heard<'_> {
@@ -146,11 +151,18 @@ impl Heard<'_> {
             let frozen: Vec<(f64, f64)> = other.frozen.iter().filter(|(from, _)| within(*from)).copied().collect();
             life.slack = life.slack.max(if frozen.is_empty() { 0.0 } else { other.slack });
             life.frozen.extend(frozen);
-            let end = other.exit.as_ref().filter(|exit| within(exit.at));
-            let by = |at: f64| ended_by(end.map_or(at, |exit| exit.at));
-            life.kill = life.kill.or(other.kill.filter(|(_, at)| within(*at) && by(*at)));
-            terms.extend(other.terms.iter().filter(|(_, at)| within(*at)).map(|(line, at)| (*line, *at, by(*at))));
-            exit = exit.or(end.filter(|exit| ended_by(exit.at)));
+            // A command may begin before the first status record of the process that it ends.
+            let end = |at: f64| other.exit.as_ref().map_or(at, |exit| exit.at);
+            let ended = |at: f64| ended_by(end(at));
+            life.kill = life.kill.or(other.kill.filter(|(_, at)| within(end(*at)) && ended(*at)));
+            let own = other.terms.iter().filter(|(_, at)| within(end(*at)));
+            terms.extend(own.map(|(line, at)| (*line, *at, ended(*at))));
+            exit = exit.or(other.exit.as_ref().filter(|exit| within(exit.at) && ended_by(exit.at)));
+        }
+        // One action stops a process; an earlier action that failed has not.
+        if let Some((_, last, _)) = terms.last().copied() {
+            let action = self.action(worker, last);
+            terms.retain(|(_, at, _)| self.action(worker, *at) == action);
         }
         life.terms = match notices.iter().find(|notice| notice.status == "shutdown_started") {
             // Further signals came at an unknown time after the first.
@@ -185,6 +197,12 @@ impl Heard<'_> {
             (None, _) => None,
         };
         Some(life)
+    }
+
+    /// The action that sent this worker a SIGTERM at this time.
+    fn action(&self, worker: &str, at: f64) -> Option<u32> {
+        let sent = |action: &&Action<'_>| action.signals.contains(&(worker, "SIGTERM", at));
+        self.actions.values().find(sent).map(|action| action.number)
     }
 
     /// Whether no status record came after this time, though Kafka was available for long enough.

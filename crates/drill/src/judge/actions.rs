@@ -53,20 +53,26 @@ fn effect(evidence: &Evidence<'_>, action: &Action<'_>) -> Result<(), String> {
         None if evidence.cut_short && !action.signals.is_empty() => {}
         None => return Err("it began and never ended".to_owned()),
     }
+    let owned = evidence.begin.owns_processes;
     for (process, signal, at) in &action.signals {
         let lives = evidence.workers.get(process).or_else(|| evidence.gateways.get(process));
-        // A signal in the instant of an exit has no effect and does no harm.
-        let there = |life: &&Life<'_>| life.contains(*at) || life.contains(*at - MOMENT);
-        let life = lives.and_then(|lives| lives.iter().rev().find(there));
+        // A signal in the instant of an exit has no effect and does no harm. A command may begin before the first sign
+        // of the process that it ends.
+        let there = |life: &&Life<'_>| {
+            let ended = life.exit.as_ref().is_some_and(|exit| (*at..=action.until + MOMENT).contains(&exit.at));
+            life.contains(*at) || life.contains(*at - MOMENT) || !owned && ended
+        };
+        let found = lives.into_iter().flatten().rev().filter(there).take(if owned { 1 } else { usize::MAX });
+        let found: Vec<&Life<'_>> = found.collect();
         let seen = match (*process, *signal) {
             (_, "SIGCONT" | "mended") => true,
             (broker, _) if broker.starts_with("broker") => broker_fell_silent(evidence, broker, *at),
-            (_, "SIGSTOP") => life.is_some_and(|life| fell_silent(evidence, life, *at)),
-            (_, "SIGKILL") => life.is_some_and(|life| life.exit.as_ref().is_some_and(|exit| exit.signal == Some(9))),
-            (_, "SIGTERM") => life.is_some_and(|life| life.exit.is_some() || !life.terms.is_empty()),
+            (_, "SIGSTOP") => found.iter().any(|life| fell_silent(evidence, life, *at)),
+            (_, "SIGKILL") => found.iter().any(|life| life.exit.as_ref().is_some_and(|exit| exit.signal == Some(9))),
+            (_, "SIGTERM") => found.iter().any(|life| life.exit.is_some() || !life.terms.is_empty()),
             _ => true,
         };
-        if !seen || life.is_some_and(|life| serves_on(evidence, life)) {
+        if !seen || found.iter().any(|life| serves_on(evidence, life)) {
             return Err(format!("{signal} to {process} had no visible effect"));
         }
     }

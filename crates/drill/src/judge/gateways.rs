@@ -3,6 +3,7 @@
 use super::super::evidence::{Evidence, Life, MOMENT, View};
 use super::super::fact::Kind;
 use super::super::judgement::{Finding, Row};
+use super::service::Causes;
 use super::{Tally, shown, stops};
 
 /// The row of the fleet that gateways show.
@@ -20,8 +21,8 @@ const LAST_LOOK: f64 = 0.5;
 /// A worker counts as present, or gone, after this time: status records are a second apart.
 const SAME_FOR: f64 = 2.0;
 
-pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
-    vec![stops(evidence), unready(evidence), answers(evidence), restarts(evidence), pages(evidence)]
+pub(super) fn rows(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Vec<Row> {
+    vec![stops(evidence), unready(evidence), answers(evidence, causes), restarts(evidence), pages(evidence)]
 }
 
 fn stops(evidence: &Evidence<'_>) -> Row {
@@ -87,25 +88,30 @@ fn unready(evidence: &Evidence<'_>) -> Row {
     tally.counted()
 }
 
-/// A caller loses its connection only if its gateway was killed, or was already stopping at the call.
-fn answers(evidence: &Evidence<'_>) -> Row {
+/// A caller loses its connection only if its gateway was killed, or was already stopping at the call. On the drill's own
+/// fleet every request counts, on another fleet the requests that met a signal to their gateway, or were cut off.
+fn answers(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
+    let owned = evidence.begin.owns_processes;
     let mut tally = Tally::new("P9", "every caller is answered", "0 cut off");
     for (number, request) in &evidence.requests {
         let Some((line, at, answer)) = request.answered else {
-            if evidence.begin.owns_processes && !evidence.cut_short {
+            if owned && !evidence.cut_short {
                 tally.broken(format!("request {number} was never answered"), Vec::new(), vec![request.line]);
             }
             continue;
         };
-        tally.count += 1;
         let cut = answer.outcome == Kind::Unknown && answer.status.is_none();
         let lives = evidence.gateways.get(request.gateway).map(Vec::as_slice).unwrap_or_default();
+        let signalled = |life: &Life<'_>| life.terms.iter().any(|(_, term)| (request.at..=at + MOMENT).contains(term));
+        tally.count += u64::from(owned || cut || lives.iter().any(signalled));
         let excused = |life: &Life<'_>| {
             let ended = life.exit.as_ref().is_some_and(|exit| exit.at >= request.at - MOMENT && exit.at <= at + MOMENT);
             let stopping = life.terms.first().is_some_and(|(_, term)| *term <= request.at + MOMENT);
             ended && (life.kill.is_some() || stopping)
         };
-        if cut && !lives.iter().any(excused) && evidence.begin.owns_processes {
+        // The moment at which a command ends a gateway is unknown.
+        let excused = if owned { lives.iter().any(excused) } else { causes.excuse(request.gateway, request.at, at) };
+        if cut && !excused {
             let why = answer.why.clone().unwrap_or_default();
             tally.broken(
                 format!("request {number} was cut off by {} ({why})", request.gateway),
@@ -126,8 +132,9 @@ fn restarts(evidence: &Evidence<'_>) -> Row {
     // The first gateways started before the first request.
     let asked = evidence.requests.values().map(|request| request.at).fold(f64::INFINITY, f64::min);
     let successors = evidence.gateways.values().flat_map(|lives| lives.iter().zip(lives.iter().skip(1)));
-    for (before, life) in successors.filter(|(_, life)| life.from > asked) {
-        let (from, until) = (earliest(before, life), evidence.begun_by(life) + RIGHT_WITHIN);
+    // Without an exit it is unknown whether the successor is another process.
+    for (_, life) in successors.filter(|(before, life)| life.from > asked && before.exit.is_some()) {
+        let (from, until) = (life.from, evidence.begun_by(life) + RIGHT_WITHIN);
         let has_time = life.works_until().min(evidence.end) > until;
         if !from.is_finite() || !has_time || evidence.kafka_away(from - SAME_FOR, until) {
             continue;
@@ -149,12 +156,6 @@ fn restarts(evidence: &Evidence<'_>) -> Row {
         });
     }
     tally.row()
-}
-
-/// The earliest start of a gateway. One command may stop the old process and start the new: then the start may be as
-/// early as the stop.
-fn earliest(before: &Life<'_>, life: &Life<'_>) -> f64 {
-    if before.exit.is_some() { life.from } else { before.works_until().min(life.from) }
 }
 
 /// Whether a view shows every worker that has been present for a while, and none that has been gone for a while.

@@ -80,7 +80,7 @@ pub(super) fn judge(lines: &[Line], circumstances: &Circumstances) -> Verdict {
         rows.extend(stops::rows(audited));
         rows.extend(crashes::rows(audited));
         rows.extend(cluster::rows(audited));
-        rows.extend(gateways::rows(&evidence));
+        rows.extend(gateways::rows(&evidence, &causes));
         rows.extend(service::rows(audited, &causes));
     }
     rows.extend(accounting(&evidence));

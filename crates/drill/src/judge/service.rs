@@ -64,7 +64,14 @@ impl<'a> Causes<'a> {
         let causes = gateways.into_iter().map(|(gateway, lives)| {
             let mut all = everywhere.clone();
             for (index, life) in lives.iter().enumerate() {
-                let until = lives.get(index + 1).map_or(f64::INFINITY, |next| evidence.begun_by(next));
+                let next = lives.get(index + 1..).unwrap_or_default();
+                let until = if evidence.begin.owns_processes {
+                    next.first().map(|next| next.from)
+                } else {
+                    // A command that failed has started nothing.
+                    next.iter().find_map(|next| next.ready)
+                };
+                let until = until.unwrap_or(f64::INFINITY);
                 let from = life.works_until();
                 if from.is_finite() {
                     all.push(Cause { from, until });
@@ -79,7 +86,7 @@ impl<'a> Causes<'a> {
         self.0.get(gateway).map(Vec::as_slice).unwrap_or_default()
     }
 
-    fn excuse(&self, gateway: &str, from: f64, until: f64) -> bool {
+    pub(super) fn excuse(&self, gateway: &str, from: f64, until: f64) -> bool {
         self.at(gateway).iter().any(|cause| cause.excuses(from, until))
     }
 

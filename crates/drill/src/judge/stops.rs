@@ -108,7 +108,12 @@ impl Bounds {
                 let finding = || {
                     stop.finding(format!("took {} to leave after its second signal; its bound was 1 s", shown(took)))
                 };
-                self.second.time_in_doubt(took, doubt, SECOND, finding);
+                // The signal came too late for a worker that has drained.
+                let forced =
+                    stop.exit.receipt.is_some_and(|receipt| receipt.get("outcome").is_some_and(|it| it == "forced"));
+                if evidence.begin.owns_processes || forced {
+                    self.second.time_in_doubt(took, doubt, SECOND, finding);
+                }
             }
             Kind::KafkaAway => {
                 let bound = if stop.runs.is_empty() { FIVE_SECONDS } else { FIVE_SECONDS.max(drain + SECOND) };
@@ -153,7 +158,7 @@ fn stop<'e, 'a>(evidence: &'e Evidence<'a>, life: &'e Life<'a>, drain: f64) -> O
     }
     let deadline = at + drain;
     let runs = in_flight(evidence, life, at, exit.at);
-    let unready = !life.by_hearsay && life.ready.is_none_or(|ready| ready > at - MOMENT);
+    let unready = life.ready.is_none_or(|ready| !life.by_hearsay && ready > at - MOMENT);
     let kind = if unready && runs.is_empty() {
         Kind::Unready
     } else if evidence.kafka_away(at - SECOND, exit.at) {

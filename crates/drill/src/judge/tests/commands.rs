@@ -167,7 +167,10 @@ fn slow_command_does_not_make_a_gateway_late() {
     sample.view("gateway_1", 12.5, &["worker_1", "worker_2", "worker_3"]);
     assert_eq!(sample.broken(), NONE);
     assert_eq!((sample.row(GATEWAY).count, sample.row(KNOWS).count), (0, 0), "its start began 3.5 s before");
-    // One tested row of the promise is enough, because others cannot be seen.
+    // One tested row of the promise is enough, because others cannot be seen. Here no request met the signal.
+    assert_eq!(sample.row(CUT).count, 0);
+    sample.submit(600, 4.9, 300).accept(600, 4.91).result(600, "worker_2", 5.3, 0.3).answer(600, "worker_2", 5.31);
+    assert_eq!((sample.broken(), sample.row(CUT).count), (Vec::new(), 1));
     let tests = vec!["P9".to_owned()];
     sample.change(|line| {
         if let Fact::Begin(begin) = &mut line.fact {
@@ -192,4 +195,66 @@ fn kafka_outage_excuses_refusals_of_a_gateway_that_no_action_hits() {
     };
     assert_eq!(refused(12.9, 16.0), NONE);
     assert_eq!(refused(5.0, 6.0), [super::super::service::REFUSALS, HAPPENED]);
+}
+
+#[test]
+fn caller_that_is_cut_off_without_a_cause_breaks_its_promise() {
+    let cut = |at: f64| {
+        let mut sample = Sample::hearsay();
+        sample.command("stop-gateway", "gateway_1", "SIGTERM", (5.0, 5.4)).exit("gateway_1", 5.4, Some(0), None, None);
+        sample.start("gateway_1", 6.0).view("gateway_1", 6.5, &["worker_1", "worker_2", "worker_3"]);
+        let unknown = Answer { status: None, ..of(Kind::Unknown, 600) };
+        sample.submit(600, at, 0).answer(600, "", at + 0.1).answered(600, &unknown);
+        sample.row(CUT)
+    };
+    assert!(cut(5.1).findings.is_empty() && cut(5.1).count > 0);
+    assert_eq!(cut(15.0).findings.len(), 1);
+}
+
+#[test]
+fn worker_stopped_before_its_first_status_record_needs_no_notifications() {
+    let mut sample = Sample::hearsay();
+    sample.lines.retain(|line| !matches!(&line.fact, Fact::Notified { worker, .. } if worker == "worker_1"));
+    sample.beats("worker_1", 2, 1.4, 20.9).command("stop-worker", "worker_1", "SIGTERM", (0.5, 0.8));
+    sample.exit("worker_1", 0.8, Some(0), None, None);
+    assert_eq!(sample.broken(), NONE);
+}
+
+#[test]
+fn kill_that_begins_before_the_first_status_record_of_its_worker_is_its_own() {
+    let mut sample = Sample::hearsay();
+    // The process before it stops at 12.5; the killed process says its first word during the command.
+    sample.silent(12.4, 60.0).command("kill-worker", "worker_1", "SIGKILL", (14.9, 15.2));
+    sample.say("worker_1", 1, 12.45, "shutdown_started", None);
+    sample.say("worker_1", 1, 12.5, "shutdown_completed", Some(drained("worker_1", 0.05)));
+    sample.say("worker_1", 2, 15.0, "worker_started", None).exit("worker_1", 15.2, None, Some(9), None);
+    assert_eq!(sample.broken(), NONE);
+}
+
+#[test]
+fn signal_of_a_failed_action_is_no_first_of_two() {
+    let mut sample = Sample::hearsay();
+    sample.silent(12.4, 16.0).order(2, "stop-worker", "worker_1", 11.0).change(|line| {
+        if let Fact::Carried { action: 2, done, .. } = &mut line.fact {
+            *done = false;
+        }
+    });
+    let (process, signal) = ("worker_1".to_owned(), "SIGTERM".to_owned());
+    sample.put(11.0, Fact::Signalled { process, signal, action: Some(2), until: Some(11.2) });
+    sample.command("stop-worker", "worker_1", "SIGTERM", (12.0, 14.0));
+    sample.submit(600, 12.9, 500).accept(600, 12.91).result(600, "worker_1", 13.5, 0.5).answer(600, "worker_1", 13.51);
+    sample.say("worker_1", 1, 13.0, "shutdown_started", None);
+    sample.say("worker_1", 1, 13.6, "shutdown_completed", Some(drained("worker_1", 0.6)));
+    sample.exit("worker_1", 14.0, Some(0), None, None);
+    assert_eq!(sample.row(BUSY_STOP).count, Sample::hearsay().row(BUSY_STOP).count + 1);
+}
+
+#[test]
+fn action_of_several_commands_is_done_only_if_all_are() {
+    let mut sample = Sample::hearsay();
+    sample.command("restart-worker", "worker_1", "SIGTERM", (12.0, 12.4));
+    sample.put(13.0, Fact::Carried { action: 1, done: false, detail: "start-worker failed".to_owned() });
+    sample.put(14.0, Fact::Carried { action: 1, done: true, detail: String::new() });
+    let row = sample.row(HAPPENED);
+    assert!(row.findings.iter().any(|finding| finding.what.contains("start-worker failed")), "{row:?}");
 }
