@@ -246,7 +246,7 @@ fn signal_of_a_failed_action_is_no_first_of_two() {
     sample.say("worker_1", 1, 13.0, "shutdown_started", None);
     sample.say("worker_1", 1, 13.6, "shutdown_completed", Some(drained("worker_1", 0.6)));
     sample.exit("worker_1", 14.0, Some(0), None, None);
-    assert_eq!(sample.row(BUSY_STOP).count, Sample::hearsay().row(BUSY_STOP).count + 1);
+    assert_eq!(sample.row(BUSY_STOP).count, 1);
 }
 
 #[test]
