@@ -434,6 +434,8 @@ fn programs_wait_for_a_broker_that_starts_later() {
     let health = gateway.get("/health");
     assert_eq!((health.status, health.json()["kafka_connected"].clone()), (503, Value::from(false)));
     worker.wait_for_line("Kafka does not answer", SOON);
+    // The worker tries again within this time; no condition shows an attempt that it does not log.
+    std::thread::sleep(Duration::from_secs(1));
     rig.broker().start();
     worker.wait_for_line("worker_started notification", START);
     eventually(SOON, "the gateway is ready", || gateway.get("/readyz").status == 200);

@@ -368,7 +368,7 @@ pub fn has_program(command: &mut Command, required: &str) -> bool {
     let succeeds = output.as_ref().is_ok_and(|output| output.status.success());
     assert!(succeeds || std::env::var_os(required).is_none(), "{required} is set, but {command:?} fails: {output:?}");
     if !succeeds {
-        // Not by `eprintln`: cargo shows what a passing test prints with it to no reader.
+        // Cargo hides what a passing test writes with `eprintln`.
         let line = format!("NOT RUN: {}: {command:?} fails\n", std::thread::current().name().unwrap_or_default());
         std::io::stderr().write_all(line.as_bytes()).expect("stderr takes a line");
     }
