@@ -213,8 +213,8 @@ fn command() -> Command {
 }
 
 impl DrillConfig {
-    /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2 after
-    /// all faults were printed to stderr.
+    /// The configuration of this process. `--help` and `--version` end the process with exit code 0, faults with 2
+    /// after printing them to stderr.
     pub fn from_args() -> Self {
         run_or_exit(Self::parse(std::env::args_os(), &Environment::of_process()))
     }
@@ -222,7 +222,7 @@ impl DrillConfig {
     /// Reads a command line, the first of whose arguments is the program, and an environment.
     ///
     /// # Errors
-    /// Everything that is wrong.
+    /// All faults.
     pub fn parse(
         args: impl IntoIterator<Item = OsString>,
         environment: &Environment,

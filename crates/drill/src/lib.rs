@@ -1,4 +1,5 @@
-//! The drill: loads a fleet, restarts, scales, kills and freezes it, and judges from evidence whether the promises held.
+//! The drill: loads a fleet, restarts, scales, kills and freezes it, and judges from evidence whether the promises
+//! held.
 //!
 //! `drill run` acts on a fleet by a plan; `drill watch` only observes a fleet that others act on. Both write every
 //! request, response, notification and action into a ledger. After the load, a client that shares no code with the

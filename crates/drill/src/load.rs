@@ -1,8 +1,8 @@
 //! The load: sender threads that post tasks and wait for the responses, and a `pace` thread that hands out requests.
 //!
-//! With a rate, a request that finds no free sender is counted as late and not sent. Without a rate (closed loop), every
-//! sender posts again after each response. No request is repeated: the run looks up unknown outcomes by other means.
-//! Started by the run, which gets the outcomes.
+//! With a rate, a request that finds no free sender is counted as late and not sent. Without a rate (closed loop),
+//! every sender posts again after each response. No request is repeated: the run looks up unknown outcomes by other
+//! means. Started by the run, which gets the outcomes.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The schedule of a run: every action of the plan with its time.
 //!
-//! Pure: the same plan, length and seed give the same schedule. For the target of an action the schedule draws a number;
-//! the fleet uses it to choose among the processes that run at that time. Called before a run begins.
+//! Pure: the same plan, length and seed give the same schedule. For the target of an action the schedule draws a
+//! number; the fleet uses it to choose among the processes that run at that time. Called before a run begins.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! The live readers of `tasks` and `results`: threads that send new records to the run.
 //!
-//! The run uses them for its progress, and for the ids of tasks whose callers never learned them; the audit reads on its
-//! own. They begin at the ends of the topics and use the project's own client, which reconnects by itself. An outage is
-//! reported once. Started by the run.
+//! The run uses them for its progress, and for the ids of tasks whose callers never learned them; the audit reads on
+//! its own. They begin at the ends of the topics and use the project's own client, which reconnects by itself. An
+//! outage is reported once. Started by the run.
 
 use std::convert::Infallible;
 

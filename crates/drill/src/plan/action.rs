@@ -176,8 +176,8 @@ pub enum Who {
     Any,
     /// A random worker with a task in flight.
     Busy,
-    /// The worker with the youngest task of those in flight for more than half a second. If the plan has tasks that outlast a drain,
-    /// only a worker with such a task.
+    /// The worker with the youngest task of those in flight for more than half a second. If the plan has tasks that
+    /// outlast a drain, only a worker with such a task.
     Long,
     /// A random worker without a task in flight.
     Idle,
