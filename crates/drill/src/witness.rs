@@ -2,7 +2,7 @@
 //!
 //! The client is the crate `kafkang`. It reads correctly but handles few failures:
 //! - It rejects a response that ends in a cut batch; brokers cut at `fetch.max.bytes` (55 MiB by default). The witness
-//! fetches the rest of a partition at once, or batch by batch if that is too much: a first batch is complete (KIP-74).
+//!   fetches the rest of a partition at once, or batch by batch if that is too much: a first batch is complete (KIP-74).
 //! - It never reconnects. The witness makes a new client after each failure.
 //! - It waits 120 s for a response. The witness runs it on a thread, and abandons the thread after [`Limits::answer`].
 //! - It leaves out partitions without a leader. The witness counts the partitions.
