@@ -239,9 +239,11 @@ impl Fleet {
             }
         };
         match self.store.change(change) {
-            // A full disk and a damaged state do not keep a fleet from stopping.
+            // A full disk and a damaged or missing state do not keep a fleet from stopping.
             Err(failure) if self.config.word == Word::Down => {
-                complain(failure);
+                if matches!(failure, Failure::File { .. }) {
+                    complain(failure);
+                }
                 Ok(())
             }
             changed => changed,

@@ -5,6 +5,7 @@ use program::stop::Stop;
 use crate::failure::{Failure, refused};
 use crate::programs::{APACHE, Condition, DEVBROKER, Fleet, GATEWAY};
 use crate::ready::refuse_port_in_use;
+use crate::state::State;
 use crate::{complain, print, say};
 
 impl Fleet {
@@ -48,7 +49,9 @@ impl Fleet {
 
     /// A fleet that runs somewhere is not moved by an `up` with another address.
     fn refuse_to_move(&self) -> Result<(), Failure> {
-        let remembered = self.state_or_empty().settings;
+        let Ok(State { settings: remembered, .. }) = self.store.read() else {
+            return refused("a fleet runs, and its state is missing; stop it first: make down");
+        };
         let defaults = [
             ("HTTP_ADDR", "127.0.0.1:8080"),
             ("KAFKA", "embedded"),
