@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -170,8 +170,7 @@ impl Fleet {
 
     /// The file of a program, beside this one.
     pub(crate) fn program(program: &str) -> Result<PathBuf, Failure> {
-        let this = std::env::current_exe().map_err(Failure::of(std::path::Path::new(program)))?;
-        let path = this.with_file_name(program);
+        let path = std::env::current_exe().map_err(Failure::of(Path::new(program)))?.with_file_name(program);
         if path.is_file() {
             return Ok(path);
         }
@@ -189,7 +188,7 @@ impl Fleet {
             DEVBROKER => (DEVBROKER, ("DEVBROKER_ADDR", kafka.clone())),
             _ => ("worker", ("WORKER_ID", name.to_owned())),
         };
-        let this = std::env::current_exe().map_err(Failure::of(std::path::Path::new("fleet")))?;
+        let this = Self::program("fleet")?;
         let mut command = Command::new(&this);
         command.arg("--stack-run").arg(&self.config.run).args(["keep", name]).arg(Self::program(program)?);
         command.envs(self.settings.iter()).env("KAFKA_BOOTSTRAP_SERVERS", kafka).envs([own]);
@@ -197,19 +196,16 @@ impl Fleet {
         let mut keeper = command.spawn().map_err(Failure::of(&this))?;
         let begin = Instant::now();
         loop {
-            let state = self.store.read()?;
-            if state.programs.get(name).is_some_and(|program| program.keeper == keeper.id()) {
+            // Before the look at the state: a program may end as soon as its start is written down.
+            let ended = keeper.try_wait().map_err(Failure::of(&this))?.is_some();
+            if self.store.read()?.programs.get(name).is_some_and(|program| program.keeper == keeper.id()) {
                 return Ok(());
             }
-            let ended = keeper.try_wait().map_err(Failure::of(&this))?;
-            if ended.is_some() || begin.elapsed() > LAUNCH {
-                // It may have been faster than this loop's look at the state.
-                let mut problem = String::new();
-                if let (Some(_), Some(mut out)) = (ended, keeper.stdout.take()) {
+            if ended || begin.elapsed() > LAUNCH {
+                let mut problem = format!("no word of it for {} s", LAUNCH.as_secs());
+                if let (true, Some(mut out)) = (ended, keeper.stdout.take()) {
+                    problem.clear();
                     out.read_to_string(&mut problem).map_err(Failure::of(&this))?;
-                }
-                if self.store.read()?.programs.get(name).is_some_and(|program| program.keeper == keeper.id()) {
-                    return Ok(());
                 }
                 return refused(format!("{name} was not started: {}", problem.trim_end()));
             }
@@ -252,8 +248,9 @@ impl Fleet {
 
     /// Stops these programs at the same time, so that the slowest decides how long it takes.
     pub(crate) fn stop_programs(&mut self, names: &[String]) -> Result<(), Failure> {
+        let begin = Instant::now();
         names.iter().try_for_each(|name| self.tell_to_stop(name))?;
-        names.iter().try_for_each(|name| self.wait_for_end(name))
+        names.iter().try_for_each(|name| self.wait_for_end(name, begin))
     }
 
     /// SIGTERM, also to a frozen program: it would not see the signal before it goes on.
@@ -261,7 +258,7 @@ impl Fleet {
         self.want(name, Wanted::Stopped)?;
         self.signal(name, Signal::SIGTERM)?;
         self.signal(name, Signal::SIGCONT)?;
-        if self.config.twice {
+        if self.config.twice && matches!(self.config.word, Word::StopWorker | Word::StopGateway) {
             self.stop.sleep(Duration::from_millis(300))?;
             self.signal(name, Signal::SIGTERM)?;
         }
@@ -269,14 +266,14 @@ impl Fleet {
     }
 
     /// Waits as long as an orchestrator would, and then does what it would do: SIGKILL.
-    fn wait_for_end(&mut self, name: &str) -> Result<(), Failure> {
+    fn wait_for_end(&mut self, name: &str, begin: Instant) -> Result<(), Failure> {
         let grace = match name {
             GATEWAY => self.settings.grace("30s")?,
             DEVBROKER => Duration::from_secs(10),
             APACHE => self.stop_apache(&[]).map(|()| Duration::ZERO)?,
             _ => self.settings.grace("45s")?,
         };
-        if !self.ends(name, grace)? {
+        if !self.ends(name, grace.saturating_sub(begin.elapsed()))? {
             let log = keeper::log_file(&self.config.run, name);
             let (seconds, log) = (grace.as_secs(), log.display());
             complain(format!("{name} still runs {seconds} s after SIGTERM: SIGKILL; see {log}"));
