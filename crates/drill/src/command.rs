@@ -7,12 +7,12 @@
 //! | thread | does | ends |
 //! |---|---|---|
 //! | `action` | chooses a process, runs a command, waits, runs the command that undoes it | with its action |
-//! | `tidy` | joins these threads, and starts as many workers as the drill found | when the fleet is as the drill found it |
+//! | `tidy` | joins these threads, starts as many workers as the drill found | when those workers run |
 
 mod action;
 mod file;
-mod hands;
 mod shell;
+mod tasks_seen;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;

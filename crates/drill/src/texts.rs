@@ -216,7 +216,7 @@ mod tests {
             assert_eq!(texts.work_ms(number), texts.work_ms(first));
             assert_eq!(texts.sharing(first).collect::<Vec<_>>(), [first, number]);
         }
-        let poison = (0..).zip(&all).find(|(_, it)| it.poison).expect("one").0;
+        let poison = (0..).zip(&all).find(|(_, it)| it.poison).expect("a poison task").0;
         assert!(texts.text(poison).split(' ').nth(1) == Some("poison"), "{}", texts.text(poison));
         assert_eq!(texts.special(AFTERWARDS), Special::default());
     }

@@ -8,7 +8,7 @@ use super::super::fact::Fact;
 use super::super::plan::{What, Who};
 use super::super::schedule::Planned;
 use super::file::{Deed, EXIT_CODES};
-use super::hands::{self, Hands};
+use super::tasks_seen::{self, TasksSeen};
 use super::{Shared, Worker};
 
 /// How long an action waits for a worker that it can hit.
@@ -204,7 +204,7 @@ impl Action {
         self.shared.teller.tell(Fact::Carried { action: self.number, done, detail });
     }
 
-    /// An action that was done, and cannot be undone, is not done.
+    /// Reports an action that was done as not done if its undo failed.
     fn undone(&self, outcome: Result<String, String>, done: bool) {
         if let (Err(why), true) = (outcome, done) {
             self.carried(Err(why));
@@ -240,7 +240,7 @@ impl Action {
     fn choose(&self) -> Result<(Worker, Taken), String> {
         let starts = self.planned.what == What::StartWorker;
         let (began, mut clients) = (Instant::now(), self.shared.clients());
-        let (mut workers, mut listed, mut hands) = (Vec::new(), None, Hands::default());
+        let (mut workers, mut listed, mut tasks_seen) = (Vec::new(), None, TasksSeen::default());
         loop {
             if starts {
                 workers.clone_from(&self.shared.away.lock());
@@ -248,13 +248,13 @@ impl Action {
                 workers = self.shared.list().unwrap_or_default();
                 listed = Some(Instant::now());
             }
-            hands.see(&hands::in_flight(&mut clients).unwrap_or_default(), Instant::now());
+            tasks_seen.see(&tasks_seen::in_flight(&mut clients).unwrap_or_default(), Instant::now());
             let taken = self.shared.taken.lock().clone();
-            let spared = |id: &str| self.shared.hits.lock().are_enough(hands.of(id));
+            let spared = |id: &str| self.shared.hits.lock().are_enough(tasks_seen.of(id));
             let is_wanted = |worker: &&Worker| match &self.planned.who {
                 Who::Named(name) => worker.name == *name || worker.id == *name,
                 Who::Any | Who::All => !spared(&worker.id),
-                who => !spared(&worker.id) && hands.are(who, &worker.id, Instant::now()),
+                who => !spared(&worker.id) && tasks_seen.fits(who, &worker.id, Instant::now()),
             };
             let free = workers.iter().filter(|worker| !taken.contains(&worker.name));
             let wanted: Vec<&Worker> = free.filter(is_wanted).collect();
@@ -263,7 +263,7 @@ impl Action {
                 && let Some(taken) = self.take(&worker.name)
             {
                 self.shared.away.lock().retain(|away| *away != worker);
-                self.shared.hits.lock().add(hands.of(&worker.id));
+                self.shared.hits.lock().add(tasks_seen.of(&worker.id));
                 return Ok((worker, taken));
             }
             if began.elapsed() >= PATIENCE {

@@ -166,7 +166,7 @@ mod tests {
     const FLEET: &str = "gateways = [\"http://a:1\"]\nkafka_bootstrap_servers = [\"b:2\"]\nworkers = \"list\"\n";
 
     #[test]
-    fn shipped_fleets_support_the_shipped_plans() {
+    fn shipped_fleets_go_with_the_shipped_plans() {
         let plans = [
             include_str!("../../../../drills/default.toml"),
             include_str!("../../../../drills/short.toml"),

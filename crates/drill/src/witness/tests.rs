@@ -84,7 +84,7 @@ impl Place {
     /// Reads the whole topic, as (partition, offset, length of the value).
     fn read(&self) -> Vec<(i32, i64, usize)> {
         let mut witness = self.witness();
-        let to = witness.ends(&self.topic).expect("the ends are told");
+        let to = witness.ends(&self.topic).expect("the ends are known");
         let mut read = Vec::new();
         let mut each = |record: Record| read.push((record.partition, record.offset, record.value.len()));
         witness.read(&self.topic, &BTreeMap::new(), &to, &Stop::new(), &mut each).expect("it can be read");
@@ -114,7 +114,7 @@ fn a_topic_larger_than_a_response_is_read_exactly() {
     for _ in 0..batches {
         place.write(0, &[half.clone(), little.clone(), half.clone()]);
     }
-    assert_eq!(place.bytes_of_all(), CAP, "the answer is cut in the middle of a batch");
+    assert_eq!(place.bytes_of_all(), CAP, "the response is cut in the middle of a batch");
     let read = place.read();
     let lengths = [half.len(), little.len(), half.len()].into_iter().cycle();
     let written: Vec<_> = (0..batches * 3).zip(lengths).map(|(offset, length)| (0, offset, length)).collect();
@@ -134,14 +134,14 @@ fn partitions_are_read_between_the_given_offsets() {
     assert_eq!(place.offsets_within(7, 7).expect("nothing"), [0; 0]);
     assert_eq!(place.offsets_within(5, 2).expect("less than nothing"), [0; 0]);
     let mut witness = place.witness();
-    assert_eq!(witness.ends(&place.topic).expect("told"), BTreeMap::from([(0, 7), (1, 0), (2, 2)]));
+    assert_eq!(witness.ends(&place.topic).expect("ends"), BTreeMap::from([(0, 7), (1, 0), (2, 2)]));
 }
 
 #[test]
 fn a_missing_topic_has_no_offsets_and_is_not_created() {
     let place = Place::new(1);
     for _ in 0..2 {
-        assert_eq!(place.witness().ends("nowhere").expect("told"), BTreeMap::new());
+        assert_eq!(place.witness().ends("nowhere").expect("ends"), BTreeMap::new());
     }
     let to = BTreeMap::from([(0, 1)]);
     let missing = place.witness().read("nowhere", &BTreeMap::new(), &to, &Stop::new(), &mut |_| {});
@@ -225,7 +225,7 @@ fn passing_faults_do_not_change_the_records() {
 fn a_frozen_broker_ends_the_reading_after_the_limit() {
     let (place, broker) = faulty();
     let mut witness = place.witness();
-    let to = witness.ends(&place.topic).expect("told");
+    let to = witness.ends(&place.topic).expect("ends");
     broker.nodes().freeze();
     witness.limits = Limits { answer: Duration::from_millis(200), trouble: Duration::from_secs(1), stalls: 2 };
     let started = Instant::now();

@@ -36,9 +36,9 @@ pub(super) fn in_flight(gateways: &mut [Client]) -> Option<InFlight> {
 
 /// For each worker, its tasks in flight and when each was first seen.
 #[derive(Debug, Default)]
-pub(super) struct Hands(BTreeMap<String, BTreeMap<String, Instant>>);
+pub(super) struct TasksSeen(BTreeMap<String, BTreeMap<String, Instant>>);
 
-impl Hands {
+impl TasksSeen {
     pub(super) fn see(&mut self, now: &InFlight, at: Instant) {
         let mut seen = BTreeMap::new();
         for (worker, tasks) in now {
@@ -54,7 +54,7 @@ impl Hands {
     }
 
     /// Whether a worker is in this state (busy, idle, or busy for long) as far as known.
-    pub(super) fn are(&self, who: &Who, worker: &str, at: Instant) -> bool {
+    pub(super) fn fits(&self, who: &Who, worker: &str, at: Instant) -> bool {
         let Some(tasks) = self.0.get(worker) else { return false };
         let ages = || tasks.values().map(|since| at.saturating_duration_since(*since));
         match who {
@@ -72,19 +72,19 @@ mod tests {
 
     #[test]
     fn a_task_is_long_after_two_status_records() {
-        let (begin, mut hands) = (Instant::now(), Hands::default());
+        let (begin, mut tasks_seen) = (Instant::now(), TasksSeen::default());
         let listed =
             |tasks: &[&str]| InFlight::from([("w".to_owned(), tasks.iter().map(|task| (*task).to_owned()).collect())]);
         let at = |ms| begin + Duration::from_millis(ms);
-        hands.see(&listed(&["a"]), at(0));
-        assert!(hands.are(&Who::Busy, "w", at(0)) && !hands.are(&Who::Long, "w", at(0)));
+        tasks_seen.see(&listed(&["a"]), at(0));
+        assert!(tasks_seen.fits(&Who::Busy, "w", at(0)) && !tasks_seen.fits(&Who::Long, "w", at(0)));
         // First seen a while ago, but not yet in a second status record: it may have ended.
-        hands.see(&listed(&["a"]), at(800));
-        assert!(!hands.are(&Who::Busy, "w", at(800)) && !hands.are(&Who::Idle, "w", at(800)));
-        hands.see(&listed(&["a", "b"]), at(1300));
-        assert!(hands.are(&Who::Long, "w", at(1300)) && hands.are(&Who::Busy, "w", at(1300)));
-        hands.see(&listed(&[]), at(2000));
-        assert!(hands.are(&Who::Idle, "w", at(2000)));
-        assert!(!hands.are(&Who::Idle, "unheard", at(2000)));
+        tasks_seen.see(&listed(&["a"]), at(800));
+        assert!(!tasks_seen.fits(&Who::Busy, "w", at(800)) && !tasks_seen.fits(&Who::Idle, "w", at(800)));
+        tasks_seen.see(&listed(&["a", "b"]), at(1300));
+        assert!(tasks_seen.fits(&Who::Long, "w", at(1300)) && tasks_seen.fits(&Who::Busy, "w", at(1300)));
+        tasks_seen.see(&listed(&[]), at(2000));
+        assert!(tasks_seen.fits(&Who::Idle, "w", at(2000)));
+        assert!(!tasks_seen.fits(&Who::Idle, "unheard", at(2000)));
     }
 }
