@@ -1,23 +1,24 @@
-# Everything one does with this project. `make` alone explains. MODE=docker or MODE=native decides how the fleet runs.
+# The commands of this project; `make` lists them. MODE=docker or MODE=native decides how the fleet runs.
 export KAFKA WORKER WORKERS ALL FOLLOW FOR RATE PLAN SEED TARGET
 .DEFAULT_GOAL := help
 .PHONY: help build up test-shutdown drill restart-worker kill-worker scale-down scale-up status health logs down \
   test check fmt clippy doc no-async-runtime shell deny audit fuzz-check fuzz bench
 
-# $(call mode,WORD): the fleet's mode in the shell variable `mode`, and why: that of the fleet that runs, else MODE, else what this machine can do.
+# $(call mode,COMMAND): sets the shell variables `mode` and `why`. A running fleet keeps its mode; otherwise MODE
+# decides, or else whether a Docker engine answers.
 define mode
 run=$${STACK_RUN:-.run}; mode=; engine() { docker compose version && docker version; } >/dev/null 2>&1; \
-for is in native:fleet.json docker:docker; do if [ -e "$$run/$${is#*:}" ]; then mode=$${is%:*} why="as it runs"; fi; done; \
+for is in native:fleet.json docker:docker; do if [ -e "$$run/$${is#*:}" ]; then mode=$${is%:*} why="the running fleet has it"; fi; done; \
 case "$(MODE)" in \
-  '') if [ -z "$$mode" ]; then if engine; then mode=docker why="an engine answers"; else mode=native why="no Docker engine answers"; fi; fi ;; \
+  '') if [ -z "$$mode" ]; then if engine; then mode=docker why="a Docker engine answers"; else mode=native why="no Docker engine answers"; fi; fi ;; \
   docker|native) [ -z "$$mode" ] || [ "$$mode" = "$(MODE)" ] || [ $(1) = build ] || \
-    { echo "a fleet runs in $$mode mode; stop it first: make down MODE=$$mode" >&2; exit 1; }; mode=$(MODE) why="as MODE says" ;; \
+    { echo "a fleet runs in $$mode mode; stop it first: make down MODE=$$mode" >&2; exit 1; }; mode=$(MODE) why="set by MODE" ;; \
   *) echo "MODE '$(MODE)' must be docker or native" >&2; exit 2 ;; \
 esac; \
-[ $$mode = native ] || engine || { echo "the mode is docker, and no Docker engine with compose answers; MODE=native needs none" >&2; exit 1; }
+[ $$mode = native ] || engine || { echo "the mode is docker, but no Docker engine with compose answers; MODE=native needs none" >&2; exit 1; }
 endef
 
-# $(call fleet,WORD): a word of the fleet, in its mode.
+# $(call fleet,COMMAND): runs a command of the fleet in its mode.
 BIN = $(or $(CARGO_TARGET_DIR),target)/release
 define fleet
 @$(call mode,$(1)); [ $(1) != up ] || echo "mode $$mode ($$why)"; \
@@ -25,84 +26,85 @@ if [ $$mode = docker ]; then exec scripts/compose $(1); fi; \
 [ -x $(BIN)/fleet ] || { echo "the programs are not built; run make build" >&2; exit 1; }; exec $(BIN)/fleet $(1)
 endef
 
-help: ## this list
+help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## the programs, optimised; or their image, where a Docker engine answers
+build: ## build the optimised programs, or their image if the mode is docker
 	@$(call mode,build); if [ $$mode = docker ]; then exec scripts/compose build; fi; cargo build --release --locked --bins
 
-up: build ## Kafka, one gateway and three workers in the background; prints the address
+up: build ## start Kafka, one gateway and three workers in the background, and print the address
 	$(call fleet,up)
 	@echo '  make status'
-	@echo '  make test-shutdown     # and meanwhile, in another terminal: make restart-worker, scale-down, kill-worker, scale-up'
+	@echo '  make test-shutdown     # meanwhile, in another terminal: make restart-worker, scale-down, kill-worker, scale-up'
 
-down: ## stops them again: gateway, workers, Kafka
+down: ## stop gateway, workers and Kafka
 	$(call fleet,down)
 
-status: ## what runs, and the fleet as the gateway sees it
+status: ## show the processes, and the fleet as the gateway sees it
 	$(call fleet,status)
 
-health: ## is the gateway healthy?
+health: ## show the health of the gateway
 	$(call fleet,health)
 
-logs: ## all logs, and then what comes; FOLLOW=0 only what there is
+logs: ## show all logs and follow them; FOLLOW=0: do not follow
 	$(call fleet,logs)
 
-test-shutdown: ## load and its progress until Ctrl-C (FOR=60s), then the verdict
+test-shutdown: ## send load and show progress until Ctrl-C or FOR=60s, then the verdict
 	$(call fleet,test-shutdown)
 
-drill: ## the proof: faults under load on a fleet of its own, or of TARGET=drills/fleets/make.toml, then the verdict; PLAN, SEED, FOR, RATE
+drill: ## run faults under load on a fleet of its own or of TARGET=FILE, then the verdict; PLAN, SEED, FOR, RATE, BROKER
 	@cargo build --release --locked --bins
 	@$(BIN)/drill run $(PLAN)
 
-restart-worker: ## restarts all workers, one after another; WORKER=id only that one
+restart-worker: ## restart all workers one after another; WORKER=id: only this worker
 	$(call fleet,restart-worker)
 
-kill-worker: ## kill -9 for one worker (WORKER=id that one, ALL=1 all); it stays dead until scale-up
+kill-worker: ## kill -9 for a worker (WORKER=id: this worker, ALL=1: all); it stays dead until scale-up
 	$(call fleet,kill-worker)
 
-scale-down: ## down to one worker (WORKERS=n)
+scale-down: ## scale to one worker, or to WORKERS=n
 	$(call fleet,scale-down)
 
-scale-up: ## up to three workers (WORKERS=n)
+scale-up: ## scale to three workers, or to WORKERS=n
 	$(call fleet,scale-up)
 
-test: ## all tests, on the embedded broker, and the model's sweep; KAFKA=apache on a real one; TESTS='--test suite -- p03' only these
+test: ## run all tests on the embedded broker, and the model; KAFKA=apache: a real Kafka; TESTS='--test suite -- p03': these
 	cargo test --locked --no-fail-fast $(or $(TESTS),--workspace)
 
-check: fmt clippy doc no-async-runtime shell deny fuzz-check ## formatting, lints, documentation, scripts, dependencies
+check: fmt clippy doc no-async-runtime shell deny fuzz-check ## check formatting, lints, documentation, scripts, dependencies
 
-fmt: ## is the code formatted?
+fmt: ## check the formatting
 	cargo fmt --all --check
 
-clippy: ## lints, warnings denied
+clippy: ## run the lints, warnings denied
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-doc: ## does the documentation build without warnings?
+doc: ## build the documentation, warnings denied
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 
-no-async-runtime: ## is the dependency tree free of async runtimes?
+no-async-runtime: ## check that the dependency tree has no async runtime
 	scripts/no-async-runtime
 
-# $(call with,TOOL,COMMAND): CI has every tool; elsewhere a missing one is named and its check skipped.
+# $(call with,TOOL,COMMAND): runs the command. Without the tool, CI fails; elsewhere the check is skipped with a
+# message.
 with = if [ -n "$(CI)" ] || command -v $(1) >/dev/null; then $(2); else echo "$(1): NOT RUN, not installed"; fi
 
-shell: ## shellcheck for all scripts
+shell: ## run shellcheck on all scripts
 	@$(call with,shellcheck,shellcheck -x scripts/* .ci/run tests/stack tests/suite/support/janitor.sh)
 
-deny: ## licences, duplicates and sources of the dependencies: cargo-deny
+deny: ## check licences, duplicates and sources of the dependencies (cargo-deny)
 	@$(call with,cargo-deny,cargo deny --workspace --locked check bans licenses sources)
 
-audit: ## published vulnerabilities of the dependencies; cargo-deny downloads their list
+audit: ## check the dependencies for published vulnerabilities; cargo-deny downloads their list
 	cargo deny --workspace --locked check advisories
 
-# Without the fuzzer's own library, which is C++ and linked only when the targets run.
-fuzz-check: ## do the fuzz targets build?
+# Without the fuzzer's C++ library, which is needed only to run the targets.
+fuzz-check: ## check that the fuzz targets build
 	@CUSTOM_LIBFUZZER_PATH=/dev/null cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)/fuzz
 
-fuzz: ## ten minutes of drawn bytes for heads of requests, ten for chunked bodies; needs cargo-fuzz and a nightly toolchain
+fuzz: ## fuzz heads of requests and chunked bodies, ten minutes each; needs cargo-fuzz and a nightly toolchain
 	@cargo +nightly fuzz run head -- -max_total_time=600 -max_len=20000
 	@cargo +nightly fuzz run chunks -- -max_total_time=600 -max_len=20000
 
-bench: ## the figures of docs/deploy.md, on a Kafka of their own; QUICK=1 for short runs
+bench: ## measure the figures of docs/deploy.md on a Kafka of their own; QUICK=1: short runs
 	cargo bench --locked --bench bench -- $(if $(QUICK),--quick)

@@ -1,17 +1,17 @@
-//! The account of the requests while a run goes on: each is answered, refused, or open until it is known what became of it.
+//! The requests of a run by outcome: answered, failed, refused, or open while the outcome is unknown.
 //!
-//! For what is shown meanwhile, and for what has to be asked for; the judge has its own. Pure state; time comes as a parameter. Owned by
-//! the run.
+//! The run uses it for its progress and for its lookups of tasks; the judge has its own. Pure state; time comes as a
+//! parameter. Owned by the run.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::fact::{Answer, Kind};
 
-/// A task that a gateway had in hand when its caller lost it can come to the topic later than that; not later than this.
+/// A gateway can still produce a task after its caller lost the connection, at most this long.
 const COMES_WITHIN: Duration = Duration::from_secs(10);
 
-/// A request whose outcome is not known yet.
+/// A request with an unknown outcome.
 #[derive(Clone, Debug)]
 struct Open {
     task_id: Option<String>,
@@ -19,26 +19,26 @@ struct Open {
     since: Duration,
 }
 
-/// See the module documentation.
+/// The requests of a run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Account {
-    /// Requests that were begun.
+    /// Requests that were sent.
     pub(super) submitted: u64,
-    /// Those of them that have told what became of them at first.
+    /// Requests that got a first outcome.
     pub(super) told: u64,
     pub(super) answered: u64,
     pub(super) refused: u64,
     /// Wrong or failed.
     pub(super) failed: u64,
-    /// Tasks that were answered, with when; the first one first.
+    /// Answered tasks with the time of the result, oldest first.
     done: Vec<(Duration, u64, String)>,
     open: BTreeMap<u64, Open>,
-    /// Tasks that were read on the topic before it was known what became of their requests.
+    /// Tasks that were read on the topic before their requests got an outcome.
     seen: HashMap<u64, String>,
 }
 
 impl Account {
-    /// Takes the outcome of a request, or of asking for an open one.
+    /// Takes the outcome of a request or of a lookup.
     pub(super) fn note(&mut self, number: u64, answer: &Answer, at: Duration) {
         self.open.remove(&number);
         let seen = self.seen.remove(&number);
@@ -56,7 +56,7 @@ impl Account {
         }
     }
 
-    /// The task of a request stands on the topic: it was accepted, and this is its id.
+    /// Notes that the task of a request is on the topic, so that it is accepted and has this id.
     pub(super) fn learn(&mut self, number: u64, task_id: &str) {
         match self.open.get_mut(&number) {
             Some(open) => (open.task_id, open.accepted) = (Some(task_id.to_owned()), true),
@@ -66,17 +66,17 @@ impl Account {
         }
     }
 
-    /// Requests that wait for their first answer.
+    /// Number of requests without a first outcome.
     pub(super) fn waiting(&self) -> u64 {
         self.submitted.saturating_sub(self.told)
     }
 
-    /// Requests whose outcome is not known.
+    /// Number of requests with an unknown outcome.
     pub(super) fn open(&self) -> u64 {
         self.open.len() as u64
     }
 
-    /// Some of the tasks that were answered since then, at most so many, spread over that time.
+    /// At most `most` of the tasks that were answered since then, spread over that time.
     pub(super) fn some_done(&self, since: Duration, most: usize) -> Vec<(u64, String)> {
         let first = self.done.partition_point(|(at, ..)| *at < since);
         let recent = self.done.get(first..).unwrap_or_default();
@@ -84,19 +84,20 @@ impl Account {
         recent.iter().step_by(every).map(|(_, number, task_id)| (*number, task_id.clone())).collect()
     }
 
-    /// Tasks to be asked for.
+    /// Tasks to look up.
     pub(super) fn to_ask(&self) -> Vec<(u64, String)> {
         self.open.iter().filter_map(|(number, open)| Some((*number, open.task_id.clone()?))).collect()
     }
 
-    /// Kafka was away until now: what gateways had in hand meanwhile can still come.
+    /// Kafka was unavailable until now: gateways can still produce the tasks of open requests.
     pub(super) fn postpone(&mut self, at: Duration) {
         for open in self.open.values_mut() {
             open.since = open.since.max(at);
         }
     }
 
-    /// Forgets those that cannot come to the topic any more, since it was read beyond them: they were never accepted.
+    /// Counts open requests as refused whose tasks can no longer come to the topic, which was read to its end at
+    /// `read_at`.
     pub(super) fn close_unaccepted(&mut self, read_at: Duration) {
         let before = self.open.len();
         self.open.retain(|_, open| open.accepted || read_at < open.since + COMES_WITHIN);
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_request_is_asked_for_once_its_id_is_known() {
+    fn an_open_request_is_looked_up_when_its_id_is_known() {
         let mut account = Account { submitted: 2, told: 2, ..Account::default() };
         account.note(1, &answer(Kind::Unknown, None), Duration::ZERO);
         account.note(2, &answer(Kind::Accepted, Some("b")), Duration::ZERO);
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_was_read_before_its_caller_was_cut_off_is_known() {
+    fn a_task_read_on_the_topic_is_accepted_without_a_response() {
         let mut account = Account::default();
         account.learn(1, "a");
         account.note(1, &answer(Kind::Unknown, None), Duration::ZERO);
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn some_of_the_tasks_that_were_answered_lately_are_given() {
+    fn recent_answered_tasks_are_sampled_evenly() {
         let mut account = Account::default();
         for number in 0..10 {
             account.note(number, &answer(Kind::Answered, Some(&number.to_string())), Duration::from_secs(number));
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_came_to_the_topic_was_not_accepted() {
+    fn an_open_request_without_a_task_on_the_topic_becomes_refused() {
         let mut account = Account::default();
         account.note(1, &answer(Kind::Unknown, Some("a")), Duration::from_secs(5));
         account.close_unaccepted(Duration::from_secs(14));
@@ -158,9 +159,9 @@ mod tests {
         assert_eq!((account.open(), account.refused), (0, 1));
     }
 
-    /// A run against a real broker that took 15 s to start closed what came a moment later.
+    /// Regression: a real broker took 15 s to start, and a request was closed just before its task came.
     #[test]
-    fn after_an_outage_tasks_have_the_time_to_come_once_more() {
+    fn an_outage_gives_open_requests_their_time_again() {
         let mut account = Account::default();
         account.note(1, &answer(Kind::Unknown, Some("a")), Duration::from_secs(5));
         account.postpone(Duration::from_secs(30));

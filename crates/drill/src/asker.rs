@@ -1,7 +1,7 @@
-//! Asks gateways: for the fleet, for tasks whose outcome is unknown, and for tasks that are done.
+//! Asks gateways for the fleet, for tasks with an unknown outcome, and for finished tasks.
 //!
-//! One thread with connections of its own, one question after the other. It keeps nothing and repeats nothing: whoever wants to know asks again. Started
-//! by the run.
+//! A thread with connections of its own that handles one question at a time. It keeps no state and repeats no question.
+//! Started by the run.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -15,18 +15,18 @@ use super::texts::Texts;
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What can be asked.
+/// A question to gateways.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Question {
-    /// `GET /workers/status`, of every gateway.
+    /// `GET /workers/status` of every gateway.
     Fleet,
-    /// `GET /tasks/{id}` for these requests' tasks, of the first gateway that answers.
+    /// `GET /tasks/{id}` for the tasks of these requests, at the first gateway that responds.
     Tasks(Vec<(u64, String)>),
-    /// The same, of every gateway and twice, for tasks that are done.
+    /// `GET /tasks/{id}` for these finished tasks, twice at every gateway.
     ReadBack(Vec<(u64, String)>),
 }
 
-/// See the module documentation.
+/// The thread's state.
 #[derive(Debug)]
 pub(super) struct Asker {
     pub(super) clients: Vec<Client>,
@@ -35,7 +35,7 @@ pub(super) struct Asker {
 }
 
 impl Asker {
-    /// The body of the thread; it ends when nobody asks any more.
+    /// The body of the thread; ends when the channel of questions is closed.
     pub(super) fn run(mut self, questions: &Receiver<Question>) -> Result<(), Infallible> {
         for question in questions {
             let sent = match question {
@@ -80,12 +80,12 @@ impl Asker {
 
     fn tasks(&mut self, tasks: Vec<(u64, String)>) -> bool {
         for (number, task_id) in tasks {
-            // Ids are a gateway's, but what would break the request line is not sent.
+            // Ids come from a gateway; an id that would break the request line is skipped.
             if !task_id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
                 continue;
             }
             let path = format!("/tasks/{task_id}");
-            // Not always the same one first: every gateway serves every result.
+            // The first gateway varies, because every gateway must serve every result.
             let count = self.clients.len().max(1);
             let mut order = (0..count).map(|index| (index + number as usize) % count);
             let found = order.find_map(|gateway| {

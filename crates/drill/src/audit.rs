@@ -1,7 +1,8 @@
-//! The audit: reads the topics along from where the run began, and writes what stands on them into the ledger.
+//! The audit: reads the topics from the start of the run to their ends, and writes their records into the ledger.
 //!
-//! With two clients that share no code: [`Witness`] says what stands where; the project's own reader adds the broker's times, which the other
-//! does not know, and must have seen the same. Called by the run once the load has ended and the fleet is at rest, or has stopped.
+//! It uses two clients that share no code: [`Witness`] reads the records; the project's own reader adds the broker's
+//! timestamps, which the witness does not know, and must see the same records. Called by the run after the load, when
+//! the fleet is at rest or has stopped.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -19,14 +20,14 @@ use super::place::Place;
 use super::texts::Texts;
 use super::witness::{Record, Witness, WitnessError};
 
-/// How long the group may take to finish what is left, once nothing is waited for any more.
+/// How long the group may take to finish the tasks that are left at the end of a run.
 const LAG_WAIT: Duration = Duration::from_secs(10);
-/// How often it is asked.
+/// How often the audit asks for the lag.
 const LAG_EVERY: Duration = Duration::from_millis(200);
-/// How long the project's own reader may take for what the other has read.
+/// How long the project's own reader may take for a topic.
 const READ_WAIT: Duration = Duration::from_secs(60);
 
-/// See the module documentation.
+/// The audit of a run.
 pub(super) struct Audit {
     place: Place,
     clock: Clock,
@@ -35,7 +36,7 @@ pub(super) struct Audit {
     topics: [Topic; 4],
 }
 
-/// One topic, and where the run begins on it.
+/// A topic, with its end offsets at the start of the run.
 #[derive(Debug)]
 struct Topic {
     name: String,
@@ -51,7 +52,7 @@ enum Kind {
     Dead,
 }
 
-/// Why there is no audit.
+/// Why an audit failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AuditError {
     #[error(transparent)]
@@ -60,11 +61,11 @@ pub(super) enum AuditError {
     Own { topic: String, source: KafkaError },
 }
 
-/// When a record came, and a mark of what it says.
+/// Timestamp and checksum of each record, by partition and offset.
 type Seen = HashMap<(i32, i64), (f64, u32)>;
 
 impl Audit {
-    /// Notes where the topics end now.
+    /// Notes the present ends of the topics.
     ///
     /// # Errors
     /// Kafka cannot be read.
@@ -85,17 +86,18 @@ impl Audit {
         Ok(Self { place: place.clone(), clock, texts: texts.clone(), witness, topics })
     }
 
-    /// Reads all of it to what its end is now. `stop` ends it early.
+    /// Reads the topics to their present ends and passes each record to `write` as a fact. `stop` ends the reading
+    /// early.
     ///
     /// # Errors
-    /// Kafka cannot be read, or not in time; what was read until then was written.
+    /// Kafka cannot be read, or not in time; the records that were read until then are written.
     pub(super) fn read(
         &mut self,
         cluster: &Cluster,
         stop: &Stop,
         write: &mut dyn FnMut(Line),
     ) -> Result<(), AuditError> {
-        // Tasks come first: what a result should be depends on the request that its task is of.
+        // The tasks topic comes first, because the expected result depends on the request of the task.
         let mut numbers = HashMap::new();
         for topic in &self.topics {
             let to = self.witness.ends(&topic.name)?;
@@ -124,7 +126,7 @@ impl Audit {
             })?;
             if differ + missed + seen.len() > 0 {
                 let detail = format!(
-                    "one reader found {read} records, the other {own}: {missed} are missing in the second, {} in the first, {differ} differ",
+                    "the witness found {read} records, the project's reader {own}: {missed} missing in the second, {} in the first, {differ} differ",
                     seen.len()
                 );
                 write(Line { at: self.clock.now(), fact: Fact::Disagreed { topic: topic.name.clone(), detail } });
@@ -133,16 +135,16 @@ impl Audit {
         Ok(())
     }
 
-    /// How many tasks the group has left, once it has had a while for them.
+    /// Number of tasks that the group has left after [`LAG_WAIT`] at most.
     ///
     /// # Errors
-    /// Kafka does not say.
+    /// Kafka does not answer.
     pub(super) fn lag(&self, cluster: &Cluster, stop: &Stop) -> Result<i64, KafkaError> {
         let deadline = Instant::now() + LAG_WAIT;
         loop {
             let lags = admin::share_group_lags(cluster, &self.place.group, &self.place.tasks_topic)?;
             let ends = admin::end_offsets(cluster, &self.place.tasks_topic)?;
-            // What nobody has begun is not finished.
+            // A partition that the group has not begun counts with all its records.
             let lag = ends.iter().map(|(partition, end)| lags.get(partition).unwrap_or(end)).sum();
             if lag <= 0 || Instant::now() >= deadline || stop.sleep(LAG_EVERY).is_err() {
                 return Ok(lag);
@@ -151,7 +153,7 @@ impl Audit {
     }
 }
 
-/// The times of all records, by the project's own reader.
+/// Timestamps and checksums of all records, by the project's own reader.
 fn times(
     cluster: &Cluster,
     topic: &Topic,
@@ -191,7 +193,7 @@ struct ResultRecord {
     seconds: f64,
 }
 
-/// The same of a status.
+/// The members of a status record that the judge needs.
 #[derive(Deserialize)]
 struct StatusRecord {
     worker_id: String,
@@ -204,7 +206,7 @@ struct StatusRecord {
     receipt: Option<Value>,
 }
 
-/// The same of a start.
+/// The members of a start record that the judge needs.
 #[derive(Deserialize)]
 struct StartRecord {
     #[serde(rename = "type")]
@@ -214,7 +216,7 @@ struct StartRecord {
     delivery: i16,
 }
 
-/// The same of a task.
+/// The members of a task that the judge needs.
 #[derive(Deserialize)]
 struct TaskRecord {
     task_id: String,
@@ -222,7 +224,7 @@ struct TaskRecord {
 }
 
 impl Topic {
-    /// What a record says. Read in the plainest way, and not with the code that wrote it.
+    /// The fact of a record, decoded without the code that wrote the record.
     fn fact(&self, record: &Record, texts: &Texts, numbers: &mut HashMap<String, u64>) -> Option<Fact> {
         let Record { partition, offset, .. } = *record;
         match self.kind {
@@ -253,7 +255,7 @@ impl Topic {
             Kind::Starts => {
                 let StartRecord { kind, task_id, worker_id: worker, delivery } =
                     serde_json::from_slice(&record.value).ok()?;
-                // The topic also says how starts ended.
+                // The topic also has records of other types, about the ends of starts.
                 (kind == "task_started").then_some(Fact::Restarted { task_id, worker, delivery, offset })
             }
             Kind::Dead => {

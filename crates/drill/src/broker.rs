@@ -1,7 +1,8 @@
-//! The Kafka of a fleet that the drill has started: the embedded broker inside the drill itself, or a real one through `scripts/kafka`.
+//! The Kafka of a native fleet: the embedded broker inside the drill, or a real Kafka started by `scripts/kafka`.
 //!
-//! Both have one node or several, and keep what they have over a stop and a kill. Each call blocks until the node is stopped or answers again.
-//! Called by the native fleet and by [`broker_work`](super::broker_work), one call at a time.
+//! Both have one node or several, and keep their data over a stop and a kill. Each call blocks until the node has
+//! stopped or responds again. Called by the native fleet and by [`broker_work`](super::broker_work), one call at a
+//! time.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -16,37 +17,38 @@ use super::fact::Pauses;
 use super::leaders::{Leaders, Move};
 use super::plan::{FaultPlan, NetworkFault, RequestKind, What};
 
-/// The script beside which a drill with a real broker is started.
+/// The script that starts a real Kafka, relative to the working directory of the drill.
 const SCRIPT: &str = "scripts/kafka";
-const NOT_OURS: &str = "it is not the drill's";
+const NOT_OURS: &str = "the drill did not start this Kafka";
 
-/// For how long a node may be silent before the others take over from it: `broker.session.timeout.ms`. Kafka's own default is 9 s.
+/// `broker.session.timeout.ms`: silence of a node after which the other nodes take over; Kafka's default is 9 s.
 const FAIL_OVER_MS: u64 = 3_000;
-/// A new leader of Kafka's, also the only node after its restart, asks for the share state of its partition, may be refused twice while the state has
-/// no leader or is still being loaded, and waits 1 s and 2 s before it asks again (`PersisterStateManager`). The embedded broker has the state at once.
+/// A new leader of Kafka, also a single node after its restart, reads the share state of its partition. The read can
+/// fail twice while the state has no leader or is loading, and Kafka retries after 1 s and 2 s
+/// (`PersisterStateManager`). The embedded broker has the state at once.
 const STATE_READ_MS: u64 = 3_000;
-/// A node of Kafka's that stops in order is waited for by every write with `acks=all` until the controller has taken it out of the replicas in sync:
-/// 1.4 s seen, on two cores.
+/// When a node of Kafka stops in order, every write with `acks=all` waits until the controller has removed the node
+/// from the in-sync replicas: 1.4 s measured on two cores.
 const IN_SYNC_MS: u64 = 1_500;
 
-/// See the module documentation.
+/// The Kafka of a native fleet.
 #[derive(Clone)]
 pub(super) enum Broker {
     Embedded(Arc<devbroker::Broker>),
-    /// Its nodes.
+    /// The nodes.
     Apache(Vec<Apache>),
-    /// Somebody else's: nothing can be done to it.
+    /// A Kafka that the drill did not start and does not act on.
     Given(Vec<BrokerAddress>),
 }
 
-/// A node of a real broker, with its data in a folder.
+/// A node of a real Kafka, with its data in a folder.
 #[derive(Clone, Debug)]
 pub(super) struct Apache {
     data: PathBuf,
     port: u16,
 }
 
-/// Settings of each node; one alone has Kafka's own.
+/// Settings of each node of a cluster; a single node has Kafka's defaults.
 fn settings(nodes: u32) -> Vec<String> {
     if nodes == 1 {
         return Vec::new();
@@ -71,11 +73,11 @@ impl Broker {
         Ok(Self::Embedded(Arc::new(broker)))
     }
 
-    /// A real one with its data in `folder`.
+    /// Starts a real Kafka with its data in `folder`.
     pub(super) fn apache(folder: &Path, nodes: u32) -> Result<Self, String> {
         if !Path::new(SCRIPT).is_file() {
             return Err(format!(
-                "there is no {SCRIPT} here; start the drill in the project's folder, or name a Kafka that runs with --kafka-bootstrap-servers"
+                "there is no {SCRIPT} here; start the drill in the project's folder, or name a running Kafka with --kafka-bootstrap-servers"
             ));
         }
         let data = folder.join("kafka");
@@ -90,7 +92,7 @@ impl Broker {
         let ports: Option<Vec<u16>> =
             addresses.trim().split(',').map(|address| address.rsplit(':').next()?.parse().ok()).collect();
         let ports = ports.filter(|ports| ports.len() == nodes as usize);
-        let ports = ports.ok_or_else(|| format!("{SCRIPT} start said {addresses:?}; expected {nodes} addresses"))?;
+        let ports = ports.ok_or_else(|| format!("{SCRIPT} start printed {addresses:?}; expected {nodes} addresses"))?;
         let folder = |index: usize| if nodes == 1 { data.clone() } else { data.join((index + 1).to_string()) };
         let all = ports.into_iter().enumerate().map(|(index, port)| Apache { data: folder(index), port });
         Ok(Self::Apache(all.collect()))
@@ -105,7 +107,7 @@ impl Broker {
         }
     }
 
-    /// How many nodes can be acted on.
+    /// Number of nodes that the drill can act on.
     pub(super) fn nodes(&self) -> u32 {
         match self {
             Self::Embedded(broker) => broker.addresses().len() as u32,
@@ -114,7 +116,7 @@ impl Broker {
         }
     }
 
-    /// What it takes by itself when a node goes, or is back.
+    /// Pauses that the broker itself causes when a node stops, fails or starts.
     pub(super) fn pauses(&self) -> Pauses {
         let fail_over_ms = FAIL_OVER_MS;
         match self {
@@ -125,42 +127,42 @@ impl Broker {
         }
     }
 
-    /// A node's name in the ledger.
+    /// Name of a node in the ledger.
     pub(super) fn process(&self, node: u32) -> String {
         if self.nodes() > 1 { format!("broker_{node}") } else { "broker".to_owned() }
     }
 
-    /// In a word or two.
+    /// Name of this kind of broker.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Embedded(_) => "embedded broker",
             Self::Apache(_) => "Apache Kafka",
-            Self::Given(_) => "a Kafka that ran",
+            Self::Given(_) => "a running Kafka",
         }
     }
 
-    /// Whether this can be done to it at all.
+    /// Whether the broker supports this kind of action.
     ///
     /// # Errors
-    /// Why not, and what would help.
+    /// The reason, and what the user can do.
     pub(super) fn can(&self, what: What) -> Result<(), String> {
         match (self, what) {
-            (Self::Given(_), what) if what.has_broker() => {
-                Err("the Kafka is not the drill's to stop; use BROKER=embedded or BROKER=apache, or a plan without it"
-                    .to_owned())
-            }
+            (Self::Given(_), what) if what.has_broker() => Err(
+                "the drill does not act on a running Kafka; use BROKER=embedded or BROKER=apache, or a plan without it"
+                    .to_owned(),
+            ),
             (_, What::RollBrokers | What::MoveLeader) if self.nodes() < 2 => {
-                Err("the broker has one node; a plan with brokers = 3 under [fleet] has three".to_owned())
+                Err("the broker has one node; set brokers = 3 under [fleet] of the plan".to_owned())
             }
             (Self::Apache(_) | Self::Given(_), What::Fault) => {
-                Err("faults on demand are the embedded broker's".to_owned())
+                Err("only the embedded broker has faults on demand".to_owned())
             }
-            (Self::Apache(_), What::CutBroker) => Err("a cut of the network is the embedded broker's".to_owned()),
+            (Self::Apache(_), What::CutBroker) => Err("only the embedded broker can be cut off".to_owned()),
             _ => Ok(()),
         }
     }
 
-    /// Ends a node: with SIGKILL, or as it should be ended.
+    /// Kills a node, or stops it in order.
     pub(super) fn stop(&self, node: u32, kill: bool) -> Result<(), String> {
         match self {
             Self::Embedded(broker) => {
@@ -181,7 +183,7 @@ impl Broker {
         }
     }
 
-    /// Starts it again, with what it had, where it was.
+    /// Starts a node again with its data and address.
     pub(super) fn start(&self, node: u32) -> Result<(), String> {
         match self {
             Self::Embedded(broker) => broker.node(node as i32).revive().map_err(|error| error.to_string()),
@@ -193,7 +195,8 @@ impl Broker {
         }
     }
 
-    /// Makes a node the leader of a partition; on a real Kafka it is only asked for. `true`: it is done.
+    /// Makes a node the leader of a partition; a real Kafka only gets the request. Returns whether the leader has
+    /// moved.
     pub(super) fn move_leader(&self, planned: &Move, leaders: &Leaders) -> Result<bool, String> {
         if let Self::Embedded(broker) = self {
             broker.move_leader(&planned.topic, planned.partition, planned.to);
@@ -203,7 +206,8 @@ impl Broker {
         leaders.has_moved(planned)
     }
 
-    /// Has a fault done to the next request of this kind: `None` where that cannot be had. Tells how often it was done.
+    /// Injects a fault at the next request of a kind. The result counts how often it took effect; `None`: not
+    /// supported.
     pub(super) fn fault(&self, plan: FaultPlan, length: Duration) -> Option<Bites> {
         let Self::Embedded(broker) = self else { return None };
         let action = match plan.fault {
@@ -223,7 +227,7 @@ impl Broker {
         Some(broker.inject(Fault::new(action).at(kind).of_client(client)))
     }
 
-    /// Freezes a node, or cuts it off.
+    /// Freezes a node, or cuts it off from the network.
     pub(super) fn silence(&self, node: u32, cut: bool) -> Result<(), String> {
         match self {
             Self::Embedded(broker) => {
@@ -240,7 +244,7 @@ impl Broker {
         }
     }
 
-    /// Ends that.
+    /// Ends a freeze or a cut.
     pub(super) fn thaw(&self, node: u32) -> Result<(), String> {
         match self {
             Self::Embedded(broker) => {
@@ -264,11 +268,11 @@ fn signal(node: &Apache, signal: &str) -> Result<(), String> {
     run(Command::new("kill").args([signal, pid.trim()])).map(drop)
 }
 
-/// Starts one node or several, with the settings of such a cluster.
+/// Starts one node or all, with the settings of a cluster of this many nodes.
 fn start(arguments: &[&str], nodes: u32) -> Result<String, String> {
     let mut settings = settings(nodes);
     if nodes > 1 {
-        // The embedded broker's nodes need not tell each other that they are there.
+        // Only for a real Kafka: the nodes of the embedded broker send no heartbeats.
         settings.push("broker.heartbeat.interval.ms=500".to_owned());
     }
     let set = settings.iter().flat_map(|setting| ["--set", setting.as_str()]);
@@ -279,10 +283,10 @@ fn script(arguments: &[&str]) -> Result<String, String> {
     run(Command::new(SCRIPT).args(arguments))
 }
 
-/// Runs a command to its end; its stdout, or why it failed, in its own words.
+/// Runs a command to its end. Returns its stdout, or the last line of its stderr.
 pub(super) fn run(command: &mut Command) -> Result<String, String> {
     use std::os::unix::process::CommandExt;
-    // A Ctrl-C is for the drill, which ends what it has begun.
+    // Ctrl-C reaches only the drill, which ends what it has begun.
     let output = command.stdin(Stdio::null()).process_group(0).output();
     let name = command.get_program().to_string_lossy().into_owned();
     let output = output.map_err(|error| format!("{name} does not start: {error}"))?;
@@ -290,7 +294,7 @@ pub(super) fn run(command: &mut Command) -> Result<String, String> {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let errors = String::from_utf8_lossy(&output.stderr);
-    let last = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("without a word");
+    let last = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it printed nothing");
     let word = command.get_args().next().unwrap_or_default().to_string_lossy().into_owned();
     Err(format!("{name} {word} failed ({}): {last}", output.status))
 }

@@ -1,6 +1,7 @@
-//! What is done to the nodes of the drill's broker, on a thread of its own: from the order until the broker answers again and every replica is in sync.
+//! An action on the nodes of the drill's broker: from the order until the broker responds and every replica is in sync.
 //!
-//! One action at a time, so that a cluster never misses more than one node. Called by the native fleet, which looks for the outcome.
+//! It runs on a thread of its own. One action at a time, so that a cluster never misses more than one node. Called by
+//! the native fleet, which polls for the outcome.
 
 use std::time::{Duration, Instant};
 
@@ -16,27 +17,27 @@ use super::leaders::Leaders;
 use super::plan::What;
 use super::schedule::Planned;
 
-/// How often the outcome, and the state of the cluster, is looked at.
+/// How often the fleet polls the outcome, and the thread the state of the cluster.
 const LOOK: Duration = Duration::from_millis(20);
 const ASK: Duration = Duration::from_millis(200);
-/// How long a cluster may take until all replicas are in sync, or a leader is elected.
+/// How long a cluster may take until all replicas are in sync, or until a leader is elected.
 const SETTLED: Duration = Duration::from_secs(60);
 
 /// An action under way.
 pub(super) struct BrokerWork {
     pub(super) number: u32,
-    /// When it is looked at next.
+    /// When the fleet polls the outcome next.
     pub(super) look: Instant,
     thread: Thread,
     outcome: Receiver<Result<String, String>>,
-    /// The node comes back now, however long it should have been away.
+    /// The node comes back at once.
     back: Stop,
-    /// The broker is needed no more: a stopped node stays away.
+    /// The drill ends: a stopped node is not started again.
     over: Stop,
 }
 
 impl BrokerWork {
-    /// Begins an action. `died` is told if the thread does not come to its end.
+    /// Begins an action. `died` is triggered if the thread fails.
     pub(super) fn begin(
         broker: Broker,
         leaders: Leaders,
@@ -52,29 +53,29 @@ impl BrokerWork {
         Self { number, look: Instant::now() + LOOK, thread, outcome, back, over }
     }
 
-    /// What came of it, once it has ended.
+    /// The outcome, after the action has ended.
     pub(super) fn outcome(&mut self) -> Option<Result<String, String>> {
         self.look = Instant::now() + LOOK;
         self.outcome.try_recv().ok()
     }
 
-    /// Ends an absence before its time.
+    /// Brings the node back before its time.
     pub(super) fn hurry(&self) {
         self.back.trigger();
     }
 
-    /// Waits for its end. `over`: the broker is needed no more.
+    /// Waits for the end of the action. `over`: the drill ends.
     pub(super) fn join(self, over: bool) {
         if over {
             self.over.trigger();
             self.back.trigger();
         }
-        // How it ended was logged there.
+        // The thread logs its own failure.
         let _ = self.thread.join();
     }
 }
 
-/// The thread's.
+/// The thread's state.
 struct Job {
     broker: Broker,
     leaders: Leaders,
@@ -99,14 +100,14 @@ impl Job {
             _ => self.restart(self.node())?,
         }
         self.wait_in_sync()?;
-        Ok(format!("{}: it answers again", self.planned.what))
+        Ok(format!("{}: the broker responds again", self.planned.what))
     }
 
     fn node(&self) -> u32 {
         drawn_node(&self.planned, self.broker.nodes())
     }
 
-    /// Tells what a node leads, while that can still be asked for.
+    /// Reports what a node leads, while the cluster still knows it.
     fn tell_led(&self, node: u32) -> Result<(), String> {
         if self.broker.nodes() > 1 {
             let led = self.leaders.of(node as i32)?;
@@ -115,13 +116,13 @@ impl Job {
         Ok(())
     }
 
-    /// Told before it is sent, so that what it does is seen to follow.
+    /// Reports a signal. Called before it is sent, so that its effects follow it in the ledger.
     fn tell_signal(&self, node: u32, signal: &str) {
         let (process, action) = (self.broker.process(node), Some(self.number));
         self.teller.tell(Fact::Signalled { process, signal: signal.to_owned(), action, until: None });
     }
 
-    /// Stops or kills a node, leaves it so for a while, and starts it again.
+    /// Stops or kills a node, waits as long as planned, and starts it again.
     fn restart(&self, node: u32) -> Result<(), String> {
         let kill = self.planned.what == What::KillBroker;
         let process = || self.broker.process(node);
@@ -129,7 +130,7 @@ impl Job {
         self.tell_signal(node, if kill { "SIGKILL" } else { "SIGTERM" });
         self.broker.stop(node, kill)?;
         self.teller.tell(Fact::Exited { process: process(), pid: 0, code: None, signal: None, receipt: None });
-        // Both ways of ending it are an end.
+        // Ends early if the node must come back at once.
         let _ = self.back.sleep(self.planned.length.unwrap_or_default());
         if self.over.is_triggered() {
             return Ok(());
@@ -147,7 +148,7 @@ impl Job {
         self.broker.silence(node, cut)?;
         let _ = self.back.sleep(self.planned.length.unwrap_or_default());
         let outcome = self.broker.thaw(node);
-        // Told afterwards: until then it may have been silent.
+        // Reported after the thaw: until then the node may have been silent.
         self.tell_signal(node, if cut { "mended" } else { "SIGCONT" });
         outcome
     }
@@ -181,14 +182,14 @@ impl Job {
             if Instant::now() >= deadline {
                 return Err(format!("{otherwise} after {} s{why}", SETTLED.as_secs()));
             }
-            // Whether it is over is looked at above.
+            // The loop condition checks `over`.
             let _ = self.over.sleep(ASK);
         }
         Ok(())
     }
 }
 
-/// The node that an action concerns; of one that does not exist the broker says so.
+/// The node that an action hits: the planned or a random one. The broker reports a node that does not exist.
 pub(super) fn drawn_node(planned: &Planned, nodes: u32) -> u32 {
     planned.node.unwrap_or_else(|| (planned.draw % u64::from(nodes.max(1))) as u32 + 1)
 }

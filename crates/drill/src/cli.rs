@@ -1,7 +1,7 @@
-//! The command line of the drill: first text, then values, all faults reported at once.
+//! The command line of the drill: reads options as text, then as values, and reports all faults at once.
 //!
-//! The rules for texts are those of [`config`](program::options); only the names and the defaults are the drill's own. Plans are read here, too, so that
-//! nothing is started for one that is wrong. Called by the binary.
+//! [`program::options`] has the rules for values; the names and defaults are the drill's own. Plans and fleet files are
+//! read here too, so that a faulty file ends the drill before it starts anything. Called by the binary.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -24,12 +24,12 @@ use super::place::gateways;
 use super::plan::{self, LoadPlan, Plan, Shares, TaskPlan};
 use super::texts::Checked;
 
-/// The longest `work_ms` that a gateway takes.
+/// The longest `work_ms` that a gateway accepts.
 const LONGEST_WORK_MS: u64 = 120_000;
-/// `drill watch` without `FOR`: the plan needs some length, and it is not looked at.
+/// Length in the plan of `drill watch` without `FOR`; the run ignores it.
 const ENDLESS: Duration = Duration::from_secs(3600);
 
-/// Plans that are built in, by their names.
+/// Built-in plans by name.
 const PLANS: [(&str, &str); 5] = [
     ("default", plan::DEFAULT),
     ("short", include_str!("../../../drills/short.toml")),
@@ -38,71 +38,71 @@ const PLANS: [(&str, &str); 5] = [
     ("cluster", include_str!("../../../drills/cluster.toml")),
 ];
 
-/// Rolls, scales, kills and freezes a fleet under load, and says from evidence whether the promises held
+/// Restarts, scales, kills and freezes a fleet under load, and judges from evidence whether the promises held
 #[derive(Parser)]
 #[command(name = "drill run", bin_name = "drill run", version, args_override_self = true, next_line_help = true, after_help = AFTER_RUN)]
 struct RunOptions {
-    /// The plan: a file, or default, short, random, deploys or cluster
+    /// Plan: a file, or default, short, random, deploys or cluster
     #[arg(value_name = "PLAN")]
     plan: Option<String>,
-    /// The plan, where it is not named otherwise [default: default]
+    /// Plan, if no argument names it [default: default]
     #[arg(long = "plan", env = "PLAN", value_name = "PLAN")]
     plan_option: Option<String>,
-    /// What is acted on: native (the drill starts a fleet), a file with the commands of a fleet, or URLs of gateways
-    /// that others act on
+    /// Fleet to act on: native (the drill starts it), a file with the commands of a fleet, or gateway URLs (only load
+    /// and audit)
     #[arg(long, env = "TARGET", value_name = "TARGET", default_value = "native")]
     target: String,
-    /// The Kafka of a native fleet: embedded, or apache (a real one, by scripts/kafka)
+    /// Kafka of a native fleet: embedded, or apache (a real Kafka, started by scripts/kafka)
     #[arg(long, env = "BROKER", value_name = "BROKER", default_value = "embedded")]
     broker: String,
-    /// A Kafka that runs; counts before the file of a fleet
+    /// A running Kafka, for a native fleet or for gateway URLs; counts before the fleet's file
     #[arg(long, env = "KAFKA_BOOTSTRAP_SERVERS", value_name = "HOST:PORT,...")]
     kafka_bootstrap_servers: Option<String>,
-    /// How long the load goes on [default: as the plan says]
+    /// Length of the load [default: as the plan says]
     #[arg(long = "for", env = "FOR", value_name = "DURATION")]
     length: Option<String>,
     /// Requests per second, 1 to 2000 [default: as the plan says]
     #[arg(long, env = "RATE", value_name = "NUMBER")]
     rate: Option<String>,
-    /// The worker of a native fleet [default: the one beside the drill]
+    /// Worker program of a native fleet [default: worker beside the drill]
     #[arg(long, env = "WORKER_PROGRAM", value_name = "FILE")]
     worker_program: Option<String>,
-    /// The gateway of a native fleet [default: the one beside the drill]
+    /// Gateway program of a native fleet [default: gateway beside the drill]
     #[arg(long, env = "GATEWAY_PROGRAM", value_name = "FILE")]
     gateway_program: Option<String>,
-    /// Where the ledger goes, and the logs of a native fleet
+    /// Folder of the ledger and of the logs of a native fleet
     #[arg(long, env = "FOLDER", value_name = "FOLDER", default_value = ".drill")]
     folder: String,
-    /// The share group of the workers [default: workers; for a native fleet drill-workers]
+    /// Share group of the workers [default: workers; for a native fleet drill-workers]
     #[arg(long, env = "WORKER_GROUP", value_name = "NAME")]
     worker_group: Option<String>,
     #[command(flatten)]
     common: CommonOptions,
 }
 
-/// Sends tasks at a steady rate, shows what the workers do meanwhile, and audits every answer
+/// Sends tasks at a steady rate, shows the fleet meanwhile, and audits every response
 #[derive(Parser)]
 #[command(name = "drill watch", bin_name = "drill watch", version, args_override_self = true, next_line_help = true, after_help = AFTER_WATCH)]
 struct WatchOptions {
-    /// Gateways to send to, in turn
+    /// Gateways that get requests in turn
     #[arg(long, env = "GATEWAY_URL", value_name = "URL,...", default_value = "http://127.0.0.1:8080")]
     gateway: String,
     /// Requests per second, 1 to 2000
     #[arg(long, env = "RATE", value_name = "NUMBER", default_value = "20")]
     rate: String,
-    /// How long the load goes on [default: until Ctrl-C]
+    /// Length of the load [default: until Ctrl-C]
     #[arg(long = "for", env = "FOR", value_name = "DURATION")]
     length: Option<String>,
-    /// Requests that wait for their answer at once; what finds no place is counted as late
+    /// Requests that wait for their response at once; a request without a place is counted as late
     #[arg(long, env = "CONCURRENCY", value_name = "NUMBER", default_value = "64")]
     concurrency: String,
-    /// How long each task takes besides, in milliseconds; the fleet must run with ALLOW_WORK_MS=1
+    /// Extra time of each task in milliseconds; the fleet needs ALLOW_WORK_MS=1
     #[arg(long, env = "WORK_MS", value_name = "NUMBER")]
     work_ms: Option<String>,
-    /// Brokers to ask first; one that answers is enough
+    /// First brokers to ask; one reachable broker is enough
     #[arg(long, env = "KAFKA_BOOTSTRAP_SERVERS", value_name = "HOST:PORT,...", default_value = "127.0.0.1:9092")]
     kafka_bootstrap_servers: String,
-    /// The share group of the workers
+    /// Share group of the workers
     #[arg(long, env = "WORKER_GROUP", value_name = "NAME", default_value = "workers")]
     worker_group: String,
     /// DRAIN_TIMEOUT of the workers
@@ -111,34 +111,34 @@ struct WatchOptions {
     /// WORKER_CONCURRENCY of the workers
     #[arg(long, env = "WORKER_CONCURRENCY", value_name = "NUMBER", default_value = "1")]
     worker_concurrency: String,
-    /// WORKER_TIMEOUT of the gateways: a worker silent for so long counts as killed
+    /// WORKER_TIMEOUT of the gateways: a worker silent for this long counts as killed
     #[arg(long, env = "WORKER_TIMEOUT", value_name = "DURATION", default_value = "5s")]
     worker_timeout: String,
     #[command(flatten)]
     common: CommonOptions,
 }
 
-/// Judges a ledger again that an earlier run has left
+/// Judges the ledger of an earlier run again
 #[derive(Parser)]
 #[command(name = "drill judge", bin_name = "drill judge", version, args_override_self = true, next_line_help = true)]
 struct JudgeOptions {
-    /// The ledger
+    /// File of the ledger
     #[arg(value_name = "LEDGER")]
     ledger: String,
     #[command(flatten)]
     outputs: OutputOptions,
 }
 
-/// What run and watch have in common.
+/// Options of run and watch.
 #[derive(clap::Args)]
 struct CommonOptions {
-    /// The same texts and the same random actions again [default: others each time]
+    /// Repeats the texts and the random actions of an earlier run [default: random]
     #[arg(long, env = "SEED", value_name = "NUMBER")]
     seed: Option<String>,
     /// How often the counts are printed
     #[arg(long, env = "REPORT_EVERY", value_name = "DURATION", default_value = "5s")]
     report_every: String,
-    /// What results are held against: analysis (the handler that ships, computed a second time), or any (a handler of one's own)
+    /// Check of the results: analysis (against the shipped handler), or any (for another handler)
     #[arg(long, env = "ANSWERS", value_name = "KIND", default_value = "analysis")]
     answers: String,
     /// Topic of the tasks [default: tasks; for a native fleet drill-tasks]
@@ -147,74 +147,74 @@ struct CommonOptions {
     /// Topic of results and worker statuses [default: results; for a native fleet drill-results]
     #[arg(long, env = "RESULTS_TOPIC", value_name = "TOPIC")]
     results_topic: Option<String>,
-    /// The ledger: every submit, answer, run, notification and action, a line of JSON each
+    /// File of the ledger: a line of JSON for every submit, answer, run, notification and action
     #[arg(long, env = "LEDGER", value_name = "FILE")]
     ledger: Option<String>,
     #[command(flatten)]
     outputs: OutputOptions,
 }
 
-/// Files for machines, and to look at.
+/// Files of the verdict.
 #[derive(clap::Args)]
 struct OutputOptions {
-    /// The verdict as JSON
+    /// File for the verdict as JSON
     #[arg(long, env = "JSON", value_name = "FILE")]
     json: Option<String>,
-    /// A timeline of workers, tasks and faults, to look at in a browser
+    /// File for the verdict with a timeline of workers, tasks and faults, for a browser
     #[arg(long, env = "HTML", value_name = "FILE")]
     html: Option<String>,
 }
 
 const AFTER_RUN: &str = "\
 Durations are whole numbers with ms, s, m or h. A flag counts before its variable; an empty variable counts as unset.
-Actions are done to a native fleet and by the commands of a file; gateways by their URLs are only loaded and audited.
+The drill acts on a native fleet, or on a fleet by the commands of its file. It only loads and audits gateway URLs.
 
 Exit codes:
-  0  every promise held
-  1  could not run, or what was promised could not be checked
+  0  all promises held
+  1  the drill failed or could not decide
   2  wrong usage, configuration or plan
-  4  second signal: ended at once, without a verdict
-  5  a promise was broken (the verdict, on the last line, says which)
+  4  a second signal ended the drill without a verdict
+  5  a promise was broken (the last line says which)
 
-Signals: SIGTERM, SIGINT and SIGHUP end the load, and what there is is audited; a second one ends at once.
+Signals: SIGTERM, SIGINT and SIGHUP end the load; the drill then audits what it has. A second signal ends it at once.
 
 Examples:
-  drill run                                   two minutes of everything, on a fleet and a broker of its own
+  drill run                                   two minutes, every fault, on a fleet and a broker of its own
   drill run random --for 1h --broker apache   an hour of random faults on a real Kafka
   drill run cluster --broker apache           two minutes of faults on a real Kafka of three nodes
   drill run short --target drills/fleets/make.toml
-                                              on the fleet of make up (started with ALLOW_WORK_MS=1)";
+                                              the fleet of make up (started with ALLOW_WORK_MS=1)";
 
 const AFTER_WATCH: &str = "\
 Durations are whole numbers with ms, s, m or h. A flag counts before its variable; an empty variable counts as unset.
 
 Exit codes:
-  0  every promise held
-  1  could not run: no gateway answered, or not one task was answered, or what was promised could not be checked
+  0  all promises held
+  1  the drill failed or could not decide: for example, no gateway or no task was answered
   2  wrong usage or configuration
-  4  second signal: ended at once, without a verdict
-  5  a promise was broken (the verdict, on the last line, says which)
+  4  a second signal ended the drill without a verdict
+  5  a promise was broken (the last line says which)
 
-Signals: SIGTERM, SIGINT and SIGHUP end the load and give the verdict; a second one ends at once.
+Signals: SIGTERM, SIGINT and SIGHUP end the load; the drill then audits what it has. A second signal ends it at once.
 
 Example:
   drill watch --gateway http://127.0.0.1:8080 --rate 20 --for 60s";
 
-/// The program without what its subcommands have: for its help, and for what is wrong before a subcommand.
+/// The program with its subcommands: for its help, and for faults before a subcommand.
 fn command() -> Command {
     Command::new("drill")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Loads a fleet, rolls, kills and freezes it, and says whether its promises held.")
+        .about("Loads a fleet, restarts, kills and freezes it, and judges whether its promises held.")
         .subcommand(RunOptions::command().name("run"))
         .subcommand(WatchOptions::command().name("watch"))
         .subcommand(JudgeOptions::command().name("judge"))
         .subcommand_required(true)
-        .after_help("drill run --help tells its options; watch and judge alike.")
+        .after_help("drill run --help shows the options of run; the same for watch and judge.")
 }
 
 impl DrillConfig {
-    /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2 after
-    /// all faults were printed to stderr.
+    /// The configuration of this process. `--help` and `--version` end the process with exit code 0, faults with 2
+    /// after printing them to stderr.
     pub fn from_args() -> Self {
         run_or_exit(Self::parse(std::env::args_os(), &Environment::of_process()))
     }
@@ -222,7 +222,7 @@ impl DrillConfig {
     /// Reads a command line, the first of whose arguments is the program, and an environment.
     ///
     /// # Errors
-    /// Everything that is wrong.
+    /// All faults.
     pub fn parse(
         args: impl IntoIterator<Item = OsString>,
         environment: &Environment,
@@ -251,7 +251,7 @@ impl DrillConfig {
                 Ok(Parsed::Show(error.to_string()))
             }
             Err(error) => Err(ConfigError { faults: vec![in_one_line(&error)] }),
-            // No option stands before the subcommand, and with the subcommand first this is not reached.
+            // Not reached: no option may precede a subcommand, and a subcommand is required.
             Ok(_) => {
                 let fault = "expected a subcommand first: drill run, drill watch or drill judge; see --help";
                 Err(ConfigError { faults: vec![fault.to_owned()] })
@@ -281,7 +281,7 @@ fn run(options: &RunOptions, faults: &mut Faults) -> RunConfig {
     if let Some(brokers) = &options.kafka_bootstrap_servers {
         faults.set(&mut given, "KAFKA_BOOTSTRAP_SERVERS", brokers, |text| BrokerAddress::list(text).map(Some));
     }
-    // On a Kafka that runs there may be a fleet in earnest: another one has topics and a group of its own.
+    // A running Kafka may serve another fleet, so the native fleet has topics and a group of its own.
     let prefix = if options.target == "native" { "drill-" } else { "" };
     let mut group = String::new();
     let named = options.worker_group.clone().unwrap_or_else(|| format!("{prefix}workers"));
@@ -313,7 +313,7 @@ fn run(options: &RunOptions, faults: &mut Faults) -> RunConfig {
     } else if text != "native" {
         faults.set(&mut target, "TARGET", text, |path| {
             let mut file = read_fleet(path)?;
-            // What was named for this run counts before the file.
+            // Options of this run count before the file.
             let place = &mut file.place;
             place.bootstrap = given.unwrap_or(std::mem::take(&mut place.bootstrap));
             for (field, named, value) in [
@@ -328,7 +328,7 @@ fn run(options: &RunOptions, faults: &mut Faults) -> RunConfig {
             Ok(Target::Commanded(Box::new(file)))
         });
     }
-    // Poison is what the journal makes of a task, and only workers of ours are known to have it.
+    // The journal makes poison tasks fail, and only the drill's own workers surely have it.
     if !matches!(&target, Target::Native(native) if native.worker.is_none()) {
         plan.load.special.poison = 0;
     }
@@ -399,7 +399,7 @@ fn config(target: Target, plan: Plan, options: &CommonOptions, folder: PathBuf, 
     config
 }
 
-/// The topics that were named, or those of the default names behind a prefix.
+/// The topics from the options, or else the default names with a prefix.
 fn topics(options: &CommonOptions, prefix: &str, faults: &mut Faults) -> (String, String) {
     let topic = |text: &str| values::topic(text, values::TOPIC_LIMIT);
     let (mut tasks_topic, mut results_topic) = (String::new(), String::new());
@@ -419,7 +419,7 @@ fn outputs(options: &OutputOptions, ledger: Option<&str>) -> Outputs {
     Outputs { ledger: ledger.map(PathBuf::from), json: path(&options.json), html: path(&options.html) }
 }
 
-/// A plan that is built in, or one in a file.
+/// A built-in plan, or the plan in a file.
 fn read_plan(name: &str) -> Read<Plan> {
     let faulty = |faults: Vec<String>| format!("is no plan: {}", faults.join("; "));
     if let Some((name, text)) = PLANS.iter().find(|(known, _)| *known == name) {

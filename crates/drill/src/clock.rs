@@ -1,13 +1,13 @@
-//! The time of a run: seconds since it began, by this machine's clocks.
+//! The time of a run: seconds since its start, by the clocks of this machine.
 //!
-//! What the drill sees is dated by the monotonic clock; what others date, such as Kafka its records, by the wall clock of the moment
-//! at which the run began. Copied to every thread of the drill.
+//! The drill dates its own observations by the monotonic clock. It converts wall-clock times of others, such as Kafka's
+//! record timestamps, by the wall-clock time of the start. Copied to every thread of the drill.
 
 use std::time::{Duration, Instant};
 
 use lastcall::task::unix_now;
 
-/// See the module documentation.
+/// The start of the run on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clock {
     began: Instant,
@@ -15,32 +15,32 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// The run begins now.
+    /// Starts the clock of a run.
     pub(super) fn start() -> Self {
         Self { began: Instant::now(), unix: unix_now() }
     }
 
-    /// When it began, in Unix seconds.
+    /// Unix time of the start, in seconds.
     pub(super) fn unix(&self) -> f64 {
         self.unix
     }
 
-    /// Since it began.
+    /// Time since the start.
     pub(super) fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// The same in seconds.
+    /// Time since the start in seconds.
     pub(super) fn now(&self) -> f64 {
         self.elapsed().as_secs_f64()
     }
 
-    /// The second of the run of a moment that it contains.
+    /// Converts a moment of the run to seconds since the start.
     pub(super) fn at(&self, moment: Instant) -> f64 {
         moment.saturating_duration_since(self.began).as_secs_f64()
     }
 
-    /// The second of the run of a Unix time in seconds; negative before it began.
+    /// Converts Unix seconds to seconds since the start; negative before it.
     pub(super) fn of_unix(&self, unix: f64) -> f64 {
         unix - self.unix
     }

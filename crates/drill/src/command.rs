@@ -1,19 +1,18 @@
-//! A fleet that runs already, acted on by the shell commands of a file.
+//! A running fleet, acted on by the shell commands of a file.
 //!
-//! A command returns when it is done, which may take half a minute. So each action has a thread of its own, from the
-//! choice of its worker to the command that undoes it. Two actions never act on one process at a time. What a command
-//! does, it does at some time between its begin and its end: facts say no more. Made by `target`, owned by the
-//! director.
+//! A command can take half a minute, so each action has a thread of its own, from the choice of its process to the
+//! command that undoes it. Two actions never act on one process at a time. A command acts at some time between its
+//! begin and its end; facts have both times. Made by `target`, owned by the director.
 //!
 //! | thread | does | ends |
 //! |---|---|---|
 //! | `action` | chooses a process, runs a command, waits, runs the command that undoes it | with its action |
-//! | `tidy` | joins these threads, and starts as many workers as the drill found | when the fleet is as the drill found it |
+//! | `tidy` | joins these threads, starts as many workers as the drill found | when those workers run |
 
 mod action;
 mod file;
-mod hands;
 mod shell;
+mod tasks_seen;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -36,41 +35,41 @@ use action::Action;
 
 pub use file::FleetFile;
 
-/// Actions under way at once; the director repeats an order later.
+/// Actions under way at once; beyond, the director tries an action again later.
 const MOST: usize = 12;
 
 /// A worker as the command `workers` lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Worker {
-    /// For the commands.
+    /// Name for the commands.
     name: String,
-    /// In the fleet.
+    /// `WORKER_ID`.
     id: String,
 }
 
-/// What all actions share.
+/// State that all actions share.
 struct Shared {
     teller: Teller,
     file: FleetFile,
-    /// How many workers the drill found.
+    /// Number of workers that the drill found.
     workers: usize,
-    /// Names of workers, URLs of gateways and `broker`: an action is at each, and will be until it is undone.
+    /// Processes with an action under way: names of workers, URLs of gateways, or `broker`.
     taken: Mutex<BTreeSet<String>>,
-    /// Workers that were stopped or killed for good.
+    /// Workers that an action stopped or killed for good.
     away: Mutex<Vec<Worker>>,
-    /// How often a worker was hit that had this task in flight.
+    /// How often each task was in flight at a worker that an action hit.
     hits: Mutex<Hits>,
-    /// Counts changes of the number of workers: those may start or remove a worker that was away.
+    /// Number of `scale` actions: each may start or remove a stopped worker.
     scaled: AtomicU64,
-    /// The load has ended: no action begins, and what is due later is done now.
+    /// The load has ended: no action begins, and every undo runs at once.
     over: Stop,
 }
 
-/// See the module documentation.
+/// A running fleet with its commands.
 pub(super) struct CommandFleet {
     shared: Arc<Shared>,
     died: Stop,
-    /// At most [`MOST`] that are not done.
+    /// Threads of actions, at most [`MOST`] of them unfinished.
     actions: Vec<Thread>,
     tidy: Option<Thread>,
 }
@@ -79,7 +78,7 @@ impl CommandFleet {
     /// Finds the workers. `died` is triggered when a thread of the fleet fails.
     ///
     /// # Errors
-    /// The command `workers` fails, or lists none.
+    /// The command `workers` fails or lists no worker.
     pub(super) fn find(file: FleetFile, teller: Teller, died: Stop) -> Result<Self, String> {
         let (taken, away, hits, over) = (Mutex::default(), Mutex::default(), Mutex::default(), Stop::new());
         let mut shared = Shared { teller, file, workers: 0, taken, away, hits, scaled: AtomicU64::new(0), over };
@@ -112,7 +111,7 @@ impl Fleet for CommandFleet {
     }
 
     fn order(&mut self, number: u32, planned: &Planned) -> Attempt {
-        // How each ended was logged where it happened.
+        // A thread logs its own failure.
         self.actions.extract_if(.., |thread| thread.is_finished()).for_each(|thread| drop(thread.join()));
         if self.actions.len() >= MOST {
             return Attempt::NotInTurn(format!("{MOST} actions are under way"));
@@ -139,41 +138,41 @@ impl Fleet for CommandFleet {
         self.tidy.as_ref().is_some_and(Thread::is_finished)
     }
 
-    // However a drill ends, nothing stays frozen or stopped.
+    // After every end of a drill, no process may stay frozen or stopped.
     fn end(&mut self) {
         self.heal();
         if let Some(thread) = self.tidy.take() {
-            // How it ended was logged where it happened.
+            // The thread logs its own failure.
             let _ = thread.join();
         }
     }
 }
 
 impl Shared {
-    /// Runs a command of the file by its name.
+    /// Runs a command of the file.
     fn run(&self, name: &str, variables: &[(&str, String)]) -> Result<String, String> {
         let command =
             self.file.commands.get(name).ok_or_else(|| format!("{} has no command {name}", self.file.name))?;
         shell::run(command, variables, self.file.limit).map_err(|why| format!("{name}: {why}"))
     }
 
-    /// Workers that run.
+    /// The workers that run.
     fn list(&self) -> Result<Vec<Worker>, String> {
         let listed = shell::run(&self.file.workers, &[], self.file.limit)?;
         Ok(listed.lines().filter_map(read_worker).collect())
     }
 
-    /// Clients of the gateways, which tell which workers are busy.
+    /// Clients of the gateways, which know the tasks in flight.
     fn clients(&self) -> Vec<Client> {
         self.file.place.gateways.iter().map(|gateway| Client::new(gateway.clone(), self.over.clone())).collect()
     }
 
-    /// When all actions are done, there are as many workers as before.
+    /// Waits for all actions, then starts as many workers as the drill found.
     fn tidy(&self, actions: Vec<Thread>) {
-        // How each ended was logged where it happened.
+        // A thread logs its own failure.
         actions.into_iter().for_each(|thread| drop(thread.join()));
         for worker in std::mem::take(&mut *self.away.lock()) {
-            // Another action may have started it; the count below tells.
+            // Ignored: another action may have started it, and the count below finds a missing worker.
             let _ = self.run("start-worker", &[("WORKER", worker.name)]);
         }
         let count = || self.list().map(|workers| workers.len());
@@ -190,7 +189,7 @@ impl Shared {
     }
 }
 
-/// A name, and an id if it differs; what follows is ignored.
+/// Reads a name and an optional id; ignores the rest of the line.
 fn read_worker(line: &str) -> Option<Worker> {
     let mut words = line.split_whitespace();
     let name = words.next()?.to_owned();
@@ -203,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_of_workers_is_a_name_and_perhaps_an_id() {
+    fn a_listed_worker_has_a_name_and_an_optional_id() {
         let read = |line| read_worker(line).map(|worker| (worker.name, worker.id));
         assert_eq!(read("worker_1"), Some(("worker_1".to_owned(), "worker_1".to_owned())));
         assert_eq!(read("app-worker-1\t1f2e\t0\trunning"), Some(("app-worker-1".to_owned(), "1f2e".to_owned())));

@@ -1,7 +1,8 @@
-//! The director: the thread that acts on the fleet when the schedule says so.
+//! The director: the thread that acts on the fleet by the schedule.
 //!
-//! An action that hits nobody just now is tried again for a while, without holding up those after it. When the load has ended the director is told
-//! to heal the fleet, and later to stop it; each of these is answered once. Started by the run, which owns it.
+//! An action that finds no target is tried again for a while and does not delay later actions. After the load, the run
+//! commands the director to heal the fleet and later to stop it; the director reports the end of each command once.
+//! Started and owned by the run.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -18,43 +19,43 @@ use super::plan::What;
 use super::process::Happening;
 use super::schedule::Planned;
 
-/// How long an action that hits nobody is tried again.
+/// How long an action without a target is tried again.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long an action waits for the end of another: a broker that starts may take long.
+/// How long an action waits for the end of another action: the start of a broker may take long.
 const TURN: Duration = Duration::from_secs(90);
-/// How often.
+/// How often such an action is tried again.
 const AGAIN: Duration = Duration::from_millis(20);
-/// How often a phase is looked at for its end.
+/// How often the end of a command is checked.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What the run can ask for.
+/// A command of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
-    /// The load begins, and the schedule with it.
+    /// Begin the schedule at this moment.
     Begin(Instant),
-    /// No more actions: end what is under way, and bring everything up that should run. `early`: a signal has ended the load before its time, and
-    /// what did not come to happen is nobody's fault.
+    /// Begin no more actions, end those under way, and start everything that should run. `early`: a signal ended the
+    /// load, and actions that were left do not count as "not done".
     Heal { early: bool },
     /// Stop the workers.
     StopWorkers,
     /// Stop the gateways.
     StopGateways,
-    /// It is over: whatever still runs is ended at once.
+    /// End the fleet at once.
     End,
 }
 
-/// See the module documentation.
+/// The thread's state.
 pub(super) struct Director {
     pub(super) fleet: Box<dyn Fleet>,
     pub(super) schedule: VecDeque<Planned>,
     pub(super) teller: Teller,
     pub(super) commands: Receiver<Command>,
     pub(super) happenings: Receiver<Happening>,
-    /// The load makes no requests while it is set.
+    /// The load sends no requests while this is set.
     pub(super) paused: Arc<AtomicBool>,
 }
 
-/// An action that was due and hit nobody yet.
+/// An action that is due and has found no target yet.
 struct Waiting {
     number: u32,
     planned: Planned,
@@ -62,27 +63,27 @@ struct Waiting {
     tried: Instant,
 }
 
-/// What is known of the moment.
+/// What is under way.
 #[derive(Default)]
 struct State {
     began: Option<Instant>,
     numbers: u32,
     waiting: Vec<Waiting>,
     pause: Option<(Instant, u32)>,
-    /// What was asked for and is not done yet.
+    /// The command that is not finished yet.
     phase: Option<Phase>,
 }
 
-/// What follows an attempt.
+/// The next step after an attempt.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Nothing,
     TryAgain,
-    /// Why.
+    /// With the reason.
     GiveUp(String),
 }
 
-/// What follows this attempt at an action that was due so long ago. Pure.
+/// The next step after this attempt at an action that has waited this long. Pure.
 fn next_step(attempt: Attempt, waited: Duration) -> Next {
     let (why, patience) = match attempt {
         Attempt::Begun => return Next::Nothing,
@@ -106,7 +107,7 @@ impl Director {
                 },
                 recv(self.happenings) -> happening => match happening {
                     Ok(happening) => self.fleet.happened(happening),
-                    // The fleet has none, and there is nothing to wait for but time.
+                    // The fleet sends none: wait for commands and time only.
                     Err(_) => if self.wait_without_happenings(wait, &mut state) { break },
                 },
                 default(wait) => {}
@@ -139,12 +140,12 @@ impl Director {
             Command::Begin(at) => state.began = Some(at),
             Command::Heal { early } => {
                 if !early {
-                    // Everything that was planned was due within the load, be it in its last moment.
+                    // Actions of the last moment of the load are still due.
                     self.act(state);
                 }
                 self.schedule.clear();
                 for Waiting { number, planned, .. } in state.waiting.drain(..).filter(|_| !early) {
-                    self.give_up(number, &planned, "the load had ended before it hit anybody");
+                    self.give_up(number, &planned, "the load ended before the action found a target");
                 }
                 self.end_pause(state);
                 if early {
@@ -167,7 +168,7 @@ impl Director {
 
     fn act(&mut self, state: &mut State) {
         let now = Instant::now();
-        // Every time: what cannot tell by itself that it is done has only asked to be looked at.
+        // Every time: work that cannot report its end asks for a tick only.
         self.fleet.tick();
         if state.pause.is_some_and(|(until, _)| until <= now) {
             self.end_pause(state);
@@ -189,7 +190,7 @@ impl Director {
             None => false,
         };
         if done && let Some(phase) = state.phase.take() {
-            // The receiver is gone only when the drill ends.
+            // The receiver is dropped only at the end of the drill.
             let _ = self.teller.facts.send(Event::Phase(phase));
         }
     }
@@ -245,11 +246,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_action_is_waited_for_as_long_as_a_broker_takes_to_come_back() {
-        let (hits_nobody, busy) = (|| Attempt::NotNow("nobody".to_owned()), || Attempt::NotInTurn("busy".to_owned()));
+    fn an_action_waits_longer_for_another_action_than_for_a_target() {
+        let (no_target, busy) = (|| Attempt::NotNow("none".to_owned()), || Attempt::NotInTurn("busy".to_owned()));
         assert_eq!(next_step(Attempt::Begun, Duration::ZERO), Next::Nothing);
-        assert_eq!(next_step(hits_nobody(), Duration::from_secs(29)), Next::TryAgain);
-        assert_eq!(next_step(hits_nobody(), Duration::from_secs(31)), Next::GiveUp("nobody".to_owned()));
+        assert_eq!(next_step(no_target(), Duration::from_secs(29)), Next::TryAgain);
+        assert_eq!(next_step(no_target(), Duration::from_secs(31)), Next::GiveUp("none".to_owned()));
         assert_eq!(next_step(busy(), Duration::from_secs(65)), Next::TryAgain);
         assert_eq!(next_step(busy(), Duration::from_secs(91)), Next::GiveUp("busy".to_owned()));
     }

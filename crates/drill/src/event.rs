@@ -1,4 +1,4 @@
-//! What the threads of the drill tell the run.
+//! Messages from the threads of the drill to the run.
 
 use std::time::{Duration, Instant};
 
@@ -9,45 +9,45 @@ use lastcall::task::WorkerStatus;
 use super::fact::{Answer, Line};
 use super::http::Response;
 
-/// Events that may wait to be taken; then their senders wait, too.
+/// Events that may wait in the channel; senders block when it is full.
 pub(super) const EVENTS: usize = 4096;
 
-/// See the module documentation.
+/// A message to the run.
 #[derive(Debug)]
 pub(super) enum Event {
     /// A request is about to be sent.
     Submitted { number: u64, gateway: usize, at: Instant },
     /// A request found no free caller.
     Late { at: Instant },
-    /// A request has its outcome.
+    /// A request got its outcome.
     Posted { number: u64, answer: Answer, took: Duration, at: Instant },
-    /// An open task was asked for and has its outcome.
+    /// A lookup of an open task gave its outcome.
     Found { number: u64, gateway: usize, answer: Answer },
-    /// A task that is done was read back.
+    /// A finished task was read back.
     ReadBack { number: u64, gateway: usize, task_id: String, response: Option<Response> },
-    /// All tasks of the last list were asked for.
+    /// The asker has finished the last list of tasks.
     AskedAll,
-    /// The fleet as a gateway shows it, or why it does not.
+    /// `/workers/status` of a gateway, or why the request failed.
     Fleet { gateway: usize, view: Result<Value, String> },
-    /// The results topic was read; `answered`: when a broker last answered.
+    /// The results topic was read; `answered`: time of the broker's last response.
     Read { answered: Option<Instant>, statuses: Vec<WorkerStatus> },
-    /// Tasks of this run that were read on their topic.
+    /// Tasks of this run that were read on the tasks topic.
     Tasks(Vec<(u64, String)>),
-    /// Results cannot be read; said once until they can be again.
+    /// The results topic cannot be read; sent once per outage.
     Away(String),
-    /// Something for the ledger.
+    /// A line for the ledger.
     Fact(Line),
-    /// The director has done what it was asked for.
+    /// The director has finished a command.
     Phase(Phase),
 }
 
-/// What the director was asked for and has done.
+/// A finished command of the director.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Everything runs that should.
+    /// All processes that should run are ready.
     Healed,
     /// The workers have stopped.
     WorkersStopped,
-    /// The gateways have, too.
+    /// The gateways have stopped.
     GatewaysStopped,
 }

@@ -1,14 +1,14 @@
-//! What the answer to a text has to be, computed a second time and in the plainest way.
+//! The expected result of a text, computed a second time in the simplest way.
 //!
-//! Shares nothing with [`analysis`](lastcall::analysis): an answer that is checked with the code that made it is not checked. Slower,
-//! and from the words of the contract. Called with every answer.
+//! It follows the description of results in `docs/http.md` and shares no code with [`analysis`](lastcall::analysis),
+//! whose faults it must find. Called for every result.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use unicode_segmentation::UnicodeSegmentation;
 
-/// What is wrong with the result of a text, `None` when it is right. Members beside those that are checked may be anything.
+/// The first fault of the result of a text; `None`: no fault. Other members are not checked.
 pub(super) fn fault(text: &str, result: &Value) -> Option<String> {
     let wrong = |name: &str, expected: &Value| {
         let got = result.get(name).unwrap_or(&Value::Null);
@@ -41,7 +41,7 @@ fn count(items: impl Iterator<Item = String>) -> BTreeMap<String, u64> {
     counts
 }
 
-/// The three most frequent; UTF-8 sorts as its code points do, and the sort keeps the order of equals.
+/// The three most frequent items. Ties stay in code point order: UTF-8 sorts like code points, and the sort is stable.
 fn top(counts: BTreeMap<String, u64>) -> Value {
     let mut counts: Vec<(String, u64)> = counts.into_iter().collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_of_the_readme_is_right() {
+    fn a_correct_result_has_no_fault_and_a_wrong_one_is_named() {
         let mut result = json!({"task_id": "x", "success": true, "chars": 19, "words": 5, "unique_words": 4, "letters": 15,
             "top_words": [["the", 2], ["and", 1], ["cat", 1]], "top_letters": [["t", 4], ["a", 3], ["h", 3]],
             "processed_by": "worker_1", "seconds": 0.000041});
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn russian_is_counted_in_lower_case() {
+    fn russian_letters_are_counted_in_lower_case() {
         let result = json!({"success": true, "chars": 15, "words": 3, "unique_words": 2, "letters": 12,
             "top_words": [["мама", 2], ["мыла", 1]], "top_letters": [["м", 5], ["а", 5], ["л", 1]]});
         let mut sorted = result.clone();

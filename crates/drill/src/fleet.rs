@@ -1,6 +1,7 @@
-//! A fleet that can be acted on: what every kind of it has in common.
+//! A fleet that the drill acts on: the interface of all kinds of fleets.
 //!
-//! Called by the director, which says when; a fleet says how, and to whom. What it does it tells as facts.
+//! The director decides when an action begins; the fleet decides how and chooses the target. The fleet reports its acts
+//! as facts.
 
 use std::time::Instant;
 
@@ -12,35 +13,35 @@ use super::process::Happening;
 use super::schedule::Planned;
 use crossbeam_channel::Sender;
 
-/// What came of an order.
+/// The outcome of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Attempt {
-    /// It was begun; facts tell the rest.
+    /// The action has begun; facts report the rest.
     Begun,
-    /// It hits nobody just now: why.
+    /// The action finds no target now, with the reason.
     NotNow(String),
-    /// Another action has to end first: which.
+    /// Another action must end first, with its description.
     NotInTurn(String),
 }
 
-/// See the module documentation.
+/// A fleet of any kind.
 pub(super) trait Fleet: Send {
-    /// What it is, in a few words.
+    /// A short description.
     fn describe(&self) -> String;
 
-    /// Whether this can be done to it at all.
+    /// Whether the fleet supports this kind of action.
     ///
     /// # Errors
-    /// Why not, and what would help.
+    /// The reason, and what the user can do.
     fn can(&self, what: What) -> Result<(), String>;
 
     /// Begins an action. `number` counts the actions of the run.
     fn order(&mut self, number: u32, planned: &Planned) -> Attempt;
 
-    /// Takes what a process of it told.
+    /// Takes an event of a process of the fleet.
     fn happened(&mut self, _: Happening) {}
 
-    /// When [`tick`](Self::tick) has something to do; `None`: not by itself.
+    /// When [`tick`](Self::tick) is due; `None`: at no certain time.
     fn due(&self) -> Option<Instant> {
         None
     }
@@ -48,31 +49,31 @@ pub(super) trait Fleet: Send {
     /// Does what is due.
     fn tick(&mut self) {}
 
-    /// The load was ended before its time: what is left of the plan need not be done. Told before [`heal`](Self::heal).
+    /// A signal ended the load: actions that are left need not be done. Called before [`heal`](Self::heal).
     fn cut_short(&mut self) {}
 
-    /// Ends every freeze and has everything started again that should run; [`is_sound`](Self::is_sound) tells when it does.
+    /// Ends every freeze and starts everything that should run; [`is_sound`](Self::is_sound) tells when that is done.
     fn heal(&mut self);
 
-    /// Whether nothing is under way and everything that should run is ready.
+    /// Whether no action is under way and every process that should run is ready.
     fn is_sound(&self) -> bool;
 
-    /// Stops all workers, as `is_stopped` tells; those that ran before the drill go on.
+    /// Stops the workers that the drill started; [`is_stopped`](Self::is_stopped) tells when that is done.
     fn stop_workers(&mut self) {}
 
-    /// Stops all gateways; those that ran before the drill go on.
+    /// Stops the gateways that the drill started.
     fn stop_gateways(&mut self) {}
 
-    /// Whether those that were told to stop have.
+    /// Whether all processes that got a stop have exited.
     fn is_stopped(&self) -> bool {
         true
     }
 
-    /// Ends all of it at once.
+    /// Ends the fleet at once.
     fn end(&mut self);
 }
 
-/// Tells facts.
+/// Sends facts to the run.
 #[derive(Clone, Debug)]
 pub(super) struct Teller {
     pub(super) clock: Clock,
@@ -80,14 +81,14 @@ pub(super) struct Teller {
 }
 
 impl Teller {
-    /// Something that is so now.
+    /// Sends a fact with the present time.
     pub(super) fn tell(&self, fact: Fact) {
         self.tell_at(self.clock.now(), fact);
     }
 
-    /// Something that was so then.
+    /// Sends a fact with this time.
     pub(super) fn tell_at(&self, at: f64, fact: Fact) {
-        // The receiver is gone only when the drill ends.
+        // The receiver is dropped only at the end of the drill.
         let _ = self.facts.send(Event::Fact(Line { at, fact }));
     }
 }

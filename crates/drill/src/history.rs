@@ -1,8 +1,8 @@
-//! What happens to the fleet, as its notifications tell: starts, stops with their receipts, silences, outages of Kafka.
+//! The fleet by its status records: starts, stops with receipts, silences, outages of Kafka.
 //!
-//! For the lines that a run prints meanwhile, and for how long it waits afterwards; the judge finds out for itself.
-//! Pure state; time comes as a parameter, counted from the start of the run. It goes by what workers say themselves, not
-//! by what a gateway says of them. Owned by the run.
+//! The run uses it for the lines that it prints and for its waits after the load; the judge has its own evidence. Pure
+//! state; time comes as a parameter, counted from the start of the run. The source is the status records of the
+//! workers, not the view of a gateway. Owned by the run.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,19 +13,19 @@ use uuid::Uuid;
 use lastcall::task::{Receipt, WorkerState, WorkerStatus};
 use program::logging::escape;
 
-/// A worker heard within this needs no waiting for.
+/// Maximum age of the last status record of a worker that counts as heard just now.
 const FRESH: Duration = Duration::from_millis(2500);
-/// Readers answered more rarely than this did not read.
+/// A longer time between two responses to the reader is an outage.
 const GAP: Duration = Duration::from_secs(2);
 
-/// One worker process.
+/// A worker process.
 #[derive(Clone, Debug)]
 struct Process {
     status: WorkerState,
     heard: Duration,
-    /// The times in which it said nothing: from when, and until when.
+    /// Intervals without status records; an open interval has no end.
     silences: Vec<(Duration, Option<Duration>)>,
-    /// It was seen to end, whatever it said.
+    /// The drill saw its exit.
     ended: bool,
 }
 
@@ -39,27 +39,27 @@ impl Process {
     }
 }
 
-/// See the module documentation.
+/// The worker processes and the reading of their status records.
 #[derive(Clone, Debug, Default)]
 pub(super) struct History {
-    /// When the run began, in Unix seconds: a process that started before is no news.
+    /// Unix time of the start of the run; a process that started before it is not reported as new.
     began: f64,
     processes: BTreeMap<(String, Uuid), Process>,
-    /// A worker that says nothing for so long is taken for killed.
+    /// Silence after which a worker counts as killed.
     silence: Duration,
-    /// Since when Kafka has been away.
+    /// Start of an outage of Kafka that the reader reported.
     away: Option<Duration>,
-    /// Since when, and when last, the results topic was read.
+    /// First and last time of uninterrupted reading of the results topic.
     reading: Option<(Duration, Duration)>,
 }
 
 impl History {
-    /// `began`: now, in Unix seconds. `silence`: what a gateway has as its `WORKER_TIMEOUT`.
+    /// `began`: the present Unix time. `silence`: `WORKER_TIMEOUT` of the gateways.
     pub(super) fn new(began: f64, silence: Duration) -> Self {
         Self { began, silence, ..Self::default() }
     }
 
-    /// Takes a notification or a heartbeat; what is new is returned, one line each.
+    /// Takes a status record; returns a line for each change.
     pub(super) fn hear(&mut self, status: &WorkerStatus, at: Duration) -> Vec<String> {
         let id = escape(&status.worker_id).to_string();
         let mut lines = Vec::new();
@@ -80,43 +80,43 @@ impl History {
         }
         let mut silences = known.map(|known| known.silences.clone()).unwrap_or_default();
         if let Some((since, until @ None)) = silences.last_mut() {
-            lines.push(format!("📡 {id}: is heard again after {:.1} s", (at.saturating_sub(*since)).as_secs_f64()));
+            lines.push(format!("📡 {id}: heard again after {:.1} s", (at.saturating_sub(*since)).as_secs_f64()));
             *until = Some(at);
         }
         let process = Process {
             status: status.status,
             heard: at,
             silences,
-            // A word of it may be read after its end.
+            // Its last status record may be read after its exit.
             ended: known.is_some_and(|known| known.ended),
         };
         self.processes.insert(key, process);
         lines
     }
 
-    /// The results topic was read to here at this time. Returns the outage that this ends.
+    /// Notes that the results topic was read at this time; returns the outage that ends here.
     pub(super) fn read(&mut self, at: Duration) -> Option<(Duration, Duration)> {
         let gap = self.reading.filter(|(_, last)| at.saturating_sub(*last) > GAP);
-        // Nobody may have said so, but nothing was read: a frozen broker.
+        // Without a report, a gap in the reading is an outage too: a frozen broker.
         let outage = self.away.take().or(gap.map(|(_, last)| last)).map(|since| (since, at));
         let since = self.reading.filter(|_| gap.is_none()).map_or(at, |(since, _)| since);
         self.reading = Some((since, at));
         outage
     }
 
-    /// A process with this id was seen to end: its silence is no news.
+    /// Notes the exit of a worker's processes, so that their silence is not reported.
     pub(super) fn ended(&mut self, worker: &str) {
         for ((id, _), process) in &mut self.processes {
             process.ended |= id == worker;
         }
     }
 
-    /// The connection to Kafka was lost.
+    /// Notes the loss of the connection to Kafka.
     pub(super) fn lost_kafka(&mut self, at: Duration) {
         self.away.get_or_insert(at);
     }
 
-    /// Finds workers that have fallen silent; one line each.
+    /// Returns a line for each worker that has fallen silent.
     pub(super) fn tick(&mut self, at: Duration) -> Vec<String> {
         let Some((since, last)) = self.reading.filter(|(_, last)| at.saturating_sub(*last) <= GAP) else {
             return Vec::new();
@@ -136,14 +136,14 @@ impl History {
         lines
     }
 
-    /// Whether every worker was either heard just now or is known to be gone.
+    /// Whether every worker was heard just now, is silent or is gone.
     pub(super) fn is_settled(&self, at: Duration) -> bool {
         self.processes
             .values()
             .all(|process| process.is_gone() || process.is_silent() || at.saturating_sub(process.heard) <= FRESH)
     }
 
-    /// Whether every worker that was ever heard has stopped or is silent: then nobody does what waits in Kafka.
+    /// Whether every known worker is gone or silent, so that no worker takes the tasks in Kafka.
     pub(super) fn nobody_works(&self) -> bool {
         self.processes.values().all(|process| process.is_gone() || process.is_silent())
     }
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_was_there_before_is_no_news_and_a_new_one_is() {
+    fn only_workers_that_start_during_the_run_are_reported_as_started() {
         let mut history = History::new(100.0, seconds(5));
         assert!(history.hear(&status("a", 1, WorkerState::Started), seconds(1)).is_empty());
         let new = WorkerStatus { started_at: 101.0, ..status("b", 2, WorkerState::Started) };
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_is_told() {
+    fn a_receipt_is_reported_in_one_line() {
         let mut history = History::new(0.0, seconds(5));
         let receipt: Receipt = serde_json::from_value(json!({"signal": "SIGTERM", "outcome": "abandoned", "exit_code": 3,
             "phases_ms": {"drain": 7, "close": 2, "total": 9}, "tasks_finished": 1, "tasks_returned": 2, "tasks_abandoned": ["t"]}))
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_told_once() {
+    fn silence_is_reported_once() {
         let (history, lines) = fleet(10, 20);
         assert_eq!(lines, ["⏳ a: silent for 5 s without shutdown_completed: killed, or hung"]);
         assert_eq!((state(&history, "a", 1), state(&history, "b", 1)), ("silent", "heard"));
@@ -244,12 +244,12 @@ mod tests {
     }
 
     #[test]
-    fn the_silence_of_one_that_was_seen_to_end_is_no_news() {
+    fn silence_after_a_seen_exit_is_not_reported() {
         let mut history = History::new(100.0, seconds(5));
         history.read(seconds(0));
         history.hear(&status("a", 1, WorkerState::Started), seconds(0));
         history.ended("a");
-        // Said before its end, and read after it; the next process of this id is another one.
+        // Sent before its exit, and read after it; the next process of this id is a new one.
         history.hear(&status("a", 1, WorkerState::Started), seconds(1));
         assert_eq!(state(&history, "a", 1), "gone");
         history.hear(&status("a", 2, WorkerState::Started), seconds(2));
@@ -263,17 +263,17 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_comes_back_hung() {
+    fn a_hung_worker_is_reported_when_it_is_heard_again() {
         let (mut history, _) = fleet(10, 20);
         assert_eq!(
             history.hear(&status("a", 1, WorkerState::Started), seconds(20)),
-            ["📡 a: is heard again after 10.0 s"]
+            ["📡 a: heard again after 10.0 s"]
         );
         assert_eq!(state(&history, "a", 1), "heard");
     }
 
     #[test]
-    fn while_kafka_is_away_nobody_is_silent() {
+    fn no_worker_counts_as_silent_while_kafka_is_unavailable() {
         let (mut history, _) = fleet(10, 10);
         history.lost_kafka(seconds(10));
         assert!(history.tick(seconds(30)).is_empty());
@@ -283,14 +283,14 @@ mod tests {
     }
 
     #[test]
-    fn a_frozen_broker_is_an_outage_though_nobody_says_so() {
+    fn a_gap_in_the_reading_is_an_outage_without_a_report() {
         let (mut history, _) = fleet(10, 10);
         assert_eq!(history.read(seconds(11)), None);
         assert_eq!(history.read(seconds(14)), Some((seconds(11), seconds(14))));
     }
 
     #[test]
-    fn a_fleet_is_settled_once_everybody_was_heard_or_is_gone() {
+    fn a_fleet_is_settled_when_every_worker_is_heard_or_silent() {
         let (mut history, _) = fleet(10, 12);
         assert!(history.is_settled(seconds(12)));
         assert!(!history.is_settled(seconds(13)));

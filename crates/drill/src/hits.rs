@@ -1,24 +1,24 @@
-//! How often tasks were hit: an action is not done to a worker that has one in hand which was hit often enough.
+//! How often each task was interrupted. Actions spare a worker whose task in flight was interrupted often enough.
 //!
-//! A task that was started five times, and each time was neither finished nor given back, is given up, as is promised; it is not what a drill is to
-//! prove that chance can do that. Pure. Asked by the fleets that choose whom an action hits.
+//! A task that was interrupted at five starts is dead-lettered as promised. Random actions must not cause that. Pure;
+//! called by the fleets when they choose the target of an action.
 
 use std::collections::BTreeMap;
 
-/// So often, and not more: what happens to the broker may add starts of its own.
+/// Interruptions after which a task is spared; actions on the broker may add further starts.
 const MOST: u32 = 2;
 
-/// See the module documentation.
+/// Interruptions by task id.
 #[derive(Debug, Default)]
 pub(super) struct Hits(BTreeMap<String, u32>);
 
 impl Hits {
-    /// Whether one of these tasks was hit often enough.
+    /// Whether one of these tasks must be spared.
     pub(super) fn are_enough<'t>(&self, mut tasks: impl Iterator<Item = &'t String>) -> bool {
         tasks.any(|task| self.0.get(task).is_some_and(|hits| *hits >= MOST))
     }
 
-    /// Who has these tasks in hand is hit.
+    /// Counts a hit of the worker that has these tasks in flight.
     pub(super) fn add<'t>(&mut self, tasks: impl Iterator<Item = &'t String>) {
         tasks.for_each(|task| *self.0.entry(task.clone()).or_default() += 1);
     }
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_is_hit_twice_and_then_spared() {
+    fn a_task_is_spared_after_two_hits() {
         let (one, both) = (["a".to_owned()], ["b".to_owned(), "a".to_owned()]);
         let mut hits = Hits::default();
         for expected in [false, false, true] {

@@ -1,6 +1,7 @@
-//! Which node of the drill's broker leads what, and whether every replica is in sync; moves a leader of a real Kafka.
+//! Leaders and in-sync replicas of the drill's broker; moves a leader of a real Kafka.
 //!
-//! It asks the cluster itself, so each call blocks for as long as a request may take. Called by [`broker_work`](super::broker_work).
+//! Each call asks the cluster, and blocks for as long as a request may take. Called by
+//! [`broker_work`](super::broker_work).
 
 use kafka_protocol::messages::alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic};
 use kafka_protocol::messages::elect_leaders_request::TopicPartitions;
@@ -14,12 +15,12 @@ use kafka_share::Cluster;
 
 use super::fact::Led;
 
-/// How long the controller may work on a request, in the protocol's milliseconds.
+/// How long the controller may work on a request.
 const CONTROLLER_WAIT_MS: i32 = 5_000;
-/// Metadata of all topics.
+/// Version of the request for the metadata of all topics.
 const METADATA_VERSION: i16 = 12;
 
-/// See the module documentation.
+/// The cluster and the two topics whose leaders matter.
 #[derive(Clone, Debug)]
 pub(super) struct Leaders {
     pub(super) cluster: Cluster,
@@ -27,7 +28,7 @@ pub(super) struct Leaders {
     pub(super) results_topic: String,
 }
 
-/// A partition that gets another leader.
+/// A move of a partition to another leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Move {
     pub(super) topic: String,
@@ -38,10 +39,10 @@ pub(super) struct Move {
 }
 
 impl Leaders {
-    /// What a node leads of the tasks and of the results.
+    /// The partitions of the tasks, and whether of the results, that a node leads.
     ///
     /// # Errors
-    /// The cluster does not tell.
+    /// The cluster does not answer.
     pub(super) fn of(&self, node: i32) -> Result<Led, String> {
         let all = self.partitions()?;
         let led = all.iter().filter(|(_, partition)| partition.leader_id.0 == node);
@@ -56,16 +57,16 @@ impl Leaders {
         Ok(found)
     }
 
-    /// What such a move takes from its leader.
+    /// The partition that a move takes from its leader.
     pub(super) fn led_by_move(&self, planned: &Move) -> Led {
         let is_task = planned.topic == self.tasks_topic;
         Led { tasks: if is_task { vec![planned.partition] } else { Vec::new() }, results: !is_task }
     }
 
-    /// Whether every partition of every topic has a leader, and all of its replicas in sync.
+    /// Whether every partition of every topic has a leader and all replicas in sync.
     ///
     /// # Errors
-    /// The cluster does not tell.
+    /// The cluster does not answer.
     pub(super) fn are_in_sync(&self) -> Result<bool, String> {
         let sound = |partition: &MetadataResponsePartition| {
             partition.leader_id.0 >= 0 && partition.isr_nodes.len() == partition.replica_nodes.len()
@@ -73,10 +74,10 @@ impl Leaders {
         Ok(self.partitions()?.iter().all(|(_, partition)| sound(partition)))
     }
 
-    /// A partition of the tasks or of the results, and the node that is to lead it, as drawn.
+    /// A random move of a partition of the tasks or of the results to another in-sync replica.
     ///
     /// # Errors
-    /// The cluster does not tell, or no partition has a second replica in sync.
+    /// The cluster does not answer, or no partition has a second replica in sync.
     pub(super) fn draw_move(&self, draw: u64) -> Result<Move, String> {
         let mut moves = Vec::new();
         for (topic, partition) in self.partitions()? {
@@ -93,13 +94,13 @@ impl Leaders {
         }
         moves.sort_by(|one, other| (&one.topic, one.partition, one.to).cmp(&(&other.topic, other.partition, other.to)));
         let index = (draw % moves.len().max(1) as u64) as usize;
-        moves.into_iter().nth(index).ok_or_else(|| "no partition has another replica that is in sync".to_owned())
+        moves.into_iter().nth(index).ok_or_else(|| "no partition has a second replica in sync".to_owned())
     }
 
-    /// Whether a partition has the leader that it was to get.
+    /// Whether a move has been done.
     ///
     /// # Errors
-    /// The cluster does not tell.
+    /// The cluster does not answer.
     pub(super) fn has_moved(&self, planned: &Move) -> Result<bool, String> {
         let of = |(topic, partition): &(String, MetadataResponsePartition)| {
             *topic == planned.topic
@@ -109,8 +110,9 @@ impl Leaders {
         Ok(self.partitions()?.iter().any(of))
     }
 
-    /// Has a real Kafka elect the new leader: it is made the preferred one, which is the first of the replicas (KIP-455), and elected (KIP-460).
-    /// The election is refused until the new order is known; so it is asked for again until [`has_moved`](Self::has_moved) says so.
+    /// Makes a real Kafka elect the new leader: puts it first in the list of replicas (KIP-455), which makes it
+    /// preferred, and requests the election (KIP-460). Kafka refuses the election until it knows the new order, so the
+    /// caller repeats this until [`has_moved`](Self::has_moved).
     ///
     /// # Errors
     /// The cluster does not answer.

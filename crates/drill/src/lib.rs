@@ -1,27 +1,29 @@
-//! The drill: loads a fleet, rolls, scales, kills and freezes it, and says from evidence whether the promises held.
+//! The drill: loads a fleet, restarts, scales, kills and freezes it, and judges from evidence whether the promises
+//! held.
 //!
-//! `drill run` acts on a fleet by a plan, `drill watch` only looks on while somebody else does. Both write down every request, answer, notification and action
-//! in a ledger. When all is over the topics are read with a client that shares no code with the programs under test, and the judge, who has seen
-//! nothing but the ledger, gives the verdict. It is no part of the services.
+//! `drill run` acts on a fleet by a plan; `drill watch` only observes a fleet that others act on. Both write every
+//! request, response, notification and action into a ledger. After the load, a client that shares no code with the
+//! programs under test reads the topics. The judge sees only the ledger and gives the verdict. The services do not use
+//! this crate; the binary `drill` calls it.
 //!
 //! | module | noun |
 //! |---|---|
-//! | `cli`, `options`, `plan`, `schedule` | what was asked for, and what is to happen when |
-//! | `run` | the one owner of all state: takes events, writes, shows, decides when it is over |
-//! | `load`, `asker`, `topics` | the threads: send, ask, read; `event` is what they tell |
-//! | `director`, `fleet` | the thread that acts, and what it acts on: `native` with `process`, `broker`, `broker_work` and `leaders`, or `command`; `target` finds it |
-//! | `place`, `texts`, `clock` | what they need besides `program::http`: where the fleet is, the texts, the time |
-//! | `outcome`, `expect` | what became of a request, and whether its result is right |
-//! | `hits`, `starts` | which tasks were hit often enough; which are begun and ended, as the workers' journal says |
-//! | `account`, `history` | what is known of requests and workers while it goes on |
-//! | `ledger`, `fact` | what was seen, line by line |
-//! | `audit`, `witness` | what stands on the topics |
-//! | `receipt` | what a stopped worker says of itself, read strictly |
-//! | `evidence` with `spans`, `judge`, `judgement` | the ledger put in order, the promises, the verdict |
-//! | `display` with `report`, `console`;  `paper`, `html`, `output` | what people and machines read |
-//! | `timeline`, `columns` | what the page draws, and how wide text is on a terminal |
-//!
-//! Called by the binary `drill`.
+//! | `cli`, `options`, `plan`, `schedule` | the command line, its values, the actions and their times |
+//! | `run` | owner of all state: takes events, writes the ledger, shows progress, decides when the run ends |
+//! | `load`, `asker`, `topics` | threads that send requests, ask gateways and read topics; `event`: their messages |
+//! | `director`, `fleet`, `target` | the thread that acts; the fleet that it acts on; how the fleet is found |
+//! | `native`, `process`, `broker`, `broker_work`, `leaders` | a fleet that the drill starts |
+//! | `command` | a running fleet, acted on by shell commands |
+//! | `place`, `texts`, `clock` | addresses and settings of the fleet, texts of the tasks, the time |
+//! | `outcome`, `expect` | outcome of a request; expected result of a text |
+//! | `hits`, `starts` | how often each task was interrupted; starts and ends of tasks from the workers' journal |
+//! | `account`, `history` | state of requests and of workers during the run |
+//! | `ledger`, `fact` | the ledger and its lines |
+//! | `audit`, `witness` | the records on the topics |
+//! | `receipt` | the receipt of a stopped worker, read strictly |
+//! | `evidence` with `spans`, `judge`, `judgement` | the ordered ledger, the promises, the verdict |
+//! | `display` with `report`, `console`; `paper`, `html`, `output` | progress and verdict for people and machines |
+//! | `timeline`, `columns` | data of the timeline; width of text on a terminal |
 
 mod account;
 mod asker;
@@ -88,13 +90,13 @@ use console::Console;
 use judge::Circumstances;
 use ledger::Ledger;
 
-/// Does what was asked for, until it is over or a signal ends it.
+/// Runs, watches or judges as configured, until the end or a signal.
 ///
-/// Exit codes: [`ExitCode::Drained`] when every promise held; [`ExitCode::Broken`] when one did not; [`ExitCode::Fatal`] when it could
-/// not run or not find out; [`ExitCode::Forced`] after a second signal.
+/// Exit codes: [`ExitCode::Drained`] if all promises held; [`ExitCode::Broken`] if a promise was broken;
+/// [`ExitCode::Fatal`] if the drill failed or could not decide; [`ExitCode::Forced`] after a second signal.
 pub fn run(config: DrillConfig, signals: &Signals) -> ExitCode {
     let console = Console::new();
-    // For errors only: what a drill has to say it prints.
+    // Log lines are for errors only; the drill prints its progress.
     logging::init_to(LevelFilter::Error, console.above());
     match config {
         DrillConfig::Run(config) => run::run(&config, signals, console),
@@ -102,7 +104,7 @@ pub fn run(config: DrillConfig, signals: &Signals) -> ExitCode {
     }
 }
 
-/// A ledger that ends with its last line was audited.
+/// Judges a ledger again. Only a finished run has written a last line.
 fn judge_again(config: &JudgeConfig, mut console: Console) -> ExitCode {
     let ledger = match Ledger::read(&config.ledger) {
         Ok(ledger) => ledger,
@@ -112,7 +114,7 @@ fn judge_again(config: &JudgeConfig, mut console: Console) -> ExitCode {
         }
     };
     let Some(circumstances) = Circumstances::of(ledger.lines(), config.ledger.display().to_string()) else {
-        let what = "has no last line: its run goes on, or was ended before there was something to judge";
+        let what = "has no last line: the run still goes on, or it ended before its verdict";
         console.error(&format!("{} {what}", config.ledger.display()));
         return ExitCode::Fatal;
     };

@@ -1,7 +1,8 @@
-//! The load: senders that post and wait for their answers, and a thread that keeps the pace, unless each sender keeps its own.
+//! The load: sender threads that post tasks and wait for the responses, and a `pace` thread that hands out requests.
 //!
-//! The pace does not wait for anybody: a request that finds no sender free is told as late and is not sent. In a closed loop every sender posts
-//! again when it has its answer. Outcomes go to the run. Nothing is repeated: a request whose outcome is unknown is found out otherwise.
+//! With a rate, a request that finds no free sender is counted as late and not sent. Without a rate (closed loop),
+//! every sender posts again after each response. No request is repeated: the run looks up unknown outcomes by other
+//! means. Started by the run, which gets the outcomes.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,49 +22,49 @@ use super::outcome;
 use super::place::GatewayAddress;
 use super::texts::Texts;
 
-/// What the gateway may take beside the task's own time: far over its `ANSWER_TIMEOUT`, after which it answers in any case.
+/// Limit of a response beside the task's own time; far over `ANSWER_TIMEOUT`, after which the gateway always responds.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The senders' head start: a request without a waiting sender would be late.
+/// Head start of the senders: a request without a waiting sender would be late.
 const HEAD_START: Duration = Duration::from_millis(50);
-/// In a closed loop a sender that was turned away waits so long.
+/// Pause of a sender after a refusal.
 const TURNED_AWAY: Duration = Duration::from_millis(100);
-/// How often a paused sender looks whether it may go on.
+/// How often the closed loop checks the pause and the end.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What is to be sent.
+/// Settings of the load.
 #[derive(Clone, Debug)]
 pub(super) struct LoadOptions {
     pub(super) gateways: Vec<GatewayAddress>,
     /// Requests per second; `None`: a closed loop.
     pub(super) rate: Option<u32>,
-    /// How long; until it is stopped when `None`.
+    /// Length; `None`: until a stop.
     pub(super) length: Option<Duration>,
-    /// Senders.
+    /// Number of senders.
     pub(super) callers: usize,
-    /// No requests while it is set.
+    /// The load sends no requests while this is set.
     pub(super) paused: Arc<AtomicBool>,
     /// The number of the first request.
     pub(super) first: u64,
-    /// No more requests than these.
+    /// Maximum number of requests.
     pub(super) most: u64,
 }
 
-/// The load's threads; see the module documentation.
+/// The threads of the load.
 #[derive(Debug)]
 pub(super) struct Load {
     pub(super) threads: Vec<Thread>,
     made: Arc<Made>,
-    /// Ends the pace; the senders end with their last answer.
+    /// Ends the pace; each sender ends after its last response.
     pub(super) stop: Stop,
-    /// Ends the waiting for answers.
+    /// Ends the wait for responses.
     pub(super) hurry: Stop,
 }
 
 impl Load {
-    /// Starts it. `on_death` is triggered when a thread dies.
+    /// Starts the threads. `on_death` is triggered if a thread panics or fails.
     pub(super) fn start(options: &LoadOptions, texts: &Texts, events: &Sender<Event>, on_death: &Stop) -> Self {
         let (stop, hurry, made) = (Stop::new(), Stop::new(), Arc::new(Made::default()));
-        // Without room: a number is handed over only to a sender that waits for it.
+        // Capacity 0: a number goes only to a sender that waits.
         let (numbers, taken) = bounded(0);
         let mut threads = Vec::new();
         for index in 0..options.callers {
@@ -89,7 +90,7 @@ impl Load {
         self.made.late.load(Ordering::Relaxed)
     }
 
-    /// Whether no more requests are made; the pace is the last of the threads.
+    /// Whether no more requests are made: the pace, which is the last of the threads, has ended.
     pub(super) fn has_ended(&self) -> bool {
         self.threads.last().is_none_or(Thread::is_finished)
     }
@@ -100,7 +101,7 @@ impl Load {
     }
 }
 
-/// How many requests there were.
+/// Counts of requests.
 #[derive(Debug, Default)]
 struct Made {
     late: AtomicU64,
@@ -114,14 +115,15 @@ struct Pace {
 }
 
 impl Pace {
-    /// So many per second, whoever is free.
+    /// Hands out `rate` numbers per second, even if no sender is free.
     fn keep(&self, rate: u32, numbers: &Sender<u64>) {
         let begin = Instant::now() + HEAD_START;
         let mut number = self.options.first;
         for slot in 0_u64.. {
             let offset = Duration::from_secs_f64(slot as f64 / f64::from(rate));
             if let Some(length) = self.options.length.filter(|length| offset >= *length) {
-                // As long as it was asked for, and not only to its last request: actions are planned until then. A stop is an end, too.
+                // The load lasts its full length, not only to its last request: actions are planned until then.
+                // A stop ends this wait too.
                 let _ = self.stop.sleep((begin + length).saturating_duration_since(Instant::now()));
                 break;
             }
@@ -142,13 +144,13 @@ impl Pace {
         }
     }
 
-    /// As fast as senders are free.
+    /// Hands out numbers as fast as senders become free.
     fn follow(&self, numbers: &Sender<u64>) {
         let end = self.options.length.map(|length| Instant::now() + length);
         let (mut number, beyond) = (self.options.first, self.options.first.saturating_add(self.options.most));
         while number < beyond && !self.stop.is_triggered() && end.is_none_or(|end| Instant::now() < end) {
             if self.options.paused.load(Ordering::Relaxed) {
-                // A stop is looked at above.
+                // The loop condition checks the stop.
                 let _ = self.stop.sleep(LOOK);
             } else if numbers.send_timeout(number, LOOK).is_ok() {
                 number += 1;

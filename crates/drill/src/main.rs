@@ -1,4 +1,4 @@
-//! The drill: loads a running fleet, watches it, and says whether the promises held. Everything is in the library.
+//! The binary `drill`: calls the library.
 
 use drill::{self, DrillConfig};
 use program::exit::ExitCode;

@@ -1,8 +1,9 @@
-//! A fleet of processes that the drill has started itself, on a broker of its own or on one that runs.
+//! A fleet of processes that the drill starts, on a broker of its own or on a running one.
 //!
-//! Every process is a slot that is filled or empty. What is to happen with a slot later (a thaw, a start, a second signal) is written
-//! into it with its moment; the director looks in when the first of them is due. Nothing here blocks but the start of a process; what is done to the
-//! broker is done by a thread of its own, [`broker_work`](super::broker_work).
+//! Every process has a slot, which is filled or empty. Later steps of an action (a thaw, a start, a second signal)
+//! stand in the slot with their times; the director calls `tick` when the first is due. Only the start of a process and
+//! a request to `/readyz` block. Actions on the broker have a thread of their own, [`broker_work`](super::broker_work).
+//! Made by `target`, owned by the director.
 
 mod orders;
 mod start;
@@ -35,57 +36,57 @@ use super::process::{Ears, Happened, Happening, Launch, Process};
 use super::schedule::Planned;
 use super::starts::Starts;
 
-/// How long a program may take to be ready; a broker that has just started is slow.
+/// How long a program may take to be ready; a broker is slow just after its start.
 const START: Duration = Duration::from_secs(60);
-/// Between the first signal and the second.
+/// Time between the first signal and the second.
 const SECOND_SIGNAL: Duration = Duration::from_millis(150);
-/// A worker with a task that it has had for so long is still busy when a signal reaches it.
+/// A worker whose task is this old is most likely still busy when a signal reaches it.
 const BUSY: Duration = Duration::from_millis(40);
-/// One with such a task has it for seconds.
+/// Minimum age of a long task, which will run for seconds.
 const LONG: Duration = Duration::from_millis(600);
-/// How often what cannot tell by itself is looked at.
+/// How often work that cannot report its end is checked.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a fault waits for its request.
 const FAULT_WAIT: Duration = Duration::from_secs(10);
 /// How often the journal is read.
 const READ: Duration = Duration::from_millis(50);
-/// How long a gateway that was told to stop is asked for whether it is ready, until it says that it is not.
+/// How long the drill asks `/readyz` of a stopping gateway until it is not ready.
 const READY_LIMIT: Duration = Duration::from_millis(250);
-/// What a gateway allows between two words of a worker, and how often a worker speaks. Told to the programs, whatever stands in the drill's own
-/// environment: the verdict counts on them.
+/// `WORKER_TIMEOUT` and `HEARTBEAT_INTERVAL` of the programs, independent of the drill's own environment, because the
+/// verdict depends on them.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// What is left of `STOP_GRACE_PERIOD` after `DRAIN_TIMEOUT`.
+/// Part of the workers' `STOP_GRACE_PERIOD` after `DRAIN_TIMEOUT`.
 const GRACE_BEYOND_DRAIN: Duration = Duration::from_secs(15);
 const GATEWAY_GRACE: Duration = Duration::from_secs(30);
 
-/// What a native fleet is made of.
+/// Settings of a native fleet.
 #[derive(Clone, Debug)]
 pub(super) struct NativeOptions {
     pub(super) plan: FleetPlan,
-    /// Of the tasks topic.
+    /// Partitions of the tasks topic.
     pub(super) partitions: u32,
     /// See [`Plan::outlasts_drain`](super::plan::Plan::outlasts_drain).
     pub(super) outlasts_drain: Option<Duration>,
     pub(super) worker: PathBuf,
     pub(super) gateway: PathBuf,
-    /// For logs, and for the data of a real broker.
+    /// Folder of the logs, the journal and the data of a real broker.
     pub(super) folder: PathBuf,
     pub(super) tasks_topic: String,
     pub(super) results_topic: String,
     pub(super) group: String,
 }
 
-/// What becomes of a slot whose process ends.
+/// The next step for a slot whose process has exited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum After {
-    /// It stays empty.
+    /// The slot stays empty.
     Stay,
-    /// It is filled again after so long.
+    /// A new process starts after this long.
     Start(Duration),
 }
 
-/// What is to be done with a slot.
+/// A later step of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
     Start,
@@ -106,7 +107,7 @@ struct Slot {
     action: Option<u32>,
 }
 
-/// See the module documentation.
+/// A native fleet.
 pub(super) struct Native {
     options: NativeOptions,
     broker: Broker,
@@ -120,16 +121,16 @@ pub(super) struct Native {
     /// Held for the whole run: a gateway that was stopped or killed comes back at its address.
     ports: Vec<ReservedPort>,
     hits: Hits,
-    /// Workers that are to be restarted one after another, and the action that says so.
+    /// Workers that a rolling restart has not reached yet, with the number of its action.
     rolling: VecDeque<(String, u32)>,
     rolled: Option<String>,
     leaders: Leaders,
     broker_work: Option<BrokerWork>,
-    /// Faults that wait for their request: since when, of which action, how often they were done.
+    /// Faults that wait for their request: since when, number of the action, how often they took effect.
     faults: Vec<(Instant, u32, Bites)>,
-    /// Nobody stays away for longer than his end takes.
+    /// A process that should run again starts as soon as its predecessor has exited.
     healing: bool,
-    /// What is left of the plan need not be done.
+    /// A signal ended the load: actions that are left need not be done.
     cut_short: bool,
 }
 
@@ -137,7 +138,7 @@ impl Native {
     fn signal(&mut self, name: &str, signal: Signal, action: Option<u32>) {
         let Some(slot) = self.slots.get_mut(name) else { return };
         let Some(process) = &mut slot.process else { return };
-        // Told first: whoever sees what it does finds out why.
+        // The fact before the signal, so that its effects follow it in the ledger.
         self.teller.tell(Fact::Signalled { process: name.to_owned(), signal: signal.to_string(), action, until: None });
         process.signal(signal);
         match signal {
@@ -150,7 +151,7 @@ impl Native {
         }
     }
 
-    /// What `/readyz` of a gateway says that was told to stop: asked until it is not ready any more or does not answer.
+    /// Asks `/readyz` of a stopping gateway until it is not ready or does not respond, and reports the last status.
     fn ask_ready(&self, name: &str) {
         let index = name.strip_prefix("gateway_").and_then(|number| number.parse::<usize>().ok()?.checked_sub(1));
         let Some(address) = index.and_then(|index| self.gateways.get(index)) else { return };
@@ -166,7 +167,7 @@ impl Native {
         self.teller.tell(Fact::ReadyAsked { gateway: name.to_owned(), status });
     }
 
-    /// Workers, or gateways, that run undisturbed.
+    /// Names of the workers, or of the gateways, that are ready, not stopping and not frozen.
     fn sound(&self, workers: bool) -> Vec<String> {
         let runs = |slot: &Slot| {
             slot.is_worker == workers
@@ -180,7 +181,7 @@ impl Native {
     fn do_due(&mut self, name: &str, due: Due) {
         match due {
             Due::Thaw => {
-                // Taken: its end, whenever that comes, is none of the freeze's any more.
+                // Takes the action, so that a later exit is not attributed to this freeze.
                 let action = self.slots.get_mut(name).and_then(|slot| slot.action.take());
                 self.signal(name, Signal::SIGCONT, action);
                 if let Some(number) = action {
@@ -263,7 +264,7 @@ impl Fleet for Native {
     fn happened(&mut self, happening: Happening) {
         let Happening { process: name, pid, what } = happening;
         let Some(slot) = self.slots.get_mut(&name) else { return };
-        // A former process of this name has nothing more to say.
+        // Ignores events of a former process of this name.
         if slot.process.as_ref().is_none_or(|process| process.pid() != pid) {
             return;
         }
@@ -308,7 +309,7 @@ impl Fleet for Native {
         self.healing = true;
         let left = std::mem::take(&mut self.rolling);
         if let Some((_, number)) = left.front() {
-            let detail = format!("the load had ended before the last {} were restarted", left.len());
+            let detail = format!("the load ended before the last {} were restarted", left.len());
             self.carried(*number, self.cut_short, detail);
         }
         let now = Instant::now();
@@ -332,7 +333,7 @@ impl Fleet for Native {
             }
             self.do_due(&name, Due::Thaw);
         }
-        // Somebody has to do what is left.
+        // At least one worker must run for the tasks that are left.
         if !self.slots.values().any(|slot| slot.is_worker && (slot.process.is_some() || !slot.due.is_empty())) {
             self.do_due("worker_1", Due::Start);
         }
@@ -366,7 +367,7 @@ impl Fleet for Native {
     }
 
     fn end(&mut self) {
-        // The processes first: nothing that is done to the broker holds up their end.
+        // The processes first, so that an action on the broker does not delay their end.
         for slot in self.slots.values_mut() {
             if let Some(process) = slot.process.take() {
                 process.signal(Signal::SIGKILL);

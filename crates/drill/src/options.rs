@@ -1,6 +1,6 @@
-//! What a drill is asked to do, as values.
+//! The configuration of a drill, as validated values.
 //!
-//! How they are written on a command line is [`cli`](super::cli)'s. Nothing here connects.
+//! Made by [`cli`](super::cli), which has the syntax. Nothing here connects.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::place::Place;
 use super::plan::Plan;
 use super::texts::Checked;
 
-/// What the drill is asked to do.
+/// The command of the drill.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DrillConfig {
     /// `drill run` and `drill watch`
@@ -22,33 +22,33 @@ pub enum DrillConfig {
     Judge(JudgeConfig),
 }
 
-/// What a run needs to know.
+/// Configuration of `drill run` and `drill watch`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunConfig {
-    /// What is acted on.
+    /// The fleet to act on.
     pub target: Target,
-    /// What is sent, and what happens.
+    /// Load and actions.
     pub plan: Plan,
     /// The load goes on until a signal, whatever the plan says.
     pub endless: bool,
-    /// `SEED`: texts and random actions; another one each time when `None`.
+    /// `SEED` of texts and random actions; random if `None`.
     pub seed: Option<u64>,
-    /// `REPORT_EVERY`: how often the counts are printed where no terminal shows them all the time.
+    /// `REPORT_EVERY`: how often the counts are printed without a progress bar.
     pub report_every: Duration,
-    /// `ANSWERS`: what results are held against.
+    /// `ANSWERS`: how results are checked.
     pub answers: Checked,
-    /// `FOLDER`: the ledger of a run, and the logs of what the drill starts.
+    /// `FOLDER` of the ledger and of the logs of a native fleet.
     pub folder: PathBuf,
-    /// The files that it leaves.
+    /// Files to write.
     pub outputs: Outputs,
 }
 
-/// What a run acts on.
+/// The fleet of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// Processes that the drill starts itself.
     Native(NativeTarget),
-    /// A fleet that runs, acted on by the commands of a file.
+    /// A running fleet, acted on by the commands of a file.
     Commanded(Box<FleetFile>),
     /// A fleet that others act on.
     Outside(Place),
@@ -59,9 +59,9 @@ pub enum Target {
 pub struct NativeTarget {
     /// `BROKER`, or `KAFKA_BOOTSTRAP_SERVERS`
     pub broker: BrokerChoice,
-    /// `WORKER_PROGRAM`: the one beside the drill when `None`.
+    /// `WORKER_PROGRAM`; `None`: `worker` beside the drill.
     pub worker: Option<PathBuf>,
-    /// `GATEWAY_PROGRAM`: the one beside the drill when `None`.
+    /// `GATEWAY_PROGRAM`; `None`: `gateway` beside the drill.
     pub gateway: Option<PathBuf>,
     /// `TASKS_TOPIC`
     pub tasks_topic: String,
@@ -74,40 +74,40 @@ pub struct NativeTarget {
 /// The Kafka of a fleet that the drill starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BrokerChoice {
-    /// The embedded one, inside the drill.
+    /// The embedded broker, inside the drill.
     Embedded,
-    /// A real one, by `scripts/kafka`.
+    /// A real Kafka, started by `scripts/kafka`.
     Apache,
-    /// One that runs.
+    /// A running Kafka.
     Given(Vec<BrokerAddress>),
 }
 
-/// What `drill judge` needs to know.
+/// Configuration of `drill judge`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JudgeConfig {
     /// The ledger of an earlier run.
     pub ledger: PathBuf,
-    /// The files that it leaves.
+    /// Files to write.
     pub outputs: Outputs,
 }
 
 impl RunConfig {
-    /// Whether the drill has started the processes, and sees how they end.
+    /// Whether the drill starts the processes and sees their exit codes.
     pub(super) fn owns_processes(&self) -> bool {
         matches!(self.target, Target::Native(_))
     }
 
-    /// Whether the drill has started the broker, and knows all that happens to it.
+    /// Whether the drill starts the broker, so that every outage has an action.
     pub(super) fn owns_broker(&self) -> bool {
         matches!(&self.target, Target::Native(native) if !matches!(native.broker, BrokerChoice::Given(_)))
     }
 
-    /// How long the load goes on; until a signal when `None`.
+    /// Length of the load; until a signal if `None`.
     pub(super) fn length(&self) -> Option<Duration> {
         (!self.endless).then_some(self.plan.length)
     }
 
-    /// Where the ledger goes, if anywhere.
+    /// File of the ledger, if it is written.
     pub(super) fn ledger_path(&self) -> Option<PathBuf> {
         match (&self.outputs.ledger, &self.target) {
             (Some(path), _) => Some(path.clone()),
@@ -124,7 +124,7 @@ impl RunConfig {
                 let broker = match &native.broker {
                     BrokerChoice::Embedded => "the embedded broker",
                     BrokerChoice::Apache => "Apache Kafka",
-                    BrokerChoice::Given(_) => "the Kafka that was named",
+                    BrokerChoice::Given(_) => "a running Kafka",
                 };
                 format!("plan {}, on {workers} workers and {gateways} gateways of its own and {broker}", self.plan.name)
             }

@@ -1,7 +1,7 @@
-//! What became of one request: the gateway's answer, or its silence, turned into one of six outcomes.
+//! The outcome of a request: turns a response, or its absence, into one of six outcomes.
 //!
-//! Pure. Whether a result is right says [`Texts`]; everything else is decided by what the gateway promises with it. Called by the senders
-//! (`POST /analyze`) and by the asker (`GET /tasks/{id}`).
+//! Pure. [`Texts`] checks the content of a result; the other outcomes follow from the promises of the gateway for each
+//! status. Called by the senders (`POST /analyze`) and by the asker (`GET /tasks/{id}`).
 
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use super::fact::{Answer, Kind};
 use super::http::{Failure, Response};
 use super::texts::Texts;
 
-/// What came of posting the text of request `number`.
+/// The outcome of posting the text of request `number`.
 pub(super) fn of_post(texts: &Texts, number: u64, answer: Result<Response, Failure>) -> Answer {
     let response = match answer {
         Ok(response) => response,
@@ -27,23 +27,23 @@ pub(super) fn of_post(texts: &Texts, number: u64, answer: Result<Response, Failu
     let asynchronous = texts.special(number).asynchronous;
     match (status, task_id) {
         (200, task_id) if asynchronous => {
-            Answer { why: Some("200, though 202 was asked for".to_owned()), ..said(Kind::Wrong, task_id) }
+            Answer { why: Some("200 instead of 202 to respond-async".to_owned()), ..said(Kind::Wrong, task_id) }
         }
         (202, task_id) if !asynchronous => {
-            Answer { why: Some("202, though respond-async was not preferred".to_owned()), ..said(Kind::Wrong, task_id) }
+            Answer { why: Some("202 without respond-async".to_owned()), ..said(Kind::Wrong, task_id) }
         }
         (200 | 500, task_id) if body.get("success").is_some() => {
             Answer { status: Some(status), ..of_result(texts, number, task_id.unwrap_or_default(), &body) }
         }
-        (200, task_id) => Answer { why: Some("the answer has no result".to_owned()), ..said(Kind::Wrong, task_id) },
-        // A gateway says 202 and 504 only when Kafka has acknowledged the task.
+        (200, task_id) => Answer { why: Some("the response has no result".to_owned()), ..said(Kind::Wrong, task_id) },
+        // A gateway sends 202 and 504 only after Kafka has acknowledged the task.
         (202 | 504, task_id @ Some(_)) => said(Kind::Accepted, task_id),
         (status, None) if status == 503 || (400..500).contains(&status) => said(Kind::Refused, None),
         (_, task_id) => said(Kind::Unknown, task_id),
     }
 }
 
-/// What asking for a task told; `None` while there is no result.
+/// The outcome of a lookup of a task; `None` while there is no result.
 pub(super) fn of_lookup(texts: &Texts, number: u64, task_id: &str, response: &Response) -> Option<Answer> {
     let body = json(response);
     is_result(response).then(|| Answer { status: Some(200), ..of_result(texts, number, task_id.to_owned(), &body) })
@@ -62,7 +62,7 @@ fn of_result(texts: &Texts, number: u64, task_id: String, body: &Value) -> Answe
         return answer(Kind::Failed, text_of(body, "error"));
     }
     if body.get("task_id").and_then(Value::as_str) != Some(task_id.as_str()) || task_id.is_empty() {
-        return answer(Kind::Wrong, Some("the answer is that of another task".to_owned()));
+        return answer(Kind::Wrong, Some("the result is of another task".to_owned()));
     }
     match texts.fault(number, body) {
         None => answer(Kind::Answered, None),
@@ -70,7 +70,7 @@ fn of_result(texts: &Texts, number: u64, task_id: String, body: &Value) -> Answe
     }
 }
 
-/// A mark of a whole body: two with the same mark are the same, byte for byte.
+/// A checksum of a whole body.
 pub(super) fn mark(body: &[u8]) -> String {
     format!("{:08x}", crc32c::crc32c(body))
 }
@@ -80,9 +80,9 @@ pub(super) fn is_result(response: &Response) -> bool {
     response.status == 200 && json(response).get("success").is_some()
 }
 
-/// A mark of what a result says, whoever did the task and however long it took: two results with the same mark are the same answer.
+/// A checksum of the content of a result, independent of the worker and of the time that the task took.
 pub(super) fn digest(result: &Value) -> String {
-    /// What differs between two runs of one task, and what only problem documents and records have.
+    /// Members that differ between runs of a task, or that only problem documents and records have.
     const ASIDE: [&str; 7] = ["processed_by", "seconds", "type", "title", "status", "detail", "instance"];
     let members = result.as_object().into_iter().flatten().filter(|(name, _)| !ASIDE.contains(&name.as_str()));
     let said: std::collections::BTreeMap<&String, &Value> = members.collect();
@@ -114,7 +114,7 @@ mod tests {
         of_post(&texts(), 1, Ok(Response { status, retry_after: status == 503, body: body.to_string().into_bytes() }))
     }
 
-    /// The right result of request 1, made by the code under test.
+    /// The correct result of request 1, made by the code under test.
     fn result() -> Value {
         let mut result =
             serde_json::Map::from_iter([("task_id".to_owned(), json!("t")), ("success".to_owned(), json!(true))]);
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn results_are_checked() {
+    fn results_are_answered_wrong_or_failed() {
         let answer = post(200, &result());
         assert_eq!(
             (answer.outcome, answer.task_id.as_deref(), answer.worker.as_deref()),
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_is_what_cannot_have_left_a_task() {
+    fn a_refusal_cannot_have_left_a_task() {
         let refused = post(503, &json!({"detail": "full"}));
         assert_eq!((refused.outcome, refused.why.as_deref()), (Kind::Refused, Some("503 full")));
         assert!(refused.retry_after);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_has_to_be_asked_for() {
+    fn other_responses_need_a_lookup() {
         for (answer, outcome, task_id) in [
             (post(504, &json!({"task_id": "t", "detail": "late"})), Kind::Accepted, Some("t")),
             (post(503, &json!({"task_id": "t", "detail": "x"})), Kind::Unknown, Some("t")),
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lookup_tells_once_there_is_a_result() {
+    fn a_lookup_has_an_outcome_only_with_a_result() {
         let answer =
             |status, body: &Value| Response { status, retry_after: false, body: body.to_string().into_bytes() };
         let found = |id, response: &Response| of_lookup(&texts(), 1, id, response).map(|answer| answer.outcome);
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_is_of_what_is_said_and_not_of_who_says_it() {
+    fn a_digest_depends_on_the_content_and_not_on_the_worker() {
         let mut other = result();
         other["processed_by"] = json!("v");
         other["seconds"] = json!(9);

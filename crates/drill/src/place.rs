@@ -1,6 +1,6 @@
-//! Where a fleet is to be found, and how its programs are set.
+//! Addresses and settings of a fleet.
 //!
-//! Data, and how the URLs of gateways are read. Made by [`target`](super::target) and by each kind of fleet.
+//! Data, and the syntax of gateway URLs. Made by the command line and by each kind of fleet.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,17 +11,17 @@ use program::options::values::{self, Read};
 
 use super::fact::Pauses;
 
-/// `MAX_DELIVERIES` of a worker that is not told otherwise.
+/// Default of `MAX_DELIVERIES`.
 pub(super) const MAX_DELIVERIES: u32 = 5;
-/// How long a lock lasts: what the programs write into their group's settings.
+/// Length of a record lock: the programs write it into the settings of their group.
 pub(super) const LOCK: Duration = Duration::from_secs(15);
 
-/// Where a fleet is to be found.
+/// Addresses and settings of a fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Its gateways; the load goes to each in turn.
+    /// Gateways; the load goes to each in turn.
     pub gateways: Vec<GatewayAddress>,
-    /// Brokers to ask first.
+    /// First brokers to ask.
     pub bootstrap: Vec<BrokerAddress>,
     /// `TASKS_TOPIC`
     pub tasks_topic: String,
@@ -39,14 +39,14 @@ pub struct Place {
     pub concurrency: u32,
     /// `MAX_DELIVERIES` of the workers.
     pub max_deliveries: u32,
-    /// How long a lock of their group lasts.
+    /// Length of a record lock of the group.
     pub lock: Duration,
-    /// What its broker takes by itself.
+    /// Pauses that the broker itself causes.
     pub pauses: Pauses,
 }
 
 impl Place {
-    /// A fleet whose programs were told nothing else.
+    /// A fleet with the default settings.
     pub(super) fn of(gateways: Vec<GatewayAddress>, bootstrap: Vec<BrokerAddress>) -> Self {
         Self {
             gateways,
@@ -65,17 +65,17 @@ impl Place {
     }
 }
 
-/// Where a gateway listens; shown as the URL it was given as.
+/// Address of a gateway; shown as a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayAddress {
-    /// A name or an address; an IPv6 address without its brackets.
+    /// Host name or IP address; an IPv6 address without brackets.
     pub host: String,
     /// The port.
     pub port: u16,
 }
 
 impl GatewayAddress {
-    /// `host:port`, as the `Host` header has it.
+    /// `host:port`, for the `Host` header.
     pub fn authority(&self) -> String {
         Authority::from(self.clone()).to_string()
     }

@@ -1,7 +1,7 @@
-//! The plan of a drill: the fleet, the load, and what is to happen to them; read from TOML.
+//! The plan of a drill: fleet, load and actions; read from TOML.
 //!
-//! A plan says what, not when exactly: moments that it leaves to chance are drawn by [`schedule`](super::schedule). Everything wrong
-//! with a plan is found here, before anything is started. Called by the options.
+//! A plan can leave times to chance; [`schedule`](super::schedule) draws them. All faults of a plan are found here,
+//! before the drill starts anything. Called by [`cli`](super::cli).
 
 mod action;
 
@@ -16,40 +16,40 @@ use program::options::values;
 
 use action::length;
 
-/// The plan that is taken when none is named.
+/// The default plan.
 pub const DEFAULT: &str = include_str!("../../../drills/default.toml");
-/// The longest `work` that a gateway takes.
+/// The longest `work` that a gateway accepts.
 const LONGEST_WORK: Duration = Duration::from_secs(120);
-/// The promises that can be put to the test.
+/// The promises that a plan can test.
 const PROMISES: [&str; 13] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P8b", "P8c", "P9", "P10", "P11"];
-/// No drill lasts longer.
+/// Upper limit of every duration in a plan.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// See the module documentation.
+/// A plan as its file has it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Where it came from; not part of the file.
+    /// Name of the built-in plan or file; not part of the file.
     #[serde(skip)]
     pub name: String,
-    /// How long the load goes on.
+    /// Length of the load.
     #[serde(rename = "for", deserialize_with = "length")]
     pub length: Duration,
-    /// What a drill starts that brings its own fleet.
+    /// The fleet that the drill starts.
     #[serde(default)]
     pub fleet: FleetPlan,
-    /// What is sent.
+    /// The load.
     #[serde(default)]
     pub load: LoadPlan,
-    /// The promises that it puts to the test: `P1` to `P11`. When there was no occasion to break one of them, the verdict is undecided.
+    /// Promises that the plan must test: `P1` to `P11`. If one stays untested, the verdict is undecided.
     #[serde(default)]
     pub tests: Vec<String>,
-    /// What happens.
+    /// The actions.
     #[serde(default, rename = "action")]
     pub actions: Vec<ActionPlan>,
 }
 
-/// The fleet that a drill starts itself.
+/// A fleet that the drill starts.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FleetPlan {
@@ -62,7 +62,7 @@ pub struct FleetPlan {
     /// `DRAIN_TIMEOUT` of each worker.
     #[serde(deserialize_with = "length")]
     pub drain_timeout: Duration,
-    /// Nodes of the broker. From three on everything has three replicas.
+    /// Nodes of the broker. With three or more, every partition has three replicas.
     pub brokers: Choice,
     /// `TASKS_PARTITIONS`
     pub partitions: Choice,
@@ -75,12 +75,12 @@ impl Default for FleetPlan {
     }
 }
 
-/// A number, or several of which the seed draws one.
+/// A number, or a list from which the seed draws a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice(Vec<u32>);
 
 impl Choice {
-    /// The number that this seed draws; the first one if there is only one.
+    /// The number that this seed draws.
     pub fn drawn(&self, seed: u64) -> u32 {
         fastrand::Rng::with_seed(seed).choice(&self.0).copied().unwrap_or(1)
     }
@@ -97,7 +97,7 @@ impl<'de> Deserialize<'de> for Choice {
         match Numbers::deserialize(deserializer) {
             Ok(Numbers::One(number)) => Ok(Self(vec![number])),
             Ok(Numbers::Several(numbers)) if !numbers.is_empty() => Ok(Self(numbers)),
-            _ => Err(serde::de::Error::custom("expected a number, or several to draw one of: [1, 3]")),
+            _ => Err(serde::de::Error::custom("expected a number, or a list to draw from: [1, 3]")),
         }
     }
 }
@@ -106,27 +106,27 @@ impl<'de> Deserialize<'de> for Choice {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoadPlan {
-    /// Requests per second. Without it the loop is closed: each caller sends its next request when it has its answer.
+    /// Requests per second. `None`: each caller sends its next request after each response.
     pub rate: Option<u32>,
-    /// Requests that wait for their answers at once.
+    /// Requests that wait for their responses at once.
     pub callers: usize,
-    /// How long tasks take, and in what shares; without any, as long as their text takes.
+    /// Kinds of tasks with extra time; empty: no extra time.
     pub tasks: Vec<TaskPlan>,
-    /// Sentences that texts are made of; without any, those that are built in.
+    /// Sentences of the texts; empty: the built-in sentences.
     pub texts: Vec<String>,
-    /// Of 1000 requests, how many are not plain ones.
+    /// How many of 1000 requests are special.
     pub special: Shares,
 }
 
-/// Of 1000 requests, so many.
+/// How many of 1000 requests are of each special kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Shares {
-    /// Repeat one that was sent shortly before, with its Idempotency-Key.
+    /// Repeat an earlier request with its Idempotency-Key.
     pub keyed: u32,
-    /// Prefer to be answered before their task is done.
+    /// `Prefer: respond-async`.
     pub asynchronous: u32,
-    /// Have a task that fails each time. Only where the workers have the drill's journal.
+    /// A task that fails at each start. Needs workers with the drill's journal.
     pub poison: u32,
 }
 
@@ -146,18 +146,18 @@ impl Default for LoadPlan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskPlan {
-    /// Its share, relative to the other kinds'.
+    /// Share relative to the other kinds.
     pub share: u32,
-    /// What it takes besides.
+    /// Extra time (`work_ms`).
     #[serde(deserialize_with = "length")]
     pub work: Duration,
 }
 
 impl Plan {
-    /// Reads a plan; `name` is where the text came from. All faults are returned, a line each.
+    /// Reads a plan; `name` is the name of its file. Returns all faults, a line each.
     ///
     /// # Errors
-    /// What is wrong: the syntax alone, or else everything that does not go together.
+    /// A syntax error alone, or else every wrong value.
     pub fn read(name: &str, text: &str) -> Result<Self, Vec<String>> {
         let mut plan: Self = toml::from_str(text).map_err(|error| vec![in_one_line(text, &error)])?;
         name.clone_into(&mut plan.name);
@@ -165,17 +165,17 @@ impl Plan {
         if faults.is_empty() { Ok(plan) } else { Err(faults) }
     }
 
-    /// Whether tasks are asked to take longer than their text does.
+    /// Whether tasks have extra time.
     pub fn has_work(&self) -> bool {
         self.load.tasks.iter().any(|task| !task.work.is_zero())
     }
 
-    /// The longest task.
+    /// The longest extra time.
     pub fn longest_work(&self) -> Duration {
         self.load.tasks.iter().map(|task| task.work).max().unwrap_or_default()
     }
 
-    /// For how long a worker may have had the longest task and still have it, for sure, when a drain ends; `None`: no task lasts as long as that.
+    /// Maximum age of a longest task that surely outlasts a drain that begins now; `None`: no task is long enough.
     pub fn outlasts_drain(&self) -> Option<Duration> {
         let sure = self.fleet.drain_timeout + Duration::from_secs(1);
         self.longest_work().checked_sub(sure).filter(|left| *left > Duration::from_secs(1))
@@ -233,7 +233,7 @@ impl Plan {
     }
 }
 
-/// What the parser says, without the picture it draws: the line, and what is wrong there.
+/// The parser's message with its line number, without the excerpt that the parser prints.
 pub(super) fn in_one_line(text: &str, error: &toml::de::Error) -> String {
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
     let line = before.matches('\n').count() + 1;
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plans_that_ship_are_plans() {
+    fn shipped_plans_are_valid() {
         for (name, text) in [
             ("default", DEFAULT),
             ("short", include_str!("../../../drills/short.toml")),
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plans_that_ship_have_every_kind_of_action() {
+    fn shipped_plans_have_every_kind_of_action() {
         let of_one = Plan::read("default", DEFAULT).expect("a plan");
         let of_three = Plan::read("cluster", include_str!("../../../drills/cluster.toml")).expect("a plan");
         let has = |plan: &Plan, what| plan.actions.iter().any(|action| action.what == what);
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_numbers_a_seed_draws_always_the_same() {
+    fn a_seed_always_draws_the_same_number() {
         let plan = "for = \"1m\"\n[fleet]\nbrokers = 3\npartitions = [1, 3, 6]";
         let plan = Plan::read("test", plan).expect("a plan");
         let drawn: Vec<u32> = (0..40).map(|seed| plan.fleet.partitions.drawn(seed)).collect();
@@ -286,17 +286,17 @@ mod tests {
     }
 
     #[test]
-    fn a_task_outlasts_a_drain_if_it_is_longer() {
+    fn only_a_task_longer_than_the_drain_timeout_outlasts_a_drain() {
         let outlasts = |text: &str| Plan::read("test", text).expect("a plan").outlasts_drain();
         assert_eq!(outlasts(DEFAULT), Some(Duration::from_secs(4)));
         assert_eq!(outlasts(include_str!("../../../drills/short.toml")), Some(Duration::from_secs(2)));
         let plan = "for = \"1m\"\n[fleet]\ndrain_timeout = \"5s\"\n[[load.tasks]]\nshare = 1\nwork = ";
         assert_eq!(outlasts(&format!("{plan}\"4s\"")), None);
-        assert_eq!(outlasts(&format!("{plan}\"6s\"")), None, "by too little to be hit");
+        assert_eq!(outlasts(&format!("{plan}\"6s\"")), None, "the margin is too small for an action");
     }
 
     #[test]
-    fn a_plan_is_read_as_it_is_written() {
+    fn a_plan_is_read_with_its_values() {
         let plan = Plan::read(
             "x",
             "for = \"90s\"\n[fleet]\nworkers = 4\n[load]\nrate = 7\n[[load.tasks]]\nshare = 3\nwork = \"1s\"\n\
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_what_would_be_right() {
+    fn a_fault_names_the_value_and_the_expected_value() {
         for (text, parts) in [
             ("for = \"2m\"\nwhat = 1", &["line 2", "unknown field", "what"][..]),
             ("for = \"90\"", &["line 1", "\"90\"", "has no unit", "for example 30s"]),
@@ -342,7 +342,7 @@ mod tests {
                 &["a delay without for"],
             ),
             ("for = \"2m\"\n[fleet]\nbrokers = [3, 0]", &["fleet.brokers is 0; expected 1 to 5"]),
-            ("for = \"2m\"\n[fleet]\npartitions = []", &["expected a number, or several to draw one of: [1, 3]"]),
+            ("for = \"2m\"\n[fleet]\npartitions = []", &["expected a number, or a list to draw from: [1, 3]"]),
             (
                 "for = \"2m\"\n[[action]]\ndo = \"move-leader\"\nat = \"1s\"\nnode = 2",
                 &["action 1 (move-leader): takes no node"],

@@ -1,8 +1,8 @@
-//! One program that the drill has started: signals to it, its output, its end.
+//! A process that the drill has started: signals, output, exit status.
 //!
-//! A thread reads what the program prints, keeps it in a file, and tells what matters of it: readiness, the receipt, the end. The owner alone sends
-//! signals and takes the exit status, so that no signal can reach a stranger who got the number later. In a process
-//! group of its own, so that a Ctrl-C for the drill is none for the program. Owned by the native fleet.
+//! A thread copies the output of the process into a file, and reports readiness, receipt and end. Only the owner sends
+//! signals and takes the exit status, so that no signal can reach another process that got the same pid later. The
+//! process has its own process group, so that Ctrl-C for the drill does not reach it. Owned by the native fleet.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -19,7 +19,7 @@ pub(super) use program::launch::Launch;
 use program::stop::Stop;
 use program::threads::{self, Thread};
 
-/// What a program's reader tells its owner.
+/// A message from the thread to the owner.
 #[derive(Debug)]
 pub(super) struct Happening {
     pub(super) process: String,
@@ -27,23 +27,23 @@ pub(super) struct Happening {
     pub(super) what: Happened,
 }
 
-/// See [`Happening`].
+/// An event of a process.
 #[derive(Debug)]
 pub(super) enum Happened {
-    /// A worker says that it takes tasks.
+    /// A worker takes tasks.
     Ready,
-    /// Its output has ended, and so it has.
+    /// The output has ended because the process has exited.
     Ended { at: Instant, receipt: Option<Value> },
 }
 
-/// Where the reader tells what it sees.
+/// Where the thread reports.
 #[derive(Clone, Debug)]
 pub(super) struct Ears {
     pub(super) owner: Sender<Happening>,
     pub(super) died: Stop,
 }
 
-/// A program that runs, or has ended and was not asked for its status yet.
+/// A process that runs, or has exited and was not waited for.
 #[derive(Debug)]
 pub(super) struct Process {
     child: Child,
@@ -52,16 +52,16 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts it.
+    /// Starts the process.
     ///
     /// # Errors
-    /// The program or its log file, and what is wrong with it.
+    /// The program or its log file, with the reason.
     pub(super) fn start(launch: &Launch, ears: &Ears) -> Result<Self, String> {
         let (mut child, log) = launch.start(|command, _log| {
             command.stdout(Stdio::piped()).process_group(0);
             Ok(())
         })?;
-        let output = child.stdout.take().ok_or_else(|| "a program without an output".to_owned())?;
+        let output = child.stdout.take().ok_or_else(|| "the program has no stdout".to_owned())?;
         let mut reader =
             OutputReader { name: launch.name.clone(), pid: child.id(), log, ears: ears.clone(), receipt: None };
         let name: String = format!("out-{}", launch.name).chars().take(threads::NAME_LIMIT).collect();
@@ -73,25 +73,25 @@ impl Process {
         self.child.id()
     }
 
-    /// Sends a signal. One that has ended and was not waited for takes it without an effect.
+    /// Sends a signal, which has no effect after the exit.
     pub(super) fn signal(&self, signal: Signal) {
         let Ok(pid) = i32::try_from(self.child.id()) else { return };
-        // Nobody else waits for our child, so its number is its own until `wait`.
+        // Only `wait` reaps the child, so until then no other process can get its pid.
         if let Err(error) = kill(Pid::from_raw(pid), signal) {
             log::error!("{signal} cannot be sent to process {pid}: {error}");
         }
     }
 
-    /// Takes the status of one that has ended: its code, or the signal that ended it.
+    /// Waits for the exit; returns the exit code, or the signal that ended the process.
     pub(super) fn wait(mut self) -> (Option<i32>, Option<i32>) {
         let status = self.child.wait();
-        // How the thread ended was logged there.
+        // The thread logs its own failure.
         let _ = self.reader.join();
         status.map_or((None, None), |status| (status.code(), status.signal()))
     }
 }
 
-/// The thread that reads a program's output.
+/// The thread that reads the output of a process.
 struct OutputReader {
     name: String,
     pid: u32,
@@ -121,13 +121,13 @@ impl OutputReader {
         if line.starts_with("{\"worker_id\"") {
             self.receipt = serde_json::from_str(line).ok();
         } else if line.contains(" worker_started notification") {
-            // Sent, or given up after a second: it takes tasks in either case.
+            // Also "could not send its worker_started notification": the worker takes tasks in either case.
             self.tell(Happened::Ready);
         }
     }
 
     fn tell(&self, what: Happened) {
-        // The receiver is gone only when the drill ends.
+        // The receiver is dropped only at the end of the drill.
         let _ = self.ears.owner.send(Happening { process: self.name.clone(), pid: self.pid, what });
     }
 }

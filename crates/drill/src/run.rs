@@ -1,17 +1,17 @@
-//! A run: takes what the threads tell, writes the ledger, shows what goes on, and decides when it is over.
+//! A run: takes events from the threads, writes the ledger, shows progress, and decides when the run ends.
 //!
-//! The one owner of all state, so that nothing of it needs a lock. It judges nothing: when everything has been seen, the judge gets the ledger. Called by
-//! [`run`](fn@super::run).
+//! The run owns all state, so that no state needs a lock. It does not judge: at the end it gives the ledger to the
+//! judge. Called by [`run`](fn@super::run).
 //!
 //! | thread | does | ends |
 //! |---|---|---|
 //! | main | this module | returns the exit code |
 //! | `pace` | hands out request numbers | when the load's time is over, or at a signal |
-//! | `send-N` | posts, waits for the answer | when the pace ended and its answer came |
-//! | `director` | acts on the fleet | when it is told to |
-//! | `broker` | one action on the nodes of the broker | when every replica is in sync again |
+//! | `send-N` | posts, waits for the response | after the pace, with its last response |
+//! | `director` | acts on the fleet | at the command `End` |
+//! | `broker` | does one action on the nodes of the broker | when every replica is in sync again |
 //! | `out-NAME` | reads a process's output | with the process |
-//! | `fleet`, `lookups` | ask the gateways | when nobody asks any more |
+//! | `fleet`, `lookups` | ask the gateways | when the run drops their channels |
 //! | `tasks`, `results` | read the topics | when their client is interrupted |
 
 mod events;
@@ -61,34 +61,34 @@ use super::target;
 use super::texts::{AFTERWARDS, Checked, Special, Texts};
 use super::topics;
 
-/// How long outstanding answers are waited for once the load has ended, beside the longest task.
+/// How long the run waits for outstanding responses after the load, beside the longest task.
 const ANSWERS_WAIT: Duration = Duration::from_secs(15);
-/// How long unknown outcomes are asked for without any progress.
+/// How long the run asks for unknown outcomes without any progress.
 const UNKNOWN_WAIT: Duration = Duration::from_secs(30);
-/// The same after a broker was away: a gateway sends a task again that was not heard of for so long (`MISSING_AFTER`, and the sweep).
+/// The same after an outage of a broker: a gateway produces a missing task again after `MISSING_AFTER` and its sweep.
 const MISSING_WAIT: Duration = Duration::from_secs(100);
-/// A lock runs out so long after the last fault at most, and what it held is run.
+/// Record locks run out at most this long after the last fault; then their tasks start again.
 const LOCK_WAIT: Duration = Duration::from_secs(17);
-/// How long a fleet may take to be whole again.
+/// How long the fleet may take until all processes are ready again.
 const HEAL_WAIT: Duration = Duration::from_secs(120);
-/// A process that has not stopped for so long after its own limit does not stop.
+/// How long the run waits for a process after the process's own stop limit.
 const STOP_WAIT: Duration = Duration::from_secs(10);
-/// How long gateways may take to show what is so.
+/// How long gateways may take to show the state of the fleet.
 const SHOWN_WAIT: Duration = Duration::from_secs(6);
-/// Once everything is well: so many tasks are sent through each gateway, and so many that are done are read back from each.
+/// After the healing, the run sends this many tasks through each gateway and reads this many results back from each.
 const PROBES: u64 = 20;
 const READ_BACK: usize = 100;
-/// Results are read back while gateways keep them for sure (`RESULT_RETENTION`).
+/// Maximum age of a result to read back; gateways keep results longer (`RESULT_RETENTION`).
 const READ_BACK_OF: Duration = Duration::from_secs(300);
-/// How long that may take.
+/// How long the probe and the reading back may take, each.
 const PROBE_WAIT: Duration = Duration::from_secs(30);
-/// How often unknown outcomes are asked for.
+/// How often the run asks for unknown outcomes.
 const ASK_EVERY: Duration = Duration::from_millis(500);
-/// How often gateways are asked for the fleet.
+/// How often the run asks gateways for the fleet.
 const FLEET_EVERY: Duration = Duration::from_millis(250);
-/// How long Kafka is waited for at the start.
+/// How long the run waits for Kafka at the start.
 const KAFKA_WAIT: Duration = Duration::from_secs(10);
-/// How often signals and deadlines are looked at.
+/// How often the run checks signals and deadlines.
 const TICK: Duration = Duration::from_millis(50);
 
 /// Why a run ends before its verdict.
@@ -97,13 +97,13 @@ enum End {
     Forced,
     /// The reader of its stdout has closed the pipe.
     Unread,
-    /// A thread died; it was logged there.
+    /// A thread failed and has logged why.
     Died,
-    /// Something is missing: what.
+    /// The run cannot start, with the reason.
     Cannot(String),
 }
 
-/// Runs it.
+/// Reaches the fleet, runs the plan, and prints the verdict.
 pub(super) fn run(config: &RunConfig, signals: &Signals, mut console: Console) -> ExitCode {
     let clock = Clock::start();
     let (events, taken) = bounded(EVENTS);
@@ -125,7 +125,7 @@ pub(super) fn run(config: &RunConfig, signals: &Signals, mut console: Console) -
     run.finish(outcome)
 }
 
-/// What a run is made of.
+/// Parameters of [`Run::new`].
 struct Parts<'a> {
     config: &'a RunConfig,
     signals: &'a Signals,
@@ -138,7 +138,7 @@ struct Parts<'a> {
     console: Console,
 }
 
-/// The threads beside the load.
+/// The threads beside the load, and the channels to them.
 struct Side {
     threads: Vec<Thread>,
     fleet: Option<Sender<Question>>,
@@ -149,7 +149,7 @@ struct Side {
     cluster: Cluster,
 }
 
-/// What a gateway shows of the fleet.
+/// The fleet as a gateway shows it.
 #[derive(Clone, Debug)]
 struct View {
     told: Value,
@@ -162,7 +162,7 @@ struct Run<'a> {
     signals: &'a Signals,
     clock: Clock,
     events: Sender<Event>,
-    /// `None` once nobody listens any more.
+    /// `None` when the run takes no more events.
     taken: Option<Receiver<Event>>,
     died: Stop,
     place: Place,
@@ -176,15 +176,15 @@ struct Run<'a> {
     load: Option<Load>,
     kafka_read: bool,
     kafka_away: bool,
-    /// When the tasks topic was last read to where it then ended.
+    /// When the tasks topic was last read to its end.
     tasks_read: Duration,
-    /// When something last happened that shows later: a kill, a freeze, an outage.
+    /// Time of the last kill, freeze or outage, whose effects show later.
     disturbed: Option<Duration>,
     outage: bool,
     asking: bool,
     asked: Duration,
     fleet_asked: Duration,
-    /// What each gateway showed last.
+    /// The last view of each gateway.
     views: Vec<Option<View>>,
     phase: Option<Phase>,
     cut_short: bool,
@@ -234,7 +234,7 @@ impl<'a> Run<'a> {
         &self.config.plan
     }
 
-    /// From the first line to the verdict.
+    /// The whole run: start, load, settling, audit and verdict.
     fn all(&mut self, fleet: Option<Box<dyn Fleet>>, happenings: Receiver<Happening>) -> Result<Verdict, End> {
         let target = fleet.as_ref().map_or_else(
             || "a fleet that others act on: only its tasks are judged".to_owned(),
@@ -254,7 +254,7 @@ impl<'a> Run<'a> {
         let cluster = self.side.as_ref().map(|side| side.cluster.clone());
         let mut audit = self.begin_audit();
         let load = self.load_options(paused);
-        // Before the load: an action of its last moment comes before its end.
+        // The schedule starts before the load, so that an action at the last moment of the load still begins.
         self.command(Command::Begin(Instant::now()));
         self.load = Some(Load::start(&load, &self.texts, &self.events, &self.died));
         self.watch()?;
@@ -270,11 +270,11 @@ impl<'a> Run<'a> {
 
     fn command(&self, command: Command) -> bool {
         let director = self.side.as_ref().and_then(|side| side.director.as_ref());
-        // Room for every command of a run.
+        // The channel has room for every command of a run.
         director.is_some_and(|director| director.send(command).is_ok())
     }
 
-    /// While the load goes on and until the last answer is there.
+    /// Takes events until the load has ended and the last response has come.
     fn watch(&mut self) -> Result<(), End> {
         let mut ended: Option<Duration> = None;
         let wait = ANSWERS_WAIT + self.plan().longest_work();
@@ -290,7 +290,7 @@ impl<'a> Run<'a> {
             match ended {
                 None if load.has_ended() => {
                     ended = Some(now);
-                    // Nobody who still waits for an answer shall wait for a worker that is frozen for good.
+                    // Heal now, so that no caller waits for a worker that would stay frozen.
                     self.command(Command::Heal { early: self.cut_short });
                 }
                 Some(since) if now >= since + wait => {
@@ -301,23 +301,23 @@ impl<'a> Run<'a> {
             self.step()?;
         }
         if ended.is_none() {
-            // The last answer came together with the end of the load.
+            // The last response came together with the end of the load.
             self.command(Command::Heal { early: self.cut_short });
         }
         self.drain();
         let (at, open) = (self.now(), self.account.open());
-        self.display.console.at(at, &format!("the load has ended; {open} outcomes are unknown and asked for"));
+        self.display.console.at(at, &format!("the load has ended; asking for {open} unknown outcomes"));
         Ok(())
     }
 
-    /// What was told last.
+    /// Takes all events that are in the channel.
     fn drain(&mut self) {
         while let Some(event) = self.taken.as_ref().and_then(|taken| taken.try_recv().ok()) {
             self.take(event);
         }
     }
 
-    /// Takes what comes within a tick, and does what is due.
+    /// Takes the events of a tick, and does what is due.
     fn step(&mut self) -> Result<(), End> {
         let received = match &self.taken {
             Some(taken) => taken.recv_timeout(TICK),
@@ -326,7 +326,7 @@ impl<'a> Run<'a> {
         match received {
             Ok(event) => {
                 self.take(event);
-                // What has come together is taken together, but not for ever.
+                // Takes all waiting events, but at most as many as the channel holds.
                 for _ in 0..EVENTS {
                     let Some(event) = self.taken.as_ref().and_then(|taken| taken.try_recv().ok()) else { break };
                     self.take(event);
@@ -367,13 +367,13 @@ impl<'a> Run<'a> {
         self.display.show(now, counts, view);
     }
 
-    /// Ends all threads, and says what there is to say.
+    /// Ends all threads, writes the files, and prints the verdict.
     fn finish(mut self, outcome: Result<Verdict, End>) -> ExitCode {
         let verdict = match outcome {
             Ok(verdict) => verdict,
             Err(end) => {
                 let code = self.say_end(&end);
-                // At once: threads that still wait for somebody end with the process; what the drill has started ends now.
+                // After a second signal only the director is joined: it ends the fleet that the drill started.
                 self.end_side(matches!(end, End::Forced));
                 return code;
             }
@@ -402,7 +402,7 @@ impl<'a> Run<'a> {
             End::Unread => ExitCode::Fatal,
             End::Died => {
                 self.display.console.end_bar();
-                self.display.console.line("verdict: COULD NOT RUN: a part of the drill failed, see above");
+                self.display.console.line("verdict: COULD NOT RUN: a thread of the drill failed, see above");
                 ExitCode::Fatal
             }
             End::Cannot(why) => {
@@ -412,9 +412,9 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// `at_once`: threads that wait for a gateway are not waited for.
+    /// Ends the threads. `at_once`: joins only the director, not the threads that wait for a gateway.
     fn end_side(&mut self, at_once: bool) {
-        // The receiver first: whoever still has something to tell must not wait for room.
+        // The receiver first, so that no thread blocks on a full channel.
         self.taken = None;
         self.command(Command::End);
         let Some(mut side) = self.side.take() else { return };
@@ -437,7 +437,7 @@ impl<'a> Run<'a> {
 
 fn join(threads: Vec<Thread>) {
     for thread in threads {
-        // How it ended was logged where it happened.
+        // A thread logs its own failure.
         let _ = thread.join();
     }
 }

@@ -1,7 +1,7 @@
-//! What happens when: a plan with every moment drawn.
+//! The schedule of a run: every action of the plan with its time.
 //!
-//! Pure, and the same for the same plan, length and seed. Whom an action hits is drawn as a number here, and chosen with it among those who are there
-//! when it happens. Called before a run begins.
+//! Pure: the same plan, length and seed give the same schedule. For the target of an action the schedule draws a
+//! number; the fleet uses it to choose among the processes that run at that time. Called before a run begins.
 
 use std::time::Duration;
 
@@ -9,33 +9,33 @@ use fastrand::Rng;
 
 use super::plan::{ActionPlan, FaultPlan, Plan, What, Who};
 
-/// One action at its moment.
+/// An action with its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Planned {
-    /// From the start of the load.
+    /// Time from the start of the load.
     pub(super) at: Duration,
     pub(super) what: What,
     pub(super) who: Who,
-    /// Of the broker.
+    /// Node of the broker.
     pub(super) node: Option<u32>,
-    /// How long it lasts, where it lasts.
+    /// Duration of the action's effect.
     pub(super) length: Option<Duration>,
-    /// How many, for `scale`.
+    /// Number of workers, for `scale`.
     pub(super) to: u32,
     /// For `fault`.
     pub(super) fault: Option<FaultPlan>,
-    /// Chooses among those it may hit.
+    /// Random number that chooses the target.
     pub(super) draw: u64,
 }
 
-/// Nothing is drawn for the last moments of the load: an action may have to wait for a worker that it can be done to.
+/// No random action in this last part of the load: an action may have to wait for a worker that it can hit.
 const LAST: Duration = Duration::from_secs(30);
 
-/// All actions of a plan within `length`, in the order of their moments.
+/// All actions of a plan within `length`, ordered by time.
 pub(super) fn schedule(plan: &Plan, length: Duration, seed: u64) -> Vec<Planned> {
     let mut all = Vec::new();
     for (index, action) in plan.actions.iter().enumerate() {
-        // A generator for each line: one line more or less leaves the others as they are.
+        // Each action has its own generator, so that a change of one action leaves the times of the others.
         let mut rng = Rng::with_seed(seed ^ (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let moments = match action.every {
             Some(every) => random_moments(every, length.saturating_sub(LAST.min(length / 4)), &mut rng),
@@ -47,7 +47,7 @@ pub(super) fn schedule(plan: &Plan, length: Duration, seed: u64) -> Vec<Planned>
     all
 }
 
-/// One within each stretch of this length, so that their number is certain and their moments are not.
+/// A random time within each interval of length `every`, so that the number of times is fixed.
 fn random_moments(every: Duration, length: Duration, rng: &mut Rng) -> Vec<Duration> {
     let count = length.as_millis() / every.as_millis().max(1);
     let all = (0..=count).map(|index| every.mul_f64(index as f64 + rng.f64()));
@@ -80,19 +80,19 @@ mod tests {
     const RANDOM: &str = "[[action]]\ndo = \"kill-worker\"\nfor = [\"1s\", \"3s\"]\nevery = \"2s\"\n";
 
     #[test]
-    fn a_seed_makes_the_same_schedule_again() {
+    fn the_same_seed_gives_the_same_schedule() {
         let (plan, length) = (plan(RANDOM), Duration::from_secs(600));
         assert_eq!(schedule(&plan, length, 7), schedule(&plan, length, 7));
         assert_ne!(schedule(&plan, length, 7), schedule(&plan, length, 8));
     }
 
     #[test]
-    fn random_actions_come_as_often_as_they_should_and_last_as_long() {
+    fn random_actions_keep_their_rate_and_their_range_of_durations() {
         let all = schedule(&plan(RANDOM), Duration::from_secs(600), 7);
         assert!((284..=286).contains(&all.len()), "{}", all.len());
         assert!(
             all.iter().all(|planned| planned.at < Duration::from_secs(570)),
-            "there may be no worker that they can be done to"
+            "an action may have to wait for a worker"
         );
         let lengths = all.iter().filter_map(|planned| planned.length);
         assert!(lengths.clone().all(|length| (1000..=3000).contains(&length.as_millis())));
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_after_the_end_does_not_come() {
+    fn actions_after_the_end_of_the_load_are_left_out() {
         let both = "[[action]]\ndo = \"restart-worker\"\nat = [\"9s\", \"1s\", \"10s\"]\n";
         let all = schedule(&plan(both), Duration::from_secs(10), 1);
         assert_eq!(all.iter().map(|planned| planned.at.as_secs()).collect::<Vec<_>>(), [1, 9]);

@@ -1,7 +1,7 @@
-//! What the workers' journal says: which tasks are begun and ended, read along while the run goes on.
+//! Starts and ends of tasks, read from the workers' journal during the run.
 //!
-//! Every begin becomes a fact; which tasks a worker has in flight is kept for actions that want a busy one. Owned by the native fleet,
-//! which reads whenever it acts and before it says that its workers have stopped.
+//! Every start becomes a fact. The tasks in flight are kept for actions that need a busy or an idle worker. Owned by
+//! the native fleet, which reads the journal before it acts and before it reports an exit.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -15,22 +15,22 @@ use lastcall::task::unix_now;
 use super::fact::Fact;
 use super::fleet::Teller;
 
-/// See the module documentation.
+/// The journal and the tasks in flight.
 #[derive(Debug)]
 pub(super) struct Starts {
     path: PathBuf,
     file: File,
-    /// A line whose end was not written yet.
+    /// An incomplete last line.
     rest: Vec<u8>,
-    /// By worker: its tasks, with the moments in which they were begun.
+    /// Tasks in flight by worker, with their starts.
     in_flight: HashMap<String, BTreeMap<String, Instant>>,
 }
 
 impl Starts {
-    /// A new journal in this folder.
+    /// Creates the journal in this folder.
     ///
     /// # Errors
-    /// The file cannot be made: in words that name it.
+    /// The file cannot be created; the message names it.
     pub(super) fn create(folder: &Path) -> Result<Self, String> {
         let path = folder.join("journal.jsonl");
         let made = std::path::absolute(&path).and_then(|path| {
@@ -41,12 +41,12 @@ impl Starts {
         Ok(Self { path, file, rest: Vec::new(), in_flight: HashMap::new() })
     }
 
-    /// Where it is.
+    /// Path of the journal.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Takes what was written since the last time.
+    /// Reads the lines that are new.
     pub(super) fn read(&mut self, teller: &Teller) {
         if let Err(error) = self.file.read_to_end(&mut self.rest) {
             log::error!("{}: {error}", self.path.display());
@@ -74,24 +74,24 @@ impl Starts {
         teller.tell_at(teller.clock.of_unix(at), Fact::RunBegan { worker, task_id, delivery });
     }
 
-    /// A process of this name has ended or is about to be started: it has nothing in flight.
+    /// Clears the tasks in flight of a worker that has exited or is about to start.
     pub(super) fn forget(&mut self, worker: &str, teller: &Teller) {
-        // What the one before has written is its own.
+        // Reads the lines of the former process first.
         self.read(teller);
         self.in_flight.remove(worker);
     }
 
-    /// The tasks that a worker has in flight.
+    /// The tasks in flight of a worker.
     pub(super) fn tasks(&self, worker: &str) -> impl Iterator<Item = &String> {
         self.in_flight.get(worker).into_iter().flat_map(BTreeMap::keys)
     }
 
-    /// Since when it has had the task that it began first; `None`: it has none.
+    /// Start of the oldest task in flight; `None`: the worker is idle.
     pub(super) fn busy_since(&self, worker: &str) -> Option<Instant> {
         self.in_flight.get(worker)?.values().min().copied()
     }
 
-    /// When the task was begun that it began last, of those that it has had for `least`; `None`: it has no such.
+    /// Start of the youngest task that has been in flight for at least `least`; `None`: there is none.
     pub(super) fn long_since(&self, worker: &str, least: Duration) -> Option<Instant> {
         self.in_flight.get(worker)?.values().filter(|since| since.elapsed() >= least).max().copied()
     }
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn begins_are_facts_of_their_own_time_and_ends_leave_a_worker_idle() {
+    fn starts_become_facts_with_their_times_and_ends_leave_a_worker_idle() {
         let folder = std::env::temp_dir().join(format!("lastcall-starts-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder");
         let mut starts = Starts::create(&folder).expect("a journal");
@@ -122,7 +122,7 @@ mod tests {
         let (front, back) = last.split_at(9);
         write!(journal, "{}{}{front}", line("a", 60.0, false), line("b", 1.0, false)).expect("written");
         starts.read(&teller);
-        assert_eq!(starts.tasks("w").collect::<Vec<_>>(), ["a", "b"], "half a line is none");
+        assert_eq!(starts.tasks("w").collect::<Vec<_>>(), ["a", "b"], "an incomplete line is not read");
         assert!(starts.long_since("w", Duration::from_secs(5)) == starts.busy_since("w"));
         write!(journal, "{back}{}{}", line("a", 0.0, true), line("b", 0.0, true)).expect("written");
         starts.read(&teller);

@@ -1,6 +1,6 @@
-//! What a run acts on: makes the fleet that was asked for, or finds it.
+//! The fleet of a run: starts it, or waits until it responds.
 //!
-//! Called by the run, before anything else is started.
+//! Called by the run before it starts its threads.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -21,18 +21,16 @@ use super::place::GatewayAddress;
 use super::place::Place;
 use super::process::{Ears, Happening};
 
-/// How long a gateway is waited for at the start.
+/// How long the drill waits for a gateway at the start.
 const GATEWAY_WAIT: Duration = Duration::from_secs(10);
 
-/// A fleet to act on, if there is one, and where it is.
+/// The fleet, unless others act on it, with its addresses and settings.
 pub(super) type Reached = (Option<Box<dyn Fleet>>, Place);
 
-/// Starts the fleet, or waits until it answers.
-///
-/// `seed` draws what the plan leaves open.
+/// Starts the fleet, or waits until it responds. `seed` draws the choices that the plan leaves open.
 ///
 /// # Errors
-/// What is missing, and what would help.
+/// The missing part, and what the user can do.
 pub(super) fn reach(
     config: &RunConfig,
     seed: u64,
@@ -97,7 +95,7 @@ fn native(
     Ok((Some(Box::new(native)), place))
 }
 
-/// Logs of an earlier run would be read as those of this one.
+/// Removes the logs of an earlier run, which could be taken for logs of this run.
 fn remove_logs(folder: &Path) -> Result<(), String> {
     let entries = std::fs::read_dir(folder).map_err(|error| format!("the folder {}: {error}", folder.display()))?;
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
@@ -108,14 +106,14 @@ fn remove_logs(folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The program that was named, or the one beside the drill.
+/// The program from the options, or the program beside the drill.
 fn program(named: Option<&Path>, name: &str) -> Result<PathBuf, String> {
     let own = || std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(name)));
     let path = named.map(Path::to_owned).or_else(own).unwrap_or_else(|| PathBuf::from(name));
     if path.is_file() {
         return Ok(path);
     }
-    Err(format!("there is no program {}; build it (make build), or name one with --{name}-program", path.display()))
+    Err(format!("there is no program {}; build it (make build), or name another with --{name}-program", path.display()))
 }
 
 fn wait_for_gateway(gateways: &[GatewayAddress], help: &str, signal: &Stop) -> Result<(), String> {
@@ -142,13 +140,12 @@ fn wait_for_gateway(gateways: &[GatewayAddress], help: &str, signal: &Stop) -> R
                 GATEWAY_WAIT.as_secs()
             ));
         }
-        // A signal is looked at above.
+        // The loop checks the signal.
         let _ = signal.sleep(Duration::from_millis(200));
     }
 }
 
-/// Whether gateways take tasks that say how long they take: asked by a request that none of them accepts, so that no
-/// task is made.
+/// Checks that gateways accept `work_ms`, by an invalid request that never makes a task.
 fn check_work(gateways: &[GatewayAddress], signal: &Stop) -> Result<(), String> {
     for gateway in gateways {
         let mut client = Client::new(gateway.clone(), signal.clone());
@@ -156,7 +153,7 @@ fn check_work(gateways: &[GatewayAddress], signal: &Stop) -> Result<(), String> 
         let refused = client.post("/analyze", "", request, Duration::from_secs(2));
         if refused.is_ok_and(|response| String::from_utf8_lossy(&response.body).contains("ALLOW_WORK_MS")) {
             return Err(format!(
-                "{gateway} does not take work_ms, and the plan has tasks that take a time; start the fleet again with \
+                "{gateway} does not accept work_ms, which the tasks of the plan have; start the fleet again with \
                  ALLOW_WORK_MS=1, for example: make down; ALLOW_WORK_MS=1 make up"
             ));
         }

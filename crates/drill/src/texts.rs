@@ -1,7 +1,8 @@
-//! The texts of the load: Russian and English sentences, put together by a seed, each text with a mark of its own.
+//! The texts of the load: Russian and English sentences, combined by a seed, with a mark.
 //!
-//! How long a task shall take besides is drawn with its text. The mark is the first word of a text and says which request of which run it belongs to, so that a task is found on the topic
-//! when its caller never learned its id. Pure; called by the senders and by the readers of the topics.
+//! The mark is the first word of a text and names the run and the request. So the drill finds a task on the topic even
+//! if its caller never learned its id. The seed also draws the extra time of a task and what is special about a
+//! request. Pure; called by the senders and by the readers of the topics.
 
 use std::sync::Arc;
 
@@ -39,31 +40,31 @@ const SENTENCES: [&str; 24] = [
     "Один, два, три, четыре, пять — вышел зайчик погулять.",
 ];
 
-/// What results are held against.
+/// How results are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Checked {
-    /// The analysis that ships, computed a second time.
+    /// Against the shipped analysis, computed a second time.
     #[default]
     Analysis,
-    /// Nothing: workers with a handler of their own. That a task has one result is checked all the same.
+    /// No check of the content, for workers with another handler.
     Any,
 }
 
-/// Requests from this number on are sent when the load is over: plain ones, of no work.
+/// Requests from this number on are sent after the load: plain requests without extra time.
 pub(super) const AFTERWARDS: u64 = 1 << 40;
-/// A repeated request comes so many requests after the first one of its key: often while its task still runs.
+/// A repeated request comes this many requests after the first request of its key, often while the task still runs.
 const REPEATED_AFTER: u64 = 10;
 
 /// What is special about a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Special {
-    /// It has an Idempotency-Key.
+    /// The request has an Idempotency-Key.
     pub(super) keyed: bool,
-    /// It repeats the text and the key of this request.
+    /// The request repeats text and key of the request with this number.
     pub(super) repeats: Option<u64>,
     /// `Prefer: respond-async`
     pub(super) asynchronous: bool,
-    /// Its handler fails each time.
+    /// The handler fails at each start.
     pub(super) poison: bool,
 }
 
@@ -79,8 +80,8 @@ pub(super) struct Texts {
 }
 
 impl Texts {
-    /// `run` tells this run from every other one on the same topics; `seed` decides what the texts say. Without `sentences` those that are
-    /// built in; without `tasks` nobody is told how long a task shall take.
+    /// `run` distinguishes this run from others on the same topics. `seed` draws texts, extra times and special
+    /// requests.
     pub(super) fn new(run: u32, seed: u64, load: &LoadPlan, checked: Checked) -> Self {
         let sentences = if load.texts.is_empty() { SENTENCES.map(str::to_owned).to_vec() } else { load.texts.clone() };
         Self {
@@ -112,31 +113,31 @@ impl Texts {
         }
     }
 
-    /// Whether a request repeats the one before it; that one is none that repeats another.
+    /// Whether a request repeats the request [`REPEATED_AFTER`] before it, which must not be a repetition itself.
     fn repeats(&self, number: u64) -> bool {
         let keyed = |number: u64| (1000 - self.shares.keyed..1000).contains(&self.draw(number));
         let plain = |before: u64| self.draw(before) >= self.shares.asynchronous + self.shares.poison && !keyed(before);
         keyed(number) && number.checked_sub(REPEATED_AFTER).is_some_and(plain)
     }
 
-    /// 0 to 999; apart from what the text and its work are drawn with.
+    /// A random number from 0 to 999, drawn apart from the text and its extra time.
     fn draw(&self, number: u64) -> u32 {
         self.rng(number ^ (1 << 50)).u32(0..1000)
     }
 
-    /// The key of a request that has one.
+    /// The Idempotency-Key of a keyed request.
     pub(super) fn key(&self, number: u64) -> String {
         format!("{}{}", self.run, self.special(number).repeats.unwrap_or(number))
     }
 
-    /// The requests whose task has the text of this one: itself, and the one that repeats it.
+    /// The requests with the text of this request: itself and the request that repeats it.
     pub(super) fn sharing(&self, number: u64) -> impl Iterator<Item = u64> {
         [number]
             .into_iter()
             .chain((number < AFTERWARDS && self.repeats(number + REPEATED_AFTER)).then_some(number + REPEATED_AFTER))
     }
 
-    /// A generator for each request: whoever sends it, and in whatever order, it is the same.
+    /// The generator of a request, independent of the sender and the order of requests.
     fn rng(&self, number: u64) -> Rng {
         Rng::with_seed(self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
@@ -158,7 +159,7 @@ impl Texts {
         text
     }
 
-    /// How long the task of a request shall take besides, in milliseconds.
+    /// Extra time of the task of a request, in milliseconds.
     pub(super) fn work_ms(&self, number: u64) -> Option<u64> {
         let special = self.special(number);
         if number >= AFTERWARDS || special.poison {
@@ -166,7 +167,7 @@ impl Texts {
         }
         let number = special.repeats.unwrap_or(number);
         let sum: u64 = self.tasks.iter().map(|task| u64::from(task.share)).sum();
-        // Drawn apart from the text, so that another plan leaves the texts as they are.
+        // Drawn apart from the text, so that another plan has the same texts.
         let mut draw = (sum > 0).then(|| self.rng(number ^ u64::MAX).u64(0..sum))?;
         let kind = self.tasks.iter().find(|task| {
             let found = draw < u64::from(task.share);
@@ -176,7 +177,7 @@ impl Texts {
         kind.and_then(|kind| u64::try_from(kind.work.as_millis()).ok())
     }
 
-    /// What is wrong with the result of a request.
+    /// The fault of a result of a request, if it has one.
     pub(super) fn fault(&self, number: u64, result: &Value) -> Option<String> {
         match self.checked {
             Checked::Analysis => expect::fault(&self.text(number), result),
@@ -184,7 +185,7 @@ impl Texts {
         }
     }
 
-    /// The request that a text belongs to; `None` for what is not of this run.
+    /// The request of a text; `None`: the text is not of this run.
     pub(super) fn number(&self, text: &str) -> Option<u64> {
         text.strip_prefix(&self.run)?.split(' ').next()?.parse().ok()
     }
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn some_requests_repeat_one_before_them_some_are_asynchronous_and_some_poison() {
+    fn special_requests_come_in_their_shares() {
         let special = Shares { keyed: 50, asynchronous: 50, poison: 2 };
         let texts = Texts::new(7, 42, &LoadPlan { special, ..LoadPlan::default() }, Checked::Analysis);
         let all: Vec<Special> = (0..20_000).map(|number| texts.special(number)).collect();
@@ -215,13 +216,13 @@ mod tests {
             assert_eq!(texts.work_ms(number), texts.work_ms(first));
             assert_eq!(texts.sharing(first).collect::<Vec<_>>(), [first, number]);
         }
-        let poison = (0..).zip(&all).find(|(_, it)| it.poison).expect("one").0;
+        let poison = (0..).zip(&all).find(|(_, it)| it.poison).expect("a poison task").0;
         assert!(texts.text(poison).split(' ').nth(1) == Some("poison"), "{}", texts.text(poison));
         assert_eq!(texts.special(AFTERWARDS), Special::default());
     }
 
     #[test]
-    fn kinds_of_tasks_come_in_their_shares() {
+    fn extra_times_come_in_their_shares() {
         let kind = |share, ms| TaskPlan { share, work: Duration::from_millis(ms) };
         let tasks = vec![kind(3, 5), kind(0, 7), kind(1, 1000)];
         let none = Shares { keyed: 0, asynchronous: 0, poison: 0 };
@@ -233,14 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn sentences_of_ones_own_are_taken() {
+    fn sentences_of_the_plan_replace_the_built_in_ones() {
         let sentences = vec!["only this".to_owned()];
         let own = Texts::new(7, 42, &LoadPlan { texts: sentences, ..LoadPlan::default() }, Checked::Any);
         assert!(own.text(3).ends_with(" only this"), "{}", own.text(3));
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_texts() {
+    fn the_same_seed_gives_the_same_texts_in_both_languages() {
         let (one, same, other) = (texts(7, 42), texts(7, 42), texts(7, 43));
         assert!((0..50).all(|number| one.text(number) == same.text(number)));
         assert!((0..50).any(|number| one.text(number) != other.text(number)));
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_tells_its_request_and_only_to_its_own_run() {
+    fn a_text_names_its_request_only_to_its_own_run() {
         let own = texts(7, 42);
         assert_eq!(own.number(&own.text(12)), Some(own.special(12).repeats.unwrap_or(12)));
         assert_eq!(texts(8, 42).number(&own.text(12)), None);

@@ -1,7 +1,8 @@
-//! The live readers of `tasks` and `results`: threads that tell the run what comes to the topics.
+//! The live readers of `tasks` and `results`: threads that send new records to the run.
 //!
-//! For what is shown while the load goes on, and for the ids of tasks whose callers never learned them; the audit reads on its own. From the end
-//! that a topic has at the start, with the project's own client, which recovers by itself; being away is told once. Started by the run.
+//! The run uses them for its progress, and for the ids of tasks whose callers never learned them; the audit reads on
+//! its own. They begin at the ends of the topics and use the project's own client, which reconnects by itself. An
+//! outage is reported once. Started by the run.
 
 use std::convert::Infallible;
 
@@ -13,7 +14,7 @@ use lastcall::task::{ResultsRecord, Task, WorkerStatus};
 use super::event::Event;
 use super::texts::Texts;
 
-/// The body of the reader of tasks; it ends when the client is interrupted, or when nobody listens.
+/// The body of the reader of tasks; ends when the client is interrupted or the run's channel is closed.
 pub(super) fn read_tasks(
     cluster: Cluster,
     topic: &str,
@@ -34,13 +35,13 @@ pub(super) fn read_tasks(
                 }
             }
             Err(KafkaError::Interrupted) => return Ok(()),
-            // The other reader tells.
+            // The reader of results reports outages.
             Err(_) => {}
         }
     }
 }
 
-/// The body of the reader of results; it ends alike.
+/// The body of the reader of results; ends likewise.
 pub(super) fn read_results(cluster: Cluster, topic: &str, events: &Sender<Event>) -> Result<(), Infallible> {
     let mut reader = Reader::new(cluster, topic, StartAt::Latest, ReaderOptions::default());
     let mut away = false;

@@ -1,16 +1,14 @@
-//! What stands on the topics, read with a client that shares no code with the fleet's own.
+//! The witness: reads the records of topics with a client that shares no code with the fleet's own.
 //!
-//! The client is the crate `kafkang`. It reads exactly, and it gives up easily; what it cannot do is done here:
-//! - It takes no answer that ends in a cut batch, and brokers cut each answer at their `fetch.max.bytes` (55 MiB unless told otherwise). A
-//!   partition is therefore asked for all its rest at once, and batch by batch while that is too much: a first batch always comes whole
-//!   (KIP-74).
-//! - It never reconnects. After each failure there is a new client.
-//! - It waits 120 s for an answer, which nobody can change or interrupt. It has a thread of its own, which is left alone after
-//!   [`Limits::answer`].
-//! - It leaves out partitions that have no leader. They are counted here.
+//! The client is the crate `kafkang`. It reads correctly but handles few failures:
+//! - It rejects a response that ends in a cut batch; brokers cut at `fetch.max.bytes` (55 MiB by default). The witness
+//!   fetches the rest of a partition at once, or batch by batch if that is too much: a first batch is complete (KIP-74).
+//! - It never reconnects. The witness makes a new client after each failure.
+//! - It waits 120 s for a response. The witness runs it on a thread, and abandons the thread after [`Limits::answer`].
+//! - It leaves out partitions without a leader. The witness counts the partitions.
 //!
-//! What it does not tell apart: a null key or value from an empty one, and the control records of transactions from records; headers it
-//! leaves out. It checks each batch's checksum, knows Snappy as Java writes it, and no other compression. Judges nothing. Called by the judge.
+//! The client does not distinguish a null key or value from an empty one, or control records from records, and drops
+//! headers. It checks the checksum of each batch; of compressions it knows only Snappy. Called by the audit.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -24,20 +22,21 @@ use program::backoff::Backoff;
 use program::stop::{Stop, Stopped};
 use program::threads::{self, Thread};
 
-/// Bytes that are asked for when all the rest shall come: above what brokers give unless told otherwise, and the most that is held at a time.
+/// Bytes to fetch when the rest is asked for: above the brokers' default limit. Also the maximum held in memory.
 const REST: i32 = 64 << 20;
-/// Bytes that bring one batch, whatever its size.
+/// Bytes to fetch for a single batch, which comes complete at any size.
 const ONE_BATCH: i32 = 1;
-/// While single batches come, the rest is asked for again each time that this part of it has come. Each time may cost an answer in vain.
+/// In single batches, the witness asks for the rest again after each eighth of it. Each try may cost a useless
+/// response.
 const PART: i64 = 8;
-/// How long the broker waits when there is nothing.
+/// How long the broker may wait for records.
 const EMPTY_WAIT: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// How long the end waits for its threads. One that waits for a socket ends with it, or with the process.
+/// How long `drop` waits for the threads. A thread that waits for a socket ends with the socket or the process.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// One record as it stands on a topic. A null key or value is an empty one here.
+/// A record of a topic. A null key or value is empty here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) partition: i32,
@@ -46,65 +45,65 @@ pub(super) struct Record {
     pub(super) value: Vec<u8>,
 }
 
-/// Why a reading was given up. What it told of until then holds.
+/// Why a reading ended early. Records that it passed on until then are valid.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WitnessError {
-    /// Where the partitions start or end could not be found out.
+    /// The start or end offsets of a topic cannot be read.
     #[error("{topic}: no offsets: {seen}")]
     Offsets { topic: String, seen: Trouble },
-    /// A partition cannot be read on.
+    /// A partition cannot be read further.
     #[error("{topic}-{partition} cannot be read from {offset} on: {seen}")]
     Unreadable { topic: String, partition: i32, offset: i64, seen: Trouble },
-    /// The broker answers, but with no records, although there shall be some.
-    #[error("{topic}-{partition} gives nothing from {offset} on, but is to be read to its end at {end}")]
+    /// The broker responds without records before the end.
+    #[error("{topic}-{partition} returns no records from {offset} on; expected records up to {end}")]
     Stalled { topic: String, partition: i32, offset: i64, end: i64 },
     /// `stop` was triggered.
     #[error("stopped")]
     Ended,
 }
 
-/// What came instead of an answer.
+/// What failed in a request.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Trouble {
     #[error(transparent)]
     Client(#[from] kafka::Error),
     #[error("no answer within {0:?}")]
     Silent(Duration),
-    #[error("the client died of the answer")]
+    #[error("the client failed on the response")]
     Died,
     #[error("a partition has no leader")]
     Leaderless,
     #[error("there is no such partition")]
     Missing,
-    #[error("the answer is about something else")]
+    #[error("the response is about another partition")]
     Foreign,
     #[error(transparent)]
     Stopped(#[from] Stopped),
 }
 
-/// When to lose patience.
+/// Limits of the waits.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// With one answer.
+    /// For a response.
     answer: Duration,
-    /// With a broker that brings nothing further, since the last time that it did.
+    /// For a broker that makes no progress, since its last progress.
     trouble: Duration,
-    /// With answers that hold nothing, one after the other.
+    /// Successive responses without records.
     stalls: u32,
 }
 
 const LIMITS: Limits = Limits { answer: Duration::from_secs(10), trouble: Duration::from_secs(30), stalls: 10 };
 
-/// Reads topics; see the module.
+/// Reads topics.
 pub(super) struct Witness {
     bootstrap: Vec<String>,
     limits: Limits,
     asker: Option<Asker>,
-    /// Threads that were left alone; they end when the operating system lets them.
+    /// Abandoned threads; they end when their sockets do.
     retired: Vec<Thread>,
 }
 
-/// What of a partition is to be read: up to `end`, exclusive.
+/// A partition to read up to `end`, exclusive.
 #[derive(Clone, Copy, Debug)]
 struct Span<'a> {
     topic: &'a str,
@@ -113,21 +112,22 @@ struct Span<'a> {
 }
 
 impl Witness {
-    /// Connects when it is asked something. `bootstrap`: brokers as `host:port`.
+    /// Connects at the first question. `bootstrap`: brokers as `host:port`.
     pub(super) fn new(bootstrap: Vec<String>) -> Self {
         Self { bootstrap, limits: LIMITS, asker: None, retired: Vec::new() }
     }
 
-    /// The offset that the next record gets, of each partition. Empty if there is no such topic; asking does not create it.
+    /// The end offset of each partition. Empty if the topic does not exist; the request does not create it.
     ///
     /// # Errors
-    /// [`WitnessError::Offsets`], half a minute after the last sign of life at the latest.
+    /// [`WitnessError::Offsets`], after 30 s of failures and one last request.
     pub(super) fn ends(&mut self, topic: &str) -> Result<BTreeMap<i32, i64>, WitnessError> {
         self.offsets(topic, FetchOffset::Latest, &Stop::new())
     }
 
-    /// Reads each partition that is named in `to` up to the offset given there, exclusive: from the offset in `from`, or else from its
-    /// start. Tells `each` of every record once, in the order of the log, one partition after the other. Looks at `stop` all the time.
+    /// Reads each partition of `to` up to that offset, exclusive, from its offset in `from` or else from its start.
+    /// Passes every record once to `each`, in log order, partition after partition. `stop` ends the reading at any
+    /// time.
     ///
     /// # Errors
     /// [`WitnessError`]
@@ -141,7 +141,7 @@ impl Witness {
     ) -> Result<(), WitnessError> {
         let given = to.keys().all(|partition| from.contains_key(partition));
         let starts = if given { BTreeMap::new() } else { self.offsets(topic, FetchOffset::Earliest, stop)? };
-        // An answer that was left over from another call could be about later offsets.
+        // A late response to a former call could be about later offsets.
         self.retire();
         for (&partition, &end) in to {
             let span = Span { topic, partition, end };
@@ -182,7 +182,7 @@ impl Witness {
             }
             let wanted = FetchPartition::new(&topic, partition, from).with_max_bytes(portion.bytes());
             let answers = client.fetch_messages([&wanted])?;
-            // It asks nobody when it knows no leader.
+            // The client returns no response if it knows no leader.
             answers.into_iter().next().ok_or(Trouble::Leaderless)
         })
     }
@@ -194,11 +194,11 @@ impl Witness {
         };
         let (mut patience, mut missed) = (Patience::new(self.limits.trouble), false);
         loop {
-            // What a client knows of the topics is of its beginning.
+            // A client keeps the metadata of its start, so each try has a new client.
             self.retire();
             let name = topic.to_owned();
             match self.ask(stop, move |client| offsets(client, &name, which)) {
-                // The client does not show an answer that failed: it has no topics either. That there is nothing is believed the second time.
+                // A failed response has no topics either, so only a second empty response counts.
                 Ok(offsets) if offsets.is_empty() && !missed => {
                     missed = true;
                     patience.sleep(stop).map_err(fail)?;
@@ -209,7 +209,7 @@ impl Witness {
         }
     }
 
-    /// Has the client answer, or whatever came instead; after that it has to be retired.
+    /// Asks the client on its thread. After an error the caller must retire the client.
     fn ask<T: Send + 'static>(
         &mut self,
         stop: &Stop,
@@ -218,7 +218,7 @@ impl Witness {
         let asker = self.asker.get_or_insert_with(|| Asker::start(self.bootstrap.clone()));
         let (reply, answer) = bounded(1);
         let question: Question = Box::new(move |client| {
-            // Nobody listens to an answer that came too late.
+            // The receiver of a late reply is gone.
             let _ = reply.send(question(client));
         });
         asker.questions.send(question).map_err(|_| Trouble::Died)?;
@@ -229,14 +229,15 @@ impl Witness {
         }
     }
 
-    /// Leaves the client alone. The next one begins with another broker: one that is silent would be asked first each time.
+    /// Abandons the client. The next client begins with another broker, because a silent broker would be asked first
+    /// again.
     fn retire(&mut self) {
         let Some(Asker { questions, thread }) = self.asker.take() else { return };
         drop(questions);
         self.retired.push(thread);
         let (ended, waiting): (Vec<_>, Vec<_>) = self.retired.drain(..).partition(Thread::is_finished);
         self.retired = waiting;
-        // Whatever ended them has been told as an answer.
+        // Their failures were returned as replies.
         let _ = threads::join_all(ended);
         let next = 1.min(self.bootstrap.len());
         self.bootstrap.rotate_left(next);
@@ -255,9 +256,9 @@ impl Drop for Witness {
 
 type Question = Box<dyn FnOnce(&mut KafkaClient) + Send>;
 
-/// A client on a thread of its own.
+/// A client with its thread.
 struct Asker {
-    /// One at a time, so it never blocks. Dropping it ends the thread, as soon as it listens.
+    /// One question at a time, so a send never blocks. Dropping the sender ends the thread after its current question.
     questions: Sender<Question>,
     thread: Thread,
 }
@@ -277,12 +278,12 @@ impl Asker {
     }
 }
 
-/// How much of a partition is asked for.
+/// How much of a partition a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Portion {
-    /// All that is left.
+    /// The rest of the partition.
     Rest,
-    /// One batch after the other, up to this offset; `None` until the first one tells where the log ends.
+    /// Single batches up to this offset; `None` until the first response has the end of the log.
     Batches { until: Option<i64> },
 }
 
@@ -294,7 +295,7 @@ impl Portion {
         }
     }
 
-    /// What to ask for at `next`, in a log that ends at `end`.
+    /// The next portion at offset `next` of a log that ends at `end`.
     fn after(self, next: i64, end: i64) -> Self {
         match self {
             Self::Batches { until: Some(until) } if next >= until => Self::Rest,
@@ -304,10 +305,10 @@ impl Portion {
     }
 }
 
-/// The way through one partition.
+/// The reading of a partition.
 struct Walk<'a> {
     span: Span<'a>,
-    /// The first offset that `each` was not told of.
+    /// The next offset to pass to `each`.
     next: i64,
     portion: Portion,
     patience: Patience,
@@ -320,13 +321,13 @@ impl<'a> Walk<'a> {
         Self { span, next: start, portion: Portion::Rest, patience: Patience::new(limits.trouble), stalls: 0, limits }
     }
 
-    /// Tells `each` what is new in an answer; whether that led further.
+    /// Passes the new records of a response to `each`. Returns whether there was progress.
     fn take(&mut self, answer: &Response, each: &mut dyn FnMut(Record)) -> Result<bool, Trouble> {
         let data = data(answer, self.span)?;
         let before = self.next;
         for message in data.messages() {
             if message.offset >= self.span.end {
-                // In between there is nothing any more.
+                // No record is left before the end.
                 self.next = self.span.end;
                 break;
             }
@@ -344,22 +345,22 @@ impl<'a> Walk<'a> {
         Ok(true)
     }
 
-    /// After an answer without anything new.
+    /// Waits after a response without progress.
     fn stalled(&mut self, stop: &Stop) -> Result<(), WitnessError> {
         let Span { topic, partition, end } = self.span;
         if self.stalls == self.limits.stalls {
             return Err(WitnessError::Stalled { topic: topic.to_owned(), partition, offset: self.next, end });
         }
         self.stalls += 1;
-        // A batch without records shows no end; what comes behind it does.
+        // A batch without records does not show where it ends; the rest of the log does.
         self.portion = Portion::Rest;
         self.patience.sleep(stop).map_err(|seen| self.span.unreadable(self.next, seen))
     }
 
-    /// After no answer.
+    /// Waits after a failed request.
     fn failed(&mut self, seen: Trouble, stop: &Stop) -> Result<(), WitnessError> {
         let all = self.portion == Portion::Rest;
-        // Being too much to be answered in time may be what was wrong with it, too.
+        // The rest may be too much for a response, or for a response in time.
         if all && matches!(seen, Trouble::Silent(_) | Trouble::Client(kafka::Error::UnexpectedEOF)) {
             self.portion = Portion::Batches { until: None };
         }
@@ -379,7 +380,7 @@ impl Span<'_> {
     }
 }
 
-/// How long trouble is borne.
+/// How long failures are retried.
 struct Patience {
     ends: Instant,
     backoff: Backoff,
@@ -390,7 +391,7 @@ impl Patience {
         Self { ends: Instant::now() + time, backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE) }
     }
 
-    /// Sleeps before the next attempt. `Err` when there shall be none.
+    /// Sleeps before the next attempt; `Err` if there is none.
     fn after(&mut self, seen: Trouble, stop: &Stop) -> Result<(), Trouble> {
         if seen.is_final() || Instant::now() >= self.ends {
             return Err(seen);
@@ -404,7 +405,7 @@ impl Patience {
 }
 
 impl Trouble {
-    /// Whether another attempt would see the same.
+    /// Whether another attempt would fail in the same way.
     fn is_final(&self) -> bool {
         match self {
             Self::Stopped(Stopped) => true,
@@ -431,23 +432,23 @@ fn record(partition: i32, message: &Message<'_>) -> Record {
     Record { partition, offset: message.offset, key: message.key.to_vec(), value: message.value.to_vec() }
 }
 
-/// The part of an answer that is about this partition.
+/// The part of a response about this partition.
 fn data<'a>(answer: &'a Response, span: Span<'_>) -> Result<&'a Data<'a>, Trouble> {
     let topics = answer.topics().iter().filter(|topic| topic.topic() == span.topic);
     let found = topics.flat_map(|topic| topic.partitions()).find(|found| found.partition() == span.partition);
     Ok(found.ok_or(Trouble::Foreign)?.data().map_err(kafka::Error::from)?)
 }
 
-/// Offsets of all partitions of a topic, or of none if it does not exist.
+/// Offsets of all partitions of a topic; empty if the topic does not exist.
 fn offsets(client: &mut KafkaClient, topic: &str, which: FetchOffset) -> Result<BTreeMap<i32, i64>, Trouble> {
-    // All topics, never this one by name: asking for a topic that is missing would create it.
+    // Metadata of all topics, because a request for a missing topic by name would create it.
     client.load_metadata_all()?;
     let Some(partitions) = client.topics().partitions(topic).map(|partitions| partitions.len()) else {
         return Ok(BTreeMap::new());
     };
     let found = client.fetch_offsets(&[topic], which)?.remove(topic).unwrap_or_default();
     let found: BTreeMap<i32, i64> = found.into_iter().map(|at| (at.partition, at.offset)).collect();
-    // Those without a leader are left out, and a topic that is being created has none yet.
+    // Partitions without a leader are left out, and a topic that is being created has no partitions yet.
     if partitions == 0 || found.len() < partitions { Err(Trouble::Leaderless) } else { Ok(found) }
 }
 

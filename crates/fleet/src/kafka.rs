@@ -1,4 +1,5 @@
-//! The Kafka of a fleet: the program `devbroker`, a real one by `scripts/kafka`, or one that does not belong to the fleet.
+//! The Kafka of a fleet: the program `devbroker`, a real Kafka by `scripts/kafka`, or a Kafka outside the fleet. Called
+//! by the commands.
 
 use std::net::TcpStream;
 use std::path::Path;
@@ -17,18 +18,18 @@ use crate::state::{Program, Wanted};
 
 const SCRIPT: &str = "scripts/kafka";
 const ELSEWHERE: &str =
-    "another port: KAFKA_PORT=19092 make up; a Kafka that runs: KAFKA_BOOTSTRAP_SERVERS=host:port make up";
+    "choose another port: KAFKA_PORT=19092 make up; or a running Kafka: KAFKA_BOOTSTRAP_SERVERS=host:port make up";
 
 impl Fleet {
-    /// `scripts/kafka` about the fleet's own folder. It has limits for all that it waits for.
-    fn script(&self, word: &str, more: &[&str]) -> Result<Output, Failure> {
+    /// Runs `scripts/kafka` for the fleet's folder. The script limits all its waits.
+    fn script(&self, subcommand: &str, more: &[&str]) -> Result<Output, Failure> {
         let mut command = Command::new(SCRIPT);
-        command.args([word, "--data"]).arg(self.config.run.join(APACHE)).args(more).stdin(Stdio::null());
-        command.stderr(if word == "pid" { Stdio::null() } else { Stdio::inherit() });
+        command.args([subcommand, "--data"]).arg(self.config.run.join(APACHE)).args(more).stdin(Stdio::null());
+        command.stderr(if subcommand == "pid" { Stdio::null() } else { Stdio::inherit() });
         command.output().map_err(Failure::of(Path::new(SCRIPT)))
     }
 
-    /// The process of the real Kafka.
+    /// The process of the real Kafka, if it runs.
     pub(crate) fn apache(&self) -> Result<Option<Pid>, Failure> {
         if !self.config.run.join(APACHE).exists() {
             return Ok(None);
@@ -58,7 +59,7 @@ impl Fleet {
         Ok(String::from_utf8_lossy(&self.script("status", &[])?.stdout).into_owned())
     }
 
-    /// The name of the program that is the fleet's Kafka.
+    /// The program of the fleet's Kafka; `None`: a Kafka outside the fleet.
     pub(crate) fn kafka_program(&self) -> Result<Option<&'static str>, Failure> {
         Ok(match self.settings.kafka()? {
             Kafka::Own => None,
@@ -67,18 +68,18 @@ impl Fleet {
         })
     }
 
-    /// A Kafka that does not belong to the fleet counts as running.
+    /// The condition of Kafka. A Kafka outside the fleet counts as running.
     pub(crate) fn kafka_condition(&self) -> Result<Condition, Failure> {
         self.kafka_program()?.map_or(Ok(Condition::Running), |name| self.condition(name))
     }
 
-    /// The program that this may be done to.
+    /// The program of Kafka, if the verb is allowed for it.
     pub(crate) fn kafka_for(&self, verb: Verb) -> Result<&'static str, Failure> {
         let address = self.settings.kafka_address();
         match self.kafka_program()? {
-            None => refused(format!("the Kafka at {address} does not belong to this fleet; it is left alone")),
+            None => refused(format!("the Kafka at {address} does not belong to this fleet, which does not act on it")),
             Some(DEVBROKER) if matches!(verb, Verb::Stop | Verb::Kill) => refused(
-                "the embedded broker is not stopped: what it holds in memory would be lost; a Kafka that keeps it: make down && KAFKA=apache make up",
+                "the embedded broker is not stopped, because it would lose its data; for a Kafka that keeps data: make down && KAFKA=apache make up",
             ),
             Some(name) => Ok(name),
         }
@@ -99,7 +100,7 @@ impl Fleet {
         while TcpStream::connect(&address).is_err() {
             self.check_alive(name)?;
             if begin.elapsed() > READY {
-                return refused(format!("nothing answers at {address} after {} s", READY.as_secs()));
+                return refused(format!("Kafka does not answer at {address} after {} s", READY.as_secs()));
             }
             self.stop.sleep(POLL)?;
         }

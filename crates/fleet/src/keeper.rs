@@ -1,9 +1,9 @@
-//! The keeper of a program: starts it, waits for its end, and writes down how it ended. A process for each program.
+//! The keeper of a program, a process that starts it, waits for its end, and writes how it ended into the state.
 //!
 //! A program runs while the lock on its pid file is held. Keeper and program share that lock, because the open file is
-//! the program's stdin. So the lock outlives a killed keeper, and ends with the program; then only the exit code is
-//! unknown. The number in a locked file is the program's, and belongs to no other process. Called by `fleet keep`; the
-//! words ask [`running`].
+//! the program's stdin. So the lock outlives a killed keeper and ends with the program; only the exit code is then
+//! unknown. The pid in a locked file always belongs to the program. Called by `fleet keep`; the commands call
+//! [`running`].
 
 use std::fs::File;
 use std::io::Write;
@@ -21,9 +21,9 @@ use crate::failure::{Failure, refused};
 use crate::lock::{self, Kind};
 use crate::state::{End, Program, Store, Wanted};
 
-/// How long the lock of an earlier program may last, or be tried by others.
+/// How long a keeper waits for the lock of a former process, or while commands test the lock.
 const LOCK: Duration = Duration::from_secs(5);
-/// How long a keeper may take from its lock to the number.
+/// How long a keeper may take from its lock to the pid in the file.
 const NUMBER: Duration = Duration::from_secs(2);
 
 fn pid_file(run: &Path, name: &str) -> PathBuf {
@@ -42,26 +42,24 @@ pub(crate) fn running(run: &Path, name: &str) -> Result<Option<Pid>, Failure> {
     let (path, begin) = (pid_file(run, name), Instant::now());
     while lock::is_held(&path)? {
         let text = std::fs::read_to_string(&path).map_err(Failure::of(&path))?;
-        // Neither all processes (-1) nor those of this group (0).
+        // Never -1 (all processes) or 0 (the own process group).
         if let Some(pid) = text.trim().parse().ok().filter(|pid| *pid > 1) {
             return Ok(Some(Pid::from_raw(pid)));
         }
-        // It is just being started, or has just ended.
+        // The program is just starting or exiting.
         if begin.elapsed() > NUMBER {
             let path = path.display();
-            return refused(format!(
-                "{name} runs, but {path} has no number of a process; end it by hand (fuser {path})"
-            ));
+            return refused(format!("{name} runs, but {path} has no pid; end it by hand (fuser {path})"));
         }
         Stop::new().sleep(Duration::from_millis(5))?;
     }
     Ok(None)
 }
 
-/// Starts a program and returns when it has ended.
+/// Starts a program and returns after its exit.
 ///
 /// # Errors
-/// It was not started: it runs already, or a file cannot be used.
+/// The program was not started: it already runs, or a file cannot be used.
 pub(crate) fn keep(run: &Path, name: &str, program: &Path) -> Result<(), Failure> {
     let (path, store) = (pid_file(run, name), Store::new(run));
     let file = lock::take(&path, Kind::Exclusive, LOCK, &Stop::new(), || ())?;
@@ -81,13 +79,13 @@ pub(crate) fn keep(run: &Path, name: &str, program: &Path) -> Result<(), Failure
         .map_err(Failure::Refused)?;
     let program = Program { wanted: Wanted::Running, since, keeper: std::process::id(), end: None };
     if let Err(failure) = announce(&file, &path, &child, &store, name, program) {
-        // A program that no word can find must not run.
+        // A program that no command can find must not run.
         let _ = child.kill();
         let _ = child.wait();
         return Err(failure);
     }
     let status = child.wait().map_err(Failure::of(&path))?;
-    // From here on the number may be another process's. The lock ends after the last line.
+    // From here on another process may get the pid. The lock ends after the last line.
     file.set_len(0).map_err(Failure::of(&path))?;
     store.change(|state| {
         if let Some(program) = state.programs.get_mut(name) {
@@ -135,13 +133,13 @@ mod tests {
         }
     }
 
-    /// A process that another test forks has this lock too, until it runs its program.
+    /// Waits until the lock is free: a process that another test forks shares it until its `exec`.
     fn ended(run: &Path, name: &str) {
         within_limit("it runs", || running(run, name).expect("readable").is_none().then_some(()));
     }
 
     #[test]
-    fn a_program_runs_until_its_end_is_written_down() {
+    fn a_program_counts_as_running_until_its_end_is_in_the_state() {
         let folder = Folder::new();
         let (run, store) = (&folder.path, Store::new(&folder.path));
         store.create().expect("a folder of our own");
@@ -149,7 +147,7 @@ mod tests {
         std::thread::scope(|scope| {
             let keeper = scope.spawn(|| keep(run, "worker_1", &program));
             let pid = within_limit("it does not start", || running(run, "worker_1").expect("readable"));
-            within_limit("it is not written down", || store.read().expect("readable").wanted("worker_1"));
+            within_limit("it is not in the state", || store.read().expect("readable").wanted("worker_1"));
             kill(pid, Signal::SIGKILL).expect("it runs");
             keeper.join().expect("no panic").expect("it was kept");
         });
@@ -161,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_without_its_keeper_is_still_found() {
+    fn a_program_is_found_after_its_keeper_was_killed() {
         let folder = Folder::new();
         let path = pid_file(&folder.path, "gateway");
         let mut file = lock::take(&path, Kind::Exclusive, LOCK, &Stop::new(), || ()).expect("free");
@@ -177,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_cannot_be_written_down_is_not_left_running() {
+    fn a_program_that_cannot_be_recorded_is_killed() {
         let folder = Folder::new();
         let program = folder.script("exec sleep 100");
         let failure = keep(&folder.path, "worker_1", &program).expect_err("there is no state");

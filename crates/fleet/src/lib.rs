@@ -1,19 +1,19 @@
-//! The fleet of `make up` in native mode: Kafka, one gateway and some workers as background processes of this machine.
+//! The fleet of `make up` in native mode: Kafka, a gateway and workers as background processes of this machine.
 //!
-//! For trying out and for tests; services of your own are run by what `deploy/` is for. Each run of the program does one
-//! word. Nothing stays in the background but the programs and their keepers.
+//! For trials and tests; `deploy/` is for production. Each run of the program does one command. Only the programs and
+//! their keepers stay in the background.
 //!
 //! | module | noun |
 //! |---|---|
-//! | `options`, `settings` | the word; what the programs are given |
-//! | `state`, `lock` | what is known of the fleet; who may change what |
-//! | `keeper` | starts one program, and sees how it ends |
+//! | `options`, `settings` | the command; settings of the programs |
+//! | `state`, `lock` | the state file; locks between commands |
+//! | `keeper` | starts a program and records its end |
 //! | `programs`, `kafka` | start, signal and end of gateway and workers, and of Kafka |
-//! | `whole`, `single` | words about the fleet, and about one program |
-//! | `ready`, `show` | what the gateway says; what people and programs read |
+//! | `whole`, `single` | commands for the fleet, and for a single program |
+//! | `ready`, `show` | readiness by the gateway's responses; output for people and programs |
 //!
-//! A word holds `lock` in the folder: `up`, `down` and scaling alone, words about single programs together. The latter
-//! also hold the lock of their program, such as `worker_1.lock`. Called by the binary `fleet`.
+//! A command holds the file `lock` in the folder: `up`, `down` and scaling alone, commands for single programs
+//! together. The latter also hold the lock of their program, such as `worker_1.lock`. Called by the binary `fleet`.
 
 mod failure;
 mod kafka;
@@ -36,16 +36,16 @@ use program::exit::ExitCode;
 use program::signals::Signals;
 
 use failure::Failure;
-pub use options::{FleetConfig, Word};
+pub use options::{FleetCommand, FleetConfig};
 use programs::Fleet;
 pub use settings::Settings;
 
-/// Does one word.
+/// Runs a command.
 ///
-/// Exit codes: [`ExitCode::Drained`] when it is done, otherwise [`ExitCode::Fatal`].
+/// Exit codes: [`ExitCode::Drained`] if it is done, otherwise [`ExitCode::Fatal`].
 pub fn run(config: FleetConfig, signals: &Signals) -> ExitCode {
-    let done = match (config.word, config.kept.as_slice()) {
-        (Word::Keep, [name, program]) => keep(&config, name, Path::new(program)),
+    let done = match (config.command, config.kept.as_slice()) {
+        (FleetCommand::Keep, [name, program]) => keep(&config, name, Path::new(program)),
         _ => Fleet::open(config, signals.first.clone()).and_then(|fleet| fleet.map_or(Ok(()), Fleet::obey)),
     };
     match done {
@@ -57,20 +57,20 @@ pub fn run(config: FleetConfig, signals: &Signals) -> ExitCode {
     }
 }
 
-/// In a session of its own: a Ctrl-C or the end of a terminal is for the word that has started it. Such signals are
-/// caught, and not looked at.
+/// Runs a keeper in its own session, because Ctrl-C or the end of a terminal is for the command that started the
+/// keeper. Such signals are caught and ignored.
 fn keep(config: &FleetConfig, name: &str, program: &Path) -> Result<(), Failure> {
-    // Refused to the leader of a group, which has no need for it.
+    // Fails only for a process group leader, which needs no new session.
     let _ = nix::unistd::setsid();
     let kept = keeper::keep(&config.run, name, program);
     if let Err(failure) = &kept {
-        // The word that has started it reads its stdout.
+        // The command that started the keeper reads its stdout.
         print(&format!("{failure}\n"));
     }
     kept
 }
 
-/// Prints all of it, or what the reader takes.
+/// Prints a text. Returns `false` if nothing reads stdout any more.
 fn print(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
@@ -81,7 +81,7 @@ fn say(text: impl Display) {
 }
 
 fn complain(text: impl Display) {
-    // Fails when nothing reads stderr any more; the exit code says the same.
+    // Fails if nothing reads stderr any more; the exit code also reports the failure.
     let _ = writeln!(std::io::stderr(), "fleet: {text}");
 }
 
@@ -90,7 +90,7 @@ mod tests {
     use std::path::PathBuf;
     use std::process::Command;
 
-    /// A folder of a test's own, removed at its end.
+    /// A temporary folder of a test, removed at its end.
     pub(crate) struct Folder {
         pub(crate) path: PathBuf,
     }
@@ -102,8 +102,8 @@ mod tests {
             Self { path }
         }
 
-        /// A program with these lines. Another process writes it: one that a test forks meanwhile would have the file
-        /// open, which then could not be run.
+        /// Writes a shell script with these lines. Another process writes it, because a process that a test forks
+        /// meanwhile would keep the file open, and an open file cannot be run.
         pub(crate) fn script(&self, lines: &str) -> PathBuf {
             let path = self.path.join("program");
             let write = "printf '#!/bin/sh\n%s\n' \"$1\" >\"$0\" && chmod 700 \"$0\"";

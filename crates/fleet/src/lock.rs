@@ -1,6 +1,6 @@
 //! Locks on files, by flock(2): the operating system releases them with the last process that has them open.
 //!
-//! Waiting has a limit, and a stop ends it. Called by the words, the state and the keepers.
+//! A wait has a limit, and a stop ends it. Called by the commands, the state and the keepers.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::failure::{Failure, refused};
 
 const POLL: Duration = Duration::from_millis(10);
 
-/// Whether others may hold the lock at the same time.
+/// Whether other processes may hold the lock at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Shared,
@@ -40,7 +40,7 @@ pub(crate) fn take(
             Err(TryLockError::Error(error)) => return Err(Failure::of(path)(error)),
             Err(TryLockError::WouldBlock) if begin.elapsed() >= limit => {
                 let name = path.display();
-                return refused(format!("another process holds {name} for more than {} s", limit.as_secs()));
+                return refused(format!("another process has held {name} for more than {} s", limit.as_secs()));
             }
             Err(TryLockError::WouldBlock) => {}
         }

@@ -1,4 +1,4 @@
-//! The fleet of `make up` as background processes. The library has all its code.
+//! The binary `fleet`: calls the library.
 
 use fleet::FleetConfig;
 use program::exit::ExitCode;

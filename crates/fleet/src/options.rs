@@ -1,6 +1,6 @@
-//! The command line of the fleet: one word, and what it needs. Nothing here starts or stops anything.
+//! The command line of the fleet: a command and its options. Nothing here starts or stops anything.
 //!
-//! Values that `up` remembers stay texts, in [`Settings`]: their programs read them again. Called by the binary.
+//! Values that `up` saves stay texts in [`Settings`], because their programs read them again. Called by the binary.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,16 +12,17 @@ use program::options::{ConfigError, Environment, Faults, Parsed, parse_with, run
 
 use crate::settings::{Settings, kafka_kind};
 
-/// What the fleet is asked to do.
+/// A command of the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Word {
+pub enum FleetCommand {
     /// starts what does not run yet, and waits until everything is ready
     Up,
     /// stops the gateway, the workers and Kafka, in this order, by SIGTERM, and waits for each
     Down,
-    /// SIGTERM, start, and waiting until it is ready: all workers, one after another, or WORKER
+    /// restarts all workers one after another, or WORKER: SIGTERM, start, wait until ready
     RestartWorker,
-    /// SIGKILL for the first worker, for WORKER, or with ALL=1 for all; a killed worker stays dead until scale-up or up
+    /// sends SIGKILL to the first worker, to WORKER, or with ALL=1 to all; a killed worker stays dead until scale-up or
+    /// up
     KillWorker,
     /// stops the workers with the highest numbers until WORKERS run (1)
     ScaleDown,
@@ -29,51 +30,51 @@ pub enum Word {
     ScaleUp,
     /// prints what runs, and the fleet as the gateway sees it
     Status,
-    /// prints the response to GET /health; exit code 0 when its status is 200
+    /// prints the response to GET /health; exit code 0 if its status is 200
     Health,
     /// prints the last lines of all logs with the program's name, and then each new line; FOLLOW=0: no new lines
     Logs,
-    /// sends load until Ctrl-C, or for as long as FOR says, and prints a verdict: drill watch
+    /// runs drill watch: sends load until Ctrl-C or for the duration FOR, and prints a verdict
     TestShutdown,
-    /// SIGTERM for the first worker or WORKER, which stays stopped; SIGNALS=2: a second SIGTERM after 0.3 s
+    /// sends SIGTERM to the first worker or WORKER, which stays stopped; SIGNALS=2: a second SIGTERM after 0.3 s
     StopWorker,
-    /// starts the first worker that was stopped or killed, or WORKER, and waits until it is ready
+    /// starts the first stopped or killed worker, or WORKER, and waits until it is ready
     StartWorker,
-    /// SIGSTOP for the first worker that is not frozen, or for WORKER
+    /// sends SIGSTOP to the first running worker, or to WORKER
     FreezeWorker,
-    /// SIGCONT for the first worker that is frozen, or for WORKER
+    /// sends SIGCONT to the first frozen worker, or to WORKER
     ThawWorker,
-    /// SIGTERM for the gateway, which stays stopped; SIGNALS=2: a second SIGTERM after 0.3 s
+    /// sends SIGTERM to the gateway, which stays stopped; SIGNALS=2: a second SIGTERM after 0.3 s
     StopGateway,
-    /// SIGKILL for the gateway, which stays dead
+    /// sends SIGKILL to the gateway, which stays dead
     KillGateway,
     /// starts the gateway again, and waits until it is ready
     StartGateway,
     /// stops and starts the gateway
     RestartGateway,
-    /// SIGTERM for Kafka; not for the embedded broker, whose memory would be lost
+    /// sends SIGTERM to Kafka; not to the embedded broker, which would lose its data
     StopKafka,
-    /// SIGKILL for Kafka; not for the embedded broker
+    /// sends SIGKILL to Kafka; not to the embedded broker
     KillKafka,
-    /// starts Kafka again with all that it had, and waits until it answers
+    /// starts Kafka again with its data, and waits until it answers
     StartKafka,
-    /// SIGSTOP for Kafka, also for the embedded broker
+    /// sends SIGSTOP to Kafka, also to the embedded broker
     FreezeKafka,
-    /// SIGCONT for Kafka
+    /// sends SIGCONT to Kafka
     ThawKafka,
-    /// prints a line for each worker that runs, separated by tabs: name, id in the fleet, process, running or frozen
+    /// prints a line for each worker that runs, separated by tabs: name, WORKER_ID, pid, running or frozen
     Workers,
-    /// starts one program and waits for its end
+    /// starts a program and waits for its end
     #[value(hide = true)]
     Keep,
 }
 
-/// What the fleet is asked to do, and with what.
+/// A command of the fleet with its options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FleetConfig {
-    /// The word.
-    pub word: Word,
-    /// Of the word `keep`: a name, and the file to run.
+    /// The command.
+    pub command: FleetCommand,
+    /// For `keep`: the name of the program, and its file.
     pub kept: Vec<String>,
     /// `STACK_RUN`: the folder with the state, the logs and the locks.
     pub run: PathBuf,
@@ -87,68 +88,68 @@ pub struct FleetConfig {
     pub twice: bool,
     /// `FOLLOW`
     pub follow: bool,
-    /// What the command line and the environment say; what they leave out is as `up` was told.
+    /// Settings from the command line and the environment; other settings are those of `up`.
     pub given: Settings,
 }
 
-/// The fleet of `make up` as background processes of this machine: Kafka, one gateway, some workers
+/// The fleet of `make up` as background processes of this machine: Kafka, a gateway and workers
 #[derive(Parser)]
 #[command(name = "fleet", version, args_override_self = true, next_line_help = true, after_help = AFTER)]
 struct Options {
     /// What to do
-    #[arg(value_enum, value_name = "WORD")]
-    word: Word,
+    #[arg(value_enum, value_name = "COMMAND")]
+    command: FleetCommand,
     #[arg(hide = true)]
     kept: Vec<String>,
-    /// The worker that the word is about
+    /// Worker that the command acts on
     #[arg(long, env = "WORKER", value_name = "NAME")]
     worker: Option<String>,
-    /// How many workers run afterwards, 1 to 1000 [default: 3; scale-down: 1]
+    /// Number of workers afterwards, 1 to 1000 [default: 3; scale-down: 1]
     #[arg(long, env = "WORKERS", value_name = "NUMBER")]
     workers: Option<String>,
-    /// kill-worker: 1 kills all
+    /// 1: kill-worker kills all workers
     #[arg(long, env = "ALL", value_name = "0|1", default_value = "0")]
     all: String,
-    /// stop-worker, stop-gateway: how many SIGTERM
+    /// 2: stop-worker and stop-gateway send a second SIGTERM after 0.3 s
     #[arg(long, env = "SIGNALS", value_name = "1|2", default_value = "1")]
     signals: String,
-    /// logs: 0 ends after the last lines of now
+    /// 0: logs ends after the last lines
     #[arg(long, env = "FOLLOW", value_name = "0|1", default_value = "1")]
     follow: String,
-    /// Where the gateway listens [default: 127.0.0.1:8080]
+    /// Address of the gateway [default: 127.0.0.1:8080]
     #[arg(long, env = "HTTP_ADDR", value_name = "IP:PORT")]
     http_addr: Option<String>,
-    /// Which Kafka up starts: embedded (in memory), or apache (by scripts/kafka) [default: embedded]
+    /// Kafka that up starts: embedded (in memory), or apache (by scripts/kafka) [default: embedded]
     #[arg(long, env = "KAFKA", value_name = "KAFKA")]
     kafka: Option<String>,
-    /// The port of that Kafka, on 127.0.0.1 [default: 9092]
+    /// Port of that Kafka on 127.0.0.1 [default: 9092]
     #[arg(long, env = "KAFKA_PORT", value_name = "PORT")]
     kafka_port: Option<String>,
-    /// A Kafka that runs; it is used, and never started or stopped
+    /// Running Kafka, which the fleet never starts or stops
     #[arg(long, env = "KAFKA_BOOTSTRAP_SERVERS", value_name = "HOST:PORT,...")]
     kafka_bootstrap_servers: Option<String>,
-    /// The folder with the state of the fleet and the logs
+    /// Folder with state, logs and locks
     #[arg(long, env = "STACK_RUN", value_name = "FOLDER", default_value = ".run")]
     stack_run: String,
 }
 
 const AFTER: &str = "\
-The variables of gateway and worker are passed on. What `up` was given, the other words remember.
+The variables of gateway and worker are passed on. All commands use the settings of `up`.
 
-A word about a program waits for another word about the same program; up, down and scale wait for all other words.
-While the gateway or Kafka does not run, start, restart and scale print so, and do not wait until workers are ready.
+A command waits for other commands for the same program; up, down and scale wait for all other commands.
+While the gateway or Kafka does not run, start, restart and scale say so, and do not wait until workers are ready.
 
 Exit codes:
   0  done
-  1  not done, or a program had to be killed (one line says why)
+  1  not done, or a program had to be killed (a line says why)
   2  wrong usage or configuration
 
 Example:
   HTTP_ADDR=127.0.0.1:8081 KAFKA_PORT=19092 fleet up";
 
 impl FleetConfig {
-    /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2
-    /// after all faults were printed to stderr.
+    /// The configuration of this process. `--help` and `--version` end the process with exit code 0, faults with 2
+    /// after printing them to stderr.
     pub fn from_args() -> Self {
         run_or_exit(Self::parse(std::env::args_os(), &Environment::of_process()))
     }
@@ -156,7 +157,7 @@ impl FleetConfig {
     /// Reads a command line, the first of whose arguments is the program, and an environment.
     ///
     /// # Errors
-    /// All faults of both.
+    /// All faults.
     pub fn parse(
         args: impl IntoIterator<Item = OsString>,
         environment: &Environment,
@@ -166,7 +167,7 @@ impl FleetConfig {
 
     fn read(options: &Options, environment: &Environment, faults: &mut Faults) -> Self {
         let mut config = Self {
-            word: options.word,
+            command: options.command,
             kept: options.kept.clone(),
             run: PathBuf::from(&options.stack_run),
             worker: options.worker.clone(),
@@ -176,8 +177,8 @@ impl FleetConfig {
             follow: true,
             given: Settings::of_programs(environment),
         };
-        if options.kept.len() != if options.word == Word::Keep { 2 } else { 0 } {
-            faults.note(format!("{:?}: expected one word, see --help", options.kept));
+        if options.kept.len() != if options.command == FleetCommand::Keep { 2 } else { 0 } {
+            faults.note(format!("{:?}: expected one command, see --help", options.kept));
         }
         if let Some(text) = &options.workers {
             let number = |text: &str| values::number(text, &(1..=1000)).map(Some);
@@ -214,12 +215,12 @@ mod tests {
     }
 
     #[test]
-    fn a_word_and_the_variables_of_all_programs_are_read() {
+    fn a_command_and_the_variables_of_all_programs_are_read() {
         let variables = [("WORKER", "worker_2"), ("KAFKA_PORT", "1"), ("DRAIN_TIMEOUT", "9s"), ("HEALTH_FILE", "x")];
         let Ok(Parsed::Run(config)) = parse(&["restart-worker", "--kafka-port=19092"], &variables) else {
             panic!("a configuration")
         };
-        assert_eq!((config.word, config.worker.as_deref()), (Word::RestartWorker, Some("worker_2")));
+        assert_eq!((config.command, config.worker.as_deref()), (FleetCommand::RestartWorker, Some("worker_2")));
         assert_eq!(config.given.get("KAFKA_PORT"), Some("19092"));
         assert_eq!(config.given.get("DRAIN_TIMEOUT"), Some("9s"));
         assert_eq!(config.given.get("HEALTH_FILE"), None, "two workers must not share one file");

@@ -1,4 +1,4 @@
-//! The gateway and the workers of a fleet: start, signals, end. Which ones a word is about is decided elsewhere.
+//! The programs of a fleet: start, signals, end. `single` and `whole` choose the programs. Called by the commands.
 
 use std::fmt;
 use std::fs::File;
@@ -15,7 +15,7 @@ use program::stop::Stop;
 use crate::failure::{Failure, refused};
 use crate::keeper;
 use crate::lock::{self, Kind};
-use crate::options::{FleetConfig, Word};
+use crate::options::{FleetCommand, FleetConfig};
 use crate::settings::Settings;
 use crate::single;
 use crate::state::{State, Store, Wanted};
@@ -23,17 +23,17 @@ use crate::{complain, say};
 
 pub(crate) const GATEWAY: &str = "gateway";
 pub(crate) const DEVBROKER: &str = "devbroker";
-/// The real Kafka, which `scripts/kafka` keeps, and no keeper.
+/// The real Kafka, which runs under `scripts/kafka` and has no keeper.
 pub(crate) const APACHE: &str = "kafka";
-/// Between looks at a program that ends or starts.
+/// Time between two checks of a program that exits or starts.
 pub(crate) const POLL: Duration = Duration::from_millis(10);
-/// A restart of a thousand workers takes this long.
+/// How long a command waits for its turn: a restart of a thousand workers takes this long.
 const TURN: Duration = Duration::from_mins(30);
-/// From the start of a keeper to the start of its program.
+/// Limit from the start of a keeper to the start of its program.
 const LAUNCH: Duration = Duration::from_secs(15);
 const AFTER_SIGKILL: Duration = Duration::from_secs(5);
 
-/// What a program does now.
+/// The condition of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Condition {
     Running,
@@ -51,50 +51,57 @@ impl fmt::Display for Condition {
     }
 }
 
-/// A fleet, as one word has it.
+/// A fleet during a command.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     pub(crate) config: FleetConfig,
     pub(crate) store: Store,
-    /// Of the environment, and what it leaves out as `up` was told.
+    /// Settings of the command line and the environment, and for the rest those of `up`.
     pub(crate) settings: Settings,
-    /// Ends all waiting.
+    /// Ends all waits.
     pub(crate) stop: Stop,
-    /// Programs that did not end in their time.
+    /// Programs that did not exit within their grace period.
     pub(crate) killed: Vec<String>,
-    /// This word's lock on the fleet.
+    /// This command's lock on the fleet.
     _turn: Option<File>,
 }
 
 impl Fleet {
-    /// Waits for the word's turn, and reads the state. `None`: there is nothing to stop.
+    /// Waits for the command's turn, and reads the state. `None`: `down` finds nothing to stop.
     ///
     /// # Errors
-    /// Nothing runs, the folder cannot be used, or the state is damaged, which `down` reports and takes as empty.
+    /// Nothing runs, the folder cannot be used, or the state is damaged. `down` reports a damaged state and takes it as
+    /// empty.
     pub(crate) fn open(config: FleetConfig, stop: Stop) -> Result<Option<Self>, Failure> {
-        let (run, word) = (&config.run, config.word);
-        match word {
-            Word::Up => std::fs::create_dir_all(run).map_err(Failure::of(run))?,
+        let (run, command) = (&config.run, config.command);
+        match command {
+            FleetCommand::Up => std::fs::create_dir_all(run).map_err(Failure::of(run))?,
             _ if run.exists() => {}
-            Word::Down => {
+            FleetCommand::Down => {
                 say("nothing runs");
                 return Ok(None);
             }
             _ => return Err(Failure::NothingRuns),
         }
-        let turn = match word {
-            Word::Up | Word::Down | Word::ScaleDown | Word::ScaleUp => Some(Kind::Exclusive),
-            Word::Status | Word::Health | Word::Logs | Word::TestShutdown | Word::Workers => None,
-            // It may end the waiting of another word.
-            Word::ThawWorker | Word::ThawKafka | Word::Keep => None,
+        let turn = match command {
+            FleetCommand::Up | FleetCommand::Down | FleetCommand::ScaleDown | FleetCommand::ScaleUp => {
+                Some(Kind::Exclusive)
+            }
+            FleetCommand::Status
+            | FleetCommand::Health
+            | FleetCommand::Logs
+            | FleetCommand::TestShutdown
+            | FleetCommand::Workers => None,
+            // A thaw may end the wait of another command.
+            FleetCommand::ThawWorker | FleetCommand::ThawKafka | FleetCommand::Keep => None,
             _ => Some(Kind::Shared),
         };
         let waiting = || say("waiting for another make up, down, scale or restart to end");
         let turn = turn.map(|kind| lock::take(&run.join("lock"), kind, TURN, &stop, waiting)).transpose()?;
         let store = Store::new(run);
         let state = match store.read() {
-            Err(Failure::NothingRuns) if matches!(word, Word::Up | Word::Down) => State::default(),
-            Err(damaged @ Failure::Damaged { .. }) if word == Word::Down => {
+            Err(Failure::NothingRuns) if matches!(command, FleetCommand::Up | FleetCommand::Down) => State::default(),
+            Err(damaged @ Failure::Damaged { .. }) if command == FleetCommand::Down => {
                 complain(damaged);
                 State::default()
             }
@@ -104,23 +111,23 @@ impl Fleet {
         Ok(Some(Self { config, store, settings, stop, killed: Vec::new(), _turn: turn }))
     }
 
-    /// Does the word.
+    /// Does the command.
     ///
     /// # Errors
-    /// Why it was not done, or which program had to be killed.
+    /// The reason why it was not done, or the programs that had to be killed.
     pub(crate) fn obey(mut self) -> Result<(), Failure> {
-        match self.config.word {
-            Word::Up => self.up()?,
-            Word::Down => self.down()?,
-            Word::ScaleDown => self.scale(1)?,
-            Word::ScaleUp => self.scale(3)?,
-            Word::Status => self.status()?,
-            Word::Health => self.health()?,
-            Word::Logs => self.logs()?,
-            Word::TestShutdown => self.test_shutdown()?,
-            Word::Workers => self.list_workers()?,
-            word => {
-                if let Some((verb, target)) = single::of_word(word) {
+        match self.config.command {
+            FleetCommand::Up => self.up()?,
+            FleetCommand::Down => self.down()?,
+            FleetCommand::ScaleDown => self.scale(1)?,
+            FleetCommand::ScaleUp => self.scale(3)?,
+            FleetCommand::Status => self.status()?,
+            FleetCommand::Health => self.health()?,
+            FleetCommand::Logs => self.logs()?,
+            FleetCommand::TestShutdown => self.test_shutdown()?,
+            FleetCommand::Workers => self.list_workers()?,
+            command => {
+                if let Some((verb, target)) = single::of_command(command) {
                     self.act(verb, target)?;
                 }
             }
@@ -128,12 +135,12 @@ impl Fleet {
         if self.killed.is_empty() {
             return Ok(());
         }
-        refused(format!("not all of it stopped when it was told to: {}", self.killed.join(" ")))
+        refused(format!("these programs had to be killed: {}", self.killed.join(" ")))
     }
 
-    /// No other word touches this program until the file is dropped.
+    /// Locks a program against other commands until the file is dropped.
     pub(crate) fn hold(&self, name: &str) -> Result<File, Failure> {
-        let waiting = || say(format!("waiting until another word is done with {name}"));
+        let waiting = || say(format!("waiting until another command is done with {name}"));
         lock::take(&self.config.run.join(format!("{name}.lock")), Kind::Exclusive, TURN, &self.stop, waiting)
     }
 
@@ -145,7 +152,7 @@ impl Fleet {
         Ok(self.running(name)?.is_some())
     }
 
-    /// The workers that run, in the order of their numbers.
+    /// The workers that run, ordered by number.
     pub(crate) fn workers(&self) -> Result<Vec<String>, Failure> {
         let run = &self.config.run;
         let entries = std::fs::read_dir(run).map_err(Failure::of(run))?;
@@ -168,16 +175,16 @@ impl Fleet {
         })
     }
 
-    /// The file of a program, beside this one.
+    /// The file of a program in the folder of this program.
     pub(crate) fn program(program: &str) -> Result<PathBuf, Failure> {
         let path = std::env::current_exe().map_err(Failure::of(Path::new(program)))?.with_file_name(program);
         if path.is_file() {
             return Ok(path);
         }
-        refused(format!("{} is not built; run make build", path.display()))
+        refused(format!("{} does not exist; run make build", path.display()))
     }
 
-    /// Starts this program under its keeper, and returns when its number is written down.
+    /// Starts a program under its keeper, and returns when its pid is in the state.
     pub(crate) fn launch(&mut self, name: &str) -> Result<(), Failure> {
         if name == APACHE {
             return self.start_apache();
@@ -196,20 +203,20 @@ impl Fleet {
         let mut keeper = command.spawn().map_err(Failure::of(&this))?;
         let begin = Instant::now();
         loop {
-            // Before the look at the state: a program may end as soon as its start is written down.
+            // Checked before the state, because a program may exit as soon as its start is in the state.
             let ended = keeper.try_wait().map_err(Failure::of(&this))?.is_some();
             if self.store.read()?.programs.get(name).is_some_and(|program| program.keeper == keeper.id()) {
                 return Ok(());
             }
             if ended || begin.elapsed() > LAUNCH {
-                let mut problem = format!("no word of it for {} s", LAUNCH.as_secs());
+                let mut problem = format!("its keeper has not reported it for {} s", LAUNCH.as_secs());
                 if let (true, Some(mut out)) = (ended, keeper.stdout.take()) {
                     problem.clear();
                     out.read_to_string(&mut problem).map_err(Failure::of(&this))?;
                 }
                 return refused(format!("{name} was not started: {}", problem.trim_end()));
             }
-            // Also when this word is interrupted: what was started has to be known.
+            // A stop that is never triggered: an interruption must not hide a started program.
             Stop::new().sleep(Duration::from_millis(2))?;
         }
     }
@@ -218,16 +225,16 @@ impl Fleet {
     pub(crate) fn signal(&self, name: &str, signal: Signal) -> Result<(), Failure> {
         let Some(pid) = self.running(name)? else { return Ok(()) };
         match kill(pid, signal) {
-            // It has ended in this instant.
+            // `ESRCH`: it has exited just now.
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
-            Err(error) => refused(format!("{name} (process {pid}) cannot be sent {signal}: {error}")),
+            Err(error) => refused(format!("{name} (process {pid}) cannot get {signal}: {error}")),
         }
     }
 
-    /// Writes down what is wanted of a program that was started.
+    /// Writes the wanted condition of a program into the state.
     pub(crate) fn want(&self, name: &str, wanted: Wanted) -> Result<(), Failure> {
         let change = |state: &mut State| {
-            // A thaw does not overrule a word that stops the program meanwhile.
+            // A thaw does not overrule a command that stops the program meanwhile.
             if let Some(program) = state.programs.get_mut(name)
                 && (wanted != Wanted::Running || program.wanted == Wanted::Frozen)
             {
@@ -235,8 +242,8 @@ impl Fleet {
             }
         };
         match self.store.change(change) {
-            // A full disk and a damaged or missing state do not keep a fleet from stopping.
-            Err(failure) if self.config.word == Word::Down => {
+            // `down` stops the fleet even with a full disk or a damaged or missing state.
+            Err(failure) if self.config.command == FleetCommand::Down => {
                 if matches!(failure, Failure::File { .. }) {
                     complain(failure);
                 }
@@ -246,26 +253,26 @@ impl Fleet {
         }
     }
 
-    /// Stops these programs at the same time, so that the slowest decides how long it takes.
+    /// Stops these programs together, each within its grace period.
     pub(crate) fn stop_programs(&mut self, names: &[String]) -> Result<(), Failure> {
         let begin = Instant::now();
         names.iter().try_for_each(|name| self.tell_to_stop(name))?;
         names.iter().try_for_each(|name| self.wait_for_end(name, begin))
     }
 
-    /// SIGTERM, also to a frozen program: it would not see the signal before it goes on.
+    /// Sends SIGTERM, and SIGCONT because a frozen program sees SIGTERM only after it.
     fn tell_to_stop(&self, name: &str) -> Result<(), Failure> {
         self.want(name, Wanted::Stopped)?;
         self.signal(name, Signal::SIGTERM)?;
         self.signal(name, Signal::SIGCONT)?;
-        if self.config.twice && matches!(self.config.word, Word::StopWorker | Word::StopGateway) {
+        if self.config.twice && matches!(self.config.command, FleetCommand::StopWorker | FleetCommand::StopGateway) {
             self.stop.sleep(Duration::from_millis(300))?;
             self.signal(name, Signal::SIGTERM)?;
         }
         Ok(())
     }
 
-    /// Waits as long as an orchestrator would, and then does what it would do: SIGKILL.
+    /// Waits for the grace period, as an orchestrator does, and then sends SIGKILL.
     fn wait_for_end(&mut self, name: &str, begin: Instant) -> Result<(), Failure> {
         let grace = match name {
             GATEWAY => self.settings.grace("30s")?,
@@ -276,7 +283,7 @@ impl Fleet {
         if !self.ends(name, grace.saturating_sub(begin.elapsed()))? {
             let log = keeper::log_file(&self.config.run, name);
             let (seconds, log) = (grace.as_secs(), log.display());
-            complain(format!("{name} still runs {seconds} s after SIGTERM: SIGKILL; see {log}"));
+            complain(format!("{name} still runs {seconds} s after SIGTERM; sending SIGKILL; see {log}"));
             self.killed.push(name.to_owned());
             self.kill(name)?;
         }
@@ -284,7 +291,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Whether it ends within this time.
+    /// Whether a program exits within this time.
     fn ends(&self, name: &str, limit: Duration) -> Result<bool, Failure> {
         let begin = Instant::now();
         while self.runs(name)? {
@@ -305,13 +312,13 @@ impl Fleet {
         if self.ends(name, AFTER_SIGKILL)? { Ok(()) } else { refused(format!("{name} still runs after SIGKILL")) }
     }
 
-    /// The state for what can be done without it.
+    /// The state, or an empty one if it cannot be read.
     pub(crate) fn state_or_empty(&self) -> State {
         self.store.read().unwrap_or_default()
     }
 }
 
-/// Names of workers by their numbers, without all other names.
+/// The names of workers among these names, ordered by number.
 pub(crate) fn in_order(names: impl IntoIterator<Item = String>) -> Vec<String> {
     let number = |name: &str| name.strip_prefix("worker_")?.parse::<u32>().ok();
     let mut workers: Vec<_> = names.into_iter().filter_map(|name| Some((number(&name)?, name))).collect();
@@ -325,7 +332,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workers_are_in_the_order_of_their_numbers() {
+    fn workers_are_ordered_by_number() {
         let names = ["worker_10", "gateway", "worker_9", "worker_x", "worker_1"].map(str::to_owned);
         assert_eq!(in_order(names), ["worker_1", "worker_9", "worker_10"]);
     }

@@ -1,4 +1,4 @@
-//! What the gateway says of itself and of the workers, and waiting until it says that they are ready.
+//! Readiness of the gateway and the workers, as the gateway responds, and the wait for it. Called by the commands.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -18,13 +18,13 @@ use crate::{complain, say, show};
 /// How long a program may take until it is ready.
 pub(crate) const READY: Duration = Duration::from_secs(90);
 const RESPONSE: Duration = Duration::from_secs(5);
-/// Between two questions to the gateway, and between two looks at what else must run.
+/// Time between two requests to the gateway, and between two checks that gateway and Kafka run.
 const ASK: Duration = Duration::from_millis(50);
 const LOOK: Duration = Duration::from_secs(1);
-/// Seconds by which two readings of the clock may differ. A worker takes longer than this until it takes tasks.
+/// Seconds by which two readings of the clock may differ; a worker needs longer from its start until it takes tasks.
 const CLOCK: f64 = 0.1;
 
-/// A worker, as the gateway has heard of it.
+/// A worker as the gateway lists it.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub(crate) struct Heard {
     pub(crate) status: String,
@@ -40,20 +40,20 @@ struct View {
 }
 
 impl Heard {
-    /// Whether the process that was started at `since` takes tasks, and not one before it.
+    /// Whether the process that was started at `since`, and not a former process, takes tasks.
     fn is_ready(&self, since: f64) -> bool {
         self.status == "worker_started" && self.is_responsive && self.started_at >= since - CLOCK
     }
 }
 
-/// Ends a word that would start a program at an address which is taken.
+/// Refuses to start a program at an address that is in use.
 pub(crate) fn refuse_port_in_use(address: &str, elsewhere: &str) -> Result<(), Failure> {
     match TcpListener::bind(address) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
             refused(format!("{address} is in use by another program; {elsewhere}"))
         }
-        Err(error) => refused(format!("{address} cannot be listened on ({error}); {elsewhere}")),
+        Err(error) => refused(format!("cannot listen on {address} ({error}); {elsewhere}")),
     }
 }
 
@@ -63,25 +63,25 @@ impl Fleet {
         Client::new(address, self.stop.clone()).get(path, RESPONSE).ok()
     }
 
-    /// Whether the gateway responds to this with 200.
+    /// Whether the gateway responds to this path with 200.
     pub(crate) fn is_well(&self, path: &str) -> bool {
         self.get(path).is_some_and(|response| response.status == 200)
     }
 
-    /// The workers that the gateway knows.
+    /// The workers that the gateway lists.
     pub(crate) fn heard(&self) -> BTreeMap<String, Heard> {
         let response = self.get("/workers/status");
         let view = response.and_then(|response| serde_json::from_slice::<View>(&response.body).ok());
         view.unwrap_or_default().workers
     }
 
-    /// Whether a word has stopped or killed the gateway. A gateway that has ended by itself is another matter.
+    /// Whether a command has stopped or killed the gateway. `false` for a gateway that has exited by itself.
     pub(crate) fn gateway_was_stopped(&self) -> Result<bool, Failure> {
         let wanted = self.store.read()?.wanted(GATEWAY);
         Ok(matches!(wanted, None | Some(Wanted::Stopped | Wanted::Killed)) && !self.runs(GATEWAY)?)
     }
 
-    /// Why it cannot be known now what is ready.
+    /// Why readiness cannot be known now: gateway or Kafka does not run.
     fn away(&self) -> Result<Option<String>, Failure> {
         if self.gateway_was_stopped()? {
             return Ok(Some("the gateway does not run".to_owned()));
@@ -90,9 +90,9 @@ impl Fleet {
         Ok((kafka != Condition::Running).then(|| format!("Kafka is {kafka}")))
     }
 
-    /// Ends with the last lines of a program that should run and does not.
+    /// Fails if a program should run and does not, and prints the last lines of its log.
     pub(crate) fn check_alive(&self, name: &str) -> Result<(), Failure> {
-        // A word that stops it has written that down first.
+        // A command that stops a program first writes that into the state.
         let wanted = self.store.read()?.wanted(name);
         if self.runs(name)? || matches!(wanted, Some(Wanted::Stopped | Wanted::Killed)) {
             return Ok(());
@@ -101,14 +101,14 @@ impl Fleet {
         for line in show::last_lines(&log, 3) {
             complain(line);
         }
-        refused(format!("{name} has ended; see {}", log.display()))
+        refused(format!("{name} has exited; see {}", log.display()))
     }
 
-    /// Waits until the gateway says that it is ready, and that these workers are, as they run now. Frozen workers are
-    /// not waited for. `false`: it cannot be known.
+    /// Waits until the gateway is ready, and until it lists the present processes of these workers as ready. Skips
+    /// frozen workers. `false`: readiness cannot be known now.
     ///
     /// # Errors
-    /// A program has ended, or is not ready after [`READY`].
+    /// A program has exited, or is not ready after [`READY`].
     pub(crate) fn wait_until_ready(&self, workers: &[String]) -> Result<bool, Failure> {
         let mut looked = None::<Instant>;
         let begin = Instant::now();
@@ -119,7 +119,7 @@ impl Fleet {
                     if let Some(away) = self.away()? {
                         let longer = if looked.is_some() { " any longer" } else { "" };
                         let names = if workers.is_empty() { GATEWAY.to_owned() } else { workers.join(" ") };
-                        say(format!("not waiting{longer} until {names} can be seen to be ready: {away}"));
+                        say(format!("not waiting{longer} for {names} to be ready: {away}"));
                         return Ok(false);
                     }
                     looked = Some(Instant::now());
@@ -148,7 +148,7 @@ impl Fleet {
             || self.heard().get(name).is_some_and(|worker| worker.is_ready(since)))
     }
 
-    /// Waits, and says how long it took from `begin`.
+    /// Waits until a program is ready, and prints the time since `begin`.
     pub(crate) fn say_when_ready(&self, begin: Instant, name: &str, is: &str, since: &str) -> Result<(), Failure> {
         let (subject, workers) = if name == GATEWAY { ("the gateway", vec![]) } else { (name, vec![name.to_owned()]) };
         if self.wait_until_ready(&workers)? {
@@ -163,19 +163,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_is_ready_when_the_process_of_now_was_heard() {
+    fn a_worker_is_ready_when_the_gateway_lists_its_present_process() {
         let json = r#"{"total_workers":1,"workers":{"worker_1":{"status":"worker_started","current_task":null,
             "last_update":9,"seconds_since_update":0,"is_responsive":true,"current_tasks":[],"started_at":100.5}}}"#;
         let heard = serde_json::from_str::<View>(json).expect("the gateway's JSON").workers.remove("worker_1");
         let heard = heard.expect("it is listed");
         assert!(heard.is_ready(100.49) && heard.is_ready(100.55), "clocks are read twice");
-        assert!(!heard.is_ready(100.7), "a process before it");
+        assert!(!heard.is_ready(100.7), "a former process");
         assert!(!Heard { is_responsive: false, ..heard.clone() }.is_ready(100.0));
         assert!(!Heard { status: "shutdown_started".to_owned(), ..heard }.is_ready(100.0));
     }
 
     #[test]
-    fn a_port_in_use_is_named_with_what_to_do() {
+    fn a_port_in_use_is_named_with_a_way_out() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = taken.local_addr().expect("an address").to_string();
         let failure = refuse_port_in_use(&address, "take another").expect_err("taken").to_string();

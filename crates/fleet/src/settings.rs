@@ -1,4 +1,4 @@
-//! What the programs of a fleet are given: variables and their texts. Called by the options, the state and all words.
+//! Settings of the programs of a fleet: variables and their texts. Called by the options, the state and all commands.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 
-/// Variables by their names; see the module documentation.
+/// Texts of variables by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Settings(BTreeMap<String, String>);
@@ -32,13 +32,15 @@ pub(crate) fn kafka_kind(text: &str) -> Read<Kafka> {
         "embedded" => Ok(Kafka::Embedded),
         "apache" => Ok(Kafka::Apache),
         _ => {
-            Err("is no Kafka; expected embedded or apache; a Kafka that runs: KAFKA_BOOTSTRAP_SERVERS=host:port".into())
+            Err("is no Kafka; expected embedded or apache; for a running Kafka: KAFKA_BOOTSTRAP_SERVERS=host:port"
+                .into())
         }
     }
 }
 
 impl Settings {
-    /// What an environment says to gateway and worker. `WORKER_ID` and `HEALTH_FILE` are different for each worker.
+    /// The variables of gateway and worker in an environment, except `WORKER_ID` and `HEALTH_FILE`, which differ for
+    /// each worker.
     pub(crate) fn of_programs(environment: &Environment) -> Self {
         let names =
             lastcall::config::variables().into_iter().filter(|name| name != "WORKER_ID" && name != "HEALTH_FILE");
@@ -51,7 +53,7 @@ impl Settings {
         self.0.insert(name.to_owned(), text.to_owned());
     }
 
-    /// The text of a variable that is set.
+    /// The text of a variable, if it is set.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
@@ -60,7 +62,7 @@ impl Settings {
         self.get(name).unwrap_or(default)
     }
 
-    /// These, and of `others` what these leave out.
+    /// These settings, and those of `others` that are missing here.
     pub(crate) fn over(mut self, others: &Self) -> Self {
         for (name, text) in &others.0 {
             self.0.entry(name.clone()).or_insert_with(|| text.clone());
@@ -88,13 +90,13 @@ impl Settings {
         self.read("KAFKA", "embedded", kafka_kind)
     }
 
-    /// Where the programs reach Kafka.
+    /// Addresses at which the programs reach Kafka.
     pub(crate) fn kafka_address(&self) -> String {
         let own = self.get("KAFKA_BOOTSTRAP_SERVERS").map(str::to_owned);
         own.unwrap_or_else(|| format!("127.0.0.1:{}", self.or("KAFKA_PORT", "9092")))
     }
 
-    /// How long an orchestrator waits between SIGTERM and SIGKILL.
+    /// `STOP_GRACE_PERIOD`: time between SIGTERM and SIGKILL.
     pub(crate) fn grace(&self, default: &str) -> Result<Duration, Failure> {
         self.read("STOP_GRACE_PERIOD", default, positive)
     }

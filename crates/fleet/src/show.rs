@@ -1,4 +1,4 @@
-//! What people and programs read of a fleet: status, health, logs, and where it is.
+//! Output of a fleet for people and programs: status, health, workers, logs. Called by `programs`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,14 +17,14 @@ use crate::print;
 use crate::programs::{APACHE, Fleet};
 use crate::state::{State, Wanted};
 
-/// How much of a log is read for its last lines.
+/// Bytes of a log that are read for its last lines.
 const TAIL: u64 = 64 << 10;
 const LINES: usize = 40;
 const FOLLOW: Duration = Duration::from_millis(200);
 
 impl Fleet {
-    /// `: drained, exit code 0`. The word before the code is the receipt's, the last line of a worker. It counts when the
-    /// code is the process's own, or when the keeper was killed and the code is not known.
+    /// How a program ended, such as `: drained, exit code 0`. The outcome is from the receipt, the last line of a
+    /// worker. It counts if its exit code is that of the process, or if that is unknown because the keeper was killed.
     pub(crate) fn end_of(&self, state: &State, name: &str) -> String {
         let end = state.programs.get(name).and_then(|program| program.end.as_ref()).map(ToString::to_string);
         let last = last_lines(&keeper::log_file(&self.config.run, name), 1).pop().unwrap_or_default();
@@ -54,7 +54,7 @@ impl Fleet {
         }
         text.push('\n');
         if self.gateway_was_stopped()? {
-            text += "the gateway does not run; it starts with: fleet start-gateway\n";
+            text += "the gateway does not run; start it with: fleet start-gateway\n";
         } else if !self.is_well("/livez") {
             print(&text);
             return refused(format!("the gateway at {address} does not answer"));
@@ -87,7 +87,7 @@ impl Fleet {
         if response.is_some_and(|response| response.status == 200) {
             return Ok(());
         }
-        refused(format!("not healthy, or nothing answers at {}", self.settings.address()?))
+        refused(format!("the gateway is not healthy, or does not answer at {}", self.settings.address()?))
     }
 
     pub(crate) fn list_workers(&mut self) -> Result<(), Failure> {
@@ -101,7 +101,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// This process becomes the load, which so gets the signals and decides the exit code.
+    /// Replaces this process by `drill watch`, which gets the signals and decides the exit code.
     pub(crate) fn test_shutdown(&mut self) -> Result<(), Failure> {
         let drill = Self::program("drill")?;
         let mut command = Command::new(&drill);
@@ -112,7 +112,7 @@ impl Fleet {
         Err(Failure::of(&drill)(command.exec()))
     }
 
-    /// Until a signal, or until nothing reads any more.
+    /// Prints logs until a signal, or until nothing reads stdout any more.
     pub(crate) fn logs(&mut self) -> Result<(), Failure> {
         let mut logs: BTreeMap<PathBuf, Log> = BTreeMap::new();
         let mut first = true;
@@ -127,7 +127,7 @@ impl Fleet {
             }
             for path in paths {
                 if !logs.contains_key(&path) {
-                    // A log that comes later is new from its first line on.
+                    // A log that appears later is printed from its first line.
                     logs.insert(path.clone(), Log::open(&path, first).map_err(Failure::of(&path))?);
                 }
                 if logs.get_mut(&path).is_some_and(|log| !log.print_new_lines()) {
@@ -142,11 +142,11 @@ impl Fleet {
     }
 }
 
-/// One log that is followed.
+/// A log that is followed.
 struct Log {
     label: String,
     file: File,
-    /// The begin of a line.
+    /// An incomplete last line.
     rest: Vec<u8>,
 }
 
@@ -164,9 +164,9 @@ impl Log {
         Ok(Self { label: format!("{name:<10} | "), file, rest })
     }
 
-    /// `false` when nothing reads them.
+    /// Prints the new lines; `false`: nothing reads stdout any more.
     fn print_new_lines(&mut self) -> bool {
-        // An error shows at the next look, too; the lines of the other logs go on.
+        // An error does not stop the other logs.
         let _ = self.file.read_to_end(&mut self.rest);
         let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') else { return true };
         let lines: Vec<u8> = self.rest.drain(..=end).collect();
@@ -183,7 +183,7 @@ fn tail(text: &[u8], lines: usize) -> &[u8] {
     text.get(begin..).unwrap_or_default()
 }
 
-/// The last lines of a log; none when it cannot be read.
+/// The last lines of a log; none if it cannot be read.
 pub(crate) fn last_lines(path: &Path, lines: usize) -> Vec<String> {
     let mut text = Vec::new();
     let read = File::open(path).and_then(|mut file| {
@@ -194,7 +194,7 @@ pub(crate) fn last_lines(path: &Path, lines: usize) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// How a program ended, from what its keeper saw and from its last line.
+/// How a program ended, from the end that its keeper saw and from its last line.
 fn describe(end: Option<&str>, last_line: &str) -> String {
     let receipt = serde_json::from_str::<serde_json::Value>(last_line).unwrap_or_default();
     let stated = receipt["exit_code"].as_i64().map(|code| format!("exit code {code}"));
@@ -210,17 +210,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_is_told_with_its_receipt_where_both_agree() {
+    fn an_end_has_the_outcome_of_the_receipt_if_the_exit_codes_agree() {
         let receipt = r#"{"worker_id":"worker_1","outcome":"drained","exit_code":0}"#;
         assert_eq!(describe(Some("exit code 0"), receipt), ": drained, exit code 0");
         assert_eq!(describe(None, receipt), ": drained, exit code 0", "its keeper was killed");
-        assert_eq!(describe(Some("ended by SIGKILL"), receipt), ": ended by SIGKILL", "of a start before");
+        assert_eq!(
+            describe(Some("ended by SIGKILL"), receipt),
+            ": ended by SIGKILL",
+            "the receipt of a former process"
+        );
         assert_eq!(describe(Some("exit code 1"), "some line"), ": exit code 1");
         assert_eq!(describe(None, "some line"), "");
     }
 
     #[test]
-    fn the_tail_of_a_text_are_its_last_lines() {
+    fn the_tail_of_a_text_is_its_last_lines() {
         assert_eq!(tail(b"a\nb\nc\n", 2), b"b\nc\n");
         assert_eq!(tail(b"a\nb\nc", 1), b"c");
         assert_eq!(tail(b"a\n", 40), b"a\n");

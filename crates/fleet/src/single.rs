@@ -1,4 +1,5 @@
-//! Words about single programs: a worker, the gateway, Kafka. Those about different programs run at the same time.
+//! Commands for single programs: a worker, the gateway, Kafka. Commands for different programs run at the same time.
+//! Called by `programs`.
 
 use std::fs::File;
 use std::time::Instant;
@@ -7,12 +8,12 @@ use clap::ValueEnum;
 use nix::sys::signal::Signal;
 
 use crate::failure::{Failure, refused};
-use crate::options::Word;
+use crate::options::FleetCommand;
 use crate::programs::{APACHE, Condition, DEVBROKER, Fleet, GATEWAY, in_order};
 use crate::say;
 use crate::state::Wanted;
 
-/// What is done to a program.
+/// What a command does to a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Verb {
     Stop,
@@ -23,7 +24,7 @@ pub(crate) enum Verb {
     Thaw,
 }
 
-/// What it is done to.
+/// The program that a command acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Target {
     Worker,
@@ -31,15 +32,15 @@ pub(crate) enum Target {
     Kafka,
 }
 
-/// The parts of a word such as `stop-worker`; `None` for words about more than one program.
-pub(crate) fn of_word(word: Word) -> Option<(Verb, Target)> {
-    let value = word.to_possible_value()?;
+/// The parts of a command such as `stop-worker`; `None` for commands for the whole fleet.
+pub(crate) fn of_command(command: FleetCommand) -> Option<(Verb, Target)> {
+    let value = command.to_possible_value()?;
     let (verb, target) = value.get_name().split_once('-')?;
     Some((Verb::from_str(verb, false).ok()?, Target::from_str(target, false).ok()?))
 }
 
 impl Verb {
-    /// Whether it can be done to a program in this condition.
+    /// Whether it fits a program in this condition.
     fn fits(self, condition: Condition) -> bool {
         match self {
             Self::Stop | Self::Kill | Self::Restart => condition != Condition::Stopped,
@@ -49,23 +50,23 @@ impl Verb {
         }
     }
 
-    /// Why there is no worker for it.
+    /// The message if no worker fits.
     fn none(self) -> &'static str {
         match self {
-            Self::Start => "no worker is stopped or killed; more of them: make scale-up WORKERS=n",
-            Self::Freeze => "every worker that runs is frozen already",
+            Self::Start => "no worker is stopped or killed; start more workers with: make scale-up WORKERS=n",
+            Self::Freeze => "every running worker is already frozen",
             Self::Thaw => "no worker is frozen",
-            _ => "no worker runs; start some with: make scale-up",
+            _ => "no worker runs; start workers with: make scale-up",
         }
     }
 }
 
 impl Fleet {
-    /// Does one thing to one program; restarts all workers, one after another, where `WORKER` names none.
+    /// Acts on a program. Without `WORKER`, restarts all workers one after another, or with `ALL` kills all.
     pub(crate) fn act(&mut self, verb: Verb, target: Target) -> Result<(), Failure> {
         let mut begin = Instant::now();
         let named = self.config.worker.clone().filter(|_| target == Target::Worker);
-        // Before it is looked at: another word may be about to stop or to start it.
+        // The lock comes before the look at the worker, which another command may be about to stop or start.
         let mut held = named.as_ref().map(|name| self.hold_known(name, verb)).transpose()?.flatten();
         let names = match target {
             Target::Gateway => vec![GATEWAY.to_owned()],
@@ -75,7 +76,7 @@ impl Fleet {
         let many = target == Target::Worker && (verb == Verb::Restart || verb == Verb::Kill && self.config.all);
         let chosen = if many { names.len() } else { 1 };
         for name in names.iter().take(chosen) {
-            // A word that waits for its program may wait for just this thaw.
+            // A thaw takes no lock, because a command that holds the lock may wait for this thaw.
             if verb != Verb::Thaw && named.is_none() {
                 held = Some(self.hold(name)?);
             }
@@ -83,9 +84,9 @@ impl Fleet {
             if verb.fits(condition) {
                 self.act_on(verb, name, begin)?;
             } else if many {
-                say(format!("{name} does not run any more"));
+                say(format!("{name} no longer runs"));
             } else if target == Target::Worker {
-                return refused(format!("{name} is not any more as it was: another word was faster"));
+                return refused(format!("another command has changed {name} meanwhile"));
             } else {
                 let what = if target == Target::Gateway { "the gateway" } else { "Kafka" };
                 return refused(format!("{what} is {condition}"));
@@ -96,13 +97,13 @@ impl Fleet {
         Ok(())
     }
 
-    /// Other names are no workers of this fleet, and no names of files.
+    /// Locks a program that the state knows. Other names are no programs, and must not become names of lock files.
     fn hold_known(&self, name: &str, verb: Verb) -> Result<Option<File>, Failure> {
         let known = self.store.read()?.programs.contains_key(name);
         if known && verb != Verb::Thaw { self.hold(name).map(Some) } else { Ok(None) }
     }
 
-    /// The workers that it can be done to, at least one.
+    /// The workers that fit, at least one.
     fn candidates(&self, verb: Verb, named: Option<&str>) -> Result<Vec<String>, Failure> {
         let mut fitting = Vec::new();
         let running = self.workers()?;
@@ -116,7 +117,7 @@ impl Fleet {
             return Ok(vec![name.to_owned()]);
         }
         if running.iter().any(|running| running == name) {
-            return refused(format!("{name} is {} already", self.condition(name)?));
+            return refused(format!("{name} is already {}", self.condition(name)?));
         }
         let (state, are) = if verb == Verb::Start { ("was stopped or killed", fitting) } else { ("runs", running) };
         refused(format!("no worker '{name}' {state}; there are: {}", are.join(" ")))
@@ -144,10 +145,10 @@ impl Fleet {
                 self.say_when_ready(begin, name, "is ready again", "SIGTERM")
             }
             Verb::Freeze => {
-                // First the state: a frozen program that no word knows of would not be told to go on.
+                // The state first, so that later commands know that the program must be thawed.
                 self.want(name, Wanted::Frozen)?;
                 self.signal(name, Signal::SIGSTOP)?;
-                say(format!("froze {name}; it goes on with: {}", how_to(Verb::Thaw, name)));
+                say(format!("froze {name}; thaw it with: {}", how_to(Verb::Thaw, name)));
                 Ok(())
             }
             Verb::Thaw => {
@@ -180,15 +181,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_about_single_programs_are_a_verb_and_a_target() {
-        assert_eq!(of_word(Word::KillWorker), Some((Verb::Kill, Target::Worker)));
-        assert_eq!(of_word(Word::ThawKafka), Some((Verb::Thaw, Target::Kafka)));
-        let others = Word::value_variants().iter().filter(|word| of_word(**word).is_none());
-        assert_eq!(others.count(), 10, "up, down, scaling, what is shown, and keep");
+    fn commands_for_single_programs_are_a_verb_and_a_target() {
+        assert_eq!(of_command(FleetCommand::KillWorker), Some((Verb::Kill, Target::Worker)));
+        assert_eq!(of_command(FleetCommand::ThawKafka), Some((Verb::Thaw, Target::Kafka)));
+        let others = FleetCommand::value_variants().iter().filter(|command| of_command(**command).is_none());
+        assert_eq!(others.count(), 10, "up, down, scaling, output, and keep");
     }
 
     #[test]
-    fn a_verb_fits_what_a_program_does() {
+    fn a_verb_fits_only_some_conditions_of_a_program() {
         let fits = |condition| [Verb::Stop, Verb::Start, Verb::Freeze, Verb::Thaw].map(|verb| verb.fits(condition));
         assert_eq!(fits(Condition::Running), [true, false, true, false]);
         assert_eq!(fits(Condition::Frozen), [true, false, false, true]);

@@ -1,7 +1,8 @@
-//! What is known of a fleet: one JSON file in its folder.
+//! The state of a fleet: a JSON file in its folder.
 //!
-//! Readers need no lock: the file is replaced in one step. A change holds the lock `state.lock` only while it reads and
-//! writes. Which programs run is not in it: see [`keeper`](crate::keeper). Called by the words and by the keepers.
+//! Readers need no lock, because a change replaces the file in one step. A change holds the lock `state.lock` only
+//! while it reads and writes. The state does not have the programs that run: see [`keeper`](crate::keeper). Called by
+//! the commands and the keepers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,27 +17,27 @@ use crate::failure::Failure;
 use crate::lock::{self, Kind};
 use crate::settings::Settings;
 
-/// A change takes milliseconds.
+/// How long a change waits for the lock; a change takes milliseconds.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// See the module documentation.
+/// The content of the file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct State {
-    /// What `up` was given.
+    /// Settings of `up`.
     pub(crate) settings: Settings,
     pub(crate) programs: BTreeMap<String, Program>,
 }
 
-/// A program that was started and not scaled away.
+/// A program that was started and not removed by scaling.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Program {
-    /// What the last word about it wanted.
+    /// Condition that the last command wanted.
     pub(crate) wanted: Wanted,
     /// Unix seconds of its start.
     pub(crate) since: f64,
-    /// The process of its keeper.
+    /// Pid of its keeper.
     pub(crate) keeper: u32,
-    /// How it ended, if its keeper saw that.
+    /// How it ended, if its keeper saw the end.
     pub(crate) end: Option<End>,
 }
 
@@ -66,13 +67,13 @@ impl fmt::Display for End {
 }
 
 impl State {
-    /// What the last word about this program wanted.
+    /// The condition that the last command for this program wanted.
     pub(crate) fn wanted(&self, name: &str) -> Option<Wanted> {
         self.programs.get(name).map(|program| program.wanted)
     }
 }
 
-/// The file.
+/// The state file.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     path: PathBuf,
@@ -83,8 +84,10 @@ impl Store {
         Self { path: run.join("fleet.json") }
     }
 
+    /// Reads the state.
+    ///
     /// # Errors
-    /// [`Failure::NothingRuns`] when there is none; it cannot be read, or is damaged.
+    /// [`Failure::NothingRuns`] if there is no state; the file cannot be read, or is damaged.
     pub(crate) fn read(&self) -> Result<State, Failure> {
         let text = match std::fs::read(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(Failure::NothingRuns),
@@ -94,7 +97,7 @@ impl Store {
             .map_err(|error| Failure::Damaged { path: self.path.clone(), problem: error.to_string() })
     }
 
-    /// Writes an empty state where there is none.
+    /// Writes an empty state if there is none.
     ///
     /// # Errors
     /// The file cannot be written, or is damaged.
@@ -105,8 +108,10 @@ impl Store {
         }
     }
 
+    /// Changes the state.
+    ///
     /// # Errors
-    /// There is no state, it cannot be read or written, or it is damaged; it is as before then.
+    /// There is no state, it cannot be read or written, or it is damaged. The file is then unchanged.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T, Failure> {
         let lock = self.path.with_file_name("state.lock");
         let _held = lock::take(&lock, Kind::Exclusive, LIMIT, &Stop::new(), || ())?;
@@ -120,14 +125,16 @@ impl Store {
         let new = self.path.with_added_extension("new");
         let text = serde_json::to_vec_pretty(state).map_err(|error| Failure::of(&self.path)(error.into()))?;
         std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &self.path)).map_err(|error| {
-            // A half-written file is of no use, and of no harm if it stays.
+            // A half-written file is useless, but harmless if it stays.
             let _ = std::fs::remove_file(&new);
             Failure::of(&self.path)(error)
         })
     }
 
+    /// Removes the file.
+    ///
     /// # Errors
-    /// The file is there and cannot be removed.
+    /// The file exists and cannot be removed.
     pub(crate) fn remove(&self) -> Result<(), Failure> {
         match std::fs::remove_file(&self.path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::of(&self.path)(error)),
@@ -146,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_is_read_as_it_was_written() {
+    fn a_state_is_read_as_written() {
         let folder = Folder::new();
         let store = Store::new(&folder.path);
         assert!(matches!(store.read(), Err(Failure::NothingRuns)));
@@ -164,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_at_the_same_time_lose_nothing() {
+    fn concurrent_changes_are_all_kept() {
         let folder = Folder::new();
         let store = Store::new(&folder.path);
         store.create().expect("a folder of our own");
@@ -197,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_cannot_be_written_is_as_before() {
+    fn a_failed_write_leaves_the_state_unchanged() {
         let folder = Folder::new();
         let store = Store::new(&folder.path);
         store.create().expect("a folder of our own");

@@ -1,4 +1,5 @@
-//! Words about the whole fleet: up, down, scaling. They run alone.
+//! Commands for the whole fleet: up, down, scaling. They run while no other command changes the fleet. Called by
+//! `programs`.
 
 use program::stop::Stop;
 
@@ -23,8 +24,8 @@ impl Fleet {
         let wanted = self.config.workers.unwrap_or(3);
         match self.start_all(wanted) {
             Err(failure) if fresh => {
-                complain("stopping what was started");
-                // The interruption that may have led here does not end this, too.
+                complain("stopping the programs that were started");
+                // A new stop, because the interruption that may have led here must not end this.
                 self.stop = Stop::new();
                 self.stop_all()?;
                 self.store.remove()?;
@@ -41,16 +42,16 @@ impl Fleet {
         ));
         if self.runs(DEVBROKER)? {
             print(
-                "note: the embedded broker keeps everything in memory, for trying out and testing only; a real Kafka: KAFKA=apache make up\n",
+                "note: the embedded broker keeps everything in memory, for trying out and testing only; for a real Kafka: KAFKA=apache make up\n",
             );
         }
         Ok(())
     }
 
-    /// A fleet that runs somewhere is not moved by an `up` with another address.
+    /// Refuses an `up` with other addresses than the running fleet has.
     fn refuse_to_move(&self) -> Result<(), Failure> {
         let Ok(State { settings: remembered, .. }) = self.store.read() else {
-            return refused("a fleet runs, and its state is missing; stop it first: make down");
+            return refused("a fleet runs, but its state is missing; stop it first: make down");
         };
         let defaults = [
             ("HTTP_ADDR", "127.0.0.1:8080"),
@@ -61,7 +62,7 @@ impl Fleet {
         for (name, default) in defaults {
             let has = remembered.or(name, default);
             if let Some(given) = self.config.given.get(name).filter(|given| *given != has) {
-                return refused(format!("the fleet that runs has {name} {has}, not {given}; stop it first: make down"));
+                return refused(format!("the running fleet has {name} {has}, not {given}; stop it first: make down"));
             }
         }
         Ok(())
@@ -71,11 +72,11 @@ impl Fleet {
         if self.runs(GATEWAY)? {
             return Ok(());
         }
-        let elsewhere = "another address: HTTP_ADDR=127.0.0.1:8081 make up";
+        let elsewhere = "choose another address: HTTP_ADDR=127.0.0.1:8081 make up";
         refuse_port_in_use(&self.settings.address()?.to_string(), elsewhere)
     }
 
-    /// Whatever is missing of Kafka, the gateway and the first workers.
+    /// Thaws all programs, and starts Kafka, the gateway and the first workers if they do not run.
     fn start_all(&mut self, workers: usize) -> Result<(), Failure> {
         for program in [GATEWAY, "worker", DEVBROKER] {
             Self::program(program)?;
@@ -84,7 +85,7 @@ impl Fleet {
         self.start_kafka()?;
         let workers: Vec<_> = (1..=workers).map(worker).collect();
         for name in std::iter::once(GATEWAY).chain(workers.iter().map(String::as_str)) {
-            // An interruption is obeyed between two starts.
+            // An interruption takes effect between two starts.
             self.stop.check()?;
             if !self.runs(name)? {
                 self.launch(name)?;
@@ -103,7 +104,7 @@ impl Fleet {
         self.store.remove()
     }
 
-    /// What words have frozen goes on.
+    /// Thaws all frozen programs.
     fn thaw_all(&self) -> Result<(), Failure> {
         for name in self.state_or_empty().programs.keys() {
             if self.condition(name)? == Condition::Frozen {
@@ -113,7 +114,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// First the gateway, whose callers wait for workers; Kafka last, because the others report to it.
+    /// Stops the gateway first, because its callers wait for workers, and Kafka last, because the others report to it.
     fn stop_all(&mut self) -> Result<(), Failure> {
         self.thaw_all()?;
         for names in [vec![GATEWAY.to_owned()], self.workers()?, vec![DEVBROKER.to_owned()], vec![APACHE.to_owned()]] {
@@ -127,7 +128,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Stops the workers with the highest numbers, or starts those with the lowest numbers that are free.
+    /// Stops the workers with the highest numbers, or starts workers with the lowest free numbers.
     pub(crate) fn scale(&mut self, default: usize) -> Result<(), Failure> {
         let wanted = self.config.workers.unwrap_or(default);
         let running = self.workers()?;
@@ -148,7 +149,7 @@ fn worker(number: usize) -> String {
     format!("worker_{number}")
 }
 
-/// Which workers have to be stopped and started so that `wanted` run; `running` are in their order.
+/// The workers to stop and to start so that `wanted` run; `running` is ordered by number.
 fn scaling(running: &[String], wanted: usize) -> (Vec<String>, Vec<String>) {
     let stop = running.iter().skip(wanted).cloned().collect();
     let free = (1..).map(worker).filter(|name| !running.contains(name));

@@ -1,8 +1,8 @@
-//! One caller of a gateway: HTTP/1.1 over one kept connection, with a deadline for everything.
+//! An HTTP client of a gateway: HTTP/1.1 over one kept connection, with a deadline for each request.
 //!
-//! As much of HTTP as a gateway of ours answers with: a status, `Content-Length` or chunks, `Connection: close`. No TLS, no
-//! redirects. A [`Failure`] says whether the request can have reached the gateway. Called by the drill, by the fleet of
-//! `make up`, and by the gateway's health check.
+//! It reads only what this project's gateway sends: a status, `Content-Length` or chunks, `Connection: close`. No TLS,
+//! no redirects. A [`Failure`] says whether the request can have reached the gateway. Called by the drill, by the fleet
+//! of `make up`, and by the gateway's health check.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -13,17 +13,17 @@ use crate::stop::Stop;
 
 const CONNECT: Duration = Duration::from_secs(2);
 const WRITE: Duration = Duration::from_secs(5);
-/// How often a wait for an answer looks whether it has been called off.
+/// How often a wait for a response checks the stop.
 const SLICE: Duration = Duration::from_millis(100);
-/// A connection idle for so long is not used again: the gateway closes it soon.
+/// A connection that was idle this long is not used again.
 const STALE: Duration = Duration::from_secs(5);
-/// An answer larger than this is none of a gateway's.
+/// Maximum size of a response.
 const LARGEST: usize = 16 << 20;
 
-/// Where a gateway listens; shown as the `Host` header has it.
+/// Address of a gateway; shown as in the `Host` header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
-    /// A name or an address; an IPv6 address without its brackets.
+    /// Host name or IP address; an IPv6 address without brackets.
     pub host: String,
     /// The port.
     pub port: u16,
@@ -42,53 +42,53 @@ impl fmt::Display for Authority {
     }
 }
 
-/// An answer.
+/// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
-    /// The number of the status line.
+    /// The status code.
     pub status: u16,
-    /// Whether it says when to try again.
+    /// Whether it has a `Retry-After` in seconds.
     pub retry_after: bool,
-    /// Put together from its chunks.
+    /// The body, without the framing of chunks.
     pub body: Vec<u8>,
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// Nothing was sent: the gateway has not heard of the request.
+    /// No byte was sent, so the gateway did not get the request.
     #[error("{0}")]
     NotSent(String),
-    /// Something was sent: the gateway may have taken the request.
+    /// The request was sent, at least in part; the gateway may have accepted it.
     #[error("{0}")]
     Cut(String),
 }
 
-/// One caller; see the module documentation.
+/// A client of one gateway.
 #[derive(Debug)]
 pub struct Client {
     gateway: Authority,
     kept: Option<(TcpStream, Instant)>,
-    /// Calls off every wait.
+    /// Ends every wait.
     hurry: Stop,
 }
 
 impl Client {
-    /// A caller of this gateway; `hurry` ends every wait.
+    /// A client of this gateway; `hurry` ends every wait.
     pub fn new(gateway: impl Into<Authority>, hurry: Stop) -> Self {
         Self { gateway: gateway.into(), kept: None, hurry }
     }
 
-    /// `GET path`, whose response has arrived within `patience`.
+    /// Sends `GET path` and returns the response, which must arrive within `patience`.
     ///
     /// # Errors
-    /// No response in time; the failure says whether the request can have arrived.
+    /// No response in time, or a malformed one.
     pub fn get(&mut self, path: &str, patience: Duration) -> Result<Response, Failure> {
         let head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.gateway);
         self.exchange(head.as_bytes(), patience)
     }
 
-    /// `POST path` with this JSON. `headers`: lines of their own, each with its end.
+    /// Sends `POST path` with this JSON. `headers`: further header lines, each with CRLF.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -100,9 +100,9 @@ impl Client {
         self.exchange(request.as_bytes(), patience)
     }
 
-    /// Waits so long, unless all waits are called off.
+    /// Sleeps this long, or until the stop.
     pub fn rest(&self, time: Duration) {
-        // Called off or over: it is the same.
+        // A stop only shortens the sleep.
         let _ = self.hurry.sleep(time);
     }
 
@@ -139,14 +139,14 @@ impl Client {
     }
 }
 
-/// Whether a kept connection is still there: nothing to read, and not at its end.
+/// Whether a kept connection is open and has no unread data.
 fn is_open(socket: &TcpStream) -> bool {
     let peeked = socket.set_nonblocking(true).and_then(|()| socket.peek(&mut [0]));
     let quiet = matches!(&peeked, Err(error) if error.kind() == ErrorKind::WouldBlock);
     quiet && socket.set_nonblocking(false).is_ok()
 }
 
-/// What comes on a connection.
+/// The read side of a connection.
 struct Incoming<'a, S> {
     socket: &'a mut S,
     buffer: Vec<u8>,
@@ -155,7 +155,7 @@ struct Incoming<'a, S> {
 }
 
 impl<S: Read> Incoming<'_, S> {
-    /// The answer, and whether the connection can be kept.
+    /// Reads a response; returns it, and whether the connection can be kept.
     fn response(&mut self) -> io::Result<(Response, bool)> {
         let status_line = self.line()?;
         let status = status_line.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse().ok());
@@ -222,7 +222,7 @@ impl<S: Read> Incoming<'_, S> {
         let mut piece = [0; 8192];
         loop {
             if self.hurry.is_triggered() {
-                return Err(io::Error::new(ErrorKind::TimedOut, "not waited for any longer"));
+                return Err(io::Error::new(ErrorKind::TimedOut, "the wait was stopped"));
             }
             match self.socket.read(&mut piece) {
                 Ok(0) => return Err(io::Error::new(ErrorKind::UnexpectedEof, "connection closed by the gateway")),
@@ -233,7 +233,7 @@ impl<S: Read> Incoming<'_, S> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     if Instant::now() >= self.deadline {
-                        return Err(io::Error::new(ErrorKind::TimedOut, "no answer in time"));
+                        return Err(io::Error::new(ErrorKind::TimedOut, "no response in time"));
                     }
                 }
                 Err(error) => return Err(error),
@@ -243,7 +243,7 @@ impl<S: Read> Incoming<'_, S> {
 }
 
 fn malformed(what: &str) -> io::Error {
-    io::Error::new(ErrorKind::InvalidData, format!("the answer is not HTTP: {what}"))
+    io::Error::new(ErrorKind::InvalidData, format!("the response is not HTTP: {what}"))
 }
 
 #[cfg(test)]
@@ -258,12 +258,12 @@ mod tests {
     }
 
     #[test]
-    fn answers_with_a_length_and_in_chunks() {
-        let plain = read("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").expect("an answer");
+    fn responses_with_a_length_or_in_chunks_are_read_and_cut_ones_refused() {
+        let plain = read("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").expect("a response");
         assert_eq!(plain, (Response { status: 200, retry_after: false, body: b"{}".to_vec() }, true));
         let chunked = "HTTP/1.1 503 No\r\nRetry-After: 1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nab\r\n1;x\r\nc\r\n0\r\n\r\n";
         assert_eq!(
-            read(chunked).expect("an answer"),
+            read(chunked).expect("a response"),
             (Response { status: 503, retry_after: true, body: b"abc".to_vec() }, false)
         );
         for cut in ["", "HTTP/1.1 20", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", "SSH-2.0\r\n\r\n"] {
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_sent_and_cut_are_told_apart() {
+    fn a_refused_connection_and_a_cut_response_are_different_failures() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let gateway = Authority { host: "127.0.0.1".to_owned(), port };

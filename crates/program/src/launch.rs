@@ -1,6 +1,6 @@
-//! How a program is started by another program that watches it.
+//! Start of a program by another program that watches it.
 //!
-//! What is the same for the fleets of the drill and of `make up`. The end of the program is its parent's matter.
+//! Called by the native fleet of the drill and by the fleet of `make up`. The callers handle signals and exits.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,22 +10,22 @@ use std::process::{Child, Command, Stdio};
 /// How to start a program.
 #[derive(Clone, Debug)]
 pub struct Launch {
-    /// What it is called in messages.
+    /// Name in messages.
     pub name: String,
-    /// The file that is run.
+    /// Executable file.
     pub program: PathBuf,
-    /// Variables besides those of this process.
+    /// Variables in addition to those of this process.
     pub environment: Vec<(String, String)>,
-    /// Its output is appended to this file.
+    /// File to which the output is appended.
     pub log: PathBuf,
 }
 
 impl Launch {
-    /// Opens the log, and starts the program as `set` completes the command. By then its stdin is empty and its stderr is
-    /// the log. `set` also gets the log, for stdout.
+    /// Opens the log and starts the program, with an empty stdin and stderr to the log. `set` completes the command and
+    /// gets the log, for stdout.
     ///
     /// # Errors
-    /// The log or the program, and what is wrong with it.
+    /// The log or the program, with the reason.
     pub fn start(&self, set: impl FnOnce(&mut Command, &File) -> io::Result<()>) -> Result<(Child, File), String> {
         let mut command = Command::new(&self.program);
         command.envs(self.environment.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());

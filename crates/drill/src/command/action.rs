@@ -1,4 +1,4 @@
-//! One action on a command fleet: from the choice of the process that it hits to the command that undoes it.
+//! An action on a command fleet: from the choice of its process to the command that undoes it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,23 +8,23 @@ use super::super::fact::Fact;
 use super::super::plan::{What, Who};
 use super::super::schedule::Planned;
 use super::file::{Deed, EXIT_CODES};
-use super::hands::{self, Hands};
+use super::tasks_seen::{self, TasksSeen};
 use super::{Shared, Worker};
 
 /// How long an action waits for a worker that it can hit.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long an action waits until no other is at its process: a start may take long.
+/// How long an action waits while another action is at its process: a start may take long.
 const TURN: Duration = Duration::from_secs(40);
-/// How often a gateway is asked who is busy, and how often the workers are listed, which takes longer.
+/// How often an action asks a gateway for tasks in flight, and how often it lists the workers, which takes longer.
 const LOOK: Duration = Duration::from_millis(40);
 const LIST: Duration = Duration::from_secs(1);
 /// The name of Kafka in facts.
 const BROKER: &str = "broker";
 
-/// What a command gets in its environment.
+/// Environment variables for a command.
 type Variables<'v> = &'v [(&'static str, String)];
 
-/// See the module documentation.
+/// An action under way.
 pub(super) struct Action {
     pub(super) shared: Arc<Shared>,
     pub(super) number: u32,
@@ -32,7 +32,7 @@ pub(super) struct Action {
     pub(super) deed: &'static Deed,
 }
 
-/// A process that no other action touches until this is dropped.
+/// Reserves a process for one action until it is dropped.
 struct Taken(Arc<Shared>, String);
 
 impl Drop for Taken {
@@ -61,7 +61,7 @@ impl Action {
             }
         };
         if let Err(why) = outcome {
-            // It hit no process.
+            // The action found no process.
             self.ordered(None);
             self.carried(Err(why));
         }
@@ -78,12 +78,12 @@ impl Action {
         }
         self.last();
         let undone = self.undo(&worker.id, &variables(&worker));
-        // After a change of their number a worker may run already, or may have been removed.
+        // A `scale` meanwhile may have started or removed the worker, so that the undo may fail.
         self.undone(undone, done && self.shared.scaled.load(Ordering::Relaxed) == scaled);
         Ok(())
     }
 
-    /// What is done to a gateway or to Kafka.
+    /// An action on a gateway or on Kafka.
     fn other(&self, process: &str, variables: Variables<'_>) -> Result<(), String> {
         let _taken = self.wait_for_turn(process)?;
         self.ordered(None);
@@ -93,13 +93,13 @@ impl Action {
         Ok(())
     }
 
-    /// A restart of all, one after another; or a kill of all, and a start of all.
+    /// Restarts all workers one after another, or kills all and then starts all.
     fn all_workers(&self) -> Result<(), String> {
         let workers = self.shared.list()?;
         self.ordered(None);
         let (mut killed, mut done) = (Vec::new(), true);
         for worker in workers {
-            // Otherwise another action has stopped it meanwhile, or the load is over.
+            // Skips a worker that another action holds, and all after the end of the load.
             let Ok(taken) = self.wait_for_turn(&worker.name) else { continue };
             done &= self.act(&worker.id, &variables(&worker));
             if self.planned.what == What::RestartWorker {
@@ -115,8 +115,7 @@ impl Action {
         Ok(())
     }
 
-    /// Runs the command, and tells what it may have done and when: also if it failed, because nothing else does.
-    /// Returns whether it is done.
+    /// Runs the command and reports what it may have done and when, even if it failed. Returns whether it succeeded.
     fn act(&self, process: &str, variables: Variables<'_>) -> bool {
         let from = self.shared.teller.clock.now();
         let outcome = self.shared.run(self.deed.command, variables);
@@ -143,7 +142,7 @@ impl Action {
         done
     }
 
-    /// How a process ended, as code or signal, where a command prints it.
+    /// Exit code or signal of a process, if the fleet has a command that prints it.
     fn exit_status(&self, process: &str, variables: Variables<'_>) -> Result<(Option<i32>, Option<i32>), String> {
         let [of_worker, of_gateway] = EXIT_CODES;
         let name = if self.planned.what.has_worker() { of_worker } else { of_gateway };
@@ -158,7 +157,7 @@ impl Action {
         }
     }
 
-    /// Runs the command that undoes it, if there is one. A worker tells by itself that it is back.
+    /// Runs the command that undoes the action, if there is one. A started worker reports itself by status records.
     fn undo(&self, process: &str, variables: Variables<'_>) -> Result<String, String> {
         let Some(after) = self.deed.after else { return Ok(String::new()) };
         let from = self.shared.teller.clock.now();
@@ -205,20 +204,20 @@ impl Action {
         self.shared.teller.tell(Fact::Carried { action: self.number, done, detail });
     }
 
-    /// An action that was done, and cannot be undone, is not done.
+    /// Reports an action that was done as not done if its undo failed.
     fn undone(&self, outcome: Result<String, String>, done: bool) {
         if let (Err(why), true) = (outcome, done) {
             self.carried(Err(why));
         }
     }
 
-    /// Waits as long as the plan says, or until the load is over.
+    /// Waits as long as planned, or until the load has ended.
     fn last(&self) {
-        // Over or called off: it is the same.
+        // The end of the load only shortens the wait.
         let _ = self.shared.over.sleep(self.planned.length.unwrap_or_default());
     }
 
-    /// `None`: another action is at it.
+    /// Reserves a process; `None`: another action is at it.
     fn take(&self, name: &str) -> Option<Taken> {
         let free = self.shared.taken.lock().insert(name.to_owned());
         free.then(|| Taken(Arc::clone(&self.shared), name.to_owned()))
@@ -236,12 +235,12 @@ impl Action {
         }
     }
 
-    /// A worker as the plan wants it, that no other action is at: one that runs, or for a start one that was stopped or
-    /// killed for good.
+    /// Chooses and reserves a worker in the planned state: a running worker, or, for `start-worker`, a worker that was
+    /// stopped or killed for good.
     fn choose(&self) -> Result<(Worker, Taken), String> {
         let starts = self.planned.what == What::StartWorker;
         let (began, mut clients) = (Instant::now(), self.shared.clients());
-        let (mut workers, mut listed, mut hands) = (Vec::new(), None, Hands::default());
+        let (mut workers, mut listed, mut tasks_seen) = (Vec::new(), None, TasksSeen::default());
         loop {
             if starts {
                 workers.clone_from(&self.shared.away.lock());
@@ -249,13 +248,13 @@ impl Action {
                 workers = self.shared.list().unwrap_or_default();
                 listed = Some(Instant::now());
             }
-            hands.see(&hands::in_flight(&mut clients).unwrap_or_default(), Instant::now());
+            tasks_seen.see(&tasks_seen::in_flight(&mut clients).unwrap_or_default(), Instant::now());
             let taken = self.shared.taken.lock().clone();
-            let spared = |id: &str| self.shared.hits.lock().are_enough(hands.of(id));
+            let spared = |id: &str| self.shared.hits.lock().are_enough(tasks_seen.of(id));
             let is_wanted = |worker: &&Worker| match &self.planned.who {
                 Who::Named(name) => worker.name == *name || worker.id == *name,
                 Who::Any | Who::All => !spared(&worker.id),
-                who => !spared(&worker.id) && hands.are(who, &worker.id, Instant::now()),
+                who => !spared(&worker.id) && tasks_seen.fits(who, &worker.id, Instant::now()),
             };
             let free = workers.iter().filter(|worker| !taken.contains(&worker.name));
             let wanted: Vec<&Worker> = free.filter(is_wanted).collect();
@@ -264,15 +263,15 @@ impl Action {
                 && let Some(taken) = self.take(&worker.name)
             {
                 self.shared.away.lock().retain(|away| *away != worker);
-                self.shared.hits.lock().add(hands.of(&worker.id));
+                self.shared.hits.lock().add(tasks_seen.of(&worker.id));
                 return Ok((worker, taken));
             }
             if began.elapsed() >= PATIENCE {
-                let what = if starts { "was stopped or killed for good" } else { "runs that the plan wants" };
-                return Err(format!("no worker {what}, and that no other action is at"));
+                let what = if starts { "stopped for good" } else { "in the planned state" };
+                return Err(format!("no worker {what} is free of other actions"));
             }
             if self.shared.over.sleep(LOOK).is_err() {
-                return Err("the load had ended before it hit a worker".to_owned());
+                return Err("the load ended before the action found a worker".to_owned());
             }
         }
     }

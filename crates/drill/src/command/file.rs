@@ -1,6 +1,6 @@
-//! The file that describes a fleet: where it is, and a shell command for each action.
+//! The file of a fleet: addresses, settings, and a shell command for each action.
 //!
-//! It knows nothing of plans. Every fault of a file is found here, before a command runs. Called by the options.
+//! It does not depend on plans. All faults of a file are found here, before a command runs. Called by `cli`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,18 +15,18 @@ use super::super::place::GatewayAddress;
 use super::super::place::Place;
 use super::super::plan::{What, in_one_line};
 
-/// An action on a fleet, as commands.
+/// The commands of an action.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Deed {
     what: What,
     pub(super) command: &'static str,
-    /// The signal that the command sends.
+    /// The signal that the command sends, if any.
     pub(super) signal: &'static str,
     /// The command that undoes it.
     pub(super) after: Option<&'static str>,
 }
 
-/// All of them. Where an action stands twice, the first one counts that a fleet has the command for.
+/// The commands of all actions. For an action with two entries, the first whose command the fleet has counts.
 static DEEDS: [Deed; 16] = [
     deed(What::StopWorker, "stop-worker", "SIGTERM", Some("start-worker")),
     deed(What::RestartWorker, "restart-worker", "SIGTERM", None),
@@ -57,13 +57,13 @@ const fn deed(what: What, command: &'static str, signal: &'static str, after: Op
 pub struct FleetFile {
     /// The path of the file.
     pub name: String,
-    /// Where the fleet is.
+    /// Addresses and settings of the fleet.
     pub place: Place,
-    /// Prints a line for each worker that runs: its name, and its id in the fleet when that differs.
+    /// Command that prints a line for each running worker: its name, and its `WORKER_ID` if that differs.
     pub workers: String,
     /// How long a command may take.
     pub limit: Duration,
-    /// By their names.
+    /// Commands by name.
     pub commands: BTreeMap<String, String>,
 }
 
@@ -87,10 +87,10 @@ struct Written {
 }
 
 impl FleetFile {
-    /// Reads a file; `name` is its path. All faults are returned, a line each.
+    /// Reads a file; `name` is its path. Returns all faults, a line each.
     ///
     /// # Errors
-    /// The fault of the syntax, or every value that is wrong, with what would be right.
+    /// A syntax error alone, or else every wrong value with the expected one.
     pub fn read(name: &str, text: &str) -> Result<Self, Vec<String>> {
         let written: Written = toml::from_str(text).map_err(|error| vec![in_one_line(text, &error)])?;
         let mut faults = Faults::default();
@@ -129,13 +129,15 @@ impl FleetFile {
         faults.none_or(Self { name: name.to_owned(), place, workers, limit, commands }).map_err(|error| error.faults)
     }
 
-    /// What an action is on this fleet.
+    /// The commands of an action on this fleet.
     ///
     /// # Errors
-    /// Why the fleet cannot do it.
+    /// The fleet does not support the action.
     pub(super) fn deed(&self, what: What) -> Result<&'static Deed, String> {
         let deeds = || DEEDS.iter().filter(|deed| deed.what == what);
-        let Some(last) = deeds().next_back() else { return Err("only a drill's own broker takes it".to_owned()) };
+        let Some(last) = deeds().next_back() else {
+            return Err("only a broker that the drill starts supports it".to_owned());
+        };
         let found = deeds().find(|deed| self.commands.contains_key(deed.command));
         found.ok_or_else(|| format!("{} has no command {}", self.name, last.command))
     }
@@ -149,7 +151,7 @@ fn check(commands: &BTreeMap<String, String>, faults: &mut Faults) {
         let missing = deed.and_then(|deed| deed.after).filter(|after| !commands.contains_key(*after));
         if !known.contains(name) {
             let known: Vec<&str> = known.iter().copied().collect();
-            faults.add("commands", name, &format!("is no command; expected some of {}", known.join(", ")));
+            faults.add("commands", name, &format!("is not a known command; expected some of {}", known.join(", ")));
         } else if let Some(missing) = missing {
             faults.add("commands", name, &format!("needs {missing} beside it, which is missing"));
         }
@@ -164,7 +166,7 @@ mod tests {
     const FLEET: &str = "gateways = [\"http://a:1\"]\nkafka_bootstrap_servers = [\"b:2\"]\nworkers = \"list\"\n";
 
     #[test]
-    fn the_fleets_that_ship_go_with_the_plans_that_ship() {
+    fn shipped_fleets_go_with_the_shipped_plans() {
         let plans = [
             include_str!("../../../../drills/default.toml"),
             include_str!("../../../../drills/short.toml"),
@@ -185,7 +187,7 @@ mod tests {
                 let done = plan.actions.iter().filter(|action| fleet.deed(action.what).is_ok());
                 let left_out = plan.actions.iter().filter(|action| fleet.deed(action.what).is_err());
                 assert!(done.count() > 0 || plan.actions.iter().all(|action| action.what.has_broker()), "{name}");
-                // The embedded broker of `make up` forgets everything when it stops.
+                // The embedded broker of `make up` loses its data when it stops, so its fleet has no actions on it.
                 let possible = |what: What| !what.is_left_out() && (name != "make" || !what.has_broker());
                 let missing = left_out.map(|action| action.what).find(|what| possible(*what) && *what != What::Pause);
                 assert!(!all || missing.is_none(), "{name}: {missing:?}");
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_says_where_the_fleet_is_and_what_its_actions_are() {
+    fn a_file_has_addresses_settings_and_commands() {
         let text = format!("{FLEET}concurrency = 3\n[commands]\nstop-worker = \"x\"\nstart-worker = \"y\"");
         let fleet = FleetFile::read("f.toml", &text).expect("a fleet");
         assert_eq!((fleet.place.concurrency, fleet.place.gateways.len()), (3, 1));
@@ -206,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_what_would_be_right() {
+    fn a_fault_names_the_value_and_the_expected_value() {
         for (text, parts) in [
             (FLEET.replace("workers", "worker"), &["line 3", "unknown field", "worker", "workers"][..]),
             ("gateways = []\nkafka_bootstrap_servers = []".to_owned(), &["missing field", "workers"]),

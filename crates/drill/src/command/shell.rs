@@ -1,7 +1,7 @@
-//! Runs one shell command to its end, with a limit.
+//! Runs a shell command to its end, with a time limit.
 //!
-//! Its output goes to files without a name, not to pipes: a process that the command leaves behind may keep them open.
-//! Called by the actions of a [command fleet](super).
+//! The output goes to unlinked files, not to pipes, because a process that the command leaves behind may keep them
+//! open. Called by the actions of a [command fleet](super).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -16,9 +16,9 @@ use nix::unistd::Pid;
 use program::options::values::show_duration;
 use program::stop::Stop;
 
-/// How often the end of a command is looked for.
+/// How often the end of a command is checked.
 const LOOK: Duration = Duration::from_millis(10);
-/// Bytes of an output that are read: the last.
+/// Maximum number of bytes that are read from the end of an output.
 const MOST: u64 = 64 << 10;
 /// Variables of the drill that a command does not inherit.
 const OWN: [&str; 5] = ["WORKER", "WORKERS", "GATEWAY", "FOR", "RATE"];
@@ -26,7 +26,7 @@ const OWN: [&str; 5] = ["WORKER", "WORKERS", "GATEWAY", "FOR", "RATE"];
 /// Runs `sh -c command` and returns its stdout.
 ///
 /// # Errors
-/// The last line that a failed command printed, or how it ended. A command that passes `limit` is killed, with the
+/// The last line that a failed command printed, or its exit status. A command that passes `limit` is killed, with the
 /// processes of its group.
 pub(super) fn run(command: &str, variables: &[(&str, String)], limit: Duration) -> Result<String, String> {
     let files = file().and_then(|out| Ok((out, file()?)));
@@ -36,7 +36,7 @@ pub(super) fn run(command: &str, variables: &[(&str, String)], limit: Duration) 
         shell.env_remove(name);
     }
     shell.args(["-c", command]).envs(variables.iter().map(|(name, value)| (name, value)));
-    // A Ctrl-C is for the drill, which undoes what it has begun.
+    // Ctrl-C reaches only the drill, which undoes what it has begun.
     shell.stdin(Stdio::null()).process_group(0);
     let spawned = out.try_clone().and_then(|out| {
         let errors = errors.try_clone()?;
@@ -48,7 +48,7 @@ pub(super) fn run(command: &str, variables: &[(&str, String)], limit: Duration) 
     while let Ok(None) = ended
         && Instant::now() < deadline
     {
-        // Never triggered: the limit ends the wait.
+        // `pause` is never triggered.
         let _ = pause.sleep(LOOK);
         ended = child.try_wait();
     }
@@ -59,7 +59,7 @@ pub(super) fn run(command: &str, variables: &[(&str, String)], limit: Duration) 
         }
         Some(status) => Err(last().unwrap_or_else(|| format!("the command ended with {status}"))),
         None => {
-            // The shell was not waited for, so that its number is still that of its group.
+            // The shell was not reaped, so its pid is still the id of its group.
             let killed =
                 i32::try_from(child.id()).is_ok_and(|group| killpg(Pid::from_raw(group), Signal::SIGKILL).is_ok());
             let how = if killed && child.wait().is_ok() { "it was killed" } else { "it cannot be killed" };
@@ -69,7 +69,7 @@ pub(super) fn run(command: &str, variables: &[(&str, String)], limit: Duration) 
     }
 }
 
-/// A file that has no name any more.
+/// A temporary file that is already unlinked.
 fn file() -> io::Result<File> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let name = format!("lastcall-drill-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_fails_says_its_last_line() {
+    fn a_failed_command_returns_its_last_line() {
         assert_eq!(
             run("echo no; echo 'no such worker' >&2; echo >&2; exit 1", &[], LIMIT),
             Err("no such worker".to_owned())
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_hangs_is_killed_with_all_that_it_has_started() {
+    fn a_command_past_its_limit_is_killed_with_its_process_group() {
         let begin = Instant::now();
         let said = run("echo waiting; sleep 1000 & wait", &[], Duration::from_millis(300));
         let expected = "the command did not end within 300ms; it was killed; its last line: waiting";
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_a_command_leaves_behind_is_not_waited_for() {
+    fn a_command_ends_without_waiting_for_a_process_that_it_leaves_behind() {
         let begin = Instant::now();
         let process = run("sleep 1000 & echo $!", &[], LIMIT).expect("a number");
         assert!(begin.elapsed() < LIMIT);

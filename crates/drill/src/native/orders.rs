@@ -1,9 +1,9 @@
-//! What an action does to which process, and what is left of it to do later.
+//! Actions of a native fleet: choice of the process, first step, later steps.
 
 use super::*;
 
 impl Native {
-    /// Whom an action hits; `Err`: nobody just now.
+    /// The process that an action hits; `Err`: why there is none now.
     pub(super) fn choose(&self, planned: &Planned) -> Result<String, String> {
         let spared = |name: &String| self.hits.are_enough(self.starts.tasks(name));
         let mut all = self.sound(planned.what.has_worker());
@@ -18,7 +18,7 @@ impl Native {
                 let busy = |name: &&String| busy_since(name).is_some_and(|since| since.elapsed() >= BUSY);
                 all.iter().filter(busy).cloned().collect()
             }
-            // The one that began last, and outlasts a drain where the plan has such tasks.
+            // The worker with the youngest long task, which outlasts a drain if the plan has such tasks.
             Who::Long => {
                 let newest = all.iter().filter_map(|name| Some((long_since(name)?, name))).max();
                 let fresh = self.options.outlasts_drain.unwrap_or(Duration::MAX);
@@ -30,10 +30,11 @@ impl Native {
         };
         let index = (planned.draw % wanted.len().max(1) as u64) as usize;
         wanted.get(index).cloned().ok_or_else(|| match &planned.who {
-            Who::Named(name) => format!("{name} does not run undisturbed"),
-            Who::Busy | Who::Long if !all.is_empty() => "no worker has a long task in hand".to_owned(),
+            Who::Named(name) => format!("{name} is not running normally"),
+            Who::Busy | Who::Long if !all.is_empty() => "no worker has a suitable task in flight".to_owned(),
             Who::Idle if !all.is_empty() => "no worker is idle".to_owned(),
-            _ => "none runs that is not stopping, frozen, about to start, or at a task that was hit twice".to_owned(),
+            _ => "every process is stopped, stopping, frozen, starting, or has a task that was interrupted twice"
+                .to_owned(),
         })
     }
 
@@ -46,7 +47,7 @@ impl Native {
         self.teller.tell(Fact::Carried { action: number, done, detail: detail.into() });
     }
 
-    /// A signal to one, and what follows.
+    /// Sends a signal to a process, and notes the later steps.
     pub(super) fn order_one(&mut self, number: u32, planned: &Planned) -> Attempt {
         self.starts.read(&self.teller);
         let name = match self.choose(planned) {
@@ -78,7 +79,7 @@ impl Native {
     pub(super) fn order_all(&mut self, number: u32, planned: &Planned) -> Attempt {
         let all = self.sound(true);
         if all.is_empty() {
-            return Attempt::NotNow("no worker runs undisturbed".to_owned());
+            return Attempt::NotNow("no worker is running normally".to_owned());
         }
         if planned.what == What::KillWorker {
             self.ordered(number, planned, None, format!("all {}", all.len()));
@@ -121,7 +122,7 @@ impl Native {
                 self.rolled = Some(name);
             }
             if last {
-                self.carried(number, true, "the last one is being restarted");
+                self.carried(number, true, "the last worker is being restarted");
             }
             if self.rolled.is_some() {
                 return;
@@ -134,7 +135,7 @@ impl Native {
         let wanted = |name: &String| !matches!(&planned.who, Who::Named(wanted) if wanted != name);
         let found = self.slots.iter().find(|(name, slot)| empty(slot) && wanted(name));
         let Some(name) = found.map(|(name, _)| name.clone()) else {
-            return Attempt::NotNow("no worker is away that does not come back by itself".to_owned());
+            return Attempt::NotNow("no suitable worker is stopped for good".to_owned());
         };
         self.ordered(number, planned, Some(&name), String::new());
         let outcome = self.fill(&name);
@@ -143,7 +144,7 @@ impl Native {
     }
 
     pub(super) fn scale(&mut self, number: u32, planned: &Planned) -> Attempt {
-        // Those that come back by themselves count.
+        // Workers that will start again by themselves count.
         let counts = |slot: &Slot| {
             slot.is_worker
                 && (slot.process.is_some() && (!slot.stopping || slot.after != After::Stay)
@@ -154,7 +155,7 @@ impl Native {
         let (now, wanted) = (running.len(), planned.to as usize);
         self.ordered(number, planned, None, format!("from {now} to {wanted}"));
         for name in running.iter().skip(wanted) {
-            // One that is on its way out stays away; another signal would hurry it.
+            // A stopping worker gets no second signal, which would force it.
             if self.slots.get(name).is_some_and(|slot| !slot.stopping) {
                 self.signal(name, Signal::SIGTERM, Some(number));
             }
@@ -169,7 +170,7 @@ impl Native {
         for number in missing {
             let name = format!("worker_{number}");
             let outcome = match self.slots.get_mut(&name) {
-                // It is on its way out, and comes back.
+                // It is stopping; it starts again after its exit.
                 Some(slot) if slot.process.is_some() => {
                     slot.after = After::Start(Duration::ZERO);
                     Ok(())
@@ -185,7 +186,7 @@ impl Native {
 
     pub(super) fn order_broker(&mut self, number: u32, planned: &Planned) -> Attempt {
         if self.broker_work.is_some() {
-            return Attempt::NotInTurn("something is being done to the broker already".to_owned());
+            return Attempt::NotInTurn("another action on the broker is under way".to_owned());
         }
         let process = self.broker.process(drawn_node(planned, self.broker.nodes()));
         let target = (!matches!(planned.what, What::RollBrokers | What::MoveLeader)).then_some(process.as_str());
@@ -198,22 +199,22 @@ impl Native {
     }
 
     pub(super) fn order_fault(&mut self, number: u32, planned: &Planned) -> Attempt {
-        let Some(fault) = planned.fault else { return Attempt::NotNow("it is no fault".to_owned()) };
+        let Some(fault) = planned.fault else { return Attempt::NotNow("the action has no fault".to_owned()) };
         let FaultPlan { fault: what, request, of_worker } = fault;
         let whose = if of_worker { "a worker" } else { "a gateway" };
         self.ordered(number, planned, None, format!("{what:?} at {request:?} of {whose}"));
         match self.broker.fault(fault, planned.length.unwrap_or_default()) {
             Some(bites) => self.faults.push((Instant::now(), number, bites)),
-            None => self.carried(number, false, "faults on demand are the embedded broker's"),
+            None => self.carried(number, false, "only the embedded broker has faults on demand"),
         }
         Attempt::Begun
     }
 
-    /// Faults that were done are carried out; no request came for those that have waited for long.
+    /// Reports faults that took effect, and faults that have waited too long for their request.
     pub(super) fn look_after_faults(&mut self) {
         for (since, number, bites) in std::mem::take(&mut self.faults) {
             if bites.count() > 0 {
-                self.carried(number, true, "it was done");
+                self.carried(number, true, "the fault took effect");
             } else if since.elapsed() >= FAULT_WAIT || self.healing {
                 self.carried(number, self.cut_short, "no such request came");
             } else {

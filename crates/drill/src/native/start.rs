@@ -1,12 +1,12 @@
-//! How the fleet is started: broker, topics, programs with their environments.
+//! Start of a native fleet: gateways and workers with their environments.
 
 use super::*;
 
 impl Native {
-    /// Starts all of it and waits until it is ready.
+    /// Starts all processes and waits until they are ready.
     ///
     /// # Errors
-    /// What did not start, and where to look.
+    /// The process that did not start, with the last line of its log.
     pub(crate) fn start(
         options: NativeOptions,
         broker: Broker,
@@ -60,7 +60,7 @@ impl Native {
         Ok(native)
     }
 
-    /// Where it is.
+    /// Addresses and settings of the fleet.
     pub(crate) fn place(&self) -> Place {
         Place {
             gateways: self.gateways.clone(),
@@ -91,7 +91,7 @@ impl Native {
                 let ended = matches!(happening.what, Happened::Ended { .. }).then(|| happening.process.clone());
                 self.happened(happening);
                 if let Some(name) = ended {
-                    return Err(format!("{name} ended at its start: {}", self.last_words(&name)));
+                    return Err(format!("{name} exited during its start: {}", self.last_words(&name)));
                 }
             }
             clients.retain_mut(|client| {
@@ -119,9 +119,9 @@ impl Native {
 
     /// The last line of a program's log.
     pub(super) fn last_words(&self, name: &str) -> String {
-        let Some(slot) = self.slots.get(name) else { return "it has no log".to_owned() };
+        let Some(slot) = self.slots.get(name) else { return "no log".to_owned() };
         let log = std::fs::read_to_string(&slot.launch.log).unwrap_or_default();
-        let last = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+        let last = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing logged");
         format!("{last} ({})", slot.launch.log.display())
     }
 
@@ -193,7 +193,7 @@ impl Native {
         self.starts.forget(name, &self.teller);
         let process = Process::start(&slot.launch, &self.ears)?;
         self.teller.tell(Fact::Started { process: name.to_owned(), pid: process.pid() });
-        // A gateway is asked for by those who need it.
+        // Only workers report that they are ready; a gateway counts as ready from its start.
         slot.ready = !slot.is_worker;
         (slot.stopping, slot.after, slot.process) = (false, After::Stay, Some(process));
         slot.due.clear();

@@ -1,6 +1,6 @@
-//! What can be done to a fleet, and how a plan writes it.
+//! An action of a plan: its kinds, its options, and how a plan writes them.
 //!
-//! Part of the [plan](super); nothing else makes one.
+//! Part of the [plan](super), which alone makes actions.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,65 +12,65 @@ use program::options::values;
 
 use super::LONGEST;
 
-/// What can be done to a fleet.
+/// The kinds of actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum What {
-    /// SIGTERM, and it stays away for `for`.
+    /// SIGTERM; started again after `for`.
     StopWorker,
-    /// SIGTERM, and it is started again when it has ended.
+    /// SIGTERM; started again after its exit.
     RestartWorker,
-    /// SIGTERM, and another one while it drains; started again when it has ended.
+    /// SIGTERM, and a second SIGTERM while it drains; started again after its exit.
     SecondSignal,
-    /// SIGKILL, and it stays away for `for`.
+    /// SIGKILL; started again after `for`.
     KillWorker,
-    /// SIGSTOP, and SIGCONT after `for`.
+    /// SIGSTOP; SIGCONT after `for`.
     FreezeWorker,
-    /// One that is away is started.
+    /// Starts a worker that does not run.
     StartWorker,
-    /// So many workers, `to`.
+    /// Changes the number of workers to `to`.
     Scale,
-    /// SIGTERM, and it stays away for `for`.
+    /// SIGTERM; started again after `for`.
     StopGateway,
-    /// SIGTERM, and it is started again when it has ended.
+    /// SIGTERM; started again after its exit.
     RestartGateway,
-    /// SIGKILL, and it stays away for `for`.
+    /// SIGKILL; started again after `for`.
     KillGateway,
-    /// A node of the broker is stopped, and stays away for `for`.
+    /// Stops a node of the broker; started again after `for`.
     StopBroker,
-    /// The same, for no longer than it takes.
+    /// Stops a node and starts it again at once.
     RestartBroker,
-    /// Every node is restarted, each when the one before is in sync again.
+    /// Restarts every node, each after the replicas of the node before are in sync again.
     RollBrokers,
-    /// A node is killed, and away for `for`.
+    /// Kills a node; started again after `for`.
     KillBroker,
-    /// A node is frozen for `for`.
+    /// Freezes a node for `for`.
     FreezeBroker,
-    /// For `for` nothing that is sent to a node arrives, and nothing that it sends; its connections stay. The embedded broker's only.
+    /// Drops all traffic from and to a node for `for`; its connections stay open. Embedded broker only.
     CutBroker,
-    /// A partition of the tasks or of the results gets another of the nodes as its leader.
+    /// Moves the leader of a partition of the tasks or the results to another node.
     MoveLeader,
-    /// No load for `for`.
+    /// Pauses the load for `for`.
     Pause,
-    /// Something goes wrong between a program and the embedded broker, once.
+    /// A network fault at one request to the embedded broker.
     Fault,
 }
 
-/// What goes wrong with one request.
+/// A network fault at one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NetworkFault {
-    /// The connection is closed, and the request has no effect.
+    /// The broker closes the connection; the request has no effect.
     CutBefore,
-    /// The request has its effect, and the connection is closed instead of the answer.
+    /// The request takes effect; the broker closes the connection instead of responding.
     CutAfter,
-    /// The request is answered after `for`.
+    /// The broker responds after `for`.
     Delay,
-    /// The answer comes twice.
+    /// The broker sends the response twice.
     AnswerTwice,
 }
 
-/// Which requests can go wrong; Kafka's names.
+/// Requests that can have a fault, by Kafka's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RequestKind {
@@ -86,19 +86,19 @@ pub enum RequestKind {
     ShareGroupHeartbeat,
 }
 
-/// A fault, and the request that it is done to: the next one of this kind.
+/// A fault at the next request of a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FaultPlan {
-    /// What goes wrong.
+    /// The fault.
     pub fault: NetworkFault,
-    /// With which kind of request.
+    /// The kind of request.
     pub request: RequestKind,
-    /// Of a worker; otherwise of a gateway.
+    /// `true`: a worker's request; `false`: a gateway's.
     pub of_worker: bool,
 }
 
 impl What {
-    /// All of them, with their names.
+    /// All kinds with their names in plans.
     pub const ALL: [(Self, &str); 19] = [
         (Self::StopWorker, "stop-worker"),
         (Self::RestartWorker, "restart-worker"),
@@ -121,34 +121,34 @@ impl What {
         (Self::Fault, "fault"),
     ];
 
-    /// As plans write it.
+    /// The name in plans.
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(what, _)| *what == self).map_or("?", |(_, name)| name)
     }
 
-    /// Whether it concerns one worker.
+    /// Whether the action is on a worker.
     pub fn has_worker(self) -> bool {
         use What::{FreezeWorker, KillWorker, RestartWorker, SecondSignal, StartWorker, StopWorker};
         matches!(self, StopWorker | RestartWorker | SecondSignal | KillWorker | FreezeWorker | StartWorker)
     }
 
-    /// Whether it concerns the broker.
+    /// Whether the action is on the broker.
     pub fn has_broker(self) -> bool {
         self.has_node() || matches!(self, Self::RollBrokers | Self::MoveLeader)
     }
 
-    /// Whether it concerns one node of the broker.
+    /// Whether the action is on one node of the broker.
     fn has_node(self) -> bool {
         use What::{CutBroker, FreezeBroker, KillBroker, RestartBroker, StopBroker};
         matches!(self, StopBroker | RestartBroker | KillBroker | FreezeBroker | CutBroker)
     }
 
-    /// Whether only some brokers can do it: a plan is run without it on the others.
+    /// Whether only some brokers support it; a plan runs without it on the others.
     pub fn is_left_out(self) -> bool {
         matches!(self, Self::Fault | Self::CutBroker | Self::RollBrokers | Self::MoveLeader)
     }
 
-    /// Whether `for` means something; and whether it has to be given.
+    /// Whether `for` is allowed, and whether it is required.
     fn takes_length(self) -> (bool, bool) {
         use What::{
             CutBroker, FreezeBroker, FreezeWorker, KillBroker, KillGateway, KillWorker, Pause, StopBroker, StopGateway,
@@ -168,21 +168,22 @@ impl fmt::Display for What {
     }
 }
 
-/// Which worker an action is meant for.
+/// The worker that an action hits.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Who {
-    /// By chance.
+    /// A random worker.
     #[default]
     Any,
-    /// By chance among those with a task in flight.
+    /// A random worker with a task in flight.
     Busy,
-    /// Of those that have had a task for more than half a second, the one that has had it for the shortest time; where the plan has tasks that outlast a drain, only one with such a task.
+    /// The worker with the youngest task of those in flight for more than half a second. If the plan has tasks that
+    /// outlast a drain, only a worker with such a task.
     Long,
-    /// By chance among those without.
+    /// A random worker without a task in flight.
     Idle,
-    /// Every one, one after another.
+    /// Every worker, one after another.
     All,
-    /// This one.
+    /// The worker of this name.
     Named(String),
 }
 
@@ -199,43 +200,43 @@ impl<'de> Deserialize<'de> for Who {
     }
 }
 
-/// Something that happens: at moments of its own, or at random ones.
+/// An action at fixed or at random times.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ActionPlan {
-    /// What.
+    /// The kind.
     #[serde(rename = "do")]
     pub what: What,
-    /// When: these moments, counted from the start of the load.
+    /// Fixed times from the start of the load.
     #[serde(default)]
     pub at: Moments,
-    /// Or at random, so often on average.
+    /// Average time between random times.
     #[serde(default, deserialize_with = "some_length")]
     pub every: Option<Duration>,
-    /// Whom.
+    /// The worker that it hits.
     #[serde(default)]
     pub worker: Who,
-    /// Which node of the broker, from 1 on; by chance without it.
+    /// The node of the broker, from 1; `None`: a random node.
     #[serde(default)]
     pub node: Option<u32>,
-    /// How long: between these two.
+    /// Duration, or range of durations.
     #[serde(default, rename = "for")]
     pub length: Option<Range>,
-    /// How many; for `scale`.
+    /// For `scale`: the number of workers.
     #[serde(default)]
     pub to: Option<u32>,
-    /// For `fault`: what goes wrong.
+    /// For `fault`: the fault.
     #[serde(default)]
     pub fault: Option<NetworkFault>,
-    /// For `fault`: with which request.
+    /// For `fault`: the kind of request.
     #[serde(default)]
     pub request: Option<RequestKind>,
-    /// For `fault`: whose request, `worker` or `gateway`.
+    /// For `fault`: the program that sends the request.
     #[serde(default)]
     pub of: Option<Client>,
 }
 
-/// Whose requests a fault is done to.
+/// The program whose request gets a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Client {
@@ -245,15 +246,15 @@ pub enum Client {
     Gateway,
 }
 
-/// One moment or several.
+/// A time or several, from the start of the load.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moments(pub Vec<Duration>);
 
-/// From the first to the second.
+/// A range of durations, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range(pub Duration, pub Duration);
 
-/// A text, or several.
+/// A text or a list.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Texts {
@@ -298,7 +299,7 @@ impl<'de> Deserialize<'de> for Range {
 }
 
 impl ActionPlan {
-    /// The fault that it is, if it is one.
+    /// The fault, if the action is a complete one.
     pub fn network_fault(&self) -> Option<FaultPlan> {
         let of_worker = self.of? == Client::Worker;
         Some(FaultPlan { fault: self.fault?, request: self.request?, of_worker })
@@ -307,8 +308,8 @@ impl ActionPlan {
     pub(super) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         match (self.at.0.is_empty(), self.every) {
-            (true, None) => faults.push("says neither at nor every; expected one of them".to_owned()),
-            (false, Some(_)) => faults.push("says both at and every; expected one of them".to_owned()),
+            (true, None) => faults.push("has neither at nor every; expected one of them".to_owned()),
+            (false, Some(_)) => faults.push("has both at and every; expected one of them".to_owned()),
             (true, Some(every)) if every < Duration::from_millis(100) => {
                 faults.push("every is too short; expected 100ms at least".to_owned());
             }
@@ -335,7 +336,7 @@ impl ActionPlan {
             faults.push("takes no fault, request and of".to_owned());
         }
         if self.fault.is_some() && (self.fault == Some(NetworkFault::Delay)) != self.length.is_some() {
-            faults.push("has a delay without for, or for without a delay".to_owned());
+            faults.push("has a delay without for, or for without a delay; expected both or neither".to_owned());
         }
         if self.worker != Who::Any && !self.what.has_worker() {
             faults.push("takes no worker".to_owned());
@@ -344,7 +345,7 @@ impl ActionPlan {
             faults.push("takes no node".to_owned());
         }
         if self.worker == Who::All && !matches!(self.what, What::RestartWorker | What::KillWorker) {
-            faults.push("cannot be done to all workers; restart-worker and kill-worker can".to_owned());
+            faults.push("cannot hit all workers; only restart-worker and kill-worker can".to_owned());
         }
         faults
     }

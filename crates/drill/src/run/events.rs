@@ -1,4 +1,4 @@
-//! What threads and programs report: facts, statuses, pages of gateways.
+//! Events of a run: facts, status records, views of gateways; and the questions to gateways.
 
 use super::*;
 
@@ -76,7 +76,7 @@ impl Run<'_> {
             Event::Away(why) => {
                 self.kafka_away = true;
                 self.history.lost_kafka(now);
-                self.display.console.at(now, &format!("Kafka does not answer ({}); trying on", escape(&why)));
+                self.display.console.at(now, &format!("Kafka does not answer ({}); retrying", escape(&why)));
             }
             Event::Fact(line) => self.take_fact(line),
             Event::Phase(phase) => self.phase = Some(phase),
@@ -111,7 +111,8 @@ impl Run<'_> {
         self.ledger.write(line);
     }
 
-    /// What a new process shows is news, though it be what the one before had shown.
+    /// Forgets the view of a former process: the first view of a new process is written to the ledger even if it is
+    /// equal.
     fn forget_view(&mut self, process: &str) {
         let gateway = (0..self.views.len()).find(|index| self.gateway(*index) == process);
         if let Some(view) = gateway.and_then(|index| self.views.get_mut(index)) {
@@ -159,7 +160,7 @@ impl Run<'_> {
             ids.map(|(id, _)| id.clone()).collect::<Vec<_>>()
         };
         let (active, stopping) = (listed(false), listed(true));
-        // Only what is new: heartbeats change nothing.
+        // Only a changed view goes to the ledger.
         let new = known.as_ref().is_none_or(|known| (&known.active, &known.stopping) != (&active, &stopping));
         *known = Some(View { told: view, active: active.clone(), stopping: stopping.clone() });
         if new {

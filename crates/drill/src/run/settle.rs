@@ -1,12 +1,13 @@
-//! After the load: outstanding answers, the probe of a healed fleet, its stop, the audit.
+//! The steps after the load: unknown outcomes, probe of the healed fleet, its stop, audit.
 
 use super::*;
 
 impl Run<'_> {
-    /// Until everything is known, or nothing moves any more; then past everything that happens by itself later.
+    /// Waits until all outcomes are known or no more become known, and until late effects of the faults are over. A
+    /// fleet of the drill's own is then probed and stopped.
     pub(super) fn settle(&mut self, owned: bool) -> Result<(), End> {
         if self.side.as_ref().is_some_and(|side| side.director.is_some()) {
-            self.wait_for(Phase::Healed, HEAL_WAIT, "the fleet is not whole again")?;
+            self.wait_for(Phase::Healed, HEAL_WAIT, "not all processes are ready")?;
         }
         let patience = if self.outage { MISSING_WAIT } else { UNKNOWN_WAIT } + 2 * self.plan().longest_work();
         let (mut open, mut moved) = (self.account.open(), self.now());
@@ -20,7 +21,7 @@ impl Run<'_> {
             }
             self.step()?;
         }
-        // A lock that was held when the last fault came runs out, and what comes of that is seen.
+        // Locks that were held at the last fault run out here, so that the ledger has the runs that follow.
         while self.disturbed.is_some_and(|disturbed| self.now() < disturbed + LOCK_WAIT) {
             self.step()?;
         }
@@ -35,7 +36,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Everything is well again: whatever is sent now has to be served, and what is done has to be what it was.
+    /// After the healing, every request must be served, and finished tasks must have the same results as before.
     fn probe(&mut self) -> Result<(), End> {
         self.write(Fact::Healed);
         self.display.phase = "probing";
@@ -72,10 +73,10 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The last stop is one more that is judged.
+    /// Stops workers, then gateways; the judge judges these stops too.
     pub(super) fn stop_fleet(&mut self) -> Result<(), End> {
         self.command(Command::StopWorkers);
-        self.wait_for(Phase::WorkersStopped, self.place.drain_timeout + STOP_WAIT, "the workers do not stop")?;
+        self.wait_for(Phase::WorkersStopped, self.place.drain_timeout + STOP_WAIT, "the workers have not stopped")?;
         let deadline = self.now() + SHOWN_WAIT;
         let shown =
             |run: &Self| run.views.iter().flatten().all(|view| view.active.is_empty() && view.stopping.is_empty());
@@ -83,7 +84,7 @@ impl Run<'_> {
             self.step()?;
         }
         self.command(Command::StopGateways);
-        self.wait_for(Phase::GatewaysStopped, self.place.gateway_grace + STOP_WAIT, "the gateways do not stop")
+        self.wait_for(Phase::GatewaysStopped, self.place.gateway_grace + STOP_WAIT, "the gateways have not stopped")
     }
 
     fn wait_for(&mut self, phase: Phase, limit: Duration, otherwise: &str) -> Result<(), End> {
@@ -91,7 +92,7 @@ impl Run<'_> {
         while self.phase != Some(phase) {
             if self.now() >= deadline {
                 let at = self.now();
-                self.display.console.at(at, &format!("{otherwise} after {} s; judging what there is", limit.as_secs()));
+                self.display.console.at(at, &format!("{otherwise} after {} s; going on to the audit", limit.as_secs()));
                 return Ok(());
             }
             self.step()?;
@@ -99,7 +100,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Whether it could be done.
+    /// Writes the lag and the records of the topics into the ledger. Returns whether all could be read.
     pub(super) fn audit(&mut self, audit: &mut Audit, cluster: &Cluster) -> Result<bool, End> {
         let at = self.now();
         self.display.phase = "audit";
@@ -131,7 +132,7 @@ impl Run<'_> {
         };
         self.write(Fact::End(ending));
         let lines = self.ledger.lines();
-        // It has just got its last line.
+        // `End` is the last line, which `Circumstances` needs.
         judge::judge(lines, &Circumstances::of(lines, self.ledger.path()).unwrap_or_default())
     }
 }

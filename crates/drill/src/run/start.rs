@@ -1,9 +1,9 @@
-//! Before the load: threads, the director, the first facts of the ledger.
+//! The steps before the load: threads, director, first line of the ledger.
 
 use super::*;
 
 impl Run<'_> {
-    /// Nothing is audited where Kafka cannot be read; the answers are checked all the same.
+    /// Begins the audit. `None`: Kafka cannot be read, and the run only checks responses.
     pub(super) fn begin_audit(&mut self) -> Option<Audit> {
         let begun = if self.kafka_read {
             Audit::begin(&self.place, self.clock, &self.texts).map_err(|error| error.to_string())
@@ -16,7 +16,7 @@ impl Run<'_> {
         };
         let brokers: Vec<String> = self.place.bootstrap.iter().map(ToString::to_string).collect();
         let place = brokers.join(", ");
-        let line = format!("drill: Kafka cannot be read at {place} ({}); nothing will be audited", escape(&why));
+        let line = format!("drill: Kafka cannot be read at {place} ({}); the topics will not be audited", escape(&why));
         self.display.console.line(&line);
         None
     }
@@ -37,7 +37,7 @@ impl Run<'_> {
         threads
             .push(threads::spawn("results", self.died.clone(), move || topics::read_results(reading, &topic, &events)));
         let mut ask = |name: &str| {
-            // One question at a time; full: it is asked the next time.
+            // Capacity 1; a question that finds the channel full is asked at the next tick.
             let (questions, asked) = bounded(1);
             let clients =
                 self.place.gateways.iter().map(|gateway| Client::new(gateway.clone(), hurry.clone())).collect();
@@ -62,7 +62,8 @@ impl Run<'_> {
             .filter_map(|(what, name)| Some((*what, format!("{name}: {}", fleet.can(*what).err()?))))
             .collect();
         schedule.retain(|planned| fleet.can(planned.what).is_ok());
-        // A fleet that was there is taken as it is; one of the drill's own could have been made for the plan, but for what only some brokers can do.
+        // A running fleet is taken as it is. A fleet of the drill's own should fit the plan, except for actions that
+        // only some brokers support.
         let owned = self.config.owns_processes() && impossible.iter().any(|(what, _)| !what.is_left_out());
         if (owned || schedule.is_empty())
             && let Some((_, why)) = impossible.pop()
@@ -100,7 +101,7 @@ impl Run<'_> {
         let names = self.place.gateways.iter().map(GatewayAddress::to_string).collect::<Vec<_>>().join(", ");
         let rate = match self.plan().load.rate {
             Some(rate) => format!("{rate} tasks per second"),
-            None => format!("{} callers, each as fast as it is answered,", self.plan().load.callers),
+            None => format!("{} callers in a closed loop", self.plan().load.callers),
         };
         let length =
             self.config.length().map_or("until Ctrl-C".to_owned(), |length| format!("for {} s", length.as_secs_f64()));

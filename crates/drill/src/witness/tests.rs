@@ -1,4 +1,4 @@
-//! The witness on a broker with a log that is made up.
+//! The witness on a broker with known records.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ const NODE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr
 const CAP: usize = 55 << 20;
 const LONG: Duration = Duration::from_secs(60);
 
-/// A topic on the embedded broker, or where `WITNESS_BOOTSTRAP` says.
+/// A topic on the embedded broker, or on the broker of `WITNESS_BOOTSTRAP`.
 struct Place {
     _broker: Option<Broker>,
     address: String,
@@ -49,7 +49,7 @@ impl Place {
         Self { _broker: broker, address, cluster, topic }
     }
 
-    /// One batch of records without keys, each of this value.
+    /// Writes a batch of records with these values and without keys.
     fn write(&self, partition: i32, values: &[Bytes]) {
         let headers = [(Cow::Borrowed("name"), Some(Bytes::from_static(b"value"))), (Cow::Borrowed("none"), None)];
         let contents = values.iter().map(|value| RecordContent { key: None, value: Some(value), headers: &headers });
@@ -64,7 +64,7 @@ impl Place {
         assert_eq!(answer.responses[0].partition_responses[0].error_code, 0);
     }
 
-    /// Bytes of records in the broker's answer to one who asks for everything.
+    /// Bytes of records in the broker's response to a request for everything.
     fn bytes_of_all(&self) -> usize {
         let wanted = RawPartition::default().with_partition_max_bytes(i32::MAX);
         let topic = FetchTopic::default().with_topic(self.name()).with_partitions(vec![wanted]);
@@ -81,10 +81,10 @@ impl Place {
         Witness::new(vec![self.address.clone()])
     }
 
-    /// Everything from the starts to the ends, as (partition, offset, length of the value).
+    /// Reads the whole topic, as (partition, offset, length of the value).
     fn read(&self) -> Vec<(i32, i64, usize)> {
         let mut witness = self.witness();
-        let to = witness.ends(&self.topic).expect("the ends are told");
+        let to = witness.ends(&self.topic).expect("the ends are known");
         let mut read = Vec::new();
         let mut each = |record: Record| read.push((record.partition, record.offset, record.value.len()));
         witness.read(&self.topic, &BTreeMap::new(), &to, &Stop::new(), &mut each).expect("it can be read");
@@ -101,20 +101,20 @@ impl Place {
     }
 }
 
-/// Values of 10 and so many bytes.
+/// Values of 10, 11, 12, … bytes.
 fn values(count: usize) -> Vec<Bytes> {
     (0..count).map(|index| Bytes::from(vec![b'v'; 10 + index])).collect()
 }
 
 #[test]
-fn more_than_an_answer_holds_is_read_exactly() {
+fn a_topic_larger_than_a_response_is_read_exactly() {
     let place = Place::new(1);
     let (half, little) = (Bytes::from(vec![b'h'; 524_000]), Bytes::from_static(b"little"));
     let batches = 64;
     for _ in 0..batches {
         place.write(0, &[half.clone(), little.clone(), half.clone()]);
     }
-    assert_eq!(place.bytes_of_all(), CAP, "the answer is cut in the middle of a batch");
+    assert_eq!(place.bytes_of_all(), CAP, "the response is cut in the middle of a batch");
     let read = place.read();
     let lengths = [half.len(), little.len(), half.len()].into_iter().cycle();
     let written: Vec<_> = (0..batches * 3).zip(lengths).map(|(offset, length)| (0, offset, length)).collect();
@@ -122,7 +122,7 @@ fn more_than_an_answer_holds_is_read_exactly() {
 }
 
 #[test]
-fn partitions_are_read_from_and_to_where_they_are_asked_for() {
+fn partitions_are_read_between_the_given_offsets() {
     let place = Place::new(3);
     place.write(0, &values(4));
     place.write(0, &values(3));
@@ -134,14 +134,14 @@ fn partitions_are_read_from_and_to_where_they_are_asked_for() {
     assert_eq!(place.offsets_within(7, 7).expect("nothing"), [0; 0]);
     assert_eq!(place.offsets_within(5, 2).expect("less than nothing"), [0; 0]);
     let mut witness = place.witness();
-    assert_eq!(witness.ends(&place.topic).expect("told"), BTreeMap::from([(0, 7), (1, 0), (2, 2)]));
+    assert_eq!(witness.ends(&place.topic).expect("ends"), BTreeMap::from([(0, 7), (1, 0), (2, 2)]));
 }
 
 #[test]
-fn a_topic_that_is_missing_has_no_offsets_and_is_not_created() {
+fn a_missing_topic_has_no_offsets_and_is_not_created() {
     let place = Place::new(1);
     for _ in 0..2 {
-        assert_eq!(place.witness().ends("nowhere").expect("told"), BTreeMap::new());
+        assert_eq!(place.witness().ends("nowhere").expect("ends"), BTreeMap::new());
     }
     let to = BTreeMap::from([(0, 1)]);
     let missing = place.witness().read("nowhere", &BTreeMap::new(), &to, &Stop::new(), &mut |_| {});
@@ -150,7 +150,7 @@ fn a_topic_that_is_missing_has_no_offsets_and_is_not_created() {
 }
 
 #[test]
-fn keys_values_and_compressed_batches_come_as_they_were_written() {
+fn keys_values_and_compressed_batches_are_read_as_written() {
     let place = Place::new(1);
     let mut client = KafkaClient::new(vec![place.address.clone()]);
     client.load_metadata_all().expect("the broker answers");
@@ -170,18 +170,18 @@ fn keys_values_and_compressed_batches_come_as_they_were_written() {
 }
 
 #[test]
-fn what_is_not_there_is_told_with_its_place() {
+fn an_error_names_the_partition_and_the_offset() {
     let place = Place::new(1);
     place.write(0, &values(3));
     let stalled = place.offsets_within(1, 5).expect_err("the log ends at 3").to_string();
-    assert_eq!(stalled, format!("{}-0 gives nothing from 3 on, but is to be read to its end at 5", place.topic));
+    assert_eq!(stalled, format!("{}-0 returns no records from 3 on; expected records up to 5", place.topic));
     let beyond = place.offsets_within(4, 5).expect_err("the log ends at 3").to_string();
     assert!(beyond.starts_with(&format!("{}-0 cannot be read from 4 on: ", place.topic)), "{beyond}");
     assert!(beyond.contains("OffsetOutOfRange"), "{beyond}");
 }
 
 #[test]
-fn a_stop_ends_it() {
+fn a_stop_ends_the_reading() {
     let place = Place::new(1);
     place.write(0, &values(3));
     let (stop, to) = (Stop::new(), BTreeMap::from([(0, 3)]));
@@ -192,7 +192,7 @@ fn a_stop_ends_it() {
     assert!(matches!(ended, Err(WitnessError::Ended)), "{ended:?}");
 }
 
-/// An embedded broker, even if there is another: one that can be told to fail. Two nodes.
+/// An embedded broker of two nodes that can have faults, independent of `WITNESS_BOOTSTRAP`.
 fn faulty() -> (Place, Broker) {
     let broker = Broker::start(Settings::new(vec![NODE, NODE])).expect("free ports");
     let place = Place::at(None, broker.address().to_string(), 2);
@@ -204,7 +204,7 @@ fn faulty() -> (Place, Broker) {
 }
 
 #[test]
-fn trouble_that_passes_changes_nothing() {
+fn passing_faults_do_not_change_the_records() {
     let (place, broker) = faulty();
     let whole = place.read();
     assert_eq!(whole.len(), 40);
@@ -222,17 +222,17 @@ fn trouble_that_passes_changes_nothing() {
 }
 
 #[test]
-fn a_broker_that_stands_still_is_waited_for_and_given_up() {
+fn a_frozen_broker_ends_the_reading_after_the_limit() {
     let (place, broker) = faulty();
     let mut witness = place.witness();
-    let to = witness.ends(&place.topic).expect("told");
+    let to = witness.ends(&place.topic).expect("ends");
     broker.nodes().freeze();
     witness.limits = Limits { answer: Duration::from_millis(200), trouble: Duration::from_secs(1), stalls: 2 };
     let started = Instant::now();
     let silent = witness.read(&place.topic, &to, &BTreeMap::from([(0, 99)]), &Stop::new(), &mut |_| {});
-    let silent = silent.expect_err("nobody answers").to_string();
+    let silent = silent.expect_err("the broker is frozen").to_string();
     assert_eq!(silent, format!("{}-0 cannot be read from 20 on: no answer within 200ms", place.topic));
-    let ends = witness.ends(&place.topic).expect_err("nobody answers").to_string();
+    let ends = witness.ends(&place.topic).expect_err("the broker is frozen").to_string();
     assert_eq!(ends, format!("{}: no offsets: no answer within 200ms", place.topic));
     assert!(started.elapsed() < Duration::from_secs(10));
     broker.nodes().thaw();

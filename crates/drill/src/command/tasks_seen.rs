@@ -1,5 +1,5 @@
-//! Which tasks each worker has in flight, as a gateway tells it, and since when that is known. Pure but for the
-//! request.
+//! Tasks in flight at each worker as a gateway shows them, with the time since which they were seen. Called by the
+//! actions of a [command fleet](super).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -9,15 +9,15 @@ use serde_json::Value;
 use super::super::http::Client;
 use super::super::plan::Who;
 
-/// A worker repeats its status record once a second. A task that was listed just now is likely to be in flight still,
-/// because it began within that second; a task that was listed twice takes long.
+/// A worker repeats its status record once a second. A task that was first seen just now began within that second and
+/// is most likely still in flight. A task that was seen in two status records takes long.
 const JUST_LISTED: Duration = Duration::from_millis(120);
 const LISTED_TWICE: Duration = Duration::from_millis(1200);
 
-/// Tasks in flight, by worker; only responsive workers that are not stopping.
+/// Tasks in flight by worker, of responsive workers that are not stopping.
 pub(super) type InFlight = BTreeMap<String, BTreeSet<String>>;
 
-/// Asks these gateways in turn; `None`: none of them answers.
+/// Asks the gateways in turn; `None`: no usable response.
 pub(super) fn in_flight(gateways: &mut [Client]) -> Option<InFlight> {
     let mut responses =
         gateways.iter_mut().filter_map(|gateway| gateway.get("/workers/status", Duration::from_secs(1)).ok());
@@ -34,11 +34,11 @@ pub(super) fn in_flight(gateways: &mut [Client]) -> Option<InFlight> {
     Some(active.map(|(id, worker)| (id.clone(), tasks(worker))).collect())
 }
 
-/// See the module documentation.
+/// For each worker, its tasks in flight and when each was first seen.
 #[derive(Debug, Default)]
-pub(super) struct Hands(BTreeMap<String, BTreeMap<String, Instant>>);
+pub(super) struct TasksSeen(BTreeMap<String, BTreeMap<String, Instant>>);
 
-impl Hands {
+impl TasksSeen {
     pub(super) fn see(&mut self, now: &InFlight, at: Instant) {
         let mut seen = BTreeMap::new();
         for (worker, tasks) in now {
@@ -53,8 +53,8 @@ impl Hands {
         self.0.get(worker).into_iter().flat_map(BTreeMap::keys)
     }
 
-    /// Whether this worker is busy, idle or long at its task, as far as it is known.
-    pub(super) fn are(&self, who: &Who, worker: &str, at: Instant) -> bool {
+    /// Whether a worker is in this state (busy, idle, or busy for long) as far as known.
+    pub(super) fn fits(&self, who: &Who, worker: &str, at: Instant) -> bool {
         let Some(tasks) = self.0.get(worker) else { return false };
         let ages = || tasks.values().map(|since| at.saturating_duration_since(*since));
         match who {
@@ -71,20 +71,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_is_long_once_it_was_listed_twice() {
-        let (begin, mut hands) = (Instant::now(), Hands::default());
+    fn a_task_is_long_after_two_status_records() {
+        let (begin, mut tasks_seen) = (Instant::now(), TasksSeen::default());
         let listed =
             |tasks: &[&str]| InFlight::from([("w".to_owned(), tasks.iter().map(|task| (*task).to_owned()).collect())]);
         let at = |ms| begin + Duration::from_millis(ms);
-        hands.see(&listed(&["a"]), at(0));
-        assert!(hands.are(&Who::Busy, "w", at(0)) && !hands.are(&Who::Long, "w", at(0)));
-        // Listed a while ago and not since: it may be over.
-        hands.see(&listed(&["a"]), at(800));
-        assert!(!hands.are(&Who::Busy, "w", at(800)) && !hands.are(&Who::Idle, "w", at(800)));
-        hands.see(&listed(&["a", "b"]), at(1300));
-        assert!(hands.are(&Who::Long, "w", at(1300)) && hands.are(&Who::Busy, "w", at(1300)));
-        hands.see(&listed(&[]), at(2000));
-        assert!(hands.are(&Who::Idle, "w", at(2000)));
-        assert!(!hands.are(&Who::Idle, "unheard", at(2000)));
+        tasks_seen.see(&listed(&["a"]), at(0));
+        assert!(tasks_seen.fits(&Who::Busy, "w", at(0)) && !tasks_seen.fits(&Who::Long, "w", at(0)));
+        // First seen a while ago, but not yet in a second status record: it may have ended.
+        tasks_seen.see(&listed(&["a"]), at(800));
+        assert!(!tasks_seen.fits(&Who::Busy, "w", at(800)) && !tasks_seen.fits(&Who::Idle, "w", at(800)));
+        tasks_seen.see(&listed(&["a", "b"]), at(1300));
+        assert!(tasks_seen.fits(&Who::Long, "w", at(1300)) && tasks_seen.fits(&Who::Busy, "w", at(1300)));
+        tasks_seen.see(&listed(&[]), at(2000));
+        assert!(tasks_seen.fits(&Who::Idle, "w", at(2000)));
+        assert!(!tasks_seen.fits(&Who::Idle, "unheard", at(2000)));
     }
 }
