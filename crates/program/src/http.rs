@@ -2,7 +2,7 @@
 //!
 //! As much of HTTP as a gateway of ours answers with: a status, `Content-Length` or chunks, `Connection: close`. No TLS, no
 //! redirects. A [`Failure`] says whether the request can have reached the gateway. Called by the drill, by the fleet of
-//! `make up`, and by the gateway's health check.
+//! `make up`, and by the gateway for its health check and the watch on its port.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
