@@ -9,8 +9,8 @@ use program::exit::ExitCode;
 use program::http::Client;
 use program::logging::escape;
 use program::stop::Stop;
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -39,10 +39,10 @@ pub(crate) fn gateway(config: &GatewayConfig, check: &HealthCheck) -> ExitCode {
         HealthCheck::Ready => ("/readyz", "ready"),
         HealthCheck::Path(path) => return say(&body(address, path)),
     };
-    let state = match get_status(address, path, ANSWER_LIMIT) {
+    let state = match Client::new(address, Stop::new()).get(path, ANSWER_LIMIT).map(|response| response.status) {
         Ok(200) => Ok(format!("{word}: {address}")),
         Ok(status) => Err(format!("not {word}: GET {path} at {address} answers {status}")),
-        Err(error) => Err(format!("not {word}: nothing answers at {address} ({error})")),
+        Err(failure) => Err(format!("not {word}: nothing answers at {address} ({failure})")),
     };
     say(&state)
 }
@@ -86,18 +86,6 @@ fn body(address: SocketAddr, path: &str) -> Result<String, String> {
     if response.status == 200 { Ok(body) } else { Err(body) }
 }
 
-/// Returns the status of `GET path`; each step may take `limit`.
-pub(crate) fn get_status(address: SocketAddr, path: &str, limit: Duration) -> io::Result<u16> {
-    let mut stream = TcpStream::connect_timeout(&address, limit)?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.set_write_timeout(Some(limit))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut begin = [0; "HTTP/1.1 200".len()];
-    stream.read_exact(&mut begin)?;
-    let status = std::str::from_utf8(&begin).ok().and_then(|text| text.strip_prefix("HTTP/1.1 "));
-    status.and_then(|digits| digits.parse().ok()).ok_or_else(|| io::Error::other("no HTTP"))
-}
-
 /// The local address of a listener on all addresses.
 pub fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
@@ -109,6 +97,7 @@ pub fn reachable(mut address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     #[test]
     fn listener_on_all_addresses_is_reached_at_the_local_address() {
@@ -148,24 +137,6 @@ mod tests {
             });
             assert_eq!(body(address, "/health"), Ok("{}".to_owned()));
             assert_eq!(body(address, "/health"), Err("{}".to_owned()));
-        });
-    }
-
-    #[test]
-    fn status_is_read_from_the_first_line() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("an address");
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                for answer in ["HTTP/1.1 503 Service Unavailable\r\n\r\n", "SSH-2.0-OpenSSH_9.2p1\r\n"] {
-                    let (mut stream, _) = listener.accept().expect("a connection");
-                    let mut request = [0; 16];
-                    stream.read_exact(&mut request).expect("a request");
-                    stream.write_all(answer.as_bytes()).expect("it is there");
-                }
-            });
-            assert_eq!(get_status(address, "/readyz", ANSWER_LIMIT).expect("HTTP"), 503);
-            assert!(get_status(address, "/readyz", ANSWER_LIMIT).is_err(), "not HTTP");
         });
     }
 }

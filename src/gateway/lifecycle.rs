@@ -285,7 +285,7 @@ fn arm_watchdog(exit_at: Instant, code: ExitCode) -> crossbeam_channel::Sender<I
 mod tests {
     use super::*;
     use crate::config::GatewayConfig;
-    use crate::healthcheck::get_status;
+    use program::http::Client;
     use std::net::{Ipv4Addr, TcpListener};
 
     const SOON: Duration = Duration::from_secs(20);
@@ -302,7 +302,8 @@ mod tests {
     fn gateway_without_kafka_serves_and_stops_at_once() {
         let (gateway, signals) = (gateway(), Signals::manual());
         let address = gateway.address;
-        let status = |path| get_status(address, path, SOON).expect("a response");
+        let mut client = Client::new(address, Stop::new());
+        let status = |path| client.get(path, SOON).expect("a response").status;
         assert_eq!(["/livez", "/readyz", "/health", "/metrics"].map(status), [200, 503, 503, 200]);
         signals.deliver("SIGTERM");
         let began = Instant::now();

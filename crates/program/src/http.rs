@@ -2,7 +2,7 @@
 //!
 //! It reads only what this project's gateway sends: a status, `Content-Length` or chunks, `Connection: close`. No TLS,
 //! no redirects. A [`Failure`] says whether the request can have reached the gateway. Called by the drill, by the fleet
-//! of `make up`, and by the gateway's health check.
+//! of `make up`, and by the gateway for its health check and the watch on its port.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};

@@ -1,7 +1,8 @@
 //! The listening socket, and the watch that connects to it from outside.
 
 use super::load::Load;
-use crate::healthcheck::{get_status, reachable};
+use crate::healthcheck::reachable;
+use program::http::{Client, Failure};
 use program::stop::Stop;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::io;
@@ -50,7 +51,9 @@ pub(in crate::gateway) fn watch(address: SocketAddr, load: &Load, stop: &Stop) -
     let address = reachable(address);
     let mut failures = 0;
     while stop.sleep(WATCH_INTERVAL).is_ok() {
-        if !is_deaf(&mut failures, load.is_full(), get_status(address, "/livez", WATCH_TIMEOUT).err()) {
+        // A kept connection would not reach the listener.
+        let response = Client::new(address, Stop::new()).get("/livez", WATCH_TIMEOUT);
+        if !is_deaf(&mut failures, load.is_full(), response.err()) {
             continue;
         }
         return Err(format!("the HTTP port {address} is deaf"));
@@ -59,13 +62,13 @@ pub(in crate::gateway) fn watch(address: SocketAddr, load: &Load, stop: &Stop) -
 }
 
 /// Counts failures in a row. A port is not deaf while all seats are taken.
-fn is_deaf(failures: &mut u32, full: bool, error: Option<io::Error>) -> bool {
-    match error {
+fn is_deaf(failures: &mut u32, full: bool, failure: Option<Failure>) -> bool {
+    match failure {
         None => *failures = 0,
         Some(_) if full => *failures = 0,
-        Some(error) => {
+        Some(failure) => {
             *failures += 1;
-            log::warn!("the gateway's own port does not answer ({error}), {failures} of {WATCH_FAILURES}");
+            log::warn!("the gateway's own port does not answer ({failure}), {failures} of {WATCH_FAILURES}");
         }
     }
     *failures >= WATCH_FAILURES
@@ -107,7 +110,7 @@ mod tests {
 
     #[test]
     fn port_is_deaf_after_failures_in_a_row_and_never_while_seats_are_full() {
-        let failure = || Some(io::Error::from(io::ErrorKind::TimedOut));
+        let failure = || Some(Failure::Cut("no answer in time".to_owned()));
         let mut failures = 0;
         assert!(!is_deaf(&mut failures, false, failure()) && !is_deaf(&mut failures, false, failure()));
         assert!(!is_deaf(&mut failures, false, None), "one answer is enough");
