@@ -43,7 +43,7 @@ pub(super) enum Fact {
     Late,
     /// The answer to a request, or its absence.
     Answered { number: u64, took_ms: f64, answer: Answer },
-    /// The answer of `GET /tasks/{id}` for it later.
+    /// A later answer of `GET /tasks/{id}` for the task of a request.
     Fetched { number: u64, gateway: String, answer: Answer },
     /// The answer of `GET /tasks/{id}` for a finished task, after all faults.
     ReadBack {
