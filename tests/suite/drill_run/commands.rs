@@ -54,7 +54,7 @@ fn a_fleet_that_cannot_be_drilled_is_told_before_the_load() {
     for (workers, parts) in [
         ("echo nothing runs >&2; exit 1", ["workers failed: nothing runs", start]),
         ("true", ["lists no worker", start]),
-        ("echo w", ["does not take work_ms", start]),
+        ("echo w", ["does not accept work_ms", start]),
     ] {
         let mut drill = drill(
             &rig,

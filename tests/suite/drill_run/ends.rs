@@ -154,7 +154,7 @@ fn the_drill_refuses_to_stop_a_broker_that_it_did_not_start() {
     let mut drill = Setup::on(&rig, &format!("{LOAD}[[action]]\ndo = \"restart-broker\"\nat = \"1s\"\n")).start();
     assert_eq!(drill.wait(START + SOON).code, Some(1));
     let told = drill.program.stderr();
-    assert!(told.contains("restart-broker: the Kafka is not the drill's to stop; use BROKER=embedded"), "{told}");
+    assert!(told.contains("restart-broker: the drill does not act on a running Kafka; use BROKER=embedded"), "{told}");
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn a_program_that_does_not_start_is_reported_with_its_last_output() {
         (Setup::on(&rig, LOAD).env("GATEWAY_PROGRAM", file("README.md")), &["README.md does not start", "ermission"]),
         (
             Setup::on(&rig, LOAD).worker_script("echo 'no licence' >&2; exit 3"),
-            &["worker_", " ended at its start", "no licence", ".log"],
+            &["worker_", " exited during its start", "no licence", ".log"],
         ),
     ];
     let mut drills = tries.map(|(setup, parts)| (setup.start(), parts));
