@@ -1,26 +1,31 @@
 //! How often tasks were hit: an action is not done to a worker that has one in hand which was hit often enough.
 //!
-//! A task that was started five times, and each time was neither finished nor given back, is given up, as is promised; it is not what a drill is to
+//! A task that was started `MAX_DELIVERIES` times, and each time was neither finished nor given back, is given up, as is promised; it is not what a drill is to
 //! prove that chance can do that. Pure. Asked by the fleets that choose whom an action hits.
 
 use std::collections::BTreeMap;
 
-/// So often, and not more: what happens to the broker may add starts of its own.
-const MOST: u32 = 2;
-
 /// See the module documentation.
-#[derive(Debug, Default)]
-pub(super) struct Hits(BTreeMap<String, u32>);
+#[derive(Debug)]
+pub(super) struct Hits {
+    most: u32,
+    tasks: BTreeMap<String, u32>,
+}
 
 impl Hits {
+    /// Half of the starts after the first: what happens to the broker may add starts of its own.
+    pub(super) fn new(max_deliveries: u32) -> Self {
+        Self { most: max_deliveries.saturating_sub(1).div_ceil(2), tasks: BTreeMap::new() }
+    }
+
     /// Whether one of these tasks was hit often enough.
     pub(super) fn are_enough<'t>(&self, mut tasks: impl Iterator<Item = &'t String>) -> bool {
-        tasks.any(|task| self.0.get(task).is_some_and(|hits| *hits >= MOST))
+        tasks.any(|task| self.tasks.get(task).is_some_and(|hits| *hits >= self.most))
     }
 
     /// Who has these tasks in hand is hit.
     pub(super) fn add<'t>(&mut self, tasks: impl Iterator<Item = &'t String>) {
-        tasks.for_each(|task| *self.0.entry(task.clone()).or_default() += 1);
+        tasks.for_each(|task| *self.tasks.entry(task.clone()).or_default() += 1);
     }
 }
 
@@ -31,11 +36,12 @@ mod tests {
     #[test]
     fn a_task_is_hit_twice_and_then_spared() {
         let (one, both) = (["a".to_owned()], ["b".to_owned(), "a".to_owned()]);
-        let mut hits = Hits::default();
+        let mut hits = Hits::new(5);
         for expected in [false, false, true] {
             assert_eq!(hits.are_enough(both.iter()), expected);
             hits.add(one.iter());
         }
         assert!(!hits.are_enough(both[..1].iter()), "another task of that worker");
+        assert_eq!([2, 3, 5, 7].map(|deliveries| Hits::new(deliveries).most), [1, 1, 2, 3]);
     }
 }

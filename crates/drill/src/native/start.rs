@@ -31,7 +31,7 @@ impl Native {
             slots: BTreeMap::new(),
             gateways: Vec::new(),
             ports: Vec::new(),
-            hits: Hits::default(),
+            hits: Hits::new(MAX_DELIVERIES),
             rolling: VecDeque::new(),
             rolled: None,
             leaders,
