@@ -51,7 +51,7 @@ logs: ## all logs, and then what comes; FOLLOW=0 only what there is
 test-shutdown: ## load and its progress until Ctrl-C (FOR=60s), then the verdict
 	$(call fleet,test-shutdown)
 
-drill: ## the proof: faults under load on a fleet of its own, or of TARGET=drills/fleets/make.toml, then the verdict; PLAN, SEED, FOR, RATE
+drill: ## the proof: faults under load on a fleet of its own, or of TARGET=drills/fleets/make.toml (for MODE=native make up), then the verdict; PLAN, SEED, FOR, RATE
 	@cargo build --release --locked --bins
 	@$(BIN)/drill run $(PLAN)
 
