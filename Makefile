@@ -52,7 +52,7 @@ logs: ## show all logs and follow them; FOLLOW=0: do not follow
 test-shutdown: ## send load and show progress until Ctrl-C or FOR=60s, then the verdict
 	$(call fleet,test-shutdown)
 
-drill: ## run faults under load on a fleet of its own or of TARGET=FILE, then the verdict; PLAN, SEED, FOR, RATE, BROKER
+drill: ## the proof: faults under load on a fleet of its own, or of TARGET=drills/fleets/make.toml (for MODE=native make up), then the verdict; PLAN, SEED, FOR, RATE
 	@cargo build --release --locked --bins
 	@$(BIN)/drill run $(PLAN)
 

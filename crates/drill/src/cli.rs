@@ -183,7 +183,7 @@ Examples:
   drill run random --for 1h --broker apache   an hour of random faults on a real Kafka
   drill run cluster --broker apache           two minutes of faults on a real Kafka of three nodes
   drill run short --target drills/fleets/make.toml
-                                              the fleet of make up (started with ALLOW_WORK_MS=1)";
+                                              on the fleet of make up (MODE=native ALLOW_WORK_MS=1 make up)";
 
 const AFTER_WATCH: &str = "\
 Durations are whole numbers with ms, s, m or h. A flag counts before its variable; an empty variable counts as unset.

@@ -7,7 +7,7 @@
 //! | thread | does | ends |
 //! |---|---|---|
 //! | `action` | chooses a process, runs a command, waits, runs the command that undoes it | with its action |
-//! | `tidy` | joins these threads, starts as many workers as the drill found | when those workers run |
+//! | `tidy` | joins these threads, undoes what they could not undo, starts as many workers as the drill found | with its last command |
 
 mod action;
 mod file;
@@ -17,11 +17,13 @@ mod tasks_seen;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use program::logging::escape;
+use program::options::values::show_duration;
 use program::stop::Stop;
 use program::threads::{self, Thread};
 
@@ -38,16 +40,34 @@ pub use file::FleetFile;
 /// Actions under way at once; beyond, the director tries an action again later.
 const MOST: usize = 12;
 
-/// A worker as the command `workers` lists it.
+/// How often `tidy` runs a command that undoes an action, and how long it waits between two attempts.
+const TRIES: u32 = 3;
+const BETWEEN: Duration = Duration::from_secs(1);
+/// How the names of gateways and of Kafka begin in the ledger; no worker may have such an id.
+const NOT_WORKERS: [&str; 3] = ["gateway", "broker", "http://"];
+
+/// A worker as the command `workers` lists it, a gateway by its URL, or Kafka.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Worker {
-    /// Name for the commands.
+struct Process {
+    /// The variable that names it to the commands.
+    variable: Option<&'static str>,
+    /// For the commands.
     name: String,
     /// `WORKER_ID`.
     id: String,
 }
 
-/// State that all actions share.
+impl Process {
+    /// What its commands get in their environment.
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        self.variable.map(|variable| (variable, self.name.clone())).into_iter().collect()
+    }
+}
+
+/// A process that is stopped or frozen, and the command that undoes it.
+type Away = (Process, &'static str);
+
+/// What all actions share.
 struct Shared {
     teller: Teller,
     file: FleetFile,
@@ -55,14 +75,18 @@ struct Shared {
     workers: usize,
     /// Processes with an action under way: names of workers, URLs of gateways, or `broker`.
     taken: Mutex<BTreeSet<String>>,
-    /// Workers that an action stopped or killed for good.
-    away: Mutex<Vec<Worker>>,
-    /// How often each task was in flight at a worker that an action hit.
+    /// Processes that an action may have stopped or frozen, until the command that undoes it has succeeded.
+    away: Mutex<Vec<Away>>,
+    /// Commands under way, each with the process that it is for.
+    running: Mutex<Vec<String>>,
+    /// How often a worker was hit that had this task in flight.
     hits: Mutex<Hits>,
     /// Number of `scale` actions: each may start or remove a stopped worker.
     scaled: AtomicU64,
     /// The load has ended: no action begins, and every undo runs at once.
     over: Stop,
+    /// A signal ended the load: what has not been done need not be done.
+    cut_short: AtomicBool,
 }
 
 /// A running fleet with its commands.
@@ -78,14 +102,17 @@ impl CommandFleet {
     /// Finds the workers. `died` is triggered when a thread of the fleet fails.
     ///
     /// # Errors
-    /// The command `workers` fails or lists no worker.
+    /// The command `workers` fails, lists none, or lists an id that no worker may have.
     pub(super) fn find(file: FleetFile, teller: Teller, died: Stop) -> Result<Self, String> {
-        let (taken, away, hits, over) = (Mutex::default(), Mutex::default(), Mutex::default(), Stop::new());
-        let mut shared = Shared { teller, file, workers: 0, taken, away, hits, scaled: AtomicU64::new(0), over };
+        let hits = Mutex::new(Hits::new(file.place.max_deliveries));
+        let (taken, away, running) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (scaled, over, cut_short) = (AtomicU64::new(0), Stop::new(), AtomicBool::new(false));
+        let mut shared = Shared { teller, file, workers: 0, taken, away, running, hits, scaled, over, cut_short };
         let help = "start the fleet so that it takes work_ms, for example by ALLOW_WORK_MS=1 make up";
         let name = shared.file.name.clone();
-        let listed =
-            shared.list().map_err(|why| format!("{name}: the command workers failed: {}; {help}", escape(&why)))?;
+        let printed = shell::run(&shared.file.workers, &[], shared.file.limit)
+            .map_err(|why| format!("{name}: the command workers failed: {}; {help}", escape(&why)))?;
+        let listed = read_workers(&printed).map_err(|why| format!("{name}: {why}"))?;
         if listed.is_empty() {
             return Err(format!("{name}: the command workers lists no worker that runs; {help}"));
         }
@@ -126,6 +153,10 @@ impl Fleet for CommandFleet {
         }
     }
 
+    fn cut_short(&mut self) {
+        self.shared.cut_short.store(true, Ordering::SeqCst);
+    }
+
     fn heal(&mut self) {
         self.shared.over.trigger();
         if self.tidy.is_none() {
@@ -140,9 +171,14 @@ impl Fleet for CommandFleet {
 
     // After every end of a drill, no process may stay frozen or stopped.
     fn end(&mut self) {
+        self.cut_short();
         self.heal();
         if let Some(thread) = self.tidy.take() {
-            // The thread logs its own failure.
+            if !thread.is_finished() {
+                // The drill shows errors only.
+                log::error!("the end of the drill waits for {}", escape(&self.shared.under_way()));
+            }
+            // How it ended was logged where it happened.
             let _ = thread.join();
         }
     }
@@ -153,13 +189,41 @@ impl Shared {
     fn run(&self, name: &str, variables: &[(&str, String)]) -> Result<String, String> {
         let command =
             self.file.commands.get(name).ok_or_else(|| format!("{} has no command {name}", self.file.name))?;
-        shell::run(command, variables, self.file.limit).map_err(|why| format!("{name}: {why}"))
+        let values = variables.iter().map(|(_, value)| value.as_str());
+        let label = [name].into_iter().chain(values).collect::<Vec<_>>().join(" ");
+        self.running.lock().push(label.clone());
+        let outcome = shell::run(command, variables, self.file.limit);
+        let mut running = self.running.lock();
+        if let Some(index) = running.iter().position(|other| *other == label) {
+            running.swap_remove(index);
+        }
+        outcome.map_err(|why| format!("{name}: {why}"))
     }
 
-    /// The workers that run.
-    fn list(&self) -> Result<Vec<Worker>, String> {
-        let listed = shell::run(&self.file.workers, &[], self.file.limit)?;
-        Ok(listed.lines().filter_map(read_worker).collect())
+    /// What the end of the drill waits for.
+    fn under_way(&self) -> String {
+        let (commands, limit) = (self.running.lock().join(", "), show_duration(self.file.limit));
+        let commands = if commands.is_empty() { "the commands that undo the actions".to_owned() } else { commands };
+        format!("{commands}; the drill kills a command that takes longer than {limit}")
+    }
+
+    /// Workers that run.
+    fn list(&self) -> Result<Vec<Process>, String> {
+        read_workers(&shell::run(&self.file.workers, &[], self.file.limit)?)
+    }
+
+    /// Notes that a process may be stopped or frozen now.
+    fn send_away(&self, process: &Process, undo: &'static str) {
+        let mut away = self.away.lock();
+        away.retain(|(other, _)| other != process);
+        away.push((process.clone(), undo));
+    }
+
+    /// Runs the command that undoes it; once it succeeds, the process is not away any more.
+    fn bring_back(&self, process: &Process, undo: &'static str) -> Result<String, String> {
+        let printed = self.run(undo, &process.variables())?;
+        self.away.lock().retain(|(other, _)| other != process);
+        Ok(printed)
     }
 
     /// Clients of the gateways, which know the tasks in flight.
@@ -167,45 +231,71 @@ impl Shared {
         self.file.place.gateways.iter().map(|gateway| Client::new(gateway.clone(), self.over.clone())).collect()
     }
 
-    /// Waits for all actions, then starts as many workers as the drill found.
+    /// When all actions are done, nothing is stopped or frozen, and there are as many workers as before.
     fn tidy(&self, actions: Vec<Thread>) {
         // A thread logs its own failure.
         actions.into_iter().for_each(|thread| drop(thread.join()));
-        for worker in std::mem::take(&mut *self.away.lock()) {
-            // Ignored: another action may have started it, and the count below finds a missing worker.
-            let _ = self.run("start-worker", &[("WORKER", worker.name)]);
-        }
+        let left = self.bring_all_back();
         let count = || self.list().map(|workers| workers.len());
         let mut found = count();
         if found != Ok(self.workers) && self.file.commands.contains_key("scale") {
             let scaled = self.run("scale", &[("WORKERS", self.workers.to_string())]);
             found = scaled.and_then(|_| count());
         }
+        let all_run = found == Ok(self.workers);
         match found {
-            Ok(found) if found == self.workers => {}
+            Ok(_) if all_run => {}
             Ok(found) => log::error!("{found} workers run; the drill found {}", self.workers),
             Err(why) => log::error!("the workers that the drill found may not all run: {}", escape(&why)),
         }
+        // Where all workers run, a scale has started or replaced a stopped worker.
+        for (process, undo, why) in left.iter().filter(|(_, undo, _)| !(all_run && *undo == "start-worker")) {
+            let state = if undo.starts_with("thaw-") { "frozen" } else { "stopped" };
+            log::error!("{} may still be {state}: {}", escape(&process.name), escape(why));
+        }
+    }
+
+    /// Undoes what the actions could not undo; returns what failed each time, with the last failure.
+    fn bring_all_back(&self) -> Vec<(Process, &'static str, String)> {
+        let (began, pause) = (Instant::now(), Stop::new());
+        let mut left = Vec::new();
+        for attempt in 0..TRIES {
+            if attempt > 0 && (left.is_empty() || began.elapsed() >= self.file.limit) {
+                break;
+            }
+            if attempt > 0 {
+                // Never triggered: the time ends the wait.
+                let _ = pause.sleep(BETWEEN);
+            }
+            let away = self.away.lock().clone();
+            let failed = |(process, undo): Away| self.bring_back(&process, undo).err().map(|why| (process, undo, why));
+            left = away.into_iter().filter_map(failed).collect();
+        }
+        left
     }
 }
 
-/// Reads a name and an optional id; ignores the rest of the line.
-fn read_worker(line: &str) -> Option<Worker> {
-    let mut words = line.split_whitespace();
-    let name = words.next()?.to_owned();
-    let id = words.next().map_or_else(|| name.clone(), str::to_owned);
-    Some(Worker { name, id })
+/// Reads a line for each worker: a name, and an id if it differs; what follows is ignored.
+///
+/// # Errors
+/// An id with which the ledger would take the worker for a gateway or for Kafka.
+fn read_workers(printed: &str) -> Result<Vec<Process>, String> {
+    let workers = printed.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let name = words.next()?.to_owned();
+        let id = words.next().map_or_else(|| name.clone(), str::to_owned);
+        Some(match NOT_WORKERS.iter().find(|begin| id.starts_with(**begin)) {
+            None => Ok(Process { variable: Some("WORKER"), name, id }),
+            Some(begin) => Err(format!(
+                "the command workers printed the line \"{}\", in which the id of the worker begins with \"{begin}\"; \
+                 expected an id that begins with none of {}, set by WORKER_ID",
+                escape(line),
+                NOT_WORKERS.join(", ")
+            )),
+        })
+    });
+    workers.collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_listed_worker_has_a_name_and_an_optional_id() {
-        let read = |line| read_worker(line).map(|worker| (worker.name, worker.id));
-        assert_eq!(read("worker_1"), Some(("worker_1".to_owned(), "worker_1".to_owned())));
-        assert_eq!(read("app-worker-1\t1f2e\t0\trunning"), Some(("app-worker-1".to_owned(), "1f2e".to_owned())));
-        assert_eq!(read(" "), None);
-    }
-}
+mod tests;

@@ -67,19 +67,9 @@ impl Place {
 
 /// Address of a gateway; shown as a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GatewayAddress {
-    /// Host name or IP address; an IPv6 address without brackets.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-}
+pub struct GatewayAddress(pub Authority);
 
 impl GatewayAddress {
-    /// `host:port`, for the `Host` header.
-    pub fn authority(&self) -> String {
-        Authority::from(self.clone()).to_string()
-    }
-
     /// Reads the URL of a gateway.
     pub(super) fn read(text: &str) -> Read<Self> {
         let expected = "expected http://host:port, for example http://127.0.0.1:8080";
@@ -89,19 +79,19 @@ impl GatewayAddress {
         let rest = text.strip_prefix("http://").ok_or_else(|| format!("is no http URL; {expected}"))?;
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let address: BrokerAddress = rest.parse().map_err(|_| format!("is no http URL; {expected}"))?;
-        Ok(Self { host: address.host, port: address.port })
+        Ok(Self(Authority { host: address.host, port: address.port }))
     }
 }
 
 impl From<GatewayAddress> for Authority {
-    fn from(GatewayAddress { host, port }: GatewayAddress) -> Self {
-        Self { host, port }
+    fn from(address: GatewayAddress) -> Self {
+        address.0
     }
 }
 
 impl fmt::Display for GatewayAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "http://{}", self.authority())
+        write!(formatter, "http://{}", self.0)
     }
 }
 

@@ -80,6 +80,7 @@ struct Written {
     gateway_grace: Option<String>,
     worker_timeout: Option<String>,
     concurrency: Option<u32>,
+    max_deliveries: Option<u32>,
     command_timeout: Option<String>,
     workers: String,
     #[serde(default)]
@@ -103,11 +104,14 @@ impl FleetFile {
         for (field, name, text) in [
             (&mut place.tasks_topic, "tasks_topic", written.tasks_topic),
             (&mut place.results_topic, "results_topic", written.results_topic),
-            (&mut place.group, "worker_group", written.worker_group),
         ] {
             if let Some(text) = text {
                 faults.set(field, name, &text, topic);
             }
+        }
+        if let Some(text) = written.worker_group {
+            let group = |text: &str| values::printable(text, values::TOPIC_LIMIT);
+            faults.set(&mut place.group, "worker_group", &text, group);
         }
         let mut limit = Duration::from_secs(90);
         for (field, name, text) in [
@@ -120,9 +124,13 @@ impl FleetFile {
                 faults.set(field, name, &text, positive);
             }
         }
-        if let Some(number) = written.concurrency {
-            let number = number.to_string();
-            faults.set(&mut place.concurrency, "concurrency", &number, |text| values::number(text, &(1..=1024)));
+        for (field, name, number, range) in [
+            (&mut place.concurrency, "concurrency", written.concurrency, 1..=1024),
+            (&mut place.max_deliveries, "max_deliveries", written.max_deliveries, 2..=7),
+        ] {
+            if let Some(number) = number {
+                faults.set(field, name, &number.to_string(), |text| values::number(text, &range));
+            }
         }
         let Written { workers, commands, .. } = written;
         check(&commands, &mut faults);
@@ -196,11 +204,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_has_addresses_settings_and_commands() {
-        let text = format!("{FLEET}concurrency = 3\n[commands]\nstop-worker = \"x\"\nstart-worker = \"y\"");
+    fn a_file_says_where_the_fleet_is_and_what_its_actions_are() {
+        let settings = "concurrency = 3\nmax_deliveries = 4\nworker_group = \"my group\"";
+        let text = format!("{FLEET}{settings}\n[commands]\nstop-worker = \"x\"\nstart-worker = \"y\"");
         let fleet = FleetFile::read("f.toml", &text).expect("a fleet");
-        assert_eq!((fleet.place.concurrency, fleet.place.gateways.len()), (3, 1));
-        assert_eq!((fleet.place.group.as_str(), fleet.place.drain_timeout), ("workers", Duration::from_secs(30)));
+        assert_eq!((fleet.place.concurrency, fleet.place.max_deliveries, fleet.place.gateways.len()), (3, 4, 1));
+        assert_eq!((fleet.place.group.as_str(), fleet.place.drain_timeout), ("my group", Duration::from_secs(30)));
         let restart = fleet.deed(What::RestartWorker).expect("by a stop and a start");
         assert_eq!((restart.command, restart.after), ("stop-worker", Some("start-worker")));
         assert_eq!(fleet.deed(What::KillWorker), Err("f.toml has no command kill-worker".to_owned()));
@@ -215,6 +224,8 @@ mod tests {
             (FLEET.replace("http:", "https:"), &["gateways", "https://a:1", "http://host:port"]),
             (FLEET.replace("b:2", "b"), &["kafka_bootstrap_servers", "\"b\"", "expected"]),
             (format!("{FLEET}concurrency = 0"), &["concurrency", "\"0\"", "from 1 to 1024"]),
+            (format!("{FLEET}max_deliveries = 8"), &["max_deliveries", "\"8\"", "from 2 to 7"]),
+            (format!("{FLEET}worker_group = \"é\""), &["worker_group", "1 to 249 printable ASCII"]),
             (format!("{FLEET}drain_timeout = \"5\""), &["drain_timeout", "\"5\"", "for example 30s"]),
             (format!("{FLEET}[commands]\nstop = \"x\""), &["commands", "\"stop\"", "stop-kafka, stop-worker"]),
             (format!("{FLEET}[commands]\nstop-worker = \"x\""), &["stop-worker", "needs start-worker beside it"]),

@@ -31,7 +31,7 @@ impl Native {
             slots: BTreeMap::new(),
             gateways: Vec::new(),
             ports: Vec::new(),
-            hits: Hits::default(),
+            hits: Hits::new(MAX_DELIVERIES),
             rolling: VecDeque::new(),
             rolled: None,
             leaders,
@@ -46,7 +46,7 @@ impl Native {
         }
         for number in 1..=native.options.plan.gateways {
             let port = ReservedPort::any().map_err(|error| format!("no port for a gateway: {error}"))?;
-            let address = GatewayAddress { host: port.address().ip().to_string(), port: port.address().port() };
+            let address = GatewayAddress(port.address().into());
             native.ports.push(port);
             native.gateways.push(address.clone());
             let name = format!("gateway_{number}");
@@ -163,7 +163,7 @@ impl Native {
     pub(super) fn gateway_launch(&self, name: &str, address: &GatewayAddress) -> Launch {
         let mut environment = self.environment();
         environment.extend([
-            ("HTTP_ADDR".to_owned(), address.authority()),
+            ("HTTP_ADDR".to_owned(), address.0.to_string()),
             ("WORKER_GROUP".to_owned(), self.options.group.clone()),
             ("STOP_GRACE_PERIOD".to_owned(), show_duration(GATEWAY_GRACE)),
             ("WORKER_TIMEOUT".to_owned(), show_duration(WORKER_TIMEOUT)),
