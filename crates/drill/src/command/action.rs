@@ -8,7 +8,7 @@ use super::super::fact::Fact;
 use super::super::plan::{What, Who};
 use super::super::schedule::Planned;
 use super::file::{Deed, EXIT_CODES};
-use super::hands::{self, Hands};
+use super::tasks_seen::{self, TasksSeen};
 use super::{Process, Shared};
 
 /// How long an action waits for a worker that it can hit.
@@ -288,7 +288,7 @@ impl Action {
     fn choose(&self) -> Result<(Process, Taken), String> {
         let starts = self.planned.what == What::StartWorker;
         let (began, mut clients) = (Instant::now(), self.shared.clients());
-        let (mut workers, mut listed, mut failed, mut hands) = (Vec::new(), None, None, Hands::default());
+        let (mut workers, mut listed, mut failed, mut tasks_seen) = (Vec::new(), None, None, TasksSeen::default());
         loop {
             if starts {
                 let away = self.shared.away.lock();
@@ -303,7 +303,7 @@ impl Action {
             }
             tasks_seen.see(&tasks_seen::in_flight(&mut clients).unwrap_or_default(), Instant::now());
             let taken = self.shared.taken.lock().clone();
-            let spared = |id: &str| self.shared.hits.lock().are_enough(hands.of(id));
+            let spared = |id: &str| self.shared.hits.lock().are_enough(tasks_seen.of(id));
             let is_wanted = |worker: &&Process| match &self.planned.who {
                 Who::Named(name) => worker.name == *name || worker.id == *name,
                 Who::Any | Who::All => !spared(&worker.id),
@@ -315,7 +315,7 @@ impl Action {
             if let Some(worker) = wanted.get(index).map(|worker| (*worker).clone())
                 && let Some(taken) = self.take(&worker.name)
             {
-                self.shared.hits.lock().add(hands.of(&worker.id));
+                self.shared.hits.lock().add(tasks_seen.of(&worker.id));
                 return Ok((worker, taken));
             }
             let is_late = began.elapsed() >= PATIENCE;
