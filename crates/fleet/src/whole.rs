@@ -28,7 +28,10 @@ impl Fleet {
                 self.stop = Stop::new();
                 self.stop_all()?;
                 self.store.remove()?;
-                return Err(failure);
+                return match failure {
+                    Failure::Interrupted(_) => refused("interrupted; nothing runs now"),
+                    failure => Err(failure),
+                };
             }
             started => started?,
         }
@@ -78,7 +81,7 @@ impl Fleet {
     /// Whatever is missing of Kafka, the gateway and the first workers.
     fn start_all(&mut self, workers: usize) -> Result<(), Failure> {
         for program in [GATEWAY, "worker", DEVBROKER] {
-            Self::program(program)?;
+            self.program(program)?;
         }
         self.thaw_all()?;
         self.start_kafka()?;
@@ -132,13 +135,15 @@ impl Fleet {
         let wanted = self.config.workers.unwrap_or(default);
         let running = self.workers()?;
         let (stop, start) = scaling(&running, wanted);
+        // Not those that run after the starts: a worker that has died by then would be missing, and not reported.
+        let expected: Vec<_> = running.into_iter().filter(|name| !stop.contains(name)).chain(start.clone()).collect();
         self.stop_programs(&stop)?;
         self.store.change(|state| stop.iter().for_each(|name| drop(state.programs.remove(name))))?;
         for name in &start {
             self.stop.check()?;
             self.launch(name)?;
         }
-        self.wait_until_ready(&self.workers()?)?;
+        self.wait_until_ready(&expected)?;
         say(format!("{wanted} worker(s) run"));
         Ok(())
     }
