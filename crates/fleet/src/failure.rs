@@ -16,7 +16,10 @@ pub(crate) enum Failure {
     File { path: PathBuf, error: io::Error },
     #[error("{} is damaged ({problem}); make down stops the fleet and removes the file", .path.display())]
     Damaged { path: PathBuf, problem: String },
-    /// The fleet is not in the state that the command needs.
+    /// A setting that `up` remembers has a value that cannot be read.
+    #[error("{0}")]
+    Setting(String),
+    /// The fleet is not in the state that the word needs.
     #[error("{0}")]
     Refused(String),
 }

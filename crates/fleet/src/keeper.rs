@@ -19,12 +19,12 @@ use program::stop::Stop;
 
 use crate::failure::{Failure, refused};
 use crate::lock::{self, Kind};
-use crate::state::{End, Program, Store, Wanted};
+use crate::state::{self, End, Program, Store, Wanted};
 
 /// How long a keeper waits for the lock of a former process, or while commands test the lock.
 const LOCK: Duration = Duration::from_secs(5);
-/// How long a keeper may take from its lock to the pid in the file.
-const NUMBER: Duration = Duration::from_secs(2);
+/// How long a locked pid file may be empty. A keeper empties it and then waits for the state, for at most its limit.
+const NUMBER: Duration = state::LIMIT.saturating_add(Duration::from_secs(5));
 
 fn pid_file(run: &Path, name: &str) -> PathBuf {
     run.join(format!("{name}.pid"))

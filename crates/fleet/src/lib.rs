@@ -42,7 +42,8 @@ pub use settings::Settings;
 
 /// Runs a command.
 ///
-/// Exit codes: [`ExitCode::Drained`] if it is done, otherwise [`ExitCode::Fatal`].
+/// Exit codes: [`ExitCode::Drained`] when it is done, [`ExitCode::Usage`] when a remembered setting cannot be read,
+/// otherwise [`ExitCode::Fatal`].
 pub fn run(config: FleetConfig, signals: &Signals) -> ExitCode {
     let done = match (config.command, config.kept.as_slice()) {
         (FleetCommand::Keep, [name, program]) => keep(&config, name, Path::new(program)),
@@ -51,8 +52,9 @@ pub fn run(config: FleetConfig, signals: &Signals) -> ExitCode {
     match done {
         Ok(()) => ExitCode::Drained,
         Err(failure) => {
+            let code = if matches!(failure, Failure::Setting(_)) { ExitCode::Usage } else { ExitCode::Fatal };
             complain(failure);
-            ExitCode::Fatal
+            code
         }
     }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 
 use program::options::values;
-use program::options::{ConfigError, Environment, Faults, Parsed, parse_with, run_or_exit};
+use program::options::{ConfigError, Environment, Faults, Parsed, parse_with, positive, run_or_exit};
 
 use crate::settings::{Settings, kafka_kind};
 
@@ -139,6 +139,8 @@ The variables of gateway and worker are passed on. All commands use the settings
 A command waits for other commands for the same program; up, down and scale wait for all other commands.
 While the gateway or Kafka does not run, start, restart and scale say so, and do not wait until workers are ready.
 
+It is run in the folder of the project.
+
 Exit codes:
   0  done
   1  not done, or a program had to be killed (a line says why)
@@ -189,6 +191,10 @@ impl FleetConfig {
         faults.set(&mut config.twice, "SIGNALS", &options.signals, |text| {
             values::number(text, &(1..=2)).map(|signals: u8| signals == 2)
         });
+        // Here, and not only by the programs: stopping needs it, and must not find out after the signal.
+        if let Some(text) = config.given.get("STOP_GRACE_PERIOD") {
+            faults.set(&mut (), "STOP_GRACE_PERIOD", text, |text| positive(text).map(drop));
+        }
         let mut set = |name: &str, text: &Option<String>, check: fn(&str) -> values::Read<()>| {
             if let Some(text) = text
                 && faults.set(&mut (), name, text, check)
@@ -228,11 +234,23 @@ mod tests {
 
     #[test]
     fn every_fault_is_named_with_its_value() {
-        let variables = [("HTTP_ADDR", "here"), ("KAFKA", "redpanda"), ("WORKERS", "0"), ("SIGNALS", "3")];
-        let faults = parse(&["up"], &variables).expect_err("four faults").faults;
+        let variables = [
+            ("HTTP_ADDR", "here"),
+            ("KAFKA", "redpanda"),
+            ("WORKERS", "0"),
+            ("SIGNALS", "3"),
+            ("STOP_GRACE_PERIOD", "x"),
+        ];
+        let faults = parse(&["up"], &variables).expect_err("five faults").faults;
         let all = faults.join("\n");
-        assert_eq!(faults.len(), 4, "{all}");
-        for fault in ["HTTP_ADDR: value \"here\"", "expected embedded or apache", "from 1 to 1000", "from 1 to 2"] {
+        assert_eq!(faults.len(), 5, "{all}");
+        for fault in [
+            "HTTP_ADDR: value \"here\"",
+            "STOP_GRACE_PERIOD: value \"x\"",
+            "expected embedded or apache",
+            "from 1 to 1000",
+            "from 1 to 2",
+        ] {
             assert!(all.contains(fault), "{all}");
         }
         assert!(parse(&["up", "down"], &[]).is_err() && parse(&["sideways"], &[]).is_err());

@@ -60,7 +60,9 @@ pub(crate) struct Fleet {
     pub(crate) settings: Settings,
     /// Ends all waits.
     pub(crate) stop: Stop,
-    /// Programs that did not exit within their grace period.
+    /// The file of this process. Read once: after a rebuild the operating system names it "... (deleted)".
+    exe: PathBuf,
+    /// Programs that did not end in their time.
     pub(crate) killed: Vec<String>,
     /// This command's lock on the fleet.
     _turn: Option<File>,
@@ -70,8 +72,8 @@ impl Fleet {
     /// Waits for the command's turn, and reads the state. `None`: `down` finds nothing to stop.
     ///
     /// # Errors
-    /// Nothing runs, the folder cannot be used, or the state is damaged. `down` reports a damaged state and takes it as
-    /// empty.
+    /// Nothing runs, the folder cannot be used, a setting cannot be read, or the state is damaged, which `down` reports
+    /// and takes as empty. `logs` needs no state.
     pub(crate) fn open(config: FleetConfig, stop: Stop) -> Result<Option<Self>, Failure> {
         let (run, command) = (&config.run, config.command);
         match command {
@@ -100,15 +102,18 @@ impl Fleet {
         let turn = turn.map(|kind| lock::take(&run.join("lock"), kind, TURN, &stop, waiting)).transpose()?;
         let store = Store::new(run);
         let state = match store.read() {
-            Err(Failure::NothingRuns) if matches!(command, FleetCommand::Up | FleetCommand::Down) => State::default(),
-            Err(damaged @ Failure::Damaged { .. }) if command == FleetCommand::Down => {
+            Err(Failure::NothingRuns) if matches!(word, Word::Up | Word::Down) => State::default(),
+            Err(Failure::NothingRuns | Failure::Damaged { .. }) if word == Word::Logs => State::default(),
+            Err(damaged @ Failure::Damaged { .. }) if word == Word::Down => {
                 complain(damaged);
                 State::default()
             }
             state => state?,
         };
         let settings = config.given.clone().over(&state.settings);
-        Ok(Some(Self { config, store, settings, stop, killed: Vec::new(), _turn: turn }))
+        settings.grace("30s")?;
+        let exe = std::env::current_exe().map_err(Failure::of(Path::new("fleet")))?;
+        Ok(Some(Self { config, store, settings, stop, exe, killed: Vec::new(), _turn: turn }))
     }
 
     /// Does the command.
@@ -175,9 +180,9 @@ impl Fleet {
         })
     }
 
-    /// The file of a program in the folder of this program.
-    pub(crate) fn program(program: &str) -> Result<PathBuf, Failure> {
-        let path = std::env::current_exe().map_err(Failure::of(Path::new(program)))?.with_file_name(program);
+    /// The file of a program, beside this one.
+    pub(crate) fn program(&self, program: &str) -> Result<PathBuf, Failure> {
+        let path = self.exe.with_file_name(program);
         if path.is_file() {
             return Ok(path);
         }
@@ -195,10 +200,11 @@ impl Fleet {
             DEVBROKER => (DEVBROKER, ("DEVBROKER_ADDR", kafka.clone())),
             _ => ("worker", ("WORKER_ID", name.to_owned())),
         };
-        let this = Self::program("fleet")?;
+        let this = self.program("fleet")?;
         let mut command = Command::new(&this);
-        command.arg("--stack-run").arg(&self.config.run).args(["keep", name]).arg(Self::program(program)?);
-        command.envs(self.settings.iter()).env("KAFKA_BOOTSTRAP_SERVERS", kafka).envs([own]);
+        command.arg("--stack-run").arg(&self.config.run).args(["keep", name]).arg(self.program(program)?);
+        // Two programs must not share one file.
+        command.env_remove("HEALTH_FILE").envs(self.settings.iter()).env("KAFKA_BOOTSTRAP_SERVERS", kafka).envs([own]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut keeper = command.spawn().map_err(Failure::of(&this))?;
         let begin = Instant::now();
@@ -242,8 +248,8 @@ impl Fleet {
             }
         };
         match self.store.change(change) {
-            // `down` stops the fleet even with a full disk or a damaged or missing state.
-            Err(failure) if self.config.command == FleetCommand::Down => {
+            // A full disk and a damaged or missing state do not keep a fleet from stopping: `up` stops what it started.
+            Err(failure) if matches!(self.config.word, Word::Up | Word::Down) => {
                 if matches!(failure, Failure::File { .. }) {
                     complain(failure);
                 }
@@ -255,9 +261,21 @@ impl Fleet {
 
     /// Stops these programs together, each within its grace period.
     pub(crate) fn stop_programs(&mut self, names: &[String]) -> Result<(), Failure> {
+        // Before the first signal: a value that cannot be read must not leave programs that stop and are not watched.
+        let graces = names.iter().map(|name| self.grace(name)).collect::<Result<Vec<_>, _>>()?;
         let begin = Instant::now();
         names.iter().try_for_each(|name| self.tell_to_stop(name))?;
-        names.iter().try_for_each(|name| self.wait_for_end(name, begin))
+        names.iter().zip(graces).try_for_each(|(name, grace)| self.wait_for_end(name, grace, begin))
+    }
+
+    fn grace(&self, name: &str) -> Result<Duration, Failure> {
+        match name {
+            GATEWAY => self.settings.grace("30s"),
+            DEVBROKER => Ok(Duration::from_secs(10)),
+            // `scripts/kafka stop` waits by itself.
+            APACHE => Ok(Duration::ZERO),
+            _ => self.settings.grace("45s"),
+        }
     }
 
     /// Sends SIGTERM, and SIGCONT because a frozen program sees SIGTERM only after it.
@@ -272,14 +290,11 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits for the grace period, as an orchestrator does, and then sends SIGKILL.
-    fn wait_for_end(&mut self, name: &str, begin: Instant) -> Result<(), Failure> {
-        let grace = match name {
-            GATEWAY => self.settings.grace("30s")?,
-            DEVBROKER => Duration::from_secs(10),
-            APACHE => self.stop_apache(&[]).map(|()| Duration::ZERO)?,
-            _ => self.settings.grace("45s")?,
-        };
+    /// Waits as long as an orchestrator would, and then does what it would do: SIGKILL.
+    fn wait_for_end(&mut self, name: &str, grace: Duration, begin: Instant) -> Result<(), Failure> {
+        if name == APACHE {
+            self.stop_apache(&[])?;
+        }
         if !self.ends(name, grace.saturating_sub(begin.elapsed()))? {
             let log = keeper::log_file(&self.config.run, name);
             let (seconds, log) = (grace.as_secs(), log.display());
@@ -318,9 +333,13 @@ impl Fleet {
     }
 }
 
-/// The names of workers among these names, ordered by number.
+/// The number of a worker of this fleet; `None` for all other names.
+pub(crate) fn number(name: &str) -> Option<u32> {
+    name.strip_prefix("worker_")?.parse().ok()
+}
+
+/// Names of workers by their numbers, without all other names.
 pub(crate) fn in_order(names: impl IntoIterator<Item = String>) -> Vec<String> {
-    let number = |name: &str| name.strip_prefix("worker_")?.parse::<u32>().ok();
     let mut workers: Vec<_> = names.into_iter().filter_map(|name| Some((number(&name)?, name))).collect();
     workers.sort();
     workers.dedup();
@@ -329,11 +348,49 @@ pub(crate) fn in_order(names: impl IntoIterator<Item = String>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::ffi::OsString;
+
+    use program::options::{Environment, Parsed};
+
     use super::*;
+    use crate::state::Program;
+    use crate::tests::Folder;
 
     #[test]
     fn workers_are_ordered_by_number() {
         let names = ["worker_10", "gateway", "worker_9", "worker_x", "worker_1"].map(str::to_owned);
         assert_eq!(in_order(names), ["worker_1", "worker_9", "worker_10"]);
+    }
+
+    /// A fleet with one worker, as this word has it.
+    fn fleet(folder: &Folder, word: &str) -> Result<Option<Fleet>, Failure> {
+        let worker = Program { wanted: Wanted::Running, since: 0.0, keeper: 1, end: None };
+        let store = Store::new(&folder.path);
+        store.create()?;
+        store.change(|state| drop(state.programs.insert("worker_1".to_owned(), worker)))?;
+        let args = ["fleet".into(), word.into(), "--stack-run".into(), folder.path.clone().into_os_string()];
+        let environment = Environment { variables: BTreeMap::new(), host_name: OsString::new() };
+        let Ok(Parsed::Run(config)) = FleetConfig::parse(args, &environment) else { panic!("a configuration") };
+        Fleet::open(config, Stop::new())
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_written_does_not_keep_up_and_down_from_stopping() {
+        for (word, goes_on) in [("up", true), ("down", true), ("stop-worker", false)] {
+            let folder = Folder::new();
+            let fleet = fleet(&folder, word).expect("a fleet").expect("a state");
+            std::fs::create_dir(folder.path.join("fleet.json.new")).expect("in its way");
+            assert_eq!(fleet.want("worker_1", Wanted::Stopped).is_ok(), goes_on, "{word}");
+        }
+    }
+
+    #[test]
+    fn a_remembered_setting_that_cannot_be_read_is_found_before_anything_is_done() {
+        let folder = Folder::new();
+        drop(fleet(&folder, "status").expect("a fleet"));
+        Store::new(&folder.path).change(|state| state.settings.set("STOP_GRACE_PERIOD", "soon")).expect("writable");
+        let failure = fleet(&folder, "stop-worker").expect_err("no duration");
+        assert!(matches!(&failure, Failure::Setting(text) if text.starts_with("STOP_GRACE_PERIOD: value \"soon\"")));
     }
 }

@@ -92,9 +92,10 @@ impl Fleet {
 
     /// Fails if a program should run and does not, and prints the last lines of its log.
     pub(crate) fn check_alive(&self, name: &str) -> Result<(), Failure> {
-        // A command that stops a program first writes that into the state.
-        let wanted = self.store.read()?.wanted(name);
-        if self.runs(name)? || matches!(wanted, Some(Wanted::Stopped | Wanted::Killed)) {
+        // A word that stops it writes that down first, and may do so between the two looks; so may a word that starts it.
+        let stopped =
+            || self.store.read().map(|state| matches!(state.wanted(name), Some(Wanted::Stopped | Wanted::Killed)));
+        if stopped()? || self.runs(name)? || stopped()? {
             return Ok(());
         }
         let log = keeper::log_file(&self.config.run, name);

@@ -76,7 +76,7 @@ impl Settings {
 
     fn read<T>(&self, name: &str, default: &str, read: impl FnOnce(&str) -> Read<T>) -> Result<T, Failure> {
         let text = self.or(name, default);
-        read(text).map_err(|problem| Failure::Refused(format!("{name}: value \"{text}\" {problem}")))
+        read(text).map_err(|problem| Failure::Setting(format!("{name}: value \"{text}\" {problem}")))
     }
 
     pub(crate) fn address(&self) -> Result<SocketAddr, Failure> {

@@ -1,4 +1,4 @@
-//! Output of a fleet for people and programs: status, health, workers, logs. Called by `programs`.
+//! What people and programs read of a fleet: status, health, workers and logs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,7 +14,8 @@ use lastcall::healthcheck::reachable;
 use crate::failure::{Failure, refused};
 use crate::keeper;
 use crate::print;
-use crate::programs::{APACHE, Fleet};
+use crate::programs::{APACHE, Fleet, GATEWAY, number};
+use crate::single::{Verb, how_to};
 use crate::state::{State, Wanted};
 
 /// Bytes of a log that are read for its last lines.
@@ -35,7 +36,9 @@ impl Fleet {
         let (address, kafka) = (self.settings.address()?, self.settings.kafka_address());
         let mut text = format!("mode: native    gateway: http://{address}    Kafka: {kafka}\n\n");
         let state = self.store.read()?;
-        for (name, program) in &state.programs {
+        let mut programs: Vec<_> = state.programs.iter().collect();
+        programs.sort_by_key(|(name, _)| number(name));
+        for (name, program) in programs {
             if name == APACHE {
                 text += &self.describe_apache()?;
                 continue;
@@ -54,12 +57,13 @@ impl Fleet {
         }
         text.push('\n');
         if self.gateway_was_stopped()? {
-            text += "the gateway does not run; start it with: fleet start-gateway\n";
+            _ = writeln!(text, "the gateway does not run; it starts with: {}", how_to(Verb::Start, GATEWAY));
         } else if !self.is_well("/livez") {
             print(&text);
             return refused(format!("the gateway at {address} does not answer"));
         } else {
-            let heard = self.heard();
+            let mut heard: Vec<_> = self.heard().into_iter().collect();
+            heard.sort_by_key(|(id, _)| number(id));
             if heard.is_empty() {
                 text += "the gateway has not heard of any worker yet\n";
             } else {
@@ -103,7 +107,7 @@ impl Fleet {
 
     /// Replaces this process by `drill watch`, which gets the signals and decides the exit code.
     pub(crate) fn test_shutdown(&mut self) -> Result<(), Failure> {
-        let drill = Self::program("drill")?;
+        let drill = self.program("drill")?;
         let mut command = Command::new(&drill);
         command.arg("watch").envs(self.settings.iter());
         command

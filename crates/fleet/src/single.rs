@@ -160,20 +160,22 @@ impl Fleet {
     }
 
     pub(crate) fn thaw(&self, name: &str) -> Result<(), Failure> {
-        self.want(name, Wanted::Running)?;
-        self.signal(name, Signal::SIGCONT)
+        // First the signal: a state that cannot be written must not keep the program frozen.
+        self.signal(name, Signal::SIGCONT)?;
+        self.want(name, Wanted::Running)
     }
 }
 
 /// The command that starts or thaws this program.
-fn how_to(verb: Verb, name: &str) -> String {
+pub(crate) fn how_to(verb: Verb, name: &str) -> String {
     let target = match name {
         GATEWAY => "gateway",
         DEVBROKER | APACHE => "kafka",
         _ if verb == Verb::Start => return "make scale-up".to_owned(),
         _ => "worker",
     };
-    format!("fleet {}-{target}", if verb == Verb::Start { "start" } else { "thaw" })
+    let this = std::env::args().next().unwrap_or_else(|| "fleet".to_owned());
+    format!("{this} {}-{target}", if verb == Verb::Start { "start" } else { "thaw" })
 }
 
 #[cfg(test)]

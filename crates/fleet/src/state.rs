@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,8 +18,8 @@ use crate::failure::Failure;
 use crate::lock::{self, Kind};
 use crate::settings::Settings;
 
-/// How long a change waits for the lock; a change takes milliseconds.
-const LIMIT: Duration = Duration::from_secs(10);
+/// How long a change waits for others. It takes milliseconds.
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 /// The content of the file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -113,12 +114,16 @@ impl Store {
     /// # Errors
     /// There is no state, it cannot be read or written, or it is damaged. The file is then unchanged.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T, Failure> {
-        let lock = self.path.with_file_name("state.lock");
-        let _held = lock::take(&lock, Kind::Exclusive, LIMIT, &Stop::new(), || ())?;
+        let _held = self.lock()?;
         let mut state = self.read()?;
         let value = change(&mut state);
         self.write(&state)?;
         Ok(value)
+    }
+
+    /// The lock of a change, held until the file is dropped.
+    fn lock(&self) -> Result<File, Failure> {
+        lock::take(&self.path.with_file_name("state.lock"), Kind::Exclusive, LIMIT, &Stop::new(), || ())
     }
 
     fn write(&self, state: &State) -> Result<(), Failure> {
@@ -134,8 +139,13 @@ impl Store {
     /// Removes the file.
     ///
     /// # Errors
-    /// The file exists and cannot be removed.
+    /// The file is there and cannot be removed, or another process is changing it for more than [`LIMIT`].
     pub(crate) fn remove(&self) -> Result<(), Failure> {
+        let _held = match self.lock() {
+            // A full disk has no room for the lock, and the file goes all the same.
+            Err(Failure::File { .. }) => None,
+            held => Some(held?),
+        };
         match std::fs::remove_file(&self.path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::of(&self.path)(error)),
             _ => Ok(()),
@@ -168,6 +178,9 @@ mod tests {
         store.change(|state| state.programs.clone_from(&programs)).expect("writable");
         store.create().expect("there is one");
         assert_eq!(store.read().expect("readable").programs, programs);
+        store.remove().expect("it is there");
+        store.remove().expect("it is gone already");
+        assert!(matches!(store.read(), Err(Failure::NothingRuns)));
     }
 
     #[test]

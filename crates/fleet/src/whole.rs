@@ -29,7 +29,10 @@ impl Fleet {
                 self.stop = Stop::new();
                 self.stop_all()?;
                 self.store.remove()?;
-                return Err(failure);
+                return match failure {
+                    Failure::Interrupted(_) => refused("interrupted; nothing runs now"),
+                    failure => Err(failure),
+                };
             }
             started => started?,
         }
@@ -79,7 +82,7 @@ impl Fleet {
     /// Thaws all programs, and starts Kafka, the gateway and the first workers if they do not run.
     fn start_all(&mut self, workers: usize) -> Result<(), Failure> {
         for program in [GATEWAY, "worker", DEVBROKER] {
-            Self::program(program)?;
+            self.program(program)?;
         }
         self.thaw_all()?;
         self.start_kafka()?;
@@ -133,13 +136,15 @@ impl Fleet {
         let wanted = self.config.workers.unwrap_or(default);
         let running = self.workers()?;
         let (stop, start) = scaling(&running, wanted);
+        // Not those that run after the starts: a worker that has died by then would be missing, and not reported.
+        let expected: Vec<_> = running.into_iter().filter(|name| !stop.contains(name)).chain(start.clone()).collect();
         self.stop_programs(&stop)?;
         self.store.change(|state| stop.iter().for_each(|name| drop(state.programs.remove(name))))?;
         for name in &start {
             self.stop.check()?;
             self.launch(name)?;
         }
-        self.wait_until_ready(&self.workers()?)?;
+        self.wait_until_ready(&expected)?;
         say(format!("{wanted} worker(s) run"));
         Ok(())
     }

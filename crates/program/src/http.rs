@@ -224,17 +224,18 @@ impl<S: Read> Incoming<'_, S> {
             if self.hurry.is_triggered() {
                 return Err(io::Error::new(ErrorKind::TimedOut, "the wait was stopped"));
             }
+            // Also for a peer that sends a byte now and then, so that no read ever takes a whole slice.
+            if Instant::now() >= self.deadline {
+                return Err(io::Error::new(ErrorKind::TimedOut, "no answer in time"));
+            }
             match self.socket.read(&mut piece) {
                 Ok(0) => return Err(io::Error::new(ErrorKind::UnexpectedEof, "connection closed by the gateway")),
                 Ok(count) => {
                     self.buffer.extend(piece.iter().take(count));
                     return if self.buffer.len() > LARGEST { Err(malformed("too large")) } else { Ok(()) };
                 }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    if Instant::now() >= self.deadline {
-                        return Err(io::Error::new(ErrorKind::TimedOut, "no response in time"));
-                    }
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 }
                 Err(error) => return Err(error),
             }
@@ -254,7 +255,8 @@ mod tests {
 
     fn read(bytes: &str) -> io::Result<(Response, bool)> {
         let (mut socket, hurry) = (bytes.as_bytes(), Stop::new());
-        Incoming { socket: &mut socket, buffer: Vec::new(), deadline: Instant::now(), hurry: &hurry }.response()
+        let deadline = Instant::now() + Duration::from_secs(60);
+        Incoming { socket: &mut socket, buffer: Vec::new(), deadline, hurry: &hurry }.response()
     }
 
     #[test]
@@ -272,7 +274,29 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_connection_and_a_cut_response_are_different_failures() {
+    fn a_peer_that_sends_a_byte_now_and_then_does_not_outlast_the_deadline() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut client = Client::new(listener.local_addr().expect("an address"), Stop::new());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut socket, _) = listener.accept().expect("a caller");
+                let pace = Stop::new();
+                // For at most a minute, or until the caller has closed the connection.
+                for _ in 0..1200 {
+                    if socket.write_all(b"x").is_err() || pace.sleep(Duration::from_millis(50)).is_err() {
+                        break;
+                    }
+                }
+            });
+            let begin = Instant::now();
+            let answer = client.get("/", Duration::from_millis(300));
+            assert!(matches!(&answer, Err(Failure::Cut(why)) if why == "no answer in time"), "{answer:?}");
+            assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+        });
+    }
+
+    #[test]
+    fn nothing_sent_and_cut_are_told_apart() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let gateway = Authority { host: "127.0.0.1".to_owned(), port };
