@@ -19,7 +19,7 @@ pub(crate) enum Failure {
     /// A setting that `up` remembers has a value that cannot be read.
     #[error("{0}")]
     Setting(String),
-    /// The fleet is not in the state that the word needs.
+    /// The fleet is not in the state that the command needs.
     #[error("{0}")]
     Refused(String),
 }

@@ -102,9 +102,9 @@ impl Fleet {
         let turn = turn.map(|kind| lock::take(&run.join("lock"), kind, TURN, &stop, waiting)).transpose()?;
         let store = Store::new(run);
         let state = match store.read() {
-            Err(Failure::NothingRuns) if matches!(word, Word::Up | Word::Down) => State::default(),
-            Err(Failure::NothingRuns | Failure::Damaged { .. }) if word == Word::Logs => State::default(),
-            Err(damaged @ Failure::Damaged { .. }) if word == Word::Down => {
+            Err(Failure::NothingRuns) if matches!(command, FleetCommand::Up | FleetCommand::Down) => State::default(),
+            Err(Failure::NothingRuns | Failure::Damaged { .. }) if command == FleetCommand::Logs => State::default(),
+            Err(damaged @ Failure::Damaged { .. }) if command == FleetCommand::Down => {
                 complain(damaged);
                 State::default()
             }
@@ -249,7 +249,7 @@ impl Fleet {
         };
         match self.store.change(change) {
             // A full disk and a damaged or missing state do not keep a fleet from stopping: `up` stops what it started.
-            Err(failure) if matches!(self.config.word, Word::Up | Word::Down) => {
+            Err(failure) if matches!(self.config.command, FleetCommand::Up | FleetCommand::Down) => {
                 if matches!(failure, Failure::File { .. }) {
                     complain(failure);
                 }
@@ -363,13 +363,13 @@ mod tests {
         assert_eq!(in_order(names), ["worker_1", "worker_9", "worker_10"]);
     }
 
-    /// A fleet with one worker, as this word has it.
-    fn fleet(folder: &Folder, word: &str) -> Result<Option<Fleet>, Failure> {
+    /// A fleet with one worker, as this command has it.
+    fn fleet(folder: &Folder, command: &str) -> Result<Option<Fleet>, Failure> {
         let worker = Program { wanted: Wanted::Running, since: 0.0, keeper: 1, end: None };
         let store = Store::new(&folder.path);
         store.create()?;
         store.change(|state| drop(state.programs.insert("worker_1".to_owned(), worker)))?;
-        let args = ["fleet".into(), word.into(), "--stack-run".into(), folder.path.clone().into_os_string()];
+        let args = ["fleet".into(), command.into(), "--stack-run".into(), folder.path.clone().into_os_string()];
         let environment = Environment { variables: BTreeMap::new(), host_name: OsString::new() };
         let Ok(Parsed::Run(config)) = FleetConfig::parse(args, &environment) else { panic!("a configuration") };
         Fleet::open(config, Stop::new())
@@ -377,11 +377,11 @@ mod tests {
 
     #[test]
     fn a_state_that_cannot_be_written_does_not_keep_up_and_down_from_stopping() {
-        for (word, goes_on) in [("up", true), ("down", true), ("stop-worker", false)] {
+        for (command, goes_on) in [("up", true), ("down", true), ("stop-worker", false)] {
             let folder = Folder::new();
-            let fleet = fleet(&folder, word).expect("a fleet").expect("a state");
+            let fleet = fleet(&folder, command).expect("a fleet").expect("a state");
             std::fs::create_dir(folder.path.join("fleet.json.new")).expect("in its way");
-            assert_eq!(fleet.want("worker_1", Wanted::Stopped).is_ok(), goes_on, "{word}");
+            assert_eq!(fleet.want("worker_1", Wanted::Stopped).is_ok(), goes_on, "{command}");
         }
     }
 

@@ -92,7 +92,7 @@ impl Fleet {
 
     /// Fails if a program should run and does not, and prints the last lines of its log.
     pub(crate) fn check_alive(&self, name: &str) -> Result<(), Failure> {
-        // A word that stops it writes that down first, and may do so between the two looks; so may a word that starts it.
+        // A command that stops or starts the program writes that down first, perhaps between the two looks.
         let stopped =
             || self.store.read().map(|state| matches!(state.wanted(name), Some(Wanted::Stopped | Wanted::Killed)));
         if stopped()? || self.runs(name)? || stopped()? {
