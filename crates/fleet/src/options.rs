@@ -69,6 +69,34 @@ pub enum FleetCommand {
     Keep,
 }
 
+impl FleetCommand {
+    /// The parts of a command such as `stop-worker`; `None` for commands for the whole fleet.
+    pub(crate) fn parts(self) -> Option<(Verb, Target)> {
+        let value = self.to_possible_value()?;
+        let (verb, target) = value.get_name().split_once('-')?;
+        Some((Verb::from_str(verb, false).ok()?, Target::from_str(target, false).ok()?))
+    }
+}
+
+/// What a command does to a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Verb {
+    Stop,
+    Kill,
+    Start,
+    Restart,
+    Freeze,
+    Thaw,
+}
+
+/// The program that a command acts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Target {
+    Worker,
+    Gateway,
+    Kafka,
+}
+
 /// A command of the fleet with its options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FleetConfig {
@@ -218,6 +246,14 @@ mod tests {
         let variables = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
         let args = std::iter::once("fleet").chain(args.iter().copied()).map(OsString::from);
         FleetConfig::parse(args, &Environment { variables, host_name: OsString::new() })
+    }
+
+    #[test]
+    fn commands_for_single_programs_are_a_verb_and_a_target() {
+        assert_eq!(FleetCommand::KillWorker.parts(), Some((Verb::Kill, Target::Worker)));
+        assert_eq!(FleetCommand::ThawKafka.parts(), Some((Verb::Thaw, Target::Kafka)));
+        let others = FleetCommand::value_variants().iter().filter(|command| command.parts().is_none());
+        assert_eq!(others.count(), 10, "up, down, scaling, output, and keep");
     }
 
     #[test]

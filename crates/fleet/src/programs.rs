@@ -17,7 +17,6 @@ use crate::keeper;
 use crate::lock::{self, Kind};
 use crate::options::{FleetCommand, FleetConfig};
 use crate::settings::Settings;
-use crate::single;
 use crate::state::{State, Store, Wanted};
 use crate::{complain, say};
 
@@ -132,7 +131,7 @@ impl Fleet {
             FleetCommand::TestShutdown => self.test_shutdown()?,
             FleetCommand::Workers => self.list_workers()?,
             command => {
-                if let Some((verb, target)) = single::of_command(command) {
+                if let Some((verb, target)) = command.parts() {
                     self.act(verb, target)?;
                 }
             }

@@ -4,40 +4,13 @@
 use std::fs::File;
 use std::time::Instant;
 
-use clap::ValueEnum;
 use nix::sys::signal::Signal;
 
 use crate::failure::{Failure, refused};
-use crate::options::FleetCommand;
+use crate::options::{Target, Verb};
 use crate::programs::{APACHE, Condition, DEVBROKER, Fleet, GATEWAY, in_order};
 use crate::say;
 use crate::state::Wanted;
-
-/// What a command does to a program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Verb {
-    Stop,
-    Kill,
-    Start,
-    Restart,
-    Freeze,
-    Thaw,
-}
-
-/// The program that a command acts on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Target {
-    Worker,
-    Gateway,
-    Kafka,
-}
-
-/// The parts of a command such as `stop-worker`; `None` for commands for the whole fleet.
-pub(crate) fn of_command(command: FleetCommand) -> Option<(Verb, Target)> {
-    let value = command.to_possible_value()?;
-    let (verb, target) = value.get_name().split_once('-')?;
-    Some((Verb::from_str(verb, false).ok()?, Target::from_str(target, false).ok()?))
-}
 
 impl Verb {
     /// Whether it fits a program in this condition.
@@ -181,14 +154,6 @@ pub(crate) fn how_to(verb: Verb, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn commands_for_single_programs_are_a_verb_and_a_target() {
-        assert_eq!(of_command(FleetCommand::KillWorker), Some((Verb::Kill, Target::Worker)));
-        assert_eq!(of_command(FleetCommand::ThawKafka), Some((Verb::Thaw, Target::Kafka)));
-        let others = FleetCommand::value_variants().iter().filter(|command| of_command(**command).is_none());
-        assert_eq!(others.count(), 10, "up, down, scaling, output, and keep");
-    }
 
     #[test]
     fn a_verb_fits_only_some_conditions_of_a_program() {
