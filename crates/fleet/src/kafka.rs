@@ -9,11 +9,11 @@ use std::time::{Instant, SystemTime};
 use nix::unistd::Pid;
 
 use crate::failure::{Failure, refused};
+use crate::options::Verb;
 use crate::programs::{APACHE, Condition, DEVBROKER, Fleet, POLL};
 use crate::ready::{READY, refuse_port_in_use};
 use crate::say;
 use crate::settings::Kafka;
-use crate::single::Verb;
 use crate::state::{Program, Wanted};
 
 const SCRIPT: &str = "scripts/kafka";

@@ -13,9 +13,10 @@ use lastcall::healthcheck::reachable;
 
 use crate::failure::{Failure, refused};
 use crate::keeper;
+use crate::options::Verb;
 use crate::print;
 use crate::programs::{APACHE, Fleet, GATEWAY, number};
-use crate::single::{Verb, how_to};
+use crate::single::how_to;
 use crate::state::{State, Wanted};
 
 /// Bytes of a log that are read for its last lines.
