@@ -148,14 +148,14 @@ mod tests {
             let keeper = scope.spawn(|| keep(run, "worker_1", &program));
             let pid = within_limit("it does not start", || running(run, "worker_1").expect("readable"));
             within_limit("it is not in the state", || store.read().expect("readable").wanted("worker_1"));
+            let log = || std::fs::read_to_string(log_file(run, "worker_1")).expect("a log");
+            within_limit("it prints nothing", || log().starts_with("argument: ").then_some(()));
             kill(pid, Signal::SIGKILL).expect("it runs");
             keeper.join().expect("no panic").expect("it was kept");
         });
         ended(run, "worker_1");
         let end = store.read().expect("readable").programs.remove("worker_1").expect("known").end;
         assert_eq!(end, Some(End::Signal("SIGKILL".to_owned())));
-        let log = std::fs::read_to_string(log_file(run, "worker_1")).expect("a log");
-        assert!(log.starts_with("argument: "), "{log}");
     }
 
     #[test]
