@@ -42,6 +42,8 @@ impl Fleet {
     pub(crate) fn start_apache(&self) -> Result<(), Failure> {
         let port = self.settings.or("KAFKA_PORT", "9092");
         if !self.script("start", &["--port", port])?.status.success() {
+            // A Ctrl-C ends the script, too.
+            self.stop.check()?;
             return refused(format!("Kafka did not start; {ELSEWHERE}"));
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
