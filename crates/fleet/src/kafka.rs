@@ -4,7 +4,7 @@
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::Pid;
 
@@ -16,6 +16,8 @@ use crate::say;
 use crate::settings::Kafka;
 use crate::state::{Program, Wanted};
 
+/// How much earlier a script may end than this process sees the signal that both got.
+const SIGNAL: Duration = Duration::from_millis(500);
 const SCRIPT: &str = "scripts/kafka";
 const ELSEWHERE: &str =
     "choose another port: KAFKA_PORT=19092 make up; or a running Kafka: KAFKA_BOOTSTRAP_SERVERS=host:port make up";
@@ -42,8 +44,8 @@ impl Fleet {
     pub(crate) fn start_apache(&self) -> Result<(), Failure> {
         let port = self.settings.or("KAFKA_PORT", "9092");
         if !self.script("start", &["--port", port])?.status.success() {
-            // A Ctrl-C ends the script, too.
-            self.stop.check()?;
+            // A Ctrl-C ends the script, too, perhaps before this process has seen its own signal.
+            self.stop.sleep(SIGNAL)?;
             return refused(format!("Kafka did not start; {ELSEWHERE}"));
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
