@@ -35,7 +35,7 @@ struct Taken {
     rest: Arc<Rest>,
 }
 
-/// Since when a connection waits for a complete request, in microseconds since the start of the load, or [`BUSY`] or
+/// Since when a connection waits for a complete request, in nanoseconds since the start of the load, or [`BUSY`] or
 /// [`LEAVING`]. An atomic outside the lock, which two threads would take for each request.
 #[derive(Debug)]
 struct Rest(AtomicU64);
@@ -51,8 +51,8 @@ impl Load {
         Self { seats: Mutex::default(), one_less: Condvar::new(), most, born: Instant::now() }
     }
 
-    fn microseconds(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_micros()).unwrap_or(LEAVING - 1)
+    fn nanoseconds(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_nanos()).unwrap_or(LEAVING - 1)
     }
 
     /// The number of open connections.
@@ -81,7 +81,7 @@ impl Load {
         }
         let number = seats.next;
         seats.next += 1;
-        let rest = Arc::new(Rest(AtomicU64::new(self.microseconds())));
+        let rest = Arc::new(Rest(AtomicU64::new(self.nanoseconds())));
         seats.taken.insert(number, Taken { socket: Arc::clone(socket), rest: Arc::clone(&rest) });
         Some(Seat { load: Arc::clone(self), number, rest })
     }
@@ -123,7 +123,7 @@ impl Seat {
 
     /// Notes that the connection waits for the next request.
     pub(super) fn idle(&self) {
-        self.change(self.load.microseconds());
+        self.change(self.load.nanoseconds());
     }
 
     fn change(&self, rest: u64) {
