@@ -49,16 +49,16 @@ const NOT_WORKERS: [&str; 3] = ["gateway", "broker", "http://"];
 /// A worker as the command `workers` lists it, a gateway by its URL, or Kafka.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Process {
-    /// The variable that names it to the commands.
+    /// The environment variable that names the process to the commands.
     variable: Option<&'static str>,
-    /// For the commands.
+    /// Name for the commands.
     name: String,
     /// `WORKER_ID`.
     id: String,
 }
 
 impl Process {
-    /// What its commands get in their environment.
+    /// The environment variables for its commands.
     fn variables(&self) -> Vec<(&'static str, String)> {
         self.variable.map(|variable| (variable, self.name.clone())).into_iter().collect()
     }
@@ -67,7 +67,7 @@ impl Process {
 /// A process that is stopped or frozen, and the command that undoes it.
 type Away = (Process, &'static str);
 
-/// What all actions share.
+/// State that all actions share.
 struct Shared {
     teller: Teller,
     file: FleetFile,
@@ -79,7 +79,7 @@ struct Shared {
     away: Mutex<Vec<Away>>,
     /// Commands under way, each with the process that it is for.
     running: Mutex<Vec<String>>,
-    /// How often a worker was hit that had this task in flight.
+    /// How often each task was in flight at a worker that an action hit.
     hits: Mutex<Hits>,
     /// Number of `scale` actions: each may start or remove a stopped worker.
     scaled: AtomicU64,
@@ -178,7 +178,7 @@ impl Fleet for CommandFleet {
                 // The drill shows errors only.
                 log::error!("the end of the drill waits for {}", escape(&self.shared.under_way()));
             }
-            // How it ended was logged where it happened.
+            // The thread logs its own failure.
             let _ = thread.join();
         }
     }
@@ -207,7 +207,7 @@ impl Shared {
         format!("{commands}; the drill kills a command that takes longer than {limit}")
     }
 
-    /// Workers that run.
+    /// Lists the running workers.
     fn list(&self) -> Result<Vec<Process>, String> {
         read_workers(&shell::run(&self.file.workers, &[], self.file.limit)?)
     }

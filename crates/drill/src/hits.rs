@@ -1,24 +1,25 @@
 //! How often each task was interrupted. Actions spare a worker whose task in flight was interrupted often enough.
 //!
-//! A task that was started `MAX_DELIVERIES` times, and each time was neither finished nor given back, is given up, as is promised; it is not what a drill is to
-//! prove that chance can do that. Pure. Asked by the fleets that choose whom an action hits.
+//! A task that was interrupted at `MAX_DELIVERIES` starts is dead-lettered as promised. Random actions must not cause
+//! that. Pure; called by the fleets when they choose the target of an action.
 
 use std::collections::BTreeMap;
 
-/// See the module documentation.
+/// Interruptions by task id.
 #[derive(Debug)]
 pub(super) struct Hits {
+    /// Interruptions after which a task is spared.
     most: u32,
     tasks: BTreeMap<String, u32>,
 }
 
 impl Hits {
-    /// Half of the starts after the first: what happens to the broker may add starts of its own.
+    /// Allows half of the starts after the first, because actions on the broker may add further starts.
     pub(super) fn new(max_deliveries: u32) -> Self {
         Self { most: max_deliveries.saturating_sub(1).div_ceil(2), tasks: BTreeMap::new() }
     }
 
-    /// Whether one of these tasks was hit often enough.
+    /// Whether one of these tasks must be spared.
     pub(super) fn are_enough<'t>(&self, mut tasks: impl Iterator<Item = &'t String>) -> bool {
         tasks.any(|task| self.tasks.get(task).is_some_and(|hits| *hits >= self.most))
     }

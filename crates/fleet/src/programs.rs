@@ -61,7 +61,7 @@ pub(crate) struct Fleet {
     pub(crate) stop: Stop,
     /// The file of this process. Read once: after a rebuild the operating system names it "... (deleted)".
     exe: PathBuf,
-    /// Programs that did not end in their time.
+    /// Programs that did not exit within their grace period.
     pub(crate) killed: Vec<String>,
     /// This command's lock on the fleet.
     _turn: Option<File>,
@@ -179,7 +179,7 @@ impl Fleet {
         })
     }
 
-    /// The file of a program, beside this one.
+    /// The file of a program in the folder of this program.
     pub(crate) fn program(&self, program: &str) -> Result<PathBuf, Failure> {
         let path = self.exe.with_file_name(program);
         if path.is_file() {
@@ -289,7 +289,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits as long as an orchestrator would, and then does what it would do: SIGKILL.
+    /// Waits for the grace period, as an orchestrator does, and then sends SIGKILL.
     fn wait_for_end(&mut self, name: &str, grace: Duration, begin: Instant) -> Result<(), Failure> {
         if name == APACHE {
             self.stop_apache(&[])?;
@@ -337,7 +337,7 @@ pub(crate) fn number(name: &str) -> Option<u32> {
     name.strip_prefix("worker_")?.parse().ok()
 }
 
-/// Names of workers by their numbers, without all other names.
+/// The names of workers among these names, ordered by number.
 pub(crate) fn in_order(names: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut workers: Vec<_> = names.into_iter().filter_map(|name| Some((number(&name)?, name))).collect();
     workers.sort();

@@ -21,7 +21,7 @@ const LIST: Duration = Duration::from_secs(1);
 /// The name of Kafka in facts.
 const BROKER: &str = "broker";
 
-/// See the module documentation.
+/// An action under way.
 pub(super) struct Action {
     pub(super) shared: Arc<Shared>,
     pub(super) number: u32,
@@ -61,7 +61,7 @@ impl Action {
         if let Err(why) = outcome
             && !self.is_cut_short()
         {
-            // It hit no process.
+            // The action found no process.
             self.ordered(None);
             self.carried(Err(why));
         }
@@ -95,7 +95,7 @@ impl Action {
         }
         self.last();
         let undone = self.undo(&worker);
-        // After a change of their number a worker may run already, or may have been removed.
+        // A `scale` meanwhile may have started or removed the worker.
         self.undone(undone, done && self.shared.scaled.load(Ordering::Relaxed) == scaled);
         Ok(())
     }
@@ -109,7 +109,7 @@ impl Action {
         Ok(())
     }
 
-    /// What is done to a gateway or to Kafka.
+    /// An action on a gateway or on Kafka.
     fn other(&self, process: Process) -> Result<(), String> {
         let _taken = self.wait_for_turn(&process.name)?;
         self.ordered(None);
@@ -121,7 +121,7 @@ impl Action {
         Ok(())
     }
 
-    /// A restart of all, one after another; or a kill of all, and a start of all. Done if it is done to each.
+    /// Restarts all workers one after another, or kills all and then starts all. Done if it is done to each worker.
     fn all_workers(&self) -> Result<(), String> {
         let workers = self.shared.list()?;
         self.ordered(None);
@@ -131,10 +131,10 @@ impl Action {
             if self.is_cut_short() {
                 break;
             }
-            // Otherwise another action is at it for long, or the load is over.
+            // Skips a worker that another action holds for long.
             let Ok(taken) = self.wait_for_turn(&worker.name) else { continue };
             if self.shared.away.lock().iter().any(|(away, _)| *away == worker) {
-                // Another action has stopped it meanwhile, for good.
+                // Another action has stopped the worker for good meanwhile.
                 continue;
             }
             failures.extend(self.act(&worker).err().map(|why| of(&worker, &why)));
@@ -163,7 +163,7 @@ impl Action {
         self.shared.cut_short.load(Ordering::SeqCst)
     }
 
-    /// Runs the command, and tells what it may have done and when: also if it failed, because nothing else does.
+    /// Runs the command and reports what it may have done and when, even if it failed.
     fn act(&self, process: &Process) -> Result<String, String> {
         if let Some(after) = self.deed.after {
             self.shared.send_away(process, after);
@@ -190,7 +190,7 @@ impl Action {
         Ok(printed)
     }
 
-    /// How a process ended, as code or signal, where a command prints it.
+    /// Exit code or signal of a process, if the fleet has a command that prints it.
     fn exit_status(&self, process: &str, variables: &[(&str, String)]) -> Result<(Option<i32>, Option<i32>), String> {
         let [of_worker, of_gateway] = EXIT_CODES;
         let name = if self.planned.what.has_worker() { of_worker } else { of_gateway };
@@ -205,7 +205,7 @@ impl Action {
         }
     }
 
-    /// Runs the command that undoes it, if there is one. A worker tells by itself that it is back.
+    /// Runs the command that undoes the action, if there is one. A started worker reports itself by status records.
     fn undo(&self, process: &Process) -> Result<String, String> {
         let Some(after) = self.deed.after else { return Ok(String::new()) };
         let from = self.shared.teller.clock.now();
@@ -283,8 +283,8 @@ impl Action {
         }
     }
 
-    /// A worker as the plan wants it, that no other action is at: one that runs, or for a start one that was stopped or
-    /// killed for good.
+    /// Chooses and reserves a worker in the planned state: a running worker, or, for `start-worker`, a worker that was
+    /// stopped or killed for good.
     fn choose(&self) -> Result<(Process, Taken), String> {
         let starts = self.planned.what == What::StartWorker;
         let (began, mut clients) = (Instant::now(), self.shared.clients());
@@ -332,7 +332,7 @@ impl Action {
     }
 }
 
-/// A failure, and the worker that it is about.
+/// Names the worker of a failure.
 fn of(worker: &Process, why: &str) -> String {
     format!("{}: {why}", worker.name)
 }
