@@ -258,3 +258,30 @@ fn action_of_several_commands_is_done_only_if_all_are() {
     let row = sample.row(HAPPENED);
     assert!(row.findings.iter().any(|finding| finding.what.contains("start-worker failed")), "{row:?}");
 }
+
+#[test]
+fn second_signal_after_the_drain_is_no_test_of_it() {
+    let mut sample = Sample::hearsay();
+    sample.silent(12.4, 16.0).command("second-signal", "worker_1", "SIGTERM", (12.0, 15.0));
+    sample.act("worker_1", "SIGTERM", (12.0, 15.0)).say("worker_1", 1, 12.5, "shutdown_started", None);
+    sample.submit(600, 12.4, 500).accept(600, 12.41).result(600, "worker_1", 13.0, 0.5).answer(600, "worker_1", 13.01);
+    sample.say("worker_1", 1, 13.1, "shutdown_completed", Some(drained("worker_1", 0.6)));
+    sample.exit("worker_1", 15.0, Some(0), None, None);
+    assert_eq!(sample.row(SECOND).count, 0);
+}
+
+#[test]
+fn failed_start_of_a_gateway_excuses_refusals_until_the_next_start() {
+    let refused = |ready: Option<f64>| {
+        let mut sample = Sample::hearsay();
+        sample.command("stop-gateway", "gateway_1", "SIGTERM", (5.0, 5.4)).exit("gateway_1", 5.4, Some(0), None, None);
+        sample.put(6.0, Fact::Started { process: "gateway_1".to_owned(), pid: 0 });
+        if let Some(ready) = ready {
+            sample.put(ready, Fact::Ready { process: "gateway_1".to_owned() });
+        }
+        let unknown = Answer { status: Some(503), retry_after: true, ..of(Kind::Unknown, 600) };
+        sample.submit(600, 10.0, 0).answer(600, "", 10.1).answered(600, &unknown);
+        sample.row(super::super::service::REFUSALS).findings.len()
+    };
+    assert_eq!((refused(None), refused(Some(6.2))), (0, 1));
+}
