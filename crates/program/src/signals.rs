@@ -36,7 +36,7 @@ pub struct Signals {
 
 /// Why the signals could not be handled.
 #[derive(Debug, thiserror::Error)]
-pub enum SignalsError {
+enum SignalsError {
     /// The handler was not installed, for example because another is installed already.
     #[error("cannot handle signals: {0}")]
     Handler(#[from] ctrlc::Error),
@@ -62,7 +62,7 @@ pub fn run(program: impl FnOnce(Signals) -> ExitCode) -> ExitCode {
 ///
 /// # Errors
 /// See [`SignalsError`].
-pub fn install() -> Result<Signals, SignalsError> {
+fn install() -> Result<Signals, SignalsError> {
     let signals = Signals::manual();
     let last = Arc::new(AtomicUsize::new(0));
     let (deliver, number) = (signals.clone(), Arc::clone(&last));
