@@ -49,7 +49,6 @@ impl Tasks {
         let since = not_before(&id);
         let entered = self.book().search(key, id.clone(), reply, Instant::now());
         let ticket = questions::ticket(entered, &id)?;
-        //
         if self.searches.try_send(Search { number: ticket.number, key, since }).is_err() {
             self.give(ticket.number, |id| {
                 Response::unavailable("too many old results are requested at once", Some(id))
@@ -185,6 +184,57 @@ fn not_before(id: &str) -> Option<SystemTime> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::GatewayConfig;
+    use crate::gateway::reply::Parting;
+    use crate::gateway::reply::tests::Kept;
+    use crate::gateway::state::State;
+    use std::sync::Arc;
+    use uuid::{NoContext, Timestamp};
+
+    /// A search for a task that was created this many seconds after 1970, or whose id has no time.
+    fn enter(tasks: &Tasks, created: Option<u64>) -> Ticket {
+        let uuid = |seconds| Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, 0)).to_string();
+        let id = created.map_or_else(|| "order-1".to_owned(), uuid);
+        let reply = Reply::new(Arc::<Kept>::default() as _);
+        tasks.search(reply, TaskKey::from_id(&id), id).expect("room")
+    }
+
+    /// The pass that serves the first search, and the times of creation with which others come while it runs. Returns
+    /// the numbers of the searches that it then serves, and of those that wait for another pass.
+    fn pass_that_meets(first: Option<u64>, others: &[Option<u64>], newest: u64) -> (Vec<u64>, Vec<u64>) {
+        let (tasks, asked) = Tasks::new(Arc::new(State::new(GatewayConfig::default())));
+        enter(&tasks, first);
+        let wanted: Vec<_> = asked.searches.try_iter().collect();
+        let since = wanted[0].since;
+        let left = enter(&tasks, Some(newest + 1_000));
+        for created in others {
+            enter(&tasks, *created);
+        }
+        assert!(tasks.part(left, Parting::Left));
+        let mut waiting = Vec::new();
+        let mut pass = Pass { tasks: &tasks, searches: &asked.searches, wanted, waiting: &mut waiting };
+        pass.take_new(UNIX_EPOCH + Duration::from_secs(newest), since);
+        let numbers = |searches: &[Search]| searches.iter().map(|search| search.number).collect::<Vec<_>>();
+        (numbers(&pass.wanted), numbers(pass.waiting))
+    }
+
+    // The first search has the number 0. The caller of number 1 has left.
+
+    #[test]
+    fn search_joins_a_pass_that_has_not_read_beyond_its_time() {
+        let others = [Some(3_000), Some(1_500), None];
+        assert_eq!(pass_that_meets(Some(1_000), &others, 2_000), (vec![0, 2], vec![3, 4]));
+        let on_the_edge = 2_000 + SLACK.as_secs();
+        let others = [Some(on_the_edge), Some(on_the_edge + 1)];
+        assert_eq!(pass_that_meets(Some(1_000), &others, 2_000), (vec![0, 3], vec![2]));
+    }
+
+    #[test]
+    fn pass_over_the_whole_retention_yields_to_a_shorter_one() {
+        assert_eq!(pass_that_meets(None, &[Some(1_500)], 2_000), (vec![], vec![2, 0]));
+        assert_eq!(pass_that_meets(None, &[None], 2_000), (vec![0], vec![2]), "the other is not shorter");
+        assert_eq!(pass_that_meets(None, &[Some(3_000)], 2_000), (vec![0, 2], vec![]), "this pass will serve it");
+    }
 
     #[test]
     fn only_ids_of_version_7_contain_their_time_of_creation() {

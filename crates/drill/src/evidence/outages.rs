@@ -36,8 +36,9 @@ pub(crate) struct Outage<'a> {
     pub(crate) led: Option<&'a Led>,
 }
 
-/// Records from before a freeze may be dated this much later; waiting records arrive this soon after the thaw.
-const ON_ITS_WAY: f64 = 0.2;
+/// Records from before a freeze may be dated this much later, since SIGSTOP reaches a thread only when it is scheduled;
+/// waiting records arrive this soon after the thaw.
+const ON_ITS_WAY: f64 = 0.5;
 /// A worker has fetched from a node at most this long after the node is back.
 const FIRST_FETCH: f64 = 1.0;
 /// Kafka's pauses between retries vary by this share.

@@ -15,7 +15,7 @@ const ORDERED: f64 = 2.0;
 const BEYOND_FAIL_OVER: f64 = 3.0;
 /// Bound of p99 on partitions that other nodes lead.
 const ELSEWHERE: f64 = 1.0;
-/// Bound where a worker was killed meanwhile: its lock must expire, as after a hang.
+/// Bound where a lock must expire first, as that of a frozen worker.
 const AFTER_LOCK: f64 = 20.0;
 /// Requests that were sent this long before an outage may have been in flight.
 const ON_ITS_WAY: f64 = 0.5;
@@ -61,10 +61,11 @@ fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
         let fell_silent = matches!(outage.means, Means::Kill | Means::Silence);
         let hit = fell_silent || outage.concerns(story) || outage.led.is_some_and(|led| led.results);
         let written = (accepted - request.at.max(outage.from)).max(0.0);
-        let took = written + crashes::free_time(evidence, "", accepted.max(outage.from), run.began);
+        let waited = (accepted.max(outage.from), run.began);
+        let took = written + crashes::free_time_without_gaps(evidence, "", waited, crashes::BETWEEN_ON_BUSY_MACHINE);
         if hit {
             let bound = match outage.means {
-                _ if service::died_amid_outage(evidence, *accepted, run.began) => AFTER_LOCK,
+                _ if service::may_stay_locked(evidence, *accepted, run.began) => AFTER_LOCK,
                 _ if fell_silent => fail_over,
                 Means::Stop => stop,
                 _ => ORDERED,

@@ -18,6 +18,8 @@ const THAW: f64 = 1.0;
 /// A busy worker seems free between two tasks for less than this: it waits for its results (up to 50 ms), and fetches.
 /// In a backlog the sum of such gaps shows only the length of the queue.
 const BETWEEN: f64 = 0.1;
+/// The same for bounds of a second and more, on a machine whose processors are all busy.
+pub(super) const BETWEEN_ON_BUSY_MACHINE: f64 = 0.5;
 /// Limit of the search for a task that never starts again.
 const LONGEST: f64 = 60.0;
 
@@ -167,9 +169,20 @@ fn measure(life: &Life<'_>, held: &Held<'_, '_>, (took, doubt): (f64, f64), boun
 
 /// How long, in seconds, another process had a free handler in this interval.
 pub(super) fn free_time(evidence: &Evidence<'_>, but: &str, from: f64, until: f64) -> f64 {
+    free_time_without_gaps(evidence, but, (from, until), BETWEEN)
+}
+
+/// The same without the times between two tasks that are shorter than `between`.
+pub(super) fn free_time_without_gaps(
+    evidence: &Evidence<'_>,
+    but: &str,
+    (from, until): (f64, f64),
+    between: f64,
+) -> f64 {
     let until = until.min(from + LONGEST);
     let others = evidence.workers.values().flatten().filter(|life| life.process != but || life.from > from);
-    let mut free: Vec<(f64, f64)> = others.flat_map(|life| free_times(evidence, life, from, until)).collect();
+    let mut free: Vec<(f64, f64)> =
+        others.flat_map(|life| free_times(evidence, life, (from, until), between)).collect();
     free.sort_by(|one, other| one.0.total_cmp(&other.0));
     // Time in which several workers are free counts once.
     let (mut total, mut counted) = (0.0, from);
@@ -181,7 +194,7 @@ pub(super) fn free_time(evidence: &Evidence<'_>, but: &str, from: f64, until: f6
 }
 
 /// The intervals in which this process had a free handler.
-fn free_times(evidence: &Evidence<'_>, life: &Life<'_>, from: f64, until: f64) -> Vec<(f64, f64)> {
+fn free_times(evidence: &Evidence<'_>, life: &Life<'_>, (from, until): (f64, f64), between: f64) -> Vec<(f64, f64)> {
     let Some(ready) = life.ready else { return Vec::new() };
     // A worker that gets its signal in the next moment may not have taken the task.
     let (from, until) = (from.max(ready), until.min(life.works_until() - AFTER_KILL));
@@ -204,7 +217,7 @@ fn free_times(evidence: &Evidence<'_>, life: &Life<'_>, from: f64, until: f64) -
         match since {
             Some(begin) if taken >= places => {
                 // A gap that lasts until the judged start is no gap between two tasks.
-                if at.min(until) - begin > BETWEEN || at >= until {
+                if at.min(until) - begin > between || at >= until {
                     free.push((begin, at.min(until)));
                 }
                 since = None;

@@ -23,6 +23,9 @@ const LOCK_KEPT: f64 = 2.0 / 3.0;
 const THAW: f64 = 1.0;
 /// After an outage, clients need this long to open sessions and to find their locks again.
 const AFTERMATH: f64 = 3.0;
+/// A cluster serves all partitions this long after the expected end of an outage (P11); until then results may wait for
+/// their acceptance, on every partition: another node may keep the share state of a partition.
+const SERVED_AFTER: f64 = 3.0;
 /// How long a gateway retries a produce request with an unknown outcome.
 const SENT_AGAIN_WITHIN: f64 = 10.0;
 
@@ -160,7 +163,7 @@ fn cause(
         }
     }
     if let Some(life) = life
-        && let Some(death) = killed(life, run.began, until)
+        && let Some(death) = killed(evidence, life, run, later)
         && let found @ Some(_) = causes.take(of(life, death), "kill", || lost_at(evidence, life, death))
     {
         return found;
@@ -211,11 +214,18 @@ fn lock(evidence: &Evidence<'_>) -> f64 {
     evidence.begin.lock_ms as f64 / 1e3
 }
 
+/// Results from this time on may not have been accepted when a worker dies or hangs.
+fn unaccepted_since(evidence: &Evidence<'_>, at: f64) -> f64 {
+    let amid = |outage: &&Outage<'_>| outage.from <= at && at <= outage.until + SERVED_AFTER;
+    let outages = evidence.done_to_broker.iter().filter(amid);
+    outages.map(|outage| outage.from).fold(at - ACCEPT_WINDOW, f64::min)
+}
+
 /// How many runs a worker can lose that dies or hangs at this time: in flight, or finished and not yet accepted.
 fn lost_at(evidence: &Evidence<'_>, life: &Life<'_>, at: f64) -> u64 {
-    let all = evidence.runs_during(life.process, at - ACCEPT_WINDOW, at);
-    let finished =
-        all.filter(|held| held.run.end.as_ref().is_some_and(|end| end.at > at - ACCEPT_WINDOW && end.at <= at));
+    let since = unaccepted_since(evidence, at);
+    let all = evidence.runs_during(life.process, since, at);
+    let finished = all.filter(|held| held.run.end.as_ref().is_some_and(|end| end.at > since && end.at <= at));
     u64::from(evidence.begin.concurrency.max(1)) + finished.count() as u64
 }
 
@@ -243,13 +253,15 @@ fn outages<'e, 'a>(evidence: &'e Evidence<'a>) -> impl Iterator<Item = Outage<'a
     }))
 }
 
-/// When the process was killed, if it had the run in flight or can have had it.
-fn killed(life: &Life<'_>, began: f64, until: f64) -> Option<f64> {
+/// When the process was killed, if it can have had the run in flight, or its result unaccepted.
+fn killed(evidence: &Evidence<'_>, life: &Life<'_>, run: &Run<'_>, later: &Run<'_>) -> Option<f64> {
     /// It may have been killed at any time until its next status record was due.
     const NEXT_WORD: f64 = 2.5;
     let doubt = life.exit.as_ref().zip(life.death()).map_or(0.0, |(exit, death)| exit.at - death);
     let late = if life.by_hearsay { NEXT_WORD } else { MOMENT + doubt };
-    life.death().filter(|death| death + late >= began && *death <= until)
+    let death = life.death().filter(|death| death + late >= run.began && *death <= later.began + MOMENT)?;
+    let is_open = |end: f64| death <= end + ACCEPTED_WITHIN || end > unaccepted_since(evidence, death);
+    run.end.as_ref().is_none_or(|end| is_open(end.at)).then_some(death)
 }
 
 /// The number of tasks that the worker's receipt calls abandoned, if this task is among them.

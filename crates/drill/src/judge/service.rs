@@ -275,24 +275,23 @@ fn free_time(evidence: &Evidence<'_>, from: f64, until: f64) -> f64 {
     let restarts = evidence.done_to_broker.iter().filter_map(|outage| outage.without_share_state(&evidence.begin));
     let mut away: Vec<(f64, f64)> = outages.chain(restarts).collect();
     away.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let free_within =
+        |from, until| crashes::free_time_without_gaps(evidence, "", (from, until), crashes::BETWEEN_ON_BUSY_MACHINE);
     let (mut since, mut free) = (from, 0.0);
     for (begin, end) in away.into_iter().filter(|(begin, _)| *begin < until) {
         if begin > since {
-            free += crashes::free_time(evidence, "", since, begin);
+            free += free_within(since, begin);
         }
         since = since.max(end);
     }
-    if since < until { free + crashes::free_time(evidence, "", since, until) } else { free }
+    if since < until { free + free_within(since, until) } else { free }
 }
 
 /// The bound, which depends on what happened to workers that may have fetched the task.
 fn bound(evidence: &Evidence<'_>, accepted: f64, began: f64) -> f64 {
     let lives = || evidence.workers.values().flatten();
     let within = |at: f64| at >= accepted - MOMENT && at <= began;
-    let hung = lives().any(|life| life.frozen.iter().any(|(from, thaw)| *from <= began && *thaw >= accepted));
-    // Records that a worker had fetched when it lost its session may stay locked.
-    let lost = evidence.session_faults(accepted - RECOVERED, began).next().is_some();
-    if hung || lost || died_amid_outage(evidence, accepted, began) {
+    if may_stay_locked(evidence, accepted, began) {
         BEGUN_AFTER_HANG
     } else if lives().any(|life| within(life.works_until()) || life.exit.as_ref().is_some_and(|exit| within(exit.at))) {
         BEGUN_AFTER_STOP
@@ -301,11 +300,15 @@ fn bound(evidence: &Evidence<'_>, accepted: f64, began: f64) -> f64 {
     }
 }
 
-/// Whether a worker was killed while sessions were replaced: records that its old connection fetches after its exit
-/// stay locked (P8).
-pub(super) fn died_amid_outage(evidence: &Evidence<'_>, from: f64, until: f64) -> bool {
-    let mut deaths = evidence.workers.values().flatten().filter_map(Life::death);
-    deaths.any(|at| (from - MOMENT..=until).contains(&at) && evidence.kafka_away(at - RECOVERED, at))
+/// Whether a lock of this task may have lasted until its end: a worker that may have fetched it was frozen, lost its
+/// session, or was killed while sessions were replaced, and its old connection fetched after its exit (P8).
+pub(super) fn may_stay_locked(evidence: &Evidence<'_>, accepted: f64, began: f64) -> bool {
+    let lives = || evidence.workers.values().flatten();
+    let hung = lives().any(|life| life.frozen.iter().any(|(from, thaw)| *from <= began && *thaw >= accepted));
+    let lost = evidence.session_faults(accepted - RECOVERED, began).next().is_some();
+    let mut deaths = lives().filter_map(Life::death);
+    hung || lost
+        || deaths.any(|at| (accepted - MOMENT..=began).contains(&at) && evidence.kafka_away(at - RECOVERED, at))
 }
 
 /// A gateway passes a result on at once.
