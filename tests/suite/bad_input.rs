@@ -303,31 +303,13 @@ fn assert_refused(launch: &Launch, texts: &[&str]) {
 }
 
 #[test]
-fn invalid_and_internal_topic_names_are_refused() {
-    let rig = Rig::shared("bad-topic");
-    let long = "x".repeat(250);
-    for name in ["a b", "..", ".", "tasks/1", "задачи", "__consumer_offsets", &long] {
-        assert_refused(&rig.worker("w").env("TASKS_TOPIC", name), &["TASKS_TOPIC"]);
-        assert_refused(&rig.gateway().env("RESULTS_TOPIC", name), &["RESULTS_TOPIC"]);
-    }
-}
-
-#[test]
-fn each_invalid_option_is_reported_on_its_own_line() {
+fn invalid_options_are_refused_on_stderr() {
     let rig = Rig::shared("bad-config");
-    let worker = rig.worker("w").env("DRAIN_TIMEOUT", "30").env("WORKER_CONCURRENCY", 0).env("MAX_DELIVERIES", 8);
-    let mut program = worker.env("KAFKA_BOOTSTRAP_SERVERS", "nowhere").env("LOG_LEVEL", "loud").start();
-    assert_eq!(program.wait(START).code, Some(2));
-    let said = program.stderr();
-    for name in ["DRAIN_TIMEOUT", "WORKER_CONCURRENCY", "MAX_DELIVERIES", "KAFKA_BOOTSTRAP_SERVERS", "LOG_LEVEL"] {
-        let lines: Vec<&str> = said.lines().filter(|line| line.contains(name)).collect();
-        assert_eq!(lines.len(), 1, "{name} in {said}");
+    let mut worker = rig.worker("w").env("DRAIN_TIMEOUT", "30").env("MAX_DELIVERIES", 8).start();
+    assert_eq!(worker.wait(START).code, Some(2));
+    for name in ["DRAIN_TIMEOUT", "MAX_DELIVERIES"] {
+        assert_eq!(worker.stderr().matches(name).count(), 1, "{name} in {}", worker.stderr());
     }
-    assert_refused(&rig.worker("w").env("DRAIN_TIMEOUT", "41s"), &["DRAIN_TIMEOUT", "STOP_GRACE_PERIOD", "45s"]);
-    assert_refused(&rig.worker("wörker"), &["WORKER_ID"]);
-    assert_refused(&rig.gateway().env("STOP_GRACE_PERIOD", "9s"), &["STOP_GRACE_PERIOD", "10s"]);
-    assert_refused(&rig.gateway().env("HTTP_ADDR", "localhost"), &["HTTP_ADDR"]);
-    assert_refused(&rig.gateway().env("KAFKA_SECURITY_PROTOCOL", "SASL_SSL"), &["not built yet"]);
     assert_refused(&rig.gateway().arg("--no-such-option"), &["--no-such-option"]);
     let mut help = rig.gateway().arg("--help").start();
     assert_eq!(help.wait(START).code, Some(0));
@@ -342,12 +324,6 @@ fn a_cluster_without_share_groups_is_refused() {
     for launch in [rig.worker("w"), rig.gateway()] {
         assert_refused(&launch, &["Apache Kafka 4.2", "kafka-features.sh"]);
     }
-}
-
-#[test]
-fn a_broker_whose_delivery_limit_is_too_low_is_refused() {
-    let rig = Rig::with_own_broker("bad-limit-group", &["--set", "group.share.max.delivery.count.limit=7"]);
-    assert_refused(&rig.worker("w"), &["share.delivery.count.limit=5", "at least 8"]);
 }
 
 #[test]

@@ -117,14 +117,3 @@ fn nothing_is_lost_when_a_gateway_is_killed_under_load() {
     gateway.program.signal(Signal::SIGTERM);
     assert_eq!(gateway.program.wait(SOON).code, Some(0));
 }
-
-#[test]
-fn a_task_accepted_before_any_worker_started_is_run() {
-    let rig = Rig::shared("p1-early");
-    let gateway = rig.start_gateway();
-    let task = gateway.submit("early bird", Duration::ZERO);
-    let pending = gateway.get(&format!("/tasks/{task}"));
-    assert_eq!((pending.status, pending.json()["state"].as_str()), (200, Some("pending")));
-    let _worker = rig.start_worker("late");
-    assert_eq!(gateway.wait_for_result(&task, SOON)["words"], 2);
-}

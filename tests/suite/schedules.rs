@@ -1,6 +1,6 @@
 //! Schedules of random faults: no accepted task is lost, and a task runs twice only after a fault that explains it.
 //!
-//! Each test prints its seeds. `FAULT_SCHEDULES=200` runs this many schedules, `FAULT_SEED=n` repeats one.
+//! The test prints its seeds. `FAULT_SCHEDULES=200` runs this many schedules, `FAULT_SEED=n` repeats one.
 
 use std::{
     collections::BTreeSet,
@@ -207,39 +207,22 @@ fn run(seed: u64) {
     }
 }
 
-fn schedules(lane: u64) {
+#[test]
+fn random_fault_schedules_lose_no_task() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     if let Some(seed) = number("FAULT_SEED") {
-        if lane == 0 {
-            run(seed);
-        }
-        return;
+        return run(seed);
     }
     let count = number("FAULT_SCHEDULES").unwrap_or(SCHEDULES);
     let base = number("FAULT_BASE").unwrap_or_else(|| fastrand::u64(..1_000_000_000));
-    for index in (lane..count).step_by(usize::try_from(LANES).expect("few")) {
-        let seed = base + index;
-        eprintln!("schedule of FAULT_SEED={seed}");
-        run(seed);
-    }
-}
-
-#[test]
-fn random_fault_schedules_lose_no_task_1() {
-    schedules(0);
-}
-
-#[test]
-fn random_fault_schedules_lose_no_task_2() {
-    schedules(1);
-}
-
-#[test]
-fn random_fault_schedules_lose_no_task_3() {
-    schedules(2);
-}
-
-#[test]
-fn random_fault_schedules_lose_no_task_4() {
-    schedules(3);
+    std::thread::scope(|scope| {
+        for lane in 0..LANES {
+            scope.spawn(move || {
+                for seed in (base + lane..base + count).step_by(usize::try_from(LANES).expect("few")) {
+                    eprintln!("schedule of FAULT_SEED={seed}");
+                    run(seed);
+                }
+            });
+        }
+    });
 }
