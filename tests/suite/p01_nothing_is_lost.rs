@@ -39,36 +39,20 @@ fn assert_nothing_lost(rig: &Rig, gateway: &Gateway, shots: &[Shot]) {
 }
 
 #[test]
-fn nothing_is_lost_when_the_broker_restarts_under_load() {
-    let rig = Rig::with_own_broker("p1-broker", &[]);
+fn nothing_is_lost_when_the_broker_restarts_or_is_killed_under_load() {
+    let rig = Rig::with_own_broker("p1-broker", &["--set", "broker.session.timeout.ms=2000"]);
     let gateway = rig.start_gateway();
-    let workers: Vec<Program> = ["a", "b", "c"].iter().map(|id| rig.start_worker(id)).collect();
+    let _workers = ["a", "b", "c"].map(|id| rig.start_worker(id));
     let load = load(&[&gateway], 40);
     eventually(SOON, "callers get results", || load.answered() > 80);
-    rig.broker().stop();
-    rig.broker().start();
-    let before = load.answered();
-    eventually(Duration::from_secs(20), "callers get results again", || load.answered() > before + 80);
-    let shots = load.finish();
-    assert_nothing_lost(&rig, &gateway, &shots);
+    for kill in [false, true] {
+        if kill { rig.broker().kill() } else { rig.broker().stop() }
+        rig.broker().start();
+        let (before, limit) = (load.answered(), Duration::from_secs(if kill { 30 } else { 20 }));
+        eventually(limit, "callers get results again", || load.answered() > before + 80);
+    }
+    assert_nothing_lost(&rig, &gateway, &load.finish());
     eventually(SOON, "all three workers are active", || gateway.fleet()["active_workers"] == 3);
-    drop(workers);
-}
-
-#[test]
-fn nothing_is_lost_when_the_broker_is_killed_under_load() {
-    let rig = Rig::with_own_broker("p1-broker-kill", &["--set", "broker.session.timeout.ms=2000"]);
-    let gateway = rig.start_gateway();
-    let workers: Vec<Program> = ["a", "b", "c"].iter().map(|id| rig.start_worker(id)).collect();
-    let load = load(&[&gateway], 40);
-    eventually(SOON, "callers get results", || load.answered() > 80);
-    rig.broker().kill();
-    rig.broker().start();
-    let before = load.answered();
-    eventually(Duration::from_secs(30), "callers get results again", || load.answered() > before + 80);
-    let shots = load.finish();
-    assert_nothing_lost(&rig, &gateway, &shots);
-    drop(workers);
 }
 
 #[test]

@@ -183,38 +183,23 @@ fn look_ups_get_503_at_once_while_kafka_is_known_to_be_unreachable() {
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
-fn stops_at_once(name: &str, signal: Signal, idle_connections: usize) {
-    let rig = Rig::quiet(name);
-    let mut gateway = rig.start_gateway();
-    let mut open: Vec<Http> = (0..idle_connections).map(|_| gateway.connect()).collect();
-    for http in &mut open {
-        assert_eq!(http.get("/livez").expect("a response").status, 200);
+#[test]
+fn a_gateway_without_waiting_callers_stops_at_once_at_each_signal() {
+    let rig = Rig::quiet("p9-signals");
+    for (signal, idle_connections) in
+        [(Signal::SIGTERM, 0), (Signal::SIGTERM, 100), (Signal::SIGINT, 0), (Signal::SIGHUP, 0)]
+    {
+        let mut gateway = rig.start_gateway();
+        let mut open: Vec<Http> = (0..idle_connections).map(|_| gateway.connect()).collect();
+        for http in &mut open {
+            assert_eq!(http.get("/livez").expect("a response").status, 200);
+        }
+        gateway.program.signal(signal);
+        let exit = gateway.program.wait(SOON);
+        assert_eq!(exit.code, Some(0));
+        assert!(exit.elapsed < Duration::from_secs(1), "{signal}, {idle_connections} connections: {exit:?}");
+        assert_eq!(gateway.program.stderr(), "");
     }
-    gateway.program.signal(signal);
-    let exit = gateway.program.wait(SOON);
-    assert_eq!(exit.code, Some(0));
-    assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
-    assert_eq!(gateway.program.stderr(), "");
-}
-
-#[test]
-fn a_gateway_without_waiting_callers_stops_at_once_at_sigterm() {
-    stops_at_once("p9-term", Signal::SIGTERM, 0);
-}
-
-#[test]
-fn a_gateway_without_waiting_callers_stops_at_once_at_sigint() {
-    stops_at_once("p9-int", Signal::SIGINT, 0);
-}
-
-#[test]
-fn a_gateway_without_waiting_callers_stops_at_once_at_sighup() {
-    stops_at_once("p9-hup", Signal::SIGHUP, 0);
-}
-
-#[test]
-fn idle_connections_do_not_delay_the_exit() {
-    stops_at_once("p9-idle", Signal::SIGTERM, 100);
 }
 
 #[test]
@@ -243,22 +228,6 @@ fn a_second_signal_without_waiting_callers_changes_nothing() {
     gateway.program.signal(Signal::SIGTERM);
     gateway.program.signal(Signal::SIGINT);
     assert_eq!(gateway.program.wait(SOON).code, Some(0));
-}
-
-#[test]
-fn a_signal_while_kafka_is_unreachable_at_the_start_stops_the_gateway_with_code_0() {
-    let rig = Rig::quiet("p9-early");
-    let port = crate::support::reserved_port();
-    let launch = rig.gateway().env("KAFKA_BOOTSTRAP_SERVERS", port.address());
-    let mut gateway = Gateway::launch(launch);
-    eventually(SOON, "HTTP serves without Kafka", || gateway.try_get("/livez").is_some_and(|it| it.status == 200));
-    assert_eq!(gateway.get("/readyz").status, 503);
-    gateway.analyze("without a broker").assert_problem(503);
-    assert_eq!(gateway.get("/health").status, 503);
-    gateway.program.signal(Signal::SIGTERM);
-    let exit = gateway.program.wait(SOON);
-    assert_eq!(exit.code, Some(0));
-    assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
 }
 
 /// In a drill of an hour a gateway without waiting callers took eight seconds to stop, because callers kept looking up

@@ -2,7 +2,7 @@
 //! file.
 
 use crate::support::{
-    Rig, SOON, START, eventually,
+    Gateway, Rig, SOON, START, eventually,
     program::{Launch, Program},
     reserved_port,
 };
@@ -98,7 +98,7 @@ fn a_worker_sends_ready_when_it_takes_tasks_and_watchdog_messages_afterwards() {
 }
 
 #[test]
-fn a_worker_without_kafka_extends_its_start_timeout_and_is_not_ready() {
+fn a_worker_without_kafka_extends_its_start_timeout_is_not_ready_and_stops_with_code_0() {
     let rig = Rig::shared("no-kafka");
     let manager = Manager::new("no-kafka");
     let port = reserved_port();
@@ -110,7 +110,10 @@ fn a_worker_without_kafka_extends_its_start_timeout_and_is_not_ready() {
     assert!(manager.first("STATUS=waiting for Kafka").is_some());
     assert!(manager.first("READY=1").is_none());
     worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    let exit = worker.wait(SOON);
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
+    assert!(worker.lines_with("worker_started").is_empty());
 }
 
 #[test]
@@ -181,17 +184,22 @@ fn a_gateway_sends_ready_when_it_serves_and_stopping_when_it_stops() {
 }
 
 #[test]
-fn a_gateway_without_kafka_is_not_ready_and_fails_its_health_check() {
-    let rig = Rig::shared("gateway-no-kafka");
+fn a_gateway_without_kafka_is_not_ready_fails_its_health_check_and_stops_within_a_second() {
+    let rig = Rig::quiet("gateway-no-kafka");
     let manager = Manager::new("gateway-no-kafka");
     let (port, nowhere) = (reserved_port(), reserved_port());
     let address = port.address();
     let launch = manager.supervise(rig.gateway_at(address)).env("KAFKA_BOOTSTRAP_SERVERS", nowhere.address());
-    let _gateway = launch.start();
+    let mut gateway = Gateway::launch(launch.clone());
     manager.wait_for("EXTEND_TIMEOUT_USEC=10000000", START);
     eventually(SOON, "the gateway listens", || health(&launch).1.contains("answers 503"));
     assert_eq!(health(&launch), (Some(1), format!("not ready: GET /readyz at {address} answers 503")));
     assert!(manager.first("READY=1").is_none());
+    gateway.analyze("without a broker").assert_problem(503);
+    gateway.program.signal(Signal::SIGTERM);
+    let exit = gateway.program.wait(SOON);
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
 }
 
 #[test]
