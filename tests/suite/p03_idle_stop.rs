@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{
     Rig, SOON, START, eventually,
     program::{Program, Stream},
+    started,
 };
 
 const BOUND: Duration = Duration::from_secs(1);
@@ -31,6 +32,18 @@ fn an_idle_worker_stops_within_a_second_at_each_signal() {
         let mut worker = rig.start_worker(id);
         assert_eq!(stop_idle(&rig, &mut worker, id, signal)["signal"], id);
         worker.wait_for_line(&format!("🛑 Worker {id} received {id}, initiating graceful shutdown..."), SOON);
+    }
+}
+
+/// A shell ignores SIGINT for background jobs, and `nohup` ignores SIGHUP.
+#[test]
+fn a_worker_that_starts_with_ignored_signals_stops_at_them() {
+    let rig = Rig::quiet("p3-ignored");
+    for signal in [Signal::SIGINT, Signal::SIGHUP] {
+        let id = signal.as_str();
+        let shell = rig.launch(id, "sh").env("WORKER_ID", id).arg("-c").arg("trap '' INT HUP; exec \"$0\"");
+        let mut worker = started(&shell.arg(env!("CARGO_BIN_EXE_worker")));
+        assert_eq!(stop_idle(&rig, &mut worker, id, signal)["signal"], id);
     }
 }
 
