@@ -15,8 +15,6 @@ use crate::support::{
     program::{Launch, Program},
 };
 
-const JSON: (&str, &str) = ("Content-Type", "application/json");
-
 /// Asserts that both programs still work and did not panic.
 fn assert_works(gateway: &Gateway, worker: &mut Program) {
     assert_eq!(gateway.analyze("still at work").json()["words"], 3);
@@ -32,45 +30,20 @@ fn bad_requests_are_refused_with_a_problem_document() {
     let gateway = rig.start_gateway();
     let mut worker = rig.start_worker("w");
     let long = json!({ "text": "x".repeat(64 * 1024) }).to_string();
-    let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
-    let table: [(&str, &[u8], u16); 19] = [
-        ("not JSON", b"hello", 400),
-        ("cut JSON", br#"{"text": "hel"#, 400),
-        ("empty body", b"", 400),
-        ("null", b"null", 400),
-        ("a list", b"[]", 400),
-        ("deep", deep.as_bytes(), 400),
-        ("no text", b"{}", 400),
-        ("text is null", br#"{"text": null}"#, 400),
-        ("text is a number", br#"{"text": 7}"#, 400),
-        ("text is a list", br#"{"text": ["a"]}"#, 400),
-        ("empty text", br#"{"text": ""}"#, 400),
-        ("white space", br#"{"text": " \t\n\u00a0\u2003"}"#, 400),
-        ("not UTF-8", b"{\"text\": \"\xff\xfe\"}", 400),
-        ("half a surrogate", br#"{"text": "\ud800"}"#, 400),
-        ("too long", long.as_bytes(), 413),
-        ("work_ms is negative", br#"{"text": "a", "work_ms": -1}"#, 400),
-        ("work_ms is text", br#"{"text": "a", "work_ms": "1"}"#, 400),
-        ("work_ms is too much", br#"{"text": "a", "work_ms": 120001}"#, 400),
-        ("work_ms is a fraction", br#"{"text": "a", "work_ms": 0.5}"#, 400),
+    let table: [(&str, &[u8], u16); 5] = [
+        ("application/json", b"hello", 400),
+        ("application/json", b"{\"text\": \"\xff\xfe\"}", 400),
+        ("application/json", long.as_bytes(), 413),
+        ("application/json", br#"{"text": "a", "work_ms": 120001}"#, 400),
+        ("text/plain", br#"{"text": "a"}"#, 415),
     ];
-    for (what, body, status) in table {
-        let answer = gateway.connect().request("POST", "/analyze", &[JSON], body).expect("a response");
-        assert_eq!(answer.status, status, "{what}: {}", answer.text());
-        answer.assert_problem(status);
+    let post = |kind: &str, body: &[u8]| {
+        gateway.connect().request("POST", "/analyze", &[("Content-Type", kind)], body).expect("a response")
+    };
+    for (kind, body, status) in table {
+        post(kind, body).assert_problem(status);
     }
-    let types = ["text/plain", "application/xml", "application/x-www-form-urlencoded", "application/jsonx", "json"];
-    for kind in types {
-        let headers = [("Content-Type", kind)];
-        let answer = gateway.connect().request("POST", "/analyze", &headers, br#"{"text": "a"}"#).expect("a response");
-        assert_eq!(answer.status, 415, "{kind}");
-        answer.assert_problem(415);
-    }
-    for kind in ["application/json; charset=utf-8", "Application/JSON", "application/json;charset=UTF-8"] {
-        let headers = [("Content-Type", kind)];
-        let answer = gateway.connect().request("POST", "/analyze", &headers, br#"{"text": "a"}"#).expect("a response");
-        assert_eq!(answer.status, 200, "{kind}: {}", answer.text());
-    }
+    assert_eq!(post("Application/JSON; charset=utf-8", br#"{"text": "a"}"#).status, 200);
     let mut http = gateway.connect();
     for path in ["/nothing", "/analyze/x", "/tasks", "/tasks/", "/workers", "/%2e%2e/etc/passwd", "//"] {
         assert_eq!(http.get(path).expect("a response").assert_problem(404)["status"], 404, "{path}");
@@ -78,7 +51,7 @@ fn bad_requests_are_refused_with_a_problem_document() {
     let methods =
         [("GET", "/analyze", "POST"), ("DELETE", "/tasks/x", "GET"), ("POST", "/health", "GET"), ("PUT", "/", "GET")];
     for (method, path, allowed) in methods {
-        let answer = http.request(method, path, &[JSON], b"").expect("a response");
+        let answer = http.request(method, path, &[("Content-Type", "application/json")], b"").expect("a response");
         answer.assert_problem(405);
         assert!(answer.header("allow").is_some_and(|allow| allow.contains(allowed)), "{method} {path}: {answer:?}");
     }
