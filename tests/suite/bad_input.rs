@@ -131,8 +131,7 @@ fn records_that_are_not_tasks_become_dead_letters() {
     let audit = rig.audit();
     assert_eq!(audit.runs(&before), 1);
     assert_eq!(audit.ran_again().len(), 0);
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
 }
 
 /// A gateway, and a worker that receives each task with a wrong checksum.
@@ -349,9 +348,7 @@ fn programs_survive_a_broker_that_does_not_speak_kafka() {
         worker.wait_for_line(&address, SOON);
         for program in [&mut worker, &mut gateway.program] {
             assert!(program.is_running(), "the program exited because Kafka is unreachable");
-            program.signal(Signal::SIGTERM);
-            let exit = program.wait(SOON);
-            assert_eq!(exit.code, Some(0));
+            let exit = program.ends_at(Signal::SIGTERM, 0);
             assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
         }
     }

@@ -84,9 +84,7 @@ fn the_first_signal_ends_watch_with_a_verdict_and_the_second_without() {
     drill.wait_for_line("  waiting 1", SOON);
     drill.signal(Signal::SIGTERM);
     drill.wait_for_line("SIGTERM received", SOON);
-    drill.signal(Signal::SIGTERM);
-    let exit = drill.wait(SOON);
-    assert_eq!(exit.code, Some(4));
+    let exit = drill.ends_at(Signal::SIGTERM, 4);
     assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
     assert!(last_line(&drill).starts_with("verdict: NONE: "));
 }

@@ -187,8 +187,7 @@ fn a_coordinator_that_moves_is_found_again() {
     fleet.assert_unharmed(&shots);
     // A worker that joins and leaves now uses the new coordinator without a warning.
     let mut late = fleet.rig.start_worker("late");
-    late.signal(Signal::SIGTERM);
-    assert_eq!(late.wait(SOON).code, Some(0));
+    late.ends_at(Signal::SIGTERM, 0);
     assert!(late.lines_with("WARN").is_empty(), "{:?}", late.lines_with("WARN"));
 }
 
@@ -264,8 +263,7 @@ fn a_session_cut_of_the_only_worker_causes_no_second_run() {
         eventually(SOON, "the faults take effect", || bites.count() == 3);
         fleet.gateway.wait_for_result(&task, SOON);
         assert_eq!(fleet.gateway.analyze("the next").status, 200);
-        fleet.workers[0].signal(Signal::SIGTERM);
-        assert_eq!(fleet.workers[0].wait(SOON).code, Some(0));
+        fleet.workers[0].ends_at(Signal::SIGTERM, 0);
         let _heir = fleet.rig.start_worker("heir");
         assert_eq!(fleet.gateway.analyze("the last").json()["processed_by"], "heir");
         let audit = fleet.rig.audit();

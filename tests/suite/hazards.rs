@@ -64,8 +64,7 @@ fn a_worker_waits_while_its_group_is_full() {
         third.lines().iter().any(|line| line.text.contains("GROUP_MAX_SIZE_REACHED") || line.text.contains("full"))
     });
     assert!(third.is_running() && third.lines_with("sent worker_started").is_empty());
-    first.signal(Signal::SIGTERM);
-    assert_eq!(first.wait(SOON).code, Some(0));
+    first.ends_at(Signal::SIGTERM, 0);
     third.wait_for_line("worker_started notification", SOON);
     assert_eq!(gateway.analyze("room for one more").status, 200);
 }
@@ -157,8 +156,7 @@ fn a_task_that_kafka_dropped_is_produced_again() {
     let gateway = &gateways[0];
     let mut worker = rig.start_worker("w");
     assert_eq!(gateway.analyze("makes the group known").status, 200);
-    worker.signal(Signal::SIGTERM);
-    worker.wait(SOON);
+    worker.ends_at(Signal::SIGTERM, 0);
     let task = gateway.submit("dropped", Duration::ZERO);
     admin::skip_to_end(rig.broker().address(), &rig.group(), &rig.tasks());
     let _worker = rig.start_worker("w");
@@ -203,8 +201,7 @@ fn task_that_kafka_drops_repeatedly_is_produced_again_only_twice() {
     let gateway = Gateway::start(rig.gateway().env("MISSING_AFTER", "2s"));
     let mut worker = rig.start_worker("w");
     assert_eq!(gateway.analyze("makes the group known").status, 200);
-    worker.signal(Signal::SIGTERM);
-    worker.wait(SOON);
+    worker.ends_at(Signal::SIGTERM, 0);
     let task = gateway.submit("dropped", Duration::ZERO);
     for records in 1..=3 {
         eventually(Duration::from_secs(20), "the record is on the topic", || rig.audit().tasks[&task] == records);

@@ -51,8 +51,7 @@ fn member_without_partitions_logs_it_once_and_sends_few_heartbeats() {
     assert_eq!(worker.lines_with("assigns no partition").len(), 1);
     create_topic(rig.broker().address(), &rig.tasks(), 1, &[]);
     worker.wait_for_line("assigns partitions again", SOON);
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
 }
 
 #[test]

@@ -55,9 +55,8 @@ impl Scene {
             let answer = self.gateway.analyze("still at work");
             assert_eq!(answer.status, 200, "{}", answer.text());
         }
-        self.worker.signal(Signal::SIGTERM);
-        let exit = self.worker.wait(SOON);
-        assert!(exit.code == Some(0) && exit.elapsed < Duration::from_secs(2), "{exit:?}");
+        let exit = self.worker.ends_at(Signal::SIGTERM, 0);
+        assert!(exit.elapsed < Duration::from_secs(2), "{exit:?}");
     }
 }
 
@@ -159,8 +158,7 @@ fn a_worker_without_the_right_to_write_results_is_not_ready_and_runs_its_task_la
     broker.allow_all();
     gateway.wait_for_result(&task, SOON);
     eventually(SOON, "the worker is ready again", || health() == "running\n");
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
 }
 
 #[test]
@@ -172,9 +170,8 @@ fn a_worker_without_the_right_to_write_results_stops_in_time_and_releases_its_ta
     broker.deny(Denial::new(Operation::Write, Resource::Topic(&rig.results())).of_client("lastcall-worker"));
     worker.wait_for_line("Kafka refuses Write on topic", SOON);
     let task = submit_and_wait_for_fetch(&rig, &gateway);
-    worker.signal(Signal::SIGTERM);
-    let exit = worker.wait(SOON);
-    assert!(exit.code == Some(0) && exit.elapsed < Duration::from_secs(2), "{exit:?}");
+    let exit = worker.ends_at(Signal::SIGTERM, 0);
+    assert!(exit.elapsed < Duration::from_secs(2), "{exit:?}");
     assert_eq!(worker.receipt()["tasks_returned"], 1, "{}", worker.receipt());
     broker.allow_all();
     let _other = rig.start_worker("other");
@@ -215,8 +212,7 @@ fn a_missing_right_to_record_starts_does_not_block_the_worker() {
     worker.wait_for_line("could not be put on record: a right is missing", SOON);
     broker.allow_all();
     gateway.wait_for_result(&failing, Duration::from_secs(30));
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
 }
 
 #[test]
@@ -236,8 +232,7 @@ fn a_handler_waits_for_the_record_of_a_start_no_longer_than_a_lock() {
     worker.wait_for_line("could not be put on record: Kafka did not take it in time", SOON);
     broker.heal();
     gateway.wait_for_result(&failing, Duration::from_secs(30));
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
 }
 
 #[test]

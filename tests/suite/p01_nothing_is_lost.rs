@@ -98,6 +98,5 @@ fn nothing_is_lost_when_a_gateway_is_killed_under_load() {
     let audit = rig.audit();
     assert!(audit.tasks.len() >= task_ids(&shots).len());
     assert_eq!(audit.ran_again().len(), 0, "the kill of a gateway ran tasks again: {:?}", audit.ran_again());
-    gateway.program.signal(Signal::SIGTERM);
-    assert_eq!(gateway.program.wait(SOON).code, Some(0));
+    gateway.program.ends_at(Signal::SIGTERM, 0);
 }

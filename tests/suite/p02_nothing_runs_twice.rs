@@ -16,9 +16,7 @@ fn load(gateway: &Gateway, per_second: u32, work: u64) -> Load {
 }
 
 fn stop(worker: &mut Program, signal: Signal) {
-    worker.signal(signal);
-    let exit = worker.wait(SOON);
-    assert_eq!(exit.code, Some(0), "{:?}", worker.receipt());
+    let exit = worker.ends_at(signal, 0);
     // 20 ms for the running task, 100 ms for the fetched tasks that the worker may finish, and the second of P4.
     assert!(exit.elapsed < Duration::from_millis(1_120), "{exit:?}");
 }

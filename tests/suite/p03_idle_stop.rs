@@ -14,9 +14,7 @@ use crate::support::{
 const BOUND: Duration = Duration::from_secs(1);
 
 fn stop_idle(rig: &Rig, worker: &mut Program, id: &str, signal: Signal) -> Value {
-    worker.signal(signal);
-    let exit = worker.wait(SOON);
-    assert_eq!(exit.code, Some(0));
+    let exit = worker.ends_at(signal, 0);
     assert!(exit.elapsed < BOUND, "{exit:?}");
     assert!(worker.lines_with("has not ended").is_empty(), "a thread did not end");
     let receipt = worker.receipt();
@@ -69,8 +67,7 @@ fn a_worker_that_is_idle_again_after_tasks_stops_within_a_second() {
 fn log_lines_status_records_and_receipt_of_a_stop_keep_the_contract() {
     let rig = Rig::shared("p3-lines");
     let mut worker = rig.start_worker("w 1");
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
     worker.assert_lines_in_order(&[
         "🚀 Worker w 1 started",
         "📡 Worker w 1 sent worker_started notification",
@@ -145,9 +142,7 @@ fn a_signal_at_any_moment_of_the_start_stops_the_worker_with_code_0() {
         let mut worker = rig.worker(&format!("joining-{moment}")).env("LOG_LEVEL", "debug").start();
         eventually(START, "the signal handler is installed", || catches_sigterm(worker.id()));
         std::thread::sleep(Duration::from_millis(moment));
-        worker.signal(Signal::SIGTERM);
-        let exit = worker.wait(SOON);
-        assert_eq!(exit.code, Some(0), "signalled {moment} ms after the signal handler was installed");
+        let exit = worker.ends_at(Signal::SIGTERM, 0);
         assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
     }
 }

@@ -96,9 +96,7 @@ fn a_stopping_worker_finishes_the_tasks_of_all_its_handlers() {
     let callers: Vec<_> =
         (0..4).map(|number| gateway.call(&format!("text {number}"), Duration::from_secs(5))).collect();
     wait_until_busy(&gateway, "many", 4);
-    worker.signal(Signal::SIGTERM);
-    let exit = worker.wait(Duration::from_secs(10));
-    assert_eq!(exit.code, Some(0));
+    let exit = worker.ends_at(Signal::SIGTERM, 0);
     let answers: Vec<_> = callers.into_iter().map(Caller::join).collect();
     let last = answers.iter().map(|(_, at)| *at).max().expect("four answers");
     assert!(exit.at < last + Duration::from_secs(1), "exit {:?} after the last response", exit.at - last);
@@ -118,9 +116,7 @@ fn unstarted_tasks_of_a_stopping_worker_start_elsewhere_at_once() {
     let addresses = vec![gateway.address.clone()];
     let load = Load::start(Plan { addresses, per_second: 300, work: Some(Duration::from_millis(5)) });
     eventually(SOON, "callers get results", || load.answered() > 300);
-    first.signal(Signal::SIGTERM);
-    let exit = first.wait(SOON);
-    assert_eq!(exit.code, Some(0));
+    let exit = first.ends_at(Signal::SIGTERM, 0);
     // 5 ms for the running task, 100 ms for the fetched tasks that the worker may finish, and the second of P4.
     assert!(exit.elapsed < Duration::from_millis(1_105), "{exit:?}");
     let shots = load.finish();

@@ -20,9 +20,7 @@ fn a_second_signal_stops_a_busy_worker_at_once() {
     worker.signal(Signal::SIGTERM);
     worker.wait_for_line("⏳ Worker forced waiting for current task", SOON);
     assert!(worker.is_running(), "the first signal ended the worker");
-    worker.signal(Signal::SIGINT);
-    let exit = worker.wait(SOON);
-    assert_eq!(exit.code, Some(4));
+    let exit = worker.ends_at(Signal::SIGINT, 4);
     assert!(exit.elapsed < BOUND, "{exit:?}");
     let receipt = worker.receipt();
     assert_eq!((&receipt["outcome"], &receipt["exit_code"]), (&json!("forced"), &json!(4)));
@@ -43,9 +41,7 @@ fn a_second_signal_to_an_idle_worker_changes_nothing() {
         let mut worker = rig.start_worker(&id);
         worker.signal(Signal::SIGTERM);
         // Two different signals, because the kernel merges two equal pending signals.
-        worker.signal(Signal::SIGINT);
-        let exit = worker.wait(SOON);
-        assert_eq!(exit.code, Some(0));
+        let exit = worker.ends_at(Signal::SIGINT, 0);
         assert!(exit.elapsed < BOUND, "{exit:?}");
         assert_eq!(worker.receipt()["exit_code"], 0);
     }

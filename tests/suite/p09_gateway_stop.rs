@@ -126,9 +126,7 @@ fn answer_timeout_continues_during_the_drain() {
     let mut gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "2s"));
     let callers = callers(&gateway, 5, Duration::ZERO);
     wait_for_tasks(&rig, 5);
-    gateway.program.signal(Signal::SIGTERM);
-    let exit = gateway.program.wait(SOON);
-    assert_eq!(exit.code, Some(0));
+    let exit = gateway.program.ends_at(Signal::SIGTERM, 0);
     assert!(exit.elapsed < Duration::from_secs(3), "{exit:?}");
     for caller in join(callers) {
         let answer = caller.answer.expect("every caller is answered");
@@ -153,9 +151,7 @@ fn callers_that_look_up_tasks_get_503_from_a_stopping_gateway_while_kafka_is_fro
     eventually(SOON, "the gateway has accepted all 200 connections", || {
         gateway.get("/metrics").text().contains("lastcall_gateway_http_connections 201\n")
     });
-    gateway.program.signal(Signal::SIGTERM);
-    let exit = gateway.program.wait(SOON);
-    assert_eq!(exit.code, Some(0));
+    let exit = gateway.program.ends_at(Signal::SIGTERM, 0);
     // The gateway waits 3 s for Kafka's answer to a look-up.
     assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
     for http in &mut callers {
@@ -194,9 +190,7 @@ fn a_gateway_without_waiting_callers_stops_at_once_at_each_signal() {
         for http in &mut open {
             assert_eq!(http.get("/livez").expect("a response").status, 200);
         }
-        gateway.program.signal(signal);
-        let exit = gateway.program.wait(SOON);
-        assert_eq!(exit.code, Some(0));
+        let exit = gateway.program.ends_at(signal, 0);
         assert!(exit.elapsed < Duration::from_secs(1), "{signal}, {idle_connections} connections: {exit:?}");
         assert_eq!(gateway.program.stderr(), "");
     }
@@ -210,9 +204,7 @@ fn a_second_signal_answers_the_waiting_callers_at_once() {
     wait_for_tasks(&rig, 20);
     gateway.program.signal(Signal::SIGTERM);
     eventually(SOON, "the gateway drains", || gateway.try_get("/readyz").is_some_and(|answer| answer.status == 503));
-    gateway.program.signal(Signal::SIGTERM);
-    let exit = gateway.program.wait(SOON);
-    assert_eq!(exit.code, Some(4));
+    let exit = gateway.program.ends_at(Signal::SIGTERM, 4);
     assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
     for caller in join(callers) {
         let answer = caller.answer.expect("every caller is answered");
@@ -226,8 +218,7 @@ fn a_second_signal_without_waiting_callers_changes_nothing() {
     let rig = Rig::quiet("p9-second-idle");
     let mut gateway = rig.start_gateway();
     gateway.program.signal(Signal::SIGTERM);
-    gateway.program.signal(Signal::SIGINT);
-    assert_eq!(gateway.program.wait(SOON).code, Some(0));
+    gateway.program.ends_at(Signal::SIGINT, 0);
 }
 
 /// In a drill of an hour a gateway without waiting callers took eight seconds to stop, because callers kept looking up
@@ -253,9 +244,7 @@ fn continuous_look_ups_do_not_delay_the_exit() {
         })
         .collect();
     eventually(SOON, "the look-ups are answered", || asked.load(Ordering::Relaxed) > 50);
-    gateway.program.signal(Signal::SIGTERM);
-    let exit = gateway.program.wait(SOON);
+    let exit = gateway.program.ends_at(Signal::SIGTERM, 0);
     askers.into_iter().for_each(|asker| asker.join().expect("an asker does not panic"));
-    assert_eq!(exit.code, Some(0));
     assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
 }

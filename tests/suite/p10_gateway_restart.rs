@@ -19,8 +19,7 @@ fn a_gateway_shows_fleet_and_results_within_three_seconds_after_a_kill() {
     let mut stopped = rig.start_worker("stopped");
     let mut killed = rig.start_worker("killed");
     let done = gateway.analyze("before the restart").task_id();
-    stopped.signal(Signal::SIGTERM);
-    assert_eq!(stopped.wait(SOON).code, Some(0));
+    stopped.ends_at(Signal::SIGTERM, 0);
     killed.kill();
     let killed_at = Instant::now();
     eventually(SOON, "the gateway shows the killed worker as not responsive", || {

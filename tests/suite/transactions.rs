@@ -44,9 +44,7 @@ fn assert_at_the_end(rig: &Rig, mut worker: Program) {
     eventually(SOON, "the group has no lag", || {
         admin::share_lag(rig.broker().address(), &rig.group(), &rig.tasks()) == Some(0)
     });
-    worker.signal(Signal::SIGTERM);
-    let exit = worker.wait(SOON);
-    assert_eq!(exit.code, Some(0));
+    let exit = worker.ends_at(Signal::SIGTERM, 0);
     assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
 }
 

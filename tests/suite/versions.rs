@@ -23,8 +23,7 @@ fn fleet_works(name: &str, arguments: &[&str]) {
     assert!(answers.iter().all(|answer| answer.status == 200));
     let status = &gateway.fleet()["workers"]["w"];
     assert_eq!(status["is_responsive"], true, "{status}");
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
     let tasks: Vec<String> = answers.iter().map(|answer| answer.task_id()).collect();
     rig.audit().assert_each_ran_once(&tasks);
 }
