@@ -11,8 +11,8 @@ use serde_json::json;
 use crate::support::{
     Gateway, Rig, SOON,
     admin::{self, Of},
-    audit, eventually,
-    load::{Load, Plan, assert_all_answered, task_ids},
+    audit, eventually, eventually_some,
+    load::{assert_all_answered, task_ids},
     program::Program,
     started,
 };
@@ -108,14 +108,12 @@ fn a_task_of_unknown_produce_outcome_runs_once_under_its_id() {
     let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "3s"));
     let _worker = rig.start_worker("w");
     // At 300 requests per second some request is in flight when the broker freezes.
-    let addresses = vec![gateway.address.clone()];
-    let load = Load::start(Plan { addresses, per_second: 300, work: None });
-    eventually(SOON, "callers get results", || load.answered() > 300);
+    let load = gateway.load(300, 0);
+    load.wait_for(300, SOON);
     rig.broker().freeze();
     eventually(SOON, "a caller gets 503 with a task id", || load.unknown() > 0);
     rig.broker().thaw();
-    let before = load.answered();
-    eventually(SOON, "callers get results again", || load.answered() > before + 100);
+    load.wait_for(100, SOON);
     let shots = load.finish();
     // The gateway sends the same batch until its outcome is known, so each task id has a task.
     let ids = task_ids(&shots);
@@ -138,7 +136,7 @@ fn callers_whose_result_cannot_come_in_time_get_503_at_once() {
         assert_eq!(answer.status, 202);
     }
     // The backlog takes 20 s. Once the gateway knows the rate, it refuses callers that would wait longer than 3 s.
-    let refused = crate::support::eventually_some(Duration::from_secs(8), "a caller gets 503", || {
+    let refused = eventually_some(Duration::from_secs(8), "a caller gets 503", || {
         let asked = Instant::now();
         let answer = gateway.analyze("one more");
         (answer.status == 503).then(|| (answer, asked.elapsed()))
@@ -219,13 +217,11 @@ fn six_workers_serve_two_partitions_through_kills() {
     let start = |number: usize| started(&rig.worker(&format!("w{number}")).env("TASKS_PARTITIONS", 2));
     // Kafka keeps dead members for 45 s. With ten members it assigns each partition to five; four of these can be dead.
     let mut workers: Vec<Program> = (0..6).map(start).collect();
-    let addresses = vec![gateway.address.clone()];
-    let load = Load::start(Plan { addresses, per_second: 50, work: Some(Duration::from_millis(20)) });
-    eventually(SOON, "callers get results", || load.answered() > 100);
+    let load = gateway.load(50, 20);
+    load.wait_for(100, SOON);
     for (index, worker) in workers.iter_mut().enumerate().take(4) {
         worker.kill();
-        let before = load.answered();
-        eventually(SOON, "callers still get results", || load.answered() > before + 50);
+        load.wait_for(50, SOON);
         *worker = start(6 + index);
     }
     let shots = load.finish();

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use devbroker::{Action, Bites, Denial, Fault, Kind, Operation, Resource};
+use devbroker::{Action, Denial, Fault, Kind, Operation, Resource};
 use kafka_share::{ErrorCode, ProducerRecord};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -69,16 +69,10 @@ fn starts(worker: &Program, task: &str) -> Vec<Line> {
     worker.lines_with(&format!("starts task {task} "))
 }
 
-/// Counts requests of this kind from workers from now on.
-fn count(rig: &Rig, kind: Kind) -> Bites {
-    let nothing = Fault::new(Action::Delay(Duration::ZERO)).at(kind).of_client("lastcall-worker");
-    rig.broker().faulty().inject(nothing.every(1, u32::MAX))
-}
-
 /// Submits a task; returns its id when a worker has fetched it.
 fn submit_and_wait_for_fetch(rig: &Rig, gateway: &Gateway) -> String {
     let task = gateway.submit("waits for the right", Duration::ZERO);
-    let fetches = count(rig, Kind::ShareFetch);
+    let fetches = rig.count(Kind::ShareFetch, "lastcall-worker");
     // A worker sends the second fetch when it has read the response to the first.
     eventually(SOON, "the worker has fetched the task", || fetches.count() >= 2);
     task
@@ -151,7 +145,7 @@ fn a_worker_without_the_right_to_write_results_is_not_ready_and_runs_its_task_la
     assert!(!line.text.contains("does not answer"), "{}", line.text);
     eventually(SOON, "the worker is not ready", || health() == "not ready\n");
     let task = submit_and_wait_for_fetch(&rig, &gateway);
-    let attempts = count(&rig, Kind::Produce);
+    let attempts = rig.count(Kind::Produce, "lastcall-worker");
     eventually(SOON, "the worker tries to write again", || attempts.count() >= 3);
     assert!(starts(&worker, &task).is_empty(), "the task was started without the right to write its result");
     assert_eq!(worker.lines_with("Kafka refuses Write").len(), 1, "the refusal is logged once");
@@ -287,8 +281,7 @@ fn task_that_fails_at_the_delivery_limit_is_produced_again() {
         rig.broker().faulty().inject(cut);
         worker.wait_for_lines(&format!("lost the lock of task {task}"), delivery - 1, SOON);
         // After six fetches the worker has opened its session and searched: the search fetches every 0.1 s.
-        let nothing = Fault::new(Action::Delay(Duration::ZERO)).at(Kind::ShareFetch).of_client("lastcall-worker");
-        let asked = rig.broker().faulty().inject(nothing.every(1, u32::MAX));
+        let asked = rig.count(Kind::ShareFetch, "lastcall-worker");
         eventually(SOON, "the worker has searched", || asked.count() >= 6);
     }
     worker.wait_for_lines(&start, 2, SOON);

@@ -50,9 +50,7 @@ fn drain_timeout_releases_only_unfinished_tasks() {
     let mut worker = started(&launch.env("HEARTBEAT_INTERVAL", "200ms"));
     let long = gateway.submit("long", Duration::from_secs(12));
     let short = gateway.submit("short", Duration::from_secs(4));
-    eventually(SOON, "both tasks run", || {
-        gateway.fleet()["workers"]["mixed"]["current_tasks"].as_array().is_some_and(|tasks| tasks.len() == 2)
-    });
+    gateway.wait_until_busy("mixed", 2);
     let exit = worker.ends_at(Signal::SIGTERM, 3);
     assert!(exit.elapsed < Duration::from_secs(7), "{exit:?}");
     let receipt = worker.receipt();

@@ -11,11 +11,7 @@ use devbroker::{Action, Bites, Fault, Kind};
 use kafka_share::ErrorCode;
 use nix::sys::signal::Signal;
 
-use crate::support::{
-    Gateway, Rig, SOON, START, eventually,
-    load::{Load, Plan},
-    program::Program,
-};
+use crate::support::{Gateway, Rig, SOON, START, eventually, program::Program};
 
 /// Number of schedules by default.
 const SCHEDULES: u64 = 8;
@@ -156,9 +152,7 @@ fn run(seed: u64) {
         effects.extend((count > seen).then_some((last, now)));
         (seen, last) = (count, now);
     };
-    let addresses = vec![gateway.address.clone()];
-    let work = Duration::from_millis(random.u64(..25));
-    let load = Load::start(Plan { addresses, per_second: 40, work: Some(work) });
+    let load = gateway.load(40, random.u64(..25));
     // A graceful restart under load.
     eventually(Duration::from_secs(20), "callers get results", || {
         watch();
