@@ -26,9 +26,7 @@ fn assert_works(gateway: &Gateway, worker: &mut Program) {
 
 #[test]
 fn bad_requests_are_refused_with_a_problem_document() {
-    let rig = Rig::shared("bad-http");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("w");
+    let (rig, gateway, mut worker) = Rig::shared("bad-http").fleet("w");
     let long = json!({ "text": "x".repeat(64 * 1024) }).to_string();
     let table: [(&str, &[u8], u16); 5] = [
         ("application/json", b"hello", 400),
@@ -64,9 +62,7 @@ fn bad_requests_are_refused_with_a_problem_document() {
 
 #[test]
 fn a_text_of_maximum_length_is_analysed() {
-    let rig = Rig::shared("bad-limit");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("w");
+    let (_rig, gateway, mut worker) = Rig::shared("bad-limit").fleet("w");
     let frame = json!({ "text": "" }).to_string().len();
     let text = "é".repeat((64 * 1024 - frame) / 2);
     let answer = gateway.analyze(&text);
@@ -91,9 +87,7 @@ fn work_ms_is_refused_unless_it_is_allowed() {
 
 #[test]
 fn records_that_are_not_tasks_become_dead_letters() {
-    let rig = Rig::shared("bad-records");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("w");
+    let (rig, gateway, mut worker) = Rig::shared("bad-records").fleet("w");
     let before = gateway.analyze("before").task_id();
     let big = vec![b'x'; 1_000_000];
     let long_id = json!({ "task_id": "i".repeat(101), "text": "a" }).to_string();
@@ -179,9 +173,7 @@ fn damage_results(rig: &Rig, times: u32) -> Bites {
 /// The gateway skipped a damaged batch at once, and the caller got no result.
 #[test]
 fn result_damaged_in_transit_reaches_its_caller() {
-    let rig = Rig::with_faults("bad-fetch", 1);
-    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "6s"));
-    let mut worker = rig.start_worker("w");
+    let (rig, gateway, mut worker) = Rig::with_faults("bad-fetch", 1).fleet_with("w", &[("ANSWER_TIMEOUT", "6s")]);
     // A fetch is parked for half a second: one of the four brings the result, and its first repetitions are damaged.
     let bites = damage_results(&rig, 4);
     eventually(SOON, "a fetch with a damaged response is parked", || bites.count() > 0);
@@ -194,9 +186,7 @@ fn result_damaged_in_transit_reaches_its_caller() {
 
 #[test]
 fn result_that_stays_damaged_is_skipped_and_later_ones_are_delivered() {
-    let rig = Rig::with_faults("bad-fetches", 1);
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("w");
+    let (rig, gateway, mut worker) = Rig::with_faults("bad-fetches", 1).fleet("w");
     let bites = damage_results(&rig, u32::MAX);
     eventually(SOON, "a fetch with a damaged response is parked", || bites.count() > 0);
     gateway.submit("damaged for good", Duration::ZERO);
@@ -210,9 +200,7 @@ fn result_that_stays_damaged_is_skipped_and_later_ones_are_delivered() {
 /// The gateway forgot a result when a look-up returned a damaged batch.
 #[test]
 fn result_damaged_during_a_look_up_is_not_forgotten() {
-    let rig = Rig::with_faults("bad-look-up", 1);
-    let gateway = rig.start_gateway();
-    let worker = rig.start_worker("w");
+    let (rig, gateway, worker) = Rig::with_faults("bad-look-up", 1).fleet("w");
     let task = gateway.submit("looked up", Duration::ZERO);
     gateway.wait_for_result(&task, SOON);
     let path = format!("/tasks/{task}");
@@ -225,9 +213,7 @@ fn result_damaged_during_a_look_up_is_not_forgotten() {
 
 #[test]
 fn invalid_records_on_results_are_ignored() {
-    let rig = Rig::shared("bad-results");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("w");
+    let (rig, gateway, mut worker) = Rig::shared("bad-results").fleet("w");
     let status = |id: &str| {
         let (kind, state) = ("worker_status", "worker_started");
         json!({ "type": kind, "worker_id": id, "status": state, "timestamp": 1.0, "current_task": null }).to_string()

@@ -23,9 +23,7 @@ fn last_line(drill: &Program) -> String {
 
 #[test]
 fn watch_holds_the_promises_of_a_fleet_with_a_stopped_and_a_killed_worker() {
-    let rig = Rig::quiet("drill");
-    let gateway = rig.start_gateway();
-    let mut stopped = rig.start_worker("stopped");
+    let (rig, gateway, mut stopped) = Rig::quiet("drill").fleet("stopped");
     let mut killed = rig.start_worker("killed");
     let mut drill = watch(&rig, &gateway.address)
         .arg("--for=10s")
@@ -62,9 +60,7 @@ fn watch_holds_the_promises_of_a_fleet_with_a_stopped_and_a_killed_worker() {
 
 #[test]
 fn the_first_signal_ends_watch_with_a_verdict_and_the_second_without() {
-    let rig = Rig::shared("drill-signals");
-    let gateway = rig.start_gateway();
-    let worker = rig.start_worker("a");
+    let (rig, gateway, worker) = Rig::shared("drill-signals").fleet("a");
     let mut drill = watch(&rig, &gateway.address).env("REPORT_EVERY", "200ms").start();
     eventually(SOON, "thirty requests are answered", || {
         drill.lines().iter().filter_map(|line| line.text.split_once("  answered ")).any(|(_, rest)| {
@@ -101,9 +97,7 @@ fn watch_could_not_run_if_the_gateway_refuses_every_request() {
 
 #[test]
 fn watch_is_undecided_while_kafka_is_unreachable() {
-    let rig = Rig::shared("drill-no-kafka");
-    let gateway = rig.start_gateway();
-    let _worker = rig.start_worker("a");
+    let (rig, gateway, _worker) = Rig::shared("drill-no-kafka").fleet("a");
     let port = reserved_port();
     let nowhere = port.address().to_string();
     let mut drill = watch(&rig, &gateway.address).env("FOR", "1s").env("KAFKA_BOOTSTRAP_SERVERS", &nowhere).start();

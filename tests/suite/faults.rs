@@ -300,9 +300,7 @@ fn an_expired_lock_causes_one_second_run_and_keeps_the_first_result() {
 
 #[test]
 fn a_full_broker_disk_gives_503_and_loses_no_accepted_task() {
-    let rig = Rig::with_faults("fault-full", 1);
-    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "2s"));
-    let _worker = rig.start_worker("w");
+    let (rig, gateway, _worker) = Rig::with_faults("fault-full", 1).fleet_with("w", &[("ANSWER_TIMEOUT", "2s")]);
     let before = gateway.analyze("room enough");
     assert_eq!(before.status, 200);
     let full = Fault::new(Action::Refuse(ErrorCode::KAFKA_STORAGE_ERROR)).at(Kind::Produce).of_client("gateway");

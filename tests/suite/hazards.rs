@@ -55,9 +55,8 @@ fn the_first_worker_of_a_group_takes_tasks_within_a_second() {
 
 #[test]
 fn a_worker_waits_while_its_group_is_full() {
-    let rig = Rig::with_own_broker("hazard-full", &["--set", "group.share.max.size=2"]);
-    let gateway = rig.start_gateway();
-    let mut first = rig.start_worker("first");
+    let (rig, gateway, mut first) =
+        Rig::with_own_broker("hazard-full", &["--set", "group.share.max.size=2"]).fleet("first");
     let _second = rig.start_worker("second");
     let mut third = rig.worker("third").start();
     eventually(SOON, "the group refuses the third worker", || {
@@ -104,9 +103,8 @@ fn the_same_key_on_two_gateways_at_once_is_one_task() {
 
 #[test]
 fn a_task_of_unknown_produce_outcome_runs_once_under_its_id() {
-    let rig = Rig::quiet_with_own_broker("hazard-unknown");
-    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "3s"));
-    let _worker = rig.start_worker("w");
+    let (rig, gateway, _worker) =
+        Rig::quiet_with_own_broker("hazard-unknown").fleet_with("w", &[("ANSWER_TIMEOUT", "3s")]);
     // At 300 requests per second some request is in flight when the broker freezes.
     let load = gateway.load(300, 0);
     load.wait_for(300, SOON);
@@ -125,9 +123,7 @@ fn a_task_of_unknown_produce_outcome_runs_once_under_its_id() {
 
 #[test]
 fn callers_whose_result_cannot_come_in_time_get_503_at_once() {
-    let rig = Rig::quiet("hazard-overload");
-    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "3s"));
-    let _worker = rig.start_worker("w");
+    let (_rig, gateway, _worker) = Rig::quiet("hazard-overload").fleet_with("w", &[("ANSWER_TIMEOUT", "3s")]);
     let mut http = gateway.connect();
     let headers = [("Content-Type", "application/json"), ("Prefer", "respond-async")];
     for _ in 0..400 {
@@ -195,9 +191,7 @@ fn task_with_another_key_is_known_by_the_id_in_its_value() {
 
 #[test]
 fn task_that_kafka_drops_repeatedly_is_produced_again_only_twice() {
-    let rig = Rig::shared("hazard-again");
-    let gateway = Gateway::start(rig.gateway().env("MISSING_AFTER", "2s"));
-    let mut worker = rig.start_worker("w");
+    let (rig, gateway, mut worker) = Rig::shared("hazard-again").fleet_with("w", &[("MISSING_AFTER", "2s")]);
     assert_eq!(gateway.analyze("makes the group known").status, 200);
     worker.ends_at(Signal::SIGTERM, 0);
     let task = gateway.submit("dropped", Duration::ZERO);

@@ -21,9 +21,7 @@ fn wait_for_dead_letters(rig: &Rig, count: usize) {
 
 #[test]
 fn worker_whose_stdout_is_full_works_and_stops_in_time() {
-    let rig = Rig::quiet("logs-worker");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("mute");
+    let (rig, gateway, mut worker) = Rig::quiet("logs-worker").fleet("mute");
     worker.mute();
     produce_garbage(&rig, 3);
     wait_for_dead_letters(&rig, 3);
@@ -39,9 +37,7 @@ fn worker_whose_stdout_is_full_works_and_stops_in_time() {
 
 #[test]
 fn idle_programs_whose_stdout_is_full_stop_within_a_second() {
-    let rig = Rig::quiet("logs-idle");
-    let mut gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("mute");
+    let (rig, mut gateway, mut worker) = Rig::quiet("logs-idle").fleet("mute");
     for program in [&mut worker, &mut gateway.program] {
         program.mute();
         let exit = program.ends_at(Signal::SIGTERM, 0);

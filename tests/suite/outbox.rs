@@ -28,9 +28,7 @@ struct Scene {
 
 impl Scene {
     fn new(name: &str) -> Scene {
-        let rig = Rig::with_faults(name, 1);
-        let gateway = rig.start_gateway();
-        let worker = rig.start_worker("w");
+        let (rig, gateway, worker) = Rig::with_faults(name, 1).fleet("w");
         Scene { rig, gateway, worker }
     }
 

@@ -47,9 +47,7 @@ fn a_worker_that_starts_with_ignored_signals_stops_at_them() {
 
 #[test]
 fn a_worker_that_is_idle_again_after_tasks_stops_within_a_second() {
-    let rig = Rig::quiet("p3-after");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("idle");
+    let (rig, gateway, mut worker) = Rig::quiet("p3-after").fleet("idle");
     for number in 0..20 {
         assert_eq!(gateway.analyze(&format!("text {number}")).status, 200);
     }

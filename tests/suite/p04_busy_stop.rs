@@ -60,9 +60,7 @@ fn a_busy_worker_finishes_its_task_and_stops() {
 
 #[test]
 fn a_stopping_worker_takes_no_new_task() {
-    let rig = Rig::shared("p4-nothing-new");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("stopping");
+    let (rig, gateway, mut worker) = Rig::shared("p4-nothing-new").fleet("stopping");
     let caller = gateway.call("long", Duration::from_secs(8));
     gateway.wait_until_busy("stopping", 1);
     worker.signal(Signal::SIGTERM);
@@ -100,9 +98,7 @@ fn a_stopping_worker_finishes_the_tasks_of_all_its_handlers() {
 
 #[test]
 fn unstarted_tasks_of_a_stopping_worker_start_elsewhere_at_once() {
-    let rig = Rig::quiet("p4-prefetched");
-    let gateway = rig.start_gateway();
-    let mut first = rig.start_worker("first");
+    let (rig, gateway, mut first) = Rig::quiet("p4-prefetched").fleet("first");
     let _second = rig.start_worker("second");
     // 300 tasks of 5 ms per second are a backlog for two workers, so each holds unstarted tasks.
     let load = gateway.load(300, 5);

@@ -11,9 +11,7 @@ const BOUND: Duration = Duration::from_secs(1);
 
 #[test]
 fn a_second_signal_stops_a_busy_worker_at_once() {
-    let rig = Rig::quiet("p6");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("forced");
+    let (rig, gateway, mut worker) = Rig::quiet("p6").fleet("forced");
     let task = gateway.submit("a long one", Duration::from_secs(60));
     gateway.wait_until_running(&task, SOON);
     let _other = rig.start_worker("other");
@@ -50,9 +48,7 @@ fn a_second_signal_to_an_idle_worker_changes_nothing() {
 #[test]
 fn a_second_signal_stops_a_worker_within_a_second_while_kafka_is_frozen() {
     for busy in [false, true] {
-        let rig = Rig::quiet_with_own_broker("p6-frozen");
-        let gateway = rig.start_gateway();
-        let mut worker = rig.start_worker("frozen");
+        let (rig, gateway, mut worker) = Rig::quiet_with_own_broker("p6-frozen").fleet("frozen");
         if busy {
             let task = gateway.submit("a long one", Duration::from_secs(60));
             gateway.wait_until_running(&task, SOON);

@@ -74,9 +74,7 @@ fn every_gateway_serves_every_result() {
 
 #[test]
 fn fleet_lists_a_restarted_worker_once_and_a_second_process_with_its_id_separately() {
-    let rig = Rig::quiet("p10-fleet");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("same");
+    let (rig, gateway, mut worker) = Rig::quiet("p10-fleet").fleet("same");
     worker.kill();
     let _again = rig.start_worker("same");
     eventually(SOON, "the fleet lists the worker once", || {

@@ -66,9 +66,7 @@ fn aborted_tasks_run_in_a_read_uncommitted_group() {
 
 #[test]
 fn worker_and_gateway_skip_markers_and_aborted_tasks() {
-    let rig = Rig::quiet("transactions-committed");
-    let gateway = rig.start_gateway();
-    let worker = rig.start_worker("committed_1");
+    let (rig, gateway, worker) = Rig::quiet("transactions-committed").fleet("committed_1");
     mix(&rig, &gateway);
     for (id, _) in tasks("committed") {
         gateway.wait_for_result(&id, SOON);

@@ -219,6 +219,18 @@ impl Rig {
         self.broker().faulty().inject(nothing.every(1, u32::MAX))
     }
 
+    /// Starts a gateway, then a shipped worker; both are ready.
+    pub fn fleet(self, worker: &str) -> (Rig, Gateway, Program) {
+        self.fleet_with(worker, &[])
+    }
+
+    /// Like [`Rig::fleet`], with environment variables for the gateway.
+    pub fn fleet_with(self, worker: &str, gateway: &[(&str, &str)]) -> (Rig, Gateway, Program) {
+        let launch = gateway.iter().fold(self.gateway(), |launch, (name, value)| launch.env(name, value));
+        let (gateway, worker) = (Gateway::start(launch), self.start_worker(worker));
+        (self, gateway, worker)
+    }
+
     /// The records on `tasks.dead`, with their headers.
     pub fn dead_letters(&self) -> Vec<Record> {
         admin::records(self.broker().address(), &format!("{}.dead", self.tasks()))
