@@ -29,7 +29,7 @@ use serde_json::json;
 
 use report::{Report, ms, per_second};
 use support::{
-    Gateway, Rig, SOON, admin, audit, eventually, load as callers,
+    Gateway, Rig, SOON, admin, audit, eventually,
     program::{Launch, Program},
 };
 use text::Text;
@@ -187,18 +187,15 @@ fn measure_requests(rig: &Rig, size: &Size, report: &mut Report) {
 /// Stops and replaces the workers one after another under load.
 fn measure_rolling_restart(rig: &Rig, size: &Size, report: &mut Report) {
     let mut stack = Stack::start(rig);
-    let address = stack.gateway.address.clone();
-    let work = Some(Duration::from_millis(20));
-    let load = callers::Load::start(callers::Plan { addresses: vec![address], per_second: 100, work });
-    eventually(SOON, "callers get results", || load.answered() > 200);
+    let load = stack.gateway.load(100, 20);
+    load.wait_for(200, SOON);
     let begin = Instant::now();
     for _ in 0..size.restart_rounds {
         for (index, worker) in stack.workers.iter_mut().enumerate() {
             worker.signal(Signal::SIGTERM);
             worker.wait(SOON);
             *worker = rig.start_worker(&format!("worker_{}", index + 1));
-            let before = load.answered();
-            eventually(SOON, "callers still get results", || load.answered() > before + 100);
+            load.wait_for(100, SOON);
         }
     }
     let end = Instant::now();

@@ -15,8 +15,6 @@ use crate::support::{
     program::{Launch, Program},
 };
 
-const JSON: (&str, &str) = ("Content-Type", "application/json");
-
 /// Asserts that both programs still work and did not panic.
 fn assert_works(gateway: &Gateway, worker: &mut Program) {
     assert_eq!(gateway.analyze("still at work").json()["words"], 3);
@@ -28,49 +26,22 @@ fn assert_works(gateway: &Gateway, worker: &mut Program) {
 
 #[test]
 fn bad_requests_are_refused_with_a_problem_document() {
-    let rig = Rig::shared("bad-http");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("w");
+    let (rig, gateway, mut worker) = Rig::shared("bad-http").fleet("w");
     let long = json!({ "text": "x".repeat(64 * 1024) }).to_string();
-    let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
-    let table: [(&str, &[u8], u16); 19] = [
-        ("not JSON", b"hello", 400),
-        ("cut JSON", br#"{"text": "hel"#, 400),
-        ("empty body", b"", 400),
-        ("null", b"null", 400),
-        ("a list", b"[]", 400),
-        ("deep", deep.as_bytes(), 400),
-        ("no text", b"{}", 400),
-        ("text is null", br#"{"text": null}"#, 400),
-        ("text is a number", br#"{"text": 7}"#, 400),
-        ("text is a list", br#"{"text": ["a"]}"#, 400),
-        ("empty text", br#"{"text": ""}"#, 400),
-        ("white space", br#"{"text": " \t\n\u00a0\u2003"}"#, 400),
-        ("not UTF-8", b"{\"text\": \"\xff\xfe\"}", 400),
-        ("half a surrogate", br#"{"text": "\ud800"}"#, 400),
-        ("too long", long.as_bytes(), 413),
-        ("work_ms is negative", br#"{"text": "a", "work_ms": -1}"#, 400),
-        ("work_ms is text", br#"{"text": "a", "work_ms": "1"}"#, 400),
-        ("work_ms is too much", br#"{"text": "a", "work_ms": 120001}"#, 400),
-        ("work_ms is a fraction", br#"{"text": "a", "work_ms": 0.5}"#, 400),
+    let table: [(&str, &[u8], u16); 5] = [
+        ("application/json", b"hello", 400),
+        ("application/json", b"{\"text\": \"\xff\xfe\"}", 400),
+        ("application/json", long.as_bytes(), 413),
+        ("application/json", br#"{"text": "a", "work_ms": 120001}"#, 400),
+        ("text/plain", br#"{"text": "a"}"#, 415),
     ];
-    for (what, body, status) in table {
-        let answer = gateway.connect().request("POST", "/analyze", &[JSON], body).expect("a response");
-        assert_eq!(answer.status, status, "{what}: {}", answer.text());
-        answer.assert_problem(status);
+    let post = |kind: &str, body: &[u8]| {
+        gateway.connect().request("POST", "/analyze", &[("Content-Type", kind)], body).expect("a response")
+    };
+    for (kind, body, status) in table {
+        post(kind, body).assert_problem(status);
     }
-    let types = ["text/plain", "application/xml", "application/x-www-form-urlencoded", "application/jsonx", "json"];
-    for kind in types {
-        let headers = [("Content-Type", kind)];
-        let answer = gateway.connect().request("POST", "/analyze", &headers, br#"{"text": "a"}"#).expect("a response");
-        assert_eq!(answer.status, 415, "{kind}");
-        answer.assert_problem(415);
-    }
-    for kind in ["application/json; charset=utf-8", "Application/JSON", "application/json;charset=UTF-8"] {
-        let headers = [("Content-Type", kind)];
-        let answer = gateway.connect().request("POST", "/analyze", &headers, br#"{"text": "a"}"#).expect("a response");
-        assert_eq!(answer.status, 200, "{kind}: {}", answer.text());
-    }
+    assert_eq!(post("Application/JSON; charset=utf-8", br#"{"text": "a"}"#).status, 200);
     let mut http = gateway.connect();
     for path in ["/nothing", "/analyze/x", "/tasks", "/tasks/", "/workers", "/%2e%2e/etc/passwd", "//"] {
         assert_eq!(http.get(path).expect("a response").assert_problem(404)["status"], 404, "{path}");
@@ -78,7 +49,7 @@ fn bad_requests_are_refused_with_a_problem_document() {
     let methods =
         [("GET", "/analyze", "POST"), ("DELETE", "/tasks/x", "GET"), ("POST", "/health", "GET"), ("PUT", "/", "GET")];
     for (method, path, allowed) in methods {
-        let answer = http.request(method, path, &[JSON], b"").expect("a response");
+        let answer = http.request(method, path, &[("Content-Type", "application/json")], b"").expect("a response");
         answer.assert_problem(405);
         assert!(answer.header("allow").is_some_and(|allow| allow.contains(allowed)), "{method} {path}: {answer:?}");
     }
@@ -91,9 +62,7 @@ fn bad_requests_are_refused_with_a_problem_document() {
 
 #[test]
 fn a_text_of_maximum_length_is_analysed() {
-    let rig = Rig::shared("bad-limit");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("w");
+    let (_rig, gateway, mut worker) = Rig::shared("bad-limit").fleet("w");
     let frame = json!({ "text": "" }).to_string().len();
     let text = "é".repeat((64 * 1024 - frame) / 2);
     let answer = gateway.analyze(&text);
@@ -118,9 +87,7 @@ fn work_ms_is_refused_unless_it_is_allowed() {
 
 #[test]
 fn records_that_are_not_tasks_become_dead_letters() {
-    let rig = Rig::shared("bad-records");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("w");
+    let (rig, gateway, mut worker) = Rig::shared("bad-records").fleet("w");
     let before = gateway.analyze("before").task_id();
     let big = vec![b'x'; 1_000_000];
     let long_id = json!({ "task_id": "i".repeat(101), "text": "a" }).to_string();
@@ -158,8 +125,7 @@ fn records_that_are_not_tasks_become_dead_letters() {
     let audit = rig.audit();
     assert_eq!(audit.runs(&before), 1);
     assert_eq!(audit.ran_again().len(), 0);
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
 }
 
 /// A gateway, and a worker that receives each task with a wrong checksum.
@@ -207,9 +173,7 @@ fn damage_results(rig: &Rig, times: u32) -> Bites {
 /// The gateway skipped a damaged batch at once, and the caller got no result.
 #[test]
 fn result_damaged_in_transit_reaches_its_caller() {
-    let rig = Rig::with_faults("bad-fetch", 1);
-    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "6s"));
-    let mut worker = rig.start_worker("w");
+    let (rig, gateway, mut worker) = Rig::with_faults("bad-fetch", 1).fleet_with("w", &[("ANSWER_TIMEOUT", "6s")]);
     // A fetch is parked for half a second: one of the four brings the result, and its first repetitions are damaged.
     let bites = damage_results(&rig, 4);
     eventually(SOON, "a fetch with a damaged response is parked", || bites.count() > 0);
@@ -222,9 +186,7 @@ fn result_damaged_in_transit_reaches_its_caller() {
 
 #[test]
 fn result_that_stays_damaged_is_skipped_and_later_ones_are_delivered() {
-    let rig = Rig::with_faults("bad-fetches", 1);
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("w");
+    let (rig, gateway, mut worker) = Rig::with_faults("bad-fetches", 1).fleet("w");
     let bites = damage_results(&rig, u32::MAX);
     eventually(SOON, "a fetch with a damaged response is parked", || bites.count() > 0);
     gateway.submit("damaged for good", Duration::ZERO);
@@ -238,9 +200,7 @@ fn result_that_stays_damaged_is_skipped_and_later_ones_are_delivered() {
 /// The gateway forgot a result when a look-up returned a damaged batch.
 #[test]
 fn result_damaged_during_a_look_up_is_not_forgotten() {
-    let rig = Rig::with_faults("bad-look-up", 1);
-    let gateway = rig.start_gateway();
-    let worker = rig.start_worker("w");
+    let (rig, gateway, worker) = Rig::with_faults("bad-look-up", 1).fleet("w");
     let task = gateway.submit("looked up", Duration::ZERO);
     gateway.wait_for_result(&task, SOON);
     let path = format!("/tasks/{task}");
@@ -253,9 +213,7 @@ fn result_damaged_during_a_look_up_is_not_forgotten() {
 
 #[test]
 fn invalid_records_on_results_are_ignored() {
-    let rig = Rig::shared("bad-results");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("w");
+    let (rig, gateway, mut worker) = Rig::shared("bad-results").fleet("w");
     let status = |id: &str| {
         let (kind, state) = ("worker_status", "worker_started");
         json!({ "type": kind, "worker_id": id, "status": state, "timestamp": 1.0, "current_task": null }).to_string()
@@ -303,31 +261,13 @@ fn assert_refused(launch: &Launch, texts: &[&str]) {
 }
 
 #[test]
-fn invalid_and_internal_topic_names_are_refused() {
-    let rig = Rig::shared("bad-topic");
-    let long = "x".repeat(250);
-    for name in ["a b", "..", ".", "tasks/1", "задачи", "__consumer_offsets", &long] {
-        assert_refused(&rig.worker("w").env("TASKS_TOPIC", name), &["TASKS_TOPIC"]);
-        assert_refused(&rig.gateway().env("RESULTS_TOPIC", name), &["RESULTS_TOPIC"]);
-    }
-}
-
-#[test]
-fn each_invalid_option_is_reported_on_its_own_line() {
+fn invalid_options_are_refused_on_stderr() {
     let rig = Rig::shared("bad-config");
-    let worker = rig.worker("w").env("DRAIN_TIMEOUT", "30").env("WORKER_CONCURRENCY", 0).env("MAX_DELIVERIES", 8);
-    let mut program = worker.env("KAFKA_BOOTSTRAP_SERVERS", "nowhere").env("LOG_LEVEL", "loud").start();
-    assert_eq!(program.wait(START).code, Some(2));
-    let said = program.stderr();
-    for name in ["DRAIN_TIMEOUT", "WORKER_CONCURRENCY", "MAX_DELIVERIES", "KAFKA_BOOTSTRAP_SERVERS", "LOG_LEVEL"] {
-        let lines: Vec<&str> = said.lines().filter(|line| line.contains(name)).collect();
-        assert_eq!(lines.len(), 1, "{name} in {said}");
+    let mut worker = rig.worker("w").env("DRAIN_TIMEOUT", "30").env("MAX_DELIVERIES", 8).start();
+    assert_eq!(worker.wait(START).code, Some(2));
+    for name in ["DRAIN_TIMEOUT", "MAX_DELIVERIES"] {
+        assert_eq!(worker.stderr().matches(name).count(), 1, "{name} in {}", worker.stderr());
     }
-    assert_refused(&rig.worker("w").env("DRAIN_TIMEOUT", "41s"), &["DRAIN_TIMEOUT", "STOP_GRACE_PERIOD", "45s"]);
-    assert_refused(&rig.worker("wörker"), &["WORKER_ID"]);
-    assert_refused(&rig.gateway().env("STOP_GRACE_PERIOD", "9s"), &["STOP_GRACE_PERIOD", "10s"]);
-    assert_refused(&rig.gateway().env("HTTP_ADDR", "localhost"), &["HTTP_ADDR"]);
-    assert_refused(&rig.gateway().env("KAFKA_SECURITY_PROTOCOL", "SASL_SSL"), &["not built yet"]);
     assert_refused(&rig.gateway().arg("--no-such-option"), &["--no-such-option"]);
     let mut help = rig.gateway().arg("--help").start();
     assert_eq!(help.wait(START).code, Some(0));
@@ -342,12 +282,6 @@ fn a_cluster_without_share_groups_is_refused() {
     for launch in [rig.worker("w"), rig.gateway()] {
         assert_refused(&launch, &["Apache Kafka 4.2", "kafka-features.sh"]);
     }
-}
-
-#[test]
-fn a_broker_whose_delivery_limit_is_too_low_is_refused() {
-    let rig = Rig::with_own_broker("bad-limit-group", &["--set", "group.share.max.delivery.count.limit=7"]);
-    assert_refused(&rig.worker("w"), &["share.delivery.count.limit=5", "at least 8"]);
 }
 
 #[test]
@@ -400,9 +334,7 @@ fn programs_survive_a_broker_that_does_not_speak_kafka() {
         worker.wait_for_line(&address, SOON);
         for program in [&mut worker, &mut gateway.program] {
             assert!(program.is_running(), "the program exited because Kafka is unreachable");
-            program.signal(Signal::SIGTERM);
-            let exit = program.wait(SOON);
-            assert_eq!(exit.code, Some(0));
+            let exit = program.ends_at(Signal::SIGTERM, 0);
             assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
         }
     }

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use serde_json::json;
 
 use crate::support::{
-    Gateway, Rig, SOON, audit, built, eventually, eventually_some,
+    Gateway, Rig, SOON, built, eventually,
     program::{Launch, Program},
     reserved_port,
 };
@@ -24,9 +23,7 @@ fn last_line(drill: &Program) -> String {
 
 #[test]
 fn watch_holds_the_promises_of_a_fleet_with_a_stopped_and_a_killed_worker() {
-    let rig = Rig::quiet("drill");
-    let gateway = rig.start_gateway();
-    let mut stopped = rig.start_worker("stopped");
+    let (rig, gateway, mut stopped) = Rig::quiet("drill").fleet("stopped");
     let mut killed = rig.start_worker("killed");
     let mut drill = watch(&rig, &gateway.address)
         .arg("--for=10s")
@@ -63,9 +60,7 @@ fn watch_holds_the_promises_of_a_fleet_with_a_stopped_and_a_killed_worker() {
 
 #[test]
 fn the_first_signal_ends_watch_with_a_verdict_and_the_second_without() {
-    let rig = Rig::shared("drill-signals");
-    let gateway = rig.start_gateway();
-    let worker = rig.start_worker("a");
+    let (rig, gateway, worker) = Rig::shared("drill-signals").fleet("a");
     let mut drill = watch(&rig, &gateway.address).env("REPORT_EVERY", "200ms").start();
     eventually(SOON, "thirty requests are answered", || {
         drill.lines().iter().filter_map(|line| line.text.split_once("  answered ")).any(|(_, rest)| {
@@ -85,33 +80,9 @@ fn the_first_signal_ends_watch_with_a_verdict_and_the_second_without() {
     drill.wait_for_line("  waiting 1", SOON);
     drill.signal(Signal::SIGTERM);
     drill.wait_for_line("SIGTERM received", SOON);
-    drill.signal(Signal::SIGTERM);
-    let exit = drill.wait(SOON);
-    assert_eq!(exit.code, Some(4));
+    let exit = drill.ends_at(Signal::SIGTERM, 4);
     assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
     assert!(last_line(&drill).starts_with("verdict: NONE: "));
-}
-
-#[test]
-fn watch_finds_an_unexplained_second_run() {
-    let rig = Rig::shared("drill-broken");
-    let gateway = rig.start_gateway();
-    let _worker = rig.start_worker("a");
-    let mut drill = watch(&rig, &gateway.address).env("FOR", "8s").start();
-    drill.wait_for_line("for 8 s", SOON);
-    // The task already has a result, so the second result differs from the first.
-    let id = &eventually_some(SOON, "a task of the drill has run", || rig.audit().results.into_keys().next());
-    let again = json!({"task_id": id, "success": true, "processed_by": "ghost", "seconds": 0.1, "type": "result"});
-    audit::produce(
-        rig.broker().address(),
-        &rig.results(),
-        &[(Some(id.as_bytes()), Some(again.to_string().as_bytes()))],
-    );
-    assert_eq!(drill.wait(OVER).code, Some(5));
-    let told = drill.wait_for_line("a task ran on a, then on ghost, unexplained", SOON).text;
-    assert!(told.contains(id) && told.contains("; ledger lines "), "{told}");
-    let verdict = last_line(&drill);
-    assert!(verdict.starts_with("verdict: BROKEN: every answer is right (1), no task runs twice (1) ("), "{verdict}");
 }
 
 #[test]
@@ -126,9 +97,7 @@ fn watch_could_not_run_if_the_gateway_refuses_every_request() {
 
 #[test]
 fn watch_is_undecided_while_kafka_is_unreachable() {
-    let rig = Rig::shared("drill-no-kafka");
-    let gateway = rig.start_gateway();
-    let _worker = rig.start_worker("a");
+    let (rig, gateway, _worker) = Rig::shared("drill-no-kafka").fleet("a");
     let port = reserved_port();
     let nowhere = port.address().to_string();
     let mut drill = watch(&rig, &gateway.address).env("FOR", "1s").env("KAFKA_BOOTSTRAP_SERVERS", &nowhere).start();

@@ -15,8 +15,9 @@ use crate::support::{
     Gateway, Rig, SHORT_LOCKS, SOON,
     audit::Audit,
     eventually,
-    load::{Load, Plan, Shot, assert_all_answered, task_ids},
+    load::{Shot, assert_all_answered, task_ids},
     program::{Exit, Program},
+    started,
 };
 
 const NOT_LEADER: ErrorCode = ErrorCode::NOT_LEADER_OR_FOLLOWER;
@@ -45,7 +46,7 @@ impl Fleet {
     fn of_two_handlers(name: &str, workers: &[&str]) -> Fleet {
         let rig = Rig::with_faults(name, 1);
         let gateway = rig.start_gateway();
-        let start = |id: &&str| crate::support::started(&rig.worker(id).env("WORKER_CONCURRENCY", 2));
+        let start = |id: &&str| started(&rig.worker(id).env("WORKER_CONCURRENCY", 2));
         let workers = workers.iter().map(start).collect();
         Fleet { rig, gateway, workers }
     }
@@ -54,19 +55,12 @@ impl Fleet {
         self.rig.broker().faulty().inject(fault)
     }
 
-    /// Counts requests of this kind from now on.
-    fn count(&self, kind: Kind) -> Bites {
-        self.inject(Fault::new(Action::Delay(Duration::ZERO)).at(kind).every(1, u32::MAX))
-    }
-
     /// Runs a load until `done` and 20 results more; returns its outcomes.
     fn loaded_until(&self, what: &str, mut done: impl FnMut() -> bool) -> Vec<Shot> {
-        let addresses = vec![self.gateway.address.clone()];
-        let load = Load::start(Plan { addresses, per_second: 50, work: Some(Duration::from_millis(5)) });
-        eventually(SOON, "callers get results", || load.answered() > 20);
+        let load = self.gateway.load(50, 5);
+        load.wait_for(20, SOON);
         eventually(Duration::from_secs(20), what, &mut done);
-        let before = load.answered();
-        eventually(Duration::from_secs(20), "callers still get results", || load.answered() > before + 20);
+        load.wait_for(20, Duration::from_secs(20));
         load.finish()
     }
 
@@ -135,7 +129,7 @@ fn throttled_share_fetch_runs_no_task_twice() {
 fn a_refused_produce_refreshes_the_leaders() {
     let mut fleet = Fleet::new("fault-stale", 1);
     let bites = fleet.inject(Fault::new(Action::Refuse(NOT_LEADER)).at(Kind::Produce).every(5, 10));
-    let requests = fleet.count(Kind::Metadata);
+    let requests = fleet.rig.count(Kind::Metadata, "");
     let shots = fleet.loaded_until("the faults take effect", || bites.count() >= 10);
     fleet.assert_unharmed(&shots);
     assert!(requests.count() >= 10, "only {} Metadata requests", requests.count());
@@ -147,7 +141,7 @@ fn a_refused_fetch_refreshes_the_leaders() {
     let refused = || Fault::new(Action::Refuse(NOT_LEADER)).at(Kind::Fetch);
     // Single refusals, then a series: records that are written meanwhile are read afterwards.
     let bites = [refused().every(5, 10), refused().after(30).every(1, 10)].map(|fault| fleet.inject(fault));
-    let requests = fleet.count(Kind::Metadata);
+    let requests = fleet.rig.count(Kind::Metadata, "");
     let shots = fleet.loaded_until("the faults take effect", || bites.iter().all(|bites| bites.count() >= 10));
     fleet.assert_unharmed(&shots);
     assert!(requests.count() >= 10, "only {} Metadata requests", requests.count());
@@ -187,8 +181,7 @@ fn a_coordinator_that_moves_is_found_again() {
     fleet.assert_unharmed(&shots);
     // A worker that joins and leaves now uses the new coordinator without a warning.
     let mut late = fleet.rig.start_worker("late");
-    late.signal(Signal::SIGTERM);
-    assert_eq!(late.wait(SOON).code, Some(0));
+    late.ends_at(Signal::SIGTERM, 0);
     assert!(late.lines_with("WARN").is_empty(), "{:?}", late.lines_with("WARN"));
 }
 
@@ -264,8 +257,7 @@ fn a_session_cut_of_the_only_worker_causes_no_second_run() {
         eventually(SOON, "the faults take effect", || bites.count() == 3);
         fleet.gateway.wait_for_result(&task, SOON);
         assert_eq!(fleet.gateway.analyze("the next").status, 200);
-        fleet.workers[0].signal(Signal::SIGTERM);
-        assert_eq!(fleet.workers[0].wait(SOON).code, Some(0));
+        fleet.workers[0].ends_at(Signal::SIGTERM, 0);
         let _heir = fleet.rig.start_worker("heir");
         assert_eq!(fleet.gateway.analyze("the last").json()["processed_by"], "heir");
         let audit = fleet.rig.audit();
@@ -290,7 +282,7 @@ fn an_expired_lock_causes_one_second_run_and_keeps_the_first_result() {
     let rig = Rig::with_faults_and("fault-lock", 1, &SHORT_LOCKS);
     let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "25s"));
     // The handler of these workers ignores its abandonment.
-    let workers = ["a", "b"].map(|id| crate::support::started(&rig.obedient_worker(id))).into();
+    let workers = ["a", "b"].map(|id| started(&rig.obedient_worker(id))).into();
     let mut fleet = Fleet { rig, gateway, workers };
     for kind in [Kind::ShareFetch, Kind::ShareAcknowledge] {
         // Refuses every renewal; the worker sends one per second.
@@ -308,9 +300,7 @@ fn an_expired_lock_causes_one_second_run_and_keeps_the_first_result() {
 
 #[test]
 fn a_full_broker_disk_gives_503_and_loses_no_accepted_task() {
-    let rig = Rig::with_faults("fault-full", 1);
-    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "2s"));
-    let _worker = rig.start_worker("w");
+    let (rig, gateway, _worker) = Rig::with_faults("fault-full", 1).fleet_with("w", &[("ANSWER_TIMEOUT", "2s")]);
     let before = gateway.analyze("room enough");
     assert_eq!(before.status, 200);
     let full = Fault::new(Action::Refuse(ErrorCode::KAFKA_STORAGE_ERROR)).at(Kind::Produce).of_client("gateway");
@@ -353,7 +343,7 @@ impl Phase {
 fn stopped_with(name: &str, phase: Phase, action: Action) -> (Exit, u32, Program) {
     let rig = Rig::with_faults(name, 1);
     // Without heartbeats, which the fault could hit instead of a notification.
-    let mut worker = crate::support::started(&rig.worker("stops").env("HEARTBEAT_INTERVAL", "1m"));
+    let mut worker = started(&rig.worker("stops").env("HEARTBEAT_INTERVAL", "1m"));
     let bites = rig.broker().faulty().inject(phase.fault(action));
     worker.signal(Signal::SIGTERM);
     let exit = worker.wait(Duration::from_secs(20));
@@ -424,7 +414,7 @@ fn a_stopping_worker_finishes_its_task_if_a_connection_breaks() {
             let gateway = rig.start_gateway();
             // Without heartbeats, which the fault could hit instead of the result.
             let launch = rig.worker("busy").env("HEARTBEAT_INTERVAL", "1m").env("LOG_LEVEL", "debug");
-            let mut worker = crate::support::started(&launch);
+            let mut worker = started(&launch);
             let task = gateway.submit("work", duty.work());
             worker.wait_for_line(&format!("starts task {task} at its delivery 1"), SOON);
             worker.signal(Signal::SIGTERM);
@@ -449,7 +439,7 @@ fn a_stopping_worker_finishes_its_task_if_a_connection_breaks() {
 fn a_task_whose_result_cannot_be_written_is_released_and_runs_elsewhere() {
     let rig = Rig::with_faults("fault-unwritten", 1);
     let gateway = rig.start_gateway();
-    let mut worker = crate::support::started(&rig.worker("busy").env("DRAIN_TIMEOUT", "6s"));
+    let mut worker = started(&rig.worker("busy").env("DRAIN_TIMEOUT", "6s"));
     let task = gateway.submit("work", Duration::from_millis(4500));
     gateway.wait_until_running(&task, SOON);
     let refused = Fault::new(Action::Refuse(ErrorCode::KAFKA_STORAGE_ERROR)).at(Kind::Produce).of_client("worker");

@@ -11,14 +11,14 @@ use serde_json::json;
 use crate::support::{
     Gateway, Rig, SOON,
     admin::{self, Of},
-    audit, eventually,
-    load::{Load, Plan, assert_all_answered, task_ids},
+    audit, eventually, eventually_some,
+    load::{assert_all_answered, task_ids},
     program::Program,
     started,
 };
 
 #[test]
-fn topics_and_group_get_the_settings_that_the_programs_need() {
+fn topics_get_the_settings_that_the_programs_need() {
     let rig = Rig::shared("hazard-settings");
     let _gateway = rig.start_gateway();
     let broker = rig.broker().address();
@@ -30,16 +30,6 @@ fn topics_and_group_get_the_settings_that_the_programs_need() {
         for (setting, value) in expected {
             assert_eq!(topic[setting], value, "{setting}");
         }
-    }
-    let group = admin::configs(broker, Of::Group, &rig.group());
-    for (setting, value) in [
-        ("share.auto.offset.reset", "earliest"),
-        ("share.record.lock.duration.ms", "15000"),
-        ("share.delivery.count.limit", "10"),
-        ("share.partition.max.record.locks", "4000"),
-        ("share.assignment.interval.ms", "0"),
-    ] {
-        assert_eq!(group[setting], value, "{setting}");
     }
     assert_eq!(admin::partitions(broker, &rig.tasks()), 1);
     for suffix in [".dead", ".starts"] {
@@ -65,17 +55,15 @@ fn the_first_worker_of_a_group_takes_tasks_within_a_second() {
 
 #[test]
 fn a_worker_waits_while_its_group_is_full() {
-    let rig = Rig::with_own_broker("hazard-full", &["--set", "group.share.max.size=2"]);
-    let gateway = rig.start_gateway();
-    let mut first = rig.start_worker("first");
+    let (rig, gateway, mut first) =
+        Rig::with_own_broker("hazard-full", &["--set", "group.share.max.size=2"]).fleet("first");
     let _second = rig.start_worker("second");
     let mut third = rig.worker("third").start();
     eventually(SOON, "the group refuses the third worker", || {
         third.lines().iter().any(|line| line.text.contains("GROUP_MAX_SIZE_REACHED") || line.text.contains("full"))
     });
     assert!(third.is_running() && third.lines_with("sent worker_started").is_empty());
-    first.signal(Signal::SIGTERM);
-    assert_eq!(first.wait(SOON).code, Some(0));
+    first.ends_at(Signal::SIGTERM, 0);
     third.wait_for_line("worker_started notification", SOON);
     assert_eq!(gateway.analyze("room for one more").status, 200);
 }
@@ -115,18 +103,15 @@ fn the_same_key_on_two_gateways_at_once_is_one_task() {
 
 #[test]
 fn a_task_of_unknown_produce_outcome_runs_once_under_its_id() {
-    let rig = Rig::quiet_with_own_broker("hazard-unknown");
-    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "3s"));
-    let _worker = rig.start_worker("w");
+    let (rig, gateway, _worker) =
+        Rig::quiet_with_own_broker("hazard-unknown").fleet_with("w", &[("ANSWER_TIMEOUT", "3s")]);
     // At 300 requests per second some request is in flight when the broker freezes.
-    let addresses = vec![gateway.address.clone()];
-    let load = Load::start(Plan { addresses, per_second: 300, work: None });
-    eventually(SOON, "callers get results", || load.answered() > 300);
+    let load = gateway.load(300, 0);
+    load.wait_for(300, SOON);
     rig.broker().freeze();
     eventually(SOON, "a caller gets 503 with a task id", || load.unknown() > 0);
     rig.broker().thaw();
-    let before = load.answered();
-    eventually(SOON, "callers get results again", || load.answered() > before + 100);
+    load.wait_for(100, SOON);
     let shots = load.finish();
     // The gateway sends the same batch until its outcome is known, so each task id has a task.
     let ids = task_ids(&shots);
@@ -138,9 +123,7 @@ fn a_task_of_unknown_produce_outcome_runs_once_under_its_id() {
 
 #[test]
 fn callers_whose_result_cannot_come_in_time_get_503_at_once() {
-    let rig = Rig::quiet("hazard-overload");
-    let gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "3s"));
-    let _worker = rig.start_worker("w");
+    let (_rig, gateway, _worker) = Rig::quiet("hazard-overload").fleet_with("w", &[("ANSWER_TIMEOUT", "3s")]);
     let mut http = gateway.connect();
     let headers = [("Content-Type", "application/json"), ("Prefer", "respond-async")];
     for _ in 0..400 {
@@ -149,7 +132,7 @@ fn callers_whose_result_cannot_come_in_time_get_503_at_once() {
         assert_eq!(answer.status, 202);
     }
     // The backlog takes 20 s. Once the gateway knows the rate, it refuses callers that would wait longer than 3 s.
-    let refused = crate::support::eventually_some(Duration::from_secs(8), "a caller gets 503", || {
+    let refused = eventually_some(Duration::from_secs(8), "a caller gets 503", || {
         let asked = Instant::now();
         let answer = gateway.analyze("one more");
         (answer.status == 503).then(|| (answer, asked.elapsed()))
@@ -167,8 +150,7 @@ fn a_task_that_kafka_dropped_is_produced_again() {
     let gateway = &gateways[0];
     let mut worker = rig.start_worker("w");
     assert_eq!(gateway.analyze("makes the group known").status, 200);
-    worker.signal(Signal::SIGTERM);
-    worker.wait(SOON);
+    worker.ends_at(Signal::SIGTERM, 0);
     let task = gateway.submit("dropped", Duration::ZERO);
     admin::skip_to_end(rig.broker().address(), &rig.group(), &rig.tasks());
     let _worker = rig.start_worker("w");
@@ -209,12 +191,9 @@ fn task_with_another_key_is_known_by_the_id_in_its_value() {
 
 #[test]
 fn task_that_kafka_drops_repeatedly_is_produced_again_only_twice() {
-    let rig = Rig::shared("hazard-again");
-    let gateway = Gateway::start(rig.gateway().env("MISSING_AFTER", "2s"));
-    let mut worker = rig.start_worker("w");
+    let (rig, gateway, mut worker) = Rig::shared("hazard-again").fleet_with("w", &[("MISSING_AFTER", "2s")]);
     assert_eq!(gateway.analyze("makes the group known").status, 200);
-    worker.signal(Signal::SIGTERM);
-    worker.wait(SOON);
+    worker.ends_at(Signal::SIGTERM, 0);
     let task = gateway.submit("dropped", Duration::ZERO);
     for records in 1..=3 {
         eventually(Duration::from_secs(20), "the record is on the topic", || rig.audit().tasks[&task] == records);
@@ -232,16 +211,16 @@ fn six_workers_serve_two_partitions_through_kills() {
     let start = |number: usize| started(&rig.worker(&format!("w{number}")).env("TASKS_PARTITIONS", 2));
     // Kafka keeps dead members for 45 s. With ten members it assigns each partition to five; four of these can be dead.
     let mut workers: Vec<Program> = (0..6).map(start).collect();
-    let addresses = vec![gateway.address.clone()];
-    let load = Load::start(Plan { addresses, per_second: 50, work: Some(Duration::from_millis(20)) });
-    eventually(SOON, "callers get results", || load.answered() > 100);
+    let load = gateway.load(50, 20);
+    load.wait_for(100, SOON);
     for (index, worker) in workers.iter_mut().enumerate().take(4) {
         worker.kill();
-        let before = load.answered();
-        eventually(SOON, "callers still get results", || load.answered() > before + 50);
+        load.wait_for(50, SOON);
         *worker = start(6 + index);
     }
     let shots = load.finish();
     assert_all_answered(&shots);
     eventually(SOON, "every task has a result", || rig.audit().lost().is_empty());
+    let ends = audit::end_offsets(rig.broker().address(), &rig.tasks());
+    assert!(ends.len() == 2 && ends.values().all(|end| *end > 0), "one partition got nothing: {ends:?}");
 }

@@ -57,9 +57,7 @@ fn caller_with_the_key_of_a_pending_task_may_wait_at_max_pending() {
 
 #[test]
 fn new_keys_beyond_max_keys_get_503() {
-    let rig = Rig::shared("gw-keys");
-    let gateway = Gateway::start(rig.gateway().env("MAX_KEYS", 2));
-    let _worker = rig.start_worker("w");
+    let (_rig, gateway, _worker) = Rig::shared("gw-keys").fleet_with("w", &[("MAX_KEYS", "2")]);
     let post = |key: &str| gateway.analyze_with(&[("Idempotency-Key", key)], &json!({ "text": "keyed" }));
     let first = post("a").task_id();
     assert_eq!(post("b").status, 200);
@@ -72,9 +70,7 @@ const DROPPED: Duration = Duration::from_secs(30);
 
 #[test]
 fn results_beyond_max_results_are_read_from_kafka() {
-    let rig = Rig::shared("limit-results");
-    let gateway = Gateway::start(rig.gateway().env("MAX_RESULTS", 3));
-    let _worker = rig.start_worker("w");
+    let (rig, gateway, _worker) = Rig::shared("limit-results").fleet_with("w", &[("MAX_RESULTS", "3")]);
     let results: Vec<Value> = (0..12).map(|number| gateway.analyze(&format!("text {number}")).json()).collect();
     let known = "lastcall_gateway_known_results 3\n";
     eventually(DROPPED, "three results are left in the index", || gateway.get("/metrics").text().contains(known));
@@ -101,9 +97,7 @@ fn results_beyond_max_results_are_read_from_kafka() {
 
 #[test]
 fn a_key_keeps_its_result_beyond_max_results() {
-    let rig = Rig::shared("limit-keyed");
-    let gateway = Gateway::start(rig.gateway().env("MAX_RESULTS", 1));
-    let _worker = rig.start_worker("w");
+    let (rig, gateway, _worker) = Rig::shared("limit-keyed").fleet_with("w", &[("MAX_RESULTS", "1")]);
     let post = || gateway.analyze_with(&[("Idempotency-Key", "a")], &json!({ "text": "keyed" }));
     let first = post();
     for number in 0..5 {

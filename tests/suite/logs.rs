@@ -21,18 +21,14 @@ fn wait_for_dead_letters(rig: &Rig, count: usize) {
 
 #[test]
 fn worker_whose_stdout_is_full_works_and_stops_in_time() {
-    let rig = Rig::quiet("logs-worker");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("mute");
+    let (rig, gateway, mut worker) = Rig::quiet("logs-worker").fleet("mute");
     worker.mute();
     produce_garbage(&rig, 3);
     wait_for_dead_letters(&rig, 3);
     assert_eq!(gateway.analyze("with a full pipe").status, 200);
     let task = gateway.submit("longer than a lock would be", Duration::from_secs(2));
     gateway.wait_until_running(&task, SOON);
-    worker.signal(Signal::SIGTERM);
-    let exit = worker.wait(SOON);
-    assert_eq!(exit.code, Some(0));
+    let exit = worker.ends_at(Signal::SIGTERM, 0);
     assert!(exit.elapsed < Duration::from_secs(3), "longer than the task and a second: {exit:?}");
     let audit = rig.audit();
     assert_eq!(audit.runs(&task), 1);
@@ -41,14 +37,10 @@ fn worker_whose_stdout_is_full_works_and_stops_in_time() {
 
 #[test]
 fn idle_programs_whose_stdout_is_full_stop_within_a_second() {
-    let rig = Rig::quiet("logs-idle");
-    let mut gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("mute");
+    let (rig, mut gateway, mut worker) = Rig::quiet("logs-idle").fleet("mute");
     for program in [&mut worker, &mut gateway.program] {
         program.mute();
-        program.signal(Signal::SIGTERM);
-        let exit = program.wait(SOON);
-        assert_eq!(exit.code, Some(0));
+        let exit = program.ends_at(Signal::SIGTERM, 0);
         assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
     }
     assert_eq!(rig.audit().states_of("mute").last(), Some(&"shutdown_completed"));
@@ -61,8 +53,7 @@ fn gateway_whose_stdout_is_full_answers() {
     gateway.program.mute();
     let mut worker = rig.start_worker("told");
     assert_eq!(gateway.analyze("with a full pipe").status, 200);
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
     let other = rig.start_worker("other");
     assert_eq!(gateway.analyze("after an event of the fleet").status, 200);
     assert_eq!(gateway.get("/livez").status, 200);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use devbroker::{Action, Fault, Kind, Operation, Resource};
+use devbroker::{Kind, Operation, Resource};
 use kafka_protocol::{
     messages::{GroupId, ShareGroupDescribeRequest},
     protocol::StrBytes,
@@ -43,16 +43,13 @@ fn member_without_partitions_logs_it_once_and_sends_few_heartbeats() {
     let mut worker = rig.start_worker("nothing_1");
     delete_topic(rig.broker().address(), &rig.tasks());
     worker.wait_for_line("assigns no partition", SOON);
-    // A delay of zero counts the requests.
-    let count = Fault::new(Action::Delay(Duration::ZERO)).at(Kind::ShareGroupHeartbeat).every(1, u32::MAX);
-    let heartbeats = rig.broker().faulty().inject(count);
+    let heartbeats = rig.count(Kind::ShareGroupHeartbeat, "");
     std::thread::sleep(Duration::from_secs(3));
     assert!((1..=9).contains(&heartbeats.count()), "{} in 3 s", heartbeats.count());
     assert_eq!(worker.lines_with("assigns no partition").len(), 1);
     create_topic(rig.broker().address(), &rig.tasks(), 1, &[]);
     worker.wait_for_line("assigns partitions again", SOON);
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
 }
 
 #[test]
@@ -92,8 +89,7 @@ fn status_heartbeats_continue_while_the_leader_of_the_tasks_is_frozen() {
     assert_ne!(tasks, results, "one node leads both topics");
     let task = gateway.submit("long", Duration::from_secs(30));
     gateway.wait_until_running(&task, SOON);
-    let asks = Fault::new(Action::Delay(Duration::ZERO)).at(Kind::ListOffsets).of_client("lastcall-worker");
-    let asks = broker.inject(asks.every(1, u32::MAX));
+    let asks = rig.count(Kind::ListOffsets, "lastcall-worker");
     eventually(SOON, "the worker asks for the span of its long task, as it will of the frozen leader", || {
         asks.count() > 0
     });

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use devbroker::{Action, Bites, Denial, Fault, Kind, Operation, Resource};
+use devbroker::{Action, Denial, Fault, Kind, Operation, Resource};
 use kafka_share::{ErrorCode, ProducerRecord};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -28,9 +28,7 @@ struct Scene {
 
 impl Scene {
     fn new(name: &str) -> Scene {
-        let rig = Rig::with_faults(name, 1);
-        let gateway = rig.start_gateway();
-        let worker = rig.start_worker("w");
+        let (rig, gateway, worker) = Rig::with_faults(name, 1).fleet("w");
         Scene { rig, gateway, worker }
     }
 
@@ -55,9 +53,8 @@ impl Scene {
             let answer = self.gateway.analyze("still at work");
             assert_eq!(answer.status, 200, "{}", answer.text());
         }
-        self.worker.signal(Signal::SIGTERM);
-        let exit = self.worker.wait(SOON);
-        assert!(exit.code == Some(0) && exit.elapsed < Duration::from_secs(2), "{exit:?}");
+        let exit = self.worker.ends_at(Signal::SIGTERM, 0);
+        assert!(exit.elapsed < Duration::from_secs(2), "{exit:?}");
     }
 }
 
@@ -70,16 +67,10 @@ fn starts(worker: &Program, task: &str) -> Vec<Line> {
     worker.lines_with(&format!("starts task {task} "))
 }
 
-/// Counts requests of this kind from workers from now on.
-fn count(rig: &Rig, kind: Kind) -> Bites {
-    let nothing = Fault::new(Action::Delay(Duration::ZERO)).at(kind).of_client("lastcall-worker");
-    rig.broker().faulty().inject(nothing.every(1, u32::MAX))
-}
-
 /// Submits a task; returns its id when a worker has fetched it.
 fn submit_and_wait_for_fetch(rig: &Rig, gateway: &Gateway) -> String {
     let task = gateway.submit("waits for the right", Duration::ZERO);
-    let fetches = count(rig, Kind::ShareFetch);
+    let fetches = rig.count(Kind::ShareFetch, "lastcall-worker");
     // A worker sends the second fetch when it has read the response to the first.
     eventually(SOON, "the worker has fetched the task", || fetches.count() >= 2);
     task
@@ -152,15 +143,14 @@ fn a_worker_without_the_right_to_write_results_is_not_ready_and_runs_its_task_la
     assert!(!line.text.contains("does not answer"), "{}", line.text);
     eventually(SOON, "the worker is not ready", || health() == "not ready\n");
     let task = submit_and_wait_for_fetch(&rig, &gateway);
-    let attempts = count(&rig, Kind::Produce);
+    let attempts = rig.count(Kind::Produce, "lastcall-worker");
     eventually(SOON, "the worker tries to write again", || attempts.count() >= 3);
     assert!(starts(&worker, &task).is_empty(), "the task was started without the right to write its result");
     assert_eq!(worker.lines_with("Kafka refuses Write").len(), 1, "the refusal is logged once");
     broker.allow_all();
     gateway.wait_for_result(&task, SOON);
     eventually(SOON, "the worker is ready again", || health() == "running\n");
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
 }
 
 #[test]
@@ -172,9 +162,8 @@ fn a_worker_without_the_right_to_write_results_stops_in_time_and_releases_its_ta
     broker.deny(Denial::new(Operation::Write, Resource::Topic(&rig.results())).of_client("lastcall-worker"));
     worker.wait_for_line("Kafka refuses Write on topic", SOON);
     let task = submit_and_wait_for_fetch(&rig, &gateway);
-    worker.signal(Signal::SIGTERM);
-    let exit = worker.wait(SOON);
-    assert!(exit.code == Some(0) && exit.elapsed < Duration::from_secs(2), "{exit:?}");
+    let exit = worker.ends_at(Signal::SIGTERM, 0);
+    assert!(exit.elapsed < Duration::from_secs(2), "{exit:?}");
     assert_eq!(worker.receipt()["tasks_returned"], 1, "{}", worker.receipt());
     broker.allow_all();
     let _other = rig.start_worker("other");
@@ -215,8 +204,7 @@ fn a_missing_right_to_record_starts_does_not_block_the_worker() {
     worker.wait_for_line("could not be put on record: a right is missing", SOON);
     broker.allow_all();
     gateway.wait_for_result(&failing, Duration::from_secs(30));
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
 }
 
 #[test]
@@ -236,8 +224,7 @@ fn a_handler_waits_for_the_record_of_a_start_no_longer_than_a_lock() {
     worker.wait_for_line("could not be put on record: Kafka did not take it in time", SOON);
     broker.heal();
     gateway.wait_for_result(&failing, Duration::from_secs(30));
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
 }
 
 #[test]
@@ -292,8 +279,7 @@ fn task_that_fails_at_the_delivery_limit_is_produced_again() {
         rig.broker().faulty().inject(cut);
         worker.wait_for_lines(&format!("lost the lock of task {task}"), delivery - 1, SOON);
         // After six fetches the worker has opened its session and searched: the search fetches every 0.1 s.
-        let nothing = Fault::new(Action::Delay(Duration::ZERO)).at(Kind::ShareFetch).of_client("lastcall-worker");
-        let asked = rig.broker().faulty().inject(nothing.every(1, u32::MAX));
+        let asked = rig.count(Kind::ShareFetch, "lastcall-worker");
         eventually(SOON, "the worker has searched", || asked.count() >= 6);
     }
     worker.wait_for_lines(&start, 2, SOON);

@@ -5,16 +5,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Gateway, Rig, SOON, eventually,
+    Gateway, Rig, SOON,
+    broker::Broker,
+    eventually,
     load::{Load, Plan, Shot, task_ids},
     program::Program,
     reserved_port,
 };
-
-fn load(gateways: &[&Gateway], per_second: u32) -> Load {
-    let addresses = gateways.iter().map(|gateway| gateway.address.clone()).collect();
-    Load::start(Plan { addresses, per_second, work: Some(Duration::from_millis(20)) })
-}
 
 /// Asserts that each response was 200, 503 or 504, that no result was wrong, and that each task named by a 200 or 504
 /// and each task on the topic has a result.
@@ -39,36 +36,19 @@ fn assert_nothing_lost(rig: &Rig, gateway: &Gateway, shots: &[Shot]) {
 }
 
 #[test]
-fn nothing_is_lost_when_the_broker_restarts_under_load() {
-    let rig = Rig::with_own_broker("p1-broker", &[]);
+fn nothing_is_lost_when_the_broker_restarts_or_is_killed_under_load() {
+    let rig = Rig::with_own_broker("p1-broker", &["--set", "broker.session.timeout.ms=2000"]);
     let gateway = rig.start_gateway();
-    let workers: Vec<Program> = ["a", "b", "c"].iter().map(|id| rig.start_worker(id)).collect();
-    let load = load(&[&gateway], 40);
-    eventually(SOON, "callers get results", || load.answered() > 80);
-    rig.broker().stop();
-    rig.broker().start();
-    let before = load.answered();
-    eventually(Duration::from_secs(20), "callers get results again", || load.answered() > before + 80);
-    let shots = load.finish();
-    assert_nothing_lost(&rig, &gateway, &shots);
+    let _workers = ["a", "b", "c"].map(|id| rig.start_worker(id));
+    let load = gateway.load(40, 20);
+    load.wait_for(80, SOON);
+    for (end, seconds) in [(Broker::stop as fn(&Broker), 20), (Broker::kill, 30)] {
+        end(rig.broker());
+        rig.broker().start();
+        load.wait_for(80, Duration::from_secs(seconds));
+    }
+    assert_nothing_lost(&rig, &gateway, &load.finish());
     eventually(SOON, "all three workers are active", || gateway.fleet()["active_workers"] == 3);
-    drop(workers);
-}
-
-#[test]
-fn nothing_is_lost_when_the_broker_is_killed_under_load() {
-    let rig = Rig::with_own_broker("p1-broker-kill", &["--set", "broker.session.timeout.ms=2000"]);
-    let gateway = rig.start_gateway();
-    let workers: Vec<Program> = ["a", "b", "c"].iter().map(|id| rig.start_worker(id)).collect();
-    let load = load(&[&gateway], 40);
-    eventually(SOON, "callers get results", || load.answered() > 80);
-    rig.broker().kill();
-    rig.broker().start();
-    let before = load.answered();
-    eventually(Duration::from_secs(30), "callers get results again", || load.answered() > before + 80);
-    let shots = load.finish();
-    assert_nothing_lost(&rig, &gateway, &shots);
-    drop(workers);
 }
 
 #[test]
@@ -76,13 +56,12 @@ fn nothing_is_lost_when_workers_are_killed_under_load() {
     let rig = Rig::shared("p1-workers");
     let gateway = rig.start_gateway();
     let mut workers: Vec<Program> = ["a", "b", "c"].iter().map(|id| rig.start_worker(id)).collect();
-    let load = load(&[&gateway], 50);
-    eventually(SOON, "callers get results", || load.answered() > 50);
+    let load = gateway.load(50, 20);
+    load.wait_for(50, SOON);
     for round in 0..6 {
         let index = round % workers.len();
         workers[index].kill();
-        let before = load.answered();
-        eventually(SOON, "callers still get results", || load.answered() > before + 20);
+        load.wait_for(20, SOON);
         workers[index] = rig.start_worker(&format!("again-{round}"));
     }
     let shots = load.finish();
@@ -96,14 +75,14 @@ fn nothing_is_lost_when_a_gateway_is_killed_under_load() {
     let (port, other) = (reserved_port(), rig.start_gateway());
     let mut gateway = Gateway::start(rig.gateway_at(port.address()));
     let _worker = rig.start_worker("a");
-    let load = load(&[&gateway, &other], 50);
-    eventually(SOON, "callers get results", || load.answered() > 50);
+    let addresses = [&gateway, &other].map(|gateway| gateway.address.clone()).into();
+    let load = Load::start(Plan { addresses, per_second: 50, work_ms: 20 });
+    load.wait_for(50, SOON);
     gateway.program.kill();
     gateway = Gateway::start(rig.gateway_at(port.address()));
     let back = Instant::now();
-    let before = load.answered();
     // On a busy machine one worker runs ten tasks per second.
-    eventually(SOON * 3, "callers of both gateways get results again", || load.answered() > before + 100);
+    load.wait_for(100, SOON * 3);
     let shots = load.finish();
     let broken = shots.iter().filter(|shot| shot.outcome.is_err());
     for shot in broken {
@@ -114,17 +93,5 @@ fn nothing_is_lost_when_a_gateway_is_killed_under_load() {
     let audit = rig.audit();
     assert!(audit.tasks.len() >= task_ids(&shots).len());
     assert_eq!(audit.ran_again().len(), 0, "the kill of a gateway ran tasks again: {:?}", audit.ran_again());
-    gateway.program.signal(Signal::SIGTERM);
-    assert_eq!(gateway.program.wait(SOON).code, Some(0));
-}
-
-#[test]
-fn a_task_accepted_before_any_worker_started_is_run() {
-    let rig = Rig::shared("p1-early");
-    let gateway = rig.start_gateway();
-    let task = gateway.submit("early bird", Duration::ZERO);
-    let pending = gateway.get(&format!("/tasks/{task}"));
-    assert_eq!((pending.status, pending.json()["state"].as_str()), (200, Some("pending")));
-    let _worker = rig.start_worker("late");
-    assert_eq!(gateway.wait_for_result(&task, SOON)["words"], 2);
+    gateway.program.ends_at(Signal::SIGTERM, 0);
 }

@@ -5,20 +5,13 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Gateway, Rig, SOON, eventually,
-    load::{Load, Plan, assert_all_answered, task_ids},
+    Rig, SOON,
+    load::{assert_all_answered, task_ids},
     program::Program,
 };
 
-fn load(gateway: &Gateway, per_second: u32, work: u64) -> Load {
-    let addresses = vec![gateway.address.clone()];
-    Load::start(Plan { addresses, per_second, work: Some(Duration::from_millis(work)) })
-}
-
 fn stop(worker: &mut Program, signal: Signal) {
-    worker.signal(signal);
-    let exit = worker.wait(SOON);
-    assert_eq!(exit.code, Some(0), "{:?}", worker.receipt());
+    let exit = worker.ends_at(signal, 0);
     // 20 ms for the running task, 100 ms for the fetched tasks that the worker may finish, and the second of P4.
     assert!(exit.elapsed < Duration::from_millis(1_120), "{exit:?}");
 }
@@ -28,14 +21,13 @@ fn a_rolling_restart_of_three_workers_under_load_runs_each_task_once() {
     let rig = Rig::shared("p2-rolling");
     let gateway = rig.start_gateway();
     let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("worker_{number}"))).collect();
-    let load = load(&gateway, 50, 20);
-    eventually(SOON, "callers get results", || load.answered() > 100);
+    let load = gateway.load(50, 20);
+    load.wait_for(100, SOON);
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         for (index, worker) in workers.iter_mut().enumerate() {
             stop(worker, signal);
             *worker = rig.start_worker(&format!("worker_{index}"));
-            let before = load.answered();
-            eventually(SOON, "callers still get results", || load.answered() > before + 25);
+            load.wait_for(25, SOON);
         }
     }
     let shots = load.finish();
@@ -52,18 +44,16 @@ fn scaling_down_and_up_under_load_runs_each_task_once() {
     let gateway = rig.start_gateway();
     let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("worker_{number}"))).collect();
     // A load that one worker can take on a busy machine.
-    let load = load(&gateway, 25, 10);
-    eventually(SOON, "callers get results", || load.answered() > 60);
+    let load = gateway.load(25, 10);
+    load.wait_for(60, SOON);
     for round in 0..3 {
         for mut worker in workers.split_off(1) {
             stop(&mut worker, Signal::SIGTERM);
         }
-        let before = load.answered();
-        eventually(SOON, "one worker takes the load", || load.answered() > before + 30);
+        load.wait_for(30, SOON);
         let more = (0..2).map(|number| rig.start_worker(&format!("more_{round}_{number}")));
         workers.extend(more);
-        let before = load.answered();
-        eventually(SOON, "three workers take the load", || load.answered() > before + 30);
+        load.wait_for(30, SOON);
     }
     let shots = load.finish();
     assert_all_answered(&shots);
@@ -75,10 +65,9 @@ fn the_whole_fleet_restarted_at_once_runs_each_task_once() {
     let rig = Rig::shared("p2-fleet");
     let gateway = rig.start_gateway();
     let mut workers: Vec<Program> = (0..3).map(|number| rig.start_worker(&format!("worker_{number}"))).collect();
-    let load = load(&gateway, 50, 20);
+    let load = gateway.load(50, 20);
     for round in 0..3 {
-        let before = load.answered();
-        eventually(SOON, "callers get results", || load.answered() > before + 50);
+        load.wait_for(50, SOON);
         for worker in &mut workers {
             worker.signal(Signal::SIGTERM);
         }
@@ -87,8 +76,7 @@ fn the_whole_fleet_restarted_at_once_runs_each_task_once() {
         }
         workers = (0..3).map(|number| rig.start_worker(&format!("worker_{round}_{number}"))).collect();
     }
-    let before = load.answered();
-    eventually(SOON, "callers get results", || load.answered() > before + 50);
+    load.wait_for(50, SOON);
     let shots = load.finish();
     assert_all_answered(&shots);
     rig.audit().assert_each_ran_once(&task_ids(&shots));

@@ -8,15 +8,13 @@ use serde_json::{Value, json};
 use crate::support::{
     Rig, SOON, START, eventually,
     program::{Program, Stream},
-    reserved_port,
+    started,
 };
 
 const BOUND: Duration = Duration::from_secs(1);
 
 fn stop_idle(rig: &Rig, worker: &mut Program, id: &str, signal: Signal) -> Value {
-    worker.signal(signal);
-    let exit = worker.wait(SOON);
-    assert_eq!(exit.code, Some(0));
+    let exit = worker.ends_at(signal, 0);
     assert!(exit.elapsed < BOUND, "{exit:?}");
     assert!(worker.lines_with("has not ended").is_empty(), "a thread did not end");
     let receipt = worker.receipt();
@@ -25,34 +23,31 @@ fn stop_idle(rig: &Rig, worker: &mut Program, id: &str, signal: Signal) -> Value
 }
 
 #[test]
-fn an_idle_worker_stops_within_a_second_at_sigterm() {
-    let rig = Rig::quiet("p3-term");
-    let mut worker = rig.start_worker("idle");
-    stop_idle(&rig, &mut worker, "idle", Signal::SIGTERM);
+fn an_idle_worker_stops_within_a_second_at_each_signal() {
+    let rig = Rig::quiet("p3");
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let id = signal.as_str();
+        let mut worker = rig.start_worker(id);
+        assert_eq!(stop_idle(&rig, &mut worker, id, signal)["signal"], id);
+        worker.wait_for_line(&format!("🛑 Worker {id} received {id}, initiating graceful shutdown..."), SOON);
+    }
 }
 
+/// A shell ignores SIGINT for background jobs, and `nohup` ignores SIGHUP.
 #[test]
-fn an_idle_worker_stops_within_a_second_at_sigint() {
-    let rig = Rig::quiet("p3-int");
-    let mut worker = rig.start_worker("idle");
-    let receipt = stop_idle(&rig, &mut worker, "idle", Signal::SIGINT);
-    assert_eq!(receipt["signal"], "SIGINT");
-    worker.wait_for_line("🛑 Worker idle received SIGINT, initiating graceful shutdown...", SOON);
-}
-
-#[test]
-fn an_idle_worker_stops_within_a_second_at_sighup() {
-    let rig = Rig::quiet("p3-hup");
-    let mut worker = rig.start_worker("idle");
-    let receipt = stop_idle(&rig, &mut worker, "idle", Signal::SIGHUP);
-    assert_eq!(receipt["signal"], "SIGHUP");
+fn a_worker_that_starts_with_ignored_signals_stops_at_them() {
+    let rig = Rig::quiet("p3-ignored");
+    for signal in [Signal::SIGINT, Signal::SIGHUP] {
+        let id = signal.as_str();
+        let shell = rig.launch(id, "sh").env("WORKER_ID", id).arg("-c").arg("trap '' INT HUP; exec \"$0\"");
+        let mut worker = started(&shell.arg(env!("CARGO_BIN_EXE_worker")));
+        assert_eq!(stop_idle(&rig, &mut worker, id, signal)["signal"], id);
+    }
 }
 
 #[test]
 fn a_worker_that_is_idle_again_after_tasks_stops_within_a_second() {
-    let rig = Rig::quiet("p3-after");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("idle");
+    let (rig, gateway, mut worker) = Rig::quiet("p3-after").fleet("idle");
     for number in 0..20 {
         assert_eq!(gateway.analyze(&format!("text {number}")).status, 200);
     }
@@ -70,8 +65,7 @@ fn a_worker_that_is_idle_again_after_tasks_stops_within_a_second() {
 fn log_lines_status_records_and_receipt_of_a_stop_keep_the_contract() {
     let rig = Rig::shared("p3-lines");
     let mut worker = rig.start_worker("w 1");
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
     worker.assert_lines_in_order(&[
         "🚀 Worker w 1 started",
         "📡 Worker w 1 sent worker_started notification",
@@ -140,29 +134,13 @@ fn is_utc_time(text: &str) -> bool {
 }
 
 #[test]
-fn a_signal_while_kafka_is_unreachable_at_the_start_stops_the_worker_with_code_0() {
-    let rig = Rig::quiet("p3-early");
-    // No broker listens on this port, so the worker is still connecting when the signal comes.
-    let port = reserved_port();
-    let mut worker = rig.worker("early").env("KAFKA_BOOTSTRAP_SERVERS", port.address()).start();
-    worker.wait_for_line("", START);
-    worker.signal(Signal::SIGTERM);
-    let exit = worker.wait(SOON);
-    assert_eq!(exit.code, Some(0));
-    assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
-    assert!(worker.lines_with("worker_started").is_empty());
-}
-
-#[test]
 fn a_signal_at_any_moment_of_the_start_stops_the_worker_with_code_0() {
     let rig = Rig::quiet("p3-joining");
     for moment in [0, 5, 20, 60, 150] {
         let mut worker = rig.worker(&format!("joining-{moment}")).env("LOG_LEVEL", "debug").start();
         eventually(START, "the signal handler is installed", || catches_sigterm(worker.id()));
         std::thread::sleep(Duration::from_millis(moment));
-        worker.signal(Signal::SIGTERM);
-        let exit = worker.wait(SOON);
-        assert_eq!(exit.code, Some(0), "signalled {moment} ms after the signal handler was installed");
+        let exit = worker.ends_at(Signal::SIGTERM, 0);
         assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
     }
 }

@@ -6,28 +6,21 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::support::{
-    Caller, Gateway, Rig, SOON, eventually,
-    load::{Load, Plan, assert_all_answered, task_ids},
+    Caller, Rig, SOON, eventually,
+    load::{assert_all_answered, task_ids},
+    program::Program,
+    started,
 };
 
-/// Waits until the worker's status names `count` tasks.
-fn wait_until_busy(gateway: &Gateway, worker: &str, count: usize) {
-    eventually(SOON, "the worker is busy", || {
-        let fleet = gateway.fleet();
-        let worker = &fleet["workers"][worker];
-        let tasks = worker["current_tasks"].as_array().map_or(0, Vec::len);
-        if count > 1 { tasks == count } else { worker["current_task"].is_string() }
-    });
-}
-
-fn a_busy_worker_finishes_and_stops(name: &str, signal: Signal) {
-    let rig = Rig::quiet(name);
+#[test]
+fn a_busy_worker_finishes_its_task_and_stops() {
+    let rig = Rig::quiet("p4");
     let gateway = rig.start_gateway();
     let work = Duration::from_secs(4);
     let mut worker = rig.start_worker("busy");
     let caller = gateway.call("one two three", work);
-    wait_until_busy(&gateway, "busy", 1);
-    worker.signal(signal);
+    gateway.wait_until_busy("busy", 1);
+    worker.signal(Signal::SIGTERM);
     eventually(SOON, "the gateway shows the worker as shutting down", || {
         let fleet = gateway.fleet();
         fleet["shutting_down_workers"] == 1 && fleet["active_workers"] == 0 && fleet["total_workers"] == 1
@@ -41,7 +34,7 @@ fn a_busy_worker_finishes_and_stops(name: &str, signal: Signal) {
     assert!(exit.elapsed < work + Duration::from_secs(1), "{exit:?}");
     let task = answer.task_id();
     worker.assert_lines_in_order(&[
-        "🛑 Worker busy received SIG",
+        "🛑 Worker busy received SIGTERM, initiating graceful shutdown...",
         "📡 Worker busy sent shutdown_started notification",
         &format!("⏳ Worker busy waiting for current task {task} to complete..."),
         "🧹 Worker busy cleaning up",
@@ -66,22 +59,10 @@ fn a_busy_worker_finishes_and_stops(name: &str, signal: Signal) {
 }
 
 #[test]
-fn a_busy_worker_finishes_its_task_at_sigterm() {
-    a_busy_worker_finishes_and_stops("p4-term", Signal::SIGTERM);
-}
-
-#[test]
-fn a_busy_worker_finishes_its_task_at_sigint() {
-    a_busy_worker_finishes_and_stops("p4-int", Signal::SIGINT);
-}
-
-#[test]
 fn a_stopping_worker_takes_no_new_task() {
-    let rig = Rig::shared("p4-nothing-new");
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("stopping");
+    let (rig, gateway, mut worker) = Rig::shared("p4-nothing-new").fleet("stopping");
     let caller = gateway.call("long", Duration::from_secs(8));
-    wait_until_busy(&gateway, "stopping", 1);
+    gateway.wait_until_busy("stopping", 1);
     worker.signal(Signal::SIGTERM);
     worker.wait_for_line("⏳", SOON);
     let tasks: Vec<String> = (0..20).map(|number| gateway.submit(&format!("new {number}"), Duration::ZERO)).collect();
@@ -101,13 +82,11 @@ fn a_stopping_worker_finishes_the_tasks_of_all_its_handlers() {
     let rig = Rig::quiet("p4-many");
     let gateway = rig.start_gateway();
     let launch = rig.worker("many").env("WORKER_CONCURRENCY", 4).env("HEARTBEAT_INTERVAL", "200ms");
-    let mut worker = crate::support::started(&launch);
+    let mut worker = started(&launch);
     let callers: Vec<_> =
         (0..4).map(|number| gateway.call(&format!("text {number}"), Duration::from_secs(5))).collect();
-    wait_until_busy(&gateway, "many", 4);
-    worker.signal(Signal::SIGTERM);
-    let exit = worker.wait(Duration::from_secs(10));
-    assert_eq!(exit.code, Some(0));
+    gateway.wait_until_busy("many", 4);
+    let exit = worker.ends_at(Signal::SIGTERM, 0);
     let answers: Vec<_> = callers.into_iter().map(Caller::join).collect();
     let last = answers.iter().map(|(_, at)| *at).max().expect("four answers");
     assert!(exit.at < last + Duration::from_secs(1), "exit {:?} after the last response", exit.at - last);
@@ -119,17 +98,12 @@ fn a_stopping_worker_finishes_the_tasks_of_all_its_handlers() {
 
 #[test]
 fn unstarted_tasks_of_a_stopping_worker_start_elsewhere_at_once() {
-    let rig = Rig::quiet("p4-prefetched");
-    let gateway = rig.start_gateway();
-    let mut first = rig.start_worker("first");
+    let (rig, gateway, mut first) = Rig::quiet("p4-prefetched").fleet("first");
     let _second = rig.start_worker("second");
     // 300 tasks of 5 ms per second are a backlog for two workers, so each holds unstarted tasks.
-    let addresses = vec![gateway.address.clone()];
-    let load = Load::start(Plan { addresses, per_second: 300, work: Some(Duration::from_millis(5)) });
-    eventually(SOON, "callers get results", || load.answered() > 300);
-    first.signal(Signal::SIGTERM);
-    let exit = first.wait(SOON);
-    assert_eq!(exit.code, Some(0));
+    let load = gateway.load(300, 5);
+    load.wait_for(300, SOON);
+    let exit = first.ends_at(Signal::SIGTERM, 0);
     // 5 ms for the running task, 100 ms for the fetched tasks that the worker may finish, and the second of P4.
     assert!(exit.elapsed < Duration::from_millis(1_105), "{exit:?}");
     let shots = load.finish();
@@ -145,7 +119,7 @@ fn unstarted_tasks_of_a_stopping_worker_start_elsewhere_at_once() {
 fn fetched_tasks_are_not_started_after_the_signal_while_kafka_is_frozen() {
     let rig = Rig::with_faults("p4-ready", 1);
     let gateway = rig.start_gateway();
-    let mut worker = crate::support::started(&rig.worker("busy").env("LOG_LEVEL", "debug").env("DRAIN_TIMEOUT", "5s"));
+    let mut worker = started(&rig.worker("busy").env("LOG_LEVEL", "debug").env("DRAIN_TIMEOUT", "5s"));
     // Short enough that the worker fetches ahead.
     let short = |count: usize| {
         for number in 0..count {
@@ -153,7 +127,7 @@ fn fetched_tasks_are_not_started_after_the_signal_while_kafka_is_frozen() {
         }
     };
     short(60);
-    let begun = |worker: &crate::support::program::Program| worker.lines_with("starts task").len();
+    let begun = |worker: &Program| worker.lines_with("starts task").len();
     eventually(SOON, "the first 60 tasks have started", || begun(&worker) == 60);
     let load = std::thread::scope(|scope| {
         let sender = scope.spawn(|| short(150));

@@ -18,9 +18,7 @@ fn a_task_that_outlasts_the_drain_timeout_is_released_and_runs_elsewhere() {
     let task = gateway.submit("a long one", work);
     assert_eq!(gateway.wait_until_running(&task, SOON), "slow");
     let other = rig.start_worker("other");
-    worker.signal(Signal::SIGTERM);
-    let exit = worker.wait(SOON);
-    assert_eq!(exit.code, Some(3));
+    let exit = worker.ends_at(Signal::SIGTERM, 3);
     assert!(exit.elapsed >= DRAIN, "the worker exited before the drain timeout: {exit:?}");
     assert!(exit.elapsed < DRAIN + Duration::from_secs(1), "{exit:?}");
 
@@ -52,12 +50,8 @@ fn drain_timeout_releases_only_unfinished_tasks() {
     let mut worker = started(&launch.env("HEARTBEAT_INTERVAL", "200ms"));
     let long = gateway.submit("long", Duration::from_secs(12));
     let short = gateway.submit("short", Duration::from_secs(4));
-    eventually(SOON, "both tasks run", || {
-        gateway.fleet()["workers"]["mixed"]["current_tasks"].as_array().is_some_and(|tasks| tasks.len() == 2)
-    });
-    worker.signal(Signal::SIGTERM);
-    let exit = worker.wait(SOON);
-    assert_eq!(exit.code, Some(3));
+    gateway.wait_until_busy("mixed", 2);
+    let exit = worker.ends_at(Signal::SIGTERM, 3);
     assert!(exit.elapsed < Duration::from_secs(7), "{exit:?}");
     let receipt = worker.receipt();
     assert_eq!((&receipt["tasks_finished"], &receipt["tasks_abandoned"]), (&json!(1), &json!([long])));
@@ -74,9 +68,7 @@ fn a_handler_that_ignores_its_abandonment_does_not_delay_the_exit() {
     let mut worker = started(&rig.obedient_worker("deaf").env("DRAIN_TIMEOUT", "2s"));
     let task = gateway.submit("sleep 30000", Duration::ZERO);
     worker.wait_for_line(&format!("handler started {task}"), SOON);
-    worker.signal(Signal::SIGTERM);
-    let exit = worker.wait(SOON);
-    assert_eq!(exit.code, Some(3));
+    let exit = worker.ends_at(Signal::SIGTERM, 3);
     assert!(exit.elapsed < DRAIN + Duration::from_secs(1), "{exit:?}");
     assert_eq!(worker.receipt()["tasks_abandoned"], json!([task]));
     // The worker has released the task: it starts elsewhere before its lock ends.
@@ -100,8 +92,7 @@ fn a_task_that_several_stops_interrupt_is_not_dead_lettered() {
         eventually(SOON, &format!("{id} runs the task"), || gateway.fleet()["workers"][&id]["current_task"] == *task);
         worker.signal(Signal::SIGTERM);
         worker.wait_for_line("received SIGTERM", SOON);
-        worker.signal(Signal::SIGTERM);
-        assert_eq!(worker.wait(SOON).code, Some(4));
+        worker.ends_at(Signal::SIGTERM, 4);
     }
     let _last = started(&launch("last"));
     let result = gateway.wait_for_result(&task, Duration::from_secs(20));
@@ -121,9 +112,8 @@ fn a_task_with_a_foreign_key_or_none_is_named_by_its_id() {
         first.kill();
         let mut worker = started(&rig.obedient_worker("plain").env("DRAIN_TIMEOUT", "1s"));
         worker.wait_for_line(&format!("handler started {id} delivery 2"), SOON);
-        worker.signal(Signal::SIGTERM);
-        let exit = worker.wait(SOON);
-        assert_eq!((exit.code, &worker.receipt()["tasks_abandoned"]), (Some(3), &json!([id])));
+        worker.ends_at(Signal::SIGTERM, 3);
+        assert_eq!(worker.receipt()["tasks_abandoned"], json!([id]));
         eventually(SOON, "the task's id has a task_stopped record", || {
             let starts = audit::read(rig.broker().address(), &format!("{}.starts", rig.tasks()));
             starts.iter().any(|it| it.key() == id && it.json()["type"] == "task_stopped")

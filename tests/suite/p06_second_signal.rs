@@ -9,39 +9,26 @@ use crate::support::{Rig, SOON, eventually};
 
 const BOUND: Duration = Duration::from_secs(1);
 
-fn forced(name: &str, first: Signal, second: Signal) {
-    let rig = Rig::quiet(name);
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("forced");
+#[test]
+fn a_second_signal_stops_a_busy_worker_at_once() {
+    let (rig, gateway, mut worker) = Rig::quiet("p6").fleet("forced");
     let task = gateway.submit("a long one", Duration::from_secs(60));
     gateway.wait_until_running(&task, SOON);
     let _other = rig.start_worker("other");
-    worker.signal(first);
+    worker.signal(Signal::SIGTERM);
     worker.wait_for_line("⏳ Worker forced waiting for current task", SOON);
     assert!(worker.is_running(), "the first signal ended the worker");
-    worker.signal(second);
-    let exit = worker.wait(SOON);
-    assert_eq!(exit.code, Some(4));
+    let exit = worker.ends_at(Signal::SIGINT, 4);
     assert!(exit.elapsed < BOUND, "{exit:?}");
     let receipt = worker.receipt();
     assert_eq!((&receipt["outcome"], &receipt["exit_code"]), (&json!("forced"), &json!(4)));
     assert_eq!(receipt["tasks_abandoned"], json!([task]));
-    assert_eq!(receipt["signal"], first.as_str(), "the receipt names the first signal");
+    assert_eq!(receipt["signal"], "SIGTERM", "the receipt names the first signal");
     assert_eq!(rig.audit().receipt_of("forced"), &receipt);
     // Two seconds until the task starts, one until the next heartbeat, and one until the gateway has read it.
     let other = || gateway.fleet()["workers"]["other"]["current_task"] == *task;
     eventually(Duration::from_secs(4), "the task runs elsewhere", other);
     assert_eq!(rig.audit().runs(&task), 0);
-}
-
-#[test]
-fn a_second_sigterm_stops_a_busy_worker_at_once() {
-    forced("p6-term", Signal::SIGTERM, Signal::SIGTERM);
-}
-
-#[test]
-fn a_sigint_after_a_sigterm_stops_a_busy_worker_at_once() {
-    forced("p6-mixed", Signal::SIGTERM, Signal::SIGINT);
 }
 
 #[test]
@@ -52,9 +39,7 @@ fn a_second_signal_to_an_idle_worker_changes_nothing() {
         let mut worker = rig.start_worker(&id);
         worker.signal(Signal::SIGTERM);
         // Two different signals, because the kernel merges two equal pending signals.
-        worker.signal(Signal::SIGINT);
-        let exit = worker.wait(SOON);
-        assert_eq!(exit.code, Some(0));
+        let exit = worker.ends_at(Signal::SIGINT, 0);
         assert!(exit.elapsed < BOUND, "{exit:?}");
         assert_eq!(worker.receipt()["exit_code"], 0);
     }
@@ -63,9 +48,7 @@ fn a_second_signal_to_an_idle_worker_changes_nothing() {
 #[test]
 fn a_second_signal_stops_a_worker_within_a_second_while_kafka_is_frozen() {
     for busy in [false, true] {
-        let rig = Rig::quiet_with_own_broker("p6-frozen");
-        let gateway = rig.start_gateway();
-        let mut worker = rig.start_worker("frozen");
+        let (rig, gateway, mut worker) = Rig::quiet_with_own_broker("p6-frozen").fleet("frozen");
         if busy {
             let task = gateway.submit("a long one", Duration::from_secs(60));
             gateway.wait_until_running(&task, SOON);

@@ -123,9 +123,7 @@ fn a_task_that_outlasts_the_drain_timeout_is_abandoned_while_the_broker_is_froze
     let task = gateway.submit("a task", Duration::from_secs(12));
     gateway.wait_until_running(&task, SOON);
     rig.broker().freeze();
-    worker.signal(Signal::SIGTERM);
-    let exit = worker.wait(Duration::from_secs(30));
-    assert_eq!(exit.code, Some(3));
+    let exit = worker.ends_at(Signal::SIGTERM, 3);
     assert!(exit.elapsed < DRAIN + Duration::from_secs(1), "{exit:?}");
     rig.broker().thaw();
     the_task_is_not_lost(&rig, &gateway, &task);

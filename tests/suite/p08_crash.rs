@@ -111,8 +111,7 @@ fn the_task_of_a_frozen_worker_starts_elsewhere_when_its_lock_ends() {
     assert_eq!((next.status, &next.json()["processed_by"]), (200, &json!("w0")));
     let first = gateway.get(&format!("/tasks/{task}")).json();
     assert_eq!(first["processed_by"], "w1", "the first result stays");
-    workers[0].signal(Signal::SIGTERM);
-    assert_eq!(workers[0].wait(SOON).code, Some(0));
+    workers[0].ends_at(Signal::SIGTERM, 0);
     let audit = rig.audit();
     assert_eq!(audit.ran_again()[task.as_str()], ["w1", "w0"]);
 }
@@ -205,8 +204,7 @@ fn a_handler_that_panics_does_not_kill_its_worker() {
     // Error result and dead letter go to two topics, in any order.
     eventually(SOON, "the task is dead-lettered", || rig.audit().dead.len() == 1);
     assert_eq!(gateway.analyze("good").json()["obeyed"], true);
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
 }
 
 #[test]

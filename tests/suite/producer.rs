@@ -299,7 +299,7 @@ fn a_throttled_producer_waits_and_stays_ready() {
     let scene = Scene::new("producer-throttle", 1);
     scene.both_are_served();
     let broker = scene.rig.broker().faulty();
-    let opened = broker.inject(Fault::new(Action::Delay(Duration::ZERO)).at(Kind::Metadata).every(1, u32::MAX));
+    let opened = scene.rig.count(Kind::Metadata, "");
     broker.inject(Fault::new(Action::Throttle(Duration::from_secs(4))).at(Kind::Produce));
     scene.delivered(&scene.first, 3, SOON);
     scene.send(&scene.first, 4);

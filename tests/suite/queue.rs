@@ -62,6 +62,8 @@ fn concurrent_preparations_give_the_same_queue() {
     assert!(queues.iter().all(|queue| queue.as_ref() == Ok(&expected)), "{queues:?}");
     let group = configs(rig.broker().address(), Of::Group, &rig.group());
     for (setting, value) in [
+        ("share.auto.offset.reset", "earliest"),
+        ("share.assignment.interval.ms", "0"),
         ("share.delivery.count.limit", "10"),
         ("share.record.lock.duration.ms", "15000"),
         ("share.partition.max.record.locks", "4000"),

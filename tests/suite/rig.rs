@@ -8,46 +8,9 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Rig, admin, audit, eventually,
+    eventually,
     program::{Launch, Stream},
 };
-
-#[test]
-fn the_audit_reads_all_records_of_a_topic() {
-    let rig = Rig::shared("rig-audit");
-    let broker = rig.broker();
-    assert!(audit::read(broker.address(), &rig.tasks()).is_empty());
-    admin::create_topic(broker.address(), &rig.tasks(), 2, &[]);
-    let records: Vec<_> = (0..500).map(|number| (format!("key-{number}"), "x".repeat(number))).collect();
-    let records: Vec<_> = records.iter().map(|(key, value)| (Some(key.as_bytes()), Some(value.as_bytes()))).collect();
-    audit::produce(broker.address(), &rig.tasks(), &records);
-    audit::produce(broker.address(), &rig.tasks(), &[(None, None)]);
-    let read = audit::read(broker.address(), &rig.tasks());
-    assert_eq!(read.len(), 501);
-    assert_eq!((read[7].key().as_str(), read[7].value.len(), read[7].offset), ("key-7", 7, 7));
-    assert_eq!((read[500].key.len(), read[500].value.len()), (0, 0));
-}
-
-#[test]
-fn a_broker_can_be_frozen_killed_and_started_again() {
-    let rig = Rig::with_own_broker("rig-broker", &["--set", "broker.session.timeout.ms=2000"]);
-    let broker = rig.broker();
-    admin::create_topic(broker.address(), &rig.tasks(), 1, &[]);
-    audit::produce(broker.address(), &rig.tasks(), &[(Some(b"a"), Some(b"1"))]);
-    broker.freeze();
-    assert!(
-        std::net::TcpStream::connect(broker.address()).is_ok(),
-        "the kernel does not accept connections for a frozen broker"
-    );
-    broker.thaw();
-    broker.kill();
-    assert!(std::net::TcpStream::connect(broker.address()).is_err());
-    broker.start();
-    assert_eq!(audit::read(broker.address(), &rig.tasks()).len(), 1);
-    broker.stop();
-    broker.start();
-    assert_eq!(audit::read(broker.address(), &rig.tasks()).len(), 1);
-}
 
 #[test]
 fn the_rig_reads_output_exit_code_and_receipt_of_a_program() {

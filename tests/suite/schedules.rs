@@ -1,6 +1,6 @@
 //! Schedules of random faults: no accepted task is lost, and a task runs twice only after a fault that explains it.
 //!
-//! Each test prints its seeds. `FAULT_SCHEDULES=200` runs this many schedules, `FAULT_SEED=n` repeats one.
+//! The test prints its seeds. `FAULT_SCHEDULES=200` runs this many schedules, `FAULT_SEED=n` repeats one.
 
 use std::{
     collections::BTreeSet,
@@ -11,11 +11,7 @@ use devbroker::{Action, Bites, Fault, Kind};
 use kafka_share::ErrorCode;
 use nix::sys::signal::Signal;
 
-use crate::support::{
-    Gateway, Rig, SOON, START, eventually,
-    load::{Load, Plan},
-    program::Program,
-};
+use crate::support::{Gateway, Rig, SOON, START, eventually, program::Program};
 
 /// Number of schedules by default.
 const SCHEDULES: u64 = 8;
@@ -156,9 +152,7 @@ fn run(seed: u64) {
         effects.extend((count > seen).then_some((last, now)));
         (seen, last) = (count, now);
     };
-    let addresses = vec![gateway.address.clone()];
-    let work = Duration::from_millis(random.u64(..25));
-    let load = Load::start(Plan { addresses, per_second: 40, work: Some(work) });
+    let load = gateway.load(40, random.u64(..25));
     // A graceful restart under load.
     eventually(Duration::from_secs(20), "callers get results", || {
         watch();
@@ -207,39 +201,22 @@ fn run(seed: u64) {
     }
 }
 
-fn schedules(lane: u64) {
+#[test]
+fn random_fault_schedules_lose_no_task() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     if let Some(seed) = number("FAULT_SEED") {
-        if lane == 0 {
-            run(seed);
-        }
-        return;
+        return run(seed);
     }
     let count = number("FAULT_SCHEDULES").unwrap_or(SCHEDULES);
     let base = number("FAULT_BASE").unwrap_or_else(|| fastrand::u64(..1_000_000_000));
-    for index in (lane..count).step_by(usize::try_from(LANES).expect("few")) {
-        let seed = base + index;
-        eprintln!("schedule of FAULT_SEED={seed}");
-        run(seed);
-    }
-}
-
-#[test]
-fn random_fault_schedules_lose_no_task_1() {
-    schedules(0);
-}
-
-#[test]
-fn random_fault_schedules_lose_no_task_2() {
-    schedules(1);
-}
-
-#[test]
-fn random_fault_schedules_lose_no_task_3() {
-    schedules(2);
-}
-
-#[test]
-fn random_fault_schedules_lose_no_task_4() {
-    schedules(3);
+    std::thread::scope(|scope| {
+        for lane in 0..LANES {
+            scope.spawn(move || {
+                for seed in (base + lane..base + count).step_by(usize::try_from(LANES).expect("few")) {
+                    eprintln!("schedule of FAULT_SEED={seed}");
+                    run(seed);
+                }
+            });
+        }
+    });
 }

@@ -2,7 +2,7 @@
 //! file.
 
 use crate::support::{
-    Rig, SOON, START, eventually,
+    Gateway, Rig, SOON, START, eventually,
     program::{Launch, Program},
     reserved_port,
 };
@@ -90,15 +90,14 @@ fn a_worker_sends_ready_when_it_takes_tasks_and_watchdog_messages_afterwards() {
     worker.wait_for_line("📡 Worker supervised sent worker_started notification", START);
     eventually(SOON, "three watchdog messages", || manager.count("WATCHDOG=1", ready) >= 3);
     assert!(manager.first("STATUS=takes tasks").is_some());
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
     let (stopping, _) = manager.wait_for("STOPPING=1", SOON);
     assert!(stopping > ready);
     assert_eq!(manager.count("STOPPING=1", ready), 1);
 }
 
 #[test]
-fn a_worker_without_kafka_extends_its_start_timeout_and_is_not_ready() {
+fn a_worker_without_kafka_extends_its_start_timeout_is_not_ready_and_stops_with_code_0() {
     let rig = Rig::shared("no-kafka");
     let manager = Manager::new("no-kafka");
     let port = reserved_port();
@@ -109,8 +108,9 @@ fn a_worker_without_kafka_extends_its_start_timeout_and_is_not_ready() {
     });
     assert!(manager.first("STATUS=waiting for Kafka").is_some());
     assert!(manager.first("READY=1").is_none());
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    let exit = worker.ends_at(Signal::SIGTERM, 0);
+    assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
+    assert!(worker.lines_with("worker_started").is_empty());
 }
 
 #[test]
@@ -174,24 +174,26 @@ fn a_gateway_sends_ready_when_it_serves_and_stopping_when_it_stops() {
     let (ready, _) = manager.wait_for("READY=1", START);
     assert_eq!(health(&launch), (Some(0), format!("ready: {address}")));
     eventually(SOON, "two watchdog messages", || manager.count("WATCHDOG=1", ready) >= 2);
-    gateway.signal(Signal::SIGTERM);
-    assert_eq!(gateway.wait(SOON).code, Some(0));
+    gateway.ends_at(Signal::SIGTERM, 0);
     manager.wait_for("STOPPING=1", SOON);
     assert_eq!(manager.count("STOPPING=1", ready), 1);
 }
 
 #[test]
-fn a_gateway_without_kafka_is_not_ready_and_fails_its_health_check() {
-    let rig = Rig::shared("gateway-no-kafka");
+fn a_gateway_without_kafka_is_not_ready_fails_its_health_check_and_stops_within_a_second() {
+    let rig = Rig::quiet("gateway-no-kafka");
     let manager = Manager::new("gateway-no-kafka");
     let (port, nowhere) = (reserved_port(), reserved_port());
     let address = port.address();
     let launch = manager.supervise(rig.gateway_at(address)).env("KAFKA_BOOTSTRAP_SERVERS", nowhere.address());
-    let _gateway = launch.start();
+    let mut gateway = Gateway::launch(launch.clone());
     manager.wait_for("EXTEND_TIMEOUT_USEC=10000000", START);
     eventually(SOON, "the gateway listens", || health(&launch).1.contains("answers 503"));
     assert_eq!(health(&launch), (Some(1), format!("not ready: GET /readyz at {address} answers 503")));
     assert!(manager.first("READY=1").is_none());
+    gateway.analyze("without a broker").assert_problem(503);
+    let exit = gateway.program.ends_at(Signal::SIGTERM, 0);
+    assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
 }
 
 #[test]
@@ -207,8 +209,7 @@ fn the_health_check_of_a_worker_reads_its_health_file() {
     eventually(Duration::from_secs(20), "the worker is not live", || health(&launch).0 == Some(1));
     worker.signal(Signal::SIGCONT);
     eventually(SOON, "the worker is live again", || health(&launch).0 == Some(0));
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
     assert!(!file.exists(), "the worker left its file");
 }
 

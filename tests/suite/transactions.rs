@@ -44,9 +44,7 @@ fn assert_at_the_end(rig: &Rig, mut worker: Program) {
     eventually(SOON, "the group has no lag", || {
         admin::share_lag(rig.broker().address(), &rig.group(), &rig.tasks()) == Some(0)
     });
-    worker.signal(Signal::SIGTERM);
-    let exit = worker.wait(SOON);
-    assert_eq!(exit.code, Some(0));
+    let exit = worker.ends_at(Signal::SIGTERM, 0);
     assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
 }
 
@@ -68,9 +66,7 @@ fn aborted_tasks_run_in_a_read_uncommitted_group() {
 
 #[test]
 fn worker_and_gateway_skip_markers_and_aborted_tasks() {
-    let rig = Rig::quiet("transactions-committed");
-    let gateway = rig.start_gateway();
-    let worker = rig.start_worker("committed_1");
+    let (rig, gateway, worker) = Rig::quiet("transactions-committed").fleet("committed_1");
     mix(&rig, &gateway);
     for (id, _) in tasks("committed") {
         gateway.wait_for_result(&id, SOON);

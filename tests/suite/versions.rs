@@ -16,15 +16,12 @@ fn fleet_works_on_kafka_4_2_with_a_delivery_limit_of_10() {
 }
 
 fn fleet_works(name: &str, arguments: &[&str]) {
-    let rig = Rig::with_own_broker(name, arguments);
-    let gateway = rig.start_gateway();
-    let mut worker = rig.start_worker("w");
+    let (rig, gateway, mut worker) = Rig::with_own_broker(name, arguments).fleet("w");
     let answers: Vec<_> = (0..5).map(|number| gateway.analyze(&format!("text {number}"))).collect();
     assert!(answers.iter().all(|answer| answer.status == 200));
     let status = &gateway.fleet()["workers"]["w"];
     assert_eq!(status["is_responsive"], true, "{status}");
-    worker.signal(Signal::SIGTERM);
-    assert_eq!(worker.wait(SOON).code, Some(0));
+    worker.ends_at(Signal::SIGTERM, 0);
     let tasks: Vec<String> = answers.iter().map(|answer| answer.task_id()).collect();
     rig.audit().assert_each_ran_once(&tasks);
 }

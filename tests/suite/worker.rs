@@ -6,13 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kafka::client::{Compression, KafkaClient, ProduceMessage, RequiredAcks};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::{
     p03_idle_stop::catches_sigterm,
-    support::{Gateway, Rig, SOON, START, audit, eventually, reserved_port, signal_process, started},
+    support::{Gateway, Rig, SOON, START, audit, eventually, reserved_port, signal_process},
 };
 
 /// The records of `count` short tasks named `prefix-N`.
@@ -126,37 +125,6 @@ fn a_broker_frozen_for_longer_than_the_lock_costs_no_second_run() {
     rig.broker().thaw();
     gateway.wait_for_result(&task, Duration::from_secs(30));
     rig.audit().assert_each_ran_once([&task]);
-}
-
-#[test]
-fn every_partition_is_served() {
-    let rig = Rig::shared("worker-partitions");
-    let _workers: Vec<_> =
-        (1..=4).map(|number| started(&rig.worker(&format!("part_{number}")).env("TASKS_PARTITIONS", 2))).collect();
-    let gateway = crate::support::Gateway::start(rig.gateway().env("TASKS_PARTITIONS", 2));
-    let tasks: Vec<String> = (0..40).map(|_| gateway.submit("partitioned", Duration::ZERO)).collect();
-    for task in &tasks {
-        gateway.wait_for_result(task, SOON);
-    }
-    let ends = audit::end_offsets(rig.broker().address(), &rig.tasks());
-    assert!(ends.len() == 2 && ends.values().all(|end| *end > 0), "one partition got nothing: {ends:?}");
-    rig.audit().assert_each_ran_once(&tasks);
-}
-
-#[test]
-fn a_task_in_a_compressed_batch_of_another_producer_runs() {
-    let rig = Rig::shared("worker-compressed");
-    let _worker = rig.start_worker("compressed_1");
-    let gateway = rig.start_gateway();
-    let mut client = KafkaClient::new(vec![rig.broker().address().to_owned()]);
-    client.load_metadata_all().expect("the broker answers");
-    client.set_compression(Compression::SNAPPY);
-    let value = json!({ "task_id": "squeezed", "text": "text", "timestamp": 1.0 }).to_string();
-    let tasks = rig.tasks();
-    let message = ProduceMessage::new(&tasks, 0, Some(b"squeezed".as_slice()), Some(value.as_bytes()));
-    client.produce_messages(RequiredAcks::All, START, [message]).expect("the broker takes it");
-    let result = gateway.wait_for_result("squeezed", SOON);
-    assert_eq!(result["chars"], 4);
 }
 
 #[test]

@@ -10,14 +10,11 @@ fn throttled_worker_opens_no_second_connection() {
     for (locks, works) in [(&[][..], true), (&SHORT_LOCKS[..], false)] {
         let rig = Rig::with_faults_and("fault-muted", 1, locks);
         let gateway = rig.start_gateway();
-        let worker = crate::support::started(&rig.worker("w").env("WORKER_CONCURRENCY", 2));
+        let worker = started(&rig.worker("w").env("WORKER_CONCURRENCY", 2));
         let lengths = if works { &[2000, 2600][..] } else { &[] };
         let submit = |length: &u64| gateway.submit(&format!("for {length} ms"), Duration::from_millis(*length));
         let mut tasks: Vec<String> = lengths.iter().map(submit).collect();
-        eventually(SOON, "all tasks run", || {
-            let workers = &gateway.fleet()["workers"];
-            workers["w"]["current_tasks"].as_array().map_or(0, Vec::len) == tasks.len()
-        });
+        gateway.wait_until_busy("w", tasks.len());
         let broker = rig.broker().faulty();
         let throttle = Fault::new(Action::Throttle(Duration::from_secs(3))).at(Kind::ShareFetch);
         let throttled = broker.inject(throttle.of_client("lastcall-worker"));

@@ -106,13 +106,13 @@ fn a_thawed_worker_with_several_lost_locks_does_not_flood_the_broker() {
     };
     start(&mut scene, "frozen");
     let tasks = [1, 2, 3].map(|number| scene.gateway.submit(&format!("task {number}"), Duration::from_secs(8)));
-    scene.wait_until_runs("frozen", 3);
+    scene.gateway.wait_until_busy("frozen", 3);
     start(&mut scene, "heir");
     scene.workers[0].signal(Signal::SIGSTOP);
     for task in &tasks {
         scene.workers[1].wait_for_line(&format!("starts task {task}"), SOON);
     }
-    let acknowledged = count(&scene, Kind::ShareAcknowledge);
+    let acknowledged = scene.rig.count(Kind::ShareAcknowledge, "lastcall-worker");
     scene.workers[0].signal(Signal::SIGCONT);
     scene.workers[0].wait_for_lines("lost the lock of task", 3, SOON);
     wait(Duration::from_secs(1));
@@ -137,7 +137,7 @@ fn a_hanging_accept_delays_no_other_task_and_takes_effect_once() {
     let bites = scene.broker().inject(hang);
     eventually(SOON, "a fetch hangs", || bites.count() == 1);
     let begun = Instant::now();
-    let acknowledged = count(&scene, Kind::ShareAcknowledge);
+    let acknowledged = scene.rig.count(Kind::ShareAcknowledge, "lastcall-worker");
     let mut tasks = vec![first];
     assert_eq!(scene.gateway.analyze("on the connection that has taken over").status, 200);
     assert!(begun.elapsed() < LOCK / 3, "answered {:?} after the fetch began to hang", begun.elapsed());
@@ -181,7 +181,7 @@ fn a_late_take_over_on_a_replaced_connection_loses_no_lock() {
     let workers = vec![started(&rig.worker("holder").env("WORKER_CONCURRENCY", 2))];
     let mut scene = Scene { rig, gateway, workers };
     let tasks = [14, 2].map(|seconds| scene.gateway.submit("held meanwhile", Duration::from_secs(seconds)));
-    scene.wait_until_runs("holder", 2);
+    scene.gateway.wait_until_busy("holder", 2);
     // Delays the fetch with the accept of the second task, and epoch 0 on the second connection. The worker opens a
     // third connection two thirds of a lock (10 s) later; the second one is answered after that.
     let hang =

@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::http::Http;
+use super::{eventually, http::Http};
 
 /// The outcome of one request.
 #[derive(Clone, Debug)]
@@ -37,8 +37,8 @@ pub struct Plan {
     /// Addresses of gateways; the callers are spread over them.
     pub addresses: Vec<String>,
     pub per_second: u32,
-    /// The `work_ms` of each request.
-    pub work: Option<Duration>,
+    /// The `work_ms` of each request; with 0 requests have none.
+    pub work_ms: u64,
 }
 
 /// Callers that send requests until [`Load::finish`].
@@ -76,6 +76,12 @@ impl Load {
     /// Number of correct responses with 200 so far.
     pub fn answered(&self) -> u64 {
         self.told.answered.load(Relaxed)
+    }
+
+    /// Waits until callers get this many more correct responses; fails the test after `limit`.
+    pub fn wait_for(&self, more: u64, limit: Duration) {
+        let before = self.answered();
+        eventually(limit, &format!("callers get {more} results"), || self.answered() >= before + more);
     }
 
     /// Number of responses so far with 503 and a task id: it is unknown whether Kafka has the task.
@@ -124,8 +130,8 @@ fn call(
         }
         let text = format!("request {number} says hello to worker and says goodbye");
         let mut body = json!({ "text": text });
-        if let Some(work) = plan.work {
-            body["work_ms"] = json!(u64::try_from(work.as_millis()).expect("a short time"));
+        if plan.work_ms > 0 {
+            body["work_ms"] = json!(plan.work_ms);
         }
         let sent = Instant::now();
         let answer = match connection.take() {

@@ -29,6 +29,7 @@ use std::{
 };
 
 use ::program::reserved_port::ReservedPort;
+use devbroker::{Action, Bites, Fault, Kind};
 use kafka_protocol::records::Record;
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::{Value, json};
@@ -36,6 +37,7 @@ use serde_json::{Value, json};
 use audit::Audit;
 use broker::Broker;
 use http::{Http, Response};
+use load::{Load, Plan};
 use program::{Launch, Program};
 use turn::Turn;
 
@@ -211,6 +213,24 @@ impl Rig {
         Gateway::start(self.gateway())
     }
 
+    /// Counts requests of this kind from now on, of clients whose id contains `client`. Only in a [`Rig::with_faults`].
+    pub fn count(&self, kind: Kind, client: &str) -> Bites {
+        let nothing = Fault::new(Action::Delay(Duration::ZERO)).at(kind).of_client(client);
+        self.broker().faulty().inject(nothing.every(1, u32::MAX))
+    }
+
+    /// Starts a gateway, then a shipped worker; both are ready.
+    pub fn fleet(self, worker: &str) -> (Rig, Gateway, Program) {
+        self.fleet_with(worker, &[])
+    }
+
+    /// Like [`Rig::fleet`], with environment variables for the gateway.
+    pub fn fleet_with(self, worker: &str, gateway: &[(&str, &str)]) -> (Rig, Gateway, Program) {
+        let launch = gateway.iter().fold(self.gateway(), |launch, (name, value)| launch.env(name, value));
+        let (gateway, worker) = (Gateway::start(launch), self.start_worker(worker));
+        (self, gateway, worker)
+    }
+
     /// The records on `tasks.dead`, with their headers.
     pub fn dead_letters(&self) -> Vec<Record> {
         admin::records(self.broker().address(), &format!("{}.dead", self.tasks()))
@@ -315,6 +335,11 @@ impl Gateway {
         Caller { task: accepted.task_id(), waiting: waiting.expect("a thread starts") }
     }
 
+    /// Starts callers of this gateway: see [`Plan`].
+    pub fn load(&self, per_second: u32, work_ms: u64) -> Load {
+        Load::start(Plan { addresses: vec![self.address.clone()], per_second, work_ms })
+    }
+
     /// Waits for the result of a task.
     pub fn wait_for_result(&self, task: &str, limit: Duration) -> Value {
         eventually_some(limit, &format!("the result of {task}"), || {
@@ -333,6 +358,13 @@ impl Gateway {
                 workers.iter().find(|(_, worker)| worker["current_task"] == task && worker["is_responsive"] == true);
             runs.map(|(id, _)| id.clone())
         })
+    }
+
+    /// Waits until the status of this worker names this many tasks.
+    pub fn wait_until_busy(&self, worker: &str, tasks: usize) {
+        eventually(SOON, &format!("{worker} runs {tasks} tasks"), || {
+            self.fleet()["workers"][worker]["current_tasks"].as_array().is_some_and(|all| all.len() == tasks)
+        });
     }
 
     /// `/workers/status`

@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 
-use super::{START, janitor, signal_process};
+use super::{SOON, START, janitor, signal_process};
 
 /// How to start a program. Its environment has the variables set here, `PATH` and `RUST_BACKTRACE`.
 #[derive(Clone)]
@@ -151,10 +151,18 @@ impl Program {
         now
     }
 
+    /// Sends a signal and waits for the exit with this code.
+    pub fn ends_at(&mut self, signal: Signal, code: i32) -> Exit {
+        self.signal(signal);
+        let exit = self.wait(SOON);
+        assert_eq!(exit.code, Some(code), "{} at {signal}", self.name);
+        exit
+    }
+
     /// Sends SIGKILL and waits for the exit.
     pub fn kill(&mut self) -> Instant {
         let now = self.signal(Signal::SIGKILL);
-        self.wait(Duration::from_secs(10));
+        self.wait(SOON);
         now
     }
 
