@@ -8,7 +8,7 @@ use serde_json::json;
 use super::super::fact::{Answer, Fact, Kind};
 use super::super::judgement::{Conclusion, State};
 use super::super::texts::AFTERWARDS;
-use super::recorded::{Recorded, broken, refused, task_of};
+use super::recorded::{Recorded, alter, broken, refused, task_of};
 
 /// One change, and the text that must appear in a finding of the row or in the reason of an undecided verdict.
 pub(super) struct Mutation {
@@ -50,7 +50,7 @@ const STAYS: &str = "results stay the same";
 const KAFKA: &str = "Kafka is unavailable only by an action";
 const LAG: &str = "no task is left in the queue";
 const READERS: &str = "two readers read the same records";
-const PLANNED: &str = "planned actions took effect";
+pub(super) const PLANNED: &str = "planned actions took effect";
 /// Stands for the verdict, in place of a row.
 const UNDECIDED: &str = "UNDECIDED";
 
@@ -59,6 +59,7 @@ macro_rules! mutations {
         &[$(Mutation { name: $name, row: $row, says: $says, change: $change }),*]
     };
 }
+pub(super) use mutations;
 
 mod service;
 mod stops;
@@ -133,26 +134,10 @@ fn says(it: &mut Recorded, member: &str, value: serde_json::Value) {
 
 fn read_back(it: &mut Recorded, answered: Option<u16>) {
     let mut first = true;
-    it.change(|line| match &mut line.fact {
-        // The second reading.
-        Fact::ReadBack { gateway, status, mark, is_result, .. }
-            if gateway == "gateway_2" && std::mem::take(&mut first) =>
-        {
-            (*status, *mark, *is_result) = (answered, None, false);
-            true
-        }
-        _ => false,
-    });
-}
-
-fn carried(it: &mut Recorded, change: impl Fn(&mut Fact)) {
-    it.change(|line| {
-        let is = matches!(line.fact, Fact::Carried { action: 2, .. });
-        if is {
-            change(&mut line.fact);
-        }
-        is
-    });
+    // The second reading.
+    alter!(it, line: Fact::ReadBack { gateway, status, mark, is_result, .. }
+        if gateway == "gateway_2" && std::mem::take(&mut first)
+        => (*status, *mark, *is_result) = (answered, None, false));
 }
 
 #[test]

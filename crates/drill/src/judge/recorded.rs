@@ -19,6 +19,20 @@ use super::{Circumstances, judge};
 static RECORDED: LazyLock<Vec<Line>> = LazyLock::new(|| read(include_bytes!("recorded.jsonl.gz")));
 static OF_CLUSTER: LazyLock<Vec<Line>> = LazyLock::new(|| read(include_bytes!("recorded_cluster.jsonl.gz")));
 
+/// Changes the facts that match; a run has at least one.
+macro_rules! alter {
+    ($it:expr, $line:ident: $pattern:pat $(if $guard:expr)? => $change:expr) => {
+        $it.change(|$line| match &mut $line.fact {
+            $pattern $(if $guard)? => {
+                $change;
+                true
+            }
+            _ => false,
+        })
+    };
+}
+pub(super) use alter;
+
 fn read(compressed: &[u8]) -> Vec<Line> {
     let mut text = String::new();
     GzDecoder::new(compressed).read_to_string(&mut text).expect("a compressed text");
@@ -174,26 +188,14 @@ impl Recorded {
     }
 
     pub(super) fn exit(&mut self, of: &Done, mut change: impl FnMut(&mut Line)) {
-        self.change(|line| {
-            let is = matches!(&line.fact, Fact::Exited { process, .. } if *process == of.process && line.at == of.exit);
-            if is {
-                change(line);
-            }
-            is
-        });
+        alter!(self, line: Fact::Exited { process, .. }
+            if *process == of.process && line.at == of.exit => change(line));
     }
 
     /// Delays the exit of a gateway, and its next start.
     pub(super) fn linger(&mut self, of: &Done, by: f64) {
-        self.change(|line| {
-            let is = match &line.fact {
-                Fact::Exited { process, .. } | Fact::Started { process, .. } => *process == of.process,
-                _ => false,
-            };
-            let moves = is && (of.exit..of.exit + 2.0).contains(&line.at);
-            line.at += if moves { by } else { 0.0 };
-            moves
-        });
+        alter!(self, line: Fact::Exited { process, .. } | Fact::Started { process, .. }
+            if *process == of.process && (of.exit..of.exit + 2.0).contains(&line.at) => line.at += by);
     }
 
     /// Changes the receipt of a stop, on the output and on the topic.
@@ -257,13 +259,7 @@ impl Recorded {
     }
 
     pub(super) fn answer(&mut self, number: u64, with: &Answer) {
-        self.change(|line| match &mut line.fact {
-            Fact::Answered { number: of, answer, .. } if *of == number => {
-                *answer = with.clone();
-                true
-            }
-            _ => false,
-        });
+        alter!(self, line: Fact::Answered { number: of, answer, .. } if *of == number => *answer = with.clone());
     }
 
     /// Removes every trace of a task except its acceptance.

@@ -40,13 +40,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         let stop = it.idle_stop();
         let task = it.task();
         it.put(stop.at - 0.2, Fact::RunBegan { worker: stop.process, task_id: task.id.clone(), delivery: 1 });
-        it.change(|line| match &mut line.fact {
-            Fact::Submitted { number, work_ms, .. } if *number == task.number => {
-                *work_ms = Some(400);
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::Submitted { number, work_ms, .. } if *number == task.number => *work_ms = Some(400));
     };
     "worker did not end" => BUSY, "got a signal and has not ended": |it| {
         let stop = it.idle_stop();
@@ -97,25 +91,13 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
     };
     "shutdown_completed without a receipt" => SAID, "without a receipt": |it| {
         let stop = it.idle_stop();
-        it.change(|line| {
-            let is = is_notice(line, &stop.process, "shutdown_completed", stop.at, stop.exit);
-            if let (true, Fact::Notified { receipt, .. }) = (is, &mut line.fact) {
-                *receipt = None;
-            }
-            is
-        });
+        alter!(it, line: Fact::Notified { worker, receipt: receipt @ Some(_), .. }
+            if *worker == stop.process && (stop.at - 0.01..stop.exit + 0.5).contains(&line.at) => *receipt = None);
     };
     "stop without any receipt" => RECEIPTS, "left no receipt": |it| {
         let stop = it.idle_stop();
-        it.change(|line| match &mut line.fact {
-            Fact::Exited { process, receipt, .. } | Fact::Notified { worker: process, receipt, .. }
-                if *process == stop.process && (stop.at..stop.exit + 0.01).contains(&line.at) =>
-            {
-                *receipt = None;
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::Exited { process, receipt, .. } | Fact::Notified { worker: process, receipt, .. }
+            if *process == stop.process && (stop.at..stop.exit + 0.01).contains(&line.at) => *receipt = None);
     };
     "receipt without worker_id" => RECEIPTS, "missing field `worker_id`": |it| without(it, "worker_id");
     "receipt without signal" => RECEIPTS, "missing field `signal`": |it| without(it, "signal");

@@ -33,24 +33,14 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
     };
     "result on the topic is wrong" => RIGHT, "a result on the topic is wrong: words is 1": |it| {
         let task = it.task();
-        it.change(|line| match &mut line.fact {
-            Fact::RunEnded { task_id, fault, .. } if *task_id == task.id => {
-                *fault = Some("words is 1".to_owned());
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::RunEnded { task_id, fault, .. }
+            if *task_id == task.id => *fault = Some("words is 1".to_owned()));
     };
     "two results of one task differ" => RIGHT, "the results of one task differ": |it| {
         let task = it.task();
         it.run(&task.id, &task.worker, task.answered + 1.0);
-        it.change(|line| match &mut line.fact {
-            Fact::RunEnded { task_id, digest, .. } if *task_id == task.id && line.at > task.answered => {
-                *digest = "00000000".to_owned();
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::RunEnded { task_id, digest, .. }
+            if *task_id == task.id && line.at > task.answered => *digest = "00000000".to_owned());
     };
     "poison task was answered" => RIGHT, "its handler fails each time": |it| {
         let (number, id) = poison(it);
