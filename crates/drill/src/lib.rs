@@ -61,8 +61,6 @@ mod process;
 mod receipt;
 mod report;
 mod run;
-#[cfg(test)]
-mod sample;
 mod schedule;
 mod spans;
 mod starts;

@@ -214,22 +214,30 @@ pub(super) fn last(verdict: &Verdict) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
+    use super::super::judge::recorded::{Recorded, findings};
     use super::*;
+
+    fn held() -> Verdict {
+        Recorded::new().judged()
+    }
+
+    fn broken() -> Verdict {
+        Recorded::lossy().judged()
+    }
 
     #[test]
     fn held_verdict_fits_a_screen() {
-        let lines = lines(&sample::held(), 80);
+        let lines = lines(&held(), 80);
         assert!(lines.len() <= 26, "{lines:#?}");
         let (_, others) = lines.split_last().expect("a last line");
         assert!(others.iter().all(|line| columns(line) <= 80), "{lines:#?}");
         assert!(lines.iter().any(|line| line.contains("P8") && line.contains("< 0.5 s") && line.ends_with("held")));
-        assert!(lines.iter().any(|line| line.contains("kill-worker 4/4 (3 busy)")));
+        assert!(lines.iter().any(|line| line.contains("kill-worker 2/2 (2 busy)")));
     }
 
     #[test]
     fn narrow_screen_gets_a_list_without_cuts() {
-        let lines = lines(&sample::held(), 40);
+        let lines = lines(&held(), 40);
         let (last, others) = lines.split_last().expect("a last line");
         assert!(others.iter().all(|line| columns(line) <= 40), "{others:#?}");
         assert!(last.starts_with("verdict: HELD: "), "{last}");
@@ -238,7 +246,9 @@ mod tests {
 
     #[test]
     fn last_line_has_its_exact_form() {
-        let mut verdict = sample::held();
+        let mut verdict = held();
+        verdict.totals = Totals { sent: 160, answered: 160, ..Totals::default() };
+        verdict.rows.iter_mut().find(|row| row.name == DUPLICATES).expect("the row").count = 3;
         let line = "verdict: HELD: 160 sent, 160 answered, 0 lost, 0 wrong, ";
         assert_eq!(last(&verdict), format!("{line}3 duplicate runs, explained"));
         verdict.rows.iter_mut().find(|row| row.name == DUPLICATES).expect("the row").count = 0;
@@ -253,16 +263,18 @@ mod tests {
         assert_eq!(last(&verdict), format!("verdict: UNDECIDED: Kafka\\ncould not be read {sums}"));
         verdict.conclusion = Conclusion::CouldNotRun("no gateway".to_owned());
         assert_eq!(last(&verdict), format!("verdict: COULD NOT RUN: no gateway {sums}"));
-        let broken = "verdict: BROKEN: no task is lost (2), tasks of a killed worker start elsewhere (1) (160 sent, 158 answered)";
-        assert_eq!(last(&sample::broken()), broken);
+        let mut verdict = Verdict { totals: verdict.totals, ..broken() };
+        (verdict.rows[1].state, verdict.rows[1].findings) = (State::Broken, findings(1, 1));
+        let broken = "verdict: BROKEN: no task is lost (2), every result can be fetched (1) ";
+        assert_eq!(last(&verdict), format!("{broken}{sums}"));
     }
 
     #[test]
     fn findings_have_ids_and_lines_and_the_rest_is_counted() {
-        let mut verdict = sample::broken();
+        let mut verdict = broken();
         let lines_of = |verdict: &Verdict| lines(verdict, 200).join("\n");
-        assert!(lines_of(&verdict).contains("ledger lines 12, 40"), "{}", lines_of(&verdict));
-        verdict.rows[0].findings = sample::findings(10_000, 7);
+        assert!(lines_of(&verdict).contains("ledger lines 1144, 1145, 2767"), "{}", lines_of(&verdict));
+        verdict.rows[0].findings = findings(10_000, 7);
         let text = lines_of(&verdict);
         assert!(text.contains("\n  and 9990 more") && text.contains(", and 2 more; "), "{text}");
         assert!(lines(&verdict, 200).len() < 60);
@@ -270,7 +282,7 @@ mod tests {
 
     #[test]
     fn text_from_outside_cannot_fake_a_line() {
-        let mut verdict = sample::broken();
+        let mut verdict = broken();
         verdict.rows[0].findings[0].ids = vec!["a\nverdict: HELD: \u{1b}[2J".to_owned()];
         verdict.plan = "p\r\n".to_owned();
         let lines = lines(&verdict, 80);
@@ -280,7 +292,7 @@ mod tests {
 
     #[test]
     fn empty_verdict_has_its_last_line() {
-        let verdict = Verdict { rows: Vec::new(), faults: Vec::new(), ledger: String::new(), ..sample::held() };
+        let verdict = Verdict { rows: Vec::new(), faults: Vec::new(), ledger: String::new(), ..held() };
         assert_eq!(lines(&verdict, 120).len(), 3);
         assert_eq!(lines(&verdict, 0).last(), Some(&last(&verdict)));
     }

@@ -26,7 +26,7 @@ mod gateways;
 mod mutations;
 mod receipts;
 #[cfg(test)]
-mod recorded;
+pub(super) mod recorded;
 #[cfg(test)]
 mod sample;
 mod service;

@@ -1,4 +1,5 @@
-//! Two ledgers of real runs, and the changes that the tables of mutations make to them.
+//! Two ledgers of real runs, and the changes that the tables of mutations make to them. The tests of the pages use
+//! them, too.
 //!
 //! The plans beside this file made them on the embedded broker. Short ids keep the files small:
 //! `drill run crates/drill/src/judge/recorded.toml --seed 1`, then
@@ -12,7 +13,7 @@ use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 
 use super::super::fact::{Answer, Fact, Kind, Line};
-use super::super::judgement::{Row, State, Verdict};
+use super::super::judgement::{Finding, Row, State, Verdict};
 use super::super::texts::AFTERWARDS;
 use super::{Circumstances, judge};
 
@@ -40,15 +41,15 @@ fn read(compressed: &[u8]) -> Vec<Line> {
 }
 
 #[derive(Clone)]
-pub(super) struct Recorded {
-    pub(super) lines: Vec<Line>,
+pub(crate) struct Recorded {
+    pub(crate) lines: Vec<Line>,
 }
 
 /// A plain short task from a time without actions; times are seconds of the run.
 #[derive(Clone, Debug)]
-pub(super) struct Calm {
+pub(crate) struct Calm {
     pub(super) number: u64,
-    pub(super) id: String,
+    pub(crate) id: String,
     pub(super) worker: String,
     pub(super) gateway: String,
     pub(super) accepted: f64,
@@ -82,13 +83,23 @@ pub(super) fn refused(status: u16) -> Answer {
 }
 
 impl Recorded {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { lines: RECORDED.clone() }
     }
 
     /// The ledger of a run with a broker of three nodes.
     pub(super) fn of_cluster() -> Self {
         Self { lines: OF_CLUSTER.clone() }
+    }
+
+    /// The run without the results of two tasks, `t296` and `t297`.
+    pub(crate) fn lossy() -> Self {
+        let mut it = Self::new();
+        for task in it.calm().into_iter().skip(4).take(2) {
+            it.forget_runs(&task.id);
+            it.answer(task.number, &Answer { task_id: Some(task.id), status: Some(504), ..Answer::of(Kind::Accepted) });
+        }
+        it
     }
 
     pub(super) fn load(&self) -> f64 {
@@ -146,7 +157,7 @@ impl Recorded {
         Some(Calm { number, id, worker, gateway, accepted, began, answered: answered.at })
     }
 
-    pub(super) fn task(&self) -> Calm {
+    pub(crate) fn task(&self) -> Calm {
         self.calm().into_iter().nth(3).expect("a calm task")
     }
 
@@ -304,10 +315,20 @@ impl Recorded {
         });
     }
 
-    pub(super) fn judged(&self) -> Verdict {
+    pub(crate) fn judged(&self) -> Verdict {
         let circumstances = Circumstances::of(&self.lines, String::new()).expect("a last line");
         judge(&self.lines, &circumstances)
     }
+}
+
+/// `count` findings with `ids` tasks each.
+pub(crate) fn findings(count: usize, ids: usize) -> Vec<Finding> {
+    let finding = |number| Finding {
+        what: "was accepted and has no result".to_owned(),
+        ids: (0..ids).map(|beside| format!("t{}", number + beside)).collect(),
+        lines: vec![number],
+    };
+    (1..=count).map(finding).collect()
 }
 
 pub(super) fn broken(verdict: &Verdict) -> Vec<&Row> {

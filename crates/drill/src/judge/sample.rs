@@ -9,7 +9,6 @@ use lastcall::task::Receipt;
 
 use super::super::fact::{Answer, Begin, Ending, Fact, Kind, Line};
 use super::super::judgement::{Row, State, Verdict};
-use super::super::sample::{id, submitted};
 use super::super::texts::AFTERWARDS;
 use super::{Circumstances, judge};
 
@@ -24,6 +23,11 @@ pub(super) const AUDIT: f64 = 21.0;
 pub(super) struct Sample {
     pub(super) lines: Vec<Line>,
     offset: i64,
+}
+
+/// The task id of a request, a UUIDv7 as in a real run.
+pub(super) fn id(number: u64) -> String {
+    format!("0190163d-8694-739b-8ea5-{number:012x}")
 }
 
 fn digest(number: u64) -> String {
@@ -279,7 +283,8 @@ impl Sample {
 
     pub(super) fn submit(&mut self, number: u64, at: f64, work_ms: u64) -> &mut Self {
         let gateway = format!("gateway_{}", 1 + number % 2);
-        self.put(at, submitted(number, &gateway, Some(work_ms)))
+        let (work_ms, repeats, asynchronous, poison) = (Some(work_ms), None, false, false);
+        self.put(at, Fact::Submitted { number, gateway, work_ms, repeats, asynchronous, poison })
     }
 
     pub(super) fn accept(&mut self, number: u64, at: f64) -> &mut Self {

@@ -10,14 +10,13 @@ use lastcall::task::Receipt;
 
 use super::super::fact::{Answer, Ending, Fact, Kind};
 use super::super::judgement::{Conclusion, State};
-use super::super::sample::id;
 use super::super::texts::AFTERWARDS;
 use super::Circumstances;
 use super::mutations::{
     AWAY, BUSY as BUSY_STOP, CODES, CUT, DEADLINE, GATEWAY, GIVEN_UP, HUNG as AFTER_FREEZE, IDLE, IN_TIME,
     KILLED as AFTER_KILL, KNOWS, LOST, RECEIPTS, RESTARTED, RIGHT, SAID, SECOND, TWICE,
 };
-use super::sample::{KILLED, Sample, abandoned, drained, forced};
+use super::sample::{KILLED, Sample, abandoned, drained, forced, id};
 
 const NONE: [&str; 0] = [];
 
