@@ -23,7 +23,7 @@
 //! | `receipt` | the receipt of a stopped worker, read strictly |
 //! | `evidence` with `spans`, `judge`, `judgement` | the ordered ledger, the promises, the verdict |
 //! | `display` with `report`, `console`; `paper`, `html`, `output` | progress and verdict for people and machines |
-//! | `timeline`, `columns` | data of the timeline; width of text on a terminal |
+//! | `timeline` | data of the timeline |
 
 mod account;
 mod asker;
@@ -32,7 +32,6 @@ mod broker;
 mod broker_work;
 mod cli;
 mod clock;
-mod columns;
 mod command;
 mod console;
 mod director;

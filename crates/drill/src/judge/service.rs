@@ -247,7 +247,8 @@ fn is_served(answer: &Answer) -> bool {
 
 /// A task starts as soon as a worker has a free handler.
 fn starts(evidence: &Evidence<'_>) -> Row {
-    let mut tally = Tally::new("-", "tasks start in time", "< 1 s, after a stop 2 s, a hang 20 s");
+    let mut tally = Tally::new("-", "tasks start in time", "< 1 s, 2 s or 20 s");
+    tally.note.push("usually, after a stop, after a hang".to_owned());
     // Without the journal, the result alone dates a first start.
     if !evidence.sees_starts {
         return tally.row();
