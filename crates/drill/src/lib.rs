@@ -84,7 +84,6 @@ use program::logging;
 use program::signals::Signals;
 
 use console::Console;
-use judge::Circumstances;
 use ledger::Ledger;
 
 /// Runs, watches or judges as configured, until the end or a signal.
@@ -110,12 +109,12 @@ fn judge_again(config: &JudgeConfig, mut console: Console) -> ExitCode {
             return ExitCode::Fatal;
         }
     };
-    let Some(circumstances) = Circumstances::of(ledger.lines(), config.ledger.display().to_string()) else {
+    if !judge::is_finished(ledger.lines()) {
         let what = "has no last line: the run still goes on, or it ended before its verdict";
         console.error(&format!("{} {what}", config.ledger.display()));
         return ExitCode::Fatal;
-    };
-    let verdict = judge::judge(ledger.lines(), &circumstances);
+    }
+    let verdict = judge::judge(ledger.lines(), config.ledger.display().to_string());
     if let Err(why) = output::write(&config.outputs, ledger.lines(), &verdict) {
         console.error(&why);
         return ExitCode::Fatal;

@@ -44,7 +44,7 @@ use super::fact::{Begin, Ending, Fact, Line};
 use super::fleet::{Fleet, Teller};
 use super::history::History;
 use super::http::Client;
-use super::judge::{self, Circumstances};
+use super::judge;
 use super::judgement::{Conclusion, Verdict};
 use super::ledger::Ledger;
 use super::load::{Load, LoadOptions};

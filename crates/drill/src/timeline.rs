@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::evidence::{Evidence, Life, Run, Story};
 use super::fact::{Fact, Kind, Line};
-use super::judgement::Verdict;
+use super::judgement::{Verdict, percentile};
 
 /// Most tasks on the page, besides those of the findings: the page then has about 4 MB.
 pub(super) const TASKS: usize = 15_000;
@@ -265,11 +265,10 @@ fn load(lines: &[Line], end: f64) -> Load {
     let mut load = Load { width, ..Load::default() };
     for (others, mut latencies) in bars {
         latencies.sort_by(f64::total_cmp);
-        let rank = (latencies.len() * 99).div_ceil(100).max(1) - 1;
         load.answered.push(latencies.len() as u32);
         load.others.push(others);
         // Milliseconds are rounded as seconds are.
-        load.p99.push(second(latencies.get(rank).copied().unwrap_or_default()));
+        load.p99.push(second(percentile(&latencies, 99).copied().unwrap_or_default()));
     }
     load
 }

@@ -6,7 +6,7 @@
 
 use super::super::evidence::outages::{self, Means, Outage, is_cluster};
 use super::super::evidence::{Evidence, Life, MOMENT, Story};
-use super::super::judgement::{Finding, Row};
+use super::super::judgement::{Finding, Row, percentile};
 use super::{Tally, crashes, service, shown};
 
 /// Bound after an orderly move or stop, beyond the time in which Kafka reads its share state again.
@@ -86,8 +86,7 @@ fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
     }
     elsewhere.sort_by(|(one, ..), (other, ..)| one.total_cmp(other));
     others.count = elsewhere.len() as u64;
-    let percentile = (elsewhere.len() * 99).div_ceil(100).max(1) - 1;
-    if let Some((took, id, story)) = elsewhere.get(percentile) {
+    if let Some((took, id, story)) = percentile(&elsewhere, 99) {
         others.worst = shown(*took);
         if *took > elsewhere_bound {
             let what = format!("a task waited for {}, though its partition's leader was available", shown(*took));

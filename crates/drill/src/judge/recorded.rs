@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::super::fact::{Answer, Fact, Kind, Line};
 use super::super::judgement::{Finding, Row, State, Verdict};
 use super::super::texts::AFTERWARDS;
-use super::{Circumstances, judge};
+use super::{is_finished, judge};
 
 static RECORDED: LazyLock<Vec<Line>> = LazyLock::new(|| read(include_bytes!("recorded.jsonl.gz")));
 static OF_CLUSTER: LazyLock<Vec<Line>> = LazyLock::new(|| read(include_bytes!("recorded_cluster.jsonl.gz")));
@@ -316,8 +316,8 @@ impl Recorded {
     }
 
     pub(crate) fn judged(&self) -> Verdict {
-        let circumstances = Circumstances::of(&self.lines, String::new()).expect("a last line");
-        judge(&self.lines, &circumstances)
+        assert!(is_finished(&self.lines));
+        judge(&self.lines, String::new())
     }
 }
 

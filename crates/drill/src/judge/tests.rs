@@ -8,10 +8,9 @@ use serde_json::json;
 
 use lastcall::task::Receipt;
 
-use super::super::fact::{Answer, Ending, Fact, Kind};
+use super::super::fact::{Answer, Ending, Fact, Kind, Line};
 use super::super::judgement::{Conclusion, State};
 use super::super::texts::AFTERWARDS;
-use super::Circumstances;
 use super::mutations::{
     AWAY, BUSY as BUSY_STOP, CODES, CUT, DEADLINE, GATEWAY, GIVEN_UP, HUNG as AFTER_FREEZE, IDLE, IN_TIME,
     KILLED as AFTER_KILL, KNOWS, LOST, RECEIPTS, RESTARTED, RIGHT, SAID, SECOND, TWICE,
@@ -57,19 +56,27 @@ fn restart(sample: &mut Sample, worker: &str, at: f64) {
 
 // ---- the run as a whole ----
 
+fn unaudited(line: &mut Line) {
+    if let Fact::End(ending) = &mut line.fact {
+        ending.audited = false;
+    }
+}
+
 #[test]
 fn run_without_an_audit_or_an_answer_is_not_held() {
     let sample = changed(|sample| {
         sample.remove(|fact| matches!(fact, Fact::Lag { .. } | Fact::Accepted { .. } | Fact::RunEnded { .. }));
+        sample.change(unaudited);
     });
-    let verdict = sample.judged_when(&Circumstances::default());
+    let verdict = sample.judged();
     assert!(matches!(verdict.conclusion, Conclusion::Undecided(_)), "{verdict:#?}");
     assert!(verdict.rows.iter().all(|row| row.state != State::Broken), "{verdict:#?}");
     // The lag was read, and then Kafka failed: an unread task is not lost.
     let sample = changed(|sample| {
         sample.remove(|fact| is_run_of(fact, 50));
+        sample.change(unaudited);
     });
-    let verdict = sample.judged_when(&Circumstances::default());
+    let verdict = sample.judged();
     assert!(matches!(verdict.conclusion, Conclusion::Undecided(_)), "{verdict:#?}");
     let mut sample = Sample::calm();
     let refused = Answer { why: Some("503 full".to_owned()), ..Answer::of(Kind::Refused) };
@@ -362,7 +369,7 @@ fn second_signal_without_tasks_in_flight_allows_exit_code_0() {
     let mut lines = sample.ordered();
     let exit = lines.iter().position(|line| (line.at - 15.04).abs() < 1e-9).expect("its end");
     lines.swap(exit, exit + 1);
-    let verdict = super::judge(&lines, &Circumstances { audited: true, ..Circumstances::default() });
+    let verdict = super::judge(&lines, String::new());
     assert_eq!(verdict.conclusion, Conclusion::Held, "{:#?}", verdict.rows);
 }
 

@@ -125,6 +125,10 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         let stop = it.idle_stop();
         it.receipt(&stop, |receipt| receipt["phases_ms"]["close"] = json!(4000));
     };
+    "phases of a receipt leave a gap" => RECEIPTS, "has phases of 0 ms in a total of 5000 ms": |it| {
+        says(it, "phases_ms", json!({ "drain": 0, "total": 5000 }));
+    };
+    "phases of a receipt have no total" => RECEIPTS, "has no total": |it| says(it, "phases_ms", json!({ "drain": 40 }));
     "receipt has a total that is too long" => RECEIPTS, "its receipt says 2.0 s": |it| {
         let stop = it.idle_stop();
         it.receipt(&stop, |receipt| receipt["phases_ms"] = json!({ "drain": 1990, "total": 2000 }));
