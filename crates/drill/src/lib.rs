@@ -22,7 +22,7 @@
 //! | `audit`, `witness` | the records on the topics |
 //! | `receipt` | the receipt of a stopped worker, read strictly |
 //! | `evidence` with `spans`, `judge`, `judgement` | the ordered ledger, the promises, the verdict |
-//! | `display` with `report`, `console`; `paper`, `html`, `output` | progress and verdict for people and machines |
+//! | `display`, `console`; `paper`, `html`, `output` | progress and verdict for people and machines |
 //! | `timeline` | data of the timeline |
 
 mod account;
@@ -58,7 +58,6 @@ mod place;
 mod plan;
 mod process;
 mod receipt;
-mod report;
 mod run;
 mod schedule;
 mod spans;
