@@ -3,7 +3,7 @@
 use super::super::fact::{Fact, Led};
 use super::super::judgement::{Conclusion, State};
 use super::cluster::{OTHERS, SERVED, WORKS};
-use super::mutations::{Mutation, PLANNED, TWICE, mutations, undetected};
+use super::mutations::{Mutation, PLANNED, TWICE, by, mutations, undetected};
 use super::recorded::{Recorded, alter, broken};
 
 const SECOND_MOVE: u32 = 2;

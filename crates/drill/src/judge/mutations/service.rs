@@ -10,9 +10,9 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             | Fact::Started { process, .. } | Fact::Signalled { process, .. } if *process == stop.process));
         alter!(it, line: Fact::End(_) => line.at += 60.0);
     };
-    "gateway hung after its last answer" => GATEWAY, "after its last answer; its bound was 1 s": |it| {
+    "gateway hung after its last answer" => GATEWAY, "after its last answer; its bound was 1 s", 1.1 not 0.9: |it, by| {
         let stop = it.first("restart-gateway");
-        it.linger(&stop, 1.5);
+        it.linger(&stop, by);
     };
     "gateway stopped with exit code 1" => GATEWAY, "stopped with exit code 1; expected 0": |it| {
         let stop = it.first("restart-gateway");
@@ -97,9 +97,9 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         alter!(it, line: Fact::Answered { number, .. }
             if numbers.contains(number) && (back..back + 3.5).contains(&line.at) => line.at = back + 3.6);
     };
-    "task started 3 s after its acceptance" => IN_TIME, "after it was accepted; a worker was free for": |it| {
+    "task started late" => IN_TIME, "after it was accepted; a worker was free for", 1.1 not 0.9: |it, by| {
         let task = it.task();
-        it.delay(&task.id, task.number, task.began, 3.0);
+        it.delay(&task.id, task.number, task.began, by);
     };
     "records that a stopped worker had fetched stayed locked" => IN_TIME, "after it was accepted; a worker was free for": |it| {
         let stop = it.idle_stop();
@@ -107,9 +107,9 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         alter!(it, line: Fact::Accepted { task_id, .. } if *task_id == task.id => line.at = stop.at - 0.005);
         it.delay(&task.id, task.number, task.began, 5.0 - (task.began - stop.at));
     };
-    "answer came 2 s after its result" => FOLLOWS, "after its result was in Kafka": |it| {
+    "answer came late" => FOLLOWS, "after its result was in Kafka", 1.1 not 0.9: |it, by| {
         let task = it.task();
-        alter!(it, line: Fact::Answered { number, .. } if *number == task.number => line.at += 2.0);
+        alter!(it, line: Fact::Answered { number, .. } if *number == task.number => line.at += by);
     };
     "one probe was not answered" => PROBED, "was not answered, though all faults were over": |it| {
         it.answer(AFTERWARDS + 1, &Answer { status: Some(504), ..Answer::of(Kind::Accepted) });
@@ -117,8 +117,8 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
     "no probe was answered" => PROBED, "was not answered, though all faults were over": |it| {
         alter!(it, line: Fact::Answered { number: AFTERWARDS.., answer, .. } => *answer = refused(503));
     };
-    "one probe took 3 s" => PROBED, "though all faults were over": |it| {
-        alter!(it, line: Fact::Answered { number, .. } if *number == AFTERWARDS + 2 => line.at += 3.0);
+    "one probe took too long" => PROBED, "though all faults were over", 2.1 not 0.9: |it, by| {
+        alter!(it, line: Fact::Answered { number, .. } if *number == AFTERWARDS + 2 => line.at += by);
     };
     "two gateways returned different results" => STAYS, "differs from the result before": |it| {
         alter!(it, line: Fact::ReadBack { gateway, mark, .. }

@@ -97,6 +97,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
     "second start is only in the journal" => TWICE, "unexplained": |it| {
         let task = it.task();
         let worker = it.other(&task.worker);
+        // The broker is frozen and killed later, which explains nothing.
         it.put(task.began + 0.002, Fact::RunBegan { worker, task_id: task.id, delivery: 1 });
     };
     "tasks were sent again long after an outage" => TWICE, "unexplained": |it| {
@@ -143,6 +144,10 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             it.put(ended - 0.006, Fact::RunBegan { worker, task_id, delivery: 1 });
             it.run(&task.id, &it.other(&kill.process), kill.at + 0.1);
         }
+    };
+    "abandoned task that no receipt lists ran twice" => TWICE, "unexplained": |it| {
+        let stop = it.deadline();
+        it.receipt(&stop, |receipt| receipt["tasks_abandoned"] = json!([]));
     };
     "kill at another time explains no second run" => TWICE, "unexplained": |it| {
         let kill = it.first("kill-worker");
