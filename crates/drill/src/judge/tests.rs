@@ -4,31 +4,19 @@ mod commands;
 mod faults;
 mod hearsay;
 
-use serde_json::json;
-
 use lastcall::task::Receipt;
 
-use super::super::fact::{Answer, Ending, Fact, Kind, Line};
+use super::super::fact::{Answer, Fact, Kind};
 use super::super::judgement::{Conclusion, State};
 use super::super::texts::AFTERWARDS;
 use super::mutations::{
     AWAY, BUSY as BUSY_STOP, CODES, CUT, DEADLINE, GATEWAY, GIVEN_UP, HUNG as AFTER_FREEZE, IDLE, IN_TIME,
     KILLED as AFTER_KILL, KNOWS, LOST, RECEIPTS, RIGHT, SAID, SECOND, TWICE,
 };
-use super::sample::{KILLED, Sample, drained, forced, id};
+use super::recorded::{Recorded, alter};
+use super::sample::{KILLED, Sample, abandoned, drained, forced, id};
 
 const NONE: [&str; 0] = [];
-
-fn changed(change: impl FnOnce(&mut Sample)) -> Sample {
-    let mut sample = Sample::healthy();
-    change(&mut sample);
-    sample
-}
-
-/// Whether a fact is a start or a result of this task.
-fn is_run_of(fact: &Fact, number: u64) -> bool {
-    matches!(fact, Fact::RunBegan { task_id, .. } | Fact::RunEnded { task_id, .. } if *task_id == id(number))
-}
 
 fn of(outcome: Kind, number: u64) -> Answer {
     Answer { task_id: Some(id(number)), status: Some(504), ..Answer::of(outcome) }
@@ -52,28 +40,21 @@ fn restart(sample: &mut Sample, worker: &str, at: f64) {
 
 // ---- the run as a whole ----
 
-fn unaudited(line: &mut Line) {
-    if let Fact::End(ending) = &mut line.fact {
-        ending.audited = false;
-    }
-}
-
 #[test]
 fn run_without_an_audit_or_an_answer_is_not_held() {
-    let sample = changed(|sample| {
-        sample.remove(|fact| matches!(fact, Fact::Lag { .. } | Fact::Accepted { .. } | Fact::RunEnded { .. }));
-        sample.change(unaudited);
-    });
-    let verdict = sample.judged();
-    assert!(matches!(verdict.conclusion, Conclusion::Undecided(_)), "{verdict:#?}");
-    assert!(verdict.rows.iter().all(|row| row.state != State::Broken), "{verdict:#?}");
+    let mut it = Recorded::new();
+    alter!(it, line: Fact::End(ending) => ending.audited = false);
     // The lag was read, and then Kafka failed: an unread task is not lost.
-    let sample = changed(|sample| {
-        sample.remove(|fact| is_run_of(fact, 50));
-        sample.change(unaudited);
+    let mut unread = it.clone();
+    unread.forget_runs(&it.task().id);
+    it.remove(|line| {
+        matches!(line.fact, Fact::Lag { .. } | Fact::Accepted { .. } | Fact::RunEnded { .. } | Fact::Dead { .. })
     });
-    let verdict = sample.judged();
-    assert!(matches!(verdict.conclusion, Conclusion::Undecided(_)), "{verdict:#?}");
+    for it in [it, unread] {
+        let verdict = it.judged();
+        assert!(matches!(verdict.conclusion, Conclusion::Undecided(_)), "{verdict:#?}");
+        assert!(verdict.rows.iter().all(|row| row.state != State::Broken), "{verdict:#?}");
+    }
     let mut sample = Sample::calm();
     let refused = Answer { why: Some("503 full".to_owned()), ..Answer::of(Kind::Refused) };
     sample.remove(|fact| matches!(fact, Fact::Accepted { .. } | Fact::RunBegan { .. } | Fact::RunEnded { .. }));
@@ -87,16 +68,11 @@ fn run_without_an_audit_or_an_answer_is_not_held() {
 
 #[test]
 fn run_that_was_cut_short_can_be_held() {
-    let sample = changed(|sample| {
-        sample.change(|line| {
-            if let Fact::End(Ending { cut_short, .. }) = &mut line.fact {
-                *cut_short = true;
-            }
-        });
-        // An action that was under way.
-        sample.remove(|fact| matches!(fact, Fact::Carried { action: 2, .. }));
-    });
-    let verdict = sample.judged();
+    let mut it = Recorded::new();
+    alter!(it, line: Fact::End(ending) => ending.cut_short = true);
+    // An action that was under way.
+    it.remove(|line| matches!(line.fact, Fact::Carried { action: 2, .. }));
+    let verdict = it.judged();
     assert!(verdict.cut_short && verdict.conclusion == Conclusion::Held, "{verdict:#?}");
 }
 
@@ -272,26 +248,17 @@ fn second_signal_without_tasks_in_flight_allows_exit_code_0() {
 }
 
 #[test]
-fn stop_while_kafka_is_unavailable_has_its_own_bound() {
-    let stop = |took: f64, code: u8| {
+fn idle_worker_stops_within_five_seconds_without_kafka() {
+    let stop = |took: f64, receipt: &Receipt| {
         let mut sample = Sample::calm();
         sample.kill("broker", 12.0).start("broker", 18.4);
-        let receipt = Receipt { exit_code: code, ..drained("worker_1", took) };
-        sample.stop_with("worker_1", 12.5, took, &receipt).start("worker_1", 19.0);
-        sample.remove(|fact| matches!(fact, Fact::Notified { status, .. } if status == "shutdown_started"));
-        sample.change(|line| {
-            if let Fact::Exited { receipt: Some(receipt), .. } = &mut line.fact
-                && receipt["exit_code"] == 3
-            {
-                receipt["outcome"] = json!("abandoned");
-            }
-        });
-        sample.broken().into_iter().filter(|name| ![SAID, RECEIPTS].contains(name)).collect::<Vec<_>>()
+        sample.stop_with("worker_1", 12.5, took, receipt).start("worker_1", 19.0);
+        sample.broken()
     };
-    assert_eq!(stop(4.9, 0), NONE);
-    assert_eq!(stop(5.2, 0), [AWAY]);
+    assert_eq!(stop(4.9, &drained("worker_1", 4.9)), NONE);
+    assert_eq!(stop(5.2, &drained("worker_1", 5.2)), [AWAY]);
     // The worker had no task that it could abandon.
-    assert_eq!(stop(4.9, 3), [CODES]);
+    assert_eq!(stop(4.9, &abandoned("worker_1", 4.9, &[])), [CODES]);
 }
 
 #[test]

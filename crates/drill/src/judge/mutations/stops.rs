@@ -65,7 +65,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         let stop = it.first("second-signal");
         it.later(&stop, 1.2);
     };
-    "stop without Kafka took longer" => AWAY, "its bound was", 6.0 not 3.0: |it, by| {
+    "stop without Kafka took longer" => AWAY, "its bound was 5.0 s", 3.6 not 3.3: |it, by| {
         let stop = it.done("stop-worker").pop().expect("the last one stops without Kafka");
         it.later(&stop, by);
     };
