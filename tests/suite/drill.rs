@@ -50,7 +50,7 @@ fn watch_holds_the_promises_of_a_fleet_with_a_stopped_and_a_killed_worker() {
     ]);
     drill.wait_for_line("🚀 replacement: worker_started", SOON);
     drill.wait_for_line("a fleet that others act on: only its tasks are judged", SOON);
-    drill.wait_for_line("current task  updated", SOON);
+    drill.wait_for_line("  |  workers ", SOON);
     let verdict = last_line(&drill);
     assert!(verdict.starts_with("verdict: HELD: ") && verdict.contains(" 0 lost, 0 wrong, "), "{verdict}");
     let audit = rig.audit();

@@ -1,6 +1,6 @@
 //! The output of a drill: lines on stdout and, on a terminal, a progress bar below them.
 //!
-//! `report` and `paper` make the texts, `display` decides when to print. The bar is on stderr and is removed while a
+//! `display` makes the progress and decides when to print it, `paper` makes the verdict. The bar is on stderr and is removed while a
 //! line is written, also a line of the log. Called by `display`, by the run at its ends, and by the log.
 
 use std::io::{self, IsTerminal, Write};
@@ -13,8 +13,6 @@ use program::logging::escape;
 use super::judgement::Verdict;
 use super::paper;
 
-/// The width of lines without a terminal.
-const WIDTH: usize = 120;
 /// Templates of a bar with an end, and of a bar until a signal.
 const BOUNDED: &str = "{prefix} [{bar:30}] {pos}/{len} s  {msg}";
 const ENDLESS: &str = "{prefix} {pos} s  {msg}";
@@ -121,7 +119,7 @@ impl Console {
     /// Prints the verdict; its last line sums it up.
     pub(super) fn verdict(&mut self, verdict: &Verdict) {
         self.end_bar();
-        for line in paper::lines(verdict, columns().unwrap_or(WIDTH)) {
+        for line in paper::lines(verdict) {
             self.line(&line);
         }
     }
@@ -135,13 +133,6 @@ impl Console {
     pub(super) fn bar_text(&self) -> String {
         self.bar.message()
     }
-}
-
-/// Columns of the terminal; `None` if stdout is no terminal, or reports no width.
-fn columns() -> Option<usize> {
-    let stdout = io::stdout();
-    let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(stdout).ok()).flatten()?;
-    (size.ws_col > 0).then_some(size.ws_col.into())
 }
 
 #[cfg(test)]

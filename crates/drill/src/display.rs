@@ -1,5 +1,5 @@
-//! The progress of a run: a bar that is drawn several times a second on a terminal, else counts and the fleet at an
-//! interval.
+//! The progress of a run: a bar that is drawn several times a second on a terminal, else a line at an interval. Both have
+//! the counts, the speed of the last interval, and the fleet.
 //!
 //! It decides nothing. Pure except for its console; time is a parameter. Owned by the run.
 
@@ -10,12 +10,24 @@ use serde_json::Value;
 
 use super::console::Console;
 use super::fact::Fact;
-use super::report::{self, Counts};
+use super::judgement::percentile;
 
 /// How often the bar is drawn.
 const BAR_EVERY: Duration = Duration::from_millis(250);
 /// The rate and the latencies of the bar are those of this time.
 const WINDOW: Duration = Duration::from_secs(5);
+
+/// The counts of one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) sent: u64,
+    pub(super) waiting: u64,
+    pub(super) answered: u64,
+    pub(super) refused: u64,
+    pub(super) unknown: u64,
+    pub(super) failed: u64,
+    pub(super) late: u64,
+}
 
 /// The progress of one run, on its console.
 #[derive(Debug)]
@@ -84,15 +96,8 @@ impl Display {
 
     fn print(&mut self, now: Duration, interval: Duration, counts: Counts, view: Option<&Value>) {
         let mut latencies: Vec<Duration> = self.answers.drain(..).map(|(_, took)| took).collect();
-        let (counts, speed) = (report::counts(counts), report::speed(interval, &mut latencies));
-        self.console.at(now, &format!("{counts}  |  {speed}"));
-        let Some(view) = view else {
-            self.console.line("          the fleet is unknown: no gateway answers");
-            return;
-        };
-        for line in report::table(view) {
-            self.console.line(&format!("          {line}"));
-        }
+        let (counts, speed) = (told(counts), speed(interval, &mut latencies));
+        self.console.at(now, &format!("{counts}  |  {speed}  |  {}", fleet(view)));
     }
 
     fn draw(&mut self, now: Duration, counts: Counts, view: Option<&Value>) {
@@ -101,19 +106,58 @@ impl Display {
         }
         let mut latencies: Vec<Duration> = self.answers.iter().map(|(_, took)| *took).collect();
         let elapsed = now.saturating_sub(self.began);
-        let speed = report::speed(WINDOW.min(elapsed), &mut latencies);
+        let speed = speed(WINDOW.min(elapsed), &mut latencies);
         let planned = self.planned.map(|planned| format!("/{planned}")).unwrap_or_default();
-        let fleet = view.map_or_else(|| "no gateway answers".to_owned(), report::fleet);
-        let counts = report::counts(counts);
+        let (counts, fleet) = (told(counts), fleet(view));
         let text = format!("{}\n  {counts}\n  {speed}  actions {}{planned}  {fleet}", self.phase, self.carried);
         // The phases after the load do not count for its length.
         self.console.update_bar(elapsed.min(self.length.unwrap_or(Duration::MAX)), text);
     }
 }
 
+/// The counts on one line.
+fn told(counts: Counts) -> String {
+    let Counts { sent, waiting, answered, refused, unknown, failed, late } = counts;
+    format!(
+        "sent {sent}  waiting {waiting}  answered {answered}  refused {refused}  unknown {unknown}  failed {failed}  \
+         late {late}"
+    )
+}
+
+/// Answers per second of the interval, and their latencies.
+fn speed(interval: Duration, latencies: &mut [Duration]) -> String {
+    let rate = latencies.len() as f64 / interval.as_secs_f64().max(0.001);
+    latencies.sort_unstable();
+    let shown = |percent| {
+        percentile(latencies, percent).map_or("-".to_owned(), |took| format!("{:.1} ms", took.as_secs_f64() * 1e3))
+    };
+    format!("{rate:.1}/s  p50 {}  p99 {}", shown(50), shown(99))
+}
+
+/// The fleet of `GET /workers/status` in a few words.
+fn fleet(view: Option<&Value>) -> String {
+    let Some(view) = view else { return "no gateway answers".to_owned() };
+    let count = |name: &str| view.get(name).and_then(Value::as_u64).unwrap_or_default();
+    format!("workers {} active, {} draining", count("active_workers"), count("shutting_down_workers"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn percentiles_are_measured_values() {
+        let values: Vec<u64> = (1..=200).collect();
+        assert_eq!((percentile(&values, 50), percentile(&values, 99)), (Some(&100), Some(&198)));
+        assert_eq!((percentile(&[7], 99), percentile::<u64>(&[], 50)), (Some(&7), None));
+    }
+
+    #[test]
+    fn speed_of_an_interval_without_answers_has_no_latencies() {
+        let latencies = &mut [Duration::from_millis(3), Duration::from_millis(1)];
+        assert_eq!(speed(Duration::from_secs(2), latencies), "1.0/s  p50 1.0 ms  p99 3.0 ms");
+        assert_eq!(speed(Duration::ZERO, &mut []), "0.0/s  p50 -  p99 -");
+    }
 
     #[test]
     fn bar_has_the_rate_and_the_latencies_of_the_last_seconds() {

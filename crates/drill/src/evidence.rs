@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::fact::{Answer, Begin, Fact, Line};
+use super::fact::{Answer, Begin, Ending, Fact, Line};
 use super::spans::Spans;
 use outages::Outage;
 
@@ -59,17 +59,6 @@ pub(super) struct View<'a> {
     pub(super) stopping: &'a [String],
 }
 
-/// One answer to `GET /tasks/{id}` for a finished task.
-#[derive(Clone, Debug)]
-pub(super) struct ReadBack<'a> {
-    pub(super) line: usize,
-    pub(super) request: u64,
-    pub(super) gateway: &'a str,
-    pub(super) status: Option<u16>,
-    /// Mark of the result; `None` without a result.
-    pub(super) mark: Option<&'a str>,
-}
-
 /// The partition to which a record was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum On {
@@ -99,6 +88,8 @@ pub(super) struct Action<'a> {
 /// All facts of a run, by what they concern.
 #[derive(Debug, Default)]
 pub(super) struct Evidence<'a> {
+    /// The whole ledger, for facts that one row reads.
+    pub(super) lines: &'a [Line],
     pub(super) begin: Begin,
     pub(super) requests: BTreeMap<u64, Request<'a>>,
     pub(super) tasks: BTreeMap<&'a str, Story<'a>>,
@@ -117,22 +108,15 @@ pub(super) struct Evidence<'a> {
     /// When the drill had frozen or stopped a broker node, or moved a leader.
     pub(super) done_to_broker: Vec<Outage<'a>>,
     pub(super) lag: Option<(usize, i64)>,
-    pub(super) disagreed: Vec<(usize, &'a str, &'a str)>,
     pub(super) load_ended: f64,
-    /// When all faults were over.
-    pub(super) healed: f64,
     /// When requests found no free caller.
     pub(super) late: Vec<f64>,
-    /// Answers by task.
-    pub(super) read_back: BTreeMap<&'a str, Vec<ReadBack<'a>>>,
-    /// Answers of `/readyz` right after a gateway's signal: line, time, gateway, status.
-    pub(super) ready_asked: Vec<(usize, f64, &'a str, Option<u16>)>,
     /// Whether every start of a task was seen.
     pub(super) sees_starts: bool,
     /// When the topics were read.
     pub(super) read: f64,
     pub(super) end: f64,
-    pub(super) cut_short: bool,
+    pub(super) ending: Ending,
     /// The runs of each worker: task, and index of the run.
     runs: HashMap<&'a str, Spans<(&'a str, usize)>>,
     /// Requests that others repeat.
@@ -151,8 +135,7 @@ pub(super) fn overlaps(intervals: &[(f64, f64)], from: f64, until: f64) -> bool 
 impl<'a> Evidence<'a> {
     pub(super) fn new(lines: &'a [Line]) -> Self {
         let sees_starts = lines.iter().any(|line| matches!(line.fact, Fact::RunBegan { .. }));
-        let never = f64::INFINITY;
-        let mut evidence = Self { load_ended: never, healed: never, sees_starts, ..Self::default() };
+        let mut evidence = Self { lines, load_ended: f64::INFINITY, sees_starts, ..Self::default() };
         let mut pieces: HashMap<&'a str, Pieces<'a>> = HashMap::new();
         let mut nodes = Nodes::default();
         for (index, line) in lines.iter().enumerate() {
@@ -243,14 +226,6 @@ impl<'a> Evidence<'a> {
                 self.repeated.extend(repeats);
             }
             Fact::Late => self.late.push(at),
-            Fact::ReadBack { number: request, gateway, task_id, status, mark, is_result } => {
-                let (request, is_result) = (*request, *is_result && *status == Some(200));
-                let mark = mark.as_deref().filter(|_| is_result);
-                let read_back = ReadBack { line: number, request, gateway, status: *status, mark };
-                self.read_back.entry(task_id).or_default().push(read_back);
-            }
-            Fact::ReadyAsked { gateway, status } => self.ready_asked.push((number, at, gateway, *status)),
-            Fact::Healed => self.healed = at,
             Fact::Answered { number: request, answer, .. } => {
                 if let Some(request) = self.requests.get_mut(request) {
                     request.answered = Some((number, at, answer));
@@ -277,6 +252,8 @@ impl<'a> Evidence<'a> {
                     action.until = at;
                 }
             }
+            // The rows that need these read `lines`.
+            Fact::ReadBack { .. } | Fact::ReadyAsked { .. } | Fact::Disagreed { .. } | Fact::Healed => {}
             // `take_processes` takes these later, in the order of time.
             Fact::Started { .. }
             | Fact::Ready { .. }
@@ -313,9 +290,8 @@ impl<'a> Evidence<'a> {
                 let id = task_id.as_deref().unwrap_or_default();
                 self.tasks.entry(id).or_default().dead.push(number);
             }
-            Fact::Disagreed { topic, detail } => self.disagreed.push((number, topic, detail)),
             Fact::Lag { tasks } => (self.lag, self.read) = (Some((number, *tasks)), at),
-            Fact::End(ending) => self.cut_short = ending.cut_short,
+            Fact::End(ending) => self.ending = ending.clone(),
         }
     }
 

@@ -23,17 +23,13 @@ const GAP: Duration = Duration::from_secs(2);
 struct Process {
     status: WorkerState,
     heard: Duration,
-    /// Intervals without status records; an open interval has no end.
-    silences: Vec<(Duration, Option<Duration>)>,
+    /// Its status records stopped.
+    silent: bool,
     /// The drill saw its exit.
     ended: bool,
 }
 
 impl Process {
-    fn is_silent(&self) -> bool {
-        self.silences.last().is_some_and(|(_, until)| until.is_none())
-    }
-
     fn is_gone(&self) -> bool {
         self.ended || self.status == WorkerState::ShutdownCompleted
     }
@@ -78,15 +74,13 @@ impl History {
                 }
             });
         }
-        let mut silences = known.map(|known| known.silences.clone()).unwrap_or_default();
-        if let Some((since, until @ None)) = silences.last_mut() {
-            lines.push(format!("📡 {id}: heard again after {:.1} s", (at.saturating_sub(*since)).as_secs_f64()));
-            *until = Some(at);
+        if let Some(known) = known.filter(|known| known.silent) {
+            lines.push(format!("📡 {id}: heard again after {:.1} s", at.saturating_sub(known.heard).as_secs_f64()));
         }
         let process = Process {
             status: status.status,
             heard: at,
-            silences,
+            silent: false,
             // Its last status record may be read after its exit.
             ended: known.is_some_and(|known| known.ended),
         };
@@ -124,8 +118,8 @@ impl History {
         let mut lines = Vec::new();
         for ((id, _), process) in &mut self.processes {
             let quiet = last.saturating_sub(process.heard.max(since));
-            if !process.is_gone() && !process.is_silent() && quiet > self.silence {
-                process.silences.push((process.heard, None));
+            if !process.is_gone() && !process.silent && quiet > self.silence {
+                process.silent = true;
                 let seconds = self.silence.as_secs();
                 lines.push(format!(
                     "⏳ {}: silent for {seconds} s without shutdown_completed: killed, or hung",
@@ -140,27 +134,20 @@ impl History {
     pub(super) fn is_settled(&self, at: Duration) -> bool {
         self.processes
             .values()
-            .all(|process| process.is_gone() || process.is_silent() || at.saturating_sub(process.heard) <= FRESH)
+            .all(|process| process.is_gone() || process.silent || at.saturating_sub(process.heard) <= FRESH)
     }
 
     /// Whether every known worker is gone or silent, so that no worker takes the tasks in Kafka.
     pub(super) fn nobody_works(&self) -> bool {
-        self.processes.values().all(|process| process.is_gone() || process.is_silent())
+        self.processes.values().all(|process| process.is_gone() || process.silent)
     }
 }
 
 /// A receipt in one line, with a separator before it.
 fn told(receipt: &Receipt) -> String {
     let total = receipt.phases_ms.get("total").and_then(Value::as_u64).unwrap_or_default();
-    format!(
-        ": {} after {}, {} finished, {} returned, {} abandoned, exit code {}, {total} ms",
-        escape(&receipt.outcome),
-        escape(&receipt.signal),
-        receipt.tasks_finished,
-        receipt.tasks_returned,
-        receipt.tasks_abandoned.len(),
-        receipt.exit_code
-    )
+    let (outcome, signal) = (escape(&receipt.outcome), escape(&receipt.signal));
+    format!(": {outcome} after {signal}, exit code {}, {total} ms", receipt.exit_code)
 }
 
 #[cfg(test)]
@@ -207,7 +194,7 @@ mod tests {
         let process = &history.processes[&(worker.to_owned(), Uuid::from_u128(instance))];
         match process {
             _ if process.is_gone() => "gone",
-            _ if process.is_silent() => "silent",
+            _ if process.silent => "silent",
             _ => "heard",
         }
     }
@@ -225,12 +212,10 @@ mod tests {
     #[test]
     fn a_receipt_is_reported_in_one_line() {
         let mut history = History::new(0.0, seconds(5));
-        let receipt: Receipt = serde_json::from_value(json!({"signal": "SIGTERM", "outcome": "abandoned", "exit_code": 3,
-            "phases_ms": {"drain": 7, "close": 2, "total": 9}, "tasks_finished": 1, "tasks_returned": 2, "tasks_abandoned": ["t"]}))
-        .expect("a receipt");
+        let receipt = json!({"signal": "SIGTERM", "outcome": "abandoned", "exit_code": 3, "phases_ms": {"total": 9}});
+        let receipt: Receipt = serde_json::from_value(receipt).expect("a receipt");
         let last = WorkerStatus { receipt: Some(receipt), ..status("a", 1, WorkerState::ShutdownCompleted) };
-        let line =
-            "👋 a: shutdown_completed: abandoned after SIGTERM, 1 finished, 2 returned, 1 abandoned, exit code 3, 9 ms";
+        let line = "👋 a: shutdown_completed: abandoned after SIGTERM, exit code 3, 9 ms";
         assert_eq!(history.hear(&last, seconds(1)), [line]);
         assert_eq!(state(&history, "a", 1), "gone");
     }

@@ -116,7 +116,7 @@ mod tests {
     use serde_json::Value;
 
     use super::super::fact::Fact;
-    use super::super::sample;
+    use super::super::judge::recorded::{Recorded, findings};
     use super::*;
 
     fn data(page: &str) -> Value {
@@ -126,13 +126,14 @@ mod tests {
 
     #[test]
     fn page_has_the_verdict_the_findings_and_the_data_and_needs_nothing_else() {
-        let page = document(&sample::ledger(1_100), &sample::broken());
+        let lossy = Recorded::lossy();
+        let page = document(&lossy.lines, &lossy.judged());
         for part in [
-            "<title>drill steady: broken</title>",
+            "<title>drill recorded: broken</title>",
             "verdict: BROKEN: no task is lost (2)",
             "<tr class=\"broken\"><td>P1</td>",
-            "kill-worker 4/4 (3 busy)",
-            "<summary>Lines of the ledger: 12, 40</summary><pre>12: {&quot;at&quot;:",
+            "kill-worker 2/2 (2 busy)",
+            "<summary>Lines of the ledger: 1144, 1145, 2767</summary><pre>1144: {&quot;at&quot;:",
             "Content-Security-Policy",
         ] {
             assert!(page.contains(part), "{part}");
@@ -140,14 +141,15 @@ mod tests {
         for foreign in ["http:", "https:", "src=", "href=", "@import", "url(", "fetch(", "@@", "innerHTML"] {
             assert!(!page.contains(foreign), "{foreign}");
         }
-        assert_eq!(data(&page)["lanes"].as_array().map(Vec::len), Some(8));
+        assert_eq!(data(&page)["lanes"].as_array().map(Vec::len), Some(10));
     }
 
     #[test]
     fn hostile_text_stays_text() {
         let hostile = "</script><script>alert(1)</script><!-- @@data@@ \u{2028}\" onload='x'";
-        let mut lines = sample::ledger(20);
-        for line in &mut lines {
+        let mut lossy = Recorded::lossy();
+        let mut verdict = lossy.judged();
+        for line in &mut lossy.lines {
             match &mut line.fact {
                 Fact::Accepted { task_id, .. } | Fact::RunEnded { task_id, .. } => *task_id = hostile.to_owned(),
                 Fact::RunBegan { worker, .. } => *worker = hostile.to_owned(),
@@ -155,10 +157,9 @@ mod tests {
                 _ => {}
             }
         }
-        let mut verdict = sample::broken();
         (verdict.plan, verdict.rows[0].note) = (hostile.to_owned(), hostile.to_owned());
         verdict.rows[0].findings[0].ids = vec![hostile.to_owned()];
-        let page = document(&lines, &verdict);
+        let page = document(&lossy.lines, &verdict);
         let (markup, _) = page.split_once("id=\"data\">").expect("the data");
         assert!(!page.contains("<script>alert") && !page.contains("<!-- @@") && !markup.contains("\" onload"));
         assert_eq!(page.matches("</script>").count(), PAGE.matches("</script>").count());
@@ -171,12 +172,13 @@ mod tests {
 
     #[test]
     fn page_is_bounded_and_exists_for_a_run_that_could_not_begin() {
-        let mut verdict = sample::broken();
-        verdict.rows[0].findings = sample::findings(10_000, 3);
-        let page = document(&sample::ledger(1_000), &verdict);
+        let lossy = Recorded::lossy();
+        let mut verdict = lossy.judged();
+        verdict.rows[0].findings = findings(10_000, 3);
+        let page = document(&lossy.lines, &verdict);
         assert!(page.contains(" and 9950 more") && page.len() < 1_000_000, "{} bytes", page.len());
         let conclusion = Conclusion::CouldNotRun("no gateway".to_owned());
-        let page = document(&[], &Verdict { conclusion, rows: Vec::new(), faults: Vec::new(), ..sample::held() });
+        let page = document(&[], &Verdict { conclusion, rows: Vec::new(), faults: Vec::new(), ..verdict });
         assert!(page.contains("COULD NOT RUN") && data(&page)["end"] == 0.0);
     }
 }

@@ -105,6 +105,11 @@ pub(super) struct Verdict {
     pub(super) ledger: String,
 }
 
+/// The nearest-rank percentile of sorted values.
+pub(super) fn percentile<T>(sorted: &[T], percent: usize) -> Option<&T> {
+    sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1)
+}
+
 impl Verdict {
     /// The exit code of the drill.
     pub(super) fn exit_code(&self) -> ExitCode {

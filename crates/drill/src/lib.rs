@@ -22,8 +22,8 @@
 //! | `audit`, `witness` | the records on the topics |
 //! | `receipt` | the receipt of a stopped worker, read strictly |
 //! | `evidence` with `spans`, `judge`, `judgement` | the ordered ledger, the promises, the verdict |
-//! | `display` with `report`, `console`; `paper`, `html`, `output` | progress and verdict for people and machines |
-//! | `timeline`, `columns` | data of the timeline; width of text on a terminal |
+//! | `display`, `console`; `paper`, `html`, `output` | progress and verdict for people and machines |
+//! | `timeline` | data of the timeline |
 
 mod account;
 mod asker;
@@ -32,7 +32,6 @@ mod broker;
 mod broker_work;
 mod cli;
 mod clock;
-mod columns;
 mod command;
 mod console;
 mod director;
@@ -59,10 +58,7 @@ mod place;
 mod plan;
 mod process;
 mod receipt;
-mod report;
 mod run;
-#[cfg(test)]
-mod sample;
 mod schedule;
 mod spans;
 mod starts;
@@ -87,7 +83,6 @@ use program::logging;
 use program::signals::Signals;
 
 use console::Console;
-use judge::Circumstances;
 use ledger::Ledger;
 
 /// Runs, watches or judges as configured, until the end or a signal.
@@ -113,12 +108,12 @@ fn judge_again(config: &JudgeConfig, mut console: Console) -> ExitCode {
             return ExitCode::Fatal;
         }
     };
-    let Some(circumstances) = Circumstances::of(ledger.lines(), config.ledger.display().to_string()) else {
+    if !judge::is_finished(ledger.lines()) {
         let what = "has no last line: the run still goes on, or it ended before its verdict";
         console.error(&format!("{} {what}", config.ledger.display()));
         return ExitCode::Fatal;
-    };
-    let verdict = judge::judge(ledger.lines(), &circumstances);
+    }
+    let verdict = judge::judge(ledger.lines(), config.ledger.display().to_string());
     if let Err(why) = output::write(&config.outputs, ledger.lines(), &verdict) {
         console.error(&why);
         return ExitCode::Fatal;

@@ -1,41 +1,33 @@
 //! The verdict for people: a table of the promises, the faults, the load, the findings, and one line that sums it up.
 //!
-//! Pure: a verdict in, lines out. A held verdict fits a screen of 80 columns. A note that is too wide for the table is
-//! below its row. Nothing is cut; findings, ids and lines beyond a limit are counted. Scripts read the last line, which
-//! is never wrapped.
+//! Pure: a verdict in, lines out. Nothing is cut or wrapped, so ids stay whole and scripts can search each line; the
+//! table takes about 100 columns. Findings, ids and lines beyond a limit are counted. Scripts read the last line.
 
 use program::logging::escape;
 
-use super::columns::{pad, width as columns, wrap};
 use super::judgement::{Conclusion, Fault, Finding, Row, State, Totals, Verdict};
 
 /// Most findings of one promise, and most ids and ledger lines of one finding.
 const FINDINGS: usize = 10;
 const IDS: usize = 5;
 const LINES: usize = 10;
-/// The least width of a name in the table.
-const NAME: usize = 20;
 /// The rows whose numbers are in the last line.
 const LOST: &str = "no task is lost";
 const DUPLICATES: &str = "no task runs twice";
 
-/// The verdict in lines of at most `width` columns; a longer word is not cut.
-pub(super) fn lines(verdict: &Verdict, width: usize) -> Vec<String> {
+/// The verdict in lines.
+pub(super) fn lines(verdict: &Verdict) -> Vec<String> {
     let Verdict { plan, seed, target, totals, rows, faults, ledger, .. } = verdict;
-    let mut lines = wrap(&format!("drill {}: seed {seed}, {}", escape(plan), escape(target)), width, 2);
-    if !rows.is_empty() {
-        lines.extend(table(rows, width).unwrap_or_else(|| list(rows, width)));
-    }
+    let mut lines = vec![format!("drill {}: seed {seed}, {}", escape(plan), escape(target))];
+    lines.extend(table(rows));
     if !faults.is_empty() {
         let told: Vec<String> = faults.iter().map(fault).collect();
-        lines.extend(wrap(&format!("faults: {}", told.join(", ")), width, 2));
+        lines.push(format!("faults: {}", told.join(", ")));
     }
-    lines.extend(wrap(&load(totals), width, 2));
-    for row in rows.iter().filter(|row| row.state == State::Broken) {
-        lines.extend(broken(row, width));
-    }
+    lines.push(load(totals));
+    lines.extend(rows.iter().filter(|row| row.state == State::Broken).flat_map(broken));
     if !ledger.is_empty() {
-        lines.extend(wrap(&format!("ledger: {}", escape(ledger)), width, 2));
+        lines.push(format!("ledger: {}", escape(ledger)));
     }
     lines.push(last(verdict));
     lines
@@ -50,80 +42,29 @@ pub(super) fn state(state: State) -> &'static str {
     }
 }
 
-/// The rows as a table; `None` if it does not fit the width.
-fn table(rows: &[Row], width: usize) -> Option<Vec<String>> {
-    let header = ["", "promise", "bound", "worst", "count", ""].map(str::to_owned);
+/// The rows as a table. A line ends in the count and the state of its row; the note is on a line of its own.
+fn table(rows: &[Row]) -> Vec<String> {
+    let header = ["", "promise", "bound", "worst", "count", "", ""].map(str::to_owned);
     let cells = rows.iter().map(|row| {
-        [
-            row.promise.to_owned(),
-            row.name.to_owned(),
-            escape(&row.bound).to_string(),
-            if row.worst.is_empty() { "-".to_owned() } else { escape(&row.worst).to_string() },
-            row.count.to_string(),
-            state(row.state).to_owned(),
-        ]
+        let worst = if row.worst.is_empty() { "-" } else { &row.worst };
+        let count = row.count.to_string();
+        [row.promise, row.name, &row.bound, worst, &count, state(row.state), &row.note]
+            .map(|cell| escape(cell).to_string())
     });
-    let cells: Vec<[String; 6]> = std::iter::once(header).chain(cells).collect();
-    let mut widths = [0; 6];
+    let cells: Vec<[String; 7]> = (!rows.is_empty()).then_some(header).into_iter().chain(cells).collect();
+    let mut widths = [0; 7];
     for row in &cells {
         for (widest, cell) in widths.iter_mut().zip(row) {
-            *widest = columns(cell).max(*widest);
+            *widest = cell.chars().count().max(*widest);
         }
     }
-    let whole = widths.iter().sum::<usize>() + 2 * (widths.len() - 1);
-    // Names are wrapped to save width.
-    let too_wide = whole.saturating_sub(width);
-    if too_wide > 0 && widths[1] < NAME + too_wide {
-        return None;
-    }
-    widths[1] -= too_wide;
-    let notes = std::iter::once("").chain(rows.iter().map(|row| row.note.as_str()));
-    let mut lines = Vec::new();
-    for (mut row, note) in cells.into_iter().zip(notes) {
-        let mut name = wrap(&row[1], widths[1], 0).into_iter();
-        row[1] = name.next().unwrap_or_default();
-        let padded: Vec<String> = row
-            .iter()
-            .zip(widths)
-            .enumerate()
-            // Counts are aligned to the right.
-            .map(|(column, (cell, room))| if column == 4 { format!("{cell:>room$}") } else { pad(cell, room) })
-            .collect();
-        let line = padded.join("  ");
-        let note = escape(note).to_string();
-        let beside = format!("{line}  {note}");
-        let fits = columns(&beside) <= width || note.is_empty();
-        if fits {
-            lines.push(beside.trim_end().to_owned());
-        } else {
-            lines.push(line.trim_end().to_owned());
-        }
-        lines.extend(name.map(|rest| format!("{}{rest}", " ".repeat(widths[0] + 2))));
-        if !fits {
-            lines.extend(below(&note, width, widths[0] + 4));
-        }
-    }
-    Some(lines)
-}
-
-/// The rows as a list, for a screen that is too narrow for the table.
-fn list(rows: &[Row], width: usize) -> Vec<String> {
-    let mut lines = Vec::new();
-    for row in rows {
-        let worst = if row.worst.is_empty() { "-" } else { &row.worst };
-        lines.extend(wrap(&format!("{} {}: {}", row.promise, row.name, state(row.state)), width, 2));
-        let figures = format!("bound {}, worst {}, count {}", escape(&row.bound), escape(worst), row.count);
-        lines.extend(below(&figures, width, 2));
-        if !row.note.is_empty() {
-            lines.extend(below(&escape(&row.note).to_string(), width, 2));
-        }
-    }
-    lines
-}
-
-fn below(text: &str, width: usize, indent: usize) -> Vec<String> {
-    let lines = wrap(text, width.saturating_sub(indent), 0);
-    lines.into_iter().map(|line| format!("{}{line}", " ".repeat(indent))).collect()
+    let [p, n, b, w, c, ..] = widths;
+    let told = |[promise, name, bound, worst, count, state, note]: &[String; 7]| {
+        let line = format!("{promise:p$}  {name:n$}  {bound:b$}  {worst:w$}  {count:>c$}  {state}");
+        let note = (!note.is_empty()).then(|| format!("{:p$}    {note}", ""));
+        [Some(line.trim_end().to_owned()), note]
+    };
+    cells.iter().flat_map(told).flatten().collect()
 }
 
 /// `kill-worker 4/4 (3 busy)`: took effect, planned.
@@ -143,11 +84,9 @@ fn load(totals: &Totals) -> String {
     format!("load: {sent} sent, {answered} answered{undecided}{} in {seconds:.1} s{latency}", beside(totals))
 }
 
-fn broken(row: &Row, width: usize) -> Vec<String> {
-    let mut lines = wrap(&format!("{} {} {}:", state(row.state), row.promise, row.name), width, 2);
-    for finding in row.findings.iter().take(FINDINGS) {
-        lines.extend(below(&told(finding), width, 2));
-    }
+fn broken(row: &Row) -> Vec<String> {
+    let mut lines = vec![format!("{} {} {}:", state(row.state), row.promise, row.name)];
+    lines.extend(row.findings.iter().take(FINDINGS).map(|finding| format!("  {}", told(finding))));
     lines.extend(more(row.findings.len(), FINDINGS).map(|more| format!("  {more}")));
     lines
 }
@@ -214,31 +153,35 @@ pub(super) fn last(verdict: &Verdict) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
+    use super::super::judge::recorded::{Recorded, findings};
     use super::*;
 
-    #[test]
-    fn held_verdict_fits_a_screen() {
-        let lines = lines(&sample::held(), 80);
-        assert!(lines.len() <= 26, "{lines:#?}");
-        let (_, others) = lines.split_last().expect("a last line");
-        assert!(others.iter().all(|line| columns(line) <= 80), "{lines:#?}");
-        assert!(lines.iter().any(|line| line.contains("P8") && line.contains("< 0.5 s") && line.ends_with("held")));
-        assert!(lines.iter().any(|line| line.contains("kill-worker 4/4 (3 busy)")));
+    fn held() -> Verdict {
+        Recorded::new().judged()
+    }
+
+    fn broken() -> Verdict {
+        Recorded::lossy().judged()
     }
 
     #[test]
-    fn narrow_screen_gets_a_list_without_cuts() {
-        let lines = lines(&sample::held(), 40);
-        let (last, others) = lines.split_last().expect("a last line");
-        assert!(others.iter().all(|line| columns(line) <= 40), "{others:#?}");
-        assert!(last.starts_with("verdict: HELD: "), "{last}");
-        assert!(others.iter().any(|line| line == "P1 no task is lost: held"));
+    fn each_row_ends_in_its_count_and_state_with_its_note_below() {
+        let verdict = held();
+        let lines = lines(&verdict);
+        for row in &verdict.rows {
+            let (name, end) = (format!("  {}  ", row.name), format!("{}  {}", row.count, state(row.state)));
+            let at = lines.iter().position(|line| line.contains(&name) && line.ends_with(&end)).expect(row.name);
+            assert!(lines[at].starts_with(row.promise) && lines[at].chars().count() <= 100, "{}", lines[at]);
+            assert!(row.note.is_empty() || lines[at + 1].trim_start() == row.note, "{}", lines[at + 1]);
+        }
+        assert!(lines.iter().any(|line| line.contains("kill-worker 2/2 (2 busy)")));
     }
 
     #[test]
     fn last_line_has_its_exact_form() {
-        let mut verdict = sample::held();
+        let mut verdict = held();
+        verdict.totals = Totals { sent: 160, answered: 160, ..Totals::default() };
+        verdict.rows.iter_mut().find(|row| row.name == DUPLICATES).expect("the row").count = 3;
         let line = "verdict: HELD: 160 sent, 160 answered, 0 lost, 0 wrong, ";
         assert_eq!(last(&verdict), format!("{line}3 duplicate runs, explained"));
         verdict.rows.iter_mut().find(|row| row.name == DUPLICATES).expect("the row").count = 0;
@@ -253,35 +196,37 @@ mod tests {
         assert_eq!(last(&verdict), format!("verdict: UNDECIDED: Kafka\\ncould not be read {sums}"));
         verdict.conclusion = Conclusion::CouldNotRun("no gateway".to_owned());
         assert_eq!(last(&verdict), format!("verdict: COULD NOT RUN: no gateway {sums}"));
-        let broken = "verdict: BROKEN: no task is lost (2), tasks of a killed worker start elsewhere (1) (160 sent, 158 answered)";
-        assert_eq!(last(&sample::broken()), broken);
+        let mut verdict = Verdict { totals: verdict.totals, ..broken() };
+        (verdict.rows[1].state, verdict.rows[1].findings) = (State::Broken, findings(1, 1));
+        let broken = "verdict: BROKEN: no task is lost (2), every result can be fetched (1) ";
+        assert_eq!(last(&verdict), format!("{broken}{sums}"));
     }
 
     #[test]
     fn findings_have_ids_and_lines_and_the_rest_is_counted() {
-        let mut verdict = sample::broken();
-        let lines_of = |verdict: &Verdict| lines(verdict, 200).join("\n");
-        assert!(lines_of(&verdict).contains("ledger lines 12, 40"), "{}", lines_of(&verdict));
-        verdict.rows[0].findings = sample::findings(10_000, 7);
+        let mut verdict = broken();
+        let lines_of = |verdict: &Verdict| lines(verdict).join("\n");
+        assert!(lines_of(&verdict).contains("ledger lines 1144, 1145, 2767"), "{}", lines_of(&verdict));
+        verdict.rows[0].findings = findings(10_000, 7);
         let text = lines_of(&verdict);
         assert!(text.contains("\n  and 9990 more") && text.contains(", and 2 more; "), "{text}");
-        assert!(lines(&verdict, 200).len() < 60);
+        assert!(lines(&verdict).len() < 60);
     }
 
     #[test]
     fn text_from_outside_cannot_fake_a_line() {
-        let mut verdict = sample::broken();
+        let mut verdict = broken();
         verdict.rows[0].findings[0].ids = vec!["a\nverdict: HELD: \u{1b}[2J".to_owned()];
         verdict.plan = "p\r\n".to_owned();
-        let lines = lines(&verdict, 80);
+        let lines = lines(&verdict);
         assert!(lines.iter().all(|line| line.chars().all(|character| !character.is_control())), "{lines:#?}");
         assert_eq!(lines.iter().filter(|line| line.starts_with("verdict:")).count(), 1);
     }
 
     #[test]
     fn empty_verdict_has_its_last_line() {
-        let verdict = Verdict { rows: Vec::new(), faults: Vec::new(), ledger: String::new(), ..sample::held() };
-        assert_eq!(lines(&verdict, 120).len(), 3);
-        assert_eq!(lines(&verdict, 0).last(), Some(&last(&verdict)));
+        let verdict = Verdict { rows: Vec::new(), faults: Vec::new(), ledger: String::new(), ..held() };
+        assert_eq!(lines(&verdict).len(), 3);
+        assert_eq!(lines(&verdict).last(), Some(&last(&verdict)));
     }
 }

@@ -57,38 +57,3 @@ pub(super) fn abandoned(raw: &Value) -> impl Iterator<Item = &str> {
 pub(super) fn exit_code(raw: &Value) -> Option<i32> {
     raw.get("exit_code").and_then(Value::as_i64).and_then(|code| code.try_into().ok())
 }
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn missing_member_is_named() {
-        let whole = json!({"worker_id": "w", "signal": "SIGTERM", "outcome": "drained", "phases_ms": {"drain": 40, "total": 50},
-            "tasks_finished": 1, "tasks_returned": 0, "tasks_abandoned": [], "exit_code": 0});
-        let receipt = Receipt::read(&whole).expect("whole");
-        assert_eq!((receipt.total(), receipt.phases_fault()), (Some(0.05), None));
-        for name in
-            ["worker_id", "signal", "outcome", "phases_ms", "tasks_finished", "tasks_returned", "tasks_abandoned"]
-        {
-            let mut without = whole.clone();
-            without.as_object_mut().expect("an object").remove(name);
-            assert!(Receipt::read(&without).expect_err("missing").contains(name));
-        }
-    }
-
-    #[test]
-    fn phases_must_add_up_to_their_total() {
-        let of = |phases: Value| {
-            let raw = json!({"worker_id": "w", "signal": "SIGTERM", "outcome": "drained", "phases_ms": phases,
-                "tasks_finished": 1, "tasks_returned": 0, "tasks_abandoned": [], "exit_code": 0});
-            Receipt::read(&raw).expect("whole").phases_fault()
-        };
-        assert_eq!(of(json!({"drain": 40, "leave": 11, "total": 50})), None);
-        assert!(of(json!({"drain": 40, "leave": 20, "total": 50})).is_some());
-        assert!(of(json!({"drain": 40, "total": 5000})).is_some());
-        assert!(of(json!({"drain": 40})).is_some());
-    }
-}

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::evidence::{Evidence, Life, Run, Story};
 use super::fact::{Fact, Kind, Line};
-use super::judgement::Verdict;
+use super::judgement::{Verdict, percentile};
 
 /// Most tasks on the page, besides those of the findings: the page then has about 4 MB.
 pub(super) const TASKS: usize = 15_000;
@@ -265,11 +265,10 @@ fn load(lines: &[Line], end: f64) -> Load {
     let mut load = Load { width, ..Load::default() };
     for (others, mut latencies) in bars {
         latencies.sort_by(f64::total_cmp);
-        let rank = (latencies.len() * 99).div_ceil(100).max(1) - 1;
         load.answered.push(latencies.len() as u32);
         load.others.push(others);
         // Milliseconds are rounded as seconds are.
-        load.p99.push(second(latencies.get(rank).copied().unwrap_or_default()));
+        load.p99.push(second(percentile(&latencies, 99).copied().unwrap_or_default()));
     }
     load
 }
@@ -277,7 +276,8 @@ fn load(lines: &[Line], end: f64) -> Load {
 #[cfg(test)]
 mod tests {
     use super::super::fact::Begin;
-    use super::super::sample::{self, notified};
+    use super::super::judge::recorded::{Recorded, findings};
+    use super::super::judgement::Finding;
     use super::*;
 
     fn lane<'a>(timeline: &'a Timeline, name: &str) -> &'a Lane {
@@ -300,32 +300,35 @@ mod tests {
 
     #[test]
     fn process_has_its_intervals_and_instants() {
-        // 26 s: the faults of one minute.
-        let timeline = draw(&sample::ledger(1_040), &sample::held(), TASKS);
+        let recorded = Recorded::new();
+        let timeline = draw(&recorded.lines, &recorded.judged(), TASKS);
         let names: Vec<&str> = timeline.lanes.iter().map(|lane| lane.name.as_str()).collect();
-        assert_eq!(names.join(" "), "actions broker kafka gateway_1 worker_1 worker_2 worker_3");
-        let stopped = "starting 0.01..0.2, up 0.2..11.01, stopping 11.01..13.5, start 0.01, signal 11.01, exit 13.5";
-        assert_eq!(told(&timeline, "worker_2"), format!("{stopped}, starting 14.5..14.7, up 14.7..28, start 14.5"));
-        let killed = "starting 0.01..0.2, up 0.2..5.02, start 0.01, kill 5.01, kill 5.02, starting ";
-        assert!(told(&timeline, "worker_1").starts_with(killed), "{}", told(&timeline, "worker_1"));
-        assert!(told(&timeline, "worker_3").contains(", frozen 15.01..20, "));
-        assert_eq!(told(&timeline, "kafka"), "away 27.1..27.4");
-        assert_eq!(told(&timeline, "actions"), "done 5..10, done 11..16, done 15..20, signal 27");
-        assert_eq!(lane(&timeline, "actions").items[0].text, "kill-worker worker_1");
+        assert_eq!(names.join(" "), "actions broker kafka gateway_1 gateway_2 worker_1 worker_2 worker_3 worker_4");
+        let stopped = "starting 0.0125..0.0499, up 0.0499..1.9995, stopping 1.9995..2.0285, start 0.0125, signal 1.9995, exit 2.0285";
+        let killed = "starting 2.0289..2.0331, up 2.0331..6.5798, start 2.0289, kill 6.5789, kill 6.5798, starting ";
+        let worker_4 = told(&timeline, "worker_4");
+        assert!(worker_4.starts_with(&format!("{stopped}, {killed}")), "{worker_4}");
+        assert!(told(&timeline, "worker_3").contains(", frozen 5.0366..23.0367, "));
+        assert_eq!(told(&timeline, "kafka"), "away 34.068..36.0806, away 39.5953..40.4162");
+        let actions = told(&timeline, "actions");
+        assert!(actions.starts_with("done 1.5789..1.9995, done 5.0366..23.037, done 6.5789..6.5798, "), "{actions}");
+        assert!(actions.ends_with(", signal 51.4209, start 57.4327, kill 18.3732"), "{actions}");
+        let killed = "kill-worker worker_4 for 0.7 s worker_4: ended by signal 9";
+        assert_eq!(lane(&timeline, "actions").items[2].text, killed);
     }
 
     #[test]
     fn run_has_its_task_and_every_ledger_line_of_it() {
-        let lines = sample::ledger(200);
-        let timeline = draw(&lines, &sample::broken(), TASKS);
-        assert_eq!(runs(&timeline).len(), 198);
-        let run = runs(&timeline).into_iter().find(|run| run.task == Some(sample::id(90))).expect("the run");
-        let kind = |number: &usize| serde_json::to_value(&lines[number - 1]).expect("JSON")["fact"].to_string();
+        let lossy = Recorded::lossy();
+        let timeline = draw(&lossy.lines, &lossy.judged(), TASKS);
+        let task = Some(lossy.task().id);
+        let run = runs(&timeline).into_iter().find(|run| run.task == task).expect("the run");
+        let kind = |number: &usize| serde_json::to_value(&lossy.lines[number - 1]).expect("JSON")["fact"].to_string();
         let kinds: String = run.lines.iter().map(kind).collect();
-        assert_eq!(kinds.replace('"', " "), " submitted  run_began  answered  accepted  run_ended ");
+        assert_eq!(kinds.replace('"', " "), " submitted  answered  run_began  accepted  run_ended ");
         let findings = &lane(&timeline, "findings").items;
-        assert_eq!((findings.len(), findings[0].task.clone()), (3, Some(sample::id(7))));
-        assert_eq!((timeline.load.answered.iter().sum::<u32>(), timeline.notes.len()), (198, 0));
+        assert_eq!((findings.len(), findings[0].task.as_deref()), (2, Some("t296")));
+        assert_eq!((timeline.load.answered.iter().sum::<u32>(), timeline.notes.len()), (580, 0));
     }
 
     #[test]
@@ -333,49 +336,62 @@ mod tests {
         let worker = || "worker_1".to_owned();
         let began = |task: &str| Fact::RunBegan { worker: worker(), task_id: task.to_owned(), delivery: 1 };
         let exited = Fact::Exited { process: worker(), pid: 1, code: None, signal: Some(9), receipt: None };
-        let mut lines = sample::ledger(0);
+        let Recorded { mut lines } = Recorded::new();
+        let loaded = lines.iter().position(|line| matches!(line.fact, Fact::Submitted { .. })).expect("a request");
+        lines.truncate(loaded);
         let again = Fact::RunBegan { worker: "worker_2".to_owned(), task_id: "a".to_owned(), delivery: 2 };
         let facts = [(0.3, began("a")), (0.4, began("b")), (0.5, again), (0.6, exited)];
         lines.extend(facts.map(|(at, fact)| Line { at, fact }));
-        let timeline = draw(&lines, &sample::held(), TASKS);
+        let timeline = draw(&lines, &Recorded::new().judged(), TASKS);
         let drawn: Vec<_> = runs(&timeline).iter().map(|run| (run.row, run.until, run.class)).collect();
         assert_eq!(drawn[..2], [(1, 0.5, "cut"), (2, 0.6, "cut")], "a lost lock ends at the next start of its task");
     }
 
+    /// A status record, which the ledger of a fleet of others has instead of processes.
+    fn notified(worker: &str, at: f64, status: &str) -> Line {
+        let (worker, instance, status) = (worker.to_owned(), "1".to_owned(), status.to_owned());
+        let (current_tasks, receipt) = (Vec::new(), None);
+        Line { at, fact: Fact::Notified { worker, instance, status, current_tasks, receipt, offset: 0 } }
+    }
+
     #[test]
     fn fleet_that_others_started_is_known_by_its_notifications() {
-        let started = |name, at: i32| notified(name, "1", at.into(), "worker_started");
+        let started = |name, at: i32| notified(name, at.into(), "worker_started");
         let mut lines: Vec<Line> = (0..8).map(|at| started("worker_10", at)).collect();
         let begin = Begin { worker_timeout_ms: 5_000, ..Begin::default() };
         lines.insert(0, Line { at: 0.0, fact: Fact::Begin(begin) });
-        lines.push(notified("worker_10", "1", 8.0, "shutdown_started"));
-        lines.push(notified("worker_10", "1", 9.5, "shutdown_completed"));
+        lines.push(notified("worker_10", 8.0, "shutdown_started"));
+        lines.push(notified("worker_10", 9.5, "shutdown_completed"));
         lines.push(started("worker_2", 9));
-        let timeline = draw(&lines, &sample::held(), TASKS);
+        let timeline = draw(&lines, &Recorded::new().judged(), TASKS);
         assert_eq!(timeline.lanes[0].name, "worker_2");
         assert_eq!(told(&timeline, "worker_10"), "up 0..8, stopping 8..9.5, signal 8, exit 9.5");
     }
 
     #[test]
     fn tasks_beyond_the_limit_are_counted_and_those_of_findings_are_drawn() {
-        let timeline = draw(&sample::ledger(100), &sample::broken(), 10);
+        let recorded = Recorded::new();
+        let mut verdict = recorded.judged();
+        let task = recorded.task().id;
+        verdict.rows[0].findings = vec![Finding { ids: vec![task.clone()], ..findings(1, 0).remove(0) }];
+        let timeline = draw(&recorded.lines, &verdict, 10);
         let drawn = runs(&timeline);
-        assert!(drawn.len() < 15 && drawn.iter().any(|run| run.task == Some(sample::id(90))), "{drawn:?}");
-        assert!(timeline.notes[0].contains(" of 100 tasks are not drawn"), "{:?}", timeline.notes);
-        assert_eq!(timeline.load.answered.iter().sum::<u32>(), 98, "the load counts all");
-        let mut verdict = sample::broken();
-        verdict.rows[0].findings = sample::findings(1_000, 3);
-        let timeline = draw(&sample::ledger(1_000), &verdict, 10);
+        assert!(drawn.len() < 15 && drawn.iter().any(|run| run.task == Some(task.clone())), "{drawn:?}");
+        assert!(timeline.notes[0].contains(" of 584 tasks are not drawn"), "{:?}", timeline.notes);
+        assert_eq!(timeline.load.answered.iter().sum::<u32>(), 582, "the load counts all");
+        verdict.rows[0].findings = findings(1_000, 3);
+        let timeline = draw(&recorded.lines, &verdict, 10);
         assert!(runs(&timeline).len() < 100, "{} runs: only listed findings are drawn", runs(&timeline).len());
     }
 
     #[test]
     fn impossible_times_are_drawn_at_the_edge() {
-        let answer = |line: &Line| matches!(line.fact, Fact::Answered { .. });
-        let Line { fact, .. } = sample::ledger(1).into_iter().find(answer).expect("one");
+        let recorded = Recorded::new();
+        let answer = |line: &&Line| matches!(line.fact, Fact::Answered { .. });
+        let fact = &recorded.lines.iter().find(answer).expect("one").fact;
         let times = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -5.0, 1e300];
         let lines = times.map(|at| Line { at, fact: fact.clone() });
-        let Timeline { end, load, .. } = draw(&lines, &sample::held(), TASKS);
+        let Timeline { end, load, .. } = draw(&lines, &recorded.judged(), TASKS);
         assert_eq!((end, load.answered.iter().sum::<u32>()), (LATEST, 5));
         assert!(load.answered.len() <= BARS as usize + 1);
     }

@@ -18,7 +18,7 @@ const ON_ITS_WAY: f64 = 0.5;
 /// Counts actions by kind, and makes the row of those without an effect.
 pub(super) fn judge(evidence: &Evidence<'_>) -> (Vec<Fault>, Row) {
     let mut kinds: BTreeMap<&str, Fault> = BTreeMap::new();
-    let mut tally = Tally::new("-", NAME, "all");
+    let mut tally = Tally::new("-", NAME, "0 without effect");
     for action in evidence.actions.values() {
         tally.count += 1;
         let fault = kinds.entry(action.what).or_insert_with(|| Fault {
@@ -39,10 +39,7 @@ pub(super) fn judge(evidence: &Evidence<'_>) -> (Vec<Fault>, Row) {
             }
         }
     }
-    if tally.count > 0 {
-        tally.worst = format!("{} not", tally.findings.len());
-    }
-    (kinds.into_values().collect(), tally.row())
+    (kinds.into_values().collect(), tally.counted())
 }
 
 fn effect(evidence: &Evidence<'_>, action: &Action<'_>) -> Result<(), String> {
@@ -50,7 +47,7 @@ fn effect(evidence: &Evidence<'_>, action: &Action<'_>) -> Result<(), String> {
         Some(true) => {}
         Some(false) => return Err(action.detail.to_owned()),
         // A signal to the drill may have interrupted the action.
-        None if evidence.cut_short && !action.signals.is_empty() => {}
+        None if evidence.ending.cut_short && !action.signals.is_empty() => {}
         None => return Err("it began and never ended".to_owned()),
     }
     let owned = evidence.begin.owns_processes;

@@ -6,7 +6,7 @@
 
 use super::super::evidence::outages::{self, Means, Outage, is_cluster};
 use super::super::evidence::{Evidence, Life, MOMENT, Story};
-use super::super::judgement::{Finding, Row};
+use super::super::judgement::{Finding, Row, percentile};
 use super::{Tally, crashes, service, shown};
 
 /// Bound after an orderly move or stop, beyond the time in which Kafka reads its share state again.
@@ -43,8 +43,8 @@ pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
 fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
     let fail_over = outages::fail_over(&evidence.begin) + BEYOND_FAIL_OVER;
     let stop = outages::state_read(&evidence.begin) + ORDERED;
-    let bounds = format!("move < {ORDERED:.0} s, stop < {stop:.0} s, fail-over < {fail_over:.0} s");
-    let mut served = Tally::new("P11", SERVED, bounds);
+    let mut served = Tally::new("P11", SERVED, format!("< {ORDERED:.0} s, {stop:.0} s or {fail_over:.0} s"));
+    served.note.push("after a move, after a stop, after a fail-over".to_owned());
     let elsewhere_bound = ELSEWHERE + evidence.begin.pauses.in_sync_ms as f64 / 1e3;
     let mut others = Tally::new("P11", OTHERS, format!("p99 < {}", shown(elsewhere_bound)));
     let mut elsewhere: Vec<(f64, &str, &Story<'_>)> = Vec::new();
@@ -87,8 +87,7 @@ fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
     }
     elsewhere.sort_by(|(one, ..), (other, ..)| one.total_cmp(other));
     others.count = elsewhere.len() as u64;
-    let percentile = (elsewhere.len() * 99).div_ceil(100).max(1) - 1;
-    if let Some((took, id, story)) = elsewhere.get(percentile) {
+    if let Some((took, id, story)) = percentile(&elsewhere, 99) {
         others.worst = shown(*took);
         if *took > elsewhere_bound {
             let what = format!("a task waited for {}, though its partition's leader was available", shown(*took));

@@ -3,10 +3,9 @@
 use super::super::fact::{Fact, Led};
 use super::super::judgement::{Conclusion, State};
 use super::cluster::{OTHERS, SERVED, WORKS};
-use super::mutations::{Mutation, TWICE, undetected};
-use super::recorded::{Recorded, broken, task_of};
+use super::mutations::{Mutation, PLANNED, TWICE, by, mutations, undetected};
+use super::recorded::{Recorded, alter, broken};
 
-const PLANNED: &str = "planned actions took effect";
 const SECOND_MOVE: u32 = 2;
 const STOP: u32 = 4;
 const FREEZE: u32 = 5;
@@ -39,96 +38,49 @@ fn task_on(it: &Recorded, (from, until): (f64, f64), on: impl Fn(i32) -> bool) -
     (number, id, worker, at)
 }
 
-const MUTATIONS: &[Mutation] = &[
-    Mutation {
-        name: "moved partition is served late",
-        row: SERVED,
-        says: "was delayed by 2.",
-        change: |it| {
-            let (at, led) = led(it, SECOND_MOVE);
-            let (number, id, _, began) = task_on(it, (at, at + 1.0), |partition| led.tasks.contains(&partition));
-            it.delay(&id, number, began, 2.5);
-        },
-    },
-    Mutation {
-        name: "partition of a stopped node is served late",
-        row: SERVED,
-        says: "after the action on broker_2",
-        change: |it| {
-            let (at, led) = led(it, STOP);
-            let (number, id, _, began) = task_on(it, (at, at + 2.0), |partition| led.tasks.contains(&partition));
-            it.delay(&id, number, began, 2.5);
-        },
-    },
-    Mutation {
-        name: "partition is served long after the fail-over",
-        row: SERVED,
-        says: "its bound was 6.0 s",
-        change: |it| {
-            let (at, _) = led(it, FREEZE);
-            let (number, id, _, began) = task_on(it, (at - 0.3, at + 6.0), |_| true);
-            it.delay(&id, number, began, 7.0);
-        },
-    },
-    Mutation {
-        name: "partition of another node waits for a moving leader",
-        row: OTHERS,
-        says: "though its partition's leader was available",
-        change: |it| {
-            let (at, led) = led(it, SECOND_MOVE);
-            let (number, id, _, began) = task_on(it, (at, at + 1.0), |partition| !led.tasks.contains(&partition));
-            it.delay(&id, number, began, 1.5);
-        },
-    },
-    Mutation {
-        name: "worker takes no tasks at the end",
-        row: WORKS,
-        says: "worker_2 began no task in the last 20 s",
-        change: |it| {
-            let ended = it.lines.iter().find(|line| matches!(line.fact, Fact::LoadEnded)).expect("its end").at;
-            it.change(|line| match &mut line.fact {
-                Fact::RunBegan { worker, .. } | Fact::RunEnded { worker, .. }
-                    if worker == "worker_2" && line.at > ended - 21.0 =>
-                {
-                    *worker = "worker_1".to_owned();
-                    true
-                }
-                _ => false,
-            });
-        },
-    },
-    Mutation {
-        name: "task of another partition runs twice when a leader moves",
-        row: TWICE,
-        says: "unexplained",
-        change: |it| {
-            let (at, led) = led(it, SECOND_MOVE);
-            let (_, id, worker, _) = task_on(it, (at - 0.4, at), |partition| !led.tasks.contains(&partition));
-            it.run(&id, &worker, at + 0.3);
-        },
-    },
-    Mutation {
-        name: "task that began at the next leader runs twice",
-        row: TWICE,
-        says: "unexplained",
-        change: |it| {
-            let (at, led) = led(it, SECOND_MOVE);
-            let (_, id, worker, began) = task_on(it, (at + 0.3, at + 1.0), |partition| led.tasks.contains(&partition));
-            it.run(&id, &worker, began + 0.2);
-        },
-    },
-    Mutation {
-        name: "frozen node takes records",
-        row: PLANNED,
-        says: "SIGSTOP to broker_3 had no visible effect",
-        change: |it| {
-            let (at, led) = led(it, FREEZE);
-            let partition = *led.tasks.first().expect("it led one");
-            let fact = Fact::Accepted { number: None, task_id: "other".to_owned(), partition, offset: 9_999 };
-            it.put(at + 1.0, fact);
-        },
-    },
-];
+const MUTATIONS: &[Mutation] = mutations! {
+    "moved partition is served late" => SERVED, "was delayed by 2.": |it| {
+        let (at, led) = led(it, SECOND_MOVE);
+        let (number, id, _, began) = task_on(it, (at, at + 1.0), |partition| led.tasks.contains(&partition));
+        it.delay(&id, number, began, 2.5);
+    };
+    "partition of a stopped node is served late" => SERVED, "after the action on broker_2": |it| {
+        let (at, led) = led(it, STOP);
+        let (number, id, _, began) = task_on(it, (at, at + 2.0), |partition| led.tasks.contains(&partition));
+        it.delay(&id, number, began, 2.5);
+    };
+    "partition is served long after the fail-over" => SERVED, "its bound was 6.0 s": |it| {
+        let (at, _) = led(it, FREEZE);
+        let (number, id, _, began) = task_on(it, (at - 0.3, at + 6.0), |_| true);
+        it.delay(&id, number, began, 7.0);
+    };
+    "partition of another node waits for a moving leader" => OTHERS, "though its partition's leader was available": |it| {
+        let (at, led) = led(it, SECOND_MOVE);
+        let (number, id, _, began) = task_on(it, (at, at + 1.0), |partition| !led.tasks.contains(&partition));
+        it.delay(&id, number, began, 1.5);
+    };
+    "worker takes no tasks at the end" => WORKS, "worker_2 began no task in the last 20 s": |it| {
+        let ended = it.lines.iter().find(|line| matches!(line.fact, Fact::LoadEnded)).expect("its end").at;
+        alter!(it, line: Fact::RunBegan { worker, .. } | Fact::RunEnded { worker, .. }
+            if worker == "worker_2" && line.at > ended - 21.0 => *worker = "worker_1".to_owned());
+    };
+    "task of another partition runs twice when a leader moves" => TWICE, "unexplained": |it| {
+        let (at, led) = led(it, SECOND_MOVE);
+        let (_, id, worker, _) = task_on(it, (at - 0.4, at), |partition| !led.tasks.contains(&partition));
+        it.run(&id, &worker, at + 0.3);
+    };
+    "task that began at the next leader runs twice" => TWICE, "unexplained": |it| {
+        let (at, led) = led(it, SECOND_MOVE);
+        let (_, id, worker, began) = task_on(it, (at + 0.3, at + 1.0), |partition| led.tasks.contains(&partition));
+        it.run(&id, &worker, began + 0.2);
+    };
+    "frozen node takes records" => PLANNED, "SIGSTOP to broker_3 had no visible effect": |it| {
+        let (at, led) = led(it, FREEZE);
+        let partition = *led.tasks.first().expect("it led one");
+        let fact = Fact::Accepted { number: None, task_id: "other".to_owned(), partition, offset: 9_999 };
+        it.put(at + 1.0, fact);
+    };
+};
 
 #[test]
 fn recorded_cluster_run_is_held() {
@@ -152,11 +104,7 @@ fn task_in_flight_at_the_loss_of_its_leader_may_run_twice() {
     let (at, led) = led(&it, STOP);
     let (_, id, worker, _) = task_on(&it, (at - 0.6, at), |partition| led.tasks.contains(&partition));
     // The result comes when the leader is lost.
-    it.change(|line| {
-        let ends = task_of(&line.fact) == Some(&id) && matches!(line.fact, Fact::RunEnded { .. });
-        line.at = if ends { at } else { line.at };
-        ends
-    });
+    alter!(it, line: Fact::RunEnded { task_id, .. } if *task_id == id => line.at = at);
     it.run(&id, &worker, at + 0.7);
     let verdict = it.judged();
     let twice = verdict.rows.iter().find(|row| row.name == TWICE).expect("a row");

@@ -1,7 +1,7 @@
 //! Stops and restarts of gateways, and the fleet that they show (P9, P10).
 
 use super::super::evidence::{Evidence, Life, MOMENT, View};
-use super::super::fact::Kind;
+use super::super::fact::{Fact, Kind};
 use super::super::judgement::{Finding, Row};
 use super::service::Causes;
 use super::{Tally, shown, stops};
@@ -78,11 +78,12 @@ fn stops(evidence: &Evidence<'_>) -> Row {
 /// After its signal, a gateway reports at once that it is not ready.
 fn unready(evidence: &Evidence<'_>) -> Row {
     let mut tally = Tally::new("P9", "stopping gateway is not ready", "at once");
-    for (line, _, gateway, status) in &evidence.ready_asked {
+    for (line, number) in evidence.lines.iter().zip(1..) {
+        let Fact::ReadyAsked { gateway, status } = &line.fact else { continue };
         tally.count += 1;
         if !matches!(status, None | Some(503)) {
             let what = format!("/readyz of {gateway} returned {} after its signal", status.unwrap_or_default());
-            tally.broken(what, vec![(*gateway).to_owned()], vec![*line]);
+            tally.broken(what, vec![gateway.clone()], vec![number]);
         }
     }
     tally.counted()
@@ -95,7 +96,7 @@ fn answers(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
     let mut tally = Tally::new("P9", "every caller is answered", "0 cut off");
     for (number, request) in &evidence.requests {
         let Some((line, at, answer)) = request.answered else {
-            if owned && !evidence.cut_short {
+            if owned && !evidence.ending.cut_short {
                 tally.broken(format!("request {number} was never answered"), Vec::new(), vec![request.line]);
             }
             continue;
@@ -120,10 +121,7 @@ fn answers(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
             );
         }
     }
-    if tally.count > 0 {
-        tally.worst = tally.findings.len().to_string();
-    }
-    tally.row()
+    tally.counted()
 }
 
 /// A restarted gateway shows the real fleet in time.

@@ -26,7 +26,7 @@ mod gateways;
 mod mutations;
 mod receipts;
 #[cfg(test)]
-mod recorded;
+pub(super) mod recorded;
 #[cfg(test)]
 mod sample;
 mod service;
@@ -37,42 +37,25 @@ mod tasks;
 mod tests;
 
 use super::evidence::Evidence;
-use super::fact::{Ending, Fact, Kind, Line};
-use super::judgement::{Conclusion, Finding, Row, State, Totals, Verdict};
+use super::fact::{Fact, Kind, Line};
+use super::judgement::{Conclusion, Finding, Row, State, Totals, Verdict, percentile};
 
-/// What a verdict depends on, besides the facts.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Circumstances {
-    /// The topics were read to their ends.
-    pub(super) audited: bool,
-    /// No worker is left that could run the tasks in Kafka.
-    pub(super) nobody_works: bool,
-    /// Where the ledger is.
-    pub(super) ledger: String,
+/// Whether the ledger has its last line; without it there is nothing to judge yet.
+pub(super) fn is_finished(lines: &[Line]) -> bool {
+    lines.last().is_some_and(|line| matches!(line.fact, Fact::End(_)))
 }
 
-impl Circumstances {
-    /// Reads the ledger's last line; `ledger` is its path. `None` without a last line: there is nothing to judge yet.
-    pub(super) fn of(lines: &[Line], ledger: String) -> Option<Self> {
-        let Fact::End(Ending { audited, nobody_works, .. }) = lines.iter().map(|line| &line.fact).next_back()? else {
-            return None;
-        };
-        Some(Self { audited: *audited, nobody_works: *nobody_works, ledger })
-    }
-}
-
-pub(super) fn judge(lines: &[Line], circumstances: &Circumstances) -> Verdict {
-    let evidence = Evidence::new(lines);
+/// Judges a finished ledger, which is at this path.
+pub(super) fn judge(lines: &[Line], ledger: String) -> Verdict {
+    let mut evidence = Evidence::new(lines);
     // Derived from the ledger, too, so that a second judgement gives the same verdict.
-    let nobody = || evidence.workers.values().flatten().all(|life| life.exit.is_some());
-    let nobody_works = !evidence.begin.owns_processes && circumstances.audited && nobody();
-    let nobody_works = circumstances.nobody_works || nobody_works;
-    let circumstances = &Circumstances { nobody_works, ..circumstances.clone() };
+    let nobody = evidence.workers.values().flatten().all(|life| life.exit.is_some());
+    evidence.ending.nobody_works |= !evidence.begin.owns_processes && evidence.ending.audited && nobody;
     let (faults, missing) = actions::judge(&evidence);
-    let mut rows = tasks::rows(&evidence, circumstances);
+    let mut rows = tasks::rows(&evidence);
     // The journals show starts, but only the topics show outcomes. Without the topics these rows get no evidence.
     let unknown = Evidence::new(lines.get(..1).unwrap_or_default());
-    let audited = if circumstances.audited { &evidence } else { &unknown };
+    let audited = if evidence.ending.audited { &evidence } else { &unknown };
     rows.push(duplicates::row(audited));
     let causes = service::Causes::of(&evidence);
     // Where others act on the fleet, the exits of its processes are not seen: only its tasks are judged.
@@ -85,27 +68,21 @@ pub(super) fn judge(lines: &[Line], circumstances: &Circumstances) -> Verdict {
     }
     rows.extend(accounting(&evidence));
     rows.push(missing);
-    let totals = totals(&evidence, lines, circumstances);
+    let totals = totals(&evidence);
     Verdict {
-        conclusion: conclusion(&evidence, &rows, &totals, circumstances, causes.too_late(&evidence)),
-        cut_short: evidence.cut_short,
+        conclusion: conclusion(&evidence, &rows, &totals, causes.too_late(&evidence)),
+        cut_short: evidence.ending.cut_short,
         plan: evidence.begin.plan.clone(),
         seed: evidence.begin.seed,
         target: evidence.begin.target.clone(),
         totals,
         rows,
         faults,
-        ledger: circumstances.ledger.clone(),
+        ledger,
     }
 }
 
-fn conclusion(
-    evidence: &Evidence<'_>,
-    rows: &[Row],
-    totals: &Totals,
-    circumstances: &Circumstances,
-    too_late: Option<f64>,
-) -> Conclusion {
+fn conclusion(evidence: &Evidence<'_>, rows: &[Row], totals: &Totals, too_late: Option<f64>) -> Conclusion {
     let broken = |row: &Row| row.state == State::Broken;
     let (did_not_happen, others): (Vec<&Row>, Vec<&Row>) =
         rows.iter().filter(|row| broken(row)).partition(|row| row.name == actions::NAME);
@@ -121,13 +98,13 @@ fn conclusion(
         let reason = last.map(|why| format!("; last refusal: {why}")).unwrap_or_default();
         return Conclusion::CouldNotRun(format!("no task was answered{reason}"));
     }
-    if totals.undecided > 0 && circumstances.nobody_works {
+    if totals.undecided > 0 && evidence.ending.nobody_works {
         let count = totals.undecided;
         return Conclusion::Undecided(format!(
             "tasks waiting in Kafka: {count}; no worker runs: start workers, the tasks are not lost"
         ));
     }
-    if !circumstances.audited {
+    if !evidence.ending.audited {
         return Conclusion::Undecided(
             "no loss or wrong result was seen, but Kafka could not be read, and nothing was audited".to_owned(),
         );
@@ -142,7 +119,7 @@ fn conclusion(
             share * 100.0
         ));
     }
-    if evidence.cut_short {
+    if evidence.ending.cut_short {
         return Conclusion::Held;
     }
     let untested = |row: &&Row| row.state == State::Untested;
@@ -161,8 +138,9 @@ fn conclusion(
     Conclusion::Held
 }
 
-fn totals(evidence: &Evidence<'_>, lines: &[Line], circumstances: &Circumstances) -> Totals {
-    let mut took: Vec<f64> = lines
+fn totals(evidence: &Evidence<'_>) -> Totals {
+    let mut took: Vec<f64> = evidence
+        .lines
         .iter()
         .filter_map(|line| match &line.fact {
             Fact::Answered { took_ms, answer, .. } if answer.outcome == Kind::Answered => Some(*took_ms),
@@ -170,8 +148,8 @@ fn totals(evidence: &Evidence<'_>, lines: &[Line], circumstances: &Circumstances
         })
         .collect();
     took.sort_by(f64::total_cmp);
-    let at = |percent: usize| took.get(((took.len() * percent).div_ceil(100)).max(1) - 1).copied().unwrap_or_default();
-    let outcomes = tasks::outcomes(evidence, circumstances);
+    let at = |percent| percentile(&took, percent).copied().unwrap_or_default();
+    let outcomes = tasks::outcomes(evidence);
     let count = |wanted: tasks::Outcome| outcomes.values().filter(|outcome| **outcome == wanted).count() as u64;
     Totals {
         seconds: evidence.end,
@@ -182,7 +160,7 @@ fn totals(evidence: &Evidence<'_>, lines: &[Line], circumstances: &Circumstances
         undecided: count(tasks::Outcome::Undecided),
         p50_ms: at(50),
         p99_ms: at(99),
-        worst_ms: took.last().copied().unwrap_or_default(),
+        worst_ms: at(100),
     }
 }
 
@@ -197,14 +175,13 @@ fn accounting(evidence: &Evidence<'_>) -> Vec<Row> {
         }
     }
     let mut readers = Tally::new("-", "two readers read the same records", "0");
-    if evidence.lag.is_some() || !evidence.disagreed.is_empty() {
-        readers.count += 1;
-        readers.worst = evidence.disagreed.len().to_string();
+    for (line, number) in evidence.lines.iter().zip(1..) {
+        if let Fact::Disagreed { topic, detail } = &line.fact {
+            readers.broken(format!("{topic}: {detail}"), Vec::new(), vec![number]);
+        }
     }
-    for (line, topic, detail) in &evidence.disagreed {
-        readers.broken(format!("{topic}: {detail}"), Vec::new(), vec![*line]);
-    }
-    vec![lag.row(), readers.row()]
+    readers.count = u64::from(evidence.lag.is_some() || !readers.findings.is_empty());
+    vec![lag.row(), readers.counted()]
 }
 
 #[derive(Debug)]

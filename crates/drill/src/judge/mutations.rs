@@ -1,5 +1,5 @@
 //! The table of mutations: each changes the ledger of a real run that is held, and breaks the named row for the named
-//! reason.
+//! reason. Some have an amount that breaks the row, and one that keeps its bound.
 //!
 //! It proves that the judge finds each kind of fault. A new check needs a mutation.
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use super::super::fact::{Answer, Fact, Kind};
 use super::super::judgement::{Conclusion, State};
 use super::super::texts::AFTERWARDS;
-use super::recorded::{Recorded, broken, refused, task_of};
+use super::recorded::{Recorded, alter, broken, refused, task_of};
 
 /// One change, and the text that must appear in a finding of the row or in the reason of an undecided verdict.
 pub(super) struct Mutation {
@@ -16,6 +16,8 @@ pub(super) struct Mutation {
     pub(super) row: &'static str,
     pub(super) says: &'static str,
     pub(super) change: fn(&mut Recorded),
+    /// The same change by an amount that the bound allows, if it has an amount.
+    pub(super) keeps: &'static [fn(&mut Recorded)],
 }
 
 pub(super) const LOST: &str = "no task is lost";
@@ -50,15 +52,31 @@ const STAYS: &str = "results stay the same";
 const KAFKA: &str = "Kafka is unavailable only by an action";
 const LAG: &str = "no task is left in the queue";
 const READERS: &str = "two readers read the same records";
-const PLANNED: &str = "planned actions took effect";
+pub(super) const PLANNED: &str = "planned actions took effect";
 /// Stands for the verdict, in place of a row.
 const UNDECIDED: &str = "UNDECIDED";
 
 macro_rules! mutations {
-    ($($name:literal => $row:expr, $says:literal: $change:expr;)*) => {
-        &[$(Mutation { name: $name, row: $row, says: $says, change: $change }),*]
+    ($($name:literal => $row:expr, $says:literal $(, $breaks:literal not $keeps:literal)?: $change:expr;)*) => {
+        &[$(Mutation {
+            name: $name,
+            row: $row,
+            says: $says,
+            change: by!($change $(, $breaks)?),
+            keeps: &[$(by!($change, $keeps))?],
+        }),*]
     };
 }
+macro_rules! by {
+    ($change:expr) => {
+        $change
+    };
+    ($change:expr, $amount:literal) => {{
+        const CHANGE: fn(&mut Recorded, f64) = $change;
+        |it| CHANGE(it, $amount)
+    }};
+}
+pub(super) use {by, mutations};
 
 mod service;
 mod stops;
@@ -133,26 +151,10 @@ fn says(it: &mut Recorded, member: &str, value: serde_json::Value) {
 
 fn read_back(it: &mut Recorded, answered: Option<u16>) {
     let mut first = true;
-    it.change(|line| match &mut line.fact {
-        // The second reading.
-        Fact::ReadBack { gateway, status, mark, is_result, .. }
-            if gateway == "gateway_2" && std::mem::take(&mut first) =>
-        {
-            (*status, *mark, *is_result) = (answered, None, false);
-            true
-        }
-        _ => false,
-    });
-}
-
-fn carried(it: &mut Recorded, change: impl Fn(&mut Fact)) {
-    it.change(|line| {
-        let is = matches!(line.fact, Fact::Carried { action: 2, .. });
-        if is {
-            change(&mut line.fact);
-        }
-        is
-    });
+    // The second reading.
+    alter!(it, line: Fact::ReadBack { gateway, status, mark, is_result, .. }
+        if gateway == "gateway_2" && std::mem::take(&mut first)
+        => (*status, *mark, *is_result) = (answered, None, false));
 }
 
 #[test]
@@ -160,6 +162,9 @@ fn recorded_run_is_held() {
     let verdict = Recorded::new().judged();
     let broken = broken(&verdict);
     assert!(verdict.conclusion == Conclusion::Held && broken.is_empty(), "{:?}: {broken:#?}", verdict.conclusion);
+    let twice = verdict.rows.iter().find(|row| row.name == TWICE).expect("a row");
+    let explained = "8 explained: drain timeout 2 of 2, freeze 1 of 2, kill 4 of 4, second signal 1 of 1";
+    assert_eq!(twice.note, explained);
     // The run tests every row, except those of a cluster.
     let untested = verdict.rows.iter().filter(|row| row.state == State::Untested && row.promise != "P11");
     assert_eq!(untested.map(|row| row.name).collect::<Vec<_>>(), [""; 0]);
@@ -173,9 +178,45 @@ fn each_mutation_breaks_its_row_for_its_reason() {
     assert!(wrong.is_empty(), "{} of {count} mutations:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+#[test]
+fn each_bound_is_kept_by_a_smaller_change() {
+    let mut wrong = Vec::new();
+    for mutation in all() {
+        for keeps in mutation.keeps {
+            let mut it = Recorded::new();
+            keeps(&mut it);
+            let verdict = it.judged();
+            // The changes do not update the views.
+            let red: Vec<_> = broken(&verdict).into_iter().filter(|row| row.name != PAGE).collect();
+            wrong.extend((!red.is_empty()).then(|| format!("{}: {red:#?}", mutation.name)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn finding_has_its_worker_its_task_and_its_lines() {
+    let finding = |it: &Recorded, name: &str| {
+        let verdict = it.judged();
+        let row = broken(&verdict).into_iter().find(|row| row.name == name).expect("a broken row");
+        row.findings[0].clone()
+    };
+    let mut it = Recorded::new();
+    let stop = it.idle_stop();
+    it.later(&stop, 1.2);
+    let late = finding(&it, IDLE);
+    let times: Vec<f64> = late.lines.iter().map(|number| it.lines[number - 1].at).collect();
+    assert_eq!((late.ids, times), (vec![stop.process], vec![stop.at, stop.exit + 1.2]));
+    let mut it = Recorded::new();
+    let kill = it.first("kill-worker");
+    let id = in_flight(&it, &kill.process, kill.at);
+    it.delay(&id, request_of(&it, &id), kill.at, 2.0);
+    assert_eq!(finding(&it, KILLED).ids, [id, kill.process]);
+}
+
 /// Changes the ledger. The error says why the verdict does not show the change.
 pub(super) fn undetected(mutation: &Mutation, mut recorded: Recorded) -> Result<(), String> {
-    let Mutation { name, row, says, change } = mutation;
+    let Mutation { name, row, says, change, .. } = mutation;
     change(&mut recorded);
     let verdict = recorded.judged();
     if *row == UNDECIDED {

@@ -1,4 +1,5 @@
-//! Two ledgers of real runs, and the changes that the tables of mutations make to them.
+//! Two ledgers of real runs, and the changes that the tables of mutations make to them. The tests of the pages use
+//! them, too.
 //!
 //! The plans beside this file made them on the embedded broker. Short ids keep the files small:
 //! `drill run crates/drill/src/judge/recorded.toml --seed 1`, then
@@ -12,12 +13,26 @@ use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 
 use super::super::fact::{Answer, Fact, Kind, Line};
-use super::super::judgement::{Row, State, Verdict};
+use super::super::judgement::{Finding, Row, State, Verdict};
 use super::super::texts::AFTERWARDS;
-use super::{Circumstances, judge};
+use super::{is_finished, judge};
 
 static RECORDED: LazyLock<Vec<Line>> = LazyLock::new(|| read(include_bytes!("recorded.jsonl.gz")));
 static OF_CLUSTER: LazyLock<Vec<Line>> = LazyLock::new(|| read(include_bytes!("recorded_cluster.jsonl.gz")));
+
+/// Changes the facts that match; a run has at least one.
+macro_rules! alter {
+    ($it:expr, $line:ident: $pattern:pat $(if $guard:expr)? => $change:expr) => {
+        $it.change(|$line| match &mut $line.fact {
+            $pattern $(if $guard)? => {
+                $change;
+                true
+            }
+            _ => false,
+        })
+    };
+}
+pub(super) use alter;
 
 fn read(compressed: &[u8]) -> Vec<Line> {
     let mut text = String::new();
@@ -26,15 +41,15 @@ fn read(compressed: &[u8]) -> Vec<Line> {
 }
 
 #[derive(Clone)]
-pub(super) struct Recorded {
-    pub(super) lines: Vec<Line>,
+pub(crate) struct Recorded {
+    pub(crate) lines: Vec<Line>,
 }
 
 /// A plain short task from a time without actions; times are seconds of the run.
 #[derive(Clone, Debug)]
-pub(super) struct Calm {
+pub(crate) struct Calm {
     pub(super) number: u64,
-    pub(super) id: String,
+    pub(crate) id: String,
     pub(super) worker: String,
     pub(super) gateway: String,
     pub(super) accepted: f64,
@@ -68,13 +83,23 @@ pub(super) fn refused(status: u16) -> Answer {
 }
 
 impl Recorded {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { lines: RECORDED.clone() }
     }
 
     /// The ledger of a run with a broker of three nodes.
     pub(super) fn of_cluster() -> Self {
         Self { lines: OF_CLUSTER.clone() }
+    }
+
+    /// The run without the results of two tasks, `t296` and `t297`.
+    pub(crate) fn lossy() -> Self {
+        let mut it = Self::new();
+        for task in it.calm().into_iter().skip(4).take(2) {
+            it.forget_runs(&task.id);
+            it.answer(task.number, &Answer { task_id: Some(task.id), status: Some(504), ..Answer::of(Kind::Accepted) });
+        }
+        it
     }
 
     pub(super) fn load(&self) -> f64 {
@@ -132,7 +157,7 @@ impl Recorded {
         Some(Calm { number, id, worker, gateway, accepted, began, answered: answered.at })
     }
 
-    pub(super) fn task(&self) -> Calm {
+    pub(crate) fn task(&self) -> Calm {
         self.calm().into_iter().nth(3).expect("a calm task")
     }
 
@@ -174,26 +199,14 @@ impl Recorded {
     }
 
     pub(super) fn exit(&mut self, of: &Done, mut change: impl FnMut(&mut Line)) {
-        self.change(|line| {
-            let is = matches!(&line.fact, Fact::Exited { process, .. } if *process == of.process && line.at == of.exit);
-            if is {
-                change(line);
-            }
-            is
-        });
+        alter!(self, line: Fact::Exited { process, .. }
+            if *process == of.process && line.at == of.exit => change(line));
     }
 
     /// Delays the exit of a gateway, and its next start.
     pub(super) fn linger(&mut self, of: &Done, by: f64) {
-        self.change(|line| {
-            let is = match &line.fact {
-                Fact::Exited { process, .. } | Fact::Started { process, .. } => *process == of.process,
-                _ => false,
-            };
-            let moves = is && (of.exit..of.exit + 2.0).contains(&line.at);
-            line.at += if moves { by } else { 0.0 };
-            moves
-        });
+        alter!(self, line: Fact::Exited { process, .. } | Fact::Started { process, .. }
+            if *process == of.process && (of.exit..of.exit + 2.0).contains(&line.at) => line.at += by);
     }
 
     /// Changes the receipt of a stop, on the output and on the topic.
@@ -257,13 +270,7 @@ impl Recorded {
     }
 
     pub(super) fn answer(&mut self, number: u64, with: &Answer) {
-        self.change(|line| match &mut line.fact {
-            Fact::Answered { number: of, answer, .. } if *of == number => {
-                *answer = with.clone();
-                true
-            }
-            _ => false,
-        });
+        alter!(self, line: Fact::Answered { number: of, answer, .. } if *of == number => *answer = with.clone());
     }
 
     /// Removes every trace of a task except its acceptance.
@@ -308,10 +315,20 @@ impl Recorded {
         });
     }
 
-    pub(super) fn judged(&self) -> Verdict {
-        let circumstances = Circumstances::of(&self.lines, String::new()).expect("a last line");
-        judge(&self.lines, &circumstances)
+    pub(crate) fn judged(&self) -> Verdict {
+        assert!(is_finished(&self.lines));
+        judge(&self.lines, String::new())
     }
+}
+
+/// `count` findings with `ids` tasks each.
+pub(crate) fn findings(count: usize, ids: usize) -> Vec<Finding> {
+    let finding = |number| Finding {
+        what: "was accepted and has no result".to_owned(),
+        ids: (0..ids).map(|beside| format!("t{}", number + beside)).collect(),
+        lines: vec![number],
+    };
+    (1..=count).map(finding).collect()
 }
 
 pub(super) fn broken(verdict: &Verdict) -> Vec<&Row> {

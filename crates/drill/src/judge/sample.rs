@@ -9,9 +9,8 @@ use lastcall::task::Receipt;
 
 use super::super::fact::{Answer, Begin, Ending, Fact, Kind, Line};
 use super::super::judgement::{Row, State, Verdict};
-use super::super::sample::{id, submitted};
 use super::super::texts::AFTERWARDS;
-use super::{Circumstances, judge};
+use super::judge;
 
 /// Requests of the healthy run that were in flight at a kill and at a stop.
 pub(super) const KILLED: u64 = 500;
@@ -24,6 +23,11 @@ pub(super) const AUDIT: f64 = 21.0;
 pub(super) struct Sample {
     pub(super) lines: Vec<Line>,
     offset: i64,
+}
+
+/// The task id of a request, a UUIDv7 as in a real run.
+pub(super) fn id(number: u64) -> String {
+    format!("0190163d-8694-739b-8ea5-{number:012x}")
 }
 
 fn digest(number: u64) -> String {
@@ -101,7 +105,7 @@ impl Sample {
             sample.signal(gateway, 20.2, "SIGTERM").exit(gateway, 20.22, Some(0), None, None);
         }
         sample.put(AUDIT, Fact::Lag { tasks: 0 });
-        sample.put(AUDIT + 1.0, Fact::End(Ending::default()));
+        sample.put(AUDIT + 1.0, Fact::End(Ending { audited: true, ..Ending::default() }));
         sample
     }
 
@@ -139,7 +143,7 @@ impl Sample {
         sample.view("gateway_1", 0.5, &["worker_1", "worker_2", "worker_3"]);
         sample.put(11.0, Fact::LoadEnded);
         sample.put(AUDIT, Fact::Lag { tasks: 0 });
-        sample.put(AUDIT + 1.0, Fact::End(Ending::default()));
+        sample.put(AUDIT + 1.0, Fact::End(Ending { audited: true, ..Ending::default() }));
         sample
     }
 
@@ -279,7 +283,8 @@ impl Sample {
 
     pub(super) fn submit(&mut self, number: u64, at: f64, work_ms: u64) -> &mut Self {
         let gateway = format!("gateway_{}", 1 + number % 2);
-        self.put(at, submitted(number, &gateway, Some(work_ms)))
+        let (work_ms, repeats, asynchronous, poison) = (Some(work_ms), None, false, false);
+        self.put(at, Fact::Submitted { number, gateway, work_ms, repeats, asynchronous, poison })
     }
 
     pub(super) fn accept(&mut self, number: u64, at: f64) -> &mut Self {
@@ -341,11 +346,7 @@ impl Sample {
     }
 
     pub(super) fn judged(&self) -> Verdict {
-        self.judged_when(&Circumstances { audited: true, ..Circumstances::default() })
-    }
-
-    pub(super) fn judged_when(&self, circumstances: &Circumstances) -> Verdict {
-        judge(&self.ordered(), circumstances)
+        judge(&self.ordered(), String::new())
     }
 
     /// The names of the broken rows, without the fleet page: the changes to a sample do not update its views.

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use super::super::evidence::outages::Outage;
 use super::super::evidence::{Evidence, Life, MOMENT, Request, Story};
-use super::super::fact::{Answer, Kind};
-use super::super::judgement::{Finding, Row};
+use super::super::fact::{Answer, Fact, Kind};
+use super::super::judgement::{Finding, Row, percentile};
 use super::super::texts::AFTERWARDS;
 use super::{Tally, crashes, shown};
 
@@ -247,7 +247,8 @@ fn is_served(answer: &Answer) -> bool {
 
 /// A task starts as soon as a worker has a free handler.
 fn starts(evidence: &Evidence<'_>) -> Row {
-    let mut tally = Tally::new("-", "tasks start in time", "< 1 s, after a stop 2 s, a hang 20 s");
+    let mut tally = Tally::new("-", "tasks start in time", "< 1 s, 2 s or 20 s");
+    tally.note.push("usually, after a stop, after a hang".to_owned());
     // Without the journal, the result alone dates a first start.
     if !evidence.sees_starts {
         return tally.row();
@@ -336,9 +337,8 @@ fn answers(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
         });
     }
     took_all.sort_by(f64::total_cmp);
-    let percentile = |percent: usize| took_all.get((took_all.len() * percent).div_ceil(100).max(1) - 1).copied();
-    if let (Some(half), Some(most)) = (percentile(50), percentile(99)) {
-        tally.note.push(format!("p50 {}, p99 {}", shown(half), shown(most)));
+    if let (Some(half), Some(most)) = (percentile(&took_all, 50), percentile(&took_all, 99)) {
+        tally.note.push(format!("p50 {}, p99 {}", shown(*half), shown(*most)));
     }
     tally.row()
 }
@@ -365,21 +365,24 @@ fn probes(evidence: &Evidence<'_>) -> Row {
 /// Every gateway returns a known result, with the same bytes each time.
 fn read_back(evidence: &Evidence<'_>) -> Row {
     let mut tally = Tally::new("P1", "results stay the same", "0 differ");
-    for (id, answers) in &evidence.read_back {
-        tally.count += 1;
-        let first = answers.iter().find_map(|answer| answer.mark);
-        for answer in answers {
-            let what = match (answer.mark, answer.status) {
-                (Some(mark), _) if Some(mark) == first => continue,
-                (Some(_), _) => "differs from the result before".to_owned(),
-                (None, Some(200)) => "is pending again".to_owned(),
-                (None, Some(status)) => format!("is answered {status}"),
-                (None, None) => "is not answered".to_owned(),
-            };
-            let what = format!("the task of request {} has a result; at {} it {what}", answer.request, answer.gateway);
-            tally.broken(what, vec![(*id).to_owned()], vec![answer.line]);
-        }
+    let mut marks: BTreeMap<&str, Option<&str>> = BTreeMap::new();
+    for (line, number) in evidence.lines.iter().zip(1..) {
+        let Fact::ReadBack { number: request, gateway, task_id, status, mark, is_result } = &line.fact else {
+            continue;
+        };
+        let first = marks.entry(task_id).or_default();
+        let mark = mark.as_deref().filter(|_| *is_result && *status == Some(200));
+        let what = match (mark, status) {
+            (Some(mark), _) if *first.get_or_insert(mark) == mark => continue,
+            (Some(_), _) => "differs from the result before".to_owned(),
+            (None, Some(200)) => "is pending again".to_owned(),
+            (None, Some(status)) => format!("is answered {status}"),
+            (None, None) => "is not answered".to_owned(),
+        };
+        let what = format!("the task of request {request} has a result; at {gateway} it {what}");
+        tally.broken(what, vec![task_id.clone()], vec![number]);
     }
+    tally.count = marks.len() as u64;
     tally.counted()
 }
 

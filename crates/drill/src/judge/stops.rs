@@ -20,9 +20,9 @@ const LOCK_KEPT: f64 = 2.0 / 3.0;
 pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
     let drain = evidence.begin.drain_timeout_ms as f64 / 1e3;
     let mut bounds = Bounds::new(drain);
-    let mut codes = Tally::new("-", "exit codes are correct", "all");
-    let mut said = Tally::new("-", "stops have notifications and receipts", "all");
-    let mut seen_receipts = Tally::new("-", "receipts match the evidence", "all");
+    let mut codes = Tally::new("-", "exit codes are correct", "0 wrong");
+    let mut said = Tally::new("-", "stops have notifications and receipts", "0 without");
+    let mut seen_receipts = Tally::new("-", "receipts match the evidence", "0 wrong");
     for life in evidence.workers.values().flatten() {
         unexpected_end(life, &mut codes);
         vanished(evidence, life, &mut said);
@@ -37,12 +37,7 @@ pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
         receipts::judge(evidence, &stop, &mut seen_receipts);
     }
     let mut rows = bounds.rows();
-    for mut tally in [codes, said, seen_receipts] {
-        if tally.count > 0 || !tally.findings.is_empty() {
-            tally.worst = format!("{} not", tally.findings.len());
-        }
-        rows.push(tally.row());
-    }
+    rows.extend([codes, said, seen_receipts].map(Tally::counted));
     rows
 }
 

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::super::evidence::{Evidence, Request, Run, RunEnd, Story};
 use super::super::fact::{Answer, Begin, Kind};
 use super::super::judgement::Row;
-use super::{Circumstances, Tally};
+use super::Tally;
 
 /// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ fn by_request<'e, 'a>(evidence: &'e Evidence<'a>) -> BTreeMap<u64, Vec<(&'a str,
     all
 }
 
-pub(super) fn outcomes(evidence: &Evidence<'_>, circumstances: &Circumstances) -> BTreeMap<u64, Outcome> {
+pub(super) fn outcomes(evidence: &Evidence<'_>) -> BTreeMap<u64, Outcome> {
     let tasks = by_request(evidence);
     let outcome = |request: &Request<'_>| {
         let known = tasks.get(&request.of);
@@ -52,10 +52,10 @@ pub(super) fn outcomes(evidence: &Evidence<'_>, circumstances: &Circumstances) -
             Kind::Refused => Outcome::Refused,
             Kind::Accepted | Kind::Unknown if has_result => Outcome::Unfetched,
             // The topic was read to its end, and the accepted task is not on it.
-            Kind::Accepted if circumstances.audited && !accepted => Outcome::Lost,
+            Kind::Accepted if evidence.ending.audited && !accepted => Outcome::Lost,
             // The task never reached the topic.
-            Kind::Unknown if circumstances.audited && !accepted => Outcome::Refused,
-            Kind::Accepted | Kind::Unknown if circumstances.nobody_works => Outcome::Undecided,
+            Kind::Unknown if evidence.ending.audited && !accepted => Outcome::Refused,
+            Kind::Accepted | Kind::Unknown if evidence.ending.nobody_works => Outcome::Undecided,
             Kind::Accepted => Outcome::Lost,
             Kind::Unknown if accepted => Outcome::Lost,
             Kind::Unknown => Outcome::Undecided,
@@ -64,8 +64,8 @@ pub(super) fn outcomes(evidence: &Evidence<'_>, circumstances: &Circumstances) -
     evidence.requests.iter().map(|(number, request)| (*number, outcome(request))).collect()
 }
 
-pub(super) fn rows(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Vec<Row> {
-    let outcomes = outcomes(evidence, circumstances);
+pub(super) fn rows(evidence: &Evidence<'_>) -> Vec<Row> {
+    let outcomes = outcomes(evidence);
     let tasks = by_request(evidence);
     let mut lost = Tally::new("P1", "no task is lost", "0");
     let mut fetched = Tally::new("P1", "every result can be fetched", "0");
@@ -111,29 +111,22 @@ pub(super) fn rows(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Ve
     if given_up > 0 {
         failed.note.push(format!("{given_up} after {} starts without a result", evidence.begin.max_deliveries));
     }
-    answered_twice(evidence, circumstances, &tasks, &mut lost, &mut right);
+    answered_twice(evidence, &tasks, &mut lost, &mut right);
     let dead = |story: &Story<'_>| {
         !story.dead.is_empty() && is_ours(story, evidence) && !was_tried(story, evidence) && !evidence.is_poison(story)
     };
     for (id, story) in evidence.tasks.iter().filter(|(_, story)| dead(story)) {
         failed.broken("a task was dead-lettered".to_owned(), vec![(*id).to_owned()], story.lines());
     }
-    for tally in [&mut lost, &mut fetched, &mut right, &mut failed] {
-        tally.worst = if tally.count > 0 || !tally.findings.is_empty() {
-            tally.findings.len().to_string()
-        } else {
-            String::new()
-        };
-    }
-    let unexpected = unexpected(evidence, circumstances, &outcomes, &tasks);
-    vec![lost.row(), fetched.row(), right.row(), unexpected, failed.row(), poison(evidence, circumstances)]
+    let [lost, fetched, right, failed] = [lost, fetched, right, failed].map(Tally::counted);
+    vec![lost, fetched, right, unexpected(evidence, &outcomes, &tasks), failed, poison(evidence)]
 }
 
 /// A task that fails each time is started `MAX_DELIVERIES` times, and is then dead-lettered once.
-fn poison(evidence: &Evidence<'_>, circumstances: &Circumstances) -> Row {
+fn poison(evidence: &Evidence<'_>) -> Row {
     let most = evidence.begin.max_deliveries as usize;
     let mut tally = Tally::new("P8c", "poison task is dead-lettered", format!("{most} starts"));
-    if !circumstances.audited || !evidence.sees_starts {
+    if !evidence.ending.audited || !evidence.sees_starts {
         return tally.row();
     }
     for (id, story) in evidence.tasks.iter().filter(|(_, story)| evidence.is_poison(story)) {
@@ -190,12 +183,11 @@ fn about(request: &Request<'_>, stories: &[(&str, &Story<'_>)]) -> (Vec<String>,
 /// Compares the answers of gateways with the results on the topics.
 fn answered_twice(
     evidence: &Evidence<'_>,
-    circumstances: &Circumstances,
     tasks: &BTreeMap<u64, Vec<(&str, &Story<'_>)>>,
     lost: &mut Tally,
     right: &mut Tally,
 ) {
-    let audited = circumstances.audited;
+    let audited = evidence.ending.audited;
     for (number, request) in &evidence.requests {
         let stories = tasks.get(&request.of).map(Vec::as_slice).unwrap_or_default();
         let said =
@@ -243,7 +235,6 @@ fn answered_twice(
 /// Finds tasks without a request, and tasks whose request was refused.
 fn unexpected(
     evidence: &Evidence<'_>,
-    circumstances: &Circumstances,
     outcomes: &BTreeMap<u64, Outcome>,
     tasks: &BTreeMap<u64, Vec<(&str, &Story<'_>)>>,
 ) -> Row {
@@ -255,7 +246,7 @@ fn unexpected(
         tally.count += 1;
         // In a Kafka of others, a task can be older than the run.
         let before = began_before(id, &evidence.begin);
-        if circumstances.audited && story.accepted.is_empty() && !before {
+        if evidence.ending.audited && story.accepted.is_empty() && !before {
             tally.broken(
                 "a result of a task that is not on the topic".to_owned(),
                 vec![(*id).to_owned()],
@@ -278,10 +269,7 @@ fn unexpected(
             tally.broken(format!("request {number} became {} tasks", stories.len()), ids, lines);
         }
     }
-    if tally.count > 0 {
-        tally.worst = tally.findings.len().to_string();
-    }
-    tally.row()
+    tally.counted()
 }
 
 /// Whether a task is older than the run. A UUIDv7 contains its time; ids of other forms come only from other programs

@@ -131,8 +131,6 @@ impl Run<'_> {
             nobody_works: !self.config.owns_processes() && self.history.nobody_works(),
         };
         self.write(Fact::End(ending));
-        let lines = self.ledger.lines();
-        // `End` is the last line, which `Circumstances` needs.
-        judge::judge(lines, &Circumstances::of(lines, self.ledger.path()).unwrap_or_default())
+        judge::judge(self.ledger.lines(), self.ledger.path())
     }
 }

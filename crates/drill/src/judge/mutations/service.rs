@@ -8,15 +8,11 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         let stop = it.first("restart-gateway");
         it.remove(|line| line.at > stop.at && matches!(&line.fact, Fact::Exited { process, .. }
             | Fact::Started { process, .. } | Fact::Signalled { process, .. } if *process == stop.process));
-        it.change(|line| {
-            let last = matches!(line.fact, Fact::End(_));
-            line.at += if last { 60.0 } else { 0.0 };
-            last
-        });
+        alter!(it, line: Fact::End(_) => line.at += 60.0);
     };
-    "gateway hung after its last answer" => GATEWAY, "after its last answer; its bound was 1 s": |it| {
+    "gateway hung after its last answer" => GATEWAY, "after its last answer; its bound was 1 s", 1.1 not 0.9: |it, by| {
         let stop = it.first("restart-gateway");
-        it.linger(&stop, 1.5);
+        it.linger(&stop, by);
     };
     "gateway stopped with exit code 1" => GATEWAY, "stopped with exit code 1; expected 0": |it| {
         let stop = it.first("restart-gateway");
@@ -27,13 +23,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         it.remove(|line| line.at == stop.at && matches!(&line.fact, Fact::Signalled { process, .. } if *process == stop.process));
     };
     "gateway was ready after its signal" => UNREADY, "returned 200 after its signal": |it| {
-        it.change(|line| match &mut line.fact {
-            Fact::ReadyAsked { status, .. } => {
-                *status = Some(200);
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::ReadyAsked { status, .. } => *status = Some(200));
     };
     "caller was cut off" => CUT, "was cut off by gateway_": |it| {
         let task = it.task();
@@ -45,28 +35,15 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
     };
     "restarted gateway knew no worker" => KNOWS, "after its start, but": |it| {
         let stop = it.first("restart-gateway");
-        it.change(|line| match &mut line.fact {
-            Fact::Fleet { gateway, active, .. }
-                if *gateway == stop.process && (stop.exit..stop.exit + 9.0).contains(&line.at) =>
-            {
-                active.clear();
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::Fleet { gateway, active, .. }
+            if *gateway == stop.process && (stop.exit..stop.exit + 9.0).contains(&line.at) => active.clear());
     };
     "page listed no worker" => PAGE, "does not list worker_": |it| {
         let task = it.task();
         it.put(task.answered, Fact::Fleet { gateway: "gateway_1".to_owned(), active: Vec::new(), stopping: Vec::new() });
     };
     "page listed a worker that never ran" => PAGE, "lists worker_9": |it| {
-        it.change(|line| match &mut line.fact {
-            Fact::Fleet { active, .. } if !active.is_empty() => {
-                active.push("worker_9".to_owned());
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::Fleet { active, .. } if !active.is_empty() => active.push("worker_9".to_owned()));
     };
     "page listed workers that were gone" => PAGE, "lists worker_": |it| {
         let end = it.lines.iter().map(|line| line.at).fold(0.0, f64::max);
@@ -74,13 +51,8 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             Fact::Fleet { gateway, .. } => gateway == "gateway_1" && line.at > end - 20.0,
             _ => false,
         });
-        it.change(|line| match &line.fact {
-            Fact::Signalled { process, .. } | Fact::Exited { process, .. } if process == "gateway_1" && line.at > end - 5.0 => {
-                line.at += 8.0;
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::Signalled { process, .. } | Fact::Exited { process, .. }
+            if process == "gateway_1" && line.at > end - 5.0 => line.at += 8.0);
     };
 
     // ---- service ----
@@ -103,13 +75,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         it.answer(task.number, &Answer { why: Some("nothing sent: refused".to_owned()), ..Answer::of(Kind::Refused) });
     };
     "refusals had no Retry-After" => REFUSED, "503 without Retry-After": |it| {
-        it.change(|line| match &mut line.fact {
-            Fact::Answered { answer, .. } if answer.status == Some(503) => {
-                answer.retry_after = false;
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::Answered { answer, .. } if answer.status == Some(503) => answer.retry_after = false);
     };
     "restarted gateway refused every request" => REFUSED, "was refused without a cause": |it| {
         let stop = it.first("restart-gateway");
@@ -128,67 +94,35 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             Fact::Submitted { number, gateway, .. } if *gateway == stop.process && (stop.at - 13.0..back + 3.5).contains(&line.at) => Some(*number),
             _ => None,
         }).collect();
-        it.change(|line| match &mut line.fact {
-            Fact::Answered { number, .. } if numbers.contains(number) && (back..back + 3.5).contains(&line.at) => {
-                line.at = back + 3.6;
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::Answered { number, .. }
+            if numbers.contains(number) && (back..back + 3.5).contains(&line.at) => line.at = back + 3.6);
     };
-    "task started 3 s after its acceptance" => IN_TIME, "after it was accepted; a worker was free for": |it| {
+    "task started late" => IN_TIME, "after it was accepted; a worker was free for", 1.1 not 0.9: |it, by| {
         let task = it.task();
-        it.delay(&task.id, task.number, task.began, 3.0);
+        it.delay(&task.id, task.number, task.began, by);
     };
     "records that a stopped worker had fetched stayed locked" => IN_TIME, "after it was accepted; a worker was free for": |it| {
         let stop = it.idle_stop();
         let task = it.task();
-        it.change(|line| {
-            let accepted = matches!(&line.fact, Fact::Accepted { task_id, .. } if *task_id == task.id);
-            line.at = if accepted { stop.at - 0.005 } else { line.at };
-            accepted
-        });
+        alter!(it, line: Fact::Accepted { task_id, .. } if *task_id == task.id => line.at = stop.at - 0.005);
         it.delay(&task.id, task.number, task.began, 5.0 - (task.began - stop.at));
     };
-    "answer came 2 s after its result" => FOLLOWS, "after its result was in Kafka": |it| {
+    "answer came late" => FOLLOWS, "after its result was in Kafka", 1.1 not 0.9: |it, by| {
         let task = it.task();
-        it.change(|line| match &line.fact {
-            Fact::Answered { number, .. } if *number == task.number => {
-                line.at += 2.0;
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::Answered { number, .. } if *number == task.number => line.at += by);
     };
     "one probe was not answered" => PROBED, "was not answered, though all faults were over": |it| {
         it.answer(AFTERWARDS + 1, &Answer { status: Some(504), ..Answer::of(Kind::Accepted) });
     };
     "no probe was answered" => PROBED, "was not answered, though all faults were over": |it| {
-        it.change(|line| match &mut line.fact {
-            Fact::Answered { number: AFTERWARDS.., answer, .. } => {
-                *answer = refused(503);
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::Answered { number: AFTERWARDS.., answer, .. } => *answer = refused(503));
     };
-    "one probe took 3 s" => PROBED, "though all faults were over": |it| {
-        it.change(|line| match &line.fact {
-            Fact::Answered { number, .. } if *number == AFTERWARDS + 2 => {
-                line.at += 3.0;
-                true
-            }
-            _ => false,
-        });
+    "one probe took too long" => PROBED, "though all faults were over", 2.1 not 0.9: |it, by| {
+        alter!(it, line: Fact::Answered { number, .. } if *number == AFTERWARDS + 2 => line.at += by);
     };
     "two gateways returned different results" => STAYS, "differs from the result before": |it| {
-        it.change(|line| match &mut line.fact {
-            Fact::ReadBack { gateway, mark, .. } if gateway == "gateway_2" => {
-                *mark = Some("00000000".to_owned());
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::ReadBack { gateway, mark, .. }
+            if gateway == "gateway_2" => *mark = Some("00000000".to_owned()));
     };
     "task with a result was pending again" => STAYS, "is pending again": |it| read_back(it, Some(200));
     "result was unknown again" => STAYS, "is answered 404": |it| read_back(it, Some(404));
@@ -200,40 +134,27 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
 
     // ---- accounting and planned actions ----
     "worker group has unfinished tasks" => LAG, "the worker group has not finished 2 tasks": |it| {
-        it.change(|line| match &mut line.fact {
-            Fact::Lag { tasks } => {
-                *tasks = 2;
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::Lag { tasks } => *tasks = 2);
     };
     "two readers disagree" => READERS, "one is missing": |it| {
         it.put(50.0, Fact::Disagreed { topic: "tasks".to_owned(), detail: "one is missing".to_owned() });
     };
-    "action was not carried out" => PLANNED, "the reason": |it| carried(it, |fact| {
-        if let Fact::Carried { done, detail, .. } = fact { (*done, *detail) = (false, "the reason".to_owned()) }
-    });
+    "action was not carried out" => PLANNED, "the reason": |it| {
+        alter!(it, line: Fact::Carried { action: 2, done, detail }
+            => (*done, *detail) = (false, "the reason".to_owned()));
+    };
     "action never ended" => PLANNED, "it began and never ended": |it| {
         it.remove(|line| matches!(line.fact, Fact::Carried { action: 2, .. }));
     };
     "frozen broker took records" => PLANNED, "SIGSTOP to broker had no visible effect": |it| {
         let frozen = it.first("freeze-broker").at;
         let task = it.task();
-        it.change(|line| {
-            let is = matches!(&line.fact, Fact::RunEnded { task_id, .. } if *task_id == task.id);
-            line.at = if is { frozen + 1.0 } else { line.at };
-            is
-        });
+        alter!(it, line: Fact::RunEnded { task_id, .. } if *task_id == task.id => line.at = frozen + 1.0);
     };
     "killed broker took records" => PLANNED, "SIGKILL to broker had no visible effect": |it| {
         let kill = it.first("kill-broker");
         let task = it.task();
-        it.change(|line| {
-            let is = matches!(&line.fact, Fact::RunEnded { task_id, .. } if *task_id == task.id);
-            line.at = if is { kill.exit + 0.2 } else { line.at };
-            is
-        });
+        alter!(it, line: Fact::RunEnded { task_id, .. } if *task_id == task.id => line.at = kill.exit + 0.2);
     };
     "frozen worker began a task" => PLANNED, "had no visible effect": |it| {
         let freeze = it.first("freeze-worker");

@@ -33,24 +33,14 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
     };
     "result on the topic is wrong" => RIGHT, "a result on the topic is wrong: words is 1": |it| {
         let task = it.task();
-        it.change(|line| match &mut line.fact {
-            Fact::RunEnded { task_id, fault, .. } if *task_id == task.id => {
-                *fault = Some("words is 1".to_owned());
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::RunEnded { task_id, fault, .. }
+            if *task_id == task.id => *fault = Some("words is 1".to_owned()));
     };
     "two results of one task differ" => RIGHT, "the results of one task differ": |it| {
         let task = it.task();
         it.run(&task.id, &task.worker, task.answered + 1.0);
-        it.change(|line| match &mut line.fact {
-            Fact::RunEnded { task_id, digest, .. } if *task_id == task.id && line.at > task.answered => {
-                *digest = "00000000".to_owned();
-                true
-            }
-            _ => false,
-        });
+        alter!(it, line: Fact::RunEnded { task_id, digest, .. }
+            if *task_id == task.id && line.at > task.answered => *digest = "00000000".to_owned());
     };
     "poison task was answered" => RIGHT, "its handler fails each time": |it| {
         let (number, id) = poison(it);
@@ -107,6 +97,7 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
     "second start is only in the journal" => TWICE, "unexplained": |it| {
         let task = it.task();
         let worker = it.other(&task.worker);
+        // The broker is frozen and killed later, which explains nothing.
         it.put(task.began + 0.002, Fact::RunBegan { worker, task_id: task.id, delivery: 1 });
     };
     "tasks were sent again long after an outage" => TWICE, "unexplained": |it| {
@@ -153,6 +144,10 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             it.put(ended - 0.006, Fact::RunBegan { worker, task_id, delivery: 1 });
             it.run(&task.id, &it.other(&kill.process), kill.at + 0.1);
         }
+    };
+    "abandoned task that no receipt lists ran twice" => TWICE, "unexplained": |it| {
+        let stop = it.deadline();
+        it.receipt(&stop, |receipt| receipt["tasks_abandoned"] = json!([]));
     };
     "kill at another time explains no second run" => TWICE, "unexplained": |it| {
         let kill = it.first("kill-worker");

@@ -5,25 +5,6 @@ use super::*;
 // ---- P8 ----
 
 #[test]
-fn tasks_of_a_killed_worker_start_elsewhere_within_half_a_second() {
-    let again = |after: f64| {
-        let mut sample = long_task("worker_1", 2000);
-        sample.order(1, "kill-worker", "worker_1", 13.0).kill("worker_1", 13.0);
-        restart(&mut sample, "worker_2", 13.0 + after);
-        sample.remove(|fact| matches!(fact, Fact::Signalled { process, action: None, .. } if process == "worker_1"));
-        // The worker stays dead: remove its stop at the end of the calm run.
-        sample.lines.retain(
-            |line| !matches!(&line.fact, Fact::Exited { process, .. } if process == "worker_1" && line.at > 19.0),
-        );
-        sample
-    };
-    assert_eq!(again(0.4).broken(), NONE);
-    let sample = again(0.6);
-    assert_eq!(sample.broken(), [AFTER_KILL]);
-    assert_eq!(sample.row(AFTER_KILL).findings[0].ids, [id(600), "worker_1".to_owned()]);
-}
-
-#[test]
 fn task_of_a_killed_worker_may_wait_while_no_handler_is_free() {
     // Both other workers have long tasks in flight, except for a moment in which an earlier task starts.
     let mut sample = long_task("worker_1", 2000);
@@ -104,19 +85,6 @@ fn kill_loses_the_results_that_wait_for_their_acceptance_while_a_broker_is_away(
     };
     assert_eq!((twice(true).state, twice(true).findings.len()), (State::Held, 0));
     assert_eq!(twice(false).findings.len(), 5, "without an outage the results are accepted at once");
-}
-
-#[test]
-fn tasks_of_a_hung_worker_start_elsewhere_within_twenty_seconds() {
-    let again = |after: f64| {
-        let mut sample = long_task("worker_1", 2000);
-        sample.change(|line| line.at += if line.at > 12.5 { 30.0 } else { 0.0 });
-        sample.order(1, "freeze-worker", "worker_1", 12.6).freeze("worker_1", 12.6, 42.0);
-        restart(&mut sample, "worker_2", 12.6 + after);
-        sample.broken()
-    };
-    assert_eq!(again(19.5), NONE);
-    assert_eq!(again(20.5), [AFTER_FREEZE]);
 }
 
 // ---- P9 and P10 ----
