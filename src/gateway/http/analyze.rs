@@ -129,9 +129,12 @@ mod tests {
 
     #[test]
     fn faults_of_the_body_are_named() {
-        let table: [(&[u8], bool, &str); 15] = [
+        let deep = ["[".repeat(10_000), "]".repeat(10_000)].concat();
+        let table: [(&[u8], bool, &str); 19] = [
             (b"", false, "not JSON"),
             (b"{", false, "not JSON (line 1"),
+            (deep.as_bytes(), false, "not JSON"),
+            (b"{\"text\": \"\\ud800\"}", false, "not JSON"),
             (b"[]", false, "not a JSON object"),
             (b"[\"text\", null]", false, "not a JSON object"),
             (b"\"text\"", false, "not a JSON object"),
@@ -139,11 +142,13 @@ mod tests {
             (b"{\"text\": 5}", false, "must be a string"),
             (b"{\"text\": null}", false, "must be a string"),
             (b"{\"text\": \"\"}", false, "empty"),
-            (b"{\"text\": \" \\n\\t\"}", false, "empty"),
+            (b"{\"text\": \" \\n\\t\\u00a0\\u2003\"}", false, "empty"),
             (b"{\"text\": \"\xff\"}", false, "not UTF-8"),
             (b"{\"text\": \"a\", \"text\": \"b\"}", false, "twice"),
             (b"{\"text\": \"a\", \"work_ms\": 1}", false, "ALLOW_WORK_MS"),
             (b"{\"text\": \"a\", \"work_ms\": 120001}", true, "from 0 to 120000"),
+            (b"{\"text\": \"a\", \"work_ms\": -1}", true, "whole number"),
+            (b"{\"text\": \"a\", \"work_ms\": 0.5}", true, "whole number"),
             (b"{\"text\": \"a\", \"work_ms\": \"5\"}", true, "whole number"),
         ];
         for (body, allowed, expected) in table {
@@ -160,10 +165,11 @@ mod tests {
             assert!(check_type(Some(good)).is_ok(), "{good}");
         }
         for bad in
-            [None, Some(""), Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("text/json+json")]
+            ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx", "json", "text/json+json"]
         {
-            assert_eq!(check_type(bad).unwrap_err().status, 415, "{bad:?}");
+            assert_eq!(check_type(Some(bad)).unwrap_err().status, 415, "{bad:?}");
         }
+        assert_eq!(check_type(None).unwrap_err().status, 415);
     }
 
     #[test]
