@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 /// A worker whose health file is older than this hangs: it refreshes the file every second.
-pub const LONGEST_SILENCE: Duration = Duration::from_secs(10);
+const LONGEST_SILENCE: Duration = Duration::from_secs(10);
 /// How long a gateway may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 

@@ -2,7 +2,6 @@
 //! faults are collected and reported.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use std::time::Duration;
 use clap::{Command, CommandFactory};
 use kafka_share::BrokerAddress;
 use program::options::values::{self, Read, show_duration};
-use program::options::{ConfigError, Environment, Faults, Parsed, WEEK, parse_with, positive, run_or_exit};
+use program::options::{Environment, Faults, WEEK, positive};
 
 use super::options::{CommonOptions, GatewayOptions, WorkerOptions};
 use super::{Common, GatewayConfig, HealthCheck, SaslMechanism, Security, SecurityProtocol, WorkerConfig};
@@ -37,21 +36,10 @@ pub(super) fn variables_of(command: &Command) -> Vec<String> {
     names.map(|name| name.to_string_lossy().into_owned()).collect()
 }
 
+program::configuration!(WorkerConfig);
+program::configuration!(GatewayConfig);
+
 impl WorkerConfig {
-    /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2
-    /// after all faults were printed to stderr.
-    pub fn from_args() -> Self {
-        run_or_exit(Self::parse(std::env::args_os(), &Environment::of_process()))
-    }
-
-    /// Reads a command line, the first of whose arguments is the program, and an environment.
-    pub fn parse(
-        args: impl IntoIterator<Item = OsString>,
-        environment: &Environment,
-    ) -> Result<Parsed<Self>, ConfigError> {
-        parse_with(args, environment, |options, faults| Self::read(options, environment, faults))
-    }
-
     fn read(options: &WorkerOptions, environment: &Environment, faults: &mut Faults) -> Self {
         let mut config = Self { common: Common::read(&options.common, faults), ..Self::default() };
         let host_name = environment.host_name.to_string_lossy();
@@ -92,21 +80,7 @@ impl WorkerConfig {
 }
 
 impl GatewayConfig {
-    /// The configuration of this process. Ends it when there is none: after `--help` and `--version` with 0, and with 2
-    /// after all faults were printed to stderr.
-    pub fn from_args() -> Self {
-        run_or_exit(Self::parse(std::env::args_os(), &Environment::of_process()))
-    }
-
-    /// Reads a command line, the first of whose arguments is the program, and an environment.
-    pub fn parse(
-        args: impl IntoIterator<Item = OsString>,
-        environment: &Environment,
-    ) -> Result<Parsed<Self>, ConfigError> {
-        parse_with(args, environment, Self::read)
-    }
-
-    fn read(options: &GatewayOptions, faults: &mut Faults) -> Self {
+    fn read(options: &GatewayOptions, _: &Environment, faults: &mut Faults) -> Self {
         let mut config = Self { common: Common::read(&options.common, faults), ..Self::default() };
         faults.set(&mut config.http_addr, "HTTP_ADDR", &options.http_addr, values::listen_address);
         faults.set(&mut config.answer_timeout, "ANSWER_TIMEOUT", &options.answer_timeout, positive);

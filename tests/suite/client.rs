@@ -1,7 +1,5 @@
 //! The Kafka client against a broker; the crate `kafka` reads and writes beside it, and shares no code with it.
 
-mod proxy;
-
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -10,14 +8,13 @@ use std::{
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use devbroker::{Action, Bites, Fault, Kind};
 use kafka_share::{
     ClientOptions, Cluster, Delivered, Delivery, DeliveryError, ErrorCode, KafkaError, Lookup, Producer,
     ProducerEvents, ProducerOptions, ProducerRecord, ReadRecord, Reader, ReaderOptions, StartAt,
     admin::{self, TopicSpec},
 };
 use program::stop::Stop;
-
-use proxy::{Fault, Proxy};
 
 use crate::support::{Rig, SOON, START, audit, eventually};
 
@@ -168,7 +165,6 @@ fn the_reader_reads_all_records_of_an_independent_writer() {
     let found: BTreeMap<&str, &str> = found.iter().map(|record| (text(&record.key), text(&record.value))).collect();
     assert!(records.iter().all(|(key, value)| found.get(key.as_str()) == Some(&value.as_str())) && found.len() == 2000);
     assert_eq!(reader.end_offsets().expect("the broker answers"), reader.positions());
-    eventually(SOON, "the reader is at the end", || reader.poll().is_ok() && reader.is_at_end());
     assert_eq!(reader.gaps(), 0);
 }
 
@@ -185,14 +181,15 @@ fn headers_and_missing_keys_and_values_survive() {
     let empty = ProducerRecord { topic: Arc::from(rig.tasks()), key: None, value: None, headers: headers.clone() };
     let before = SystemTime::now() - Duration::from_secs(60);
     deliver(&cluster, vec![empty]);
-    let found = Reader::read_one(&cluster, &rig.tasks(), 0, 0).expect("readable").expect("there");
+    let mut lookup = Lookup::new(cluster);
+    let mut read = |offset| lookup.read(&rig.tasks(), 0, offset).expect("readable");
+    let found = read(0).expect("there");
     assert_eq!((found.key, found.value, found.offset), (None, None, 0));
     let expected: Vec<(String, Option<Bytes>)> =
         headers.into_iter().map(|(name, value)| (name.into_owned(), value)).collect();
     assert_eq!(found.headers, expected);
     assert!(found.timestamp > before, "{:?}", found.timestamp);
-    assert_eq!(Reader::read_one(&cluster, &rig.tasks(), 0, 1).expect("readable"), None);
-    assert_eq!(Reader::read_one(&cluster, &rig.tasks(), 0, 7).expect("readable"), None);
+    assert_eq!((read(1), read(7)), (None, None));
 }
 
 #[test]
@@ -456,40 +453,40 @@ fn a_withdrawn_record_is_not_sent() {
 
 #[test]
 fn a_batch_of_unknown_outcome_is_looked_up_before_it_is_written_again() {
-    let proxy = Proxy::bind();
-    let announced = format!("advertised.listeners=PLAINTEXT://{}", proxy.address());
-    let rig = Rig::with_own_broker("client-unknown", &["--set", &announced]);
-    proxy.pass_to(rig.broker().address());
-    let cluster = cluster_at(&proxy.address());
+    use Action::{CutAfter, CutBefore, Misreport, Refuse};
+    let rig = Rig::with_faults("client-unknown", 1);
+    let cluster = cluster(&rig);
     create(&cluster, &rig.tasks(), 1, &[]);
     let (producer, told) = producer(&cluster);
     let mut expected = 0;
-    let mut send = |faults: &[Fault]| {
-        proxy.spoil(faults);
+    // Each produce request meets the next action.
+    let mut send = |actions: &[Action]| {
+        let faults = (0..).zip(actions).map(|(index, action)| Fault::new(*action).at(Kind::Produce).after(index));
+        let bites: Vec<Bites> = faults.map(|fault| rig.broker().faulty().inject(fault)).collect();
         producer.send(record(&rig.tasks(), &format!("key-{expected}"), "value"), expected).expect("open");
         let (token, delivered) = outcome(&told);
         let offset = i64::try_from(expected).expect("few");
-        assert_eq!((token, delivered), (expected, Ok(Delivered { partition: 0, offset })), "{faults:?}");
-        assert!(proxy.is_done(), "{faults:?}");
+        assert_eq!((token, delivered), (expected, Ok(Delivered { partition: 0, offset })), "{actions:?}");
+        assert!(bites.iter().all(|bites| bites.count() == 1), "{actions:?}");
         expected += 1;
     };
     send(&[]);
     // The broker recognises the repeated batch.
-    send(&[Fault::LoseAnswer]);
-    send(&[Fault::LoseRequest, Fault::LoseAnswer, Fault::LoseAnswer, Fault::LoseRequest]);
-    for code in [45, 47, 59] {
+    send(&[CutAfter]);
+    send(&[CutBefore, CutAfter, CutAfter, CutBefore]);
+    for code in [45, 47, 59].map(ErrorCode) {
         // The batch is in the log, but the broker does not know the producer.
-        send(&[Fault::LoseAnswer, Fault::Misreport(code)]);
-        send(&[Fault::Misreport(code)]);
+        send(&[CutAfter, Misreport(code)]);
+        send(&[Misreport(code)]);
         // The batch is not in the log.
-        send(&[Fault::LoseRequest, Fault::Refuse(code)]);
-        send(&[Fault::Refuse(code)]);
+        send(&[CutBefore, Refuse(code)]);
+        send(&[Refuse(code)]);
         send(&[]);
     }
     // Written to too few replicas (20); then a code (32) that would be final for a batch that was not written.
-    send(&[Fault::Misreport(20), Fault::Misreport(32)]);
+    send(&[Misreport(ErrorCode(20)), Misreport(ErrorCode(32))]);
     // The partition has no leader for a moment.
-    send(&[Fault::Refuse(6), Fault::Refuse(5), Fault::Refuse(3), Fault::Refuse(14)]);
-    let keys: Vec<String> = audit::read(&proxy.address(), &rig.tasks()).iter().map(audit::Record::key).collect();
+    send(&[6, 5, 3, 14].map(|code| Refuse(ErrorCode(code))));
+    let keys: Vec<String> = audit::read(rig.broker().address(), &rig.tasks()).iter().map(audit::Record::key).collect();
     assert_eq!(keys, (0..expected).map(|number| format!("key-{number}")).collect::<Vec<_>>());
 }

@@ -33,10 +33,6 @@ fn figure(gateway: &Gateway, name: &str) -> u64 {
     value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {metrics}"))
 }
 
-fn open_connections(gateway: &Gateway) -> u64 {
-    figure(gateway, "lastcall_gateway_http_connections")
-}
-
 #[test]
 fn client_that_offers_http_2_is_answered_in_http_1() {
     let rig = Rig::shared("http-curl");
@@ -97,6 +93,9 @@ fn requests_get_the_documented_responses() {
         for status in statuses {
             let answer = http.receive("GET").unwrap_or_else(|error| panic!("{request}: {error}"));
             assert_eq!(answer.status, status, "{request}: {}", answer.text());
+            if status >= 400 {
+                answer.assert_problem(status);
+            }
         }
         let next = if stays { http.get("/livez") } else { http.receive("GET") };
         match next {
@@ -143,18 +142,6 @@ fn http_client_of_java_gets_results() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.matches("\"words\":2").count() == 2, "{output:?}");
     assert_eq!(rig.audit().tasks.len(), 2);
-}
-
-#[test]
-fn request_in_another_protocol_gets_505_and_its_connection_is_closed() {
-    let rig = Rig::shared("http-preface");
-    let gateway = rig.start_gateway();
-    for preface in ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "GET / HTTP/3.0\r\n\r\n"] {
-        let mut http = sent(&gateway, preface);
-        http.receive("GET").expect("a response").assert_problem(505);
-        assert!(http.receive("GET").is_err(), "the connection is closed");
-    }
-    eventually(SOON, "only the connection of this request is left", || open_connections(&gateway) == 1);
 }
 
 #[test]
@@ -220,8 +207,8 @@ fn caller_that_leaves_frees_its_place_at_once() {
         drop(both);
         eventually(PROMPT, "both callers have left", || figure(&gateway, "lastcall_gateway_waiting_callers") == 0);
     }
-    let is_alone = || open_connections(&gateway) == 1;
-    eventually(PROMPT, "their connections have ended", is_alone);
+    let open = || figure(&gateway, "lastcall_gateway_http_connections");
+    eventually(PROMPT, "their connections have ended", || open() == 1);
     // Their tasks run if the gateway has produced them.
     let _worker = rig.start_worker("w");
     eventually(SOON, "every task has a result", || rig.audit().lost().is_empty());

@@ -278,16 +278,16 @@ fn a_topic_that_may_not_be_described_fails_its_records() {
 fn a_producer_without_the_right_to_be_idempotent_fails_its_records() {
     let scene = Scene::new("producer-idempotent", 1);
     let broker = scene.rig.broker().faulty();
-    // The scene's producer has its id already, so the test starts a second one.
-    eventually(SOON, "the producer is ready", || scene.producer.is_ready());
-    broker.deny(Denial::new(Operation::Write, Resource::Topic("*")));
-    broker.deny(Denial::new(Operation::IdempotentWrite, Resource::Cluster));
+    broker.deny(Denial::new(Operation::Write, Resource::Topic("*")).of_client("second"));
+    broker.deny(Denial::new(Operation::IdempotentWrite, Resource::Cluster).of_client("second"));
     let options = ClientOptions::new(vec![scene.rig.broker().address().parse().expect("an address")], "second");
     let (producer, told) = producer(&Cluster::new(options));
     send(&producer.sender(), &scene.first, 7, 10);
     let error = told.recv_timeout(SOON).expect("an outcome").outcome.expect_err("refused").to_string();
     assert!(error.contains("IdempotentWrite"), "{error}");
     assert!(!producer.is_ready());
+    // The first producer is another client, so it still has the rights.
+    scene.delivered(&scene.first, 9, SOON);
     broker.allow_all();
     send(&producer.sender(), &scene.first, 8, 10);
     eventually(SOON, "the record is delivered", || told.try_recv().is_ok_and(|delivery| delivery.outcome.is_ok()));

@@ -142,7 +142,6 @@ fn run(seed: u64) {
         worker
     };
     let mut workers: Vec<Program> = ["w0", "w1"].map(start).into();
-    broker.seed(seed);
     let bites: Vec<Bites> = drawn.iter().map(|drawn| broker.inject(drawn.fault())).collect();
     let explaining = drawn.iter().zip(&bites).filter(|(drawn, _)| drawn.explains_a_second_run(nodes));
     let explaining: Vec<&Bites> = explaining.map(|(_, bites)| bites).collect();

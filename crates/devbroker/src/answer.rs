@@ -55,7 +55,6 @@ impl Core {
     fn spoiled(&self, mut caller: Caller, asked: &Asked, due: &[Due]) -> Reply {
         let kind = Kind::of_api_key(asked.key as i16);
         let says = |code| kind.and_then(|kind| refusals::body(kind, asked.version, asked.body.clone(), code));
-        let only = Some(caller.node);
         for fault in due {
             match fault.action {
                 Action::Refuse(code) if fault.is_whole() => return reply(asked, says(code)),
@@ -64,11 +63,11 @@ impl Core {
                 Action::Deafen => return Reply::Deaf,
                 Action::RefuseAcknowledgements(code) => caller.refusals.push(refusal(fault, code, true)),
                 Action::Delay(time) => self.linger(caller.node, time),
-                Action::Freeze(after) => self.stand_still(caller.node, Order::Thaw { node: None, after }),
-                Action::FreezeNode(after) => self.stand_still(caller.node, Order::Thaw { node: only, after }),
-                Action::Restart(after) => return self.end(Order::Restart { node: None, after, forget: false }),
-                Action::RestartNode(after) => return self.end(Order::Restart { node: only, after, forget: false }),
-                Action::Forget(after) => return self.end(Order::Restart { node: None, after, forget: true }),
+                Action::Freeze(after) => self.stand_still(caller.node, after),
+                Action::Restart(after) => {
+                    self.order(Order::Restart(after));
+                    return Reply::Close;
+                }
                 Action::MoveLeaders => self.change(|state, now| state.move_leaders(caller.node, now)),
                 Action::MoveCoordinators => self.change(|state, _| state.move_coordinators(caller.node)),
                 Action::Late(_)
@@ -108,19 +107,10 @@ impl Core {
         }
     }
 
-    fn end(&self, order: Order) -> Reply {
-        self.order(order);
-        Reply::Close
-    }
-
-    fn stand_still(&self, node: i32, thaw: Order) {
-        let Order::Thaw { node: which, .. } = thaw else { return };
-        let meant = |id: &i32| which.is_none_or(|which| which == *id);
-        self.change(|state, now| {
-            state.node_ids().filter(meant).for_each(|id| state.silence(id, Condition::Frozen, now));
-        });
-        if !self.order(thaw) {
-            self.change(|state, now| state.node_ids().filter(meant).for_each(|id| state.resume(id, now)));
+    fn stand_still(&self, node: i32, time: Duration) {
+        self.change(|state, now| state.node_ids().for_each(|id| state.silence(id, Condition::Frozen, now)));
+        if !self.order(Order::Thaw(time)) {
+            self.change(|state, now| state.node_ids().for_each(|id| state.resume(id, now)));
         }
         self.pass(node);
     }

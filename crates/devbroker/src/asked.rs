@@ -107,19 +107,3 @@ impl ShareVersions for ApiKey {
         versions.min..=most
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unknown_requests_have_no_response() {
-        for (key, version) in [(0_i16, 2_i16), (0, 14), (1, 3), (11, 0), (999, 0), (78, 3)] {
-            let frame = [&key.to_be_bytes()[..], &version.to_be_bytes(), &[0; 16]].concat();
-            assert!(Asked::read(frame.into()).is_none(), "{key} {version}");
-        }
-        let newer = [&18_i16.to_be_bytes()[..], &99_i16.to_be_bytes(), &[0, 0, 0, 7]].concat();
-        let asked = Asked::read(newer.into()).expect("a response in version 0");
-        assert_eq!((asked.version, asked.correlation), (0, 7));
-    }
-}

@@ -27,19 +27,10 @@ const TICK: Duration = Duration::from_millis(50);
 /// An effect of a fault beyond the current request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Order {
-    /// End a node, or all nodes, and start it again after this time.
-    Restart { node: Option<i32>, after: Duration, forget: bool },
-    /// End the freeze of a node, or of all nodes, after this time.
-    Thaw { node: Option<i32>, after: Duration },
-}
-
-impl Order {
-    /// How long after it was given the order is due.
-    pub fn after(self) -> Duration {
-        match self {
-            Self::Restart { after, .. } | Self::Thaw { after, .. } => after,
-        }
-    }
+    /// Kill all nodes, and start them again after this time.
+    Restart(Duration),
+    /// End the freeze of all nodes after this time.
+    Thaw(Duration),
 }
 
 /// State and faults of a broker, shared by all its connections.
@@ -56,7 +47,7 @@ pub(super) struct Core {
 impl Core {
     pub fn new(state: State, orders: Sender<Order>) -> Self {
         let connections = AtomicU64::new(0);
-        Self { state: Mutex::new(state), changed: Condvar::new(), faults: Faults::new(), orders, connections }
+        Self { state: Mutex::new(state), changed: Condvar::new(), faults: Faults::default(), orders, connections }
     }
 
     /// Returns a new connection number.

@@ -1,7 +1,7 @@
 //! Faults on demand: which action, at which requests, how often.
 //!
-//! Only a plan: [`core`](super::core) asks it at every request and carries out the due actions. Random choices come
-//! from a seed. Called by tests, through [`Broker`](super::Broker).
+//! Only a plan: [`answer`](super::answer) asks it at every request and carries out the due actions. Called by tests,
+//! through [`Broker`](super::Broker).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -108,12 +108,6 @@ pub enum Action {
     Freeze(Duration),
     /// The whole broker is killed and starts again after this time; its memory survives.
     Restart(Duration),
-    /// As `Restart`, but the broker loses its memory.
-    Forget(Duration),
-    /// Only the request's node freezes for this time, before the effect.
-    FreezeNode(Duration),
-    /// Only the request's node is killed; it starts again after this time.
-    RestartNode(Duration),
     /// From now on the next node leads all partitions that the request's node leads.
     MoveLeaders,
     /// From now on the next node coordinates all groups that the request's node coordinates.
@@ -133,24 +127,12 @@ pub struct Fault {
     skip: u32,
     every: u32,
     times: u32,
-    chance: f64,
 }
 
 impl Fault {
     /// Makes a fault that is due once, at any request.
     pub fn new(action: Action) -> Self {
-        Self {
-            action,
-            kind: None,
-            client: None,
-            topic: None,
-            partition: None,
-            node: None,
-            skip: 0,
-            every: 1,
-            times: 1,
-            chance: 1.0,
-        }
+        Self { action, kind: None, client: None, topic: None, partition: None, node: None, skip: 0, every: 1, times: 1 }
     }
 
     /// Whether the fault is bound to a topic or partition.
@@ -206,13 +188,6 @@ impl Fault {
         (self.every, self.times) = (nth.max(1), times);
         self
     }
-
-    /// At each of these requests with this probability, this many times in all.
-    #[must_use]
-    pub fn by_chance(mut self, probability: f64, times: u32) -> Self {
-        (self.chance, self.times) = (probability, times);
-        self
-    }
 }
 
 /// A fault that is due at one request.
@@ -250,42 +225,31 @@ struct Armed {
 }
 
 /// The plan of one broker.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Faults {
-    armed: Mutex<(Vec<Armed>, fastrand::Rng)>,
+    armed: Mutex<Vec<Armed>>,
 }
 
 impl Faults {
-    pub fn new() -> Self {
-        Self { armed: Mutex::new((Vec::new(), fastrand::Rng::with_seed(0))) }
-    }
-
-    /// Uses this seed for later random choices.
-    pub fn seed(&self, seed: u64) {
-        self.armed.lock().1 = fastrand::Rng::with_seed(seed);
-    }
-
     /// Adds to the plan.
     pub fn add(&self, fault: Fault) -> Bites {
         let bites = Arc::new(AtomicU32::new(0));
-        self.armed.lock().0.push(Armed { fault, seen: 0, bites: Arc::clone(&bites) });
+        self.armed.lock().push(Armed { fault, seen: 0, bites: Arc::clone(&bites) });
         Bites(bites)
     }
 
     /// Empties the plan.
     pub fn clear(&self) {
-        self.armed.lock().0.clear();
+        self.armed.lock().clear();
     }
 
     /// Returns the faults that are due at this request, in the order of the plan. Calls `scope` only if a fault is
     /// bound to a topic or partition.
     pub fn due(&self, api_key: i16, client: &str, node: i32, scope: impl FnOnce() -> Scope) -> Vec<Due> {
-        let bound = self.armed.lock().0.iter().any(|entry| entry.fault.is_bound());
+        let bound = self.armed.lock().iter().any(|entry| entry.fault.is_bound());
         let scope = if bound { scope() } else { Scope::default() };
-        let mut armed = self.armed.lock();
-        let (plan, random) = &mut *armed;
         let mut due = Vec::new();
-        for entry in plan.iter_mut() {
+        for entry in self.armed.lock().iter_mut() {
             let fault = &entry.fault;
             let matches = fault.kind.is_none_or(|kind| kind.api_key() == api_key)
                 && fault.client.as_ref().is_none_or(|id| client.contains(id.as_str()))
@@ -295,8 +259,7 @@ impl Faults {
                 continue;
             }
             entry.seen += 1;
-            let turn = entry.seen > fault.skip && (entry.seen - fault.skip - 1).is_multiple_of(fault.every);
-            if turn && (fault.chance >= 1.0 || random.f64() < fault.chance) {
+            if entry.seen > fault.skip && (entry.seen - fault.skip - 1).is_multiple_of(fault.every) {
                 entry.bites.fetch_add(1, Ordering::SeqCst);
                 due.push(Due { action: fault.action, topic: fault.topic.clone(), partition: fault.partition });
             }
@@ -315,7 +278,7 @@ mod tests {
 
     #[test]
     fn fault_is_due_only_at_its_requests() {
-        let faults = Faults::new();
+        let faults = Faults::default();
         let bites = faults.add(Fault::new(Action::CutBefore).at(Kind::Produce).of_client("gate").after(2));
         assert_eq!(turns(&faults, Kind::Fetch, "gateway", 3), [0; 0]);
         assert_eq!(turns(&faults, Kind::Produce, "worker", 3), [0; 0]);
@@ -327,19 +290,6 @@ mod tests {
         faults.add(Fault::new(Action::CutAfter));
         faults.clear();
         assert_eq!(turns(&faults, Kind::Fetch, "any", 10), [0; 0]);
-    }
-
-    #[test]
-    fn random_faults_follow_their_seed() {
-        let draw = |seed| {
-            let faults = Faults::new();
-            faults.seed(seed);
-            faults.add(Fault::new(Action::CutBefore).by_chance(0.5, 1000));
-            turns(&faults, Kind::Fetch, "any", 64)
-        };
-        assert_eq!(draw(1), draw(1));
-        assert_ne!(draw(1), draw(2));
-        assert!((10..54).contains(&draw(3).len()));
     }
 
     #[test]

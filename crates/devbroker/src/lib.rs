@@ -182,7 +182,7 @@ impl Broker {
         self.shared.core.faults.clear();
     }
 
-    /// Denies a right to clients, until [`Self::allow_all`] or until the broker loses its memory ([`Action::Forget`]).
+    /// Denies a right to clients, until [`Self::allow_all`].
     pub fn deny(&self, denial: Denial) {
         self.shared.core.state.lock().rights.deny(denial);
     }
@@ -190,11 +190,6 @@ impl Broker {
     /// Removes all denials.
     pub fn allow_all(&self) {
         self.shared.core.state.lock().rights.allow_all();
-    }
-
-    /// Uses this seed for later random choices of faults.
-    pub fn seed(&self, seed: u64) {
-        self.shared.core.faults.seed(seed);
     }
 
     /// Makes another node the leader of a partition; `false` if the partition does not exist, or the node does not
@@ -218,11 +213,6 @@ impl Broker {
     /// Whether a running node is fenced, or still loads its state after a restart.
     pub fn is_loading(&self) -> bool {
         self.shared.core.state.lock().is_loading(Instant::now())
-    }
-
-    /// Bytes of records stored now.
-    pub fn bytes(&self) -> usize {
-        self.shared.core.state.lock().bytes()
     }
 }
 
@@ -336,10 +326,11 @@ impl Shared {
             let next = due.iter().map(|(at, _)| at.saturating_duration_since(Instant::now())).min();
             match orders.recv_timeout(next.map_or(KEEP_PAUSE, |next| next.min(KEEP_PAUSE))) {
                 Ok(order) => {
-                    if let Order::Restart { node, .. } = order {
-                        self.only(node).kill();
+                    if matches!(order, Order::Restart(_)) {
+                        self.only(None).kill();
                     }
-                    due.push((Instant::now() + order.after(), order));
+                    let (Order::Restart(after) | Order::Thaw(after)) = order;
+                    due.push((Instant::now() + after, order));
                 }
                 Err(RecvTimeoutError::Timeout) if !stop.is_triggered() => {}
                 Err(_) => return Ok(()),
@@ -347,13 +338,8 @@ impl Shared {
             let now = Instant::now();
             for (_, order) in due.extract_if(.., |(at, _)| *at <= now) {
                 match order {
-                    Order::Thaw { node, .. } => self.only(node).thaw(),
-                    Order::Restart { node, forget, .. } => {
-                        if forget {
-                            self.core.change(|state, _| state.forget());
-                        }
-                        self.only(node).revive()?;
-                    }
+                    Order::Thaw(_) => self.only(None).thaw(),
+                    Order::Restart(_) => self.only(None).revive()?,
                 }
             }
         }

@@ -2,7 +2,6 @@
 //!
 //! Called by the binary.
 
-use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use clap::Parser;
@@ -12,9 +11,7 @@ use super::settings::{MEMORY_LIMIT, Settings};
 use super::{Broker, StartError};
 use program::exit::ExitCode;
 use program::logging;
-use program::options::values;
-use program::options::{ConfigError, Environment, Parsed};
-use program::options::{Faults, parse_with, run_or_exit};
+use program::options::{Environment, Faults, values};
 use program::signals::Signals;
 
 /// Configuration of the program.
@@ -60,22 +57,10 @@ Signals: SIGTERM, SIGINT and SIGHUP stop it at once.
 Example:
   devbroker --addr 127.0.0.1:9092";
 
+program::configuration!(DevbrokerConfig);
+
 impl DevbrokerConfig {
-    /// Reads the configuration of this process. Ends the process with 0 after `--help` and `--version`, and with 2
-    /// after it has printed all faults to stderr.
-    pub fn from_args() -> Self {
-        run_or_exit(Self::parse(std::env::args_os(), &Environment::of_process()))
-    }
-
-    /// Reads a command line, which begins with the program's name, and an environment.
-    pub fn parse(
-        args: impl IntoIterator<Item = OsString>,
-        environment: &Environment,
-    ) -> Result<Parsed<Self>, ConfigError> {
-        parse_with(args.into_iter().collect::<Vec<_>>(), environment, Self::read)
-    }
-
-    fn read(options: &Options, faults: &mut Faults) -> Self {
+    fn read(options: &Options, _: &Environment, faults: &mut Faults) -> Self {
         let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, 9092));
         faults.set(&mut address, "DEVBROKER_ADDR", &options.addr, |text| {
             let address: Option<SocketAddr> =

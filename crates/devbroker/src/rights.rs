@@ -110,30 +110,3 @@ impl Rights {
         })
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn denial_takes_one_operation_on_one_resource_from_one_client() {
-        let mut rights = Rights::default();
-        rights.deny(Denial::new(Operation::Write, Resource::Topic("a")).of_client("worker"));
-        let denied = |rights: &Rights, client, operation, resource| !rights.allow(client, operation, resource);
-        assert!(denied(&rights, "worker-1", Operation::Write, Resource::Topic("a")));
-        for (client, operation, resource) in [
-            ("gateway", Operation::Write, Resource::Topic("a")),
-            ("worker-1", Operation::Read, Resource::Topic("a")),
-            ("worker-1", Operation::Write, Resource::Topic("ab")),
-            ("worker-1", Operation::Write, Resource::Group("a")),
-            ("worker-1", Operation::Write, Resource::Cluster),
-        ] {
-            assert!(!denied(&rights, client, operation, resource), "{client} {operation:?} {resource:?}");
-        }
-        rights.deny(Denial::new(Operation::Read, Resource::Group("*")));
-        assert!(denied(&rights, "any", Operation::Read, Resource::Group("b")));
-        assert!(!denied(&rights, "any", Operation::Read, Resource::Topic("b")));
-        rights.allow_all();
-        assert!(!denied(&rights, "worker-1", Operation::Write, Resource::Topic("a")));
-    }
-}

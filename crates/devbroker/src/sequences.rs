@@ -61,39 +61,3 @@ impl Sequences {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mark(epoch: i16, first_sequence: i32, last_sequence: i32) -> Mark {
-        Mark { producer_id: 1, epoch, first_sequence, last_sequence }
-    }
-
-    #[test]
-    fn resent_batch_is_recognised_and_gap_is_refused() {
-        let mut sequences = Sequences::default();
-        for number in 0..6 {
-            let mark = mark(0, number * 2, number * 2 + 1);
-            assert_eq!(sequences.check(mark), Ok(None));
-            sequences.remember(mark, i64::from(number) * 2 + 100);
-        }
-        assert_eq!(sequences.check(mark(0, 10, 11)), Ok(Some(110)));
-        assert_eq!(sequences.check(mark(0, 2, 3)), Ok(Some(102)));
-        assert_eq!(sequences.check(mark(0, 0, 1)), Err(ErrorCode::OUT_OF_ORDER_SEQUENCE_NUMBER), "five are remembered");
-        assert_eq!(sequences.check(mark(0, 13, 13)), Err(ErrorCode::OUT_OF_ORDER_SEQUENCE_NUMBER));
-        assert_eq!(sequences.check(mark(0, 12, 12)), Ok(None));
-    }
-
-    #[test]
-    fn new_epoch_begins_at_zero_and_ends_the_old_one() {
-        let mut sequences = Sequences::default();
-        sequences.remember(mark(1, 7, 7), 0);
-        assert_eq!(sequences.check(mark(0, 8, 8)), Err(ErrorCode::INVALID_PRODUCER_EPOCH));
-        assert_eq!(sequences.check(mark(2, 8, 8)), Err(ErrorCode::OUT_OF_ORDER_SEQUENCE_NUMBER));
-        assert_eq!(sequences.check(mark(2, 0, 0)), Ok(None));
-        sequences.remember(mark(2, 0, 0), 5);
-        assert_eq!(sequences.check(mark(1, 8, 8)), Err(ErrorCode::INVALID_PRODUCER_EPOCH));
-        assert_eq!(sequences.check(mark(2, 0, 0)), Ok(Some(5)));
-    }
-}

@@ -371,15 +371,6 @@ mod tests {
     }
 
     #[test]
-    fn setting_of_the_broker_is_checked() {
-        let mut settings = Settings::new(Vec::new());
-        settings.set("group.share.max.size", "2").expect("known");
-        assert_eq!(settings.number("group.share.max.size"), 2);
-        assert!(settings.set("group.share.max.size", "many").is_err_and(|error| error.contains("\"many\"")));
-        assert!(settings.set("group.share.max.sise", "2").is_err_and(|error| error.contains("group.share.max.sise")));
-    }
-
-    #[test]
     fn settings_of_a_later_version_are_unknown() {
         let mut settings = Settings::new(Vec::new());
         let names = || BROKER.iter().map(|known| known.0).chain(TOPIC.iter().chain(GROUP).map(|known| known.name));

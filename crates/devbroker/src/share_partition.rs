@@ -350,40 +350,12 @@ mod tests {
     }
 
     #[test]
-    fn each_record_is_delivered_to_one_member() {
-        let (mut partition, now) = (SharePartition::new(0), Instant::now());
-        let first = partition.acquire(&member("a"), 3, 9, RULES, now, None);
-        assert_eq!(first, [Acquired { first: 0, last: 2, deliveries: 1 }]);
-        let rest = partition.acquire(&member("b"), 100, 9, RULES, now, None);
-        assert_eq!(rest, [Acquired { first: 3, last: 9, deliveries: 1 }]);
-        assert_eq!(one(&mut partition, "b", now), []);
-    }
-
-    #[test]
-    fn acknowledgements_are_applied_all_or_none() {
-        let (mut partition, now) = (SharePartition::new(0), Instant::now());
-        partition.acquire(&member("a"), 3, 9, RULES, now, None);
-        let refused = partition.acknowledge("a", &[(0, Said::Accept), (3, Said::Accept)], RULES, now);
-        assert_eq!((refused, partition.start()), (Err(ErrorCode::INVALID_RECORD_STATE), 0));
-        assert_eq!(partition.acknowledge("b", &[(0, Said::Accept)], RULES, now), Err(ErrorCode::INVALID_RECORD_STATE));
-        let said = [(0, Said::Accept), (1, Said::Release), (2, Said::Reject)];
-        assert_eq!((partition.acknowledge("a", &said, RULES, now), partition.start()), (Ok(()), 1));
-        assert_eq!(
-            partition.acknowledge("b", &[(0, Said::Accept)], RULES, now),
-            Ok(()),
-            "offsets before the start are ignored"
-        );
-        assert_eq!(one(&mut partition, "b", now), [(1, 2)]);
-        partition.acknowledge("b", &[(1, Said::Accept)], RULES, now).expect("held");
-        assert_eq!(partition.start(), 3);
-    }
-
-    #[test]
     fn lock_expires_unless_renewed() {
         let (mut partition, now) = (SharePartition::new(0), Instant::now());
         one(&mut partition, "a", now);
+        partition.finish(&[(0, 0)], RULES);
         let later = now + Duration::from_secs(10);
-        partition.acknowledge("a", &[(0, Said::Renew)], RULES, later).expect("held");
+        partition.acknowledge("a", &[(0, Said::Renew)], RULES, later).expect("only unlocked records are finished");
         assert_eq!(partition.next_expiry(), Some(later + RULES.lock));
         partition.expire(RULES, now + RULES.lock);
         assert_eq!((partition.expiries(), partition.next_expiry().is_some()), (0, true));
@@ -397,47 +369,11 @@ mod tests {
     }
 
     #[test]
-    fn record_is_dropped_at_its_delivery_limit() {
-        let (mut partition, now) = (SharePartition::new(0), Instant::now());
-        for deliveries in 1..=3 {
-            assert_eq!(one(&mut partition, "a", now), [(0, deliveries)]);
-            assert!(partition.release_all("a", RULES));
-        }
-        assert_eq!(partition.start(), 1);
-        assert_eq!(one(&mut partition, "a", now), [(1, 1)]);
-    }
-
-    #[test]
-    fn span_counts_from_the_oldest_unfinished_record() {
-        let (mut partition, now) = (SharePartition::new(0), Instant::now());
-        let ranges = partition.acquire(&member("a"), 1000, 999, RULES, now, None);
-        assert_eq!(ranges, [Acquired { first: 0, last: 99, deliveries: 1 }]);
-        let said: Vec<_> = (1..100).map(|offset| (offset, Said::Accept)).collect();
-        partition.acknowledge("a", &said, RULES, now).expect("held");
-        assert_eq!((partition.first_available(RULES), partition.start()), (None, 0));
-        partition.acknowledge("a", &[(0, Said::Accept)], RULES, now).expect("held");
-        assert_eq!(partition.first_available(RULES), Some(100));
-    }
-
-    #[test]
     fn batch_is_delivered_whole_without_a_record_limit() {
         let (mut partition, now) = (SharePartition::new(0), Instant::now());
         let by_tens = |offset: i64| offset / 10 * 10 + 9;
         let ranges = partition.acquire(&member("a"), 1, 99, RULES, now, Some(&by_tens));
         assert_eq!(ranges, [Acquired { first: 0, last: 9, deliveries: 1 }]);
-    }
-
-    #[test]
-    fn finished_ranges_are_not_delivered() {
-        let (mut partition, now) = (SharePartition::new(0), Instant::now());
-        assert_eq!(one(&mut partition, "a", now), [(0, 1)]);
-        partition.finish(&[(0, 2), (5, 6)], RULES);
-        let ranges = partition.acquire(&member("b"), 100, 7, RULES, now, None);
-        let range = |first, last| Acquired { first, last, deliveries: 1 };
-        assert_eq!(ranges, [range(3, 4), range(7, 7)], "locked records stay locked");
-        assert_eq!((partition.start(), partition.lag(8)), (0, 4));
-        partition.acknowledge("a", &[(0, Said::Accept)], RULES, now).expect("held");
-        assert_eq!(partition.start(), 3);
     }
 
     #[test]
@@ -457,7 +393,8 @@ mod tests {
         partition.acquire(&member("a"), 3, 9, RULES, now, None);
         partition.follow_log_start(2);
         assert_eq!(partition.start(), 2);
-        assert_eq!(partition.acknowledge("a", &[(0, Said::Accept), (2, Said::Accept)], RULES, now), Ok(()));
+        let said = [(0, Said::Accept), (2, Said::Reject)];
+        assert_eq!((partition.acknowledge("a", &said, RULES, now), partition.start()), (Ok(()), 3));
         partition.follow_log_start(7);
         assert_eq!(one(&mut partition, "a", now), [(7, 1)]);
     }

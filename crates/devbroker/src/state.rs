@@ -241,12 +241,6 @@ impl State {
         }
     }
 
-    /// Loses everything but settings and nodes, as if the disks were new.
-    pub fn forget(&mut self) {
-        let nodes = std::mem::take(&mut self.nodes);
-        *self = Self { nodes, ..Self::new(self.settings.clone(), Vec::new()) };
-    }
-
     /// Bytes of records in all logs.
     pub fn bytes(&self) -> usize {
         self.topics.values().flat_map(|topic| &topic.partitions).map(|partition| partition.log.bytes()).sum()

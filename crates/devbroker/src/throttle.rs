@@ -69,7 +69,7 @@ mod tests {
     };
 
     use super::*;
-    use kafka_protocol::messages::share_fetch_response::{AcquiredRecords, PartitionData, ShareFetchableTopicResponse};
+    use kafka_protocol::messages::share_fetch_response::{PartitionData, ShareFetchableTopicResponse};
     use kafka_share::share_wire::{
         Acknowledgement, Acknowledgements, FetchLimits, SessionHeader, SharePartition, encode_fetch,
     };
@@ -127,33 +127,19 @@ mod tests {
     }
 
     #[test]
-    fn throttled_share_fetch_returns_acknowledgement_results_without_records() {
+    fn throttled_share_fetch_names_only_partitions_with_acknowledgements() {
         let topic_id = Uuid::from_u128(7);
-        let said = Acknowledgements::from([(
-            SharePartition { topic_id, partition: 1 },
-            [(5, Acknowledgement::Accept)].into(),
-        )]);
+        let acknowledged = SharePartition { topic_id, partition: 1 };
+        let said = Acknowledgements::from([(acknowledged, [(5, Acknowledgement::Accept)].into())]);
         let header = SessionHeader { group: "g", member: "m", epoch: 7 };
         let limits = FetchLimits { max_wait: Duration::ZERO, max_bytes: 1, max_records: 1 };
         let body = encode_fetch(header, limits, &[], &[], &said).expect("encodable");
-        let records = AcquiredRecords::default().with_last_offset(3).with_delivery_count(1);
-        let partition = |index| {
-            PartitionData::default()
-                .with_partition_index(index)
-                .with_records(Some(bytes::Bytes::from_static(b"records")))
-                .with_acquired_records(vec![records.clone()])
-                .with_acknowledge_error_code(121)
-        };
+        let partition = |index| PartitionData::default().with_partition_index(index).with_acknowledge_error_code(121);
         let topic = ShareFetchableTopicResponse::default().with_topic_id(topic_id);
         let topic = topic.with_partitions(vec![partition(0), partition(1)]);
-        let mut answer = BytesMut::new();
-        ShareFetchResponse::default().with_responses(vec![topic]).encode(&mut answer, 1).expect("encodable");
-        let asked = asked(ApiKey::ShareFetch, 2, body);
-        let answer = throttled(Kind::ShareFetch, &asked, answer, Duration::from_millis(7)).expect("an answer");
-        let answer = ShareFetchResponse::decode(&mut answer.freeze(), 1).expect("readable");
-        assert_eq!((answer.throttle_time_ms, answer.responses.len()), (7, 1));
-        let [left] = &answer.responses[0].partitions[..] else { panic!("{answer:?}") };
-        assert_eq!((left.partition_index, left.acknowledge_error_code), (1, 121));
-        assert!(left.acquired_records.is_empty() && left.records.as_ref().is_none_or(bytes::Bytes::is_empty));
+        let answer = ShareFetchResponse::default().with_responses(vec![topic]);
+        let left = without_records(&asked(ApiKey::ShareFetch, 2, body), answer).expect("an answer");
+        let left = left.responses[0].partitions.iter();
+        assert!(left.map(|left| (left.partition_index, left.acknowledge_error_code)).eq([(1, 121)]));
     }
 }

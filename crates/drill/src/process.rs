@@ -64,7 +64,7 @@ impl Process {
         let output = child.stdout.take().ok_or_else(|| "the program has no stdout".to_owned())?;
         let mut reader =
             OutputReader { name: launch.name.clone(), pid: child.id(), log, ears: ears.clone(), receipt: None };
-        let name: String = format!("out-{}", launch.name).chars().take(threads::NAME_LIMIT).collect();
+        let name = threads::fitted(&format!("out-{}", launch.name), "");
         let reader = threads::spawn(&name, ears.died.clone(), move || reader.run(BufReader::new(output)));
         Ok(Self { child, reader, frozen: false })
     }

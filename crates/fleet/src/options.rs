@@ -2,13 +2,11 @@
 //!
 //! Values that `up` saves stay texts in [`Settings`], because their programs read them again. Called by the binary.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
-use program::options::values;
-use program::options::{ConfigError, Environment, Faults, Parsed, parse_with, positive, run_or_exit};
+use program::options::{Environment, Faults, positive, values};
 
 use crate::settings::{Settings, kafka_kind};
 
@@ -177,24 +175,9 @@ Exit codes:
 Example:
   HTTP_ADDR=127.0.0.1:8081 KAFKA_PORT=19092 fleet up";
 
+program::configuration!(FleetConfig);
+
 impl FleetConfig {
-    /// The configuration of this process. `--help` and `--version` end the process with exit code 0, faults with 2
-    /// after printing them to stderr.
-    pub fn from_args() -> Self {
-        run_or_exit(Self::parse(std::env::args_os(), &Environment::of_process()))
-    }
-
-    /// Reads a command line, the first of whose arguments is the program, and an environment.
-    ///
-    /// # Errors
-    /// All faults.
-    pub fn parse(
-        args: impl IntoIterator<Item = OsString>,
-        environment: &Environment,
-    ) -> Result<Parsed<Self>, ConfigError> {
-        parse_with(args, environment, |options, faults| Self::read(options, environment, faults))
-    }
-
     fn read(options: &Options, environment: &Environment, faults: &mut Faults) -> Self {
         let mut config = Self {
             command: options.command,
@@ -240,6 +223,10 @@ impl FleetConfig {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
+    use program::options::{ConfigError, Parsed};
+
     use super::*;
 
     fn parse(args: &[&str], variables: &[(&str, &str)]) -> Result<Parsed<FleetConfig>, ConfigError> {

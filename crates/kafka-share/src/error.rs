@@ -107,8 +107,6 @@ impl ErrorCode {
     pub const FENCED_LEADER_EPOCH: Self = Self(74);
     /// The caller knows a newer leader of the partition than the broker.
     pub const UNKNOWN_LEADER_EPOCH: Self = Self(75);
-    /// The topic does not take this compression.
-    pub const UNSUPPORTED_COMPRESSION_TYPE: Self = Self(76);
     /// The group has its largest number of members.
     pub const GROUP_MAX_SIZE_REACHED: Self = Self(81);
     /// The broker's validation refused a record.

@@ -10,7 +10,7 @@ use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListO
 use kafka_protocol::messages::{BrokerId, ListOffsetsRequest};
 
 use super::cluster::topic_name;
-use super::error::{ErrorCode, Result};
+use super::error::{ErrorCode, KafkaError, Result};
 use super::pool::Pool;
 use super::records;
 
@@ -23,6 +23,8 @@ pub(super) enum Position {
     Start,
     /// After the last record.
     End,
+    /// The end of the leader's log, including records not replicated yet.
+    LogEnd,
     /// After the last record before the first open transaction.
     CommittedEnd,
     /// The first record at or after this time, else the end.
@@ -36,7 +38,7 @@ impl Position {
     fn timestamp(self) -> i64 {
         match self {
             Self::Start => -2,
-            Self::End | Self::CommittedEnd => -1,
+            Self::End | Self::LogEnd | Self::CommittedEnd => -1,
             Self::Latest => -3,
             Self::Time(time) => records::milliseconds(time),
         }
@@ -92,6 +94,14 @@ pub(super) fn list_back_from_latest(
     Ok(offsets)
 }
 
+/// Asks this node for [`Position::LogEnd`].
+pub(super) fn log_end(pool: &mut Pool, node: i32, topic: &str, partition: i32) -> Result<i64> {
+    let found = ask(pool, node, topic, vec![partition], Position::LogEnd)?;
+    found.first().map(|found| found.offset).ok_or_else(|| {
+        KafkaError::broker("ListOffsets", ErrorCode::UNKNOWN_SERVER_ERROR, Some("no answer for a partition"))
+    })
+}
+
 fn ask_leaders(
     pool: &mut Pool,
     topic: &str,
@@ -117,10 +127,12 @@ fn ask(pool: &mut Pool, leader: i32, topic: &str, partitions: Vec<i32>, position
             .with_timestamp(position.timestamp())
     });
     let topics = vec![ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(partitions.collect())];
-    // Replica id -1: a client. Isolation level 0: all replicated records; 1: only committed ones.
+    // A client (-1) gets the high watermark, a debugging consumer (-2) the log's end (`ReplicaManager.fetchOffset`).
+    let replica = BrokerId(if position == Position::LogEnd { -2 } else { -1 });
+    // Isolation level 0: all replicated records; 1: only committed ones.
     let isolation = i8::from(position == Position::CommittedEnd);
     let request =
-        ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_isolation_level(isolation).with_topics(topics);
+        ListOffsetsRequest::default().with_replica_id(replica).with_isolation_level(isolation).with_topics(topics);
     let timeout = pool.cluster().options().request_timeout;
     let response = pool.get(leader)?.call(VERSION, &request, timeout)?;
     let mut found = Vec::new();

@@ -115,7 +115,6 @@ pub struct Reader {
     questions: Pool,
     outstanding: BTreeMap<i32, Outstanding>,
     positions: BTreeMap<i32, i64>,
-    high_watermarks: BTreeMap<i32, i64>,
     /// Id of the topic, from the first look-up; another id under the same name is another log.
     topic_id: Option<Uuid>,
     /// The cached metadata is wrong: look the topic up before the next fetch.
@@ -148,7 +147,6 @@ impl Reader {
             questions: Pool::new(cluster),
             outstanding: BTreeMap::new(),
             positions: BTreeMap::new(),
-            high_watermarks: BTreeMap::new(),
             topic_id: None,
             is_stale: true,
             leaderless: false,
@@ -212,15 +210,6 @@ impl Reader {
         self.gaps
     }
 
-    /// Whether all records were read up to the ends in the latest responses.
-    #[must_use]
-    pub fn is_at_end(&self) -> bool {
-        let at_end = |(partition, position): (&i32, &i64)| {
-            self.high_watermarks.get(partition).is_some_and(|end| position >= end)
-        };
-        !self.positions.is_empty() && self.positions.iter().all(at_end)
-    }
-
     /// Time of the last response to a fetch.
     #[must_use]
     pub fn last_answer(&self) -> Option<Instant> {
@@ -243,15 +232,6 @@ impl Reader {
         let (partitions, _) = self.partitions()?;
         let end = if self.is_committed { Position::CommittedEnd } else { Position::End };
         offsets::list(&mut self.questions, &self.topic, partitions, end)
-    }
-
-    /// Returns the record at this offset, `None` if it no longer exists.
-    ///
-    /// # Errors
-    /// The leader's error, after one repetition with fresh metadata. For many records, [`Lookup`] keeps its
-    /// connections.
-    pub fn read_one(cluster: &Cluster, topic: &str, partition: i32, offset: i64) -> Result<Option<ReadRecord>> {
-        Lookup::new(cluster.clone()).read(topic, partition, offset)
     }
 
     /// Returns the partitions with a leader, and those without.
@@ -321,7 +301,7 @@ impl Reader {
             log::warn!("{}: the topic was created again, reading continues at its first record", self.topic);
             // These fetches bring records at offsets of the former log.
             std::mem::take(&mut self.outstanding).into_keys().for_each(|node| self.fetches.drop_node(node));
-            (self.positions, self.high_watermarks) = (BTreeMap::new(), BTreeMap::new());
+            self.positions = BTreeMap::new();
             self.start = StartAt::Earliest;
             self.gaps += 1;
         }
@@ -420,7 +400,6 @@ impl Reader {
         }
         self.answered.insert(fetched.partition);
         self.positions.insert(fetched.partition, decoded.next_offset);
-        self.high_watermarks.insert(fetched.partition, fetched.high_watermark);
         let aborted = records::aborted_offsets(&fetched.bytes, &fetched.aborted);
         let records = decoded.records.into_iter();
         let records = records.filter(|record| !aborted.iter().any(|offsets| offsets.contains(&record.offset)));

@@ -49,8 +49,7 @@ impl ShareMembership {
     }
 
     /// Whether the coordinator has accepted this member and not removed it since.
-    #[must_use]
-    pub fn is_joined(&self) -> bool {
+    fn is_joined(&self) -> bool {
         self.epoch > JOINING_EPOCH
     }
 

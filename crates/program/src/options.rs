@@ -117,6 +117,33 @@ impl Faults {
     }
 }
 
+/// Gives a configuration `from_args` and `parse`, by its own `read(&options, &environment, &mut faults)`.
+#[macro_export]
+macro_rules! configuration {
+    ($config:ty) => {
+        impl $config {
+            /// Reads the configuration of this process. Ends the process with 0 after `--help` and `--version`, and
+            /// with 2 after it has printed all faults to stderr.
+            pub fn from_args() -> Self {
+                let environment = $crate::options::Environment::of_process();
+                $crate::options::run_or_exit(Self::parse(std::env::args_os(), &environment))
+            }
+
+            /// Reads a command line, which begins with the program's name, and an environment.
+            ///
+            /// # Errors
+            /// All faults.
+            pub fn parse(
+                args: impl IntoIterator<Item = std::ffi::OsString>,
+                environment: &$crate::options::Environment,
+            ) -> Result<$crate::options::Parsed<Self>, $crate::options::ConfigError> {
+                let read = |options: &_, faults: &mut _| Self::read(options, environment, faults);
+                $crate::options::parse_with(args, environment, read)
+            }
+        }
+    };
+}
+
 /// Reads the options of one program: typed text first, then validated values.
 ///
 /// # Errors

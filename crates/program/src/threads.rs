@@ -13,7 +13,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::stop::Stop;
 
 /// Longest thread name that the kernel keeps, in bytes (`TASK_COMM_LEN` without its terminator).
-pub const NAME_LIMIT: usize = 15;
+const NAME_LIMIT: usize = 15;
+
+/// Joins `base`, cut to fit the longest thread name, and `suffix`.
+pub fn fitted(base: &str, suffix: &str) -> String {
+    let room = base.floor_char_boundary(NAME_LIMIT.saturating_sub(suffix.len()));
+    format!("{}{suffix}", &base[..room])
+}
 
 /// How a thread failed; logged by the thread itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +63,7 @@ pub struct Thread {
 /// Starts a thread that runs `body`. If the body fails or panics, or the thread cannot start, this is logged and
 /// triggers `on_death`. A body that was asked to stop therefore returns `Ok`.
 ///
-/// `name` has at most [`NAME_LIMIT`] bytes, since the kernel shows no more.
+/// `name` has at most 15 bytes, since the kernel shows no more; see [`fitted`].
 pub fn spawn<E: Display>(name: &str, on_death: Stop, body: impl FnOnce() -> Result<(), E> + Send + 'static) -> Thread {
     debug_assert!((1..=NAME_LIMIT).contains(&name.len()), "thread name {name:?} has 1 to {NAME_LIMIT} bytes");
     let (report, outcome) = bounded(1);
@@ -177,6 +183,13 @@ mod tests {
         let thread = spawn("fifteen-bytes-x", Stop::new(), move || send.send(name()));
         assert_eq!(receive.recv_timeout(LIMIT).expect("the thread reports"), Some("fifteen-bytes-x".to_owned()));
         assert_eq!(thread.join(), Ok(()));
+    }
+
+    #[test]
+    fn fitted_name_is_cut_before_its_suffix() {
+        assert_eq!(fitted("outbox", "-3"), "outbox-3");
+        assert_eq!(fitted("test-producer", "-1001"), "test-produ-1001");
+        assert_eq!(fitted("out-gätewäy", "-100"), "out-gätew-100");
     }
 
     #[test]

@@ -93,6 +93,7 @@ fn throttled_fetch_and_share_fetch_bring_no_records() {
     assert_eq!((answer.error_code, answer.responses.len()), (0, 1), "the acknowledgements have no outcome");
     let partition = &answer.responses[0].partitions[0];
     assert_eq!((partition.acknowledge_error_code, &partition.acquired_records[..]), (0, &[][..]));
+    assert!(partition.records.as_ref().is_none_or(Bytes::is_empty));
     place.rig.broker().unthrottle(Kind::ShareFetch);
     eventually(SOON, "no request is throttled", || {
         place.wire.call(11, &fetch_request(&place, 0, 0)).throttle_time_ms == 0

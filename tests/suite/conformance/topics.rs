@@ -6,7 +6,7 @@ use super::*;
 fn unknown_requests_and_versions_close_the_connection() {
     let rig = Rig::shared("is-unknown");
     let broker = rig.broker().address();
-    for (key, version) in [(999, 0), (0, 2), (0, 14), (1, 3), (3, 14), (78, 3), (76, 0)] {
+    for (key, version) in [(999, 0), (0, 2), (0, 14), (1, 3), (3, 14), (11, 0), (78, 3), (76, 0)] {
         assert!(Wire::connect(broker).hangs_up_at(key, version), "{key} {version}");
     }
     let mut wire = Wire::connect(broker);
@@ -166,6 +166,7 @@ fn list_offsets_finds_offsets_by_time() {
     assert_eq!(at(milliseconds(ago(1000))), (0, 0));
     assert_eq!(at(milliseconds(ago(250))), (0, 2));
     assert_eq!(at(milliseconds(ago(150))), (0, 2));
+    assert_eq!(at(milliseconds(ago(100))), (0, 2), "a record of this very time");
     assert_eq!(at(milliseconds(ago(50))), (0, -1));
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    net::{Shutdown, TcpStream},
+    net::TcpStream,
     time::Duration,
 };
 
@@ -102,11 +102,6 @@ impl Http {
     /// Sends exactly these bytes.
     pub fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes)
-    }
-
-    /// Shuts down the sending side of the connection.
-    pub fn finish_sending(&mut self) -> io::Result<()> {
-        self.stream.get_mut().shutdown(Shutdown::Write)
     }
 
     /// Limits how long a read waits for the response.

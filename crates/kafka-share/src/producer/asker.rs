@@ -14,7 +14,7 @@ use super::leader::Links;
 use super::report::{Asked, Report};
 use crate::cluster::{Cluster, Topic};
 use crate::error::Retry;
-use program::threads::{self, NAME_LIMIT, Thread};
+use program::threads::{self, Thread};
 
 /// A question to the cluster.
 #[derive(Debug)]
@@ -36,8 +36,7 @@ impl Asker {
     pub(super) fn start(links: &Links) -> Self {
         let (questions, to_ask) = bounded::<Question>(1);
         let Links { cluster, reports, on_death, .. } = links.clone();
-        let name: String = links.name.chars().filter(char::is_ascii).take(NAME_LIMIT - "-ask".len()).collect();
-        let thread = threads::spawn(&(name + "-ask"), on_death, move || {
+        let thread = threads::spawn(&threads::fitted(&links.name, "-ask"), on_death, move || {
             while let Ok(question) = to_ask.recv() {
                 // The actor has ended and needs no result.
                 if reports.send(Report::Asked(ask(&cluster, question))).is_err() {

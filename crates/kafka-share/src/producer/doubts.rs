@@ -5,12 +5,11 @@
 
 use std::time::Duration;
 
-use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-use kafka_protocol::messages::{BrokerId, InitProducerIdRequest, ListOffsetsRequest};
+use kafka_protocol::messages::InitProducerIdRequest;
 
 use super::LaneKey;
 use super::lane::Identity;
-use crate::cluster::{Cluster, topic_name};
+use crate::cluster::Cluster;
 use crate::error::{ErrorCode, KafkaError, Result};
 use crate::fetch::Limits;
 use crate::offsets::{self, Position};
@@ -50,7 +49,7 @@ pub(super) fn new_identity(cluster: &Cluster) -> Result<Identity> {
 pub(super) fn search(pool: &mut Pool, node: i32, doubt: &Doubt) -> Result<Option<i64>> {
     let (topic, partition) = (&*doubt.key.0, doubt.key.1);
     // Asked first: later records are not this producer's, which has no request out.
-    let end = log_end(pool, node, topic, partition)?;
+    let end = offsets::log_end(pool, node, topic, partition)?;
     let start = offsets::list(pool, topic, [partition], Position::Start)?.get(&partition).copied().unwrap_or(0);
     // The log ends before the last acknowledged record: it was cut or created again, so all of it is searched.
     let mut next = if (start..=end).contains(&doubt.from) { doubt.from } else { start };
@@ -75,26 +74,4 @@ pub(super) fn search(pool: &mut Pool, node: i32, doubt: &Doubt) -> Result<Option
         }
     }
     Ok(None)
-}
-
-/// Returns the end of the leader's log, including records not replicated yet. A client gets the high watermark
-/// (`ReplicaManager.fetchOffset`: replica id -1 has an isolation level), a debugging consumer (-2) the end of the log.
-fn log_end(pool: &mut Pool, node: i32, topic: &str, partition: i32) -> Result<i64> {
-    const VERSION: i16 = 7;
-    const DEBUGGING_CONSUMER: BrokerId = BrokerId(-2);
-    const LATEST: i64 = -1;
-    let wanted = ListOffsetsPartition::default()
-        .with_partition_index(partition)
-        .with_current_leader_epoch(-1)
-        .with_timestamp(LATEST);
-    let topics = vec![ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(vec![wanted])];
-    let request = ListOffsetsRequest::default().with_replica_id(DEBUGGING_CONSUMER).with_topics(topics);
-    let timeout = pool.cluster().options().request_timeout;
-    let response = pool.get(node)?.call(VERSION, &request, timeout)?;
-    let answer = response.topics.into_iter().flat_map(|topic| topic.partitions).next();
-    let answer = answer.ok_or_else(|| {
-        KafkaError::broker("ListOffsets", ErrorCode::UNKNOWN_SERVER_ERROR, Some("no answer for a partition"))
-    })?;
-    ErrorCode(answer.error_code).check("ListOffsets", None)?;
-    Ok(answer.offset)
 }

@@ -15,7 +15,7 @@ use super::report::Report;
 use super::trouble::Trouble;
 use crate::cluster::Cluster;
 use program::stop::Stop;
-use program::threads::{self, NAME_LIMIT, Thread};
+use program::threads::{self, Thread};
 
 /// Interval at which the connection of an idle leader is checked.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
@@ -147,7 +147,8 @@ impl Leader {
 fn start(node: i32, mut link: Link, links: &Links) -> (Sender<Job>, Thread) {
     let (jobs, to_do) = bounded::<Job>(1);
     let reports = links.reports.clone();
-    let thread = threads::spawn(&thread_name(&links.name, node), links.on_death.clone(), move || {
+    let name = threads::fitted(&links.name, &format!("-{node}"));
+    let thread = threads::spawn(&name, links.on_death.clone(), move || {
         // Sending fails only after the actor has ended, which needs no report.
         while let Ok(job) = to_do.recv() {
             if reports.send(link.perform(job)).is_err() {
@@ -157,25 +158,4 @@ fn start(node: i32, mut link: Link, links: &Links) -> (Sender<Job>, Thread) {
         Ok::<(), Infallible>(())
     });
     (jobs, thread)
-}
-
-/// Joins the producer's name, cut to fit, and the node id.
-fn thread_name(producer: &str, node: i32) -> String {
-    let node = format!("-{node}");
-    let room = NAME_LIMIT.saturating_sub(node.len());
-    let name: String =
-        producer.char_indices().take_while(|(at, c)| at + c.len_utf8() <= room).map(|(_, c)| c).collect();
-    name + &node
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thread_names_fit_the_limit_and_contain_the_node_id() {
-        assert_eq!(thread_name("outbox", 3), "outbox-3");
-        assert_eq!(thread_name("test-producer", 1001), "test-produ-1001");
-        assert_eq!(thread_name("producer", i32::MAX), "prod-2147483647");
-    }
 }
