@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, select};
+use crossbeam_channel::{Receiver, never, select};
 
 use super::event::{Event, Phase};
 use super::fact::Fact;
@@ -108,7 +108,7 @@ impl Director {
                 recv(self.happenings) -> happening => match happening {
                     Ok(happening) => self.fleet.happened(happening),
                     // The fleet sends none: wait for commands and time only.
-                    Err(_) => if self.wait_without_happenings(wait, &mut state) { break },
+                    Err(_) => self.happenings = never(),
                 },
                 default(wait) => {}
             }
@@ -116,15 +116,6 @@ impl Director {
         }
         self.fleet.end();
         Ok(())
-    }
-
-    fn wait_without_happenings(&mut self, wait: Duration, state: &mut State) -> bool {
-        match self.commands.recv_timeout(wait) {
-            Ok(Command::End) | Err(RecvTimeoutError::Disconnected) => return true,
-            Ok(command) => self.obey(command, state),
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-        false
     }
 
     fn next(&self, state: &State) -> Option<Instant> {

@@ -81,14 +81,13 @@ pub(super) struct Teller {
 }
 
 impl Teller {
-    /// Sends a fact with the present time.
-    pub(super) fn tell(&self, fact: Fact) {
-        self.tell_at(self.clock.now(), fact);
+    /// Sends a fact with the present time. `false`: the run takes no more events, at the end of the drill.
+    pub(super) fn tell(&self, fact: Fact) -> bool {
+        self.tell_at(self.clock.now(), fact)
     }
 
-    /// Sends a fact with this time.
-    pub(super) fn tell_at(&self, at: f64, fact: Fact) {
-        // The receiver is dropped only at the end of the drill.
-        let _ = self.facts.send(Event::Fact(Line { at, fact }));
+    /// Sends a fact with this time, likewise.
+    pub(super) fn tell_at(&self, at: f64, fact: Fact) -> bool {
+        self.facts.send(Event::Fact(Line { at, fact })).is_ok()
     }
 }
