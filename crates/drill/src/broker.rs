@@ -8,14 +8,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
-use devbroker::{self, Action, Bites, Fault, Kind, Settings};
+use devbroker::{self, Bites, Fault, Settings};
 use kafka_share::BrokerAddress;
 
 use super::fact::Pauses;
 use super::leaders::{Leaders, Move};
-use super::plan::{FaultPlan, NetworkFault, RequestKind, What};
+use super::plan::{FaultPlan, What};
 
 /// The script that starts a real Kafka, relative to the working directory of the drill.
 const SCRIPT: &str = "scripts/kafka";
@@ -208,22 +207,8 @@ impl Broker {
 
     /// Injects a fault at the next request of a kind. The result counts how often it took effect; `None`: not
     /// supported.
-    pub(super) fn fault(&self, plan: FaultPlan, length: Duration) -> Option<Bites> {
+    pub(super) fn fault(&self, (action, kind, client): FaultPlan) -> Option<Bites> {
         let Self::Embedded(broker) = self else { return None };
-        let action = match plan.fault {
-            NetworkFault::CutBefore => Action::CutBefore,
-            NetworkFault::CutAfter => Action::CutAfter,
-            NetworkFault::Delay => Action::Delay(length),
-            NetworkFault::AnswerTwice => Action::AnswerTwice,
-        };
-        let kind = match plan.request {
-            RequestKind::Produce => Kind::Produce,
-            RequestKind::Fetch => Kind::Fetch,
-            RequestKind::ShareFetch => Kind::ShareFetch,
-            RequestKind::ShareAcknowledge => Kind::ShareAcknowledge,
-            RequestKind::ShareGroupHeartbeat => Kind::ShareGroupHeartbeat,
-        };
-        let client = if plan.of_worker { "worker" } else { "gateway" };
         Some(broker.inject(Fault::new(action).at(kind).of_client(client)))
     }
 

@@ -31,7 +31,7 @@ use super::http::Client;
 use super::leaders::Leaders;
 use super::place::GatewayAddress;
 use super::place::{LOCK, MAX_DELIVERIES, Place};
-use super::plan::{FaultPlan, FleetPlan, What, Who};
+use super::plan::{FleetPlan, What, Who};
 use super::process::{Ears, Happened, Happening, Launch, Process};
 use super::schedule::Planned;
 use super::starts::Starts;

@@ -19,6 +19,7 @@ use super::native::{Native, NativeOptions};
 use super::options::{BrokerChoice, NativeTarget, RunConfig, Target};
 use super::place::GatewayAddress;
 use super::place::Place;
+use super::plan::drawn;
 use super::process::{Ears, Happening};
 
 /// How long the drill waits for a gateway at the start.
@@ -73,7 +74,7 @@ fn native(
     remove_logs(&folder)?;
     let worker = program(target.worker.as_deref(), "worker")?;
     let gateway = program(target.gateway.as_deref(), "gateway")?;
-    let nodes = config.plan.fleet.brokers.drawn(seed);
+    let nodes = drawn(&config.plan.fleet.brokers, seed);
     let broker = match &target.broker {
         BrokerChoice::Embedded => Broker::embedded(nodes)?,
         BrokerChoice::Apache => Broker::apache(&folder, nodes)?,
@@ -81,7 +82,7 @@ fn native(
     };
     let options = NativeOptions {
         plan: config.plan.fleet.clone(),
-        partitions: config.plan.fleet.partitions.drawn(seed),
+        partitions: drawn(&config.plan.fleet.partitions, seed),
         outlasts_drain: config.plan.outlasts_drain(),
         worker,
         gateway,

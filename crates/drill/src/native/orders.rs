@@ -200,10 +200,9 @@ impl Native {
 
     pub(super) fn order_fault(&mut self, number: u32, planned: &Planned) -> Attempt {
         let Some(fault) = planned.fault else { return Attempt::NotNow("the action has no fault".to_owned()) };
-        let FaultPlan { fault: what, request, of_worker } = fault;
-        let whose = if of_worker { "a worker" } else { "a gateway" };
-        self.ordered(number, planned, None, format!("{what:?} at {request:?} of {whose}"));
-        match self.broker.fault(fault, planned.length.unwrap_or_default()) {
+        let (action, request, client) = fault;
+        self.ordered(number, planned, None, format!("{action:?} at {request:?} of a {client}"));
+        match self.broker.fault(fault) {
             Some(bites) => self.faults.push((Instant::now(), number, bites)),
             None => self.carried(number, false, "only the embedded broker has faults on demand"),
         }

@@ -56,10 +56,9 @@ impl Run<'_> {
         paused: Arc<AtomicBool>,
     ) -> Result<(), End> {
         let mut schedule = schedule::schedule(self.plan(), self.plan().length, self.seed);
-        let mut impossible: Vec<(What, String)> = What::ALL
-            .iter()
+        let mut impossible: Vec<(What, String)> = What::all()
             .filter(|(what, _)| schedule.iter().any(|planned| planned.what == *what))
-            .filter_map(|(what, name)| Some((*what, format!("{name}: {}", fleet.can(*what).err()?))))
+            .filter_map(|(what, name)| Some((what, format!("{name}: {}", fleet.can(what).err()?))))
             .collect();
         schedule.retain(|planned| fleet.can(planned.what).is_ok());
         // A running fleet is taken as it is. A fleet of the drill's own should fit the plan, except for actions that
