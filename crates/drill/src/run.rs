@@ -112,8 +112,7 @@ pub(super) fn run(config: &RunConfig, signals: &Signals, mut console: Console) -
     let teller = Teller { clock, facts: events };
     let ears = Ears { owner, died: died.clone() };
     console.line(&format!("drill: {}", config.headline()));
-    let seed = config.seed.unwrap_or_else(|| fastrand::u64(0..1_000_000));
-    let (fleet, place) = match target::reach(config, seed, teller.clone(), ears, &happenings, signals) {
+    let (fleet, place) = match target::reach(config, teller.clone(), ears, &happenings, signals) {
         Ok(reached) => reached,
         Err(why) => {
             console.error(&why);
@@ -128,9 +127,8 @@ pub(super) fn run(config: &RunConfig, signals: &Signals, mut console: Console) -
         taken: Some(taken),
         died,
         place,
-        seed,
         display: Display::new(console, &config.plan.name, config.length(), config.report_every),
-        texts: Texts::new(fastrand::u32(..), seed, &config.plan.load, config.answers),
+        texts: Texts::new(fastrand::u32(..), config.seed, &config.plan.load, config.answers),
         ledger: Ledger::default(),
         account: Account::default(),
         side: None,
@@ -178,7 +176,6 @@ struct Run<'a> {
     taken: Option<Receiver<Event>>,
     died: Stop,
     place: Place,
-    seed: u64,
     display: Display,
     texts: Texts,
     ledger: Ledger,

@@ -21,7 +21,7 @@ impl Native {
             // The worker with the youngest long task, which outlasts a drain if the plan has such tasks.
             Who::Long => {
                 let newest = all.iter().filter_map(|name| Some((long_since(name)?, name))).max();
-                let fresh = self.options.outlasts_drain.unwrap_or(Duration::MAX);
+                let fresh = self.plan.outlasts_drain().unwrap_or(Duration::MAX);
                 let newest = newest.filter(|(since, _)| since.elapsed() <= fresh);
                 newest.map(|(_, name)| name.clone()).into_iter().collect()
             }

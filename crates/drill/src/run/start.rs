@@ -55,7 +55,7 @@ impl Run<'_> {
         happenings: Receiver<Happening>,
         paused: Arc<AtomicBool>,
     ) -> Result<(), End> {
-        let mut schedule = schedule::schedule(self.plan(), self.plan().length, self.seed);
+        let mut schedule = schedule::schedule(self.plan(), self.plan().length, self.config.seed);
         let mut impossible: Vec<(What, String)> = What::all()
             .filter(|(what, _)| schedule.iter().any(|planned| planned.what == *what))
             .filter_map(|(what, name)| Some((what, format!("{name}: {}", fleet.can(what).err()?))))
@@ -105,13 +105,13 @@ impl Run<'_> {
         let length =
             self.config.length().map_or("until Ctrl-C".to_owned(), |length| format!("for {} s", length.as_secs_f64()));
         let faults = self.display.planned.map(|planned| format!(", {planned} actions")).unwrap_or_default();
-        self.display.console.line(&format!("drill: {rate} to {names}, {length}{faults}; seed {}", self.seed));
+        self.display.console.line(&format!("drill: {rate} to {names}, {length}{faults}; seed {}", self.config.seed));
         let brokers = if self.config.owns_broker() { self.place.bootstrap.len() as u32 } else { 0 };
         let begin = Begin {
             unix: self.teller.clock.unix(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             plan: self.plan().name.clone(),
-            seed: self.seed,
+            seed: self.config.seed,
             target: target.to_owned(),
             owns_processes: owned,
             owns_broker: self.config.owns_broker(),
