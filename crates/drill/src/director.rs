@@ -159,7 +159,7 @@ impl Director {
 
     fn act(&mut self, state: &mut State) {
         let now = Instant::now();
-        // Every time: work that cannot report its end asks for a tick only.
+        // Every time: a fault that takes effect sends no event.
         self.fleet.tick();
         if state.pause.is_some_and(|(until, _)| until <= now) {
             self.end_pause(state);

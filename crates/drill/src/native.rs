@@ -44,7 +44,7 @@ const SECOND_SIGNAL: Duration = Duration::from_millis(150);
 const BUSY: Duration = Duration::from_millis(40);
 /// Minimum age of a long task, which will run for seconds.
 const LONG: Duration = Duration::from_millis(600);
-/// How often work that cannot report its end is checked.
+/// How often a starting gateway is asked whether it is ready.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a fault waits for its request.
 const FAULT_WAIT: Duration = Duration::from_secs(10);
@@ -267,12 +267,10 @@ impl Fleet for Native {
 
     fn due(&self) -> Option<Instant> {
         let slots = self.slots.values().flat_map(|slot| &slot.due).map(|(at, _)| *at);
-        let broker = self.broker_work.as_ref().map(|work| work.look);
-        slots.chain(broker).chain([self.read + READ]).min()
+        slots.chain([self.read + READ]).min()
     }
 
     fn tick(&mut self) {
-        self.look_after_broker();
         self.look_after_faults();
         let now = Instant::now();
         self.starts.read(&self.teller);
@@ -334,7 +332,7 @@ impl Fleet for Native {
     }
 
     fn is_sound(&self) -> bool {
-        self.broker_work.is_none()
+        self.broker_work.as_ref().is_none_or(BrokerWork::has_ended)
             && self.slots.values().all(|slot| {
                 slot.due.is_empty()
                     && slot.process.as_ref().is_none_or(|process| slot.ready && !slot.stopping && !process.frozen)

@@ -185,8 +185,12 @@ impl Native {
     }
 
     pub(super) fn order_broker(&mut self, number: u32, planned: &Planned) -> Attempt {
-        if self.broker_work.is_some() {
-            return Attempt::NotInTurn("another action on the broker is under way".to_owned());
+        match self.broker_work.take_if(|work| work.has_ended()) {
+            Some(ended) => ended.join(false),
+            None if self.broker_work.is_some() => {
+                return Attempt::NotInTurn("another action on the broker is under way".to_owned());
+            }
+            None => {}
         }
         let process = self.broker.process(drawn_node(planned, self.broker.nodes()));
         let target = (!matches!(planned.what, What::RollBrokers | What::MoveLeader)).then_some(process.as_str());
@@ -220,13 +224,5 @@ impl Native {
                 self.faults.push((since, number, bites));
             }
         }
-    }
-
-    pub(super) fn look_after_broker(&mut self) {
-        let Some(outcome) = self.broker_work.as_mut().and_then(BrokerWork::outcome) else { return };
-        let Some(work) = self.broker_work.take() else { return };
-        let number = work.number;
-        work.join(false);
-        self.carried(number, outcome.is_ok(), outcome.unwrap_or_else(|problem| problem));
     }
 }
