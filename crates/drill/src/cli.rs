@@ -261,14 +261,7 @@ impl DrillConfig {
 }
 
 fn run(options: &RunOptions, faults: &mut Faults) -> RunConfig {
-    let mut plan = Plan {
-        name: String::new(),
-        length: ENDLESS,
-        fleet: plan::FleetPlan::default(),
-        load: LoadPlan::default(),
-        tests: Vec::new(),
-        actions: Vec::new(),
-    };
+    let mut plan = Plan::default();
     let name = options.plan.as_deref().or(options.plan_option.as_deref()).unwrap_or("default");
     faults.set(&mut plan, "PLAN", name, read_plan);
     if let Some(length) = &options.length {
@@ -363,14 +356,7 @@ fn watch(options: &WatchOptions, faults: &mut Faults) -> RunConfig {
     faults.set(&mut place.worker_timeout, "WORKER_TIMEOUT", &options.worker_timeout, positive);
     let concurrency = &options.worker_concurrency;
     faults.set(&mut place.concurrency, "WORKER_CONCURRENCY", concurrency, |text| values::number(text, &(1..=1024)));
-    let plan = Plan {
-        name: "watch".to_owned(),
-        length: length.unwrap_or(ENDLESS),
-        fleet: plan::FleetPlan::default(),
-        load,
-        tests: Vec::new(),
-        actions: Vec::new(),
-    };
+    let plan = Plan { name: "watch".to_owned(), length: length.unwrap_or(ENDLESS), load, ..Plan::default() };
     let endless = length.is_none();
     RunConfig { endless, ..config(Target::Outside(place), plan, &options.common, PathBuf::new(), faults) }
 }

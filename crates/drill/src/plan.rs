@@ -27,7 +27,7 @@ const PROMISES: [&str; 13] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A plan as its file has it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Name of the built-in plan or file; not part of the file.
