@@ -151,11 +151,8 @@ impl Fleet for CommandFleet {
         }
     }
 
-    fn cut_short(&mut self) {
-        self.shared.cut_short.store(true, Ordering::SeqCst);
-    }
-
-    fn heal(&mut self) {
+    fn heal(&mut self, early: bool) {
+        self.shared.cut_short.fetch_or(early, Ordering::SeqCst);
         self.shared.over.trigger();
         if self.tidy.is_none() {
             let (actions, shared) = (std::mem::take(&mut self.actions), Arc::clone(&self.shared));
@@ -169,8 +166,7 @@ impl Fleet for CommandFleet {
 
     // After every end of a drill, no process may stay frozen or stopped.
     fn end(&mut self) {
-        self.cut_short();
-        self.heal();
+        self.heal(true);
         if let Some(thread) = self.tidy.take() {
             if !thread.is_finished() {
                 // The drill shows errors only.

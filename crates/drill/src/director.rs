@@ -139,18 +139,15 @@ impl Director {
                     self.give_up(number, &planned, "the load ended before the action found a target");
                 }
                 self.end_pause(state);
-                if early {
-                    self.fleet.cut_short();
-                }
-                self.fleet.heal();
+                self.fleet.heal(early);
                 state.phase = Some(Phase::Healed);
             }
             Command::StopWorkers => {
-                self.fleet.stop_workers();
+                self.fleet.stop(true);
                 state.phase = Some(Phase::WorkersStopped);
             }
             Command::StopGateways => {
-                self.fleet.stop_gateways();
+                self.fleet.stop(false);
                 state.phase = Some(Phase::GatewaysStopped);
             }
             Command::End => {}

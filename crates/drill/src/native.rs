@@ -208,17 +208,6 @@ impl Native {
             self.carried(number, true, format!("{name}: {how}"));
         }
     }
-
-    fn stop_all(&mut self, workers: bool) {
-        let names: Vec<String> =
-            self.slots.iter().filter(|(_, slot)| slot.is_worker == workers).map(|(name, _)| name.clone()).collect();
-        for name in names {
-            if let Some(slot) = self.slots.get_mut(&name) {
-                (slot.after, slot.due) = (After::Stay, Vec::new());
-            }
-            self.signal(&name, Signal::SIGTERM, None);
-        }
-    }
 }
 
 impl Fleet for Native {
@@ -286,12 +275,8 @@ impl Fleet for Native {
         self.roll();
     }
 
-    fn cut_short(&mut self) {
-        self.cut_short = true;
-    }
-
-    fn heal(&mut self) {
-        self.healing = true;
+    fn heal(&mut self, early: bool) {
+        (self.healing, self.cut_short) = (true, early);
         let left = std::mem::take(&mut self.rolling);
         if let Some((_, number)) = left.front() {
             let detail = format!("the load ended before the last {} were restarted", left.len());
@@ -339,12 +324,15 @@ impl Fleet for Native {
             })
     }
 
-    fn stop_workers(&mut self) {
-        self.stop_all(true);
-    }
-
-    fn stop_gateways(&mut self) {
-        self.stop_all(false);
+    fn stop(&mut self, workers: bool) {
+        let names: Vec<String> =
+            self.slots.iter().filter(|(_, slot)| slot.is_worker == workers).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            if let Some(slot) = self.slots.get_mut(&name) {
+                (slot.after, slot.due) = (After::Stay, Vec::new());
+            }
+            self.signal(&name, Signal::SIGTERM, None);
+        }
     }
 
     fn is_stopped(&self) -> bool {

@@ -147,8 +147,8 @@ const REQUESTS: [(&str, Kind); 5] = [
     ("share-acknowledge", Kind::ShareAcknowledge),
     ("share-group-heartbeat", Kind::ShareGroupHeartbeat),
 ];
-/// Programs whose request can have a fault, each with the word that its client ids contain.
-const CLIENTS: [(&str, &str); 2] = [("worker", "worker"), ("gateway", "gateway")];
+/// Programs whose request can have a fault.
+const CLIENTS: [(&str, ClientId); 2] = [("worker", "worker"), ("gateway", "gateway")];
 
 impl fmt::Display for What {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
