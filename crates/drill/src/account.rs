@@ -24,14 +24,14 @@ struct Open {
 pub(super) struct Account {
     /// Requests that were sent.
     pub(super) submitted: u64,
+    /// Requests that found no free caller and were not sent.
+    pub(super) late: u64,
     /// Requests that got a first outcome.
     pub(super) told: u64,
     pub(super) answered: u64,
     pub(super) refused: u64,
     /// Wrong or failed.
     pub(super) failed: u64,
-    /// Answered tasks with the time of the result, oldest first.
-    done: Vec<(Duration, u64, String)>,
     open: BTreeMap<u64, Open>,
     /// Tasks that were read on the topic before their requests got an outcome.
     seen: HashMap<u64, String>,
@@ -43,10 +43,7 @@ impl Account {
         self.open.remove(&number);
         let seen = self.seen.remove(&number);
         match answer.outcome {
-            Kind::Answered => {
-                self.answered += 1;
-                self.done.extend(answer.task_id.clone().map(|task_id| (at, number, task_id)));
-            }
+            Kind::Answered => self.answered += 1,
             Kind::Wrong | Kind::Failed => self.failed += 1,
             Kind::Refused => self.refused += 1,
             Kind::Accepted | Kind::Unknown => {
@@ -74,14 +71,6 @@ impl Account {
     /// Number of requests with an unknown outcome.
     pub(super) fn open(&self) -> u64 {
         self.open.len() as u64
-    }
-
-    /// At most `most` of the tasks that were answered since then, spread over that time.
-    pub(super) fn some_done(&self, since: Duration, most: usize) -> Vec<(u64, String)> {
-        let first = self.done.partition_point(|(at, ..)| *at < since);
-        let recent = self.done.get(first..).unwrap_or_default();
-        let every = recent.len().div_ceil(most.max(1)).max(1);
-        recent.iter().step_by(every).map(|(_, number, task_id)| (*number, task_id.clone())).collect()
     }
 
     /// Tasks to look up.
@@ -133,20 +122,6 @@ mod tests {
         assert_eq!(account.to_ask(), [(1, "a".to_owned())]);
         account.close_unaccepted(Duration::from_secs(60));
         assert_eq!(account.open(), 1, "it was accepted");
-    }
-
-    #[test]
-    fn recent_answered_tasks_are_sampled_evenly() {
-        let mut account = Account::default();
-        for number in 0..10 {
-            account.note(number, &answer(Kind::Answered, Some(&number.to_string())), Duration::from_secs(number));
-        }
-        let numbers = |since, most| -> Vec<u64> {
-            account.some_done(Duration::from_secs(since), most).into_iter().map(|(number, _)| number).collect()
-        };
-        assert_eq!(numbers(0, 100), (0..10).collect::<Vec<_>>());
-        assert_eq!(numbers(4, 3), [4, 6, 8]);
-        assert!(numbers(11, 3).is_empty());
     }
 
     #[test]

@@ -6,9 +6,11 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 
 use super::event::Event;
+use super::fact::Fact;
+use super::fleet::Teller;
 use super::http::{Client, Response};
 use super::outcome;
 use super::texts::Texts;
@@ -29,9 +31,10 @@ pub(super) enum Question {
 /// The thread's state.
 #[derive(Debug)]
 pub(super) struct Asker {
-    pub(super) clients: Vec<Client>,
+    /// The gateways by their names in the ledger.
+    pub(super) clients: Vec<(String, Client)>,
     pub(super) texts: Texts,
-    pub(super) events: Sender<Event>,
+    pub(super) teller: Teller,
 }
 
 impl Asker {
@@ -51,31 +54,35 @@ impl Asker {
     }
 
     fn fleet(&mut self) -> bool {
-        self.clients.iter_mut().enumerate().all(|(gateway, client)| {
+        self.clients.iter_mut().all(|(gateway, client)| {
             let view = match client.get("/workers/status", PATIENCE) {
-                Ok(Response { status: 200, body, .. }) => {
-                    serde_json::from_slice(&body).map_err(|error| error.to_string())
-                }
-                Ok(response) => Err(format!("the gateway answered {}", response.status)),
-                Err(why) => Err(why.to_string()),
+                Ok(Response { status: 200, body, .. }) => serde_json::from_slice(&body).ok(),
+                _ => None,
             };
-            self.events.send(Event::Fleet { gateway, view }).is_ok()
+            self.teller.facts.send(Event::Fleet { gateway: gateway.clone(), view }).is_ok()
         })
     }
 
     fn read_back(&mut self, tasks: &[(u64, String)]) -> bool {
         for _ in 0..2 {
-            for (gateway, client) in self.clients.iter_mut().enumerate() {
+            for (gateway, client) in &mut self.clients {
                 for (number, task_id) in tasks {
                     let response = client.get(&format!("/tasks/{task_id}"), PATIENCE).ok();
-                    let event = Event::ReadBack { number: *number, gateway, task_id: task_id.clone(), response };
-                    if self.events.send(event).is_err() {
+                    let fact = Fact::ReadBack {
+                        number: *number,
+                        gateway: gateway.clone(),
+                        task_id: task_id.clone(),
+                        status: response.as_ref().map(|response| response.status),
+                        mark: response.as_ref().map(|response| outcome::mark(&response.body)),
+                        is_result: response.as_ref().is_some_and(outcome::is_result),
+                    };
+                    if !self.teller.tell(fact) {
                         return false;
                     }
                 }
             }
         }
-        self.events.send(Event::AskedAll).is_ok()
+        self.teller.facts.send(Event::AskedAll).is_ok()
     }
 
     fn tasks(&mut self, tasks: Vec<(u64, String)>) -> bool {
@@ -88,17 +95,17 @@ impl Asker {
             // The first gateway varies, because every gateway must serve every result.
             let count = self.clients.len().max(1);
             let mut order = (0..count).map(|index| (index + number as usize) % count);
-            let found = order.find_map(|gateway| {
-                let response = self.clients.get_mut(gateway)?.get(&path, PATIENCE).ok()?;
-                Some((gateway, response))
+            let found = order.find_map(|index| {
+                let (gateway, client) = self.clients.get_mut(index)?;
+                Some((gateway.clone(), client.get(&path, PATIENCE).ok()?))
             });
             let Some((gateway, response)) = found else { break };
             if let Some(answer) = outcome::of_lookup(&self.texts, number, &task_id, &response)
-                && self.events.send(Event::Found { number, gateway, answer }).is_err()
+                && !self.teller.tell(Fact::Fetched { number, gateway, answer })
             {
                 return false;
             }
         }
-        self.events.send(Event::AskedAll).is_ok()
+        self.teller.facts.send(Event::AskedAll).is_ok()
     }
 }

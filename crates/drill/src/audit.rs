@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use kafka_share::{Cluster, KafkaError, Reader, ReaderOptions, StartAt, admin};
@@ -182,87 +182,66 @@ fn times(
     }
 }
 
-/// The members of a result that the judge needs.
-#[derive(Deserialize)]
-struct ResultRecord {
-    task_id: String,
-    success: bool,
-    #[serde(default)]
-    processed_by: String,
-    #[serde(default)]
-    seconds: f64,
+/// A member of a record; `None` if it is missing or of another type.
+fn member<T: DeserializeOwned>(record: &Value, name: &str) -> Option<T> {
+    T::deserialize(record.get(name)?).ok()
 }
 
-/// The members of a status record that the judge needs.
-#[derive(Deserialize)]
-struct StatusRecord {
-    worker_id: String,
-    status: String,
-    #[serde(default)]
-    instance: String,
-    #[serde(default)]
-    current_tasks: Vec<String>,
-    #[serde(default)]
-    receipt: Option<Value>,
-}
-
-/// The members of a start record that the judge needs.
-#[derive(Deserialize)]
-struct StartRecord {
-    #[serde(rename = "type")]
-    kind: String,
-    task_id: String,
-    worker_id: String,
-    delivery: i16,
-}
-
-/// The members of a task that the judge needs.
-#[derive(Deserialize)]
-struct TaskRecord {
-    task_id: String,
-    text: String,
+/// The same for a member that may be missing.
+fn optional<T: DeserializeOwned + Default>(record: &Value, name: &str) -> Option<T> {
+    record.get(name).map_or_else(|| Some(T::default()), |value| T::deserialize(value).ok())
 }
 
 impl Topic {
     /// The fact of a record, decoded without the code that wrote the record.
     fn fact(&self, record: &Record, texts: &Texts, numbers: &mut HashMap<String, u64>) -> Option<Fact> {
         let Record { partition, offset, .. } = *record;
-        match self.kind {
-            Kind::Tasks => {
-                let TaskRecord { task_id, text } = serde_json::from_slice(&record.value).ok()?;
-                let number = texts.number(&text);
+        let value: Option<Value> = serde_json::from_slice(&record.value).ok();
+        if self.kind == Kind::Dead {
+            let task_id = value.and_then(|value| member(&value, "task_id"));
+            return Some(Fact::Dead {
+                task_id: task_id.or_else(|| String::from_utf8(record.key.clone()).ok()),
+                offset,
+            });
+        }
+        let value = value?;
+        let text = |name| member::<String>(&value, name);
+        let kind = text("type");
+        match (self.kind, kind.as_deref()) {
+            (Kind::Tasks, _) => {
+                let task_id = text("task_id")?;
+                let number = texts.number(&text("text")?);
                 numbers.extend(number.map(|number| (task_id.clone(), number)));
                 Some(Fact::Accepted { number, task_id, partition, offset })
             }
-            Kind::Results => {
-                let value: Value = serde_json::from_slice(&record.value).ok()?;
-                match value.get("type").and_then(Value::as_str) {
-                    Some("result") => {
-                        let digest = outcome::digest(&value);
-                        let ResultRecord { task_id, success, processed_by: worker, seconds } =
-                            ResultRecord::deserialize(&value).ok()?;
-                        let fault = numbers.get(&task_id).and_then(|number| texts.fault(*number, &value));
-                        Some(Fact::RunEnded { task_id, worker, seconds, success, digest, fault, partition, offset })
-                    }
-                    Some("worker_status") => {
-                        let StatusRecord { worker_id: worker, status, instance, current_tasks, receipt } =
-                            serde_json::from_value(value).ok()?;
-                        Some(Fact::Notified { worker, instance, status, current_tasks, receipt, offset })
-                    }
-                    _ => None,
-                }
+            (Kind::Results, Some("result")) => {
+                let task_id = text("task_id")?;
+                let fault = numbers.get(&task_id).and_then(|number| texts.fault(*number, &value));
+                Some(Fact::RunEnded {
+                    task_id,
+                    worker: optional(&value, "processed_by")?,
+                    seconds: optional(&value, "seconds")?,
+                    success: member(&value, "success")?,
+                    digest: outcome::digest(&value),
+                    fault,
+                    partition,
+                    offset,
+                })
             }
-            Kind::Starts => {
-                let StartRecord { kind, task_id, worker_id: worker, delivery } =
-                    serde_json::from_slice(&record.value).ok()?;
-                // The topic also has records of other types, about the ends of starts.
-                (kind == "task_started").then_some(Fact::Restarted { task_id, worker, delivery, offset })
+            (Kind::Results, Some("worker_status")) => Some(Fact::Notified {
+                worker: text("worker_id")?,
+                instance: optional(&value, "instance")?,
+                status: text("status")?,
+                current_tasks: optional(&value, "current_tasks")?,
+                receipt: optional(&value, "receipt")?,
+                offset,
+            }),
+            // The topic also has records of other types, about the ends of starts.
+            (Kind::Starts, Some("task_started")) => {
+                let (task_id, worker, delivery) = (text("task_id")?, text("worker_id")?, member(&value, "delivery")?);
+                Some(Fact::Restarted { task_id, worker, delivery, offset })
             }
-            Kind::Dead => {
-                let id = |value: Value| value.get("task_id").and_then(Value::as_str).map(str::to_owned);
-                let task_id = serde_json::from_slice(&record.value).ok().and_then(id);
-                Some(Fact::Dead { task_id: task_id.or_else(|| String::from_utf8(record.key.clone()).ok()), offset })
-            }
+            _ => None,
         }
     }
 }

@@ -6,19 +6,22 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use devbroker::{self, Action, Bites, Fault, Kind, Settings};
+use devbroker::{self, Bites, Fault, Settings};
 use kafka_share::BrokerAddress;
 
 use super::fact::Pauses;
 use super::leaders::{Leaders, Move};
-use super::plan::{FaultPlan, NetworkFault, RequestKind, What};
+use super::plan::{FaultPlan, What};
+use super::shell;
 
 /// The script that starts a real Kafka, relative to the working directory of the drill.
 const SCRIPT: &str = "scripts/kafka";
+/// How long the script may take. Its first start downloads Kafka.
+const LIMIT: Duration = Duration::from_secs(600);
 const NOT_OURS: &str = "the drill did not start this Kafka";
 
 /// `broker.session.timeout.ms`: silence of a node after which the other nodes take over; Kafka's default is 9 s.
@@ -208,22 +211,8 @@ impl Broker {
 
     /// Injects a fault at the next request of a kind. The result counts how often it took effect; `None`: not
     /// supported.
-    pub(super) fn fault(&self, plan: FaultPlan, length: Duration) -> Option<Bites> {
+    pub(super) fn fault(&self, (action, kind, client): FaultPlan) -> Option<Bites> {
         let Self::Embedded(broker) = self else { return None };
-        let action = match plan.fault {
-            NetworkFault::CutBefore => Action::CutBefore,
-            NetworkFault::CutAfter => Action::CutAfter,
-            NetworkFault::Delay => Action::Delay(length),
-            NetworkFault::AnswerTwice => Action::AnswerTwice,
-        };
-        let kind = match plan.request {
-            RequestKind::Produce => Kind::Produce,
-            RequestKind::Fetch => Kind::Fetch,
-            RequestKind::ShareFetch => Kind::ShareFetch,
-            RequestKind::ShareAcknowledge => Kind::ShareAcknowledge,
-            RequestKind::ShareGroupHeartbeat => Kind::ShareGroupHeartbeat,
-        };
-        let client = if plan.of_worker { "worker" } else { "gateway" };
         Some(broker.inject(Fault::new(action).at(kind).of_client(client)))
     }
 
@@ -265,7 +254,7 @@ fn of(nodes: &[Apache], node: u32) -> Result<&Apache, String> {
 
 fn signal(node: &Apache, signal: &str) -> Result<(), String> {
     let pid = script(&["pid", "--data", &node.data.to_string_lossy()])?;
-    run(Command::new("kill").args([signal, pid.trim()])).map(drop)
+    shell::run(Command::new("kill").args([signal, pid.trim()]), LIMIT).map(drop)
 }
 
 /// Starts one node or all, with the settings of a cluster of this many nodes.
@@ -280,21 +269,6 @@ fn start(arguments: &[&str], nodes: u32) -> Result<String, String> {
 }
 
 fn script(arguments: &[&str]) -> Result<String, String> {
-    run(Command::new(SCRIPT).args(arguments))
-}
-
-/// Runs a command to its end. Returns its stdout, or the last line of its stderr.
-pub(super) fn run(command: &mut Command) -> Result<String, String> {
-    use std::os::unix::process::CommandExt;
-    // Ctrl-C reaches only the drill, which ends what it has begun.
-    let output = command.stdin(Stdio::null()).process_group(0).output();
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = output.map_err(|error| format!("{name} does not start: {error}"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let errors = String::from_utf8_lossy(&output.stderr);
-    let last = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it printed nothing");
-    let word = command.get_args().next().unwrap_or_default().to_string_lossy().into_owned();
-    Err(format!("{name} {word} failed ({}): {last}", output.status))
+    let word = arguments.first().unwrap_or(&"");
+    shell::run(Command::new(SCRIPT).args(arguments), LIMIT).map_err(|why| format!("{SCRIPT} {word} failed: {why}"))
 }

@@ -1,11 +1,10 @@
 //! An action on the nodes of the drill's broker: from the order until the broker responds and every replica is in sync.
 //!
-//! It runs on a thread of its own. One action at a time, so that a cluster never misses more than one node. Called by
-//! the native fleet, which polls for the outcome.
+//! It runs on a thread of its own, which reports the outcome. One action at a time, so that a cluster never misses more
+//! than one node. Called by the native fleet.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
-
-use crossbeam_channel::{Receiver, bounded};
 
 use program::stop::Stop;
 use program::threads::{self, Thread};
@@ -17,19 +16,14 @@ use super::leaders::Leaders;
 use super::plan::What;
 use super::schedule::Planned;
 
-/// How often the fleet polls the outcome, and the thread the state of the cluster.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often the thread polls the state of the cluster.
 const ASK: Duration = Duration::from_millis(200);
 /// How long a cluster may take until all replicas are in sync, or until a leader is elected.
 const SETTLED: Duration = Duration::from_secs(60);
 
 /// An action under way.
 pub(super) struct BrokerWork {
-    pub(super) number: u32,
-    /// When the fleet polls the outcome next.
-    pub(super) look: Instant,
     thread: Thread,
-    outcome: Receiver<Result<String, String>>,
     /// The node comes back at once.
     back: Stop,
     /// The drill ends: a stopped node is not started again.
@@ -46,17 +40,19 @@ impl BrokerWork {
         number: u32,
         planned: Planned,
     ) -> Self {
-        let (report, outcome) = bounded(1);
         let (back, over) = (Stop::new(), Stop::new());
         let job = Job { broker, leaders, teller, number, planned, back: back.clone(), over: over.clone() };
-        let thread = threads::spawn("broker", died, move || report.send(job.run()).map_err(|error| error.to_string()));
-        Self { number, look: Instant::now() + LOOK, thread, outcome, back, over }
+        let thread = threads::spawn("broker", died, move || {
+            let outcome = job.run();
+            let (action, done) = (job.number, outcome.is_ok());
+            job.teller.tell(Fact::Carried { action, done, detail: outcome.unwrap_or_else(|problem| problem) });
+            Ok::<(), Infallible>(())
+        });
+        Self { thread, back, over }
     }
 
-    /// The outcome, after the action has ended.
-    pub(super) fn outcome(&mut self) -> Option<Result<String, String>> {
-        self.look = Instant::now() + LOOK;
-        self.outcome.try_recv().ok()
+    pub(super) fn has_ended(&self) -> bool {
+        self.thread.is_finished()
     }
 
     /// Brings the node back before its time.

@@ -261,14 +261,7 @@ impl DrillConfig {
 }
 
 fn run(options: &RunOptions, faults: &mut Faults) -> RunConfig {
-    let mut plan = Plan {
-        name: String::new(),
-        length: ENDLESS,
-        fleet: plan::FleetPlan::default(),
-        load: LoadPlan::default(),
-        tests: Vec::new(),
-        actions: Vec::new(),
-    };
+    let mut plan = Plan::default();
     let name = options.plan.as_deref().or(options.plan_option.as_deref()).unwrap_or("default");
     faults.set(&mut plan, "PLAN", name, read_plan);
     if let Some(length) = &options.length {
@@ -293,33 +286,32 @@ fn run(options: &RunOptions, faults: &mut Faults) -> RunConfig {
         "apache" => Ok(BrokerChoice::Apache),
         _ => Err("is no broker; expected embedded or apache".to_owned()),
     });
-    let program = |program: &Option<String>| program.as_ref().map(PathBuf::from);
+    let bootstrap = given.clone().unwrap_or_else(|| vec![BrokerAddress::new("127.0.0.1", 9092)]);
+    let place = Place { tasks_topic, results_topic, group, ..Place::of(Vec::new(), bootstrap) };
+    let text = options.target.as_str();
     let native = NativeTarget {
         broker: given.clone().map_or(broker, BrokerChoice::Given),
-        worker: program(&options.worker_program),
-        gateway: program(&options.gateway_program),
-        tasks_topic: tasks_topic.clone(),
-        results_topic: results_topic.clone(),
-        group: group.clone(),
+        worker: program(options.worker_program.as_ref(), "worker"),
+        gateway: program(options.gateway_program.as_ref(), "gateway"),
+        place: place.clone(),
     };
     let mut target = Target::Native(native);
-    let text = options.target.as_str();
     if text.contains("://") {
         let mut listed = Vec::new();
         faults.set(&mut listed, "TARGET", text, gateways);
-        let bootstrap = given.unwrap_or_else(|| vec![BrokerAddress::new("127.0.0.1", 9092)]);
-        target = Target::Outside(Place { tasks_topic, results_topic, group, ..Place::of(listed, bootstrap) });
+        target = Target::Outside(Place { gateways: listed, ..place });
         plan.actions.clear();
     } else if text != "native" {
         faults.set(&mut target, "TARGET", text, |path| {
             let mut file = read_fleet(path)?;
             // Options of this run count before the file.
-            let place = &mut file.place;
-            place.bootstrap = given.unwrap_or(std::mem::take(&mut place.bootstrap));
+            if given.is_some() {
+                file.place.bootstrap = place.bootstrap;
+            }
             for (field, named, value) in [
-                (&mut place.tasks_topic, &options.common.tasks_topic, tasks_topic),
-                (&mut place.results_topic, &options.common.results_topic, results_topic),
-                (&mut place.group, &options.worker_group, group),
+                (&mut file.place.tasks_topic, &options.common.tasks_topic, place.tasks_topic),
+                (&mut file.place.results_topic, &options.common.results_topic, place.results_topic),
+                (&mut file.place.group, &options.worker_group, place.group),
             ] {
                 if named.is_some() {
                     *field = value;
@@ -329,7 +321,7 @@ fn run(options: &RunOptions, faults: &mut Faults) -> RunConfig {
         });
     }
     // The journal makes poison tasks fail, and only the drill's own workers surely have it.
-    if !matches!(&target, Target::Native(native) if native.worker.is_none()) {
+    if !matches!(target, Target::Native(_)) || options.worker_program.is_some() {
         plan.load.special.poison = 0;
     }
     let folder = PathBuf::from(&options.folder);
@@ -364,14 +356,7 @@ fn watch(options: &WatchOptions, faults: &mut Faults) -> RunConfig {
     faults.set(&mut place.worker_timeout, "WORKER_TIMEOUT", &options.worker_timeout, positive);
     let concurrency = &options.worker_concurrency;
     faults.set(&mut place.concurrency, "WORKER_CONCURRENCY", concurrency, |text| values::number(text, &(1..=1024)));
-    let plan = Plan {
-        name: "watch".to_owned(),
-        length: length.unwrap_or(ENDLESS),
-        fleet: plan::FleetPlan::default(),
-        load,
-        tests: Vec::new(),
-        actions: Vec::new(),
-    };
+    let plan = Plan { name: "watch".to_owned(), length: length.unwrap_or(ENDLESS), load, ..Plan::default() };
     let endless = length.is_none();
     RunConfig { endless, ..config(Target::Outside(place), plan, &options.common, PathBuf::new(), faults) }
 }
@@ -381,14 +366,14 @@ fn config(target: Target, plan: Plan, options: &CommonOptions, folder: PathBuf, 
         target,
         plan,
         endless: false,
-        seed: None,
+        seed: fastrand::u64(0..1_000_000),
         report_every: Duration::from_secs(5),
         answers: Checked::Analysis,
         folder,
         outputs: outputs(&options.outputs, options.ledger.as_deref()),
     };
     if let Some(seed) = &options.seed {
-        faults.set(&mut config.seed, "SEED", seed, |text| values::number(text, &(0..=u64::MAX)).map(Some));
+        faults.set(&mut config.seed, "SEED", seed, |text| values::number(text, &(0..=u64::MAX)));
     }
     faults.set(&mut config.report_every, "REPORT_EVERY", &options.report_every, positive);
     faults.set(&mut config.answers, "ANSWERS", &options.answers, |text| match text {
@@ -397,6 +382,12 @@ fn config(target: Target, plan: Plan, options: &CommonOptions, folder: PathBuf, 
         _ => Err("is not known; expected analysis or any".to_owned()),
     });
     config
+}
+
+/// The program from the options, or the program beside the drill.
+fn program(named: Option<&String>, name: &str) -> PathBuf {
+    let own = || std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(name)));
+    named.map(PathBuf::from).or_else(own).unwrap_or_else(|| PathBuf::from(name))
 }
 
 /// The topics from the options, or else the default names with a prefix.

@@ -11,7 +11,6 @@
 
 mod action;
 mod file;
-mod shell;
 mod tasks_seen;
 
 use std::collections::BTreeSet;
@@ -32,6 +31,7 @@ use super::hits::Hits;
 use super::http::Client;
 use super::plan::What;
 use super::schedule::Planned;
+use super::shell;
 
 use action::Action;
 
@@ -77,8 +77,6 @@ struct Shared {
     taken: Mutex<BTreeSet<String>>,
     /// Processes that an action may have stopped or frozen, until the command that undoes it has succeeded.
     away: Mutex<Vec<Away>>,
-    /// Commands under way, each with the process that it is for.
-    running: Mutex<Vec<String>>,
     /// How often each task was in flight at a worker that an action hit.
     hits: Mutex<Hits>,
     /// Number of `scale` actions: each may start or remove a stopped worker.
@@ -105,12 +103,12 @@ impl CommandFleet {
     /// The command `workers` fails, lists none, or lists an id that no worker may have.
     pub(super) fn find(file: FleetFile, teller: Teller, died: Stop) -> Result<Self, String> {
         let hits = Mutex::new(Hits::new(file.place.max_deliveries));
-        let (taken, away, running) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (taken, away) = (Mutex::default(), Mutex::default());
         let (scaled, over, cut_short) = (AtomicU64::new(0), Stop::new(), AtomicBool::new(false));
-        let mut shared = Shared { teller, file, workers: 0, taken, away, running, hits, scaled, over, cut_short };
+        let mut shared = Shared { teller, file, workers: 0, taken, away, hits, scaled, over, cut_short };
         let help = "start the fleet so that it takes work_ms, for example by ALLOW_WORK_MS=1 make up";
         let name = shared.file.name.clone();
-        let printed = shell::run(&shared.file.workers, &[], shared.file.limit)
+        let printed = shell::sh(&shared.file.workers, &[], shared.file.limit)
             .map_err(|why| format!("{name}: the command workers failed: {}; {help}", escape(&why)))?;
         let listed = read_workers(&printed).map_err(|why| format!("{name}: {why}"))?;
         if listed.is_empty() {
@@ -153,11 +151,8 @@ impl Fleet for CommandFleet {
         }
     }
 
-    fn cut_short(&mut self) {
-        self.shared.cut_short.store(true, Ordering::SeqCst);
-    }
-
-    fn heal(&mut self) {
+    fn heal(&mut self, early: bool) {
+        self.shared.cut_short.fetch_or(early, Ordering::SeqCst);
         self.shared.over.trigger();
         if self.tidy.is_none() {
             let (actions, shared) = (std::mem::take(&mut self.actions), Arc::clone(&self.shared));
@@ -171,12 +166,12 @@ impl Fleet for CommandFleet {
 
     // After every end of a drill, no process may stay frozen or stopped.
     fn end(&mut self) {
-        self.cut_short();
-        self.heal();
+        self.heal(true);
         if let Some(thread) = self.tidy.take() {
             if !thread.is_finished() {
                 // The drill shows errors only.
-                log::error!("the end of the drill waits for {}", escape(&self.shared.under_way()));
+                let limit = show_duration(self.shared.file.limit);
+                log::error!("the drill waits for the commands that undo its actions, and kills each after {limit}");
             }
             // The thread logs its own failure.
             let _ = thread.join();
@@ -189,27 +184,12 @@ impl Shared {
     fn run(&self, name: &str, variables: &[(&str, String)]) -> Result<String, String> {
         let command =
             self.file.commands.get(name).ok_or_else(|| format!("{} has no command {name}", self.file.name))?;
-        let values = variables.iter().map(|(_, value)| value.as_str());
-        let label = [name].into_iter().chain(values).collect::<Vec<_>>().join(" ");
-        self.running.lock().push(label.clone());
-        let outcome = shell::run(command, variables, self.file.limit);
-        let mut running = self.running.lock();
-        if let Some(index) = running.iter().position(|other| *other == label) {
-            running.swap_remove(index);
-        }
-        outcome.map_err(|why| format!("{name}: {why}"))
-    }
-
-    /// What the end of the drill waits for.
-    fn under_way(&self) -> String {
-        let (commands, limit) = (self.running.lock().join(", "), show_duration(self.file.limit));
-        let commands = if commands.is_empty() { "the commands that undo the actions".to_owned() } else { commands };
-        format!("{commands}; the drill kills a command that takes longer than {limit}")
+        shell::sh(command, variables, self.file.limit).map_err(|why| format!("{name}: {why}"))
     }
 
     /// Lists the running workers.
     fn list(&self) -> Result<Vec<Process>, String> {
-        read_workers(&shell::run(&self.file.workers, &[], self.file.limit)?)
+        read_workers(&shell::sh(&self.file.workers, &[], self.file.limit)?)
     }
 
     /// Notes that a process may be stopped or frozen now.

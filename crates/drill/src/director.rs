@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, select};
+use crossbeam_channel::{Receiver, never, select};
 
 use super::event::{Event, Phase};
 use super::fact::Fact;
@@ -108,7 +108,7 @@ impl Director {
                 recv(self.happenings) -> happening => match happening {
                     Ok(happening) => self.fleet.happened(happening),
                     // The fleet sends none: wait for commands and time only.
-                    Err(_) => if self.wait_without_happenings(wait, &mut state) { break },
+                    Err(_) => self.happenings = never(),
                 },
                 default(wait) => {}
             }
@@ -116,15 +116,6 @@ impl Director {
         }
         self.fleet.end();
         Ok(())
-    }
-
-    fn wait_without_happenings(&mut self, wait: Duration, state: &mut State) -> bool {
-        match self.commands.recv_timeout(wait) {
-            Ok(Command::End) | Err(RecvTimeoutError::Disconnected) => return true,
-            Ok(command) => self.obey(command, state),
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-        false
     }
 
     fn next(&self, state: &State) -> Option<Instant> {
@@ -148,18 +139,15 @@ impl Director {
                     self.give_up(number, &planned, "the load ended before the action found a target");
                 }
                 self.end_pause(state);
-                if early {
-                    self.fleet.cut_short();
-                }
-                self.fleet.heal();
+                self.fleet.heal(early);
                 state.phase = Some(Phase::Healed);
             }
             Command::StopWorkers => {
-                self.fleet.stop_workers();
+                self.fleet.stop(true);
                 state.phase = Some(Phase::WorkersStopped);
             }
             Command::StopGateways => {
-                self.fleet.stop_gateways();
+                self.fleet.stop(false);
                 state.phase = Some(Phase::GatewaysStopped);
             }
             Command::End => {}
@@ -168,7 +156,7 @@ impl Director {
 
     fn act(&mut self, state: &mut State) {
         let now = Instant::now();
-        // Every time: work that cannot report its end asks for a tick only.
+        // Every time: a fault that takes effect sends no event.
         self.fleet.tick();
         if state.pause.is_some_and(|(until, _)| until <= now) {
             self.end_pause(state);

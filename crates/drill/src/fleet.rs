@@ -49,20 +49,16 @@ pub(super) trait Fleet: Send {
     /// Does what is due.
     fn tick(&mut self) {}
 
-    /// A signal ended the load: actions that are left need not be done. Called before [`heal`](Self::heal).
-    fn cut_short(&mut self) {}
-
     /// Ends every freeze and starts everything that should run; [`is_sound`](Self::is_sound) tells when that is done.
-    fn heal(&mut self);
+    /// `early`: a signal ended the load, and actions that are left need not be done.
+    fn heal(&mut self, early: bool);
 
     /// Whether no action is under way and every process that should run is ready.
     fn is_sound(&self) -> bool;
 
-    /// Stops the workers that the drill started; [`is_stopped`](Self::is_stopped) tells when that is done.
-    fn stop_workers(&mut self) {}
-
-    /// Stops the gateways that the drill started.
-    fn stop_gateways(&mut self) {}
+    /// Stops the workers, or else the gateways, that the drill started; [`is_stopped`](Self::is_stopped) tells when
+    /// that is done.
+    fn stop(&mut self, _workers: bool) {}
 
     /// Whether all processes that got a stop have exited.
     fn is_stopped(&self) -> bool {
@@ -81,14 +77,13 @@ pub(super) struct Teller {
 }
 
 impl Teller {
-    /// Sends a fact with the present time.
-    pub(super) fn tell(&self, fact: Fact) {
-        self.tell_at(self.clock.now(), fact);
+    /// Sends a fact with the present time. `false`: the run takes no more events, at the end of the drill.
+    pub(super) fn tell(&self, fact: Fact) -> bool {
+        self.tell_at(self.clock.now(), fact)
     }
 
-    /// Sends a fact with this time.
-    pub(super) fn tell_at(&self, at: f64, fact: Fact) {
-        // The receiver is dropped only at the end of the drill.
-        let _ = self.facts.send(Event::Fact(Line { at, fact }));
+    /// Sends a fact with this time, likewise.
+    pub(super) fn tell_at(&self, at: f64, fact: Fact) -> bool {
+        self.facts.send(Event::Fact(Line { at, fact })).is_ok()
     }
 }

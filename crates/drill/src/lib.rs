@@ -13,7 +13,7 @@
 //! | `load`, `asker`, `topics` | threads that send requests, ask gateways and read topics; `event`: their messages |
 //! | `director`, `fleet`, `target` | the thread that acts; the fleet that it acts on; how the fleet is found |
 //! | `native`, `process`, `broker`, `broker_work`, `leaders` | a fleet that the drill starts |
-//! | `command` | a running fleet, acted on by shell commands |
+//! | `command` | a running fleet, acted on by shell commands; `shell`: a command with a time limit |
 //! | `place`, `texts`, `clock` | addresses and settings of the fleet, texts of the tasks, the time |
 //! | `outcome`, `expect` | outcome of a request; expected result of a text |
 //! | `hits`, `starts` | how often each task was interrupted; starts and ends of tasks from the workers' journal |
@@ -60,6 +60,7 @@ mod process;
 mod receipt;
 mod run;
 mod schedule;
+mod shell;
 mod spans;
 mod starts;
 mod target;

@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -15,12 +15,12 @@ use serde_json::json;
 use program::stop::Stop;
 use program::threads::{self, Thread};
 
-use super::event::Event;
-use super::fact::{Answer, Kind};
+use super::fact::{Fact, Kind};
+use super::fleet::Teller;
 use super::http::Client;
 use super::outcome;
 use super::place::GatewayAddress;
-use super::texts::Texts;
+use super::texts::{Special, Texts};
 
 /// Limit of a response beside the task's own time; far over `ANSWER_TIMEOUT`, after which the gateway always responds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,7 +34,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Settings of the load.
 #[derive(Clone, Debug)]
 pub(super) struct LoadOptions {
-    pub(super) gateways: Vec<GatewayAddress>,
+    /// The gateways by their names in the ledger.
+    pub(super) gateways: Vec<(String, GatewayAddress)>,
     /// Requests per second; `None`: a closed loop.
     pub(super) rate: Option<u32>,
     /// Length; `None`: until a stop.
@@ -53,7 +54,6 @@ pub(super) struct LoadOptions {
 #[derive(Debug)]
 pub(super) struct Load {
     pub(super) threads: Vec<Thread>,
-    made: Arc<Made>,
     /// Ends the pace; each sender ends after its last response.
     pub(super) stop: Stop,
     /// Ends the wait for responses.
@@ -62,19 +62,19 @@ pub(super) struct Load {
 
 impl Load {
     /// Starts the threads. `on_death` is triggered if a thread panics or fails.
-    pub(super) fn start(options: &LoadOptions, texts: &Texts, events: &Sender<Event>, on_death: &Stop) -> Self {
-        let (stop, hurry, made) = (Stop::new(), Stop::new(), Arc::new(Made::default()));
+    pub(super) fn start(options: &LoadOptions, texts: &Texts, teller: &Teller, on_death: &Stop) -> Self {
+        let (stop, hurry) = (Stop::new(), Stop::new());
         // Capacity 0: a number goes only to a sender that waits.
         let (numbers, taken) = bounded(0);
         let mut threads = Vec::new();
         for index in 0..options.callers {
-            let clients = options.gateways.iter().map(|gateway| Client::new(gateway.clone(), hurry.clone())).collect();
-            let sender = LoadSender { clients, texts: texts.clone(), events: events.clone() };
+            let client = |gateway: &GatewayAddress| Client::new(gateway.clone(), hurry.clone());
+            let clients = options.gateways.iter().map(|(name, gateway)| (name.clone(), client(gateway))).collect();
+            let sender = LoadSender { clients, texts: texts.clone(), teller: teller.clone() };
             let taken = taken.clone();
             threads.push(threads::spawn(&format!("send-{index}"), on_death.clone(), move || sender.run(&taken)));
         }
-        let pace =
-            Pace { options: options.clone(), made: Arc::clone(&made), stop: stop.clone(), events: events.clone() };
+        let pace = Pace { options: options.clone(), stop: stop.clone(), teller: teller.clone() };
         threads.push(threads::spawn("pace", on_death.clone(), move || {
             match pace.options.rate {
                 Some(rate) => pace.keep(rate, &numbers),
@@ -82,12 +82,7 @@ impl Load {
             }
             Ok::<(), Infallible>(())
         }));
-        Self { threads, made, stop, hurry }
-    }
-
-    /// Requests that found no sender free and were not sent.
-    pub(super) fn late(&self) -> u64 {
-        self.made.late.load(Ordering::Relaxed)
+        Self { threads, stop, hurry }
     }
 
     /// Whether no more requests are made: the pace, which is the last of the threads, has ended.
@@ -101,17 +96,10 @@ impl Load {
     }
 }
 
-/// Counts of requests.
-#[derive(Debug, Default)]
-struct Made {
-    late: AtomicU64,
-}
-
 struct Pace {
     options: LoadOptions,
-    made: Arc<Made>,
     stop: Stop,
-    events: Sender<Event>,
+    teller: Teller,
 }
 
 impl Pace {
@@ -134,11 +122,8 @@ impl Pace {
             if self.options.paused.load(Ordering::Relaxed) {
                 continue;
             }
-            if numbers.try_send(number).is_err() {
-                self.made.late.fetch_add(1, Ordering::Relaxed);
-                if self.events.send(Event::Late { at: Instant::now() }).is_err() {
-                    break;
-                }
+            if numbers.try_send(number).is_err() && !self.teller.tell(Fact::Late) {
+                break;
             }
             number += 1;
         }
@@ -160,23 +145,23 @@ impl Pace {
 }
 
 struct LoadSender {
-    clients: Vec<Client>,
+    clients: Vec<(String, Client)>,
     texts: Texts,
-    events: Sender<Event>,
+    teller: Teller,
 }
 
 impl LoadSender {
     fn run(mut self, numbers: &Receiver<u64>) -> Result<(), Infallible> {
         for number in numbers {
-            let gateway = (number % self.clients.len().max(1) as u64) as usize;
-            let Some(client) = self.clients.get_mut(gateway) else { break };
+            let index = (number % self.clients.len().max(1) as u64) as usize;
+            let Some((gateway, client)) = self.clients.get_mut(index) else { break };
             let (text, work_ms) = (self.texts.text(number), self.texts.work_ms(number));
-            let special = self.texts.special(number);
+            let Special { keyed, repeats, asynchronous, poison } = self.texts.special(number);
             let mut headers = String::new();
-            if special.keyed {
+            if keyed {
                 headers = format!("Idempotency-Key: {}\r\n", self.texts.key(number));
             }
-            if special.asynchronous {
+            if asynchronous {
                 headers.push_str("Prefer: respond-async\r\n");
             }
             let body = match work_ms {
@@ -184,15 +169,18 @@ impl LoadSender {
                 None => json!({ "text": text }),
             };
             let began = Instant::now();
-            if self.events.send(Event::Submitted { number, gateway, at: began }).is_err() {
+            let submitted =
+                Fact::Submitted { number, gateway: gateway.clone(), work_ms, repeats, asynchronous, poison };
+            if !self.teller.tell_at(self.teller.clock.at(began), submitted) {
                 break;
             }
             let patience = PATIENCE + Duration::from_millis(work_ms.unwrap_or_default());
             let reply = client.post("/analyze", &headers, &body.to_string(), patience);
             let at = Instant::now();
-            let answer: Answer = outcome::of_post(&self.texts, number, reply);
+            let answer = outcome::of_post(&self.texts, number, reply);
             let turned_away = answer.outcome == Kind::Refused;
-            if self.events.send(Event::Posted { number, answer, took: at - began, at }).is_err() {
+            let took_ms = (at - began).as_secs_f64() * 1e3;
+            if !self.teller.tell_at(self.teller.clock.at(at), Fact::Answered { number, took_ms, answer }) {
                 break;
             }
             if turned_away {

@@ -9,7 +9,7 @@ mod orders;
 mod start;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -29,9 +29,9 @@ use super::fleet::{Attempt, Fleet, Teller};
 use super::hits::Hits;
 use super::http::Client;
 use super::leaders::Leaders;
-use super::place::GatewayAddress;
-use super::place::{LOCK, MAX_DELIVERIES, Place};
-use super::plan::{FaultPlan, FleetPlan, What, Who};
+use super::options::{NativeTarget, RunConfig};
+use super::place::{GatewayAddress, Place};
+use super::plan::{Plan, What, Who, drawn};
 use super::process::{Ears, Happened, Happening, Launch, Process};
 use super::schedule::Planned;
 use super::starts::Starts;
@@ -44,7 +44,7 @@ const SECOND_SIGNAL: Duration = Duration::from_millis(150);
 const BUSY: Duration = Duration::from_millis(40);
 /// Minimum age of a long task, which will run for seconds.
 const LONG: Duration = Duration::from_millis(600);
-/// How often work that cannot report its end is checked.
+/// How often a starting gateway is asked whether it is ready.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a fault waits for its request.
 const FAULT_WAIT: Duration = Duration::from_secs(10);
@@ -52,30 +52,10 @@ const FAULT_WAIT: Duration = Duration::from_secs(10);
 const READ: Duration = Duration::from_millis(50);
 /// How long the drill asks `/readyz` of a stopping gateway until it is not ready.
 const READY_LIMIT: Duration = Duration::from_millis(250);
-/// `WORKER_TIMEOUT` and `HEARTBEAT_INTERVAL` of the programs, independent of the drill's own environment, because the
-/// verdict depends on them.
-const WORKER_TIMEOUT: Duration = Duration::from_secs(5);
+/// `HEARTBEAT_INTERVAL` of the workers, independent of the drill's own environment, because the verdict depends on it.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Part of the workers' `STOP_GRACE_PERIOD` after `DRAIN_TIMEOUT`.
 const GRACE_BEYOND_DRAIN: Duration = Duration::from_secs(15);
-const GATEWAY_GRACE: Duration = Duration::from_secs(30);
-
-/// Settings of a native fleet.
-#[derive(Clone, Debug)]
-pub(super) struct NativeOptions {
-    pub(super) plan: FleetPlan,
-    /// Partitions of the tasks topic.
-    pub(super) partitions: u32,
-    /// See [`Plan::outlasts_drain`](super::plan::Plan::outlasts_drain).
-    pub(super) outlasts_drain: Option<Duration>,
-    pub(super) worker: PathBuf,
-    pub(super) gateway: PathBuf,
-    /// Folder of the logs, the journal and the data of a real broker.
-    pub(super) folder: PathBuf,
-    pub(super) tasks_topic: String,
-    pub(super) results_topic: String,
-    pub(super) group: String,
-}
 
 /// The next step for a slot whose process has exited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +89,15 @@ struct Slot {
 
 /// A native fleet.
 pub(super) struct Native {
-    options: NativeOptions,
+    plan: Plan,
+    /// Partitions of the tasks topic.
+    partitions: u32,
+    worker: PathBuf,
+    gateway: PathBuf,
+    /// Folder of the logs, the journal and the data of a real broker.
+    folder: PathBuf,
+    /// Addresses and settings of the fleet.
+    pub(super) place: Place,
     broker: Broker,
     ears: Ears,
     teller: Teller,
@@ -117,7 +105,6 @@ pub(super) struct Native {
     /// When the journal was read last.
     read: Instant,
     slots: BTreeMap<String, Slot>,
-    gateways: Vec<GatewayAddress>,
     /// Held for the whole run: a gateway that was stopped or killed comes back at its address.
     ports: Vec<ReservedPort>,
     hits: Hits,
@@ -154,7 +141,7 @@ impl Native {
     /// Asks `/readyz` of a stopping gateway until it is not ready or does not respond, and reports the last status.
     fn ask_ready(&self, name: &str) {
         let index = name.strip_prefix("gateway_").and_then(|number| number.parse::<usize>().ok()?.checked_sub(1));
-        let Some(address) = index.and_then(|index| self.gateways.get(index)) else { return };
+        let Some(address) = index.and_then(|index| self.place.gateways.get(index)) else { return };
         let mut client = Client::new(address.clone(), Stop::new());
         let deadline = Instant::now() + READY_LIMIT;
         let status = loop {
@@ -221,23 +208,12 @@ impl Native {
             self.carried(number, true, format!("{name}: {how}"));
         }
     }
-
-    fn stop_all(&mut self, workers: bool) {
-        let names: Vec<String> =
-            self.slots.iter().filter(|(_, slot)| slot.is_worker == workers).map(|(name, _)| name.clone()).collect();
-        for name in names {
-            if let Some(slot) = self.slots.get_mut(&name) {
-                (slot.after, slot.due) = (After::Stay, Vec::new());
-            }
-            self.signal(&name, Signal::SIGTERM, None);
-        }
-    }
 }
 
 impl Fleet for Native {
     fn describe(&self) -> String {
         let mut described = format!("native, {}", self.broker.name());
-        for (count, what) in [(self.broker.nodes(), " of {} nodes"), (self.options.partitions, ", {} partitions")] {
+        for (count, what) in [(self.broker.nodes(), " of {} nodes"), (self.partitions, ", {} partitions")] {
             if count > 1 {
                 described.push_str(&what.replace("{}", &count.to_string()));
             }
@@ -280,12 +256,10 @@ impl Fleet for Native {
 
     fn due(&self) -> Option<Instant> {
         let slots = self.slots.values().flat_map(|slot| &slot.due).map(|(at, _)| *at);
-        let broker = self.broker_work.as_ref().map(|work| work.look);
-        slots.chain(broker).chain([self.read + READ]).min()
+        slots.chain([self.read + READ]).min()
     }
 
     fn tick(&mut self) {
-        self.look_after_broker();
         self.look_after_faults();
         let now = Instant::now();
         self.starts.read(&self.teller);
@@ -301,12 +275,8 @@ impl Fleet for Native {
         self.roll();
     }
 
-    fn cut_short(&mut self) {
-        self.cut_short = true;
-    }
-
-    fn heal(&mut self) {
-        self.healing = true;
+    fn heal(&mut self, early: bool) {
+        (self.healing, self.cut_short) = (true, early);
         let left = std::mem::take(&mut self.rolling);
         if let Some((_, number)) = left.front() {
             let detail = format!("the load ended before the last {} were restarted", left.len());
@@ -337,7 +307,7 @@ impl Fleet for Native {
         if !self.slots.values().any(|slot| slot.is_worker && (slot.process.is_some() || !slot.due.is_empty())) {
             self.do_due("worker_1", Due::Start);
         }
-        for number in 1..=self.options.plan.gateways {
+        for number in 1..=self.plan.fleet.gateways {
             let name = format!("gateway_{number}");
             if self.slots.get(&name).is_some_and(|slot| slot.process.is_none() && slot.due.is_empty()) {
                 self.do_due(&name, Due::Start);
@@ -347,19 +317,22 @@ impl Fleet for Native {
     }
 
     fn is_sound(&self) -> bool {
-        self.broker_work.is_none()
+        self.broker_work.as_ref().is_none_or(BrokerWork::has_ended)
             && self.slots.values().all(|slot| {
                 slot.due.is_empty()
                     && slot.process.as_ref().is_none_or(|process| slot.ready && !slot.stopping && !process.frozen)
             })
     }
 
-    fn stop_workers(&mut self) {
-        self.stop_all(true);
-    }
-
-    fn stop_gateways(&mut self) {
-        self.stop_all(false);
+    fn stop(&mut self, workers: bool) {
+        let names: Vec<String> =
+            self.slots.iter().filter(|(_, slot)| slot.is_worker == workers).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            if let Some(slot) = self.slots.get_mut(&name) {
+                (slot.after, slot.due) = (After::Stay, Vec::new());
+            }
+            self.signal(&name, Signal::SIGTERM, None);
+        }
     }
 
     fn is_stopped(&self) -> bool {

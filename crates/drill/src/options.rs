@@ -31,8 +31,8 @@ pub struct RunConfig {
     pub plan: Plan,
     /// The load goes on until a signal, whatever the plan says.
     pub endless: bool,
-    /// `SEED` of texts and random actions; random if `None`.
-    pub seed: Option<u64>,
+    /// `SEED` of texts and random actions.
+    pub seed: u64,
     /// `REPORT_EVERY`: how often the counts are printed without a progress bar.
     pub report_every: Duration,
     /// `ANSWERS`: how results are checked.
@@ -59,16 +59,12 @@ pub enum Target {
 pub struct NativeTarget {
     /// `BROKER`, or `KAFKA_BOOTSTRAP_SERVERS`
     pub broker: BrokerChoice,
-    /// `WORKER_PROGRAM`; `None`: `worker` beside the drill.
-    pub worker: Option<PathBuf>,
-    /// `GATEWAY_PROGRAM`; `None`: `gateway` beside the drill.
-    pub gateway: Option<PathBuf>,
-    /// `TASKS_TOPIC`
-    pub tasks_topic: String,
-    /// `RESULTS_TOPIC`
-    pub results_topic: String,
-    /// `WORKER_GROUP`
-    pub group: String,
+    /// `WORKER_PROGRAM`
+    pub worker: PathBuf,
+    /// `GATEWAY_PROGRAM`
+    pub gateway: PathBuf,
+    /// Topics, group and settings; the addresses and the settings of the plan are yet to come.
+    pub place: Place,
 }
 
 /// The Kafka of a fleet that the drill starts.

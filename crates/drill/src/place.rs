@@ -11,11 +11,6 @@ use program::options::values::{self, Read};
 
 use super::fact::Pauses;
 
-/// Default of `MAX_DELIVERIES`.
-pub(super) const MAX_DELIVERIES: u32 = 5;
-/// Length of a record lock: the programs write it into the settings of their group.
-pub(super) const LOCK: Duration = Duration::from_secs(15);
-
 /// Addresses and settings of a fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -58,8 +53,9 @@ impl Place {
             gateway_grace: Duration::from_secs(30),
             worker_timeout: Duration::from_secs(5),
             concurrency: 1,
-            max_deliveries: MAX_DELIVERIES,
-            lock: LOCK,
+            max_deliveries: 5,
+            // The programs write it into the settings of their group.
+            lock: Duration::from_secs(15),
             pauses: Pauses::default(),
         }
     }

@@ -5,16 +5,17 @@
 
 mod action;
 
-pub use action::{ActionPlan, FaultPlan, NetworkFault, RequestKind, What, Who};
+pub use action::{ActionPlan, FaultPlan, What, Who};
 
 use std::time::Duration;
 
+use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
 use program::logging::escape;
 use program::options::values;
 
-use action::length;
+use action::{OneOrMore, length};
 
 /// The default plan.
 pub const DEFAULT: &str = include_str!("../../../drills/default.toml");
@@ -26,7 +27,7 @@ const PROMISES: [&str; 13] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A plan as its file has it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Name of the built-in plan or file; not part of the file.
@@ -63,43 +64,29 @@ pub struct FleetPlan {
     #[serde(deserialize_with = "length")]
     pub drain_timeout: Duration,
     /// Nodes of the broker. With three or more, every partition has three replicas.
-    pub brokers: Choice,
+    #[serde(deserialize_with = "numbers")]
+    pub brokers: Vec<u32>,
     /// `TASKS_PARTITIONS`
-    pub partitions: Choice,
+    #[serde(deserialize_with = "numbers")]
+    pub partitions: Vec<u32>,
 }
 
 impl Default for FleetPlan {
     fn default() -> Self {
-        let (brokers, partitions) = (Choice(vec![1]), Choice(vec![1]));
+        let (brokers, partitions) = (vec![1], vec![1]);
         Self { workers: 3, gateways: 2, concurrency: 1, drain_timeout: Duration::from_secs(30), brokers, partitions }
     }
 }
 
-/// A number, or a list from which the seed draws a number.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice(Vec<u32>);
-
-impl Choice {
-    /// The number that this seed draws.
-    pub fn drawn(&self, seed: u64) -> u32 {
-        fastrand::Rng::with_seed(seed).choice(&self.0).copied().unwrap_or(1)
-    }
+/// The number of a list that this seed draws.
+pub fn drawn(numbers: &[u32], seed: u64) -> u32 {
+    fastrand::Rng::with_seed(seed).choice(numbers).copied().unwrap_or(1)
 }
 
-impl<'de> Deserialize<'de> for Choice {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Numbers {
-            One(u32),
-            Several(Vec<u32>),
-        }
-        match Numbers::deserialize(deserializer) {
-            Ok(Numbers::One(number)) => Ok(Self(vec![number])),
-            Ok(Numbers::Several(numbers)) if !numbers.is_empty() => Ok(Self(numbers)),
-            _ => Err(serde::de::Error::custom("expected a number, or a list to draw from: [1, 3]")),
-        }
-    }
+fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+    let numbers = OneOrMore::deserialize(deserializer).map(Vec::from).unwrap_or_default();
+    let expected = "expected a number, or a list to draw from: [1, 3]";
+    if numbers.is_empty() { Err(Error::custom(expected)) } else { Ok(numbers) }
 }
 
 /// The load.
@@ -112,8 +99,6 @@ pub struct LoadPlan {
     pub callers: usize,
     /// Kinds of tasks with extra time; empty: no extra time.
     pub tasks: Vec<TaskPlan>,
-    /// Sentences of the texts; empty: the built-in sentences.
-    pub texts: Vec<String>,
     /// How many of 1000 requests are special.
     pub special: Shares,
 }
@@ -138,7 +123,7 @@ impl Default for Shares {
 
 impl Default for LoadPlan {
     fn default() -> Self {
-        Self { rate: None, callers: 64, tasks: Vec::new(), texts: Vec::new(), special: Shares::default() }
+        Self { rate: None, callers: 64, tasks: Vec::new(), special: Shares::default() }
     }
 }
 
@@ -191,10 +176,10 @@ impl Plan {
         limits("fleet.workers", self.fleet.workers.into(), 1, 100);
         limits("fleet.gateways", self.fleet.gateways.into(), 1, 10);
         limits("fleet.concurrency", self.fleet.concurrency.into(), 1, 64);
-        for brokers in &self.fleet.brokers.0 {
+        for brokers in &self.fleet.brokers {
             limits("fleet.brokers", (*brokers).into(), 1, 5);
         }
-        for partitions in &self.fleet.partitions.0 {
+        for partitions in &self.fleet.partitions {
             limits("fleet.partitions", (*partitions).into(), 1, 64);
         }
         limits("load.callers", self.load.callers as u64, 1, 512);
@@ -242,7 +227,6 @@ pub(super) fn in_one_line(text: &str, error: &toml::de::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::action::Range;
     use super::*;
 
     fn faults(text: &str) -> Vec<String> {
@@ -268,7 +252,7 @@ mod tests {
         let of_one = Plan::read("default", DEFAULT).expect("a plan");
         let of_three = Plan::read("cluster", include_str!("../../../drills/cluster.toml")).expect("a plan");
         let has = |plan: &Plan, what| plan.actions.iter().any(|action| action.what == what);
-        for (what, name) in What::ALL {
+        for (what, name) in What::all() {
             let needs_three = matches!(what, What::RollBrokers | What::MoveLeader | What::CutBroker);
             assert!(has(if needs_three { &of_three } else { &of_one }, what), "{name}");
         }
@@ -279,10 +263,10 @@ mod tests {
     fn a_seed_always_draws_the_same_number() {
         let plan = "for = \"1m\"\n[fleet]\nbrokers = 3\npartitions = [1, 3, 6]";
         let plan = Plan::read("test", plan).expect("a plan");
-        let drawn: Vec<u32> = (0..40).map(|seed| plan.fleet.partitions.drawn(seed)).collect();
-        assert!([1, 3, 6].iter().all(|number| drawn.contains(number)), "{drawn:?}");
-        assert_eq!(drawn, (0..40).map(|seed| plan.fleet.partitions.drawn(seed)).collect::<Vec<_>>());
-        assert_eq!(plan.fleet.brokers.drawn(7), 3);
+        let all: Vec<u32> = (0..40).map(|seed| drawn(&plan.fleet.partitions, seed)).collect();
+        assert!([1, 3, 6].iter().all(|number| all.contains(number)), "{all:?}");
+        assert_eq!(all, (0..40).map(|seed| drawn(&plan.fleet.partitions, seed)).collect::<Vec<_>>());
+        assert_eq!(drawn(&plan.fleet.brokers, 7), 3);
     }
 
     #[test]
@@ -307,11 +291,8 @@ mod tests {
         assert_eq!((plan.fleet.workers, plan.load.rate, plan.length), (4, Some(7), Duration::from_secs(90)));
         assert_eq!(plan.longest_work(), Duration::from_secs(1));
         let [kill, scale] = &plan.actions[..] else { panic!("two actions") };
-        assert_eq!(kill.at.0, [Duration::from_secs(1), Duration::from_secs(2)]);
-        assert_eq!(
-            (&kill.worker, kill.length),
-            (&Who::Busy, Some(Range(Duration::from_secs(1), Duration::from_secs(3))))
-        );
+        assert_eq!(kill.at, [Duration::from_secs(1), Duration::from_secs(2)]);
+        assert_eq!((&kill.worker, kill.length), (&Who::Busy, Some((Duration::from_secs(1), Duration::from_secs(3)))));
         assert_eq!((scale.every, scale.to), (Some(Duration::from_secs(10)), Some(2)));
     }
 
@@ -341,6 +322,7 @@ mod tests {
                 "for = \"2m\"\n[[action]]\ndo = \"fault\"\nat = \"1s\"\nfault = \"delay\"\nrequest = \"fetch\"\nof = \"worker\"",
                 &["a delay without for"],
             ),
+            ("for = \"2m\"\n[[action]]\ndo = \"fault\"\nfault = \"cut\"", &["\"cut\"", "cut-before, cut-after"]),
             ("for = \"2m\"\n[fleet]\nbrokers = [3, 0]", &["fleet.brokers is 0; expected 1 to 5"]),
             ("for = \"2m\"\n[fleet]\npartitions = []", &["expected a number, or a list to draw from: [1, 3]"]),
             (

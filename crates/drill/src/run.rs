@@ -18,6 +18,7 @@ mod events;
 mod settle;
 mod start;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -40,7 +41,7 @@ use super::console::Console;
 use super::director::{Command, Director};
 use super::display::{Counts, Display};
 use super::event::{EVENTS, Event, Phase};
-use super::fact::{Begin, Ending, Fact, Line};
+use super::fact::{Begin, Ending, Fact, Kind, Line};
 use super::fleet::{Fleet, Teller};
 use super::history::History;
 use super::http::Client;
@@ -49,7 +50,6 @@ use super::judgement::{Conclusion, Verdict};
 use super::ledger::Ledger;
 use super::load::{Load, LoadOptions};
 use super::options::RunConfig;
-use super::outcome;
 use super::output;
 use super::place::GatewayAddress;
 use super::place::Place;
@@ -57,7 +57,7 @@ use super::plan::{Plan, What};
 use super::process::{Ears, Happening};
 use super::schedule;
 use super::target;
-use super::texts::{AFTERWARDS, Checked, Special, Texts};
+use super::texts::{AFTERWARDS, Checked, Texts};
 use super::topics;
 
 /// How long the run waits for outstanding responses after the load, beside the longest task.
@@ -108,33 +108,44 @@ pub(super) fn run(config: &RunConfig, signals: &Signals, mut console: Console) -
     let (events, taken) = bounded(EVENTS);
     let (owner, happenings) = bounded(EVENTS);
     let died = Stop::new();
-    let teller = Teller { clock, facts: events.clone() };
+    let teller = Teller { clock, facts: events };
     let ears = Ears { owner, died: died.clone() };
     console.line(&format!("drill: {}", config.headline()));
-    let seed = config.seed.unwrap_or_else(|| fastrand::u64(0..1_000_000));
-    let (fleet, place) = match target::reach(config, seed, teller, ears, &happenings, signals) {
+    let (fleet, place) = match target::reach(config, teller.clone(), ears, &happenings, signals) {
         Ok(reached) => reached,
         Err(why) => {
             console.error(&why);
             return ExitCode::Fatal;
         }
     };
-    let mut run = Run::new(Parts { config, signals, clock, events, taken, died, place, seed, console });
+    let mut run = Run {
+        config,
+        signals,
+        history: History::new(clock.unix(), place.worker_timeout),
+        teller,
+        taken: Some(taken),
+        died,
+        place,
+        display: Display::new(console, &config.plan.name, config.length(), config.report_every),
+        texts: Texts::new(fastrand::u32(..), config.seed, &config.plan.load, config.answers),
+        ledger: Ledger::default(),
+        account: Account::default(),
+        side: None,
+        load: None,
+        kafka_read: false,
+        kafka_away: false,
+        tasks_read: Duration::ZERO,
+        disturbed: None,
+        outage: false,
+        asking: false,
+        asked: Duration::ZERO,
+        fleet_asked: Duration::ZERO,
+        views: BTreeMap::new(),
+        phase: None,
+        cut_short: false,
+    };
     let outcome = run.all(fleet, happenings);
     run.finish(outcome)
-}
-
-/// Parameters of [`Run::new`].
-struct Parts<'a> {
-    config: &'a RunConfig,
-    signals: &'a Signals,
-    clock: Clock,
-    events: Sender<Event>,
-    taken: Receiver<Event>,
-    died: Stop,
-    place: Place,
-    seed: u64,
-    console: Console,
 }
 
 /// The threads beside the load, and the channels to them.
@@ -159,13 +170,11 @@ struct View {
 struct Run<'a> {
     config: &'a RunConfig,
     signals: &'a Signals,
-    clock: Clock,
-    events: Sender<Event>,
+    teller: Teller,
     /// `None` when the run takes no more events.
     taken: Option<Receiver<Event>>,
     died: Stop,
     place: Place,
-    seed: u64,
     display: Display,
     texts: Texts,
     ledger: Ledger,
@@ -183,50 +192,15 @@ struct Run<'a> {
     asking: bool,
     asked: Duration,
     fleet_asked: Duration,
-    /// The last view of each gateway.
-    views: Vec<Option<View>>,
+    /// The last view of each gateway, by its name in the ledger.
+    views: BTreeMap<String, View>,
     phase: Option<Phase>,
     cut_short: bool,
 }
 
 impl<'a> Run<'a> {
-    fn new(parts: Parts<'a>) -> Self {
-        let Parts { config, signals, clock, events, taken, died, place, seed, console } = parts;
-        let texts = Texts::new(fastrand::u32(..), seed, &config.plan.load, config.answers);
-        let views = vec![None; place.gateways.len()];
-        let history = History::new(clock.unix(), place.worker_timeout);
-        Self {
-            config,
-            signals,
-            clock,
-            events,
-            taken: Some(taken),
-            died,
-            place,
-            seed,
-            display: Display::new(console, &config.plan.name, config.length(), config.report_every),
-            texts,
-            ledger: Ledger::default(),
-            account: Account::default(),
-            history,
-            side: None,
-            load: None,
-            kafka_read: false,
-            kafka_away: false,
-            tasks_read: Duration::ZERO,
-            disturbed: None,
-            outage: false,
-            asking: false,
-            asked: Duration::ZERO,
-            fleet_asked: Duration::ZERO,
-            views,
-            phase: None,
-            cut_short: false,
-        }
-    }
-
     fn now(&self) -> Duration {
-        self.clock.elapsed()
+        self.teller.clock.elapsed()
     }
 
     fn plan(&self) -> &'a Plan {
@@ -255,7 +229,7 @@ impl<'a> Run<'a> {
         let load = self.load_options(paused);
         // The schedule starts before the load, so that an action at the last moment of the load still begins.
         self.command(Command::Begin(Instant::now()));
-        self.load = Some(Load::start(&load, &self.texts, &self.events, &self.died));
+        self.load = Some(Load::start(&load, &self.texts, &self.teller, &self.died));
         self.watch()?;
         self.write(Fact::LoadEnded);
         self.display.phase = "waiting";
@@ -360,9 +334,9 @@ impl<'a> Run<'a> {
             refused: self.account.refused,
             unknown: self.account.open(),
             failed: self.account.failed,
-            late: self.load.as_ref().map_or(0, Load::late),
+            late: self.account.late,
         };
-        let view = self.views.iter().flatten().map(|view| &view.told).next();
+        let view = self.views.values().map(|view| &view.told).next();
         self.display.show(now, counts, view);
     }
 

@@ -39,7 +39,7 @@ pub(super) fn schedule(plan: &Plan, length: Duration, seed: u64) -> Vec<Planned>
         let mut rng = Rng::with_seed(seed ^ (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let moments = match action.every {
             Some(every) => random_moments(every, length.saturating_sub(LAST.min(length / 4)), &mut rng),
-            None => action.at.0.clone(),
+            None => action.at.clone(),
         };
         all.extend(moments.into_iter().filter(|at| *at < length).map(|at| planned(action, at, &mut rng)));
     }
@@ -63,7 +63,7 @@ fn planned(action: &ActionPlan, at: Duration, rng: &mut Rng) -> Planned {
         node: action.node,
         length,
         to: action.to.unwrap_or_default(),
-        fault: action.network_fault(),
+        fault: action.network_fault(length),
         draw: rng.u64(..),
     }
 }

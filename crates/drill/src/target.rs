@@ -2,7 +2,7 @@
 //!
 //! Called by the run before it starts its threads.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -15,10 +15,11 @@ use super::broker::Broker;
 use super::command::CommandFleet;
 use super::fleet::{Fleet, Teller};
 use super::http::Client;
-use super::native::{Native, NativeOptions};
+use super::native::Native;
 use super::options::{BrokerChoice, NativeTarget, RunConfig, Target};
 use super::place::GatewayAddress;
 use super::place::Place;
+use super::plan::drawn;
 use super::process::{Ears, Happening};
 
 /// How long the drill waits for a gateway at the start.
@@ -27,20 +28,19 @@ const GATEWAY_WAIT: Duration = Duration::from_secs(10);
 /// The fleet, unless others act on it, with its addresses and settings.
 pub(super) type Reached = (Option<Box<dyn Fleet>>, Place);
 
-/// Starts the fleet, or waits until it responds. `seed` draws the choices that the plan leaves open.
+/// Starts the fleet, or waits until it responds.
 ///
 /// # Errors
 /// The missing part, and what the user can do.
 pub(super) fn reach(
     config: &RunConfig,
-    seed: u64,
     teller: Teller,
     ears: Ears,
     happenings: &Receiver<Happening>,
     signals: &Signals,
 ) -> Result<Reached, String> {
     match &config.target {
-        Target::Native(target) => native(config, seed, target, teller, ears, happenings, signals),
+        Target::Native(target) => native(config, target, teller, ears, happenings, signals),
         Target::Commanded(file) => {
             let place = file.place.clone();
             let fleet = CommandFleet::find((**file).clone(), teller, ears.died)?;
@@ -61,37 +61,25 @@ pub(super) fn reach(
 
 fn native(
     config: &RunConfig,
-    seed: u64,
     target: &NativeTarget,
     teller: Teller,
     ears: Ears,
     happenings: &Receiver<Happening>,
     signals: &Signals,
 ) -> Result<Reached, String> {
-    let folder = config.folder.clone();
-    std::fs::create_dir_all(&folder).map_err(|error| format!("the folder {}: {error}", folder.display()))?;
-    remove_logs(&folder)?;
-    let worker = program(target.worker.as_deref(), "worker")?;
-    let gateway = program(target.gateway.as_deref(), "gateway")?;
-    let nodes = config.plan.fleet.brokers.drawn(seed);
+    let folder = &config.folder;
+    std::fs::create_dir_all(folder).map_err(|error| format!("the folder {}: {error}", folder.display()))?;
+    remove_logs(folder)?;
+    check_program(&target.worker, "worker")?;
+    check_program(&target.gateway, "gateway")?;
+    let nodes = drawn(&config.plan.fleet.brokers, config.seed);
     let broker = match &target.broker {
         BrokerChoice::Embedded => Broker::embedded(nodes)?,
-        BrokerChoice::Apache => Broker::apache(&folder, nodes)?,
+        BrokerChoice::Apache => Broker::apache(folder, nodes)?,
         BrokerChoice::Given(addresses) => Broker::Given(addresses.clone()),
     };
-    let options = NativeOptions {
-        plan: config.plan.fleet.clone(),
-        partitions: config.plan.fleet.partitions.drawn(seed),
-        outlasts_drain: config.plan.outlasts_drain(),
-        worker,
-        gateway,
-        folder,
-        tasks_topic: target.tasks_topic.clone(),
-        results_topic: target.results_topic.clone(),
-        group: target.group.clone(),
-    };
-    let native = Native::start(options, broker, teller, ears, happenings, &signals.first)?;
-    let place = native.place();
+    let native = Native::start(config, target, broker, teller, ears, happenings, &signals.first)?;
+    let place = native.place.clone();
     Ok((Some(Box::new(native)), place))
 }
 
@@ -106,12 +94,9 @@ fn remove_logs(folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The program from the options, or the program beside the drill.
-fn program(named: Option<&Path>, name: &str) -> Result<PathBuf, String> {
-    let own = || std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(name)));
-    let path = named.map(Path::to_owned).or_else(own).unwrap_or_else(|| PathBuf::from(name));
+fn check_program(path: &Path, name: &str) -> Result<(), String> {
     if path.is_file() {
-        return Ok(path);
+        return Ok(());
     }
     Err(format!("there is no program {}; build it (make build), or name another with --{name}-program", path.display()))
 }

@@ -73,7 +73,6 @@ pub(super) struct Special {
 pub(super) struct Texts {
     run: String,
     seed: u64,
-    sentences: Arc<[String]>,
     tasks: Arc<[TaskPlan]>,
     shares: Shares,
     checked: Checked,
@@ -83,15 +82,7 @@ impl Texts {
     /// `run` distinguishes this run from others on the same topics. `seed` draws texts, extra times and special
     /// requests.
     pub(super) fn new(run: u32, seed: u64, load: &LoadPlan, checked: Checked) -> Self {
-        let sentences = if load.texts.is_empty() { SENTENCES.map(str::to_owned).to_vec() } else { load.texts.clone() };
-        Self {
-            run: format!("drill-{run:08x}-"),
-            seed,
-            sentences: sentences.into(),
-            tasks: load.tasks.clone().into(),
-            shares: load.special,
-            checked,
-        }
+        Self { run: format!("drill-{run:08x}-"), seed, tasks: load.tasks.clone().into(), shares: load.special, checked }
     }
 
     /// What is special about a request.
@@ -154,7 +145,7 @@ impl Texts {
         }
         for _ in 0..rng.usize(1..=5) {
             text.push(' ');
-            text.push_str(rng.choice(self.sentences.iter()).map_or("", String::as_str));
+            text.push_str(rng.choice(SENTENCES).unwrap_or_default());
         }
         text
     }
@@ -231,13 +222,6 @@ mod tests {
         assert!((900..=1100).contains(&long), "{long}");
         assert!((0..4000).all(|number| matches!(texts.work_ms(number), Some(5 | 1000))));
         assert_eq!(self::texts(7, 42).work_ms(1), None);
-    }
-
-    #[test]
-    fn sentences_of_the_plan_replace_the_built_in_ones() {
-        let sentences = vec!["only this".to_owned()];
-        let own = Texts::new(7, 42, &LoadPlan { texts: sentences, ..LoadPlan::default() }, Checked::Any);
-        assert!(own.text(3).ends_with(" only this"), "{}", own.text(3));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The client is the crate `kafkang`. It reads correctly but handles few failures:
 //! - It rejects a response that ends in a cut batch; brokers cut at `fetch.max.bytes` (55 MiB by default). The witness
-//!   fetches the rest of a partition at once, or batch by batch if that is too much: a first batch is complete (KIP-74).
+//!   fetches the rest of a partition at once, or batch by batch after that fails: a first batch is complete (KIP-74).
 //! - It never reconnects. The witness makes a new client after each failure.
 //! - It waits 120 s for a response. The witness runs it on a thread, and abandons the thread after [`Limits::answer`].
 //! - It leaves out partitions without a leader. The witness counts the partitions.
@@ -26,9 +26,6 @@ use program::threads::{self, Thread};
 const REST: i32 = 64 << 20;
 /// Bytes to fetch for a single batch, which comes complete at any size.
 const ONE_BATCH: i32 = 1;
-/// In single batches, the witness asks for the rest again after each eighth of it. Each try may cost a useless
-/// response.
-const PART: i64 = 8;
 /// How long the broker may wait for records.
 const EMPTY_WAIT: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -161,7 +158,7 @@ impl Witness {
     ) -> Result<(), WitnessError> {
         let mut walk = Walk::new(span, start, self.limits);
         while walk.next < span.end {
-            let answer = self.fetch(span, walk.next, walk.portion, stop);
+            let answer = self.fetch(span, walk.next, if walk.whole { REST } else { ONE_BATCH }, stop);
             match answer.and_then(|answer| walk.take(&answer, each)) {
                 Ok(true) => {}
                 Ok(false) => walk.stalled(stop)?,
@@ -174,13 +171,13 @@ impl Witness {
         Ok(())
     }
 
-    fn fetch(&mut self, span: Span<'_>, from: i64, portion: Portion, stop: &Stop) -> Result<Response, Trouble> {
+    fn fetch(&mut self, span: Span<'_>, from: i64, bytes: i32, stop: &Stop) -> Result<Response, Trouble> {
         let (topic, partition) = (span.topic.to_owned(), span.partition);
         self.ask(stop, move |client| {
             if client.topics().is_empty() {
                 client.load_metadata_all()?;
             }
-            let wanted = FetchPartition::new(&topic, partition, from).with_max_bytes(portion.bytes());
+            let wanted = FetchPartition::new(&topic, partition, from).with_max_bytes(bytes);
             let answers = client.fetch_messages([&wanted])?;
             // The client returns no response if it knows no leader.
             answers.into_iter().next().ok_or(Trouble::Leaderless)
@@ -278,39 +275,13 @@ impl Asker {
     }
 }
 
-/// How much of a partition a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Portion {
-    /// The rest of the partition.
-    Rest,
-    /// Single batches up to this offset; `None` until the first response has the end of the log.
-    Batches { until: Option<i64> },
-}
-
-impl Portion {
-    fn bytes(self) -> i32 {
-        match self {
-            Self::Rest => REST,
-            Self::Batches { .. } => ONE_BATCH,
-        }
-    }
-
-    /// The next portion at offset `next` of a log that ends at `end`.
-    fn after(self, next: i64, end: i64) -> Self {
-        match self {
-            Self::Batches { until: Some(until) } if next >= until => Self::Rest,
-            Self::Batches { until: None } => Self::Batches { until: Some(next + (end - next) / PART + 1) },
-            portion => portion,
-        }
-    }
-}
-
 /// The reading of a partition.
 struct Walk<'a> {
     span: Span<'a>,
     /// The next offset to pass to `each`.
     next: i64,
-    portion: Portion,
+    /// Requests ask for the rest of the partition, not for one batch.
+    whole: bool,
     patience: Patience,
     stalls: u32,
     limits: Limits,
@@ -318,7 +289,7 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(span: Span<'a>, start: i64, limits: Limits) -> Self {
-        Self { span, next: start, portion: Portion::Rest, patience: Patience::new(limits.trouble), stalls: 0, limits }
+        Self { span, next: start, whole: true, patience: Patience::new(limits.trouble), stalls: 0, limits }
     }
 
     /// Passes the new records of a response to `each`. Returns whether there was progress.
@@ -341,7 +312,6 @@ impl<'a> Walk<'a> {
         }
         self.stalls = 0;
         self.patience = Patience::new(self.limits.trouble);
-        self.portion = self.portion.after(self.next, data.highwatermark_offset());
         Ok(true)
     }
 
@@ -353,19 +323,19 @@ impl<'a> Walk<'a> {
         }
         self.stalls += 1;
         // A batch without records does not show where it ends; the rest of the log does.
-        self.portion = Portion::Rest;
+        self.whole = true;
         self.patience.sleep(stop).map_err(|seen| self.span.unreadable(self.next, seen))
     }
 
     /// Waits after a failed request.
     fn failed(&mut self, seen: Trouble, stop: &Stop) -> Result<(), WitnessError> {
-        let all = self.portion == Portion::Rest;
+        let cut = matches!(seen, Trouble::Client(kafka::Error::UnexpectedEOF));
         // The rest may be too much for a response, or for a response in time.
-        if all && matches!(seen, Trouble::Silent(_) | Trouble::Client(kafka::Error::UnexpectedEOF)) {
-            self.portion = Portion::Batches { until: None };
-        }
-        if all && matches!(seen, Trouble::Client(kafka::Error::UnexpectedEOF)) {
-            return Ok(());
+        if cut || matches!(seen, Trouble::Silent(_)) {
+            let whole = std::mem::replace(&mut self.whole, false);
+            if whole && cut {
+                return Ok(());
+            }
         }
         self.patience.after(seen, stop).map_err(|seen| self.span.unreadable(self.next, seen))
     }

@@ -109,9 +109,7 @@ fn restart_of_all_ends_when_the_load_is_cut_short() {
     let (mut fleet, told) = fleet(&folder.0, "printf 'a\\nb\\n'", &commands);
     assert_eq!(fleet.order(1, &planned(What::RestartWorker, Who::All)), Attempt::Begun);
     folder.wait_for("stopped");
-    assert!(fleet.shared.under_way().starts_with("stop-worker a; "), "{}", fleet.shared.under_way());
-    fleet.cut_short();
-    fleet.heal();
+    fleet.heal(true);
     std::fs::write(folder.0.join("go"), "").expect("a mark");
     fleet.end();
     assert_eq!(std::fs::read_to_string(folder.0.join("stopped")).expect("a list"), "a\n");
@@ -127,10 +125,7 @@ fn action_without_a_worker_at_the_end_of_the_load_is_not_done_unless_a_signal_en
         std::fs::write(folder.0.join("broken"), "").expect("a mark");
         assert_eq!(fleet.order(1, &planned(What::KillWorker, Who::Any)), Attempt::Begun);
         folder.wait_for("seen");
-        if cut_short {
-            fleet.cut_short();
-        }
-        fleet.heal();
+        fleet.heal(cut_short);
         wait_until(|| fleet.is_sound());
         let why = "the load had ended before it hit a worker; the command workers failed last: broken";
         let expected = if cut_short { Vec::new() } else { vec![(false, why.to_owned())] };

@@ -21,7 +21,7 @@ impl Native {
             // The worker with the youngest long task, which outlasts a drain if the plan has such tasks.
             Who::Long => {
                 let newest = all.iter().filter_map(|name| Some((long_since(name)?, name))).max();
-                let fresh = self.options.outlasts_drain.unwrap_or(Duration::MAX);
+                let fresh = self.plan.outlasts_drain().unwrap_or(Duration::MAX);
                 let newest = newest.filter(|(since, _)| since.elapsed() <= fresh);
                 newest.map(|(_, name)| name.clone()).into_iter().collect()
             }
@@ -185,8 +185,12 @@ impl Native {
     }
 
     pub(super) fn order_broker(&mut self, number: u32, planned: &Planned) -> Attempt {
-        if self.broker_work.is_some() {
-            return Attempt::NotInTurn("another action on the broker is under way".to_owned());
+        match self.broker_work.take_if(|work| work.has_ended()) {
+            Some(ended) => ended.join(false),
+            None if self.broker_work.is_some() => {
+                return Attempt::NotInTurn("another action on the broker is under way".to_owned());
+            }
+            None => {}
         }
         let process = self.broker.process(drawn_node(planned, self.broker.nodes()));
         let target = (!matches!(planned.what, What::RollBrokers | What::MoveLeader)).then_some(process.as_str());
@@ -200,10 +204,9 @@ impl Native {
 
     pub(super) fn order_fault(&mut self, number: u32, planned: &Planned) -> Attempt {
         let Some(fault) = planned.fault else { return Attempt::NotNow("the action has no fault".to_owned()) };
-        let FaultPlan { fault: what, request, of_worker } = fault;
-        let whose = if of_worker { "a worker" } else { "a gateway" };
-        self.ordered(number, planned, None, format!("{what:?} at {request:?} of {whose}"));
-        match self.broker.fault(fault, planned.length.unwrap_or_default()) {
+        let (action, request, client) = fault;
+        self.ordered(number, planned, None, format!("{action:?} at {request:?} of a {client}"));
+        match self.broker.fault(fault) {
             Some(bites) => self.faults.push((Instant::now(), number, bites)),
             None => self.carried(number, false, "only the embedded broker has faults on demand"),
         }
@@ -221,13 +224,5 @@ impl Native {
                 self.faults.push((since, number, bites));
             }
         }
-    }
-
-    pub(super) fn look_after_broker(&mut self) {
-        let Some(outcome) = self.broker_work.as_mut().and_then(BrokerWork::outcome) else { return };
-        let Some(work) = self.broker_work.take() else { return };
-        let number = work.number;
-        work.join(false);
-        self.carried(number, outcome.is_ok(), outcome.unwrap_or_else(|problem| problem));
     }
 }

@@ -8,30 +8,42 @@ impl Native {
     /// # Errors
     /// The process that did not start, with the last line of its log.
     pub(crate) fn start(
-        options: NativeOptions,
+        config: &RunConfig,
+        target: &NativeTarget,
         broker: Broker,
         teller: Teller,
         ears: Ears,
         happenings: &crossbeam_channel::Receiver<Happening>,
         signal: &Stop,
     ) -> Result<Self, String> {
-        let starts = Starts::create(&options.folder)?;
+        let plan = config.plan.clone();
+        let place = Place {
+            bootstrap: broker.addresses(),
+            drain_timeout: plan.fleet.drain_timeout,
+            concurrency: plan.fleet.concurrency,
+            pauses: broker.pauses(),
+            ..target.place.clone()
+        };
         let leaders = Leaders {
-            cluster: Cluster::new(ClientOptions::new(broker.addresses(), "drill-nodes")),
-            tasks_topic: options.tasks_topic.clone(),
-            results_topic: options.results_topic.clone(),
+            cluster: Cluster::new(ClientOptions::new(place.bootstrap.clone(), "drill-nodes")),
+            tasks_topic: place.tasks_topic.clone(),
+            results_topic: place.results_topic.clone(),
         };
         let mut native = Self {
-            options,
+            partitions: drawn(&plan.fleet.partitions, config.seed),
+            plan,
+            worker: target.worker.clone(),
+            gateway: target.gateway.clone(),
+            folder: config.folder.clone(),
+            hits: Hits::new(place.max_deliveries),
+            place,
             broker,
             ears,
             teller,
-            starts,
+            starts: Starts::create(&config.folder)?,
             read: Instant::now(),
             slots: BTreeMap::new(),
-            gateways: Vec::new(),
             ports: Vec::new(),
-            hits: Hits::new(MAX_DELIVERIES),
             rolling: VecDeque::new(),
             rolled: None,
             leaders,
@@ -44,38 +56,14 @@ impl Native {
             native.teller.tell(Fact::Started { process: native.broker.process(node), pid: 0 });
             native.teller.tell(Fact::Ready { process: native.broker.process(node) });
         }
-        for number in 1..=native.options.plan.gateways {
-            let port = ReservedPort::any().map_err(|error| format!("no port for a gateway: {error}"))?;
-            let address = GatewayAddress(port.address().into());
-            native.ports.push(port);
-            native.gateways.push(address.clone());
-            let name = format!("gateway_{number}");
-            let launch = native.gateway_launch(&name, &address);
-            native.add(name, launch, false)?;
+        for number in 1..=native.plan.fleet.gateways {
+            native.add_gateway(number)?;
         }
-        for number in 1..=native.options.plan.workers {
+        for number in 1..=native.plan.fleet.workers {
             native.add_worker(number)?;
         }
         native.wait_until_ready(happenings, signal)?;
         Ok(native)
-    }
-
-    /// Addresses and settings of the fleet.
-    pub(crate) fn place(&self) -> Place {
-        Place {
-            gateways: self.gateways.clone(),
-            bootstrap: self.broker.addresses(),
-            tasks_topic: self.options.tasks_topic.clone(),
-            results_topic: self.options.results_topic.clone(),
-            group: self.options.group.clone(),
-            drain_timeout: self.options.plan.drain_timeout,
-            gateway_grace: GATEWAY_GRACE,
-            worker_timeout: WORKER_TIMEOUT,
-            concurrency: self.options.plan.concurrency,
-            max_deliveries: MAX_DELIVERIES,
-            lock: LOCK,
-            pauses: self.broker.pauses(),
-        }
     }
 
     pub(super) fn wait_until_ready(
@@ -85,7 +73,7 @@ impl Native {
     ) -> Result<(), String> {
         let deadline = Instant::now() + START;
         let mut clients: Vec<Client> =
-            self.gateways.iter().map(|gateway| Client::new(gateway.clone(), signal.clone())).collect();
+            self.place.gateways.iter().map(|gateway| Client::new(gateway.clone(), signal.clone())).collect();
         loop {
             while let Ok(happening) = happenings.recv_timeout(LOOK) {
                 let ended = matches!(happening.what, Happened::Ended { .. }).then(|| happening.process.clone());
@@ -142,49 +130,49 @@ impl Native {
 
     pub(super) fn add_worker(&mut self, number: u32) -> Result<(), String> {
         let name = format!("worker_{number}");
-        let plan = &self.options.plan;
-        let grace = plan.drain_timeout + GRACE_BEYOND_DRAIN;
-        let mut environment = self.environment();
-        environment.extend([
-            ("WORKER_ID".to_owned(), name.clone()),
-            ("WORKER_GROUP".to_owned(), self.options.group.clone()),
-            ("WORKER_CONCURRENCY".to_owned(), plan.concurrency.to_string()),
-            ("DRAIN_TIMEOUT".to_owned(), show_duration(plan.drain_timeout)),
-            ("STOP_GRACE_PERIOD".to_owned(), show_duration(grace)),
-            ("HEARTBEAT_INTERVAL".to_owned(), show_duration(HEARTBEAT)),
-            ("MAX_DELIVERIES".to_owned(), MAX_DELIVERIES.to_string()),
-            ("LOG_LEVEL".to_owned(), "info".to_owned()),
-            (JOURNAL.to_owned(), self.starts.path().to_string_lossy().into_owned()),
-        ]);
-        let launch = self.launch(&name, self.options.worker.clone(), environment);
+        let drain_timeout = self.place.drain_timeout;
+        let own = [
+            ("WORKER_ID", name.clone()),
+            ("WORKER_CONCURRENCY", self.place.concurrency.to_string()),
+            ("DRAIN_TIMEOUT", show_duration(drain_timeout)),
+            ("STOP_GRACE_PERIOD", show_duration(drain_timeout + GRACE_BEYOND_DRAIN)),
+            ("HEARTBEAT_INTERVAL", show_duration(HEARTBEAT)),
+            ("MAX_DELIVERIES", self.place.max_deliveries.to_string()),
+            (JOURNAL, self.starts.path().to_string_lossy().into_owned()),
+        ];
+        let launch = self.launch(&name, &self.worker, &own);
         self.add(name, launch, true)
     }
 
-    pub(super) fn gateway_launch(&self, name: &str, address: &GatewayAddress) -> Launch {
-        let mut environment = self.environment();
-        environment.extend([
-            ("HTTP_ADDR".to_owned(), address.0.to_string()),
-            ("WORKER_GROUP".to_owned(), self.options.group.clone()),
-            ("STOP_GRACE_PERIOD".to_owned(), show_duration(GATEWAY_GRACE)),
-            ("WORKER_TIMEOUT".to_owned(), show_duration(WORKER_TIMEOUT)),
-            ("LOG_LEVEL".to_owned(), "info".to_owned()),
-        ]);
-        self.launch(name, self.options.gateway.clone(), environment)
+    fn add_gateway(&mut self, number: u32) -> Result<(), String> {
+        let port = ReservedPort::any().map_err(|error| format!("no port for a gateway: {error}"))?;
+        let address = GatewayAddress(port.address().into());
+        let name = format!("gateway_{number}");
+        let own = [
+            ("HTTP_ADDR", address.0.to_string()),
+            ("STOP_GRACE_PERIOD", show_duration(self.place.gateway_grace)),
+            ("WORKER_TIMEOUT", show_duration(self.place.worker_timeout)),
+        ];
+        let launch = self.launch(&name, &self.gateway, &own);
+        self.ports.push(port);
+        self.place.gateways.push(address);
+        self.add(name, launch, false)
     }
 
-    pub(super) fn environment(&self) -> Vec<(String, String)> {
-        let brokers: Vec<String> = self.broker.addresses().iter().map(BrokerAddress::to_string).collect();
-        vec![
-            ("KAFKA_BOOTSTRAP_SERVERS".to_owned(), brokers.join(",")),
-            ("TASKS_TOPIC".to_owned(), self.options.tasks_topic.clone()),
-            ("RESULTS_TOPIC".to_owned(), self.options.results_topic.clone()),
-            ("TASKS_PARTITIONS".to_owned(), self.options.partitions.to_string()),
-            ("ALLOW_WORK_MS".to_owned(), "1".to_owned()),
-        ]
-    }
-
-    pub(super) fn launch(&self, name: &str, program: PathBuf, environment: Vec<(String, String)>) -> Launch {
-        Launch { name: name.to_owned(), program, environment, log: self.options.folder.join(format!("{name}.log")) }
+    fn launch(&self, name: &str, program: &Path, own: &[(&str, String)]) -> Launch {
+        let brokers: Vec<String> = self.place.bootstrap.iter().map(BrokerAddress::to_string).collect();
+        let common = [
+            ("KAFKA_BOOTSTRAP_SERVERS", brokers.join(",")),
+            ("TASKS_TOPIC", self.place.tasks_topic.clone()),
+            ("RESULTS_TOPIC", self.place.results_topic.clone()),
+            ("WORKER_GROUP", self.place.group.clone()),
+            ("TASKS_PARTITIONS", self.partitions.to_string()),
+            ("ALLOW_WORK_MS", "1".to_owned()),
+            ("LOG_LEVEL", "info".to_owned()),
+        ];
+        let environment = common.iter().chain(own).map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let log = self.folder.join(format!("{name}.log"));
+        Launch { name: name.to_owned(), program: program.to_owned(), environment, log }
     }
 
     /// Starts the process of an empty slot.

@@ -5,8 +5,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
+use devbroker::{Action, Kind};
 use program::logging::escape;
 use program::options::values;
 
@@ -56,117 +58,108 @@ pub enum What {
     Fault,
 }
 
-/// A network fault at one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum NetworkFault {
-    /// The broker closes the connection; the request has no effect.
-    CutBefore,
-    /// The request takes effect; the broker closes the connection instead of responding.
-    CutAfter,
-    /// The broker responds after `for`.
-    Delay,
-    /// The broker sends the response twice.
-    AnswerTwice,
-}
-
-/// Requests that can have a fault, by Kafka's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RequestKind {
-    /// Produce
-    Produce,
-    /// Fetch
-    Fetch,
-    /// ShareFetch
-    ShareFetch,
-    /// ShareAcknowledge
-    ShareAcknowledge,
-    /// ShareGroupHeartbeat
-    ShareGroupHeartbeat,
-}
-
-/// A fault at the next request of a kind.
+/// The target of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FaultPlan {
-    /// The fault.
-    pub fault: NetworkFault,
-    /// The kind of request.
-    pub request: RequestKind,
-    /// `true`: a worker's request; `false`: a gateway's.
-    pub of_worker: bool,
+enum On {
+    Worker,
+    Fleet,
+    Gateway,
+    Node,
+    Cluster,
+    Load,
+    Request,
+}
+
+/// Whether an action takes `for`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Length {
+    No,
+    May,
+    Must,
 }
 
 impl What {
     /// All kinds with their names in plans.
-    pub const ALL: [(Self, &str); 19] = [
-        (Self::StopWorker, "stop-worker"),
-        (Self::RestartWorker, "restart-worker"),
-        (Self::SecondSignal, "second-signal"),
-        (Self::KillWorker, "kill-worker"),
-        (Self::FreezeWorker, "freeze-worker"),
-        (Self::StartWorker, "start-worker"),
-        (Self::Scale, "scale"),
-        (Self::StopGateway, "stop-gateway"),
-        (Self::RestartGateway, "restart-gateway"),
-        (Self::KillGateway, "kill-gateway"),
-        (Self::StopBroker, "stop-broker"),
-        (Self::RestartBroker, "restart-broker"),
-        (Self::RollBrokers, "roll-brokers"),
-        (Self::KillBroker, "kill-broker"),
-        (Self::FreezeBroker, "freeze-broker"),
-        (Self::CutBroker, "cut-broker"),
-        (Self::MoveLeader, "move-leader"),
-        (Self::Pause, "pause"),
-        (Self::Fault, "fault"),
-    ];
+    pub fn all() -> impl Iterator<Item = (Self, &'static str)> {
+        KINDS.iter().map(|(what, name, ..)| (*what, *name))
+    }
+
+    fn kind(self) -> &'static (Self, &'static str, On, Length) {
+        KINDS.iter().find(|(what, ..)| *what == self).unwrap_or(&KINDS[0])
+    }
 
     /// The name in plans.
     pub fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(what, _)| *what == self).map_or("?", |(_, name)| name)
+        self.kind().1
     }
 
     /// Whether the action is on a worker.
     pub fn has_worker(self) -> bool {
-        use What::{FreezeWorker, KillWorker, RestartWorker, SecondSignal, StartWorker, StopWorker};
-        matches!(self, StopWorker | RestartWorker | SecondSignal | KillWorker | FreezeWorker | StartWorker)
+        self.kind().2 == On::Worker
     }
 
     /// Whether the action is on the broker.
     pub fn has_broker(self) -> bool {
-        self.has_node() || matches!(self, Self::RollBrokers | Self::MoveLeader)
-    }
-
-    /// Whether the action is on one node of the broker.
-    fn has_node(self) -> bool {
-        use What::{CutBroker, FreezeBroker, KillBroker, RestartBroker, StopBroker};
-        matches!(self, StopBroker | RestartBroker | KillBroker | FreezeBroker | CutBroker)
+        matches!(self.kind().2, On::Node | On::Cluster)
     }
 
     /// Whether only some brokers support it; a plan runs without it on the others.
     pub fn is_left_out(self) -> bool {
-        matches!(self, Self::Fault | Self::CutBroker | Self::RollBrokers | Self::MoveLeader)
-    }
-
-    /// Whether `for` is allowed, and whether it is required.
-    fn takes_length(self) -> (bool, bool) {
-        use What::{
-            CutBroker, FreezeBroker, FreezeWorker, KillBroker, KillGateway, KillWorker, Pause, StopBroker, StopGateway,
-        };
-        match self {
-            FreezeBroker | CutBroker | StopBroker | KillBroker => (true, true),
-            FreezeWorker | Pause | StopGateway | KillGateway => (true, true),
-            KillWorker | Self::StopWorker | Self::Fault => (true, false),
-            _ => (false, false),
-        }
+        self == Self::CutBroker || matches!(self.kind().2, On::Cluster | On::Request)
     }
 }
+
+/// Each kind with its name in plans, its target, and whether it takes `for`.
+static KINDS: [(What, &str, On, Length); 19] = [
+    (What::StopWorker, "stop-worker", On::Worker, Length::May),
+    (What::RestartWorker, "restart-worker", On::Worker, Length::No),
+    (What::SecondSignal, "second-signal", On::Worker, Length::No),
+    (What::KillWorker, "kill-worker", On::Worker, Length::May),
+    (What::FreezeWorker, "freeze-worker", On::Worker, Length::Must),
+    (What::StartWorker, "start-worker", On::Worker, Length::No),
+    (What::Scale, "scale", On::Fleet, Length::No),
+    (What::StopGateway, "stop-gateway", On::Gateway, Length::Must),
+    (What::RestartGateway, "restart-gateway", On::Gateway, Length::No),
+    (What::KillGateway, "kill-gateway", On::Gateway, Length::Must),
+    (What::StopBroker, "stop-broker", On::Node, Length::Must),
+    (What::RestartBroker, "restart-broker", On::Node, Length::No),
+    (What::RollBrokers, "roll-brokers", On::Cluster, Length::No),
+    (What::KillBroker, "kill-broker", On::Node, Length::Must),
+    (What::FreezeBroker, "freeze-broker", On::Node, Length::Must),
+    (What::CutBroker, "cut-broker", On::Node, Length::Must),
+    (What::MoveLeader, "move-leader", On::Cluster, Length::No),
+    (What::Pause, "pause", On::Load, Length::Must),
+    (What::Fault, "fault", On::Request, Length::May),
+];
+
+/// Network faults by their names in plans. The length of a delay is the `for` of its action.
+const FAULTS: [(&str, Action); 4] = [
+    ("cut-before", Action::CutBefore),
+    ("cut-after", Action::CutAfter),
+    ("delay", Action::Delay(Duration::ZERO)),
+    ("answer-twice", Action::AnswerTwice),
+];
+/// Requests that can have a fault.
+const REQUESTS: [(&str, Kind); 5] = [
+    ("produce", Kind::Produce),
+    ("fetch", Kind::Fetch),
+    ("share-fetch", Kind::ShareFetch),
+    ("share-acknowledge", Kind::ShareAcknowledge),
+    ("share-group-heartbeat", Kind::ShareGroupHeartbeat),
+];
+/// Programs whose request can have a fault.
+const CLIENTS: [(&str, ClientId); 2] = [("worker", "worker"), ("gateway", "gateway")];
 
 impl fmt::Display for What {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
     }
 }
+
+/// A network fault at the next request of a kind by a worker or a gateway.
+pub type FaultPlan = (Action, Kind, ClientId);
+/// A word that the client ids of a program contain.
+pub type ClientId = &'static str;
 
 /// The worker that an action hits.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -208,8 +201,8 @@ pub struct ActionPlan {
     #[serde(rename = "do")]
     pub what: What,
     /// Fixed times from the start of the load.
-    #[serde(default)]
-    pub at: Moments,
+    #[serde(default, deserialize_with = "durations")]
+    pub at: Vec<Duration>,
     /// Average time between random times.
     #[serde(default, deserialize_with = "some_length")]
     pub every: Option<Duration>,
@@ -220,54 +213,42 @@ pub struct ActionPlan {
     #[serde(default)]
     pub node: Option<u32>,
     /// Duration, or range of durations.
-    #[serde(default, rename = "for")]
-    pub length: Option<Range>,
+    #[serde(default, rename = "for", deserialize_with = "range")]
+    pub length: Option<(Duration, Duration)>,
     /// For `scale`: the number of workers.
     #[serde(default)]
     pub to: Option<u32>,
     /// For `fault`: the fault.
-    #[serde(default)]
-    pub fault: Option<NetworkFault>,
+    #[serde(default, deserialize_with = "fault")]
+    pub fault: Option<Action>,
     /// For `fault`: the kind of request.
-    #[serde(default)]
-    pub request: Option<RequestKind>,
+    #[serde(default, deserialize_with = "request")]
+    pub request: Option<Kind>,
     /// For `fault`: the program that sends the request.
-    #[serde(default)]
-    pub of: Option<Client>,
+    #[serde(default, deserialize_with = "client")]
+    pub of: Option<ClientId>,
 }
 
-/// The program whose request gets a fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Client {
-    /// A worker's.
-    Worker,
-    /// A gateway's.
-    Gateway,
-}
-
-/// A time or several, from the start of the load.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Moments(pub Vec<Duration>);
-
-/// A range of durations, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range(pub Duration, pub Duration);
-
-/// A text or a list.
+/// A value or a list.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Texts {
-    One(String),
-    Several(Vec<String>),
+pub(super) enum OneOrMore<T> {
+    One(T),
+    More(Vec<T>),
+}
+
+impl<T> From<OneOrMore<T>> for Vec<T> {
+    fn from(written: OneOrMore<T>) -> Self {
+        match written {
+            OneOrMore::One(only) => vec![only],
+            OneOrMore::More(all) => all,
+        }
+    }
 }
 
 fn durations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Duration>, D::Error> {
-    let texts = match Texts::deserialize(deserializer)? {
-        Texts::One(text) => vec![text],
-        Texts::Several(texts) => texts,
-    };
-    texts.iter().map(|text| read(text).map_err(serde::de::Error::custom)).collect()
+    let texts = Vec::from(OneOrMore::<String>::deserialize(deserializer)?);
+    texts.iter().map(|text| read(text).map_err(Error::custom)).collect()
 }
 
 fn read(text: &str) -> Result<Duration, String> {
@@ -275,39 +256,55 @@ fn read(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) fn length<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    read(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    read(&String::deserialize(deserializer)?).map_err(Error::custom)
 }
 
 fn some_length<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     length(deserializer).map(Some)
 }
 
-impl<'de> Deserialize<'de> for Moments {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        durations(deserializer).map(Self)
+fn range<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<(Duration, Duration)>, D::Error> {
+    match durations(deserializer)?[..] {
+        [only] => Ok(Some((only, only))),
+        [from, to] if from <= to => Ok(Some((from, to))),
+        _ => Err(Error::custom("expected a duration, or two: [\"1s\", \"20s\"], the shorter one first")),
     }
 }
 
-impl<'de> Deserialize<'de> for Range {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match durations(deserializer)?[..] {
-            [only] => Ok(Self(only, only)),
-            [from, to] if from <= to => Ok(Self(from, to)),
-            _ => Err(serde::de::Error::custom("expected a duration, or two: [\"1s\", \"20s\"], the shorter one first")),
-        }
+fn fault<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Action>, D::Error> {
+    named(deserializer, &FAULTS)
+}
+
+fn request<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Kind>, D::Error> {
+    named(deserializer, &REQUESTS)
+}
+
+fn client<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ClientId>, D::Error> {
+    named(deserializer, &CLIENTS)
+}
+
+fn named<'de, D: Deserializer<'de>, T: Copy>(deserializer: D, all: &[(&str, T)]) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if let Some((_, value)) = all.iter().find(|(name, _)| *name == text) {
+        return Ok(Some(*value));
     }
+    let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
+    Err(Error::custom(format!("\"{}\" is not known; expected one of {}", escape(&text), names.join(", "))))
 }
 
 impl ActionPlan {
-    /// The fault, if the action is a complete one.
-    pub fn network_fault(&self) -> Option<FaultPlan> {
-        let of_worker = self.of? == Client::Worker;
-        Some(FaultPlan { fault: self.fault?, request: self.request?, of_worker })
+    /// The network fault, if the action is a complete one. `length`: of a delay.
+    pub fn network_fault(&self, length: Option<Duration>) -> Option<FaultPlan> {
+        let action = match self.fault? {
+            Action::Delay(_) => Action::Delay(length.unwrap_or_default()),
+            action => action,
+        };
+        Some((action, self.request?, self.of?))
     }
 
     pub(super) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        match (self.at.0.is_empty(), self.every) {
+        match (self.at.is_empty(), self.every) {
             (true, None) => faults.push("has neither at nor every; expected one of them".to_owned()),
             (false, Some(_)) => faults.push("has both at and every; expected one of them".to_owned()),
             (true, Some(every)) if every < Duration::from_millis(100) => {
@@ -315,9 +312,10 @@ impl ActionPlan {
             }
             _ => {}
         }
-        match (self.what.takes_length(), self.length) {
-            ((_, true), None) => faults.push("needs for: how long, for example for = \"3s\"".to_owned()),
-            ((false, _), Some(_)) => faults.push("takes no for".to_owned()),
+        let &(_, _, on, takes_length) = self.what.kind();
+        match (takes_length, self.length) {
+            (Length::Must, None) => faults.push("needs for: how long, for example for = \"3s\"".to_owned()),
+            (Length::No, Some(_)) => faults.push("takes no for".to_owned()),
             _ => {}
         }
         match (self.what, self.to) {
@@ -328,20 +326,20 @@ impl ActionPlan {
         }
         let (is_fault, parts) =
             (self.what == What::Fault, [self.fault.is_some(), self.request.is_some(), self.of.is_some()]);
-        if is_fault && self.network_fault().is_none() {
+        if is_fault && self.network_fault(None).is_none() {
             faults.push(
                 "needs fault, request and of, for example fault = \"cut-after\", request = \"produce\", of = \"gateway\"".to_owned(),
             );
         } else if !is_fault && parts.contains(&true) {
             faults.push("takes no fault, request and of".to_owned());
         }
-        if self.fault.is_some() && (self.fault == Some(NetworkFault::Delay)) != self.length.is_some() {
+        if self.fault.is_some() && matches!(self.fault, Some(Action::Delay(_))) != self.length.is_some() {
             faults.push("has a delay without for, or for without a delay; expected both or neither".to_owned());
         }
-        if self.worker != Who::Any && !self.what.has_worker() {
+        if self.worker != Who::Any && on != On::Worker {
             faults.push("takes no worker".to_owned());
         }
-        if self.node.is_some() && !self.what.has_node() {
+        if self.node.is_some() && on != On::Node {
             faults.push("takes no node".to_owned());
         }
         if self.worker == Who::All && !matches!(self.what, What::RestartWorker | What::KillWorker) {

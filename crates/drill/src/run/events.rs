@@ -20,48 +20,22 @@ impl Run<'_> {
     }
 
     pub(super) fn write(&mut self, fact: Fact) {
-        let at = self.clock.now();
+        let at = self.teller.clock.now();
         self.ledger.write(Line { at, fact });
     }
 
-    pub(super) fn gateway(&self, index: usize) -> String {
-        if self.config.owns_processes() {
-            return format!("gateway_{}", index + 1);
-        }
-        self.place.gateways.get(index).map(GatewayAddress::to_string).unwrap_or_default()
+    /// The gateways by their names in the ledger.
+    pub(super) fn gateways(&self) -> Vec<(String, GatewayAddress)> {
+        let owned = self.config.owns_processes();
+        let name = |number, address: &GatewayAddress| {
+            if owned { format!("gateway_{number}") } else { address.to_string() }
+        };
+        (1..).zip(&self.place.gateways).map(|(number, address)| (name(number, address), address.clone())).collect()
     }
 
     pub(super) fn take(&mut self, event: Event) {
         let now = self.now();
         match event {
-            Event::Submitted { number, gateway, at } => {
-                self.account.submitted += 1;
-                let Special { repeats, asynchronous, poison, .. } = self.texts.special(number);
-                let (gateway, work_ms) = (self.gateway(gateway), self.texts.work_ms(number));
-                let fact = Fact::Submitted { number, gateway, work_ms, repeats, asynchronous, poison };
-                self.ledger.write(Line { at: self.clock.at(at), fact });
-            }
-            Event::Late { at } => self.ledger.write(Line { at: self.clock.at(at), fact: Fact::Late }),
-            Event::Posted { number, answer, took, at } => {
-                self.account.told += 1;
-                self.account.note(number, &answer, now);
-                if answer.outcome == super::super::fact::Kind::Answered {
-                    self.display.answered(now, took);
-                }
-                let fact = Fact::Answered { number, took_ms: took.as_secs_f64() * 1e3, answer };
-                self.ledger.write(Line { at: self.clock.at(at), fact });
-            }
-            Event::Found { number, gateway, answer } => {
-                self.account.note(number, &answer, now);
-                let gateway = self.gateway(gateway);
-                self.write(Fact::Fetched { number, gateway, answer });
-            }
-            Event::ReadBack { number, gateway, task_id, response } => {
-                let status = response.as_ref().map(|response| response.status);
-                let mark = response.as_ref().map(|response| outcome::mark(&response.body));
-                let (gateway, is_result) = (self.gateway(gateway), response.as_ref().is_some_and(outcome::is_result));
-                self.write(Fact::ReadBack { number, gateway, task_id, status, mark, is_result });
-            }
             Event::AskedAll => self.asking = false,
             Event::Fleet { gateway, view } => self.take_view(gateway, view),
             Event::Tasks(tasks) => {
@@ -84,9 +58,19 @@ impl Run<'_> {
     }
 
     fn take_fact(&mut self, line: Line) {
-        let at = Duration::try_from_secs_f64(line.at).unwrap_or_default();
+        let (now, at) = (self.now(), Duration::try_from_secs_f64(line.at).unwrap_or_default());
         self.display.note(&line.fact);
         match &line.fact {
+            Fact::Submitted { .. } => self.account.submitted += 1,
+            Fact::Late => self.account.late += 1,
+            Fact::Answered { number, took_ms, answer } => {
+                self.account.told += 1;
+                self.account.note(*number, answer, now);
+                if answer.outcome == Kind::Answered {
+                    self.display.answered(now, Duration::from_secs_f64(took_ms / 1e3));
+                }
+            }
+            Fact::Fetched { number, answer, .. } => self.account.note(*number, answer, now),
             Fact::Ordered { what, target, detail, .. } => {
                 let target = target.as_deref().map(|target| format!(" {}", escape(target))).unwrap_or_default();
                 self.display.console.at(at, &format!("⚡ {what}{target} {detail}"));
@@ -97,40 +81,28 @@ impl Run<'_> {
             Fact::Signalled { signal, process, .. } => {
                 let is_broker = process.starts_with("broker");
                 if signal != "SIGTERM" || is_broker {
-                    self.disturbed = Some(self.now());
+                    self.disturbed = Some(now);
                 }
                 self.outage |= is_broker;
             }
             Fact::Exited { process, .. } => {
                 self.history.ended(process);
-                self.forget_view(process);
+                self.views.remove(process);
             }
-            Fact::Started { process, .. } => self.forget_view(process),
+            // The first view of a new process is written to the ledger even if it is equal.
+            Fact::Started { process, .. } => drop(self.views.remove(process)),
             _ => {}
         }
         self.ledger.write(line);
     }
 
-    /// Forgets the view of a former process: the first view of a new process is written to the ledger even if it is
-    /// equal.
-    fn forget_view(&mut self, process: &str) {
-        let gateway = (0..self.views.len()).find(|index| self.gateway(*index) == process);
-        if let Some(view) = gateway.and_then(|index| self.views.get_mut(index)) {
-            *view = None;
-        }
-    }
-
-    pub(super) fn take_read(
-        &mut self,
-        answered: Option<Instant>,
-        statuses: &[lastcall::task::WorkerStatus],
-        now: Duration,
-    ) {
+    fn take_read(&mut self, answered: Option<Instant>, statuses: &[lastcall::task::WorkerStatus], now: Duration) {
         self.kafka_read = true;
         if std::mem::take(&mut self.kafka_away) {
             self.display.console.at(now, "Kafka answers again");
         }
-        let outage = answered.and_then(|answered| self.history.read(Duration::from_secs_f64(self.clock.at(answered))));
+        let outage =
+            answered.and_then(|answered| self.history.read(Duration::from_secs_f64(self.teller.clock.at(answered))));
         if let Some((since, until)) = outage {
             (self.outage, self.disturbed) = (true, Some(now));
             self.account.postpone(now);
@@ -144,15 +116,13 @@ impl Run<'_> {
         }
     }
 
-    pub(super) fn take_view(&mut self, gateway: usize, view: Result<Value, String>) {
-        let name = self.gateway(gateway);
-        let Some(known) = self.views.get_mut(gateway) else { return };
-        let Ok(view) = view else {
-            *known = None;
+    fn take_view(&mut self, gateway: String, view: Option<Value>) {
+        let Some(told) = view else {
+            self.views.remove(&gateway);
             return;
         };
         let listed = |shutting_down: bool| {
-            let workers = view.get("workers").and_then(Value::as_object).into_iter().flatten();
+            let workers = told.get("workers").and_then(Value::as_object).into_iter().flatten();
             let ids = workers.filter(|(_, worker)| {
                 worker.get("is_responsive") == Some(&Value::Bool(true))
                     && (worker.get("status").and_then(Value::as_str) == Some("shutdown_started")) == shutting_down
@@ -160,11 +130,11 @@ impl Run<'_> {
             ids.map(|(id, _)| id.clone()).collect::<Vec<_>>()
         };
         let (active, stopping) = (listed(false), listed(true));
+        let view = View { active: active.clone(), stopping: stopping.clone(), told };
+        let known = self.views.insert(gateway.clone(), view);
         // Only a changed view goes to the ledger.
-        let new = known.as_ref().is_none_or(|known| (&known.active, &known.stopping) != (&active, &stopping));
-        *known = Some(View { told: view, active: active.clone(), stopping: stopping.clone() });
-        if new {
-            self.write(Fact::Fleet { gateway: name, active, stopping });
+        if known.is_none_or(|known| (&known.active, &known.stopping) != (&active, &stopping)) {
+            self.write(Fact::Fleet { gateway, active, stopping });
         }
     }
 }

@@ -49,7 +49,7 @@ impl Run<'_> {
             most: PROBES * gateways as u64,
             ..self.load_options(Arc::default())
         };
-        let probes = Load::start(&options, &self.texts, &self.events, &self.died);
+        let probes = Load::start(&options, &self.texts, &self.teller, &self.died);
         let deadline = self.now() + PROBE_WAIT;
         while !probes.is_done() {
             if self.now() >= deadline {
@@ -59,7 +59,8 @@ impl Run<'_> {
             self.step()?;
         }
         join(probes.threads);
-        let tasks = self.account.some_done(self.now().saturating_sub(READ_BACK_OF), READ_BACK);
+        let since = self.now().saturating_sub(READ_BACK_OF).as_secs_f64();
+        let tasks = some_answered(self.ledger.lines(), since, READ_BACK);
         while self.asking {
             self.step()?;
         }
@@ -78,8 +79,7 @@ impl Run<'_> {
         self.command(Command::StopWorkers);
         self.wait_for(Phase::WorkersStopped, self.place.drain_timeout + STOP_WAIT, "the workers have not stopped")?;
         let deadline = self.now() + SHOWN_WAIT;
-        let shown =
-            |run: &Self| run.views.iter().flatten().all(|view| view.active.is_empty() && view.stopping.is_empty());
+        let shown = |run: &Self| run.views.values().all(|view| view.active.is_empty() && view.stopping.is_empty());
         while self.now() < deadline && !shown(self) {
             self.step()?;
         }
@@ -132,5 +132,44 @@ impl Run<'_> {
         };
         self.write(Fact::End(ending));
         judge::judge(self.ledger.lines(), self.ledger.path())
+    }
+}
+
+/// At most `most` of the tasks that were answered since then, spread over that time.
+fn some_answered(lines: &[Line], since: f64, most: usize) -> Vec<(u64, String)> {
+    let answered = |line: &Line| match &line.fact {
+        Fact::Answered { number, answer, .. } | Fact::Fetched { number, answer, .. }
+            if line.at >= since && answer.outcome == Kind::Answered =>
+        {
+            Some((*number, answer.task_id.clone()?))
+        }
+        _ => None,
+    };
+    let recent: Vec<_> = lines.iter().filter_map(answered).collect();
+    let every = recent.len().div_ceil(most).max(1);
+    recent.into_iter().step_by(every).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fact::Answer;
+    use super::*;
+
+    #[test]
+    fn recent_answered_tasks_are_sampled_evenly() {
+        let line = |number: u64| {
+            let answer = Answer { task_id: Some(number.to_string()), ..Answer::of(Kind::Answered) };
+            let fetched = Fact::Fetched { number, gateway: String::new(), answer: answer.clone() };
+            let fact = if number == 6 { fetched } else { Fact::Answered { number, took_ms: 1.0, answer } };
+            Line { at: number as f64, fact }
+        };
+        let refused = Fact::Answered { number: 9, took_ms: 1.0, answer: Answer::of(Kind::Refused) };
+        let lines: Vec<Line> = (0..10).map(line).chain([Line { at: 9.5, fact: refused }]).collect();
+        let numbers = |since, most| -> Vec<u64> {
+            some_answered(&lines, since, most).into_iter().map(|(number, _)| number).collect()
+        };
+        assert_eq!(numbers(0.0, 100), (0..10).collect::<Vec<_>>());
+        assert_eq!(numbers(4.0, 3), [4, 6, 8]);
+        assert!(numbers(11.0, 3).is_empty());
     }
 }

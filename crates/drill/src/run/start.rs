@@ -6,7 +6,7 @@ impl Run<'_> {
     /// Begins the audit. `None`: Kafka cannot be read, and the run only checks responses.
     pub(super) fn begin_audit(&mut self) -> Option<Audit> {
         let begun = if self.kafka_read {
-            Audit::begin(&self.place, self.clock, &self.texts).map_err(|error| error.to_string())
+            Audit::begin(&self.place, self.teller.clock, &self.texts).map_err(|error| error.to_string())
         } else {
             Err("it does not answer".to_owned())
         };
@@ -27,21 +27,21 @@ impl Run<'_> {
         let cluster = Cluster::new(options);
         let hurry = Stop::new();
         let mut threads = Vec::new();
-        let (events, texts) = (self.events.clone(), self.texts.clone());
+        let (events, texts) = (self.teller.facts.clone(), self.texts.clone());
         let (reading, topic) = (cluster.clone(), self.place.tasks_topic.clone());
         threads.push(threads::spawn("tasks", self.died.clone(), move || {
             topics::read_tasks(reading, &topic, &texts, &events)
         }));
-        let events = self.events.clone();
+        let events = self.teller.facts.clone();
         let (reading, topic) = (cluster.clone(), self.place.results_topic.clone());
         threads
             .push(threads::spawn("results", self.died.clone(), move || topics::read_results(reading, &topic, &events)));
         let mut ask = |name: &str| {
             // Capacity 1; a question that finds the channel full is asked at the next tick.
             let (questions, asked) = bounded(1);
-            let clients =
-                self.place.gateways.iter().map(|gateway| Client::new(gateway.clone(), hurry.clone())).collect();
-            let asker = Asker { clients, texts: self.texts.clone(), events: self.events.clone() };
+            let client = |(name, gateway)| (name, Client::new(gateway, hurry.clone()));
+            let clients = self.gateways().into_iter().map(client).collect();
+            let asker = Asker { clients, texts: self.texts.clone(), teller: self.teller.clone() };
             threads.push(threads::spawn(name, self.died.clone(), move || asker.run(&asked)));
             Some(questions)
         };
@@ -55,11 +55,10 @@ impl Run<'_> {
         happenings: Receiver<Happening>,
         paused: Arc<AtomicBool>,
     ) -> Result<(), End> {
-        let mut schedule = schedule::schedule(self.plan(), self.plan().length, self.seed);
-        let mut impossible: Vec<(What, String)> = What::ALL
-            .iter()
+        let mut schedule = schedule::schedule(self.plan(), self.plan().length, self.config.seed);
+        let mut impossible: Vec<(What, String)> = What::all()
             .filter(|(what, _)| schedule.iter().any(|planned| planned.what == *what))
-            .filter_map(|(what, name)| Some((*what, format!("{name}: {}", fleet.can(*what).err()?))))
+            .filter_map(|(what, name)| Some((what, format!("{name}: {}", fleet.can(what).err()?))))
             .collect();
         schedule.retain(|planned| fleet.can(planned.what).is_ok());
         // A running fleet is taken as it is. A fleet of the drill's own should fit the plan, except for actions that
@@ -75,7 +74,7 @@ impl Run<'_> {
         }
         self.display.planned = Some(schedule.len() as u64);
         let (commands, obeyed) = bounded(4);
-        let teller = Teller { clock: self.clock, facts: self.events.clone() };
+        let teller = self.teller.clone();
         let director = Director { fleet, schedule: schedule.into(), teller, commands: obeyed, happenings, paused };
         let thread = threads::spawn("director", self.died.clone(), move || director.run());
         if let Some(side) = &mut self.side {
@@ -87,7 +86,7 @@ impl Run<'_> {
 
     pub(super) fn load_options(&self, paused: Arc<AtomicBool>) -> LoadOptions {
         LoadOptions {
-            gateways: self.place.gateways.clone(),
+            gateways: self.gateways(),
             rate: self.plan().load.rate,
             length: self.config.length(),
             callers: self.plan().load.callers,
@@ -106,13 +105,13 @@ impl Run<'_> {
         let length =
             self.config.length().map_or("until Ctrl-C".to_owned(), |length| format!("for {} s", length.as_secs_f64()));
         let faults = self.display.planned.map(|planned| format!(", {planned} actions")).unwrap_or_default();
-        self.display.console.line(&format!("drill: {rate} to {names}, {length}{faults}; seed {}", self.seed));
+        self.display.console.line(&format!("drill: {rate} to {names}, {length}{faults}; seed {}", self.config.seed));
         let brokers = if self.config.owns_broker() { self.place.bootstrap.len() as u32 } else { 0 };
         let begin = Begin {
-            unix: self.clock.unix(),
+            unix: self.teller.clock.unix(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             plan: self.plan().name.clone(),
-            seed: self.seed,
+            seed: self.config.seed,
             target: target.to_owned(),
             owns_processes: owned,
             owns_broker: self.config.owns_broker(),

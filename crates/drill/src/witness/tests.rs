@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use kafka::client::{Compression, ProduceMessage, RequiredAcks};
 use kafka_protocol::messages::fetch_request::{FetchPartition as RawPartition, FetchTopic};
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{BrokerId, FetchRequest, ProduceRequest, TopicName};
@@ -22,37 +21,39 @@ const NODE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr
 const CAP: usize = 55 << 20;
 const LONG: Duration = Duration::from_secs(60);
 
-/// A topic on the embedded broker, or on the broker of `WITNESS_BOOTSTRAP`.
+/// A topic on the embedded broker.
 struct Place {
-    _broker: Option<Broker>,
-    address: String,
+    broker: Broker,
     cluster: Cluster,
     topic: String,
 }
 
 impl Place {
-    fn new(partitions: i32) -> Self {
-        if let Ok(address) = std::env::var("WITNESS_BOOTSTRAP") {
-            return Self::at(None, address, partitions);
-        }
-        let broker = Broker::start(Settings::new(vec![NODE])).expect("a free port");
-        let address = broker.address().to_string();
-        Self::at(Some(broker), address, partitions)
-    }
-
-    fn at(broker: Option<Broker>, address: String, partitions: i32) -> Self {
-        let bootstrap = vec![address.parse().expect("host:port")];
-        let cluster = Cluster::new(ClientOptions::new(bootstrap, "writer"));
-        let topic = format!("witness-{}", uuid::Uuid::new_v4().simple());
+    fn new(nodes: usize, partitions: i32) -> Self {
+        let broker = Broker::start(Settings::new(vec![NODE; nodes])).expect("free ports");
+        let bootstrap = vec![broker.address().to_string().parse().expect("host:port")];
+        let (cluster, topic) = (Cluster::new(ClientOptions::new(bootstrap, "writer")), "witnessed".to_owned());
         let spec = TopicSpec { name: topic.clone(), partitions, replication_factor: Some(1), configs: Vec::new() };
         admin::ensure_topic(&cluster, &spec).expect("the topic is created");
-        Self { _broker: broker, address, cluster, topic }
+        Self { broker, cluster, topic }
     }
 
-    /// Writes a batch of records with these values and without keys.
+    /// Two partitions on two nodes, with 20 records each.
+    fn of_two_nodes() -> Self {
+        let place = Self::new(2, 2);
+        for _ in 0..10 {
+            place.write(0, &values(2));
+            place.write(1, &values(2));
+        }
+        place
+    }
+
+    /// Writes a batch of records with these values and the key `k`.
     fn write(&self, partition: i32, values: &[Bytes]) {
         let headers = [(Cow::Borrowed("name"), Some(Bytes::from_static(b"value"))), (Cow::Borrowed("none"), None)];
-        let contents = values.iter().map(|value| RecordContent { key: None, value: Some(value), headers: &headers });
+        let key = Bytes::from_static(b"k");
+        let content = |value| RecordContent { key: Some(&key), value: Some(value), headers: &headers };
+        let contents = values.iter().map(content);
         let identity = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
         let batch = records::encode(contents, identity, SystemTime::now()).expect("small");
         let data = PartitionProduceData::default().with_index(partition).with_records(Some(batch));
@@ -78,7 +79,7 @@ impl Place {
     }
 
     fn witness(&self) -> Witness {
-        Witness::new(vec![self.address.clone()])
+        Witness::new(vec![self.broker.address().to_string()])
     }
 
     /// Reads the whole topic, as (partition, offset, length of the value).
@@ -86,7 +87,10 @@ impl Place {
         let mut witness = self.witness();
         let to = witness.ends(&self.topic).expect("the ends are known");
         let mut read = Vec::new();
-        let mut each = |record: Record| read.push((record.partition, record.offset, record.value.len()));
+        let mut each = |record: Record| {
+            assert!(record.key == b"k" && matches!(record.value[0], b'v' | b'h' | b'l'), "{:?}", record.key);
+            read.push((record.partition, record.offset, record.value.len()));
+        };
         witness.read(&self.topic, &BTreeMap::new(), &to, &Stop::new(), &mut each).expect("it can be read");
         read
     }
@@ -108,7 +112,7 @@ fn values(count: usize) -> Vec<Bytes> {
 
 #[test]
 fn a_topic_larger_than_a_response_is_read_exactly() {
-    let place = Place::new(1);
+    let place = Place::new(1, 1);
     let (half, little) = (Bytes::from(vec![b'h'; 524_000]), Bytes::from_static(b"little"));
     let batches = 64;
     for _ in 0..batches {
@@ -123,7 +127,7 @@ fn a_topic_larger_than_a_response_is_read_exactly() {
 
 #[test]
 fn partitions_are_read_between_the_given_offsets() {
-    let place = Place::new(3);
+    let place = Place::new(1, 3);
     place.write(0, &values(4));
     place.write(0, &values(3));
     place.write(2, &values(2));
@@ -138,10 +142,16 @@ fn partitions_are_read_between_the_given_offsets() {
 }
 
 #[test]
-fn a_missing_topic_has_no_offsets_and_is_not_created() {
-    let place = Place::new(1);
+fn an_error_names_the_partition_and_the_offset() {
+    let place = Place::new(1, 1);
+    place.write(0, &values(3));
+    let stalled = place.offsets_within(1, 5).expect_err("the log ends at 3").to_string();
+    assert_eq!(stalled, format!("{}-0 returns no records from 3 on; expected records up to 5", place.topic));
+    let beyond = place.offsets_within(4, 5).expect_err("the log ends at 3").to_string();
+    assert!(beyond.starts_with(&format!("{}-0 cannot be read from 4 on: ", place.topic)), "{beyond}");
+    assert!(beyond.contains("OffsetOutOfRange"), "{beyond}");
     for _ in 0..2 {
-        assert_eq!(place.witness().ends("nowhere").expect("ends"), BTreeMap::new());
+        assert_eq!(place.witness().ends("nowhere").expect("ends"), BTreeMap::new(), "the topic was created");
     }
     let to = BTreeMap::from([(0, 1)]);
     let missing = place.witness().read("nowhere", &BTreeMap::new(), &to, &Stop::new(), &mut |_| {});
@@ -150,62 +160,8 @@ fn a_missing_topic_has_no_offsets_and_is_not_created() {
 }
 
 #[test]
-fn keys_values_and_compressed_batches_are_read_as_written() {
-    let place = Place::new(1);
-    let mut client = KafkaClient::new(vec![place.address.clone()]);
-    client.load_metadata_all().expect("the broker answers");
-    let (some, none) = (|bytes: &'static [u8]| Some(bytes), None::<&[u8]>);
-    let pairs = [(some(b"k"), some(b"v")), (none, some(b"w")), (some(b"l"), none)];
-    for compression in [Compression::NONE, Compression::SNAPPY] {
-        client.set_compression(compression);
-        let messages = pairs.map(|(key, value)| ProduceMessage::new(&place.topic, 0, key, value));
-        client.produce_messages(RequiredAcks::All, LONG, messages).expect("taken");
-    }
-    let mut read = Vec::new();
-    let to = BTreeMap::from([(0, 6)]);
-    let mut each = |record: Record| read.push((record.key, record.value));
-    place.witness().read(&place.topic, &BTreeMap::new(), &to, &Stop::new(), &mut each).expect("read");
-    let written = pairs.map(|(key, value)| (key.unwrap_or_default().to_vec(), value.unwrap_or_default().to_vec()));
-    assert_eq!(read, [written.clone(), written].concat());
-}
-
-#[test]
-fn an_error_names_the_partition_and_the_offset() {
-    let place = Place::new(1);
-    place.write(0, &values(3));
-    let stalled = place.offsets_within(1, 5).expect_err("the log ends at 3").to_string();
-    assert_eq!(stalled, format!("{}-0 returns no records from 3 on; expected records up to 5", place.topic));
-    let beyond = place.offsets_within(4, 5).expect_err("the log ends at 3").to_string();
-    assert!(beyond.starts_with(&format!("{}-0 cannot be read from 4 on: ", place.topic)), "{beyond}");
-    assert!(beyond.contains("OffsetOutOfRange"), "{beyond}");
-}
-
-#[test]
-fn a_stop_ends_the_reading() {
-    let place = Place::new(1);
-    place.write(0, &values(3));
-    let (stop, to) = (Stop::new(), BTreeMap::from([(0, 3)]));
-    stop.trigger();
-    let ended = place.witness().read(&place.topic, &to, &to, &stop, &mut |_| {});
-    assert!(ended.is_ok(), "nothing was to be read: {ended:?}");
-    let ended = place.witness().read(&place.topic, &BTreeMap::from([(0, 0)]), &to, &stop, &mut |_| {});
-    assert!(matches!(ended, Err(WitnessError::Ended)), "{ended:?}");
-}
-
-/// An embedded broker of two nodes that can have faults, independent of `WITNESS_BOOTSTRAP`.
-fn faulty() -> (Place, Broker) {
-    let broker = Broker::start(Settings::new(vec![NODE, NODE])).expect("free ports");
-    let place = Place::at(None, broker.address().to_string(), 2);
-    for _ in 0..10 {
-        place.write(0, &values(2));
-        place.write(1, &values(2));
-    }
-    (place, broker)
-}
-
-#[test]
 fn passing_faults_do_not_change_the_records() {
-    let (place, broker) = faulty();
+    let place = Place::of_two_nodes();
     let whole = place.read();
     assert_eq!(whole.len(), 40);
     let refused = Action::Refuse(ErrorCode::NOT_LEADER_OR_FOLLOWER);
@@ -214,7 +170,7 @@ fn passing_faults_do_not_change_the_records() {
         [refused, Action::CutBefore, Action::CutAfter, Action::AnswerTwice, Action::MoveLeaders, Action::Restart(pause)]
     {
         for kind in [Kind::Metadata, Kind::ListOffsets, Kind::Fetch] {
-            let bites = broker.inject(Fault::new(action).at(kind).of_client("lastcall-witness"));
+            let bites = place.broker.inject(Fault::new(action).at(kind).of_client("lastcall-witness"));
             assert_eq!(place.read(), whole, "{action:?} at {kind:?}");
             assert_eq!(bites.count(), 1, "{action:?} at {kind:?}");
         }
@@ -222,11 +178,11 @@ fn passing_faults_do_not_change_the_records() {
 }
 
 #[test]
-fn a_frozen_broker_ends_the_reading_after_the_limit() {
-    let (place, broker) = faulty();
+fn a_frozen_broker_ends_the_reading_after_the_limit_and_a_stop_at_once() {
+    let place = Place::of_two_nodes();
     let mut witness = place.witness();
     let to = witness.ends(&place.topic).expect("ends");
-    broker.nodes().freeze();
+    place.broker.nodes().freeze();
     witness.limits = Limits { answer: Duration::from_millis(200), trouble: Duration::from_secs(1), stalls: 2 };
     let started = Instant::now();
     let silent = witness.read(&place.topic, &to, &BTreeMap::from([(0, 99)]), &Stop::new(), &mut |_| {});
@@ -235,6 +191,10 @@ fn a_frozen_broker_ends_the_reading_after_the_limit() {
     let ends = witness.ends(&place.topic).expect_err("the broker is frozen").to_string();
     assert_eq!(ends, format!("{}: no offsets: no answer within 200ms", place.topic));
     assert!(started.elapsed() < Duration::from_secs(10));
-    broker.nodes().thaw();
+    let stop = Stop::new();
+    stop.trigger();
+    let ended = witness.read(&place.topic, &to, &BTreeMap::from([(0, 99)]), &stop, &mut |_| {});
+    assert!(matches!(ended, Err(WitnessError::Ended)), "{ended:?}");
+    place.broker.nodes().thaw();
     assert_eq!(place.witness().ends(&place.topic).expect("it answers again"), to);
 }

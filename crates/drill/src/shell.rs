@@ -1,7 +1,7 @@
-//! Runs a shell command to its end, with a time limit.
+//! Runs a command to its end, with a time limit.
 //!
 //! The output goes to unlinked files, not to pipes, because a process that the command leaves behind may keep them
-//! open. Called by the actions of a [command fleet](super).
+//! open. Called by the [command fleet](super::command) and by [`broker`](super::broker).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -26,23 +26,31 @@ const OWN: [&str; 5] = ["WORKER", "WORKERS", "GATEWAY", "FOR", "RATE"];
 /// Runs `sh -c command` and returns its stdout.
 ///
 /// # Errors
-/// The last line that a failed command printed, or its exit status. A command that passes `limit` is killed, with the
-/// processes of its group.
-pub(super) fn run(command: &str, variables: &[(&str, String)], limit: Duration) -> Result<String, String> {
-    let files = file().and_then(|out| Ok((out, file()?)));
-    let (mut out, mut errors) = files.map_err(|error| format!("no file for the output of a command: {error}"))?;
+/// As [`run`].
+pub(super) fn sh(command: &str, variables: &[(&str, String)], limit: Duration) -> Result<String, String> {
     let mut shell = Command::new("sh");
     for name in OWN {
         shell.env_remove(name);
     }
-    shell.args(["-c", command]).envs(variables.iter().map(|(name, value)| (name, value)));
+    run(shell.args(["-c", command]).envs(variables.iter().map(|(name, value)| (name, value))), limit)
+}
+
+/// Runs a command and returns its stdout.
+///
+/// # Errors
+/// The last line that a failed command printed, or its exit status. A command that passes `limit` is killed, with the
+/// processes of its group.
+pub(super) fn run(command: &mut Command, limit: Duration) -> Result<String, String> {
+    let files = file().and_then(|out| Ok((out, file()?)));
+    let (mut out, mut errors) = files.map_err(|error| format!("no file for the output of a command: {error}"))?;
     // Ctrl-C reaches only the drill, which undoes what it has begun.
-    shell.stdin(Stdio::null()).process_group(0);
+    command.stdin(Stdio::null()).process_group(0);
     let spawned = out.try_clone().and_then(|out| {
         let errors = errors.try_clone()?;
-        shell.stdout(out).stderr(errors).spawn()
+        command.stdout(out).stderr(errors).spawn()
     });
-    let mut child = spawned.map_err(|error| format!("sh does not start: {error}"))?;
+    let name = command.get_program().to_string_lossy();
+    let mut child = spawned.map_err(|error| format!("{name} does not start: {error}"))?;
     let (deadline, pause) = (Instant::now() + limit, Stop::new());
     let mut ended = child.try_wait();
     while let Ok(None) = ended
@@ -100,24 +108,24 @@ mod tests {
 
     #[test]
     fn a_command_gets_its_variables_and_returns_its_output() {
-        let said = run("echo \"$WORKER of $WORKERS\"; echo note >&2", &[("WORKER", "w 1".to_owned())], LIMIT);
+        let said = sh("echo \"$WORKER of $WORKERS\"; echo note >&2", &[("WORKER", "w 1".to_owned())], LIMIT);
         assert_eq!(said, Ok("w 1 of \n".to_owned()));
     }
 
     #[test]
     fn a_failed_command_returns_its_last_line() {
         assert_eq!(
-            run("echo no; echo 'no such worker' >&2; echo >&2; exit 1", &[], LIMIT),
+            sh("echo no; echo 'no such worker' >&2; echo >&2; exit 1", &[], LIMIT),
             Err("no such worker".to_owned())
         );
-        assert_eq!(run("echo only here; false", &[], LIMIT), Err("only here".to_owned()));
-        assert_eq!(run("exit 3", &[], LIMIT), Err("the command ended with exit status: 3".to_owned()));
+        assert_eq!(sh("echo only here; false", &[], LIMIT), Err("only here".to_owned()));
+        assert_eq!(sh("exit 3", &[], LIMIT), Err("the command ended with exit status: 3".to_owned()));
     }
 
     #[test]
     fn a_command_past_its_limit_is_killed_with_its_process_group() {
         let begin = Instant::now();
-        let said = run("echo waiting; sleep 1000 & wait", &[], Duration::from_millis(300));
+        let said = sh("echo waiting; sleep 1000 & wait", &[], Duration::from_millis(300));
         let expected = "the command did not end within 300ms; it was killed; its last line: waiting";
         assert_eq!(said, Err(expected.to_owned()));
         assert!(begin.elapsed() < LIMIT);
@@ -126,7 +134,7 @@ mod tests {
     #[test]
     fn a_command_ends_without_waiting_for_a_process_that_it_leaves_behind() {
         let begin = Instant::now();
-        let process = run("sleep 1000 & echo $!", &[], LIMIT).expect("a number");
+        let process = sh("sleep 1000 & echo $!", &[], LIMIT).expect("a number");
         assert!(begin.elapsed() < LIMIT);
         nix::sys::signal::kill(Pid::from_raw(process.trim().parse().expect("a number")), Signal::SIGKILL)
             .expect("it runs");
