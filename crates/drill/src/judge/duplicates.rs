@@ -148,7 +148,7 @@ fn cause(
     later: &Run<'_>,
     causes: &mut Causes,
 ) -> Option<&'static str> {
-    let done = run.end.as_ref().map_or(f64::INFINITY, |end| end.at + ACCEPTED_WITHIN);
+    let done = run.end.as_ref().map_or(f64::INFINITY, |end| accepted_by(evidence, end.at));
     let until = done.min(later.began + MOMENT);
     let life = evidence.life(run.worker, run.began);
     let of = |life: &Life<'_>, at: f64| (life.process.to_owned(), life.from, at);
@@ -163,7 +163,7 @@ fn cause(
         }
     }
     if let Some(life) = life
-        && let Some(death) = killed(evidence, life, run, later)
+        && let Some(death) = killed(life, run.began, until)
         && let found @ Some(_) = causes.take(of(life, death), "kill", || lost_at(evidence, life, death))
     {
         return found;
@@ -214,11 +214,20 @@ fn lock(evidence: &Evidence<'_>) -> f64 {
     evidence.begin.lock_ms as f64 / 1e3
 }
 
+/// The outages that may hold up acceptances at this time.
+fn held_up<'e, 'a>(evidence: &'e Evidence<'a>, at: f64) -> impl Iterator<Item = &'e Outage<'a>> {
+    evidence.done_to_broker.iter().filter(move |outage| outage.from <= at && at <= outage.until + SERVED_AFTER)
+}
+
+/// When a result of this time is accepted at the latest.
+fn accepted_by(evidence: &Evidence<'_>, at: f64) -> f64 {
+    let by = at + ACCEPTED_WITHIN;
+    held_up(evidence, by).map(|outage| outage.until + SERVED_AFTER).fold(by, f64::max)
+}
+
 /// Results from this time on may not have been accepted when a worker dies or hangs.
 fn unaccepted_since(evidence: &Evidence<'_>, at: f64) -> f64 {
-    let amid = |outage: &&Outage<'_>| outage.from <= at && at <= outage.until + SERVED_AFTER;
-    let outages = evidence.done_to_broker.iter().filter(amid);
-    outages.map(|outage| outage.from).fold(at - ACCEPT_WINDOW, f64::min)
+    held_up(evidence, at).map(|outage| outage.from).fold(at - ACCEPT_WINDOW, f64::min)
 }
 
 /// How many runs a worker can lose that dies or hangs at this time: in flight, or finished and not yet accepted.
@@ -253,15 +262,13 @@ fn outages<'e, 'a>(evidence: &'e Evidence<'a>) -> impl Iterator<Item = Outage<'a
     }))
 }
 
-/// When the process was killed, if it can have had the run in flight, or its result unaccepted.
-fn killed(evidence: &Evidence<'_>, life: &Life<'_>, run: &Run<'_>, later: &Run<'_>) -> Option<f64> {
+/// When the process was killed, if it had the run in flight or can have had it.
+fn killed(life: &Life<'_>, began: f64, until: f64) -> Option<f64> {
     /// It may have been killed at any time until its next status record was due.
     const NEXT_WORD: f64 = 2.5;
     let doubt = life.exit.as_ref().zip(life.death()).map_or(0.0, |(exit, death)| exit.at - death);
     let late = if life.by_hearsay { NEXT_WORD } else { MOMENT + doubt };
-    let death = life.death().filter(|death| death + late >= run.began && *death <= later.began + MOMENT)?;
-    let is_open = |end: f64| death <= end + ACCEPTED_WITHIN || end > unaccepted_since(evidence, death);
-    run.end.as_ref().is_none_or(|end| is_open(end.at)).then_some(death)
+    life.death().filter(|death| death + late >= began && *death <= until)
 }
 
 /// The number of tasks that the worker's receipt calls abandoned, if this task is among them.

@@ -1,5 +1,6 @@
 //! Crashes and hangs (P8), and gateways (P9, P10).
 
+use super::super::super::fact::Led;
 use super::*;
 
 // ---- P8 ----
@@ -85,6 +86,29 @@ fn kill_loses_the_results_that_wait_for_their_acceptance_while_a_broker_is_away(
     };
     assert_eq!((twice(true).state, twice(true).findings.len()), (State::Held, 0));
     assert_eq!(twice(false).findings.len(), 5, "without an outage the results are accepted at once");
+}
+
+#[test]
+fn result_of_a_moved_leader_may_wait_for_its_acceptance_until_the_tasks_move() {
+    let twice = |results_move: bool| {
+        let mut sample = Sample::calm();
+        sample.change(|line| {
+            if let Fact::Begin(begin) = &mut line.fact {
+                begin.brokers = 3;
+            }
+        });
+        let mut moves = |action, at, led| {
+            let process = "broker_1".to_owned();
+            sample.order(action, "move-leader", "", at).put(at, Fact::Led { action, process, led });
+        };
+        if results_move {
+            moves(1, 11.9, Led { tasks: Vec::new(), results: true });
+        }
+        moves(2, 12.8, Led { tasks: vec![0], results: false });
+        sample.task(600, "worker_1", 12.0, 10).begin(600, "worker_2", 13.0, 2).result(600, "worker_2", 13.02, 0.01);
+        sample.row(TWICE).findings.len()
+    };
+    assert_eq!((twice(true), twice(false)), (0, 1));
 }
 
 // ---- P9 and P10 ----
