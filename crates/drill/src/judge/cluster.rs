@@ -65,7 +65,7 @@ fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
         let took = written + crashes::free_time_without_gaps(evidence, "", waited, crashes::BETWEEN_ON_BUSY_MACHINE);
         if hit {
             let bound = match outage.means {
-                _ if service::may_stay_locked(evidence, *accepted, run.began) => AFTER_LOCK,
+                _ if service::may_stay_locked(evidence, *accepted, run) => AFTER_LOCK,
                 _ if fell_silent => fail_over,
                 Means::Stop => stop,
                 _ => ORDERED,

@@ -110,3 +110,18 @@ fn task_in_flight_at_the_loss_of_its_leader_may_run_twice() {
     let twice = verdict.rows.iter().find(|row| row.name == TWICE).expect("a row");
     assert_eq!((twice.state, twice.note.contains("broker 1 of")), (State::Held, true), "{twice:?}");
 }
+
+/// Kafka handed the task out in a response that the frozen node held back; its lock must end first.
+#[test]
+fn task_of_a_lost_response_may_wait_for_the_end_of_its_lock() {
+    let delayed = |delivered: i16| {
+        let mut it = Recorded::of_cluster();
+        let (at, _) = led(&it, FREEZE);
+        let (number, id, _, began) = task_on(&it, (at, at + 1.0), |_| true);
+        it.delay(&id, number, began, 12.0);
+        alter!(it, line: Fact::RunBegan { task_id, delivery, .. } if *task_id == id => *delivery = delivered);
+        let served = it.judged().rows.into_iter().find(|row| row.name == SERVED).expect("a row");
+        served.state
+    };
+    assert_eq!((delayed(1), delayed(2)), (State::Broken, State::Held));
+}

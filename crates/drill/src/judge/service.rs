@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::super::evidence::outages::Outage;
-use super::super::evidence::{Evidence, Life, MOMENT, Request, Story};
+use super::super::evidence::{Evidence, Life, MOMENT, Request, Run, Story};
 use super::super::fact::{Answer, Fact, Kind};
 use super::super::judgement::{Finding, Row, percentile};
 use super::super::texts::AFTERWARDS;
@@ -257,7 +257,7 @@ fn starts(evidence: &Evidence<'_>) -> Row {
         let (Some((_, accepted)), Some(run)) = (story.accepted.first(), story.runs.first()) else { continue };
         let waited = run.began - accepted;
         let took = if waited <= BEGUN { waited.max(0.0) } else { free_time(evidence, *accepted, run.began) };
-        tally.time(took, bound(evidence, *accepted, run.began), || Finding {
+        tally.time(took, bound(evidence, *accepted, run), || Finding {
             what: format!(
                 "a task started {} after it was accepted; a worker was free for {}",
                 shown(waited),
@@ -289,10 +289,11 @@ fn free_time(evidence: &Evidence<'_>, from: f64, until: f64) -> f64 {
 }
 
 /// The bound, which depends on what happened to workers that may have fetched the task.
-fn bound(evidence: &Evidence<'_>, accepted: f64, began: f64) -> f64 {
+fn bound(evidence: &Evidence<'_>, accepted: f64, run: &Run<'_>) -> f64 {
+    let began = run.began;
     let lives = || evidence.workers.values().flatten();
     let within = |at: f64| at >= accepted - MOMENT && at <= began;
-    if may_stay_locked(evidence, accepted, began) {
+    if may_stay_locked(evidence, accepted, run) {
         BEGUN_AFTER_HANG
     } else if lives().any(|life| within(life.works_until()) || life.exit.as_ref().is_some_and(|exit| within(exit.at))) {
         BEGUN_AFTER_STOP
@@ -301,14 +302,19 @@ fn bound(evidence: &Evidence<'_>, accepted: f64, began: f64) -> f64 {
     }
 }
 
-/// Whether a lock of this task may have lasted until its end: a worker that may have fetched it was frozen, lost its
-/// session, or was killed while sessions were replaced, and its old connection fetched after its exit (P8).
-pub(super) fn may_stay_locked(evidence: &Evidence<'_>, accepted: f64, began: f64) -> bool {
+/// Whether a lock of this task may have lasted until its end. A worker that may have fetched it was frozen, lost its
+/// session, or was killed while sessions were replaced, and its old connection fetched after its exit (P8). Or Kafka was
+/// not available, and the response with an earlier delivery was lost.
+pub(super) fn may_stay_locked(evidence: &Evidence<'_>, accepted: f64, run: &Run<'_>) -> bool {
+    let began = run.began;
     let lives = || evidence.workers.values().flatten();
     let hung = lives().any(|life| life.frozen.iter().any(|(from, thaw)| *from <= began && *thaw >= accepted));
     let lost = evidence.session_faults(accepted - RECOVERED, began).next().is_some();
     let mut deaths = lives().filter_map(Life::death);
+    let dropped = run.delivery.is_some_and(|delivery| delivery > 1)
+        && evidence.done_to_broker.iter().any(|outage| outage.from <= began && outage.back >= accepted);
     hung || lost
+        || dropped
         || deaths.any(|at| (accepted - MOMENT..=began).contains(&at) && evidence.kafka_away(at - RECOVERED, at))
 }
 
