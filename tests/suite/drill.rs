@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::support::{
-    Gateway, Rig, SOON, built, eventually,
+    Gateway, Rig, SOON, audit, built, eventually, eventually_some,
     program::{Launch, Program},
     reserved_port,
 };
@@ -83,6 +84,26 @@ fn the_first_signal_ends_watch_with_a_verdict_and_the_second_without() {
     let exit = drill.ends_at(Signal::SIGTERM, 4);
     assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
     assert!(last_line(&drill).starts_with("verdict: NONE: "));
+}
+
+#[test]
+fn watch_finds_an_unexplained_second_run() {
+    let (rig, gateway, _worker) = Rig::shared("drill-broken").fleet("a");
+    let mut drill = watch(&rig, &gateway.address).env("FOR", "8s").start();
+    drill.wait_for_line("for 8 s", SOON);
+    // The task already has a result, so the second result differs from the first.
+    let id = &eventually_some(SOON, "a task of the drill has run", || rig.audit().results.into_keys().next());
+    let again = json!({"task_id": id, "success": true, "processed_by": "ghost", "seconds": 0.1, "type": "result"});
+    audit::produce(
+        rig.broker().address(),
+        &rig.results(),
+        &[(Some(id.as_bytes()), Some(again.to_string().as_bytes()))],
+    );
+    assert_eq!(drill.wait(OVER).code, Some(5));
+    let told = drill.wait_for_line("a task ran on a, then on ghost, unexplained", SOON).text;
+    assert!(told.contains(id) && told.contains("; ledger lines "), "{told}");
+    let verdict = last_line(&drill);
+    assert!(verdict.starts_with("verdict: BROKEN: every answer is right (1), no task runs twice (1) ("), "{verdict}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::support::{Gateway, Rig, SOON, eventually, reserved_port};
 
 const BOUND: Duration = Duration::from_secs(3);
 
-/// A stopping gateway writes nothing, so a killed one leaves the least.
+/// A gateway stores no state at its stop, so a kill is the harder case.
 #[test]
 fn a_gateway_shows_fleet_and_results_within_three_seconds_after_a_kill() {
     let rig = Rig::shared("p10-kill");

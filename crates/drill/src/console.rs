@@ -1,7 +1,7 @@
 //! The output of a drill: lines on stdout and, on a terminal, a progress bar below them.
 //!
-//! `display` makes the progress and decides when to print it, `paper` makes the verdict. The bar is on stderr and is removed while a
-//! line is written, also a line of the log. Called by `display`, by the run at its ends, and by the log.
+//! `display` makes the progress and decides when to print it, `paper` makes the verdict. The bar is on stderr and is
+//! removed while a line is written, also a line of the log. Called by `display`, by the run at its ends, and by the log.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;

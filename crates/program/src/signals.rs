@@ -58,7 +58,7 @@ pub fn run(program: impl FnOnce(Signals) -> ExitCode) -> ExitCode {
     }
 }
 
-/// Handles SIGTERM, SIGINT and SIGHUP for the whole process. Works once per process.
+/// Handles SIGTERM, SIGINT and SIGHUP for the whole process.
 ///
 /// # Errors
 /// See [`SignalsError`].

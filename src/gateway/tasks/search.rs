@@ -191,7 +191,7 @@ mod tests {
     use std::sync::Arc;
     use uuid::{NoContext, Timestamp};
 
-    /// A search for a task that was created this many seconds after 1970, or whose id has no time.
+    /// Enters a search for a task that was created this many seconds after 1970, or whose id has no time.
     fn enter(tasks: &Tasks, created: Option<u64>) -> Ticket {
         let uuid = |seconds| Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, 0)).to_string();
         let id = created.map_or_else(|| "order-1".to_owned(), uuid);
@@ -199,8 +199,8 @@ mod tests {
         tasks.search(reply, TaskKey::from_id(&id), id).expect("room")
     }
 
-    /// The pass that serves the first search, and the times of creation with which others come while it runs. Returns
-    /// the numbers of the searches that it then serves, and of those that wait for another pass.
+    /// Runs a pass for the first search while searches with these creation times arrive. Returns the numbers of the
+    /// searches that it then serves, and of those that wait for another pass.
     fn pass_that_meets(first: Option<u64>, others: &[Option<u64>], newest: u64) -> (Vec<u64>, Vec<u64>) {
         let (tasks, asked) = Tasks::new(Arc::new(State::new(GatewayConfig::default())));
         enter(&tasks, first);

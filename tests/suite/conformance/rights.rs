@@ -209,7 +209,7 @@ fn requests_without_a_right_to_the_topic_are_answered_29() {
         assert_eq!(scene.refused(29), refused, "{operation:?}");
         let mut other = Scene::beside(&rig);
         rig.broker().deny(operation, Resource::Group(&other.place.topic));
-        assert_eq!(other.refused(29), [""; 0], "{operation:?} of another topic");
+        assert_eq!(other.refused(29), [""; 0], "{operation:?} of another topic, or of a group of its name");
     }
 }
 

@@ -74,3 +74,19 @@ fn a_lost_task_and_a_foreign_dead_letter_are_found() {
     said("no task is lost", "was accepted and has no result");
     said("no task fails that can succeed", "a task was dead-lettered");
 }
+
+#[test]
+fn a_worker_that_exits_without_an_action_is_found() {
+    let rig = Rig::shared("drill-dies");
+    let plan = LOAD.replace("60s", "3s");
+    let script = r#"[ "$WORKER_ID" = worker_2 ] || exec "$WORKER"; "$WORKER" &
+        until [ -e "$FOLDER/now" ]; do sleep 0.05; done; kill -9 $!; wait $!; exit 7"#;
+    let mut drill = Setup::on(&rig, &plan).worker_script(script).start();
+    drill.wait_for_load();
+    fs::write(drill.path("now"), "").expect("a file");
+    assert_eq!(drill.wait(OVER).code, Some(5));
+    let findings = drill.findings("exit codes are correct");
+    let told: Vec<_> = findings.iter().map(|finding| &finding["what"]).collect();
+    assert_eq!(told, ["worker_2 ended by itself, with exit code 7"]);
+    drill.assert_consistent(5);
+}

@@ -1,4 +1,4 @@
-//! Limits which tests run in parallel on this machine. [`super::Rig`] takes a turn for each test.
+//! Limits which tests run in parallel on this machine. Each [`super::Rig`] takes a turn.
 //!
 //! Most tests wait more than they work, so many of them run in parallel. Tests that measure a bound of at most a second
 //! run three at a time, after all other tests. libtest starts more threads than there are turns (`.cargo/config.toml`),

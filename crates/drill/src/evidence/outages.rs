@@ -36,9 +36,10 @@ pub(crate) struct Outage<'a> {
     pub(crate) led: Option<&'a Led>,
 }
 
-/// Records from before a freeze may be dated this much later, since SIGSTOP reaches a thread only when it is scheduled;
-/// waiting records arrive this soon after the thaw.
-const ON_ITS_WAY: f64 = 0.5;
+/// Records may be dated this much later than SIGSTOP, which reaches a thread only when it is scheduled.
+const STOPPING: f64 = 0.5;
+/// Waiting records arrive this soon after the thaw.
+const ON_ITS_WAY: f64 = 0.2;
 /// A worker has fetched from a node at most this long after the node is back.
 const FIRST_FETCH: f64 = 1.0;
 /// Kafka's pauses between retries vary by this share.
@@ -124,7 +125,7 @@ fn silence<'a>(begin: &Begin, life: &Life<'a>, (from, back): (f64, f64)) -> Outa
     } else {
         (back, back)
     };
-    let silent = (from + ON_ITS_WAY + life.slack, silent - ON_ITS_WAY - life.slack);
+    let silent = (from + STOPPING + life.slack, silent - ON_ITS_WAY - life.slack);
     Outage { process: life.process, means: Means::Silence, from, until, back, silent, led: None }
 }
 

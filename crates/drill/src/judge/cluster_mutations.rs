@@ -111,17 +111,26 @@ fn task_in_flight_at_the_loss_of_its_leader_may_run_twice() {
     assert_eq!((twice.state, twice.note.contains("broker 1 of")), (State::Held, true), "{twice:?}");
 }
 
-/// Kafka handed the task out in a response that the frozen node held back; its lock must end first.
+/// Kafka handed the task out in a response that a node held back, or to a worker that was frozen: its lock must end.
 #[test]
-fn task_of_a_lost_response_may_wait_for_the_end_of_its_lock() {
-    let delayed = |delivered: i16| {
+fn task_whose_lock_must_end_may_wait_for_twenty_seconds_where_a_node_fell_silent() {
+    let state = |action: u32, delivered: i16, seconds: f64, frozen: bool| {
         let mut it = Recorded::of_cluster();
-        let (at, _) = led(&it, FREEZE);
-        let (number, id, _, began) = task_on(&it, (at, at + 1.0), |_| true);
-        it.delay(&id, number, began, 12.0);
+        let (at, led) = led(&it, action);
+        let on = |partition| action == FREEZE || led.tasks.contains(&partition);
+        let (number, id, worker, began) = task_on(&it, (at, at + 2.0), on);
+        it.delay(&id, number, began, seconds);
         alter!(it, line: Fact::RunBegan { task_id, delivery, .. } if *task_id == id => *delivery = delivered);
-        let served = it.judged().rows.into_iter().find(|row| row.name == SERVED).expect("a row");
-        served.state
+        if frozen {
+            for (at, signal) in [(began, "SIGSTOP"), (began + seconds, "SIGCONT")] {
+                let (process, signal) = (worker.clone(), signal.to_owned());
+                it.put(at, Fact::Signalled { process, signal, action: None, until: None });
+            }
+        }
+        it.judged().rows.into_iter().find(|row| row.name == SERVED).expect("a row").state
     };
-    assert_eq!((delayed(1), delayed(2)), (State::Broken, State::Held));
+    assert_eq!((state(FREEZE, 1, 12.0, false), state(FREEZE, 2, 12.0, false)), (State::Broken, State::Held));
+    assert_eq!(state(FREEZE, 2, 21.0, false), State::Broken);
+    assert_eq!((state(SECOND_MOVE, 2, 2.5, false), state(STOP, 2, 2.5, false)), (State::Broken, State::Broken));
+    assert_eq!(state(SECOND_MOVE, 1, 2.5, true), State::Held);
 }

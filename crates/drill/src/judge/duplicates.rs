@@ -214,20 +214,22 @@ fn lock(evidence: &Evidence<'_>) -> f64 {
     evidence.begin.lock_ms as f64 / 1e3
 }
 
-/// The outages that may hold up acceptances at this time.
-fn held_up<'e, 'a>(evidence: &'e Evidence<'a>, at: f64) -> impl Iterator<Item = &'e Outage<'a>> {
-    evidence.done_to_broker.iter().filter(move |outage| outage.from <= at && at <= outage.until + SERVED_AFTER)
+/// The outages that may delay acceptances of all partitions at this time: not the move of a partition of tasks.
+fn delaying<'e, 'a>(evidence: &'e Evidence<'a>, at: f64) -> impl Iterator<Item = &'e Outage<'a>> {
+    let delays = |outage: &&Outage<'_>| outage.means != Means::Move || outage.led.is_some_and(|led| led.results);
+    let outages = evidence.done_to_broker.iter().filter(delays);
+    outages.filter(move |outage| outage.from <= at && at <= outage.until + SERVED_AFTER)
 }
 
 /// When a result of this time is accepted at the latest.
 fn accepted_by(evidence: &Evidence<'_>, at: f64) -> f64 {
     let by = at + ACCEPTED_WITHIN;
-    held_up(evidence, by).map(|outage| outage.until + SERVED_AFTER).fold(by, f64::max)
+    delaying(evidence, by).map(|outage| outage.until + SERVED_AFTER).fold(by, f64::max)
 }
 
 /// Results from this time on may not have been accepted when a worker dies or hangs.
 fn unaccepted_since(evidence: &Evidence<'_>, at: f64) -> f64 {
-    held_up(evidence, at).map(|outage| outage.from).fold(at - ACCEPT_WINDOW, f64::min)
+    delaying(evidence, at).map(|outage| outage.from).fold(at - ACCEPT_WINDOW, f64::min)
 }
 
 /// How many runs a worker can lose that dies or hangs at this time: in flight, or finished and not yet accepted.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::evidence::outages::Outage;
+use super::super::evidence::outages::{Means, Outage};
 use super::super::evidence::{Evidence, Life, MOMENT, Request, Run, Story};
 use super::super::fact::{Answer, Fact, Kind};
 use super::super::judgement::{Finding, Row, percentile};
@@ -302,9 +302,9 @@ fn bound(evidence: &Evidence<'_>, accepted: f64, run: &Run<'_>) -> f64 {
     }
 }
 
-/// Whether a lock of this task may have lasted until its end. A worker that may have fetched it was frozen, lost its
-/// session, or was killed while sessions were replaced, and its old connection fetched after its exit (P8). Or Kafka was
-/// not available, and the response with an earlier delivery was lost.
+/// Whether a lock of this task may have lasted until its end. One cause is a worker that may have fetched the task: it
+/// was frozen, lost its session, or was killed while sessions were replaced (P8). The other is a node that fell silent:
+/// another node may have held the response with an earlier delivery back, and its worker replaced the connection.
 pub(super) fn may_stay_locked(evidence: &Evidence<'_>, accepted: f64, run: &Run<'_>) -> bool {
     let began = run.began;
     let lives = || evidence.workers.values().flatten();
@@ -312,7 +312,10 @@ pub(super) fn may_stay_locked(evidence: &Evidence<'_>, accepted: f64, run: &Run<
     let lost = evidence.session_faults(accepted - RECOVERED, began).next().is_some();
     let mut deaths = lives().filter_map(Life::death);
     let dropped = run.delivery.is_some_and(|delivery| delivery > 1)
-        && evidence.done_to_broker.iter().any(|outage| outage.from <= began && outage.back >= accepted);
+        && evidence
+            .done_to_broker
+            .iter()
+            .any(|outage| outage.means == Means::Silence && outage.from <= began && outage.back >= accepted);
     hung || lost
         || dropped
         || deaths.any(|at| (accepted - MOMENT..=began).contains(&at) && evidence.kafka_away(at - RECOVERED, at))

@@ -1,4 +1,4 @@
-//! The judge on made-up ledgers: each promise kept, broken, and barely kept.
+//! The judge on made-up ledgers: cases that no mutation of a recorded run shows.
 
 mod commands;
 mod faults;
