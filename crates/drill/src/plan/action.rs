@@ -85,7 +85,7 @@ impl What {
     }
 
     fn kind(self) -> &'static (Self, &'static str, On, Length) {
-        KINDS.iter().find(|(what, ..)| *what == self).unwrap_or(&KINDS[0])
+        &KINDS[self as usize]
     }
 
     /// The name in plans.
@@ -109,8 +109,8 @@ impl What {
     }
 }
 
-/// Each kind with its name in plans, its target, and whether it takes `for`.
-static KINDS: [(What, &str, On, Length); 19] = [
+/// Each kind with its name in plans, its target, and whether it takes `for`; in the order of [`What`].
+const KINDS: [(What, &str, On, Length); 19] = [
     (What::StopWorker, "stop-worker", On::Worker, Length::May),
     (What::RestartWorker, "restart-worker", On::Worker, Length::No),
     (What::SecondSignal, "second-signal", On::Worker, Length::No),
@@ -131,6 +131,16 @@ static KINDS: [(What, &str, On, Length); 19] = [
     (What::Pause, "pause", On::Load, Length::Must),
     (What::Fault, "fault", On::Request, Length::May),
 ];
+
+// A row out of order does not compile. The last kind is named below.
+const _: () = {
+    let mut row = 0;
+    while row < KINDS.len() {
+        assert!(KINDS[row].0 as usize == row);
+        row += 1;
+    }
+    assert!(KINDS.len() == What::Fault as usize + 1);
+};
 
 /// Network faults by their names in plans. The length of a delay is the `for` of its action.
 const FAULTS: [(&str, Action); 4] = [
