@@ -23,8 +23,10 @@ pub(super) enum Reply {
     Answer(Bytes, usize),
     /// Read the next request.
     Nothing,
-    /// Close the connection.
+    /// Close the connection, as Kafka closes one.
     Close,
+    /// Break the connection off, as the end of a process does: TLS says no goodbye.
+    Cut,
     /// Neither answer nor read until the node ends.
     Deaf,
     /// Do this, then read nothing for this long.
@@ -36,7 +38,7 @@ impl Core {
     pub fn answer(&self, caller: Caller, frame: Bytes) -> Reply {
         let node = caller.node;
         if !self.pass(node) {
-            return Reply::Close;
+            return Reply::Cut;
         }
         let Some(asked) = Asked::read(frame) else { return Reply::Close };
         let caller = Caller { client: &asked.client, ..caller };
@@ -44,7 +46,7 @@ impl Core {
         let due = self.faults.due(asked.key as i16, &asked.client, node, scope);
         let reply =
             if due.is_empty() { reply(&asked, self.done(&caller, &asked)) } else { self.spoiled(caller, &asked, &due) };
-        if self.pass(node) { reply } else { Reply::Close }
+        if self.pass(node) { reply } else { Reply::Cut }
     }
 
     fn done(&self, caller: &Caller, asked: &Asked) -> Option<BytesMut> {
@@ -59,14 +61,14 @@ impl Core {
             match fault.action {
                 Action::Refuse(code) if fault.is_whole() => return reply(asked, says(code)),
                 Action::Refuse(code) => caller.refusals.push(refusal(fault, code, false)),
-                Action::CutBefore => return Reply::Close,
+                Action::CutBefore => return Reply::Cut,
                 Action::Deafen => return Reply::Deaf,
                 Action::RefuseAcknowledgements(code) => caller.refusals.push(refusal(fault, code, true)),
                 Action::Delay(time) => self.linger(caller.node, time),
                 Action::Freeze(after) => self.stand_still(caller.node, after),
                 Action::Restart(after) => {
                     self.order(Order::Restart(after));
-                    return Reply::Close;
+                    return Reply::Cut;
                 }
                 Action::MoveLeaders => self.change(|state, now| state.move_leaders(caller.node, now)),
                 Action::MoveCoordinators => self.change(|state, _| state.move_coordinators(caller.node)),
@@ -95,7 +97,7 @@ impl Core {
         for fault in due {
             match (fault.action, &mut answer) {
                 (Action::Late(time), _) => self.linger(caller.node, time),
-                (Action::CutAfter, _) => return Reply::Close,
+                (Action::CutAfter, _) => return Reply::Cut,
                 (Action::Misreport(code), _) => answer = reply(asked, says(code)),
                 (Action::AnswerTwice, Reply::Answer(_, times)) => *times = 2,
                 _ => {}

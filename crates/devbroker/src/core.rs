@@ -2,6 +2,7 @@
 //!
 //! Touches no socket. Called by `server` and `answer`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,6 +15,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::faults::Faults;
 use super::node::Condition;
 use super::produce::ALL;
+use super::security::Secured;
 use super::settings::milliseconds;
 use super::share_partition::Said;
 use super::share_wire::{Acknowledge, Fetch, Statements};
@@ -39,6 +41,8 @@ pub(super) struct Core {
     /// Notified after every change that a request may wait for.
     pub changed: Condvar,
     pub faults: Faults,
+    /// How connections are secured from now on.
+    security: Mutex<Arc<Secured>>,
     orders: Sender<Order>,
     /// Number of connections so far.
     connections: AtomicU64,
@@ -46,8 +50,18 @@ pub(super) struct Core {
 
 impl Core {
     pub fn new(state: State, orders: Sender<Order>) -> Self {
-        let connections = AtomicU64::new(0);
-        Self { state: Mutex::new(state), changed: Condvar::new(), faults: Faults::default(), orders, connections }
+        let (changed, faults, security) = (Condvar::new(), Faults::default(), Mutex::default());
+        Self { state: Mutex::new(state), changed, faults, security, orders, connections: AtomicU64::new(0) }
+    }
+
+    /// Returns how connections are secured now.
+    pub fn security(&self) -> Arc<Secured> {
+        Arc::clone(&self.security.lock())
+    }
+
+    /// Secures later connections like this.
+    pub fn set_security(&self, security: Secured) {
+        *self.security.lock() = Arc::new(security);
     }
 
     /// Returns a new connection number.

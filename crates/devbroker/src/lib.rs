@@ -1,12 +1,12 @@
 //! The embedded broker: Kafka's protocol and share groups, in memory, in this process.
 //!
 //! For tests, and for trying the system out without Kafka. [`Fault`] produces on demand the failures that a real broker
-//! rarely shows. It keeps nothing on disk, and has no security and no limits on clients, so it listens on the loopback
-//! only. It is not for production. The same tests run against it and against Apache Kafka.
+//! rarely shows. It keeps nothing on disk, and has no limits on clients, so it listens on the loopback only. It is not for production. The same tests run against it and against Apache Kafka.
 //!
 //! | module | noun |
 //! |---|---|
 //! | `server` | sockets and threads of one node |
+//! | `transport`, `security` | TLS on a socket, and how the listeners are secured |
 //! | `answer` | one request with its faults |
 //! | `core` | state, waits and the timer |
 //! | `asked`, `dispatch`, `share_wire`, `refusals`, `throttle`, `damage` | decoding requests, encoding responses |
@@ -42,6 +42,7 @@ mod produce;
 mod refusals;
 mod rights;
 mod scope;
+mod security;
 mod sequences;
 mod server;
 mod session;
@@ -54,10 +55,15 @@ mod state;
 mod throttle;
 mod topics;
 mod transactions;
+mod transport;
+
+#[cfg(test)]
+mod tests;
 
 pub use faults::{Action, Bites, Fault, Kind};
 pub use options::{DevbrokerConfig, run};
 pub use rights::{Denial, Operation, Resource};
+pub use security::{Security, SecurityError, ServerTls};
 pub use settings::{KafkaVersion, MEMORY_LIMIT, Settings};
 
 use std::io;
@@ -114,6 +120,9 @@ pub enum StartError {
         /// The reason.
         source: io::Error,
     },
+    /// [`Settings::security`] cannot be used.
+    #[error(transparent)]
+    Security(#[from] SecurityError),
 }
 
 impl Broker {
@@ -126,7 +135,9 @@ impl Broker {
         let addresses: Vec<SocketAddr> = ports.iter().map(ReservedPort::address).collect();
         let (orders, to_do) = bounded(ORDERS);
         let announced = announced(&settings, &addresses);
+        let security = settings.security.check()?;
         let core = Arc::new(Core::new(State::new(settings, announced), orders));
+        core.set_security(security);
         let servers = Mutex::new(addresses.iter().map(|_| None).collect());
         let shared = Arc::new(Shared { core, addresses, _ports: ports, servers, died: Stop::new() });
         let mut broker = Self { shared: Arc::clone(&shared), threads: Vec::new(), stop: Stop::new() };
@@ -180,6 +191,15 @@ impl Broker {
     /// Removes all faults.
     pub fn heal(&self) {
         self.shared.core.faults.clear();
+    }
+
+    /// Secures connections that are opened from now on like this; open ones stay as they are.
+    ///
+    /// # Errors
+    /// A file cannot be read, or certificate and key do not fit. Then nothing changes.
+    pub fn set_security(&self, security: Security) -> Result<(), SecurityError> {
+        self.shared.core.set_security(security.check()?);
+        Ok(())
     }
 
     /// Denies a right to clients, until [`Self::allow_all`].
@@ -362,7 +382,7 @@ fn each<T>(addresses: &[SocketAddr], take: impl Fn(SocketAddr) -> io::Result<T>)
 /// Returns the addresses that clients get: the listeners, except that `advertised.listeners` replaces the first node's.
 fn announced(settings: &Settings, addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let mut announced = addresses.to_vec();
-    let other = settings.text("advertised.listeners").strip_prefix("PLAINTEXT://").and_then(|text| text.parse().ok());
+    let other = settings.text("advertised.listeners").split_once("://").and_then(|(_, text)| text.parse().ok());
     if let (Some(first), Some(other)) = (announced.first_mut(), other) {
         *first = other;
     }

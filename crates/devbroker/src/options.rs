@@ -7,8 +7,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use clap::Parser;
 use log::LevelFilter;
 
+use super::Broker;
 use super::settings::{MEMORY_LIMIT, Settings};
-use super::{Broker, StartError};
 use program::exit::ExitCode;
 use program::logging;
 use program::options::{Environment, Faults, values};
@@ -96,7 +96,7 @@ pub fn run(config: DevbrokerConfig, signals: &Signals) -> ExitCode {
     let mebibytes = config.settings.memory_limit >> 20;
     let broker = match Broker::start(config.settings) {
         Ok(broker) => broker,
-        Err(error @ StartError::Listen { .. }) => {
+        Err(error) => {
             log::error!("{error}");
             return ExitCode::Fatal;
         }

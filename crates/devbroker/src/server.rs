@@ -17,6 +17,7 @@ use super::answer::Reply;
 use super::core::Core;
 use super::node::Condition;
 use super::state::Caller;
+use super::transport::{Stream, Watched};
 use program::reserved_port::ReservedPort;
 use program::stop::Stop;
 use program::threads::{self, Thread};
@@ -47,20 +48,6 @@ struct Connection {
     active: Arc<Mutex<Instant>>,
     /// Closed for being idle; its thread may still be parked in a request.
     closed: bool,
-}
-
-/// The reading side of a connection, which notes the time of each read.
-struct Watched<'a> {
-    socket: &'a TcpStream,
-    active: &'a Mutex<Instant>,
-}
-
-impl Read for Watched<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let count = self.socket.read(into)?;
-        *self.active.lock() = Instant::now();
-        Ok(count)
-    }
 }
 
 impl Server {
@@ -172,18 +159,30 @@ impl Shared {
         socket.set_nodelay(true)?;
         let largest = usize::try_from(self.core.state.lock().settings.number("socket.request.max.bytes"));
         let largest = largest.unwrap_or(usize::MAX);
-        let mut reader = BufReader::with_capacity(16 << 10, Watched { socket, active });
-        let mut writer = socket;
+        let mut stream = Stream::new(Watched { socket, active }, self.core.security().tls.as_ref())?;
+        stream.read_hello()?;
+        if !self.core.pass(caller.node) {
+            return Ok(());
+        }
+        stream.shake_hands()?;
+        let mut stream = BufReader::with_capacity(16 << 10, stream);
         loop {
-            let frame = read_frame(&mut reader, largest)?;
+            let frame = read_frame(&mut stream, largest)?;
             let (reply, mute) = match self.core.answer(caller.clone(), frame) {
                 Reply::Throttled(reply, time) => (*reply, Some(time)),
                 reply => (reply, None),
             };
             match reply {
-                Reply::Answer(frame, times) => (0..times).try_for_each(|_| writer.write_all(&frame))?,
+                Reply::Answer(frame, times) => {
+                    (0..times).try_for_each(|_| stream.get_mut().write_all(&frame))?;
+                    stream.get_mut().flush()?;
+                }
                 Reply::Nothing => {}
-                Reply::Close | Reply::Throttled(..) => return Ok(()),
+                Reply::Close => {
+                    stream.get_mut().say_goodbye();
+                    return Ok(());
+                }
+                Reply::Cut | Reply::Throttled(..) => return Ok(()),
                 Reply::Deaf => {
                     self.core.outlast(caller.node);
                     return Ok(());

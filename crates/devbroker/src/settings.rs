@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::security::Security;
+
 /// Default for the bytes of records that a broker stores.
 pub const MEMORY_LIMIT: usize = 512 << 20;
 
@@ -61,6 +63,8 @@ pub struct Settings {
     /// How late acknowledgements are written. A killed leader loses those of its last `share_state_delay`; with zero,
     /// none.
     pub share_state_delay: Duration,
+    /// How the listeners are secured at the start; [`Broker::set_security`](super::Broker::set_security) changes it.
+    pub security: Security,
     /// Settings of the broker that differ from Kafka's defaults.
     overrides: BTreeMap<String, String>,
 }
@@ -77,6 +81,7 @@ impl Settings {
             fenced: Duration::ZERO,
             loading: Duration::from_millis(100),
             share_state_delay: Duration::ZERO,
+            security: Security::default(),
             overrides: BTreeMap::new(),
         }
     }

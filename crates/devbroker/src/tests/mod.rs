@@ -1,0 +1,4 @@
+//! Secured listeners, as a client of rustls sees them: one thread, blocking, no code of the project's own client.
+
+mod support;
+mod tls;
