@@ -1,12 +1,15 @@
 //! The reply to one request, with the faults that apply to it.
 //!
-//! Called by `server`, for every request; [`dispatch`] makes the response of a request without faults.
+//! Called by `server`, for every request; [`dispatch`] makes the response of a request without faults, and
+//! [`authentication`](super::authentication) that of SASL.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use kafka_protocol::messages::ApiKey;
 
 use super::asked::Asked;
+use super::authentication::{Admission, Authentication, FAILURE_DELAY, ILLEGAL_SASL_STATE};
 use super::core::{Core, Order};
 use super::damage::damaged;
 use super::dispatch;
@@ -34,29 +37,42 @@ pub(super) enum Reply {
 }
 
 impl Core {
-    /// Answers one request of a connection.
-    pub fn answer(&self, caller: Caller, frame: Bytes) -> Reply {
+    /// Answers one request of a connection. Afterwards the connection is closed if its authentication has failed.
+    pub fn answer(&self, caller: Caller, frame: Bytes, login: &mut Authentication) -> Reply {
         let node = caller.node;
         if !self.pass(node) {
             return Reply::Cut;
         }
         let Some(asked) = Asked::read(frame) else { return Reply::Close };
+        match login.admit(&asked, Instant::now()) {
+            Admission::Serve => {}
+            Admission::Close => return Reply::Close,
+            Admission::Illegal => {
+                self.linger(node, FAILURE_DELAY);
+                return reply(&asked, refused(&asked, ILLEGAL_SASL_STATE));
+            }
+        }
         let caller = Caller { client: &asked.client, ..caller };
         let scope = || self.state.lock().scope(&caller, &asked);
         let due = self.faults.due(asked.key as i16, &asked.client, node, scope);
-        let reply =
-            if due.is_empty() { reply(&asked, self.done(&caller, &asked)) } else { self.spoiled(caller, &asked, &due) };
+        let reply = match due.is_empty() {
+            true => reply(&asked, self.done(&caller, &asked, login)),
+            false => self.spoiled(caller, &asked, &due, login),
+        };
         if self.pass(node) { reply } else { Reply::Cut }
     }
 
-    fn done(&self, caller: &Caller, asked: &Asked) -> Option<BytesMut> {
-        dispatch::answer(self, caller, asked)
+    fn done(&self, caller: &Caller, asked: &Asked, login: &mut Authentication) -> Option<BytesMut> {
+        match asked.key {
+            ApiKey::SaslHandshake | ApiKey::SaslAuthenticate => login.answer(self, caller.node, asked),
+            _ => dispatch::answer(self, caller, asked),
+        }
     }
 
     /// Answers a request to which faults apply.
-    fn spoiled(&self, mut caller: Caller, asked: &Asked, due: &[Due]) -> Reply {
+    fn spoiled(&self, mut caller: Caller, asked: &Asked, due: &[Due], login: &mut Authentication) -> Reply {
         let kind = Kind::of_api_key(asked.key as i16);
-        let says = |code| kind.and_then(|kind| refusals::body(kind, asked.version, asked.body.clone(), code));
+        let says = |code| refused(asked, code);
         for fault in due {
             match fault.action {
                 Action::Refuse(code) if fault.is_whole() => return reply(asked, says(code)),
@@ -83,7 +99,7 @@ impl Core {
         let throttle =
             due.iter().find_map(|fault| if let Action::Throttle(time) = fault.action { Some(time) } else { None });
         let throttle = kind.zip(throttle);
-        let body = self.done(&caller, asked);
+        let body = self.done(&caller, asked, login);
         let body = match throttle {
             Some((kind, time)) => body.and_then(|body| throttled(kind, asked, body, time)),
             None => body,
@@ -124,6 +140,11 @@ fn reply(asked: &Asked, body: Option<BytesMut>) -> Reply {
         Some(_) if asked.wants_no_answer() => Reply::Nothing,
         Some(frame) => Reply::Answer(frame, 1),
     }
+}
+
+/// The body of a response with nothing but this code; `None` for requests without a [`Kind`].
+fn refused(asked: &Asked, code: ErrorCode) -> Option<BytesMut> {
+    refusals::body(Kind::of_api_key(asked.key as i16)?, asked.version, asked.body.clone(), code)
 }
 
 fn refusal(due: &Due, code: ErrorCode, acknowledgements: bool) -> Refusal {

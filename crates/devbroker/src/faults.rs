@@ -36,11 +36,15 @@ pub enum Kind {
     ShareFetch,
     /// ShareAcknowledge
     ShareAcknowledge,
+    /// SaslHandshake
+    SaslHandshake,
+    /// SaslAuthenticate
+    SaslAuthenticate,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Produce,
         Self::Fetch,
         Self::ListOffsets,
@@ -51,6 +55,8 @@ impl Kind {
         Self::ShareGroupHeartbeat,
         Self::ShareFetch,
         Self::ShareAcknowledge,
+        Self::SaslHandshake,
+        Self::SaslAuthenticate,
     ];
 
     pub(super) fn api_key(self) -> i16 {
@@ -65,6 +71,8 @@ impl Kind {
             Self::ShareGroupHeartbeat => ApiKey::ShareGroupHeartbeat,
             Self::ShareFetch => ApiKey::ShareFetch,
             Self::ShareAcknowledge => ApiKey::ShareAcknowledge,
+            Self::SaslHandshake => ApiKey::SaslHandshake,
+            Self::SaslAuthenticate => ApiKey::SaslAuthenticate,
         };
         key as i16
     }

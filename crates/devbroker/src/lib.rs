@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `server` | sockets and threads of one node |
 //! | `transport`, `security` | TLS on a socket, and how the listeners are secured |
+//! | `authentication`, `scram` | SASL |
 //! | `answer` | one request with its faults |
 //! | `core` | state, waits and the timer |
 //! | `asked`, `dispatch`, `share_wire`, `refusals`, `throttle`, `damage` | decoding requests, encoding responses |
@@ -24,6 +25,7 @@
 
 mod answer;
 mod asked;
+mod authentication;
 mod batch;
 mod configs;
 mod core;
@@ -42,6 +44,7 @@ mod produce;
 mod refusals;
 mod rights;
 mod scope;
+mod scram;
 mod security;
 mod sequences;
 mod server;
@@ -63,7 +66,7 @@ mod tests;
 pub use faults::{Action, Bites, Fault, Kind};
 pub use options::{DevbrokerConfig, run};
 pub use rights::{Denial, Operation, Resource};
-pub use security::{Security, SecurityError, ServerTls};
+pub use security::{Sasl, SaslMechanism, Security, SecurityError, ServerTls};
 pub use settings::{KafkaVersion, MEMORY_LIMIT, Settings};
 
 use std::io;
@@ -193,10 +196,11 @@ impl Broker {
         self.shared.core.faults.clear();
     }
 
-    /// Secures connections that are opened from now on like this; open ones stay as they are.
+    /// Secures connections that are opened from now on like this. Open ones stay as they are, but a re-authentication
+    /// finds the new accounts.
     ///
     /// # Errors
-    /// A file cannot be read, or certificate and key do not fit. Then nothing changes.
+    /// A file cannot be read, certificate and key do not fit, or the iteration count is 0. Then nothing changes.
     pub fn set_security(&self, security: Security) -> Result<(), SecurityError> {
         self.shared.core.set_security(security.check()?);
         Ok(())

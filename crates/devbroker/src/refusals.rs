@@ -12,8 +12,8 @@ use kafka_protocol::messages::produce_response::{PartitionProduceResponse, Topic
 use kafka_protocol::messages::{
     CreateTopicsRequest, CreateTopicsResponse, FetchRequest, FetchResponse, FindCoordinatorRequest,
     FindCoordinatorResponse, InitProducerIdResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest,
-    MetadataResponse, ProduceRequest, ProduceResponse, ProducerId, ShareAcknowledgeResponse, ShareFetchResponse,
-    ShareGroupHeartbeatResponse,
+    MetadataResponse, ProduceRequest, ProduceResponse, ProducerId, SaslAuthenticateResponse, SaslHandshakeResponse,
+    ShareAcknowledgeResponse, ShareFetchResponse, ShareGroupHeartbeatResponse,
 };
 use kafka_protocol::protocol::{Decodable, Encodable};
 
@@ -51,6 +51,10 @@ pub(super) fn body(kind: Kind, version: i16, mut request: Bytes, code: ErrorCode
             let answer = ShareAcknowledgeResponse::default().with_error_code(code.0);
             share_wire::encode_acknowledged(&mut body, &answer, version, 0)?;
             Ok(())
+        }
+        Kind::SaslHandshake => SaslHandshakeResponse::default().with_error_code(code.0).encode(&mut body, version),
+        Kind::SaslAuthenticate => {
+            SaslAuthenticateResponse::default().with_error_code(code.0).encode(&mut body, version)
         }
     }
     .ok()?;

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use socket2::SockRef;
 
 use super::answer::Reply;
+use super::authentication::Authentication;
 use super::core::Core;
 use super::node::Condition;
 use super::state::Caller;
@@ -159,7 +160,9 @@ impl Shared {
         socket.set_nodelay(true)?;
         let largest = usize::try_from(self.core.state.lock().settings.number("socket.request.max.bytes"));
         let largest = largest.unwrap_or(usize::MAX);
-        let mut stream = Stream::new(Watched { socket, active }, self.core.security().tls.as_ref())?;
+        let security = self.core.security();
+        let mut login = Authentication::new(security.sasl.is_some());
+        let mut stream = Stream::new(Watched { socket, active }, security.tls.as_ref())?;
         stream.read_hello()?;
         if !self.core.pass(caller.node) {
             return Ok(());
@@ -168,7 +171,7 @@ impl Shared {
         let mut stream = BufReader::with_capacity(16 << 10, stream);
         loop {
             let frame = read_frame(&mut stream, largest)?;
-            let (reply, mute) = match self.core.answer(caller.clone(), frame) {
+            let (reply, mute) = match self.core.answer(caller.clone(), frame, &mut login) {
                 Reply::Throttled(reply, time) => (*reply, Some(time)),
                 reply => (reply, None),
             };
@@ -189,6 +192,10 @@ impl Shared {
                 }
             }
             *active.lock() = Instant::now();
+            if login.has_failed() {
+                stream.get_mut().say_goodbye();
+                return Ok(());
+            }
             if let Some(time) = mute {
                 self.core.linger(caller.node, time);
             }

@@ -37,6 +37,7 @@ pub(super) fn throttled(kind: Kind, asked: &Asked, mut body: BytesMut, time: Dur
         Kind::ListOffsets if version < 2 => {}
         Kind::Metadata if version < 3 => {}
         Kind::FindCoordinator if version < 1 => {}
+        Kind::SaslHandshake | Kind::SaslAuthenticate => {}
         _ => body.get_mut(..4)?.copy_from_slice(&time_ms.to_be_bytes()),
     }
     Some(body)

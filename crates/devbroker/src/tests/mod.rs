@@ -1,4 +1,5 @@
 //! Secured listeners, as a client of rustls sees them: one thread, blocking, no code of the project's own client.
 
+mod sasl;
 mod support;
 mod tls;

@@ -58,7 +58,7 @@ impl Authority {
     /// TLS for the broker, which asks clients for no certificate.
     pub fn server(&self) -> Security {
         let (certificate, key) = self.issue("server");
-        Security { tls: Some(ServerTls { certificate, key, client_authorities: None }) }
+        Security { tls: Some(ServerTls { certificate, key, client_authorities: None }), sasl: None }
     }
 
     /// A client that trusts this authority and presents no certificate.

@@ -40,7 +40,7 @@ fn client_needs_a_certificate_of_the_demanded_authority() {
     let (authority, other) = (Authority::new(), Authority::new());
     let (certificate, key) = authority.issue("server");
     let client_authorities = Some(authority.file());
-    let broker = broker(Security { tls: Some(ServerTls { certificate, key, client_authorities }) });
+    let broker = broker(Security { tls: Some(ServerTls { certificate, key, client_authorities }), sasl: None });
     let versions = rustls::DEFAULT_VERSIONS;
     let known = authority.client_of(versions, Some(authority.issue("client")));
     Client::tls(&broker, &known).api_versions().expect("a response");
@@ -90,14 +90,15 @@ fn security_that_cannot_be_used_changes_nothing_and_names_the_file() {
     let (certificate, _) = authority.issue("one");
     let (_, key) = authority.issue("other");
     let pair = ServerTls { certificate: certificate.clone(), key, client_authorities: None };
-    let fault = broker.set_security(Security { tls: Some(pair) }).expect_err("they do not fit").to_string();
+    let fault = broker.set_security(Security { tls: Some(pair), sasl: None }).expect_err("they do not fit").to_string();
     assert!(fault.contains("one.pem"), "{fault}");
     let absent = ServerTls { certificate: certificate.clone(), key: "absent".into(), client_authorities: None };
-    let fault = broker.set_security(Security { tls: Some(absent) }).expect_err("no key").to_string();
+    let fault = broker.set_security(Security { tls: Some(absent), sasl: None }).expect_err("no key").to_string();
     assert!(fault.contains("absent"), "{fault}");
     let no_certificate = ServerTls { key: certificate.with_extension("key"), certificate, client_authorities: None };
     let no_authority = ServerTls { client_authorities: Some(no_certificate.key.clone()), ..no_certificate };
-    let fault = broker.set_security(Security { tls: Some(no_authority) }).expect_err("no authority").to_string();
+    let fault =
+        broker.set_security(Security { tls: Some(no_authority), sasl: None }).expect_err("no authority").to_string();
     assert!(fault.contains("one.key"), "{fault}");
     Client::tls(&broker, &authority.client()).api_versions().expect("a response as before");
 }
@@ -106,7 +107,7 @@ fn security_that_cannot_be_used_changes_nothing_and_names_the_file() {
 fn broker_does_not_start_without_its_certificate() {
     let mut settings = crate::Settings::new(vec!["127.0.0.1:0".parse().expect("an address")]);
     let tls = ServerTls { certificate: "absent".into(), key: "absent".into(), client_authorities: None };
-    settings.security = Security { tls: Some(tls) };
+    settings.security = Security { tls: Some(tls), sasl: None };
     assert!(matches!(crate::Broker::start(settings), Err(StartError::Security(_))));
 }
 
