@@ -22,8 +22,8 @@ use kafka_share::ErrorCode;
 
 /// A connection's next step.
 pub(super) enum Reply {
-    /// Write these bytes this many times.
-    Answer(Bytes, usize),
+    /// Write these bytes in this manner.
+    Answer(Bytes, Manner),
     /// Read the next request.
     Nothing,
     /// Close the connection, as Kafka closes one.
@@ -32,8 +32,22 @@ pub(super) enum Reply {
     Cut,
     /// Neither answer nor read until the node ends.
     Deaf,
+    /// Send a fatal TLS alert and close the connection.
+    Alert,
     /// Do this, then read nothing for this long.
     Throttled(Box<Reply>, Duration),
+}
+
+/// How a response is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    Whole,
+    /// Two times in one piece.
+    Twice,
+    /// Byte by byte.
+    Trickling,
+    /// This many bytes of it. Then neither answer nor read until the node ends.
+    Truncated(usize),
 }
 
 impl Core {
@@ -79,6 +93,7 @@ impl Core {
                 Action::Refuse(code) => caller.refusals.push(refusal(fault, code, false)),
                 Action::CutBefore => return Reply::Cut,
                 Action::Deafen => return Reply::Deaf,
+                Action::Alert => return Reply::Alert,
                 Action::RefuseAcknowledgements(code) => caller.refusals.push(refusal(fault, code, true)),
                 Action::Delay(time) => self.linger(caller.node, time),
                 Action::Freeze(after) => self.stand_still(caller.node, after),
@@ -92,6 +107,8 @@ impl Core {
                 | Action::Misreport(_)
                 | Action::CutAfter
                 | Action::AnswerTwice
+                | Action::Trickle
+                | Action::Truncate(_)
                 | Action::Throttle(_)
                 | Action::Damage => {}
             }
@@ -115,7 +132,9 @@ impl Core {
                 (Action::Late(time), _) => self.linger(caller.node, time),
                 (Action::CutAfter, _) => return Reply::Cut,
                 (Action::Misreport(code), _) => answer = reply(asked, says(code)),
-                (Action::AnswerTwice, Reply::Answer(_, times)) => *times = 2,
+                (Action::AnswerTwice, Reply::Answer(_, manner)) => *manner = Manner::Twice,
+                (Action::Trickle, Reply::Answer(_, manner)) => *manner = Manner::Trickling,
+                (Action::Truncate(count), Reply::Answer(_, manner)) => *manner = Manner::Truncated(count),
                 _ => {}
             }
         }
@@ -138,7 +157,7 @@ fn reply(asked: &Asked, body: Option<BytesMut>) -> Reply {
     match body.and_then(|body| asked.answer(&body)) {
         None => Reply::Close,
         Some(_) if asked.wants_no_answer() => Reply::Nothing,
-        Some(frame) => Reply::Answer(frame, 1),
+        Some(frame) => Reply::Answer(frame, Manner::Whole),
     }
 }
 

@@ -13,6 +13,9 @@ use parking_lot::Mutex;
 use super::scope::Scope;
 use kafka_share::ErrorCode;
 
+/// In place of the api key of a request.
+const NO_REQUEST: i16 = -1;
+
 /// Kinds of requests at which faults can be due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -40,11 +43,15 @@ pub enum Kind {
     SaslHandshake,
     /// SaslAuthenticate
     SaslAuthenticate,
+    /// The TLS handshake, once its ClientHello is read. It is no request: only faults of this kind are due at it, and
+    /// its client has no id. `Deafen`, `Truncate`, `Alert`, `CutBefore`, `Delay` and `CutAfter` (after the handshake)
+    /// take effect; other actions do nothing.
+    TlsHandshake,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Produce,
         Self::Fetch,
         Self::ListOffsets,
@@ -57,6 +64,7 @@ impl Kind {
         Self::ShareAcknowledge,
         Self::SaslHandshake,
         Self::SaslAuthenticate,
+        Self::TlsHandshake,
     ];
 
     pub(super) fn api_key(self) -> i16 {
@@ -73,6 +81,7 @@ impl Kind {
             Self::ShareAcknowledge => ApiKey::ShareAcknowledge,
             Self::SaslHandshake => ApiKey::SaslHandshake,
             Self::SaslAuthenticate => ApiKey::SaslAuthenticate,
+            Self::TlsHandshake => return NO_REQUEST,
         };
         key as i16
     }
@@ -110,8 +119,16 @@ pub enum Action {
     /// from the connection for this long. The responses to Fetch and ShareFetch bring no records, as in Kafka.
     Throttle(Duration),
     /// The request has its effect. In a Fetch or ShareFetch response each partition's first batch has a wrong checksum,
-    /// as after a bit error on the wire. Other responses are unchanged.
+    /// as after a bit error on the wire. In the SaslAuthenticate response that ends SCRAM the server's signature is
+    /// wrong. Other responses are unchanged.
     Damage,
+    /// The request has its effect; the socket gets the bytes of its response one by one.
+    Trickle,
+    /// The request has its effect; only this many bytes of its response, or of the server's first flight in a TLS
+    /// handshake, are sent. Then the connection is deaf as after [`Self::Deafen`].
+    Truncate(usize),
+    /// The request has no effect; a fatal TLS alert (bad_record_mac) ends the connection. Without TLS it is closed.
+    Alert,
     /// The whole broker freezes for this time, before the effect.
     Freeze(Duration),
     /// The whole broker is killed and starts again after this time; its memory survives.
@@ -259,7 +276,7 @@ impl Faults {
         let mut due = Vec::new();
         for entry in self.armed.lock().iter_mut() {
             let fault = &entry.fault;
-            let matches = fault.kind.is_none_or(|kind| kind.api_key() == api_key)
+            let matches = fault.kind.map_or(api_key != NO_REQUEST, |kind| kind.api_key() == api_key)
                 && fault.client.as_ref().is_none_or(|id| client.contains(id.as_str()))
                 && fault.node.is_none_or(|id| id == node)
                 && (!fault.is_bound() || scope.has(fault.topic.as_deref(), fault.partition));

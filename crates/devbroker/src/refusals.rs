@@ -53,6 +53,7 @@ pub(super) fn body(kind: Kind, version: i16, mut request: Bytes, code: ErrorCode
             Ok(())
         }
         Kind::SaslHandshake => SaslHandshakeResponse::default().with_error_code(code.0).encode(&mut body, version),
+        Kind::TlsHandshake => return None,
         Kind::SaslAuthenticate => {
             SaslAuthenticateResponse::default().with_error_code(code.0).encode(&mut body, version)
         }

@@ -1,8 +1,8 @@
 //! Rights of clients to topics, groups and the cluster, as Kafka's `StandardAuthorizer` decides them.
 //!
 //! A list of denials; everything else is allowed. Each request calls `State::check_right` as soon as it knows the
-//! topic or group. Kafka denies users; the embedded broker denies client ids. Called by the requests, and
-//! by tests through [`Broker`](super::Broker).
+//! topic or group. Kafka denies users; the embedded broker denies client ids. Called by the requests, and by tests
+//! through [`Broker`](super::Broker).
 
 use kafka_share::ErrorCode;
 

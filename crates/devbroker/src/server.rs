@@ -4,7 +4,7 @@
 //! Called by [`Broker`](super::Broker).
 
 use std::collections::HashMap;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,10 +13,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use socket2::SockRef;
 
-use super::answer::Reply;
+use super::answer::{Manner, Reply};
 use super::authentication::Authentication;
 use super::core::Core;
+use super::faults::{Action, Kind};
 use super::node::Condition;
+use super::scope::Scope;
 use super::state::Caller;
 use super::transport::{Stream, Watched};
 use program::reserved_port::ReservedPort;
@@ -155,6 +157,36 @@ impl Shared {
         idle.into_iter().for_each(|id| self.core.end_sessions_of(id));
     }
 
+    /// Completes a TLS handshake, with the faults that apply to it. Returns whether the connection is used; without TLS
+    /// it always is.
+    fn shake_hands(&self, stream: &mut Stream, node: i32) -> io::Result<bool> {
+        if matches!(stream, Stream::Plain(_)) {
+            return Ok(true);
+        }
+        stream.read_hello()?;
+        if !self.core.pass(node) {
+            return Ok(false);
+        }
+        let due = self.core.faults.due(Kind::TlsHandshake.api_key(), "", node, Scope::default);
+        for fault in &due {
+            match fault.action {
+                Action::Delay(time) => self.core.linger(node, time),
+                Action::CutBefore => return Ok(false),
+                Action::Alert => return stream.alert().map(|()| false),
+                Action::Deafen | Action::Truncate(_) => {
+                    if let Action::Truncate(count) = fault.action {
+                        stream.send_flight(count)?;
+                    }
+                    self.core.outlast(node);
+                    return Ok(false);
+                }
+                _ => {}
+            }
+        }
+        stream.shake_hands()?;
+        Ok(!due.iter().any(|fault| fault.action == Action::CutAfter))
+    }
+
     /// Answers each request before it reads the next, so responses come in the order of their requests.
     fn serve(&self, socket: &TcpStream, active: &Mutex<Instant>, caller: &Caller<'static>) -> io::Result<()> {
         socket.set_nodelay(true)?;
@@ -162,12 +194,10 @@ impl Shared {
         let largest = largest.unwrap_or(usize::MAX);
         let security = self.core.security();
         let mut login = Authentication::new(security.sasl.is_some());
-        let mut stream = Stream::new(Watched { socket, active }, security.tls.as_ref())?;
-        stream.read_hello()?;
-        if !self.core.pass(caller.node) {
+        let mut stream = Stream::new(Watched::new(socket, active), security.tls.as_ref())?;
+        if !self.shake_hands(&mut stream, caller.node)? {
             return Ok(());
         }
-        stream.shake_hands()?;
         let mut stream = BufReader::with_capacity(16 << 10, stream);
         loop {
             let frame = read_frame(&mut stream, largest)?;
@@ -176,11 +206,19 @@ impl Shared {
                 reply => (reply, None),
             };
             match reply {
-                Reply::Answer(frame, times) => {
-                    (0..times).try_for_each(|_| stream.get_mut().write_all(&frame))?;
-                    stream.get_mut().flush()?;
+                Reply::Answer(frame, Manner::Truncated(count)) => {
+                    stream.get_mut().send(frame.get(..count).unwrap_or(&frame))?;
+                    self.core.outlast(caller.node);
+                    return Ok(());
+                }
+                Reply::Answer(frame, manner) => {
+                    stream.get_mut().set_trickling(manner == Manner::Trickling);
+                    // One record of TLS then carries two responses.
+                    let twice = (manner == Manner::Twice).then(|| frame.repeat(2));
+                    stream.get_mut().send(twice.as_deref().unwrap_or(&frame))?;
                 }
                 Reply::Nothing => {}
+                Reply::Alert => return stream.get_mut().alert(),
                 Reply::Close => {
                     stream.get_mut().say_goodbye();
                     return Ok(());
@@ -203,6 +241,7 @@ impl Shared {
     }
 }
 
+/// Reads one request with its length.
 fn read_frame(reader: &mut impl Read, largest: usize) -> io::Result<Bytes> {
     let mut length = [0; 4];
     reader.read_exact(&mut length)?;
