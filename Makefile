@@ -102,9 +102,10 @@ audit: ## check the dependencies for published vulnerabilities; cargo-deny downl
 fuzz-check: ## check that the fuzz targets build
 	@CUSTOM_LIBFUZZER_PATH=/dev/null cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)/fuzz
 
-fuzz: ## fuzz heads of requests and chunked bodies, ten minutes each; needs cargo-fuzz and a nightly toolchain
+fuzz: ## fuzz heads of requests, chunked bodies and logins, ten minutes each; needs cargo-fuzz and a nightly toolchain
 	@cargo +nightly fuzz run head -- -max_total_time=600 -max_len=20000
 	@cargo +nightly fuzz run chunks -- -max_total_time=600 -max_len=20000
+	@cargo +nightly fuzz run sasl -- -max_total_time=600 -max_len=2000
 
 bench: ## measure the figures of docs/deploy.md on a Kafka of their own; QUICK=1: short runs
 	cargo bench --locked --bench bench -- $(if $(QUICK),--quick)

@@ -1,7 +1,7 @@
-//! The parts of the gateway that read what callers send, by themselves: instrumented, the whole takes many minutes to
-//! build.
+//! The parts of the gateway that read what callers send, and the part of the client that reads a broker's messages of a
+//! login, by themselves: instrumented, the whole takes many minutes to build.
 
-#![allow(dead_code, reason = "the rest of the gateway uses the rest")]
+#![allow(dead_code, reason = "the rest of the gateway and of the client uses the rest")]
 
 #[path = "../src/gateway"]
 mod gateway {
@@ -17,6 +17,16 @@ mod gateway {
     }
 }
 
+#[path = "../crates/kafka-share/src"]
+mod kafka_share {
+    #[path = "sasl/fuzzing.rs"]
+    mod fuzzing;
+    mod sasl;
+
+    pub(crate) use fuzzing::challenges as try_challenges;
+    use sasl::{Exchange, Mechanism, SaltedKeys, SaslFault, Secret};
+}
+
 /// Tries the bytes as the head of a request.
 pub fn head(bytes: &[u8]) {
     gateway::http::try_head(bytes);
@@ -25,4 +35,9 @@ pub fn head(bytes: &[u8]) {
 /// Tries the bytes as a chunked body.
 pub fn chunks(bytes: &[u8]) {
     gateway::http::try_chunks(bytes);
+}
+
+/// Tries the lines as a broker's messages in a login.
+pub fn sasl(bytes: &[u8]) {
+    kafka_share::try_challenges(bytes);
 }

@@ -11,6 +11,7 @@
 //! | [`error`] | error codes and the one retry decision |
 //! | [`interrupt`] | waking blocked calls from another thread |
 //! | [`connection`] | one TCP connection: frames, correlation, deadlines |
+//! | [`sasl`] | the client's side of a login: PLAIN, SCRAM, OAUTHBEARER |
 //! | `client_options` | options that all connections of a client share |
 //! | `dial`, `resolve` | connecting: sockets that notice a peer that is gone; names, within a limit |
 //! | `bounded` | decoding that accepts no count beyond the received bytes |
@@ -43,6 +44,7 @@ pub mod producer;
 pub mod reader;
 pub mod records;
 mod resolve;
+pub mod sasl;
 pub mod share_lag;
 pub mod share_membership;
 pub mod share_session;
