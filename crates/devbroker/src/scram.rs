@@ -176,6 +176,24 @@ mod tests {
     }
 
     #[test]
+    fn right_proof_of_another_nonce_or_channel_binding_is_refused() {
+        let (account, challenge) = example();
+        let mut salted = [0; 32];
+        pbkdf2::derive(account.hash.stretched(), account.iterations, &account.salt, b"pencil", &mut salted);
+        let key = account.hash.sign(&salted, b"Client Key");
+        let verdict = |unproven: &str| {
+            let signed = format!("{},{},{unproven}", challenge.bare, challenge.text);
+            let signature = account.hash.sign(&account.keys().0, signed.as_bytes());
+            let proof: Vec<u8> = key.iter().zip(signature).map(|(key, signature)| key ^ signature).collect();
+            challenge.verify(&format!("{unproven},p={}", BASE64.encode(proof)), &account)
+        };
+        let nonce = &challenge.nonce;
+        assert!(verdict(&format!("c=biws,r={nonce}")).is_some());
+        assert_eq!(verdict(&format!("c=biws,r={nonce}0")), None);
+        assert_eq!(verdict(&format!("c=eSws,r={nonce}")), None);
+    }
+
+    #[test]
     fn commas_and_equals_signs_of_a_name_arrive_and_malformed_names_do_not() {
         let account = Credential::new(Hash::Sha512, "secret", NonZeroU32::MIN);
         let challenge = |first| Challenge::with_nonce(first, "server", |_| Some(&account));

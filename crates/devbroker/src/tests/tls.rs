@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 use kafka_protocol::messages::create_topics_request::CreatableTopic;
 use kafka_protocol::messages::{CreateTopicsRequest, OffsetFetchRequest, TopicName};
 use kafka_protocol::protocol::StrBytes;
+use program::stop::Stop;
 use rustls::{AlertDescription, CertificateError, Error};
 
 use super::support::{Authority, Client, api_versions, broker, frame, socket, tls_error};
@@ -131,10 +132,17 @@ fn close_is_announced_and_kill_is_not() {
     // The broker lists this request and closes the connection of a client that sends it.
     closed.send(1, &OffsetFetchRequest::default().with_topics(Some(Vec::new()))).expect("sent");
     assert!(closed.is_clean_end());
-    let mut killed = Client::tls(&broker, &authority.client());
-    killed.api_versions().expect("a response");
+    let (mut idle, mut waiting) =
+        (Client::tls(&broker, &authority.client()), Client::tls(&broker, &authority.client()));
+    idle.api_versions().expect("a response");
+    waiting.api_versions().expect("a response");
+    broker.nodes().freeze();
+    waiting.send(3, &api_versions()).expect("sent");
+    // Until the broker waits with the request.
+    let _ = Stop::new().sleep(Duration::from_millis(100));
     broker.nodes().kill();
-    assert!(!killed.is_clean_end());
+    assert!(!idle.is_clean_end());
+    assert!(!waiting.is_clean_end());
 }
 
 #[test]
