@@ -4,22 +4,24 @@
 //! once, each on its line. Called by the binaries ([`WorkerConfig::from_args`], [`GatewayConfig::from_args`]) before
 //! they start anything, and by users of the library that fill the structs.
 
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use log::LevelFilter;
 
-use kafka_share::BrokerAddress;
+use kafka_share::tls::TlsFault;
+use kafka_share::{BrokerAddress, ClientOptions, Interrupter};
 
 mod options;
 mod parse;
+mod security;
 #[cfg(test)]
 mod tests;
 
 pub use parse::{LEAVING, SHORTEST_GATEWAY_GRACE, variables};
 pub use program::options::{ConfigError, Environment, Parsed};
+pub use security::{Security, SecurityProtocol};
 
 /// Options of both programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +57,18 @@ impl Common {
     /// The topic on which workers record the starts of redelivered tasks.
     pub fn starts_topic(&self) -> String {
         format!("{}.starts", self.tasks_topic)
+    }
+
+    /// Options of a client of this Kafka. Reads the files of TLS.
+    ///
+    /// # Errors
+    /// One of the files cannot be used.
+    pub fn client_options(&self, client_id: &str, interrupter: &Interrupter) -> Result<ClientOptions, TlsFault> {
+        let mut options = ClientOptions::new(self.bootstrap.clone(), client_id);
+        options.tls = self.security.tls()?;
+        options.login = self.security.login();
+        options.interrupter = interrupter.clone();
+        Ok(options)
     }
 }
 
@@ -175,96 +189,4 @@ pub enum HealthCheck {
     Ready,
     /// The response of a gateway to `GET` of this path; a worker has no such check.
     Path(String),
-}
-
-/// How connections to Kafka are secured.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Security {
-    /// `KAFKA_SECURITY_PROTOCOL`
-    pub protocol: SecurityProtocol,
-    /// `KAFKA_SASL_MECHANISM`
-    pub sasl_mechanism: Option<SaslMechanism>,
-    /// `KAFKA_SASL_USERNAME`
-    pub sasl_username: Option<String>,
-    /// `KAFKA_SASL_PASSWORD_FILE`
-    pub sasl_password_file: Option<PathBuf>,
-    /// `KAFKA_SSL_CA_FILE`
-    pub ssl_ca_file: Option<PathBuf>,
-    /// `KAFKA_SSL_CERTIFICATE_FILE`
-    pub ssl_certificate_file: Option<PathBuf>,
-    /// `KAFKA_SSL_KEY_FILE`
-    pub ssl_key_file: Option<PathBuf>,
-}
-
-/// Kafka's `security.protocol`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SecurityProtocol {
-    /// Neither encrypted nor authenticated.
-    #[default]
-    Plaintext,
-    /// TLS.
-    Ssl,
-    /// SASL without TLS.
-    SaslPlaintext,
-    /// SASL inside TLS.
-    SaslSsl,
-}
-
-impl SecurityProtocol {
-    const ALL: [Self; 4] = [Self::Plaintext, Self::Ssl, Self::SaslPlaintext, Self::SaslSsl];
-
-    /// The name in Kafka's configuration.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Plaintext => "PLAINTEXT",
-            Self::Ssl => "SSL",
-            Self::SaslPlaintext => "SASL_PLAINTEXT",
-            Self::SaslSsl => "SASL_SSL",
-        }
-    }
-
-    fn has_sasl(self) -> bool {
-        matches!(self, Self::SaslPlaintext | Self::SaslSsl)
-    }
-}
-
-/// The planned mechanisms of Kafka's `sasl.mechanism`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SaslMechanism {
-    /// RFC 4616.
-    Plain,
-    /// RFC 7677.
-    ScramSha256,
-    /// SCRAM (RFC 5802) with SHA-512.
-    ScramSha512,
-}
-
-impl SaslMechanism {
-    const ALL: [Self; 3] = [Self::Plain, Self::ScramSha256, Self::ScramSha512];
-
-    /// The name in Kafka's configuration.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Plain => "PLAIN",
-            Self::ScramSha256 => "SCRAM-SHA-256",
-            Self::ScramSha512 => "SCRAM-SHA-512",
-        }
-    }
-}
-
-/// Shows the protocol and mechanism, but hides the user name and the paths of secrets.
-impl fmt::Debug for Security {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hidden = |set: bool| if set { "[hidden]" } else { "None" };
-        formatter
-            .debug_struct("Security")
-            .field("protocol", &self.protocol)
-            .field("sasl_mechanism", &self.sasl_mechanism)
-            .field("sasl_username", &format_args!("{}", hidden(self.sasl_username.is_some())))
-            .field("sasl_password_file", &format_args!("{}", hidden(self.sasl_password_file.is_some())))
-            .field("ssl_ca_file", &self.ssl_ca_file)
-            .field("ssl_certificate_file", &self.ssl_certificate_file)
-            .field("ssl_key_file", &format_args!("{}", hidden(self.ssl_key_file.is_some())))
-            .finish()
-    }
 }

@@ -20,8 +20,10 @@ impl Trouble for String {}
 
 impl Trouble for KafkaError {
     fn refusal(&self) -> Option<String> {
-        if !matches!(self, Self::Broker { .. }) || self.retry() != Retry::Never {
-            return None;
+        match self {
+            Self::Security { is_final: true, .. } => return Some(self.to_string()),
+            Self::Broker { .. } if self.retry() == Retry::Never => {}
+            _ => return None,
         }
         let right = self.missing_right().map(|right| format!("{right} is missing: "));
         Some(format!("{}{self}", right.unwrap_or_default()))

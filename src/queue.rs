@@ -64,6 +64,7 @@ impl From<KafkaError> for PrepareError {
             KafkaError::Interrupted => Self::Unreachable(error),
             // Fewer brokers than replicas: other brokers may still be starting.
             KafkaError::Broker { code: ErrorCode::INVALID_REPLICATION_FACTOR, .. } => Self::Unreachable(error),
+            KafkaError::Security { is_final: true, .. } => Self::Unusable(error.to_string()),
             error if error.retry() == Retry::Never => Self::Unusable(error.to_string()),
             error => Self::Unreachable(error),
         }
@@ -71,6 +72,19 @@ impl From<KafkaError> for PrepareError {
 }
 
 impl PrepareError {
+    /// A listener with logins serves the question for the cluster's versions, and closes the connection at the next
+    /// request of an anonymous client.
+    fn at_first_request(self, common: &Common) -> Self {
+        match self {
+            Self::Unreachable(KafkaError::Closed { broker }) if !common.security.protocol.has_sasl() => {
+                let detail = "it closed the connection at the first request; if its listener wants a login, set \
+                              KAFKA_SECURITY_PROTOCOL to SASL_PLAINTEXT or SASL_SSL";
+                Self::Unreachable(KafkaError::Security { broker, detail: detail.to_owned(), is_final: false })
+            }
+            other => other,
+        }
+    }
+
     /// Adds the name of the affected resource and a missing right to an error; the broker's text contains neither.
     fn about(what: &str, error: KafkaError) -> Self {
         let right = error.missing_right().map(|right| format!("{right} is missing: "));
@@ -91,7 +105,8 @@ impl PrepareError {
 /// See [`PrepareError`]; a program that can wait retries after `Unreachable`.
 pub fn prepare(cluster: &Cluster, common: &Common, starts: Option<Starts>) -> Result<Queue, PrepareError> {
     admin::check_share_support(cluster)?;
-    let group = group::prepare(cluster, &common.worker_group, starts.map(|starts| starts.most))?;
+    let group = group::prepare(cluster, &common.worker_group, starts.map(|starts| starts.most));
+    let group = group.map_err(|error| error.at_first_request(common))?;
     let tasks = topics::prepare(cluster, common, starts)?;
     group::await_leaders(cluster, &common.worker_group, &tasks)?;
     Ok(Queue {

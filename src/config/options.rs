@@ -30,25 +30,28 @@ pub(super) struct CommonOptions {
     /// How long results can be fetched; give all programs the same value
     #[arg(long, env = "RESULT_RETENTION", value_name = "DURATION", default_value = "10m")]
     pub result_retention: String,
-    /// How connections are secured: PLAINTEXT; SSL, SASL_PLAINTEXT and SASL_SSL are not built yet
+    /// How connections are secured: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
     #[arg(long, env = "KAFKA_SECURITY_PROTOCOL", value_name = "PROTOCOL", default_value = "PLAINTEXT")]
     pub kafka_security_protocol: String,
-    /// PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; not built yet
+    /// PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER
     #[arg(long, env = "KAFKA_SASL_MECHANISM", value_name = "MECHANISM")]
     pub kafka_sasl_mechanism: Option<String>,
-    /// User name for SASL; not built yet
+    /// User name for PLAIN and SCRAM
     #[arg(long, env = "KAFKA_SASL_USERNAME", value_name = "NAME")]
     pub kafka_sasl_username: Option<String>,
-    /// File with the password for SASL; not built yet
+    /// File with the password for PLAIN and SCRAM
     #[arg(long, env = "KAFKA_SASL_PASSWORD_FILE", value_name = "PATH")]
     pub kafka_sasl_password_file: Option<String>,
-    /// File with the certificates of the authorities to trust, in PEM; not built yet
+    /// File with the token for OAUTHBEARER, read at each login
+    #[arg(long, env = "KAFKA_SASL_TOKEN_FILE", value_name = "PATH")]
+    pub kafka_sasl_token_file: Option<String>,
+    /// File with the certificates of the trusted authorities, in PEM; the system's authorities if unset
     #[arg(long, env = "KAFKA_SSL_CA_FILE", value_name = "PATH")]
     pub kafka_ssl_ca_file: Option<String>,
-    /// File with the own certificate, in PEM; not built yet
+    /// File with the program's certificate and its issuers', in PEM
     #[arg(long, env = "KAFKA_SSL_CERTIFICATE_FILE", value_name = "PATH")]
     pub kafka_ssl_certificate_file: Option<String>,
-    /// File with the own certificate's key, in PEM; not built yet
+    /// File with the key of the program's certificate, in PEM, not encrypted
     #[arg(long, env = "KAFKA_SSL_KEY_FILE", value_name = "PATH")]
     pub kafka_ssl_key_file: Option<String>,
     /// 1: accept work_ms in a task, the time it takes in addition; for demonstrations and drills

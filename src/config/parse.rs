@@ -12,7 +12,7 @@ use program::options::values::{self, Read, show_duration};
 use program::options::{Environment, Faults, WEEK, positive};
 
 use super::options::{CommonOptions, GatewayOptions, WorkerOptions};
-use super::{Common, GatewayConfig, HealthCheck, SaslMechanism, Security, SecurityProtocol, WorkerConfig};
+use super::{Common, GatewayConfig, HealthCheck, Security, WorkerConfig};
 use crate::task::ID_LIMIT;
 
 /// The time that a worker needs after its drain timeout to abandon tasks, announce its end, and leave.
@@ -128,7 +128,6 @@ impl Common {
         faults.set(&mut common.allow_work_ms, "ALLOW_WORK_MS", &options.allow_work_ms, values::switch);
         faults.set(&mut common.log_level, "LOG_LEVEL", &options.log_level, values::log_level);
         common.security = Security::read(options, faults);
-        common.security.refuse_unbuilt(options, faults);
         common
     }
 
@@ -159,82 +158,6 @@ impl Common {
     }
 }
 
-impl Security {
-    fn read(options: &CommonOptions, faults: &mut Faults) -> Self {
-        let mut security = Self::default();
-        let protocol = &options.kafka_security_protocol;
-        faults.set(&mut security.protocol, "KAFKA_SECURITY_PROTOCOL", protocol, security_protocol);
-        if let Some(text) = &options.kafka_sasl_mechanism {
-            let mechanism = |text: &str| sasl_mechanism(text).map(Some);
-            faults.set(&mut security.sasl_mechanism, "KAFKA_SASL_MECHANISM", text, mechanism);
-        }
-        security.sasl_username.clone_from(&options.kafka_sasl_username);
-        if let Some(text) = &options.kafka_sasl_password_file {
-            // The text is not shown: a user may have set the password itself, which must not get into a log.
-            match values::readable_file(text) {
-                Ok(path) => security.sasl_password_file = Some(path),
-                Err(problem) => faults.add_hidden("KAFKA_SASL_PASSWORD_FILE", &problem),
-            }
-        }
-        let file = |text: &str| values::readable_file(text).map(Some);
-        for (path, name, text) in [
-            (&mut security.ssl_ca_file, "KAFKA_SSL_CA_FILE", &options.kafka_ssl_ca_file),
-            (&mut security.ssl_certificate_file, "KAFKA_SSL_CERTIFICATE_FILE", &options.kafka_ssl_certificate_file),
-            (&mut security.ssl_key_file, "KAFKA_SSL_KEY_FILE", &options.kafka_ssl_key_file),
-        ] {
-            if let Some(text) = text {
-                faults.set(path, name, text, file);
-            }
-        }
-        security.check_complete(options, faults);
-        security
-    }
-
-    /// Reports the options that the protocol needs but that are not set.
-    fn check_complete(&self, options: &CommonOptions, faults: &mut Faults) {
-        let protocol = self.protocol.name();
-        if self.protocol.has_sasl() {
-            for (name, given) in [
-                ("KAFKA_SASL_MECHANISM", options.kafka_sasl_mechanism.is_some()),
-                ("KAFKA_SASL_USERNAME", options.kafka_sasl_username.is_some()),
-                ("KAFKA_SASL_PASSWORD_FILE", options.kafka_sasl_password_file.is_some()),
-            ] {
-                if !given {
-                    faults.note(format!("{name}: not set; expected with KAFKA_SECURITY_PROTOCOL {protocol}"));
-                }
-            }
-        }
-        let (certificate, key) = (options.kafka_ssl_certificate_file.is_some(), options.kafka_ssl_key_file.is_some());
-        if certificate && !key {
-            faults.note("KAFKA_SSL_KEY_FILE: not set; expected with KAFKA_SSL_CERTIFICATE_FILE".to_owned());
-        }
-        if key && !certificate {
-            faults.note("KAFKA_SSL_CERTIFICATE_FILE: not set; expected with KAFKA_SSL_KEY_FILE".to_owned());
-        }
-    }
-
-    /// Refuses the options of TLS and SASL, which are not built yet, so that no connection seems secured.
-    fn refuse_unbuilt(&self, options: &CommonOptions, faults: &mut Faults) {
-        if self.protocol != SecurityProtocol::Plaintext {
-            let problem = "is not built yet; expected PLAINTEXT";
-            faults.add("KAFKA_SECURITY_PROTOCOL", &options.kafka_security_protocol, problem);
-        }
-        let mechanism = self.sasl_mechanism.map(SaslMechanism::name);
-        for (name, given) in [
-            ("KAFKA_SASL_MECHANISM", mechanism.is_some()),
-            ("KAFKA_SASL_USERNAME", self.sasl_username.is_some()),
-            ("KAFKA_SASL_PASSWORD_FILE", self.sasl_password_file.is_some()),
-            ("KAFKA_SSL_CA_FILE", self.ssl_ca_file.is_some()),
-            ("KAFKA_SSL_CERTIFICATE_FILE", self.ssl_certificate_file.is_some()),
-            ("KAFKA_SSL_KEY_FILE", self.ssl_key_file.is_some()),
-        ] {
-            if given {
-                faults.add_hidden(name, "is not built yet; expected to be unset");
-            }
-        }
-    }
-}
-
 /// The value of the gateway's `--healthcheck`.
 fn gateway_check(text: &str) -> Read<HealthCheck> {
     // A path goes into a request line.
@@ -252,16 +175,4 @@ fn health_check(text: &str) -> Read<HealthCheck> {
         "ready" => Ok(HealthCheck::Ready),
         _ => Err("is no health check; expected live or ready".to_owned()),
     }
-}
-
-/// Kafka's `security.protocol`.
-fn security_protocol(text: &str) -> Read<SecurityProtocol> {
-    let known = SecurityProtocol::ALL.into_iter().find(|known| known.name() == text);
-    known.ok_or_else(|| "is no security protocol; expected PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL".to_owned())
-}
-
-/// Kafka's `sasl.mechanism`.
-fn sasl_mechanism(text: &str) -> Read<SaslMechanism> {
-    let known = SaslMechanism::ALL.into_iter().find(|known| known.name() == text);
-    known.ok_or_else(|| "is no SASL mechanism; expected PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512".to_owned())
 }

@@ -11,6 +11,8 @@ use super::parse::variables_of;
 use super::*;
 use program::exit::ExitCode;
 
+mod security;
+
 fn environment(variables: &[(&str, &str)]) -> Environment {
     let variables = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
     Environment { variables, host_name: "host-1".into() }
@@ -186,8 +188,11 @@ fn wrong_value_is_one_line_with_the_expected_value() {
             "TLS",
             "is no security protocol; expected PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL",
         ),
-        ("KAFKA_SECURITY_PROTOCOL", "SSL", "is not built yet; expected PLAINTEXT"),
-        ("KAFKA_SASL_MECHANISM", "MD5", "is no SASL mechanism; expected PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
+        (
+            "KAFKA_SASL_MECHANISM",
+            "MD5",
+            "is no SASL mechanism; expected PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER",
+        ),
         ("WORKER_ID", "a\nb", "is not usable; expected 1 to 100 printable ASCII characters"),
         ("WORKER_CONCURRENCY", "0", "is out of range; expected a whole number from 1 to 1024"),
         ("DRAIN_TIMEOUT", "30", "has no unit; expected a whole number with ms, s, m or h, for example 30s"),
@@ -301,60 +306,6 @@ fn wrong_command_line_does_not_hide_an_earlier_fault() {
     environment.variables.insert("WORKER_ID".into(), OsString::from_vec(vec![0xff]));
     let faults = WorkerConfig::parse(line(&["--nonsense"]), &environment).expect_err("two faults").faults;
     assert_eq!(faults.len(), 2, "{faults:?}");
-}
-
-#[test]
-fn security_is_checked_and_then_refused() {
-    let here = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-    let variables = [
-        ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL"),
-        ("KAFKA_SASL_MECHANISM", "SCRAM-SHA-512"),
-        ("KAFKA_SASL_USERNAME", "user"),
-        ("KAFKA_SASL_PASSWORD_FILE", here),
-        ("KAFKA_SSL_CA_FILE", here),
-    ];
-    let faults = worker(&[], &variables).expect_err("not built yet").faults;
-    assert_eq!(
-        faults,
-        [
-            "KAFKA_SECURITY_PROTOCOL: value \"SASL_SSL\" is not built yet; expected PLAINTEXT",
-            "KAFKA_SASL_MECHANISM: value [hidden] is not built yet; expected to be unset",
-            "KAFKA_SASL_USERNAME: value [hidden] is not built yet; expected to be unset",
-            "KAFKA_SASL_PASSWORD_FILE: value [hidden] is not built yet; expected to be unset",
-            "KAFKA_SSL_CA_FILE: value [hidden] is not built yet; expected to be unset",
-        ]
-    );
-}
-
-#[test]
-fn missing_options_of_sasl_and_tls_are_reported() {
-    let variables = [("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT"), ("KAFKA_SSL_KEY_FILE", "/does/not/exist")];
-    let told = gateway(&[], &variables).expect_err("much is missing").to_string();
-    for fault in [
-        "KAFKA_SASL_MECHANISM: not set; expected with KAFKA_SECURITY_PROTOCOL SASL_PLAINTEXT",
-        "KAFKA_SASL_USERNAME: not set; expected with KAFKA_SECURITY_PROTOCOL SASL_PLAINTEXT",
-        "KAFKA_SASL_PASSWORD_FILE: not set; expected with KAFKA_SECURITY_PROTOCOL SASL_PLAINTEXT",
-        "KAFKA_SSL_CERTIFICATE_FILE: not set; expected with KAFKA_SSL_KEY_FILE",
-        "KAFKA_SSL_KEY_FILE: value \"/does/not/exist\" cannot be read",
-    ] {
-        assert!(told.lines().any(|line| line.starts_with(fault)), "{fault} in {told}");
-    }
-}
-
-#[test]
-fn secrets_are_never_shown() {
-    let told = worker(&[], &[("KAFKA_SASL_PASSWORD_FILE", "hunter2")]).expect_err("no such file").to_string();
-    assert!(told.starts_with("KAFKA_SASL_PASSWORD_FILE: value [hidden] cannot be read"), "{told}");
-    assert!(!told.contains("hunter2"));
-    let security = Security {
-        sasl_username: Some("hunter1".to_owned()),
-        sasl_password_file: Some("hunter2".into()),
-        ssl_key_file: Some("hunter3".into()),
-        ..Security::default()
-    };
-    let shown =
-        format!("{:?}", WorkerConfig { common: Common { security, ..Common::default() }, ..WorkerConfig::default() });
-    assert!(shown.contains("[hidden]") && !shown.contains("hunter"), "{shown}");
 }
 
 /// The variables of a program's options, in their order.

@@ -12,10 +12,10 @@ use super::tasks::{Backend, Tasks};
 use crate::config::GatewayConfig;
 use crate::supervisor::{self, Supervisor};
 use crossbeam_channel::{bounded, select, tick};
-use kafka_share::ClientOptions;
 use kafka_share::cluster::Cluster;
 use kafka_share::interrupt::Interrupter;
 use program::exit::{self, ExitCode};
+use program::logging::escape;
 use program::signals::Signals;
 use program::stop::Stop;
 use program::threads::{self, Thread};
@@ -72,8 +72,10 @@ pub(super) fn start(config: GatewayConfig) -> Result<Gateway, ExitCode> {
     let address = listener.local_addr().unwrap_or(address);
     let grace = config.stop_grace_period;
     let interrupter = Interrupter::default();
-    let mut options = ClientOptions::new(config.common.bootstrap.clone(), "lastcall-gateway");
-    options.interrupter = interrupter.clone();
+    let options = config.common.client_options("lastcall-gateway", &interrupter).map_err(|fault| {
+        log::error!("{}", escape(&fault.to_string()));
+        ExitCode::Usage
+    })?;
     let load = Load::new(accept::most_connections(config.max_waiting));
     let state = Arc::new(State::new(config));
     let (tasks, asked) = Tasks::new(Arc::clone(&state));

@@ -23,7 +23,6 @@ use crate::queue::{self, PrepareError, Queue, Starts};
 use crate::supervisor::{self, Supervisor};
 use crate::task::unix_now;
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
-use kafka_share::ClientOptions;
 use kafka_share::cluster::Cluster;
 use kafka_share::error::KafkaError;
 use kafka_share::interrupt::Interrupter;
@@ -110,9 +109,13 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
     };
     let interrupter = Interrupter::default();
     let client_id = format!("lastcall-worker-{}", config.worker_id);
-    let mut options = ClientOptions::new(config.common.bootstrap.clone(), client_id);
-    options.interrupter = interrupter.clone();
-    let cluster = Cluster::new(options);
+    let cluster = match config.common.client_options(&client_id, &interrupter) {
+        Ok(options) => Cluster::new(options),
+        Err(fault) => {
+            log::error!("{}", escape(&fault.to_string()));
+            return Started::Failed(ExitCode::Usage);
+        }
+    };
     let queue = match prepare(&cluster, config, signals, &mut supervisor) {
         Ok(queue) => queue,
         Err(Some(code)) => return Started::Failed(code),

@@ -104,7 +104,7 @@ fn the_same_key_on_two_gateways_at_once_is_one_task() {
 #[test]
 fn a_task_of_unknown_produce_outcome_runs_once_under_its_id() {
     let (rig, gateway, _worker) =
-        Rig::quiet_with_own_broker("hazard-unknown").fleet_with("w", &[("ANSWER_TIMEOUT", "3s")]);
+        Rig::quiet_with_own_broker("hazard-unknown", &[]).fleet_with("w", &[("ANSWER_TIMEOUT", "3s")]);
     // At 300 requests per second some request is in flight when the broker freezes.
     let load = gateway.load(300, 0);
     load.wait_for(300, SOON);

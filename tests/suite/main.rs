@@ -45,6 +45,7 @@ mod producer;
 mod queue;
 mod rig;
 mod schedules;
+mod secured;
 mod supervision;
 #[allow(dead_code, reason = "shared with the benches, which use the rest")]
 mod support;

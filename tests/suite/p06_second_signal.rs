@@ -48,7 +48,7 @@ fn a_second_signal_to_an_idle_worker_changes_nothing() {
 #[test]
 fn a_second_signal_stops_a_worker_within_a_second_while_kafka_is_frozen() {
     for busy in [false, true] {
-        let (rig, gateway, mut worker) = Rig::quiet_with_own_broker("p6-frozen").fleet("frozen");
+        let (rig, gateway, mut worker) = Rig::quiet_with_own_broker("p6-frozen", &[]).fleet("frozen");
         if busy {
             let task = gateway.submit("a long one", Duration::from_secs(60));
             gateway.wait_until_running(&task, SOON);

@@ -137,7 +137,7 @@ fn answer_timeout_continues_during_the_drain() {
 
 #[test]
 fn callers_that_look_up_tasks_get_503_from_a_stopping_gateway_while_kafka_is_frozen() {
-    let (rig, mut gateway, _worker) = Rig::quiet_with_own_broker("p9-frozen").fleet("w");
+    let (rig, mut gateway, _worker) = Rig::quiet_with_own_broker("p9-frozen", &[]).fleet("w");
     let task = gateway.analyze("done").task_id();
     let mut callers: Vec<Http> = (0..200).map(|_| gateway.connect()).collect();
     rig.broker().freeze();
@@ -162,7 +162,7 @@ fn callers_that_look_up_tasks_get_503_from_a_stopping_gateway_while_kafka_is_fro
 
 #[test]
 fn look_ups_get_503_at_once_while_kafka_is_known_to_be_unreachable() {
-    let (rig, gateway, _worker) = Rig::quiet_with_own_broker("p9-away").fleet("w");
+    let (rig, gateway, _worker) = Rig::quiet_with_own_broker("p9-away", &[]).fleet("w");
     let task = gateway.analyze("done").task_id();
     rig.broker().freeze();
     eventually(SOON, "the gateway has noticed the freeze", || gateway.get("/health").status == 503);

@@ -2,11 +2,14 @@
 //!
 //! Data only. Made by each program, read by [`connection`](super::connection) and by everything above it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::BrokerAddress;
 use super::interrupt::Interrupter;
+use super::login::Login;
 use super::resolve::Resolver;
+use super::tls::Tls;
 
 /// Options that all connections of one client share.
 #[derive(Clone, Debug)]
@@ -15,6 +18,10 @@ pub struct ClientOptions {
     pub bootstrap: Vec<BrokerAddress>,
     /// Name of this client in the brokers' logs and quotas. Kafka: `client.id`.
     pub client_id: String,
+    /// TLS on every connection; `None`: plain. Kafka: `security.protocol`.
+    pub tls: Option<Arc<Tls>>,
+    /// Login on every connection; `None`: anonymous, or by the certificate. Kafka: `sasl.mechanism`.
+    pub login: Option<Arc<Login>>,
     /// Longest wait for the addresses of a broker's name, and then for a TCP connection to any of them. Kafka:
     /// `socket.connection.setup.timeout.ms`.
     pub connect_timeout: Duration,
@@ -32,6 +39,8 @@ impl ClientOptions {
         Self {
             bootstrap,
             client_id: client_id.into(),
+            tls: None,
+            login: None,
             connect_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(5),
             interrupter: Interrupter::new(),

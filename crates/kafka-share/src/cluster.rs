@@ -115,6 +115,8 @@ impl Cluster {
             }
         }
         Err(match last {
+            // For example a refused login: the text says what to change.
+            Some(last @ KafkaError::Security { .. }) => last,
             Some(last) => KafkaError::NoBroker { tried: listed(&candidates), last: Box::new(last) },
             None => KafkaError::Unsupported("no broker address is configured".into()),
         })

@@ -3,12 +3,13 @@
 //! Knows frames, headers, correlation ids and deadlines (<https://kafka.apache.org/protocol#protocol_common>). It knows
 //! nothing of the requests' meaning, and never opens a second connection. Receiving can be resumed: when a deadline
 //! passes, the partial frame stays in the buffer. The caller then waits again or drops the connection.
-//! [`Connection::call`] sends, receives and closes at its deadline. TLS and SASL, which are not built yet, belong
-//! between connecting and the first request.
+//! [`Connection::call`] sends, receives and closes at its deadline.
+//!
+//! TLS is `transport`'s. A [`login`](super::login) needs no call either: requests that are sent
+//! before its end wait here, and receiving goes on with it. It is renewed (KIP-368) before a request when no response
+//! is owed: Kafka takes nothing else between its steps.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,14 +24,17 @@ use super::dial::dial;
 use super::error::{ErrorCode, KafkaError, Result};
 use super::interrupt::{Interrupter, Registration};
 use super::share_lag;
+use super::tls::{self, Tls};
+use super::transport::Transport;
+use authentication::Authentication;
+
+mod authentication;
 
 /// Largest response taken, in bytes. Far above every fetch of this client, far below "HTTP" read as a length.
 const FRAME_CAP: usize = 256 << 20;
 /// Size of the read buffer at rest, and its smallest growth: memory follows the bytes that arrived, not a length field.
 const READ_STEP: usize = 16 << 10;
 const READ_STEP_MAX: usize = 1 << 20;
-/// Shortest wait that the operating system accepts; zero would mean no limit.
-const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 /// A larger write buffer is freed after its request.
 const WRITE_BUFFER_KEPT: usize = 256 << 10;
 
@@ -47,7 +51,9 @@ struct Outstanding {
 #[derive(Debug)]
 pub struct Connection {
     broker: BrokerAddress,
-    socket: Arc<TcpStream>,
+    transport: Transport,
+    tls: Option<Arc<Tls>>,
+    authentication: Option<Authentication>,
     interrupter: Interrupter,
     client_id: StrBytes,
     next_correlation: i32,
@@ -61,19 +67,27 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to `broker`, trying the addresses of its name until the connect timeout is used up.
+    /// Connects to `broker`, trying the addresses of its name until the connect timeout is used up. Does not wait for
+    /// the handshake of TLS and the login: requests can be sent, and [`receive`](Self::receive) goes on with both. So a
+    /// broker that is frozen in the middle of them is a broker that owes a response.
     ///
     /// # Errors
-    /// `Io` with the last failure: the name has no address, or none of its addresses takes a connection. `Interrupted`.
+    /// `Io` with the last failure: the name has no address, or none of its addresses takes a connection. `Security`: no
+    /// certificate can have the broker's name; there is no login to try. `Interrupted`.
     pub fn open(broker: &BrokerAddress, options: &ClientOptions) -> Result<Self> {
         options.interrupter.check()?;
+        let session = options.tls.as_ref().map(|tls| tls.session(&broker.host)).transpose().map_err(|error| {
+            KafkaError::Security { broker: broker.clone(), detail: error.to_string(), is_final: true }
+        })?;
         let (socket, registration) = dial(broker, options).map_err(|source| match options.interrupter.check() {
             Ok(()) => KafkaError::Io { action: "cannot connect to", broker: broker.clone(), source },
             Err(interrupted) => interrupted,
         })?;
-        Ok(Self {
+        let mut connection = Self {
             broker: broker.clone(),
-            socket,
+            transport: Transport::new(socket, session),
+            tls: options.tls.clone(),
+            authentication: options.login.clone().map(Authentication::new),
             interrupter: options.interrupter.clone(),
             client_id: StrBytes::from_string(options.client_id.clone()),
             next_correlation: 0,
@@ -83,7 +97,9 @@ impl Connection {
             write_timeout: options.request_timeout,
             broken: false,
             _registration: registration,
-        })
+        };
+        connection.log_in()?;
+        Ok(connection)
     }
 
     /// The broker as it was addressed.
@@ -128,23 +144,38 @@ impl Connection {
     /// Sends `request` and returns the correlation id to receive its response with. Responses come in the order of the
     /// requests.
     pub fn send<R: Request>(&mut self, version: i16, request: &R) -> Result<i32> {
-        let header_version = R::header_version(version);
-        let flexible = R::Response::header_version(version) > 0;
-        self.send_frame(R::KEY, version, header_version, flexible, name_of::<R>(), |frame| {
-            request.encode(frame, version)
-        })
+        self.prepare_to_send()?;
+        let (frame, asked) = self.frame_of(version, request)?;
+        self.send_frame(frame, asked)
     }
 
     /// Sends an encoded body: for versions that the codec does not know.
     pub fn send_body(&mut self, api_key: i16, version: i16, flexible_header: bool, body: &[u8]) -> Result<i32> {
+        self.prepare_to_send()?;
         let header_version = if flexible_header { 2 } else { 1 };
-        self.send_frame(api_key, version, header_version, flexible_header, name_of_key(api_key), |frame| {
+        let encode = |frame: &mut BytesMut| {
             frame.put_slice(body);
             Ok::<(), std::convert::Infallible>(())
+        };
+        let name = name_of_key(api_key);
+        let (frame, asked) = self.encode_frame(api_key, version, header_version, flexible_header, name, encode)?;
+        self.send_frame(frame, asked)
+    }
+
+    fn prepare_to_send(&mut self) -> Result<()> {
+        self.usable()?;
+        if self.must_renew() { self.log_in() } else { Ok(()) }
+    }
+
+    fn frame_of<R: Request>(&mut self, version: i16, request: &R) -> Result<(BytesMut, Outstanding)> {
+        let header_version = R::header_version(version);
+        let flexible = R::Response::header_version(version) > 0;
+        self.encode_frame(R::KEY, version, header_version, flexible, name_of::<R>(), |frame| {
+            request.encode(frame, version)
         })
     }
 
-    fn send_frame<E: std::fmt::Display>(
+    fn encode_frame<E: std::fmt::Display>(
         &mut self,
         api_key: i16,
         version: i16,
@@ -152,8 +183,7 @@ impl Connection {
         flexible: bool,
         request: &'static str,
         encode_body: impl FnOnce(&mut BytesMut) -> std::result::Result<(), E>,
-    ) -> Result<i32> {
-        self.usable()?;
+    ) -> Result<(BytesMut, Outstanding)> {
         let correlation = self.next_correlation;
         let header = RequestHeader::default()
             .with_request_api_key(api_key)
@@ -169,38 +199,28 @@ impl Connection {
             .and_then(|()| i32::try_from(frame.len() - 4).map_err(|error| error.to_string()))
             .map(|length| frame[..4].copy_from_slice(&length.to_be_bytes()))
             .map_err(|detail| KafkaError::Unencodable { request, detail })?;
-        self.write(&frame)?;
+        self.next_correlation = self.next_correlation.wrapping_add(1);
+        Ok((frame, Outstanding { correlation, request, flexible }))
+    }
+
+    fn send_frame(&mut self, frame: BytesMut, asked: Outstanding) -> Result<i32> {
+        if !self.hold(&frame) {
+            self.write(&frame)?;
+        }
         if frame.capacity() <= WRITE_BUFFER_KEPT {
             self.outgoing = frame;
         }
-        self.next_correlation = self.next_correlation.wrapping_add(1);
-        self.outstanding.push_back(Outstanding { correlation, request, flexible });
+        let correlation = asked.correlation;
+        self.outstanding.push_back(asked);
         Ok(correlation)
     }
 
     /// Writes the whole frame or breaks the connection: half a frame cannot be taken back, and is not finished later.
     /// Share sessions lose nothing by that. Their requests are small, so a write blocks only with hundreds of kB
     /// unread, and TCP_USER_TIMEOUT ends such a connection soon after.
-    fn write(&mut self, mut frame: &[u8]) -> Result<()> {
-        let deadline = Instant::now() + self.write_timeout;
-        while !frame.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let written = if left.is_zero() {
-                Err(ErrorKind::TimedOut.into())
-            } else {
-                // A socket on which no deadline can be set also fails the write, which reports it.
-                let _ = self.socket.set_write_timeout(Some(left.max(SHORTEST_WAIT)));
-                (&*self.socket).write(frame)
-            };
-            match written {
-                Ok(count) => frame = &frame[count..],
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // The deadline is checked at the head of the loop.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Err(self.failed("cannot write to", error)),
-            }
-        }
-        Ok(())
+    fn write(&mut self, frame: &[u8]) -> Result<()> {
+        let written = self.transport.write(frame, Instant::now() + self.write_timeout);
+        written.map_err(|error| self.failed("cannot write to", error))
     }
 
     /// Waits up to `wait` (at least a millisecond) for the response with this correlation id and returns its body,
@@ -211,11 +231,11 @@ impl Connection {
         self.usable()?;
         let deadline = Instant::now() + wait;
         loop {
-            if let Some(frame) = self.take_frame()? {
-                return self.open_frame(frame, correlation).map(Some);
-            }
-            if !self.fill(deadline)? {
-                return Ok(None);
+            match self.take_frame()? {
+                Some(frame) if self.is_logging_in() => self.go_on_with_login(frame)?,
+                Some(frame) => return self.oldest(frame, correlation).map(Some),
+                None if !self.fill(deadline)? => return Ok(None),
+                None => {}
             }
         }
     }
@@ -226,6 +246,16 @@ impl Connection {
             return Ok(None);
         };
         let Some(length) = usize::try_from(length).ok().filter(|&length| (4..=FRAME_CAP).contains(&length)) else {
+            // An alert of TLS (RFC 8446, section 5.1).
+            if self.tls.is_none() && self.incoming.starts_with(&[0x15, 3]) {
+                self.close();
+                let detail = "it speaks TLS; set KAFKA_SECURITY_PROTOCOL to SSL or SASL_SSL, as this listener has it";
+                return Err(KafkaError::Security {
+                    broker: self.broker.clone(),
+                    detail: detail.to_owned(),
+                    is_final: true,
+                });
+            }
             let text = self.incoming[..4].escape_ascii().to_string();
             return Err(self.malformed(format!("a frame of {length} bytes (it begins \"{text}\")")));
         };
@@ -240,45 +270,40 @@ impl Connection {
     fn fill(&mut self, deadline: Instant) -> Result<bool> {
         let held = self.incoming.len();
         // Doubles within bounds: a large response takes few reads, a false length reserves no memory.
-        let step = held.clamp(READ_STEP, READ_STEP_MAX);
-        let mut first = true;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Even a wait of zero reads once.
-            if left.is_zero() && !first {
-                return Ok(false);
+        self.incoming.resize(held + held.clamp(READ_STEP, READ_STEP_MAX), 0);
+        let read = self.transport.read(&mut self.incoming[held..], deadline);
+        let count = read.as_ref().map_or(0, |count| count.unwrap_or(0));
+        self.incoming.truncate(held + count);
+        match read {
+            Ok(None) => Ok(false),
+            Ok(Some(0)) => Err(self.closed()),
+            Ok(Some(_)) => Ok(true),
+            Err(error) => Err(self.failed("cannot read from", error)),
+        }
+    }
+
+    /// Takes the response to the oldest unanswered request, which must be the awaited one.
+    fn oldest(&mut self, frame: Bytes, awaited: i32) -> Result<Bytes> {
+        match self.outstanding.pop_front() {
+            Some(oldest) if oldest.correlation == awaited => self.open_frame(frame, oldest),
+            Some(oldest) => {
+                let Outstanding { correlation, request, .. } = oldest;
+                Err(self.malformed(format!("answer to {request} {correlation}, but {awaited} is awaited")))
             }
-            first = false;
-            let timeout = self.socket.set_read_timeout(Some(left.max(SHORTEST_WAIT)));
-            self.incoming.resize(held + step, 0);
-            let read = timeout.and_then(|()| (&*self.socket).read(&mut self.incoming[held..]));
-            self.incoming.truncate(held + *read.as_ref().unwrap_or(&0));
-            match read {
-                Ok(0) => return Err(self.closed()),
-                Ok(_) => return Ok(true),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // A passed read deadline surfaces as WouldBlock. TimedOut is the kernel's report of a dead path. The
-                // kernel reports it once: the next read would look as if the broker had closed the connection.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Err(self.failed("cannot read from", error)),
-            }
+            None => Err(self.malformed("an answer that nothing was asked for".into())),
         }
     }
 
     /// Checks the header of a response and returns the bytes after it.
-    fn open_frame(&mut self, mut frame: Bytes, correlation: i32) -> Result<Bytes> {
-        let Some(expected) = self.outstanding.pop_front() else {
-            return Err(self.malformed("an answer that nothing was asked for".into()));
-        };
+    fn open_frame(&mut self, mut frame: Bytes, expected: Outstanding) -> Result<Bytes> {
+        let Outstanding { correlation, request, flexible } = expected;
         let came = frame.first_chunk::<4>().map(|bytes| i32::from_be_bytes(*bytes));
-        if came != Some(expected.correlation) || correlation != expected.correlation {
-            return Err(self.malformed(format!(
-                "correlation id {came:?} in answer to {} {}, {correlation} wanted",
-                expected.request, expected.correlation
-            )));
+        if came != Some(correlation) {
+            let detail = format!("correlation id {came:?} in answer to {request} {correlation}");
+            return Err(self.malformed(detail));
         }
-        ResponseHeader::decode(&mut frame, i16::from(expected.flexible))
-            .map_err(|error| self.malformed(format!("header of the answer to {}: {error}", expected.request)))?;
+        ResponseHeader::decode(&mut frame, i16::from(flexible))
+            .map_err(|error| self.malformed(format!("header of the answer to {request}: {error}")))?;
         Ok(frame)
     }
 
@@ -307,11 +332,7 @@ impl Connection {
         if self.broken {
             return false;
         }
-        let peeked = self.socket.set_read_timeout(Some(SHORTEST_WAIT)).and_then(|()| self.socket.peek(&mut [0]));
-        let alive = match peeked {
-            Ok(count) => count > 0,
-            Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
-        };
+        let alive = self.transport.is_alive();
         if !alive {
             self.close();
         }
@@ -321,8 +342,7 @@ impl Connection {
     /// Closes the connection; the outcome of unanswered requests stays unknown.
     pub fn close(&mut self) {
         self.broken = true;
-        // Fails only if the peer has closed already.
-        let _ = self.socket.shutdown(Shutdown::Both);
+        self.transport.close();
     }
 
     fn usable(&self) -> Result<()> {
@@ -336,12 +356,22 @@ impl Connection {
         if self.interrupter.is_interrupted() {
             return KafkaError::Interrupted;
         }
-        KafkaError::Closed { broker: self.broker.clone() }
+        let broker = self.broker.clone();
+        if self.transport.is_handshaking() {
+            // A broker that stops does this, too.
+            let detail = "it closed the connection in the handshake of TLS; is this a listener for SSL or SASL_SSL?";
+            return KafkaError::Security { broker, detail: detail.to_owned(), is_final: false };
+        }
+        KafkaError::Closed { broker }
     }
 
     fn failed(&mut self, action: &'static str, source: std::io::Error) -> KafkaError {
-        match self.closed() {
-            KafkaError::Interrupted => KafkaError::Interrupted,
+        match (self.closed(), &self.tls, tls::session_error(&source)) {
+            (KafkaError::Interrupted, _, _) => KafkaError::Interrupted,
+            (_, Some(tls), Some(error)) => {
+                let (detail, is_final) = tls.describe(error, &self.broker.host);
+                KafkaError::Security { broker: self.broker.clone(), detail, is_final }
+            }
             _ => KafkaError::Io { action, broker: self.broker.clone(), source },
         }
     }

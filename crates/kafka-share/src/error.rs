@@ -77,6 +77,10 @@ impl ErrorCode {
     pub const CLUSTER_AUTHORIZATION_FAILED: Self = Self(31);
     /// The record's timestamp is outside the range that the topic takes.
     pub const INVALID_TIMESTAMP: Self = Self(32);
+    /// The broker offers other SASL mechanisms.
+    pub const UNSUPPORTED_SASL_MECHANISM: Self = Self(33);
+    /// The request does not belong to the present step of a login, or the listener has no logins.
+    pub const ILLEGAL_SASL_STATE: Self = Self(34);
     /// The broker does not speak this version of the request, or the feature is off.
     pub const UNSUPPORTED_VERSION: Self = Self(35);
     /// The topic exists already.
@@ -214,6 +218,16 @@ pub enum KafkaError {
         /// The fault.
         detail: String,
     },
+    /// The connection cannot be secured as this client and the broker are configured.
+    #[error("{broker} cannot be used securely: {detail}")]
+    Security {
+        /// The broker of the connection.
+        broker: BrokerAddress,
+        /// The fault, and what would be right.
+        detail: String,
+        /// Whether every repetition fails until a person changes something.
+        is_final: bool,
+    },
     /// The broker answered with an error code.
     #[error(
         "{request}: {code}{}{}",
@@ -300,6 +314,8 @@ impl KafkaError {
             Self::Io { .. } | Self::Timeout { .. } | Self::Closed { .. } | Self::Malformed { .. } => Retry::Reconnect,
             // All brokers may be restarting.
             Self::NoBroker { .. } => Retry::Reconnect,
+            // Certificates are replaced while programs run. Only a start gives up.
+            Self::Security { .. } => Retry::Reconnect,
             Self::Broker { code, .. } => code.retry(),
             // Repeating cannot help after an interrupt or a fault in the request.
             Self::Interrupted | Self::Unsupported(_) | Self::Unencodable { .. } => Retry::Never,

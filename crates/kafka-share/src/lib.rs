@@ -10,8 +10,10 @@
 //! | [`address`] | broker addresses |
 //! | [`error`] | error codes and the one retry decision |
 //! | [`interrupt`] | waking blocked calls from another thread |
-//! | [`connection`] | one TCP connection: frames, correlation, deadlines |
-//! | [`sasl`] | the client's side of a login: PLAIN, SCRAM, OAUTHBEARER |
+//! | [`connection`] | one connection: frames, correlation, deadlines |
+//! | `transport`, [`tls`] | its bytes, plain or in TLS; certificates |
+//! | [`login`], [`sasl`] | its login, with its renewal; the mechanisms |
+//! | `stamp` | noticing files that change |
 //! | `client_options` | options that all connections of a client share |
 //! | `dial`, `resolve` | connecting: sockets that notice a peer that is gone; names, within a limit |
 //! | `bounded` | decoding that accepts no count beyond the received bytes |
@@ -29,6 +31,8 @@
 pub mod address;
 pub mod admin;
 mod bounded;
+#[cfg(test)]
+mod certificates;
 mod client_options;
 pub mod cluster;
 pub mod compression;
@@ -37,6 +41,7 @@ mod dial;
 pub mod error;
 mod fetch;
 pub mod interrupt;
+pub mod login;
 mod offsets;
 pub mod partitioner;
 mod pool;
@@ -49,6 +54,9 @@ pub mod share_lag;
 pub mod share_membership;
 pub mod share_session;
 pub mod share_wire;
+mod stamp;
+pub mod tls;
+mod transport;
 
 pub use address::BrokerAddress;
 pub use client_options::ClientOptions;

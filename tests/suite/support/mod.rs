@@ -4,11 +4,13 @@
 pub mod admin;
 pub mod audit;
 pub mod broker;
+pub mod certificates;
 pub mod cluster;
 pub mod http;
 mod janitor;
 pub mod load;
 pub mod program;
+pub mod secured;
 pub mod session;
 pub mod transactions;
 pub mod turn;
@@ -93,9 +95,9 @@ impl Rig {
     }
 
     /// Like [`Rig::with_own_broker`], for tests that measure a bound of a second.
-    pub fn quiet_with_own_broker(name: &str) -> Rig {
+    pub fn quiet_with_own_broker(name: &str, arguments: &[&str]) -> Rig {
         let turn = Turn::quiet();
-        Rig::new(name, Kafka::Own(Arc::new(Broker::new(&[]))), Some(turn))
+        Rig::new(name, Kafka::Own(Arc::new(Broker::new(arguments))), Some(turn))
     }
 
     /// Like [`Rig::with_own_broker`], for tests that use [`Broker::deny`].

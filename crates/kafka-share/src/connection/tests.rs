@@ -1,4 +1,5 @@
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
 use kafka_protocol::messages::MetadataRequest;
 use socket2::{Domain, SockRef, Socket, Type};
@@ -180,7 +181,7 @@ fn error_names_closed_port() {
 #[test]
 fn socket_notices_peer_that_is_gone() {
     let (connection, _far, _) = pair();
-    let socket = SockRef::from(&*connection.socket);
+    let socket = SockRef::from(connection.transport.socket());
     let seconds = Duration::from_secs;
     assert!(socket.keepalive().expect("a socket") && socket.tcp_nodelay().expect("a socket"));
     assert_eq!(socket.tcp_keepalive_time().expect("a socket"), seconds(3));
@@ -228,7 +229,7 @@ fn black_hole_does_not_shadow_second_address() {
     // Each attempt begins at another address; the black hole costs its share of the time once.
     for _ in 0..4 {
         let connection = Connection::open(&options.bootstrap[0], &options).expect("the second takes it");
-        assert_eq!(connection.socket.peer_addr().map(|peer| peer.ip()).ok(), Some(addresses[1]));
+        assert_eq!(connection.transport.socket().peer_addr().map(|peer| peer.ip()).ok(), Some(addresses[1]));
     }
     assert!(since.elapsed() < 2 * options.connect_timeout, "{:?}", since.elapsed());
 }
@@ -277,12 +278,12 @@ fn interrupt_ends_attempt_to_connect() {
 #[test]
 fn dead_path_is_not_reported_as_closed_by_broker() {
     let (mut connection, _far, _) = pair();
-    SockRef::from(&*connection.socket).set_tcp_user_timeout(Some(Duration::from_millis(300))).expect("set");
+    SockRef::from(connection.transport.socket()).set_tcp_user_timeout(Some(Duration::from_millis(300))).expect("set");
     let correlation = connection.send_body(78, 2, true, b"").expect("sent");
     // Fill both buffers; the other end reads nothing.
-    connection.socket.set_nonblocking(true).expect("set");
-    while (&*connection.socket).write(&[0; 64 * 1024]).is_ok() {}
-    connection.socket.set_nonblocking(false).expect("set");
+    connection.transport.socket().set_nonblocking(true).expect("set");
+    while (connection.transport.socket()).write(&[0; 64 * 1024]).is_ok() {}
+    connection.transport.socket().set_nonblocking(false).expect("set");
     let error = connection.receive(correlation, SOON).expect_err("it is dead");
     assert!(matches!(&error, KafkaError::Io { source, .. } if source.kind() == ErrorKind::TimedOut), "{error}");
 }

@@ -1,0 +1,183 @@
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use kafka_protocol::messages::{SaslAuthenticateResponse, SaslHandshakeResponse};
+use kafka_protocol::protocol::Encodable;
+
+use super::*;
+use crate::certificates::Folder;
+use crate::sasl::Mechanism;
+use crate::{BrokerAddress, ClientOptions, Retry};
+
+const SOON: Duration = Duration::from_secs(5);
+const SHORT: Duration = Duration::from_millis(20);
+const HANDSHAKE: i16 = 17;
+const AUTHENTICATE: i16 = 36;
+const SHARE_FETCH: i16 = 78;
+
+/// A broker that a test plays.
+struct Far(TcpStream);
+
+/// A request's key, correlation id, and everything after it.
+type Asked = (i16, i32, Vec<u8>);
+
+impl Far {
+    /// Waits for the next request.
+    fn request(&mut self) -> Asked {
+        let mut length = [0; 4];
+        self.0.read_exact(&mut length).expect("a request");
+        let mut frame = vec![0; usize::try_from(i32::from_be_bytes(length)).expect("not negative")];
+        self.0.read_exact(&mut frame).expect("the whole request");
+        let key = i16::from_be_bytes([frame[0], frame[1]]);
+        (key, i32::from_be_bytes([frame[4], frame[5], frame[6], frame[7]]), frame.split_off(8))
+    }
+
+    fn has_no_request(&self) -> bool {
+        self.0.set_read_timeout(Some(SHORT)).expect("set");
+        let peeked = self.0.peek(&mut [0]);
+        self.0.set_read_timeout(None).expect("set");
+        peeked.is_err()
+    }
+
+    fn answer(&mut self, correlation: i32, body: &[u8]) {
+        let length = i32::try_from(4 + body.len()).expect("short");
+        self.0.write_all(&[&length.to_be_bytes()[..], &correlation.to_be_bytes(), body].concat()).expect("sent");
+    }
+
+    fn answer_handshake(&mut self, correlation: i32) {
+        let mut body = Vec::new();
+        SaslHandshakeResponse::default().encode(&mut body, SASL_HANDSHAKE_VERSION).expect("encodable");
+        self.answer(correlation, &body);
+    }
+
+    /// Answers with an error code, or with a lifetime in milliseconds.
+    fn answer_authenticate(&mut self, correlation: i32, code: i16, lifetime: i64) {
+        // The header's tags.
+        let mut body = vec![0];
+        let answer = SaslAuthenticateResponse::default().with_error_code(code).with_session_lifetime_ms(lifetime);
+        answer.encode(&mut body, SASL_AUTHENTICATE_VERSION).expect("encodable");
+        self.answer(correlation, &body);
+    }
+
+    /// Plays a whole login; returns the message with the password.
+    fn log_in(&mut self, lifetime: i64) -> Vec<u8> {
+        let (key, correlation, _) = self.request();
+        assert_eq!(key, HANDSHAKE);
+        self.answer_handshake(correlation);
+        let (key, correlation, message) = self.request();
+        assert_eq!(key, AUTHENTICATE);
+        self.answer_authenticate(correlation, 0, lifetime);
+        message
+    }
+}
+
+/// Makes a connection that has begun to log in, and its broker.
+fn pair() -> (Connection, Far, Folder) {
+    let folder = Folder::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    let mut options = ClientOptions::new(vec![BrokerAddress::new("127.0.0.1", port)], "test");
+    let secret = folder.write("password", "secret");
+    options.login = Some(Arc::new(Login::new(Mechanism::Plain, "alice", secret)));
+    let connection = Connection::open(&options.bootstrap[0], &options).expect("the listener takes it");
+    (connection, Far(listener.accept().expect("our own connection").0), folder)
+}
+
+fn send(connection: &mut Connection) -> i32 {
+    connection.send_body(SHARE_FETCH, 2, true, b"body").expect("sent or held")
+}
+
+#[test]
+fn requests_that_are_sent_during_a_login_follow_it_in_their_order() {
+    let (mut connection, mut far, _folder) = pair();
+    let (first, second) = (send(&mut connection), send(&mut connection));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let message = far.log_in(0);
+            assert!(message.windows(13).any(|part| part == b"\0alice\0secret"), "{message:?}");
+            for number in [b"\0\x01", b"\0\x02"] {
+                let (key, correlation, _) = far.request();
+                assert_eq!(key, SHARE_FETCH);
+                far.answer(correlation, number);
+            }
+        });
+        let mut answer = |correlation| connection.receive(correlation, SOON).expect("good").expect("answered");
+        assert_eq!(&answer(first)[..], b"\x01");
+        assert_eq!(&answer(second)[..], b"\x02");
+    });
+}
+
+#[test]
+fn login_with_a_silent_broker_is_resumed() {
+    let (mut connection, mut far, _folder) = pair();
+    let correlation = send(&mut connection);
+    let (_, handshake, _) = far.request();
+    assert!(connection.receive(correlation, SHORT).expect("still good").is_none());
+    far.answer_handshake(handshake);
+    assert!(connection.receive(correlation, SHORT).expect("still good").is_none());
+    let (_, authenticate, _) = far.request();
+    assert!(far.has_no_request(), "nothing may be sent between the steps of a login");
+    far.answer_authenticate(authenticate, 0, 0);
+    assert!(connection.receive(correlation, SHORT).expect("still good").is_none());
+    let (key, asked, _) = far.request();
+    assert_eq!((key, asked), (SHARE_FETCH, correlation));
+}
+
+#[test]
+fn login_is_renewed_before_a_request_once_no_response_is_owed() {
+    let (mut connection, mut far, _folder) = pair();
+    let first = send(&mut connection);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            far.log_in(60_000);
+            let (_, correlation, _) = far.request();
+            far.answer(correlation, b"\0");
+        });
+        assert!(connection.receive(first, SOON).expect("good").is_some());
+    });
+    let owed = send(&mut connection);
+    connection.authentication.as_mut().expect("a login").renew_at = Some(Instant::now());
+    let behind = send(&mut connection);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..2 {
+                let (key, correlation, _) = far.request();
+                assert_eq!(key, SHARE_FETCH, "a response was owed");
+                far.answer(correlation, b"\0");
+            }
+            far.log_in(60_000);
+            let (key, correlation, _) = far.request();
+            assert_eq!(key, SHARE_FETCH);
+            far.answer(correlation, b"\0");
+        });
+        for correlation in [owed, behind] {
+            assert!(connection.receive(correlation, SOON).expect("good").is_some());
+        }
+        let after = send(&mut connection);
+        assert!(connection.receive(after, SOON).expect("good").is_some());
+        assert!(!connection.must_renew(), "the new lifetime counts");
+    });
+}
+
+#[test]
+fn refused_login_closes_the_connection_and_names_the_user() {
+    let (mut connection, mut far, _folder) = pair();
+    let correlation = send(&mut connection);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (_, handshake, _) = far.request();
+            far.answer_handshake(handshake);
+            let (_, authenticate, _) = far.request();
+            far.answer_authenticate(authenticate, 58, 0);
+        });
+        let error = connection.receive(correlation, SOON).expect_err("refused");
+        assert!(matches!(&error, KafkaError::Security { is_final: true, .. }), "{error}");
+        assert!(
+            error.to_string().contains("user \"alice\" by PLAIN") && !error.to_string().contains("secret"),
+            "{error}"
+        );
+        assert_eq!(error.retry(), Retry::Reconnect);
+    });
+    assert!(connection.is_broken());
+}

@@ -1,0 +1,112 @@
+use kafka_protocol::protocol::StrBytes;
+
+use super::super::certificates::Folder;
+use super::*;
+
+fn plain(folder: &Folder) -> Arc<Login> {
+    Arc::new(Login::new(Mechanism::Plain, "alice", folder.write("password", "secret\n")))
+}
+
+fn refusal() -> SaslAuthenticateResponse {
+    let message = StrBytes::from_static_str("Authentication failed: Invalid username or password");
+    SaslAuthenticateResponse::default().with_error_code(58).with_error_message(Some(message))
+}
+
+fn try_in_vain(login: &Arc<Login>, now: Instant) -> LoginFault {
+    let mut attempt = Attempt::begin(login, now).expect("its turn");
+    attempt.offered(&SaslHandshakeResponse::default()).expect("offered");
+    let Err(fault) = attempt.answered(&refusal(), now) else { panic!("refused") };
+    fault
+}
+
+#[test]
+fn password_is_read_at_each_login_without_its_line_break() {
+    let folder = Folder::new();
+    let login = plain(&folder);
+    for (text, message) in [("secret\n", &b"\0alice\0secret"[..]), ("later", b"\0alice\0later")] {
+        folder.write("password", text);
+        let mut attempt = Attempt::begin(&login, Instant::now()).expect("begun");
+        assert_eq!(&attempt.offered(&SaslHandshakeResponse::default()).expect("offered")[..], message);
+    }
+}
+
+#[test]
+fn lifetime_is_renewed_early_and_zero_means_none() {
+    let (folder, now) = (Folder::new(), Instant::now());
+    let login = plain(&folder);
+    for (lifetime, renewed) in [(0, None), (-1, None), (10_000, Some(7_000..=8_000))] {
+        let mut attempt = Attempt::begin(&login, now).expect("begun");
+        attempt.offered(&SaslHandshakeResponse::default()).expect("offered");
+        let answer = SaslAuthenticateResponse::default().with_session_lifetime_ms(lifetime);
+        let Ok(Next::Done(after)) = attempt.answered(&answer, now) else { panic!("PLAIN has one message") };
+        match renewed {
+            None => assert_eq!(after, None, "{lifetime}"),
+            Some(range) => assert!(range.contains(&after.expect("a lifetime").as_millis()), "{after:?}"),
+        }
+    }
+}
+
+#[test]
+fn refused_login_is_not_tried_again_before_its_pause_is_over() {
+    let (folder, begin) = (Folder::new(), Instant::now());
+    let login = plain(&folder);
+    let (mut now, mut pause) = (begin, PAUSES.0);
+    for _ in 0..8 {
+        let fault = try_in_vain(&login, now);
+        assert!(fault.is_final, "{}", fault.detail);
+        assert!(fault.detail.contains("user \"alice\" by PLAIN") && fault.detail.contains("(58)"), "{}", fault.detail);
+        assert!(!fault.detail.contains("secret"), "{}", fault.detail);
+        let early = Attempt::begin(&login, now + pause - Duration::from_millis(1)).expect_err("not yet");
+        assert_eq!(early.detail, fault.detail);
+        now += pause;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+    assert_eq!(pause, PAUSES.1);
+}
+
+#[test]
+fn one_connection_tries_after_the_pause_and_the_others_wait() {
+    let (folder, now) = (Folder::new(), Instant::now());
+    let login = plain(&folder);
+    try_in_vain(&login, now);
+    let later = now + PAUSES.0;
+    let mut attempt = Attempt::begin(&login, later).expect("its turn");
+    assert!(Attempt::begin(&login, later).is_err());
+    attempt.offered(&SaslHandshakeResponse::default()).expect("offered");
+    assert!(attempt.answered(&SaslAuthenticateResponse::default(), later).is_ok());
+    assert!(Attempt::begin(&login, later).is_ok() && Attempt::begin(&login, later).is_ok(), "the login works again");
+}
+
+#[test]
+fn changed_password_is_tried_at_once() {
+    let (folder, now) = (Folder::new(), Instant::now());
+    let login = plain(&folder);
+    try_in_vain(&login, now);
+    assert!(Attempt::begin(&login, now).is_err());
+    folder.write("password", "another secret");
+    assert!(Attempt::begin(&login, now).is_ok());
+}
+
+#[test]
+fn missing_mechanism_and_missing_logins_are_explained() {
+    let folder = Folder::new();
+    let login = plain(&folder);
+    let offers = vec![StrBytes::from_static_str("SCRAM-SHA-256"), StrBytes::from_static_str("OAUTHBEARER")];
+    for (code, words) in [
+        (33, "does not offer PLAIN; set KAFKA_SASL_MECHANISM to one of: SCRAM-SHA-256, OAUTHBEARER"),
+        (34, "its listener has no logins; set KAFKA_SECURITY_PROTOCOL to PLAINTEXT or SSL"),
+    ] {
+        let mut attempt = Attempt::begin(&login, Instant::now()).expect("begun");
+        let answer = SaslHandshakeResponse::default().with_error_code(code).with_mechanisms(offers.clone());
+        let fault = attempt.offered(&answer).expect_err("refused");
+        assert!(fault.is_final && fault.detail.contains(words), "{}", fault.detail);
+    }
+}
+
+#[test]
+fn unreadable_secret_is_reported_without_its_path() {
+    let login = Arc::new(Login::new(Mechanism::Plain, "alice", "/none/hunter2".into()));
+    let fault = Attempt::begin(&login, Instant::now()).expect_err("no file");
+    assert!(!fault.is_final && fault.detail.contains("cannot be read"), "{}", fault.detail);
+    assert!(!fault.detail.contains("hunter2") && !format!("{login:?}").contains("hunter2"), "{}", fault.detail);
+}

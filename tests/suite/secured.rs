@@ -1,0 +1,241 @@
+//! P12: the programs on a secured Kafka. Each login serves and stops like a plain connection; a wrong one is explained.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{
+    Gateway, SOON, START,
+    certificates::Authority,
+    program::{Launch, Program},
+    secured::{Listener, PASSWORD, Secured, USER, Way, token},
+    started,
+};
+
+/// Neither the password nor a token stands in the output of a program, or in what other users of the machine see.
+fn assert_no_secret(program: &Program) {
+    let shown: String = program.lines().into_iter().map(|line| line.text + "\n").collect();
+    for secret in [PASSWORD, &token(USER)] {
+        assert!(!shown.contains(secret), "{} shows a secret", program.name());
+    }
+}
+
+fn assert_no_secret_in_proc(program: &Program) {
+    for file in ["cmdline", "environ"] {
+        let text = std::fs::read(format!("/proc/{}/{file}", program.id())).expect("the program runs");
+        let text = String::from_utf8_lossy(&text);
+        assert!(!text.contains(PASSWORD) && !text.contains(&token(USER)), "{file} of {}", program.name());
+    }
+}
+
+#[test]
+fn every_login_serves_stops_and_survives_a_kill() {
+    let secured = Secured::new("secured", None);
+    for (number, way) in Way::all().into_iter().enumerate() {
+        secured.open(way.listener, None);
+        let rig = secured.rig(&format!("login-{number}"));
+        let gateway = Gateway::start(secured.by(way, rig.gateway()));
+        let start = |id: &str| started(&secured.by(way, rig.worker(id)).env("HEARTBEAT_INTERVAL", "50ms"));
+        let mut workers = vec![start("w0"), start("w1")];
+        assert_eq!(gateway.analyze("all is well").status, 200, "{way:?}");
+        workers.iter().for_each(assert_no_secret_in_proc);
+        // P8: a killed worker's task starts elsewhere.
+        let work = Duration::from_secs(1);
+        let caller = gateway.call("killed", work);
+        let victim = gateway.wait_until_running(&caller.task, SOON);
+        let place = workers.iter().position(|worker| worker.name() == victim).expect("a worker of this test");
+        let killed = workers[place].kill();
+        let task = caller.task.clone();
+        let (answer, answered) = caller.join();
+        assert_eq!(answer.status, 200, "{way:?}: {}", answer.text());
+        let hop = (answered - killed).checked_sub(work).expect("the killed worker ran the task");
+        assert!(hop < Duration::from_millis(500), "{way:?}: started elsewhere after {hop:?}");
+        workers[place] = start(&victim);
+        assert_eq!(gateway.analyze("still well").status, 200, "{way:?}");
+        // P3: idle workers stop at once.
+        for worker in &mut workers {
+            let exit = worker.ends_at(Signal::SIGTERM, 0);
+            assert!(exit.elapsed < Duration::from_secs(1), "{way:?}: stopped after {:?}", exit.elapsed);
+        }
+        let mut gateway = gateway;
+        gateway.program.ends_at(Signal::SIGTERM, 0);
+        workers.iter().chain([&gateway.program]).for_each(assert_no_secret);
+        secured.open(Listener::Plaintext, None);
+        assert_eq!(rig.audit().runs(&task), 1, "{way:?}: the killed run has no result");
+    }
+}
+
+/// A program that believes in `way` meets the listener `at`, and says `line`.
+struct Mistake {
+    at: Listener,
+    way: Way,
+    spoil: fn(&Secured, Launch) -> Launch,
+    line: &'static str,
+}
+
+fn mistakes() -> Vec<Mistake> {
+    let right = |_: &Secured, launch| launch;
+    let by = |mechanism| Way::new(Listener::SaslPlaintext, Some(mechanism));
+    let (plain, ssl) = (Way::new(Listener::Plaintext, None), Way::new(Listener::Ssl, None));
+    vec![
+        Mistake {
+            at: Listener::SaslPlaintext,
+            way: by("PLAIN"),
+            spoil: |secured, launch| {
+                launch.env("KAFKA_SASL_PASSWORD_FILE", secured.files.write("wrong-password", "wrong").display())
+            },
+            line: "it refused user \"alice\" by PLAIN: Authentication failed",
+        },
+        Mistake {
+            at: Listener::SaslPlaintext,
+            way: by("SCRAM-SHA-256"),
+            spoil: |_, launch| launch.env("KAFKA_SASL_USERNAME", "bob"),
+            line: "it refused user \"bob\" by SCRAM-SHA-256: Authentication failed",
+        },
+        Mistake {
+            at: Listener::SaslPlaintext,
+            way: by("OAUTHBEARER"),
+            // Ended in 1970.
+            spoil: |secured, launch| {
+                let file = secured.files.write("old-token", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJib2IiLCJleHAiOjF9.");
+                launch.env("KAFKA_SASL_TOKEN_FILE", file.display())
+            },
+            line: "it refused the token: ",
+        },
+        Mistake {
+            at: Listener::Single,
+            way: by("PLAIN"),
+            spoil: right,
+            line: "it does not offer PLAIN; set KAFKA_SASL_MECHANISM to one of: SCRAM-SHA-512",
+        },
+        Mistake {
+            at: Listener::Plaintext,
+            way: by("PLAIN"),
+            spoil: right,
+            line: "its listener has no logins; set KAFKA_SECURITY_PROTOCOL to PLAINTEXT or SSL",
+        },
+        Mistake {
+            at: Listener::Ssl,
+            way: ssl,
+            spoil: |secured, launch| {
+                let address = secured.address(Listener::Ssl).replace("127.0.0.1", "localhost");
+                launch.env("KAFKA_BOOTSTRAP_SERVERS", address)
+            },
+            line: "its certificate is for 127.0.0.1, not for localhost",
+        },
+        Mistake {
+            at: Listener::Ssl,
+            way: ssl,
+            spoil: |_, launch| launch.env("KAFKA_SSL_CA_FILE", Authority::new().path("ca.pem").display()),
+            line: "the issuer of its certificate is not trusted; set KAFKA_SSL_CA_FILE",
+        },
+        Mistake { at: Listener::Expired, way: ssl, spoil: right, line: "its certificate has expired" },
+        Mistake { at: Listener::Mutual, way: ssl, spoil: right, line: "it wants a client certificate" },
+        Mistake {
+            at: Listener::Mutual,
+            way: Way::new(Listener::Mutual, None),
+            spoil: |_, launch| {
+                let stranger = Authority::new();
+                stranger.issue("client", &["client"], 4000);
+                launch
+                    .env("KAFKA_SSL_CERTIFICATE_FILE", stranger.path("client.pem").display())
+                    .env("KAFKA_SSL_KEY_FILE", stranger.path("client.key").display())
+            },
+            line: "it refused the client certificate",
+        },
+        Mistake {
+            at: Listener::Ssl,
+            way: plain,
+            spoil: right,
+            line: "it speaks TLS; set KAFKA_SECURITY_PROTOCOL to SSL or SASL_SSL",
+        },
+    ]
+}
+
+#[test]
+fn mistake_that_time_does_not_cure_ends_a_start_with_code_2_and_one_line() {
+    let secured = Secured::new("mistakes", None);
+    let rig = &secured.rig;
+    for Mistake { at, way, spoil, line } in mistakes() {
+        secured.open(at, None);
+        for program in [rig.worker("w"), rig.gateway()] {
+            let launch = secured.by(way, program).env("KAFKA_BOOTSTRAP_SERVERS", secured.address(at));
+            let mut program = spoil(&secured, launch).start();
+            assert_eq!(program.wait(START).code, Some(2), "{at:?}: {line}");
+            let told = program.lines_with(line);
+            assert_eq!(told.len(), 1, "{at:?}: {line} in {:?}", program.lines());
+            assert!(told[0].text.contains("127.0.0.1:") || told[0].text.contains("localhost:"), "{}", told[0].text);
+            assert_no_secret(&program);
+        }
+    }
+}
+
+#[test]
+fn program_retries_where_the_broker_may_be_stopping() {
+    let secured = Secured::new("retries", None);
+    let (tls, login) = (Way::new(Listener::Ssl, None), Way::new(Listener::Plaintext, None));
+    for (at, way, line) in [
+        (Listener::Plaintext, tls, "is this a listener for SSL or SASL_SSL?"),
+        (Listener::SaslPlaintext, login, "if its listener wants a login, set KAFKA_SECURITY_PROTOCOL"),
+    ] {
+        secured.open(at, None);
+        let launch = secured.by(way, secured.rig.worker("w")).env("KAFKA_BOOTSTRAP_SERVERS", secured.address(at));
+        let mut worker = launch.start();
+        worker.wait_for_line(line, START);
+        worker.ends_at(Signal::SIGTERM, 0);
+    }
+}
+
+/// P12: the worker's session is older than the lifetime of its login, and so is the task.
+#[test]
+fn login_that_expires_costs_no_task_a_second_run() {
+    let lifetime = Duration::from_secs(3);
+    let secured = Secured::new("lifetime", Some(3000));
+    let way = Way::new(Listener::SaslSsl, Some("SCRAM-SHA-512"));
+    secured.open(way.listener, Some(lifetime));
+    let rig = &secured.rig;
+    let gateway = Gateway::start(secured.by(way, rig.gateway()).env("ANSWER_TIMEOUT", "30s"));
+    let mut workers = ["w0", "w1"].map(|id| started(&secured.by(way, rig.worker(id))));
+    let long = gateway.call("longer than three lifetimes", 4 * lifetime);
+    let mut tasks = vec![long.task.clone()];
+    let since = Instant::now();
+    while since.elapsed() < 4 * lifetime {
+        let answer = gateway.analyze("while logins expire");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        tasks.push(answer.task_id());
+    }
+    let (answer, _) = long.join();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    for worker in &mut workers {
+        let exit = worker.ends_at(Signal::SIGTERM, 0);
+        assert!(exit.elapsed < Duration::from_secs(1), "stopped after {:?}", exit.elapsed);
+        assert!(worker.lines_with("does not answer").is_empty(), "no connection was lost: {:?}", worker.lines());
+    }
+    secured.open(Listener::Plaintext, None);
+    rig.audit().assert_each_ran_once(&tasks);
+}
+
+/// P12: certificates, keys and passwords are replaced under a running fleet.
+#[test]
+fn secrets_that_are_replaced_need_no_restart() {
+    if crate::support::broker::is_apache() {
+        // Its listeners would need a dynamic configuration; the client's part is the same.
+        return;
+    }
+    let secured = Secured::new("rotation", None);
+    let way = Way::new(Listener::SaslSsl, Some("PLAIN"));
+    secured.open(way.listener, None);
+    let (rig, broker) = (&secured.rig, secured.rig.broker());
+    let gateway = Gateway::start(secured.by(way, rig.gateway()));
+    let worker = started(&secured.by(way, rig.worker("w")));
+    assert_eq!(gateway.analyze("before").status, 200);
+    // Another authority, another certificate, another password, at the broker first.
+    secured.rotate(way.listener, "another-8302-staple");
+    broker.stop();
+    broker.start();
+    worker.wait_for_line("cannot be used securely", SOON);
+    secured.hand_out();
+    let caller = gateway.call("after", Duration::from_millis(1));
+    assert_eq!(caller.join().0.status, 200);
+    assert!(worker.lines_with("another-8302-staple").is_empty());
+}
