@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use devbroker::{Action, Fault, Kind};
 use nix::sys::signal::Signal;
 
 use crate::support::{
@@ -11,6 +12,8 @@ use crate::support::{
     secured::{Listener, PASSWORD, Secured, USER, Way, token},
     started,
 };
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Neither the password nor a token stands in the output of a program, or in what other users of the machine see.
 fn assert_no_secret(program: &Program) {
@@ -218,11 +221,7 @@ fn login_that_expires_costs_no_task_a_second_run() {
 /// P12: certificates, keys and passwords are replaced under a running fleet.
 #[test]
 fn secrets_that_are_replaced_need_no_restart() {
-    if crate::support::broker::is_apache() {
-        // Its listeners would need a dynamic configuration; the client's part is the same.
-        return;
-    }
-    let secured = Secured::new("rotation", None);
+    let secured = Secured::with_faults("rotation");
     let way = Way::new(Listener::SaslSsl, Some("PLAIN"));
     secured.open(way.listener, None);
     let (rig, broker) = (&secured.rig, secured.rig.broker());
@@ -238,4 +237,74 @@ fn secrets_that_are_replaced_need_no_restart() {
     let caller = gateway.call("after", Duration::from_millis(1));
     assert_eq!(caller.join().0.status, 200);
     assert!(worker.lines_with("another-8302-staple").is_empty());
+}
+
+/// P3, P5 and P7 hold wherever a broker falls silent while a connection is secured.
+#[test]
+fn broker_that_falls_silent_in_a_handshake_or_a_login_delays_no_stop() {
+    const DRAIN: Duration = Duration::from_secs(2);
+    let secured = Secured::with_faults("silent");
+    let way = Way::new(Listener::SaslSsl, Some("SCRAM-SHA-512"));
+    let broker = secured.rig.broker();
+    for (number, (kind, action, before)) in [
+        (Kind::TlsHandshake, Action::Deafen, 0),
+        (Kind::TlsHandshake, Action::Truncate(100), 0),
+        (Kind::SaslHandshake, Action::Deafen, 0),
+        (Kind::SaslAuthenticate, Action::Deafen, 0),
+        // Each login has two of these requests.
+        (Kind::SaslAuthenticate, Action::Truncate(7), 1),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        secured.open(way.listener, None);
+        let rig = secured.rig(&format!("silent-{number}"));
+        let gateway = Gateway::start(secured.by(way, rig.gateway()).env("ANSWER_TIMEOUT", "30s"));
+        let launch =
+            |id: &str| secured.by(way, rig.worker(id)).env("DRAIN_TIMEOUT", "2s").env("STOP_GRACE_PERIOD", "7s");
+        let mut workers = ["w0", "w1"].map(|id| started(&launch(id)));
+        let caller = gateway.call("longer than the drain", 2 * DRAIN);
+        let busy = gateway.wait_until_running(&caller.task, SOON);
+        broker.faulty().inject(Fault::new(action).at(kind).after(before).every(1, u32::MAX));
+        // All connections end; the next ones fall silent.
+        broker.stop();
+        broker.start();
+        workers.iter_mut().for_each(|worker| drop(worker.signal(Signal::SIGTERM)));
+        for worker in &mut workers {
+            let exit = worker.wait(Duration::from_secs(30));
+            let (code, bound) =
+                if worker.name() == busy { (3, DRAIN + Duration::from_secs(1)) } else { (0, 5 * SECOND) };
+            assert_eq!(exit.code, Some(code), "{kind:?} {action:?}: {}", worker.name());
+            assert!(exit.elapsed < bound, "{kind:?} {action:?}: {} stopped after {:?}", worker.name(), exit.elapsed);
+        }
+        broker.faulty().heal();
+        let _heir = started(&launch("heir"));
+        assert_eq!(caller.join().0.status, 200, "{kind:?} {action:?}");
+    }
+}
+
+#[test]
+fn fleet_works_over_a_connection_that_brings_single_bytes() {
+    let secured = Secured::with_faults("single-bytes");
+    let way = Way::new(Listener::SaslSsl, Some("SCRAM-SHA-256"));
+    secured.open(way.listener, None);
+    secured.rig.broker().faulty().inject(Fault::new(Action::Trickle).every(1, u32::MAX));
+    let gateway = Gateway::start(secured.by(way, secured.rig.gateway()));
+    let mut worker = started(&secured.by(way, secured.rig.worker("w")));
+    for _ in 0..5 {
+        assert_eq!(gateway.analyze("byte by byte").status, 200);
+    }
+    worker.ends_at(Signal::SIGTERM, 0);
+}
+
+#[test]
+fn broker_that_cannot_prove_its_knowledge_of_the_password_is_refused() {
+    let secured = Secured::with_faults("impostor");
+    let way = Way::new(Listener::SaslPlaintext, Some("SCRAM-SHA-512"));
+    secured.open(way.listener, None);
+    let signature = Fault::new(Action::Damage).at(Kind::SaslAuthenticate).every(1, u32::MAX);
+    secured.rig.broker().faulty().inject(signature);
+    let mut worker = secured.by(way, secured.rig.worker("w")).start();
+    assert_eq!(worker.wait(START).code, Some(2));
+    worker.wait_for_line("the broker's SCRAM signature is wrong", SOON);
 }

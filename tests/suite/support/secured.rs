@@ -109,16 +109,15 @@ pub struct Secured {
 impl Secured {
     /// `lifetime_ms`: after this time a login has to be renewed (`connections.max.reauth.ms`).
     pub fn new(name: &str, lifetime_ms: Option<u64>) -> Secured {
-        let files = Authority::new();
-        files.issue("server", &[HOST], 4000);
-        files.issue("expired", &[HOST], 2020);
-        files.issue("client", &["client"], 4000);
-        files.write("password", &format!("{PASSWORD}\n"));
-        files.write("token", &token("alice"));
+        let files = files();
         let arguments = if broker::is_apache() { arguments(&files, lifetime_ms) } else { Vec::new() };
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let rig = Rig::quiet_with_own_broker(name, &arguments);
-        Secured { rig, files, later: Authority::new() }
+        Secured { rig: Rig::quiet_with_own_broker(name, &arguments), files, later: Authority::new() }
+    }
+
+    /// As [`Secured::new`], for tests that inject faults: always an embedded broker.
+    pub fn with_faults(name: &str) -> Secured {
+        Secured { rig: Rig::with_faults(name, 1), files: files(), later: Authority::new() }
     }
 
     /// Other topics and another group on the broker.
@@ -264,6 +263,16 @@ fn arguments(files: &Authority, lifetime_ms: Option<u64>) -> Vec<String> {
         .into_iter()
         .flat_map(|mechanism| ["--add-scram".to_owned(), format!("{mechanism}=[name={USER},password={PASSWORD}]")]);
     settings.chain(users).collect()
+}
+
+fn files() -> Authority {
+    let files = Authority::new();
+    files.issue("server", &[HOST], 4000);
+    files.issue("expired", &[HOST], 2020);
+    files.issue("client", &["client"], 4000);
+    files.write("password", &format!("{PASSWORD}\n"));
+    files.write("token", &token(USER));
+    files
 }
 
 /// A token without a signature (RFC 7519, section 6).
