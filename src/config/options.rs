@@ -45,6 +45,9 @@ pub(super) struct CommonOptions {
     /// File with the token for OAUTHBEARER, read at each login
     #[arg(long, env = "KAFKA_SASL_TOKEN_FILE", value_name = "PATH")]
     pub kafka_sasl_token_file: Option<String>,
+    /// Command that prints the token for OAUTHBEARER within 10s, run by sh at each login
+    #[arg(long, env = "KAFKA_SASL_TOKEN_COMMAND", value_name = "COMMAND")]
+    pub kafka_sasl_token_command: Option<String>,
     /// File with the certificates of the trusted authorities, in PEM; the system's authorities if unset
     #[arg(long, env = "KAFKA_SSL_CA_FILE", value_name = "PATH")]
     pub kafka_ssl_ca_file: Option<String>,

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kafka_share::login::Login;
+use kafka_share::login::{Login, SecretSource};
 use kafka_share::sasl::Mechanism;
 use kafka_share::tls::{Tls, TlsFault, TlsFiles};
 use program::options::Faults;
@@ -28,6 +28,8 @@ pub struct Security {
     pub sasl_password_file: Option<PathBuf>,
     /// `KAFKA_SASL_TOKEN_FILE`
     pub sasl_token_file: Option<PathBuf>,
+    /// `KAFKA_SASL_TOKEN_COMMAND`
+    pub sasl_token_command: Option<String>,
     /// `KAFKA_SSL_CA_FILE`
     pub ssl_ca_file: Option<PathBuf>,
     /// `KAFKA_SSL_CERTIFICATE_FILE`
@@ -46,6 +48,7 @@ impl Security {
             faults.set(&mut security.sasl_mechanism, "KAFKA_SASL_MECHANISM", text, mechanism);
         }
         security.sasl_username.clone_from(&options.kafka_sasl_username);
+        security.sasl_token_command.clone_from(&options.kafka_sasl_token_command);
         for (path, name, text) in [
             (&mut security.sasl_password_file, "KAFKA_SASL_PASSWORD_FILE", &options.kafka_sasl_password_file),
             (&mut security.sasl_token_file, "KAFKA_SASL_TOKEN_FILE", &options.kafka_sasl_token_file),
@@ -78,17 +81,28 @@ impl Security {
         let (has_sasl, has_tls) = (self.protocol.has_sasl(), self.protocol.has_tls());
         let has_token = self.sasl_mechanism == Some(Mechanism::OauthBearer);
         let (password, token) = (has_sasl && !has_token, has_sasl && has_token);
-        for (name, given, fits, with) in [
-            ("KAFKA_SASL_MECHANISM", options.kafka_sasl_mechanism.is_some(), has_sasl, "SASL_PLAINTEXT or SASL_SSL"),
-            ("KAFKA_SASL_USERNAME", options.kafka_sasl_username.is_some(), password, "PLAIN or SCRAM"),
-            ("KAFKA_SASL_PASSWORD_FILE", options.kafka_sasl_password_file.is_some(), password, "PLAIN or SCRAM"),
-            ("KAFKA_SASL_TOKEN_FILE", options.kafka_sasl_token_file.is_some(), token, "OAUTHBEARER"),
+        let (file, command) = (options.kafka_sasl_token_file.is_some(), options.kafka_sasl_token_command.is_some());
+        for (name, given, fits, is_needed, with) in [
+            (
+                "KAFKA_SASL_MECHANISM",
+                options.kafka_sasl_mechanism.is_some(),
+                has_sasl,
+                true,
+                "SASL_PLAINTEXT or SASL_SSL",
+            ),
+            ("KAFKA_SASL_USERNAME", options.kafka_sasl_username.is_some(), password, true, "PLAIN or SCRAM"),
+            ("KAFKA_SASL_PASSWORD_FILE", options.kafka_sasl_password_file.is_some(), password, true, "PLAIN or SCRAM"),
+            ("KAFKA_SASL_TOKEN_FILE", file, token, !command, "OAUTHBEARER"),
+            ("KAFKA_SASL_TOKEN_COMMAND", command, token, false, "OAUTHBEARER"),
         ] {
             if given && !fits && !unknown {
                 faults.note(format!("{name}: set; expected only with {with}"));
-            } else if fits && !given && !unknown {
+            } else if fits && is_needed && !given && !unknown {
                 faults.note(format!("{name}: not set; expected with {protocol}"));
             }
+        }
+        if file && command {
+            faults.note("KAFKA_SASL_TOKEN_COMMAND: set; expected only without KAFKA_SASL_TOKEN_FILE".to_owned());
         }
         let (certificate, key) = (options.kafka_ssl_certificate_file.is_some(), options.kafka_ssl_key_file.is_some());
         for (name, given) in [
@@ -118,7 +132,9 @@ impl Security {
 
     pub(super) fn login(&self) -> Option<Arc<Login>> {
         let mechanism = self.sasl_mechanism.filter(|_| self.protocol.has_sasl())?;
-        let secret = self.sasl_password_file.clone().or_else(|| self.sasl_token_file.clone())?;
+        let file = if mechanism == Mechanism::OauthBearer { &self.sasl_token_file } else { &self.sasl_password_file };
+        let file = file.clone().map(SecretSource::File);
+        let secret = file.or_else(|| self.sasl_token_command.clone().map(SecretSource::Command))?;
         Some(Arc::new(Login::new(mechanism, self.sasl_username.clone().unwrap_or_default(), secret)))
     }
 }
@@ -170,6 +186,7 @@ impl fmt::Debug for Security {
             .field("sasl_username", &format_args!("{}", hidden(self.sasl_username.is_some())))
             .field("sasl_password_file", &format_args!("{}", hidden(self.sasl_password_file.is_some())))
             .field("sasl_token_file", &format_args!("{}", hidden(self.sasl_token_file.is_some())))
+            .field("sasl_token_command", &format_args!("{}", hidden(self.sasl_token_command.is_some())))
             .field("ssl_ca_file", &self.ssl_ca_file)
             .field("ssl_certificate_file", &self.ssl_certificate_file)
             .field("ssl_key_file", &format_args!("{}", hidden(self.ssl_key_file.is_some())))

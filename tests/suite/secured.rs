@@ -218,6 +218,30 @@ fn login_that_expires_costs_no_task_a_second_run() {
     rig.audit().assert_each_ran_once(&tasks);
 }
 
+/// P12: a program prints the token, and takes its time; meanwhile logins expire.
+#[test]
+fn slow_command_for_a_token_costs_no_task_a_second_run() {
+    let lifetime = Duration::from_secs(4);
+    let secured = Secured::new("command", Some(4000));
+    let way = Way::new(Listener::SaslPlaintext, Some("OAUTHBEARER"));
+    secured.open(way.listener, Some(lifetime));
+    let rig = &secured.rig;
+    let command = format!("sleep 0.5; cat '{}'", secured.files.path("token").display());
+    let by_command =
+        |launch| secured.by(way, launch).env("KAFKA_SASL_TOKEN_FILE", "").env("KAFKA_SASL_TOKEN_COMMAND", &command);
+    let gateway = Gateway::start(by_command(rig.gateway()).env("ANSWER_TIMEOUT", "30s"));
+    let mut worker = started(&by_command(rig.worker("w")));
+    let caller = gateway.call("longer than two lifetimes", 5 * lifetime / 2);
+    let task = caller.task.clone();
+    assert_eq!(caller.join().0.status, 200);
+    let exit = worker.ends_at(Signal::SIGTERM, 0);
+    assert!(exit.elapsed < SECOND, "stopped after {:?}", exit.elapsed);
+    assert!(worker.lines_with("does not answer").is_empty(), "no connection was lost: {:?}", worker.lines());
+    assert_no_secret(&worker);
+    secured.open(Listener::Plaintext, None);
+    rig.audit().assert_each_ran_once(&[task]);
+}
+
 /// P12: certificates, keys and passwords are replaced under a running fleet.
 #[test]
 fn secrets_that_are_replaced_need_no_restart() {
@@ -269,7 +293,9 @@ fn broker_that_falls_silent_in_a_handshake_or_a_login_delays_no_stop() {
         // All connections end; the next ones fall silent.
         broker.stop();
         broker.start();
-        workers.iter_mut().for_each(|worker| drop(worker.signal(Signal::SIGTERM)));
+        for worker in &mut workers {
+            worker.signal(Signal::SIGTERM);
+        }
         for worker in &mut workers {
             let exit = worker.wait(Duration::from_secs(30));
             let (code, bound) =

@@ -164,7 +164,7 @@ impl Connection {
 
     fn prepare_to_send(&mut self) -> Result<()> {
         self.usable()?;
-        if self.must_renew() { self.log_in() } else { Ok(()) }
+        self.renew()
     }
 
     fn frame_of<R: Request>(&mut self, version: i16, request: &R) -> Result<(BytesMut, Outstanding)> {
@@ -231,6 +231,9 @@ impl Connection {
         self.usable()?;
         let deadline = Instant::now() + wait;
         loop {
+            if !self.await_secret(deadline)? {
+                return Ok(None);
+            }
             match self.take_frame()? {
                 Some(frame) if self.is_logging_in() => self.go_on_with_login(frame)?,
                 Some(frame) => return self.oldest(frame, correlation).map(Some),

@@ -12,7 +12,7 @@
 //! | [`interrupt`] | waking blocked calls from another thread |
 //! | [`connection`] | one connection: frames, correlation, deadlines |
 //! | `transport`, [`tls`] | its bytes, plain or in TLS; certificates |
-//! | [`login`], [`sasl`] | its login, with its renewal; the mechanisms |
+//! | [`login`], [`sasl`], `token_command` | its login, with its renewal; the mechanisms; secrets that a program prints |
 //! | `stamp` | noticing files that change |
 //! | `client_options` | options that all connections of a client share |
 //! | `dial`, `resolve` | connecting: sockets that notice a peer that is gone; names, within a limit |
@@ -56,6 +56,7 @@ pub mod share_session;
 pub mod share_wire;
 mod stamp;
 pub mod tls;
+mod token_command;
 mod transport;
 
 pub use address::BrokerAddress;

@@ -9,13 +9,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, bounded, select};
 use kafka_protocol::messages::{SaslAuthenticateResponse, SaslHandshakeResponse};
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use super::error::ErrorCode;
+use super::interrupt::Interrupter;
 use super::sasl::{Exchange, Mechanism, SaltedKeys, Secret};
 use super::stamp::Stamp;
+use super::token_command::{TokenCommand, Told};
 
 /// Pauses after refused logins: the first, and the longest after doubling.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -23,19 +26,35 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 /// connections of a fleet do not renew together.
 const RENEWED_AFTER: f64 = 0.8;
 const JITTER: f64 = 0.1;
+/// After this share of its lifetime nothing but its renewal is sent: another request would be late.
+const ENDS_AFTER: f64 = 0.9;
 
 /// How a client proves its identity, on all its connections.
 pub struct Login {
     mechanism: Mechanism,
     username: String,
-    secret: PathBuf,
+    source: Source,
     keys: SaltedKeys,
     refusal: Mutex<Option<Refusal>>,
 }
 
-/// The last refused login.
+/// Where the password, or OAUTHBEARER's token, comes from at each login.
+#[derive(Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// A file.
+    File(PathBuf),
+    /// A line for `sh -c` that prints it within 10 s.
+    Command(String),
+}
+
+enum Source {
+    File(PathBuf),
+    Command(TokenCommand),
+}
+
+/// The last failed login.
 struct Refusal {
-    detail: String,
+    fault: LoginFault,
     /// The file with the refused secret.
     stamp: Option<Stamp>,
     pause: Duration,
@@ -44,7 +63,7 @@ struct Refusal {
 }
 
 /// Why a login failed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct LoginFault {
     pub detail: String,
     /// Whether every repetition fails until a person changes something.
@@ -58,35 +77,60 @@ impl fmt::Debug for Login {
 }
 
 impl Login {
-    /// `secret`: the file with the password, or with OAUTHBEARER's token, read at each login. `username`: unused by
-    /// OAUTHBEARER.
-    pub fn new(mechanism: Mechanism, username: impl Into<String>, secret: PathBuf) -> Self {
-        let username = username.into();
-        Self { mechanism, username, secret, keys: SaltedKeys::default(), refusal: Mutex::default() }
+    /// `username`: unused by OAUTHBEARER.
+    pub fn new(mechanism: Mechanism, username: impl Into<String>, source: SecretSource) -> Self {
+        let source = match source {
+            SecretSource::File(path) => Source::File(path),
+            SecretSource::Command(command) => Source::Command(TokenCommand::new(command)),
+        };
+        Self { mechanism, username: username.into(), source, keys: SaltedKeys::default(), refusal: Mutex::default() }
     }
 
-    /// Refuses to try while a refusal is fresh. Afterwards the caller may try, and the others wait for its outcome.
+    fn stamp(&self) -> Option<Stamp> {
+        match &self.source {
+            Source::File(path) => Stamp::of(path),
+            Source::Command(_) => None,
+        }
+    }
+
+    /// Refuses to try while a failure is fresh. Afterwards the caller may try, and the others wait for its outcome.
     fn ask_for_turn(&self, now: Instant) -> Result<(), LoginFault> {
-        let stamp = Stamp::of(&self.secret);
+        let stamp = self.stamp();
         let mut refusal = self.refusal.lock();
         let Some(last) = refusal.as_mut() else { return Ok(()) };
         if now < last.until && last.stamp == stamp {
-            return Err(LoginFault { detail: last.detail.clone(), is_final: true });
+            return Err(last.fault.clone());
         }
         last.until = now + last.pause;
         last.stamp = stamp;
         Ok(())
     }
 
-    fn refused(&self, detail: &str, now: Instant) {
-        let stamp = Stamp::of(&self.secret);
+    fn failed(&self, detail: String, is_final: bool, now: Instant) -> LoginFault {
+        let fault = LoginFault { detail, is_final };
+        let stamp = self.stamp();
         let mut refusal = self.refusal.lock();
         let pause = refusal.as_ref().map_or(PAUSES.0, |last| (last.pause * 2).min(PAUSES.1));
-        *refusal = Some(Refusal { detail: detail.to_owned(), stamp, pause, until: now + pause });
+        *refusal = Some(Refusal { fault: fault.clone(), stamp, pause, until: now + pause });
+        fault
     }
 
     fn succeeded(&self) {
         *self.refusal.lock() = None;
+    }
+
+    /// Reads the file, or has the command run. The secret comes on the channel.
+    fn secret(&self) -> Receiver<Told> {
+        match &self.source {
+            Source::Command(command) => command.ask(),
+            Source::File(path) => {
+                let read = std::fs::read(path).map(|text| Arc::new(Secret::from(text)));
+                let (told, secret) = bounded(1);
+                // The path is not shown: the option may have the secret itself. A channel for one result has room.
+                let _ = told.try_send(read.map_err(|error| format!("its file cannot be read ({error})")));
+                secret
+            }
+        }
     }
 
     /// Names the user and the mechanism.
@@ -101,7 +145,9 @@ impl Login {
 /// One login on one connection.
 pub(super) struct Attempt {
     login: Arc<Login>,
-    exchange: Exchange,
+    secret: Receiver<Told>,
+    /// Begins with the secret.
+    exchange: Option<Exchange>,
     first: Option<Zeroizing<Vec<u8>>>,
 }
 
@@ -111,32 +157,65 @@ impl fmt::Debug for Attempt {
     }
 }
 
+/// When a login that does not last has to be renewed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Renewal {
+    /// From then on.
+    pub due: Instant,
+    /// By then: later requests have to wait for it.
+    pub end: Instant,
+}
+
+impl Renewal {
+    fn of(lifetime: Duration, now: Instant) -> Self {
+        let due = now + lifetime.mul_f64(RENEWED_AFTER - JITTER * fastrand::f64());
+        Self { due, end: now + lifetime.mul_f64(ENDS_AFTER) }
+    }
+}
+
 /// What follows an answer.
 pub(super) enum Next {
     /// Another message to the broker.
     Send(Zeroizing<Vec<u8>>),
-    /// The login has succeeded; it has to be renewed after this time.
-    Done(Option<Duration>),
+    /// The login has succeeded.
+    Done(Option<Renewal>),
 }
 
 impl Attempt {
-    /// Reads the secret and begins.
+    /// Asks for the secret.
     ///
     /// # Errors
-    /// The file cannot be read; the mechanism does not take the user or the secret; the last login was refused.
+    /// The last login failed a moment ago.
     pub fn begin(login: &Arc<Login>, now: Instant) -> Result<Self, LoginFault> {
         login.ask_for_turn(now)?;
-        let text = std::fs::read(&login.secret).map_err(|error| {
-            // The path is not shown: the option may have the secret itself.
-            let detail = format!("the file with the secret of {} cannot be read ({error})", login.of_user());
-            LoginFault { detail, is_final: false }
+        Ok(Self { login: Arc::clone(login), secret: login.secret(), exchange: None, first: None })
+    }
+
+    /// Waits at most `wait` for the secret. `true`: it is there, and the login can begin.
+    ///
+    /// # Errors
+    /// There is no secret; the mechanism does not take the user or the secret.
+    pub fn is_ready(&mut self, wait: Duration, interrupter: &Interrupter) -> Result<bool, LoginFault> {
+        if self.exchange.is_some() {
+            return Ok(true);
+        }
+        let told = select! {
+            recv(self.secret) -> told => told.unwrap_or_else(|_| Err("nothing gave it".to_owned())),
+            recv(interrupter.triggered()) -> _ => return Ok(false),
+            default(wait) => return Ok(false),
+        };
+        let (login, now) = (&self.login, Instant::now());
+        let secret = told.map_err(|problem| {
+            let detail = format!("there is no secret for {}: {problem}", login.of_user());
+            login.failed(detail, false, now)
         })?;
-        let begun = Exchange::begin(login.mechanism, &login.username, &Secret::from(text), &login.keys);
+        let begun = Exchange::begin(login.mechanism, &login.username, &secret, &login.keys);
         let (exchange, first) = begun.map_err(|fault| LoginFault {
             detail: format!("cannot log in {}: {fault}", login.of_user()),
             is_final: true,
         })?;
-        Ok(Self { login: Arc::clone(login), exchange, first: Some(first) })
+        (self.exchange, self.first) = (Some(exchange), Some(first));
+        Ok(true)
     }
 
     /// The name of the mechanism, for SaslHandshake.
@@ -171,32 +250,25 @@ impl Attempt {
     /// # Errors
     /// The broker refused the login; or its answer breaks the mechanism, for example by a wrong signature.
     pub fn answered(&mut self, response: &SaslAuthenticateResponse, now: Instant) -> Result<Next, LoginFault> {
-        let code = ErrorCode(response.error_code);
+        let (login, code) = (&self.login, ErrorCode(response.error_code));
+        let Some(exchange) = &mut self.exchange else {
+            return Err(LoginFault { detail: "it answered a login that has not begun".to_owned(), is_final: false });
+        };
         if code != ErrorCode::NONE {
             let message = response.error_message.as_ref().map_or("", |text| text.as_str());
-            let reason = self.exchange.refusal().map_or_else(|| message.escape_debug().to_string(), str::to_owned);
-            let detail = format!("it refused {}: {reason} ({code})", self.login.of_user());
-            self.login.refused(&detail, now);
-            return Err(LoginFault { detail, is_final: true });
+            let reason = exchange.refusal().map_or_else(|| message.escape_debug().to_string(), str::to_owned);
+            return Err(login.failed(format!("it refused {}: {reason} ({code})", login.of_user()), true, now));
         }
-        match self.exchange.step(&response.auth_bytes) {
+        match exchange.step(&response.auth_bytes) {
             Ok(Some(message)) => Ok(Next::Send(message)),
             Ok(None) => {
-                self.login.succeeded();
+                login.succeeded();
                 let lifetime = u64::try_from(response.session_lifetime_ms).ok().filter(|length| *length > 0);
-                Ok(Next::Done(lifetime.map(|length| renewed_after(Duration::from_millis(length)))))
+                Ok(Next::Done(lifetime.map(|length| Renewal::of(Duration::from_millis(length), now))))
             }
-            Err(fault) => {
-                let detail = format!("cannot log in {}: {fault}", self.login.of_user());
-                self.login.refused(&detail, now);
-                Err(LoginFault { detail, is_final: true })
-            }
+            Err(fault) => Err(login.failed(format!("cannot log in {}: {fault}", login.of_user()), true, now)),
         }
     }
-}
-
-fn renewed_after(lifetime: Duration) -> Duration {
-    lifetime.mul_f64(RENEWED_AFTER - JITTER * fastrand::f64())
 }
 
 #[cfg(test)]

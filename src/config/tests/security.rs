@@ -32,7 +32,7 @@ fn options_of_security_that_are_missing_or_without_effect_are_reported() {
     let sasl = ("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT");
     /// Variables, and the faults that they have.
     type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
-    let cases: [Case<'_>; 6] = [
+    let cases: [Case<'_>; 8] = [
         (
             &[sasl, ("KAFKA_SSL_KEY_FILE", "/does/not/exist")],
             &[
@@ -60,6 +60,16 @@ fn options_of_security_that_are_missing_or_without_effect_are_reported() {
                 "KAFKA_SASL_TOKEN_FILE: not set; expected with KAFKA_SECURITY_PROTOCOL SASL_PLAINTEXT",
             ],
         ),
+        (
+            &[
+                sasl,
+                ("KAFKA_SASL_MECHANISM", "OAUTHBEARER"),
+                ("KAFKA_SASL_TOKEN_FILE", here),
+                ("KAFKA_SASL_TOKEN_COMMAND", "true"),
+            ],
+            &["KAFKA_SASL_TOKEN_COMMAND: set; expected only without KAFKA_SASL_TOKEN_FILE"],
+        ),
+        (&[("KAFKA_SASL_TOKEN_COMMAND", "true")], &["KAFKA_SASL_TOKEN_COMMAND: set; expected only with OAUTHBEARER"]),
         (
             &[
                 sasl,
@@ -92,6 +102,7 @@ fn secrets_are_never_shown() {
         sasl_username: Some("hunter1".to_owned()),
         sasl_password_file: Some("hunter2".into()),
         sasl_token_file: Some("hunter4".into()),
+        sasl_token_command: Some("hunter5".to_owned()),
         ssl_key_file: Some("hunter3".into()),
         ..Security::default()
     };

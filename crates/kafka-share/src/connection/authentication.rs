@@ -3,7 +3,7 @@
 //! [`login`](crate::login) says what to send. Called by [`Connection`].
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::{SaslAuthenticateRequest, SaslHandshakeRequest};
@@ -12,18 +12,30 @@ use zeroize::Zeroize;
 
 use super::{Connection, Outstanding, name_of};
 use crate::error::{KafkaError, Result};
-use crate::login::{Attempt, Login, LoginFault, Next};
+use crate::login::{Attempt, Login, LoginFault, Next, Renewal};
 
 /// The login of one connection.
 #[derive(Debug)]
 pub(super) struct Authentication {
     login: Arc<Login>,
-    /// The login that is going on, and its unanswered request.
-    attempt: Option<(Attempt, Outstanding)>,
+    /// The login that is going on.
+    attempt: Option<(Attempt, Stage)>,
     /// Requests that wait for its end.
     held: BytesMut,
-    renew_at: Option<Instant>,
+    renewal: Option<Renewal>,
+    /// The next login while it waits for its secret. Requests do not wait for it before the end of the present one.
+    next: Option<Attempt>,
 }
+
+#[derive(Debug)]
+enum Stage {
+    AwaitsSecret,
+    /// A request of the login is unanswered.
+    Asked(Outstanding),
+}
+
+/// Pause before a renewal is tried again that failed before it had begun.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
 
 /// Versions of the requests of a login: the first with SaslAuthenticate, and the newest of that.
 const SASL_HANDSHAKE_VERSION: i16 = 1;
@@ -31,7 +43,7 @@ const SASL_AUTHENTICATE_VERSION: i16 = 2;
 
 impl Authentication {
     pub(super) fn new(login: Arc<Login>) -> Self {
-        Self { login, attempt: None, held: BytesMut::new(), renew_at: None }
+        Self { login, attempt: None, held: BytesMut::new(), renewal: None, next: None }
     }
 }
 
@@ -55,9 +67,36 @@ impl Connection {
     pub(super) fn log_in(&mut self) -> Result<()> {
         let Some(login) = self.authentication.as_ref().map(|it| Arc::clone(&it.login)) else { return Ok(()) };
         let attempt = Attempt::begin(&login, Instant::now()).map_err(|fault| self.insecure(fault))?;
-        let name = StrBytes::from_static_str(attempt.mechanism());
-        let request = SaslHandshakeRequest::default().with_mechanism(name);
-        self.ask_for_login(attempt, SASL_HANDSHAKE_VERSION, &request)
+        self.go_on(attempt, Duration::ZERO).map(drop)
+    }
+
+    /// Waits until `deadline` for the secret of the login, if that is missing. `false`: the deadline passed first.
+    pub(super) fn await_secret(&mut self, deadline: Instant) -> Result<bool> {
+        let awaiting = |it: &mut Authentication| it.attempt.take_if(|(_, stage)| matches!(stage, Stage::AwaitsSecret));
+        let Some((attempt, _)) = self.authentication.as_mut().and_then(awaiting) else { return Ok(true) };
+        self.go_on(attempt, deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Sends SaslHandshake once the secret is there.
+    fn go_on(&mut self, mut attempt: Attempt, wait: Duration) -> Result<bool> {
+        match attempt.is_ready(wait, &self.interrupter) {
+            Ok(true) => {
+                let name = StrBytes::from_static_str(attempt.mechanism());
+                let request = SaslHandshakeRequest::default().with_mechanism(name);
+                self.ask_for_login(attempt, SASL_HANDSHAKE_VERSION, &request).map(|()| true)
+            }
+            Ok(false) => {
+                self.set_attempt(attempt, Stage::AwaitsSecret);
+                self.interrupter.check().map(|()| false)
+            }
+            Err(fault) => Err(self.insecure(fault)),
+        }
+    }
+
+    fn set_attempt(&mut self, attempt: Attempt, stage: Stage) {
+        if let Some(authentication) = &mut self.authentication {
+            authentication.attempt = Some((attempt, stage));
+        }
     }
 
     fn ask_for_login<R: Request>(&mut self, attempt: Attempt, version: i16, request: &R) -> Result<()> {
@@ -66,16 +105,16 @@ impl Connection {
         // It may have a password.
         frame.zeroize();
         written?;
-        if let Some(authentication) = &mut self.authentication {
-            authentication.attempt = Some((attempt, asked));
-        }
+        self.set_attempt(attempt, Stage::Asked(asked));
         Ok(())
     }
 
     /// Takes the answer to a request of the login and sends the next one, or what waits for the end of the login.
     pub(super) fn go_on_with_login(&mut self, frame: Bytes) -> Result<()> {
         let attempt = self.authentication.as_mut().and_then(|it| it.attempt.take());
-        let Some((mut attempt, asked)) = attempt else { return Ok(()) };
+        let Some((mut attempt, Stage::Asked(asked))) = attempt else {
+            return Err(self.malformed("an answer before a login was asked for".to_owned()));
+        };
         let is_handshake = asked.request == name_of::<SaslHandshakeRequest>();
         let mut body = self.open_frame(frame, asked)?;
         let next = if is_handshake {
@@ -91,19 +130,39 @@ impl Connection {
                 let request = SaslAuthenticateRequest::default().with_auth_bytes(Bytes::copy_from_slice(&message));
                 self.ask_for_login(attempt, SASL_AUTHENTICATE_VERSION, &request)
             }
-            Next::Done(renewed_after) => {
+            Next::Done(renewal) => {
                 let Some(authentication) = &mut self.authentication else { return Ok(()) };
-                authentication.renew_at = renewed_after.map(|after| Instant::now() + after);
+                authentication.renewal = renewal;
                 let held = std::mem::take(&mut authentication.held);
                 self.write(&held)
             }
         }
     }
 
-    /// Whether a login has to be renewed before the next request.
-    pub(super) fn must_renew(&self) -> bool {
-        let renew_at = self.authentication.as_ref().and_then(|it| it.renew_at);
-        self.outstanding.is_empty() && !self.is_logging_in() && renew_at.is_some_and(|at| Instant::now() >= at)
+    /// Renews the login if it is time, the secret is there, and no response is owed. At the end of the login the next
+    /// request waits for the secret. A renewal that cannot begin is tried again: the login has not ended yet.
+    pub(super) fn renew(&mut self) -> Result<()> {
+        let (now, is_free) = (Instant::now(), self.outstanding.is_empty());
+        let Some(it) = &mut self.authentication else { return Ok(()) };
+        let Some(renewal) = it.renewal.filter(|renewal| it.attempt.is_none() && now >= renewal.due) else {
+            return Ok(());
+        };
+        let begun = it.next.take().map_or_else(|| Attempt::begin(&it.login, now), Ok);
+        let ready = begun.and_then(|mut next| Ok((next.is_ready(Duration::ZERO, &self.interrupter)?, next)));
+        match ready {
+            Ok((is_ready, next)) if is_free && (is_ready || now >= renewal.end) => {
+                self.go_on(next, Duration::ZERO).map(drop)
+            }
+            Ok((_, next)) => {
+                it.next = Some(next);
+                Ok(())
+            }
+            Err(fault) => {
+                it.renewal = Some(Renewal { due: now + RENEWAL_PAUSE, ..renewal });
+                log::warn!("{}: the login is not renewed, but continues: {}; retrying", self.broker, fault.detail);
+                Ok(())
+            }
+        }
     }
 
     fn insecure(&mut self, fault: LoginFault) -> KafkaError {

@@ -4,7 +4,14 @@ use super::super::certificates::Folder;
 use super::*;
 
 fn plain(folder: &Folder) -> Arc<Login> {
-    Arc::new(Login::new(Mechanism::Plain, "alice", folder.write("password", "secret\n")))
+    Arc::new(Login::new(Mechanism::Plain, "alice", SecretSource::File(folder.write("password", "secret\n"))))
+}
+
+/// Begins a login whose secret is there.
+fn begin(login: &Arc<Login>, now: Instant) -> Attempt {
+    let mut attempt = Attempt::begin(login, now).expect("its turn");
+    assert!(attempt.is_ready(Duration::ZERO, &Interrupter::new()).expect("a secret"));
+    attempt
 }
 
 fn refusal() -> SaslAuthenticateResponse {
@@ -13,7 +20,7 @@ fn refusal() -> SaslAuthenticateResponse {
 }
 
 fn try_in_vain(login: &Arc<Login>, now: Instant) -> LoginFault {
-    let mut attempt = Attempt::begin(login, now).expect("its turn");
+    let mut attempt = begin(login, now);
     attempt.offered(&SaslHandshakeResponse::default()).expect("offered");
     let Err(fault) = attempt.answered(&refusal(), now) else { panic!("refused") };
     fault
@@ -25,7 +32,7 @@ fn password_is_read_at_each_login_without_its_line_break() {
     let login = plain(&folder);
     for (text, message) in [("secret\n", &b"\0alice\0secret"[..]), ("later", b"\0alice\0later")] {
         folder.write("password", text);
-        let mut attempt = Attempt::begin(&login, Instant::now()).expect("begun");
+        let mut attempt = begin(&login, Instant::now());
         assert_eq!(&attempt.offered(&SaslHandshakeResponse::default()).expect("offered")[..], message);
     }
 }
@@ -35,13 +42,17 @@ fn lifetime_is_renewed_early_and_zero_means_none() {
     let (folder, now) = (Folder::new(), Instant::now());
     let login = plain(&folder);
     for (lifetime, renewed) in [(0, None), (-1, None), (10_000, Some(7_000..=8_000))] {
-        let mut attempt = Attempt::begin(&login, now).expect("begun");
+        let mut attempt = begin(&login, now);
         attempt.offered(&SaslHandshakeResponse::default()).expect("offered");
         let answer = SaslAuthenticateResponse::default().with_session_lifetime_ms(lifetime);
-        let Ok(Next::Done(after)) = attempt.answered(&answer, now) else { panic!("PLAIN has one message") };
+        let Ok(Next::Done(renewal)) = attempt.answered(&answer, now) else { panic!("PLAIN has one message") };
         match renewed {
-            None => assert_eq!(after, None, "{lifetime}"),
-            Some(range) => assert!(range.contains(&after.expect("a lifetime").as_millis()), "{after:?}"),
+            None => assert!(renewal.is_none(), "{lifetime}"),
+            Some(range) => {
+                let Renewal { due, end } = renewal.expect("a lifetime");
+                assert!(range.contains(&(due - now).as_millis()), "{due:?}");
+                assert_eq!(end - now, Duration::from_secs(9));
+            }
         }
     }
 }
@@ -70,7 +81,7 @@ fn one_connection_tries_after_the_pause_and_the_others_wait() {
     let login = plain(&folder);
     try_in_vain(&login, now);
     let later = now + PAUSES.0;
-    let mut attempt = Attempt::begin(&login, later).expect("its turn");
+    let mut attempt = begin(&login, later);
     assert!(Attempt::begin(&login, later).is_err());
     attempt.offered(&SaslHandshakeResponse::default()).expect("offered");
     assert!(attempt.answered(&SaslAuthenticateResponse::default(), later).is_ok());
@@ -96,7 +107,7 @@ fn missing_mechanism_and_missing_logins_are_explained() {
         (33, "does not offer PLAIN; set KAFKA_SASL_MECHANISM to one of: SCRAM-SHA-256, OAUTHBEARER"),
         (34, "its listener has no logins; set KAFKA_SECURITY_PROTOCOL to PLAINTEXT or SSL"),
     ] {
-        let mut attempt = Attempt::begin(&login, Instant::now()).expect("begun");
+        let mut attempt = begin(&login, Instant::now());
         let answer = SaslHandshakeResponse::default().with_error_code(code).with_mechanisms(offers.clone());
         let fault = attempt.offered(&answer).expect_err("refused");
         assert!(fault.is_final && fault.detail.contains(words), "{}", fault.detail);
@@ -105,8 +116,9 @@ fn missing_mechanism_and_missing_logins_are_explained() {
 
 #[test]
 fn unreadable_secret_is_reported_without_its_path() {
-    let login = Arc::new(Login::new(Mechanism::Plain, "alice", "/none/hunter2".into()));
-    let fault = Attempt::begin(&login, Instant::now()).expect_err("no file");
+    let login = Arc::new(Login::new(Mechanism::Plain, "alice", SecretSource::File("/none/hunter2".into())));
+    let mut attempt = Attempt::begin(&login, Instant::now()).expect("its turn");
+    let fault = attempt.is_ready(Duration::ZERO, &Interrupter::new()).expect_err("no file");
     assert!(!fault.is_final && fault.detail.contains("cannot be read"), "{}", fault.detail);
     assert!(!fault.detail.contains("hunter2") && !format!("{login:?}").contains("hunter2"), "{}", fault.detail);
 }

@@ -7,6 +7,7 @@ use kafka_protocol::protocol::Encodable;
 
 use super::*;
 use crate::certificates::Folder;
+use crate::login::SecretSource;
 use crate::sasl::Mechanism;
 use crate::{BrokerAddress, ClientOptions, Retry};
 
@@ -75,13 +76,28 @@ impl Far {
 /// Makes a connection that has begun to log in, and its broker.
 fn pair() -> (Connection, Far, Folder) {
     let folder = Folder::new();
+    let secret = folder.write("password", "secret");
+    let (connection, far) = pair_with(Login::new(Mechanism::Plain, "alice", SecretSource::File(secret)));
+    (connection, far, folder)
+}
+
+fn pair_with(login: Login) -> (Connection, Far) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("bound").port();
     let mut options = ClientOptions::new(vec![BrokerAddress::new("127.0.0.1", port)], "test");
-    let secret = folder.write("password", "secret");
-    options.login = Some(Arc::new(Login::new(Mechanism::Plain, "alice", secret)));
+    options.login = Some(Arc::new(login));
     let connection = Connection::open(&options.bootstrap[0], &options).expect("the listener takes it");
-    (connection, Far(listener.accept().expect("our own connection").0), folder)
+    (connection, Far(listener.accept().expect("our own connection").0))
+}
+
+fn due(connection: &Connection) -> Instant {
+    connection.authentication.as_ref().expect("a login").renewal.expect("a lifetime").due
+}
+
+/// Makes the renewal due now; the login ends after `rest`.
+fn make_due(connection: &mut Connection, rest: Duration) {
+    let now = Instant::now();
+    connection.authentication.as_mut().expect("a login").renewal = Some(Renewal { due: now, end: now + rest });
 }
 
 fn send(connection: &mut Connection) -> i32 {
@@ -137,7 +153,7 @@ fn login_is_renewed_before_a_request_once_no_response_is_owed() {
         assert!(connection.receive(first, SOON).expect("good").is_some());
     });
     let owed = send(&mut connection);
-    connection.authentication.as_mut().expect("a login").renew_at = Some(Instant::now());
+    make_due(&mut connection, SOON);
     let behind = send(&mut connection);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -156,7 +172,7 @@ fn login_is_renewed_before_a_request_once_no_response_is_owed() {
         }
         let after = send(&mut connection);
         assert!(connection.receive(after, SOON).expect("good").is_some());
-        assert!(!connection.must_renew(), "the new lifetime counts");
+        assert!(due(&connection) > Instant::now(), "the new lifetime counts");
     });
 }
 
@@ -180,4 +196,127 @@ fn refused_login_closes_the_connection_and_names_the_user() {
         assert_eq!(error.retry(), Retry::Reconnect);
     });
     assert!(connection.is_broken());
+}
+
+/// A command that prints a token once the file `gate` exists.
+fn waiting_for_gate(folder: &Folder) -> Login {
+    let gate = folder.path().join("gate");
+    let command = format!("until [ -e '{}' ]; do sleep 0.01; done; echo token", gate.display());
+    Login::new(Mechanism::OauthBearer, "", SecretSource::Command(command))
+}
+
+#[test]
+fn login_waits_for_its_token_and_is_resumed() {
+    let folder = Folder::new();
+    let (mut connection, mut far) = pair_with(waiting_for_gate(&folder));
+    let correlation = send(&mut connection);
+    assert!(connection.receive(correlation, SHORT).expect("still good").is_none());
+    assert!(far.has_no_request(), "there is no token yet");
+    folder.write("gate", "");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let message = far.log_in(0);
+            assert!(message.windows(12).any(|part| part == b"Bearer token"), "{message:?}");
+            let (_, correlation, _) = far.request();
+            far.answer(correlation, b"\0");
+        });
+        assert!(connection.receive(correlation, SOON).expect("good").is_some());
+    });
+}
+
+#[test]
+fn renewal_that_waits_for_its_token_delays_no_request() {
+    let folder = Folder::new();
+    folder.write("gate", "");
+    let (mut connection, mut far) = pair_with(waiting_for_gate(&folder));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            far.log_in(60_000);
+            // The first request, and those of the time without a token.
+            for _ in 0..3 {
+                let (key, correlation, _) = far.request();
+                assert_eq!(key, SHARE_FETCH, "no login begins without a token");
+                far.answer(correlation, b"\0");
+            }
+            let mut key = SHARE_FETCH;
+            while key == SHARE_FETCH {
+                let (next, correlation, _) = far.request();
+                key = next;
+                if key == HANDSHAKE { far.answer_handshake(correlation) } else { far.answer(correlation, b"\0") }
+            }
+            let (key, correlation, _) = far.request();
+            assert_eq!(key, AUTHENTICATE);
+            far.answer_authenticate(correlation, 0, 60_000);
+            let (_, correlation, _) = far.request();
+            far.answer(correlation, b"\0");
+        });
+        let ask = |connection: &mut Connection| {
+            let correlation = send(connection);
+            assert!(connection.receive(correlation, SOON).expect("good").is_some());
+        };
+        ask(&mut connection);
+        std::fs::remove_file(folder.path().join("gate")).expect("removed");
+        make_due(&mut connection, 10 * SOON);
+        let before = due(&connection);
+        (0..2).for_each(|_| ask(&mut connection));
+        folder.write("gate", "");
+        let deadline = Instant::now() + SOON;
+        while due(&connection) == before {
+            assert!(Instant::now() < deadline, "the login is not renewed");
+            ask(&mut connection);
+        }
+    });
+}
+
+#[test]
+fn renewal_that_cannot_begin_keeps_the_connection() {
+    let (mut connection, mut far, folder) = pair();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            far.log_in(60_000);
+            for _ in 0..2 {
+                let (key, correlation, _) = far.request();
+                assert_eq!(key, SHARE_FETCH);
+                far.answer(correlation, b"\0");
+            }
+        });
+        let first = send(&mut connection);
+        assert!(connection.receive(first, SOON).expect("good").is_some());
+        std::fs::remove_file(folder.path().join("password")).expect("removed");
+        make_due(&mut connection, SOON);
+        let second = send(&mut connection);
+        assert!(connection.receive(second, SOON).expect("still good").is_some());
+    });
+}
+
+/// A worker with a long task sends a request every five seconds only: the login may have ended meanwhile.
+#[test]
+fn request_after_the_end_of_a_login_waits_for_the_token_and_the_renewal() {
+    let folder = Folder::new();
+    folder.write("gate", "");
+    let (mut connection, mut far) = pair_with(waiting_for_gate(&folder));
+    let first = send(&mut connection);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            far.log_in(60_000);
+            let (_, correlation, _) = far.request();
+            far.answer(correlation, b"\0");
+        });
+        assert!(connection.receive(first, SOON).expect("good").is_some());
+    });
+    std::fs::remove_file(folder.path().join("gate")).expect("removed");
+    make_due(&mut connection, Duration::ZERO);
+    let late = send(&mut connection);
+    assert!(connection.receive(late, SHORT).expect("still good").is_none());
+    assert!(far.has_no_request(), "the broker would close the connection");
+    folder.write("gate", "");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            far.log_in(60_000);
+            let (key, correlation, _) = far.request();
+            assert_eq!((key, correlation), (SHARE_FETCH, late));
+            far.answer(correlation, b"\0");
+        });
+        assert!(connection.receive(late, SOON).expect("good").is_some());
+    });
 }

@@ -1,0 +1,224 @@
+//! Runs the program that prints a login's secret, such as a token of a cloud's identity service.
+//!
+//! Each run has a thread, since it may take seconds and a connection's thread has locks to renew. Logins that begin
+//! during a run share its result. Called by [`login`](super::login).
+
+use std::io::{self, ErrorKind, Read};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use parking_lot::Mutex;
+use program::stop::Stop;
+use program::threads::{self, Thread};
+use zeroize::Zeroizing;
+
+use super::sasl::Secret;
+
+/// The longest run.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How often a run looks whether it shall stop.
+const LOOK: Duration = Duration::from_millis(20);
+/// Most bytes of a secret.
+const MOST: usize = 64 << 10;
+
+/// What a run printed, or why there is none.
+pub(super) type Told = Result<Arc<Secret>, String>;
+
+/// A program and its present run. Dropping it ends the run.
+pub(super) struct TokenCommand {
+    command: String,
+    shared: Arc<Mutex<Shared>>,
+    stop: Stop,
+}
+
+#[derive(Default)]
+struct Shared {
+    is_running: bool,
+    /// Logins that wait for the run's end. Each channel takes one result, so sending never waits.
+    waiting: Vec<Sender<Told>>,
+    thread: Option<Thread>,
+}
+
+impl TokenCommand {
+    /// `command`: a line for `sh -c`.
+    pub fn new(command: String) -> Self {
+        Self { command, shared: Arc::default(), stop: Stop::new() }
+    }
+
+    /// Joins the present run or starts one; its result comes on the channel. A run takes at most 10 s.
+    pub fn ask(&self) -> Receiver<Told> {
+        let (told, result) = bounded(1);
+        let ended = {
+            let mut shared = self.shared.lock();
+            shared.waiting.push(told);
+            if std::mem::replace(&mut shared.is_running, true) {
+                return result;
+            }
+            shared.thread.take()
+        };
+        if let Some(ended) = ended {
+            // It has told its result; a failure was logged.
+            let _ = ended.join();
+        }
+        let (shared, command, stop) = (Arc::clone(&self.shared), self.command.clone(), self.stop.clone());
+        let thread = threads::spawn("token", Stop::new(), move || -> io::Result<()> {
+            let told = run(&command, LIMIT, &stop);
+            let waiting = {
+                let mut shared = shared.lock();
+                shared.is_running = false;
+                std::mem::take(&mut shared.waiting)
+            };
+            for sender in waiting {
+                // The login may have ended with its connection.
+                let _ = sender.try_send(told.clone());
+            }
+            Ok(())
+        });
+        self.shared.lock().thread = Some(thread);
+        result
+    }
+}
+
+impl Drop for TokenCommand {
+    fn drop(&mut self) {
+        self.stop.trigger();
+        let thread = self.shared.lock().thread.take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Runs the command to its end and returns what it printed.
+fn run(command: &str, limit: Duration, stop: &Stop) -> Told {
+    let deadline = Instant::now() + limit;
+    let (mut output, its_end) = UnixStream::pair().map_err(|error| format!("no socket for its output: {error}"))?;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]).stdin(Stdio::null()).stdout(OwnedFd::from(its_end)).process_group(0);
+    let mut child = shell.spawn().map_err(|error| format!("sh does not start: {error}"))?;
+    // Its copy of the child's end would keep the output open.
+    drop(shell);
+    let printed = read(&mut output, deadline, stop);
+    let _ = output.shutdown(Shutdown::Both);
+    let status = loop {
+        match child.try_wait() {
+            Ok(None) if printed.is_ok() && Instant::now() < deadline && stop.sleep(LOOK).is_ok() => {}
+            ended => break ended,
+        }
+    };
+    match (status, printed) {
+        (Ok(Some(status)), Ok(_)) if !status.success() => Err(format!("it ended with {status}")),
+        (Ok(Some(_)), Ok(printed)) => Ok(Arc::new(Secret::from(printed))),
+        (Ok(Some(_)), Err(problem)) => Err(problem),
+        (Ok(None), Ok(_)) => Err(kill(&mut child, &format!("it did not end within {} s", limit.as_secs()))),
+        (Ok(None), Err(problem)) => Err(kill(&mut child, &problem)),
+        (Err(error), _) => Err(kill(&mut child, &format!("its end is not known: {error}"))),
+    }
+}
+
+fn read(output: &mut UnixStream, deadline: Instant, stop: &Stop) -> Result<Vec<u8>, String> {
+    let mut printed = Zeroizing::new(Vec::new());
+    let mut part = Zeroizing::new([0; 4096]);
+    loop {
+        if Instant::now() >= deadline || stop.is_triggered() {
+            return Err(format!("it did not end within {} s", LIMIT.as_secs()));
+        }
+        let read = output.set_read_timeout(Some(LOOK)).and_then(|()| output.read(&mut part[..]));
+        match read {
+            Ok(0) => return Ok(std::mem::take(&mut *printed)),
+            Ok(count) if printed.len() + count > MOST => return Err(format!("it printed more than {MOST} bytes")),
+            Ok(count) => printed.extend_from_slice(&part[..count]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error) => return Err(format!("its output cannot be read: {error}")),
+        }
+    }
+}
+
+/// Kills the command with the processes of its group, and says what happened.
+fn kill(child: &mut Child, problem: &str) -> String {
+    // The shell was not reaped, so its pid is still the id of its group.
+    let group = i32::try_from(child.id()).map(Pid::from_raw);
+    let killed = group.is_ok_and(|group| killpg(group, Signal::SIGKILL).is_ok()) && child.wait().is_ok();
+    format!("{problem}; {}", if killed { "it was killed" } else { "it cannot be killed" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::certificates::Folder;
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn printed(told: Told) -> Vec<u8> {
+        told.expect("a secret").bytes().to_vec()
+    }
+
+    #[test]
+    fn command_gives_what_it_prints() {
+        assert_eq!(printed(run("printf 'a.b.c\n'", SOON, &Stop::new())), b"a.b.c");
+    }
+
+    #[test]
+    fn failed_command_is_explained_without_its_output() {
+        for (command, problem) in [
+            ("echo hunter2; exit 3", "it ended with exit status: 3"),
+            ("head -c 100000 /dev/zero", "it printed more than 65536 bytes; it was killed"),
+        ] {
+            let told = run(command, SOON, &Stop::new()).expect_err(problem);
+            assert!(told.starts_with(problem) || problem.starts_with(&told), "{told}");
+        }
+    }
+
+    #[test]
+    fn command_past_its_limit_is_killed_with_its_group() {
+        let since = Instant::now();
+        let told = run("echo token; sleep 1000 & wait", Duration::from_millis(200), &Stop::new());
+        assert!(told.expect_err("too late").contains("it was killed"));
+        assert!(since.elapsed() < SOON);
+    }
+
+    #[test]
+    fn command_that_has_closed_its_output_still_has_to_end() {
+        let told = run("echo token; exec >&-; sleep 1000", Duration::from_millis(200), &Stop::new());
+        assert!(told.expect_err("too late").contains("did not end"));
+    }
+
+    #[test]
+    fn logins_that_begin_together_share_one_run() {
+        let folder = Folder::new();
+        let runs = folder.path().join("runs");
+        // The first run waits for the test.
+        let gate = folder.path().join("gate");
+        let script = format!(
+            "echo run >> '{0}'; until [ -e '{1}' ]; do sleep 0.01; done; echo token",
+            runs.display(),
+            gate.display()
+        );
+        let command = TokenCommand::new(script);
+        let (first, second) = (command.ask(), command.ask());
+        folder.write("gate", "");
+        for told in [first, second] {
+            assert_eq!(printed(told.recv_timeout(SOON).expect("told")), b"token");
+        }
+        assert_eq!(printed(command.ask().recv_timeout(SOON).expect("told")), b"token");
+        assert_eq!(std::fs::read_to_string(runs).expect("written"), "run\nrun\n");
+    }
+
+    #[test]
+    fn dropping_ends_a_run() {
+        let command = TokenCommand::new("sleep 1000".to_owned());
+        let told = command.ask();
+        let since = Instant::now();
+        drop(command);
+        assert!(told.recv_timeout(SOON).expect("told").is_err());
+        assert!(since.elapsed() < SOON);
+    }
+}
