@@ -52,6 +52,7 @@ impl Security {
         for (path, name, text) in [
             (&mut security.sasl_password_file, "KAFKA_SASL_PASSWORD_FILE", &options.kafka_sasl_password_file),
             (&mut security.sasl_token_file, "KAFKA_SASL_TOKEN_FILE", &options.kafka_sasl_token_file),
+            (&mut security.ssl_key_file, "KAFKA_SSL_KEY_FILE", &options.kafka_ssl_key_file),
         ] {
             // The text is not shown: a user may have set the secret itself, which must not get into a log.
             match text.as_deref().map(values::readable_file).transpose() {
@@ -63,7 +64,6 @@ impl Security {
         for (path, name, text) in [
             (&mut security.ssl_ca_file, "KAFKA_SSL_CA_FILE", &options.kafka_ssl_ca_file),
             (&mut security.ssl_certificate_file, "KAFKA_SSL_CERTIFICATE_FILE", &options.kafka_ssl_certificate_file),
-            (&mut security.ssl_key_file, "KAFKA_SSL_KEY_FILE", &options.kafka_ssl_key_file),
         ] {
             if let Some(text) = text {
                 faults.set(path, name, text, file);

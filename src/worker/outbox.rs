@@ -101,10 +101,10 @@ impl Outbox {
         &self.topics
     }
 
-    /// The obstacle to readiness: a missing right.
-    pub(super) fn obstacle(&self) -> Obstacle {
-        let sender = self.sender.clone();
-        Obstacle::new(move || sender.denial().map(|denied| denied.to_string()))
+    /// The obstacle to readiness: a missing right, or connections that cannot be secured.
+    pub(super) fn obstacle(&self, cluster: &Cluster) -> Obstacle {
+        let (sender, cluster) = (self.sender.clone(), cluster.clone());
+        Obstacle::new(move || sender.denial().map(|denied| denied.to_string()).or_else(|| cluster.insecurity()))
     }
 
     /// Waits while Kafka denies results: the result of a task that ran now could not be written. Heartbeats go to the

@@ -250,7 +250,7 @@ fn start_threads(
         Arc::clone(&control),
         fatal.clone(),
     );
-    supervisor.watch(outbox.obstacle());
+    supervisor.watch(outbox.obstacle(cluster));
     let (announcements, to_announce) = bounded(2);
     let deadlines = Arc::new(Mutex::new(None));
     let status = parts.status(outbox.clone(), to_announce, repairs, Arc::clone(&deadlines));

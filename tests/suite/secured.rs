@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use crate::support::{
     Gateway, SOON, START,
     certificates::Authority,
+    eventually,
     program::{Launch, Program},
     secured::{Listener, PASSWORD, Secured, USER, Way, token},
     started,
@@ -20,6 +21,14 @@ fn assert_no_secret(program: &Program) {
     let shown: String = program.lines().into_iter().map(|line| line.text + "\n").collect();
     for secret in [PASSWORD, &token(USER)] {
         assert!(!shown.contains(secret), "{} shows a secret", program.name());
+    }
+}
+
+/// No connection was lost, refused or near its end, although logins expired.
+fn assert_kept_its_connections(program: &Program) {
+    for trouble in ["does not answer", "refuses", "is not renewed"] {
+        let lines = program.lines_with(trouble);
+        assert!(lines.is_empty(), "{}: {lines:?}", program.name());
     }
 }
 
@@ -96,16 +105,6 @@ fn mistakes() -> Vec<Mistake> {
             line: "it refused user \"bob\" by SCRAM-SHA-256: Authentication failed",
         },
         Mistake {
-            at: Listener::SaslPlaintext,
-            way: by("OAUTHBEARER"),
-            // Ended in 1970.
-            spoil: |secured, launch| {
-                let file = secured.files.write("old-token", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJib2IiLCJleHAiOjF9.");
-                launch.env("KAFKA_SASL_TOKEN_FILE", file.display())
-            },
-            line: "it refused the token: ",
-        },
-        Mistake {
             at: Listener::Single,
             way: by("PLAIN"),
             spoil: right,
@@ -174,18 +173,26 @@ fn mistake_that_time_does_not_cure_ends_a_start_with_code_2_and_one_line() {
 }
 
 #[test]
-fn program_retries_where_the_broker_may_be_stopping() {
+fn program_retries_what_time_may_cure() {
     let secured = Secured::new("retries", None);
-    let (tls, login) = (Way::new(Listener::Ssl, None), Way::new(Listener::Plaintext, None));
-    for (at, way, line) in [
-        (Listener::Plaintext, tls, "is this a listener for SSL or SASL_SSL?"),
-        (Listener::SaslPlaintext, login, "if its listener wants a login, set KAFKA_SECURITY_PROTOCOL"),
+    // Ended in 1970; another program writes a new one.
+    let old = secured.files.write("old-token", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJib2IiLCJleHAiOjF9.");
+    let (old, none) = (old.display().to_string(), String::new());
+    let (tls, plain) = (Way::new(Listener::Ssl, None), Way::new(Listener::Plaintext, None));
+    let token = Way::new(Listener::SaslPlaintext, Some("OAUTHBEARER"));
+    for (at, way, token_file, line) in [
+        // A broker that stops does the same.
+        (Listener::Plaintext, tls, &none, "is this a listener for SSL or SASL_SSL?"),
+        (Listener::SaslPlaintext, plain, &none, "if its listener wants a login, set KAFKA_SECURITY_PROTOCOL"),
+        (Listener::SaslPlaintext, token, &old, "it refused the token: invalid_token"),
     ] {
         secured.open(at, None);
         let launch = secured.by(way, secured.rig.worker("w")).env("KAFKA_BOOTSTRAP_SERVERS", secured.address(at));
+        let launch = if token_file.is_empty() { launch } else { launch.env("KAFKA_SASL_TOKEN_FILE", token_file) };
         let mut worker = launch.start();
         worker.wait_for_line(line, START);
         worker.ends_at(Signal::SIGTERM, 0);
+        assert_no_secret(&worker);
     }
 }
 
@@ -212,8 +219,9 @@ fn login_that_expires_costs_no_task_a_second_run() {
     for worker in &mut workers {
         let exit = worker.ends_at(Signal::SIGTERM, 0);
         assert!(exit.elapsed < Duration::from_secs(1), "stopped after {:?}", exit.elapsed);
-        assert!(worker.lines_with("does not answer").is_empty(), "no connection was lost: {:?}", worker.lines());
+        assert_kept_its_connections(worker);
     }
+    assert_kept_its_connections(&gateway.program);
     secured.open(Listener::Plaintext, None);
     rig.audit().assert_each_ran_once(&tasks);
 }
@@ -236,13 +244,13 @@ fn slow_command_for_a_token_costs_no_task_a_second_run() {
     assert_eq!(caller.join().0.status, 200);
     let exit = worker.ends_at(Signal::SIGTERM, 0);
     assert!(exit.elapsed < SECOND, "stopped after {:?}", exit.elapsed);
-    assert!(worker.lines_with("does not answer").is_empty(), "no connection was lost: {:?}", worker.lines());
+    assert_kept_its_connections(&worker);
     assert_no_secret(&worker);
     secured.open(Listener::Plaintext, None);
     rig.audit().assert_each_ran_once(&[task]);
 }
 
-/// P12: certificates, keys and passwords are replaced under a running fleet.
+/// P12: the broker's certificate, its authority and a password are replaced under a running fleet.
 #[test]
 fn secrets_that_are_replaced_need_no_restart() {
     let secured = Secured::with_faults("rotation");
@@ -289,10 +297,11 @@ fn broker_that_falls_silent_in_a_handshake_or_a_login_delays_no_stop() {
         let mut workers = ["w0", "w1"].map(|id| started(&launch(id)));
         let caller = gateway.call("longer than the drain", 2 * DRAIN);
         let busy = gateway.wait_until_running(&caller.task, SOON);
-        broker.faulty().inject(Fault::new(action).at(kind).after(before).every(1, u32::MAX));
+        let silent = broker.faulty().inject(Fault::new(action).at(kind).after(before).every(1, u32::MAX));
         // All connections end; the next ones fall silent.
         broker.stop();
         broker.start();
+        eventually(SOON, "connections of all three programs fall silent", || silent.count() >= 3);
         for worker in &mut workers {
             worker.signal(Signal::SIGTERM);
         }

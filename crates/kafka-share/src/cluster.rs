@@ -75,6 +75,8 @@ struct Known {
     /// Brokers that answered neither a request nor an attempt to connect, and since when. [`Cluster::forget`] keeps
     /// them.
     silent: HashMap<BrokerAddress, Instant>,
+    /// See [`Cluster::insecurity`].
+    insecurity: Option<String>,
 }
 
 /// How long a broker that did not answer is tried after the others.
@@ -102,24 +104,49 @@ impl Cluster {
         &self.options
     }
 
-    /// Connects to any broker, tried in random order, out of metadata and the bootstrap list. Brokers that were silent
-    /// lately come last, since a frozen broker takes connections and answers nothing.
-    pub fn connect_any(&self) -> Result<Connection> {
+    /// Runs `question` on a new connection to any broker, tried in random order, out of metadata and the bootstrap list.
+    /// Brokers that were silent lately come last, since a frozen broker takes connections and answers nothing. After a
+    /// failure to connect, in TLS or in a login the next broker is asked: certificates and passwords are replaced at one
+    /// broker after the other.
+    ///
+    /// # Errors
+    /// `Security` if no connection can be secured, final if it is so at each broker; `NoBroker` if any other broker
+    /// takes no connection; otherwise the question's.
+    fn ask_any<T>(&self, question: impl Fn(&mut Connection) -> Result<T>) -> Result<T> {
         let candidates = self.candidates();
-        let mut last = None;
+        let (mut unreachable, mut insecure) = (None, None);
         for address in &candidates {
-            match self.open(address) {
-                Ok(connection) => return Ok(connection),
+            let mut connection = match self.open(address) {
+                Ok(connection) => connection,
                 Err(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
-                Err(error) => last = Some(error),
+                Err(error @ KafkaError::Security { .. }) => {
+                    insecure = Some(error);
+                    continue;
+                }
+                Err(error) => {
+                    unreachable = Some(error);
+                    continue;
+                }
+            };
+            let answer = question(&mut connection);
+            match self.answered(connection, answer) {
+                Err(error @ KafkaError::Security { .. }) => insecure = Some(error),
+                answer => return answer,
             }
         }
-        Err(match last {
-            // For example a refused login: the text says what to change.
-            Some(last @ KafkaError::Security { .. }) => last,
-            Some(last) => KafkaError::NoBroker { tried: listed(&candidates), last: Box::new(last) },
-            None => KafkaError::Unsupported("no broker address is configured".into()),
+        Err(match (unreachable, insecure) {
+            (None, Some(insecure)) => insecure,
+            (Some(unreachable), insecure) => {
+                KafkaError::NoBroker { tried: listed(&candidates), last: Box::new(insecure.unwrap_or(unreachable)) }
+            }
+            (None, None) => KafkaError::Unsupported("no broker address is configured".into()),
         })
+    }
+
+    /// Why connections cannot be secured as this client and the brokers are configured; `None` once one could.
+    #[must_use]
+    pub fn insecurity(&self) -> Option<String> {
+        self.known.lock().insecurity.clone()
     }
 
     fn open(&self, address: &BrokerAddress) -> Result<Connection> {
@@ -186,14 +213,19 @@ impl Cluster {
                 answer => return self.answered(connection, answer),
             }
         }
-        let mut connection = self.connect_any()?;
-        let answer = question(&mut connection);
-        self.answered(connection, answer)
+        self.ask_any(question)
     }
 
     fn answered<T>(&self, connection: Connection, answer: Result<T>) -> Result<T> {
         match &answer {
-            Ok(_) => drop(self.known.lock().silent.remove(connection.broker())),
+            Ok(_) => {
+                let mut known = self.known.lock();
+                known.silent.remove(connection.broker());
+                known.insecurity = None;
+            }
+            Err(error @ KafkaError::Security { is_final: true, .. }) => {
+                self.known.lock().insecurity = Some(error.to_string());
+            }
             Err(error) => self.blame(error),
         }
         self.put_back(connection);
@@ -428,8 +460,8 @@ impl Cluster {
     /// silent broker first.
     pub fn forget(&self) {
         let mut known = self.known.lock();
-        let silent = std::mem::take(&mut known.silent);
-        *known = Known { silent, ..Known::default() };
+        let (silent, insecurity) = (std::mem::take(&mut known.silent), known.insecurity.take());
+        *known = Known { silent, insecurity, ..Known::default() };
     }
 }
 

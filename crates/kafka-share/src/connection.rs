@@ -10,6 +10,7 @@
 //! is owed: Kafka takes nothing else between its steps.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use super::client_options::ClientOptions;
 use super::dial::dial;
 use super::error::{ErrorCode, KafkaError, Result};
 use super::interrupt::{Interrupter, Registration};
+use super::login::Attempt;
 use super::share_lag;
 use super::tls::{self, Tls};
 use super::transport::Transport;
@@ -76,6 +78,13 @@ impl Connection {
     /// certificate can have the broker's name; there is no login to try. `Interrupted`.
     pub fn open(broker: &BrokerAddress, options: &ClientOptions) -> Result<Self> {
         options.interrupter.check()?;
+        // Before connecting: after a refused login most attempts end here.
+        let login = options.login.as_ref().map(|login| Attempt::begin(login, broker, Instant::now())).transpose();
+        let attempt = login.map_err(|fault| KafkaError::Security {
+            broker: broker.clone(),
+            detail: fault.detail,
+            is_final: fault.is_final,
+        })?;
         let session = options.tls.as_ref().map(|tls| tls.session(&broker.host)).transpose().map_err(|error| {
             KafkaError::Security { broker: broker.clone(), detail: error.to_string(), is_final: true }
         })?;
@@ -98,7 +107,9 @@ impl Connection {
             broken: false,
             _registration: registration,
         };
-        connection.log_in()?;
+        if let Some(attempt) = attempt {
+            connection.log_in(attempt)?;
+        }
         Ok(connection)
     }
 
@@ -118,7 +129,7 @@ impl Connection {
         let correlation = self.send(version, request)?;
         let Some(mut body) = self.receive(correlation, deadline.saturating_duration_since(Instant::now()))? else {
             self.close();
-            return Err(KafkaError::Timeout { request: name_of::<R>(), broker: self.broker.clone(), waited: timeout });
+            return Err(self.late(name_of::<R>(), timeout));
         };
         self.decode::<R>(&mut body, version)
     }
@@ -130,7 +141,7 @@ impl Connection {
         let answer = self.receive(correlation, deadline.saturating_duration_since(Instant::now()))?;
         answer.ok_or_else(|| {
             self.close();
-            KafkaError::Timeout { request: name_of_key(api_key), broker: self.broker.clone(), waited: timeout }
+            self.late(name_of_key(api_key), timeout)
         })
     }
 
@@ -319,7 +330,7 @@ impl Connection {
         let correlation = self.send(VERSION, &request)?;
         let Some(mut body) = self.receive(correlation, timeout)? else {
             self.close();
-            return Err(KafkaError::Timeout { request: "ApiVersions", broker: self.broker.clone(), waited: timeout });
+            return Err(self.late("ApiVersions", timeout));
         };
         // A broker older than 2.4 answers in version 0, which begins with the same field.
         if body.first_chunk::<2>() == Some(&ErrorCode::UNSUPPORTED_VERSION.0.to_be_bytes()) {
@@ -348,6 +359,17 @@ impl Connection {
         self.transport.close();
     }
 
+    /// The error of a response that has not come for this long. A broker is not to blame for a login that waits for its
+    /// secret.
+    pub(super) fn late(&self, request: &'static str, waited: Duration) -> KafkaError {
+        let broker = self.broker.clone();
+        if self.is_awaiting_secret() {
+            let detail = format!("the command for the login's secret has not ended within {waited:?}");
+            return KafkaError::Security { broker, detail, is_final: false };
+        }
+        KafkaError::Timeout { request, broker, waited }
+    }
+
     fn usable(&self) -> Result<()> {
         self.interrupter.check()?;
         if self.broken { Err(KafkaError::Closed { broker: self.broker.clone() }) } else { Ok(()) }
@@ -369,8 +391,11 @@ impl Connection {
     }
 
     fn failed(&mut self, action: &'static str, source: std::io::Error) -> KafkaError {
+        let was_cut = matches!(source.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
         match (self.closed(), &self.tls, tls::session_error(&source)) {
             (KafkaError::Interrupted, _, _) => KafkaError::Interrupted,
+            // A plain listener may also reset a connection in the handshake.
+            (error @ KafkaError::Security { .. }, _, None) if was_cut => error,
             (_, Some(tls), Some(error)) => {
                 let (detail, is_final) = tls.describe(error, &self.broker.host);
                 KafkaError::Security { broker: self.broker.clone(), detail, is_final }

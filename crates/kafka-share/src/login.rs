@@ -1,9 +1,10 @@
 //! The login of a client's connections by SASL (KIP-43, KIP-152), and its renewal (KIP-368).
 //!
 //! Takes the broker's answers and says what to send next; [`connection`](super::connection) sends it, and
-//! [`sasl`](super::sasl) knows the mechanisms. All connections of a client share a [`Login`]: after a refusal only one
-//! of them tries again, after a pause, so that a wrong password does not lock the account.
+//! [`sasl`](super::sasl) knows the mechanisms. All connections of a client share a [`Login`]: after a refusal by a broker
+//! only one of them tries again there, after a pause, so that a wrong password does not lock the account.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,9 +15,10 @@ use kafka_protocol::messages::{SaslAuthenticateResponse, SaslHandshakeResponse};
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
+use super::address::BrokerAddress;
 use super::error::ErrorCode;
 use super::interrupt::Interrupter;
-use super::sasl::{Exchange, Mechanism, SaltedKeys, Secret};
+use super::sasl::{Exchange, Mechanism, SaltedKeys, SaslFault, Secret};
 use super::stamp::Stamp;
 use super::token_command::{TokenCommand, Told};
 
@@ -26,8 +28,12 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 /// connections of a fleet do not renew together.
 const RENEWED_AFTER: f64 = 0.8;
 const JITTER: f64 = 0.1;
-/// After this share of its lifetime nothing but its renewal is sent: another request would be late.
+/// After this share of its lifetime requests wait for a renewal whose secret is on its way: they would be late.
 const ENDS_AFTER: f64 = 0.9;
+/// Kafka refuses an earlier renewal.
+const EARLIEST_RENEWAL: Duration = Duration::from_secs(1);
+/// A secret is used within this time.
+const FRESH: Duration = Duration::from_secs(15);
 
 /// How a client proves its identity, on all its connections.
 pub struct Login {
@@ -35,7 +41,8 @@ pub struct Login {
     username: String,
     source: Source,
     keys: SaltedKeys,
-    refusal: Mutex<Option<Refusal>>,
+    /// By broker: passwords are replaced at one broker after the other.
+    failures: Mutex<HashMap<BrokerAddress, Failure>>,
 }
 
 /// Where the password, or OAUTHBEARER's token, comes from at each login.
@@ -52,10 +59,11 @@ enum Source {
     Command(TokenCommand),
 }
 
-/// The last failed login.
-struct Refusal {
+/// The last failed login at a broker.
+struct Failure {
     fault: LoginFault,
-    /// The file with the refused secret.
+    at: Instant,
+    /// The file with the secret that was tried.
     stamp: Option<Stamp>,
     pause: Duration,
     /// Until then no connection tries again, unless the file changes.
@@ -83,7 +91,7 @@ impl Login {
             SecretSource::File(path) => Source::File(path),
             SecretSource::Command(command) => Source::Command(TokenCommand::new(command)),
         };
-        Self { mechanism, username: username.into(), source, keys: SaltedKeys::default(), refusal: Mutex::default() }
+        Self { mechanism, username: username.into(), source, keys: SaltedKeys::default(), failures: Mutex::default() }
     }
 
     fn stamp(&self) -> Option<Stamp> {
@@ -94,29 +102,15 @@ impl Login {
     }
 
     /// Refuses to try while a failure is fresh. Afterwards the caller may try, and the others wait for its outcome.
-    fn ask_for_turn(&self, now: Instant) -> Result<(), LoginFault> {
-        let stamp = self.stamp();
-        let mut refusal = self.refusal.lock();
-        let Some(last) = refusal.as_mut() else { return Ok(()) };
+    fn ask_for_turn(&self, broker: &BrokerAddress, stamp: Option<Stamp>, now: Instant) -> Result<(), LoginFault> {
+        let mut failures = self.failures.lock();
+        let Some(last) = failures.get_mut(broker) else { return Ok(()) };
         if now < last.until && last.stamp == stamp {
             return Err(last.fault.clone());
         }
         last.until = now + last.pause;
         last.stamp = stamp;
         Ok(())
-    }
-
-    fn failed(&self, detail: String, is_final: bool, now: Instant) -> LoginFault {
-        let fault = LoginFault { detail, is_final };
-        let stamp = self.stamp();
-        let mut refusal = self.refusal.lock();
-        let pause = refusal.as_ref().map_or(PAUSES.0, |last| (last.pause * 2).min(PAUSES.1));
-        *refusal = Some(Refusal { fault: fault.clone(), stamp, pause, until: now + pause });
-        fault
-    }
-
-    fn succeeded(&self) {
-        *self.refusal.lock() = None;
     }
 
     /// Reads the file, or has the command run. The secret comes on the channel.
@@ -133,6 +127,11 @@ impl Login {
         }
     }
 
+    /// Whether a refused secret stays refused until a person changes it. Another program writes and renews tokens.
+    fn is_final(&self) -> bool {
+        self.mechanism != Mechanism::OauthBearer
+    }
+
     /// Names the user and the mechanism.
     fn of_user(&self) -> String {
         match self.mechanism {
@@ -145,6 +144,9 @@ impl Login {
 /// One login on one connection.
 pub(super) struct Attempt {
     login: Arc<Login>,
+    broker: BrokerAddress,
+    began: Instant,
+    stamp: Option<Stamp>,
     secret: Receiver<Told>,
     /// Begins with the secret.
     exchange: Option<Exchange>,
@@ -168,7 +170,7 @@ pub(super) struct Renewal {
 
 impl Renewal {
     fn of(lifetime: Duration, now: Instant) -> Self {
-        let due = now + lifetime.mul_f64(RENEWED_AFTER - JITTER * fastrand::f64());
+        let due = now + lifetime.mul_f64(RENEWED_AFTER - JITTER * fastrand::f64()).max(EARLIEST_RENEWAL);
         Self { due, end: now + lifetime.mul_f64(ENDS_AFTER) }
     }
 }
@@ -186,9 +188,31 @@ impl Attempt {
     ///
     /// # Errors
     /// The last login failed a moment ago.
-    pub fn begin(login: &Arc<Login>, now: Instant) -> Result<Self, LoginFault> {
-        login.ask_for_turn(now)?;
-        Ok(Self { login: Arc::clone(login), secret: login.secret(), exchange: None, first: None })
+    pub fn begin(login: &Arc<Login>, broker: &BrokerAddress, now: Instant) -> Result<Self, LoginFault> {
+        let stamp = login.stamp();
+        login.ask_for_turn(broker, stamp, now)?;
+        let (login, broker, secret) = (Arc::clone(login), broker.clone(), login.secret());
+        Ok(Self { login, broker, began: now, stamp, secret, exchange: None, first: None })
+    }
+
+    /// Whether the secret is young enough to be used.
+    pub fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.began) < FRESH
+    }
+
+    /// Notes a failure. Logins that began before the last one and fail, too, do not lengthen the pause.
+    fn failed(&self, detail: String, is_final: bool, now: Instant) -> LoginFault {
+        let fault = LoginFault { detail, is_final };
+        let mut failures = self.login.failures.lock();
+        let last = failures.get(&self.broker);
+        let pause = match last {
+            None => PAUSES.0,
+            Some(last) if last.at > self.began => last.pause,
+            Some(last) => (last.pause * 2).min(PAUSES.1),
+        };
+        let failure = Failure { fault: fault.clone(), at: now, stamp: self.stamp, pause, until: now + pause };
+        failures.insert(self.broker.clone(), failure);
+        fault
     }
 
     /// Waits at most `wait` for the secret. `true`: it is there, and the login can begin.
@@ -207,12 +231,13 @@ impl Attempt {
         let (login, now) = (&self.login, Instant::now());
         let secret = told.map_err(|problem| {
             let detail = format!("there is no secret for {}: {problem}", login.of_user());
-            login.failed(detail, false, now)
+            self.failed(detail, false, now)
         })?;
         let begun = Exchange::begin(login.mechanism, &login.username, &secret, &login.keys);
-        let (exchange, first) = begun.map_err(|fault| LoginFault {
-            detail: format!("cannot log in {}: {fault}", login.of_user()),
-            is_final: true,
+        let (exchange, first) = begun.map_err(|fault| {
+            // A file is empty for a moment while it is written.
+            let is_final = login.is_final() && !matches!(fault, SaslFault::Empty(_));
+            self.failed(format!("cannot log in {}: {fault}", login.of_user()), is_final, now)
         })?;
         (self.exchange, self.first) = (Some(exchange), Some(first));
         Ok(true)
@@ -250,23 +275,27 @@ impl Attempt {
     /// # Errors
     /// The broker refused the login; or its answer breaks the mechanism, for example by a wrong signature.
     pub fn answered(&mut self, response: &SaslAuthenticateResponse, now: Instant) -> Result<Next, LoginFault> {
-        let (login, code) = (&self.login, ErrorCode(response.error_code));
-        let Some(exchange) = &mut self.exchange else {
+        let code = ErrorCode(response.error_code);
+        let Some(mut exchange) = self.exchange.take() else {
             return Err(LoginFault { detail: "it answered a login that has not begun".to_owned(), is_final: false });
         };
+        let user = self.login.of_user();
         if code != ErrorCode::NONE {
             let message = response.error_message.as_ref().map_or("", |text| text.as_str());
             let reason = exchange.refusal().map_or_else(|| message.escape_debug().to_string(), str::to_owned);
-            return Err(login.failed(format!("it refused {}: {reason} ({code})", login.of_user()), true, now));
+            return Err(self.failed(format!("it refused {user}: {reason} ({code})"), self.login.is_final(), now));
         }
         match exchange.step(&response.auth_bytes) {
-            Ok(Some(message)) => Ok(Next::Send(message)),
+            Ok(Some(message)) => {
+                self.exchange = Some(exchange);
+                Ok(Next::Send(message))
+            }
             Ok(None) => {
-                login.succeeded();
+                self.login.failures.lock().remove(&self.broker);
                 let lifetime = u64::try_from(response.session_lifetime_ms).ok().filter(|length| *length > 0);
                 Ok(Next::Done(lifetime.map(|length| Renewal::of(Duration::from_millis(length), now))))
             }
-            Err(fault) => Err(login.failed(format!("cannot log in {}: {fault}", login.of_user()), true, now)),
+            Err(fault) => Err(self.failed(format!("cannot log in {user}: {fault}"), self.login.is_final(), now)),
         }
     }
 }

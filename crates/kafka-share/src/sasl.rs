@@ -78,9 +78,6 @@ impl fmt::Debug for Secret {
 }
 
 /// Why an exchange failed. The text never contains a secret; text of the broker is escaped and bounded.
-///
-/// Only [`SaslFault::Refused`] can pass by itself, for example when a secret is being rotated. Every other fault comes
-/// back with the same secret and the same broker.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SaslFault {
     /// The mechanism needs the user name, password or token.
@@ -126,13 +123,6 @@ pub enum SaslFault {
     /// The exchange has succeeded or failed before; it takes no further message.
     #[error("the SASL exchange has already ended")]
     Ended,
-}
-
-impl SaslFault {
-    /// Whether the broker refused the login, so that a later login with this or another secret may succeed.
-    pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused(_))
-    }
 }
 
 /// One login: messages of the broker in, messages of the client out.

@@ -277,7 +277,7 @@ impl ShareSession {
     /// Makes the timeout error for this session's broker.
     #[must_use]
     pub fn silent(&self, waited: Duration) -> KafkaError {
-        KafkaError::Timeout { request: "ShareFetch", broker: self.connection.broker().clone(), waited }
+        self.connection.late("ShareFetch", waited)
     }
 }
 

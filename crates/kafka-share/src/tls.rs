@@ -36,15 +36,20 @@ pub struct TlsFiles {
 
 /// A file that cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{option}: {}{problem}", shown(path.as_deref()))]
+#[error("{option}: {}{problem}", shown(option, path.as_deref()))]
 pub struct TlsFault {
     option: &'static str,
     path: Option<PathBuf>,
     problem: String,
 }
 
-fn shown(path: Option<&Path>) -> String {
-    path.map_or_else(String::new, |path| format!("value {path:?} "))
+/// The path of a key is not shown: the option may have the key itself.
+fn shown(option: &str, path: Option<&Path>) -> String {
+    match path {
+        Some(_) if option == KEY => "value [hidden] ".to_owned(),
+        Some(path) => format!("value {path:?} "),
+        None => String::new(),
+    }
 }
 
 /// What all connections of a client share: one configuration also resumes sessions across connections.

@@ -36,7 +36,7 @@ fn options_of_security_that_are_missing_or_without_effect_are_reported() {
         (
             &[sasl, ("KAFKA_SSL_KEY_FILE", "/does/not/exist")],
             &[
-                "KAFKA_SSL_KEY_FILE: value \"/does/not/exist\" cannot be read (No such file or directory (os error 2)); \
+                "KAFKA_SSL_KEY_FILE: value [hidden] cannot be read (No such file or directory (os error 2)); \
                  expected the path of a readable file",
                 "KAFKA_SASL_MECHANISM: not set; expected with KAFKA_SECURITY_PROTOCOL SASL_PLAINTEXT",
                 "KAFKA_SASL_USERNAME: not set; expected with KAFKA_SECURITY_PROTOCOL SASL_PLAINTEXT",
@@ -93,7 +93,7 @@ fn options_of_security_that_are_missing_or_without_effect_are_reported() {
 
 #[test]
 fn secrets_are_never_shown() {
-    for name in ["KAFKA_SASL_PASSWORD_FILE", "KAFKA_SASL_TOKEN_FILE"] {
+    for name in ["KAFKA_SASL_PASSWORD_FILE", "KAFKA_SASL_TOKEN_FILE", "KAFKA_SSL_KEY_FILE"] {
         let told = worker(&[], &[(name, "hunter2")]).expect_err("no such file").to_string();
         assert!(told.starts_with(&format!("{name}: value [hidden] cannot be read")), "{told}");
         assert!(!told.contains("hunter2"));

@@ -286,7 +286,7 @@ impl Intake {
         match error {
             KafkaError::Interrupted => return Ok(()),
             // A process answers at the address, or did until now: the broker is not silent.
-            KafkaError::Closed { .. } | KafkaError::Security { is_final: false, .. } => self.links.control.heard(),
+            KafkaError::Closed { .. } | KafkaError::Security { .. } => self.links.control.heard(),
             KafkaError::Io { source, .. }
                 if matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset) =>
             {

@@ -172,11 +172,9 @@ impl Secured {
 
     /// `host:port` of a listener.
     pub fn address(&self, listener: Listener) -> String {
-        let plain = self.rig.broker().address();
-        let Some(place) = Listener::SECURED.iter().position(|it| *it == listener).filter(|_| broker::is_apache())
-        else {
-            return plain.to_owned();
-        };
+        let (broker, plain) = (self.rig.broker(), self.rig.broker().address());
+        let place = Listener::SECURED.iter().position(|it| *it == listener);
+        let (Some(place), Broker::Apache(_)) = (place, broker) else { return plain.to_owned() };
         let (host, port) = plain.rsplit_once(':').expect("host:port");
         format!("{host}:{}", port.parse::<usize>().expect("a port") + FIRST_PORT + place)
     }

@@ -221,3 +221,34 @@ fn scoped_clusters_share_knowledge_and_are_interrupted_separately() {
     part.options().interrupter.interrupt();
     assert!(!cluster.options().interrupter.is_interrupted());
 }
+
+/// Certificates and passwords are replaced at one broker after the other.
+#[test]
+fn broker_that_cannot_be_used_securely_is_passed_over() {
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    let [bad, good] = listeners
+        .each_ref()
+        .map(|listener| BrokerAddress::new("127.0.0.1", listener.local_addr().expect("bound").port()));
+    let question = |connection: &mut Connection| {
+        if connection.broker() == &good {
+            return Ok(());
+        }
+        Err(KafkaError::Security { broker: connection.broker().clone(), detail: "expired".into(), is_final: true })
+    };
+    let both = cluster(&[bad.clone(), good.clone()]);
+    // The order of the brokers is random.
+    for _ in 0..20 {
+        assert!(both.ask_with(question).is_ok());
+        drop(both.spare.lock().take());
+    }
+    let alone = cluster(std::slice::from_ref(&bad));
+    assert!(matches!(alone.ask_with(question), Err(KafkaError::Security { is_final: true, .. })));
+    assert!(alone.insecurity().is_some_and(|text| text.contains("expired")));
+    assert!(alone.ask_with(|_| Ok(())).is_ok());
+    assert_eq!(alone.insecurity(), None);
+    // The broker that does not run may be the one that can be used.
+    let port = program::reserved_port::ReservedPort::any().expect("a free port");
+    let down = BrokerAddress::new("127.0.0.1", port.address().port());
+    let error = cluster(&[bad, down]).ask_with(question).expect_err("neither");
+    assert!(matches!(&error, KafkaError::NoBroker { .. }) && error.to_string().contains("expired"), "{error}");
+}

@@ -25,6 +25,8 @@ pub(super) struct Authentication {
     renewal: Option<Renewal>,
     /// The next login while it waits for its secret. Requests do not wait for it before the end of the present one.
     next: Option<Attempt>,
+    /// The log has a line that the renewal fails.
+    is_warned: bool,
 }
 
 #[derive(Debug)]
@@ -43,7 +45,7 @@ const SASL_AUTHENTICATE_VERSION: i16 = 2;
 
 impl Authentication {
     pub(super) fn new(login: Arc<Login>) -> Self {
-        Self { login, attempt: None, held: BytesMut::new(), renewal: None, next: None }
+        Self { login, attempt: None, held: BytesMut::new(), renewal: None, next: None, is_warned: false }
     }
 }
 
@@ -63,10 +65,14 @@ impl Connection {
         }
     }
 
-    /// Begins a login, if this client has one.
-    pub(super) fn log_in(&mut self) -> Result<()> {
-        let Some(login) = self.authentication.as_ref().map(|it| Arc::clone(&it.login)) else { return Ok(()) };
-        let attempt = Attempt::begin(&login, Instant::now()).map_err(|fault| self.insecure(fault))?;
+    /// Whether the login waits for its secret.
+    pub(super) fn is_awaiting_secret(&self) -> bool {
+        let stage = self.authentication.as_ref().and_then(|it| it.attempt.as_ref()).map(|(_, stage)| stage);
+        matches!(stage, Some(Stage::AwaitsSecret))
+    }
+
+    /// Begins the first login.
+    pub(super) fn log_in(&mut self, attempt: Attempt) -> Result<()> {
         self.go_on(attempt, Duration::ZERO).map(drop)
     }
 
@@ -133,6 +139,7 @@ impl Connection {
             Next::Done(renewal) => {
                 let Some(authentication) = &mut self.authentication else { return Ok(()) };
                 authentication.renewal = renewal;
+                authentication.is_warned = false;
                 let held = std::mem::take(&mut authentication.held);
                 self.write(&held)
             }
@@ -140,14 +147,16 @@ impl Connection {
     }
 
     /// Renews the login if it is time, the secret is there, and no response is owed. At the end of the login the next
-    /// request waits for the secret. A renewal that cannot begin is tried again: the login has not ended yet.
+    /// request waits for the secret. A renewal that cannot begin is tried again, and holds no request back.
     pub(super) fn renew(&mut self) -> Result<()> {
         let (now, is_free) = (Instant::now(), self.outstanding.is_empty());
         let Some(it) = &mut self.authentication else { return Ok(()) };
         let Some(renewal) = it.renewal.filter(|renewal| it.attempt.is_none() && now >= renewal.due) else {
             return Ok(());
         };
-        let begun = it.next.take().map_or_else(|| Attempt::begin(&it.login, now), Ok);
+        // After hours without a request the secret of the last one is old.
+        let next = it.next.take().filter(|next| next.is_fresh(now));
+        let begun = next.map_or_else(|| Attempt::begin(&it.login, &self.broker, now), Ok);
         let ready = begun.and_then(|mut next| Ok((next.is_ready(Duration::ZERO, &self.interrupter)?, next)));
         match ready {
             Ok((is_ready, next)) if is_free && (is_ready || now >= renewal.end) => {
@@ -159,7 +168,10 @@ impl Connection {
             }
             Err(fault) => {
                 it.renewal = Some(Renewal { due: now + RENEWAL_PAUSE, ..renewal });
-                log::warn!("{}: the login is not renewed, but continues: {}; retrying", self.broker, fault.detail);
+                if !std::mem::replace(&mut it.is_warned, true) {
+                    let LoginFault { detail, .. } = fault;
+                    log::warn!("{}: the login is not renewed, but lasts for now: {detail}; retrying", self.broker);
+                }
                 Ok(())
             }
         }

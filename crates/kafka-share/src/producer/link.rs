@@ -13,7 +13,7 @@ use super::LaneKey;
 use super::doubts::{self, Doubt};
 use super::report::Report;
 use crate::cluster::{Cluster, Led, WATCH_INTERVAL, topic_name};
-use crate::error::{KafkaError, Result, Retry};
+use crate::error::{Result, Retry};
 use crate::offsets::{self, Position};
 use crate::pool::Pool;
 
@@ -111,7 +111,7 @@ impl Link {
                 return connection.decode::<ProduceRequest>(&mut body, VERSION);
             }
             let waited = begin.elapsed();
-            let error = KafkaError::Timeout { request: "Produce", broker: connection.broker().clone(), waited };
+            let error = connection.late("Produce", waited);
             if waited >= timeout || cluster.leads_elsewhere(self.node, &led, &error) {
                 return Err(error);
             }

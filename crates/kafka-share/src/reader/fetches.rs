@@ -87,7 +87,7 @@ impl Reader {
             None => {
                 let now = Instant::now();
                 let waited = patience.saturating_sub(deadline.saturating_duration_since(now));
-                let silence = KafkaError::Timeout { request: "Fetch", broker: connection.broker().clone(), waited };
+                let silence = connection.late("Fetch", waited);
                 if now >= deadline {
                     connection.close();
                     return Err(silence);

@@ -85,7 +85,6 @@ fn refusal_of_a_token_is_remembered_after_the_end() {
     assert!(exchange.step(br#"{"status":"invalid_token"}"#).is_ok_and(|message| message.is_some()));
     assert_eq!(exchange.refusal(), Some("invalid_token"));
     let fault = exchange.step(b"").expect_err("refused");
-    assert!(fault.is_refusal());
     assert_eq!(fault.to_string(), "the broker refuses the login: invalid_token");
     assert_eq!(exchange.step(b""), Err(SaslFault::Ended));
     assert_eq!(exchange.refusal(), Some("invalid_token"));
@@ -102,7 +101,6 @@ fn faults_and_debug_output_do_not_show_the_secret() {
     ] {
         let fault = Exchange::begin(mechanism, "user", &secret(password), &keys).err().expect("refused");
         assert!(!format!("{fault} {fault:?}").contains("hunter2"), "{fault:?}");
-        assert!(!fault.is_refusal());
     }
     assert_eq!(format!("{:?} {keys:?}", secret(b"hunter2")), "Secret(hidden) SaltedKeys(hidden)");
 }

@@ -83,10 +83,14 @@ fn unusable_file_is_named_with_its_option() {
         (authorities(&text), "KAFKA_SSL_CA_FILE: value \"", "has no certificate"),
         (authorities(&key), "KAFKA_SSL_CA_FILE: value \"", "has no certificate"),
         (identity(&text, &key), "KAFKA_SSL_CERTIFICATE_FILE: value \"", "has no certificate"),
-        (identity(&certificate, &certificate), "KAFKA_SSL_KEY_FILE: value \"", "has no key"),
-        (identity(&certificate, &encrypted), "KAFKA_SSL_KEY_FILE: value \"", "is encrypted"),
-        (identity(&certificate, &old), "KAFKA_SSL_KEY_FILE: value \"", "is encrypted"),
-        (identity(&certificate, &other_key), "KAFKA_SSL_KEY_FILE: value \"", "is not the key of the certificate"),
+        (identity(&certificate, &certificate), "KAFKA_SSL_KEY_FILE: value [hidden] ", "has no key"),
+        (identity(&certificate, &encrypted), "KAFKA_SSL_KEY_FILE: value [hidden] ", "is encrypted"),
+        (identity(&certificate, &old), "KAFKA_SSL_KEY_FILE: value [hidden] ", "is encrypted"),
+        (
+            identity(&certificate, &other_key),
+            "KAFKA_SSL_KEY_FILE: value [hidden] ",
+            "is not the key of the certificate",
+        ),
     ] {
         let fault = Tls::load(files).expect_err(words).to_string();
         assert!(fault.starts_with(option) && fault.contains(words), "{fault}");
