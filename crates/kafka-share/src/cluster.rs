@@ -368,7 +368,7 @@ impl Cluster {
         self.answered(connection, answer)
     }
 
-    fn learn(&self, response: MetadataResponse) -> Result<()> {
+    pub(super) fn learn(&self, response: MetadataResponse) -> Result<()> {
         let brokers = response.brokers.iter().filter_map(|broker| {
             let port = u16::try_from(broker.port).ok()?;
             Some((broker.node_id.0, BrokerAddress::new(broker.host.as_str(), port)))

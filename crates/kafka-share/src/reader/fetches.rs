@@ -59,7 +59,7 @@ impl Reader {
             let cluster = self.fetches.cluster();
             let partitions = wanted.iter().map(|(partition, _)| (*partition, cluster.epoch(&self.topic, *partition)));
             let partitions = partitions.collect();
-            match self.fetches.get(leader).and_then(|connection| connection.send(fetch::VERSION, &request)) {
+            match self.fetches.send(leader, fetch::VERSION, &request) {
                 Ok(correlation) => {
                     let now = Instant::now();
                     let (deadline, watch_at) = (now + patience, now + self.options.max_wait + SILENCE);
