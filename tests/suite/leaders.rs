@@ -3,23 +3,23 @@
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use kafka_protocol::{
     messages::{
-        BrokerId, DescribeShareGroupOffsetsRequest, GroupId, ListOffsetsRequest, TopicName,
+        DescribeShareGroupOffsetsRequest, GroupId, TopicName,
         describe_share_group_offsets_request::{
             DescribeShareGroupOffsetsRequestGroup, DescribeShareGroupOffsetsRequestTopic,
         },
-        list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
     },
     protocol::StrBytes,
 };
 use uuid::Uuid;
 
 use crate::support::{
-    SOON, admin,
+    SOON,
+    admin::{self, CLIENT, DEBUGGING_CONSUMER, LATEST, MAX_TIME, list_offset},
     cluster::{Cluster, PATIENCE, SESSION_TIMEOUT},
     eventually,
     session::{self, ACCEPT, Acquired, RELEASE, Session, be_parked},
@@ -424,33 +424,32 @@ fn a_partition_of_one_replica_has_no_leader_while_its_node_is_down() {
     assert_eq!(got, [(0, 1)]);
 }
 
-/// Clients cannot read records before all replicas in sync have them. A producer that looks for its own batch must know
-/// the end of the log.
+/// Clients cannot read records before all replicas in sync have them, and a search by time does not find them. A
+/// producer that looks for its own batch must know the end of the log. A reader that counts back from the latest record
+/// must know that there is one.
 #[test]
-fn list_offsets_gives_clients_the_high_watermark_and_debugging_consumers_the_log_end() {
-    const CLIENT: i32 = -1;
-    const DEBUGGING_CONSUMER: i32 = -2;
+fn list_offsets_gives_clients_only_replicated_records_and_debugging_consumers_all() {
     let scene = Scene::new("end", 1, 3);
     scene.produce(0, 1);
     let leader = scene.leader(0);
     let frozen = scene.other_than(&[leader]);
-    let end = |replica| {
-        let partition = ListOffsetsPartition::default().with_current_leader_epoch(-1).with_timestamp(-1);
-        let topic = ListOffsetsTopic::default()
-            .with_name(TopicName(StrBytes::from_string(scene.topic.clone())))
-            .with_partitions(vec![partition]);
-        let request = ListOffsetsRequest::default().with_replica_id(BrokerId(replica)).with_topics(vec![topic]);
-        scene.cluster.wire(leader).call(7, &request).topics[0].partitions[0].offset
-    };
-    eventually(SOON, "every replica has the first record", || end(CLIENT) == 1);
+    let address = scene.cluster.address(leader);
+    let found = |replica, time| list_offset(&address, (&scene.topic, 0), replica, time).expect("a leader");
+    eventually(SOON, "every replica has the first record", || found(CLIENT, LATEST) == 1);
+    let between = SystemTime::now() + Duration::from_millis(1);
+    eventually(SOON, "the second record has a later time", || SystemTime::now() > between);
+    let between = i64::try_from(between.duration_since(UNIX_EPOCH).expect("later").as_millis()).expect("this century");
     scene.cluster.freeze(frozen);
     std::thread::scope(|scope| {
         let written = scope.spawn(|| scene.produce_at(leader, 0));
         eventually(SESSION_TIMEOUT, "the second record is written and not replicated", || {
-            (end(DEBUGGING_CONSUMER), end(CLIENT)) == (2, 1)
+            (found(DEBUGGING_CONSUMER, LATEST), found(CLIENT, LATEST)) == (2, 1)
         });
+        let by_time = [MAX_TIME, between].map(|time| (found(DEBUGGING_CONSUMER, time), found(CLIENT, time)));
+        assert_eq!(by_time, [(1, -1), (1, -1)]);
         scene.cluster.thaw(frozen);
         assert_eq!(written.join().expect("answered"), (0, 1));
     });
-    eventually(SOON, "every replica has both records", || end(CLIENT) == 2);
+    eventually(SOON, "every replica has both records", || found(CLIENT, LATEST) == 2);
+    assert_eq!([MAX_TIME, between].map(|time| found(CLIENT, time)), [1, 1]);
 }

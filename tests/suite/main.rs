@@ -50,5 +50,6 @@ mod supervision;
 #[allow(dead_code, reason = "shared with the benches, which use the rest")]
 mod support;
 mod transactions;
+mod unreplicated;
 mod versions;
 mod worker;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use devbroker::{Operation, Resource};
-use kafka_share::{ClientOptions, Cluster, KafkaError, StartAt, admin};
+use kafka_share::{ClientOptions, Cluster, ErrorCode, KafkaError, StartAt, admin};
 use lastcall::{
     config::Common,
     queue::{self, PrepareError, Starts},
@@ -19,7 +19,7 @@ use crate::{
     support::{
         Gateway, Rig, SOON, START,
         admin::{Of, configs, create_topic, delete_topic, grow_topic, has_topic, set},
-        eventually, reserved_port, started,
+        audit, eventually, reserved_port, started,
     },
 };
 
@@ -273,8 +273,41 @@ fn partition_without_leader_delays_no_reader_and_is_read_when_it_has_one() {
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
     let ends = late.end_offsets().expect("the other partition's end");
     assert_eq!(ends.keys().copied().collect::<Vec<_>>(), [1 - offline]);
+    assert_eq!(late.all_end_offsets().expect_err("one is unknown").code(), Some(ErrorCode::LEADER_NOT_AVAILABLE));
     broker.node(down).revive().expect("the node starts again on its port");
     assert!(read(&mut late, offline_count).iter().all(|record| record.partition == offline));
+}
+
+/// The gateway answered 404 to requests for tasks whose results it had not read.
+#[test]
+fn gateway_has_read_its_past_only_after_every_partition_of_results() {
+    let rig = Rig::with_faults("queue-past", 2);
+    let client = cluster(&rig);
+    create(&client, &rig.results(), 2, &[]);
+    create(&client, &rig.tasks(), 1, &[]);
+    let broker = rig.broker().faulty();
+    let down = broker.leader(&rig.results(), 1).expect("a leader");
+    assert!(broker.move_leader(&rig.results(), 0, 3 - down) && broker.move_leader(&rig.tasks(), 0, 3 - down));
+    broker.move_coordinator(&rig.group(), 3 - down);
+    let ids: Vec<String> = (0..12).map(|number| format!("3f2c8a10-0000-4000-8000-{number:012}")).collect();
+    let result =
+        |id: &String| json!({"type": "result", "task_id": id, "success": true, "processed_by": "w"}).to_string();
+    client.refresh(&[&rig.results()]).expect("the brokers answer");
+    deliver(&client, ids.iter().map(|id| record(&rig.results(), id, &result(id))).collect());
+    let written = audit::read(rig.broker().address(), &rig.results());
+    let (readable, unreadable): (Vec<_>, Vec<_>) = written.iter().partition(|result| result.partition == 0);
+    assert!(!readable.is_empty() && !unreadable.is_empty(), "{written:?}");
+    broker.node(down).stop();
+    let alive = broker.addresses()[usize::try_from(2 - down).expect("1 or 2")].to_string();
+    let gateway = Gateway::launch(rig.gateway().env("KAFKA_BOOTSTRAP_SERVERS", &alive));
+    let all_have = |results: &[&audit::Record], status: u16| {
+        results.iter().all(|result| gateway.get(&format!("/tasks/{}", result.key())).status == status)
+    };
+    eventually(SOON, "the readable results are known", || all_have(&readable, 200));
+    assert!(all_have(&unreadable, 503), "the other results are unknown");
+    broker.node(down).revive().expect("the node starts again on its port");
+    gateway.program.wait_for_line("read back: 12 results", SOON);
+    assert!(all_have(&unreadable, 200));
 }
 
 #[test]

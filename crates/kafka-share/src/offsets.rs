@@ -27,9 +27,9 @@ pub(super) enum Position {
     LogEnd,
     /// After the last record before the first open transaction.
     CommittedEnd,
-    /// The first record at or after this time, else the end.
+    /// The first readable record at or after this time, else the end.
     Time(SystemTime),
-    /// The record with the latest time (KIP-734), else the end.
+    /// The record with the latest time (KIP-734), also if it is not replicated yet.
     Latest,
 }
 
@@ -62,20 +62,22 @@ pub(super) fn list(
     partitions: impl IntoIterator<Item = i32>,
     position: Position,
 ) -> Result<BTreeMap<i32, i64>> {
-    let found = ask_leaders(pool, topic, partitions, position)?;
-    let mut offsets: BTreeMap<i32, i64> = found.iter().map(|found| (found.partition, found.offset)).collect();
-    // These partitions have no matching record: their position is the end.
-    let without_record: Vec<i32> = found.iter().filter(|found| found.offset < 0).map(|found| found.partition).collect();
-    if !without_record.is_empty() {
-        let ends = ask_leaders(pool, topic, without_record, Position::End)?;
-        offsets.extend(ends.iter().map(|found| (found.partition, found.offset)));
+    let partitions: Vec<i32> = partitions.into_iter().collect();
+    let mut offsets = BTreeMap::new();
+    if matches!(position, Position::Time(_)) {
+        // For partitions without a matching record. Asked first: a record that becomes readable between the two
+        // requests is not before this end.
+        let ends = ask_leaders(pool, topic, partitions.iter().copied(), Position::End)?;
+        offsets.extend(ends.iter().map(|end| (end.partition, end.offset)));
     }
+    let found = ask_leaders(pool, topic, partitions, position)?;
+    offsets.extend(found.iter().filter(|found| found.offset >= 0).map(|found| (found.partition, found.offset)));
     Ok(offsets)
 }
 
 /// Looks up where the records of the last `age` begin in each of `partitions`. The age counts back from the partition's
 /// latest record, or from `no_later_than` if that is earlier. Without `no_later_than` only the clock that dated the
-/// records counts.
+/// records counts. A log without a record begins at its start. No position is after the last readable record.
 pub(super) fn list_back_from_latest(
     pool: &mut Pool,
     topic: &str,
@@ -88,7 +90,7 @@ pub(super) fn list_back_from_latest(
         let latest_time = records::time(latest.timestamp);
         let now = no_later_than.map_or(latest_time, |time| time.min(latest_time));
         let since = now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
-        let position = if latest.offset < 0 { Position::End } else { Position::Time(since) };
+        let position = if latest.offset < 0 { Position::Start } else { Position::Time(since) };
         offsets.extend(list(pool, topic, [latest.partition], position)?);
     }
     Ok(offsets)
@@ -127,8 +129,9 @@ fn ask(pool: &mut Pool, leader: i32, topic: &str, partitions: Vec<i32>, position
             .with_timestamp(position.timestamp())
     });
     let topics = vec![ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(partitions.collect())];
-    // A client (-1) gets the high watermark, a debugging consumer (-2) the log's end (`ReplicaManager.fetchOffset`).
-    let replica = BrokerId(if position == Position::LogEnd { -2 } else { -1 });
+    // For a client (-1) the log ends at the high watermark: a latest record that is not replicated yet is answered with
+    // offset -1, like an empty log. For a debugging consumer (-2) all records count (`ReplicaManager.fetchOffset`).
+    let replica = BrokerId(if matches!(position, Position::LogEnd | Position::Latest) { -2 } else { -1 });
     // Isolation level 0: all replicated records; 1: only committed ones.
     let isolation = i8::from(position == Position::CommittedEnd);
     let request =

@@ -234,6 +234,19 @@ impl Reader {
         offsets::list(&mut self.questions, &self.topic, partitions, end)
     }
 
+    /// As [`end_offsets`](Self::end_offsets), but of every partition: for readers to which a missing record means that
+    /// it was never written.
+    ///
+    /// # Errors
+    /// As [`end_offsets`](Self::end_offsets). Code 5 also when only some partitions have no leader.
+    pub fn all_end_offsets(&mut self) -> Result<BTreeMap<i32, i64>> {
+        if self.partitions()?.1.is_empty() {
+            return self.end_offsets();
+        }
+        self.questions.cluster().forget_topic(&self.topic);
+        Err(KafkaError::broker("Metadata", ErrorCode::LEADER_NOT_AVAILABLE, Some(&self.topic)))
+    }
+
     /// Returns the partitions with a leader, and those without.
     fn partitions(&self) -> Result<(Vec<i32>, Vec<i32>)> {
         let topic = self.questions.cluster().topic(&self.topic)?;

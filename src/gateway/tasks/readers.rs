@@ -263,13 +263,13 @@ fn group_start(tasks: &Tasks, cluster: &Cluster, stop: &Stop) -> Option<BTreeMap
     }
 }
 
-/// Reads until the ends that are seen at the beginning. `Err`: stopped.
+/// Reads all partitions until the ends that are seen at the beginning. `Err`: stopped.
 fn until_end(mut reader: Reader, stop: &Stop, mut take: impl FnMut(&[ReadRecord])) -> Result<(), ()> {
     let mut ends: Option<BTreeMap<i32, i64>> = None;
     loop {
         stop.check().map_err(|_| ())?;
         if ends.is_none() {
-            ends = reader.end_offsets().ok();
+            ends = reader.all_end_offsets().ok();
         }
         match reader.poll() {
             Ok(records) => take(&records),

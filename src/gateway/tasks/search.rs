@@ -129,7 +129,7 @@ impl Pass<'_> {
         // Counted back from the newest record, without the gateway's clock.
         let from = StartAt::AtLeast(age.min(retention + SLACK));
         let mut reader = Reader::new(cluster.clone(), &self.tasks.results_topic, from, options());
-        let ends = reader.end_offsets()?;
+        let ends = reader.all_end_offsets()?;
         let mut newest = UNIX_EPOCH;
         while !reached(&ends, &reader.positions()) {
             stop.check().map_err(|_| KafkaError::Interrupted)?;

@@ -144,11 +144,14 @@ fn ripe(
 }
 
 /// The tasks with a result in the last part of the log, of this age.
+///
+/// # Errors
+/// Not every partition could be read to its end: then it is unknown which tasks have a result.
 fn done_since(tasks: &Tasks, cluster: &Cluster, age: Duration) -> Result<BTreeSet<TaskKey>, KafkaError> {
     let options = ReaderOptions { max_bytes: 2 * 1024 * 1024, ..ReaderOptions::default() };
     // Counted back from the newest record, without the gateway's clock.
     let mut reader = Reader::new(cluster.clone(), &tasks.results_topic, StartAt::AtLeast(age + SLACK), options);
-    let ends = reader.end_offsets()?;
+    let ends = reader.all_end_offsets()?;
     let mut done = BTreeSet::new();
     while !reached(&ends, &reader.positions()) {
         for record in reader.poll()? {

@@ -123,11 +123,27 @@ pub fn set(broker: &str, of: Of, name: &str, key: &str, value: &str) {
     });
 }
 
-/// The end offset of a partition, or the error code.
+/// The offset after the last record that a client can read, or the broker's error code.
 pub fn end_offset(broker: &str, topic: &str, partition: i32) -> Result<i64, i16> {
-    let wanted = ListOffsetsPartition::default().with_partition_index(partition).with_timestamp(-1);
+    list_offset(broker, (topic, partition), CLIENT, LATEST)
+}
+
+/// Replica ids in ListOffsets: those of a client, and of a debugging consumer, for which records count before they are
+/// replicated.
+pub const CLIENT: i32 = -1;
+pub const DEBUGGING_CONSUMER: i32 = -2;
+/// Timestamps in ListOffsets: of the end of the log, and of the record with the latest time.
+pub const LATEST: i64 = -1;
+pub const MAX_TIME: i64 = -3;
+
+/// Asks for the offset of a timestamp; -1: no such record. `Err`: the broker's error code.
+pub fn list_offset(broker: &str, (topic, partition): (&str, i32), replica: i32, timestamp: i64) -> Result<i64, i16> {
+    let wanted = ListOffsetsPartition::default()
+        .with_partition_index(partition)
+        .with_current_leader_epoch(-1)
+        .with_timestamp(timestamp);
     let topic = ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(vec![wanted]);
-    let request = ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_topics(vec![topic]);
+    let request = ListOffsetsRequest::default().with_replica_id(BrokerId(replica)).with_topics(vec![topic]);
     let answer = Wire::connect(broker).call(7, &request);
     let found = &answer.topics[0].partitions[0];
     if found.error_code == 0 { Ok(found.offset) } else { Err(found.error_code) }

@@ -54,11 +54,15 @@ pub fn prepare_group(wire: &mut Wire, group: &str, topic: &str, partitions: i32)
 
 /// Produces a batch with one record, with `acks=all`; returns error code and offset.
 pub fn produce(wire: &mut Wire, topic: &str, partition: i32) -> (i16, i64) {
+    produce_to(wire, (topic, partition), one_record(), -1)
+}
+
+/// A batch with one record.
+pub fn one_record() -> Bytes {
     let value = Bytes::from_static(b"value");
     let content = RecordContent { key: None, value: Some(&value), headers: &[] };
     let no_producer = BatchIdentity { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
-    let batch = records::encode([content].into_iter(), no_producer, SystemTime::now()).expect("small");
-    produce_to(wire, (topic, partition), batch, -1)
+    records::encode([content].into_iter(), no_producer, SystemTime::now()).expect("small")
 }
 
 /// Produces these bytes to a partition; returns error code and offset.
