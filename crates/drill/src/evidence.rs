@@ -147,6 +147,10 @@ impl<'a> Evidence<'a> {
             let story = evidence.tasks.entry(task_id).or_default();
             (story.runs, story.given_up) = (runs, given_up);
         }
+        // The topics are read one partition after the other.
+        for story in evidence.tasks.values_mut() {
+            story.accepted.sort_by(|(_, one), (_, other)| one.total_cmp(other));
+        }
         evidence.end = lines.iter().map(|line| line.at).fold(0.0, f64::max);
         let lives: Vec<Vec<Life<'a>>> = nodes.lives.values().cloned().collect();
         let actions: Vec<&Action<'a>> = evidence.actions.values().collect();
@@ -262,6 +266,9 @@ impl<'a> Evidence<'a> {
             | Fact::Led { .. } => {}
             Fact::RunBegan { worker, task_id, delivery } => {
                 pieces.entry(task_id).or_default().begans.push((number, at, worker, *delivery));
+            }
+            Fact::HandlerEnded { worker, task_id, delivery } => {
+                pieces.entry(task_id).or_default().handled.push((at, worker, *delivery));
             }
             Fact::Restarted { task_id, worker, delivery, .. } => {
                 pieces.entry(task_id).or_default().restarts.push((number, at, worker, *delivery));

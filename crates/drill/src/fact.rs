@@ -110,6 +110,8 @@ pub(super) enum Fact {
     },
     /// A handler began a task, as its journal shows.
     RunBegan { worker: String, task_id: String, delivery: i16 },
+    /// A handler ended a task, as its journal shows; the result may not have reached Kafka.
+    HandlerEnded { worker: String, task_id: String, delivery: i16 },
     /// The fleet as a gateway shows it: ids of workers.
     Fleet { gateway: String, active: Vec<String>, stopping: Vec<String> },
     /// Kafka did not answer the drill's own reader between `at` and `until`.

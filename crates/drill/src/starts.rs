@@ -1,6 +1,6 @@
 //! Starts and ends of tasks, read from the workers' journal during the run.
 //!
-//! Every start becomes a fact. The tasks in flight are kept for actions that need a busy or an idle worker. Owned by
+//! Every start and end becomes a fact. The tasks in flight are kept for actions that need a busy or an idle worker. Owned by
 //! the native fleet, which reads the journal before it acts and before it reports an exit.
 
 use std::collections::{BTreeMap, HashMap};
@@ -66,12 +66,17 @@ impl Starts {
         let tasks = self.in_flight.entry(worker.clone()).or_default();
         if ended {
             tasks.remove(&task_id);
-            return;
+        } else {
+            let ago = Duration::try_from_secs_f64(unix_now() - at).unwrap_or_default();
+            tasks.insert(task_id.clone(), Instant::now().checked_sub(ago).unwrap_or_else(Instant::now));
         }
-        let ago = Duration::try_from_secs_f64(unix_now() - at).unwrap_or_default();
-        tasks.insert(task_id.clone(), Instant::now().checked_sub(ago).unwrap_or_else(Instant::now));
         let delivery = i16::try_from(delivery).unwrap_or(i16::MAX);
-        teller.tell_at(teller.clock.of_unix(at), Fact::RunBegan { worker, task_id, delivery });
+        let fact = if ended {
+            Fact::HandlerEnded { worker, task_id, delivery }
+        } else {
+            Fact::RunBegan { worker, task_id, delivery }
+        };
+        teller.tell_at(teller.clock.of_unix(at), fact);
     }
 
     /// Clears the tasks in flight of a worker that has exited or is about to start.
@@ -106,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn starts_become_facts_with_their_times_and_ends_leave_a_worker_idle() {
+    fn starts_and_ends_become_facts_with_their_times_and_ends_leave_a_worker_idle() {
         let folder = std::env::temp_dir().join(format!("lastcall-starts-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder");
         let mut starts = Starts::create(&folder).expect("a journal");
@@ -130,13 +135,18 @@ mod tests {
         starts.forget("w", &teller);
         assert_eq!(starts.busy_since("w"), None);
         fs::remove_dir_all(&folder).expect("removed");
-        let begun = told.try_iter().map(|event| match event {
+        let told = told.try_iter().map(|event| match event {
             Event::Fact(line) => (line.at, line.fact),
             other => panic!("{other:?}"),
         });
-        let begun: Vec<(f64, Fact)> = begun.collect();
-        assert!((-61.0..-59.0).contains(&begun[0].0) && begun.len() == 3, "{begun:?}");
-        let fact = Fact::RunBegan { worker: "w".to_owned(), task_id: "a".to_owned(), delivery: 2 };
-        assert_eq!(begun[0].1, fact);
+        let told: Vec<(f64, Fact)> = told.collect();
+        assert!((-61.0..-59.0).contains(&told[0].0) && told.len() == 5, "{told:?}");
+        let (worker, task_id, delivery) = ("w".to_owned(), "a".to_owned(), 2);
+        let began = Fact::RunBegan { worker: worker.clone(), task_id: task_id.clone(), delivery };
+        let ended = told.iter().find(|(_, fact)| matches!(fact, Fact::HandlerEnded { .. }));
+        assert_eq!(
+            (&told[0].1, ended.map(|(_, fact)| fact)),
+            (&began, Some(&Fact::HandlerEnded { worker, task_id, delivery }))
+        );
     }
 }

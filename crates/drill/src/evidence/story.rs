@@ -7,6 +7,8 @@ pub(crate) struct Run<'a> {
     pub(crate) began: f64,
     pub(crate) delivery: Option<i16>,
     pub(crate) end: Option<RunEnd<'a>>,
+    /// When its handler ended, if the journal shows it; the result may never have reached Kafka.
+    pub(crate) handled: Option<f64>,
     pub(crate) lines: Vec<usize>,
 }
 
@@ -32,7 +34,7 @@ pub(crate) struct Held<'e, 'a> {
 impl<'a> Run<'a> {
     /// A run that is known from this line only.
     pub(super) fn unfinished(worker: &'a str, began: f64, line: usize) -> Self {
-        Self { worker, began, delivery: None, end: None, lines: vec![line] }
+        Self { worker, began, delivery: None, end: None, handled: None, lines: vec![line] }
     }
 }
 
@@ -83,6 +85,8 @@ pub(super) struct Pieces<'a> {
     pub(super) begans: Vec<(usize, f64, &'a str, i16)>,
     pub(super) restarts: Vec<(usize, f64, &'a str, i16)>,
     pub(super) ends: Vec<(usize, &'a str, RunEnd<'a>)>,
+    /// Ends of handlers: time, worker, delivery.
+    pub(super) handled: Vec<(f64, &'a str, i16)>,
 }
 
 impl<'a> Pieces<'a> {
@@ -97,9 +101,17 @@ impl<'a> Pieces<'a> {
             began,
             delivery: Some(delivery),
             end: None,
+            handled: None,
             lines: vec![line],
         };
         let mut runs: Vec<Run<'a>> = self.begans.into_iter().map(run).collect();
+        for (at, worker, delivery) in self.handled {
+            // The last start before it: a worker may have started the same delivery in an earlier process.
+            let of = |run: &&mut Run<'a>| run.worker == worker && run.delivery == Some(delivery) && run.began <= at;
+            if let Some(run) = runs.iter_mut().filter(of).max_by(|one, other| one.began.total_cmp(&other.began)) {
+                run.handled = Some(at);
+            }
+        }
         for restart in self.restarts {
             let (line, at, worker, delivery) = restart;
             let known = runs.iter_mut().find(|run| {
@@ -135,7 +147,7 @@ impl<'a> Pieces<'a> {
                     known.began = known.began.min(began);
                     known.end = Some(end);
                 }
-                None => runs.push(Run { worker, began, delivery: None, end: Some(end), lines: vec![line] }),
+                None => runs.push(Run { end: Some(end), ..Run::unfinished(worker, began, line) }),
             }
         }
         runs.sort_by(|one, other| one.began.total_cmp(&other.began));

@@ -256,3 +256,10 @@ fn gateway_of_others_is_known_by_its_address() {
     assert!(evidence.workers.is_empty());
     assert_eq!(evidence.gateways[gateway().as_str()].len(), 1);
 }
+
+#[test]
+fn first_record_of_a_task_is_the_earliest_whatever_the_order_of_partitions() {
+    let lines = lines(vec![(9.0, task("t")), (3.0, task("t"))]);
+    let accepted = &Evidence::new(&lines).tasks["t"].accepted;
+    assert_eq!(accepted.iter().map(|(_, at)| *at).collect::<Vec<_>>(), [3.0, 9.0]);
+}

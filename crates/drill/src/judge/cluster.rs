@@ -58,32 +58,38 @@ fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
         let during =
             |outage: &&Outage<'_>| outage.from - ON_ITS_WAY <= request.at && request.at <= outage.until + AFTER;
         let Some(outage) = evidence.done_to_broker.iter().find(during) else { continue };
-        let fell_silent = matches!(outage.means, Means::Kill | Means::Silence);
-        let hit = fell_silent || outage.concerns(story) || outage.led.is_some_and(|led| led.results);
-        let written = (accepted - request.at.max(outage.from)).max(0.0);
-        let waited = (accepted.max(outage.from), run.began);
-        let took = written + crashes::free_time_without_gaps(evidence, "", waited, crashes::BETWEEN_ON_BUSY_MACHINE);
-        if hit {
-            let bound = match outage.means {
-                _ if service::may_stay_locked(evidence, *accepted, run) => AFTER_LOCK,
-                _ if fell_silent => fail_over,
-                Means::Stop => stop,
-                _ => ORDERED,
-            };
-            served.time(took, bound, || Finding {
-                what: format!(
-                    "a task was delayed by {} after the action on {} at {:.1} s; its bound was {}",
-                    shown(took),
-                    outage.process,
-                    outage.from,
-                    shown(bound)
-                ),
-                ids: vec![(*id).to_owned()],
-                lines: story.lines(),
-            });
+        let later = later_hits(evidence, story, outage, (request.at, run.began));
+        let locked = service::may_stay_locked(evidence, *accepted, run);
+        let bound = |outage: &Outage<'_>| match outage.means {
+            _ if locked => AFTER_LOCK,
+            _ if fell_silent(outage) => fail_over,
+            Means::Stop => stop,
+            _ => ORDERED,
+        };
+        let wait = Wait { evidence, accepted: *accepted, began: run.began };
+        let hit = if hits(outage, story) {
+            Some((outage, request.at, &later[..]))
         } else {
-            elsewhere.push((took, *id, story));
-        }
+            let next = later.split_first();
+            let until = next.map_or(run.began, |(next, _)| next.from);
+            elsewhere.push((wait.part(outage, request.at, until), *id, story));
+            next.map(|(next, later)| (*next, next.from, later))
+        };
+        let Some((outage, from, later)) = hit else { continue };
+        let (took, bound) = wait
+            .longest_part(outage, from, later, &bound)
+            .unwrap_or_else(|| (wait.part(outage, from, run.began), bound(outage)));
+        served.time(took, bound, || Finding {
+            what: format!(
+                "a task was delayed by {} after the action on {} at {:.1} s; its bound was {}",
+                shown(took),
+                outage.process,
+                outage.from,
+                shown(bound)
+            ),
+            ids: vec![(*id).to_owned()],
+            lines: story.lines(),
+        });
     }
     elsewhere.sort_by(|(one, ..), (other, ..)| one.total_cmp(other));
     others.count = elsewhere.len() as u64;
@@ -95,6 +101,66 @@ fn partitions(evidence: &Evidence<'_>) -> [Row; 2] {
         }
     }
     [served.row(), others.row()]
+}
+
+/// The outages that hit a task between its request and its start, after the outage of its request.
+fn later_hits<'e, 'a>(
+    evidence: &'e Evidence<'a>,
+    story: &Story<'_>,
+    first: &Outage<'_>,
+    (asked, began): (f64, f64),
+) -> Vec<&'e Outage<'a>> {
+    let begins = |outage: &&Outage<'_>| outage.from > asked.max(first.from) && outage.from < began;
+    let mut later: Vec<&Outage<'a>> =
+        evidence.done_to_broker.iter().filter(|outage| begins(outage) && hits(outage, story)).collect();
+    later.sort_by(|one, other| one.from.total_cmp(&other.from));
+    later
+}
+
+/// The wait of a task for its first start.
+struct Wait<'e, 'a> {
+    evidence: &'e Evidence<'a>,
+    accepted: f64,
+    began: f64,
+}
+
+impl Wait<'_, '_> {
+    /// How much of this part counts, in seconds: until Kafka had the task, and then while a worker was free.
+    fn part(&self, outage: &Outage<'_>, from: f64, until: f64) -> f64 {
+        let from = from.max(outage.from);
+        let written = (self.accepted.min(until) - from).max(0.0);
+        let delivered = (self.accepted.max(from), until);
+        written + crashes::free_time_without_gaps(self.evidence, "", delivered, crashes::BETWEEN_ON_BUSY_MACHINE)
+    }
+
+    /// The longest part of the wait, with its bound, if each part keeps the bound of its outage. The wait has one part,
+    /// or is divided where a later outage begins: that outage has its own bound, and does not extend the one before.
+    fn longest_part(
+        &self,
+        outage: &Outage<'_>,
+        from: f64,
+        later: &[&Outage<'_>],
+        bound: &impl Fn(&Outage<'_>) -> f64,
+    ) -> Option<(f64, f64)> {
+        let within =
+            |until: f64| Some((self.part(outage, from, until), bound(outage))).filter(|(took, most)| took <= most);
+        within(self.began).or_else(|| {
+            later.iter().enumerate().find_map(|(index, next)| {
+                let before = within(next.from)?;
+                let rest = self.longest_part(next, next.from, later.get(index + 1..).unwrap_or_default(), bound)?;
+                Some(if rest.0 > before.0 { rest } else { before })
+            })
+        })
+    }
+}
+
+fn fell_silent(outage: &Outage<'_>) -> bool {
+    matches!(outage.means, Means::Kill | Means::Silence)
+}
+
+/// Whether an outage may delay this task.
+fn hits(outage: &Outage<'_>, story: &Story<'_>) -> bool {
+    fell_silent(outage) || outage.concerns(story) || outage.led.is_some_and(|led| led.results)
 }
 
 /// Each worker that ran undisturbed at the end of the load has begun some of its tasks.

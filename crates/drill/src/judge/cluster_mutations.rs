@@ -134,3 +134,43 @@ fn task_whose_lock_must_end_may_wait_for_twenty_seconds_where_a_node_fell_silent
     assert_eq!((state(SECOND_MOVE, 2, 2.5, false), state(STOP, 2, 2.5, false)), (State::Broken, State::Broken));
     assert_eq!(state(SECOND_MOVE, 1, 2.5, true), State::Held);
 }
+
+/// A second outage of the partition explains only what it delays: each must keep its own bound.
+#[test]
+fn outage_after_a_request_has_its_own_bound_and_does_not_extend_the_one_before() {
+    let state = |moved_again_after: Option<f64>, started_after: f64| {
+        let mut it = Recorded::of_cluster();
+        let (at, led) = led(&it, SECOND_MOVE);
+        let (number, id, _, began) = task_on(&it, (at, at + 1.0), |partition| led.tasks.contains(&partition));
+        it.delay(&id, number, began, at + started_after - began);
+        if let Some(after) = moved_again_after {
+            let (action, what) = (99, "move-leader".to_owned());
+            it.put(at + after, Fact::Ordered { action, what, target: None, detail: String::new() });
+            it.put(at + after, Fact::Led { action, process: "broker_2".to_owned(), led });
+            it.put(at + after + 0.01, Fact::Carried { action, done: true, detail: String::new() });
+        }
+        it.judged().rows.into_iter().find(|row| row.name == SERVED).expect("a row").state
+    };
+    // The node of the partition stops 3 s after the first move.
+    assert_eq!((state(None, 1.9), state(None, 2.9)), (State::Held, State::Broken));
+    assert_eq!(state(Some(1.2), 2.9), State::Held);
+    assert_eq!(state(Some(2.7), 2.9), State::Broken, "it was late before the second outage");
+    assert_eq!(state(Some(0.6), 2.9), State::Broken, "it is late after the second outage");
+    assert_eq!(state(Some(0.6), 1.9), State::Held);
+}
+
+/// An outage with a longer bound is not cut short by a later one.
+#[test]
+fn later_move_does_not_shorten_the_time_of_a_fail_over() {
+    let mut it = Recorded::of_cluster();
+    let (at, _) = led(&it, FREEZE);
+    let (number, id, _, began) = task_on(&it, (at, at + 2.0), |_| true);
+    it.delay(&id, number, began, at + 5.5 - began);
+    let (action, what) = (99, "move-leader".to_owned());
+    let led = Led { tasks: vec![0, 1, 2], results: false };
+    it.put(at + 2.5, Fact::Ordered { action, what, target: None, detail: String::new() });
+    it.put(at + 2.5, Fact::Led { action, process: "broker_2".to_owned(), led });
+    it.put(at + 2.51, Fact::Carried { action, done: true, detail: String::new() });
+    let served = it.judged().rows.into_iter().find(|row| row.name == SERVED).expect("a row");
+    assert_eq!(served.state, State::Held, "{served:#?}");
+}

@@ -85,14 +85,20 @@ pub(super) fn row(evidence: &Evidence<'_>) -> Row {
     stories.sort_by(|(_, one), (_, other)| second(one).total_cmp(&second(other)));
     for (id, story) in stories {
         let mut unexplained: Vec<&Run<'_>> = Vec::new();
+        let mut again = story.accepted.iter().skip(1).map(|(_, at)| *at).peekable();
         for (index, run) in story.runs.iter().enumerate().skip(1) {
             duplicates += 1;
             unexplained.extend(story.runs.get(index - 1));
-            let explained =
-                unexplained.iter().position(|before| cause(evidence, id, before, run, &mut causes).is_some());
-            if let Some(explained) = explained {
-                unexplained.remove(explained);
-            } else if sent_again(evidence, story, index, run, &mut causes).is_none() {
+            let sent = again.peek().copied().filter(|at| *at <= run.began + MOMENT);
+            // The first delivery of a later record: no worker has lost the record before.
+            let is_first = sent.is_some() && run.delivery == Some(1);
+            let explains = |before: &&Run<'_>| cause(evidence, id, before, run, &mut causes).is_some();
+            let lost = if is_first { None } else { unexplained.iter().position(explains) };
+            if let Some(lost) = lost {
+                unexplained.remove(lost);
+            } else if sent.is_some_and(|at| sent_again(evidence, story, at, &mut causes).is_some()) {
+                again.next();
+            } else {
                 let earlier = story.runs.get(..index).unwrap_or_default();
                 tally.findings.push(Finding {
                     what: format!("a task ran on {}, then on {}, unexplained", list(earlier), run.worker),
@@ -122,17 +128,13 @@ fn list(runs: &[Run<'_>]) -> String {
     runs.iter().map(|run| run.worker).collect::<Vec<_>>().join(", then on ")
 }
 
-/// A gateway sent the task again after an outage with an unknown outcome; each record allows one more run.
-fn sent_again(
-    evidence: &Evidence<'_>,
-    story: &Story<'_>,
-    index: usize,
-    later: &Run<'_>,
-    causes: &mut Causes,
-) -> Option<&'static str> {
-    let ((_, first), (_, again)) = (story.accepted.first()?, story.accepted.get(index)?);
+/// A gateway sent the task again, because an outage left the outcome of its first record unknown. Each record allows one
+/// more run.
+fn sent_again(evidence: &Evidence<'_>, story: &Story<'_>, again: f64, causes: &mut Causes) -> Option<&'static str> {
+    let (_, first) = story.accepted.first()?;
     let in_doubt = |(from, until): &&(f64, f64)| {
-        *first <= *until && *again >= *from && *again <= *until + SENT_AGAIN_WITHIN && *again <= later.began + MOMENT
+        let asked = *from - AFTERMATH..=*until;
+        asked.contains(first) && (*from..=*until + SENT_AGAIN_WITHIN).contains(&again)
     };
     let (from, until) = evidence.outages.iter().find(in_doubt)?;
     let sent =
@@ -232,11 +234,16 @@ fn unaccepted_since(evidence: &Evidence<'_>, at: f64) -> f64 {
     delaying(evidence, at).map(|outage| outage.from).fold(at - ACCEPT_WINDOW, f64::min)
 }
 
-/// How many runs a worker can lose that dies or hangs at this time: in flight, or finished and not yet accepted.
+/// How many runs a process can lose that dies or hangs at this time: in flight, or finished and not yet accepted. A
+/// finished run may have no result, because its worker could not write it any more.
 fn lost_at(evidence: &Evidence<'_>, life: &Life<'_>, at: f64) -> u64 {
     let since = unaccepted_since(evidence, at);
     let all = evidence.runs_during(life.process, since, at);
-    let finished = all.filter(|held| held.run.end.as_ref().is_some_and(|end| end.at > since && end.at <= at));
+    let finished = |run: &Run<'_>| run.end.as_ref().map_or(run.handled, |end| Some(end.at));
+    let of_process = |run: &Run<'_>| evidence.life(run.worker, run.began).is_none_or(|of| std::ptr::eq(of, life));
+    let finished = all.filter(|held| {
+        finished(held.run).is_some_and(|finished| finished > since && finished <= at) && of_process(held.run)
+    });
     u64::from(evidence.begin.concurrency.max(1)) + finished.count() as u64
 }
 

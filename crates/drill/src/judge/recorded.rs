@@ -69,6 +69,7 @@ pub(super) fn task_of(fact: &Fact) -> Option<&str> {
     match fact {
         Fact::Accepted { task_id, .. }
         | Fact::RunBegan { task_id, .. }
+        | Fact::HandlerEnded { task_id, .. }
         | Fact::RunEnded { task_id, .. }
         | Fact::Restarted { task_id, .. }
         | Fact::ReadBack { task_id, .. } => Some(task_id),
@@ -305,7 +306,7 @@ impl Recorded {
     pub(super) fn delay(&mut self, id: &str, number: u64, from: f64, by: f64) {
         self.change(|line| {
             let run = task_of(&line.fact) == Some(id)
-                && matches!(line.fact, Fact::RunBegan { .. } | Fact::RunEnded { .. } | Fact::Restarted { .. });
+                && !matches!(line.fact, Fact::Accepted { .. } | Fact::ReadBack { .. } | Fact::Dead { .. });
             let answer = matches!(&line.fact, Fact::Answered { number: of, .. } if *of == number);
             let moves = (run || answer) && line.at >= from;
             if moves {

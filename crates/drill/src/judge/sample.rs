@@ -109,6 +109,17 @@ impl Sample {
         sample
     }
 
+    /// The calm run with a broker of three nodes, where an outage costs no locks of later runs.
+    pub(super) fn of_cluster() -> Self {
+        let mut sample = Self::calm();
+        sample.change(|line| {
+            if let Fact::Begin(begin) = &mut line.fact {
+                begin.brokers = 3;
+            }
+        });
+        sample
+    }
+
     /// The calm run with restarts of an idle worker, a busy worker and a gateway, and a kill.
     pub(super) fn healthy() -> Self {
         let mut sample = Self::calm();

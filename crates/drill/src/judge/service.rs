@@ -230,7 +230,14 @@ fn recoveries(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
             let served = served
                 .filter_map(|request| request.answered.filter(|(_, at, answer)| *at >= over && is_served(answer)));
             let soonest = served.map(|(_, at, _)| at).fold(f64::INFINITY, f64::min);
-            let took = soonest.min(evidence.end) - over;
+            let waited = (over, soonest.min(evidence.end));
+            // While every handler is busy or stopping, no gateway can answer. Even the shortest gap between two tasks
+            // counts, because a gateway that sends no tasks leaves workers busy with those of the others.
+            let took = if evidence.sees_starts && waited.1 - over > RECOVERED {
+                crashes::free_time_without_gaps(evidence, "", waited, 0.0)
+            } else {
+                waited.1 - over
+            };
             tally.time(took, RECOVERED, || Finding {
                 what: format!("{gateway} served no caller for {} after a cause had ended at {over:.1} s", shown(took)),
                 ids: vec![gateway.to_owned()],

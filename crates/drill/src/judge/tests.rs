@@ -15,6 +15,7 @@ use super::mutations::{
 };
 use super::recorded::{Recorded, alter};
 use super::sample::{KILLED, Sample, abandoned, drained, forced, id};
+use super::service::RECOVERIES;
 
 const NONE: [&str; 0] = [];
 
@@ -155,6 +156,46 @@ fn kill_explains_the_loss_of_a_result_at_most_half_a_second_old() {
 }
 
 #[test]
+fn record_that_was_sent_again_explains_a_second_run_only_if_its_first_was_in_doubt() {
+    let twice = |first: f64, again: f64, delivery: i16| {
+        let mut sample = Sample::calm();
+        for at in [12.0, 108.0] {
+            sample.kill("broker", at).start("broker", at + 0.9);
+        }
+        sample.submit(600, first - 0.01, 10).accept(600, first).begin(600, "worker_1", first + 1.1, 1);
+        sample.result(600, "worker_1", first + 1.12, 0.01).answer(600, "worker_1", first + 1.13);
+        sample.accept(600, again).begin(600, "worker_2", again + 0.01, delivery);
+        sample.result(600, "worker_2", again + 0.03, 0.01);
+        sample.row(TWICE)
+    };
+    assert_eq!(twice(11.9, 13.5, 1).note, "1 explained: sent again 1 of 21");
+    assert_eq!(twice(9.5, 13.5, 1).findings.len(), 0, "a gateway may have waited for its acknowledgement");
+    assert_eq!(twice(8.5, 13.5, 1).findings.len(), 1, "it was acknowledged before the outage");
+    assert_eq!(twice(11.9, 109.5, 1).findings.len(), 1, "another outage does not put it in doubt again");
+    assert_eq!(twice(11.9, 24.5, 1).findings.len(), 1, "no worker lost a record that is delivered for the first time");
+    assert_eq!(twice(11.9, 24.5, 2).note, "1 explained: broker 1 of 6");
+}
+
+#[test]
+fn each_record_that_was_sent_again_explains_one_run() {
+    let twice = |records: u8| {
+        let mut sample = Sample::of_cluster();
+        sample.submit(600, 12.0, 500).accept(600, 12.001).begin(600, "worker_1", 12.01, 1);
+        sample.kill("broker", 12.1).start("broker", 13.0);
+        for record in 1..=records {
+            sample.accept(600, 13.2 + f64::from(record) / 10.0);
+        }
+        // The outage cost the lock of the first record: it is delivered again.
+        sample.begin(600, "worker_3", 13.15, 2).result(600, "worker_3", 13.2, 0.05);
+        for (at, worker) in [(13.6, "worker_2"), (13.7, "worker_3")] {
+            sample.begin(600, worker, at, 1).result(600, worker, at + 0.05, 0.05);
+        }
+        sample.row(TWICE).findings.len()
+    };
+    assert_eq!((twice(2), twice(1), twice(0)), (0, 1, 2));
+}
+
+#[test]
 fn journal_line_that_is_read_late_makes_no_second_run() {
     let mut sample = Sample::healthy();
     // The drill reads this start 60 ms after the result is in Kafka.
@@ -164,6 +205,28 @@ fn journal_line_that_is_read_late_makes_no_second_run() {
     });
     assert_eq!(sample.broken(), NONE);
     assert_eq!(sample.row(TWICE).count, 1, "the run after the kill");
+}
+
+// ---- service ----
+
+#[test]
+fn gateway_need_not_serve_callers_while_no_worker_is_free() {
+    let state = |busy: &[&str], answered: f64| {
+        let mut sample = Sample::calm();
+        for (number, worker) in (701..).step_by(2).zip(busy) {
+            sample.task(number, worker, 11.5, 4000);
+        }
+        sample.signal("gateway_1", 12.0, "SIGTERM").exit("gateway_1", 12.05, Some(0), None, None);
+        sample.start("gateway_1", 12.1);
+        for (number, at) in [(600, 12.3), (602, 14.4)] {
+            sample.submit(number, at, 10).accept(number, at + 0.01).begin(number, "worker_1", answered - 0.1, 1);
+            sample.result(number, "worker_1", answered - 0.05, 0.01).answer(number, "worker_1", answered);
+        }
+        sample.row(RECOVERIES).state
+    };
+    assert_eq!(state(&["worker_1", "worker_2", "worker_3"], 15.9), State::Held);
+    assert_eq!(state(&["worker_1", "worker_2", "worker_3"], 18.9), State::Broken, "all were free from 15.5 on");
+    assert_eq!(state(&["worker_1", "worker_2"], 15.9), State::Broken);
 }
 
 // ---- P3 to P7 ----

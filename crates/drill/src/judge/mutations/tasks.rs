@@ -114,6 +114,15 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
             it.run(&task.id, &it.other(&task.worker), task.answered + 0.2);
         }
     };
+    "finished task was sent again at a later outage" => TWICE, "unexplained": |it| {
+        let task = it.task();
+        let again = it.first("kill-broker").exit + 1.0;
+        assert!(again > task.answered + 10.0);
+        it.put(again, Fact::Accepted { number: Some(task.number), task_id: task.id.clone(), partition: 0, offset: 9_999 });
+        it.run(&task.id, &it.other(&task.worker), again + 0.01);
+        alter!(it, line: Fact::RunBegan { task_id, delivery, .. }
+            if *task_id == task.id && line.at > again => *delivery = 1);
+    };
     "tasks ran twice after a short freeze of the broker" => TWICE, "unexplained": |it| {
         let frozen = it.first("freeze-broker").at;
         let ids: Vec<String> = it.lines.iter().filter_map(|line| match &line.fact {

@@ -90,14 +90,61 @@ fn kill_loses_the_results_that_wait_for_their_acceptance_after_an_outage() {
 }
 
 #[test]
+fn kill_loses_the_finished_tasks_whose_results_could_not_be_written() {
+    let twice = |stopped_at: Option<f64>, ended_before: Option<f64>| {
+        let mut sample = Sample::of_cluster();
+        if let Some(at) = stopped_at {
+            sample.order(1, "restart-broker", "broker", at).signal("broker", at, "SIGTERM");
+            sample.exit("broker", at + 0.3, Some(0), None, None).start("broker", at + 0.4);
+        }
+        for number in 600..605 {
+            sample.submit(number, 12.0, 10).accept(number, 12.01).begin(number, "worker_1", 12.3, 1);
+            let ended = |before: f64| {
+                let (worker, task_id) = ("worker_1".to_owned(), id(number));
+                (13.0 - before, Fact::HandlerEnded { worker, task_id, delivery: 1 })
+            };
+            if let Some((at, fact)) = ended_before.map(ended) {
+                sample.put(at, fact);
+            }
+            sample.begin(number, "worker_2", 13.2, 2).result(number, "worker_2", 13.22, 0.01);
+        }
+        sample.order(2, "kill-worker", "worker_1", 13.0).kill("worker_1", 13.0).start("worker_1", 14.0);
+        sample.row(TWICE).findings.len()
+    };
+    // The worker has one handler, so that a kill alone explains one second run.
+    assert_eq!(twice(Some(11.5), Some(0.5)), 0);
+    assert_eq!(twice(None, Some(0.5)), 4, "without an outage the results are written at once");
+    assert_eq!(twice(None, Some(0.05)), 0, "results on their way");
+    assert_eq!(twice(Some(11.5), None), 4, "not every run without a result was finished");
+    assert_eq!(twice(Some(8.5), Some(0.5)), 4, "the outage ended long before");
+}
+
+#[test]
+fn earlier_process_of_a_name_does_not_add_to_the_losses_of_a_kill() {
+    let twice = |restarted: bool| {
+        let mut sample = Sample::of_cluster();
+        sample.order(1, "restart-broker", "broker", 11.5).signal("broker", 11.5, "SIGTERM");
+        sample.exit("broker", 11.8, Some(0), None, None).start("broker", 11.9);
+        for number in 600..605 {
+            sample.task(number, "worker_1", 12.0 + (number - 600) as f64 / 50.0, 10);
+        }
+        if restarted {
+            sample.stop("worker_1", 12.3, 0.05).start("worker_1", 12.4);
+        }
+        for number in 605..607 {
+            sample.submit(number, 12.5, 200).accept(number, 12.51).begin(number, "worker_1", 12.8, 1);
+            sample.begin(number, "worker_2", 13.2, 2).result(number, "worker_2", 13.4, 0.2);
+        }
+        sample.order(2, "kill-worker", "worker_1", 13.0).kill("worker_1", 13.0).start("worker_1", 14.0);
+        sample.row(TWICE).findings.len()
+    };
+    assert_eq!((twice(false), twice(true)), (0, 1));
+}
+
+#[test]
 fn result_of_a_moved_leader_may_wait_for_its_acceptance_until_the_tasks_move() {
     let twice = |results: Option<bool>| {
-        let mut sample = Sample::calm();
-        sample.change(|line| {
-            if let Fact::Begin(begin) = &mut line.fact {
-                begin.brokers = 3;
-            }
-        });
+        let mut sample = Sample::of_cluster();
         let mut moves = |action, at, led| {
             let process = "broker_1".to_owned();
             sample.order(action, "move-leader", "", at).put(at, Fact::Led { action, process, led });
