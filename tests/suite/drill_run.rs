@@ -416,6 +416,12 @@ fn verdict_is_held_for_a_correct_fleet_under_every_kind_of_action() {
     }
     let faults = drills[0].0.verdict()["faults"].as_array().map_or(0, Vec::len);
     assert_eq!(faults, 9, "one fault for each kind of action");
+    let healed = drills[0].0.facts("healed")[0]["at"].as_f64();
+    let asked = drills[0].0.facts("read_back");
+    assert!(
+        asked.iter().any(|asked| asked["at"].as_f64() < healed),
+        "a restarted gateway is asked for earlier results"
+    );
 }
 
 #[test]

@@ -24,8 +24,8 @@ pub(super) enum Question {
     Fleet,
     /// `GET /tasks/{id}` for the tasks of these requests, at the first gateway that responds.
     Tasks(Vec<(u64, String)>),
-    /// `GET /tasks/{id}` for these finished tasks, twice at every gateway.
-    ReadBack(Vec<(u64, String)>),
+    /// `GET /tasks/{id}` for these finished tasks, at one gateway of this list after the other.
+    ReadBack { tasks: Vec<(u64, String)>, gateways: Vec<String> },
 }
 
 /// The thread's state.
@@ -44,7 +44,7 @@ impl Asker {
             let sent = match question {
                 Question::Fleet => self.fleet(),
                 Question::Tasks(tasks) => self.tasks(tasks),
-                Question::ReadBack(tasks) => self.read_back(&tasks),
+                Question::ReadBack { tasks, gateways } => self.read_back(&tasks, &gateways),
             };
             if !sent {
                 break;
@@ -63,22 +63,25 @@ impl Asker {
         })
     }
 
-    fn read_back(&mut self, tasks: &[(u64, String)]) -> bool {
-        for _ in 0..2 {
-            for (gateway, client) in &mut self.clients {
-                for (number, task_id) in tasks {
-                    let response = client.get(&format!("/tasks/{task_id}"), PATIENCE).ok();
-                    let fact = Fact::ReadBack {
-                        number: *number,
-                        gateway: gateway.clone(),
-                        task_id: task_id.clone(),
-                        status: response.as_ref().map(|response| response.status),
-                        mark: response.as_ref().map(|response| outcome::mark(&response.body)),
-                        is_result: response.as_ref().is_some_and(outcome::is_result),
-                    };
-                    if !self.teller.tell(fact) {
-                        return false;
-                    }
+    fn read_back(&mut self, tasks: &[(u64, String)], gateways: &[String]) -> bool {
+        for gateway in gateways {
+            let Some((_, client)) = self.clients.iter_mut().find(|(name, _)| name == gateway) else { continue };
+            for (number, task_id) in tasks {
+                let response = client.get(&format!("/tasks/{task_id}"), PATIENCE).ok();
+                let fact = Fact::ReadBack {
+                    number: *number,
+                    gateway: gateway.clone(),
+                    task_id: task_id.clone(),
+                    status: response.as_ref().map(|response| response.status),
+                    mark: response.as_ref().map(|response| outcome::mark(&response.body)),
+                    is_result: response.as_ref().is_some_and(outcome::is_result),
+                };
+                if !self.teller.tell(fact) {
+                    return false;
+                }
+                if response.is_none() {
+                    // It need not be asked for the others: each could take as long.
+                    break;
                 }
             }
         }

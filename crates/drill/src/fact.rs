@@ -45,7 +45,7 @@ pub(super) enum Fact {
     Answered { number: u64, took_ms: f64, answer: Answer },
     /// A later answer of `GET /tasks/{id}` for the task of a request.
     Fetched { number: u64, gateway: String, answer: Answer },
-    /// The answer of `GET /tasks/{id}` for a finished task, after all faults.
+    /// The answer of `GET /tasks/{id}` for a finished task: of a restarted gateway, or after all faults.
     ReadBack {
         number: u64,
         gateway: String,

@@ -53,7 +53,7 @@ use super::options::RunConfig;
 use super::output;
 use super::place::GatewayAddress;
 use super::place::Place;
-use super::plan::{Plan, What};
+use super::plan::{LoadPlan, Plan, Shares, What};
 use super::process::{Ears, Happening};
 use super::schedule;
 use super::target;
@@ -77,8 +77,11 @@ const SHOWN_WAIT: Duration = Duration::from_secs(6);
 /// After the healing, the run sends this many tasks through each gateway and reads this many results back from each.
 const PROBES: u64 = 20;
 const READ_BACK: usize = 100;
-/// Maximum age of a result to read back; gateways keep results longer (`RESULT_RETENTION`).
-const READ_BACK_OF: Duration = Duration::from_secs(300);
+/// Maximum age, in seconds, of a result to read back; gateways keep results longer (`RESULT_RETENTION`).
+const READ_BACK_OF: f64 = 300.0;
+/// After its start, a gateway must return results of before within this time (P10); then the run asks for this many.
+const KNOWN_WITHIN: Duration = Duration::from_secs(3);
+const KNOWN: usize = 20;
 /// How long the probe and the reading back may take, each.
 const PROBE_WAIT: Duration = Duration::from_secs(30);
 /// How often the run asks for unknown outcomes.
@@ -87,6 +90,11 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 const FLEET_EVERY: Duration = Duration::from_millis(250);
 /// How long the run waits for Kafka at the start.
 const KAFKA_WAIT: Duration = Duration::from_secs(10);
+/// Tasks of a round before the load, how soon each is answered by a warm cluster, in milliseconds, and when the rounds
+/// end in any case.
+const WARM_UP_ROUND: u64 = 60;
+const WARM_MS: f64 = 100.0;
+const WARM_UP_WAIT: Duration = Duration::from_secs(10);
 /// How often the run checks signals and deadlines.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -140,6 +148,7 @@ pub(super) fn run(config: &RunConfig, signals: &Signals, mut console: Console) -
         asking: false,
         asked: Duration::ZERO,
         fleet_asked: Duration::ZERO,
+        restarted: BTreeMap::new(),
         views: BTreeMap::new(),
         phase: None,
         cut_short: false,
@@ -192,6 +201,8 @@ struct Run<'a> {
     asking: bool,
     asked: Duration,
     fleet_asked: Duration,
+    /// Gateways that an action has started: time of the start, and of the questions for earlier results.
+    restarted: BTreeMap<String, (f64, Duration)>,
     /// The last view of each gateway, by its name in the ledger.
     views: BTreeMap<String, View>,
     phase: Option<Phase>,
@@ -226,6 +237,7 @@ impl<'a> Run<'a> {
         self.wait_for_kafka()?;
         let cluster = self.side.as_ref().map(|side| side.cluster.clone());
         let mut audit = self.begin_audit();
+        self.warm_up()?;
         let load = self.load_options(paused);
         // The schedule starts before the load, so that an action at the last moment of the load still begins.
         self.command(Command::Begin(Instant::now()));

@@ -157,6 +157,24 @@ fn read_back(it: &mut Recorded, answered: Option<u16>) {
         => (*status, *mark, *is_result) = (answered, None, false));
 }
 
+/// A restarted gateway is asked for an early task, this many seconds after its start.
+fn ask_restarted(it: &mut Recorded, after_seconds: f64, answered: Option<u16>) {
+    let stop = it.first("restart-gateway");
+    let started = it.lines.iter().find(|line| {
+        line.at >= stop.exit && matches!(&line.fact, Fact::Started { process, .. } if *process == stop.process)
+    });
+    let at = started.expect("it was started").at + after_seconds;
+    let early = it.lines.iter().find_map(|line| match &line.fact {
+        Fact::Answered { number, answer: Answer { outcome: Kind::Answered, task_id: Some(id), .. }, .. } => {
+            Some((*number, id.clone()))
+        }
+        _ => None,
+    });
+    let (number, task_id) = early.expect("an answered request");
+    let (gateway, status) = (stop.process, answered);
+    it.put(at, Fact::ReadBack { number, gateway, task_id, status, mark: None, is_result: false });
+}
+
 #[test]
 fn recorded_run_is_held() {
     let verdict = Recorded::new().judged();

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::evidence::outages::{Means, Outage};
+use super::super::evidence::outages::{Means, Outage, is_cluster};
 use super::super::evidence::{Evidence, Life, MOMENT, Request, Run, Story};
 use super::super::fact::{Answer, Fact, Kind};
 use super::super::judgement::{Finding, Row, percentile};
@@ -24,6 +24,8 @@ const ANSWERED: f64 = 1.0;
 const BEGUN: f64 = 1.0;
 const BEGUN_AFTER_STOP: f64 = 2.0;
 const BEGUN_AFTER_HANG: f64 = 20.0;
+/// A node that is back needs this long until it follows the others again.
+const BACK_IN_SYNC: f64 = 1.0;
 /// Bound of a probe's answer.
 const PROBED: f64 = 2.0;
 /// The share of requests outside of causes that may find no free caller.
@@ -144,7 +146,7 @@ pub(super) fn rows(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Vec<Row> {
         starts(evidence),
         answers(evidence, causes),
         probes(evidence),
-        read_back(evidence),
+        read_back(evidence, causes),
         unplanned(evidence),
     ]
 }
@@ -256,11 +258,15 @@ fn is_served(answer: &Answer) -> bool {
 fn starts(evidence: &Evidence<'_>) -> Row {
     let mut tally = Tally::new("-", "tasks start in time", "< 1 s, 2 s or 20 s");
     tally.note.push("usually, after a stop, after a hang".to_owned());
+    if is_cluster(&evidence.begin) {
+        tally.note.push(format!("{} beside an unavailable node", shown(beside(evidence))));
+    }
     // Without the journal, the result alone dates a first start.
     if !evidence.sees_starts {
         return tally.row();
     }
-    for (id, story) in &evidence.tasks {
+    // The drill warms up a cluster with tasks of no request.
+    for (id, story) in evidence.tasks.iter().filter(|(_, story)| story.number.is_some()) {
         let (Some((_, accepted)), Some(run)) = (story.accepted.first(), story.runs.first()) else { continue };
         let waited = run.began - accepted;
         let took = if waited <= BEGUN { waited.max(0.0) } else { free_time(evidence, *accepted, run.began) };
@@ -303,10 +309,22 @@ fn bound(evidence: &Evidence<'_>, accepted: f64, run: &Run<'_>) -> f64 {
     if may_stay_locked(evidence, accepted, run) {
         BEGUN_AFTER_HANG
     } else if lives().any(|life| within(life.works_until()) || life.exit.as_ref().is_some_and(|exit| within(exit.at))) {
-        BEGUN_AFTER_STOP
+        BEGUN_AFTER_STOP.max(beside_unavailable(evidence, accepted, began))
     } else {
-        BEGUN
+        BEGUN.max(beside_unavailable(evidence, accepted, began))
     }
+}
+
+/// The bound beside an unavailable node of a cluster: every record waits until that node leaves the in-sync replicas.
+fn beside_unavailable(evidence: &Evidence<'_>, accepted: f64, began: f64) -> f64 {
+    let absent = |outage: &Outage<'_>| {
+        outage.means != Means::Move && outage.from <= began && accepted <= outage.back + BACK_IN_SYNC
+    };
+    if is_cluster(&evidence.begin) && evidence.done_to_broker.iter().any(absent) { beside(evidence) } else { 0.0 }
+}
+
+fn beside(evidence: &Evidence<'_>) -> f64 {
+    BEGUN + evidence.begin.pauses.in_sync_ms as f64 / 1e3
 }
 
 /// Whether a lock of this task may have lasted until its end. One cause is a worker that may have fetched the task: it
@@ -378,14 +396,18 @@ fn probes(evidence: &Evidence<'_>) -> Row {
     tally.row()
 }
 
-/// Every gateway returns a known result, with the same bytes each time.
-fn read_back(evidence: &Evidence<'_>) -> Row {
+/// Every gateway returns a known result, with the same bytes each time. A gateway that has just started, or is without
+/// Kafka, may refuse, but must not take a finished task for unknown or pending.
+fn read_back(evidence: &Evidence<'_>, causes: &Causes<'_>) -> Row {
     let mut tally = Tally::new("P1", "results stay the same", "0 differ");
     let mut marks: BTreeMap<&str, Option<&str>> = BTreeMap::new();
     for (line, number) in evidence.lines.iter().zip(1..) {
         let Fact::ReadBack { number: request, gateway, task_id, status, mark, is_result } = &line.fact else {
             continue;
         };
+        if matches!(status, None | Some(503)) && causes.excuse(gateway, line.at, line.at) {
+            continue;
+        }
         let first = marks.entry(task_id).or_default();
         let mark = mark.as_deref().filter(|_| *is_result && *status == Some(200));
         let what = match (mark, status) {

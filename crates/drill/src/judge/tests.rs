@@ -229,6 +229,17 @@ fn gateway_need_not_serve_callers_while_no_worker_is_free() {
     assert_eq!(state(&["worker_1", "worker_2"], 15.9), State::Broken);
 }
 
+#[test]
+fn only_tasks_of_a_request_must_start_in_time() {
+    let state = |requested: Option<u64>| {
+        let mut sample = Sample::calm();
+        sample.put(12.0, Fact::Accepted { number: requested, task_id: id(600), partition: 0, offset: 900 });
+        sample.begin(600, "worker_1", 13.8, 1).result(600, "worker_1", 13.81, 0.01);
+        sample.row(IN_TIME).state
+    };
+    assert_eq!((state(Some(600)), state(None)), (State::Broken, State::Held));
+}
+
 // ---- P3 to P7 ----
 
 #[test]

@@ -13,9 +13,31 @@ impl Run<'_> {
         if self.asking || now < self.asked + ASK_EVERY {
             return;
         }
-        let tasks = self.account.to_ask();
-        if !tasks.is_empty() && side.lookups.as_ref().is_some_and(|ask| ask.try_send(Question::Tasks(tasks)).is_ok()) {
+        let question = self.due_restart(now).or_else(|| {
+            let tasks = self.account.to_ask();
+            (!tasks.is_empty()).then_some(Question::Tasks(tasks))
+        });
+        let lookups = self.side.as_ref().and_then(|side| side.lookups.as_ref());
+        if question.is_some_and(|question| lookups.is_some_and(|ask| ask.try_send(question).is_ok())) {
             (self.asking, self.asked) = (true, now);
+        }
+    }
+
+    /// The question for earlier results to a gateway that was started long enough ago.
+    fn due_restart(&mut self, now: Duration) -> Option<Question> {
+        let is_due = |(_, (_, due)): &(&String, &(f64, Duration))| *due <= now;
+        let (gateway, (started, _)) = self.restarted.iter().find(is_due).map(|(name, at)| (name.clone(), *at))?;
+        self.restarted.remove(&gateway);
+        // Results of before its start: it cannot be a moment late to read them.
+        let tasks = settle::some_answered(self.ledger.lines(), now.as_secs_f64() - READ_BACK_OF..started, KNOWN);
+        (!tasks.is_empty()).then(|| Question::ReadBack { tasks, gateways: vec![gateway] })
+    }
+
+    /// Notes that a gateway was started, or became ready, during the load: its start is the first of the two.
+    fn note_start(&mut self, process: &str, at: f64) {
+        if self.load.is_some() && self.gateways().iter().any(|(name, _)| name == process) {
+            let due = Duration::try_from_secs_f64(at).unwrap_or_default() + KNOWN_WITHIN;
+            self.restarted.entry(process.to_owned()).or_insert((at, due)).1 = due;
         }
     }
 
@@ -88,9 +110,15 @@ impl Run<'_> {
             Fact::Exited { process, .. } => {
                 self.history.ended(process);
                 self.views.remove(process);
+                self.restarted.remove(process);
             }
-            // The first view of a new process is written to the ledger even if it is equal.
-            Fact::Started { process, .. } => drop(self.views.remove(process)),
+            Fact::Started { process, .. } => {
+                // The first view of a new process is written to the ledger even if it is equal.
+                self.views.remove(process);
+                self.restarted.remove(process);
+                self.note_start(process, line.at);
+            }
+            Fact::Ready { process } => self.note_start(process, line.at),
             _ => {}
         }
         self.ledger.write(line);

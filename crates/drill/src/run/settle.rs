@@ -1,5 +1,7 @@
 //! The steps after the load: unknown outcomes, probe of the healed fleet, its stop, audit.
 
+use std::ops::Range;
+
 use super::*;
 
 impl Run<'_> {
@@ -59,13 +61,15 @@ impl Run<'_> {
             self.step()?;
         }
         join(probes.threads);
-        let since = self.now().saturating_sub(READ_BACK_OF).as_secs_f64();
-        let tasks = some_answered(self.ledger.lines(), since, READ_BACK);
+        let now = self.now().as_secs_f64();
+        let tasks = some_answered(self.ledger.lines(), now - READ_BACK_OF..now, READ_BACK);
         while self.asking {
             self.step()?;
         }
+        let names: Vec<String> = self.gateways().into_iter().map(|(name, _)| name).collect();
         let asked = self.side.as_ref().and_then(|side| side.lookups.clone());
-        self.asking = asked.is_some_and(|ask| ask.send(Question::ReadBack(tasks)).is_ok());
+        let question = Question::ReadBack { tasks, gateways: [names.clone(), names].concat() };
+        self.asking = asked.is_some_and(|ask| ask.send(question).is_ok());
         let deadline = self.now() + PROBE_WAIT;
         while self.asking && self.now() < deadline {
             self.step()?;
@@ -135,11 +139,11 @@ impl Run<'_> {
     }
 }
 
-/// At most `most` of the tasks that were answered since then, spread over that time.
-fn some_answered(lines: &[Line], since: f64, most: usize) -> Vec<(u64, String)> {
+/// At most `most` of the tasks that were answered in this time, spread over it.
+pub(super) fn some_answered(lines: &[Line], during: Range<f64>, most: usize) -> Vec<(u64, String)> {
     let answered = |line: &Line| match &line.fact {
         Fact::Answered { number, answer, .. } | Fact::Fetched { number, answer, .. }
-            if line.at >= since && answer.outcome == Kind::Answered =>
+            if during.contains(&line.at) && answer.outcome == Kind::Answered =>
         {
             Some((*number, answer.task_id.clone()?))
         }
@@ -165,11 +169,12 @@ mod tests {
         };
         let refused = Fact::Answered { number: 9, took_ms: 1.0, answer: Answer::of(Kind::Refused) };
         let lines: Vec<Line> = (0..10).map(line).chain([Line { at: 9.5, fact: refused }]).collect();
-        let numbers = |since, most| -> Vec<u64> {
-            some_answered(&lines, since, most).into_iter().map(|(number, _)| number).collect()
+        let numbers = |during, most| -> Vec<u64> {
+            some_answered(&lines, during, most).into_iter().map(|(number, _)| number).collect()
         };
-        assert_eq!(numbers(0.0, 100), (0..10).collect::<Vec<_>>());
-        assert_eq!(numbers(4.0, 3), [4, 6, 8]);
-        assert!(numbers(11.0, 3).is_empty());
+        assert_eq!(numbers(0.0..10.0, 100), (0..10).collect::<Vec<_>>());
+        assert_eq!(numbers(4.0..10.0, 3), [4, 6, 8]);
+        assert_eq!(numbers(4.0..6.0, 3), [4, 5]);
+        assert!(numbers(11.0..12.0, 3).is_empty());
     }
 }

@@ -84,6 +84,50 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Sends short tasks to a cluster that has just started, until each is answered soon: the first requests of a cold
+    /// node take up to 2 s. These tasks belong to no request of the ledger, so that their times are not judged.
+    pub(super) fn warm_up(&mut self) -> Result<(), End> {
+        if !self.config.owns_broker() || self.place.bootstrap.len() == 1 {
+            return Ok(());
+        }
+        let special = Shares { keyed: 0, asynchronous: 0, poison: 0 };
+        let plain = LoadPlan { tasks: Vec::new(), special, ..self.plan().load.clone() };
+        let texts = Texts::new(fastrand::u32(..), self.config.seed, &plain, self.config.answers);
+        // The channel has room for every fact of a round.
+        let (facts, told) = bounded(EVENTS);
+        let teller = Teller { clock: self.teller.clock, facts };
+        let options = LoadOptions {
+            rate: None,
+            length: None,
+            callers: 2 * self.place.gateways.len(),
+            most: WARM_UP_ROUND,
+            ..self.load_options(Arc::default())
+        };
+        self.display.phase = "warming up";
+        let deadline = self.now() + WARM_UP_WAIT;
+        let mut is_cold = true;
+        while is_cold && self.now() < deadline && !self.signals.first.is_triggered() {
+            let round = Load::start(&options, &texts, &teller, &self.died);
+            while !round.is_done() {
+                if self.now() >= deadline || self.signals.first.is_triggered() {
+                    round.stop.trigger();
+                    round.hurry.trigger();
+                }
+                self.step()?;
+            }
+            join(round.threads);
+            let is_slow = |event: Event| match event {
+                Event::Fact(Line { fact: Fact::Answered { took_ms, answer, .. }, .. }) => {
+                    answer.outcome != Kind::Answered || took_ms >= WARM_MS
+                }
+                _ => false,
+            };
+            is_cold = told.try_iter().any(is_slow);
+        }
+        self.display.phase = "load";
+        Ok(())
+    }
+
     pub(super) fn load_options(&self, paused: Arc<AtomicBool>) -> LoadOptions {
         LoadOptions {
             gateways: self.gateways(),

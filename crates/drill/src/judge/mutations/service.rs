@@ -127,6 +127,14 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
     "task with a result was pending again" => STAYS, "is pending again": |it| read_back(it, Some(200));
     "result was unknown again" => STAYS, "is answered 404": |it| read_back(it, Some(404));
     "request for a result was not answered" => STAYS, "is not answered": |it| read_back(it, None);
+    "restarted gateway took a finished task for pending" => STAYS, "is pending again": |it| {
+        ask_restarted(it, 1.0, Some(200));
+    };
+    "restarted gateway did not know a finished task" => STAYS, "is answered 404": |it| ask_restarted(it, 1.0, Some(404));
+    "restarted gateway was still reading" => STAYS, "is answered 503", 3.2 not 2.8: |it, by| {
+        ask_restarted(it, by, Some(503));
+    };
+    "restarted gateway did not answer" => STAYS, "is not answered", 3.2 not 2.8: |it, by| ask_restarted(it, by, None);
     "Kafka was unavailable without an action" => KAFKA, "no action had disturbed it": |it| {
         let task = it.task();
         it.put(task.began, Fact::KafkaAway { until: task.began + 2.0 });

@@ -160,6 +160,35 @@ fn result_of_a_moved_leader_may_wait_for_its_acceptance_until_the_tasks_move() {
     assert_eq!((twice(Some(false)), twice(None)), (1, 1), "another partition of tasks, or none, moved before");
 }
 
+#[test]
+fn task_beside_an_unavailable_node_may_wait_until_the_node_leaves_the_in_sync_replicas() {
+    let started_after = |accepted: f64, seconds: f64, means: &str, brokers: u32| {
+        let mut sample = Sample::of_cluster();
+        sample.change(|line| {
+            if let Fact::Begin(begin) = &mut line.fact {
+                (begin.brokers, begin.pauses.in_sync_ms) = (brokers, 1500);
+            }
+        });
+        let process = "broker_1".to_owned();
+        sample.start("broker_1", 0.1).order(1, means, "broker_1", 5.0);
+        sample.put(5.0, Fact::Led { action: 1, process, led: Led { tasks: vec![1], results: false } });
+        if means == "stop-broker" {
+            sample.signal("broker_1", 5.0, "SIGTERM").exit("broker_1", 5.5, Some(0), None, None);
+            sample.start("broker_1", 11.9);
+        }
+        sample.submit(600, accepted - 0.01, 10).accept(600, accepted).begin(600, "worker_1", accepted + seconds, 1);
+        sample.result(600, "worker_1", accepted + seconds + 0.02, 0.01);
+        sample.answer(600, "worker_1", accepted + seconds + 0.03).row(IN_TIME).state
+    };
+    // The node was back at 12.0.
+    assert_eq!(started_after(11.2, 2.4, "stop-broker", 3), State::Held);
+    assert_eq!(started_after(11.2, 2.6, "stop-broker", 3), State::Broken);
+    assert_eq!(started_after(12.9, 2.4, "stop-broker", 3), State::Held);
+    assert_eq!(started_after(13.1, 1.1, "stop-broker", 3), State::Broken, "the node was back long before");
+    assert_eq!(started_after(11.2, 1.1, "move-leader", 3), State::Broken, "every node was available");
+    assert_eq!(started_after(15.2, 1.1, "stop-broker", 1), State::Broken, "no other node waits for the only one");
+}
+
 // ---- P9 and P10 ----
 
 #[test]
