@@ -1,7 +1,7 @@
 //! Starts and ends of tasks, read from the workers' journal during the run.
 //!
-//! Every start and end becomes a fact. The tasks in flight are kept for actions that need a busy or an idle worker. Owned by
-//! the native fleet, which reads the journal before it acts and before it reports an exit.
+//! Every start and end becomes a fact. The tasks in flight are kept for actions that need a busy or an idle worker.
+//! Owned by the native fleet, which reads the journal before it acts and before it reports an exit.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};

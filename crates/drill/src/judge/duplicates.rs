@@ -128,8 +128,8 @@ fn list(runs: &[Run<'_>]) -> String {
     runs.iter().map(|run| run.worker).collect::<Vec<_>>().join(", then on ")
 }
 
-/// A gateway sent the task again, because an outage left the outcome of its first record unknown. Each record allows one
-/// more run.
+/// A gateway sent the task again, because an outage left the outcome of its first record unknown. Each record allows
+/// one more run.
 fn sent_again(evidence: &Evidence<'_>, story: &Story<'_>, again: f64, causes: &mut Causes) -> Option<&'static str> {
     let (_, first) = story.accepted.first()?;
     let in_doubt = |(from, until): &&(f64, f64)| {
