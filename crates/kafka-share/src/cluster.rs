@@ -10,11 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
-use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
 use kafka_protocol::messages::{FindCoordinatorRequest, MetadataRequest, MetadataResponse, TopicName};
 use kafka_protocol::protocol::{Request, StrBytes};
 use parking_lot::Mutex;
-use uuid::Uuid;
 
 use super::address::BrokerAddress;
 use super::client_options::ClientOptions;
@@ -22,30 +20,10 @@ use super::connection::Connection;
 use super::error::{ErrorCode, KafkaError, Result, Retry};
 use super::interrupt::Interrupter;
 
-/// One topic of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Topic {
-    /// Its name.
-    pub name: String,
-    /// Its id (KIP-516): a topic that was deleted and created again has a new one.
-    pub id: Uuid,
-    /// Whether the topic is Kafka's own, such as `__consumer_offsets`.
-    pub is_internal: bool,
-    /// Its partitions, ordered by index.
-    pub partitions: Vec<Partition>,
-}
+mod topic;
 
-/// One partition of a topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Partition {
-    /// Its number, from 0.
-    pub index: i32,
-    /// Node id of its leader, -1 without a leader.
-    pub leader: i32,
-    /// Number of leader changes (KIP-320); -1 when the broker does not know. A higher epoch is newer knowledge. Locks
-    /// of a share session do not survive the change.
-    pub leader_epoch: i32,
-}
+use topic::topic_of;
+pub use topic::{Partition, Topic};
 
 /// A partition in a request to its leader, with the leader epoch known when the request was sent.
 #[derive(Clone, Copy, Debug)]
@@ -483,24 +461,6 @@ fn metadata_of(topics: &[&str]) -> MetadataRequest {
 
 fn listed(addresses: &[BrokerAddress]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
-}
-
-/// Takes the topic from the response, except for partitions whose newer leader is known already. A node that was cut
-/// off or frozen still names the old leader for a while.
-fn topic_of(name: &str, answer: &MetadataResponseTopic, before: Option<&Topic>) -> Topic {
-    let before = before.filter(|topic| topic.id == answer.topic_id).map_or(&[][..], |topic| &topic.partitions);
-    let mut partitions: Vec<Partition> = answer
-        .partitions
-        .iter()
-        .map(|partition| {
-            let (index, leader) = (partition.partition_index, partition.leader_id.0);
-            let told = Partition { index, leader, leader_epoch: partition.leader_epoch };
-            let known = before.binary_search_by_key(&index, |known| known.index).ok().map(|at| before[at]);
-            known.filter(|known| known.leader_epoch > told.leader_epoch && told.leader_epoch >= 0).unwrap_or(told)
-        })
-        .collect();
-    partitions.sort_unstable_by_key(|partition| partition.index);
-    Topic { name: name.to_owned(), id: answer.topic_id, is_internal: answer.is_internal, partitions }
 }
 
 /// A text in the codec's type.

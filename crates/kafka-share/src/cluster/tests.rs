@@ -3,12 +3,15 @@ use std::net::TcpListener;
 
 use bytes::{BufMut, BytesMut};
 use kafka_protocol::messages::BrokerId;
-use kafka_protocol::messages::metadata_response::{MetadataResponseBroker, MetadataResponsePartition};
+use kafka_protocol::messages::metadata_response::{
+    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
+};
 use kafka_protocol::protocol::Encodable;
 
 use super::*;
 use program::stop::Stop;
 use program::threads;
+use uuid::Uuid;
 
 fn cluster(bootstrap: &[BrokerAddress]) -> Cluster {
     Cluster::new(ClientOptions::new(bootstrap.to_vec(), "test"))
