@@ -59,11 +59,9 @@ pub fn run(config: FleetConfig, signals: &Signals) -> ExitCode {
     }
 }
 
-/// Runs a keeper in its own session, because Ctrl-C or the end of a terminal is for the command that started the
-/// keeper. Such signals are caught and ignored.
+/// Runs a keeper. It is started in a process group of its own, because Ctrl-C is for the command that started it, and
+/// catches and ignores the signal that comes with the end of a terminal.
 fn keep(config: &FleetConfig, name: &str, program: &Path) -> Result<(), Failure> {
-    // Fails only for a process group leader, which needs no new session.
-    let _ = nix::unistd::setsid();
     let kept = keeper::keep(&config.run, name, program);
     if let Err(failure) = &kept {
         // The command that started the keeper reads its stdout.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -204,7 +205,8 @@ impl Fleet {
         command.arg("--stack-run").arg(&self.config.run).args(["keep", name]).arg(self.program(program)?);
         // Two programs must not share one file.
         command.env_remove("HEALTH_FILE").envs(self.settings.iter()).env("KAFKA_BOOTSTRAP_SERVERS", kafka).envs([own]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        // Ctrl-C would end the keeper before it could catch signals.
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
         let mut keeper = command.spawn().map_err(Failure::of(&this))?;
         let begin = Instant::now();
         loop {
