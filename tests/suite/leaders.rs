@@ -15,6 +15,11 @@ use kafka_protocol::{
     },
     protocol::StrBytes,
 };
+use kafka_share::{
+    ClientOptions,
+    share_session::{ShareIdentity, ShareSession},
+    share_wire::{Acknowledgements, FetchLimits, SharePartition},
+};
 use uuid::Uuid;
 
 use crate::support::{
@@ -205,6 +210,44 @@ fn forgetting_a_partition_releases_no_record() {
         (vec![(0, 2)], vec![]),
         "a close releases only records of partitions in the session"
     );
+}
+
+/// The worker's client adds the partitions that a search has left out.
+#[test]
+fn a_partition_that_returns_to_the_session_is_released_with_the_connection() {
+    let scene = Scene::new("add", 2, 3);
+    let node = scene.leader(0);
+    scene.move_leader(1, node);
+    scene.produce(0, 2);
+    scene.produce(1, 2);
+    let address = scene.cluster.address(node).parse().expect("an address");
+    let client = kafka_share::Cluster::new(ClientOptions::new(vec![address], "add"));
+    let identity = ShareIdentity { group: scene.group.as_str().into(), member: "a".into() };
+    let mut a = ShareSession::connect(&client, node, identity).expect("the node takes connections");
+    let partition = |index| SharePartition { topic_id: scene.id, partition: index };
+    let one_record = FetchLimits { max_wait: Duration::from_millis(100), max_bytes: 1 << 20, max_records: 1 };
+    let read = |a: &mut ShareSession| a.receive(PATIENCE).expect("a connection").expect("a response");
+    a.send_open(&[0, 1].map(partition).into()).expect("a connection");
+    read(&mut a);
+    for index in [0, 1] {
+        eventually(PATIENCE, "the member has one record of the partition", || {
+            a.send_fetch(&[partition(index)].into(), Acknowledgements::new(), one_record).expect("a connection");
+            read(&mut a).acquired.len() == 1
+        });
+    }
+    a.send_add(&[partition(0)].into()).expect("a connection");
+    let added = read(&mut a);
+    assert!(added.refused.is_none() && added.partition_errors.is_empty() && added.acquired.is_empty(), "{added:?}");
+    drop(a);
+    let mut b = scene.member("b", node);
+    let mut got = [Vec::new(), Vec::new()];
+    eventually(SOON, "both partitions are released, although one had left the session", || {
+        let told = b.fetch(100, if b.epoch == 0 { &[0, 1] } else { &[] });
+        (0..).zip(&mut got).for_each(|(index, got)| got.extend(told.acquired(index)));
+        got.iter().all(|got| got.len() == 2)
+    });
+    got.iter_mut().for_each(|got| got.sort_unstable());
+    assert_eq!(got, [[(0, 2), (1, 1)], [(0, 2), (1, 1)]]);
 }
 
 #[test]

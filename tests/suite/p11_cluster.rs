@@ -1,6 +1,7 @@
 //! P11: any of three brokers may fail, and every worker goes on. Always on the embedded broker, because the tests
 //! choose the moment of each fault.
 
+mod kills;
 mod sessions;
 
 use std::{

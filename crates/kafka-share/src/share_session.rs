@@ -75,6 +75,8 @@ pub enum Asked {
     Open,
     /// Fetch records.
     Fetch,
+    /// Add partitions to the session.
+    Add,
     /// Only apply acknowledgements.
     Acknowledge,
     /// Epoch -1: close the session.
@@ -153,6 +155,12 @@ impl ShareSession {
         self.node
     }
 
+    /// The session's partitions: those of the last fetch, and those added since.
+    #[must_use]
+    pub fn partitions(&self) -> &BTreeSet<SharePartition> {
+        &self.partitions
+    }
+
     /// Whether a request is unanswered.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
@@ -176,8 +184,9 @@ impl ShareSession {
         self.send_fetch_body(Asked::Open, partitions, Acknowledgements::new(), NO_RECORDS)
     }
 
-    /// Sends a ShareFetch in record-limit mode for exactly these partitions. The `acknowledgements`, which must belong
-    /// to them, take effect when the request arrives.
+    /// Sends a ShareFetch in record-limit mode for exactly these partitions: the others leave the session, and their
+    /// records stay locked. The `acknowledgements`, which must belong to `partitions`, take effect when the request
+    /// arrives.
     ///
     /// # Errors
     /// The connection is gone.
@@ -189,6 +198,16 @@ impl ShareSession {
     ) -> Result<(), KafkaError> {
         debug_assert!(acknowledgements.keys().all(|partition| partitions.contains(partition)));
         self.send_fetch_body(Asked::Fetch, partitions, acknowledgements, limits)
+    }
+
+    /// Adds these partitions to the session without fetching records. When the connection ends, the broker releases
+    /// only the records of the session's partitions.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn send_add(&mut self, partitions: &BTreeSet<SharePartition>) -> Result<(), KafkaError> {
+        let all = self.partitions.union(partitions).copied().collect();
+        self.send_fetch_body(Asked::Add, &all, Acknowledgements::new(), NO_RECORDS)
     }
 
     fn send_fetch_body(
@@ -268,7 +287,7 @@ impl ShareSession {
         let Some(request) = self.outstanding.pop_front() else { return Ok(None) };
         let broker = self.connection.broker();
         let answer = match request.asked {
-            Asked::Open | Asked::Fetch => fetched(request, body, broker),
+            Asked::Open | Asked::Fetch | Asked::Add => fetched(request, body, broker),
             Asked::Acknowledge | Asked::Close => acknowledged(request, &body, broker),
         };
         answer.map(Some)

@@ -201,7 +201,7 @@ fn worker_steps(state: &State, scenario: &Scenario, worker: WorkerId, steps: &mu
     }
 }
 
-/// Rule 20: locked records of the partition stay locked.
+/// Rule 20: locked records of the partition stay locked, and the partition stays in the session until none is held.
 fn end_visit(state: &State, scenario: &Scenario, worker: WorkerId, partition: PartitionId, steps: &mut Steps) {
     let Some(mut next) = spend(state, Fault::Visit) else { return };
     let own = &mut next.workers[worker];

@@ -121,7 +121,7 @@ struct View<'a> {
     worker: WorkerId,
     broker: BrokerId,
     own: &'a Worker,
-    /// The partitions that the worker fetches here.
+    /// The partitions of the worker's session here.
     partitions: PartitionSet,
 }
 
@@ -136,7 +136,7 @@ impl<'a> View<'a> {
     }
 
     fn wants_records(&self) -> bool {
-        !self.is_draining() && !self.partitions.is_empty()
+        !self.is_draining() && !self.own.fetched_at(self.broker, self.scenario).is_empty()
     }
 
     /// Whether a twin with one intake for all leaders waits for a leader.

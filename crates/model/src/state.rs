@@ -8,9 +8,10 @@ use crate::entry::Entry;
 use crate::fault::{Fault, PerFault};
 use crate::ids::{
     BrokerId, ConnectionId, PartitionId, PartitionSet, PerBroker, PerPartition, PerSlot, PerTask, PerWorker, Slot,
-    WorkerId, WorkerSet,
+    TaskId, WorkerId, WorkerSet,
 };
 use crate::scenario::Scenario;
+use crate::twin::Twin;
 use crate::violation::Violation;
 
 /// Duration of a lock in ticks.
@@ -302,11 +303,24 @@ impl State {
 
 impl Worker {
     /// The partitions that it fetches from this broker.
-    pub fn partitions_at(&self, broker: BrokerId, scenario: &Scenario) -> PartitionSet {
+    pub fn fetched_at(&self, broker: BrokerId, scenario: &Scenario) -> PartitionSet {
         scenario
             .partitions()
             .filter(|&partition| self.leaders[partition].broker == broker && self.fetched.contains(partition))
             .collect()
+    }
+
+    /// The partitions of its session with this broker: those that it fetches, and those with a record that it holds
+    /// (rule 20).
+    pub fn partitions_at(&self, broker: BrokerId, scenario: &Scenario) -> PartitionSet {
+        let is_held = |task: TaskId| self.account[task].lock == Some(broker) && !scenario.has(Twin::ForgetHeld);
+        let held: PartitionSet = scenario
+            .tasks()
+            .filter(|&task| is_held(task))
+            .map(|task| scenario.partition_of(task))
+            .filter(|&partition| self.leaders[partition].broker == broker)
+            .collect();
+        self.fetched_at(broker, scenario) | held
     }
 
     /// Whether it holds a lock at this broker, by its own account.

@@ -59,6 +59,7 @@ twins! {
     DropReady "drop_ready" [19] "drops the ready tasks of all leaders when one session is lost"
     Serial "serial" [19] "has one intake for all leaders"
     ForgetReady "forget_ready" [20] "forgets what lies ready when a visit to its partition ends"
+    ForgetHeld "forget_held" [20] "lets a partition leave the session while it holds a record there"
     DrainReliesOnClose "drain_relies_on_close" [21] "leaves releases to the close of the session"
     DrainCloseEarly "drain_close_early" [21] "closes the session while a superseded connection's fetch is out"
     LateTakeover "late_takeover" [2] "takes over after two thirds of a lock instead of one third"

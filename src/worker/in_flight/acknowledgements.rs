@@ -3,6 +3,7 @@
 use super::entry::{Entry, Lock, State};
 use super::{ChannelId, InFlight, RENEW_AFTER, RENEW_ALONG, RecordKey, Table, TaskIds, Verdict};
 use kafka_share::share_wire::{Acknowledgement, Acknowledgements, SharePartition};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 impl InFlight {
@@ -170,6 +171,17 @@ impl InFlight {
     /// Whether anything is locked through a session with `node`.
     pub(in crate::worker) fn holds_at(&self, node: i32) -> bool {
         self.table.lock().entries.values().any(|entry| entry.node() == Some(node))
+    }
+
+    /// The partitions outside `session` with a record that is locked at `node`.
+    pub(in crate::worker) fn held_outside(
+        &self,
+        session: &BTreeSet<SharePartition>,
+        node: i32,
+    ) -> BTreeSet<SharePartition> {
+        let table = self.table.lock();
+        let held = table.entries.iter().filter(|(_, entry)| entry.node() == Some(node));
+        held.map(|(key, _)| key.partition).filter(|partition| !session.contains(partition)).collect()
     }
 
     /// Whether the result of a record that is locked through a session with `node` is on its way.

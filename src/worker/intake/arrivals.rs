@@ -5,7 +5,8 @@
 //! search); members without work pause. Records that were released a few times are taken like any other.
 //!
 //! A partition that is assigned to another member is visited now and then with short fetches, and adopted while it
-//! brings records: its member is dead or busy. It joins each fetch from an own partition of the same leader.
+//! brings records: its member is dead or busy. It joins each fetch from another partition of the same leader, so that
+//! no visit takes a partition with held records out of the session (rule 20).
 //!
 //! Pure: times and facts in, decisions out. Called by the intake.
 
@@ -217,8 +218,9 @@ impl Arrivals {
             }
         }
         plan.is_visit = plan.fetch.is_empty();
+        let one_is_due = visits.iter().any(|(_, not_before, visit_at)| *not_before.max(visit_at) <= now);
         for (partition, not_before, visit_at) in visits {
-            let at = if plan.is_visit { not_before.max(visit_at) } else { not_before };
+            let at = if plan.is_visit && !one_is_due { not_before.max(visit_at) } else { not_before };
             if at <= now {
                 plan.fetch.insert(partition);
             } else {
@@ -259,6 +261,18 @@ mod tests {
         arrivals
     }
 
+    /// The partitions of node 1, all of them other members'; given are the leaders of partitions 0 to 2.
+    fn visitor(leaders_of: [i32; 3], now: Instant) -> Arrivals {
+        let leaders = Leaders::new();
+        let partitions = (0..).zip(leaders_of).map(|(index, leader)| Partition { index, leader, leader_epoch: 1 });
+        let partitions = partitions.collect();
+        leaders.learn(&Topic { name: "tasks".into(), id: Uuid::nil(), is_internal: false, partitions }, now);
+        leaders.assign(BTreeSet::from([SharePartition { topic_id: Uuid::nil(), partition: 2 }]));
+        let mut arrivals = Arrivals::default();
+        arrivals.follow(&leaders.of_node(1), now);
+        arrivals
+    }
+
     fn error() -> KafkaError {
         KafkaError::broker("ShareFetch", ErrorCode::NOT_LEADER_OR_FOLLOWER, None)
     }
@@ -293,14 +307,7 @@ mod tests {
     #[test]
     fn partition_of_another_member_is_visited_and_adopted_while_it_brings_records() {
         let now = Instant::now();
-        let leaders = Leaders::new();
-        let partitions = [(0, 1, 1), (1, 2, 1)];
-        let partitions = partitions.map(|(index, leader, leader_epoch)| Partition { index, leader, leader_epoch });
-        let partitions = partitions.to_vec();
-        leaders.learn(&Topic { name: "tasks".into(), id: Uuid::nil(), is_internal: false, partitions }, now);
-        leaders.assign(BTreeSet::from([P1]));
-        let mut arrivals = Arrivals::default();
-        arrivals.follow(&leaders.of_node(1), now);
+        let mut arrivals = visitor([1, 2, 2], now);
         let visited = |arrivals: &mut Arrivals, at| (arrivals.plan(|_| 0, at).fetch.contains(&P0)).then_some(());
         let (mut visits, mut is_visit) = (0, true);
         for millisecond in 0..1_000 {
@@ -321,6 +328,28 @@ mod tests {
         assert!(plan.fetch.contains(&P0) && !plan.is_visit);
         arrivals.fetched(P0, false, found + ADOPTED);
         assert!(arrivals.plan(|_| 0, found + ADOPTED).fetch.is_empty(), "it is visited later");
+    }
+
+    /// A visit to one of them would take the other out of the session.
+    #[test]
+    fn partitions_of_other_members_are_visited_together() {
+        let now = Instant::now();
+        let mut arrivals = visitor([1, 1, 2], now);
+        let mut visits = 0;
+        for millisecond in 0..2_000 {
+            let at = now + Duration::from_millis(millisecond);
+            let plan = arrivals.plan(|_| 0, at);
+            if !plan.fetch.is_empty() {
+                visits += 1;
+                assert!(plan.is_visit);
+                assert_eq!(plan.fetch, BTreeSet::from([P0, P1]), "visit {visits}");
+            }
+            plan.fetch.iter().for_each(|partition| arrivals.fetched(*partition, false, at));
+        }
+        assert!((8..=20).contains(&visits), "{visits} visits in two seconds");
+        // The other member's locks were released, so this one pauses there.
+        arrivals.refused(P1, &error(), now + Duration::from_secs(2));
+        assert_eq!(arrivals.plan(|_| 0, now + Duration::from_millis(2_250)).fetch, BTreeSet::from([P0]));
     }
 
     #[test]

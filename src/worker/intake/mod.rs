@@ -232,6 +232,10 @@ impl Intake {
             Some((partitions, limits)) => self.send(|session| session.send_fetch(&partitions, due, limits)),
             None if !due.is_empty() => self.send(|session| session.send_acknowledge(due)),
             None => {
+                let left_out = self.left_out();
+                if !left_out.is_empty() {
+                    return self.send(|session| session.send_add(&left_out));
+                }
                 let acknowledge_at = Some(self.acknowledge_at).filter(|at| *at > now);
                 let renewal = self.links.in_flight.next_timer(self.node).map(|at| at.max(self.acknowledge_at));
                 let timers = [next, acknowledge_at, renewal];
@@ -261,6 +265,13 @@ impl Intake {
             grant.max_wait = grant.max_wait.min(self.patience);
         }
         Some((plan.fetch, limits(grant)))
+    }
+
+    /// Partitions with held records that a search or a pause has left out of the session. A kill would not release them
+    /// (rule 20).
+    fn left_out(&self) -> BTreeSet<SharePartition> {
+        let session = self.current.as_ref().map(|channel| channel.session.partitions());
+        session.map_or_else(BTreeSet::new, |session| self.links.in_flight.held_outside(session, self.node))
     }
 
     /// The next half of a refused group that still applies. With `only_renewals`, other halves stay in the queue.

@@ -132,6 +132,12 @@ impl Rig {
         Rig::new(name, Kafka::Own(Arc::new(Broker::embedded(nodes, arguments))), Some(turn))
     }
 
+    /// Like [`Rig::with_faults`], for tests that measure a bound of a second.
+    pub fn quiet_with_faults(name: &str, nodes: usize) -> Rig {
+        let turn = Turn::quiet();
+        Rig::new(name, Kafka::Own(Arc::new(Broker::embedded(nodes, &[]))), Some(turn))
+    }
+
     /// For benches: an Apache Kafka of their own, with the optimising compiler.
     pub fn for_bench(name: &str) -> Rig {
         let turn = Turn::quiet();
