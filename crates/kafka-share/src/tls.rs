@@ -1,8 +1,8 @@
 //! TLS of a client's connections: the trusted authorities, the client's certificate, and texts for what fails.
 //!
 //! Reads the files again when they change, so a rotation needs no restart; open connections keep what they have. Always
-//! verifies the broker's certificate and its name. It moves no bytes: `transport` does. Made by
-//! each program, used by every connection.
+//! verifies the broker's certificate and its name. It moves no bytes: `transport` does. Made by each program, used by
+//! every connection.
 
 use std::fmt;
 use std::io;

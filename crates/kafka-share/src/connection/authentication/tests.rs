@@ -73,6 +73,27 @@ impl Far {
     }
 }
 
+/// Plays a login of a minute and the request after it.
+fn log_in_and_ask(connection: &mut Connection, far: &mut Far) {
+    let asked = send(connection);
+    receive_after_login(connection, far, asked);
+}
+
+/// Plays a login, and the response to `asked`, which waits for it; returns the message with the secret.
+fn receive_after_login(connection: &mut Connection, far: &mut Far, asked: i32) -> Vec<u8> {
+    std::thread::scope(|scope| {
+        let playing = scope.spawn(|| {
+            let message = far.log_in(60_000);
+            let (key, correlation, _) = far.request();
+            assert_eq!((key, correlation), (SHARE_FETCH, asked));
+            far.answer(correlation, b"\0");
+            message
+        });
+        assert!(connection.receive(asked, SOON).expect("good").is_some());
+        playing.join().expect("no panic")
+    })
+}
+
 /// Makes a connection that has begun to log in, and its broker.
 fn pair() -> (Connection, Far, Folder) {
     let folder = Folder::new();
@@ -143,15 +164,7 @@ fn login_with_a_silent_broker_is_resumed() {
 #[test]
 fn login_is_renewed_before_a_request_once_no_response_is_owed() {
     let (mut connection, mut far, _folder) = pair();
-    let first = send(&mut connection);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            far.log_in(60_000);
-            let (_, correlation, _) = far.request();
-            far.answer(correlation, b"\0");
-        });
-        assert!(connection.receive(first, SOON).expect("good").is_some());
-    });
+    log_in_and_ask(&mut connection, &mut far);
     let owed = send(&mut connection);
     make_due(&mut connection, SOON);
     let behind = send(&mut connection);
@@ -213,15 +226,8 @@ fn login_waits_for_its_token_and_is_resumed() {
     assert!(connection.receive(correlation, SHORT).expect("still good").is_none());
     assert!(far.has_no_request(), "there is no token yet");
     folder.write("gate", "");
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let message = far.log_in(0);
-            assert!(message.windows(12).any(|part| part == b"Bearer token"), "{message:?}");
-            let (_, correlation, _) = far.request();
-            far.answer(correlation, b"\0");
-        });
-        assert!(connection.receive(correlation, SOON).expect("good").is_some());
-    });
+    let message = receive_after_login(&mut connection, &mut far, correlation);
+    assert!(message.windows(12).any(|part| part == b"Bearer token"), "{message:?}");
 }
 
 #[test]
@@ -271,22 +277,14 @@ fn renewal_that_waits_for_its_token_delays_no_request() {
 #[test]
 fn renewal_that_cannot_begin_keeps_the_connection() {
     let (mut connection, mut far, folder) = pair();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            far.log_in(60_000);
-            for _ in 0..2 {
-                let (key, correlation, _) = far.request();
-                assert_eq!(key, SHARE_FETCH);
-                far.answer(correlation, b"\0");
-            }
-        });
-        let first = send(&mut connection);
-        assert!(connection.receive(first, SOON).expect("good").is_some());
-        std::fs::remove_file(folder.path().join("password")).expect("removed");
-        make_due(&mut connection, SOON);
-        let second = send(&mut connection);
-        assert!(connection.receive(second, SOON).expect("still good").is_some());
-    });
+    log_in_and_ask(&mut connection, &mut far);
+    std::fs::remove_file(folder.path().join("password")).expect("removed");
+    make_due(&mut connection, SOON);
+    let second = send(&mut connection);
+    let (key, correlation, _) = far.request();
+    assert_eq!((key, correlation), (SHARE_FETCH, second));
+    far.answer(correlation, b"\0");
+    assert!(connection.receive(second, SOON).expect("still good").is_some());
 }
 
 /// A worker with a long task sends a request every five seconds only: the login may have ended meanwhile.
@@ -295,28 +293,12 @@ fn request_after_the_end_of_a_login_waits_for_the_token_and_the_renewal() {
     let folder = Folder::new();
     folder.write("gate", "");
     let (mut connection, mut far) = pair_with(waiting_for_gate(&folder));
-    let first = send(&mut connection);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            far.log_in(60_000);
-            let (_, correlation, _) = far.request();
-            far.answer(correlation, b"\0");
-        });
-        assert!(connection.receive(first, SOON).expect("good").is_some());
-    });
+    log_in_and_ask(&mut connection, &mut far);
     std::fs::remove_file(folder.path().join("gate")).expect("removed");
     make_due(&mut connection, Duration::ZERO);
     let late = send(&mut connection);
     assert!(connection.receive(late, SHORT).expect("still good").is_none());
     assert!(far.has_no_request(), "the broker would close the connection");
     folder.write("gate", "");
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            far.log_in(60_000);
-            let (key, correlation, _) = far.request();
-            assert_eq!((key, correlation), (SHARE_FETCH, late));
-            far.answer(correlation, b"\0");
-        });
-        assert!(connection.receive(late, SOON).expect("good").is_some());
-    });
+    receive_after_login(&mut connection, &mut far, late);
 }
