@@ -242,6 +242,16 @@ mod tests {
         assert_eq!(std::fs::read_to_string(runs).expect("written"), "run\nrun\n");
     }
 
+    /// Its thread died, or could not start.
+    #[test]
+    fn run_without_a_result_ends_for_its_logins_and_for_later_ones() {
+        let (told, result) = bounded(1);
+        let shared = Arc::new(Mutex::new(Shared { is_running: true, waiting: vec![told], thread: None }));
+        drop(RunEnds(Arc::clone(&shared)));
+        assert!(result.recv_timeout(SOON).is_err_and(|error| error.is_disconnected()));
+        assert!(!shared.lock().is_running);
+    }
+
     #[test]
     fn dropping_ends_a_run() {
         let command = TokenCommand::new("sleep 1000".to_owned());
