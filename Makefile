@@ -90,7 +90,7 @@ no-async-runtime: ## check that the dependency tree has no async runtime
 with = if [ -n "$(CI)" ] || command -v $(1) >/dev/null; then $(2); else echo "$(1): NOT RUN, not installed"; fi
 
 shell: ## run shellcheck on all scripts
-	@$(call with,shellcheck,shellcheck -x scripts/* .ci/run deploy/secured/make-secrets tests/stack tests/suite/support/janitor.sh)
+	@$(call with,shellcheck,shellcheck -x scripts/* .ci/run deploy/rights/kafka-acls deploy/secured/make-secrets tests/stack tests/suite/support/janitor.sh)
 
 deny: ## check licences, duplicates and sources of the dependencies (cargo-deny)
 	@$(call with,cargo-deny,cargo deny --workspace --locked check bans licenses sources)

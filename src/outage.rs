@@ -1,9 +1,11 @@
-//! Logs once that a service does not answer or refuses, and once that it answers again.
+//! Logs once that a service does not answer or refuses, and once that it answers again; and keeps what is refused now.
 
 use kafka_share::error::{KafkaError, Retry};
+use parking_lot::Mutex;
 use program::logging::escape;
 use std::fmt::Display;
 use std::io;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 /// An error that an [`Outage`] can report.
@@ -18,6 +20,21 @@ impl Trouble for io::Error {}
 
 impl Trouble for String {}
 
+/// A refusal that its service explains better than its error.
+pub(crate) struct Refusal(pub(crate) String);
+
+impl Display for Refusal {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl Trouble for Refusal {
+    fn refusal(&self) -> Option<String> {
+        Some(self.0.clone())
+    }
+}
+
 impl Trouble for KafkaError {
     fn refusal(&self) -> Option<String> {
         match self {
@@ -25,8 +42,28 @@ impl Trouble for KafkaError {
             Self::Broker { .. } if self.retry() == Retry::Never => {}
             _ => return None,
         }
-        let right = self.missing_right().map(|right| format!("{right} is missing: "));
-        Some(format!("{}{self}", right.unwrap_or_default()))
+        Some(self.explained())
+    }
+}
+
+/// What is refused to a program now, as its outages know it. While it is not empty, the program is not ready.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Refusals(Arc<Mutex<Vec<Weak<str>>>>);
+
+impl Refusals {
+    /// The oldest present refusal.
+    pub(crate) fn first(&self) -> Option<String> {
+        self.0.lock().iter().find_map(Weak::upgrade).map(|reason| reason.to_string())
+    }
+
+    /// Adds a refusal, which lasts as long as the returned reason. Returns true if no other is the same.
+    fn add(&self, reason: String) -> (Arc<str>, bool) {
+        let reason: Arc<str> = reason.into();
+        let mut all = self.0.lock();
+        all.retain(|known| known.strong_count() > 0);
+        let is_new = !all.iter().filter_map(Weak::upgrade).any(|known| known == reason);
+        all.push(Arc::downgrade(&reason));
+        (reason, is_new)
     }
 }
 
@@ -34,34 +71,55 @@ impl Trouble for KafkaError {
 #[derive(Debug)]
 pub(crate) struct Outage {
     what: String,
+    refusals: Refusals,
     since: Option<Instant>,
-    /// The last logged error was a refusal.
-    refused: bool,
+    /// The last error was a refusal, for this reason.
+    refused: Option<Arc<str>>,
+    /// This outage is in the log.
+    logged: bool,
 }
 
 impl Outage {
     /// `what` is the subject of the log line, such as "Kafka".
-    pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), since: None, refused: false }
+    pub(crate) fn new(what: impl Into<String>, refusals: &Refusals) -> Self {
+        Self { what: what.into(), refusals: refusals.clone(), since: None, refused: None, logged: false }
     }
 
-    /// Notes a failure. Logs the first one in a row, and each change between silence and refusal.
+    /// Notes a failure. Logs the first one in a row, and each change between silence and refusal; a refusal that the
+    /// program has in another thread, too, is logged once.
     pub(crate) fn report(&mut self, error: &impl Trouble) {
         let refusal = error.refusal();
-        if self.since.is_some() && self.refused == refusal.is_some() {
+        if self.since.is_some() && self.refused.is_some() == refusal.is_some() {
             return;
         }
         self.since.get_or_insert_with(Instant::now);
-        self.refused = refusal.is_some();
-        match refusal {
-            Some(reason) => log::warn!("{} refuses ({}); retrying", self.what, escape(&reason)),
-            None => log::warn!("{} does not answer ({}); retrying", self.what, escape(&error.to_string())),
+        let Some(reason) = refusal else {
+            (self.refused, self.logged) = (None, true);
+            log::warn!("{} does not answer ({}); retrying", self.what, escape(&error.to_string()));
+            return;
+        };
+        let (reason, is_new) = self.refusals.add(reason);
+        if is_new {
+            self.logged = true;
+            log::warn!("{} refuses ({}); retrying", self.what, escape(&reason));
+        }
+        self.refused = Some(reason);
+    }
+
+    /// As [`report`](Self::report), for a thread beside another that logs when the service does not answer.
+    pub(crate) fn report_refusal(&mut self, error: &impl Trouble) {
+        if error.refusal().is_some() {
+            self.report(error);
+        } else {
+            log::debug!("{}: {error}", self.what);
         }
     }
 
     /// Notes a success. Logs it if an outage ends.
     pub(crate) fn over(&mut self) {
-        if let Some(since) = self.since.take() {
+        self.refused = None;
+        let since = self.since.take();
+        if let Some(since) = since.filter(|_| std::mem::take(&mut self.logged)) {
             log::info!("{} answers again after {:.1} s", self.what, since.elapsed().as_secs_f64());
         }
     }
@@ -87,15 +145,40 @@ mod tests {
 
     #[test]
     fn refusal_after_silence_is_one_outage_of_another_kind() {
-        let mut outage = Outage::new("Kafka");
+        let refusals = Refusals::default();
+        let mut outage = Outage::new("Kafka", &refusals);
         let (silence, refusal) =
             (io::Error::from(io::ErrorKind::TimedOut), KafkaError::broker("Fetch", ErrorCode(29), None));
         outage.report(&silence);
         let since = outage.since;
-        assert!(since.is_some() && !outage.refused);
+        assert!(since.is_some() && refusals.first().is_none());
         outage.report(&refusal);
-        assert!(outage.since == since && outage.refused, "one outage, of another kind");
+        assert!(outage.since == since && refusals.first().is_some(), "one outage, of another kind");
+        outage.report(&silence);
+        assert!(outage.since == since && refusals.first().is_none(), "silent again");
+        outage.report(&refusal);
         outage.over();
+        assert!(outage.since.is_none() && refusals.first().is_none());
+    }
+
+    #[test]
+    fn refusal_of_several_threads_is_logged_once_and_lasts_until_each_has_ended() {
+        let refusals = Refusals::default();
+        let refused = KafkaError::broker("ShareFetch", ErrorCode(29), None);
+        let [mut first, mut second] = ["partition 0", "partition 1"].map(|what| Outage::new(what, &refusals));
+        first.report(&refused);
+        second.report_refusal(&refused);
+        assert_eq!((first.logged, second.logged), (true, false));
+        first.over();
+        assert!(refusals.first().is_some_and(|reason| reason.contains("the right Read on the topic")));
+        drop(second);
+        assert_eq!(refusals.first(), None);
+    }
+
+    #[test]
+    fn silence_beside_a_thread_that_logs_it_is_no_outage() {
+        let mut outage = Outage::new("Kafka", &Refusals::default());
+        outage.report_refusal(&io::Error::from(io::ErrorKind::TimedOut));
         assert_eq!(outage.since, None);
     }
 }

@@ -1,19 +1,27 @@
 //! Prepares the queue in both programs before any task is accepted or fetched: checks the cluster, creates the topics,
 //! writes the share group's settings and reads them back.
 //!
-//! Several processes may do this at once: each step accepts what another process has done. It does not retry;
-//! [`PrepareError`] tells whether a retry can help. Called by `worker::run` and `gateway::run`; the worker's upkeep
-//! calls [`restore_side_topics`].
+//! Several processes may do this at once: each step accepts what another process has done. Called by `worker::start`
+//! and the gateway's thread `kafka`; the worker's upkeep calls [`restore_side_topics`].
 
 mod group;
 mod topics;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::{Common, WorkerConfig};
+use crate::outage::{Outage, Refusals, Trouble};
 use kafka_share::{Cluster, ErrorCode, KafkaError, Retry, admin};
+use program::backoff::Backoff;
+use program::stop::Stop;
 
 pub use topics::restore_side_topics;
+
+/// How long a starting program waits for a right: Kafka may not have loaded its ACLs yet, or an operator grants them
+/// just now.
+pub(crate) const RIGHTS_WAIT: Duration = Duration::from_secs(30);
+/// First and longest pause while the queue cannot be prepared.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// The queue as it was found or created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +60,9 @@ pub enum PrepareError {
     /// The cluster or a setting cannot be used, and waiting does not help; the text names what is needed. Exit code 2.
     #[error("{0}")]
     Unusable(String),
+    /// A right is missing; the text names it. Exit code 2 if that lasts.
+    #[error("{0}")]
+    Denied(String),
     /// Kafka does not answer, or is not ready yet: retry.
     #[error(transparent)]
     Unreachable(KafkaError),
@@ -65,8 +76,18 @@ impl From<KafkaError> for PrepareError {
             // Fewer brokers than replicas: other brokers may still be starting.
             KafkaError::Broker { code: ErrorCode::INVALID_REPLICATION_FACTOR, .. } => Self::Unreachable(error),
             KafkaError::Security { is_final: true, .. } => Self::Unusable(error.to_string()),
+            error if error.missing_right().is_some() => Self::Denied(error.explained()),
             error if error.retry() == Retry::Never => Self::Unusable(error.to_string()),
             error => Self::Unreachable(error),
+        }
+    }
+}
+
+impl Trouble for PrepareError {
+    fn refusal(&self) -> Option<String> {
+        match self {
+            Self::Unusable(reason) | Self::Denied(reason) => Some(reason.clone()),
+            Self::Unreachable(error) => error.refusal(),
         }
     }
 }
@@ -85,17 +106,51 @@ impl PrepareError {
         }
     }
 
-    /// Adds the name of the affected resource and a missing right to an error; the broker's text contains neither.
+    /// Adds the name of the affected resource, which the broker's text does not contain.
     fn about(what: &str, error: KafkaError) -> Self {
-        let right = error.missing_right().map(|right| format!("{right} is missing: "));
         match Self::from(error) {
-            Self::Unusable(text) => Self::Unusable(format!("{what}: {}{text}", right.unwrap_or_default())),
+            Self::Unusable(text) => Self::Unusable(format!("{what}: {text}")),
+            Self::Denied(text) => Self::Denied(format!("{what}: {text}")),
             unreachable => unreachable,
         }
     }
 }
 
-/// Prepares the queue: share groups, the group's settings, the topics.
+/// Prepares the queue, and repeats that while Kafka is unreachable, and for 30 s while a right is missing. `starts` as
+/// in [`prepare`]. `None`: stopped or interrupted. `Some(Err)`: why this cluster cannot be used.
+pub(crate) fn prepare_until(
+    cluster: &Cluster,
+    common: &Common,
+    starts: Option<Starts>,
+    stop: &Stop,
+) -> Option<Result<Queue, String>> {
+    let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+    let mut outage = Outage::new("Kafka", &Refusals::default());
+    let mut denied_since = None;
+    loop {
+        match prepare(cluster, common, starts) {
+            Ok(queue) => {
+                outage.over();
+                return Some(Ok(queue));
+            }
+            Err(PrepareError::Unreachable(KafkaError::Interrupted)) => return None,
+            Err(PrepareError::Unusable(reason)) => return Some(Err(reason)),
+            Err(PrepareError::Denied(reason)) => {
+                if denied_since.get_or_insert_with(Instant::now).elapsed() >= RIGHTS_WAIT {
+                    return Some(Err(reason));
+                }
+                outage.report(&PrepareError::Denied(reason));
+            }
+            Err(unreachable @ PrepareError::Unreachable(_)) => {
+                denied_since = None;
+                outage.report(&unreachable);
+            }
+        }
+        stop.sleep(backoff.pause()).ok()?;
+    }
+}
+
+/// Prepares the queue once: share groups, the group's settings, the topics.
 ///
 /// Partitions without a leader do not prevent a start: `tasks` and `results` need one partition with a leader each.
 ///
@@ -127,8 +182,11 @@ mod tests {
         for code in [14, 15, 16, 7, 5, 38] {
             assert!(matches!(of(code), PrepareError::Unreachable(_)), "{code}");
         }
-        for code in [17, 29, 31, 37, 40, 44] {
+        for code in [17, 37, 40, 44] {
             assert!(matches!(of(code), PrepareError::Unusable(_)), "{code}");
+        }
+        for code in [29, 30, 31] {
+            assert!(matches!(of(code), PrepareError::Denied(_)), "{code}");
         }
         assert!(matches!(PrepareError::from(KafkaError::Interrupted), PrepareError::Unreachable(_)));
         assert!(matches!(PrepareError::from(KafkaError::Unsupported("4.2".into())), PrepareError::Unusable(_)));

@@ -5,6 +5,7 @@
 
 use super::metrics::Metrics;
 use crate::config::GatewayConfig;
+use crate::outage::Refusals;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
@@ -43,6 +44,8 @@ pub(super) struct State {
     prepared: AtomicBool,
     /// Bits of [`ReadBack`].
     read_back: AtomicU8,
+    /// What Kafka refuses to this gateway now.
+    pub(super) refusals: Refusals,
     kafka: Pulse,
     upkeep: Pulse,
     tail: Pulse,
@@ -63,6 +66,7 @@ impl State {
             draining: AtomicBool::new(false),
             prepared: AtomicBool::new(false),
             read_back: AtomicU8::new(0),
+            refusals: Refusals::default(),
             kafka: Pulse::default(),
             upkeep: Pulse::default(),
             tail: Pulse::default(),

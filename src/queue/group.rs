@@ -114,6 +114,12 @@ pub(super) fn prepare(cluster: &Cluster, group: &str, max_deliveries: Option<u16
         log::warn!("group {}: Kafka 4.2.0 delivers nothing to a group with a colon in its name", group.escape_debug());
     }
     read_of_brokers(cluster, group, &mut found)?;
+    // Every broker answers this, so a coordinator that is away delays no start.
+    if let Err(error) = cluster.group_coordinator(group)
+        && error.missing_right().is_some()
+    {
+        return Err(about(error));
+    }
     let facts = judge(group, &found).map_err(|error| with_refusal(error, refused.as_ref()))?;
     if facts.lock > SHORT_LOCK {
         let (group, seconds) = (group.escape_debug(), facts.lock.as_secs());
@@ -196,11 +202,12 @@ fn is_refusal(error: &KafkaError) -> bool {
     error.missing_right().is_some() || error.code() == Some(ErrorCode::POLICY_VIOLATION)
 }
 
-/// Adds the reason why the setting could not be written.
+/// Adds the reason why the setting could not be written. With the right, the program sets it.
 fn with_refusal(error: PrepareError, refused: Option<&KafkaError>) -> PrepareError {
     match (error, refused) {
         (PrepareError::Unusable(text), Some(refused)) => {
-            PrepareError::Unusable(format!("{text}; it could not be set ({refused})"))
+            let text = format!("{text}; it could not be set ({refused})");
+            if refused.missing_right().is_some() { PrepareError::Denied(text) } else { PrepareError::Unusable(text) }
         }
         (error, _) => error,
     }

@@ -57,7 +57,7 @@ fn check_rights(cluster: &Cluster, common: &Common, is_gateway: bool) -> std::re
     };
     let missing = admin::missing_rights(cluster, &needed)?;
     if !missing.is_empty() {
-        return Err(PrepareError::Unusable(listed(missing)));
+        return Err(PrepareError::Denied(listed(missing)));
     }
     let missing = admin::missing_rights(cluster, &wanted)?;
     if !missing.is_empty() {

@@ -6,6 +6,7 @@
 
 use super::bells::{Bells, Rings};
 use super::in_flight::InFlight;
+use crate::outage::Refusals;
 use crate::task::Receipt;
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
@@ -91,6 +92,8 @@ pub(super) struct Control {
     low_water: AtomicUsize,
     /// How often a broker has answered, or has refused or closed a connection.
     heard: AtomicU64,
+    /// What Kafka refuses to this worker now.
+    pub(super) refusals: Refusals,
 }
 
 impl Control {
@@ -103,6 +106,7 @@ impl Control {
             finishes_ready: AtomicBool::new(false),
             low_water: AtomicUsize::new(usize::MAX),
             heard: AtomicU64::new(0),
+            refusals: Refusals::default(),
         }
     }
 

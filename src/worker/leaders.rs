@@ -234,7 +234,7 @@ impl LeadersThread {
     pub(super) fn run(self) -> Result<(), KafkaError> {
         let doorbell = self.control.doorbell(Rings::Changes);
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
-        let mut outage = Outage::new(format!("topic {}", self.topic));
+        let mut outage = Outage::new(format!("topic {}", self.topic), &self.control.refusals);
         let mut next_look = Instant::now();
         let mut earliest = next_look;
         let mut assigned = BTreeSet::new();

@@ -4,7 +4,8 @@
 //! [`Leave`], and joins it.
 
 use super::drain::Control;
-use crate::outage::Outage;
+use crate::outage::{Outage, Refusal};
+use crate::queue::RIGHTS_WAIT;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use kafka_share::error::KafkaError;
 use kafka_share::share_membership::ShareMembership;
@@ -48,7 +49,7 @@ pub(super) struct Leave {
 
 /// Sends heartbeats until a [`Leave`] comes, or until `commands` is disconnected.
 ///
-/// `refused`: capacity one; gets the reason if the group refuses this member from the start for good.
+/// `refused`: capacity one; gets the reason if the group refuses this member from the start, a right for 30 s.
 pub(super) fn run(
     mut membership: ShareMembership,
     assignment: &Assignment,
@@ -57,9 +58,10 @@ pub(super) fn run(
     commands: &Receiver<Leave>,
 ) -> Result<(), KafkaError> {
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-    let mut outage = Outage::new("the share group's coordinator");
+    let mut outage = Outage::new("the share group's coordinator", &control.refusals);
     let mut waiting = Waiting::new();
     let mut joined = false;
+    let mut refused_since = None;
     loop {
         let pause = match membership.heartbeat() {
             Ok(heartbeat) => {
@@ -75,11 +77,20 @@ pub(super) fn run(
             }
             Err(KafkaError::Interrupted) => return Ok(()),
             Err(error) => {
-                if !joined && let Some(reason) = membership.refusal(&error) {
-                    // Capacity one; later reasons are the same.
-                    let _ = refused.try_send(reason);
+                match membership.refusal(&error) {
+                    Some(reason) => {
+                        outage.report(&Refusal(reason.clone()));
+                        let since = refused_since.get_or_insert_with(Instant::now);
+                        if !joined && (error.missing_right().is_none() || since.elapsed() >= RIGHTS_WAIT) {
+                            // Capacity one; later reasons are the same.
+                            let _ = refused.try_send(reason);
+                        }
+                    }
+                    None => {
+                        refused_since = None;
+                        outage.report(&error);
+                    }
                 }
-                outage.report(&error);
                 backoff.pause()
             }
         };

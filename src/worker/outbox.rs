@@ -7,6 +7,7 @@ use super::drain::Control;
 use super::in_flight::{InFlight, RecordKey};
 use super::repair::{Debt, Owed, Part, Repair};
 use super::settling::{Settling, StartRecord, Token};
+use crate::outage::Refusals;
 use crate::supervisor::Obstacle;
 use crate::task::{self, TaskFailed, TaskResult, TaskStarted, TaskStopped, WorkerStatus};
 use bytes::Bytes;
@@ -102,9 +103,12 @@ impl Outbox {
     }
 
     /// The obstacle to readiness: a missing right, or connections that cannot be secured.
-    pub(super) fn obstacle(&self, cluster: &Cluster) -> Obstacle {
-        let (sender, cluster) = (self.sender.clone(), cluster.clone());
-        Obstacle::new(move || sender.denial().map(|denied| denied.to_string()).or_else(|| cluster.insecurity()))
+    pub(super) fn obstacle(&self, cluster: &Cluster, refusals: &Refusals) -> Obstacle {
+        let (sender, cluster, refusals) = (self.sender.clone(), cluster.clone(), refusals.clone());
+        Obstacle::new(move || {
+            let denied = sender.denial().map(|denied| denied.to_string());
+            denied.or_else(|| refusals.first()).or_else(|| cluster.insecurity())
+        })
     }
 
     /// Waits while Kafka denies results: the result of a task that ran now could not be written. Heartbeats go to the

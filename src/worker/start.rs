@@ -16,10 +16,9 @@ use super::repair::Repair;
 use super::settling::Token;
 use super::status::{Announce, Identity, StatusThread};
 use super::upkeep::Upkeep;
-use crate::config::{Common, WorkerConfig};
+use crate::config::WorkerConfig;
 use crate::handler::Handler;
-use crate::outage::Outage;
-use crate::queue::{self, PrepareError, Queue, Starts};
+use crate::queue::{self, Queue, Starts};
 use crate::supervisor::{self, Supervisor};
 use crate::task::unix_now;
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
@@ -30,7 +29,6 @@ use kafka_share::producer::Producer;
 use kafka_share::share_membership::ShareMembership;
 use kafka_share::share_session::ShareIdentity;
 use parking_lot::Mutex;
-use program::backoff::Backoff;
 use program::exit::ExitCode;
 use program::logging::{LAST_LINES, escape};
 use program::signals::Signals;
@@ -42,8 +40,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// First and longest pause while Kafka cannot be reached at start.
-const START_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// Jobs in the queue in addition to one per handler; more than the window ever allows.
 const MOST_JOBS: usize = 1024;
 
@@ -170,7 +166,7 @@ fn prepare(
     let of_thread = cluster.clone();
     // A separate thread, so that a frozen Kafka does not delay a signal.
     let thread = threads::spawn("prepare", Stop::new(), move || -> Result<(), Infallible> {
-        if let Some(answer) = prepare_until(&of_thread, &common, starts, &stop) {
+        if let Some(answer) = queue::prepare_until(&of_thread, &common, Some(starts), &stop) {
             // Capacity one, one answer.
             let _ = told.try_send(answer);
         }
@@ -204,24 +200,6 @@ fn prepare(
     result
 }
 
-/// `None`: stopped or interrupted. `Some(Err)`: this cluster can never be used.
-fn prepare_until(cluster: &Cluster, common: &Common, starts: Starts, stop: &Stop) -> Option<Result<Queue, String>> {
-    let mut backoff = Backoff::new(START_PAUSES.0, START_PAUSES.1);
-    let mut outage = Outage::new("Kafka");
-    loop {
-        match queue::prepare(cluster, common, Some(starts)) {
-            Ok(queue) => {
-                outage.over();
-                return Some(Ok(queue));
-            }
-            Err(PrepareError::Unusable(reason)) => return Some(Err(reason)),
-            Err(PrepareError::Unreachable(KafkaError::Interrupted)) => return None,
-            Err(PrepareError::Unreachable(error)) => outage.report(&error),
-        }
-        stop.sleep(backoff.pause()).ok()?;
-    }
-}
-
 fn start_threads(
     config: &WorkerConfig,
     handler: impl Handler,
@@ -250,7 +228,7 @@ fn start_threads(
         Arc::clone(&control),
         fatal.clone(),
     );
-    supervisor.watch(outbox.obstacle(cluster));
+    supervisor.watch(outbox.obstacle(cluster, &control.refusals));
     let (announcements, to_announce) = bounded(2);
     let deadlines = Arc::new(Mutex::new(None));
     let status = parts.status(outbox.clone(), to_announce, repairs, Arc::clone(&deadlines));

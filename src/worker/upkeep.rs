@@ -62,7 +62,7 @@ impl Upkeep {
                 Ok(()) => told = false,
                 Err(_) if self.cluster.options().interrupter.is_interrupted() => return,
                 Err(queue::PrepareError::Unreachable(error)) => log::debug!("could not check the side topics: {error}"),
-                Err(queue::PrepareError::Unusable(reason)) => {
+                Err(queue::PrepareError::Unusable(reason) | queue::PrepareError::Denied(reason)) => {
                     if !std::mem::replace(&mut told, true) {
                         log::warn!("Worker {}: {}; retrying", escape(&self.worker_id), escape(&reason));
                     }

@@ -44,6 +44,7 @@ mod p11_cluster;
 mod producer;
 mod queue;
 mod rig;
+mod rights;
 mod schedules;
 mod secured;
 mod supervision;

@@ -1,8 +1,8 @@
-//! A worker as a member of its share group: heartbeats, assignment, missing rights; and its status and side topics.
+//! A worker as a member of its share group: heartbeats and assignment; and its status and side topics.
 
 use std::time::{Duration, Instant};
 
-use devbroker::{Kind, Operation, Resource};
+use devbroker::Kind;
 use kafka_protocol::{
     messages::{GroupId, ShareGroupDescribeRequest},
     protocol::StrBytes,
@@ -10,7 +10,7 @@ use kafka_protocol::{
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Rig, SOON, START,
+    Rig, SOON,
     admin::{Of, configs, create_topic, delete_topic, grow_topic, has_topic},
     eventually,
     wire::Wire,
@@ -50,30 +50,6 @@ fn member_without_partitions_logs_it_once_and_sends_few_heartbeats() {
     create_topic(rig.broker().address(), &rig.tasks(), 1, &[]);
     worker.wait_for_line("assigns partitions again", SOON);
     worker.ends_at(Signal::SIGTERM, 0);
-}
-
-#[test]
-fn worker_whose_group_refuses_it_from_the_start_names_the_right_and_exits_2() {
-    let rig = Rig::with_rights("member-refused");
-    for (operation, right) in
-        [(Operation::Read, "the right Read on the group"), (Operation::Describe, "the right Describe on the group")]
-    {
-        let rig = Rig::beside(&rig, "member-refused");
-        rig.broker().deny(operation, Resource::Group(&rig.group()));
-        let mut worker = rig.worker("refused_1").start();
-        assert_eq!(worker.wait(START).code, Some(2));
-        let told = worker.lines_with("cannot use this Kafka");
-        assert!(told.len() == 1 && told[0].text.contains(&rig.group()) && told[0].text.contains(right), "{told:?}");
-    }
-}
-
-#[test]
-fn worker_keeps_running_and_names_a_right_that_it_loses() {
-    let rig = Rig::with_rights("member-later");
-    let mut worker = rig.start_worker("later_1");
-    rig.broker().deny(Operation::Read, Resource::Group(&rig.group()));
-    worker.wait_for_line("the share group's coordinator refuses (the right Read on the group is missing", SOON);
-    assert!(worker.is_running());
 }
 
 #[test]

@@ -42,11 +42,16 @@ fn prepare(cluster: &Cluster, common: &Common) -> Result<queue::Queue, String> {
     loop {
         match queue::prepare(cluster, common, Some(STARTS)) {
             Ok(queue) => return Ok(queue),
-            Err(PrepareError::Unusable(text)) => return Err(text),
+            Err(PrepareError::Unusable(text) | PrepareError::Denied(text)) => return Err(text),
             Err(PrepareError::Unreachable(error)) => assert!(Instant::now() < deadline, "{error}"),
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Prepares the queue of a rig with the rights of the test.
+pub fn prepared(rig: &Rig) {
+    prepare(&cluster(rig), &common(rig)).expect("usable");
 }
 
 #[test]

@@ -302,6 +302,20 @@ impl KafkaError {
         Some(format!("the right {right} on the {resource}"))
     }
 
+    /// The error, after the right that the client lacks, if that is its cause.
+    pub fn explained(&self) -> String {
+        match self.missing_right() {
+            Some(right) if right.ends_with("Describe on the topic") => {
+                format!("{right}, which Read and Write include, is missing: {self}")
+            }
+            Some(right) if right.ends_with("Describe on the group") => {
+                format!("{right}, which Read includes, is missing: {self}")
+            }
+            Some(right) => format!("{right} is missing: {self}"),
+            None => self.to_string(),
+        }
+    }
+
     /// Whether the interrupter stopped this client.
     pub fn is_interrupted(&self) -> bool {
         matches!(self, Self::Interrupted)

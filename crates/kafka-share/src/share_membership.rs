@@ -66,8 +66,7 @@ impl ShareMembership {
             | ErrorCode::GROUP_ID_NOT_FOUND => group,
             _ => return None,
         };
-        let right = error.missing_right().map(|right| format!("{right} is missing: "));
-        Some(format!("{what}: {}{error}", right.unwrap_or_default()))
+        Some(format!("{what}: {}", error.explained()))
     }
 
     /// Joins the group, or tells the coordinator that this member is alive (KIP-932 ShareGroupHeartbeat).

@@ -6,7 +6,7 @@
 use super::connection::Connection;
 use super::load::Load;
 use super::service::Service;
-use crate::outage::Outage;
+use crate::outage::{Outage, Refusals};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use program::backoff::Backoff;
@@ -46,7 +46,7 @@ pub(in crate::gateway) fn most_connections(max_waiting: usize) -> usize {
 /// Accepts connections until stopped.
 pub(in crate::gateway) fn accept<S: Service>(listener: &TcpListener, service: &Arc<S>, load: &Arc<Load>, stop: &Stop) {
     let mut threads = Threads::new();
-    let mut outage = Outage::new("the system");
+    let mut outage = Outage::new("the system", &Refusals::default());
     let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
     while !stop.is_triggered() {
         let trouble = match listener.accept() {

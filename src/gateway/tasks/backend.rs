@@ -5,12 +5,10 @@
 use super::produced::ProducerOutcomes;
 use super::questions::answer_questions;
 use super::{Asked, Tasks, readers, search, sweep};
-use crate::outage::Outage;
-use crate::queue::{self, PrepareError};
+use crate::queue;
 use kafka_share::cluster::Cluster;
 use kafka_share::error::KafkaError;
 use kafka_share::producer::{Producer, ProducerOptions};
-use program::backoff::Backoff;
 use program::logging::escape;
 use program::stop::Stop;
 use program::threads::{self, Thread};
@@ -22,8 +20,6 @@ use std::time::Duration;
 const PRODUCER_QUEUE: usize = 4096;
 /// The size of a batch of tasks: small, because the broker sends a whole batch in each fetch that takes a part of it.
 const TASK_BATCH_BYTES: usize = 32 * 1024;
-/// First and longest pause while Kafka is unreachable.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// How often the topics are looked up: added partitions are read within twice this time.
 const TOPICS_AGE: Duration = Duration::from_secs(1);
 
@@ -104,29 +100,20 @@ impl Backend {
         }
     }
 
-    /// Prepares the queue, retrying. Returns false if the end came first, or this Kafka cannot be used.
+    /// Prepares the queue. Returns false if the end came first, or this Kafka cannot be used.
     fn prepare(&self) -> bool {
-        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
-        let mut outage = Outage::new("Kafka");
-        loop {
-            match queue::prepare(&self.cluster, &self.tasks.state.config.common, None) {
-                Ok(queue) => {
-                    outage.over();
-                    log::info!("Kafka is ready: {} partition(s) of tasks", queue.tasks_partitions);
-                    return true;
-                }
-                Err(PrepareError::Unusable(reason)) => {
-                    log::error!("this Kafka cannot be used: {}", escape(&reason));
-                    self.unusable.trigger();
-                    self.fatal.trigger();
-                    return false;
-                }
-                Err(PrepareError::Unreachable(KafkaError::Interrupted)) => return false,
-                Err(PrepareError::Unreachable(error)) => outage.report(&error),
+        match queue::prepare_until(&self.cluster, &self.tasks.state.config.common, None, &self.end) {
+            Some(Ok(queue)) => {
+                log::info!("Kafka is ready: {} partition(s) of tasks", queue.tasks_partitions);
+                true
             }
-            if self.end.sleep(backoff.pause()).is_err() {
-                return false;
+            Some(Err(reason)) => {
+                log::error!("this Kafka cannot be used: {}", escape(&reason));
+                self.unusable.trigger();
+                self.fatal.trigger();
+                false
             }
+            None => false,
         }
     }
 }

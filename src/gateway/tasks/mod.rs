@@ -144,9 +144,10 @@ impl Tasks {
         self.sender.get().is_some_and(ProducerSender::is_ready)
     }
 
-    /// Whether the gateway has the rights to write its records.
+    /// Whether Kafka refuses this gateway no right that it needs to serve.
     pub(super) fn has_rights(&self) -> bool {
-        self.sender.get().is_none_or(|producer| producer.denial().is_none())
+        let may_write = self.sender.get().is_none_or(|producer| producer.denial().is_none());
+        may_write && self.state.refusals.first().is_none()
     }
 
     /// The threads that must move, and whether they do. The watch of the port checks the listener.

@@ -54,7 +54,7 @@ pub(super) fn options() -> ReaderOptions {
 /// None: failed reads are retried. An interruption ends it.
 pub(in crate::gateway) fn tail(tasks: &Tasks, cluster: Cluster, stop: &Stop) -> Result<(), KafkaError> {
     let mut reader = Reader::new(cluster, &tasks.results_topic, StartAt::EndMinus(TAIL), options());
-    let mut outage = Outage::new("Kafka");
+    let mut outage = Outage::new("Kafka", &tasks.state.refusals);
     let mut live_from: Option<BTreeMap<i32, i64>> = None;
     while !stop.is_triggered() {
         tasks.state.tail_came_round();
@@ -189,7 +189,8 @@ pub(super) fn decode(record: &ReadRecord) -> ResultsRecord {
 /// # Errors
 /// None: failed reads are retried. An interruption ends it.
 pub(in crate::gateway) fn tasks(tasks: &Tasks, cluster: Cluster, stop: &Stop) -> Result<(), KafkaError> {
-    let Some(start) = group_start(tasks, &cluster, stop) else { return Ok(()) };
+    let mut outage = Outage::new("Kafka", &tasks.state.refusals);
+    let Some(start) = group_start(tasks, &cluster, &mut outage, stop) else { return Ok(()) };
     // This gateway's tasks are entered when Kafka acknowledges them. Other gateways' tasks may be known a little later,
     // and fewer fetches leave the broker more time for tasks.
     let options = ReaderOptions { max_wait: TASKS_WAIT, max_bytes: MAX_BYTES, min_bytes: TASKS_BYTES };
@@ -211,12 +212,13 @@ pub(in crate::gateway) fn tasks(tasks: &Tasks, cluster: Cluster, stop: &Stop) ->
         }
         match reader.poll() {
             Ok(records) => {
+                outage.over();
                 take_tasks(tasks, &records);
                 tasks.passed(reader.passes());
             }
             Err(KafkaError::Interrupted) => return Ok(()),
             // The tail logs that Kafka is unavailable.
-            Err(error) => log::debug!("reading the tasks failed: {error}"),
+            Err(error) => outage.report_refusal(&error),
         }
         if behind && ends.as_ref().is_some_and(|ends| reached(ends, &reader.positions())) {
             behind = false;
@@ -251,13 +253,17 @@ fn take_tasks(tasks: &Tasks, records: &[ReadRecord]) {
 
 /// Returns the group's start offset of each partition; `None` when stopped first. A group without members so far has no
 /// offsets yet, and everything is read.
-fn group_start(tasks: &Tasks, cluster: &Cluster, stop: &Stop) -> Option<BTreeMap<i32, i64>> {
+fn group_start(tasks: &Tasks, cluster: &Cluster, outage: &mut Outage, stop: &Stop) -> Option<BTreeMap<i32, i64>> {
     let common = &tasks.state.config.common;
     loop {
         match admin::share_group_offsets(cluster, &common.worker_group, &common.tasks_topic) {
-            Ok(offsets) => return Some(offsets.into_iter().filter(|(_, offset)| *offset >= 0).collect()),
+            Ok(offsets) => {
+                outage.over();
+                return Some(offsets.into_iter().filter(|(_, offset)| *offset >= 0).collect());
+            }
             Err(KafkaError::Interrupted) => return None,
-            Err(error) => log::debug!("the group's start offsets are not known yet: {error}"),
+            // The group has no start offsets yet, or its coordinator is away.
+            Err(error) => outage.report_refusal(&error),
         }
         stop.sleep(MAX_WAIT / 5).ok()?;
     }

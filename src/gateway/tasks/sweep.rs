@@ -10,6 +10,7 @@ use super::book::LostTask;
 use super::index::PendingTask;
 use super::key::TaskKey;
 use super::readers::{decode, reached};
+use crate::outage::{Outage, Refusals};
 use crate::task::ResultsRecord;
 use bytes::Bytes;
 use kafka_share::admin;
@@ -52,6 +53,8 @@ impl Patience {
 pub(in crate::gateway) fn run(tasks: &Tasks, cluster: &Cluster, stop: &Stop) -> Result<(), KafkaError> {
     let mut suspects: HashMap<TaskKey, SystemTime> = HashMap::new();
     let patience = Patience::new(tasks.state.config.missing_after);
+    // A refusal here leaves the gateway ready: only tasks that Kafka has dropped wait.
+    let mut outage = Outage::new("the sweep: Kafka", &Refusals::default());
     while stop.sleep(patience.interval.mul_f64(0.5 + fastrand::f64())).is_ok() {
         // Also while the reader of tasks pauses at `MAX_PENDING`: if pending tasks were dropped, only the sweep makes
         // room.
@@ -59,9 +62,9 @@ pub(in crate::gateway) fn run(tasks: &Tasks, cluster: &Cluster, stop: &Stop) -> 
             continue;
         }
         match sweep(tasks, cluster, patience, &mut suspects) {
-            Ok(()) => {}
+            Ok(()) => outage.over(),
             Err(KafkaError::Interrupted) => return Ok(()),
-            Err(error) => log::debug!("the sweep failed: {error}"),
+            Err(error) => outage.report_refusal(&error),
         }
     }
     Ok(())

@@ -10,12 +10,13 @@
 //!
 //! Pure: times and facts in, decisions out. Called by the intake.
 
-use crate::outage::Outage;
+use crate::outage::{Outage, Refusals};
 use crate::worker::leaders::Leader;
 use kafka_share::error::KafkaError;
 use kafka_share::share_wire::SharePartition;
 use program::backoff::Backoff;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a member without work pauses after a change. Measured with eight such members: the member with work got its
@@ -94,12 +95,19 @@ impl Plan {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Arrivals {
+    /// The tasks topic.
+    topic: Arc<str>,
+    refusals: Refusals,
     partitions: BTreeMap<SharePartition, Arrival>,
 }
 
 impl Arrivals {
+    pub(super) fn new(topic: Arc<str>, refusals: Refusals) -> Self {
+        Self { topic, refusals, partitions: BTreeMap::new() }
+    }
+
     /// Stores which partitions the node leads.
     pub(super) fn follow(&mut self, led: &BTreeMap<SharePartition, Leader>, now: Instant) {
         self.partitions.retain(|partition, _| led.contains_key(partition));
@@ -116,7 +124,10 @@ impl Arrivals {
                 refused: Backoff::new(REFUSED_PAUSES.0, REFUSED_PAUSES.1),
                 refused_since: None,
                 looked_up_at: None,
-                outage: Outage::new(format!("partition {} of the tasks", partition.partition)),
+                outage: Outage::new(
+                    format!("partition {} of topic {}", partition.partition, self.topic),
+                    &self.refusals,
+                ),
             });
             arrival.is_own = leader.is_own;
             if arrival.since != leader.since {
@@ -256,7 +267,7 @@ mod tests {
         };
         leaders.learn(&topic((1, 2, 1)), now);
         leaders.learn(&topic((1, 1, 2)), now);
-        let mut arrivals = Arrivals::default();
+        let mut arrivals = Arrivals::new("tasks".into(), Refusals::default());
         arrivals.follow(&leaders.of_node(1), now);
         arrivals
     }
@@ -268,7 +279,7 @@ mod tests {
         let partitions = partitions.collect();
         leaders.learn(&Topic { name: "tasks".into(), id: Uuid::nil(), is_internal: false, partitions }, now);
         leaders.assign(BTreeSet::from([SharePartition { topic_id: Uuid::nil(), partition: 2 }]));
-        let mut arrivals = Arrivals::default();
+        let mut arrivals = Arrivals::new("tasks".into(), Refusals::default());
         arrivals.follow(&leaders.of_node(1), now);
         arrivals
     }

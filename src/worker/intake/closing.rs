@@ -31,7 +31,7 @@ impl Intake {
                 return Ok(holds.then(|| format!("no connection to broker {}", self.node)));
             };
             if now >= deadline {
-                return Ok(Some(format!("no answer from broker {} in time", self.node)));
+                return Ok(Some(format!("broker {} did not end it in time", self.node)));
             }
             let id = channel.id;
             if let Some((_, asked)) = channel.session.waiting() {

@@ -1,0 +1,499 @@
+//! Least rights: what each program needs, what it says at a start without one of them, and what it does when it loses
+//! one.
+//!
+//! On Apache Kafka each program is a user with exactly the rights of [`NEEDED`]. The embedded broker has no users: it
+//! denies a right to a program's client ids.
+
+use std::{
+    collections::BTreeSet,
+    fs::Permissions,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use devbroker::{Denial, Operation, Resource};
+use kafka_protocol::{
+    messages::{
+        CreateAclsRequest, DeleteAclsRequest, DescribeAclsRequest, create_acls_request::AclCreation,
+        delete_acls_request::DeleteAclsFilter,
+    },
+    protocol::StrBytes,
+};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use yaml_rust2::{Yaml, YamlLoader};
+
+use crate::{
+    queue::prepared,
+    support::{
+        Gateway, Rig, SOON, START,
+        broker::{self, Broker},
+        eventually, new_folder,
+        program::{Launch, Program},
+        started,
+        wire::Wire,
+    },
+};
+
+/// A program, which on Apache Kafka is a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Who {
+    Gateway,
+    Worker,
+}
+use Who::{Gateway as ToGateway, Worker as ToWorker};
+
+/// What a right is to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum On {
+    Tasks,
+    Results,
+    Dead,
+    Starts,
+    Group,
+}
+
+use Operation::{AlterConfigs, Create, Describe, DescribeConfigs, Read, Write};
+
+/// The rights that suffice; docs/kafka.md and deploy/rights have the same.
+const NEEDED: [(Who, On, &[Operation]); 8] = [
+    (ToGateway, On::Tasks, &[Read, Write, DescribeConfigs]),
+    (ToGateway, On::Results, &[Read, Write, DescribeConfigs]),
+    (ToGateway, On::Group, &[Describe, DescribeConfigs]),
+    (ToWorker, On::Tasks, &[Read, Write, DescribeConfigs]),
+    (ToWorker, On::Results, &[Write, DescribeConfigs]),
+    (ToWorker, On::Dead, &[Write, DescribeConfigs]),
+    (ToWorker, On::Starts, &[Read, Write, DescribeConfigs]),
+    (ToWorker, On::Group, &[Read, DescribeConfigs]),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Right {
+    who: Who,
+    on: On,
+    operation: Operation,
+}
+
+impl Right {
+    const fn new(who: Who, on: On, operation: Operation) -> Right {
+        Right { who, on, operation }
+    }
+
+    fn needed() -> impl Iterator<Item = Right> {
+        let each = |(who, on, all): (Who, On, &'static [Operation])| all.iter().map(move |it| Right::new(who, on, *it));
+        NEEDED.into_iter().flat_map(each)
+    }
+
+    fn name(self, rig: &Rig) -> String {
+        let tasks = rig.tasks();
+        match self.on {
+            On::Tasks => tasks,
+            On::Results => rig.results(),
+            On::Dead => format!("{tasks}.dead"),
+            On::Starts => format!("{tasks}.starts"),
+            On::Group => rig.group(),
+        }
+    }
+
+    fn resource(self, name: &str) -> Resource<'_> {
+        if self.on == On::Group { Resource::Group(name) } else { Resource::Topic(name) }
+    }
+
+    /// Whether a program runs without it until the day that it needs it.
+    fn is_for_bad_days(self) -> bool {
+        let (who, on) = (self.who, self.on);
+        [(ToWorker, On::Tasks, Write), (ToWorker, On::Starts, Read)].contains(&(who, on, self.operation))
+    }
+}
+
+/// The listener with logins, counted from the broker's port.
+const LOGIN_PORT: u16 = 2;
+const PASSWORD: &str = "staple-7291-battery";
+
+/// A broker that checks rights. Its plain listener is for the test, which has every right.
+struct Scene {
+    rig: Rig,
+    password: String,
+}
+
+impl Scene {
+    fn new(name: &str) -> Scene {
+        let password = new_folder("rights").join("password");
+        std::fs::write(&password, PASSWORD).expect("written");
+        let settings = [
+            "listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{port+1},LOGIN://127.0.0.1:{port+2}"
+                .to_owned(),
+            "advertised.listeners=PLAINTEXT://127.0.0.1:{port},LOGIN://127.0.0.1:{port+2}".to_owned(),
+            "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,LOGIN:SASL_PLAINTEXT".to_owned(),
+            "inter.broker.listener.name=PLAINTEXT".to_owned(),
+            "listener.name.login.sasl.enabled.mechanisms=PLAIN".to_owned(),
+            format!(
+                "listener.name.login.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
+                 required user_gateway=\"{PASSWORD}\" user_worker=\"{PASSWORD}\";"
+            ),
+            "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned(),
+            "super.users=User:ANONYMOUS".to_owned(),
+        ];
+        let arguments: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        let rig = Rig::with_own_broker(name, if broker::is_apache() { &arguments } else { &[] });
+        Scene { rig, password: password.display().to_string() }
+    }
+
+    /// Has a program log in as its user.
+    fn by(&self, who: Who, launch: Launch) -> Launch {
+        let Broker::Apache(_) = self.rig.broker() else { return launch };
+        let (host, port) = self.rig.broker().address().rsplit_once(':').expect("host:port");
+        launch
+            .env("KAFKA_BOOTSTRAP_SERVERS", format!("{host}:{}", port.parse::<u16>().expect("a port") + LOGIN_PORT))
+            .env("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT")
+            .env("KAFKA_SASL_MECHANISM", "PLAIN")
+            .env("KAFKA_SASL_USERNAME", user(who))
+            .env("KAFKA_SASL_PASSWORD_FILE", &self.password)
+    }
+
+    /// Other topics and another group, prepared; each program has its rights there, but not `without`.
+    fn granted(&self, name: &str, without: Option<Right>) -> Rig {
+        let rig = Rig::beside(&self.rig, name);
+        prepared(&rig);
+        match rig.broker() {
+            Broker::Embedded { .. } => without.into_iter().for_each(|right| take(&rig, right)),
+            Broker::Apache(_) => {
+                give(&rig, &Right::needed().filter(|right| Some(*right) != without).collect::<Vec<_>>());
+            }
+        }
+        rig
+    }
+
+    fn gateway(&self, rig: &Rig) -> Gateway {
+        Gateway::start(self.by(ToGateway, rig.gateway()))
+    }
+
+    fn worker(&self, rig: &Rig, id: &str) -> Launch {
+        self.by(ToWorker, rig.obedient_worker(id).env("MAX_DELIVERIES", 2))
+    }
+}
+
+fn user(who: Who) -> &'static str {
+    match who {
+        ToGateway => "gateway",
+        ToWorker => "worker",
+    }
+}
+
+/// Kafka's numbers of permissions and patterns.
+const ANY: i8 = 1;
+const ALLOW: i8 = 3;
+const LITERAL: i8 = 3;
+
+fn give(rig: &Rig, rights: &[Right]) {
+    match rig.broker() {
+        Broker::Embedded { broker, .. } => broker.allow_all(),
+        Broker::Apache(_) => {
+            let acl = |right: &Right| {
+                let name = right.name(rig);
+                AclCreation::default()
+                    .with_resource_type(right.resource(&name).type_and_name().0)
+                    .with_resource_name(StrBytes::from_string(name))
+                    .with_resource_pattern_type(LITERAL)
+                    .with_principal(StrBytes::from_string(format!("User:{}", user(right.who))))
+                    .with_host(StrBytes::from_static_str("*"))
+                    .with_operation(right.operation as i8)
+                    .with_permission_type(ALLOW)
+            };
+            let request = CreateAclsRequest::default().with_creations(rights.iter().map(acl).collect());
+            let answer = Wire::connect(rig.broker().address()).call(3, &request);
+            assert!(answer.results.iter().all(|result| result.error_code == 0), "{answer:?}");
+        }
+    }
+}
+
+fn take(rig: &Rig, right: Right) {
+    let name = right.name(rig);
+    match rig.broker() {
+        Broker::Embedded { broker, .. } => {
+            let denial = Denial::new(right.operation, right.resource(&name));
+            broker.deny(denial.of_client(&format!("lastcall-{}", user(right.who))));
+        }
+        Broker::Apache(_) => {
+            let filter = DeleteAclsFilter::default()
+                .with_resource_type_filter(right.resource(&name).type_and_name().0)
+                .with_resource_name_filter(Some(StrBytes::from_string(name)))
+                .with_pattern_type_filter(LITERAL)
+                .with_principal_filter(Some(StrBytes::from_string(format!("User:{}", user(right.who)))))
+                .with_host_filter(None)
+                .with_operation(right.operation as i8)
+                .with_permission_type(ALLOW);
+            let request = DeleteAclsRequest::default().with_filters(vec![filter]);
+            let answer = Wire::connect(rig.broker().address()).call(3, &request);
+            assert_eq!(answer.filter_results[0].matching_acls.len(), 1, "{answer:?}");
+        }
+    }
+}
+
+#[test]
+fn missing_right_is_named_at_the_start_and_ends_it_after_half_a_minute() {
+    let scene = Scene::new("rights-start");
+    let begun = |right: Right| {
+        let rig = scene.granted("without", Some(right));
+        let launch = match right.who {
+            ToGateway => scene.by(ToGateway, rig.gateway()),
+            ToWorker => scene.worker(&rig, "w"),
+        };
+        let program = if right.is_for_bad_days() { started(&launch) } else { launch.start() };
+        (right, rig, program, Instant::now())
+    };
+    // All of them at once, since each takes half a minute.
+    let programs: Vec<_> = Right::needed().map(begun).collect();
+    for (right, rig, mut program, since) in programs {
+        let (name, operation) = (right.name(&rig), right.operation);
+        let kind = if right.on == On::Group { "group" } else { "topic" };
+        // Read and Write include Describe, and without that Kafka hides a topic or a group.
+        let names = |text: &str| {
+            let is_named = |it: &str| text.contains(&format!("the right {it} on the {kind}"));
+            text.contains(&format!("{kind} \"{name}\""))
+                && (is_named(&format!("{operation:?}")) || is_named("Describe"))
+        };
+        if right.is_for_bad_days() {
+            assert!(program.lines().iter().any(|line| names(&line.text)), "{right:?}: {}", program.stderr());
+            program.ends_at(Signal::SIGTERM, 0);
+            continue;
+        }
+        let exit = program.wait(START + Duration::from_secs(30));
+        assert_eq!(exit.code, Some(2), "{right:?}: {}", program.stderr());
+        assert!(since.elapsed() > Duration::from_secs(25), "{right:?}: it gave up after {:?}", since.elapsed());
+        let told: Vec<_> = program.lines().into_iter().filter(|line| names(&line.text)).collect();
+        let has = |text: &str| told.iter().filter(|line| line.text.contains(text)).count();
+        assert_eq!((has("refuses ("), has("cannot ")), (1, 1), "{right:?}: {}", program.stderr());
+    }
+}
+
+#[test]
+fn right_that_is_granted_in_time_is_enough_for_a_start() {
+    let scene = Scene::new("rights-late");
+    let [read, join] = [On::Tasks, On::Group].map(|on| Right::new(ToWorker, on, Read));
+    let seen = Right::new(ToGateway, On::Group, Describe);
+    let rig = scene.granted("late", Some(seen));
+    [read, join].into_iter().for_each(|right| take(&rig, right));
+    let (gateway, worker) = (Gateway::launch(scene.by(ToGateway, rig.gateway())), scene.worker(&rig, "w").start());
+    gateway.program.wait_for_line("Kafka refuses (", SOON);
+    worker.wait_for_line("Kafka refuses (", SOON);
+    give(&rig, &[read, join, seen]);
+    worker.wait_for_line("answers again after", SOON);
+    eventually(SOON, "the gateway is ready", || gateway.get("/readyz").status == 200);
+    assert_eq!(gateway.analyze("all is well").status, 200);
+}
+
+/// A running fleet whose rights are taken away.
+struct Fleet {
+    gateway: Gateway,
+    worker: Program,
+    health: std::path::PathBuf,
+}
+
+impl Fleet {
+    fn start(scene: &Scene, rig: &Rig) -> Fleet {
+        let health = new_folder("rights").join("health");
+        let worker = started(&scene.worker(rig, "w").env("HEALTH_FILE", health.display()));
+        Fleet { gateway: scene.gateway(rig), worker, health }
+    }
+
+    fn is_ready(&self, who: Who) -> bool {
+        match who {
+            ToGateway => self.gateway.get("/readyz").status == 200,
+            ToWorker => std::fs::read_to_string(&self.health).is_ok_and(|text| text == "running\n"),
+        }
+    }
+
+    fn program(&self, who: Who) -> &Program {
+        match who {
+            ToGateway => &self.gateway.program,
+            ToWorker => &self.worker,
+        }
+    }
+
+    /// Needs every right: posts, once with a key; the task of a killed worker; a dead letter.
+    fn works(&mut self, scene: &Scene, rig: &Rig) {
+        assert_eq!(self.gateway.analyze("all is well").status, 200);
+        let keyed = self.gateway.analyze_with(&[("Idempotency-Key", "k")], &json!({"text": "all is well"}));
+        assert_eq!(keyed.status, 200, "{}", keyed.text());
+        let task = self.gateway.submit("sleep 1000", Duration::ZERO);
+        self.gateway.wait_until_running(&task, SOON);
+        self.worker.kill();
+        self.worker = started(&scene.worker(rig, "w").env("HEALTH_FILE", self.health.display()));
+        self.gateway.wait_for_result(&task, SOON);
+        let poison = self.gateway.submit("retry without success", Duration::ZERO);
+        assert_eq!(self.gateway.wait_for_result(&poison, SOON)["success"], false);
+        eventually(SOON, "the dead letter is written", || !rig.dead_letters().is_empty());
+        for who in [ToGateway, ToWorker] {
+            let refused = self.program(who).lines_with("refuses");
+            assert!(refused.is_empty(), "{refused:?}");
+        }
+    }
+}
+
+#[test]
+fn right_that_is_lost_while_running_is_named_and_nothing_is_lost() {
+    let scene = Scene::new("rights-lost");
+    let rig = scene.granted("lost", None);
+    let mut fleet = Fleet::start(&scene, &rig);
+    fleet.works(&scene, &rig);
+    for (who, on, operation) in [
+        (ToGateway, On::Tasks, Read),
+        (ToGateway, On::Tasks, Write),
+        (ToGateway, On::Results, Read),
+        (ToGateway, On::Results, Write),
+        (ToWorker, On::Tasks, Read),
+        (ToWorker, On::Results, Write),
+        (ToWorker, On::Group, Read),
+    ] {
+        let right = Right::new(who, on, operation);
+        eventually(SOON, "the fleet is ready", || [ToGateway, ToWorker].into_iter().all(|who| fleet.is_ready(who)));
+        let before = fleet.program(who).lines_with("refuses").len();
+        let task = fleet.gateway.submit("sleep 2000", Duration::ZERO);
+        fleet.gateway.wait_until_running(&task, SOON);
+        take(&rig, right);
+        if operation == Write && who == ToGateway {
+            // Noticed when it is needed.
+            let refused = fleet.gateway.analyze_with(&[("Idempotency-Key", &format!("{on:?}"))], &json!({"text": "?"}));
+            assert_eq!(refused.status, 503, "{right:?}: {}", refused.text());
+        }
+        eventually(START, &format!("it is not ready without {right:?}"), || !fleet.is_ready(who));
+        let told = fleet.program(who).lines_with("refuses").split_off(before);
+        let name = right.name(&rig);
+        let is_named = |text: &str| text.contains(&name) && text.contains(&format!("{operation:?} on"));
+        assert!(told.iter().any(|line| is_named(&line.text)), "{right:?}: {told:?}");
+        assert!(told.len() <= 3, "{right:?}: {told:?}");
+        give(&rig, &[right]);
+        fleet.gateway.wait_for_result(&task, START + Duration::from_secs(15));
+        eventually(START, &format!("it is ready again with {right:?}"), || fleet.is_ready(who));
+        assert_eq!(fleet.gateway.analyze("all is well").status, 200, "{right:?}");
+    }
+    // The stop of a worker that may neither acknowledge nor leave its group.
+    let task = fleet.gateway.submit("sleep 2000", Duration::ZERO);
+    fleet.gateway.wait_until_running(&task, SOON);
+    take(&rig, Right::new(ToWorker, On::Group, Read));
+    eventually(SOON, "it is not ready", || !fleet.is_ready(ToWorker));
+    let exit = fleet.worker.ends_at(Signal::SIGTERM, 0);
+    assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
+    fleet.gateway.wait_for_result(&task, SOON);
+}
+
+/// The kind and the name by default.
+fn default_name(on: On) -> (&'static str, &'static str) {
+    match on {
+        On::Tasks => ("topic", "tasks"),
+        On::Results => ("topic", "results"),
+        On::Dead => ("topic", "tasks.dead"),
+        On::Starts => ("topic", "tasks.starts"),
+        On::Group => ("group", "workers"),
+    }
+}
+
+/// The rights of a program by the names of the default topics and group.
+fn documented(who: Who) -> BTreeSet<(String, String)> {
+    let of_program = Right::needed().filter(|right| right.who == who);
+    let named = |right: Right| {
+        let (kind, name) = default_name(right.on);
+        (format!("{kind} {name}"), format!("{:?}", right.operation))
+    };
+    of_program.map(named).collect()
+}
+
+/// What the gateway needs to create the topics and to set the group.
+fn preparing() -> BTreeSet<(String, String)> {
+    let topics = ["topic tasks", "topic results", "topic tasks.dead", "topic tasks.starts"].into_iter();
+    let all = topics.flat_map(|name| ["Create", "Describe", "AlterConfigs"].map(|it| (name, it)));
+    all.chain([("group workers", "AlterConfigs")]).map(|(name, it)| (name.to_owned(), it.to_owned())).collect()
+}
+
+#[test]
+fn documents_name_the_rights_that_the_programs_need() {
+    let text = include_str!("../../docs/kafka.md");
+    for on in [On::Tasks, On::Results, On::Dead, On::Starts, On::Group] {
+        let of = |who| {
+            let rights = Right::needed().filter(|right| right.who == who && right.on == on);
+            let rights: Vec<_> = rights.map(|right| format!("{:?}", right.operation)).collect();
+            if rights.is_empty() { "none".to_owned() } else { rights.join(", ") }
+        };
+        let name = default_name(on);
+        let row = format!("| {} `{}` | {} | {} |", name.0, name.1, of(ToGateway), of(ToWorker));
+        assert!(text.contains(&row), "{row}");
+    }
+}
+
+#[test]
+fn users_for_strimzi_have_the_rights_that_the_programs_need() {
+    let text = include_str!("../../deploy/rights/strimzi.yaml");
+    let users = YamlLoader::load_from_str(text).expect("YAML");
+    assert_eq!(users.len(), 2);
+    for (user, who) in users.iter().zip([ToGateway, ToWorker]) {
+        let word = |value: &Yaml| value.as_str().expect("a text").to_owned();
+        let mut found = BTreeSet::new();
+        for acl in user["spec"]["authorization"]["acls"].as_vec().expect("ACLs") {
+            let name = format!("{} {}", word(&acl["resource"]["type"]), word(&acl["resource"]["name"]));
+            let operations = acl["operations"].as_vec().expect("operations");
+            found.extend(operations.iter().map(|operation| (name.clone(), word(operation))));
+        }
+        let expected: BTreeSet<_> = match who {
+            ToGateway => documented(who).union(&preparing()).cloned().collect(),
+            ToWorker => documented(who),
+        };
+        assert_eq!(found, expected, "{who:?}");
+    }
+}
+
+/// The ACLs of a user, as `documented` writes them.
+fn acls(rig: &Rig, who: Who) -> BTreeSet<(String, String)> {
+    let request = DescribeAclsRequest::default()
+        .with_resource_type_filter(ANY)
+        .with_resource_name_filter(None)
+        .with_pattern_type_filter(ANY)
+        .with_principal_filter(Some(StrBytes::from_string(format!("User:{}", user(who)))))
+        .with_host_filter(None)
+        .with_operation(ANY)
+        .with_permission_type(ALLOW);
+    let operations = [AlterConfigs, Create, Describe, DescribeConfigs, Read, Write];
+    let mut found = BTreeSet::new();
+    for resource in Wire::connect(rig.broker().address()).call(3, &request).resources {
+        let kind = if resource.resource_type == 2 { "topic" } else { "group" };
+        for acl in resource.acls {
+            let operation = operations.iter().find(|it| **it as i8 == acl.operation).expect("a known operation");
+            found.insert((format!("{kind} {}", resource.resource_name.as_str()), format!("{operation:?}")));
+        }
+    }
+    found
+}
+
+/// Only on Apache Kafka: the embedded broker has no ACLs.
+#[test]
+fn script_grants_what_a_fleet_needs_to_prepare_an_empty_kafka() {
+    if !broker::is_apache() {
+        return;
+    }
+    let scene = Scene::new("rights-script");
+    let tool = new_folder("rights").join("kafka-acls.sh");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = format!("#!/usr/bin/env bash\nexec '{}' run acls \"$@\"\n", root.join("scripts/kafka").display());
+    std::fs::write(&tool, text).expect("written");
+    std::fs::set_permissions(&tool, Permissions::from_mode(0o755)).expect("a program");
+    let address = scene.rig.broker().address();
+    let mut script = Command::new("bash");
+    script.arg(root.join("deploy/rights/kafka-acls")).env("KAFKA_ACLS", &tool);
+    script.args(["--prepare", "User:gateway", "User:worker", "--bootstrap-server", address]);
+    let output = script.output().expect("bash runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let gateway: BTreeSet<_> = documented(ToGateway).union(&preparing()).cloned().collect();
+    assert_eq!((acls(&scene.rig, ToGateway), acls(&scene.rig, ToWorker)), (gateway, documented(ToWorker)));
+    let default = |launch: Launch| {
+        launch.env("TASKS_TOPIC", "tasks").env("RESULTS_TOPIC", "results").env("WORKER_GROUP", "workers")
+    };
+    let gateway = Gateway::start(default(scene.by(ToGateway, scene.rig.gateway())));
+    let worker = started(&default(scene.worker(&scene.rig, "w")));
+    assert_eq!(gateway.analyze("all is well").status, 200);
+    for program in [&gateway.program, &worker] {
+        let warned = program.lines_with("WARN");
+        assert!(warned.is_empty(), "{warned:?}");
+    }
+}
