@@ -6,6 +6,7 @@
 mod compression;
 mod connections;
 mod groups;
+mod logins;
 mod pose;
 mod rights;
 mod topics;
