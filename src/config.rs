@@ -19,6 +19,7 @@ mod security;
 #[cfg(test)]
 mod tests;
 
+pub use options::SecurityOptions;
 pub use parse::{LEAVING, SHORTEST_GATEWAY_GRACE, variables};
 pub use program::options::{ConfigError, Environment, Parsed};
 pub use security::{Security, SecurityProtocol};
@@ -64,9 +65,7 @@ impl Common {
     /// # Errors
     /// One of the files cannot be used.
     pub fn client_options(&self, client_id: &str, interrupter: &Interrupter) -> Result<ClientOptions, TlsFault> {
-        let mut options = ClientOptions::new(self.bootstrap.clone(), client_id);
-        options.tls = self.security.tls()?;
-        options.login = self.security.login();
+        let mut options = self.security.client_options(self.bootstrap.clone(), client_id)?;
         options.interrupter = interrupter.clone();
         Ok(options)
     }

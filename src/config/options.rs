@@ -30,33 +30,8 @@ pub(super) struct CommonOptions {
     /// How long results can be fetched; give all programs the same value
     #[arg(long, env = "RESULT_RETENTION", value_name = "DURATION", default_value = "10m")]
     pub result_retention: String,
-    /// How connections are secured: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
-    #[arg(long, env = "KAFKA_SECURITY_PROTOCOL", value_name = "PROTOCOL", default_value = "PLAINTEXT")]
-    pub kafka_security_protocol: String,
-    /// PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER
-    #[arg(long, env = "KAFKA_SASL_MECHANISM", value_name = "MECHANISM")]
-    pub kafka_sasl_mechanism: Option<String>,
-    /// User name for PLAIN and SCRAM
-    #[arg(long, env = "KAFKA_SASL_USERNAME", value_name = "NAME")]
-    pub kafka_sasl_username: Option<String>,
-    /// File with the password for PLAIN and SCRAM
-    #[arg(long, env = "KAFKA_SASL_PASSWORD_FILE", value_name = "PATH")]
-    pub kafka_sasl_password_file: Option<String>,
-    /// File with the token for OAUTHBEARER, read at each login
-    #[arg(long, env = "KAFKA_SASL_TOKEN_FILE", value_name = "PATH")]
-    pub kafka_sasl_token_file: Option<String>,
-    /// Command that prints the token for OAUTHBEARER within 10s, run by sh at each login
-    #[arg(long, env = "KAFKA_SASL_TOKEN_COMMAND", value_name = "COMMAND")]
-    pub kafka_sasl_token_command: Option<String>,
-    /// File with the certificates of the trusted authorities, in PEM; the system's authorities if unset
-    #[arg(long, env = "KAFKA_SSL_CA_FILE", value_name = "PATH")]
-    pub kafka_ssl_ca_file: Option<String>,
-    /// File with the program's certificate and its issuers', in PEM
-    #[arg(long, env = "KAFKA_SSL_CERTIFICATE_FILE", value_name = "PATH")]
-    pub kafka_ssl_certificate_file: Option<String>,
-    /// File with the key of the program's certificate, in PEM, not encrypted
-    #[arg(long, env = "KAFKA_SSL_KEY_FILE", value_name = "PATH")]
-    pub kafka_ssl_key_file: Option<String>,
+    #[command(flatten)]
+    pub security: SecurityOptions,
     /// 1: accept work_ms in a task, the time it takes in addition; for demonstrations and drills
     #[arg(
         long,
@@ -71,6 +46,39 @@ pub(super) struct CommonOptions {
     /// How much is logged: off, error, warn, info, debug or trace
     #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info", help_heading = "Running")]
     pub log_level: String,
+}
+
+/// The options that secure connections to Kafka, for each program that connects.
+#[derive(Args)]
+#[command(next_help_heading = "Kafka")]
+pub struct SecurityOptions {
+    /// How connections are secured: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
+    #[arg(long, env = "KAFKA_SECURITY_PROTOCOL", value_name = "PROTOCOL", default_value = "PLAINTEXT")]
+    pub(super) kafka_security_protocol: String,
+    /// PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER
+    #[arg(long, env = "KAFKA_SASL_MECHANISM", value_name = "MECHANISM")]
+    pub(super) kafka_sasl_mechanism: Option<String>,
+    /// User name for PLAIN and SCRAM
+    #[arg(long, env = "KAFKA_SASL_USERNAME", value_name = "NAME")]
+    pub(super) kafka_sasl_username: Option<String>,
+    /// File with the password for PLAIN and SCRAM
+    #[arg(long, env = "KAFKA_SASL_PASSWORD_FILE", value_name = "PATH")]
+    pub(super) kafka_sasl_password_file: Option<String>,
+    /// File with the token for OAUTHBEARER, read at each login
+    #[arg(long, env = "KAFKA_SASL_TOKEN_FILE", value_name = "PATH")]
+    pub(super) kafka_sasl_token_file: Option<String>,
+    /// Command that prints the token for OAUTHBEARER within 10s, run by sh at each login
+    #[arg(long, env = "KAFKA_SASL_TOKEN_COMMAND", value_name = "COMMAND")]
+    pub(super) kafka_sasl_token_command: Option<String>,
+    /// File with the certificates of the trusted authorities, in PEM; the system's authorities if unset
+    #[arg(long, env = "KAFKA_SSL_CA_FILE", value_name = "PATH")]
+    pub(super) kafka_ssl_ca_file: Option<String>,
+    /// File with the program's certificate and its issuers', in PEM
+    #[arg(long, env = "KAFKA_SSL_CERTIFICATE_FILE", value_name = "PATH")]
+    pub(super) kafka_ssl_certificate_file: Option<String>,
+    /// File with the key of the program's certificate, in PEM, not encrypted
+    #[arg(long, env = "KAFKA_SSL_KEY_FILE", value_name = "PATH")]
+    pub(super) kafka_ssl_key_file: Option<String>,
 }
 
 /// Takes tasks from Kafka, runs them, and sends the results. Any number can run; each can be stopped at any moment.

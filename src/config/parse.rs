@@ -127,7 +127,7 @@ impl Common {
         faults.set(&mut common.result_retention, "RESULT_RETENTION", &options.result_retention, positive);
         faults.set(&mut common.allow_work_ms, "ALLOW_WORK_MS", &options.allow_work_ms, values::switch);
         faults.set(&mut common.log_level, "LOG_LEVEL", &options.log_level, values::log_level);
-        common.security = Security::read(options, faults);
+        common.security = Security::read(&options.security, faults);
         common
     }
 

@@ -1,7 +1,7 @@
 //! How connections to Kafka are secured: the options `KAFKA_SECURITY_PROTOCOL`, `KAFKA_SASL_*` and `KAFKA_SSL_*`.
 //!
 //! Checks that the options fit together, and makes TLS and login of the client. Secrets are in files, and neither their
-//! content nor the values of their options are ever shown. Called by `parse` and [`Common`](super::Common).
+//! content nor the values of their options are ever shown. Called by `parse`, [`Common`](super::Common) and the drill.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,10 +10,11 @@ use std::sync::Arc;
 use kafka_share::login::{Login, SecretSource};
 use kafka_share::sasl::Mechanism;
 use kafka_share::tls::{Tls, TlsFault, TlsFiles};
+use kafka_share::{BrokerAddress, ClientOptions};
 use program::options::Faults;
 use program::options::values::{self, Read};
 
-use super::options::CommonOptions;
+use super::options::SecurityOptions;
 
 /// How connections to Kafka are secured.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -39,7 +40,8 @@ pub struct Security {
 }
 
 impl Security {
-    pub(super) fn read(options: &CommonOptions, faults: &mut Faults) -> Self {
+    /// Checks the options, and adds each fault.
+    pub fn read(options: &SecurityOptions, faults: &mut Faults) -> Self {
         let mut security = Self::default();
         let protocol = &options.kafka_security_protocol;
         faults.set(&mut security.protocol, "KAFKA_SECURITY_PROTOCOL", protocol, security_protocol);
@@ -74,7 +76,7 @@ impl Security {
     }
 
     /// Reports options that are missing, and options without an effect: connections would look secured by these.
-    fn check_fit(&self, options: &CommonOptions, faults: &mut Faults) {
+    fn check_fit(&self, options: &SecurityOptions, faults: &mut Faults) {
         let protocol = format!("KAFKA_SECURITY_PROTOCOL {}", self.protocol.name());
         // With an unknown mechanism, only the mechanism is a fault.
         let unknown = self.sasl_mechanism.is_none() && options.kafka_sasl_mechanism.is_some();
@@ -122,7 +124,35 @@ impl Security {
         }
     }
 
-    pub(super) fn tls(&self) -> Result<Option<Arc<Tls>>, TlsFault> {
+    /// Options of a client of this Kafka. Reads the files of TLS.
+    ///
+    /// # Errors
+    /// One of the files cannot be used.
+    pub fn client_options(&self, bootstrap: Vec<BrokerAddress>, client_id: &str) -> Result<ClientOptions, TlsFault> {
+        let mut options = ClientOptions::new(bootstrap, client_id);
+        options.tls = self.tls()?;
+        options.login = self.login();
+        Ok(options)
+    }
+
+    /// The variables that give another program the same options. An option that is not set has an empty variable, which
+    /// counts as unset and hides the variable of this process.
+    pub fn variables(&self) -> [(&'static str, String); 9] {
+        let file = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        [
+            ("KAFKA_SECURITY_PROTOCOL", self.protocol.name().to_owned()),
+            ("KAFKA_SASL_MECHANISM", self.sasl_mechanism.map(Mechanism::name).unwrap_or_default().to_owned()),
+            ("KAFKA_SASL_USERNAME", self.sasl_username.clone().unwrap_or_default()),
+            ("KAFKA_SASL_PASSWORD_FILE", file(&self.sasl_password_file)),
+            ("KAFKA_SASL_TOKEN_FILE", file(&self.sasl_token_file)),
+            ("KAFKA_SASL_TOKEN_COMMAND", self.sasl_token_command.clone().unwrap_or_default()),
+            ("KAFKA_SSL_CA_FILE", file(&self.ssl_ca_file)),
+            ("KAFKA_SSL_CERTIFICATE_FILE", file(&self.ssl_certificate_file)),
+            ("KAFKA_SSL_KEY_FILE", file(&self.ssl_key_file)),
+        ]
+    }
+
+    fn tls(&self) -> Result<Option<Arc<Tls>>, TlsFault> {
         if !self.protocol.has_tls() {
             return Ok(None);
         }
@@ -130,7 +160,7 @@ impl Security {
         Tls::load(TlsFiles { authorities: self.ssl_ca_file.clone(), identity }).map(|tls| Some(Arc::new(tls)))
     }
 
-    pub(super) fn login(&self) -> Option<Arc<Login>> {
+    fn login(&self) -> Option<Arc<Login>> {
         let mechanism = self.sasl_mechanism.filter(|_| self.protocol.has_sasl())?;
         let file = if mechanism == Mechanism::OauthBearer { &self.sasl_token_file } else { &self.sasl_password_file };
         let file = file.clone().map(SecretSource::File);

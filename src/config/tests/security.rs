@@ -1,9 +1,10 @@
 //! Tests of the options that secure connections to Kafka.
 
+use clap::Args;
 use kafka_share::sasl::Mechanism;
 
-use super::super::{Common, Security, SecurityProtocol, WorkerConfig};
-use super::{gateway, running, worker};
+use super::super::{Common, Security, SecurityOptions, SecurityProtocol, WorkerConfig};
+use super::{gateway, running, variables_of, worker};
 
 #[test]
 fn security_is_read() {
@@ -24,6 +25,33 @@ fn security_is_read() {
         ..Security::default()
     };
     assert_eq!(running(worker(&[], &variables)).common.security, expected);
+}
+
+/// The drill starts the programs with its own options.
+#[test]
+fn variables_give_another_program_the_same_security() {
+    let here = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let tls = [("KAFKA_SSL_CA_FILE", here), ("KAFKA_SSL_CERTIFICATE_FILE", here), ("KAFKA_SSL_KEY_FILE", here)];
+    let password =
+        [("KAFKA_SASL_MECHANISM", "PLAIN"), ("KAFKA_SASL_USERNAME", "user"), ("KAFKA_SASL_PASSWORD_FILE", here)];
+    let token = |source| [("KAFKA_SASL_MECHANISM", "OAUTHBEARER"), source];
+    let (file, command) = (token(("KAFKA_SASL_TOKEN_FILE", here)), token(("KAFKA_SASL_TOKEN_COMMAND", "echo 'a b'")));
+    let all = variables_of(&SecurityOptions::augment_args(clap::Command::new("all")));
+    for (protocol, options) in [
+        ("PLAINTEXT", Vec::new()),
+        ("SSL", tls.to_vec()),
+        ("SASL_PLAINTEXT", password.to_vec()),
+        ("SASL_SSL", [&tls[..], &file].concat()),
+        ("SASL_SSL", command.to_vec()),
+    ] {
+        let given = [&[("KAFKA_SECURITY_PROTOCOL", protocol)], &options[..]].concat();
+        let security = running(worker(&[], &given)).common.security;
+        let variables = security.variables();
+        let passed: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!(running(worker(&[], &passed)).common.security, security);
+        // An option that is not passed on would be that of the environment.
+        assert_eq!(variables.map(|(name, _)| name.to_owned()).to_vec(), all);
+    }
 }
 
 #[test]
