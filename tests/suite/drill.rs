@@ -140,6 +140,17 @@ fn watch_reports_a_missing_gateway_and_each_bad_option_in_one_line() {
     let faults = wrong.stderr();
     assert_eq!(faults.lines().count(), 2, "{faults}");
     assert!(faults.contains("GATEWAY_URL: value \"ftp://x\"") && faults.contains("RATE: value \"0\""), "{faults}");
+    // Its own broker has neither TLS nor logins.
+    let security = [("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT"), ("KAFKA_SASL_MECHANISM", "PLAIN")];
+    let launch = security.into_iter().fold(drill.clone().arg("run"), |launch, (name, value)| launch.env(name, value));
+    let mut insecure = launch.env("KAFKA_SASL_USERNAME", "user").env("KAFKA_SASL_PASSWORD_FILE", "hunter2").start();
+    assert_eq!(insecure.wait(SOON).code, Some(2));
+    let faults = insecure.stderr();
+    assert!(faults.starts_with("KAFKA_SASL_PASSWORD_FILE: value [hidden] cannot be read"), "{faults}");
+    assert!(
+        faults.ends_with("KAFKA_SECURITY_PROTOCOL: set; expected only with KAFKA_BOOTSTRAP_SERVERS or TARGET\n"),
+        "{faults}"
+    );
     let mut nothing = drill.start();
     assert_eq!(nothing.wait(SOON).code, Some(2));
     assert_eq!(lonely.wait(Duration::from_secs(20)).code, Some(1));

@@ -6,6 +6,7 @@
 mod commands;
 mod ends;
 mod found;
+mod secured;
 
 use std::{
     fs,

@@ -1,8 +1,8 @@
 //! The audit: reads the topics from the start of the run to their ends, and writes their records into the ledger.
 //!
 //! It uses two clients that share no code: [`Witness`] reads the records; the project's own reader adds the broker's
-//! timestamps, which the witness does not know, and must see the same records. Called by the run after the load, when
-//! the fleet is at rest or has stopped.
+//! timestamps, which the witness does not know, and must see the same records. On a secured Kafka, which the witness
+//! cannot read, the own reader reads alone. Called by the run after the load, when the fleet is at rest or has stopped.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use kafka_share::{Cluster, KafkaError, Reader, ReaderOptions, StartAt, admin};
+use kafka_share::{Cluster, ErrorCode, KafkaError, ReadRecord, Reader, ReaderOptions, Retry, StartAt, admin};
 use program::stop::Stop;
 
 use super::clock::Clock;
@@ -22,17 +22,20 @@ use super::witness::{Record, Witness, WitnessError};
 
 /// How long the group may take to finish the tasks that are left at the end of a run.
 const LAG_WAIT: Duration = Duration::from_secs(10);
-/// How often the audit asks for the lag.
-const LAG_EVERY: Duration = Duration::from_millis(200);
+/// How often the audit asks for the lag, or for the ends of a topic.
+const ASK_EVERY: Duration = Duration::from_millis(200);
 /// How long the project's own reader may take for a topic.
 const READ_WAIT: Duration = Duration::from_secs(60);
+/// How long a partition may be without a leader, or a topic unknown, when the own reader asks for the ends.
+const ENDS_WAIT: Duration = Duration::from_secs(5);
 
 /// The audit of a run.
 pub(super) struct Audit {
     place: Place,
     clock: Clock,
     texts: Texts,
-    witness: Witness,
+    /// `None` on a secured Kafka.
+    witness: Option<Witness>,
     topics: [Topic; 4],
 }
 
@@ -59,6 +62,10 @@ pub(super) enum AuditError {
     Witness(#[from] WitnessError),
     #[error("{topic}: {source}")]
     Own { topic: String, source: KafkaError },
+    #[error("{topic}: a partition has no leader")]
+    Leaderless { topic: String },
+    #[error("{topic} was not read to its end within {READ_WAIT:?}")]
+    Unread { topic: String },
 }
 
 /// Timestamp and checksum of each record, by partition and offset.
@@ -69,12 +76,12 @@ impl Audit {
     ///
     /// # Errors
     /// Kafka cannot be read.
-    pub(super) fn begin(place: &Place, clock: Clock, texts: &Texts) -> Result<Self, AuditError> {
-        let bootstrap = place.bootstrap.iter().map(ToString::to_string).collect();
-        let mut witness = Witness::new(bootstrap);
+    pub(super) fn begin(place: &Place, cluster: &Cluster, clock: Clock, texts: &Texts) -> Result<Self, AuditError> {
+        let bootstrap = || place.bootstrap.iter().map(ToString::to_string).collect();
+        let mut witness = place.has_witness().then(|| Witness::new(bootstrap()));
         let (tasks, results) = (&place.tasks_topic, &place.results_topic);
         let mut topic = |name: String, kind| {
-            let from = witness.ends(&name)?;
+            let from = ends(witness.as_mut(), cluster, &name, &Stop::new())?;
             Ok::<_, AuditError>(Topic { name, kind, from })
         };
         let topics = [
@@ -100,15 +107,30 @@ impl Audit {
         // The tasks topic comes first, because the expected result depends on the request of the task.
         let mut numbers = HashMap::new();
         for topic in &self.topics {
-            let to = self.witness.ends(&topic.name)?;
+            let to = ends(self.witness.as_mut(), cluster, &topic.name, stop)?;
             if to.is_empty() {
                 continue;
             }
-            let mut seen = times(cluster, topic, &to, self.clock, stop)
-                .map_err(|source| AuditError::Own { topic: topic.name.clone(), source })?;
+            let (clock, texts) = (self.clock, &self.texts);
+            let Some(witness) = &mut self.witness else {
+                let is_read = topic.read_own(cluster, &to, clock, stop, &mut |at, record| {
+                    if let Some(fact) = topic.fact(record, texts, &mut numbers) {
+                        write(Line { at, fact });
+                    }
+                })?;
+                if is_read {
+                    continue;
+                }
+                return Err(AuditError::Unread { topic: topic.name.clone() });
+            };
+            let mut seen = Seen::new();
+            // What it does not read in time is missing below.
+            topic.read_own(cluster, &to, clock, stop, &mut |at, record| {
+                seen.insert((record.partition, record.offset), (at, crc32c::crc32c(&record.value)));
+            })?;
             let own = seen.len();
             let (mut read, mut differ, mut missed) = (0_usize, 0_usize, 0_usize);
-            self.witness.read(&topic.name, &topic.from, &to, stop, &mut |record| {
+            witness.read(&topic.name, &topic.from, &to, stop, &mut |record| {
                 read += 1;
                 let at = match seen.remove(&(record.partition, record.offset)) {
                     Some((at, mark)) => {
@@ -117,10 +139,10 @@ impl Audit {
                     }
                     None => {
                         missed += 1;
-                        self.clock.now()
+                        clock.now()
                     }
                 };
-                if let Some(fact) = topic.fact(&record, &self.texts, &mut numbers) {
+                if let Some(fact) = topic.fact(&record, texts, &mut numbers) {
                     write(Line { at, fact });
                 }
             })?;
@@ -146,39 +168,42 @@ impl Audit {
             let ends = admin::end_offsets(cluster, &self.place.tasks_topic)?;
             // A partition that the group has not begun counts with all its records.
             let lag = ends.iter().map(|(partition, end)| lags.get(partition).unwrap_or(end)).sum();
-            if lag <= 0 || Instant::now() >= deadline || stop.sleep(LAG_EVERY).is_err() {
+            if lag <= 0 || Instant::now() >= deadline || stop.sleep(ASK_EVERY).is_err() {
                 return Ok(lag);
             }
         }
     }
 }
 
-/// Timestamps and checksums of all records, by the project's own reader.
-fn times(
+/// The end offset of each partition; empty if the topic does not exist. Without a witness the own client asks.
+fn ends(
+    witness: Option<&mut Witness>,
     cluster: &Cluster,
-    topic: &Topic,
-    to: &BTreeMap<i32, i64>,
-    clock: Clock,
+    topic: &str,
     stop: &Stop,
-) -> Result<Seen, KafkaError> {
-    let mut seen = Seen::new();
-    let start = if topic.from.is_empty() { StartAt::Earliest } else { StartAt::Offsets(topic.from.clone()) };
-    let mut reader = Reader::new(cluster.clone(), &topic.name, start, ReaderOptions::default());
-    let deadline = Instant::now() + READ_WAIT;
+) -> Result<BTreeMap<i32, i64>, AuditError> {
+    if let Some(witness) = witness {
+        return Ok(witness.ends(topic)?);
+    }
+    let deadline = Instant::now() + ENDS_WAIT;
     loop {
-        let positions = reader.positions();
-        let done = to.iter().all(|(partition, end)| *end == 0 || positions.get(partition).is_some_and(|at| at >= end));
-        if done || stop.is_triggered() || Instant::now() >= deadline {
-            return Ok(seen);
-        }
-        for record in reader.poll()? {
-            if to.get(&record.partition).is_some_and(|end| record.offset < *end) {
-                let unix = record.timestamp.duration_since(UNIX_EPOCH).unwrap_or_default();
-                let at = clock.of_unix(unix.as_secs_f64());
-                let mark = crc32c::crc32c(record.value.as_deref().unwrap_or_default());
-                seen.insert((record.partition, record.offset), (at, mark));
+        let ends = admin::end_offsets(cluster, topic);
+        let known = cluster.topic(topic).map_or(0, |topic| topic.partitions.len());
+        let is_over = Instant::now() >= deadline || stop.is_triggered();
+        match ends {
+            // Partitions without a leader are left out.
+            Ok(ends) if ends.len() >= known => return Ok(ends),
+            Ok(_) if is_over => return Err(AuditError::Leaderless { topic: topic.to_owned() }),
+            Err(error) if is_over && error.code() == Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION) => {
+                return Ok(BTreeMap::new());
             }
+            Err(source) if is_over || source.retry() == Retry::Never => {
+                return Err(AuditError::Own { topic: topic.to_owned(), source });
+            }
+            Ok(_) | Err(_) => cluster.forget_topic(topic),
         }
+        // The loop checks the stop.
+        let _ = stop.sleep(ASK_EVERY);
     }
 }
 
@@ -193,6 +218,43 @@ fn optional<T: DeserializeOwned + Default>(record: &Value, name: &str) -> Option
 }
 
 impl Topic {
+    /// Passes the records from the begin of the run up to `to` and their times to `each`, by the project's own reader.
+    /// Returns whether it has read all.
+    fn read_own(
+        &self,
+        cluster: &Cluster,
+        to: &BTreeMap<i32, i64>,
+        clock: Clock,
+        stop: &Stop,
+        each: &mut dyn FnMut(f64, &Record),
+    ) -> Result<bool, AuditError> {
+        let start = if self.from.is_empty() { StartAt::Earliest } else { StartAt::Offsets(self.from.clone()) };
+        let mut reader = Reader::new(cluster.clone(), &self.name, start, ReaderOptions::default());
+        let deadline = Instant::now() + READ_WAIT;
+        loop {
+            let positions = reader.positions();
+            if to.iter().all(|(partition, end)| *end == 0 || positions.get(partition).is_some_and(|at| at >= end)) {
+                return Ok(true);
+            }
+            let is_over = stop.is_triggered() || Instant::now() >= deadline;
+            let records = match reader.poll() {
+                _ if is_over => return Ok(false),
+                Ok(records) => records,
+                // The reader recovers by itself.
+                Err(error) if error.retry() != Retry::Never => continue,
+                Err(source) => return Err(AuditError::Own { topic: self.name.clone(), source }),
+            };
+            for record in records {
+                let ReadRecord { partition, offset, timestamp, key, value, .. } = record;
+                if to.get(&partition).is_some_and(|end| offset < *end) {
+                    let unix = timestamp.duration_since(UNIX_EPOCH).unwrap_or_default();
+                    let (key, value) = (key.unwrap_or_default().into(), value.unwrap_or_default().into());
+                    each(clock.of_unix(unix.as_secs_f64()), &Record { partition, offset, key, value });
+                }
+            }
+        }
+    }
+
     /// The fact of a record, decoded without the code that wrote the record.
     fn fact(&self, record: &Record, texts: &Texts, numbers: &mut HashMap<String, u64>) -> Option<Fact> {
         let Record { partition, offset, .. } = *record;

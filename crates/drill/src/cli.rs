@@ -11,6 +11,7 @@ use clap::error::ErrorKind;
 use clap::{Command, CommandFactory, Parser};
 
 use kafka_share::BrokerAddress;
+use lastcall::config::{Security, SecurityOptions};
 use program::logging::escape;
 use program::options::values::{self, Read};
 use program::options::{ConfigError, Environment, Parsed};
@@ -152,6 +153,8 @@ struct CommonOptions {
     ledger: Option<String>,
     #[command(flatten)]
     outputs: OutputOptions,
+    #[command(flatten)]
+    security: SecurityOptions,
 }
 
 /// Files of the verdict.
@@ -287,7 +290,11 @@ fn run(options: &RunOptions, faults: &mut Faults) -> RunConfig {
         _ => Err("is no broker; expected embedded or apache".to_owned()),
     });
     let bootstrap = given.clone().unwrap_or_else(|| vec![BrokerAddress::new("127.0.0.1", 9092)]);
-    let place = Place { tasks_topic, results_topic, group, ..Place::of(Vec::new(), bootstrap) };
+    let security = Security::read(&options.common.security, faults);
+    if options.target == "native" && given.is_none() && security != Security::default() {
+        faults.note("KAFKA_SECURITY_PROTOCOL: set; expected only with KAFKA_BOOTSTRAP_SERVERS or TARGET".to_owned());
+    }
+    let place = Place { security, tasks_topic, results_topic, group, ..Place::of(Vec::new(), bootstrap) };
     let text = options.target.as_str();
     let native = NativeTarget {
         broker: given.clone().map_or(broker, BrokerChoice::Given),
@@ -304,6 +311,7 @@ fn run(options: &RunOptions, faults: &mut Faults) -> RunConfig {
     } else if text != "native" {
         faults.set(&mut target, "TARGET", text, |path| {
             let mut file = read_fleet(path)?;
+            file.place.security = place.security;
             // Options of this run count before the file.
             if given.is_some() {
                 file.place.bootstrap = place.bootstrap;
@@ -351,7 +359,8 @@ fn watch(options: &WatchOptions, faults: &mut Faults) -> RunConfig {
     let mut group = String::new();
     faults.set(&mut group, "WORKER_GROUP", &options.worker_group, |text| values::printable(text, values::TOPIC_LIMIT));
     let (tasks_topic, results_topic) = topics(&options.common, "", faults);
-    let mut place = Place { tasks_topic, results_topic, group, ..Place::of(gateway, bootstrap) };
+    let security = Security::read(&options.common.security, faults);
+    let mut place = Place { security, tasks_topic, results_topic, group, ..Place::of(gateway, bootstrap) };
     faults.set(&mut place.drain_timeout, "DRAIN_TIMEOUT", &options.drain_timeout, positive);
     faults.set(&mut place.worker_timeout, "WORKER_TIMEOUT", &options.worker_timeout, positive);
     let concurrency = &options.worker_concurrency;

@@ -213,7 +213,13 @@ pub(super) struct Begin {
     pub(super) brokers: u32,
     #[serde(flatten)]
     pub(super) pauses: Pauses,
+    /// Only the project's own client reads the records, because the witness cannot read a secured Kafka.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) one_reader: bool,
 }
+
+/// What the drill says of a run with one reader.
+pub(super) const ONE_READER: &str = "the records are read by one client";
 
 /// The partitions of the tasks topic that a node leads, and whether it leads the results.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use devbroker::Bites;
-use kafka_share::{BrokerAddress, ClientOptions, Cluster};
+use kafka_share::{BrokerAddress, Cluster};
 use lastcall::journal::JOURNAL;
 use program::options::values::show_duration;
 use program::reserved_port::ReservedPort;

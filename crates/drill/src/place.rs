@@ -5,7 +5,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use kafka_share::BrokerAddress;
+use kafka_share::tls::TlsFault;
+use kafka_share::{BrokerAddress, ClientOptions};
+use lastcall::config::{Security, SecurityProtocol};
 use program::http::Authority;
 use program::options::values::{self, Read};
 
@@ -18,6 +20,8 @@ pub struct Place {
     pub gateways: Vec<GatewayAddress>,
     /// First brokers to ask.
     pub bootstrap: Vec<BrokerAddress>,
+    /// `KAFKA_SECURITY_PROTOCOL` and its further options.
+    pub security: Security,
     /// `TASKS_TOPIC`
     pub tasks_topic: String,
     /// `RESULTS_TOPIC`
@@ -46,6 +50,7 @@ impl Place {
         Self {
             gateways,
             bootstrap,
+            security: Security::default(),
             tasks_topic: "tasks".to_owned(),
             results_topic: "results".to_owned(),
             group: "workers".to_owned(),
@@ -58,6 +63,19 @@ impl Place {
             lock: Duration::from_secs(15),
             pauses: Pauses::default(),
         }
+    }
+
+    /// Options of a client of this Kafka.
+    ///
+    /// # Errors
+    /// A file of TLS cannot be used.
+    pub(super) fn client_options(&self, client_id: &str) -> Result<ClientOptions, TlsFault> {
+        self.security.client_options(self.bootstrap.clone(), client_id)
+    }
+
+    /// Whether the witness can read this Kafka. As the drill uses it, `kafkang` has no TLS, and of the logins only PLAIN.
+    pub(super) fn has_witness(&self) -> bool {
+        self.security.protocol == SecurityProtocol::Plaintext
     }
 }
 

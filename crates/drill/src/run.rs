@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use serde_json::Value;
 
-use kafka_share::{ClientOptions, Cluster, Interrupter};
+use kafka_share::{Cluster, Interrupter};
 use program::exit::ExitCode;
 use program::logging::escape;
 use program::signals::Signals;
@@ -41,7 +41,7 @@ use super::console::Console;
 use super::director::{Command, Director};
 use super::display::{Counts, Display};
 use super::event::{EVENTS, Event, Phase};
-use super::fact::{Begin, Ending, Fact, Kind, Line};
+use super::fact::{Begin, Ending, Fact, Kind, Line, ONE_READER};
 use super::fleet::{Fleet, Teller};
 use super::history::History;
 use super::http::Client;
@@ -229,14 +229,14 @@ impl<'a> Run<'a> {
         let path = self.config.ledger_path();
         self.ledger = Ledger::create(path.as_deref())
             .map_err(|error| End::Cannot(format!("the ledger {}: {error}", path.unwrap_or_default().display())))?;
-        self.start_side();
+        self.start_side()?;
         if let Some(fleet) = fleet {
             self.start_director(fleet, happenings, Arc::clone(&paused))?;
         }
         self.begin(&target, owned);
         self.wait_for_kafka()?;
         let cluster = self.side.as_ref().map(|side| side.cluster.clone());
-        let mut audit = self.begin_audit();
+        let mut audit = cluster.as_ref().and_then(|cluster| self.begin_audit(cluster));
         self.warm_up()?;
         let load = self.load_options(paused);
         // The schedule starts before the load, so that an action at the last moment of the load still begins.

@@ -37,7 +37,7 @@ mod tasks;
 mod tests;
 
 use super::evidence::Evidence;
-use super::fact::{Fact, Kind, Line};
+use super::fact::{Fact, Kind, Line, ONE_READER};
 use super::judgement::{Conclusion, Finding, Row, State, Totals, Verdict, percentile};
 
 /// Whether the ledger has its last line; without it there is nothing to judge yet.
@@ -180,7 +180,11 @@ fn accounting(evidence: &Evidence<'_>) -> Vec<Row> {
             readers.broken(format!("{topic}: {detail}"), Vec::new(), vec![number]);
         }
     }
-    readers.count = u64::from(evidence.lag.is_some() || !readers.findings.is_empty());
+    if evidence.begin.one_reader {
+        readers.note.push(format!("not checked: {ONE_READER}"));
+    } else {
+        readers.count = u64::from(evidence.lag.is_some() || !readers.findings.is_empty());
+    }
     vec![lag.row(), readers.counted()]
 }
 

@@ -371,3 +371,15 @@ fn worker_frozen_during_its_stop_has_no_bound_but_needs_a_valid_exit_code() {
     assert_eq!(end(0), NONE);
     assert_eq!(end(101), [CODES]);
 }
+
+/// As on a secured Kafka, which the witness cannot read.
+#[test]
+fn one_reader_leaves_the_comparison_of_two_readers_unchecked() {
+    let mut it = Recorded::new();
+    alter!(it, line: Fact::Begin(begin) => begin.one_reader = true);
+    let verdict = it.judged();
+    let row = verdict.rows.iter().find(|row| row.name == "two readers read the same records").expect("the row");
+    assert_eq!((row.state, row.count), (State::Untested, 0));
+    assert_eq!(row.note, "not checked: the records are read by one client");
+    assert_eq!(verdict.conclusion, Conclusion::Held);
+}

@@ -25,7 +25,7 @@ impl Native {
             ..target.place.clone()
         };
         let leaders = Leaders {
-            cluster: Cluster::new(ClientOptions::new(place.bootstrap.clone(), "drill-nodes")),
+            cluster: Cluster::new(place.client_options("drill-nodes").map_err(|fault| fault.to_string())?),
             tasks_topic: place.tasks_topic.clone(),
             results_topic: place.results_topic.clone(),
         };
@@ -170,7 +170,9 @@ impl Native {
             ("ALLOW_WORK_MS", "1".to_owned()),
             ("LOG_LEVEL", "info".to_owned()),
         ];
-        let environment = common.iter().chain(own).map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let security = self.place.security.variables();
+        let all = common.iter().chain(&security).chain(own);
+        let environment = all.map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         let log = self.folder.join(format!("{name}.log"));
         Launch { name: name.to_owned(), program: program.to_owned(), environment, log }
     }

@@ -4,9 +4,9 @@ use super::*;
 
 impl Run<'_> {
     /// Begins the audit. `None`: Kafka cannot be read, and the run only checks responses.
-    pub(super) fn begin_audit(&mut self) -> Option<Audit> {
+    pub(super) fn begin_audit(&mut self, cluster: &Cluster) -> Option<Audit> {
         let begun = if self.kafka_read {
-            Audit::begin(&self.place, self.teller.clock, &self.texts).map_err(|error| error.to_string())
+            Audit::begin(&self.place, cluster, self.teller.clock, &self.texts).map_err(|error| error.to_string())
         } else {
             Err("it does not answer".to_owned())
         };
@@ -21,8 +21,8 @@ impl Run<'_> {
         None
     }
 
-    pub(super) fn start_side(&mut self) {
-        let options = ClientOptions::new(self.place.bootstrap.clone(), "drill");
+    pub(super) fn start_side(&mut self) -> Result<(), End> {
+        let options = self.place.client_options("drill").map_err(|fault| End::Cannot(fault.to_string()))?;
         let interrupter = options.interrupter.clone();
         let cluster = Cluster::new(options);
         let hurry = Stop::new();
@@ -47,6 +47,7 @@ impl Run<'_> {
         };
         let (fleet, lookups) = (ask("fleet"), ask("lookups"));
         self.side = Some(Side { threads, fleet, lookups, director: None, hurry, interrupter, cluster });
+        Ok(())
     }
 
     pub(super) fn start_director(
@@ -150,6 +151,10 @@ impl Run<'_> {
             self.config.length().map_or("until Ctrl-C".to_owned(), |length| format!("for {} s", length.as_secs_f64()));
         let faults = self.display.planned.map(|planned| format!(", {planned} actions")).unwrap_or_default();
         self.display.console.line(&format!("drill: {rate} to {names}, {length}{faults}; seed {}", self.config.seed));
+        let one_reader = !self.place.has_witness();
+        if one_reader {
+            self.display.console.line(&format!("drill: {ONE_READER}: the other cannot read a secured Kafka"));
+        }
         let brokers = if self.config.owns_broker() { self.place.bootstrap.len() as u32 } else { 0 };
         let begin = Begin {
             unix: self.teller.clock.unix(),
@@ -169,6 +174,7 @@ impl Run<'_> {
             lock_ms: milliseconds(self.place.lock),
             brokers,
             pauses: self.place.pauses,
+            one_reader,
         };
         self.ledger.write(Line { at: 0.0, fact: Fact::Begin(begin) });
         self.display.begin(self.now());
