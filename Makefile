@@ -5,12 +5,13 @@ export KAFKA WORKER WORKERS ALL FOLLOW FOR RATE PLAN SEED TARGET
   test check fmt clippy doc no-async-runtime shell deny audit fuzz-check fuzz bench
 
 # $(call mode,COMMAND): sets the shell variables `mode` and `why`. A running fleet keeps its mode; otherwise MODE
-# decides, or else whether a Docker engine answers.
+# decides, or else whether there is a running Kafka, which containers cannot use, or a Docker engine that answers.
 define mode
 run=$${STACK_RUN:-.run}; mode=; engine() { docker compose version && docker version; } >/dev/null 2>&1; \
 for is in native:fleet.json docker:docker; do if [ -e "$$run/$${is#*:}" ]; then mode=$${is%:*} why="the running fleet has it"; fi; done; \
 case "$(MODE)" in \
-  '') if [ -z "$$mode" ]; then if engine; then mode=docker why="a Docker engine answers"; else mode=native why="no Docker engine answers"; fi; fi ;; \
+  '') if [ -n "$$mode" ]; then :; elif [ -n "$$KAFKA_BOOTSTRAP_SERVERS" ]; then mode=native why="KAFKA_BOOTSTRAP_SERVERS is set"; \
+    elif engine; then mode=docker why="a Docker engine answers"; else mode=native why="no Docker engine answers"; fi ;; \
   docker|native) [ -z "$$mode" ] || [ "$$mode" = "$(MODE)" ] || [ $(1) = build ] || \
     { echo "a fleet runs in $$mode mode; stop it first: make down MODE=$$mode" >&2; exit 1; }; mode=$(MODE) why="set by MODE" ;; \
   *) echo "MODE '$(MODE)' must be docker or native" >&2; exit 2 ;; \

@@ -96,6 +96,10 @@ impl Fleet {
             say(format!("using the Kafka at {address}"));
             return Ok(());
         };
+        if self.settings.or("KAFKA_SECURITY_PROTOCOL", "PLAINTEXT") != "PLAINTEXT" {
+            let problem = "KAFKA_SECURITY_PROTOCOL: set; expected only with KAFKA_BOOTSTRAP_SERVERS";
+            return Err(Failure::Setting(problem.to_owned()));
+        }
         if !self.runs(name)? {
             refuse_port_in_use(&address, ELSEWHERE)?;
             self.launch(name)?;
