@@ -3,8 +3,8 @@
 //!
 //! `drill run` acts on a fleet by a plan; `drill watch` only observes a fleet that others act on. Both write every
 //! request, response, notification and action into a ledger. After the load, a client that shares no code with the
-//! programs under test reads the topics. The judge sees only the ledger and gives the verdict. The services do not use
-//! this crate; the binary `drill` calls it.
+//! programs under test reads the topics of a Kafka without security. The judge sees only the ledger and gives the
+//! verdict. The services do not use this crate; the binary `drill` calls it.
 //!
 //! | module | noun |
 //! |---|---|
