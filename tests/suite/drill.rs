@@ -151,6 +151,12 @@ fn watch_reports_a_missing_gateway_and_each_bad_option_in_one_line() {
         faults.ends_with("KAFKA_SECURITY_PROTOCOL: set; expected only with KAFKA_BOOTSTRAP_SERVERS or TARGET\n"),
         "{faults}"
     );
+    let no_certificate = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let launch = drill.clone().arg("watch").env("KAFKA_SECURITY_PROTOCOL", "SSL");
+    let mut insecure = launch.env("KAFKA_SSL_CA_FILE", no_certificate).start();
+    assert_eq!(insecure.wait(SOON).code, Some(2));
+    let expected = format!("KAFKA_SSL_CA_FILE: value \"{no_certificate}\" has no certificate; expected \"-----BEGIN");
+    assert!(insecure.stderr().starts_with(&expected), "{}", insecure.stderr());
     let mut nothing = drill.start();
     assert_eq!(nothing.wait(SOON).code, Some(2));
     assert_eq!(lonely.wait(Duration::from_secs(20)).code, Some(1));

@@ -290,7 +290,7 @@ fn run(options: &RunOptions, faults: &mut Faults) -> RunConfig {
         _ => Err("is no broker; expected embedded or apache".to_owned()),
     });
     let bootstrap = given.clone().unwrap_or_else(|| vec![BrokerAddress::new("127.0.0.1", 9092)]);
-    let security = Security::read(&options.common.security, faults);
+    let security = security(&options.common, faults);
     if options.target == "native" && given.is_none() && security != Security::default() {
         faults.note("KAFKA_SECURITY_PROTOCOL: set; expected only with KAFKA_BOOTSTRAP_SERVERS or TARGET".to_owned());
     }
@@ -359,7 +359,7 @@ fn watch(options: &WatchOptions, faults: &mut Faults) -> RunConfig {
     let mut group = String::new();
     faults.set(&mut group, "WORKER_GROUP", &options.worker_group, |text| values::printable(text, values::TOPIC_LIMIT));
     let (tasks_topic, results_topic) = topics(&options.common, "", faults);
-    let security = Security::read(&options.common.security, faults);
+    let security = security(&options.common, faults);
     let mut place = Place { security, tasks_topic, results_topic, group, ..Place::of(gateway, bootstrap) };
     faults.set(&mut place.drain_timeout, "DRAIN_TIMEOUT", &options.drain_timeout, positive);
     faults.set(&mut place.worker_timeout, "WORKER_TIMEOUT", &options.worker_timeout, positive);
@@ -391,6 +391,15 @@ fn config(target: Target, plan: Plan, options: &CommonOptions, folder: PathBuf, 
         _ => Err("is not known; expected analysis or any".to_owned()),
     });
     config
+}
+
+/// The security of Kafka. A file that TLS cannot use is a fault, as in the programs.
+fn security(options: &CommonOptions, faults: &mut Faults) -> Security {
+    let security = Security::read(&options.security, faults);
+    if let Err(fault) = security.client_options(Vec::new(), "") {
+        faults.note(escape(&fault.to_string()).to_string());
+    }
+    security
 }
 
 /// The program from the options, or the program beside the drill.
