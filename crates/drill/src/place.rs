@@ -73,7 +73,7 @@ impl Place {
         self.security.client_options(self.bootstrap.clone(), client_id)
     }
 
-    /// Whether the witness can read this Kafka. As the drill uses it, `kafkang` has no TLS, and of the logins only PLAIN.
+    /// Whether the witness can read this Kafka. `kafkang` has no TLS without another C library, and one login.
     pub(super) fn has_witness(&self) -> bool {
         self.security.protocol == SecurityProtocol::Plaintext
     }
