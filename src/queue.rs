@@ -160,10 +160,13 @@ pub(crate) fn prepare_until(
 /// See [`PrepareError`]; a program that can wait retries after `Unreachable`.
 pub fn prepare(cluster: &Cluster, common: &Common, starts: Option<Starts>) -> Result<Queue, PrepareError> {
     admin::check_share_support(cluster)?;
-    let group = group::prepare(cluster, &common.worker_group, starts.map(|starts| starts.most));
+    // Logged at the end: an attempt that fails is repeated.
+    let mut warnings = Vec::new();
+    let group = group::prepare(cluster, &common.worker_group, starts.map(|starts| starts.most), &mut warnings);
     let group = group.map_err(|error| error.at_first_request(common))?;
-    let tasks = topics::prepare(cluster, common, starts)?;
+    let tasks = topics::prepare(cluster, common, starts, &mut warnings)?;
     group::await_leaders(cluster, &common.worker_group, &tasks)?;
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
     Ok(Queue {
         lock: group.lock,
         delivery_limit: group.delivery_limit,

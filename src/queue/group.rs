@@ -74,30 +74,35 @@ pub(super) struct Facts {
 type Settings = BTreeMap<String, Setting>;
 
 /// Writes the settings that differ, reads them back and judges them.
-pub(super) fn prepare(cluster: &Cluster, group: &str, max_deliveries: Option<u16>) -> Result<Facts, PrepareError> {
+pub(super) fn prepare(
+    cluster: &Cluster,
+    group: &str,
+    max_deliveries: Option<u16>,
+    warnings: &mut Vec<String>,
+) -> Result<Facts, PrepareError> {
     let about = |error| PrepareError::about(&format!("group \"{}\"", group.escape_debug()), error);
     let mut found = admin::group_settings(cluster, group).map_err(about)?;
     let least = max_deliveries.map_or(0, least_limit);
     let mut written = BTreeMap::new();
-    let mut refused = None;
+    let (mut refused, mut kept) = (None, Vec::new());
     // A key that this Kafka does not know is missing in `found` and causes no write.
     for wanted in WANTED {
         let Some(setting) = found.get(wanted.key).filter(|setting| wanted.differs(setting, least)) else { continue };
         match write(cluster, group, wanted) {
             Ok(value) => written.extend(value.map(|value| (wanted.key, value))),
             Err(error) if is_refusal(&error) => {
-                log::warn!(
-                    "group {}: {} stays {} instead of {} ({error}); grant the program the right AlterConfigs on the group, \
-                     or set it",
-                    group.escape_debug(),
-                    wanted.key,
-                    setting.value.escape_debug(),
-                    wanted.values[0],
-                );
+                kept.push(format!("{}={} instead of {}", wanted.key, setting.value.escape_debug(), wanted.values[0]));
                 refused = Some(error);
             }
             Err(error) => return Err(about(error)),
         }
+    }
+    if let Some(error) = &refused {
+        warnings.push(format!(
+            "group {} keeps {}; set it, or grant the program the right AlterConfigs on the group ({error})",
+            group.escape_debug(),
+            kept.join(", "),
+        ));
     }
     // The answer came from the controller; brokers apply the settings a moment later.
     let deadline = Instant::now() + SETTLE;
@@ -111,7 +116,8 @@ pub(super) fn prepare(cluster: &Cluster, group: &str, max_deliveries: Option<u16
     }
     if group.contains(':') && !found.contains_key(DELIVERY_LIMIT) {
         // KAFKA-20183
-        log::warn!("group {}: Kafka 4.2.0 delivers nothing to a group with a colon in its name", group.escape_debug());
+        let group = group.escape_debug();
+        warnings.push(format!("group {group}: Kafka 4.2.0 delivers nothing to a group with a colon in its name"));
     }
     read_of_brokers(cluster, group, &mut found)?;
     // Every broker answers this, so a coordinator that is away delays no start.

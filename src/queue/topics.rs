@@ -15,10 +15,11 @@ pub(super) fn prepare(
     cluster: &Cluster,
     common: &Common,
     starts: Option<Starts>,
+    warnings: &mut Vec<String>,
 ) -> std::result::Result<Topic, PrepareError> {
     let is_gateway = starts.is_none();
-    let needed = |spec: &TopicSpec| -> std::result::Result<Topic, PrepareError> {
-        let topic = prepare_topic(cluster, common, spec).map_err(|error| about(spec, error))?;
+    let mut needed = |spec: &TopicSpec| -> std::result::Result<Topic, PrepareError> {
+        let topic = prepare_topic(cluster, common, spec, warnings).map_err(|error| about(spec, error))?;
         if topic.partitions.iter().any(|partition| partition.leader >= 0) {
             return Ok(topic);
         }
@@ -28,17 +29,22 @@ pub(super) fn prepare(
     let tasks = needed(&tasks_spec(common))?;
     needed(&results_spec(common))?;
     for spec in side_specs(cluster, common, starts).map_err(|error| about(&tasks_spec(common), error))? {
-        match prepare_topic(cluster, common, &spec) {
+        match prepare_topic(cluster, common, &spec, warnings) {
             Err(error) if is_gateway && error.missing_right().is_some() => log::debug!("topic {}: {error}", spec.name),
             prepared => drop(prepared.map_err(|error| about(&spec, error))?),
         }
     }
-    check_rights(cluster, common, is_gateway)?;
+    check_rights(cluster, common, is_gateway, warnings)?;
     Ok(tasks)
 }
 
 /// Checks the rights to the topics and names every missing right: without some, the program would start and do no work.
-fn check_rights(cluster: &Cluster, common: &Common, is_gateway: bool) -> std::result::Result<(), PrepareError> {
+fn check_rights(
+    cluster: &Cluster,
+    common: &Common,
+    is_gateway: bool,
+    warnings: &mut Vec<String>,
+) -> std::result::Result<(), PrepareError> {
     use TopicRight::{Read, Write};
     let (tasks, results) = (common.tasks_topic.clone(), common.results_topic.clone());
     let (dead, starts) = (common.dead_topic(), common.starts_topic());
@@ -61,7 +67,8 @@ fn check_rights(cluster: &Cluster, common: &Common, is_gateway: bool) -> std::re
     }
     let missing = admin::missing_rights(cluster, &wanted)?;
     if !missing.is_empty() {
-        log::warn!("{}; without it a task that is delivered again and again stays in the queue", listed(missing));
+        let without = "without it a task that is delivered again and again stays in the queue";
+        warnings.push(format!("{}; {without}", listed(missing)));
     }
     Ok(())
 }
@@ -90,7 +97,9 @@ pub fn restore_side_topics(
         }
         let specs = side_specs(cluster, common, Some(starts)).map_err(|error| about(&tasks_spec(common), error))?;
         for spec in specs.into_iter().filter(|spec| spec.name == name) {
-            prepare_topic(cluster, common, &spec).map_err(|error| about(&spec, error))?;
+            let mut warnings = Vec::new();
+            prepare_topic(cluster, common, &spec, &mut warnings).map_err(|error| about(&spec, error))?;
+            warnings.iter().for_each(|warning| log::warn!("{warning}"));
         }
         log::warn!("topic {name} was missing; it was made again");
     }
@@ -172,7 +181,7 @@ fn side_specs(cluster: &Cluster, common: &Common, starts: Option<Starts>) -> Res
     Ok([dead_spec(common, tasks_limit), starts_spec(common, starts)])
 }
 
-fn prepare_topic(cluster: &Cluster, common: &Common, spec: &TopicSpec) -> Result<Topic> {
+fn prepare_topic(cluster: &Cluster, common: &Common, spec: &TopicSpec, warnings: &mut Vec<String>) -> Result<Topic> {
     let keeps_starts = spec.name == common.starts_topic();
     let ensured = admin::ensure_topic(cluster, spec)?;
     if ensured.topic.is_internal {
@@ -192,17 +201,16 @@ fn prepare_topic(cluster: &Cluster, common: &Common, spec: &TopicSpec) -> Result
             // Without the correction the topic works, but worse: wrong clocks can delay records, readers have to
             // decompress, a task may start more often.
             Err(error) if error.missing_right().is_some() => {
-                log::warn!(
+                warnings.push(format!(
                     "topic {}: {key} is not {value} ({error}); set it, or grant the program the right AlterConfigs on it",
                     spec.name
-                );
+                ));
             }
             Err(error) => return Err(error),
         }
     }
-    for warning in warnings(spec, &found, ensured.topic.partitions.len()) {
-        log::warn!("topic {}: {warning}", spec.name);
-    }
+    let differences = differences(spec, &found, ensured.topic.partitions.len());
+    warnings.extend(differences.iter().map(|difference| format!("topic {}: {difference}", spec.name)));
     Ok(ensured.topic)
 }
 
@@ -234,23 +242,25 @@ fn is_shorter(found: &BTreeMap<String, String>, wanted: &str) -> bool {
 }
 
 /// Other differences in an existing topic that can lose records.
-fn warnings(spec: &TopicSpec, found: &BTreeMap<String, String>, partitions: usize) -> Vec<String> {
-    let mut warnings = Vec::new();
+fn differences(spec: &TopicSpec, found: &BTreeMap<String, String>, partitions: usize) -> Vec<String> {
+    let mut differences = Vec::new();
     let wanted = spec.configs.iter().find(|(key, _)| *key == RETENTION);
     if let Some((_, wanted)) = wanted.filter(|(_, wanted)| is_shorter(found, wanted)) {
         let is = &found[RETENTION];
-        warnings.push(format!("{RETENTION} is {is}, less than {wanted}: records may be deleted before they are read"));
+        differences
+            .push(format!("{RETENTION} is {is}, less than {wanted}: records may be deleted before they are read"));
     }
     if let Some(policy) = found.get("cleanup.policy").filter(|policy| policy.contains("compact")) {
-        warnings.push(format!(
+        differences.push(format!(
             "cleanup.policy is \"{}\": records may be deleted before they are read",
             policy.escape_debug()
         ));
     }
     if usize::try_from(spec.partitions) != Ok(partitions) {
-        warnings.push(format!("it has {partitions} partitions, {} are configured; it stays as it is", spec.partitions));
+        differences
+            .push(format!("it has {partitions} partitions, {} are configured; it stays as it is", spec.partitions));
     }
-    warnings
+    differences
 }
 
 fn number<N: FromStr>(found: &BTreeMap<String, String>, key: &str) -> Option<N> {
@@ -308,7 +318,7 @@ mod tests {
             let own = spec.configs.iter().map(|(key, value)| (*key, value.as_str()));
             own.chain(changed.iter().copied()).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
         };
-        assert!(corrections(&spec, &found(&[]), false).is_empty() && warnings(&spec, &found(&[]), 1).is_empty());
+        assert!(corrections(&spec, &found(&[]), false).is_empty() && differences(&spec, &found(&[]), 1).is_empty());
         let strange = found(&[
             (TIMESTAMP_TYPE, "CreateTime"),
             (COMPRESSION, "producer"),
@@ -319,9 +329,9 @@ mod tests {
             corrections(&spec, &strange, false),
             [(TIMESTAMP_TYPE, "LogAppendTime"), (COMPRESSION, "uncompressed")]
         );
-        let warned = warnings(&spec, &strange, 3);
+        let warned = differences(&spec, &strange, 3);
         assert_eq!(warned.len(), 3, "{warned:?}");
         // -1: kept forever.
-        assert!(warnings(&spec, &found(&[("retention.ms", "-1")]), 1).is_empty());
+        assert!(differences(&spec, &found(&[("retention.ms", "-1")]), 1).is_empty());
     }
 }

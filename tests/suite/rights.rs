@@ -4,31 +4,25 @@
 //! On Apache Kafka each program is a user with exactly the rights of [`NEEDED`]. The embedded broker has no users: it
 //! denies a right to a program's client ids.
 
-use std::{
-    collections::BTreeSet,
-    fs::Permissions,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    process::Command,
-    time::{Duration, Instant},
-};
+mod documents;
+
+use std::time::{Duration, Instant};
 
 use devbroker::{Denial, Operation, Resource};
 use kafka_protocol::{
     messages::{
-        CreateAclsRequest, DeleteAclsRequest, DescribeAclsRequest, create_acls_request::AclCreation,
-        delete_acls_request::DeleteAclsFilter,
+        CreateAclsRequest, DeleteAclsRequest, create_acls_request::AclCreation, delete_acls_request::DeleteAclsFilter,
     },
     protocol::StrBytes,
 };
 use nix::sys::signal::Signal;
 use serde_json::json;
-use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::{
     queue::prepared,
     support::{
         Gateway, Rig, SOON, START,
+        admin::{Of, create_topic, set},
         broker::{self, Broker},
         eventually, new_folder,
         program::{Launch, Program},
@@ -157,12 +151,7 @@ impl Scene {
     fn granted(&self, name: &str, without: Option<Right>) -> Rig {
         let rig = Rig::beside(&self.rig, name);
         prepared(&rig);
-        match rig.broker() {
-            Broker::Embedded { .. } => without.into_iter().for_each(|right| take(&rig, right)),
-            Broker::Apache(_) => {
-                give(&rig, &Right::needed().filter(|right| Some(*right) != without).collect::<Vec<_>>());
-            }
-        }
+        grant(&rig, without);
         rig
     }
 
@@ -183,9 +172,18 @@ fn user(who: Who) -> &'static str {
 }
 
 /// Kafka's numbers of permissions and patterns.
-const ANY: i8 = 1;
 const ALLOW: i8 = 3;
 const LITERAL: i8 = 3;
+
+/// Gives both programs their rights, but not `without`.
+fn grant(rig: &Rig, without: Option<Right>) {
+    match rig.broker() {
+        Broker::Embedded { .. } => without.into_iter().for_each(|right| take(rig, right)),
+        Broker::Apache(_) => {
+            give(rig, &Right::needed().filter(|right| Some(*right) != without).collect::<Vec<_>>());
+        }
+    }
+}
 
 fn give(rig: &Rig, rights: &[Right]) {
     match rig.broker() {
@@ -285,6 +283,40 @@ fn right_that_is_granted_in_time_is_enough_for_a_start() {
     assert_eq!(gateway.analyze("all is well").status, 200);
 }
 
+#[test]
+fn settings_of_an_operator_are_enough_and_one_warning_names_the_others() {
+    let scene = Scene::new("rights-operator");
+    let rig = Rig::beside(&scene.rig, "operator");
+    let (address, group) = (rig.broker().address(), rig.group());
+    let topic = |on| Right::new(ToWorker, on, Read).name(&rig);
+    for on in [On::Tasks, On::Results, On::Dead] {
+        create_topic(address, &topic(on), 1, &[]);
+    }
+    for (key, value) in [("share.auto.offset.reset", "earliest"), ("share.delivery.count.limit", "10")] {
+        set(address, Of::Group, &group, key, value);
+    }
+    grant(&rig, None);
+    let starts = topic(On::Starts);
+    if let Broker::Embedded { broker, .. } = rig.broker() {
+        broker.deny(Denial::new(AlterConfigs, Resource::Group(&group)));
+        for resource in [Resource::Cluster, Resource::Topic(&starts)] {
+            broker.deny(Denial::new(Create, resource).of_client("lastcall"));
+        }
+    }
+    let worker = scene.worker(&rig, "w").start();
+    worker.wait_for_line(&format!("topic \"{starts}\": the right Create on the topic is missing"), SOON);
+    // Five attempts take 1.5 s; no condition shows them.
+    std::thread::sleep(Duration::from_millis(1500));
+    create_topic(address, &starts, 1, &[]);
+    worker.wait_for_line("worker_started notification", START);
+    let warned = worker.lines_with(&format!("group {group} keeps "));
+    assert_eq!(warned.len(), 1, "{}", worker.stderr());
+    let line = &warned[0].text;
+    assert!(line.contains("share.record.lock.duration.ms=30000 instead of 15000"), "{line}");
+    assert!(!line.contains("share.auto.offset.reset"), "it is right: {line}");
+    assert_eq!(scene.gateway(&rig).analyze("all is well").status, 200);
+}
+
 /// A running fleet whose rights are taken away.
 struct Fleet {
     gateway: Gateway,
@@ -378,122 +410,4 @@ fn right_that_is_lost_while_running_is_named_and_nothing_is_lost() {
     let exit = fleet.worker.ends_at(Signal::SIGTERM, 0);
     assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
     fleet.gateway.wait_for_result(&task, SOON);
-}
-
-/// The kind and the name by default.
-fn default_name(on: On) -> (&'static str, &'static str) {
-    match on {
-        On::Tasks => ("topic", "tasks"),
-        On::Results => ("topic", "results"),
-        On::Dead => ("topic", "tasks.dead"),
-        On::Starts => ("topic", "tasks.starts"),
-        On::Group => ("group", "workers"),
-    }
-}
-
-/// The rights of a program by the names of the default topics and group.
-fn documented(who: Who) -> BTreeSet<(String, String)> {
-    let of_program = Right::needed().filter(|right| right.who == who);
-    let named = |right: Right| {
-        let (kind, name) = default_name(right.on);
-        (format!("{kind} {name}"), format!("{:?}", right.operation))
-    };
-    of_program.map(named).collect()
-}
-
-/// What the gateway needs to create the topics and to set the group.
-fn preparing() -> BTreeSet<(String, String)> {
-    let topics = ["topic tasks", "topic results", "topic tasks.dead", "topic tasks.starts"].into_iter();
-    let all = topics.flat_map(|name| ["Create", "Describe", "AlterConfigs"].map(|it| (name, it)));
-    all.chain([("group workers", "AlterConfigs")]).map(|(name, it)| (name.to_owned(), it.to_owned())).collect()
-}
-
-#[test]
-fn documents_name_the_rights_that_the_programs_need() {
-    let text = include_str!("../../docs/kafka.md");
-    for on in [On::Tasks, On::Results, On::Dead, On::Starts, On::Group] {
-        let of = |who| {
-            let rights = Right::needed().filter(|right| right.who == who && right.on == on);
-            let rights: Vec<_> = rights.map(|right| format!("{:?}", right.operation)).collect();
-            if rights.is_empty() { "none".to_owned() } else { rights.join(", ") }
-        };
-        let name = default_name(on);
-        let row = format!("| {} `{}` | {} | {} |", name.0, name.1, of(ToGateway), of(ToWorker));
-        assert!(text.contains(&row), "{row}");
-    }
-}
-
-#[test]
-fn users_for_strimzi_have_the_rights_that_the_programs_need() {
-    let text = include_str!("../../deploy/rights/strimzi.yaml");
-    let users = YamlLoader::load_from_str(text).expect("YAML");
-    assert_eq!(users.len(), 2);
-    for (user, who) in users.iter().zip([ToGateway, ToWorker]) {
-        let word = |value: &Yaml| value.as_str().expect("a text").to_owned();
-        let mut found = BTreeSet::new();
-        for acl in user["spec"]["authorization"]["acls"].as_vec().expect("ACLs") {
-            let name = format!("{} {}", word(&acl["resource"]["type"]), word(&acl["resource"]["name"]));
-            let operations = acl["operations"].as_vec().expect("operations");
-            found.extend(operations.iter().map(|operation| (name.clone(), word(operation))));
-        }
-        let expected: BTreeSet<_> = match who {
-            ToGateway => documented(who).union(&preparing()).cloned().collect(),
-            ToWorker => documented(who),
-        };
-        assert_eq!(found, expected, "{who:?}");
-    }
-}
-
-/// The ACLs of a user, as `documented` writes them.
-fn acls(rig: &Rig, who: Who) -> BTreeSet<(String, String)> {
-    let request = DescribeAclsRequest::default()
-        .with_resource_type_filter(ANY)
-        .with_resource_name_filter(None)
-        .with_pattern_type_filter(ANY)
-        .with_principal_filter(Some(StrBytes::from_string(format!("User:{}", user(who)))))
-        .with_host_filter(None)
-        .with_operation(ANY)
-        .with_permission_type(ALLOW);
-    let operations = [AlterConfigs, Create, Describe, DescribeConfigs, Read, Write];
-    let mut found = BTreeSet::new();
-    for resource in Wire::connect(rig.broker().address()).call(3, &request).resources {
-        let kind = if resource.resource_type == 2 { "topic" } else { "group" };
-        for acl in resource.acls {
-            let operation = operations.iter().find(|it| **it as i8 == acl.operation).expect("a known operation");
-            found.insert((format!("{kind} {}", resource.resource_name.as_str()), format!("{operation:?}")));
-        }
-    }
-    found
-}
-
-/// Only on Apache Kafka: the embedded broker has no ACLs.
-#[test]
-fn script_grants_what_a_fleet_needs_to_prepare_an_empty_kafka() {
-    if !broker::is_apache() {
-        return;
-    }
-    let scene = Scene::new("rights-script");
-    let tool = new_folder("rights").join("kafka-acls.sh");
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = format!("#!/usr/bin/env bash\nexec '{}' run acls \"$@\"\n", root.join("scripts/kafka").display());
-    std::fs::write(&tool, text).expect("written");
-    std::fs::set_permissions(&tool, Permissions::from_mode(0o755)).expect("a program");
-    let address = scene.rig.broker().address();
-    let mut script = Command::new("bash");
-    script.arg(root.join("deploy/rights/kafka-acls")).env("KAFKA_ACLS", &tool);
-    script.args(["--prepare", "User:gateway", "User:worker", "--bootstrap-server", address]);
-    let output = script.output().expect("bash runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let gateway: BTreeSet<_> = documented(ToGateway).union(&preparing()).cloned().collect();
-    assert_eq!((acls(&scene.rig, ToGateway), acls(&scene.rig, ToWorker)), (gateway, documented(ToWorker)));
-    let default = |launch: Launch| {
-        launch.env("TASKS_TOPIC", "tasks").env("RESULTS_TOPIC", "results").env("WORKER_GROUP", "workers")
-    };
-    let gateway = Gateway::start(default(scene.by(ToGateway, scene.rig.gateway())));
-    let worker = started(&default(scene.worker(&scene.rig, "w")));
-    assert_eq!(gateway.analyze("all is well").status, 200);
-    for program in [&gateway.program, &worker] {
-        let warned = program.lines_with("WARN");
-        assert!(warned.is_empty(), "{warned:?}");
-    }
 }

@@ -1,0 +1,129 @@
+//! The rights as documents and files in `deploy/rights` name them.
+
+use std::{collections::BTreeSet, fs::Permissions, os::unix::fs::PermissionsExt, path::Path, process::Command};
+
+use kafka_protocol::{messages::DescribeAclsRequest, protocol::StrBytes};
+use yaml_rust2::{Yaml, YamlLoader};
+
+use super::*;
+
+/// The kind and the name by default.
+fn default_name(on: On) -> (&'static str, &'static str) {
+    match on {
+        On::Tasks => ("topic", "tasks"),
+        On::Results => ("topic", "results"),
+        On::Dead => ("topic", "tasks.dead"),
+        On::Starts => ("topic", "tasks.starts"),
+        On::Group => ("group", "workers"),
+    }
+}
+
+/// The rights of a program by the names of the default topics and group.
+fn documented(who: Who) -> BTreeSet<(String, String)> {
+    let of_program = Right::needed().filter(|right| right.who == who);
+    let named = |right: Right| {
+        let (kind, name) = default_name(right.on);
+        (format!("{kind} {name}"), format!("{:?}", right.operation))
+    };
+    of_program.map(named).collect()
+}
+
+/// What the gateway needs to create the topics and to set the group.
+fn preparing() -> BTreeSet<(String, String)> {
+    let topics = ["topic tasks", "topic results", "topic tasks.dead", "topic tasks.starts"].into_iter();
+    let all = topics.flat_map(|name| ["Create", "Describe", "AlterConfigs"].map(|it| (name, it)));
+    all.chain([("group workers", "AlterConfigs")]).map(|(name, it)| (name.to_owned(), it.to_owned())).collect()
+}
+
+#[test]
+fn documents_name_the_rights_that_the_programs_need() {
+    let text = include_str!("../../../docs/kafka.md");
+    for on in [On::Tasks, On::Results, On::Dead, On::Starts, On::Group] {
+        let of = |who| {
+            let rights = Right::needed().filter(|right| right.who == who && right.on == on);
+            let rights: Vec<_> = rights.map(|right| format!("{:?}", right.operation)).collect();
+            if rights.is_empty() { "none".to_owned() } else { rights.join(", ") }
+        };
+        let name = default_name(on);
+        let row = format!("| {} `{}` | {} | {} |", name.0, name.1, of(ToGateway), of(ToWorker));
+        assert!(text.contains(&row), "{row}");
+    }
+}
+
+#[test]
+fn users_for_strimzi_have_the_rights_that_the_programs_need() {
+    let text = include_str!("../../../deploy/rights/strimzi.yaml");
+    let users = YamlLoader::load_from_str(text).expect("YAML");
+    assert_eq!(users.len(), 2);
+    for (user, who) in users.iter().zip([ToGateway, ToWorker]) {
+        let word = |value: &Yaml| value.as_str().expect("a text").to_owned();
+        let mut found = BTreeSet::new();
+        for acl in user["spec"]["authorization"]["acls"].as_vec().expect("ACLs") {
+            let name = format!("{} {}", word(&acl["resource"]["type"]), word(&acl["resource"]["name"]));
+            let operations = acl["operations"].as_vec().expect("operations");
+            found.extend(operations.iter().map(|operation| (name.clone(), word(operation))));
+        }
+        let expected: BTreeSet<_> = match who {
+            ToGateway => documented(who).union(&preparing()).cloned().collect(),
+            ToWorker => documented(who),
+        };
+        assert_eq!(found, expected, "{who:?}");
+    }
+}
+
+/// Kafka's number for any kind of resource, pattern or operation.
+const ANY: i8 = 1;
+
+/// The ACLs of a user, as `documented` writes them.
+fn acls(rig: &Rig, who: Who) -> BTreeSet<(String, String)> {
+    let request = DescribeAclsRequest::default()
+        .with_resource_type_filter(ANY)
+        .with_resource_name_filter(None)
+        .with_pattern_type_filter(ANY)
+        .with_principal_filter(Some(StrBytes::from_string(format!("User:{}", user(who)))))
+        .with_host_filter(None)
+        .with_operation(ANY)
+        .with_permission_type(ALLOW);
+    let operations = [AlterConfigs, Create, Describe, DescribeConfigs, Read, Write];
+    let mut found = BTreeSet::new();
+    for resource in Wire::connect(rig.broker().address()).call(3, &request).resources {
+        let kind = if resource.resource_type == 2 { "topic" } else { "group" };
+        for acl in resource.acls {
+            let operation = operations.iter().find(|it| **it as i8 == acl.operation).expect("a known operation");
+            found.insert((format!("{kind} {}", resource.resource_name.as_str()), format!("{operation:?}")));
+        }
+    }
+    found
+}
+
+/// Only on Apache Kafka: the embedded broker has no ACLs.
+#[test]
+fn script_grants_what_a_fleet_needs_to_prepare_an_empty_kafka() {
+    if !broker::is_apache() {
+        return;
+    }
+    let scene = Scene::new("rights-script");
+    let tool = new_folder("rights").join("kafka-acls.sh");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = format!("#!/usr/bin/env bash\nexec '{}' run acls \"$@\"\n", root.join("scripts/kafka").display());
+    std::fs::write(&tool, text).expect("written");
+    std::fs::set_permissions(&tool, Permissions::from_mode(0o755)).expect("a program");
+    let address = scene.rig.broker().address();
+    let mut script = Command::new("bash");
+    script.arg(root.join("deploy/rights/kafka-acls")).env("KAFKA_ACLS", &tool);
+    script.args(["--prepare", "User:gateway", "User:worker", "--bootstrap-server", address]);
+    let output = script.output().expect("bash runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let gateway: BTreeSet<_> = documented(ToGateway).union(&preparing()).cloned().collect();
+    assert_eq!((acls(&scene.rig, ToGateway), acls(&scene.rig, ToWorker)), (gateway, documented(ToWorker)));
+    let default = |launch: Launch| {
+        launch.env("TASKS_TOPIC", "tasks").env("RESULTS_TOPIC", "results").env("WORKER_GROUP", "workers")
+    };
+    let gateway = Gateway::start(default(scene.by(ToGateway, scene.rig.gateway())));
+    let worker = started(&default(scene.worker(&scene.rig, "w")));
+    assert_eq!(gateway.analyze("all is well").status, 200);
+    for program in [&gateway.program, &worker] {
+        let warned = program.lines_with("WARN");
+        assert!(warned.is_empty(), "{warned:?}");
+    }
+}
