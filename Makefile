@@ -16,6 +16,8 @@ case "$(MODE)" in \
     { echo "a fleet runs in $$mode mode; stop it first: make down MODE=$$mode" >&2; exit 1; }; mode=$(MODE) why="set by MODE" ;; \
   *) echo "MODE '$(MODE)' must be docker or native" >&2; exit 2 ;; \
 esac; \
+[ $$mode = native ] || [ $(1) != up ] || [ -z "$$KAFKA_BOOTSTRAP_SERVERS$$KAFKA_SECURITY_PROTOCOL" ] || \
+  { echo "KAFKA_BOOTSTRAP_SERVERS or KAFKA_SECURITY_PROTOCOL: set; expected only with MODE=native, since containers have a Kafka of their own" >&2; exit 2; }; \
 [ $$mode = native ] || engine || { echo "the mode is docker, but no Docker engine with compose answers; MODE=native needs none" >&2; exit 1; }
 endef
 

@@ -6,7 +6,7 @@ use program::logging::escape;
 use std::fmt::Display;
 use std::io;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// An error that an [`Outage`] can report.
 pub(crate) trait Trouble: Display {
@@ -48,24 +48,47 @@ impl Trouble for KafkaError {
 
 /// What is refused to a program now, as its outages know it. While it is not empty, the program is not ready.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Refusals(Arc<Mutex<Vec<Weak<str>>>>);
+pub(crate) struct Refusals(Arc<Mutex<Vec<Refused>>>);
+
+/// A reason, held by its outage, and when it was reported last.
+#[derive(Debug)]
+struct Refused {
+    reason: Weak<str>,
+    reported_at: Instant,
+}
 
 impl Refusals {
-    /// The oldest present refusal.
+    /// A refusal that was not repeated for [`FRESH`] is not counted: nothing is asked of its service any more.
     pub(crate) fn first(&self) -> Option<String> {
-        self.0.lock().iter().find_map(Weak::upgrade).map(|reason| reason.to_string())
+        let all = self.0.lock();
+        let fresh = all.iter().filter(|refused| refused.reported_at.elapsed() < FRESH);
+        fresh.filter_map(|refused| refused.reason.upgrade()).next().map(|reason| reason.to_string())
     }
 
     /// Adds a refusal, which lasts as long as the returned reason. Returns true if no other is the same.
     fn add(&self, reason: String) -> (Arc<str>, bool) {
+        let is_new = !self.has(&reason);
         let reason: Arc<str> = reason.into();
-        let mut all = self.0.lock();
-        all.retain(|known| known.strong_count() > 0);
-        let is_new = !all.iter().filter_map(Weak::upgrade).any(|known| known == reason);
-        all.push(Arc::downgrade(&reason));
+        self.0.lock().push(Refused { reason: Arc::downgrade(&reason), reported_at: Instant::now() });
         (reason, is_new)
     }
+
+    fn repeat(&self, reason: &Arc<str>) {
+        let mut all = self.0.lock();
+        let own = all.iter_mut().find(|refused| refused.reason.ptr_eq(&Arc::downgrade(reason)));
+        own.into_iter().for_each(|refused| refused.reported_at = Instant::now());
+    }
+
+    /// Whether an outage has this reason.
+    fn has(&self, reason: &str) -> bool {
+        let mut all = self.0.lock();
+        all.retain(|refused| refused.reason.strong_count() > 0);
+        all.iter().filter_map(|refused| refused.reason.upgrade()).any(|known| *known == *reason)
+    }
 }
+
+/// Every refused request is repeated sooner than this.
+const FRESH: Duration = Duration::from_secs(15);
 
 /// One service's outage, as one thread sees it.
 #[derive(Debug)]
@@ -75,35 +98,36 @@ pub(crate) struct Outage {
     since: Option<Instant>,
     /// The last error was a refusal, for this reason.
     refused: Option<Arc<str>>,
-    /// This outage is in the log.
-    logged: bool,
 }
 
 impl Outage {
     /// `what` is the subject of the log line, such as "Kafka".
     pub(crate) fn new(what: impl Into<String>, refusals: &Refusals) -> Self {
-        Self { what: what.into(), refusals: refusals.clone(), since: None, refused: None, logged: false }
+        Self { what: what.into(), refusals: refusals.clone(), since: None, refused: None }
     }
 
-    /// Notes a failure. Logs the first one in a row, and each change between silence and refusal; a refusal that the
-    /// program has in another thread, too, is logged once.
+    /// Notes a failure. Logs the first one in a row, each change between silence and refusal, and each other reason; a
+    /// refusal that the program has in another thread, too, is logged once.
     pub(crate) fn report(&mut self, error: &impl Trouble) {
-        let refusal = error.refusal();
-        if self.since.is_some() && self.refused.is_some() == refusal.is_some() {
-            return;
-        }
+        let begins = self.since.is_none();
         self.since.get_or_insert_with(Instant::now);
-        let Some(reason) = refusal else {
-            (self.refused, self.logged) = (None, true);
-            log::warn!("{} does not answer ({}); retrying", self.what, escape(&error.to_string()));
+        let Some(reason) = error.refusal() else {
+            if self.refused.take().is_some() || begins {
+                log::warn!("{} does not answer ({}); retrying", self.what, escape(&error.to_string()));
+            }
             return;
         };
-        let (reason, is_new) = self.refusals.add(reason);
-        if is_new {
-            self.logged = true;
-            log::warn!("{} refuses ({}); retrying", self.what, escape(&reason));
+        match &self.refused {
+            Some(known) if **known == *reason => self.refusals.repeat(known),
+            _ => {
+                self.refused = None;
+                let (reason, is_new) = self.refusals.add(reason);
+                if is_new {
+                    log::warn!("{} refuses ({}); retrying", self.what, escape(&reason));
+                }
+                self.refused = Some(reason);
+            }
         }
-        self.refused = Some(reason);
     }
 
     /// As [`report`](Self::report), for a thread beside another that logs when the service does not answer.
@@ -115,11 +139,15 @@ impl Outage {
         }
     }
 
-    /// Notes a success. Logs it if an outage ends.
+    /// Notes a success. Logs it if an outage ends; of several with one refusal, the last.
     pub(crate) fn over(&mut self) {
-        self.refused = None;
-        let since = self.since.take();
-        if let Some(since) = since.filter(|_| std::mem::take(&mut self.logged)) {
+        let Some(since) = self.since.take() else { return };
+        let is_refused_elsewhere = self.refused.take().is_some_and(|reason| {
+            let text = reason.to_string();
+            drop(reason);
+            self.refusals.has(&text)
+        });
+        if !is_refused_elsewhere {
             log::info!("{} answers again after {:.1} s", self.what, since.elapsed().as_secs_f64());
         }
     }
@@ -162,17 +190,27 @@ mod tests {
     }
 
     #[test]
-    fn refusal_of_several_threads_is_logged_once_and_lasts_until_each_has_ended() {
+    fn refusal_of_several_threads_lasts_until_each_has_ended() {
         let refusals = Refusals::default();
         let refused = KafkaError::broker("ShareFetch", ErrorCode(29), None);
         let [mut first, mut second] = ["partition 0", "partition 1"].map(|what| Outage::new(what, &refusals));
         first.report(&refused);
+        assert!(!refusals.add(refused.explained()).1, "known");
         second.report_refusal(&refused);
-        assert_eq!((first.logged, second.logged), (true, false));
         first.over();
         assert!(refusals.first().is_some_and(|reason| reason.contains("the right Read on the topic")));
-        drop(second);
-        assert_eq!(refusals.first(), None);
+        second.over();
+        assert!(refusals.first().is_none() && !refusals.has(&refused.explained()));
+    }
+
+    #[test]
+    fn another_reason_replaces_the_first() {
+        let refusals = Refusals::default();
+        let mut outage = Outage::new("Kafka", &refusals);
+        for (code, words) in [(29, "on the topic"), (30, "on the group")] {
+            outage.report(&KafkaError::broker("Fetch", ErrorCode(code), None));
+            assert!(refusals.first().is_some_and(|reason| reason.contains(words)), "{:?}", refusals.first());
+        }
     }
 
     #[test]

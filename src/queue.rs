@@ -126,7 +126,7 @@ pub(crate) fn prepare_until(
 ) -> Option<Result<Queue, String>> {
     let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
     let mut outage = Outage::new("Kafka", &Refusals::default());
-    let mut denied_since = None;
+    let mut denied: Option<(String, Instant)> = None;
     loop {
         match prepare(cluster, common, starts) {
             Ok(queue) => {
@@ -136,18 +136,26 @@ pub(crate) fn prepare_until(
             Err(PrepareError::Unreachable(KafkaError::Interrupted)) => return None,
             Err(PrepareError::Unusable(reason)) => return Some(Err(reason)),
             Err(PrepareError::Denied(reason)) => {
-                if denied_since.get_or_insert_with(Instant::now).elapsed() >= RIGHTS_WAIT {
+                if waited_for(&mut denied, &reason) >= RIGHTS_WAIT {
                     return Some(Err(reason));
                 }
                 outage.report(&PrepareError::Denied(reason));
             }
             Err(unreachable @ PrepareError::Unreachable(_)) => {
-                denied_since = None;
+                denied = None;
                 outage.report(&unreachable);
             }
         }
         stop.sleep(backoff.pause()).ok()?;
     }
+}
+
+/// How long a program has waited for this right, and for no other meanwhile.
+pub(crate) fn waited_for(denied: &mut Option<(String, Instant)>, reason: &str) -> Duration {
+    if denied.as_ref().is_none_or(|(known, _)| known != reason) {
+        *denied = Some((reason.to_owned(), Instant::now()));
+    }
+    denied.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed())
 }
 
 /// Prepares the queue once: share groups, the group's settings, the topics.
@@ -167,6 +175,7 @@ pub fn prepare(cluster: &Cluster, common: &Common, starts: Option<Starts>) -> Re
     let tasks = topics::prepare(cluster, common, starts, &mut warnings)?;
     group::await_leaders(cluster, &common.worker_group, &tasks)?;
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    group::tell_lock(&common.worker_group, group.lock);
     Ok(Queue {
         lock: group.lock,
         delivery_limit: group.delivery_limit,

@@ -120,24 +120,28 @@ pub(super) fn prepare(
         warnings.push(format!("group {group}: Kafka 4.2.0 delivers nothing to a group with a colon in its name"));
     }
     read_of_brokers(cluster, group, &mut found)?;
-    // Every broker answers this, so a coordinator that is away delays no start.
+    // Every broker answers this, so an unavailable coordinator delays no start.
     if let Err(error) = cluster.group_coordinator(group)
         && error.missing_right().is_some()
     {
         return Err(about(error));
     }
     let facts = judge(group, &found).map_err(|error| with_refusal(error, refused.as_ref()))?;
-    if facts.lock > SHORT_LOCK {
-        let (group, seconds) = (group.escape_debug(), facts.lock.as_secs());
-        log::info!(
-            "group {group}: {LOCK_DURATION} stays {seconds} s: tasks of a hung worker start elsewhere after that"
-        );
-    }
     if let Some(starts) = max_deliveries {
         check_delivery_limit(group, facts.delivery_limit, starts)
             .map_err(|error| with_refusal(error, refused.as_ref()))?;
     }
     Ok(facts)
+}
+
+/// Logs a lock that is longer than the programs want.
+pub(super) fn tell_lock(group: &str, lock: Duration) {
+    if lock > SHORT_LOCK {
+        let (group, seconds) = (group.escape_debug(), lock.as_secs());
+        log::info!(
+            "group {group}: {LOCK_DURATION} stays {seconds} s: tasks of a hung worker start elsewhere after that"
+        );
+    }
 }
 
 /// Reads two settings from the brokers, because Kafka 4.2 has them for all groups there.

@@ -5,9 +5,9 @@
 
 use super::drain::Control;
 use crate::outage::{Outage, Refusal};
-use crate::queue::RIGHTS_WAIT;
+use crate::queue::{RIGHTS_WAIT, waited_for};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use kafka_share::error::KafkaError;
+use kafka_share::error::{ErrorCode, KafkaError};
 use kafka_share::share_membership::ShareMembership;
 use kafka_share::share_wire::SharePartition;
 use parking_lot::Mutex;
@@ -61,7 +61,7 @@ pub(super) fn run(
     let mut outage = Outage::new("the share group's coordinator", &control.refusals);
     let mut waiting = Waiting::new();
     let mut joined = false;
-    let mut refused_since = None;
+    let mut denied = None;
     loop {
         let pause = match membership.heartbeat() {
             Ok(heartbeat) => {
@@ -77,17 +77,20 @@ pub(super) fn run(
             }
             Err(KafkaError::Interrupted) => return Ok(()),
             Err(error) => {
-                match membership.refusal(&error) {
-                    Some(reason) => {
-                        outage.report(&Refusal(reason.clone()));
-                        let since = refused_since.get_or_insert_with(Instant::now);
-                        if !joined && (error.missing_right().is_none() || since.elapsed() >= RIGHTS_WAIT) {
+                match (membership.refusal(&error), error.code()) {
+                    (Some(reason), _) => {
+                        let waited = waited_for(&mut denied, &reason);
+                        if !joined && (error.missing_right().is_none() || waited >= RIGHTS_WAIT) {
                             // Capacity one; later reasons are the same.
-                            let _ = refused.try_send(reason);
+                            let _ = refused.try_send(reason.clone());
                         }
+                        outage.report(&Refusal(reason));
                     }
-                    None => {
-                        refused_since = None;
+                    (None, Some(ErrorCode::UNKNOWN_MEMBER_ID | ErrorCode::FENCED_MEMBER_EPOCH)) => {
+                        log::info!("the share group has removed this worker ({error}); joining again");
+                    }
+                    (None, _) => {
+                        denied = None;
                         outage.report(&error);
                     }
                 }

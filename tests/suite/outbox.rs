@@ -256,7 +256,13 @@ fn a_gateway_without_the_right_to_write_tasks_names_it_and_is_not_ready() {
     assert!(refused.text().contains("Write on topic"), "{}", refused.text());
     assert_eq!(scene.gateway.get("/readyz").status, 503);
     scene.gateway.program.wait_for_line("Kafka refuses Write on topic", SOON);
+    // Without requests the gateway asks for the right. It took the refusal for over after 10 s.
+    std::thread::sleep(Duration::from_secs(12));
+    assert_eq!(scene.gateway.get("/readyz").status, 503);
     broker.allow_all();
+    eventually(Duration::from_secs(15), "the gateway is ready without a request", || {
+        scene.gateway.get("/readyz").status == 200
+    });
     eventually(SOON, "the gateway accepts tasks again", || scene.gateway.analyze("accepted").status == 200);
     eventually(SOON, "the gateway is ready again", || scene.gateway.get("/readyz").status == 200);
     scene.works_and_stops();

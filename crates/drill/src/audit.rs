@@ -26,8 +26,10 @@ const LAG_WAIT: Duration = Duration::from_secs(10);
 const ASK_EVERY: Duration = Duration::from_millis(200);
 /// How long the project's own reader may take for a topic.
 const READ_WAIT: Duration = Duration::from_secs(60);
-/// How long a partition may be without a leader, or a topic unknown, when the own reader asks for the ends.
-const ENDS_WAIT: Duration = Duration::from_secs(5);
+/// How long a partition may be without a leader when the own reader asks for the ends.
+const ENDS_WAIT: Duration = Duration::from_secs(30);
+/// How long a topic may be unknown: a broker may not have heard of it yet.
+const UNKNOWN_WAIT: Duration = Duration::from_secs(1);
 
 /// The audit of a run.
 pub(super) struct Audit {
@@ -185,8 +187,10 @@ fn ends(
     if let Some(witness) = witness {
         return Ok(witness.ends(topic)?);
     }
-    let deadline = Instant::now() + ENDS_WAIT;
+    let (unknown_until, deadline) = (Instant::now() + UNKNOWN_WAIT, Instant::now() + ENDS_WAIT);
     loop {
+        // Partitions may have been added.
+        cluster.forget_topic(topic);
         let ends = admin::end_offsets(cluster, topic);
         let known = cluster.topic(topic).map_or(0, |topic| topic.partitions.len());
         let is_over = Instant::now() >= deadline || stop.is_triggered();
@@ -194,13 +198,15 @@ fn ends(
             // Partitions without a leader are left out.
             Ok(ends) if ends.len() >= known => return Ok(ends),
             Ok(_) if is_over => return Err(AuditError::Leaderless { topic: topic.to_owned() }),
-            Err(error) if is_over && error.code() == Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION) => {
-                return Ok(BTreeMap::new());
+            Err(error) if error.code() == Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION) => {
+                if is_over || Instant::now() >= unknown_until {
+                    return Ok(BTreeMap::new());
+                }
             }
             Err(source) if is_over || source.retry() == Retry::Never => {
                 return Err(AuditError::Own { topic: topic.to_owned(), source });
             }
-            Ok(_) | Err(_) => cluster.forget_topic(topic),
+            Ok(_) | Err(_) => {}
         }
         // The loop checks the stop.
         let _ = stop.sleep(ASK_EVERY);
@@ -231,6 +237,7 @@ impl Topic {
         let start = if self.from.is_empty() { StartAt::Earliest } else { StartAt::Offsets(self.from.clone()) };
         let mut reader = Reader::new(cluster.clone(), &self.name, start, ReaderOptions::default());
         let deadline = Instant::now() + READ_WAIT;
+        let mut next = self.from.clone();
         loop {
             let positions = reader.positions();
             if to.iter().all(|(partition, end)| *end == 0 || positions.get(partition).is_some_and(|at| at >= end)) {
@@ -246,7 +253,10 @@ impl Topic {
             };
             for record in records {
                 let ReadRecord { partition, offset, timestamp, key, value, .. } = record;
-                if to.get(&partition).is_some_and(|end| offset < *end) {
+                let next = next.entry(partition).or_default();
+                // No record twice, also if the reader begins anew.
+                if offset >= *next && to.get(&partition).is_some_and(|end| offset < *end) {
+                    *next = offset + 1;
                     let unix = timestamp.duration_since(UNIX_EPOCH).unwrap_or_default();
                     let (key, value) = (key.unwrap_or_default().into(), value.unwrap_or_default().into());
                     each(clock.of_unix(unix.as_secs_f64()), &Record { partition, offset, key, value });

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -129,7 +130,10 @@ impl Store {
     fn write(&self, state: &State) -> Result<(), Failure> {
         let new = self.path.with_added_extension("new");
         let text = serde_json::to_vec_pretty(state).map_err(|error| Failure::of(&self.path)(error.into()))?;
-        std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &self.path)).map_err(|error| {
+        // Only for this user: the programs' options may have the command that prints a token.
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new);
+        let written = file.and_then(|mut file| file.write_all(&text));
+        written.and_then(|()| std::fs::rename(&new, &self.path)).map_err(|error| {
             // A half-written file is useless, but harmless if it stays.
             let _ = std::fs::remove_file(&new);
             Failure::of(&self.path)(error)

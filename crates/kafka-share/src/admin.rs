@@ -196,8 +196,8 @@ pub enum TopicRight {
     Write = 4,
 }
 
-/// Returns the rights in `wanted` that this client lacks (Metadata v12, KIP-430). Topics whose rights the broker does
-/// not report are left out.
+/// Returns the rights in `wanted` that this client lacks (Metadata v12, KIP-430). Topics that do not exist, or whose
+/// rights the broker does not report, are left out.
 ///
 /// # Errors
 /// The error of the request.
@@ -212,12 +212,15 @@ pub fn missing_rights(cluster: &Cluster, wanted: &[(String, TopicRight)]) -> Res
         .with_include_topic_authorized_operations(true);
     let response = cluster.ask(12, &request)?;
     let lacks = |name: &str, right: TopicRight| {
-        let told = response.topics.iter().filter(|topic| topic.error_code == 0);
-        let mut told = told.filter(|topic| topic.name.as_ref().is_some_and(|told| told.as_str() == name));
-        // The broker sends i32::MIN when it does not report the rights.
-        told.next().is_some_and(|topic| {
-            topic.topic_authorized_operations != i32::MIN
-                && topic.topic_authorized_operations & (1 << right as i32) == 0
+        let told = response.topics.iter().find(|topic| topic.name.as_ref().is_some_and(|told| told.as_str() == name));
+        told.is_some_and(|topic| match ErrorCode(topic.error_code) {
+            // The broker sends i32::MIN when it does not report the rights.
+            ErrorCode::NONE => {
+                topic.topic_authorized_operations != i32::MIN
+                    && topic.topic_authorized_operations & (1 << right as i32) == 0
+            }
+            // Each right includes Describe.
+            code => code == ErrorCode::TOPIC_AUTHORIZATION_FAILED,
         })
     };
     Ok(wanted.iter().filter(|(name, right)| lacks(name, *right)).cloned().collect())

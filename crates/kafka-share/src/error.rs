@@ -316,6 +316,20 @@ impl KafkaError {
         }
     }
 
+    /// Returns the reason, with the name of the group or topic, if this error is permanent for a member of the group:
+    /// missing rights (29, 30, 31), or a group of another kind (23, 69).
+    pub fn refusal_of(&self, group: &str, topic: &str) -> Option<String> {
+        let what = match self.code()? {
+            ErrorCode::TOPIC_AUTHORIZATION_FAILED => format!("topic \"{}\"", topic.escape_debug()),
+            ErrorCode::GROUP_AUTHORIZATION_FAILED
+            | ErrorCode::CLUSTER_AUTHORIZATION_FAILED
+            | ErrorCode::INCONSISTENT_GROUP_PROTOCOL
+            | ErrorCode::GROUP_ID_NOT_FOUND => format!("group \"{}\"", group.escape_debug()),
+            _ => return None,
+        };
+        Some(format!("{what}: {}", self.explained()))
+    }
+
     /// Whether the interrupter stopped this client.
     pub fn is_interrupted(&self) -> bool {
         matches!(self, Self::Interrupted)

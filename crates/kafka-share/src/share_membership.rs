@@ -53,20 +53,10 @@ impl ShareMembership {
         self.epoch > JOINING_EPOCH
     }
 
-    /// Returns the reason, with topic or group and the missing right, if `error` is permanent: missing rights (29, 30,
-    /// 31), or a group of another kind (23, 69).
+    /// Returns the reason if `error` is permanent: see [`KafkaError::refusal_of`].
     #[must_use]
     pub fn refusal(&self, error: &KafkaError) -> Option<String> {
-        let group = format!("group \"{}\"", self.identity.group.escape_debug());
-        let what = match error.code()? {
-            ErrorCode::TOPIC_AUTHORIZATION_FAILED => format!("topic \"{}\"", self.topic.escape_debug()),
-            ErrorCode::GROUP_AUTHORIZATION_FAILED
-            | ErrorCode::CLUSTER_AUTHORIZATION_FAILED
-            | ErrorCode::INCONSISTENT_GROUP_PROTOCOL
-            | ErrorCode::GROUP_ID_NOT_FOUND => group,
-            _ => return None,
-        };
-        Some(format!("{what}: {}", error.explained()))
+        error.refusal_of(&self.identity.group, &self.topic)
     }
 
     /// Joins the group, or tells the coordinator that this member is alive (KIP-932 ShareGroupHeartbeat).

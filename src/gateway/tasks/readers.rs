@@ -189,7 +189,7 @@ pub(super) fn decode(record: &ReadRecord) -> ResultsRecord {
 /// # Errors
 /// None: failed reads are retried. An interruption ends it.
 pub(in crate::gateway) fn tasks(tasks: &Tasks, cluster: Cluster, stop: &Stop) -> Result<(), KafkaError> {
-    let mut outage = Outage::new("Kafka", &tasks.state.refusals);
+    let mut outage = Outage::new("the reader of tasks: Kafka", &tasks.state.refusals);
     let Some(start) = group_start(tasks, &cluster, &mut outage, stop) else { return Ok(()) };
     // This gateway's tasks are entered when Kafka acknowledges them. Other gateways' tasks may be known a little later,
     // and fewer fetches leave the broker more time for tasks.
@@ -262,7 +262,7 @@ fn group_start(tasks: &Tasks, cluster: &Cluster, outage: &mut Outage, stop: &Sto
                 return Some(offsets.into_iter().filter(|(_, offset)| *offset >= 0).collect());
             }
             Err(KafkaError::Interrupted) => return None,
-            // The group has no start offsets yet, or its coordinator is away.
+            // The group has no start offsets yet, or its coordinator is unavailable.
             Err(error) => outage.report_refusal(&error),
         }
         stop.sleep(MAX_WAIT / 5).ok()?;

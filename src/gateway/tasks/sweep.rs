@@ -61,8 +61,8 @@ pub(in crate::gateway) fn run(tasks: &Tasks, cluster: &Cluster, stop: &Stop) -> 
         if !tasks.state.has_read_enough() || tasks.state.is_draining() {
             continue;
         }
-        match sweep(tasks, cluster, patience, &mut suspects) {
-            Ok(()) => outage.over(),
+        match sweep(tasks, cluster, patience, &mut suspects, &mut outage) {
+            Ok(()) => {}
             Err(KafkaError::Interrupted) => return Ok(()),
             Err(error) => outage.report_refusal(&error),
         }
@@ -75,6 +75,7 @@ fn sweep(
     cluster: &Cluster,
     patience: Patience,
     suspects: &mut HashMap<TaskKey, SystemTime>,
+    outage: &mut Outage,
 ) -> Result<(), KafkaError> {
     let now = tasks.state.now();
     let old = tasks.book().pending_since(now - patience.suspicious);
@@ -84,6 +85,7 @@ fn sweep(
     }
     let topic = &tasks.tasks_topic;
     let mut starts = admin::share_group_offsets(cluster, &tasks.state.config.common.worker_group, topic)?;
+    outage.over();
     for (partition, start) in admin::start_offsets(cluster, topic)? {
         // Deleted records go to no worker, even if the group does not know that yet.
         let known = starts.entry(partition).or_insert(start);

@@ -8,6 +8,7 @@
 //! processed late, it takes the session, and the close would release every lock (rule 6).
 
 use super::{Channel, Intake, TICK, is_renewal};
+use crate::outage::Refusal;
 use crate::worker::drain::Phase;
 use crate::worker::in_flight::{ChannelId, Verdict};
 use crate::worker::leaders::Leader;
@@ -263,7 +264,10 @@ impl Intake {
             }
             // A withdrawn right, or a coordinator that moves: the locks are held, but the request's epoch is unknown.
             code if code.is_some_and(|code| Verdict::of(Some(code)) == Verdict::Again) => {
-                self.outage.report(&error);
+                match error.refusal_of(&self.links.identity.group, &self.links.topic) {
+                    Some(reason) => self.outage.report(&Refusal(reason)),
+                    None => self.outage.report(&error),
+                }
                 self.open_later();
                 Ok(())
             }

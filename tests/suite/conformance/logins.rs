@@ -2,7 +2,7 @@
 
 use kafka_protocol::{
     messages::{
-        ApiVersionsRequest, SaslAuthenticateRequest, SaslAuthenticateResponse, SaslHandshakeRequest,
+        ApiVersionsRequest, MetadataResponse, SaslAuthenticateRequest, SaslAuthenticateResponse, SaslHandshakeRequest,
         SaslHandshakeResponse,
     },
     protocol::{HeaderVersion, Request},
@@ -10,6 +10,9 @@ use kafka_protocol::{
 
 use super::*;
 use crate::support::secured::{Listener, PASSWORD, Secured, USER};
+
+/// Instead of a code: an answer that names neither brokers nor topics.
+const EMPTY: i16 = -2;
 
 /// A request of a script.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +47,11 @@ fn play(wire: &mut Wire, step: Step) -> Option<i16> {
             let mut answer = send(wire, 0, &ApiVersionsRequest::default())?;
             Some(ApiVersionsResponse::decode(&mut answer, 0).expect("readable").error_code)
         }
-        Topics => send(wire, 12, &MetadataRequest::default()).map(|_| 0),
+        Topics => {
+            let mut answer = send(wire, 12, &MetadataRequest::default())?;
+            let answer = MetadataResponse::decode(&mut answer, 12).expect("readable");
+            Some(if answer.brokers.is_empty() { EMPTY } else { 0 })
+        }
         Mechanism(name) => {
             let mut answer = send(wire, 1, &SaslHandshakeRequest::default().with_mechanism(text(name)))?;
             Some(SaslHandshakeResponse::decode(&mut answer, 1).expect("readable").error_code)
@@ -80,8 +87,7 @@ fn listener_takes_each_request_of_a_login_in_its_turn() {
         (&[Versions, Versions], &[Some(0), closed]),
         (&[Topics], &[closed]),
         (&[Password(PASSWORD)], &[closed]),
-        // An answer that knows no topic, instead of an error.
-        (&[Mechanism("PLAIN"), Topics, Versions], &[Some(0), Some(0), closed]),
+        (&[Mechanism("PLAIN"), Topics, Versions], &[Some(0), Some(EMPTY), closed]),
         (&[Mechanism("PLAIN"), Mechanism("PLAIN"), Versions], &[Some(0), Some(34), closed]),
         (&[Mechanism("NONE"), Mechanism("PLAIN")], &[Some(33), closed]),
         (&[Mechanism("PLAIN"), Password("wrong"), Versions], &[Some(0), Some(58), closed]),
@@ -89,7 +95,7 @@ fn listener_takes_each_request_of_a_login_in_its_turn() {
             &[Mechanism("OAUTHBEARER"), Message(BAD_TOKEN), Message("\x01"), Versions],
             &[Some(0), Some(0), Some(58), closed],
         ),
-        (&[Mechanism("OAUTHBEARER"), Message(BAD_TOKEN), Topics, Versions], &[Some(0), Some(0), Some(0), closed]),
+        (&[Mechanism("OAUTHBEARER"), Message(BAD_TOKEN), Topics, Versions], &[Some(0), Some(0), Some(EMPTY), closed]),
     ] {
         assert_eq!(answers(&secured, Listener::SaslPlaintext, script), expected, "{script:?}");
     }
@@ -97,7 +103,7 @@ fn listener_takes_each_request_of_a_login_in_its_turn() {
     for (script, expected) in [
         (&[Password(PASSWORD), Topics][..], &[Some(34), Some(0)][..]),
         (&[Mechanism("PLAIN"), Password(PASSWORD), Topics], &[Some(0); 3]),
-        (&[Mechanism("PLAIN"), Topics, Topics], &[Some(0), Some(0), closed]),
+        (&[Mechanism("PLAIN"), Topics, Topics], &[Some(0), Some(EMPTY), closed]),
         (&[Mechanism("PLAIN"), Password("wrong"), Topics], &[Some(0), Some(58), closed]),
         (&[Mechanism("OAUTHBEARER"), Message(BAD_TOKEN)], &[Some(0), closed]),
     ] {

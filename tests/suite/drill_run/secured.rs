@@ -26,8 +26,8 @@ at = "6s"
 #[test]
 fn a_drill_on_a_secured_kafka_holds_while_logins_expire_and_says_that_one_client_reads() {
     const ONE: &str = "the records are read by one client";
-    let lifetime = Duration::from_secs(3);
-    let secured = Secured::new("drill-secured", Some(3000));
+    let lifetime = Duration::from_secs(5);
+    let secured = Secured::new("drill-secured", Some(5000));
     let way = Way::new(Listener::SaslSsl, Some("SCRAM-SHA-512"));
     secured.open(way.listener, Some(lifetime));
     let Setup { folder, launch } = Setup::on(&secured.rig, ROLLS);

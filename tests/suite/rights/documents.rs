@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, fs::Permissions, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
-use kafka_protocol::{messages::DescribeAclsRequest, protocol::StrBytes};
 use yaml_rust2::{Yaml, YamlLoader};
 
 use super::*;
@@ -69,31 +68,6 @@ fn users_for_strimzi_have_the_rights_that_the_programs_need() {
         };
         assert_eq!(found, expected, "{who:?}");
     }
-}
-
-/// Kafka's number for any kind of resource, pattern or operation.
-const ANY: i8 = 1;
-
-/// The ACLs of a user, as `documented` writes them.
-fn acls(rig: &Rig, who: Who) -> BTreeSet<(String, String)> {
-    let request = DescribeAclsRequest::default()
-        .with_resource_type_filter(ANY)
-        .with_resource_name_filter(None)
-        .with_pattern_type_filter(ANY)
-        .with_principal_filter(Some(StrBytes::from_string(format!("User:{}", user(who)))))
-        .with_host_filter(None)
-        .with_operation(ANY)
-        .with_permission_type(ALLOW);
-    let operations = [AlterConfigs, Create, Describe, DescribeConfigs, Read, Write];
-    let mut found = BTreeSet::new();
-    for resource in Wire::connect(rig.broker().address()).call(3, &request).resources {
-        let kind = if resource.resource_type == 2 { "topic" } else { "group" };
-        for acl in resource.acls {
-            let operation = operations.iter().find(|it| **it as i8 == acl.operation).expect("a known operation");
-            found.insert((format!("{kind} {}", resource.resource_name.as_str()), format!("{operation:?}")));
-        }
-    }
-    found
 }
 
 /// Only on Apache Kafka: the embedded broker has no ACLs.

@@ -135,7 +135,6 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
             self.shared.turn(now);
             self.ask(now);
             let done_here = self.dispatch(now)?;
-            self.denials.expire(now);
             self.shared.ready.store(self.is_ready(), Ordering::Relaxed);
             if !done_here && let Some(report) = self.next_report(now) {
                 self.handle(report)?;
@@ -204,9 +203,10 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
         let identity = self.identity.is_none();
         let topics = self.topics.take_wanted(now);
+        let denied = self.denials.take_old(now);
         let brokers = self.leaders.is_empty() || std::mem::take(&mut self.look_for_leader);
-        if identity || brokers || !topics.is_empty() {
-            asker.ask(Question { identity, topics });
+        if identity || brokers || !topics.is_empty() || !denied.is_empty() {
+            asker.ask(Question { identity, topics, denied });
         }
     }
 

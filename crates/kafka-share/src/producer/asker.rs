@@ -1,4 +1,4 @@
-//! Asks the cluster for the producer's id and for the leaders of its topics.
+//! Asks the cluster for the producer's id, for the leaders of its topics, and for rights that were denied.
 //!
 //! Runs on a thread of its own, since a broker may take seconds to answer. Takes one question at a time. Called by the
 //! [`actor`](super::actor), which gets the result as a report.
@@ -12,6 +12,7 @@ use crossbeam_channel::{Sender, bounded};
 use super::doubts;
 use super::leader::Links;
 use super::report::{Asked, Report};
+use crate::admin::{self, TopicRight};
 use crate::cluster::{Cluster, Topic};
 use crate::error::Retry;
 use program::threads::{self, Thread};
@@ -23,6 +24,8 @@ pub(super) struct Question {
     pub(super) identity: bool,
     /// Topics whose leaders are asked for. Empty: only the brokers.
     pub(super) topics: Vec<Arc<str>>,
+    /// Topics of which is asked whether they may be written.
+    pub(super) denied: Vec<Arc<str>>,
 }
 
 /// Handle to the thread. The field order closes the channel before the join.
@@ -75,7 +78,8 @@ impl Asker {
 
 /// Blocks until the cluster has answered, or until the client's timeouts.
 fn ask(cluster: &Cluster, question: Question) -> Asked {
-    let mut asked = Asked { identity: None, topics: Vec::new(), missed: Vec::new(), node: None, failed: None };
+    let mut asked =
+        Asked { identity: None, topics: Vec::new(), granted: Vec::new(), missed: Vec::new(), node: None, failed: None };
     if question.identity {
         match doubts::new_identity(cluster) {
             Ok(identity) => asked.identity = Some(identity),
@@ -98,6 +102,16 @@ fn ask(cluster: &Cluster, question: Question) -> Asked {
                 asked.missed.push(name);
             }
             Err(error) => asked.topics.push((name, Err(error))),
+        }
+    }
+    if asked.failed.is_none() {
+        let wanted: Vec<_> = question.denied.iter().map(|name| (name.to_string(), TopicRight::Write)).collect();
+        match admin::missing_rights(cluster, &wanted) {
+            Ok(missing) => {
+                let is_granted = |name: &Arc<str>| !missing.iter().any(|(lacks, _)| **lacks == **name);
+                asked.granted = question.denied.into_iter().filter(is_granted).collect();
+            }
+            Err(error) => asked.failed = Some(error),
         }
     }
     asked.node = cluster.any_node();

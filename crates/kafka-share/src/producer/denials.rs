@@ -1,6 +1,6 @@
 //! Denials: requests that Kafka refuses for good, above all for a missing right. Each is logged once and visible to the
-//! producer's handles. It ends with the first success, or after [`AGE`] without another refusal, since without records
-//! nothing else would end it.
+//! producer's handles. It ends with the first success. Without records nothing would end it, so after [`AGE`] the
+//! cluster is asked whether a right to a topic is still missing; another denial ends.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,14 +10,22 @@ use super::{DeliveryError, Shared};
 use crate::error::{ErrorCode, KafkaError, Retry};
 
 pub(super) const CLUSTER: &str = "the cluster";
-/// How long a denial lasts after its last refused record.
+/// How long a denial counts after its last refused record.
 const AGE: Duration = Duration::from_secs(10);
 
 /// One denial.
 #[derive(Clone, Debug)]
 pub(super) struct Denial {
     pub(super) error: DeliveryError,
+    topic: Arc<str>,
     last: Instant,
+}
+
+impl Denial {
+    /// Whether the cluster tells when it ends.
+    fn is_of_topic(&self) -> bool {
+        matches!(self.error, DeliveryError::Denied { code: ErrorCode::TOPIC_AUTHORIZATION_FAILED, .. })
+    }
 }
 
 /// All current denials.
@@ -45,7 +53,7 @@ impl Denials {
             _ => ("Describe", resource(topic)),
         };
         let error = DeliveryError::Denied { right, resource: Arc::clone(&resource), code: *code };
-        let denial = Denial { error: error.clone(), last: now };
+        let denial = Denial { error: error.clone(), topic: topic.into(), last: now };
         if self.shared.denied.lock().insert(resource, denial).is_none() {
             log::error!("{}: {error}; records that need it fail until it is granted", self.name);
         }
@@ -61,11 +69,21 @@ impl Denials {
         }
     }
 
-    /// Ends denials that were not repeated for [`AGE`].
-    pub(super) fn expire(&mut self, now: Instant) {
-        if !self.is_empty() {
-            self.end(|_, denial| now.saturating_duration_since(denial.last) >= AGE);
+    /// Returns the topics with a denial that is older than [`AGE`]: the cluster has to be asked. Ends old denials of
+    /// which the cluster tells nothing.
+    pub(super) fn take_old(&mut self, now: Instant) -> Vec<Arc<str>> {
+        if self.is_empty() {
+            return Vec::new();
         }
+        let is_old = |denial: &Denial| now.saturating_duration_since(denial.last) >= AGE;
+        self.end(|_, denial| is_old(denial) && !denial.is_of_topic());
+        let mut all = self.shared.denied.lock();
+        let old = all.values_mut().filter(|denial| is_old(denial));
+        old.map(|denial| {
+            denial.last = now;
+            Arc::clone(&denial.topic)
+        })
+        .collect()
     }
 
     fn end(&mut self, ended: impl Fn(&str, &Denial) -> bool) {
@@ -94,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn denial_ends_after_a_success_on_its_topic_or_ten_seconds() {
+    fn denial_ends_after_a_success_on_its_topic_and_its_right_is_asked_for_every_ten_seconds() {
         let shared = Arc::new(Shared::new());
         let mut denials = Denials::new("test", Arc::clone(&shared));
         let now = Instant::now();
@@ -106,9 +124,13 @@ mod tests {
         assert!(denials.note(&refused("Metadata", 29), "b", now).expect("a denial").to_string().contains("Describe"));
         denials.over("a");
         assert_eq!(shared.denied.lock().keys().map(|name| &**name).collect::<Vec<_>>(), ["topic b"]);
-        denials.expire(now + AGE / 2);
-        assert!(!denials.is_empty());
-        denials.expire(now + AGE);
+        denials.note(&refused("Produce", 31), "c", now).expect("a denial");
+        assert!(denials.take_old(now + AGE / 2).is_empty());
+        assert_eq!(shared.denied.lock().len(), 2);
+        assert_eq!(denials.take_old(now + AGE), ["b".into()]);
+        assert_eq!(shared.denied.lock().len(), 1, "the right to the cluster is not asked for");
+        assert!(denials.take_old(now + AGE).is_empty(), "asked just now");
+        denials.over("b");
         assert!(denials.is_empty());
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Asked {
     pub(super) identity: Option<Identity>,
     /// Each topic's leaders, or the error of this topic alone.
     pub(super) topics: Vec<(Arc<str>, Result<Vec<i32>>)>,
+    /// Topics that may be written again.
+    pub(super) granted: Vec<Arc<str>>,
     /// Topics without a response.
     pub(super) missed: Vec<Arc<str>>,
     /// Node id of any known broker.

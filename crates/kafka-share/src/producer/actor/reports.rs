@@ -86,6 +86,7 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         }
         self.identity = self.identity.or(asked.identity);
         asked.missed.iter().for_each(|name| self.topics.want(name));
+        asked.granted.iter().for_each(|name| self.denials.over(name));
         for (name, leaders) in asked.topics {
             match leaders {
                 Ok(leaders) => {
