@@ -101,6 +101,63 @@ fn throttled_fetch_and_share_fetch_bring_no_records() {
     assert_eq!(heir.fetch(2, 0, &[]).acquired, [(4, 5, 1)], "the throttled fetch locks records without returning them");
 }
 
+/// Fetches until the connection is muted; returns when it is read again.
+fn mute(member: &mut Member) -> Instant {
+    let deadline = Instant::now() + SOON;
+    loop {
+        member.send_fetch(1, 0, &[]);
+        let body = member.wire.receive(1).expect("a response");
+        let time_ms = share_wire::decode_fetch(body).expect("readable").throttle_time_ms;
+        if time_ms > 0 {
+            return Instant::now() + Duration::from_millis(time_ms.unsigned_abs().into());
+        }
+        assert!(Instant::now() < deadline, "no response is throttled");
+    }
+}
+
+/// A member whose session holds records from 0 on; returns when its muted connection is read again.
+fn muted_holder(place: &mut Place) -> (Group<'_>, Member, Instant) {
+    let topic = place.topic.clone();
+    assert_eq!(produce(&mut place.wire, &topic, large()).0, 0);
+    let group = place.group(&[]);
+    let mut member = group.open("m");
+    assert_eq!(member.eventually(2), [(0, 1, 1)]);
+    let broker = group.place.rig.broker();
+    broker.throttle(Kind::ShareFetch);
+    let ends = mute(&mut member);
+    broker.unthrottle(Kind::ShareFetch);
+    (group, member, ends)
+}
+
+#[test]
+fn closing_request_on_another_connection_acknowledges_and_releases() {
+    let mut place = Place::on(Rig::with_own_broker("is-throttled", &[]), &[]);
+    let (group, mut member, ends) = muted_holder(&mut place);
+    member.wire = Wire::connect(group.place.rig.broker().address());
+    member.epoch = -1;
+    assert_eq!(member.acknowledge(&[(0, Accept)]), (0, 0));
+    assert!(Instant::now() < ends, "the connection is no longer muted");
+    let got = group.open("heir").eventually(1);
+    assert_eq!((got[0].0, got[0].1), (1, 1), "{got:?}");
+    assert!(Instant::now() < ends, "the connection is no longer muted");
+}
+
+#[test]
+fn end_of_a_throttled_connection_is_noticed_after_the_throttle_time() {
+    let mut place = Place::on(Rig::with_own_broker("is-throttled", &[]), &[]);
+    let (group, member, ends) = muted_holder(&mut place);
+    drop(member);
+    let mut heir = group.open("heir");
+    let mut released = None;
+    eventually(SOON, "the records are released", || {
+        let got = heir.fetch(1, 10, &[]).acquired;
+        released = got.first().is_some_and(|range| range.0 == 0).then(Instant::now);
+        released.is_some()
+    });
+    let early = ends.saturating_duration_since(released.expect("released"));
+    assert!(early < Duration::from_millis(200), "released {early:?} before the end of the throttle time");
+}
+
 /// The broker closes connections that are idle for two seconds; Apache Kafka does so up to half a second later.
 const IDLE: [&str; 2] = ["--set", "connections.max.idle.ms=2000"];
 
