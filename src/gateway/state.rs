@@ -49,6 +49,8 @@ pub(super) struct State {
     kafka: Pulse,
     upkeep: Pulse,
     tail: Pulse,
+    /// The last response to the tail reader while Kafka throttles it; otherwise new.
+    throttled: Pulse,
 }
 
 /// When an event last happened: milliseconds after the start plus one; 0: never.
@@ -70,6 +72,7 @@ impl State {
             kafka: Pulse::default(),
             upkeep: Pulse::default(),
             tail: Pulse::default(),
+            throttled: Pulse::default(),
         }
     }
 
@@ -125,6 +128,23 @@ impl State {
     /// responses name the problem and the task.
     pub(super) fn is_kafka_near(&self) -> bool {
         self.kafka.is_within(self.config.ready_without_kafka.max(KAFKA_SILENCE), self.born.elapsed())
+    }
+
+    /// Notes since when Kafka throttles the tail reader, `None` if it does not.
+    pub(super) fn set_throttled(&self, since: Option<Instant>) {
+        match since {
+            Some(at) => self.throttled.beat(at.saturating_duration_since(self.born)),
+            None => self.throttled.0.store(0, Ordering::Relaxed),
+        }
+    }
+
+    /// Until when the gateway has read what workers sent: [`now`](Self::now), or earlier while Kafka throttles it. A
+    /// worker is not silent because its gateway is throttled.
+    pub(super) fn heard_until(&self) -> SystemTime {
+        match self.throttled.0.load(Ordering::Relaxed) {
+            0 => self.now(),
+            beat => self.born_at + Duration::from_millis(beat - 1),
+        }
     }
 
     /// Notes a round of the thread `results-tail`.

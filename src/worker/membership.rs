@@ -97,7 +97,7 @@ pub(super) fn run(
                 backoff.pause()
             }
         };
-        match commands.recv_timeout(pause) {
+        match commands.recv_timeout(pause.max(membership.rest())) {
             Ok(leave) => {
                 let outcome = membership.leave(leave.deadline);
                 // Capacity one and one answer: never full. Disconnected: main no longer waits.

@@ -140,6 +140,8 @@ impl<'a> Stopping<'a> {
         worker.account.begin(signals.name(), began);
         worker.control.set_finishes_ready(worker.queue.finishes_quickly());
         worker.control.apply(Event::Signal);
+        // The stop has a bound, so its records do not wait for a quota.
+        worker.producer.hurry();
         let deadlines = Deadlines::new(began, config.drain_timeout, config.stop_grace_period);
         // Capacity two, and this is the first message.
         let _ = worker.watchdog.try_send(deadlines);

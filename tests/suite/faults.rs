@@ -12,7 +12,7 @@ use kafka_share::ErrorCode;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Gateway, Rig, SHORT_LOCKS, SOON,
+    Gateway, Rig, SHORT_LOCKS, SOON, admin,
     audit::Audit,
     eventually,
     load::{Shot, assert_all_answered, task_ids},

@@ -43,6 +43,7 @@ mod p10_gateway_restart;
 mod p11_cluster;
 mod producer;
 mod queue;
+mod quotas;
 mod rig;
 mod rights;
 mod schedules;

@@ -9,6 +9,7 @@ use super::address::BrokerAddress;
 use super::interrupt::Interrupter;
 use super::login::Login;
 use super::resolve::Resolver;
+use super::throttle::Throttles;
 use super::tls::Tls;
 
 /// Options that all connections of one client share.
@@ -31,6 +32,8 @@ pub struct ClientOptions {
     pub interrupter: Interrupter,
     /// The addresses of the brokers' names.
     pub(super) resolver: Resolver,
+    /// The brokers that throttle this client.
+    pub(super) throttles: Throttles,
 }
 
 impl ClientOptions {
@@ -45,6 +48,7 @@ impl ClientOptions {
             request_timeout: Duration::from_secs(5),
             interrupter: Interrupter::new(),
             resolver: Resolver::default(),
+            throttles: Throttles::default(),
         }
     }
 }

@@ -184,7 +184,7 @@ impl Cluster {
     /// Runs `question` on a connection to any broker, like [`ask`](Self::ask).
     pub fn ask_with<T>(&self, question: impl Fn(&mut Connection) -> Result<T>) -> Result<T> {
         let spare = self.spare.lock().take();
-        if let Some(mut connection) = spare.filter(|spare| !self.is_silent(spare.broker())) {
+        if let Some(mut connection) = spare.filter(|spare| self.is_usable(spare)) {
             match question(&mut connection) {
                 // A time-out is not repeated: the broker got the request, and the caller has waited long enough.
                 Err(error) if error.retry() == Retry::Reconnect && !matches!(error, KafkaError::Timeout { .. }) => {}
@@ -208,6 +208,12 @@ impl Cluster {
         }
         self.put_back(connection);
         answer
+    }
+
+    /// Whether the broker of a kept connection is not silent, and does not throttle it for longer than a response may
+    /// take.
+    fn is_usable(&self, connection: &Connection) -> bool {
+        !self.is_silent(connection.broker()) && connection.muted_for() <= self.options().request_timeout
     }
 
     fn is_silent(&self, address: &BrokerAddress) -> bool {
@@ -320,7 +326,7 @@ impl Cluster {
         others
     }
 
-    /// Sends one request to one broker, on the spare connection if it leads there.
+    /// Sends one request to one broker, on the spare connection if it leads there and is not throttled.
     fn ask_at(
         &self,
         address: &BrokerAddress,
@@ -331,7 +337,7 @@ impl Cluster {
         let mut spare = self.spare.lock();
         let held = spare.take_if(|connection| connection.broker() == address);
         drop(spare);
-        if let Some(mut connection) = held {
+        if let Some(mut connection) = held.filter(|held| held.muted_for().is_zero()) {
             match connection.call(METADATA_VERSION, request, patience) {
                 // The connection died while it was idle.
                 Err(error) if error.retry() == Retry::Reconnect && !matches!(error, KafkaError::Timeout { .. }) => {}

@@ -3,7 +3,8 @@
 //! Knows frames, headers, correlation ids and deadlines (<https://kafka.apache.org/protocol#protocol_common>). It knows
 //! nothing of the requests' meaning, and never opens a second connection. Receiving can be resumed: when a deadline
 //! passes, the partial frame stays in the buffer. The caller then waits again or drops the connection.
-//! [`Connection::call`] sends, receives and closes at its deadline.
+//! [`Connection::call`] sends, receives and closes at its deadline. A deadline begins when the broker reads the request,
+//! which can be later for a throttled client (KIP-219).
 //!
 //! TLS is `transport`'s. A [`login`](super::login) needs no call either: requests that are sent
 //! before its end wait here, and receiving goes on with it. It is renewed (KIP-368) before a request when no response
@@ -26,6 +27,7 @@ use super::error::{ErrorCode, KafkaError, Result};
 use super::interrupt::{Interrupter, Registration};
 use super::login::Attempt;
 use super::share_lag;
+use super::throttle::{self, Throttles};
 use super::tls::{self, Tls};
 use super::transport::Transport;
 use authentication::Authentication;
@@ -44,6 +46,7 @@ const WRITE_BUFFER_KEPT: usize = 256 << 10;
 #[derive(Debug)]
 struct Outstanding {
     correlation: i32,
+    api_key: i16,
     request: &'static str,
     /// Whether the response's header has tagged fields (response header version 1).
     flexible: bool,
@@ -63,6 +66,9 @@ pub struct Connection {
     outgoing: BytesMut,
     incoming: BytesMut,
     write_timeout: Duration,
+    /// The broker reads nothing before this time.
+    muted_until: Instant,
+    throttles: Throttles,
     broken: bool,
     // Leaves the registry when the connection is dropped.
     _registration: Registration,
@@ -104,6 +110,8 @@ impl Connection {
             outgoing: BytesMut::new(),
             incoming: BytesMut::new(),
             write_timeout: options.request_timeout,
+            muted_until: Instant::now(),
+            throttles: options.throttles.clone(),
             broken: false,
             _registration: registration,
         };
@@ -123,9 +131,22 @@ impl Connection {
         self.broken
     }
 
-    /// Sends `request` and waits for its response; closes the connection on any error and when `timeout` passes.
+    /// The broker throttles this client, and reads nothing from the connection before this time (KIP-219).
+    #[must_use]
+    pub fn muted_until(&self) -> Instant {
+        self.muted_until
+    }
+
+    /// How long the broker still reads nothing. Waiting for a response begins afterwards.
+    #[must_use]
+    pub fn muted_for(&self) -> Duration {
+        self.muted_until.saturating_duration_since(Instant::now())
+    }
+
+    /// Sends `request` and waits for its response; closes the connection on any error and when `timeout` passes after
+    /// the broker can read the request.
     pub fn call<R: Request>(&mut self, version: i16, request: &R, timeout: Duration) -> Result<R::Response> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + self.muted_for() + timeout;
         let correlation = self.send(version, request)?;
         let Some(mut body) = self.receive(correlation, deadline.saturating_duration_since(Instant::now()))? else {
             self.close();
@@ -136,7 +157,7 @@ impl Connection {
 
     /// As [`call`](Self::call), with encoded bodies and flexible headers: for versions that the codec does not know.
     pub fn call_body(&mut self, api_key: i16, version: i16, body: &[u8], timeout: Duration) -> Result<Bytes> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + self.muted_for() + timeout;
         let correlation = self.send_body(api_key, version, true, body)?;
         let answer = self.receive(correlation, deadline.saturating_duration_since(Instant::now()))?;
         answer.ok_or_else(|| {
@@ -211,7 +232,7 @@ impl Connection {
             .map(|length| frame[..4].copy_from_slice(&length.to_be_bytes()))
             .map_err(|detail| KafkaError::Unencodable { request, detail })?;
         self.next_correlation = self.next_correlation.wrapping_add(1);
-        Ok((frame, Outstanding { correlation, request, flexible }))
+        Ok((frame, Outstanding { correlation, api_key, request, flexible }))
     }
 
     fn send_frame(&mut self, frame: BytesMut, asked: Outstanding) -> Result<i32> {
@@ -230,7 +251,7 @@ impl Connection {
     /// Share sessions lose nothing by that. Their requests are small, so a write blocks only with hundreds of kB
     /// unread, and TCP_USER_TIMEOUT ends such a connection soon after.
     fn write(&mut self, frame: &[u8]) -> Result<()> {
-        let written = self.transport.write(frame, Instant::now() + self.write_timeout);
+        let written = self.transport.write(frame, Instant::now() + self.muted_for() + self.write_timeout);
         written.map_err(|error| self.failed("cannot write to", error))
     }
 
@@ -310,7 +331,7 @@ impl Connection {
 
     /// Checks the header of a response and returns the bytes after it.
     fn open_frame(&mut self, mut frame: Bytes, expected: Outstanding) -> Result<Bytes> {
-        let Outstanding { correlation, request, flexible } = expected;
+        let Outstanding { correlation, api_key, request, flexible } = expected;
         let came = frame.first_chunk::<4>().map(|bytes| i32::from_be_bytes(*bytes));
         if came != Some(correlation) {
             let detail = format!("correlation id {came:?} in answer to {request} {correlation}");
@@ -318,7 +339,25 @@ impl Connection {
         }
         ResponseHeader::decode(&mut frame, i16::from(flexible))
             .map_err(|error| self.malformed(format!("header of the answer to {request}: {error}")))?;
+        self.note_throttle(throttle::time_of(api_key, &frame));
         Ok(frame)
+    }
+
+    /// Whether the broker has throttled this client, on any connection, within the last minute.
+    #[must_use]
+    pub fn is_throttled(&self) -> bool {
+        self.throttles.has(&self.broker, Instant::now())
+    }
+
+    fn note_throttle(&mut self, time: Duration) {
+        let now = Instant::now();
+        if time.is_zero() {
+            return;
+        }
+        self.muted_until = now + time;
+        if self.throttles.begins(&self.broker, time, now) {
+            log::info!("a quota of Kafka: broker {} throttles this client, now for {time:.1?}", self.broker);
+        }
     }
 
     /// Asks for the requests that the broker speaks (ApiVersions v3, KIP-511) and its cluster's features (KIP-584).
@@ -328,7 +367,7 @@ impl Connection {
             .with_client_software_name(StrBytes::from_static_str(env!("CARGO_PKG_NAME")))
             .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));
         let correlation = self.send(VERSION, &request)?;
-        let Some(mut body) = self.receive(correlation, timeout)? else {
+        let Some(mut body) = self.receive(correlation, self.muted_for() + timeout)? else {
             self.close();
             return Err(self.late("ApiVersions", timeout));
         };

@@ -17,6 +17,7 @@
 //! | `client_options` | options that all connections of a client share |
 //! | `dial`, `resolve` | connecting: sockets that notice a peer that is gone; names, within a limit |
 //! | `bounded` | decoding that accepts no count beyond the received bytes |
+//! | `throttle` | quotas: for how long a broker reads nothing from a connection |
 //! | [`cluster`] | bootstrap list, metadata, leaders, coordinators |
 //! | `pool` | one connection per broker for one user |
 //! | [`admin`] | support of the cluster, topics, settings, offsets |
@@ -55,6 +56,7 @@ pub mod share_membership;
 pub mod share_session;
 pub mod share_wire;
 mod stamp;
+mod throttle;
 pub mod tls;
 mod token_command;
 mod transport;

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use kafka_protocol::protocol::Request;
 
@@ -59,6 +60,11 @@ impl Pool {
         }
     }
 
+    /// How long the broker still throttles the connection to it.
+    pub(super) fn muted_for(&self, node: i32) -> Duration {
+        self.connections.get(&node).map_or(Duration::ZERO, Connection::muted_for)
+    }
+
     /// Closes the connection to this broker, if there is one.
     pub(super) fn drop_node(&mut self, node: i32) {
         self.connections.remove(&node);
@@ -74,7 +80,6 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::time::Duration;
 
     use kafka_protocol::messages::metadata_response::MetadataResponseBroker;
     use kafka_protocol::messages::{BrokerId, MetadataRequest, MetadataResponse};

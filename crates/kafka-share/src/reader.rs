@@ -126,6 +126,8 @@ pub struct Reader {
     /// Earliest next attempt at new partitions, after a failed one.
     new_from: Option<Instant>,
     last_answer: Option<Instant>,
+    /// The brokers that have throttled their last response (KIP-219), with the time of the last response before.
+    throttled: BTreeMap<i32, Instant>,
     /// Partitions with a response since the last complete pass, and the number of passes.
     answered: BTreeSet<i32>,
     passes: u64,
@@ -153,6 +155,7 @@ impl Reader {
             absent: BTreeSet::new(),
             new_from: None,
             last_answer: None,
+            throttled: BTreeMap::new(),
             answered: BTreeSet::new(),
             passes: 0,
             damage: Damage::default(),
@@ -210,10 +213,17 @@ impl Reader {
         self.gaps
     }
 
-    /// Time of the last response to a fetch.
+    /// Time of the last response to a fetch; the present time while a broker throttles this reader (KIP-219), since
+    /// that broker is well.
     #[must_use]
     pub fn last_answer(&self) -> Option<Instant> {
-        self.last_answer
+        if self.is_throttled() { Some(Instant::now()) } else { self.last_answer }
+    }
+
+    /// While a broker throttles this reader: the time of the last response before. Later records are not read yet.
+    #[must_use]
+    pub fn throttled_since(&self) -> Option<Instant> {
+        self.throttled.values().min().copied().filter(|_| self.is_throttled())
     }
 
     /// Counts the passes in which every partition got a response. It stands still while a partition has no leader, or
@@ -314,6 +324,7 @@ impl Reader {
             log::warn!("{}: the topic was created again, reading continues at its first record", self.topic);
             // These fetches bring records at offsets of the former log.
             std::mem::take(&mut self.outstanding).into_keys().for_each(|node| self.fetches.drop_node(node));
+            self.throttled.clear();
             self.positions = BTreeMap::new();
             self.start = StartAt::Earliest;
             self.gaps += 1;

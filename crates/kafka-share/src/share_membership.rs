@@ -83,6 +83,13 @@ impl ShareMembership {
         Ok(Heartbeat { assignment, interval: Duration::from_millis(interval) })
     }
 
+    /// How long the coordinator throttles this member and so reads no heartbeat, at most 5 s: far less than a member's
+    /// session lasts.
+    #[must_use]
+    pub fn rest(&self) -> Duration {
+        self.connection.as_ref().map_or(Duration::ZERO, Connection::muted_for).min(HEARTBEAT_TIMEOUT)
+    }
+
     /// Leaves the group, retrying until `deadline`. Does nothing for a member that never joined.
     ///
     /// # Errors
@@ -122,7 +129,9 @@ impl ShareMembership {
         request: &ShareGroupHeartbeatRequest,
         timeout: Duration,
     ) -> Result<ShareGroupHeartbeatResponse, KafkaError> {
-        let mut connection = match self.connection.take().filter(|connection| !connection.is_broken()) {
+        // A muted connection is replaced: the caller has waited, or leaves (see `rest`).
+        let kept = self.connection.take().filter(|kept| !kept.is_broken() && kept.muted_for().is_zero());
+        let mut connection = match kept {
             Some(connection) => connection,
             None => {
                 let coordinator = self.cluster.group_coordinator(&self.identity.group)?;

@@ -3,8 +3,9 @@
 //! Requests are numbered (KIP-932 "share session epoch"), and the broker answers them in order. Locks belong to the
 //! *member*: epoch 0, on a second connection or on the same one, opens the session anew and takes them over. When the
 //! session's connection ends, the broker releases every record of the session's partitions. So a timeout closes nothing
-//! here: [`ShareSession::receive`] returns `None` and the caller decides. The worker decides which records to
-//! acknowledge and when; [`super::share_membership`] handles group membership, [`super::share_wire`] the bytes.
+//! here: [`ShareSession::receive`] returns `None` and the caller decides. While the broker throttles the connection
+//! (KIP-219), requests go out on another one; only the end of the first ends the session. The worker decides which
+//! records to acknowledge and when; [`super::share_membership`] handles group membership, [`super::share_wire`] the bytes.
 
 use super::address::BrokerAddress;
 use super::cluster::Cluster;
@@ -25,6 +26,8 @@ use std::time::{Duration, Instant, SystemTime};
 const OPENING_EPOCH: i32 = 0;
 /// Session epoch of the request that closes a session and releases its records.
 const FINAL_EPOCH: i32 = -1;
+/// A shorter throttle time is waited for.
+const SHORT_MUTE: Duration = Duration::from_millis(100);
 /// Limits of a request that fetches no records.
 const NO_RECORDS: FetchLimits = FetchLimits { max_wait: Duration::ZERO, max_bytes: 0, max_records: 0 };
 
@@ -108,8 +111,6 @@ pub struct Answer {
     pub partition_errors: Vec<(SharePartition, ErrorCode)>,
     /// Duration of a lock, if the broker sent it.
     pub lock: Option<Duration>,
-    /// The broker reads nothing from the connection for this long (KIP-219).
-    pub throttled: Duration,
 }
 
 /// An unanswered request.
@@ -124,7 +125,11 @@ struct Outstanding {
 
 /// One connection and its share session.
 pub struct ShareSession {
+    cluster: Cluster,
     connection: Connection,
+    /// The connection that opened the session, while the broker throttles it and `connection` is another one.
+    first: Option<Connection>,
+    muted_until: Instant,
     identity: ShareIdentity,
     node: i32,
     next_epoch: i32,
@@ -141,6 +146,9 @@ impl ShareSession {
     pub fn connect(cluster: &Cluster, node: i32, identity: ShareIdentity) -> Result<Self, KafkaError> {
         Ok(Self {
             connection: cluster.connect(node)?,
+            cluster: cluster.clone(),
+            first: None,
+            muted_until: Instant::now(),
             identity,
             node,
             next_epoch: OPENING_EPOCH,
@@ -257,6 +265,9 @@ impl ShareSession {
         asked: Asked,
         acknowledgements: Acknowledgements,
     ) -> Result<(), KafkaError> {
+        if self.outstanding.is_empty() {
+            self.evade();
+        }
         let (sent_at, sent_wall) = (Instant::now(), SystemTime::now());
         let correlation = self.connection.send_body(api_key, WIRE_VERSION, true, body)?;
         if self.next_epoch != FINAL_EPOCH {
@@ -275,6 +286,20 @@ impl ShareSession {
         Ok(())
     }
 
+    /// Goes on with a connection that the broker reads: the first one, if it is no longer throttled. A lock must be
+    /// renewed in time, and a stop has its bound. If no other connection can be opened, the request waits.
+    fn evade(&mut self) {
+        let is_read = |connection: &mut Connection| connection.muted_for() <= SHORT_MUTE;
+        if let Some(first) = self.first.take_if(is_read) {
+            self.connection = first;
+        } else if !is_read(&mut self.connection)
+            && let Ok(other) = self.cluster.connect(self.node)
+        {
+            let muted = std::mem::replace(&mut self.connection, other);
+            self.first.get_or_insert(muted);
+        }
+    }
+
     /// Waits at most `wait` for the response to the oldest unanswered request.
     ///
     /// `None`: no response yet, or none owed; the session is still good.
@@ -285,12 +310,29 @@ impl ShareSession {
         let Some(oldest) = self.outstanding.front() else { return Ok(None) };
         let Some(body) = self.connection.receive(oldest.correlation, wait)? else { return Ok(None) };
         let Some(request) = self.outstanding.pop_front() else { return Ok(None) };
+        self.muted_until = self.muted_until.max(self.connection.muted_until());
+        if request.asked == Asked::Open {
+            // The session belongs to this connection now.
+            self.first = None;
+        }
         let broker = self.connection.broker();
         let answer = match request.asked {
             Asked::Open | Asked::Fetch | Asked::Add => fetched(request, body, broker),
             Asked::Acknowledge | Asked::Close => acknowledged(request, &body, broker),
         };
         answer.map(Some)
+    }
+
+    /// The broker throttles this member before this time (KIP-219): it should not fetch.
+    #[must_use]
+    pub fn muted_until(&self) -> Instant {
+        self.muted_until
+    }
+
+    /// Whether the broker has throttled this client within the last minute.
+    #[must_use]
+    pub fn is_throttled(&self) -> bool {
+        self.connection.is_throttled()
     }
 
     /// Makes the timeout error for this session's broker.
@@ -305,12 +347,7 @@ fn malformed(broker: &BrokerAddress, detail: String) -> KafkaError {
 }
 
 impl Answer {
-    fn to(
-        request: &mut Outstanding,
-        lock: Option<Duration>,
-        throttle_time_ms: i32,
-        refused: Result<(), KafkaError>,
-    ) -> Self {
+    fn to(request: &mut Outstanding, lock: Option<Duration>, refused: Result<(), KafkaError>) -> Self {
         Self {
             asked: request.asked,
             sent_at: request.sent_at,
@@ -322,7 +359,6 @@ impl Answer {
             settlements: Vec::new(),
             partition_errors: Vec::new(),
             lock,
-            throttled: Duration::from_millis(u64::try_from(throttle_time_ms).unwrap_or(0)),
         }
     }
 }
@@ -331,7 +367,7 @@ fn fetched(mut request: Outstanding, body: Bytes, broker: &BrokerAddress) -> Res
     let response = share_wire::decode_fetch(body).map_err(|detail| malformed(broker, detail))?;
     let refused = ErrorCode(response.error_code).check("ShareFetch", response.error_message.as_deref());
     let lock = lock_length(response.acquisition_lock_timeout_ms);
-    let mut answer = Answer::to(&mut request, lock, response.throttle_time_ms, refused);
+    let mut answer = Answer::to(&mut request, lock, refused);
     if answer.refused.is_some() {
         return Ok(answer);
     }
@@ -355,7 +391,7 @@ fn fetched(mut request: Outstanding, body: Bytes, broker: &BrokerAddress) -> Res
 fn acknowledged(mut request: Outstanding, body: &Bytes, broker: &BrokerAddress) -> Result<Answer, KafkaError> {
     let (response, lock) = share_wire::decode_acknowledge(body).map_err(|detail| malformed(broker, detail))?;
     let refused = ErrorCode(response.error_code).check("ShareAcknowledge", response.error_message.as_deref());
-    let mut answer = Answer::to(&mut request, lock, response.throttle_time_ms, refused);
+    let mut answer = Answer::to(&mut request, lock, refused);
     if answer.refused.is_some() {
         return Ok(answer);
     }
@@ -446,7 +482,7 @@ mod tests {
             partitions: BTreeSet::new(),
             acknowledgements: Acknowledgements::new(),
         };
-        let mut answer = Answer::to(&mut request, None, 0, Ok(()));
+        let mut answer = Answer::to(&mut request, None, Ok(()));
         take_acquired(SharePartition { topic_id: uuid::Uuid::nil(), partition: 0 }, &data, &mut answer);
         answer
     }

@@ -158,13 +158,13 @@ impl Tasks {
 
     /// The fleet as it is now.
     pub(super) fn fleet(&self) -> FleetView {
-        let now = self.state.now();
+        let now = self.state.heard_until();
         self.fleet.lock().view(now)
     }
 
     /// The number of workers that take tasks now.
     pub(super) fn active_workers(&self) -> usize {
-        let now = self.state.now();
+        let now = self.state.heard_until();
         self.fleet.lock().active(now)
     }
 
@@ -194,7 +194,7 @@ impl Tasks {
         loop {
             let now = self.state.now();
             self.book().forget_old(now);
-            let events = self.fleet.lock().tick(now);
+            let events = self.fleet.lock().tick(self.state.heard_until());
             self.state.upkeep_came_round();
             log_events(&events);
             self.claim_overdue();

@@ -23,9 +23,6 @@ impl Intake {
         if answer.asked == Asked::Fetch && is_current {
             self.links.queue.answered(self.node, answer.acquired.len(), now);
         }
-        if let Some(channel) = self.current.as_mut().filter(|_| is_current) {
-            channel.muted_until = now + answer.throttled;
-        }
         if let Some(error) = answer.refused {
             return self.refused(id, is_current, error);
         }

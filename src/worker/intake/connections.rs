@@ -51,7 +51,7 @@ impl Intake {
         match ShareSession::connect(&links.cluster, self.node, links.identity.clone()) {
             Ok(session) => {
                 let id = links.in_flight.new_channel();
-                let channel = Channel { id, session, open: false, muted_until: Instant::now() };
+                let channel = Channel { id, session, open: false };
                 self.superseded.extend(self.current.replace(channel));
                 self.connect_at = Instant::now() + self.connect.pause();
                 self.open(led, Instant::now())
@@ -74,7 +74,8 @@ impl Intake {
         }
         self.send(|session| {
             session.send_open(&partitions)?;
-            if renewals.is_empty() { Ok(()) } else { session.send_acknowledge(renewals) }
+            // A throttled connection would not be read after epoch 0. Then the renewals follow its answer.
+            if renewals.is_empty() || session.is_throttled() { Ok(()) } else { session.send_acknowledge(renewals) }
         })
     }
 
@@ -111,20 +112,18 @@ impl Intake {
     /// Handles a tick without an answer. Returns false if the next round has to decide.
     fn wait_on(&mut self, led: &BTreeMap<SharePartition, Leader>) -> Result<bool, KafkaError> {
         let now = Instant::now();
-        let waiting = self.current.as_ref().and_then(|it| Some((it.id, it.muted_until, it.session.waiting()?)));
-        let Some((id, muted_until, (sent_at, asked))) = waiting else { return Ok(false) };
-        let muted = muted_until.saturating_duration_since(sent_at);
+        let waiting = self.current.as_ref().and_then(|it| Some((it.id, it.session.waiting()?)));
+        let Some((id, (sent_at, asked))) = waiting else { return Ok(false) };
         let waited = now.saturating_duration_since(sent_at);
         self.links.queue.look(now);
         self.read_superseded(now)?;
-        if waited >= muted + SILENCE {
+        if waited >= SILENCE {
             self.watch(waited, now);
         }
         let third = self.third().min(LONGEST_PATIENCE);
         let patience = match asked {
             Asked::Open => 2 * third,
-            // A throttled connection is muted, not silent. The third ignores that: a lock has to be renewed in time.
-            _ if self.takes() && self.links.in_flight.asks_on(id) => third.min(muted + ACCEPT_PATIENCE),
+            _ if self.takes() && self.links.in_flight.asks_on(id) => third.min(ACCEPT_PATIENCE),
             _ => third,
         };
         let room = 1 + self.superseded.len() < MOST_CONNECTIONS;

@@ -95,8 +95,6 @@ struct Channel {
     session: ShareSession,
     /// The broker has answered its epoch 0.
     open: bool,
-    /// The broker throttles this client, and reads nothing from the connection before this time.
-    muted_until: Instant,
 }
 
 pub(super) struct Intake {
@@ -194,7 +192,7 @@ impl Intake {
         if self.open_again || !channel.open {
             return self.open(led, now);
         }
-        let (id, muted_until) = (channel.id, channel.muted_until);
+        let (id, muted_until) = (channel.id, channel.session.muted_until());
         let settled_wait = self.is_held_back(now);
         if now >= self.acknowledge_at {
             // Halves of refused groups come first: their other locks have to be renewed in time.
@@ -219,10 +217,10 @@ impl Intake {
         let muted = Some(muted_until).filter(|until| *until > now);
         let next = muted.or(plan.next);
         let fetch = match muted {
-            // The broker would read a fetch only later, and its records would be too old to start. Acknowledgements are
-            // sent: the broker reads them even if this process ends before.
+            // The broker throttles this worker, and is well. Acknowledgements are sent.
             Some(_) => {
                 self.links.queue.withdraw(self.node);
+                self.links.control.heard();
                 None
             }
             None if may_ride(&due, &plan) => self.next_fetch(plan, now),

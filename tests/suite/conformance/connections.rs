@@ -129,6 +129,16 @@ fn muted_holder(place: &mut Place) -> (Group<'_>, Member, Instant) {
     (group, member, ends)
 }
 
+/// Fetches until this record, the first that is not acknowledged, is released; returns when that was.
+fn first_release(heir: &mut Member, offset: i64) -> Instant {
+    eventually(SOON, "the records are released", || {
+        let got = heir.fetch(1, 10, &[]).acquired;
+        assert!(got.iter().all(|range| range.0 >= offset), "{got:?}");
+        got.iter().any(|range| range.0 == offset)
+    });
+    Instant::now()
+}
+
 #[test]
 fn closing_request_on_another_connection_acknowledges_and_releases() {
     let mut place = Place::on(Rig::with_own_broker("is-throttled", &[]), &[]);
@@ -137,9 +147,26 @@ fn closing_request_on_another_connection_acknowledges_and_releases() {
     member.epoch = -1;
     assert_eq!(member.acknowledge(&[(0, Accept)]), (0, 0));
     assert!(Instant::now() < ends, "the connection is no longer muted");
-    let got = group.open("heir").eventually(1);
-    assert_eq!((got[0].0, got[0].1), (1, 1), "{got:?}");
+    let released = first_release(&mut group.open("heir"), 1);
+    assert!(released < ends, "released at the end of the throttle time");
+}
+
+#[test]
+fn share_session_takes_requests_on_another_connection_and_stays_with_the_first() {
+    let mut place = Place::on(Rig::with_own_broker("is-throttled", &[]), &[]);
+    let (group, mut member, ends) = muted_holder(&mut place);
+    let mut other = Wire::connect(group.place.rig.broker().address());
+    std::mem::swap(&mut member.wire, &mut other);
+    assert_eq!(member.acknowledge(&[(0, Renew), (1, Renew)]), (0, 0));
+    assert_eq!(member.acknowledge(&[(0, Accept)]), (0, 0));
     assert!(Instant::now() < ends, "the connection is no longer muted");
+    // The end of the other connection releases nothing, and the session goes on.
+    std::mem::swap(&mut member.wire, &mut other);
+    drop(other);
+    assert_eq!(member.acknowledge(&[(1, Renew)]), (0, 0));
+    assert!(Instant::now() >= ends - Duration::from_millis(200), "the muted connection was read");
+    drop(member);
+    first_release(&mut group.open("heir"), 1);
 }
 
 #[test]
@@ -147,14 +174,7 @@ fn end_of_a_throttled_connection_is_noticed_after_the_throttle_time() {
     let mut place = Place::on(Rig::with_own_broker("is-throttled", &[]), &[]);
     let (group, member, ends) = muted_holder(&mut place);
     drop(member);
-    let mut heir = group.open("heir");
-    let mut released = None;
-    eventually(SOON, "the records are released", || {
-        let got = heir.fetch(1, 10, &[]).acquired;
-        released = got.first().is_some_and(|range| range.0 == 0).then(Instant::now);
-        released.is_some()
-    });
-    let early = ends.saturating_duration_since(released.expect("released"));
+    let early = ends.saturating_duration_since(first_release(&mut group.open("heir"), 0));
     assert!(early < Duration::from_millis(200), "released {early:?} before the end of the throttle time");
 }
 

@@ -32,6 +32,35 @@ pub fn is_apache() -> bool {
     }
 }
 
+/// A quota of Kafka (KIP-13, KIP-124).
+#[derive(Clone, Copy, Debug)]
+pub enum Quota {
+    Produced,
+    Consumed,
+    Processed,
+}
+
+impl Quota {
+    fn key(self) -> &'static str {
+        match self {
+            Quota::Produced => "producer_byte_rate",
+            Quota::Consumed => "consumer_byte_rate",
+            Quota::Processed => "request_percentage",
+        }
+    }
+}
+
+/// The kinds of requests of working programs.
+const EVERY_KIND: [Kind; 7] = [
+    Kind::Produce,
+    Kind::Fetch,
+    Kind::ListOffsets,
+    Kind::Metadata,
+    Kind::ShareGroupHeartbeat,
+    Kind::ShareFetch,
+    Kind::ShareAcknowledge,
+];
+
 /// A broker; its data survive [`Broker::kill`] and [`Broker::stop`] until it is dropped.
 pub enum Broker {
     Embedded { broker: devbroker::Broker, address: String },
@@ -137,7 +166,7 @@ impl Broker {
                 let fault = Fault::new(Action::Throttle(Duration::from_secs(2))).at(kind);
                 broker.inject(fault.every(1, u32::MAX));
             }
-            Broker::Apache(apache) => apache.limit_rate(Self::quota(kind), false),
+            Broker::Apache(apache) => apache.set_quota(Some("wire"), Self::quota(kind), Some(1000.0)),
         }
     }
 
@@ -145,7 +174,26 @@ impl Broker {
     pub fn unthrottle(&self, kind: Kind) {
         match self {
             Broker::Embedded { broker, .. } => broker.heal(),
-            Broker::Apache(apache) => apache.limit_rate(Self::quota(kind), true),
+            Broker::Apache(apache) => apache.set_quota(Some("wire"), Self::quota(kind), None),
+        }
+    }
+
+    /// Sets a quota of every client that has none of its own; `None` removes it. The embedded broker throttles every
+    /// request that such a quota concerns.
+    pub fn set_quota(&self, quota: Quota, limit: Option<f64>) {
+        match self {
+            Broker::Apache(apache) => apache.set_quota(None, quota.key(), limit),
+            Broker::Embedded { broker, .. } if limit.is_none() => broker.heal(),
+            Broker::Embedded { broker, .. } => {
+                let (kinds, time) = match quota {
+                    Quota::Produced => (&[Kind::Produce][..], Duration::from_secs(6)),
+                    Quota::Consumed => (&[Kind::Fetch, Kind::ShareFetch][..], Duration::from_secs(6)),
+                    Quota::Processed => (&EVERY_KIND[..], Duration::from_secs(1)),
+                };
+                for kind in kinds {
+                    broker.inject(Fault::new(Action::Throttle(time)).at(*kind).every(1, u32::MAX));
+                }
+            }
         }
     }
 
@@ -293,10 +341,12 @@ impl Apache {
         });
     }
 
-    fn limit_rate(&self, quota: &'static str, ends: bool) {
+    /// Sets a quota of one client, or of those without their own.
+    fn set_quota(&self, client: Option<&'static str>, quota: &'static str, limit: Option<f64>) {
         let text = StrBytes::from_static_str;
-        let entity = EntityData::default().with_entity_type(text("client-id")).with_entity_name(Some(text("wire")));
-        let limit = OpData::default().with_key(text(quota)).with_value(1000.0).with_remove(ends);
+        let entity = EntityData::default().with_entity_type(text("client-id")).with_entity_name(client.map(text));
+        let removes = limit.is_none();
+        let limit = OpData::default().with_key(text(quota)).with_value(limit.unwrap_or(0.0)).with_remove(removes);
         let entry = EntryData::default().with_entity(vec![entity]).with_ops(vec![limit]);
         let request = AlterClientQuotasRequest::default().with_entries(vec![entry]);
         let answer = Wire::connect(&self.address).call(1, &request);

@@ -252,7 +252,8 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
     /// idle connection. Connects before composing, so that `about_to_send` is called only when the record really goes
     /// out.
     fn next_job(&mut self, node: i32, now: Instant) -> Option<Job> {
-        let leader = self.leaders.get_mut(&node).filter(|leader| leader.is_free(now))?;
+        let hurries = self.shared.hurries.load(Ordering::Relaxed);
+        let leader = self.leaders.get_mut(&node).filter(|leader| leader.is_free(now, hurries))?;
         let (mut unlearnt, mut sendable, mut doubt) = (Vec::new(), Vec::new(), None);
         for (key, slot) in &self.lanes {
             if !slot.lane.has_work() || slot.asked || slot.trouble.rests(now) || self.topics.leader(key) != Some(node) {

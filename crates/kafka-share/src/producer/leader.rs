@@ -48,8 +48,8 @@ pub(super) struct Leader {
     /// The last job found a working connection.
     pub(super) connected: bool,
     pub(super) trouble: Trouble,
-    /// Until then the broker reads nothing from this client (KIP-219).
-    throttled_until: Option<Instant>,
+    /// When the broker reads the next request at the earliest (KIP-219).
+    reads_at: Instant,
     looked_at: Option<Instant>,
     /// Lanes whose batches are in the current request.
     pub(super) out: Vec<LaneKey>,
@@ -67,7 +67,7 @@ impl Leader {
             busy: false,
             connected: false,
             trouble: Trouble::new(),
-            throttled_until: None,
+            reads_at: Instant::now(),
             looked_at: None,
             out: Vec::new(),
             last: None,
@@ -75,9 +75,9 @@ impl Leader {
         }
     }
 
-    /// Whether the leader can take a job.
-    pub(super) fn is_free(&self, now: Instant) -> bool {
-        !self.busy && !self.trouble.rests(now) && self.throttled_until.is_none_or(|until| until <= now)
+    /// Whether the leader can take a job. With `hurries` it is not spared for being throttled.
+    pub(super) fn is_free(&self, now: Instant, hurries: bool) -> bool {
+        !self.busy && !self.trouble.rests(now) && (hurries || self.reads_at <= now)
     }
 
     /// Whether an idle connection is due for a check.
@@ -88,7 +88,7 @@ impl Leader {
     /// Returns the moments at which the leader can or should get a job that it cannot get now.
     pub(super) fn wakes_at(&self) -> impl Iterator<Item = Instant> {
         let watch = self.looked_at.map(|at| at + IDLE_CHECK);
-        [self.trouble.rests_until(), self.throttled_until, watch].into_iter().flatten().filter(|_| !self.busy)
+        [self.trouble.rests_until(), Some(self.reads_at), watch].into_iter().flatten().filter(|_| !self.busy)
     }
 
     /// Gives the leader a job. With `alone` the job runs here and its report is returned; otherwise the report comes
@@ -120,18 +120,8 @@ impl Leader {
     }
 
     /// Marks the job as done.
-    pub(super) fn reported(&mut self) {
-        self.busy = false;
-    }
-
-    /// Notes that the broker reads nothing from its connection for this long. Returns true for the first throttle in a
-    /// row, which is logged.
-    pub(super) fn throttled(&mut self, time: Duration, now: Instant) -> bool {
-        if time.is_zero() {
-            self.throttled_until = None;
-            return false;
-        }
-        self.throttled_until.replace(now + time).is_none()
+    pub(super) fn reported(&mut self, reads_at: Instant) {
+        (self.busy, self.reads_at) = (false, reads_at);
     }
 
     /// Lets the thread end and joins it. Returns the thread if it has not ended by `deadline`.

@@ -11,7 +11,7 @@ use kafka_protocol::messages::{ProduceRequest, ProduceResponse};
 
 use super::LaneKey;
 use super::doubts::{self, Doubt};
-use super::report::Report;
+use super::report::{Done, Report};
 use crate::cluster::{Cluster, Led, WATCH_INTERVAL, topic_name};
 use crate::error::{Result, Retry};
 use crate::offsets::{self, Position};
@@ -46,14 +46,20 @@ impl Link {
 
     /// Does the job; the client's timeouts limit it.
     pub(super) fn perform(&mut self, job: Job) -> Report {
+        if !self.pool.muted_for(self.node).is_zero() {
+            // The producer is in a hurry: the broker reads a new connection at once.
+            self.pool.drop_node(self.node);
+        }
         match job {
             Job::Open(keys) => {
                 let outcome = self.open(keys);
-                Report::Opened(self.node, self.checked(outcome))
+                let outcome = self.checked(outcome);
+                Report::Opened(self.done(), outcome)
             }
             Job::Produce(batches) => {
                 let outcome = self.produce(batches);
-                Report::Produced(self.node, self.checked(outcome))
+                let outcome = self.checked(outcome);
+                Report::Produced(self.done(), outcome)
             }
             Job::LookUp(doubt) => {
                 let outcome = doubts::new_identity(self.pool.cluster())
@@ -61,9 +67,13 @@ impl Link {
                 if let Ok((_, Err(error))) = &outcome {
                     self.pool.cluster().blame(error);
                 }
-                Report::LookedUp(self.node, doubt.key, outcome)
+                Report::LookedUp(self.done(), doubt.key, outcome)
             }
         }
+    }
+
+    fn done(&self) -> Done {
+        Done { node: self.node, reads_at: Instant::now() + self.pool.muted_for(self.node) }
     }
 
     /// Closes the connection after a failure: it may be in the middle of a response.

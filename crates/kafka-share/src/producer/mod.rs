@@ -198,6 +198,8 @@ struct Shared {
     turned: AtomicU64,
     ready: AtomicBool,
     closed: AtomicBool,
+    /// See [`Producer::hurry`].
+    hurries: AtomicBool,
     /// Number of callers inside `send`. The thread drops the channel only at zero, so that no record is lost.
     inside: AtomicUsize,
     /// Whether `denied` has entries: a fast check for every task.
@@ -213,6 +215,7 @@ impl Shared {
             turned: AtomicU64::new(0),
             ready: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            hurries: AtomicBool::new(false),
             inside: AtomicUsize::new(0),
             is_denied: AtomicBool::new(false),
             denied: Mutex::default(),
@@ -380,6 +383,12 @@ impl<T> Producer<T> {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.sender.is_ready()
+    }
+
+    /// Sends records from now on without regard to quotas: a leader that throttles its connection gets them on a new
+    /// one (KIP-219). For the few records of a stop. Takes effect with the next record, or within a second.
+    pub fn hurry(&self) {
+        self.sender.shared.hurries.store(true, Ordering::Relaxed);
     }
 
     /// Sends queued records until `deadline`, then settles the rest as `Unsent` or `Unknown`. All deliveries have been

@@ -3,6 +3,7 @@
 //! Data only. Sent by [`link`](super::link) and [`asker`](super::asker), received by [`actor`](super::actor).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use kafka_protocol::messages::ProduceResponse;
 
@@ -10,15 +11,23 @@ use super::LaneKey;
 use super::lane::Identity;
 use crate::error::{KafkaError, Result};
 
+/// The node of a job that is done.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Done {
+    pub(super) node: i32,
+    /// When the node reads the next request at the earliest (KIP-219).
+    pub(super) reads_at: Instant,
+}
+
 /// Result of a job, or of a question to the cluster.
 #[derive(Debug)]
 pub(super) enum Report {
     /// The connection works, with the log ends; or the error.
-    Opened(i32, Result<Vec<(LaneKey, Result<i64>)>>),
+    Opened(Done, Result<Vec<(LaneKey, Result<i64>)>>),
     /// The broker's response; on an error the request's outcome is unknown.
-    Produced(i32, Result<ProduceResponse>),
+    Produced(Done, Result<ProduceResponse>),
     /// The new producer id, and the offset of the batch.
-    LookedUp(i32, LaneKey, Result<(Identity, Result<Option<i64>>)>),
+    LookedUp(Done, LaneKey, Result<(Identity, Result<Option<i64>>)>),
     /// The cluster's response.
     Asked(Asked),
 }

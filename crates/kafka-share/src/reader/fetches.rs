@@ -61,8 +61,8 @@ impl Reader {
             let partitions = partitions.collect();
             match self.fetches.send(leader, fetch::VERSION, &request) {
                 Ok(correlation) => {
-                    let now = Instant::now();
-                    let (deadline, watch_at) = (now + patience, now + self.options.max_wait + SILENCE);
+                    let read_at = Instant::now() + self.fetches.muted_for(leader);
+                    let (deadline, watch_at) = (read_at + patience, read_at + self.options.max_wait + SILENCE);
                     self.outstanding.insert(leader, Outstanding { correlation, deadline, watch_at, partitions });
                 }
                 Err(KafkaError::Interrupted) => return Err(KafkaError::Interrupted),
@@ -70,6 +70,22 @@ impl Reader {
             }
         }
         Ok(trouble)
+    }
+
+    /// Whether a broker throttles this reader. It ends when a response is overdue.
+    pub(super) fn is_throttled(&self) -> bool {
+        let now = Instant::now();
+        let is_due = |node| self.outstanding.get(node).is_none_or(|fetch: &Outstanding| now < fetch.watch_at);
+        self.throttled.keys().any(is_due)
+    }
+
+    /// Notes whether the broker has throttled this response. Such a response brings no records.
+    fn note_throttle(&mut self, node: i32) {
+        if self.fetches.muted_for(node).is_zero() {
+            self.throttled.remove(&node);
+        } else {
+            self.throttled.entry(node).or_insert_with(|| self.last_answer.unwrap_or_else(Instant::now));
+        }
     }
 
     /// How long a response may take.
@@ -114,6 +130,7 @@ impl Reader {
             }
         };
         self.outstanding.remove(&node);
+        self.note_throttle(node);
         self.take(node, fetch::open(response)?)
     }
 
@@ -136,6 +153,7 @@ impl Reader {
 
     fn give_up(&mut self, node: i32) {
         self.outstanding.remove(&node);
+        self.throttled.remove(&node);
         self.fetches.drop_node(node);
     }
 }

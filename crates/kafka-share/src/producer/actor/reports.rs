@@ -1,7 +1,7 @@
 //! Applies reports on the producer's thread: responses settle records, failures make them wait.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kafka_protocol::messages::ProduceResponse;
 
@@ -9,8 +9,7 @@ use super::Actor;
 use crate::error::{ErrorCode, KafkaError, Result, Retry};
 use crate::producer::lane::{Identity, Verdict};
 use crate::producer::leader::Leader;
-use crate::producer::report::Asked;
-use crate::producer::report::Report;
+use crate::producer::report::{Asked, Done, Report};
 use crate::producer::{Delivery, DeliveryError, LaneKey, Message, ProducerEvents};
 
 impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
@@ -22,8 +21,9 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
         let now = Instant::now();
         match report {
             Report::Asked(asked) => self.learn(asked, now),
-            Report::Opened(node, outcome) => {
-                self.job_done(node);
+            Report::Opened(done, outcome) => {
+                let node = done.node;
+                self.job_done(done);
                 match outcome {
                     Ok(ends) => {
                         self.leader_works(node, now);
@@ -39,12 +39,11 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
                     Err(error) => self.leader_failed(node, error, now),
                 }
             }
-            Report::Produced(node, outcome) => {
-                let keys = self.job_done(node);
+            Report::Produced(done, outcome) => {
+                let (node, keys) = (done.node, self.job_done(done));
                 match outcome {
                     Ok(response) => {
                         self.leader_works(node, now);
-                        self.note_throttle(node, &response, now);
                         self.apply(response, &keys, now);
                         Ok(())
                     }
@@ -59,17 +58,17 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
                     }
                 }
             }
-            Report::LookedUp(node, key, outcome) => {
-                self.job_done(node);
-                self.clear_doubt(node, &key, outcome, now)
+            Report::LookedUp(done, key, outcome) => {
+                self.job_done(done);
+                self.clear_doubt(done.node, &key, outcome, now)
             }
         }
     }
 
     /// Marks the leader free; returns the lanes of its job.
-    fn job_done(&mut self, node: i32) -> Vec<LaneKey> {
-        let Some(leader) = self.leaders.get_mut(&node) else { return Vec::new() };
-        leader.reported();
+    fn job_done(&mut self, done: Done) -> Vec<LaneKey> {
+        let Some(leader) = self.leaders.get_mut(&done.node) else { return Vec::new() };
+        leader.reported(done.reads_at);
         let keys = std::mem::take(&mut leader.out);
         for key in &keys {
             if let Some(slot) = self.lanes.get_mut(key) {
@@ -277,14 +276,5 @@ impl<T: Send + 'static, E: ProducerEvents<T>> Actor<T, E> {
     pub(super) fn fail(&mut self, messages: Vec<Message<T>>, error: &DeliveryError) {
         let failed = messages.into_iter().map(|Message { token, .. }| Delivery { token, outcome: Err(error.clone()) });
         self.settle(failed.collect());
-    }
-
-    /// A quota: the broker responds at once and then reads nothing from the connection for a while (KIP-219).
-    fn note_throttle(&mut self, node: i32, response: &ProduceResponse, now: Instant) {
-        let Some(leader) = self.leaders.get_mut(&node) else { return };
-        let time = Duration::from_millis(u64::try_from(response.throttle_time_ms).unwrap_or(0));
-        if leader.throttled(time, now) {
-            log::info!("{}: broker {node} throttles this client, now for {time:.1?}", self.links.name);
-        }
     }
 }
