@@ -69,6 +69,8 @@ impl Reader {
                 Err(error) => trouble = trouble.or(Some(error)),
             }
         }
+        // The others lead no partition now.
+        self.throttled.retain(|node, _| self.outstanding.contains_key(node));
         Ok(trouble)
     }
 
