@@ -3,8 +3,8 @@
 //! Knows frames, headers, correlation ids and deadlines (<https://kafka.apache.org/protocol#protocol_common>). It knows
 //! nothing of the requests' meaning, and never opens a second connection. Receiving can be resumed: when a deadline
 //! passes, the partial frame stays in the buffer. The caller then waits again or drops the connection.
-//! [`Connection::call`] sends, receives and closes at its deadline. A deadline begins when the broker reads the request,
-//! which can be later for a throttled client (KIP-219).
+//! [`Connection::call`] sends, receives and closes at its deadline, which begins when the broker can read the request:
+//! later for a throttled client (KIP-219).
 //!
 //! TLS is `transport`'s. A [`login`](super::login) needs no call either: requests that are sent
 //! before its end wait here, and receiving goes on with it. It is renewed (KIP-368) before a request when no response

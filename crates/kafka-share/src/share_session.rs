@@ -4,8 +4,10 @@
 //! *member*: epoch 0, on a second connection or on the same one, opens the session anew and takes them over. When the
 //! session's connection ends, the broker releases every record of the session's partitions. So a timeout closes nothing
 //! here: [`ShareSession::receive`] returns `None` and the caller decides. While the broker throttles the connection
-//! (KIP-219), requests go out on another one; only the end of the first ends the session. The worker decides which
-//! records to acknowledge and when; [`super::share_membership`] handles group membership, [`super::share_wire`] the bytes.
+//! (KIP-219), requests go out on another one; only the end of the first ends the session.
+//!
+//! The worker decides which records to acknowledge and when; [`super::share_membership`] handles group membership,
+//! [`super::share_wire`] the bytes.
 
 use super::address::BrokerAddress;
 use super::cluster::Cluster;

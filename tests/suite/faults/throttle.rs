@@ -114,6 +114,24 @@ fn busy_worker_finishes_its_task_and_stops_while_throttled() {
     rig.audit().assert_each_ran_once([&answer.task_id()]);
 }
 
+#[test]
+fn drain_timeout_of_a_throttled_worker_releases_its_task() {
+    let rig = Rig::quiet_with_faults("fault-muted-drain", 1);
+    let gateway = rig.start_gateway();
+    let mut worker = started(&rig.worker("w").env("WORKER_CONCURRENCY", 2).env("DRAIN_TIMEOUT", "2s"));
+    let task = gateway.submit("longer than the drain", Duration::from_secs(5));
+    gateway.wait_until_busy("w", 1);
+    mute_worker(&rig, "w");
+    let other = rig.start_worker("other");
+    let exit = worker.ends_at(Signal::SIGTERM, 3);
+    assert!(exit.elapsed < Duration::from_secs(3), "{exit:?}");
+    assert_eq!(gateway.wait_until_running(&task, Duration::from_secs(2)), "other");
+    gateway.wait_for_result(&task, SOON);
+    for (program, words) in [(&worker, "does not answer"), (&worker, "could not"), (&other, "does not answer")] {
+        assert_eq!(program.lines_with(words).len(), 0, "{}: {words}", program.name());
+    }
+}
+
 /// Heartbeats and fetches that were not read counted as the silence of their broker.
 #[test]
 fn throttled_worker_stays_live_and_in_its_group() {
