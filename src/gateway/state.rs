@@ -12,6 +12,8 @@ use uuid::Uuid;
 
 /// Kafka counts as connected if it has answered within this time.
 const KAFKA_SILENCE: Duration = Duration::from_secs(3);
+/// After this time without records a worker counts as silent, although Kafka throttles the gateway.
+const LONGEST_MUTE: Duration = Duration::from_secs(60);
 /// A thread counts as alive if it has completed a round within this time.
 pub(super) const THREAD_SILENCE: Duration = Duration::from_secs(10);
 /// The same for a thread that asks one broker after another.
@@ -138,12 +140,13 @@ impl State {
         }
     }
 
-    /// Until when the gateway has read what workers sent: [`now`](Self::now), or earlier while Kafka throttles it. A
-    /// worker is not silent because its gateway is throttled.
+    /// Until when the gateway has read what workers sent: [`now`](Self::now), or up to a minute earlier while Kafka
+    /// throttles it. A worker is not silent because its gateway is throttled.
     pub(super) fn heard_until(&self) -> SystemTime {
+        let now = self.now();
         match self.throttled.0.load(Ordering::Relaxed) {
-            0 => self.now(),
-            beat => self.born_at + Duration::from_millis(beat - 1),
+            0 => now,
+            beat => (self.born_at + Duration::from_millis(beat - 1)).max(now - LONGEST_MUTE),
         }
     }
 

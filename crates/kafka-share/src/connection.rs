@@ -137,10 +137,10 @@ impl Connection {
         self.muted_until
     }
 
-    /// How long the broker still reads nothing. Waiting for a response begins afterwards.
+    /// How long the broker still reads nothing, at most a minute. Waiting for a response begins afterwards.
     #[must_use]
     pub fn muted_for(&self) -> Duration {
-        self.muted_until.saturating_duration_since(Instant::now())
+        self.muted_until.saturating_duration_since(Instant::now()).min(throttle::LONGEST)
     }
 
     /// Sends `request` and waits for its response; closes the connection on any error and when `timeout` passes after

@@ -115,6 +115,8 @@ impl ErrorCode {
     pub const GROUP_MAX_SIZE_REACHED: Self = Self(81);
     /// The broker's validation refused a record.
     pub const INVALID_RECORD: Self = Self(87);
+    /// A quota forbids the request for now.
+    pub const THROTTLING_QUOTA_EXCEEDED: Self = Self(89);
     /// The topic id is unknown: the topic was deleted, and perhaps created again.
     pub const UNKNOWN_TOPIC_ID: Self = Self(100);
     /// The member's epoch is not the group's.

@@ -83,11 +83,11 @@ pub(in crate::gateway) fn tail(tasks: &Tasks, cluster: Cluster, stop: &Stop) -> 
                 take_results(tasks, &records, |record| {
                     ends.get(&record.partition).is_none_or(|end| record.offset >= *end)
                 });
-                tasks.state.set_throttled(reader.throttled_since());
             }
             Err(KafkaError::Interrupted) => return Ok(()),
             Err(error) => outage.report(&error),
         }
+        tasks.state.set_throttled(reader.throttled_since());
     }
     Ok(())
 }

@@ -23,6 +23,16 @@ impl Intake {
         if answer.asked == Asked::Fetch && is_current {
             self.links.queue.answered(self.node, answer.acquired.len(), now);
         }
+        let muted_until = self.current.as_ref().filter(|_| is_current).map(|channel| channel.session.muted_until());
+        if let Some(muted_until) = muted_until.filter(|_| answer.asked == Asked::Fetch)
+            && self.hidden.fetched(muted_until > now && answer.acquired.is_empty(), muted_until)
+        {
+            log::warn!(
+                "a quota of Kafka throttles each fetch from broker {}; a task that it hides counts as delivered: raise \
+                 this client's quota (docs/kafka.md, Quotas)",
+                self.node
+            );
+        }
         if let Some(error) = answer.refused {
             return self.refused(id, is_current, error);
         }

@@ -236,6 +236,14 @@ impl Intake {
     /// on the next connection, unstarted records are released (rule 17).
     pub(super) fn lost(&mut self, error: &KafkaError) -> Result<(), KafkaError> {
         let now = Instant::now();
+        if let Some(channel) = &mut self.current
+            && channel.session.fall_back()
+        {
+            log::debug!("broker {}: {error}; opening the session again", self.node);
+            self.links.in_flight.unanswered(channel.id, now);
+            self.open_later();
+            return Ok(());
+        }
         if let Some(channel) = self.current.take() {
             self.links.in_flight.unanswered(channel.id, now);
         }

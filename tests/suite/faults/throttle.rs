@@ -53,6 +53,37 @@ fn throttled_worker_renews_the_lock_of_its_task_in_time() {
     }
 }
 
+/// The worker closed the throttled connection, which had opened the session, when another one was refused or cut.
+#[test]
+fn failure_beside_a_throttled_connection_costs_no_lock() {
+    let refuse = Action::Refuse(ErrorCode::GROUP_AUTHORIZATION_FAILED);
+    // A cut ends before the throttle time, since it would end the throttled connection, too.
+    for (fault, until) in [(refuse, Duration::from_secs(10)), (Action::CutBefore, Duration::from_millis(7_800))] {
+        let rig = Rig::with_faults("fault-muted-beside", 1);
+        let gateway = rig.start_gateway();
+        // A worker with a free handler fetches.
+        let workers = ["a", "b"].map(|id| started(&rig.worker(id).env("WORKER_CONCURRENCY", 2)));
+        let task = gateway.submit("held meanwhile", Duration::from_secs(13));
+        let holder = gateway.wait_until_running(&task, SOON);
+        let client = format!("lastcall-worker-{holder}");
+        let broker = rig.broker().faulty();
+        let throttle = Fault::new(Action::Throttle(Duration::from_secs(8))).at(Kind::ShareFetch).of_client(&client);
+        let muted = broker.inject(throttle);
+        eventually(SOON, "a fetch is throttled", || muted.count() == 1);
+        let begun = Instant::now();
+        // Its first renewal comes after 5 s.
+        let failing = [Kind::ShareAcknowledge, Kind::ShareFetch]
+            .map(|kind| broker.inject(Fault::new(fault).at(kind).of_client(&client).every(1, u32::MAX)));
+        eventually(SOON, "the session fails", || failing.iter().all(|bites| bites.count() > 0));
+        std::thread::sleep(until.saturating_sub(begun.elapsed()));
+        broker.heal();
+        gateway.wait_for_result(&task, SOON);
+        rig.audit().assert_each_ran_once([&task]);
+        let again = workers.iter().flat_map(|worker| worker.lines_with("at its delivery"));
+        assert_eq!(again.count(), 0, "it started again");
+    }
+}
+
 /// As long as no worker or gateway may wait for anything.
 const LONG: Duration = Duration::from_secs(20);
 

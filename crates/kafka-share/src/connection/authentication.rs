@@ -149,7 +149,8 @@ impl Connection {
     /// Renews the login if it is time, the secret is there, and no response is owed. At the end of the login the next
     /// request waits for the secret. A renewal that cannot begin is tried again, and holds no request back.
     pub(super) fn renew(&mut self) -> Result<()> {
-        let (now, is_free) = (Instant::now(), self.outstanding.is_empty());
+        // The broker judges the login when it reads the request.
+        let (now, is_free) = (Instant::now() + self.muted_for(), self.outstanding.is_empty());
         let Some(it) = &mut self.authentication else { return Ok(()) };
         let Some(renewal) = it.renewal.filter(|renewal| it.attempt.is_none() && now >= renewal.due) else {
             return Ok(());

@@ -81,12 +81,15 @@ impl Reader {
         self.throttled.keys().any(is_due)
     }
 
-    /// Notes whether the broker has throttled this response. Such a response brings no records.
-    fn note_throttle(&mut self, node: i32) {
-        if self.fetches.muted_for(node).is_zero() {
+    /// Notes whether the broker has throttled a response, which then brings no records. That is over once the reader
+    /// has caught up with what was written meanwhile. `ends`: high watermarks by partition.
+    fn note_throttle(&mut self, node: i32, before: Option<Instant>, ends: &[(i32, i64)]) {
+        let is_muted = !self.fetches.muted_for(node).is_zero();
+        let is_behind = |(partition, end): &(i32, i64)| self.positions.get(partition).is_some_and(|at| at < end);
+        if is_muted {
+            self.throttled.entry(node).or_insert_with(|| before.unwrap_or_else(Instant::now));
+        } else if !ends.iter().any(is_behind) {
             self.throttled.remove(&node);
-        } else {
-            self.throttled.entry(node).or_insert_with(|| self.last_answer.unwrap_or_else(Instant::now));
         }
     }
 
@@ -132,8 +135,11 @@ impl Reader {
             }
         };
         self.outstanding.remove(&node);
-        self.note_throttle(node);
-        self.take(node, fetch::open(response)?)
+        let (before, fetched) = (self.last_answer, fetch::open(response)?);
+        let ends: Vec<_> = fetched.iter().map(|fetched| (fetched.partition, fetched.high_watermark)).collect();
+        let taken = self.take(node, fetched);
+        self.note_throttle(node, before, &ends);
+        taken
     }
 
     /// Whether the response is overdue and another broker names a new leader.

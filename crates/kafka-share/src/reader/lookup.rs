@@ -67,7 +67,14 @@ pub(crate) fn fetch_one(
 ) -> Result<Fetched> {
     let timeout = limits.max_wait + pool.cluster().options().request_timeout;
     let request = fetch::request(topic, &[wanted], limits);
+    if !pool.muted_for(leader).is_zero() {
+        // Callers wait for a single record, and the broker reads a new connection at once.
+        pool.drop_node(leader);
+    }
     let response = pool.get(leader)?.call(fetch::VERSION, &request, timeout)?;
     let partition = fetch::open(response)?.into_iter().find(|fetched| fetched.partition == wanted.0);
-    partition.ok_or_else(|| KafkaError::broker("Fetch", ErrorCode::UNKNOWN_TOPIC_OR_PARTITION, Some(topic)))
+    // The response to a throttled fetch names no topic.
+    let is_throttled = !pool.muted_for(leader).is_zero();
+    let code = if is_throttled { ErrorCode::THROTTLING_QUOTA_EXCEEDED } else { ErrorCode::UNKNOWN_TOPIC_OR_PARTITION };
+    partition.ok_or_else(|| KafkaError::broker("Fetch", code, Some(topic)))
 }
