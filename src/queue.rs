@@ -10,7 +10,7 @@ mod topics;
 use std::time::{Duration, Instant};
 
 use crate::config::{Common, WorkerConfig};
-use crate::outage::{Outage, Refusals, Trouble};
+use crate::outage::{Outage, Refusal, Refusals};
 use kafka_share::{Cluster, ErrorCode, KafkaError, Retry, admin};
 use program::backoff::Backoff;
 use program::stop::Stop;
@@ -83,15 +83,6 @@ impl From<KafkaError> for PrepareError {
     }
 }
 
-impl Trouble for PrepareError {
-    fn refusal(&self) -> Option<String> {
-        match self {
-            Self::Unusable(reason) | Self::Denied(reason) => Some(reason.clone()),
-            Self::Unreachable(error) => error.refusal(),
-        }
-    }
-}
-
 impl PrepareError {
     /// A listener with logins serves the question for the cluster's versions, and closes the connection at the next
     /// request of an anonymous client.
@@ -139,11 +130,11 @@ pub(crate) fn prepare_until(
                 if waited_for(&mut denied, &reason) >= RIGHTS_WAIT {
                     return Some(Err(reason));
                 }
-                outage.report(&PrepareError::Denied(reason));
+                outage.report(&Refusal(reason));
             }
-            Err(unreachable @ PrepareError::Unreachable(_)) => {
+            Err(PrepareError::Unreachable(error)) => {
                 denied = None;
-                outage.report(&unreachable);
+                outage.report(&error);
             }
         }
         stop.sleep(backoff.pause()).ok()?;
@@ -165,7 +156,7 @@ pub(crate) fn waited_for(denied: &mut Option<(String, Instant)>, reason: &str) -
 /// `starts`: a worker's limits, checked against the broker's; `None` in a gateway, which needs no side topics.
 ///
 /// # Errors
-/// See [`PrepareError`]; a program that can wait retries after `Unreachable`.
+/// See [`PrepareError`]; a program that can wait retries after `Unreachable`, and for a while after `Denied`.
 pub fn prepare(cluster: &Cluster, common: &Common, starts: Option<Starts>) -> Result<Queue, PrepareError> {
     admin::check_share_support(cluster)?;
     // Logged at the end: an attempt that fails is repeated.

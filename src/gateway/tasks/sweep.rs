@@ -25,8 +25,8 @@ use std::time::{Duration, Instant, SystemTime};
 const MOST_AGAIN: u32 = 2;
 /// Results are kept for at least an hour. An older task may have had one, so it is not run again.
 const RESULTS_KEPT: Duration = Duration::from_secs(3_500);
-/// How long the search for results may take.
-const READ_WAIT: Duration = Duration::from_secs(120);
+/// How long the search for results may go on without a record.
+const READ_WAIT: Duration = Duration::from_secs(60);
 /// How long before the task's time the search for its result begins.
 const SLACK: Duration = Duration::from_secs(60);
 
@@ -160,16 +160,14 @@ fn done_since(tasks: &Tasks, cluster: &Cluster, age: Duration) -> Result<BTreeSe
     let mut reader = Reader::new(cluster.clone(), &tasks.results_topic, StartAt::AtLeast(age + SLACK), options);
     let ends = reader.all_end_offsets()?;
     let mut done = BTreeSet::new();
-    let deadline = Instant::now() + READ_WAIT;
+    let mut read_at = Instant::now();
     while !reached(&ends, &reader.positions()) {
-        if Instant::now() >= deadline {
-            return Err(KafkaError::broker(
-                "Fetch",
-                ErrorCode::REQUEST_TIMED_OUT,
-                Some("results were not read in time"),
-            ));
+        if read_at.elapsed() >= READ_WAIT {
+            let text = "no result was read for a minute";
+            return Err(KafkaError::broker("Fetch", ErrorCode::REQUEST_TIMED_OUT, Some(text)));
         }
         for record in reader.poll()? {
+            read_at = Instant::now();
             if let ResultsRecord::Result(peek) = decode(&record) {
                 done.insert(TaskKey::from_id(&peek.task_id));
             }

@@ -25,7 +25,7 @@ impl Intake {
         }
         let muted_until = self.current.as_ref().filter(|_| is_current).map(|channel| channel.session.muted_until());
         if let Some(muted_until) = muted_until.filter(|_| answer.asked == Asked::Fetch)
-            && self.hidden.fetched(muted_until > now && answer.acquired.is_empty(), muted_until)
+            && self.throttled.fetched(muted_until > now && answer.acquired.is_empty(), muted_until)
         {
             log::warn!(
                 "a quota of Kafka throttles each fetch from broker {}; a task that it hides counts as delivered: raise \

@@ -99,7 +99,7 @@ struct Channel {
 
 /// Throttled fetches in a row. Kafka locks the records that it does not send, which uses up a delivery of each. So the
 /// next fetches ask for one record, after longer pauses.
-struct Hidden {
+struct ThrottledFetches {
     times: u32,
     pauses: Backoff,
     fetch_at: Instant,
@@ -107,13 +107,13 @@ struct Hidden {
 
 /// First and longest pause after a throttled fetch, in addition to the throttle time. The broker's quotas forget a
 /// request after 11 s (`quota.window.num`).
-const HIDDEN_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(12));
+const THROTTLED_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(12));
 /// This many throttled fetches in a row are logged.
-const HIDDEN_OFTEN: u32 = 5;
+const THROTTLED_OFTEN: u32 = 5;
 
-impl Hidden {
+impl ThrottledFetches {
     fn new(now: Instant) -> Self {
-        Self { times: 0, pauses: Backoff::new(HIDDEN_PAUSES.0, HIDDEN_PAUSES.1), fetch_at: now }
+        Self { times: 0, pauses: Backoff::new(THROTTLED_PAUSES.0, THROTTLED_PAUSES.1), fetch_at: now }
     }
 
     /// Notes a fetch. Returns true if that is to be logged.
@@ -125,7 +125,7 @@ impl Hidden {
         }
         self.times += 1;
         self.fetch_at = muted_until + self.pauses.pause();
-        self.times == HIDDEN_OFTEN
+        self.times == THROTTLED_OFTEN
     }
 }
 
@@ -147,7 +147,7 @@ pub(super) struct Intake {
     unowned: Acknowledgements,
     /// How long the next fetch is parked while this worker has work.
     patience: Duration,
-    hidden: Hidden,
+    throttled: ThrottledFetches,
     connect: Backoff,
     /// No attempt to connect before this.
     connect_at: Instant,
@@ -177,7 +177,7 @@ impl Intake {
             halves: VecDeque::new(),
             unowned: Acknowledgements::new(),
             patience: FIRST_WAIT,
-            hidden: Hidden::new(now),
+            throttled: ThrottledFetches::new(now),
             connect: Backoff::new(CONNECT_PAUSES.0, CONNECT_PAUSES.1),
             connect_at: now,
             again: Backoff::new(AGAIN_PAUSES.0, AGAIN_PAUSES.1),
@@ -248,7 +248,7 @@ impl Intake {
         for partition in &plan.given_up {
             self.links.in_flight.end_search(*partition);
         }
-        let fetch_at = if plan.search.is_empty() { muted_until.max(self.hidden.fetch_at) } else { muted_until };
+        let fetch_at = if plan.search.is_empty() { muted_until.max(self.throttled.fetch_at) } else { muted_until };
         let muted = Some(fetch_at).filter(|until| *until > now);
         let next = muted.or(plan.next);
         let fetch = match muted {
@@ -297,7 +297,7 @@ impl Intake {
         if self.links.in_flight.counts().in_work() > 0 {
             grant.max_wait = grant.max_wait.min(self.patience);
         }
-        if self.hidden.times > 0 {
+        if self.throttled.times > 0 {
             grant.records = 1;
         }
         Some((plan.fetch, limits(grant)))
@@ -385,13 +385,13 @@ mod tests {
     #[test]
     fn throttled_fetches_in_a_row_are_followed_by_longer_pauses_and_one_warning() {
         let now = Instant::now();
-        let mut hidden = Hidden::new(now);
-        let told: Vec<bool> = (0..7).map(|_| hidden.fetched(true, now)).collect();
+        let mut throttled = ThrottledFetches::new(now);
+        let told: Vec<bool> = (0..7).map(|_| throttled.fetched(true, now)).collect();
         assert_eq!(told, [false, false, false, false, true, false, false]);
-        assert!(hidden.fetch_at > now + HIDDEN_PAUSES.1 / 3, "{:?}", hidden.fetch_at - now);
-        assert!(!hidden.fetched(false, now) && hidden.times == 0);
-        hidden.fetched(true, now);
-        assert!(hidden.fetch_at <= now + HIDDEN_PAUSES.0, "the pauses begin again");
+        assert!(throttled.fetch_at > now + THROTTLED_PAUSES.1 / 3, "{:?}", throttled.fetch_at - now);
+        assert!(!throttled.fetched(false, now) && throttled.times == 0);
+        throttled.fetched(true, now);
+        assert!(throttled.fetch_at <= now + THROTTLED_PAUSES.0, "the pauses begin again");
     }
 
     /// The answer to a handler that claims a record after the clocks have advanced this far since the fetch.
