@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     // First of all: an earlier signal would end the process silently.
     signals::run(|signals| {
         let config = WorkerConfig::from_args();
-        logging::init(config.common.log_level);
+        logging::init(config.common.log_level, config.common.log_format);
         worker::run(config, Shout, signals)
     })
 }

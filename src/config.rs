@@ -12,6 +12,7 @@ use log::LevelFilter;
 
 use kafka_share::tls::TlsFault;
 use kafka_share::{BrokerAddress, ClientOptions, Interrupter};
+use program::logging::LogFormat;
 
 mod options;
 mod parse;
@@ -21,7 +22,7 @@ mod tests;
 
 pub use options::SecurityOptions;
 pub use parse::{LEAVING, SHORTEST_GATEWAY_GRACE, variables};
-pub use program::options::{ConfigError, Environment, Parsed};
+pub use program::options::{ConfigError, Effective, Environment, Parsed};
 pub use security::{Security, SecurityProtocol};
 
 /// Options of both programs.
@@ -45,11 +46,22 @@ pub struct Common {
     pub allow_work_ms: bool,
     /// `LOG_LEVEL`
     pub log_level: LevelFilter,
+    /// `LOG_FORMAT`
+    pub log_format: LogFormat,
     /// `KAFKA_SECURITY_PROTOCOL` and its further options.
     pub security: Security,
+    /// All options as they were parsed, for the log; empty if they were not parsed.
+    pub effective: Effective,
 }
 
 impl Common {
+    /// Logs all options in one line, without secrets, if they were parsed.
+    pub(crate) fn log_effective(&self) {
+        if !self.effective.is_empty() {
+            log::info!("configuration: {}", self.effective);
+        }
+    }
+
     /// The dead-letter topic.
     pub fn dead_topic(&self) -> String {
         format!("{}.dead", self.tasks_topic)
@@ -83,7 +95,9 @@ impl Default for Common {
             result_retention: Duration::from_secs(600),
             allow_work_ms: false,
             log_level: LevelFilter::Info,
+            log_format: LogFormat::Text,
             security: Security::default(),
+            effective: Effective::default(),
         }
     }
 }

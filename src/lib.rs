@@ -17,7 +17,7 @@
 //! fn main() -> ExitCode {
 //!     signals::run(|signals| {
 //!         let config = WorkerConfig::from_args();
-//!         logging::init(config.common.log_level);
+//!         logging::init(config.common.log_level, config.common.log_format);
 //!         worker::run(config, length, signals)
 //!     })
 //! }

@@ -53,13 +53,7 @@ impl Supervisor {
     /// The file cannot be written; the text for the user names the path and what would be right.
     pub fn new(health_file: Option<&Path>) -> Result<Self, String> {
         if let Some(path) = health_file {
-            replace(path, "starting").map_err(|error| {
-                format!(
-                    "HEALTH_FILE: value \"{}\" cannot be written ({error}); expected a file in a folder that exists and is \
-                     this user's to write",
-                    escape(&path.to_string_lossy())
-                )
-            })?;
+            replace(path, "starting").map_err(|error| unwritable(path, &error))?;
         }
         let mut supervisor = Self::default();
         supervisor.health_file = health_file.map(Path::to_path_buf);
@@ -137,6 +131,25 @@ impl Drop for Supervisor {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// Checks whether the health file could be written. Leaves the file alone: it may be that of a running process.
+///
+/// # Errors
+/// As [`Supervisor::new`].
+pub(crate) fn check_health_file(path: &Path) -> Result<(), String> {
+    let probe = path.with_added_extension("check");
+    let written = std::fs::write(&probe, "").and_then(|()| std::fs::remove_file(&probe));
+    let is_folder = path.is_dir().then(|| std::io::ErrorKind::IsADirectory.into());
+    written.and(is_folder.map_or(Ok(()), Err)).map_err(|error| unwritable(path, &error))
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> String {
+    format!(
+        "HEALTH_FILE: value \"{}\" cannot be written ({error}); expected a file in a folder that exists and is this \
+         user's to write",
+        escape(&path.to_string_lossy())
+    )
 }
 
 /// Writes the word into a new file and renames it, so that a health check never reads an empty file.

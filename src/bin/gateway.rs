@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     // First of all: the first process of a container has no default action for signals.
     signals::run(|signals| {
         let config = GatewayConfig::from_args();
-        logging::init(config.common.log_level);
+        logging::init(config.common.log_level, config.common.log_format);
         gateway::run(config, signals)
     })
 }

@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     // First of all: the first process of a container has no default action for signals.
     signals::run(|signals| {
         let config = WorkerConfig::from_args();
-        logging::init(config.common.log_level);
+        logging::init(config.common.log_level, config.common.log_format);
         let analysis = Analysis { allow_work_ms: config.common.allow_work_ms };
         match Journaled::new(analysis, &config.worker_id) {
             Ok(handler) => worker::run(config, handler, signals),

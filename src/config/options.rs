@@ -4,6 +4,7 @@
 //! `--help` shows each doc comment below. An option's variable is its flag in capitals, with `_` for `-`.
 
 use clap::{Args, Parser};
+use program::options::CheckOptions;
 
 /// Options of both programs.
 #[derive(Args)]
@@ -46,9 +47,15 @@ pub(super) struct CommonOptions {
     /// How much is logged: off, error, warn, info, debug or trace
     #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info", help_heading = "Running")]
     pub log_level: String,
+    /// How each line of the log is written: text, or json (an object with timestamp, level and message)
+    #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", default_value = "text", help_heading = "Running")]
+    pub log_format: String,
+    #[command(flatten)]
+    pub check: CheckOptions,
 }
 
-/// The options that secure connections to Kafka, for each program that connects.
+/// The options that secure connections to Kafka, for each program that connects. `hide_env_values` marks those whose
+/// values no log shows.
 #[derive(Args)]
 #[command(next_help_heading = "Kafka")]
 pub struct SecurityOptions {
@@ -59,16 +66,16 @@ pub struct SecurityOptions {
     #[arg(long, env = "KAFKA_SASL_MECHANISM", value_name = "MECHANISM")]
     pub(super) kafka_sasl_mechanism: Option<String>,
     /// User name for PLAIN and SCRAM
-    #[arg(long, env = "KAFKA_SASL_USERNAME", value_name = "NAME")]
+    #[arg(long, env = "KAFKA_SASL_USERNAME", value_name = "NAME", hide_env_values = true)]
     pub(super) kafka_sasl_username: Option<String>,
     /// File with the password for PLAIN and SCRAM
-    #[arg(long, env = "KAFKA_SASL_PASSWORD_FILE", value_name = "PATH")]
+    #[arg(long, env = "KAFKA_SASL_PASSWORD_FILE", value_name = "PATH", hide_env_values = true)]
     pub(super) kafka_sasl_password_file: Option<String>,
     /// File with the token for OAUTHBEARER, read at each login
-    #[arg(long, env = "KAFKA_SASL_TOKEN_FILE", value_name = "PATH")]
+    #[arg(long, env = "KAFKA_SASL_TOKEN_FILE", value_name = "PATH", hide_env_values = true)]
     pub(super) kafka_sasl_token_file: Option<String>,
     /// Command that prints the token for OAUTHBEARER within 10s, run by sh at each login
-    #[arg(long, env = "KAFKA_SASL_TOKEN_COMMAND", value_name = "COMMAND")]
+    #[arg(long, env = "KAFKA_SASL_TOKEN_COMMAND", value_name = "COMMAND", hide_env_values = true)]
     pub(super) kafka_sasl_token_command: Option<String>,
     /// File with the certificates of the trusted authorities, in PEM; the system's authorities if unset
     #[arg(long, env = "KAFKA_SSL_CA_FILE", value_name = "PATH")]
@@ -77,7 +84,7 @@ pub struct SecurityOptions {
     #[arg(long, env = "KAFKA_SSL_CERTIFICATE_FILE", value_name = "PATH")]
     pub(super) kafka_ssl_certificate_file: Option<String>,
     /// File with the key of the program's certificate, in PEM, not encrypted
-    #[arg(long, env = "KAFKA_SSL_KEY_FILE", value_name = "PATH")]
+    #[arg(long, env = "KAFKA_SSL_KEY_FILE", value_name = "PATH", hide_env_values = true)]
     pub(super) kafka_ssl_key_file: Option<String>,
 }
 

@@ -9,10 +9,11 @@ use std::time::Duration;
 use clap::{Command, CommandFactory};
 use kafka_share::BrokerAddress;
 use program::options::values::{self, Read, show_duration};
-use program::options::{Environment, Faults, WEEK, positive};
+use program::options::{Effective, Environment, Faults, WEEK, positive};
 
 use super::options::{CommonOptions, GatewayOptions, WorkerOptions};
 use super::{Common, GatewayConfig, HealthCheck, Security, WorkerConfig};
+use crate::supervisor;
 use crate::task::ID_LIMIT;
 
 /// The time that a worker needs after its drain timeout to abandon tasks, announce its end, and leave.
@@ -40,10 +41,16 @@ program::configuration!(WorkerConfig);
 program::configuration!(GatewayConfig);
 
 impl WorkerConfig {
-    fn read(options: &WorkerOptions, environment: &Environment, faults: &mut Faults) -> Self {
-        let mut config = Self { common: Common::read(&options.common, faults), ..Self::default() };
+    fn read(
+        options: &WorkerOptions,
+        environment: &Environment,
+        effective: &mut Effective,
+        faults: &mut Faults,
+    ) -> Self {
         let host_name = environment.host_name.to_string_lossy();
         let worker_id = options.worker_id.as_deref().unwrap_or(&host_name);
+        effective.or_default("WORKER_ID", worker_id);
+        let mut config = Self { common: Common::read(&options.common, effective, faults), ..Self::default() };
         faults.set(&mut config.worker_id, "WORKER_ID", worker_id, |text| values::printable(text, ID_LIMIT));
         let concurrency = &options.worker_concurrency;
         faults
@@ -72,6 +79,11 @@ impl WorkerConfig {
             faults.add("STOP_GRACE_PERIOD", grace, &problem);
         }
         config.health_file = options.health_file.as_ref().map(PathBuf::from);
+        if let Some(path) = config.health_file.as_deref().filter(|_| options.common.check.check_config)
+            && let Err(fault) = supervisor::check_health_file(path)
+        {
+            faults.note(fault);
+        }
         if let Some(check) = &options.healthcheck {
             faults.set(&mut config.healthcheck, "HEALTHCHECK", check, |text| health_check(text).map(Some));
         }
@@ -80,8 +92,8 @@ impl WorkerConfig {
 }
 
 impl GatewayConfig {
-    fn read(options: &GatewayOptions, _: &Environment, faults: &mut Faults) -> Self {
-        let mut config = Self { common: Common::read(&options.common, faults), ..Self::default() };
+    fn read(options: &GatewayOptions, _: &Environment, effective: &mut Effective, faults: &mut Faults) -> Self {
+        let mut config = Self { common: Common::read(&options.common, effective, faults), ..Self::default() };
         faults.set(&mut config.http_addr, "HTTP_ADDR", &options.http_addr, values::listen_address);
         faults.set(&mut config.answer_timeout, "ANSWER_TIMEOUT", &options.answer_timeout, positive);
         let ready = &options.ready_without_kafka;
@@ -117,8 +129,8 @@ impl GatewayConfig {
 }
 
 impl Common {
-    fn read(options: &CommonOptions, faults: &mut Faults) -> Self {
-        let mut common = Self::default();
+    fn read(options: &CommonOptions, effective: &Effective, faults: &mut Faults) -> Self {
+        let mut common = Self { effective: effective.clone(), ..Self::default() };
         let bootstrap = &options.kafka_bootstrap_servers;
         faults.set(&mut common.bootstrap, "KAFKA_BOOTSTRAP_SERVERS", bootstrap, BrokerAddress::list);
         common.read_topics(options, faults);
@@ -127,7 +139,11 @@ impl Common {
         faults.set(&mut common.result_retention, "RESULT_RETENTION", &options.result_retention, positive);
         faults.set(&mut common.allow_work_ms, "ALLOW_WORK_MS", &options.allow_work_ms, values::switch);
         faults.set(&mut common.log_level, "LOG_LEVEL", &options.log_level, values::log_level);
+        faults.set(&mut common.log_format, "LOG_FORMAT", &options.log_format, values::log_format);
         common.security = Security::read(&options.security, faults);
+        if options.check.check_config {
+            common.security.check_files(&options.security, faults);
+        }
         common
     }
 

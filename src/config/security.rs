@@ -11,6 +11,7 @@ use kafka_share::login::{Login, SecretSource};
 use kafka_share::sasl::Mechanism;
 use kafka_share::tls::{Tls, TlsFault, TlsFiles};
 use kafka_share::{BrokerAddress, ClientOptions};
+use program::logging::escape;
 use program::options::Faults;
 use program::options::values::{self, Read};
 
@@ -124,6 +125,17 @@ impl Security {
         }
     }
 
+    /// Checks what a start checks after the options: whether the files of TLS can be used.
+    pub(super) fn check_files(&self, options: &SecurityOptions, faults: &mut Faults) {
+        // An unreadable file is a fault already, and does not mean the system's authorities.
+        if options.kafka_ssl_ca_file.is_some() && self.ssl_ca_file.is_none() {
+            return;
+        }
+        for fault in self.tls_files().iter().flat_map(Tls::faults) {
+            faults.note(escape(&fault.to_string()).to_string());
+        }
+    }
+
     /// Options of a client of this Kafka. Reads the files of TLS.
     ///
     /// # Errors
@@ -153,11 +165,13 @@ impl Security {
     }
 
     fn tls(&self) -> Result<Option<Arc<Tls>>, TlsFault> {
-        if !self.protocol.has_tls() {
-            return Ok(None);
-        }
+        self.tls_files().map(|files| Tls::load(files).map(Arc::new)).transpose()
+    }
+
+    /// The files of TLS, if the protocol has it.
+    fn tls_files(&self) -> Option<TlsFiles> {
         let identity = self.ssl_certificate_file.clone().zip(self.ssl_key_file.clone());
-        Tls::load(TlsFiles { authorities: self.ssl_ca_file.clone(), identity }).map(|tls| Some(Arc::new(tls)))
+        self.protocol.has_tls().then(|| TlsFiles { authorities: self.ssl_ca_file.clone(), identity })
     }
 
     fn login(&self) -> Option<Arc<Login>> {

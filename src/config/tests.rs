@@ -11,6 +11,7 @@ use super::parse::variables_of;
 use super::*;
 use program::exit::ExitCode;
 
+mod effective;
 mod security;
 
 fn environment(variables: &[(&str, &str)]) -> Environment {
@@ -37,6 +38,19 @@ fn running<C: std::fmt::Debug>(parsed: Result<Parsed<C>, ConfigError>) -> C {
     }
 }
 
+/// The configuration without its text for the log.
+fn values_of_worker(args: &[&str], variables: &[(&str, &str)]) -> WorkerConfig {
+    let mut config = running(worker(args, variables));
+    config.common.effective = Effective::default();
+    config
+}
+
+fn values_of_gateway(args: &[&str], variables: &[(&str, &str)]) -> GatewayConfig {
+    let mut config = running(gateway(args, variables));
+    config.common.effective = Effective::default();
+    config
+}
+
 fn shown<C: std::fmt::Debug>(parsed: Result<Parsed<C>, ConfigError>) -> String {
     match parsed {
         Ok(Parsed::Show(text)) => text,
@@ -47,8 +61,8 @@ fn shown<C: std::fmt::Debug>(parsed: Result<Parsed<C>, ConfigError>) -> String {
 #[test]
 fn configuration_without_options_is_the_default() {
     let named = WorkerConfig { worker_id: "host-1".to_owned(), ..WorkerConfig::default() };
-    assert_eq!(running(worker(&[], &[])), named);
-    assert_eq!(running(gateway(&[], &[])), GatewayConfig::default());
+    assert_eq!(values_of_worker(&[], &[]), named);
+    assert_eq!(values_of_gateway(&[], &[]), GatewayConfig::default());
 }
 
 #[test]
@@ -63,6 +77,7 @@ fn worker_options_reach_their_fields() {
         ("RESULT_RETENTION", "1h"),
         ("ALLOW_WORK_MS", "1"),
         ("LOG_LEVEL", "debug"),
+        ("LOG_FORMAT", "json"),
         ("WORKER_ID", "w"),
         ("WORKER_CONCURRENCY", "4"),
         ("DRAIN_TIMEOUT", "2s"),
@@ -83,7 +98,9 @@ fn worker_options_reach_their_fields() {
             result_retention: Duration::from_hours(1),
             allow_work_ms: true,
             log_level: LevelFilter::Debug,
+            log_format: LogFormat::Json,
             security: Security::default(),
+            effective: Effective::default(),
         },
         worker_id: "w".to_owned(),
         concurrency: 4,
@@ -95,9 +112,9 @@ fn worker_options_reach_their_fields() {
         health_file: Some("/run/w".into()),
         healthcheck: None,
     };
-    assert_eq!(running(worker(&[], &variables)), expected);
+    assert_eq!(values_of_worker(&[], &variables), expected);
     let flags = variables.map(|(name, value)| format!("--{}={value}", name.to_lowercase().replace('_', "-")));
-    assert_eq!(running(worker(&flags.each_ref().map(String::as_str), &[])), expected);
+    assert_eq!(values_of_worker(&flags.each_ref().map(String::as_str), &[]), expected);
 }
 
 #[test]
@@ -128,7 +145,7 @@ fn gateway_options_reach_their_fields() {
         ("MAX_RESULTS", "12"),
         ("READY_WITHOUT_KAFKA", "11s"),
     ];
-    assert_eq!(running(gateway(&[], &variables)), expected);
+    assert_eq!(values_of_gateway(&[], &variables), expected);
 }
 
 #[test]
@@ -206,6 +223,7 @@ fn wrong_value_is_one_line_with_the_expected_value() {
         ("ALLOW_WORK_MS", "yes", "is no switch; expected 0 or 1"),
         ("HEARTBEAT_INTERVAL", "1ms", "is out of range; expected 10ms to 1m"),
         ("LOG_LEVEL", "loud", "is no level; expected off, error, warn, info, debug or trace"),
+        ("LOG_FORMAT", "xml", "is no format; expected text or json"),
     ] {
         let faults = worker(&[], &[(name, value)]).expect_err(name).faults;
         assert_eq!(faults, [format!("{name}: value \"{}\" {rest}", value.escape_debug())]);
@@ -308,7 +326,6 @@ fn wrong_command_line_does_not_hide_an_earlier_fault() {
     assert_eq!(faults.len(), 2, "{faults:?}");
 }
 
-/// The variables of a program's options, in their order.
 #[test]
 fn health_check_is_only_a_flag() {
     use crate::config::HealthCheck;
@@ -326,12 +343,13 @@ fn health_check_is_only_a_flag() {
     assert!(worker(&["--healthcheck=/health"], &[]).is_err(), "a worker has no HTTP");
 }
 
+/// They do not run the program.
+const ONLY_FLAGS: [&str; 4] = ["help", "version", "healthcheck", "check_config"];
+
 #[test]
 fn options_are_flags_and_variables_of_the_same_name() {
     for command in [WorkerOptions::command(), GatewayOptions::command()] {
-        for arg in
-            command.get_arguments().filter(|arg| !["help", "version", "healthcheck"].contains(&arg.get_id().as_str()))
-        {
+        for arg in command.get_arguments().filter(|arg| !ONLY_FLAGS.contains(&arg.get_id().as_str())) {
             let flag = arg.get_long().expect("every option has a flag");
             let variable = arg.get_env().expect("every option has a variable").to_string_lossy();
             assert_eq!(variable, flag.to_uppercase().replace('-', "_"));

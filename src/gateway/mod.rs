@@ -40,6 +40,7 @@ pub fn run(config: GatewayConfig, signals: Signals) -> ExitCode {
     if let Some(check) = &config.healthcheck {
         return healthcheck::gateway(&config, check);
     }
+    config.common.log_effective();
     match lifecycle::start(config) {
         Ok(gateway) => lifecycle::run_until_stopped(gateway, &signals),
         Err(code) => code,

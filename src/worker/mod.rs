@@ -50,6 +50,7 @@ pub fn run(config: WorkerConfig, handler: impl Handler, signals: Signals) -> Exi
     if let Some(check) = &config.healthcheck {
         return healthcheck::worker(&config, check);
     }
+    config.common.log_effective();
     match start::start(&config, handler, &signals) {
         start::Started::Running(worker) => stopping::run_until_stopped(*worker, &config, &signals),
         start::Started::Stopped(armed) => start::say_stopped_early(&config, &signals, armed),

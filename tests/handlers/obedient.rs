@@ -60,7 +60,7 @@ fn time(text: &str) -> Result<Duration, HandlerError> {
 fn main() -> ExitCode {
     signals::run(|signals| {
         let config = WorkerConfig::from_args();
-        logging::init(config.common.log_level);
+        logging::init(config.common.log_level, config.common.log_format);
         worker::run(config, Obedient, signals)
     })
 }

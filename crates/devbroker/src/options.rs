@@ -10,8 +10,8 @@ use log::LevelFilter;
 use super::Broker;
 use super::settings::{MEMORY_LIMIT, Settings};
 use program::exit::ExitCode;
-use program::logging;
-use program::options::{Environment, Faults, values};
+use program::logging::{self, LogFormat};
+use program::options::{Effective, Environment, Faults, values};
 use program::signals::Signals;
 
 /// Configuration of the program.
@@ -60,7 +60,7 @@ Example:
 program::configuration!(DevbrokerConfig);
 
 impl DevbrokerConfig {
-    fn read(options: &Options, _: &Environment, faults: &mut Faults) -> Self {
+    fn read(options: &Options, _: &Environment, _: &mut Effective, faults: &mut Faults) -> Self {
         let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, 9092));
         faults.set(&mut address, "DEVBROKER_ADDR", &options.addr, |text| {
             let address: Option<SocketAddr> =
@@ -92,7 +92,7 @@ impl DevbrokerConfig {
 /// Exit codes: [`ExitCode::Drained`] after a signal; [`ExitCode::Fatal`] if it cannot listen, or one of its threads
 /// died.
 pub fn run(config: DevbrokerConfig, signals: &Signals) -> ExitCode {
-    logging::init(config.log_level);
+    logging::init(config.log_level, LogFormat::Text);
     let mebibytes = config.settings.memory_limit >> 20;
     let broker = match Broker::start(config.settings) {
         Ok(broker) => broker,

@@ -236,11 +236,13 @@ impl DrillConfig {
             args.remove(1);
         }
         match subcommand.as_deref() {
-            Some("run") => parse_with(args, environment, |options, faults| Self::Run(Box::new(run(options, faults)))),
-            Some("watch") => {
-                parse_with(args, environment, |options, faults| Self::Run(Box::new(watch(options, faults))))
+            Some("run") => {
+                parse_with(args, environment, |options, _, faults| Self::Run(Box::new(run(options, faults))))
             }
-            Some("judge") => parse_with(args, environment, |options: &JudgeOptions, _| {
+            Some("watch") => {
+                parse_with(args, environment, |options, _, faults| Self::Run(Box::new(watch(options, faults))))
+            }
+            Some("judge") => parse_with(args, environment, |options: &JudgeOptions, _, _| {
                 let ledger = PathBuf::from(&options.ledger);
                 Self::Judge(JudgeConfig { ledger, outputs: outputs(&options.outputs, None) })
             }),

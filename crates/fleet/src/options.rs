@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
-use program::options::{Environment, Faults, positive, values};
+use program::options::{Effective, Environment, Faults, positive, values};
 
 use crate::settings::{Settings, kafka_kind};
 
@@ -178,7 +178,7 @@ Example:
 program::configuration!(FleetConfig);
 
 impl FleetConfig {
-    fn read(options: &Options, environment: &Environment, faults: &mut Faults) -> Self {
+    fn read(options: &Options, environment: &Environment, _: &mut Effective, faults: &mut Faults) -> Self {
         let mut config = Self {
             command: options.command,
             kept: options.kept.clone(),

@@ -82,6 +82,16 @@ impl Tls {
         Ok(Self { files, current: Mutex::new(Current { config, stamps }) })
     }
 
+    /// Returns every fault of the files, where [`load`](Self::load) returns the first.
+    pub fn faults(files: &TlsFiles) -> Vec<TlsFault> {
+        let identity = files.identity.as_ref();
+        let certificate = identity.and_then(|(certificate, _)| certificates(CERTIFICATE, certificate).err());
+        let key = identity.and_then(|(_, key)| private_key(key).err());
+        let faults: Vec<_> = [files.roots().err(), certificate, key].into_iter().flatten().collect();
+        // Files that can be used one by one may not fit together.
+        if faults.is_empty() { files.read().err().into_iter().collect() } else { faults }
+    }
+
     /// Makes the session of a new connection to `host`, as the broker was addressed.
     ///
     /// # Errors

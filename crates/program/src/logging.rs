@@ -1,9 +1,10 @@
-//! The log on stdout: one line per event, with UTC time (RFC 3339), level and message.
+//! The log on stdout: one line per event, with UTC time (RFC 3339), level and message, as text or JSON.
 //!
 //! Sets up the logger of crate `log`. The thread `log` writes the lines, so a full pipe behind stdout blocks no thread
 //! that logs. Each binary calls [`init`] once and [`close`] at its end. Code that logs a string from outside calls
 //! [`escape`].
 
+mod form;
 mod lines;
 
 use std::convert::Infallible;
@@ -11,8 +12,10 @@ use std::fmt::{self, Display};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
+pub use form::LogFormat;
+use form::{Form, is_journal};
 use lines::Lines;
-use log::LevelFilter;
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
 use simplelog::{ConfigBuilder, LevelPadding, WriteLogger};
 
@@ -28,18 +31,23 @@ static LINES: Lines = Lines::new();
 /// The thread `log`, from [`init`] to [`close`].
 static THREAD: Mutex<Option<Thread>> = Mutex::new(None);
 
-/// Starts the log on stdout. The first call of a process fixes the output; later calls change only the level.
-pub fn init(level: LevelFilter) {
-    init_to(level, io::stdout());
+/// Starts the log on stdout. The first call of a process fixes format and output; later calls change only the level.
+/// If stdout is the journal of systemd, each line begins with its priority (sd-daemon(3)), which the journal removes.
+pub fn init(level: LevelFilter, format: LogFormat) {
+    let stream = std::env::var("JOURNAL_STREAM").ok();
+    let has_priorities = is_journal(io::stdout(), stream.as_deref());
+    start(level, Form { format, has_priorities }, io::stdout());
 }
 
-/// As [`init`], with this output.
-pub fn init_to(level: LevelFilter, mut output: impl Write + Send + 'static) {
-    let pen = Pen { lines: &LINES, line: Vec::new() };
-    // The writer's own filter passes every line; the global filter can be changed later.
-    if log::set_boxed_logger(WriteLogger::new(LevelFilter::Trace, format(), pen)).is_ok() {
+/// Starts the log as text on this output; further calls are those of [`init`].
+pub fn init_to(level: LevelFilter, output: impl Write + Send + 'static) {
+    start(level, Form::default(), output);
+}
+
+fn start(level: LevelFilter, form: Form, mut output: impl Write + Send + 'static) {
+    if log::set_boxed_logger(Box::new(Logger { lines: &LINES, config: format() })).is_ok() {
         let thread = threads::spawn("log", Stop::new(), move || -> Result<(), Infallible> {
-            LINES.write_to(&mut output);
+            LINES.write_to(&mut output, form);
             Ok(())
         });
         *THREAD.lock() = Some(thread);
@@ -49,10 +57,10 @@ pub fn init_to(level: LevelFilter, mut output: impl Write + Send + 'static) {
     log::set_max_level(level);
 }
 
-/// Ends the log: writes the lines logged so far, then `last`, and drops later lines. Gives up after `limit` if stdout
-/// blocks. A second call does nothing. [`ExitCode`](crate::exit::ExitCode) calls it when `main` returns a code.
+/// Ends the log: writes the lines logged so far, then `last` as it is, and drops later lines. Gives up after `limit` if
+/// stdout blocks. A second call does nothing. [`ExitCode`](crate::exit::ExitCode) calls it when `main` returns a code.
 pub fn close(last: Option<String>, limit: Duration) {
-    if !LINES.close(last.map(|line| (line + "\n").into_bytes())) {
+    if !LINES.close(last.map(|line| line + "\n")) {
         return;
     }
     let thread = THREAD.lock().take();
@@ -60,27 +68,51 @@ pub fn close(last: Option<String>, limit: Duration) {
         // A thread that still waits for stdout ends with the process.
         Some(thread) => drop(thread.join_deadline(Instant::now() + limit)),
         // The program uses its own logger, or none.
-        None => LINES.write_to(&mut io::stdout()),
+        None => LINES.write_to(&mut io::stdout(), Form::default()),
     }
 }
 
-/// Assembles the pieces in which the formatter writes a line.
+/// Formats each record, and adds it to the lines.
+struct Logger {
+    lines: &'static Lines,
+    config: simplelog::Config,
+}
+
+impl Log for Logger {
+    /// Passes every record; the global filter can be changed later.
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let pen = Pen { lines: self.lines, level: record.level(), line: Vec::new() };
+        WriteLogger::new(LevelFilter::Trace, self.config.clone(), pen).log(record);
+    }
+
+    fn flush(&self) {}
+}
+
+/// Assembles the pieces in which the formatter writes one record; its drop adds the line.
 struct Pen {
     lines: &'static Lines,
+    level: Level,
     line: Vec<u8>,
 }
 
 impl Write for Pen {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
         self.line.extend_from_slice(piece);
-        if self.line.ends_with(b"\n") {
-            self.lines.add(std::mem::take(&mut self.line));
-        }
         Ok(piece.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl Drop for Pen {
+    fn drop(&mut self) {
+        self.lines.add(self.level, std::mem::take(&mut self.line));
     }
 }
 
@@ -121,23 +153,21 @@ const QUOTES: [char; 2] = ['"', '\''];
 
 #[cfg(test)]
 mod tests {
-    use log::{Level, Log, Record};
-
     use super::*;
 
-    fn line(level: Level, message: &'static str) -> String {
+    fn line(level: Level, message: &'static str, format: LogFormat) -> String {
         let lines: &'static Lines = Box::leak(Box::default());
-        let logger = WriteLogger::new(LevelFilter::Trace, format(), Pen { lines, line: Vec::new() });
+        let logger = Logger { lines, config: super::format() };
         logger.log(&Record::builder().level(level).target("lastcall::x").args(format_args!("{message}")).build());
         let mut output = Vec::new();
         lines.close(None);
-        lines.write_to(&mut output);
+        lines.write_to(&mut output, Form { format, has_priorities: false });
         String::from_utf8(output).expect("lines are UTF-8")
     }
 
     #[test]
     fn line_has_time_level_and_message() {
-        let line = line(Level::Warn, "👋 Worker a gracefully shut down");
+        let line = line(Level::Warn, "👋 Worker a gracefully shut down", LogFormat::Text);
         let (time, rest) = line.split_once(' ').expect("a time comes first");
         assert!(time.ends_with('Z') && time.contains('T'), "{time} is RFC 3339 in UTC");
         assert_eq!(rest, "[WARN] 👋 Worker a gracefully shut down\n");
@@ -146,8 +176,16 @@ mod tests {
     #[test]
     fn every_level_has_a_time() {
         for level in [Level::Error, Level::Info, Level::Trace] {
-            assert!(line(level, "x").starts_with("20"), "{level}");
+            assert!(line(level, "x", LogFormat::Text).starts_with("20"), "{level}");
         }
+    }
+
+    #[test]
+    fn record_of_several_pieces_and_lines_is_one_json_object() {
+        let line = line(Level::Error, "a\nb\n", LogFormat::Json);
+        let text = line.strip_suffix('\n').expect("a line");
+        let value: serde_json::Value = serde_json::from_str(text).expect("one object");
+        assert_eq!((&value["level"], &value["message"]), (&"error".into(), &"a\nb".into()), "{value}");
     }
 
     #[test]

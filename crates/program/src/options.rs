@@ -13,13 +13,15 @@ use std::time::Duration;
 
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
-use clap::{Arg, Command, Parser};
+use clap::{Arg, Args, Command, Parser};
 
 use crate::exit::{ExitCode, terminate};
 use crate::logging::escape;
 
+mod effective;
 pub mod values;
 
+pub use effective::Effective;
 use values::Read;
 
 /// Longest duration of an option: more than any option needs, and safe from overflow.
@@ -31,7 +33,7 @@ const FROM_ONE_MILLISECOND: RangeInclusive<Duration> = Duration::from_millis(1).
 pub enum Parsed<C> {
     /// Run with this configuration.
     Run(C),
-    /// Print this text (`--help`, `--version`) and exit with 0.
+    /// Print this text (`--help`, `--version`, `--check-config`) and exit with 0.
     Show(String),
 }
 
@@ -117,13 +119,22 @@ impl Faults {
     }
 }
 
-/// Gives a configuration `from_args` and `parse`, by its own `read(&options, &environment, &mut faults)`.
+/// Options of the parser that check a configuration and do not run the program.
+#[derive(Args)]
+pub struct CheckOptions {
+    /// Do not run: check all options and their files, and print each fault, or the options in effect; exit code 0 or 2
+    #[arg(long, help_heading = "Running")]
+    pub check_config: bool,
+}
+
+/// Gives a configuration `from_args` and `parse`, by its own
+/// `read(&options, &environment, &mut effective, &mut faults)`.
 #[macro_export]
 macro_rules! configuration {
     ($config:ty) => {
         impl $config {
-            /// Reads the configuration of this process. Ends the process with 0 after `--help` and `--version`, and
-            /// with 2 after it has printed all faults to stderr.
+            /// Reads the configuration of this process. Ends the process with 0 after `--help`, `--version` and a
+            /// passed `--check-config`, and with 2 after it has printed all faults to stderr.
             pub fn from_args() -> Self {
                 let environment = $crate::options::Environment::of_process();
                 $crate::options::run_or_exit(Self::parse(std::env::args_os(), &environment))
@@ -137,25 +148,29 @@ macro_rules! configuration {
                 args: impl IntoIterator<Item = std::ffi::OsString>,
                 environment: &$crate::options::Environment,
             ) -> Result<$crate::options::Parsed<Self>, $crate::options::ConfigError> {
-                let read = |options: &_, faults: &mut _| Self::read(options, environment, faults);
+                let read = |options: &_, effective: &mut _, faults: &mut _| {
+                    Self::read(options, environment, effective, faults)
+                };
                 $crate::options::parse_with(args, environment, read)
             }
         }
     };
 }
 
-/// Reads the options of one program: typed text first, then validated values.
+/// Reads the options of one program: typed text first, then validated values. With [`CheckOptions`] among the options,
+/// a valid configuration is shown, and `read` checks what the program itself checks later.
 ///
 /// # Errors
 /// All faults.
 pub fn parse_with<O: Parser, C>(
     args: impl IntoIterator<Item = OsString>,
     environment: &Environment,
-    read: impl FnOnce(&O, &mut Faults) -> C,
+    read: impl FnOnce(&O, &mut Effective, &mut Faults) -> C,
 ) -> Result<Parsed<C>, ConfigError> {
     let mut faults = Faults::default();
-    let command = with_variables_told(O::command());
-    let given = from_variables(&O::command(), environment, &mut faults);
+    let table = O::command();
+    let command = with_variables_told(table.clone());
+    let given = from_variables(&table, environment, &mut faults);
     let mut args = args.into_iter();
     // Variables go first, since the last value wins: a flag overrides its variable.
     let line = args.next().into_iter().chain(given).chain(args);
@@ -173,8 +188,11 @@ pub fn parse_with<O: Parser, C>(
         Ok(options) => options,
         Err(error) => return Err(ConfigError { faults: vec![in_one_line(&error)] }),
     };
-    let config = read(&options, &mut faults);
-    faults.none_or(Parsed::Run(config))
+    let mut effective = Effective::of(&table, &matches);
+    let config = read(&options, &mut effective, &mut faults);
+    let config = faults.none_or(config)?;
+    let is_check = matches.try_get_one::<bool>("check_config").is_ok_and(|given| given == Some(&true));
+    Ok(if is_check { Parsed::Show(effective.as_valid()) } else { Parsed::Run(config) })
 }
 
 /// Turns variables into command line arguments. clap would take an empty variable for a value, and tests of it would

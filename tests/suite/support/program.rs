@@ -5,7 +5,13 @@ use std::{
     fs::File,
     io::{BufRead, BufReader, Read, Write},
     net::SocketAddr,
-    os::unix::{fs::OpenOptionsExt, process::ExitStatusExt},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            fs::{MetadataExt, OpenOptionsExt},
+            process::ExitStatusExt,
+        },
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -29,6 +35,7 @@ pub struct Launch {
     binary: PathBuf,
     arguments: Vec<String>,
     environment: BTreeMap<String, String>,
+    in_journal: bool,
 }
 
 impl Launch {
@@ -39,7 +46,14 @@ impl Launch {
             binary: binary.as_ref().to_owned(),
             arguments: Vec::new(),
             environment: BTreeMap::new(),
+            in_journal: false,
         }
+    }
+
+    /// Names the program's stdout in `JOURNAL_STREAM`, as systemd does: systemd.exec(5).
+    pub fn in_journal(mut self) -> Launch {
+        self.in_journal = true;
+        self
     }
 
     /// Adds an argument.
@@ -56,21 +70,27 @@ impl Launch {
 
     /// Starts the process without waiting.
     pub fn start(&self) -> Program {
+        let (stdout, input) = std::io::pipe().expect("a pipe");
+        let stream = self.in_journal.then(|| {
+            let file = std::fs::metadata(format!("/proc/self/fd/{}", input.as_raw_fd())).expect("metadata of a pipe");
+            ("JOURNAL_STREAM", format!("{}:{}", file.dev(), file.ino()))
+        });
         let mut child = Command::new(&self.binary)
             .args(&self.arguments)
             .env_clear()
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .env("RUST_BACKTRACE", "1")
             .envs(&self.environment)
+            .envs(stream)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(input)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{} does not start: {error}", self.binary.display()));
         janitor::process_started(child.id());
         let output = Arc::new(Output::default());
         let readers = vec![
-            read_lines(child.stdout.take().expect("a pipe"), Stream::Stdout, &output),
+            read_lines(stdout, Stream::Stdout, &output),
             read_lines(child.stderr.take().expect("a pipe"), Stream::Stderr, &output),
         ];
         let now = Instant::now();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::logging::escape;
+use crate::logging::{LogFormat, escape};
 
 /// A value, or the end of an error text.
 pub type Read<T> = Result<T, String>;
@@ -120,6 +120,15 @@ pub fn log_level(text: &str) -> Read<LevelFilter> {
     text.parse().map_err(|_| "is no level; expected off, error, warn, info, debug or trace".to_owned())
 }
 
+/// Reads a format of the log.
+pub fn log_format(text: &str) -> Read<LogFormat> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("is no format; expected text or json".to_owned()),
+    }
+}
+
 /// Reads the path of an existing, readable file.
 pub fn readable_file(text: &str) -> Read<PathBuf> {
     let path = PathBuf::from(text);
@@ -217,6 +226,8 @@ mod tests {
         assert!(switch("yes").is_err() && switch("").is_err());
         assert_eq!((log_level("debug"), log_level("WARN")), (Ok(LevelFilter::Debug), Ok(LevelFilter::Warn)));
         assert!(log_level("verbose").is_err());
+        assert_eq!((log_format("text"), log_format("json")), (Ok(LogFormat::Text), Ok(LogFormat::Json)));
+        assert!(log_format("JSON").is_err());
         assert!(listen_address("[::]:8080").is_ok() && listen_address("127.0.0.1:0").is_ok());
         assert!(
             listen_address("localhost:8080").is_err()
