@@ -2,6 +2,7 @@
 //! grace periods against the parsed configuration, stop signals, users, limits and probes.
 
 use lastcall::config::{Environment, GatewayConfig, Parsed, WorkerConfig};
+use lastcall::logging::LogFormat;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -216,16 +217,25 @@ fn systemd_units_use_notify_and_know_the_exit_codes() {
         // Longer than several missed rounds, and longer than the worker waits for brokers that do not answer.
         assert!(seconds(setting(&unit, "WatchdogSec")) >= Duration::from_secs(30));
         assert!(seconds(setting(&unit, "TimeoutStartSec")) > lastcall::supervisor::EXTENSION);
+        // By default stdout is the journal, which takes the priority from each line's begin.
+        let journal = ["StandardOutput", "SyslogLevelPrefix"];
+        assert!(unit.iter().all(|(key, _)| !journal.contains(&key.as_str())), "{name}");
     }
 }
 
 // ---- Kubernetes ----
 
-/// All objects of this kind, from all manifests.
+/// The files in this folder and below.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("readable").path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
+/// All objects of this kind, from all manifests, also those of components.
 fn objects(kind: &str) -> Vec<Yaml> {
-    let folder = std::fs::read_dir(file("deploy/kubernetes")).expect("the manifests");
-    let files = folder.map(|entry| entry.expect("readable").path());
-    let manifests = files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    let mut files = files_below(&file("deploy/kubernetes"));
+    files.sort();
+    let manifests = files.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "yaml"));
     manifests.flat_map(yaml).filter(|object| object["kind"].as_str() == Some(kind)).collect()
 }
 
@@ -273,4 +283,84 @@ fn kubernetes_runs_the_programs_with_least_privilege_and_limits() {
         assert!(!container["livenessProbe"].is_badvalue(), "{name}");
         assert_eq!(objects("PodDisruptionBudget").len(), 2);
     }
+}
+
+/// Options that all pods read.
+fn settings() -> BTreeMap<String, String> {
+    let settings = objects("ConfigMap")[0]["data"].clone();
+    let pairs = settings.as_hash().expect("options").iter();
+    pairs
+        .map(|(name, value)| (name.as_str().expect("a name").to_owned(), value.as_str().expect("a text").to_owned()))
+        .collect()
+}
+
+#[test]
+fn kubernetes_settings_are_read_and_pods_log_json() {
+    assert_eq!(worker(&settings()).common.log_format, LogFormat::Json);
+    assert_eq!(gateway(&settings()).common.log_format, LogFormat::Json);
+    for (name, value) in settings() {
+        let read = [worker(&settings()).common.effective, gateway(&settings()).common.effective];
+        assert!(read.iter().all(|effective| effective.get(&name) == Some(&value)), "{name}");
+    }
+}
+
+#[test]
+fn kubernetes_spreads_the_pods_of_each_version_on_their_own() {
+    for name in ["worker", "gateway"] {
+        let (pod, _) = deployment(name);
+        let spread = &pod["topologySpreadConstraints"][0];
+        assert_eq!(spread["matchLabelKeys"][0].as_str(), Some("pod-template-hash"), "{name}");
+    }
+}
+
+/// The ports and protocols of a policy's rules for `ingress` or `egress`; each rule is for any address.
+fn rules(policy: &Yaml, direction: &str) -> Vec<(String, String)> {
+    let rules = policy["spec"][direction].as_vec().expect("rules");
+    assert!(rules.iter().all(|rule| rule["from"].is_badvalue() && rule["to"].is_badvalue()), "any address");
+    let ports = rules.iter().flat_map(|rule| rule["ports"].as_vec().expect("ports").clone());
+    let text =
+        |port: &Yaml| port.as_i64().map_or_else(|| port.as_str().expect("a name").to_owned(), |it| it.to_string());
+    ports.map(|port| (text(&port["port"]), port["protocol"].as_str().expect("a protocol").to_owned())).collect()
+}
+
+fn pair(port: &str, protocol: &str) -> (String, String) {
+    (port.to_owned(), protocol.to_owned())
+}
+
+/// The base has none: it cannot know where Kafka is, and a cluster may not enforce policies.
+#[test]
+fn network_policies_of_the_component_admit_callers_kafka_and_dns_only() {
+    let base = read(file("deploy/kubernetes/kustomization.yaml"));
+    assert!(!base.contains("network-policy") && !base.contains("\ncomponents"), "{base}");
+    let policies = objects("NetworkPolicy");
+    let policy = |name: &str| {
+        let found = policies.iter().find(|policy| policy["metadata"]["name"].as_str() == Some(name));
+        found.unwrap_or_else(|| panic!("a policy {name}"))
+    };
+    let label = "app.kubernetes.io/name";
+    let label_of = |name: &str| {
+        let deployments = objects("Deployment");
+        let labels = deployments
+            .iter()
+            .map(|it| it["spec"]["template"]["metadata"]["labels"][label].as_str().map(str::to_owned));
+        labels.flatten().find(|label| label.ends_with(name)).expect("a pod with a label")
+    };
+    let (gateway, worker) = (label_of("gateway"), label_of("worker"));
+    for name in [&gateway, &worker] {
+        let spec = &policy(name)["spec"];
+        assert_eq!(spec["podSelector"]["matchLabels"][label].as_str(), Some(name.as_str()));
+        assert_eq!(spec["policyTypes"], Yaml::Array(vec![Yaml::String("Ingress".to_owned())]));
+    }
+    assert_eq!(rules(policy(&gateway), "ingress"), [pair("http", "TCP")]);
+    assert_eq!(rules(policy(&worker), "ingress"), [pair("metrics", "TCP")]);
+    assert_eq!(deployment("gateway").1["ports"][0]["name"].as_str(), Some("http"));
+
+    let spec = &policy("lastcall-egress")["spec"];
+    let selected = &spec["podSelector"]["matchExpressions"][0];
+    assert_eq!((selected["key"].as_str(), selected["operator"].as_str()), (Some(label), Some("In")));
+    assert_eq!(selected["values"], Yaml::Array([gateway, worker].map(Yaml::String).to_vec()));
+    assert_eq!(spec["policyTypes"], Yaml::Array(vec![Yaml::String("Egress".to_owned())]));
+    let servers = &settings()["KAFKA_BOOTSTRAP_SERVERS"];
+    let (_, port) = servers.rsplit_once(':').expect("a port");
+    assert_eq!(rules(policy("lastcall-egress"), "egress"), [pair(port, "TCP"), pair("53", "UDP"), pair("53", "TCP")]);
 }
