@@ -47,6 +47,7 @@ mod outage;
 pub mod queue;
 pub mod supervisor;
 pub mod task;
+mod trace;
 pub mod worker;
 
 pub use program::{exit, logging, signals, stop};

@@ -9,8 +9,10 @@ mod starts;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -22,6 +24,29 @@ pub use starts::{StartsRecord, TaskFailed, TaskStarted, TaskStopped};
 
 /// Longest task id and worker id, in characters.
 pub const ID_LIMIT: usize = 100;
+/// The headers of a task's record that its worker hands on to the record of its result: the trace context (W3C Trace
+/// Context, sections 3.2 and 3.3).
+pub const CARRIED_HEADERS: &[&str] = &[crate::trace::PARENT, crate::trace::STATE];
+/// Longest value of a header that is handed on, in bytes: headers of strangers must not make a result too large.
+pub const LONGEST_CARRIED: usize = 1024;
+
+/// Headers of a record to be written, as [`ProducerRecord`](kafka_share::producer::ProducerRecord) takes them.
+pub type Headers = Vec<(Cow<'static, str>, Option<Bytes>)>;
+
+/// The headers that a task's record hands on: the first of each name in [`CARRIED_HEADERS`], unless its value is longer
+/// than [`LONGEST_CARRIED`].
+pub fn carried(headers: &[(String, Option<Bytes>)]) -> Headers {
+    if headers.is_empty() {
+        return Headers::new();
+    }
+    let first = |name: &&'static str| {
+        let (_, value) = headers.iter().find(|(own, _)| own == name)?;
+        let fits = value.as_ref().is_none_or(|value| value.len() <= LONGEST_CARRIED);
+        fits.then(|| (Cow::Borrowed(*name), value.clone()))
+    };
+    CARRIED_HEADERS.iter().filter_map(first).collect()
+}
+
 /// The time now, in Unix seconds with a fraction; 0 for a clock before 1970.
 pub fn unix_now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())

@@ -318,3 +318,22 @@ proptest! {
         prop_assert_eq!(body, members);
     }
 }
+
+#[test]
+fn result_gets_the_first_header_of_each_carried_name_unless_it_is_long() {
+    let header = |name: &str, value: &str| (name.to_owned(), Some(Bytes::copy_from_slice(value.as_bytes())));
+    let long = "x".repeat(LONGEST_CARRIED + 1);
+    let headers = [
+        header("tracestate", &long[1..]),
+        header("other", "o"),
+        header("traceparent", "first"),
+        header("traceparent", "second"),
+    ];
+    let of = |headers: &[(String, Option<Bytes>)]| {
+        let carried = carried(headers).into_iter();
+        carried.map(|(name, value)| (name.into_owned(), value)).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&headers), [header("traceparent", "first"), header("tracestate", &long[1..])]);
+    assert_eq!(of(&[header("traceparent", &long), ("tracestate".to_owned(), None)]), [("tracestate".to_owned(), None)]);
+    assert!(of(&[]).is_empty());
+}

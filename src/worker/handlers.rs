@@ -5,7 +5,7 @@
 //! outcome: it drops the outcome of a task that was released while it ran.
 
 use super::drain::Control;
-use super::in_flight::{Claim, InFlight, RecordKey, Run};
+use super::in_flight::{Claim, InFlight, Run};
 use super::intake::Job;
 use super::outbox::{Announced, Outbox, OutboxClosed, error_result};
 use super::past::{Decision, Past};
@@ -133,7 +133,10 @@ impl<H: Handler> HandlerThread<H> {
                 // Near the broker's limit a copy loses nothing: its delivery count starts at one again.
                 Err(_) if delivery >= self.last_delivery => (Decision::SendAgain, Past::default()),
                 Err(error) => {
-                    log::warn!("could not read the starts of task {} ({error}); releasing it", escape(&task.task_id));
+                    log::warn!(
+                        "could not read the starts of task {} ({error}); releasing it",
+                        job.named(&task.task_id)
+                    );
                     self.in_flight.decline(job.key, &run);
                     return Ok(());
                 }
@@ -166,7 +169,7 @@ impl<H: Handler> HandlerThread<H> {
             let _ = self.control.draining.sleep(self.in_flight.lock_length() / 3);
         }
         if announced != Announced::Stopped {
-            let id = escape(&task.task_id);
+            let id = job.named(&task.task_id);
             log::warn!("the start of task {id} could not be put on record: {announced}; releasing the task");
         }
         self.in_flight.decline(job.key, run);
@@ -180,7 +183,7 @@ impl<H: Handler> HandlerThread<H> {
         log::error!(
             "Worker {} gives task {} up ({}); it goes to {}",
             self.worker_id,
-            escape(task_id.unwrap_or("without an id")),
+            job.named(task_id.unwrap_or("without an id")),
             escape(reason),
             self.outbox.topics().dead
         );
@@ -188,7 +191,7 @@ impl<H: Handler> HandlerThread<H> {
         match task_id {
             Some(task_id) => {
                 let result = error_result(task_id, &self.worker_id, reason);
-                self.outbox.send_result(job.key, job.record.delivery_count, &result)
+                self.outbox.send_result(job.key, &job.record, &result)
             }
             None => Ok(()),
         }
@@ -200,7 +203,7 @@ impl<H: Handler> HandlerThread<H> {
         }
         log::warn!(
             "task {} was delivered {} times and started less often; sending it again under the same id",
-            escape(&task.task_id),
+            job.named(&task.task_id),
             job.record.delivery_count
         );
         self.outbox.send_again(job.key, &job.record, &task.task_id)
@@ -209,9 +212,9 @@ impl<H: Handler> HandlerThread<H> {
     // ---- running ----
 
     fn execute(&self, job: &Job, run: &Run, task: &Task) -> Result<(), OutboxClosed> {
-        let (key, delivery) = (job.key, job.record.delivery_count);
+        let delivery = job.record.delivery_count;
         let context = Context { delivery, draining: self.control.draining.clone(), abandoned: run.abandoned.clone() };
-        self.say_start(task, delivery);
+        self.say_start(job, task);
         let began = Instant::now();
         let outcome = match catch_unwind(AssertUnwindSafe(|| self.handler.handle(task, &context))) {
             Ok(Ok(output)) => Outcome::Output(output),
@@ -220,33 +223,39 @@ impl<H: Handler> HandlerThread<H> {
             Err(panic) => Outcome::Retry(format!("the handler panicked: {}", panic_message(&*panic))),
         };
         let took = began.elapsed();
-        log::debug!("Worker {} has run task {} for {} us", self.worker_id, escape(&task.task_id), took.as_micros());
+        log::debug!("Worker {} has run task {} for {} us", self.worker_id, job.named(&task.task_id), took.as_micros());
         match outcome {
-            Outcome::Output(output) => self.publish(key, run, (task, delivery), took, Ok(output)),
+            Outcome::Output(output) => self.publish(job, run, task, took, Ok(output)),
             Outcome::Final(error) => {
-                log::warn!("task {} failed for good: {}", escape(&task.task_id), escape(&error));
-                self.publish(key, run, (task, delivery), took, Err(error))
+                log::warn!("task {} failed for good: {}", job.named(&task.task_id), escape(&error));
+                self.publish(job, run, task, took, Err(error))
             }
             Outcome::Retry(error) => self.rest(job, run, task, took, error),
         }
     }
 
     /// Logs each start at debug level, and a redelivered task's start at info level.
-    fn say_start(&self, task: &Task, delivery: u16) {
+    fn say_start(&self, job: &Job, task: &Task) {
+        let delivery = job.record.delivery_count;
         let level = if delivery > 1 { log::Level::Info } else { log::Level::Debug };
-        log::log!(level, "Worker {} starts task {} at its delivery {delivery}", self.worker_id, escape(&task.task_id));
+        log::log!(
+            level,
+            "Worker {} starts task {} at its delivery {delivery}",
+            self.worker_id,
+            job.named(&task.task_id)
+        );
     }
 
     fn publish(
         &self,
-        key: RecordKey,
+        job: &Job,
         run: &Run,
-        (task, delivery): (&Task, u16),
+        task: &Task,
         took: Duration,
         outcome: Result<serde_json::Map<String, serde_json::Value>, String>,
     ) -> Result<(), OutboxClosed> {
-        if !self.in_flight.publish(key, run, 1, Some(took)) {
-            log::warn!("task {} was released while it ran; dropping its outcome", escape(&task.task_id));
+        if !self.in_flight.publish(job.key, run, 1, Some(took)) {
+            log::warn!("task {} was released while it ran; dropping its outcome", job.named(&task.task_id));
             return Ok(());
         }
         let success = outcome.is_ok();
@@ -255,8 +264,8 @@ impl<H: Handler> HandlerThread<H> {
             Err(error) => (serde_json::Map::new(), Some(error)),
         };
         self.outbox.send_result(
-            key,
-            delivery,
+            job.key,
+            &job.record,
             &TaskResult {
                 task_id: task.task_id.clone(),
                 success,
@@ -280,7 +289,7 @@ impl<H: Handler> HandlerThread<H> {
             self.in_flight.rest(key, run, Instant::now() + rest, Some(took))
         };
         if !is_ours {
-            log::warn!("task {} was released while it ran; dropping its outcome", escape(&task.task_id));
+            log::warn!("task {} was released while it ran; dropping its outcome", job.named(&task.task_id));
             return Ok(());
         }
         let next = if is_last {
@@ -288,7 +297,7 @@ impl<H: Handler> HandlerThread<H> {
         } else {
             format!("it is released in {} ms", rest.as_millis())
         };
-        let id = escape(&task.task_id);
+        let id = job.named(&task.task_id);
         log::warn!("task {id} failed at its delivery {delivery}: {}; {next}", escape(&error));
         // An abandoned task was asked to end, so its error is not a failure.
         if !run.abandoned.is_triggered() {

@@ -9,7 +9,7 @@ use super::repair::{Debt, Owed, Part, Repair};
 use super::settling::{Settling, StartRecord, Token};
 use crate::outage::Refusals;
 use crate::supervisor::Obstacle;
-use crate::task::{self, TaskFailed, TaskResult, TaskStarted, TaskStopped, WorkerStatus};
+use crate::task::{self, Headers, TaskFailed, TaskResult, TaskStarted, TaskStopped, WorkerStatus};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, bounded, select};
 use kafka_share::cluster::Cluster;
@@ -122,10 +122,17 @@ impl Outbox {
         true
     }
 
-    /// Sends the result of a task. The task is accepted once Kafka has all records that the account expects.
-    pub(super) fn send_result(&self, key: RecordKey, deliveries: u16, result: &TaskResult) -> Result<(), OutboxClosed> {
-        let record = Owed::Result(result.task_id.as_str().into());
-        self.send(self.result_record(result), Token::Owed(key, Debt { deliveries, record }))
+    /// Sends the result of a task, with the headers that the task's record hands on. The task is accepted once Kafka has
+    /// all records that the account expects.
+    pub(super) fn send_result(
+        &self,
+        key: RecordKey,
+        record: &AcquiredRecord,
+        result: &TaskResult,
+    ) -> Result<(), OutboxClosed> {
+        let (deliveries, carried) = (record.delivery_count, task::carried(&record.headers));
+        let record = Owed::Result(result.task_id.as_str().into(), carried.clone());
+        self.send(self.result_record(result, carried), Token::Owed(key, Debt { deliveries, record }))
     }
 
     /// Sends a copy of a task to the dead-letter topic.
@@ -151,7 +158,12 @@ impl Outbox {
         log::warn!("offset {}: {}; writing less instead", key.offset, escape(&reason));
         if let Some(task_id) = given_up {
             // Not owed: the account expects only the replacement.
-            self.send(self.result_record(&error_result(&task_id, &self.worker_id, &reason)), Token::Fleeting)?;
+            let carried = match &debt.record {
+                Owed::DeadLetter(record, ..) | Owed::Copy(record, _) => task::carried(&record.headers),
+                Owed::Result(_, carried) | Owed::ErrorResult(_, carried) => carried.clone(),
+            };
+            let result = error_result(&task_id, &self.worker_id, &reason);
+            self.send(self.result_record(&result, carried), Token::Fleeting)?;
         }
         self.send_owed(key, debt, &reason)
     }
@@ -215,8 +227,8 @@ impl Outbox {
     /// Sends a record that is owed. `reason`: why an error result replaces a result.
     fn send_owed(&self, key: RecordKey, debt: Debt, reason: &str) -> Result<(), OutboxClosed> {
         let record = match &debt.record {
-            Owed::Result(task_id) | Owed::ErrorResult(task_id) => {
-                self.result_record(&error_result(task_id, &self.worker_id, reason))
+            Owed::Result(task_id, carried) | Owed::ErrorResult(task_id, carried) => {
+                self.result_record(&error_result(task_id, &self.worker_id, reason), carried.clone())
             }
             Owed::DeadLetter(record, why, part) => self.dead_record(record, why, *part),
             Owed::Copy(record, _) => ProducerRecord {
@@ -233,12 +245,14 @@ impl Outbox {
         self.sender.send(record, token).map_err(|_| OutboxClosed)
     }
 
-    fn result_record(&self, result: &TaskResult) -> ProducerRecord {
+    fn result_record(&self, result: &TaskResult, carried: Headers) -> ProducerRecord {
+        let mut headers = kind_header(task::KIND_RESULT);
+        headers.extend(carried);
         ProducerRecord {
             topic: Arc::clone(&self.topics.results),
             key: Some(Bytes::copy_from_slice(result.task_id.as_bytes())),
             value: Some(Bytes::from(result.encode())),
-            headers: kind_header(task::KIND_RESULT),
+            headers,
         }
     }
 
@@ -284,11 +298,11 @@ pub(super) fn error_result(task_id: &str, worker_id: &str, error: &str) -> TaskR
     }
 }
 
-fn kind_header(kind: &'static str) -> Vec<(Cow<'static, str>, Option<Bytes>)> {
+fn kind_header(kind: &'static str) -> Headers {
     vec![(Cow::Borrowed(task::KIND_HEADER), Some(Bytes::from_static(kind.as_bytes())))]
 }
 
-fn own_headers(record: &AcquiredRecord) -> Vec<(Cow<'static, str>, Option<Bytes>)> {
+fn own_headers(record: &AcquiredRecord) -> Headers {
     record.headers.iter().map(|(name, value)| (Cow::Owned(name.clone()), value.clone())).collect()
 }
 

@@ -4,6 +4,8 @@
 //! Pure; the [`outbox`](super::outbox) builds the records and sends them.
 
 use super::in_flight::RecordKey;
+use crate::task::Headers;
+use crate::trace;
 use kafka_share::share_session::AcquiredRecord;
 use program::logging::escape;
 use std::sync::Arc;
@@ -28,10 +30,10 @@ pub(super) struct Debt {
 
 #[derive(Clone, Debug)]
 pub(super) enum Owed {
-    /// The result of the task with this id.
-    Result(Arc<str>),
+    /// The result of the task with this id, and the headers that its record got from the task's record.
+    Result(Arc<str>, Headers),
     /// An error result instead of a result that Kafka refused.
-    ErrorResult(Arc<str>),
+    ErrorResult(Arc<str>, Headers),
     /// A copy of the record for the dead-letter topic, the reason, and how much of the record it keeps.
     DeadLetter(Box<AcquiredRecord>, Arc<str>, Part),
     /// A copy of the record for the tasks topic, and the task's id.
@@ -64,8 +66,8 @@ impl Debt {
     /// The smaller replacement when Kafka refuses this record for `reason`; `None` when nothing smaller exists.
     pub(super) fn less(&self, reason: &str) -> Option<Self> {
         let record = match &self.record {
-            Owed::Result(task_id) => Owed::ErrorResult(Arc::clone(task_id)),
-            Owed::ErrorResult(_) => return None,
+            Owed::Result(task_id, carried) => Owed::ErrorResult(Arc::clone(task_id), carried.clone()),
+            Owed::ErrorResult(..) => return None,
             Owed::Copy(record, _) => {
                 let why = format!("it could not be sent again: {reason}");
                 Owed::DeadLetter(record.clone(), why.into(), Part::Whole)
@@ -95,8 +97,10 @@ impl Debt {
     /// The facts that the log keeps of a record that cannot be written.
     pub(super) fn facts(&self) -> String {
         match &self.record {
-            Owed::Result(task_id) | Owed::ErrorResult(task_id) => format!("result of task {}", escape(task_id)),
-            Owed::Copy(_, task_id) => format!("copy of task {}", escape(task_id)),
+            Owed::Result(task_id, carried) | Owed::ErrorResult(task_id, carried) => {
+                format!("result of task {}", trace::named(task_id, carried))
+            }
+            Owed::Copy(record, task_id) => format!("copy of task {}", trace::named(task_id, &record.headers)),
             Owed::DeadLetter(record, why, _) => format!(
                 "dead letter of the record with key {}, {} header(s), a value of {} bytes and {} deliveries, given up \
                  because: {}",
@@ -154,9 +158,9 @@ mod tests {
     fn copy_is_replaced_by_a_dead_letter_and_result_by_an_error_result() {
         let copy = Debt { deliveries: 9, record: Owed::Copy(record(Some("v")), "id".into()) };
         assert_eq!(parts(copy), [Part::Whole, Part::WithoutValue, Part::KeyAlone]);
-        let result = Debt { deliveries: 1, record: Owed::Result("id".into()) };
+        let result = Debt { deliveries: 1, record: Owed::Result("id".into(), Headers::new()) };
         let error = result.less("too large").expect("an error result");
-        assert!(matches!(&error.record, Owed::ErrorResult(id) if &**id == "id"));
+        assert!(matches!(&error.record, Owed::ErrorResult(id, _) if &**id == "id"));
         assert!(error.less("too large").is_none());
     }
 
@@ -169,7 +173,7 @@ mod tests {
 
     #[test]
     fn denied_task_rests_longer_with_each_delivery_and_is_held_near_the_limit() {
-        let debt = |deliveries| Debt { deliveries, record: Owed::Result("id".into()) };
+        let debt = |deliveries| Debt { deliveries, record: Owed::Result("id".into(), Headers::new()) };
         assert_eq!([1, 2, 5, 8].map(|it| debt(it).rest(false)), [5, 10, 60, 60].map(Duration::from_secs));
         assert_eq!(debt(9).rest(true), LAST_REST);
     }

@@ -191,7 +191,7 @@ mod tests {
     }
 
     fn result() -> Owed {
-        Owed::Result("id".into())
+        Owed::Result("id".into(), Vec::new())
     }
 
     fn refused() -> DeliveryError {

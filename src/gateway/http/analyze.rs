@@ -1,9 +1,14 @@
 //! The body and the headers of `POST /analyze`: reads the task, or names the fault. Pure.
 
 use super::Refusal;
+use super::head::Head;
 use crate::gateway::tasks::Wanted;
+use crate::task::{Headers, LONGEST_CARRIED};
+use crate::trace;
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
+use std::borrow::Cow;
 
 /// Longest `work_ms`.
 const LONGEST_WORK_MS: u64 = 120_000;
@@ -46,7 +51,7 @@ pub(super) fn parse(body: &[u8], work_allowed: bool) -> Result<Wanted, Refusal> 
             }
         },
     };
-    Ok(Wanted { text, work_ms })
+    Ok(Wanted { text, work_ms, headers: Headers::new() })
 }
 
 /// Names the fault of a body, without quoting it.
@@ -110,6 +115,19 @@ fn unquoted(text: &str) -> Option<String> {
     Some(plain)
 }
 
+/// The trace context of a request as headers of a record. None without a well-formed traceparent; a tracestate that is
+/// not well-formed is left out (W3C Trace Context, section 4.3).
+pub(super) fn trace_of(head: &Head) -> Headers {
+    let Ok(Some(parent)) = head.field(trace::PARENT) else { return Headers::new() };
+    if parent.len() > LONGEST_CARRIED || trace::trace_id(parent.as_bytes()).is_none() {
+        return Headers::new();
+    }
+    let state = trace::state(head.lines(trace::STATE), LONGEST_CARRIED);
+    let parent = (Cow::Borrowed(trace::PARENT), Some(Bytes::copy_from_slice(parent.as_bytes())));
+    let state = state.map(|state| (Cow::Borrowed(trace::STATE), Some(Bytes::from(state))));
+    std::iter::once(parent).chain(state).collect()
+}
+
 /// Whether one of these preferences is `respond-async` (RFC 7240).
 pub(super) fn prefers_async<'a>(mut preferences: impl Iterator<Item = &'a str>) -> bool {
     preferences
@@ -123,7 +141,7 @@ mod tests {
     #[test]
     fn text_is_taken_unchanged() {
         let wanted = parse(r#"{"text": " Привет \u0000", "more": 1}"#.as_bytes(), false).unwrap();
-        assert_eq!(wanted, Wanted { text: " Привет \0".to_owned(), work_ms: None });
+        assert_eq!(wanted, Wanted { text: " Привет \0".to_owned(), work_ms: None, headers: Headers::new() });
         assert_eq!(parse("\u{feff}{\"text\": \"a\"}".as_bytes(), false).unwrap().text, "a");
     }
 

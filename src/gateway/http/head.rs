@@ -44,7 +44,7 @@ impl Head {
     /// # Errors
     /// The field occurs twice, or is not ASCII.
     pub(in crate::gateway) fn field(&self, name: &str) -> Result<Option<&str>, Refusal> {
-        let mut values = self.values(name);
+        let mut values = self.lines(name);
         match (values.next(), values.next()) {
             (None, _) => Ok(None),
             (Some(_), Some(_)) => Err(Refusal::new(400, format!("the field {name} occurs twice"))),
@@ -57,14 +57,15 @@ impl Head {
 
     /// The members of a list field, from all its lines, without those that are not UTF-8 (RFC 9110 section 5.6.1).
     pub(in crate::gateway) fn list(&self, name: &str) -> impl Iterator<Item = &str> {
-        let lines = self.values(name).filter_map(|value| std::str::from_utf8(value).ok());
+        let lines = self.lines(name).filter_map(|value| std::str::from_utf8(value).ok());
         lines
             .flat_map(|line| line.split(','))
             .map(|member| member.trim_matches([' ', '\t']))
             .filter(|it| !it.is_empty())
     }
 
-    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+    /// The values of all lines of a field.
+    pub(super) fn lines(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         self.fields.iter().filter(move |(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_ref())
     }
 
@@ -74,7 +75,7 @@ impl Head {
 
     fn read_body(&self) -> Result<Body, Refusal> {
         let refuse = |detail: &str| Err(Refusal::new(400, detail));
-        let (mut lengths, mut codings) = (self.values("Content-Length"), self.values("Transfer-Encoding"));
+        let (mut lengths, mut codings) = (self.lines("Content-Length"), self.lines("Transfer-Encoding"));
         match (lengths.next(), codings.next()) {
             (None, None) => Ok(Body::Length(0)),
             (Some(_), Some(_)) => refuse("a request cannot have both Transfer-Encoding and Content-Length"),
@@ -92,7 +93,7 @@ impl Head {
 
     /// Checks Host (RFC 9112 section 3.2): exactly one in HTTP/1.1, at most one in HTTP/1.0.
     fn check_host(&self) -> Result<(), Refusal> {
-        let mut hosts = self.values("Host");
+        let mut hosts = self.lines("Host");
         match (hosts.next(), hosts.next()) {
             (None, _) if !self.is_old => Err(Refusal::new(400, "the field Host is missing")),
             (Some(_), Some(_)) => Err(Refusal::new(400, "the field Host occurs twice")),

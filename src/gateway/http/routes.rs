@@ -113,7 +113,10 @@ impl Service {
     fn analyze(&self, reply: Reply, head: &Head, body: &[u8]) -> Option<Ticket> {
         let allowed = self.state.config.common.allow_work_ms;
         match options_of(head).and_then(|options| Ok((analyze::parse(body, allowed)?, options))) {
-            Ok((wanted, options)) => self.tasks.submit(reply, wanted, &options),
+            Ok((mut wanted, options)) => {
+                wanted.headers = analyze::trace_of(head);
+                self.tasks.submit(reply, wanted, &options)
+            }
             Err(refusal) => {
                 reply.give(Response::problem(refusal.status, &refusal.detail, None));
                 None

@@ -7,7 +7,7 @@
 use super::Wanted;
 use super::idempotency::{CLAIM_LIFE, Claim, Claims, KeyedTasks, Next, SEND_WITHIN};
 use super::index::{Index, Known, PendingTask};
-use super::kept::Kept;
+use super::kept::{Kept, Record};
 use super::key::{Position, TaskKey, claim_of_loss};
 use super::waiting::{Full, Leaving, Progress, QUESTION_PATIENCE, Waiter, Waiting};
 use crate::config::GatewayConfig;
@@ -64,7 +64,7 @@ pub(super) struct LostTask {
     /// The position of the lost record.
     pub(super) position: Position,
     pub(super) record_key: Option<Bytes>,
-    pub(super) value: Bytes,
+    pub(super) record: Record,
 }
 
 /// Data for the record of a task that is produced again.
@@ -211,10 +211,10 @@ impl<R> TaskBook<R> {
         self.unacknowledged += bytes;
     }
 
-    /// The same for the record of a task, whose value is kept.
-    pub(super) fn producing_task(&mut self, key: TaskKey, value: Bytes) {
-        self.producing(value.len());
-        self.kept.keep(key, value);
+    /// The same for the record of a task, which is kept.
+    pub(super) fn producing_task(&mut self, key: TaskKey, record: Record) {
+        self.producing(record.bytes());
+        self.kept.keep(key, record);
     }
 
     /// Notes that the task goes into a request now. `Err`: it must not be sent, because all its callers were told that
@@ -401,7 +401,7 @@ impl<R> TaskBook<R> {
     }
 
     /// The task's record, if this gateway produced it and still has it.
-    pub(super) fn kept(&self, key: TaskKey) -> Option<Bytes> {
+    pub(super) fn kept(&self, key: TaskKey) -> Option<Record> {
         self.kept.get(key)
     }
 

@@ -219,6 +219,7 @@ impl KeyedTasks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::Headers;
     use std::time::UNIX_EPOCH;
 
     const KEY: u128 = 7;
@@ -228,7 +229,7 @@ mod tests {
     }
 
     fn wanted(text: &str) -> Wanted {
-        Wanted { text: text.to_owned(), work_ms: None }
+        Wanted { text: text.to_owned(), work_ms: None, headers: Headers::new() }
     }
 
     fn digest(number: u128) -> Uuid {

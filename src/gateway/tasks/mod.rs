@@ -45,6 +45,7 @@ use super::overload::Refused;
 use super::reply::Reply;
 use super::response::Response;
 use super::state::{ReadBack, State, THREAD_SILENCE};
+use crate::task::Headers;
 use book::{Moment, TaskBook};
 use clock::KafkaClock;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -69,6 +70,8 @@ const UPKEEP_INTERVAL: Duration = Duration::from_millis(200);
 pub(super) struct Wanted {
     pub(super) text: String,
     pub(super) work_ms: Option<u64>,
+    /// The headers of its record: the trace context of the request.
+    pub(super) headers: Headers,
 }
 
 #[derive(Debug)]

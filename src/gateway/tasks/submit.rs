@@ -6,6 +6,7 @@
 
 use super::book::{ClaimRead, Keyed, KeyedRequest, Loss, LostTask};
 use super::idempotency::Claim;
+use super::kept::Record;
 use super::key::{TaskKey, digest, task_of_key};
 use super::produced::{Kind, Token};
 use super::{Tasks, Wanted, give_all, refusal};
@@ -87,26 +88,27 @@ impl Tasks {
     fn produce_task(&self, key: TaskKey, wanted: Wanted) {
         let id = key.as_uuid().to_string();
         let task = Task { task_id: id, text: wanted.text, timestamp: unix_now(), work_ms: wanted.work_ms };
-        let value = Bytes::from(task.encode());
+        let kept = Record { value: Bytes::from(task.encode()), headers: wanted.headers };
         let record = ProducerRecord {
             topic: Arc::clone(&self.tasks_topic),
             key: Some(Bytes::from(task.task_id)),
-            value: Some(value.clone()),
-            headers: Vec::new(),
+            value: Some(kept.value.clone()),
+            headers: kept.headers.clone(),
         };
-        let token = Token { kind: Kind::Task, key, bytes: value.len() };
+        let token = Token { kind: Kind::Task, key, bytes: kept.bytes() };
         // Before the hand-over, since the record may be settled during it.
-        self.book().producing_task(key, value);
+        self.book().producing_task(key, kept);
         self.produce(record, token);
     }
 
     /// Produces a dropped task again, unchanged.
     fn produce_again(&self, lost: LostTask, send_until: Instant) {
-        let LostTask { key, position, record_key, value } = lost;
+        let LostTask { key, position, record_key, record } = lost;
         self.state.metrics.produced_again();
-        log::warn!("Kafka has dropped the task at offset {} without a result; producing it again", position.offset);
-        let token = Token { kind: Kind::Again(Loss { position, send_until }), key, bytes: value.len() };
-        let (topic, headers) = (Arc::clone(&self.tasks_topic), Vec::new());
+        let task = record.named(record_key.as_deref());
+        log::warn!("Kafka has dropped {task} at offset {} without a result; producing it again", position.offset);
+        let token = Token { kind: Kind::Again(Loss { position, send_until }), key, bytes: record.bytes() };
+        let (topic, Record { value, headers }) = (Arc::clone(&self.tasks_topic), record);
         self.book().producing(token.bytes);
         self.produce(ProducerRecord { topic, key: record_key, value: Some(value), headers }, token);
     }
@@ -196,6 +198,7 @@ mod tests {
     use crate::config::GatewayConfig;
     use crate::gateway::reply::tests::Kept;
     use crate::gateway::state::{ReadBack, State};
+    use crate::task::Headers;
 
     fn tasks() -> Arc<Tasks> {
         Tasks::new(Arc::new(State::new(GatewayConfig::default()))).0
@@ -203,7 +206,7 @@ mod tests {
 
     fn submit(tasks: &Tasks, key: Option<&str>) -> (Arc<Kept>, Option<Ticket>) {
         let kept = Arc::<Kept>::default();
-        let wanted = Wanted { text: "text".to_owned(), work_ms: None };
+        let wanted = Wanted { text: "text".to_owned(), work_ms: None, headers: Headers::new() };
         let options = SubmitOptions { asynchronous: false, idempotency_key: key.map(str::to_owned) };
         let ticket = tasks.submit(Reply::new(Arc::clone(&kept) as _), wanted, &options);
         (kept, ticket)
@@ -221,7 +224,7 @@ mod tests {
     fn task_that_the_producer_does_not_take_is_refused_and_forgotten() {
         let tasks = tasks();
         let kept = Arc::<Kept>::default();
-        let wanted = Wanted { text: "text".to_owned(), work_ms: None };
+        let wanted = Wanted { text: "text".to_owned(), work_ms: None, headers: Headers::new() };
         // There is no producer.
         tasks.submit_new(Reply::new(Arc::clone(&kept) as _), wanted, false).expect("it was entered");
         assert_eq!(*kept.0.lock(), [503]);
@@ -245,7 +248,7 @@ mod tests {
         assert_eq!(claimed, key);
         tasks.book().claim_read(key, claim, tasks.state.instance, now.instant);
         let kept = Arc::<Kept>::default();
-        let wanted = Wanted { text: "text".to_owned(), work_ms: None };
+        let wanted = Wanted { text: "text".to_owned(), work_ms: None, headers: Headers::new() };
         assert!(tasks.submit_keyed(Reply::new(Arc::clone(&kept) as _), "order-1", wanted, false).is_none());
         assert_eq!(*kept.0.lock(), [422]);
         let strange = task::Claim { gateway: "me".to_owned(), ..record };

@@ -8,6 +8,7 @@
 use super::Tasks;
 use super::book::LostTask;
 use super::index::PendingTask;
+use super::kept::Record;
 use super::key::TaskKey;
 use super::readers::{decode, reached};
 use crate::outage::{Outage, Refusals};
@@ -16,8 +17,9 @@ use bytes::Bytes;
 use kafka_share::admin;
 use kafka_share::cluster::Cluster;
 use kafka_share::error::{ErrorCode, KafkaError};
-use kafka_share::reader::{Lookup, Reader, ReaderOptions, StartAt};
+use kafka_share::reader::{Lookup, ReadRecord, Reader, ReaderOptions, StartAt};
 use program::stop::Stop;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -111,27 +113,34 @@ fn sweep(
         let position = task.position;
         let record = lookup.read(topic, position.partition, position.offset)?;
         // Deleted from the topic: the gateway that accepted the task may still have it.
-        let kept = || tasks.book().kept(key).map(|value| (Some(Bytes::from(key.as_uuid().to_string())), value));
-        let found = record.and_then(|record| Some((record.key, record.value?))).or_else(kept);
+        let kept = || tasks.book().kept(key).map(|record| (Some(Bytes::from(key.as_uuid().to_string())), record));
+        let found = record.and_then(copied).or_else(kept);
         let given_up = match &found {
             Some(_) if task.again < MOST_AGAIN => None,
             Some(_) => Some("was dropped again and again; it is not produced another time"),
             None => Some("was deleted without a result"),
         };
         if let Some(why) = given_up {
-            log::error!("the task at offset {} of {topic} {why}", position.offset);
+            let task = found.as_ref().map_or("the task".to_owned(), |(key, record)| record.named(key.as_deref()));
+            log::error!("{task} at offset {} of {topic} {why}", position.offset);
             tasks.book().settled(key);
             continue;
         }
-        let Some((record_key, value)) = found.filter(|_| tasks.book().is_pending_at(key, position)) else {
+        let Some((record_key, record)) = found.filter(|_| tasks.book().is_pending_at(key, position)) else {
             // Another gateway was faster, or the result has arrived.
             continue;
         };
-        // A copy, since the value shares its memory with the whole answer.
-        let value = Bytes::copy_from_slice(&value);
-        tasks.claim_lost(LostTask { key, position, record_key, value });
+        tasks.claim_lost(LostTask { key, position, record_key, record });
     }
     Ok(())
+}
+
+/// The key, value and headers of a record; `None` without a value. Copies, since a record shares its memory with the
+/// whole answer.
+fn copied(record: ReadRecord) -> Option<(Option<Bytes>, Record)> {
+    let copy = |bytes: Bytes| Bytes::copy_from_slice(&bytes);
+    let headers = record.headers.into_iter().map(|(name, value)| (Cow::Owned(name), value.map(copy))).collect();
+    Some((record.key.map(copy), Record { value: copy(record.value?), headers }))
 }
 
 /// Returns the old tasks that have been below the group's start offset for `grace`. Pure.

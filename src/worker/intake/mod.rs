@@ -21,6 +21,7 @@ use super::drain::{Control, Phase};
 use super::in_flight::{ChannelId, InFlight, RecordKey};
 use super::leaders::{Leader, Leaders};
 use crate::outage::Outage;
+use crate::trace;
 use arrivals::{Arrivals, Plan};
 use crossbeam_channel::{Receiver, Sender};
 use kafka_share::cluster::Cluster;
@@ -60,6 +61,11 @@ pub(super) struct Job {
 }
 
 impl Job {
+    /// A task's id for the log, with the trace of this record.
+    pub(super) fn named<'j>(&'j self, task_id: &'j str) -> impl std::fmt::Display + 'j {
+        trace::named(task_id, &self.record.headers)
+    }
+
     /// The present time as the record's lock counts it. The monotonic clock stops while the machine is suspended, but
     /// the lock continues at the broker, so this adds the lead of the wall clock since the fetch. Setting the wall
     /// clock forward has the same effect, and costs the record one lock and one delivery at most.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::gateway::tasks::key::digest;
+use crate::task::Headers;
 use proptest::prelude::*;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -26,12 +27,17 @@ fn book(change: impl FnOnce(&mut GatewayConfig)) -> TaskBook<u32> {
 }
 
 fn request(text: &str, asynchronous: bool) -> KeyedRequest {
-    let wanted = Wanted { text: text.to_owned(), work_ms: None };
+    let wanted = Wanted { text: text.to_owned(), work_ms: None, headers: Headers::new() };
     KeyedRequest { wanted, digest: digest(text), asynchronous }
 }
 
 fn claim(text: &str, gateway: u128, now: Moment) -> Claim {
     Claim { digest: digest(text), gateway: Uuid::from_u128(gateway), at: now.time, heard: now.time }
+}
+
+/// A record of five bytes.
+fn record() -> Record {
+    Record { value: Bytes::from_static(b"value"), headers: Headers::new() }
 }
 
 fn replies(waiters: Vec<Waiter<u32>>) -> Vec<u32> {
@@ -40,7 +46,7 @@ fn replies(waiters: Vec<Waiter<u32>>) -> Vec<u32> {
 
 /// Passes a task of five bytes to the producer, which sends it.
 fn send(book: &mut TaskBook<u32>, number: u128) {
-    book.producing_task(key(number), Bytes::from_static(b"value"));
+    book.producing_task(key(number), record());
     assert!(book.sending(key(number), 5, Instant::now()).is_ok());
 }
 
@@ -71,7 +77,7 @@ fn task_is_kept_and_counted_until_its_result() {
 fn task_whose_callers_have_left_is_not_sent_and_is_forgotten() {
     let (mut book, now) = (book(|_| {}), now());
     let ticket = book.accept(key(1), 1, false, now.instant).expect("room");
-    book.producing_task(key(1), Bytes::from_static(b"value"));
+    book.producing_task(key(1), record());
     assert_eq!(book.take(ticket.number).expect("it waits").progress, Progress::Queued);
     assert!(book.sending(key(1), 5, now.instant).is_err_and(|callers| callers.is_empty()));
     assert!(book.kept(key(1)).is_none() && book.counts().unacknowledged_bytes == 0);
@@ -132,7 +138,7 @@ fn key_of_another_gateway_is_claimed_again_when_it_brings_no_task() {
 }
 
 fn loss() -> LostTask {
-    LostTask { key: key(1), position: at(5), record_key: None, value: Bytes::from_static(b"value") }
+    LostTask { key: key(1), position: at(5), record_key: None, record: record() }
 }
 
 fn claim_of(gateway: Uuid, at: SystemTime) -> Claim {
@@ -327,13 +333,13 @@ proptest! {
                 0 | 1 if !with_producer.contains(&key) && book.known(key) == Known::Nothing => {
                     entered += 1;
                     tickets.push(book.accept(key, entered, step == 1, now.instant).expect("room"));
-                    book.producing_task(key, Bytes::from_static(b"value"));
+                    book.producing_task(key, record());
                     with_producer.insert(key);
                 }
                 2 => {
                     let read = book.claim_read(key, claim("a", 1, now), own, now.instant);
                     if let ClaimRead::Produce(_) = read {
-                        book.producing_task(key, Bytes::from_static(b"value"));
+                        book.producing_task(key, record());
                         with_producer.insert(key);
                     }
                 }

@@ -8,7 +8,7 @@ use crate::gateway::tasks::Wanted;
 use crate::gateway::tasks::book::{Keyed, KeyedRequest};
 use crate::gateway::tasks::index::Known;
 use crate::gateway::tasks::key::digest;
-use crate::task::{Claim, TaskResult, WorkerState, WorkerStatus};
+use crate::task::{Claim, Headers, TaskResult, WorkerState, WorkerStatus};
 use bytes::Bytes;
 use serde_json::{Map, json};
 use std::sync::Arc;
@@ -124,7 +124,7 @@ fn effect_of_a_claim_depends_on_the_results_before_it() {
     // The first claim brought no task; the task of the second is done.
     take_results(&tasks, &[claim(10, "a"), claim(16, "b"), result(17, &id)], |_| false);
     let ask = |text: &str| {
-        let wanted = Wanted { text: text.to_owned(), work_ms: None };
+        let wanted = Wanted { text: text.to_owned(), work_ms: None, headers: Headers::new() };
         let request = KeyedRequest { wanted, digest: digest(text), asynchronous: true };
         let (reply, now) = (Reply::new(Arc::<Kept>::default() as _), tasks.now());
         tasks.book().accept_keyed(TaskKey::from_number(1), reply, request, now)
@@ -144,7 +144,7 @@ fn own_claim_has_its_task_produced() {
         timestamp: 1.0,
     };
     let kept = Arc::<Kept>::default();
-    let wanted = Wanted { text: "a".to_owned(), work_ms: None };
+    let wanted = Wanted { text: "a".to_owned(), work_ms: None, headers: Headers::new() };
     let request = KeyedRequest { wanted, digest: digest("a"), asynchronous: false };
     let now = tasks.now();
     let _ = tasks.book().accept_keyed(key, Reply::new(Arc::clone(&kept) as _), request, now);
