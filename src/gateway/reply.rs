@@ -8,7 +8,7 @@
 use super::response::Response;
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Carries a response to its caller: a connection.
 pub(super) trait Carrier: Debug + Send + Sync {
@@ -17,7 +17,19 @@ pub(super) trait Carrier: Debug + Send + Sync {
 }
 
 #[derive(Debug)]
-pub(super) struct Reply(Option<Arc<dyn Carrier>>);
+pub(super) struct Reply {
+    carrier: Option<Arc<dyn Carrier>>,
+    preferences: Preferences,
+}
+
+/// The preferences of a request (RFC 7240).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Preferences {
+    /// `respond-async`: the caller waits only for Kafka's acknowledgement.
+    pub(super) asynchronous: bool,
+    /// `wait`: how long the caller waits for the result at most.
+    pub(super) wait: Option<Duration>,
+}
 
 /// Identifies a waiting reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +37,17 @@ pub(super) struct Ticket {
     pub(super) number: u64,
     /// The caller waits until this time.
     pub(super) until: Instant,
+}
+
+/// What became of a reply whose caller left or whose time is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parted {
+    /// It was given or withdrawn.
+    Given,
+    /// Another thread has taken it out and gives it.
+    Elsewhere,
+    /// It waits until a later time.
+    Waits(Ticket),
 }
 
 /// Why a reply stops waiting.
@@ -40,25 +63,31 @@ pub(super) enum Parting {
 
 impl Reply {
     pub(super) fn new(carrier: Arc<dyn Carrier>) -> Self {
-        Self(Some(carrier))
+        Self { carrier: Some(carrier), preferences: Preferences::default() }
+    }
+
+    /// The response will name these preferences, if it shows that they were applied.
+    pub(super) fn applying(mut self, preferences: Preferences) -> Self {
+        self.preferences = preferences;
+        self
     }
 
     /// Gives the response.
     pub(super) fn give(mut self, response: Response) {
-        if let Some(carrier) = self.0.take() {
-            carrier.carry(response);
+        if let Some(carrier) = self.carrier.take() {
+            carrier.carry(response.applying(self.preferences));
         }
     }
 
     /// Gives no response, because the caller has left.
     pub(super) fn withdraw(mut self) {
-        self.0 = None;
+        self.carrier = None;
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if let Some(carrier) = self.0.take() {
+        if let Some(carrier) = self.carrier.take() {
             carrier.carry(Response::problem(500, "the gateway has lost this request; send it again", None));
         }
     }

@@ -40,7 +40,7 @@ pub struct TaskResult {
 }
 
 /// The members of a result that a gateway reads.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct ResultPeek {
     /// The task's id.
     pub task_id: String,
@@ -49,6 +49,9 @@ pub struct ResultPeek {
     /// Why it failed.
     #[serde(default)]
     pub error: Option<String>,
+    /// The handler's time, in seconds; `None` in results of other programs that do not have it.
+    #[serde(default)]
+    pub seconds: Option<f64>,
 }
 
 impl ResultPeek {

@@ -229,7 +229,7 @@ fn claim_is_encoded_as_this_json() {
 
 #[test]
 fn records_of_results_are_distinguished_by_type() {
-    let peek = ResultPeek { task_id: "a".to_owned(), success: false, error: Some("why".to_owned()) };
+    let peek = ResultPeek { task_id: "a".to_owned(), success: false, error: Some("why".to_owned()), seconds: None };
     let json = br#"{"task_id":"a","success":false,"error":"why","more":[1],"type":"result"}"#;
     assert_eq!(ResultsRecord::decode(Some(json)), ResultsRecord::Result(peek.clone()));
     assert_eq!(ResultsRecord::decode_kind(KIND_RESULT.as_bytes(), json), ResultsRecord::Result(peek));

@@ -63,12 +63,13 @@ fn a_result_has_the_members_of_the_contract_in_their_order() {
 fn respond_async_answers_as_soon_as_the_task_is_in_kafka() {
     let rig = Rig::shared("gw-async");
     let gateway = rig.start_gateway();
-    let prefer = [("Prefer", "wait=10, Respond-Async")];
+    let prefer = [("Prefer", "handling=lenient, Respond-Async")];
     // Without a worker: 202 does not wait for a result.
     let answer = gateway.analyze_with(&prefer, &json!({ "text": "two words" }));
     let task = answer.task_id();
     assert_eq!((answer.status, answer.json()), (202, json!({ "task_id": task, "state": "pending" })));
     assert_eq!(answer.header("location"), Some(format!("/tasks/{task}").as_str()));
+    assert_eq!(answer.header("preference-applied"), Some("respond-async"));
     let asked = gateway.get(answer.header("location").expect("a location"));
     assert_eq!((asked.status, asked.json()), (200, json!({ "task_id": task, "state": "pending" })));
     let _worker = rig.start_worker("w");

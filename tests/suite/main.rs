@@ -41,6 +41,7 @@ mod p08_crash;
 mod p09_gateway_stop;
 mod p10_gateway_restart;
 mod p11_cluster;
+mod prefer;
 mod producer;
 mod queue;
 mod quotas;
@@ -51,6 +52,7 @@ mod secured;
 mod supervision;
 #[allow(dead_code, reason = "shared with the benches, which use the rest")]
 mod support;
+mod trace;
 mod transactions;
 mod unreplicated;
 mod versions;

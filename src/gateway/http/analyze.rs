@@ -128,12 +128,6 @@ pub(super) fn trace_of(head: &Head) -> Headers {
     std::iter::once(parent).chain(state).collect()
 }
 
-/// Whether one of these preferences is `respond-async` (RFC 7240).
-pub(super) fn prefers_async<'a>(mut preferences: impl Iterator<Item = &'a str>) -> bool {
-    preferences
-        .any(|preference| preference.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("respond-async"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,9 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn prefer_and_idempotency_key_follow_their_grammar() {
-        assert!(prefers_async(["wait=5", "Respond-Async; foo"].into_iter()));
-        assert!(!prefers_async(["respond-asynchronously"].into_iter()));
+    fn idempotency_key_follows_its_grammar() {
         for (field, key) in [
             ("order-1", "order-1"),
             (r#""order-1""#, "order-1"),

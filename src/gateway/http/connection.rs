@@ -10,7 +10,7 @@ use super::head::{self, Body, Head};
 use super::load::Seat;
 use super::outgoing::{Outgoing, Terms, Written};
 use super::service::Service;
-use crate::gateway::reply::{Carrier, Parting, Reply, Ticket};
+use crate::gateway::reply::{Carrier, Parted, Parting, Reply, Ticket};
 use crate::gateway::response::{Afterwards, Response};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -172,10 +172,11 @@ impl<S: Service> Connection<S> {
                 Came::Late => Parting::Late,
             };
             let ticket = waiting.take()?;
-            if self.service.part(ticket, parting) && parting == Parting::Left {
-                return None;
+            match self.service.part(ticket, parting) {
+                Parted::Given if parting == Parting::Left => return None,
+                Parted::Given | Parted::Elsewhere => until = Instant::now() + GIVING,
+                Parted::Waits(ticket) => (waiting, until) = (Some(ticket), ticket.until),
             }
-            until = Instant::now() + GIVING;
         }
     }
 

@@ -32,6 +32,7 @@ pub(super) mod listener;
 pub(super) mod load;
 mod ops;
 mod outgoing;
+mod prefer;
 mod refusal;
 pub(super) mod routes;
 mod service;

@@ -32,7 +32,7 @@ pub(super) fn health(state: &State, tasks: &Tasks) -> Response {
         "active_workers": tasks.active_workers(),
     });
     let response = Response::json(status, &value);
-    if status == 503 { response.with("Retry-After", "1".to_owned()) } else { response }
+    if status == 503 { response.retry_soon() } else { response }
 }
 
 /// `GET /livez`: 503 means that only a restart helps.

@@ -6,9 +6,10 @@ use super::analyze;
 use super::head::Head;
 use super::load::Load;
 use super::ops;
+use super::prefer;
 use super::service;
 use super::unanswered::{Counted, Unanswered};
-use crate::gateway::reply::{Parting, Reply, Ticket};
+use crate::gateway::reply::{Parted, Parting, Preferences, Reply, Ticket};
 use crate::gateway::response::Response;
 use crate::gateway::state::State;
 use crate::gateway::tasks::{SubmitOptions, Tasks};
@@ -92,6 +93,7 @@ impl Service {
         // In this order, so that every request that counts as later is refused.
         self.state.start_draining();
         self.unanswered.draw_line();
+        self.tasks.end_polls();
     }
 
     /// The response to a request that is answered at once.
@@ -112,7 +114,7 @@ impl Service {
 
     fn analyze(&self, reply: Reply, head: &Head, body: &[u8]) -> Option<Ticket> {
         let allowed = self.state.config.common.allow_work_ms;
-        match options_of(head).and_then(|options| Ok((analyze::parse(body, allowed)?, options))) {
+        match self.options(head).and_then(|options| Ok((analyze::parse(body, allowed)?, options))) {
             Ok((mut wanted, options)) => {
                 wanted.headers = analyze::trace_of(head);
                 self.tasks.submit(reply, wanted, &options)
@@ -124,9 +126,19 @@ impl Service {
         }
     }
 
-    fn task(&self, reply: Reply, id: &str) -> Option<Ticket> {
+    fn options(&self, head: &Head) -> Result<SubmitOptions, Refusal> {
+        analyze::check_type(head.field("Content-Type")?)?;
+        let idempotency_key = head.field("Idempotency-Key")?.map(analyze::key_of).transpose()?;
+        Ok(SubmitOptions { preferences: self.preferences(head), idempotency_key })
+    }
+
+    fn preferences(&self, head: &Head) -> Preferences {
+        prefer::preferences(head.lines("Prefer"), self.state.config.answer_timeout)
+    }
+
+    fn task(&self, reply: Reply, head: &Head, id: &str) -> Option<Ticket> {
         match percent_decoded(id).filter(|id| is_task_id(id)) {
-            Some(id) => self.tasks.ask(reply, id),
+            Some(id) => self.tasks.ask(reply, id, self.preferences(head).wait),
             None => {
                 reply.give(Response::problem(404, "a task id is 1 to 100 printable ASCII characters", None));
                 None
@@ -156,7 +168,7 @@ impl service::Service for Service {
         }
         match resource {
             Some(Resource::Analyze) => self.analyze(reply, head, body),
-            Some(Resource::Task(id)) => self.task(reply, id),
+            Some(Resource::Task(id)) => self.task(reply, head, id),
             _ => {
                 reply.give(self.response(resource, query));
                 None
@@ -164,7 +176,7 @@ impl service::Service for Service {
         }
     }
 
-    fn part(&self, ticket: Ticket, parting: Parting) -> bool {
+    fn part(&self, ticket: Ticket, parting: Parting) -> Parted {
         self.tasks.part(ticket, parting)
     }
 
@@ -175,12 +187,6 @@ impl service::Service for Service {
     fn is_stopping(&self) -> bool {
         self.state.is_draining()
     }
-}
-
-fn options_of(head: &Head) -> Result<SubmitOptions, Refusal> {
-    analyze::check_type(head.field("Content-Type")?)?;
-    let idempotency_key = head.field("Idempotency-Key")?.map(analyze::key_of).transpose()?;
-    Ok(SubmitOptions { asynchronous: analyze::prefers_async(head.list("Prefer")), idempotency_key })
 }
 
 /// Decodes percent-encoding (`%41` is `A`); `None` if it is not well-formed.

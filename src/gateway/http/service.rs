@@ -3,7 +3,7 @@
 //! Implemented by [`routes`](super::routes); called by the threads of [`connection`](super::connection) and [`outgoing`](super::outgoing).
 
 use super::head::Head;
-use crate::gateway::reply::{Parting, Reply, Ticket};
+use crate::gateway::reply::{Parted, Parting, Reply, Ticket};
 
 /// Answers requests.
 pub(in crate::gateway) trait Service: Send + Sync + 'static {
@@ -19,8 +19,8 @@ pub(in crate::gateway) trait Service: Send + Sync + 'static {
     /// Has the request answered, at once or later. Returns the ticket if the reply waits.
     fn take(&self, head: &Head, body: &[u8], reply: Reply) -> Option<Ticket>;
 
-    /// Has a waiting reply given or withdrawn for this reason. Returns false if another thread is giving it.
-    fn part(&self, ticket: Ticket, parting: Parting) -> bool;
+    /// Has a waiting reply given or withdrawn for this reason, unless it has to wait longer.
+    fn part(&self, ticket: Ticket, parting: Parting) -> Parted;
 
     /// Counts a response with this status, before it is written.
     fn responds(&self, status: u16);

@@ -9,10 +9,10 @@ use super::idempotency::{CLAIM_LIFE, Claim, Claims, KeyedTasks, Next, SEND_WITHI
 use super::index::{Index, Known, PendingTask};
 use super::kept::{Kept, Record};
 use super::key::{Position, TaskKey, claim_of_loss};
-use super::waiting::{Full, Leaving, Progress, QUESTION_PATIENCE, Waiter, Waiting};
+use super::waiting::{Full, Late, Leaving, Poll, Progress, QUESTION_PATIENCE, Waiter, Waiting};
 use crate::config::GatewayConfig;
 use crate::gateway::overload::{Crowd, Overload, Refused};
-use crate::gateway::reply::Ticket;
+use crate::gateway::reply::{Preferences, Ticket};
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -37,7 +37,7 @@ pub(super) struct KeyedRequest {
     pub(super) wanted: Wanted,
     /// The digest of its text.
     pub(super) digest: Uuid,
-    pub(super) asynchronous: bool,
+    pub(super) preferences: Preferences,
 }
 
 /// The decision about such a request.
@@ -142,11 +142,11 @@ impl<R> TaskBook<R> {
         &mut self,
         key: TaskKey,
         reply: R,
-        asynchronous: bool,
+        preferences: Preferences,
         now: Instant,
     ) -> Result<Ticket, (R, Refused)> {
-        match self.admit(true, asynchronous, now) {
-            Ok(()) => Ok(self.waiting.park(key, reply, asynchronous, Progress::Queued, now)),
+        match self.admit(true, preferences.asynchronous, now) {
+            Ok(()) => Ok(self.waiting.park(key, reply, preferences, Progress::Queued, now)),
             Err(refused) => Err((reply, refused)),
         }
     }
@@ -154,7 +154,9 @@ impl<R> TaskBook<R> {
     /// Adds a caller with an idempotency key. Decided and entered at once, so that of two callers with one key the
     /// first claims and the other waits.
     pub(super) fn accept_keyed(&mut self, key: TaskKey, reply: R, request: KeyedRequest, now: Moment) -> Keyed<R> {
-        let KeyedRequest { wanted, digest, asynchronous } = request;
+        let KeyedRequest { wanted, digest, preferences } = request;
+        let Preferences { asynchronous, wait } = preferences;
+        let waits = wait.is_some_and(|wait| !wait.is_zero());
         let known = self.index.known(key);
         let claim = self.claims.held(key, known != Known::Nothing, now.time);
         let own = self.keyed.digest(key);
@@ -162,7 +164,7 @@ impl<R> TaskBook<R> {
             return Keyed::Conflict(reply);
         }
         match known {
-            Known::Done(_) | Known::Pending if asynchronous => return Keyed::Accepted(reply),
+            Known::Done(_) | Known::Pending if asynchronous && !waits => return Keyed::Accepted(reply),
             Known::Done(position) => return Keyed::Fetch(reply, position),
             Known::Pending | Known::Nothing => {}
         }
@@ -180,7 +182,7 @@ impl<R> TaskBook<R> {
             // On its way from this or another gateway: it is unknown whether Kafka has it.
             _ => Progress::Sent,
         };
-        let ticket = self.waiting.park(key, reply, asynchronous, progress, now.instant);
+        let ticket = self.waiting.park(key, reply, preferences, progress, now.instant);
         if is_new {
             self.keyed.claim(key, wanted, digest, now.instant);
             return Keyed::Claims(ticket);
@@ -339,24 +341,57 @@ impl<R> TaskBook<R> {
 
     /// Adds a caller that waits for a stored result. Without room it returns the reply.
     pub(super) fn look_up(&mut self, key: TaskKey, id: String, reply: R, now: Instant) -> Result<Ticket, (R, Full)> {
-        self.waiting.look_up(key, id, reply, QUESTION_PATIENCE, now)
+        self.waiting.look_up(key, id, (reply, None), QUESTION_PATIENCE, now)
     }
 
-    /// The same for a result that has to be searched for.
-    pub(super) fn search(&mut self, key: TaskKey, id: String, reply: R, now: Instant) -> Result<Ticket, (R, Full)> {
-        self.waiting.look_up(key, id, reply, SEARCH_PATIENCE, now)
+    /// The same for a result that has to be searched for; `wait`: how long the caller waits if the task is pending.
+    pub(super) fn search(
+        &mut self,
+        key: TaskKey,
+        id: String,
+        (reply, wait): (R, Option<Duration>),
+        now: Instant,
+    ) -> Result<Ticket, (R, Full)> {
+        self.waiting.look_up(key, id, (reply, wait), SEARCH_PATIENCE, now)
     }
 
-    /// Adds a caller that waits until it is known whether the task exists. Without room it returns the reply.
-    pub(super) fn ask(&mut self, key: TaskKey, id: String, reply: R, now: Instant) -> Result<Ticket, (R, Full)> {
-        self.waiting.ask(key, id, reply, now)
+    /// Adds a caller that waits until it is known whether the task exists, and then for `wait` if it is pending.
+    /// Without room it returns the reply.
+    pub(super) fn ask(
+        &mut self,
+        key: TaskKey,
+        id: String,
+        (reply, wait): (R, Option<Duration>),
+        now: Instant,
+    ) -> Result<Ticket, (R, Full)> {
+        self.waiting.ask(key, id, (reply, wait), now)
+    }
+
+    /// Adds a caller that waits for the result of a pending task. If the task is not pending any more, or without room,
+    /// it returns reply and id.
+    pub(super) fn poll(&mut self, poll: Poll<R>, now: Instant) -> Result<Ticket, (R, String)> {
+        match self.index.known(poll.key) {
+            Known::Pending => self.waiting.poll(poll, now),
+            Known::Done(_) | Known::Nothing => Err((poll.reply, poll.id)),
+        }
+    }
+
+    /// Takes out all callers that wait for the result of a pending task by its id, and admits no more of them.
+    pub(super) fn end_polls(&mut self) -> Vec<Leaving<R>> {
+        self.waiting.end_polls()
+    }
+
+    /// The task's state, which answers this question; `None`: the task is pending, and the caller waits for its result.
+    pub(super) fn answer(&mut self, number: u64, key: TaskKey, now: Instant) -> Option<Known> {
+        let known = self.index.known(key);
+        (known != Known::Pending || !self.waiting.poll_on(number, now)).then_some(known)
     }
 
     /// Notes the number of passes over the tasks topic. Returns the questions that this decides, with their tasks'
     /// states.
-    pub(super) fn passed(&mut self, passes: u64) -> Vec<(u64, TaskKey, Known)> {
-        let decided = self.waiting.passed(passes);
-        decided.into_iter().map(|(number, key)| (number, key, self.index.known(key))).collect()
+    pub(super) fn passed(&mut self, passes: u64, now: Instant) -> Vec<(u64, TaskKey, Known)> {
+        let decided = self.waiting.passed(passes).into_iter();
+        decided.filter_map(|(number, key)| Some((number, key, self.answer(number, key, now)?))).collect()
     }
 
     /// Whether this reply still waits.
@@ -416,6 +451,11 @@ impl<R> TaskBook<R> {
     /// Takes a caller out; `None`: it was taken out before, and another thread gives its reply.
     pub(super) fn take(&mut self, number: u64) -> Option<Leaving<R>> {
         self.waiting.take(number)
+    }
+
+    /// Handles the end of a ticket's time: its caller leaves or waits longer.
+    pub(super) fn late(&mut self, number: u64, now: Instant) -> Late<R> {
+        self.waiting.late(number, now)
     }
 
     /// Takes all callers out, and admits no more.

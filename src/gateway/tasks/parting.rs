@@ -2,19 +2,27 @@
 
 use super::Tasks;
 use super::key::TaskKey;
-use super::waiting::{Leaving, Progress, Wish};
-use crate::gateway::reply::{Parting, Reply, Ticket};
+use super::questions::pending;
+use super::waiting::{Late, Leaving, Progress, Waiter, Wish};
+use crate::gateway::reply::{Parted, Parting, Preferences, Reply, Ticket};
 use crate::gateway::response::Response;
+use std::time::Instant;
 
 impl Tasks {
-    /// Takes out a waiting reply and gives it. Returns false if another thread has taken it out to give it.
-    pub(in crate::gateway) fn part(&self, ticket: Ticket, parting: Parting) -> bool {
-        let leaving = self.book().take(ticket.number);
-        let taken = leaving.is_some();
-        if let Some(leaving) = leaving {
-            tell(leaving, parting);
+    /// Takes out a waiting reply and gives it, unless its caller waits longer.
+    pub(in crate::gateway) fn part(&self, ticket: Ticket, parting: Parting) -> Parted {
+        let late = match parting {
+            Parting::Late => self.book().late(ticket.number, Instant::now()),
+            Parting::Left | Parting::Stopping => self.book().take(ticket.number).map_or(Late::Gone, Late::Leaves),
+        };
+        match late {
+            Late::Waits(ticket) => Parted::Waits(ticket),
+            Late::Gone => Parted::Elsewhere,
+            Late::Leaves(leaving) => {
+                tell(leaving, parting);
+                Parted::Given
+            }
         }
-        taken
     }
 
     /// Tells all waiting callers that the gateway stops, and admits no more. Returns their number.
@@ -28,12 +36,27 @@ impl Tasks {
     }
 }
 
-fn tell(leaving: Leaving<Reply>, parting: Parting) {
+/// Tells callers that wait only for it that Kafka has their task: 202, or 504 to those who wanted its result.
+pub(super) fn tell_accepted(callers: Vec<Waiter<Reply>>, id: &str) {
+    for Waiter { reply, preferences, .. } in callers {
+        reply.give(if preferences.asynchronous { Response::accepted(id) } else { not_done(id) });
+    }
+}
+
+/// Gives a reply that leaves without its answer.
+pub(super) fn tell(leaving: Leaving<Reply>, parting: Parting) {
     let Leaving { waiter, progress } = leaving;
+    let is_asynchronous = waiter.preferences.asynchronous;
     let stopping = parting == Parting::Stopping;
     match (parting, waiter.wish) {
         (Parting::Left, _) => waiter.reply.withdraw(),
+        (_, Wish::Result | Wish::Acceptance) if is_asynchronous && progress == Progress::Acknowledged => {
+            waiter.reply.give(Response::accepted(&waiter.key.as_uuid().to_string()));
+        }
         (_, Wish::Result | Wish::Acceptance) => waiter.reply.give(of_task(waiter.key, progress, stopping)),
+        // A stop cuts the wait short, so it is not applied.
+        (Parting::Stopping, Wish::Poll(id)) => waiter.reply.applying(Preferences::default()).give(pending(&id)),
+        (_, Wish::Poll(id)) => waiter.reply.give(pending(&id)),
         (_, Wish::Stored(id) | Wish::Existence(id)) => waiter.reply.give(of_question(&id, stopping)),
     }
 }
@@ -53,12 +76,12 @@ fn of_task(key: TaskKey, progress: Progress, stopping: bool) -> Response {
             let detail = "the gateway is shutting down; the task is accepted and not lost: ask for its result";
             Response::unavailable(detail, Some(&id))
         }
-        Progress::Acknowledged => Response::problem(
-            504,
-            "the task is accepted and not done yet; it is not lost: ask for its result",
-            Some(&id),
-        ),
+        Progress::Acknowledged => not_done(&id),
     }
+}
+
+fn not_done(id: &str) -> Response {
+    Response::problem(504, "the task is accepted and not done yet; it is not lost: ask for its result", Some(id))
 }
 
 fn of_question(id: &str, stopping: bool) -> Response {

@@ -2,6 +2,7 @@
 
 use super::book::{Loss, TaskBook};
 use super::key::{Position, TaskKey};
+use super::parting::tell_accepted;
 use super::{Tasks, give_all};
 use crate::gateway::reply::Reply;
 use crate::gateway::response::Response;
@@ -47,7 +48,7 @@ impl ProducerEvents<Token> for ProducerOutcomes {
 
     fn settled(&mut self, deliveries: Vec<Delivery<Token>>) {
         let now = self.0.state.now();
-        let mut responses = Vec::new();
+        let (mut responses, mut accepted) = (Vec::new(), Vec::new());
         {
             let mut book = self.0.book();
             for Delivery { token, outcome } in deliveries {
@@ -58,7 +59,7 @@ impl ProducerEvents<Token> for ProducerOutcomes {
                         let position = Position { partition: delivered.partition, offset: delivered.offset };
                         let callers = book.task_acknowledged(token.key, token.bytes, position, now);
                         if !callers.is_empty() {
-                            responses.push((callers, Response::accepted(&token.key.as_uuid().to_string())));
+                            accepted.push((callers, token.key.as_uuid().to_string()));
                         }
                     }
                     // After an error the sweep finds the task again.
@@ -69,6 +70,9 @@ impl ProducerEvents<Token> for ProducerOutcomes {
                     }
                 }
             }
+        }
+        for (callers, id) in accepted {
+            tell_accepted(callers, &id);
         }
         for (callers, response) in responses {
             give_all(callers, &response);

@@ -6,9 +6,10 @@
 use super::Tasks;
 use super::index::Known;
 use super::key::{Position, TaskKey};
+use super::parting::tell;
 use super::readers::decode;
-use super::waiting::{Full, Leaving, Wish};
-use crate::gateway::reply::{Reply, Ticket};
+use super::waiting::{Full, Leaving, Poll, Wish};
+use crate::gateway::reply::{Parting, Preferences, Reply, Ticket};
 use crate::gateway::response::Response;
 use crate::task::ResultsRecord;
 use crossbeam_channel::{Receiver, select};
@@ -16,7 +17,7 @@ use kafka_share::cluster::Cluster;
 use kafka_share::reader::Lookup;
 use program::stop::Stop;
 use serde_json::json;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Questions that may wait for the thread, including those of callers that have left. Full: the caller has to retry.
 pub(super) const QUEUE: usize = 1024;
@@ -34,15 +35,20 @@ pub(in crate::gateway) struct Question {
 }
 
 impl Tasks {
-    /// Answers a request for a task by its id. Returns the ticket if the reply waits.
-    pub(in crate::gateway) fn ask(&self, reply: Reply, id: String) -> Option<Ticket> {
+    /// Answers a request for a task by its id; `wait`: how long the caller waits for the result of a pending task.
+    /// Returns the ticket if the reply waits.
+    pub(in crate::gateway) fn ask(&self, reply: Reply, id: String, wait: Option<Duration>) -> Option<Ticket> {
+        let reply = reply.applying(Preferences { asynchronous: false, wait });
         let key = TaskKey::from_id(&id);
         let known = self.book().known(key);
         let may_be_pushed_out = self.may_be_pushed_out(key, &id);
         let refused = match known {
             Known::Done(position) => return self.fetch(reply, key, id, position, true),
             Known::Pending if may_be_pushed_out && self.state.is_kafka_connected() => {
-                return self.search(reply, key, id);
+                return self.search(reply, key, id, wait);
+            }
+            Known::Pending if let Some(wait) = wait.filter(|wait| !wait.is_zero()) => {
+                return self.poll(Poll { key, id, reply, wait });
             }
             Known::Pending => {
                 reply.give(pending(&id));
@@ -55,10 +61,10 @@ impl Tasks {
             Known::Nothing if !self.state.is_kafka_connected() => {
                 "Kafka does not answer; it is not known whether this task exists"
             }
-            Known::Nothing if may_be_pushed_out => return self.search(reply, key, id),
+            Known::Nothing if may_be_pushed_out => return self.search(reply, key, id, wait),
             // Another gateway may have accepted it a moment ago.
             Known::Nothing => {
-                let asked = self.book().ask(key, id.clone(), reply, Instant::now());
+                let asked = self.book().ask(key, id.clone(), (reply, wait), Instant::now());
                 return ticket(asked, &id);
             }
         };
@@ -66,10 +72,28 @@ impl Tasks {
         None
     }
 
+    /// Has a caller wait for the result of a pending task, or answers it at once.
+    fn poll(&self, poll: Poll<Reply>) -> Option<Ticket> {
+        let entered = self.book().poll(poll, Instant::now());
+        match entered {
+            Ok(ticket) => Some(ticket),
+            // Its result came meanwhile, or there is no room: its wait is not applied.
+            Err((reply, id)) => self.ask(reply, id, None),
+        }
+    }
+
+    /// Answers all callers that wait for the result of a pending task by its id: the gateway drains.
+    pub(in crate::gateway) fn end_polls(&self) {
+        let polls = self.book().end_polls();
+        for poll in polls {
+            tell(poll, Parting::Stopping);
+        }
+    }
+
     /// Notes the number of complete passes over the tasks topic. Answers requests for unknown tasks once the tasks of
     /// other gateways are known, too.
     pub(super) fn passed(&self, passes: u64) {
-        let decided = self.book().passed(passes);
+        let decided = self.book().passed(passes, Instant::now());
         for (number, key, known) in decided {
             match known {
                 Known::Done(position) => self.hand_over(Question { number, key, position, stored: true }),
@@ -162,7 +186,7 @@ pub(in crate::gateway) fn answer_questions(
             tasks.book().result_is_gone(key);
         }
         tasks.give(number, |id| match found {
-            Ok(Some((_, value))) if stored => Response::stored_result(&value),
+            Ok(Some((peek, value))) if stored => Response::stored_result(&peek, &value),
             Ok(Some((peek, value))) => Response::result(&peek, &value),
             Ok(None) => Response::problem(404, "the result is no longer stored", Some(id)),
             Err(error) => {

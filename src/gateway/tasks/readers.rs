@@ -10,11 +10,12 @@
 //! the ends that they saw. Records up to the ends at the start count from Kafka's time, later ones from their arrival.
 //! Records are decoded before the book is locked, a batch at a time.
 
+use super::Tasks;
 use super::idempotency::Claim;
 use super::key::{Position, TaskKey};
+use super::parting::tell_accepted;
 use super::submit::claim_of;
 use super::waiting::{Waiter, Wish};
-use super::{Tasks, give_all};
 use crate::gateway::fleet::log_events;
 use crate::gateway::reply::Reply;
 use crate::gateway::response::Response;
@@ -170,10 +171,16 @@ fn take_results(tasks: &Tasks, records: &[ReadRecord], is_live: impl Fn(&ReadRec
 /// Gives the callers of a result their responses.
 fn respond(tasks: &Tasks, callers: Vec<Waiter<Reply>>, peek: &ResultPeek, value: &[u8], now: Instant) {
     for caller in callers {
-        tasks.state.metrics.answer_took(now.saturating_duration_since(caller.since));
+        let took = now.saturating_duration_since(caller.since);
+        if let Wish::Poll(_) = caller.wish {
+            caller.reply.give(Response::stored_result(peek, value));
+            continue;
+        }
+        tasks.state.metrics.answer_took(took);
         caller.reply.give(match caller.wish {
             // The result arrived before the acknowledgement.
-            Wish::Acceptance => Response::accepted(&peek.task_id),
+            Wish::Acceptance if caller.preferences.asynchronous => Response::accepted(&peek.task_id),
+            _ if caller.is_first => Response::result(peek, value).took(took),
             _ => Response::result(peek, value),
         });
     }
@@ -248,7 +255,7 @@ fn take_tasks(tasks: &Tasks, records: &[ReadRecord]) {
         }
     }
     for (callers, id) in accepted {
-        give_all(callers, &Response::accepted(&id));
+        tell_accepted(callers, &id);
     }
 }
 

@@ -45,9 +45,9 @@ impl Tasks {
     }
 
     /// Has the result of this task searched for.
-    pub(super) fn search(&self, reply: Reply, key: TaskKey, id: String) -> Option<Ticket> {
+    pub(super) fn search(&self, reply: Reply, key: TaskKey, id: String, wait: Option<Duration>) -> Option<Ticket> {
         let since = not_before(&id);
-        let entered = self.book().search(key, id.clone(), reply, Instant::now());
+        let entered = self.book().search(key, id.clone(), (reply, wait), Instant::now());
         let ticket = questions::ticket(entered, &id)?;
         if self.searches.try_send(Search { number: ticket.number, key, since }).is_err() {
             self.give(ticket.number, |id| {
@@ -62,16 +62,16 @@ impl Tasks {
         let Search { number, key, .. } = search;
         let known = {
             let mut book = self.book();
-            let known = book.known(key);
-            if known == Known::Nothing {
+            let known = book.answer(number, key, Instant::now());
+            if known == Some(Known::Nothing) {
                 book.not_found(number);
             }
             known
         };
         match known {
-            Known::Nothing => {}
-            Known::Pending => self.give(number, questions::pending),
-            Known::Done(position) => self.hand_over(Question { number, key, position, stored: true }),
+            None | Some(Known::Nothing) => {}
+            Some(Known::Pending) => self.give(number, questions::pending),
+            Some(Known::Done(position)) => self.hand_over(Question { number, key, position, stored: true }),
         }
     }
 }
@@ -169,7 +169,7 @@ impl Pass<'_> {
             return;
         }
         for search in self.wanted.extract_if(.., |search| search.key == key) {
-            self.tasks.give(search.number, |_| Response::stored_result(value));
+            self.tasks.give(search.number, |_| Response::stored_result(&peek, value));
         }
     }
 }
@@ -185,8 +185,8 @@ fn not_before(id: &str) -> Option<SystemTime> {
 mod tests {
     use super::*;
     use crate::config::GatewayConfig;
-    use crate::gateway::reply::Parting;
     use crate::gateway::reply::tests::Kept;
+    use crate::gateway::reply::{Parted, Parting};
     use crate::gateway::state::State;
     use std::sync::Arc;
     use uuid::{NoContext, Timestamp};
@@ -196,7 +196,7 @@ mod tests {
         let uuid = |seconds| Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, 0)).to_string();
         let id = created.map_or_else(|| "order-1".to_owned(), uuid);
         let reply = Reply::new(Arc::<Kept>::default() as _);
-        tasks.search(reply, TaskKey::from_id(&id), id).expect("room")
+        tasks.search(reply, TaskKey::from_id(&id), id, None).expect("room")
     }
 
     /// Runs a pass for the first search while searches with these creation times arrive. Returns the numbers of the
@@ -210,7 +210,7 @@ mod tests {
         for created in others {
             enter(&tasks, *created);
         }
-        assert!(tasks.part(left, Parting::Left));
+        assert_eq!(tasks.part(left, Parting::Left), Parted::Given);
         let mut waiting = Vec::new();
         let mut pass = Pass { tasks: &tasks, searches: &asked.searches, wanted, waiting: &mut waiting };
         pass.take_new(UNIX_EPOCH + Duration::from_secs(newest), since);

@@ -10,7 +10,7 @@ use super::kept::Record;
 use super::key::{TaskKey, digest, task_of_key};
 use super::produced::{Kind, Token};
 use super::{Tasks, Wanted, give_all, refusal};
-use crate::gateway::reply::{Reply, Ticket};
+use crate::gateway::reply::{Preferences, Reply, Ticket};
 use crate::gateway::response::Response;
 use crate::task::{self, Task, unix_now};
 use bytes::Bytes;
@@ -23,8 +23,7 @@ use uuid::Uuid;
 /// The options of a request.
 #[derive(Clone, Debug, Default)]
 pub(in crate::gateway) struct SubmitOptions {
-    /// The caller waits only for Kafka's acknowledgement, not for the result (`Prefer: respond-async`).
-    pub(in crate::gateway) asynchronous: bool,
+    pub(in crate::gateway) preferences: Preferences,
     pub(in crate::gateway) idempotency_key: Option<String>,
 }
 
@@ -38,18 +37,19 @@ impl Tasks {
         } else if options.idempotency_key.is_some() && !self.state.is_read_back() {
             "the gateway is still reading the records from before its start; try again"
         } else {
+            let reply = reply.applying(options.preferences);
             return match &options.idempotency_key {
-                None => self.submit_new(reply, wanted, options.asynchronous),
-                Some(key) => self.submit_keyed(reply, key, wanted, options.asynchronous),
+                None => self.submit_new(reply, wanted, options.preferences),
+                Some(key) => self.submit_keyed(reply, key, wanted, options.preferences),
             };
         };
         reply.give(Response::unavailable(refused, None));
         None
     }
 
-    fn submit_new(&self, reply: Reply, wanted: Wanted, asynchronous: bool) -> Option<Ticket> {
+    fn submit_new(&self, reply: Reply, wanted: Wanted, preferences: Preferences) -> Option<Ticket> {
         let key = TaskKey::from_uuid(Uuid::now_v7());
-        let accepted = self.book().accept(key, reply, asynchronous, Instant::now());
+        let accepted = self.book().accept(key, reply, preferences, Instant::now());
         match accepted {
             Ok(ticket) => {
                 self.produce_task(key, wanted);
@@ -62,10 +62,16 @@ impl Tasks {
         }
     }
 
-    fn submit_keyed(&self, reply: Reply, idempotency_key: &str, wanted: Wanted, asynchronous: bool) -> Option<Ticket> {
+    fn submit_keyed(
+        &self,
+        reply: Reply,
+        idempotency_key: &str,
+        wanted: Wanted,
+        preferences: Preferences,
+    ) -> Option<Ticket> {
         let key = TaskKey::from_uuid(task_of_key(idempotency_key));
         let digest = digest(&wanted.text);
-        let request = KeyedRequest { wanted, digest, asynchronous };
+        let request = KeyedRequest { wanted, digest, preferences };
         let now = self.now();
         let decided = self.book().accept_keyed(key, reply, request, now);
         let (reply, response) = match decided {
@@ -207,7 +213,7 @@ mod tests {
     fn submit(tasks: &Tasks, key: Option<&str>) -> (Arc<Kept>, Option<Ticket>) {
         let kept = Arc::<Kept>::default();
         let wanted = Wanted { text: "text".to_owned(), work_ms: None, headers: Headers::new() };
-        let options = SubmitOptions { asynchronous: false, idempotency_key: key.map(str::to_owned) };
+        let options = SubmitOptions { preferences: Preferences::default(), idempotency_key: key.map(str::to_owned) };
         let ticket = tasks.submit(Reply::new(Arc::clone(&kept) as _), wanted, &options);
         (kept, ticket)
     }
@@ -226,7 +232,7 @@ mod tests {
         let kept = Arc::<Kept>::default();
         let wanted = Wanted { text: "text".to_owned(), work_ms: None, headers: Headers::new() };
         // There is no producer.
-        tasks.submit_new(Reply::new(Arc::clone(&kept) as _), wanted, false).expect("it was entered");
+        tasks.submit_new(Reply::new(Arc::clone(&kept) as _), wanted, Preferences::default()).expect("it was entered");
         assert_eq!(*kept.0.lock(), [503]);
         assert_eq!((tasks.callers(), tasks.gauges().unacknowledged_bytes), (0, 0));
     }
@@ -249,7 +255,9 @@ mod tests {
         tasks.book().claim_read(key, claim, tasks.state.instance, now.instant);
         let kept = Arc::<Kept>::default();
         let wanted = Wanted { text: "text".to_owned(), work_ms: None, headers: Headers::new() };
-        assert!(tasks.submit_keyed(Reply::new(Arc::clone(&kept) as _), "order-1", wanted, false).is_none());
+        assert!(
+            tasks.submit_keyed(Reply::new(Arc::clone(&kept) as _), "order-1", wanted, Preferences::default()).is_none()
+        );
         assert_eq!(*kept.0.lock(), [422]);
         let strange = task::Claim { gateway: "me".to_owned(), ..record };
         assert!(claim_of(&strange, now.time, now.time).is_none());

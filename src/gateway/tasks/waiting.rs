@@ -6,7 +6,7 @@
 //! deadline. Pure: time is a parameter, nothing is sent from here.
 
 use super::key::TaskKey;
-use crate::gateway::reply::Ticket;
+use crate::gateway::reply::{Preferences, Ticket};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -36,8 +36,10 @@ pub(super) enum Progress {
 pub(super) enum Wish {
     /// The task's result.
     Result,
-    /// That Kafka has the task (`Prefer: respond-async`).
+    /// That Kafka has the task: the caller prefers a response without the result, or its preferred wait is over.
     Acceptance,
+    /// The result of the pending task with this id; at the deadline, that it is pending.
+    Poll(String),
     /// A stored result of the task with this id.
     Stored(String),
     /// Whether a task with this id exists.
@@ -50,8 +52,24 @@ pub(super) struct Waiter<R> {
     pub(super) reply: R,
     pub(super) key: TaskKey,
     pub(super) wish: Wish,
+    pub(super) preferences: Preferences,
+    /// Its request brought the task; others joined it later.
+    pub(super) is_first: bool,
     /// When it was entered.
     pub(super) since: Instant,
+    /// Its deadline; its ticket may have an earlier time.
+    pub(super) until: Instant,
+}
+
+/// What becomes of a reply whose ticket's time is over.
+#[derive(Debug)]
+pub(super) enum Late<R> {
+    /// It leaves without its answer.
+    Leaves(Leaving<R>),
+    /// It waits until a later time.
+    Waits(Ticket),
+    /// It was taken out before, and another thread gives it.
+    Gone,
 }
 
 /// A waiting reply that leaves without its answer, and its task's progress.
@@ -66,6 +84,16 @@ struct Task {
     progress: Progress,
     /// Several callers wait for one task if they use the same idempotency key.
     callers: Vec<u64>,
+}
+
+/// A caller that waits for the result of a pending task.
+#[derive(Debug)]
+pub(super) struct Poll<R> {
+    pub(super) key: TaskKey,
+    pub(super) id: String,
+    pub(super) reply: R,
+    /// How long it waits.
+    pub(super) wait: Duration,
 }
 
 /// Why a reply may not wait.
@@ -90,6 +118,7 @@ pub(super) struct Waiting<R> {
     most_callers: usize,
     patience: Duration,
     next: u64,
+    polls_ended: bool,
     closed: bool,
 }
 
@@ -105,6 +134,7 @@ impl<R> Waiting<R> {
             most_callers,
             patience,
             next: 0,
+            polls_ended: false,
             closed: false,
         }
     }
@@ -127,16 +157,64 @@ impl<R> Waiting<R> {
         &mut self,
         key: TaskKey,
         reply: R,
-        asynchronous: bool,
+        preferences: Preferences,
         progress: Progress,
         now: Instant,
     ) -> Ticket {
-        let wish = if asynchronous { Wish::Acceptance } else { Wish::Result };
-        let ticket = self.enter(Waiter { reply, key, wish, since: now }, self.patience);
+        let wait = preferences.wait.filter(|wait| !(preferences.asynchronous && wait.is_zero()));
+        let preferences = Preferences { wait, ..preferences };
+        let wish = if preferences.asynchronous && wait.is_none() { Wish::Acceptance } else { Wish::Result };
+        let is_first = progress == Progress::Queued;
+        let patience = wait.map_or(self.patience, |wait| wait.min(self.patience));
+        let ticket = self.enter(Waiter { reply, key, wish, preferences, is_first, since: now, until: now + patience });
+        self.join(key, ticket.number, progress);
+        ticket
+    }
+
+    /// Counts a waiter among the callers of a task on its way.
+    fn join(&mut self, key: TaskKey, number: u64, progress: Progress) {
         self.callers += 1;
         let task = self.tasks.entry(key).or_insert_with(|| Task { progress, callers: Vec::with_capacity(1) });
-        task.callers.push(ticket.number);
-        ticket
+        task.callers.push(number);
+    }
+
+    /// Enters a caller that waits for the result of a pending task for this time. Without room, or after
+    /// [`end_polls`](Self::end_polls), it returns reply and id.
+    pub(super) fn poll(&mut self, poll: Poll<R>, now: Instant) -> Result<Ticket, (R, String)> {
+        let Poll { key, id, reply, wait } = poll;
+        if self.polls_ended || self.room().is_err() {
+            return Err((reply, id));
+        }
+        let preferences = Preferences { asynchronous: false, wait: Some(wait) };
+        let waiter =
+            Waiter { reply, key, wish: Wish::Poll(id), preferences, is_first: false, since: now, until: now + wait };
+        let ticket = self.enter(waiter);
+        self.join(key, ticket.number, Progress::Acknowledged);
+        Ok(ticket)
+    }
+
+    /// Lets a question wait for the result of its task, which is pending, if its caller prefers that and time is left.
+    /// Returns whether it waits.
+    pub(super) fn poll_on(&mut self, number: u64, now: Instant) -> bool {
+        if self.polls_ended || self.room().is_err() {
+            return false;
+        }
+        let Some(waiter) = self.waiters.get_mut(&number) else { return false };
+        let until = waiter.preferences.wait.map(|wait| waiter.since + wait).filter(|until| *until > now);
+        let (Some(until), Wish::Stored(id) | Wish::Existence(id)) = (until, &mut waiter.wish) else { return false };
+        (waiter.wish, waiter.until) = (Wish::Poll(std::mem::take(id)), until);
+        let key = waiter.key;
+        self.unknown.retain(|(own, _)| *own != number);
+        self.join(key, number, Progress::Acknowledged);
+        true
+    }
+
+    /// Takes out all callers that poll, and admits no more of them: the gateway drains.
+    pub(super) fn end_polls(&mut self) -> Vec<Leaving<R>> {
+        self.polls_ended = true;
+        let polls = self.waiters.iter().filter(|(_, waiter)| matches!(waiter.wish, Wish::Poll(_)));
+        let polls: Vec<u64> = polls.map(|(number, _)| *number).collect();
+        polls.into_iter().filter_map(|number| self.take(number)).collect()
     }
 
     /// Enters a caller of a stored result. Without room it returns the reply.
@@ -144,23 +222,42 @@ impl<R> Waiting<R> {
         &mut self,
         key: TaskKey,
         id: String,
-        reply: R,
+        (reply, wait): (R, Option<Duration>),
         patience: Duration,
         now: Instant,
     ) -> Result<Ticket, (R, Full)> {
         let look_ups = self.waiters.len() - self.callers - self.unknown.len();
         match self.room_beside(look_ups, MOST_LOOK_UPS) {
-            Ok(()) => Ok(self.enter(Waiter { reply, key, wish: Wish::Stored(id), since: now }, patience)),
+            Ok(()) => {
+                let preferences = Preferences { asynchronous: false, wait };
+                let wish = Wish::Stored(id);
+                Ok(self.enter(Waiter {
+                    reply,
+                    key,
+                    wish,
+                    preferences,
+                    is_first: false,
+                    since: now,
+                    until: now + patience,
+                }))
+            }
             Err(full) => Err((reply, full)),
         }
     }
 
     /// Enters a caller that asks for an unknown task. Without room it returns the reply.
-    pub(super) fn ask(&mut self, key: TaskKey, id: String, reply: R, now: Instant) -> Result<Ticket, (R, Full)> {
+    pub(super) fn ask(
+        &mut self,
+        key: TaskKey,
+        id: String,
+        (reply, wait): (R, Option<Duration>),
+        now: Instant,
+    ) -> Result<Ticket, (R, Full)> {
         match self.room_beside(self.unknown.len(), MOST_UNKNOWN) {
             Ok(()) => {
-                let ticket =
-                    self.enter(Waiter { reply, key, wish: Wish::Existence(id), since: now }, QUESTION_PATIENCE);
+                let preferences = Preferences { asynchronous: false, wait };
+                let (wish, until) = (Wish::Existence(id), now + QUESTION_PATIENCE);
+                let ticket = self.enter(Waiter { reply, key, wish, preferences, is_first: false, since: now, until });
                 self.unknown.push((ticket.number, self.passes + PASSES));
                 Ok(ticket)
             }
@@ -178,8 +275,10 @@ impl<R> Waiting<R> {
         }
     }
 
-    fn enter(&mut self, waiter: Waiter<R>, patience: Duration) -> Ticket {
-        let (number, until) = (self.next, waiter.since + patience);
+    /// The ticket ends with the preferred wait, even if the answer needs longer: a question may become a poll.
+    fn enter(&mut self, waiter: Waiter<R>) -> Ticket {
+        let number = self.next;
+        let until = waiter.preferences.wait.map_or(waiter.until, |wait| waiter.until.min(waiter.since + wait));
         self.next += 1;
         self.waiters.insert(number, waiter);
         Ticket { number, until }
@@ -234,6 +333,23 @@ impl<R> Waiting<R> {
         self.waiters.contains_key(&number)
     }
 
+    /// Handles the end of a ticket's time. A caller whose preferred wait is over waits on for Kafka's acknowledgement,
+    /// which decides its response, and a question for its answer.
+    pub(super) fn late(&mut self, number: u64, now: Instant) -> Late<R> {
+        let Some(waiter) = self.waiters.get_mut(&number) else { return Late::Gone };
+        let progress = self.tasks.get(&waiter.key).map(|task| task.progress);
+        if waiter.wish == Wish::Result && progress != Some(Progress::Acknowledged) {
+            let last = waiter.since + self.patience;
+            if waiter.until < last {
+                (waiter.wish, waiter.until) = (Wish::Acceptance, last);
+            }
+        }
+        if waiter.until > now {
+            return Late::Waits(Ticket { number, until: waiter.until });
+        }
+        self.take(number).map_or(Late::Gone, Late::Leaves)
+    }
+
     /// Takes a waiter out; `None`: it was taken out before, and another thread gives its reply.
     pub(super) fn take(&mut self, number: u64) -> Option<Leaving<R>> {
         let waiter = self.waiters.remove(&number)?;
@@ -241,7 +357,7 @@ impl<R> Waiting<R> {
         match &waiter.wish {
             Wish::Stored(_) => {}
             Wish::Existence(_) => self.unknown.retain(|(own, _)| *own != number),
-            Wish::Result | Wish::Acceptance => {
+            Wish::Result | Wish::Acceptance | Wish::Poll(_) => {
                 self.callers -= 1;
                 if let Some(task) = self.tasks.get_mut(&waiter.key) {
                     progress = task.progress;
@@ -274,160 +390,4 @@ impl<R> Waiting<R> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PATIENCE: Duration = Duration::from_secs(10);
-
-    fn key(number: u128) -> TaskKey {
-        TaskKey::from_number(number)
-    }
-
-    fn table(most: usize) -> Waiting<u32> {
-        Waiting::new(most, PATIENCE)
-    }
-
-    fn park(waiting: &mut Waiting<u32>, number: u128, reply: u32) -> Ticket {
-        waiting.park(key(number), reply, false, Progress::Queued, Instant::now())
-    }
-
-    fn replies(waiters: Vec<Waiter<u32>>) -> Vec<u32> {
-        waiters.into_iter().map(|waiter| waiter.reply).collect()
-    }
-
-    #[test]
-    fn waiter_leaves_with_the_first_event_and_only_once() {
-        let mut waiting = table(8);
-        let ticket = park(&mut waiting, 1, 1);
-        assert_eq!(replies(waiting.complete(key(1))), [1]);
-        assert!(waiting.complete(key(1)).is_empty() && waiting.take(ticket.number).is_none());
-        assert_eq!(waiting.callers(), 0);
-    }
-
-    #[test]
-    fn progress_of_a_task_follows_its_way_to_kafka() {
-        let mut waiting = table(8);
-        let tickets = [1, 2, 3].map(|number| park(&mut waiting, number, number as u32));
-        assert!(waiting.sending(key(2)) && waiting.sending(key(3)));
-        assert!(waiting.acknowledged(key(3)).is_empty(), "it waits for the result");
-        let progress = tickets.map(|ticket| waiting.take(ticket.number).expect("it waits").progress);
-        assert_eq!(progress, [Progress::Queued, Progress::Sent, Progress::Acknowledged]);
-        assert!(!waiting.sending(key(1)), "a task whose callers all left unsent is withdrawn");
-    }
-
-    #[test]
-    fn caller_waits_for_its_patience_and_question_for_three_seconds() {
-        let (mut waiting, now) = (table(8), Instant::now());
-        assert_eq!(waiting.park(key(1), 1, false, Progress::Queued, now).until, now + PATIENCE);
-        let asked = waiting.ask(key(2), "2".to_owned(), 2, now).expect("room");
-        let looked_up = waiting.look_up(key(3), "3".to_owned(), 3, QUESTION_PATIENCE, now).expect("room");
-        assert_eq!([asked.until, looked_up.until], [now + Duration::from_secs(3); 2]);
-    }
-
-    #[test]
-    fn asynchronous_caller_leaves_with_the_acknowledgement() {
-        let mut waiting = table(8);
-        waiting.park(key(1), 1, true, Progress::Queued, Instant::now());
-        park(&mut waiting, 1, 2);
-        assert_eq!(replies(waiting.acknowledged(key(1))), [1]);
-        assert_eq!(waiting.callers(), 1);
-        assert_eq!(replies(waiting.complete(key(1))), [2]);
-    }
-
-    #[test]
-    fn question_for_an_unknown_task_waits_for_three_passes() {
-        let (mut waiting, now) = (table(8), Instant::now());
-        let ask = |waiting: &mut Waiting<u32>, number: u32| {
-            waiting.ask(key(number.into()), number.to_string(), number, now).expect("room")
-        };
-        ask(&mut waiting, 1);
-        assert!(waiting.passed(1).is_empty());
-        let left = ask(&mut waiting, 2);
-        let last = ask(&mut waiting, 3);
-        assert!(waiting.passed(2).is_empty() && waiting.passed(2).is_empty(), "no leader answers");
-        assert_eq!(waiting.passed(3), [(0, key(1))]);
-        assert!(waiting.take(left.number).is_some());
-        assert_eq!(waiting.passed(4), [(last.number, key(3))]);
-        assert!(waiting.passed(9).is_empty() && waiting.unknown.is_empty());
-        assert!(waiting.waits(last.number), "the caller of `passed` answers it");
-    }
-
-    #[test]
-    fn result_that_is_not_found_becomes_a_question_for_an_unknown_task() {
-        let (mut waiting, now) = (table(8), Instant::now());
-        let ticket = waiting.look_up(key(1), "1".to_owned(), 1, PATIENCE, now).expect("room");
-        waiting.not_found(ticket.number);
-        waiting.not_found(ticket.number);
-        assert!(waiting.passed(2).is_empty());
-        assert_eq!(waiting.passed(3), [(ticket.number, key(1))]);
-        let leaving = waiting.take(ticket.number).expect("it waits");
-        assert_eq!(leaving.waiter.wish, Wish::Existence("1".to_owned()));
-        waiting.not_found(ticket.number);
-        assert!(waiting.unknown.is_empty(), "it has left");
-    }
-
-    #[test]
-    fn each_kind_has_its_own_room_and_a_closed_table_has_none() {
-        let (mut waiting, now) = (table(2), Instant::now());
-        for number in 0..2 {
-            assert_eq!(waiting.room(), Ok(()));
-            park(&mut waiting, number, 0);
-        }
-        assert_eq!(waiting.room(), Err(Full::Table(2)));
-        for number in 0..MOST_LOOK_UPS {
-            waiting.look_up(key(number as u128), String::new(), 0, PATIENCE, now).expect("room");
-        }
-        for number in 0..MOST_UNKNOWN {
-            waiting.ask(key(number as u128), String::new(), 0, now).expect("room");
-        }
-        let full = waiting.look_up(key(0), String::new(), 7, PATIENCE, now).expect_err("no room");
-        assert_eq!(full, (7, Full::Table(MOST_LOOK_UPS)));
-        let full = waiting.ask(key(0), String::new(), 7, now).expect_err("no room");
-        assert_eq!(full, (7, Full::Table(MOST_UNKNOWN)));
-        assert_eq!(waiting.complete(key(0)).len(), 1, "the callers of a task, not those of its stored result");
-        assert_eq!(waiting.room(), Ok(()));
-        assert_eq!(waiting.close().len(), 1 + MOST_LOOK_UPS + MOST_UNKNOWN);
-        assert_eq!(waiting.room(), Err(Full::Closed));
-        assert_eq!(waiting.ask(key(0), String::new(), 7, now).expect_err("closed"), (7, Full::Closed));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn waiters_leave_exactly_once(steps in proptest::collection::vec((0u8..9, 0u128..5), 1..200)) {
-            let now = Instant::now();
-            let mut waiting = table(usize::MAX);
-            let (mut entered, mut left, mut tickets) = (0u32, Vec::new(), Vec::new());
-            for (step, number) in steps {
-                let before = entered;
-                match step {
-                    0 | 1 => {
-                        tickets.push(waiting.park(key(number), entered, step == 1, Progress::Queued, now));
-                        entered += 1;
-                    }
-                    2 => {
-                        tickets.push(waiting.look_up(key(number), number.to_string(), entered, PATIENCE, now).expect("room"));
-                        entered += 1;
-                    }
-                    3 => {
-                        tickets.push(waiting.ask(key(number), number.to_string(), entered, now).expect("room"));
-                        entered += 1;
-                    }
-                    4 => { waiting.sending(key(number)); }
-                    5 => left.extend(replies(waiting.acknowledged(key(number)))),
-                    6 => left.extend(replies(waiting.complete(key(number)))),
-                    7 => { waiting.passed(waiting.passes + 1); }
-                    _ => {
-                        let ticket = tickets.get(number as usize * 7);
-                        left.extend(ticket.and_then(|ticket| waiting.take(ticket.number)).map(|it| it.waiter.reply));
-                    }
-                }
-                proptest::prop_assert!(tickets.len() == entered as usize && entered - before <= 1);
-                proptest::prop_assert_eq!(waiting.waiters.len() + left.len(), entered as usize);
-            }
-            left.extend(waiting.close().into_iter().map(|it| it.waiter.reply));
-            left.sort_unstable();
-            proptest::prop_assert_eq!(left, (0..entered).collect::<Vec<_>>());
-            proptest::prop_assert!(waiting.tasks.is_empty() && waiting.unknown.is_empty() && waiting.callers == 0);
-        }
-    }
-}
+mod tests;

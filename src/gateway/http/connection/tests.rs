@@ -23,6 +23,8 @@ struct Echo {
     statuses: Mutex<Vec<u16>>,
     open: Arc<Mutex<usize>>,
     stopping: AtomicBool,
+    /// A caller of `/later` may wait for a second time.
+    is_patient: AtomicBool,
     later: Mutex<Option<Reply>>,
     partings: Mutex<Vec<Parting>>,
 }
@@ -60,14 +62,17 @@ impl Service for Echo {
         None
     }
 
-    fn part(&self, _: Ticket, parting: Parting) -> bool {
-        let Some(reply) = self.later.lock().take() else { return false };
+    fn part(&self, ticket: Ticket, parting: Parting) -> Parted {
+        if ticket.number == 0 && parting == Parting::Late && self.is_patient.load(Ordering::Relaxed) {
+            return Parted::Waits(Ticket { number: 1, until: Instant::now() + PATIENCE });
+        }
+        let Some(reply) = self.later.lock().take() else { return Parted::Elsewhere };
         self.partings.lock().push(parting);
         match parting {
             Parting::Left => reply.withdraw(),
             _ => reply.give(Response::problem(504, "too late", None)),
         }
-        true
+        Parted::Given
     }
 
     fn responds(&self, status: u16) {

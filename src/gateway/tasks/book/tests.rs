@@ -6,6 +6,8 @@ use crate::task::Headers;
 use proptest::prelude::*;
 use std::time::{Duration, UNIX_EPOCH};
 
+const WAITS: Preferences = Preferences { asynchronous: false, wait: None };
+const RESPOND_ASYNC: Preferences = Preferences { asynchronous: true, wait: None };
 const LONG: Duration = Duration::from_secs(60);
 
 fn key(number: u128) -> TaskKey {
@@ -28,7 +30,7 @@ fn book(change: impl FnOnce(&mut GatewayConfig)) -> TaskBook<u32> {
 
 fn request(text: &str, asynchronous: bool) -> KeyedRequest {
     let wanted = Wanted { text: text.to_owned(), work_ms: None, headers: Headers::new() };
-    KeyedRequest { wanted, digest: digest(text), asynchronous }
+    KeyedRequest { wanted, digest: digest(text), preferences: Preferences { asynchronous, wait: None } }
 }
 
 fn claim(text: &str, gateway: u128, now: Moment) -> Claim {
@@ -53,8 +55,8 @@ fn send(book: &mut TaskBook<u32>, number: u128) {
 #[test]
 fn task_is_kept_and_counted_until_its_result() {
     let (mut book, now) = (book(|_| {}), now());
-    book.accept(key(1), 1, false, now.instant).expect("room");
-    book.accept(key(2), 2, true, now.instant).expect("room");
+    book.accept(key(1), 1, WAITS, now.instant).expect("room");
+    book.accept(key(2), 2, RESPOND_ASYNC, now.instant).expect("room");
     for number in [1, 2] {
         send(&mut book, number);
     }
@@ -76,7 +78,7 @@ fn task_is_kept_and_counted_until_its_result() {
 #[test]
 fn task_whose_callers_have_left_is_not_sent_and_is_forgotten() {
     let (mut book, now) = (book(|_| {}), now());
-    let ticket = book.accept(key(1), 1, false, now.instant).expect("room");
+    let ticket = book.accept(key(1), 1, WAITS, now.instant).expect("room");
     book.producing_task(key(1), record());
     assert_eq!(book.take(ticket.number).expect("it waits").progress, Progress::Queued);
     assert!(book.sending(key(1), 5, now.instant).is_err_and(|callers| callers.is_empty()));
@@ -86,7 +88,7 @@ fn task_whose_callers_have_left_is_not_sent_and_is_forgotten() {
 #[test]
 fn refused_task_returns_its_callers() {
     let (mut book, now) = (book(|_| {}), now());
-    book.accept(key(1), 1, false, now.instant).expect("room");
+    book.accept(key(1), 1, WAITS, now.instant).expect("room");
     send(&mut book, 1);
     // A record of the same task that is produced again changes only the bytes.
     book.producing(5);
@@ -261,12 +263,12 @@ fn refusal_names_the_exceeded_limit() {
     let now = now();
     let detail = |refused: Refused| refused.detail;
     let mut few_callers = book(|config| config.max_waiting = 1);
-    few_callers.accept(key(1), 1, false, now.instant).expect("room");
-    let (reply, refused) = few_callers.accept(key(2), 2, false, now.instant).expect_err("no room");
+    few_callers.accept(key(1), 1, WAITS, now.instant).expect("room");
+    let (reply, refused) = few_callers.accept(key(2), 2, WAITS, now.instant).expect_err("no room");
     assert!(reply == 2 && detail(refused).contains("MAX_WAITING"));
     let mut few_tasks = book(|config| config.max_pending = 1);
     few_tasks.in_kafka(key(1), at(1), now.time);
-    let (_, refused) = few_tasks.accept(key(2), 2, false, now.instant).expect_err("no room");
+    let (_, refused) = few_tasks.accept(key(2), 2, WAITS, now.instant).expect_err("no room");
     assert!(detail(refused).contains("MAX_PENDING=1"));
     assert!(
         matches!(few_tasks.accept_keyed(key(1), 1, request("a", false), now), Keyed::Waits(_)),
@@ -281,10 +283,10 @@ fn refusal_names_the_exceeded_limit() {
     let mut full = book(|_| {});
     let text = "t".repeat(33 * 1024 * 1024);
     assert!(matches!(full.accept_keyed(key(1), 1, request(&text, false), now), Keyed::Claims(_)));
-    let (_, refused) = full.accept(key(2), 2, false, now.instant).expect_err("texts that wait for their claims count");
+    let (_, refused) = full.accept(key(2), 2, WAITS, now.instant).expect_err("texts that wait for their claims count");
     assert!(detail(refused).contains("Kafka does not take tasks"));
     full.close();
-    let (_, refused) = book_closed().accept(key(1), 1, false, now.instant).expect_err("closed");
+    let (_, refused) = book_closed().accept(key(1), 1, WAITS, now.instant).expect_err("closed");
     assert!(detail(refused).contains("shutting down"));
 }
 
@@ -332,7 +334,7 @@ proptest! {
                 }
                 0 | 1 if !with_producer.contains(&key) && book.known(key) == Known::Nothing => {
                     entered += 1;
-                    tickets.push(book.accept(key, entered, step == 1, now.instant).expect("room"));
+                    tickets.push(book.accept(key, entered, if step == 1 { RESPOND_ASYNC } else { WAITS }, now.instant).expect("room"));
                     book.producing_task(key, record());
                     with_producer.insert(key);
                 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::GatewayConfig;
+use crate::gateway::reply::Preferences;
 use crate::gateway::reply::tests::Kept;
 use crate::gateway::state::State;
 use crate::gateway::tasks::Wanted;
@@ -61,7 +62,7 @@ fn status(offset: i64, age: Duration) -> ReadRecord {
 /// A caller that waits for this task.
 fn park(tasks: &Tasks, key: TaskKey) -> Arc<Kept> {
     let kept = Arc::<Kept>::default();
-    tasks.book().accept(key, Reply::new(Arc::clone(&kept) as _), false, Instant::now()).expect("room");
+    tasks.book().accept(key, Reply::new(Arc::clone(&kept) as _), Preferences::default(), Instant::now()).expect("room");
     kept
 }
 
@@ -125,7 +126,8 @@ fn effect_of_a_claim_depends_on_the_results_before_it() {
     take_results(&tasks, &[claim(10, "a"), claim(16, "b"), result(17, &id)], |_| false);
     let ask = |text: &str| {
         let wanted = Wanted { text: text.to_owned(), work_ms: None, headers: Headers::new() };
-        let request = KeyedRequest { wanted, digest: digest(text), asynchronous: true };
+        let request =
+            KeyedRequest { wanted, digest: digest(text), preferences: Preferences { asynchronous: true, wait: None } };
         let (reply, now) = (Reply::new(Arc::<Kept>::default() as _), tasks.now());
         tasks.book().accept_keyed(TaskKey::from_number(1), reply, request, now)
     };
@@ -145,7 +147,7 @@ fn own_claim_has_its_task_produced() {
     };
     let kept = Arc::<Kept>::default();
     let wanted = Wanted { text: "a".to_owned(), work_ms: None, headers: Headers::new() };
-    let request = KeyedRequest { wanted, digest: digest("a"), asynchronous: false };
+    let request = KeyedRequest { wanted, digest: digest("a"), preferences: Preferences::default() };
     let now = tasks.now();
     let _ = tasks.book().accept_keyed(key, Reply::new(Arc::clone(&kept) as _), request, now);
     take_results(&tasks, &[record(5, "k", claim.encode())], |_| true);
