@@ -40,8 +40,9 @@ fn trace_context_of_a_request_is_on_its_task_and_its_result_and_in_the_log() {
     let keyed: Vec<_> = context.iter().copied().chain([("Idempotency-Key", "traced")]).collect();
     for headers in [&context[..], &keyed] {
         let task = gateway.analyze_with(headers, &json!({ "text": "fail on purpose" })).task_id();
-        assert_eq!(contexts(&rig, &rig.tasks(), &task), [expected.clone()]);
-        assert_eq!(contexts(&rig, &rig.results(), &task), [expected.clone()]);
+        for topic in [rig.tasks(), rig.results()] {
+            assert_eq!(contexts(&rig, &topic, &task), std::slice::from_ref(&expected), "{topic}");
+        }
         worker.wait_for_line(&format!("task {task} (trace {TRACE}) failed for good"), SOON);
     }
     // A malformed traceparent is dropped, with the tracestate, and the request is served.

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 /// One file without outside resources.
 const PAGE: &str = include_str!("page.html");
+/// The description of the paths: OpenAPI 3.1.
+pub(super) const DESCRIPTION: &str = include_str!("openapi.json");
 
 /// `GET /workers/status`.
 pub(super) fn fleet(tasks: &Tasks) -> Response {
@@ -56,6 +58,11 @@ pub(super) fn ready(state: &State, tasks: &Tasks, query: &str) -> Response {
 pub(super) fn metrics(state: &State, tasks: &Tasks, load: &Load) -> Response {
     state.metrics.set(Gauges { connections: load.open(), ..tasks.gauges() });
     Response::bytes(200, CONTENT_TYPE, state.metrics.encode().into_bytes())
+}
+
+/// `GET /openapi.json`.
+pub(super) fn description() -> Response {
+    Response::bytes(200, "application/json", DESCRIPTION.as_bytes().to_vec())
 }
 
 /// `GET /`.

@@ -38,6 +38,7 @@ enum Resource<'a> {
     Live,
     Ready,
     Metrics,
+    Description,
     Page,
 }
 
@@ -67,6 +68,7 @@ fn resource(target: &str) -> (Option<Resource<'_>>, &str) {
         "/livez" => Some(Resource::Live),
         "/readyz" => Some(Resource::Ready),
         "/metrics" => Some(Resource::Metrics),
+        "/openapi.json" => Some(Resource::Description),
         "/" => Some(Resource::Page),
         _ => path.strip_prefix("/tasks/").filter(|id| !id.is_empty()).map(Resource::Task),
     };
@@ -104,6 +106,7 @@ impl Service {
             Some(Resource::Live) => ops::live(&self.tasks, query),
             Some(Resource::Ready) => ops::ready(&self.state, &self.tasks, query),
             Some(Resource::Metrics) => ops::metrics(&self.state, &self.tasks, &self.load),
+            Some(Resource::Description) => ops::description(),
             Some(Resource::Page) => ops::page(),
             Some(Resource::Analyze | Resource::Task(_)) | None => {
                 let detail = "this path does not exist; POST /analyze takes texts, GET / shows the workers";
@@ -224,6 +227,36 @@ mod tests {
         for nothing in ["", "*", "//", "/tasks", "/tasks/", "/analyze/", "/ANALYZE", "https://host/"] {
             assert_eq!(resource(nothing).0, None, "{nothing}");
         }
+    }
+
+    #[test]
+    fn description_has_every_resource_with_its_methods() {
+        let description: serde_json::Value = serde_json::from_str(ops::DESCRIPTION).expect("JSON");
+        assert_eq!(description["info"]["version"], env!("CARGO_PKG_VERSION"));
+        let paths = description["paths"].as_object().expect("an object");
+        let mut described = Vec::new();
+        for (path, item) in paths {
+            let (Some(found), _) = resource(path) else { panic!("{path} is no resource") };
+            let methods = item.as_object().expect("an object").keys().filter(|name| *name != "parameters");
+            let methods: Vec<String> = methods.map(|method| method.to_ascii_uppercase()).collect();
+            assert_eq!(methods.join(", "), found.allowed(), "{path}");
+            described.push(std::mem::discriminant(&found));
+        }
+        let all = [
+            Resource::Analyze,
+            Resource::Task(""),
+            Resource::Fleet,
+            Resource::Health,
+            Resource::Live,
+            Resource::Ready,
+            Resource::Metrics,
+            Resource::Description,
+            Resource::Page,
+        ];
+        for resource in all {
+            assert!(described.contains(&std::mem::discriminant(&resource)), "{resource:?} is not described");
+        }
+        assert_eq!(described.len(), all.len());
     }
 
     #[test]
