@@ -466,8 +466,8 @@ impl<R> TaskBook<R> {
     /// Forgets results and claims that are older than `RESULT_RETENTION`.
     pub(super) fn forget_old(&mut self, now: SystemTime) {
         self.index.forget_old(now, |key| self.claims.last(key).is_some());
-        self.claims.forget_old(now, |key| self.index.known(key) == Known::Pending);
-        self.losses.forget_old(now, |_| false);
+        self.claims.forget_old(now, |key| self.index.kept_from(key, now));
+        self.losses.forget_old(now, |_| None);
     }
 
     /// The sizes of the book's parts.

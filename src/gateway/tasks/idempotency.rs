@@ -74,17 +74,23 @@ impl Claims {
         self.held.get(&key).copied()
     }
 
-    /// Forgets claims older than the retention, unless their task is pending.
-    pub(super) fn forget_old(&mut self, now: SystemTime, is_pending: impl Fn(TaskKey) -> bool) {
+    /// Forgets claims older than the retention. `kept_from`: from when on the claim's task keeps it for the retention;
+    /// `None` without a known task.
+    pub(super) fn forget_old(&mut self, now: SystemTime, kept_from: impl Fn(TaskKey) -> Option<SystemTime>) {
         let is_old = |at: &SystemTime| now.duration_since(*at).is_ok_and(|age| age > self.retention);
         while self.by_age.front().is_some_and(|(at, _)| is_old(at)) {
             let Some((at, key)) = self.by_age.pop_front() else { return };
             // Unless there is a later claim, which has its own entry.
-            let is_stale = self.held.get(&key).is_some_and(|held| held.at <= at);
-            if is_stale && is_pending(key) {
-                self.by_age.push_back((now, key));
-            } else if is_stale {
-                self.held.remove(&key);
+            if self.held.get(&key).is_none_or(|held| held.at > at) {
+                continue;
+            }
+            match kept_from(key).filter(|from| !is_old(from)) {
+                Some(from) => {
+                    // Mostly near the front, so this moves few entries.
+                    let place = self.by_age.partition_point(|(other, _)| *other <= from);
+                    self.by_age.insert(place, (from, key));
+                }
+                None => drop(self.held.remove(&key)),
             }
         }
     }
@@ -255,10 +261,10 @@ mod tests {
         assert_eq!(claims.read(other, claim(2, 50.0), false), claim(2, 50.0));
         assert_eq!(claims.read(other, claim(1, 49.0), false), claim(1, 49.0), "read back later, but written earlier");
         assert_eq!(claims.read(key(), claim(3, 200.0), true), claim(2, 105.0), "its task is known");
-        claims.forget_old(time(705.5), |pending| pending == key());
+        claims.forget_old(time(705.5), |pending| (pending == key()).then_some(time(705.5)));
         assert_eq!(claims.held(key(), true, time(705.5)), Some(claim(2, 105.0)), "kept while its task is pending");
         assert_eq!(claims.count(), 1);
-        claims.forget_old(time(1_400.0), |_| false);
+        claims.forget_old(time(1_400.0), |_| None);
         assert_eq!((claims.count(), claims.by_age.len()), (0, 0));
     }
 

@@ -150,6 +150,12 @@ impl Index {
         is_it
     }
 
+    /// From when on the retention of a task counts: a pending one from `now`, another one from its result.
+    pub(super) fn kept_from(&self, key: TaskKey, now: SystemTime) -> Option<SystemTime> {
+        let pending = || self.pending.contains_key(&key).then_some(now);
+        self.results.get(&key).map(|result| result.at).or_else(pending)
+    }
+
     /// Whether the task's result may have been displaced; `since`: the task was not created before this.
     pub(super) fn may_be_pushed_out(&self, key: TaskKey, since: Option<SystemTime>) -> bool {
         // A task that is read after its result was displaced seems pending.

@@ -382,3 +382,23 @@ proptest! {
         prop_assert_eq!(book.keyed.bytes(), 0);
     }
 }
+
+#[test]
+fn key_of_a_known_result_refuses_another_text_until_the_result_is_old() {
+    let (mut book, now) = (book(|_| {}), now());
+    let retention = GatewayConfig::default().common.result_retention;
+    assert!(matches!(book.accept_keyed(key(1), 1, request("a", false), now), Keyed::Claims(_)));
+    book.claim_read(key(1), claim("a", 1, now), Uuid::from_u128(1), now.instant);
+    book.done(key(1), at(7), now.time + LONG);
+    // A claim of another key, made later, must not keep this one.
+    book.claim_read(key(2), claim("b", 1, Moment { time: now.time + 2 * LONG, ..now }), Uuid::nil(), now.instant);
+    let mut conflict = |seconds_after: Duration| {
+        let later = Moment { time: now.time + seconds_after, ..now };
+        book.forget_old(later.time);
+        let decided = book.accept_keyed(key(1), 2, request("b", true), later);
+        (decided == Keyed::Conflict(2), book.claims.count())
+    };
+    assert_eq!(conflict(retention + Duration::from_secs(1)), (true, 2), "the claim is old, the result is not");
+    assert_eq!(conflict(retention + LONG), (true, 2));
+    assert_eq!(conflict(retention + LONG + Duration::from_secs(1)), (false, 1));
+}
