@@ -64,6 +64,7 @@ impl Service for Echo {
 
     fn part(&self, ticket: Ticket, parting: Parting) -> Parted {
         if ticket.number == 0 && parting == Parting::Late && self.is_patient.load(Ordering::Relaxed) {
+            self.partings.lock().push(parting);
             return Parted::Waits(Ticket { number: 1, until: Instant::now() + PATIENCE });
         }
         let Some(reply) = self.later.lock().take() else { return Parted::Elsewhere };
@@ -327,6 +328,32 @@ fn caller_that_leaves_is_noticed_before_its_response() {
     assert_eq!(served.rest_after_leaving(), "", "nothing is written");
     assert_eq!(*echo.partings.lock(), [Parting::Left]);
     assert!(echo.statuses.lock().is_empty());
+}
+
+#[test]
+fn caller_whose_ticket_is_extended_is_watched_and_answered_at_the_new_time() {
+    for leaves in [false, true] {
+        let mut served = serve(LIMITS);
+        served.echo.is_patient.store(true, Ordering::Relaxed);
+        let began = Instant::now();
+        served.send(LATER);
+        while served.echo.partings.lock().is_empty() {
+            assert!(began.elapsed() < Duration::from_secs(10), "the first time does not end");
+            std::thread::yield_now();
+        }
+        let echo = Arc::clone(&served.echo);
+        let last = if leaves {
+            assert_eq!(served.rest_after_leaving(), "");
+            Parting::Left
+        } else {
+            let mut begin = [0; 12];
+            served.caller.read_exact(&mut begin).expect("a response");
+            assert_eq!(&begin, b"HTTP/1.1 504");
+            assert!(began.elapsed() >= 2 * PATIENCE, "{:?}", began.elapsed());
+            Parting::Late
+        };
+        assert_eq!(*echo.partings.lock(), [Parting::Late, last]);
+    }
 }
 
 #[test]
