@@ -4,7 +4,9 @@
 //! lines. Pure; called by the gateway's `http` for requests and by both programs for log lines.
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use program::logging::escape;
+use std::collections::HashMap;
 use std::fmt::{self, Display};
 
 /// The header with the ids of trace and span, of requests and of records.
@@ -74,8 +76,49 @@ fn is_value(value: &str) -> bool {
 
 /// A task's id for the log, escaped, with the trace id of its record's headers: `ID`, or `ID (trace 4bf9...)`.
 pub(crate) fn named<'t, N: AsRef<str>>(task_id: &'t str, headers: &'t [(N, Option<Bytes>)]) -> impl Display + 't {
-    let parent = headers.iter().find(|(name, _)| name.as_ref() == PARENT).and_then(|(_, value)| value.as_deref());
-    Named { task_id, trace_id: parent.and_then(trace_id) }
+    Named { task_id, trace_id: of(headers) }
+}
+
+/// The trace id in a record's headers.
+fn of<N: AsRef<str>>(headers: &[(N, Option<Bytes>)]) -> Option<&str> {
+    let parent = headers.iter().find(|(name, _)| name.as_ref() == PARENT);
+    parent.and_then(|(_, value)| trace_id(value.as_deref()?))
+}
+
+/// The traces of running tasks, for log lines of threads that have only a task's id.
+#[derive(Debug, Default)]
+pub(crate) struct Traces(Mutex<HashMap<String, String>>);
+
+/// Keeps the trace of a running task until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Traced<'t> {
+    traces: &'t Traces,
+    task_id: &'t str,
+}
+
+impl Traces {
+    /// Notes the trace of a task that starts to run; `None`, without a lock, if its record has no trace.
+    pub(crate) fn start<'t, N: AsRef<str>>(
+        &'t self,
+        task_id: &'t str,
+        headers: &[(N, Option<Bytes>)],
+    ) -> Option<Traced<'t>> {
+        let trace_id = of(headers)?;
+        self.0.lock().insert(task_id.to_owned(), trace_id.to_owned());
+        Some(Traced { traces: self, task_id })
+    }
+
+    /// The task's id for the log, as [`named`].
+    pub(crate) fn named(&self, task_id: &str) -> String {
+        let trace_id = self.0.lock().get(task_id).cloned();
+        Named { task_id, trace_id: trace_id.as_deref() }.to_string()
+    }
+}
+
+impl Drop for Traced<'_> {
+    fn drop(&mut self) {
+        self.traces.0.lock().remove(self.task_id);
+    }
 }
 
 struct Named<'t> {
@@ -160,6 +203,12 @@ mod tests {
         let header = |value: &'static str| [("traceparent", Some(Bytes::from_static(value.as_bytes())))];
         assert_eq!(named("a\n", &header(PARENT_00)).to_string(), format!("a\\n (trace {TRACE})"));
         assert_eq!(named("a", &header("x\n")).to_string(), "a");
+        let traces = Traces::default();
+        let traced = traces.start("a", &header(PARENT_00));
+        assert!(traces.start("b", &header("x")).is_none());
+        assert_eq!([traces.named("a"), traces.named("b\n")], [format!("a (trace {TRACE})"), "b\\n".to_owned()]);
+        drop(traced);
+        assert_eq!(traces.named("a"), "a", "it has ended");
         assert_eq!(named::<&str>("a", &[]).to_string(), "a");
     }
 }

@@ -215,6 +215,7 @@ impl<H: Handler> HandlerThread<H> {
         let delivery = job.record.delivery_count;
         let context = Context { delivery, draining: self.control.draining.clone(), abandoned: run.abandoned.clone() };
         self.say_start(job, task);
+        let _traced = self.in_flight.traces.start(&task.task_id, &job.record.headers);
         let began = Instant::now();
         let outcome = match catch_unwind(AssertUnwindSafe(|| self.handler.handle(task, &context))) {
             Ok(Ok(output)) => Outcome::Output(output),

@@ -158,7 +158,10 @@ impl<'a> Stopping<'a> {
     fn run(mut self, mut worker: Running) -> ExitCode {
         let id = escape(self.id);
         for task in worker.in_flight.running() {
-            log::info!("⏳ Worker {id} waiting for current task {} to complete...", escape(&task.task_id));
+            log::info!(
+                "⏳ Worker {id} waiting for current task {} to complete...",
+                worker.in_flight.traces.named(&task.task_id)
+            );
         }
         let drained = Instant::now();
         self.ending = self.wait_for_end(&mut worker);
@@ -280,7 +283,11 @@ impl<'a> Stopping<'a> {
             for task in worker.in_flight.abandoned() {
                 // Long tasks outlast several deploys, so this start does not count against the task.
                 worker.outbox.note_stop(&TaskStopped { task_id: task.to_string(), worker_id: self.id.to_string() });
-                log::warn!("Worker {} abandons task {} and releases it to Kafka", escape(self.id), escape(&task));
+                log::warn!(
+                    "Worker {} abandons task {} and releases it to Kafka",
+                    escape(self.id),
+                    worker.in_flight.traces.named(&task)
+                );
             }
         }
         if worker.control.phase() < Phase::Closing {

@@ -57,6 +57,20 @@ fn trace_context_of_a_request_is_on_its_task_and_its_result_and_in_the_log() {
 }
 
 #[test]
+fn stopping_worker_names_the_trace_of_a_task_that_it_waits_for_and_abandons() {
+    let rig = Rig::shared("trace-stop");
+    let (gateway, mut worker) = (rig.start_gateway(), rig.start_worker("w"));
+    let headers = [("Prefer", "respond-async"), ("traceparent", PARENT)];
+    let task = gateway.analyze_with(&headers, &json!({ "text": "long", "work_ms": 60_000 })).task_id();
+    gateway.wait_until_running(&task, SOON);
+    worker.signal(Signal::SIGTERM);
+    worker.wait_for_line(&format!("waiting for current task {task} (trace {TRACE}) to complete..."), SOON);
+    worker.ends_at(Signal::SIGTERM, 4);
+    worker.assert_lines_in_order(&[&format!("abandons task {task} (trace {TRACE}) and releases it")]);
+    assert_eq!(worker.receipt()["tasks_abandoned"], json!([task]));
+}
+
+#[test]
 fn trace_context_of_a_task_of_another_program_is_on_its_result() {
     let rig = Rig::shared("trace-foreign");
     let (gateway, _worker) = (rig.start_gateway(), rig.start_worker("w"));

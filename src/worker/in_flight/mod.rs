@@ -18,6 +18,7 @@ mod unaccepted;
 
 pub(super) use entry::{ChannelId, RecordKey, RunId, Verdict};
 
+use crate::trace::Traces;
 use entry::{Entry, Lock, State};
 use kafka_share::share_wire::Acknowledgement;
 use parking_lot::Mutex;
@@ -270,6 +271,8 @@ impl Table {
 #[derive(Debug)]
 pub(super) struct InFlight {
     table: Mutex<Table>,
+    /// The traces of tasks that handlers run.
+    pub(super) traces: Traces,
 }
 
 impl InFlight {
@@ -290,7 +293,7 @@ impl InFlight {
             returned: 0,
             abandoned: TaskIds::new(),
         };
-        Self { table: Mutex::new(table) }
+        Self { table: Mutex::new(table), traces: Traces::default() }
     }
 
     /// Abandons the running tasks, at the deadline or the second signal, and releases unstarted and resting ones.
