@@ -36,7 +36,8 @@ impl Tasks {
     }
 }
 
-/// Tells callers that wait only for it that Kafka has their task: 202, or 504 to those who wanted its result.
+/// Tells callers that wait for Kafka's acknowledgement only that Kafka has their task: 202 with `respond-async`, else
+/// 504, because the preferred wait for the result is over.
 pub(super) fn tell_accepted(callers: Vec<Waiter<Reply>>, id: &str) {
     for Waiter { reply, preferences, .. } in callers {
         reply.give(if preferences.asynchronous { Response::accepted(id) } else { not_done(id) });

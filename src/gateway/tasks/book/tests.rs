@@ -334,7 +334,8 @@ proptest! {
                 }
                 0 | 1 if !with_producer.contains(&key) && book.known(key) == Known::Nothing => {
                     entered += 1;
-                    tickets.push(book.accept(key, entered, if step == 1 { RESPOND_ASYNC } else { WAITS }, now.instant).expect("room"));
+                    let preferences = Preferences { asynchronous: step == 1, wait: None };
+                    tickets.push(book.accept(key, entered, preferences, now.instant).expect("room"));
                     book.producing_task(key, record());
                     with_producer.insert(key);
                 }

@@ -128,11 +128,13 @@ proptest::proptest! {
             let before = entered;
             match step {
                 0 | 1 => {
-                    tickets.push(waiting.park(key(number), entered, if step == 1 { RESPOND_ASYNC } else { WAITS }, Progress::Queued, now));
+                    let preferences = Preferences { asynchronous: step == 1, wait: None };
+                    tickets.push(waiting.park(key(number), entered, preferences, Progress::Queued, now));
                     entered += 1;
                 }
                 2 => {
-                    tickets.push(waiting.look_up(key(number), number.to_string(), (entered, None), PATIENCE, now).expect("room"));
+                    let (key, id) = (key(number), number.to_string());
+                    tickets.push(waiting.look_up(key, id, (entered, None), PATIENCE, now).expect("room"));
                     entered += 1;
                 }
                 3 => {
