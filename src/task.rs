@@ -1,9 +1,10 @@
-//! The records of the topics: tasks, results, status records, claims and starts, as JSON.
+//! The records of the topics: tasks, results, status records, claims and starts, as JSON; dead letters by headers.
 //!
 //! Formats and their checks only, without topic names or connections. Readers ignore unknown members and types, so
 //! programs of different versions can run together. Called by worker, gateway, and all other programs that read or
 //! write the topics.
 
+pub mod dead;
 mod results;
 mod starts;
 #[cfg(test)]
@@ -20,13 +21,13 @@ pub use results::{
     Claim, KIND_CLAIM, KIND_HEADER, KIND_RESULT, KIND_STATUS, RESULT_MEMBERS, Receipt, ResultPeek, ResultsRecord,
     TaskResult, WorkerState, WorkerStatus,
 };
-pub use starts::{StartsRecord, TaskFailed, TaskStarted, TaskStopped};
+pub use starts::{StartsRecord, TaskFailed, TaskReplayed, TaskStarted, TaskStopped};
 
 /// Longest task id and worker id, in characters.
 pub const ID_LIMIT: usize = 100;
 /// The headers of a task's record that its worker hands on to the record of its result: the trace context (W3C Trace
-/// Context, sections 3.2 and 3.3).
-pub const CARRIED_HEADERS: &[&str] = &[crate::trace::PARENT, crate::trace::STATE];
+/// Context, sections 3.2 and 3.3), and the number of the replay.
+pub const CARRIED_HEADERS: &[&str] = &[crate::trace::PARENT, crate::trace::STATE, dead::REPLAY_HEADER];
 /// Longest value of a header that is handed on, in bytes: headers of strangers must not make a result too large.
 pub const LONGEST_CARRIED: usize = 1024;
 

@@ -37,6 +37,15 @@ pub struct TaskStopped {
     pub worker_id: String,
 }
 
+/// Written before a task is replayed: its earlier starts no longer count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskReplayed {
+    /// The task's id.
+    pub task_id: String,
+    /// The number of the replay.
+    pub replay: u64,
+}
+
 /// A record of the starts topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type")]
@@ -50,6 +59,9 @@ pub enum StartsRecord {
     /// A stopping worker released the task, so this start does not count.
     #[serde(rename = "task_stopped")]
     Stopped(TaskStopped),
+    /// An operator replays the task.
+    #[serde(rename = "task_replayed")]
+    Replayed(TaskReplayed),
 }
 
 impl StartsRecord {
@@ -70,6 +82,13 @@ impl TaskStopped {
     /// The value of its record.
     pub fn encode(&self) -> Vec<u8> {
         to_json(&StartsRecord::Stopped(self.clone()))
+    }
+}
+
+impl TaskReplayed {
+    /// The value of its record.
+    pub fn encode(&self) -> Vec<u8> {
+        to_json(&StartsRecord::Replayed(self.clone()))
     }
 }
 

@@ -9,6 +9,7 @@ use super::repair::{Debt, Owed, Part, Repair};
 use super::settling::{Settling, StartRecord, Token};
 use crate::outage::Refusals;
 use crate::supervisor::Obstacle;
+use crate::task::dead::{self, ReasonClass, dlq};
 use crate::task::{self, Headers, TaskFailed, TaskResult, TaskStarted, TaskStopped, WorkerStatus};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, bounded, select};
@@ -54,6 +55,8 @@ pub(super) struct OutboxTopics {
     pub(super) results: Arc<str>,
     pub(super) dead: Arc<str>,
     pub(super) starts: Arc<str>,
+    /// The share group, which dead letters name.
+    pub(super) group: Arc<str>,
 }
 
 /// The sending side, for handlers and the status thread.
@@ -277,10 +280,18 @@ impl Outbox {
     fn dead_record(&self, record: &AcquiredRecord, reason: &str, part: Part) -> ProducerRecord {
         let mut headers = if part == Part::KeyAlone { Vec::new() } else { own_headers(record) };
         let mut add = |name: &'static str, value: String| headers.push((Cow::Borrowed(name), Some(Bytes::from(value))));
-        add("lastcall-reason", reason.to_owned());
-        add("lastcall-deliveries", record.delivery_count.to_string());
-        add("lastcall-worker", self.worker_id.to_string());
-        add("lastcall-original-offset", record.offset.to_string());
+        add(dead::REASON_HEADER, reason.to_owned());
+        add(dead::REASON_CLASS_HEADER, ReasonClass::of_reason(reason).name().to_owned());
+        add(dead::DELIVERIES_HEADER, record.delivery_count.to_string());
+        add(dead::WORKER_HEADER, self.worker_id.to_string());
+        add(dead::ORIGINAL_OFFSET_HEADER, record.offset.to_string());
+        // As Kafka names the same facts in its own dead letters.
+        add(dlq::TOPIC, self.topics.tasks.to_string());
+        add(dlq::PARTITION, record.partition.partition.to_string());
+        add(dlq::OFFSET, record.offset.to_string());
+        add(dlq::GROUP, self.topics.group.to_string());
+        add(dlq::DELIVERY_COUNT, record.delivery_count.to_string());
+        add(dlq::MESSAGE, reason.to_owned());
         let value = record.value.clone().filter(|_| part == Part::Whole);
         ProducerRecord { topic: Arc::clone(&self.topics.dead), key: record.key.clone(), value, headers }
     }

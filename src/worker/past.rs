@@ -98,6 +98,7 @@ impl Past {
             Some(StartsRecord::Started(_)) => self.starts += 1,
             Some(StartsRecord::Failed(failed)) => self.last_error = Some(failed.error),
             Some(StartsRecord::Stopped(_)) => self.stops += 1,
+            Some(StartsRecord::Replayed(_)) => *self = Self::default(),
             None => {}
         }
     }
@@ -150,6 +151,15 @@ mod tests {
         past.add(br#"{"type":"task_started","task_id":"a","delivery":7,"worker_id":"w"}"#);
         assert_eq!(past.decide(8, 5, 9), Decision::GiveUp, "five starts that were not stopped");
         assert_eq!(past.reason(5), "dead-lettered after 5 starts, each without a result");
+    }
+
+    #[test]
+    fn replay_resets_the_starts_of_a_task() {
+        let mut past = Past { starts: 4, stops: 0, last_error: Some("disk full".to_owned()) };
+        past.add(br#"{"type":"task_replayed","task_id":"a","replay":7}"#);
+        assert_eq!(past, Past::default());
+        past.add(br#"{"type":"task_started","task_id":"a","delivery":2,"worker_id":"w"}"#);
+        assert_eq!(past.decide(6, 5, 9), Decision::Run, "two starts since the replay");
     }
 
     #[test]

@@ -218,6 +218,7 @@ fn start_threads(
         results: config.common.results_topic.as_str().into(),
         dead: config.common.dead_topic().into(),
         starts: config.common.starts_topic().into(),
+        group: config.common.worker_group.as_str().into(),
     };
     let parts = Parts { config, cluster, control: &control, in_flight: &in_flight, fatal: &fatal, queue };
     let (producer, outbox, repairs) = outbox::start(
