@@ -21,6 +21,7 @@ mod security;
 mod tests;
 
 pub use options::SecurityOptions;
+pub(crate) use parse::TASKS_TOPIC_LIMIT;
 pub use parse::{LEAVING, SHORTEST_GATEWAY_GRACE, variables};
 pub use program::options::{ConfigError, Effective, Environment, Parsed};
 pub use security::{Security, SecurityProtocol};

@@ -1,6 +1,6 @@
 //! `lastcall` runs tasks for HTTP callers on a fleet of workers; a worker can stop at any moment without losing a task.
 //!
-//! The programs are `gateway` and `worker`; each is one call of this library. A worker for other work is a
+//! The programs are `gateway`, `worker` and `dead`; each is one call of this library. A worker for other work is a
 //! [`Handler`](handler::Handler) and the same call:
 //!
 //! ```no_run
@@ -27,6 +27,7 @@
 //! |---|---|
 //! | [`gateway`] | takes tasks over HTTP, answers with their results, answers every caller before it stops |
 //! | [`worker`] | takes tasks from the share group, runs them, sends the results, stops |
+//! | [`dead`] | lists, shows, replays and drops dead letters |
 //! | [`handler`], [`analysis`] | the trait of handlers, and the shipped handler |
 //! | [`journal`] | a file with the starts and ends of a handler, for drills |
 //! | [`queue`] | topics and group settings, prepared before tasks are accepted or fetched |
@@ -39,6 +40,7 @@
 
 pub mod analysis;
 pub mod config;
+pub mod dead;
 pub mod gateway;
 pub mod handler;
 pub mod healthcheck;

@@ -25,7 +25,7 @@ pub const SHORTEST_GATEWAY_GRACE: Duration = Duration::from_secs(10);
 const HEARTBEATS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_mins(1);
 const LONGEST_GROUP: usize = 249;
 /// `.starts` and `.dead` are appended to the name of the tasks topic.
-const TASKS_TOPIC_LIMIT: usize = values::TOPIC_LIMIT - ".starts".len();
+pub(crate) const TASKS_TOPIC_LIMIT: usize = values::TOPIC_LIMIT - ".starts".len();
 
 /// The variables of the options of both programs: what a program that starts them passes on.
 pub fn variables() -> BTreeSet<String> {

@@ -131,16 +131,17 @@ impl ReasonClass {
         }
     }
 
-    /// The class of a reason in words: of the workers' own, and of Kafka's messages (`ShareGroupDLQThrowable`).
+    /// The class of a reason in words: of a worker's own, or of Kafka's messages (`ShareGroupDLQ` of Apache Kafka 4.4).
     pub fn of_reason(reason: &str) -> Self {
-        const RULES: [(&str, &str, ReasonClass); 7] = [
+        const RULES: [(&str, &str, ReasonClass); 8] = [
             ("dead-lettered after ", "; the last error was: ", ReasonClass::Failed),
             ("dead-lettered after ", "", ReasonClass::Starts),
             ("not a task: ", "checksum", ReasonClass::Damaged),
             ("not a task: ", "", ReasonClass::NotATask),
             ("it could not be sent again: ", "", ReasonClass::Refused),
             ("Offset rejected by client", "", ReasonClass::Rejected),
-            ("", "elivery count", ReasonClass::DeliveryLimit),
+            ("Offset delivery count exceeded", "", ReasonClass::DeliveryLimit),
+            ("Acquisition lock timed out", "", ReasonClass::DeliveryLimit),
         ];
         let fits = |(start, part, _): &&(&str, &str, Self)| reason.starts_with(start) && reason.contains(part);
         RULES.iter().find(fits).map_or(Self::Other, |(_, _, class)| *class)
@@ -326,7 +327,7 @@ mod tests {
             ("not a task: the value is null", ReasonClass::NotATask),
             ("not a task: the batch's checksum does not match", ReasonClass::Damaged),
             ("it could not be sent again: refused: 10", ReasonClass::Refused),
-            ("Delivery count exceeded the limit.", ReasonClass::DeliveryLimit),
+            ("Offset delivery count exceeded the threshold.", ReasonClass::DeliveryLimit),
             ("", ReasonClass::Other),
         ];
         for (reason, class) in table {

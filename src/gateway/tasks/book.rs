@@ -72,6 +72,8 @@ pub(super) struct LostTask {
 pub(super) struct Loss {
     /// The position of the lost record.
     pub(super) position: Position,
+    /// The number of its replay.
+    pub(super) replay: u64,
     pub(super) send_until: Instant,
 }
 
@@ -264,6 +266,15 @@ impl<R> TaskBook<R> {
 
     // ---- records come from Kafka ----
 
+    /// Whether a record of this replay (0: of none) counts, and is to be added. See [`Index::heeds`].
+    pub(super) fn heeds(&mut self, key: TaskKey, replay: u64) -> bool {
+        if replay != 0 {
+            // It is the record before the replay.
+            self.kept.forget(key);
+        }
+        self.index.heeds(key, replay)
+    }
+
     /// Adds a record of the tasks topic. Returns the callers that wait only for that.
     pub(super) fn in_kafka(&mut self, key: TaskKey, position: Position, at: SystemTime) -> Vec<Waiter<R>> {
         self.index.task(key, position, at);
@@ -409,6 +420,11 @@ impl<R> TaskBook<R> {
     /// Tasks without a result since before `before`.
     pub(super) fn pending_since(&self, before: SystemTime) -> Vec<(TaskKey, PendingTask)> {
         self.index.pending_since(before)
+    }
+
+    /// The number of the task's last replay; 0 if there was none.
+    pub(super) fn replay(&self, key: TaskKey) -> u64 {
+        self.index.replay(key)
     }
 
     /// Whether the task has no result and its last record is at this position.

@@ -4,7 +4,7 @@
 //! gateway, a fresh one too, knows the same. Results are bounded by age and by number (`MAX_RESULTS`); displaced
 //! results have to be searched for in Kafka. Results of idempotency keys are bounded only by age, since their tasks
 //! would run again. A pending task is never forgotten, but with `MAX_PENDING` of them the gateway accepts no new tasks.
-//! Pure: times are parameters.
+//! A replay replaces what is known of its task, in either order of reading. Pure: times are parameters.
 
 use super::key::{Position, TaskKey};
 use std::collections::{HashMap, VecDeque};
@@ -49,6 +49,8 @@ pub(super) struct Index {
     most_results: usize,
     pending: HashMap<TaskKey, PendingTask>,
     results: HashMap<TaskKey, ResultEntry>,
+    /// The number of the last replay of tasks in `pending` or `results`; most tasks have none.
+    replays: HashMap<TaskKey, u64>,
     by_age: VecDeque<(SystemTime, TaskKey)>,
     /// The same of idempotency keys.
     keyed_by_age: VecDeque<(SystemTime, TaskKey)>,
@@ -65,11 +67,32 @@ impl Index {
             most_results,
             pending: HashMap::new(),
             results: HashMap::new(),
+            replays: HashMap::new(),
             by_age: VecDeque::new(),
             keyed_by_age: VecDeque::new(),
             pushed_out: None,
             duplicates: 0,
         }
+    }
+
+    /// Whether a record of this replay (0: of none) counts, so that its task or result is to be added. It does not
+    /// count after a later replay. The first record of a replay replaces what is known of the task.
+    pub(super) fn heeds(&mut self, key: TaskKey, replay: u64) -> bool {
+        if replay == 0 && self.replays.is_empty() {
+            return true;
+        }
+        let known = self.replay(key);
+        if replay > known {
+            self.pending.remove(&key);
+            self.results.remove(&key);
+            self.replays.insert(key, replay);
+        }
+        replay >= known
+    }
+
+    /// The number of the task's last replay; 0 if there was none.
+    pub(super) fn replay(&self, key: TaskKey) -> u64 {
+        self.replays.get(&key).copied().unwrap_or_default()
     }
 
     /// Adds a record of the tasks topic, unless the task's result is known. Of several records the last counts: the
@@ -124,7 +147,8 @@ impl Index {
         let old_ones = self.by_age.iter().take(too_many).take_while(|(at, _)| is_older(at, PUSHED_OUT_AFTER)).count();
         let pushed_out: Vec<_> = self.by_age.drain(..old_ones).collect();
         for (at, key) in pushed_out {
-            if is_keyed(key) {
+            // A search would find the result before the replay.
+            if is_keyed(key) || self.replay(key) != 0 {
                 self.keyed_by_age.push_back((at, key));
             } else if self.remove(at, key) {
                 self.pushed_out = self.pushed_out.max(Some(at));
@@ -145,7 +169,7 @@ impl Index {
     fn remove(&mut self, at: SystemTime, key: TaskKey) -> bool {
         let is_it = self.results.get(&key).is_some_and(|result| result.at <= at);
         if is_it {
-            self.results.remove(&key);
+            self.forget(key);
         }
         is_it
     }
@@ -158,6 +182,9 @@ impl Index {
 
     /// Whether the task's result may have been displaced; `since`: the task was not created before this.
     pub(super) fn may_be_pushed_out(&self, key: TaskKey, since: Option<SystemTime>) -> bool {
+        if self.replay(key) != 0 {
+            return false;
+        }
         // A task that is read after its result was displaced seems pending.
         let since = self.pending.get(&key).map(|task| task.since).max(since);
         self.pushed_out.is_some_and(|newest| since.is_none_or(|since| newest >= since))
@@ -177,11 +204,20 @@ impl Index {
     /// Forgets a result whose record no longer exists.
     pub(super) fn forget(&mut self, key: TaskKey) {
         self.results.remove(&key);
+        self.forget_replay(key);
     }
 
     /// Forgets a pending task: its result is older than the records that are read back.
     pub(super) fn settle(&mut self, key: TaskKey) {
         self.pending.remove(&key);
+        self.forget_replay(key);
+    }
+
+    /// Forgets the number of a replay with the task that has it.
+    fn forget_replay(&mut self, key: TaskKey) {
+        if !self.replays.is_empty() && self.known(key) == Known::Nothing {
+            self.replays.remove(&key);
+        }
     }
 
     /// The number of tasks without a result.
@@ -267,6 +303,52 @@ mod tests {
         assert_eq!(index.known(key(1)), Known::Done(at(40)));
         assert!(!index.result(key(1), at(40), time(99.0)));
         assert_eq!(index.duplicates(), 1, "the same record read twice is no duplicate");
+    }
+
+    /// What a gateway reads of a task that was replayed twice: each replay's task, and each result.
+    #[test]
+    fn result_of_the_last_replay_counts_in_any_order_of_reading() {
+        // (replay, whether the record is a result, offset)
+        const READ: [(u64, bool, i64); 6] =
+            [(0, false, 1), (0, true, 50), (7, false, 2), (7, true, 60), (9, false, 3), (9, true, 70)];
+        for seed in 0..720 {
+            let (mut order, mut left, mut rest) = (Vec::new(), (0..READ.len()).collect::<Vec<_>>(), seed);
+            while !left.is_empty() {
+                order.push(left.remove(rest % left.len()));
+                rest /= left.len() + 1;
+            }
+            let mut index = index(10);
+            for (replay, is_result, offset) in order.iter().map(|read| READ[*read]) {
+                let is_heeded = index.heeds(key(1), replay);
+                if is_heeded && is_result {
+                    index.result(key(1), at(offset), time(20.0));
+                } else if is_heeded {
+                    index.task(key(1), at(offset), time(10.0));
+                }
+            }
+            assert_eq!(index.known(key(1)), Known::Done(at(70)), "{order:?}");
+            assert_eq!((index.pending_count(), index.results_count(), index.duplicates()), (0, 1, 0), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn replayed_task_is_pending_until_its_own_result_and_its_result_is_not_displaced() {
+        let mut index = index(0);
+        index.result(key(1), at(50), time(100.0));
+        assert!(index.heeds(key(1), 7));
+        index.task(key(1), at(9), time(200.0));
+        assert!(!index.heeds(key(1), 0), "a late result of the first run");
+        assert_eq!((index.known(key(1)), index.replay(key(1))), (Known::Pending, 7));
+        assert!(index.heeds(key(1), 7) && index.result(key(1), at(60), time(201.0)));
+        assert!(index.heeds(key(1), 7) && !index.result(key(1), at(61), time(202.0)));
+        assert_eq!((index.known(key(1)), index.duplicates()), (Known::Done(at(60)), 1));
+        index.result(key(2), at(62), time(203.0));
+        index.forget_old(time(300.0), |_| false);
+        assert_eq!((index.known(key(1)), index.known(key(2))), (Known::Done(at(60)), Known::Nothing));
+        assert!(!index.may_be_pushed_out(key(1), None) && index.may_be_pushed_out(key(2), None));
+        index.forget_old(time(801.1), |_| false);
+        assert_eq!((index.known(key(1)), index.replays.len()), (Known::Nothing, 0), "the replay is forgotten, too");
+        assert!(index.heeds(key(1), 0), "the id of a key is used again");
     }
 
     #[test]

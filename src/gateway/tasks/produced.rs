@@ -54,6 +54,9 @@ impl ProducerEvents<Token> for ProducerOutcomes {
             for Delivery { token, outcome } in deliveries {
                 let book: &mut TaskBook<Reply> = &mut book;
                 match (token.kind, outcome) {
+                    (Kind::Again(lost), Ok(_)) if !book.heeds(token.key, lost.replay) => {
+                        book.settled_record(token.bytes);
+                    }
                     (Kind::Task | Kind::Again(_), Ok(delivered)) => {
                         self.0.state.metrics.accepted();
                         let position = Position { partition: delivered.partition, offset: delivered.offset };

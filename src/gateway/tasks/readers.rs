@@ -21,6 +21,7 @@ use crate::gateway::reply::Reply;
 use crate::gateway::response::Response;
 use crate::gateway::state::ReadBack;
 use crate::outage::Outage;
+use crate::task::dead::replay_of;
 use crate::task::{ResultPeek, ResultsRecord, Task};
 use bytes::Bytes;
 use kafka_share::admin;
@@ -104,7 +105,7 @@ pub(in crate::gateway) fn past(tasks: &Tasks, cluster: Cluster, stop: &Stop) {
 
 /// A record for the book.
 enum Entry<'r> {
-    Result { position: Position, at: SystemTime, live: bool, peek: ResultPeek, value: &'r Bytes },
+    Result { position: Position, at: SystemTime, live: bool, replay: u64, peek: ResultPeek, value: &'r Bytes },
     Claim(TaskKey, Claim),
 }
 
@@ -122,7 +123,8 @@ fn take_results(tasks: &Tasks, records: &[ReadRecord], is_live: impl Fn(&ReadRec
         match (decode(record), &record.value) {
             (ResultsRecord::Result(peek), Some(value)) => {
                 let position = Position { partition: record.partition, offset: record.offset };
-                entries.push(Entry::Result { position, at, live, peek, value });
+                let replay = replay_of(&record.headers);
+                entries.push(Entry::Result { position, at, live, replay, peek, value });
             }
             (ResultsRecord::Status(status), _) => {
                 let seen = if live { now.time } else { tasks.clock.last_seen(written, now.time) };
@@ -141,8 +143,12 @@ fn take_results(tasks: &Tasks, records: &[ReadRecord], is_live: impl Fn(&ReadRec
         // In the order of the log: the effect of a claim depends on the results before it.
         for entry in entries {
             match entry {
-                Entry::Result { position, at, live, peek, value } => {
-                    let (is_news, callers) = book.done(TaskKey::from_id(&peek.task_id), position, at);
+                Entry::Result { position, at, live, replay, peek, value } => {
+                    let key = TaskKey::from_id(&peek.task_id);
+                    if !book.heeds(key, replay) {
+                        continue;
+                    }
+                    let (is_news, callers) = book.done(key, position, at);
                     finished += u64::from(is_news && live);
                     responses.extend((!callers.is_empty()).then_some((callers, peek, value)));
                 }
@@ -250,7 +256,11 @@ fn take_tasks(tasks: &Tasks, records: &[ReadRecord]) {
         for (record, id) in found {
             let position = Position { partition: record.partition, offset: record.offset };
             let at = tasks.clock.date(record.timestamp, now);
-            let callers = book.in_kafka(TaskKey::from_id(&id), position, at);
+            let key = TaskKey::from_id(&id);
+            if !book.heeds(key, replay_of(&record.headers)) {
+                continue;
+            }
+            let callers = book.in_kafka(key, position, at);
             accepted.extend((!callers.is_empty()).then_some((callers, id)));
         }
     }

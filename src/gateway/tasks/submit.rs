@@ -113,7 +113,8 @@ impl Tasks {
         self.state.metrics.produced_again();
         let task = record.named(record_key.as_deref());
         log::warn!("Kafka has dropped {task} at offset {} without a result; producing it again", position.offset);
-        let token = Token { kind: Kind::Again(Loss { position, send_until }), key, bytes: record.bytes() };
+        let lost = Loss { position, replay: self.book().replay(key), send_until };
+        let token = Token { kind: Kind::Again(lost), key, bytes: record.bytes() };
         let (topic, Record { value, headers }) = (Arc::clone(&self.tasks_topic), record);
         self.book().producing(token.bytes);
         self.produce(ProducerRecord { topic, key: record_key, value: Some(value), headers }, token);

@@ -13,6 +13,7 @@ use super::key::TaskKey;
 use super::readers::{decode, reached};
 use crate::outage::{Outage, Refusals};
 use crate::task::ResultsRecord;
+use crate::task::dead::replay_of;
 use bytes::Bytes;
 use kafka_share::admin;
 use kafka_share::cluster::Cluster;
@@ -20,7 +21,7 @@ use kafka_share::error::{ErrorCode, KafkaError};
 use kafka_share::reader::{Lookup, ReadRecord, Reader, ReaderOptions, StartAt};
 use program::stop::Stop;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How often a task is produced again. A third drop has a reason that another copy does not fix.
@@ -99,7 +100,9 @@ fn sweep(
     let Some(earliest) = dropped.iter().map(|(_, task)| task.since).min() else { return Ok(()) };
     let done = done_since(tasks, cluster, now.duration_since(earliest).unwrap_or_default())?;
     let is_over = |key: &TaskKey, task: &PendingTask| {
-        done.contains(key) || now.duration_since(task.since).is_ok_and(|age| age > RESULTS_KEPT)
+        // The result before a replay is not that of the replay.
+        done.get(key).is_some_and(|replay| *replay >= tasks.book().replay(*key))
+            || now.duration_since(task.since).is_ok_and(|age| age > RESULTS_KEPT)
     };
     let (over, lost): (Vec<_>, Vec<_>) = dropped.into_iter().partition(|(key, task)| is_over(key, task));
     for (key, _) in over {
@@ -159,16 +162,16 @@ fn ripe(
     below.into_iter().filter(|(key, _)| has_stayed(*suspects.entry(*key).or_insert(now))).collect()
 }
 
-/// The tasks with a result in the last part of the log, of this age.
+/// The tasks with a result in the last part of the log, of this age, and the last replay that has one.
 ///
 /// # Errors
 /// Not every partition could be read to its end: then it is unknown which tasks have a result.
-fn done_since(tasks: &Tasks, cluster: &Cluster, age: Duration) -> Result<BTreeSet<TaskKey>, KafkaError> {
+fn done_since(tasks: &Tasks, cluster: &Cluster, age: Duration) -> Result<BTreeMap<TaskKey, u64>, KafkaError> {
     let options = ReaderOptions { max_bytes: 2 * 1024 * 1024, ..ReaderOptions::default() };
     // Counted back from the newest record, without the gateway's clock.
     let mut reader = Reader::new(cluster.clone(), &tasks.results_topic, StartAt::AtLeast(age + SLACK), options);
     let ends = reader.all_end_offsets()?;
-    let mut done = BTreeSet::new();
+    let mut done = BTreeMap::new();
     let mut read_at = Instant::now();
     while !reached(&ends, &reader.positions()) {
         if read_at.elapsed() >= READ_WAIT {
@@ -178,7 +181,8 @@ fn done_since(tasks: &Tasks, cluster: &Cluster, age: Duration) -> Result<BTreeSe
         for record in reader.poll()? {
             read_at = Instant::now();
             if let ResultsRecord::Result(peek) = decode(&record) {
-                done.insert(TaskKey::from_id(&peek.task_id));
+                let last: &mut u64 = done.entry(TaskKey::from_id(&peek.task_id)).or_default();
+                *last = replay_of(&record.headers).max(*last);
             }
         }
     }

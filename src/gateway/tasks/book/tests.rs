@@ -199,7 +199,7 @@ fn task_that_is_no_longer_lost_is_not_produced() {
 fn task_is_sent_again_only_in_time_and_while_it_is_lost() {
     let (mut book, now) = (book(|_| {}), now());
     book.in_kafka(key(1), at(5), now.time);
-    let lost = Loss { position: at(5), send_until: now.instant + SEND_WITHIN };
+    let lost = Loss { position: at(5), replay: 0, send_until: now.instant + SEND_WITHIN };
     book.producing(15);
     assert!(book.sending_again(key(1), lost, 5, now.instant));
     assert!(!book.sending_again(key(1), lost, 5, now.instant + SEND_WITHIN), "another gateway may send it");
