@@ -9,11 +9,13 @@
 //! | `response` | responses: results, problem documents | |
 //! | `overload` | whether a new task is accepted | |
 //! | `fleet` | the workers, as their status records show them | |
-//! | `state` | whether the gateway serves, and whether Kafka answers | `metrics` |
+//! | `dead` | the open dead letters, and the thread that reads them | `state` |
+//! | `state` | whether the gateway serves, and whether Kafka answers | `metrics`, `dead` |
 //! | `metrics` | figures | |
 //!
 //! Callers use only [`run`]: the `gateway` binary, and other programs.
 
+mod dead;
 mod fleet;
 mod http;
 mod lifecycle;

@@ -3,6 +3,7 @@
 //! Independent flags, times and metrics; the state of tasks is in [`tasks`](super::tasks). The threads that know set
 //! them, all threads read them.
 
+use super::dead::DeadLetters;
 use super::metrics::Metrics;
 use crate::config::GatewayConfig;
 use crate::outage::Refusals;
@@ -48,6 +49,7 @@ pub(super) struct State {
     read_back: AtomicU8,
     /// What Kafka refuses to this gateway now.
     pub(super) refusals: Refusals,
+    pub(super) dead: DeadLetters,
     kafka: Pulse,
     upkeep: Pulse,
     tail: Pulse,
@@ -71,6 +73,7 @@ impl State {
             prepared: AtomicBool::new(false),
             read_back: AtomicU8::new(0),
             refusals: Refusals::default(),
+            dead: DeadLetters::new(),
             kafka: Pulse::default(),
             upkeep: Pulse::default(),
             tail: Pulse::default(),

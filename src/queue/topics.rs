@@ -49,7 +49,8 @@ fn check_rights(
     let (tasks, results) = (common.tasks_topic.clone(), common.results_topic.clone());
     let (dead, starts) = (common.dead_topic(), common.starts_topic());
     let (needed, wanted) = if is_gateway {
-        (vec![(tasks.clone(), Read), (tasks, Write), (results.clone(), Read), (results, Write)], Vec::new())
+        let needed = vec![(tasks.clone(), Read), (tasks, Write), (results.clone(), Read), (results, Write)];
+        (needed, vec![(dead, Read)])
     } else {
         // The last two are for tasks that were delivered many times: to count their starts, and to send them again.
         let needed = vec![(tasks.clone(), Read), (results, Write), (dead, Write), (starts.clone(), Write)];
@@ -67,7 +68,11 @@ fn check_rights(
     }
     let missing = admin::missing_rights(cluster, &wanted)?;
     if !missing.is_empty() {
-        let without = "without it a task that is delivered again and again stays in the queue";
+        let without = if is_gateway {
+            "without it GET /dead shows no dead letters"
+        } else {
+            "without it a task that is delivered again and again stays in the queue"
+        };
         warnings.push(format!("{}; {without}", listed(missing)));
     }
     Ok(())

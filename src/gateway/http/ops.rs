@@ -37,6 +37,14 @@ pub(super) fn health(state: &State, tasks: &Tasks) -> Response {
     if status == 503 { response.retry_soon() } else { response }
 }
 
+/// `GET /dead`: the open dead letters, without the texts of their tasks.
+pub(super) fn dead(state: &State) -> Response {
+    match state.dead.to_json(state.now()) {
+        Ok(letters) => Response::json(200, &letters),
+        Err(missing) => Response::unavailable(&missing, None),
+    }
+}
+
 /// `GET /livez`: 503 means that only a restart helps.
 pub(super) fn live(tasks: &Tasks, query: &str) -> Response {
     checks(&tasks.liveness(), query)

@@ -39,6 +39,7 @@ enum Resource<'a> {
     Ready,
     Metrics,
     Description,
+    Dead,
     Page,
 }
 
@@ -69,6 +70,7 @@ fn resource(target: &str) -> (Option<Resource<'_>>, &str) {
         "/readyz" => Some(Resource::Ready),
         "/metrics" => Some(Resource::Metrics),
         "/openapi.json" => Some(Resource::Description),
+        "/dead" => Some(Resource::Dead),
         "/" => Some(Resource::Page),
         _ => path.strip_prefix("/tasks/").filter(|id| !id.is_empty()).map(Resource::Task),
     };
@@ -107,6 +109,7 @@ impl Service {
             Some(Resource::Ready) => ops::ready(&self.state, &self.tasks, query),
             Some(Resource::Metrics) => ops::metrics(&self.state, &self.tasks, &self.load),
             Some(Resource::Description) => ops::description(),
+            Some(Resource::Dead) => ops::dead(&self.state),
             Some(Resource::Page) => ops::page(),
             Some(Resource::Analyze | Resource::Task(_)) | None => {
                 let detail = "this path does not exist; POST /analyze takes texts, GET / shows the workers";

@@ -5,6 +5,7 @@
 use super::produced::ProducerOutcomes;
 use super::questions::answer_questions;
 use super::{Asked, Tasks, readers, search, sweep};
+use crate::gateway::dead;
 use crate::queue;
 use kafka_share::cluster::Cluster;
 use kafka_share::error::KafkaError;
@@ -70,7 +71,7 @@ impl Backend {
         threads::spawn(name, self.fatal.clone(), body)
     }
 
-    fn start_readers(&self) -> [Thread; 4] {
+    fn start_readers(&self) -> [Thread; 5] {
         let parts = || (Arc::clone(&self.tasks), self.cluster.clone(), self.end.clone());
         let (tasks, cluster, end) = parts();
         let tail = self.spawn("results-tail", move || readers::tail(&tasks, cluster, &end));
@@ -83,7 +84,9 @@ impl Backend {
         let pending = self.spawn("tasks", move || readers::tasks(&tasks, cluster, &end));
         let (tasks, cluster, end) = parts();
         let sweep = self.spawn("sweep", move || sweep::run(&tasks, &cluster, &end));
-        [tail, past, pending, sweep]
+        let (tasks, cluster, end) = parts();
+        let dead = self.spawn("dead", move || dead::run(&tasks.state, &cluster, &end));
+        [tail, past, pending, sweep, dead]
     }
 
     /// Refreshes the metadata of the topics until the end. The readers use it and do not ask themselves: a broker that
