@@ -6,9 +6,9 @@ use super::state::State;
 use crate::dead::letters::Letters;
 use crate::outage::{Outage, Refusals};
 use crate::task::dead::ReasonClass;
-use kafka_share::admin;
+use kafka_share::admin::{self, TopicRight};
 use kafka_share::cluster::Cluster;
-use kafka_share::error::{KafkaError, Retry};
+use kafka_share::error::{ErrorCode, KafkaError, Retry};
 use kafka_share::reader::{Reader, ReaderOptions, StartAt};
 use parking_lot::Mutex;
 use program::stop::Stop;
@@ -130,6 +130,10 @@ struct Reading {
 impl Reading {
     fn round(&mut self, dead: &DeadLetters, cluster: &Cluster, topic: &str) -> Result<(), KafkaError> {
         if self.ends.is_none() {
+            // An empty topic would seem read, although its letters could not be.
+            if !admin::missing_rights(cluster, &[(topic.to_owned(), TopicRight::Read)])?.is_empty() {
+                return Err(KafkaError::broker("Fetch", ErrorCode::TOPIC_AUTHORIZATION_FAILED, Some(topic)));
+            }
             let (mut ends, starts) = (self.reader.all_end_offsets()?, admin::start_offsets(cluster, topic)?);
             ends.retain(|partition, end| starts.get(partition) != Some(end));
             // The first fetch of an empty topic is parked.

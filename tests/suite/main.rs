@@ -14,6 +14,7 @@ mod bad_input;
 mod client;
 mod compression;
 mod conformance;
+mod dead;
 mod deployment;
 mod devbroker;
 mod drill;

@@ -77,7 +77,7 @@ fn submit_and_wait_for_fetch(rig: &Rig, gateway: &Gateway) -> String {
 }
 
 #[test]
-fn a_too_large_dead_letter_keeps_only_its_key_and_lastcall_headers() {
+fn a_too_large_dead_letter_keeps_only_its_key_and_the_facts_about_it() {
     let scene = Scene::new("outbox-large");
     admin::set(scene.rig.broker().address(), Of::Topic, &scene.dead(), "max.message.bytes", "1000");
     scene.produce_poison();
@@ -85,7 +85,7 @@ fn a_too_large_dead_letter_keeps_only_its_key_and_lastcall_headers() {
     let letter = &scene.rig.dead_letters()[0];
     assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"poison"[..]), None));
     let names: Vec<&str> = letter.headers.keys().map(|name| name.as_str()).collect();
-    assert_eq!(names, ["lastcall-reason", "lastcall-deliveries", "lastcall-worker", "lastcall-original-offset"]);
+    assert_eq!(names, lastcall::task::dead::LETTER_HEADERS);
     scene.works_and_stops();
 }
 

@@ -56,9 +56,10 @@ enum On {
 use Operation::{AlterConfigs, Create, Describe, DescribeConfigs, Read, Write};
 
 /// The rights that suffice; docs/kafka.md and deploy/rights have the same.
-const NEEDED: [(Who, On, &[Operation]); 8] = [
+const NEEDED: [(Who, On, &[Operation]); 9] = [
     (ToGateway, On::Tasks, &[Read, Write, DescribeConfigs]),
     (ToGateway, On::Results, &[Read, Write, DescribeConfigs]),
+    (ToGateway, On::Dead, &[Read]),
     (ToGateway, On::Group, &[Describe, DescribeConfigs]),
     (ToWorker, On::Tasks, &[Read, Write, DescribeConfigs]),
     (ToWorker, On::Results, &[Write, DescribeConfigs]),
@@ -108,7 +109,11 @@ impl Right {
     /// Whether a program starts without it.
     fn is_optional_at_start(self) -> bool {
         let (who, on) = (self.who, self.on);
-        [(ToWorker, On::Tasks, Write), (ToWorker, On::Starts, Read)].contains(&(who, on, self.operation))
+        [(ToGateway, On::Dead, Read), (ToWorker, On::Tasks, Write), (ToWorker, On::Starts, Read)].contains(&(
+            who,
+            on,
+            self.operation,
+        ))
     }
 }
 
@@ -280,7 +285,11 @@ fn missing_right_is_named_at_the_start_and_ends_it_after_half_a_minute() {
             ToGateway => scene.by(ToGateway, rig.gateway()),
             ToWorker => scene.worker(&rig, "w"),
         };
-        let program = if right.is_optional_at_start() { started(&launch) } else { launch.start() };
+        let program = match (right.is_optional_at_start(), right.who) {
+            (false, _) => launch.start(),
+            (true, ToGateway) => Gateway::start(launch).program,
+            (true, ToWorker) => started(&launch),
+        };
         (right, rig, program, Instant::now())
     };
     // All of them at once, since each takes half a minute.
