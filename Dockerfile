@@ -1,4 +1,4 @@
-# Two images from one build: the two services (the default target), and the drill.
+# Two images from one build: the two services with the program dead (the default target), and the drill.
 #
 #   docker build -t lastcall .
 #   docker run --rm lastcall worker --help
@@ -43,7 +43,7 @@ COPY --from=build /build/target/dist/drill /usr/local/bin/
 CMD ["drill", "watch"]
 
 FROM base AS services
-COPY --from=build /build/target/dist/gateway /build/target/dist/worker /usr/local/bin/
+COPY --from=build /build/target/dist/dead /build/target/dist/gateway /build/target/dist/worker /usr/local/bin/
 # Where a worker refreshes its health file; mount a small tmpfs here when the root is read-only.
 COPY --from=build --chown=65532:65532 /runtime /run/lastcall
 ENV HTTP_ADDR=0.0.0.0:8080 HEALTH_FILE=/run/lastcall/health

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser};
 use kafka_share::BrokerAddress;
+use program::logging::escape;
 use program::options::values::{self, Read};
 use program::options::{ConfigError, Environment, Faults, Parsed, in_one_line, parse_with, run_or_exit};
 
@@ -232,6 +233,10 @@ impl DeadConfig {
             operator: operator(&environment.variables, &environment.host_name),
             command,
         };
+        // A file that TLS cannot use is a fault, as in the services.
+        if let Err(fault) = config.security.client_options(Vec::new(), "") {
+            faults.note(escape(&fault.to_string()).to_string());
+        }
         let (brokers, tasks) = (&common.kafka_bootstrap_servers, &common.tasks_topic);
         faults.set(&mut config.bootstrap, "KAFKA_BOOTSTRAP_SERVERS", brokers, BrokerAddress::list);
         faults.set(&mut config.tasks_topic, "TASKS_TOPIC", tasks, |text| values::topic(text, TASKS_TOPIC_LIMIT));

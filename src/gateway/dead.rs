@@ -47,7 +47,7 @@ impl DeadLetters {
     }
 
     /// The number of open letters by the class of their reasons; `None` while they are not known.
-    #[expect(dead_code, reason = "for the metrics and the page")]
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the metrics and the page"))]
     pub(super) fn counts(&self) -> Option<BTreeMap<ReasonClass, usize>> {
         let known = self.0.lock();
         known.missing.is_none().then(|| known.letters.counts())
@@ -162,5 +162,34 @@ impl Reading {
             known.missing = None;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::dead::REASON_HEADER;
+    use kafka_share::reader::ReadRecord;
+
+    #[test]
+    fn newest_letters_are_listed_all_are_counted_and_a_reason_is_given_while_they_are_not_known() {
+        let (dead, now) = (DeadLetters::new(), SystemTime::now());
+        assert!(dead.to_json(now).is_err_and(|missing| missing.contains("not read")));
+        assert_eq!(dead.counts(), None);
+        for offset in 0..1_001 {
+            let reason = (REASON_HEADER.to_owned(), Some("not a task: x".into()));
+            let record =
+                ReadRecord { partition: 0, offset, timestamp: now, key: None, value: None, headers: vec![reason] };
+            dead.0.lock().letters.read(&record);
+        }
+        dead.0.lock().missing = None;
+        let shown = dead.to_json(now).expect("they are known");
+        assert_eq!((&shown["open"], &shown["truncated"]), (&1_001.into(), &false.into()));
+        let letters = shown["letters"].as_array().expect("letters");
+        assert_eq!(
+            (letters.len(), &letters[0]["letter"], &letters[999]["letter"]),
+            (1_000, &"0:1".into(), &"0:1000".into())
+        );
+        assert_eq!(dead.counts(), Some(BTreeMap::from([(ReasonClass::NotATask, 1_001)])));
     }
 }

@@ -302,6 +302,22 @@ fn gateway_without_the_right_to_read_dead_letters_serves_and_says_what_is_missin
 }
 
 #[test]
+fn gateway_without_new_letters_fetches_them_rarely_and_lists_a_new_one_at_once() {
+    let (rig, gateway, _worker) = Rig::with_faults("dead-idle", 1).fleet("w");
+    eventually(SOON, "the letters are read", || gateway.get("/dead").status == 200);
+    let count = |topic: &str| {
+        let nothing = Fault::new(Action::Delay(Duration::ZERO)).at(Kind::Fetch).of_client("lastcall-gateway");
+        rig.broker().faulty().inject(nothing.of_topic(topic).every(1, u32::MAX))
+    };
+    let (letters, results) = (count(&format!("{}.dead", rig.tasks())), count(&rig.results()));
+    // A fetch of results is parked for half a second at most.
+    eventually(SOON, "some time has passed", || results.count() >= 6);
+    assert!(letters.count() <= 1, "{} fetches of letters", letters.count());
+    bury(&rig, &["a"], &[REASON]);
+    eventually(Duration::from_secs(1), "the letter is listed", || gateway.get("/dead").json()["open"] == 1);
+}
+
+#[test]
 fn wrong_usage_and_an_unreachable_topic_have_their_exit_codes() {
     let rig = Rig::shared("dead-usage");
     let (code, said) = run(&rig, &["replay"]);

@@ -150,7 +150,7 @@ fn images_hold_only_their_programs_and_run_without_shell_and_root() {
         let words = stage.split_whitespace().filter_map(|word| word.strip_prefix("/build/target/dist/"));
         words.collect::<Vec<_>>().join(" ")
     };
-    assert_eq!([programs(base), programs(drill), programs(services)], ["", "drill", "gateway worker"]);
+    assert_eq!([programs(base), programs(drill), programs(services)], ["", "drill", "dead gateway worker"]);
     assert!(services.contains("\nCMD [\"gateway\"]\n") && drill.contains("\nCMD [\"drill\", \"watch\"]\n"));
     assert!(base.contains("\nSTOPSIGNAL SIGTERM\n"));
     let user = base.lines().find_map(|line| line.strip_prefix("USER ")).expect("a user");
