@@ -12,9 +12,13 @@ use serde_json::{Value, json};
 use crate::{
     client::{cluster, deliver},
     support::{
-        Gateway, Rig, SOON, START, admin, eventually, eventually_some,
+        Gateway, Rig, SOON, START,
+        admin::{self, Of},
+        broker, eventually, eventually_some,
         program::{Launch, Program},
+        session::{self, REJECT, Session},
         started,
+        wire::Wire,
     },
 };
 
@@ -213,6 +217,45 @@ fn letter_that_kafka_wrote_is_listed_and_replayed() {
     let records = admin::records(rig.broker().address(), &rig.tasks());
     let names: Vec<_> = records.last().expect("the replay").headers.keys().map(|name| name.as_str()).collect();
     assert_eq!(names, ["lastcall-replay"], "the facts of the letter are not those of the task");
+}
+
+/// Only on Apache Kafka: the embedded broker writes no dead letters.
+#[test]
+fn task_that_a_consumer_rejects_on_a_real_kafka_has_a_letter_and_is_replayed() {
+    if !broker::is_apache() {
+        return;
+    }
+    // By default, the names of such topics begin with "dlq.".
+    let rig = Rig::with_own_broker("dead-dlq", &["--set", "errors.deadletterqueue.topic.name.prefix=dead-dlq"]);
+    let gateway = rig.start_gateway();
+    let (address, tasks, group, dead) = (rig.broker().address(), rig.tasks(), rig.group(), rig.tasks() + ".dead");
+    admin::set(address, Of::Topic, &dead, "errors.deadletterqueue.group.enable", "true");
+    admin::set(address, Of::Group, &group, "errors.deadletterqueue.topic.name", &dead);
+    admin::set(address, Of::Group, &group, "errors.deadletterqueue.copy.record.enable", "true");
+    let task = gateway.submit("two words", Duration::ZERO);
+    let mut wire = Wire::connect(address);
+    session::prepare_group(&mut wire, &group, &tasks, 1);
+    let id = cluster(&rig).topic(&tasks).expect("the topic").id;
+    let mut session = Session::new(wire, id, &group, "first");
+    let mut told = session.fetch(500, &[0]);
+    eventually(SOON, "the task is acquired", || {
+        let is_acquired = !told.acquired(0).is_empty();
+        if !is_acquired {
+            told = session.fetch(500, &[]);
+        }
+        is_acquired
+    });
+    assert_eq!(session.acknowledge(&[(0, 0, REJECT)]), (0, vec![0]));
+    session.close();
+    let found = eventually_some(SOON, "Kafka has written the letter", || {
+        let found = listed(&rig, &[]);
+        (found["open"] == 1).then_some(found)
+    });
+    let facts = ["task_id", "reason_class", "reason", "worker"].map(|name| &found["letters"][0][name]);
+    assert_eq!(facts, [&json!(task), &json!("rejected"), &json!("Offset rejected by client."), &json!(null)]);
+    assert_eq!(run(&rig, &["replay", &task]).0, 0);
+    let _worker = rig.start_worker("w");
+    assert_eq!(gateway.wait_for_result(&task, SOON)["words"], 2);
 }
 
 #[test]

@@ -24,6 +24,7 @@ use super::{cluster::PATIENCE, eventually, wire::Wire};
 
 pub const ACCEPT: i8 = 1;
 pub const RELEASE: i8 = 2;
+pub const REJECT: i8 = 3;
 
 fn text(text: &str) -> StrBytes {
     StrBytes::from_string(text.to_owned())
