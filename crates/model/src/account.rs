@@ -30,8 +30,10 @@ pub fn deliver(state: &mut State, scenario: &Scenario, id: ConnectionId, task: T
     }
     // Rule 10: start only records that the known leader delivered beyond doubt; release the others.
     let from_former_leader = worker.leaders[partition].broker != id.broker && !scenario.has(Twin::StartFromOldLeader);
-    let startable =
-        worker.phase == Phase::Running && !from_former_leader && (!doubtful || scenario.has(Twin::StartUnlocked));
+    // Rule 24: a quiet worker releases what its parked fetch brings.
+    let takes = worker.takes()
+        || worker.phase == Phase::Running && (scenario.has(Twin::QuietStarts) || scenario.has(Twin::QuietKeepsReady));
+    let startable = takes && !from_former_leader && (!doubtful || scenario.has(Twin::StartUnlocked));
     let progress = match entry.progress {
         Progress::Unknown | Progress::ToRelease | Progress::Releasing | Progress::Ready => {
             if startable {

@@ -9,7 +9,7 @@ use crate::fault::Fault;
 use crate::ids::{ConnectionId, TaskId, TaskSet};
 use crate::records;
 use crate::scenario::Scenario;
-use crate::state::{Health, LOCK, Phase, Place, Record, RecordState, Session, State};
+use crate::state::{Health, LOCK, Place, Record, RecordState, Session, State};
 use crate::step::{Kind, Steps, Subject};
 
 /// Most records of one fetch.
@@ -229,7 +229,7 @@ fn worker_needs_the_connection(state: &State, scenario: &Scenario, id: Connectio
     };
     !state.is_current(id)
         || !state.has_session(id)
-        || worker.phase != Phase::Running
+        || !worker.takes()
         || worker.intakes[id.broker].renew_all
         || connection.partitions != worker.partitions_at(id.broker, scenario)
         || has_to_send()

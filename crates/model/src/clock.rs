@@ -56,6 +56,7 @@ fn hidden(state: &State, scenario: &Scenario, task: TaskId) -> Option<Violation>
     let was_path_silent = state.has_had(scenario, &[Fault::Reset, Fault::Cut, Fault::Freeze]);
     match worker.phase {
         Phase::Drained if !was_silent || scenario.strict && !was_path_silent => Some(Violation::HiddenAfterExit),
+        Phase::Running if worker.quiet && entry.progress == Progress::Ready => Some(Violation::HeldWhileQuiet),
         Phase::Running | Phase::Draining
             if !was_silent && (entry.progress == Progress::Unknown || entry.lock != Some(leader)) =>
         {

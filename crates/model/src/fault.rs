@@ -27,6 +27,8 @@ numbered!(
     Kill
     /// `term`: a worker gets SIGTERM.
     Terminate
+    /// `quiet`: a worker gets SIGUSR1. SIGUSR2 follows at any time.
+    Quiet
     /// `login`: a worker replaces a connection on purpose, because its login or certificate expires.
     Login
     /// `visit`: a visit of worker 0 ends: another worker's partition leaves its session, and the leader stays.
@@ -49,6 +51,7 @@ impl Fault {
             Self::Results => "ro",
             Self::Kill => "kill",
             Self::Terminate => "term",
+            Self::Quiet => "quiet",
             Self::Login => "login",
             Self::Visit => "visit",
             Self::PersisterFails => "pfail",

@@ -11,7 +11,7 @@ use crate::ids::{BrokerId, ConnectionId, PartitionId, Slot, TaskId, WorkerId};
 use crate::intake::{free_place, open};
 use crate::records::{lose_locks, permit_another_start, release};
 use crate::scenario::Scenario;
-use crate::state::{Broker, Health, IntakeStage, Phase, RecordState, Session, State};
+use crate::state::{Broker, Health, IntakeStage, Phase, RecordState, Session, State, Worker};
 use crate::step::{Kind, Steps, Subject};
 use crate::twin::Twin;
 use crate::violation::Violation;
@@ -188,16 +188,33 @@ fn worker_steps(state: &State, scenario: &Scenario, worker: WorkerId, steps: &mu
     if let Some(mut next) = spend(state, Fault::Terminate) {
         let own = &mut next.workers[worker];
         own.phase = Phase::Draining;
+        own.quiet = false;
         // Rule 21: the phase first, then all tasks not started. Running tasks are still searched for (rule 23).
-        for entry in &mut own.account.0 {
-            if entry.progress == Progress::Ready {
-                entry.progress = Progress::ToRelease;
-            }
-        }
+        release_ready(own);
         steps.add(Kind::Fault, "SIGTERM", subject, next);
+    }
+    if state.workers[worker].quiet {
+        let mut next = *state;
+        next.workers[worker].quiet = false;
+        steps.add(Kind::Lazy, "SIGUSR2", subject, next);
+    } else if let Some(mut next) = spend(state, Fault::Quiet) {
+        let own = &mut next.workers[worker];
+        own.quiet = true;
+        // Rule 24.
+        if !scenario.has(Twin::QuietStarts) && !scenario.has(Twin::QuietKeepsReady) {
+            release_ready(own);
+        }
+        steps.add(Kind::Fault, "SIGUSR1", subject, next);
     }
     for partition in scenario.partitions().filter(|_| worker == WorkerId::W0) {
         end_visit(state, scenario, worker, partition, steps);
+    }
+}
+
+/// Makes the release due of every task that is not started.
+fn release_ready(worker: &mut Worker) {
+    for entry in worker.account.0.iter_mut().filter(|entry| entry.progress == Progress::Ready) {
+        entry.progress = Progress::ToRelease;
     }
 }
 

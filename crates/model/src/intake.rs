@@ -20,7 +20,7 @@ pub fn steps(state: &State, scenario: &Scenario, worker: WorkerId, broker: Broke
     let view = View::new(state, scenario, worker, broker);
     let own = view.own;
     let intake = own.intakes[broker];
-    let is_needed = view.wants_records() || own.holds_at(broker);
+    let is_needed = view.keeps_session() || own.holds_at(broker);
     if intake.stage == IntakeStage::Idle
         && is_needed
         && state.brokers[broker].health != Health::Crashed
@@ -135,8 +135,13 @@ impl<'a> View<'a> {
         self.own.phase == Phase::Draining
     }
 
-    fn wants_records(&self) -> bool {
+    /// Whether the session stays although nothing is held. A quiet worker keeps its sessions (rule 24).
+    fn keeps_session(&self) -> bool {
         !self.is_draining() && !self.own.fetched_at(self.broker, self.scenario).is_empty()
+    }
+
+    fn wants_records(&self) -> bool {
+        !self.own.quiet && self.keeps_session()
     }
 
     /// Whether a twin with one intake for all leaders waits for a leader.
@@ -160,7 +165,7 @@ impl<'a> View<'a> {
 
     /// Closes the session if the worker fetches nothing and holds nothing at this broker.
     fn retire(&self, id: ConnectionId, connection: &Connection) -> Option<State> {
-        let is_unneeded = !self.wants_records() && !self.own.holds_at(self.broker) && !self.is_draining();
+        let is_unneeded = !self.keeps_session() && !self.own.holds_at(self.broker) && !self.is_draining();
         let is_settled = self.own.intakes[self.broker].stage == IntakeStage::Open
             && (connection.request.is_none() || connection.silence > 0)
             && self.others(id).next().is_none();
@@ -192,7 +197,7 @@ impl<'a> View<'a> {
         }
         let patience = if self.scenario.has(Twin::LateTakeover) { 2 } else { 1 };
         let has_result = connection.is_answered() && self.state.passes(id, connection);
-        let is_needed = self.wants_records() || self.own.holds_at(self.broker) || self.is_draining();
+        let is_needed = self.keeps_session() || self.own.holds_at(self.broker) || self.is_draining();
         if connection.silence >= patience && !has_result && is_needed && !self.scenario.has(Twin::NoTakeover) {
             if self.scenario.has(Twin::CloseFirst) {
                 next.change_connection(id, Connection::close);
@@ -205,6 +210,9 @@ impl<'a> View<'a> {
     /// Sends the next request on the current connection: renewals first, then acknowledgements and fetches, then the
     /// close.
     fn send(&self, id: ConnectionId, connection: &Connection, steps: &mut Steps) {
+        if self.own.quiet && self.scenario.has(Twin::QuietSilent) {
+            return;
+        }
         let due = self.due(id);
         let subject = Subject::Connection(id);
         let mut next = *self.state;

@@ -167,6 +167,8 @@ pub struct Worker {
     pub sessions: PerBroker<Session>,
     pub connections: PerBroker<PerSlot<Option<Connection>>>,
     pub phase: Phase,
+    /// It got SIGUSR1 and takes nothing new until SIGUSR2 (rule 24). A property of `Running`, not a phase.
+    pub quiet: bool,
     pub intakes: PerBroker<Intake>,
     /// The leaders in its metadata.
     pub leaders: PerPartition<Leader>,
@@ -218,6 +220,7 @@ impl State {
             sessions: PerBroker::default(),
             connections: PerBroker::default(),
             phase: Phase::Running,
+            quiet: false,
             intakes: PerBroker::default(),
             leaders,
             fetched: scenario.partitions().collect(),
@@ -321,6 +324,11 @@ impl Worker {
             .filter(|&partition| self.leaders[partition].broker == broker)
             .collect();
         self.fetched_at(broker, scenario) | held
+    }
+
+    /// Whether it takes tasks: it does not drain and is not quiet.
+    pub fn takes(&self) -> bool {
+        self.phase == Phase::Running && !self.quiet
     }
 
     /// Whether it holds a lock at this broker, by its own account.

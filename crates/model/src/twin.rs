@@ -62,6 +62,9 @@ twins! {
     ForgetHeld "forget_held" [20] "lets a partition leave the session while it holds a record there"
     DrainReliesOnClose "drain_relies_on_close" [21] "leaves releases to the close of the session"
     DrainCloseEarly "drain_close_early" [21] "closes the session while a superseded connection's fetch is out"
+    QuietStarts "quiet_starts" [24] "starts a task while it is quiet"
+    QuietKeepsReady "quiet_keeps_ready" [24] "keeps tasks that it has not started while it is quiet"
+    QuietSilent "quiet_silent" [24] "sends no request while it is quiet"
     LateTakeover "late_takeover" [2] "takes over after two thirds of a lock instead of one third"
 }
 

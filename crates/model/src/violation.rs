@@ -12,6 +12,10 @@ pub enum Violation {
     StartedWithoutCause,
     /// A worker with up-to-date metadata starts a record whose lock it does not hold.
     StartedWithoutLock,
+    /// A quiet worker starts a task.
+    StartedWhileQuiet,
+    /// A quiet worker holds a task that it has not started.
+    HeldWhileQuiet,
     /// I6: a record is locked for a worker that has left with exit code 0.
     HiddenAfterExit,
     /// A lock expires although no connection or broker was silent and no worker was killed.
@@ -28,6 +32,8 @@ impl fmt::Display for Violation {
             Self::AcceptedWithoutResult => "I2 accepted without a result",
             Self::StartedWithoutCause => "I3 second start without a cause",
             Self::StartedWithoutLock => "a record starts whose lock the worker does not hold, with metadata up to date",
+            Self::StartedWhileQuiet => "a quiet worker starts a task",
+            Self::HeldWhileQuiet => "quiet worker holds a task that it has not started",
             Self::HiddenAfterExit => "I6 record hidden after exit 0",
             Self::LockRanOut => "lock ran out without a cause",
             Self::HiddenFromOwner => "record hidden until its lock runs out",

@@ -92,11 +92,13 @@ fn task_steps(state: &State, scenario: &Scenario, worker: WorkerId, task: TaskId
     let mut next = *state;
     let next_entry = &mut next.workers[worker].account[task];
     match entry.progress {
-        Progress::Ready if own.phase == Phase::Running && !is_busy => {
+        Progress::Ready
+            if own.phase == Phase::Running && (!own.quiet || scenario.has(Twin::QuietStarts)) && !is_busy =>
+        {
             start(state, &mut next, scenario, worker, task);
             steps.add(Kind::Urgent, "worker starts the task", subject, next);
         }
-        Progress::Ready if is_busy || entry.renewal_due => {
+        Progress::Ready if is_busy || entry.renewal_due && !(own.quiet && scenario.has(Twin::QuietKeepsReady)) => {
             next_entry.progress = Progress::ToRelease;
             steps.add(Kind::Urgent, "worker returns the task, no handler is free", subject, next);
         }
@@ -127,6 +129,9 @@ fn start(state: &State, next: &mut State, scenario: &Scenario, worker: WorkerId,
     let may_not_know = state.has_had(scenario, &[Fault::Reset, Fault::Cut, Fault::Freeze]);
     if is_up_to_date && !state.records[task].is_acquired_by(worker) && !may_not_know {
         next.violate(Violation::StartedWithoutLock);
+    }
+    if state.workers[worker].quiet {
+        next.violate(Violation::StartedWhileQuiet);
     }
     if earlier > state.history[task].causes || scenario.once && earlier > 0 {
         next.violate(Violation::StartedWithoutCause);
@@ -166,6 +171,7 @@ pub fn leave(state: &State, scenario: &Scenario, worker: WorkerId, phase: Phase)
     }
     let own = &mut next.workers[worker];
     own.intakes = PerBroker([Intake::default(); 2]);
+    own.quiet = false;
     // The knowledge of an ended process makes no difference.
     own.recovering = false;
     own.leaders = PerPartition([Leader { broker: BrokerId::B0, epoch: 0 }; 2]);

@@ -6,7 +6,7 @@
 use model::{Fault, Report, Scenario, Search, Twin};
 
 /// Number of rules in the README.
-const RULES: u8 = 23;
+const RULES: u8 = 24;
 
 const STOPS_AND_OUTAGES: &[&str] = &[
     "none 1 3 --sym",
@@ -14,6 +14,11 @@ const STOPS_AND_OUTAGES: &[&str] = &[
     "term 1 3 --sym",
     "term+term 1 2 --sym",
     "term+ro 1 2 --sym",
+    "quiet 1 3 --sym",
+    "quiet+quiet 1 2 --sym --produce",
+    "coord+quiet 1 2 --sym",
+    "quiet+term 1 2 --sym --produce",
+    "quiet+kill 1 2 --sym",
     "visit 1 2 --produce",
     "visit+term 2 2 --same-leader --alone",
     "visit+kill 2 2 --same-leader --conc 2",
@@ -32,6 +37,7 @@ const REPLACED_AND_LOST_CONNECTIONS: &[&str] = &[
     "login 1 2 --sym --produce --calm",
     "login 1 2 --sym --conc 2",
     "term+login 1 2 --sym --produce",
+    "quiet+login 1 2 --sym",
     "visit+login 1 2",
     "rst 1 2 --sym",
     "rst+term 1 1 --sym",
@@ -55,12 +61,15 @@ const LEADERS: &[&str] = &[
     "move+coord 1 1 --sym",
     "move+coord 1 2 --alone --once --slots 2",
     "move+kill 1 1 --sym",
+    "quiet+move 1 2 --alone",
+    "quiet+move 1 1 --sym",
 ];
 
 const BROKERS: &[&str] = &[
     "crash 1 1 --sym",
     "crash 2 2 --alone --once",
     "crash+coord 1 1 --alone --once",
+    "quiet+crash 1 1 --alone",
     "crash+term 1 1 --alone --slots 2",
     "freeze 1 1 --alone",
     "freeze 1 1 --sym --rf1 --slots 2",
@@ -96,6 +105,9 @@ const TWINS: &[(&str, &[&str])] = &[
     ("cut 1 1 --rules close_unanswered_open", &["I3"]),
     ("cut 1 1 --rules stolen_close", &["I3"]),
     ("visit+term 2 2 --same-leader --alone --rules drain_relies_on_close", &["lock ran out"]),
+    ("quiet 1 1 --alone --rules quiet_starts", &["a quiet worker"]),
+    ("quiet 1 1 --alone --rules quiet_keeps_ready", &["quiet worker holds"]),
+    ("quiet 1 1 --alone --rules quiet_silent", &["lock ran out"]),
     ("freeze 2 2 --alone --slots 2 --noback --rules no_meta_watch", &["I1", "I4"]),
     ("freeze 2 2 --alone --slots 2 --noback --rules serial", &["I1", "I4"]),
     ("move 1 1 --alone --once --rules forget_done", &["I3"]),
