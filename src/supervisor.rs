@@ -17,6 +17,8 @@ pub const INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) const RUNNING: &str = "running";
 /// Its content while an obstacle keeps the process from its work.
 const NOT_READY: &str = "not ready";
+/// Its content while the process takes no work because it was asked to.
+const QUIET: &str = "quiet";
 /// The extension that each report requests from the service manager: long enough for a few missed rounds.
 pub const EXTENSION: Duration = Duration::from_secs(10);
 
@@ -77,6 +79,13 @@ impl Supervisor {
         let obstacle = self.obstacle.as_ref().and_then(|obstacle| (obstacle.0)());
         self.refresh(if obstacle.is_none() { RUNNING } else { NOT_READY });
         self.tell(&[NotifyState::Watchdog], obstacle.as_deref().unwrap_or(status));
+    }
+
+    /// Reports that the process lives and takes no work, because it was asked to: it is not ready. `READY=1` tells the
+    /// service manager that the start is complete; repeated, it changes nothing.
+    pub(crate) fn quiet(&mut self, status: &str) {
+        self.refresh(QUIET);
+        self.tell(&[NotifyState::Ready, NotifyState::Watchdog], status);
     }
 
     /// While `obstacle` returns a text, the process is live and not ready.
@@ -182,6 +191,8 @@ mod tests {
         assert_eq!(content(), "starting\n");
         supervisor.ready("takes tasks");
         assert_eq!(content(), "running\n");
+        supervisor.quiet("is quiet");
+        assert_eq!(content(), "quiet\n");
         supervisor.stopping("drains");
         assert_eq!(content(), "draining\n");
         drop(supervisor);

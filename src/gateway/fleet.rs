@@ -34,6 +34,10 @@ struct Process {
 pub(super) enum FleetEvent {
     /// A worker takes tasks.
     Started(String),
+    /// A worker takes no new tasks until it is told to go on.
+    Quiet(String),
+    /// A quiet worker takes tasks again.
+    Resumed(String),
     /// A worker got a signal.
     ShutdownStarted(String),
     /// A worker has completed its stop, with this exit code if it sent a receipt.
@@ -52,6 +56,8 @@ pub(super) struct FleetView {
     pub(super) total_workers: usize,
     pub(super) active_workers: usize,
     pub(super) shutting_down_workers: usize,
+    /// Responsive workers that are quiet; they are in no other count.
+    pub(super) quiet_workers: usize,
     pub(super) workers: BTreeMap<String, WorkerView>,
 }
 
@@ -105,7 +111,11 @@ impl Fleet {
         if known.is_none_or(|known| known.status.status != status.status) {
             let exit_code = status.receipt.as_ref().map(|receipt| receipt.exit_code);
             events.push(match status.status {
+                WorkerState::Started if known.is_some_and(|known| known.status.status == WorkerState::Quiet) => {
+                    FleetEvent::Resumed(id.clone())
+                }
                 WorkerState::Started => FleetEvent::Started(id.clone()),
+                WorkerState::Quiet => FleetEvent::Quiet(id.clone()),
                 WorkerState::ShutdownStarted => FleetEvent::ShutdownStarted(id.clone()),
                 WorkerState::ShutdownCompleted => FleetEvent::ShutdownCompleted(id.clone(), exit_code),
             });
@@ -204,7 +214,13 @@ impl Fleet {
             };
             workers.insert(name, worker_view(process, now, self.timeout));
         }
-        FleetView { total_workers: active + stopping, active_workers: active, shutting_down_workers: stopping, workers }
+        FleetView {
+            total_workers: active + stopping,
+            active_workers: active,
+            shutting_down_workers: stopping,
+            quiet_workers: self.count(now, WorkerState::Quiet),
+            workers,
+        }
     }
 
     /// The process that keeps the name, of several live processes with one id: the first that started.
@@ -258,6 +274,8 @@ pub(super) fn log_events(events: &[FleetEvent]) {
     for event in events {
         match event {
             FleetEvent::Started(id) => log::info!("🚀 Worker {} started", escape(id)),
+            FleetEvent::Quiet(id) => log::info!("🔕 Worker {} is quiet: it takes no new tasks", escape(id)),
+            FleetEvent::Resumed(id) => log::info!("🔔 Worker {} takes tasks again", escape(id)),
             FleetEvent::ShutdownStarted(id) => log::info!("🛑 Worker {} is shutting down", escape(id)),
             FleetEvent::ShutdownCompleted(id, Some(code)) => {
                 log::info!("👋 Worker {} completed its shutdown with exit code {code}", escape(id));
@@ -321,6 +339,22 @@ mod tests {
         let view = fleet.view(at(106.1));
         assert_eq!((view.workers["a"].status, view.workers["a"].is_responsive), (WorkerState::Started, false));
         assert_eq!((view.workers["a"].last_update, view.workers["a"].seconds_since_update), (101, 5));
+    }
+
+    #[test]
+    fn quiet_worker_is_counted_apart_until_it_takes_tasks_again() {
+        let mut fleet = Fleet::new(TIMEOUT);
+        hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0);
+        hear(&mut fleet, status("b", 2, WorkerState::Started), 100.0);
+        assert_eq!(hear(&mut fleet, status("a", 1, WorkerState::Quiet), 101.0), [FleetEvent::Quiet("a".into())]);
+        assert!(hear(&mut fleet, status("a", 1, WorkerState::Quiet), 102.0).is_empty(), "a heartbeat is no event");
+        assert_eq!((counts(&fleet, 102.0), fleet.view(at(102.0)).quiet_workers), ((1, 1, 0), 1));
+        assert_eq!(fleet.active(at(102.0)), 1);
+        assert!(fleet.view(at(102.0)).workers["a"].is_responsive);
+        assert_eq!(hear(&mut fleet, status("a", 1, WorkerState::Started), 103.0), [FleetEvent::Resumed("a".into())]);
+        assert_eq!((counts(&fleet, 103.0), fleet.view(at(103.0)).quiet_workers), ((2, 2, 0), 0));
+        hear(&mut fleet, status("a", 1, WorkerState::Quiet), 104.0);
+        assert_eq!(fleet.view(at(109.1)).quiet_workers, 0, "a silent worker is in no count");
     }
 
     #[test]

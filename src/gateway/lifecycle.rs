@@ -140,6 +140,9 @@ pub(super) fn run_until_stopped(mut gateway: Gateway, signals: &Signals) -> Exit
         select! {
             recv(signals.first.triggered()) -> _ => return drain(gateway, signals),
             recv(gateway.fatal.triggered()) -> _ => return fail(gateway),
+            recv(signals.quiet.signalled()) -> _ => {
+                log::info!("{} is ignored: only a worker can be quiet", signals.quiet.name().unwrap_or_default());
+            }
             recv(round) -> _ => {}
         }
     }

@@ -110,6 +110,9 @@ pub enum WorkerState {
     /// The worker takes tasks.
     #[serde(rename = "worker_started")]
     Started,
+    /// The worker runs and takes no new tasks until it is told to go on.
+    #[serde(rename = "worker_quiet")]
+    Quiet,
     /// The worker takes no new tasks and finishes those in flight.
     #[serde(rename = "shutdown_started")]
     ShutdownStarted,
@@ -123,6 +126,7 @@ impl WorkerState {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Started => "worker_started",
+            Self::Quiet => "worker_quiet",
             Self::ShutdownStarted => "shutdown_started",
             Self::ShutdownCompleted => "shutdown_completed",
         }

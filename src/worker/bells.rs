@@ -11,7 +11,8 @@ use std::sync::Arc;
 pub(super) enum Rings {
     /// For work (a handler is free, an acknowledgement is due) and for changes.
     Work,
-    /// For changes of the phase, the assignment or a leader. During a stop also for work, since work may end the stop.
+    /// For changes of the phase, the assignment or a leader. While no tasks are taken also for work, since work may
+    /// end the stop.
     Changes,
 }
 

@@ -1,6 +1,6 @@
 //! How a worker stops: one state machine for every reason to stop, and the deadlines that bound it.
 //!
-//! `Running → Draining → Closing → Stopped`, never back. Main moves it; the intakes, the handlers and the heartbeats
+//! `Running → Draining → Closing → Stopped`, never back. A running worker can be quiet, which is no phase. Main moves it; the intakes, the handlers and the heartbeats
 //! read it. The watchdog ends the process at the last deadline with the correct exit code, even if a socket or a
 //! handler hangs.
 
@@ -81,12 +81,14 @@ impl Phase {
 #[derive(Debug)]
 pub(super) struct Control {
     phase: AtomicU8,
+    /// The worker takes nothing new until it is told to go on. Counts only while it is `Running`.
+    quiet: AtomicBool,
     /// Triggered with the first signal; handlers see it as `Context::draining`.
     pub(super) draining: Stop,
     /// Triggered when running tasks are abandoned; handlers see it as `Context::abandoned`.
     pub(super) abandoned: Stop,
     bells: Bells,
-    /// During a stop: handlers finish the ready tasks, since these take only a moment.
+    /// While the worker takes no tasks: handlers finish the ready tasks, since these take only a moment.
     finishes_ready: AtomicBool,
     /// A handler that finishes rings while this many records or fewer are ready.
     low_water: AtomicUsize,
@@ -100,6 +102,7 @@ impl Control {
     pub(super) fn new() -> Self {
         Self {
             phase: AtomicU8::new(0),
+            quiet: AtomicBool::new(false),
             draining: Stop::new(),
             abandoned: Stop::new(),
             bells: Bells::default(),
@@ -125,7 +128,19 @@ impl Control {
         next
     }
 
-    /// Sets whether a stop finishes the ready tasks. Main sets it before the phase; the thread `intakes` clears it.
+    /// Makes the worker quiet, or lets it take tasks again. Only main calls this.
+    pub(super) fn set_quiet(&self, quiet: bool) {
+        self.quiet.store(quiet, Ordering::Release);
+        self.announce();
+    }
+
+    /// Whether new tasks are taken.
+    pub(super) fn takes(&self) -> bool {
+        self.phase() == Phase::Running && !self.quiet.load(Ordering::Acquire)
+    }
+
+    /// Sets whether the ready tasks are finished while no tasks are taken. Main sets it before the phase or the quiet;
+    /// the thread `intakes` clears it.
     pub(super) fn set_finishes_ready(&self, finishes: bool) {
         self.finishes_ready.store(finishes, Ordering::Release);
     }
@@ -133,15 +148,15 @@ impl Control {
     /// Whether a handler may start a task now.
     pub(super) fn may_start(&self) -> bool {
         match self.phase() {
-            Phase::Running => true,
-            Phase::Draining => self.finishes_ready.load(Ordering::Acquire),
+            Phase::Running if self.takes() => true,
+            Phase::Running | Phase::Draining => self.finishes_ready.load(Ordering::Acquire),
             Phase::Closing | Phase::Stopped => false,
         }
     }
 
     /// Wakes the intakes because there is work, but not the threads that wait for changes.
     pub(super) fn ring(&self) {
-        let all = self.phase() != Phase::Running;
+        let all = !self.takes();
         self.bells.ring(|rings| all || rings == Rings::Work);
     }
 
@@ -361,6 +376,35 @@ mod tests {
                 assert_eq!(phase.after(event), next, "{phase:?} after {event:?}");
             }
         }
+    }
+
+    #[test]
+    fn quiet_worker_takes_nothing_and_starts_only_what_it_finishes_at_once() {
+        let control = Control::new();
+        assert!(control.takes() && control.may_start());
+        control.set_quiet(true);
+        assert!(!control.takes() && !control.may_start() && control.phase() == Phase::Running);
+        control.set_finishes_ready(true);
+        assert!(!control.takes() && control.may_start());
+        control.set_quiet(false);
+        assert!(control.takes() && control.may_start());
+        control.set_finishes_ready(false);
+        control.set_quiet(true);
+        assert_eq!(control.apply(Event::Signal), Phase::Draining, "a stop ends the quiet");
+        control.set_quiet(false);
+        assert!(!control.takes(), "the phase never goes back");
+    }
+
+    #[test]
+    fn quiet_worker_rings_for_work_the_threads_that_wait_for_changes() {
+        let control = Control::new();
+        let changes = control.doorbell(Rings::Changes);
+        control.ring();
+        assert!(changes.try_recv().is_err());
+        control.set_quiet(true);
+        assert!(changes.try_recv().is_ok(), "the change itself");
+        control.ring();
+        assert!(changes.try_recv().is_ok());
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl<H: Handler> HandlerThread<H> {
         }
     }
 
-    /// Claims the record. A stopping worker starts no task, but still copies a record at its last delivery.
+    /// Claims the record. A stopping or quiet worker starts no task, but still copies a record at its last delivery.
     fn claim(&self, job: &Job, task_id: Option<&str>, vetting: bool) -> Claim {
         let (key, delivery) = (job.key, job.record.delivery_count);
         if !self.control.may_start() && !self.in_flight.is_last(key) && self.in_flight.take_back(key, delivery) {

@@ -64,14 +64,22 @@ impl Intakes {
     /// The error that ended an intake; retrying cannot fix it.
     pub(super) fn run(mut self) -> Result<IntakeReport, KafkaError> {
         let doorbell = self.links.control.doorbell(Rings::Changes);
-        let mut draining_since = None;
+        // Since when no tasks are taken.
+        let mut idle_since = None;
         loop {
             let now = Instant::now();
             self.say_overdue(now);
             match self.links.control.phase() {
-                Phase::Running => self.start_missing(self.links.leaders.nodes()),
+                Phase::Running => {
+                    if self.links.control.takes() {
+                        idle_since = None;
+                    } else {
+                        self.give_back(*idle_since.get_or_insert(now), now);
+                    }
+                    self.start_missing(self.links.leaders.nodes());
+                }
                 Phase::Draining => {
-                    self.give_back(*draining_since.get_or_insert(now), now);
+                    self.give_back(*idle_since.get_or_insert(now), now);
                     // The partition of a running task may have a new leader.
                     self.start_missing(self.links.leaders.nodes_of(|it| self.links.in_flight.sought(it, false) > 0));
                 }
@@ -135,7 +143,7 @@ impl Intakes {
         Ok(())
     }
 
-    /// Finishes ready tasks at the beginning of a stop if they take only a moment, and releases them otherwise. Failed
+    /// Finishes ready tasks at the beginning of a stop or a quiet if they take only a moment, and releases them otherwise. Failed
     /// tasks that rest are released: another worker has time for them.
     fn give_back(&self, since: Instant, now: Instant) {
         let quick = now.saturating_duration_since(since) <= ReadyQueue::quick_finish();

@@ -23,6 +23,7 @@ mod membership;
 mod outbox;
 mod past;
 mod pulse;
+mod quiet;
 mod repair;
 mod settling;
 mod start;

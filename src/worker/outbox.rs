@@ -316,8 +316,3 @@ fn kind_header(kind: &'static str) -> Headers {
 fn own_headers(record: &AcquiredRecord) -> Headers {
     record.headers.iter().map(|(name, value)| (Cow::Owned(name.clone()), value.clone())).collect()
 }
-
-/// Waits until `deadline` for Kafka to acknowledge a notification; returns whether it did.
-pub(super) fn acknowledged_by(answer: &Receiver<bool>, deadline: Instant) -> bool {
-    answer.recv_deadline(deadline).unwrap_or(false)
-}

@@ -118,8 +118,8 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
         Err(None) => return Started::Stopped(early),
     };
     log::info!("🚀 Worker {} started", escape(&config.worker_id));
-    let (refused, is_refused) = bounded(1);
-    let (mut running, ready) = start_threads(config, handler, &cluster, interrupter, queue, refused, supervisor);
+    let (mut running, ready, is_refused) =
+        start_threads(config, handler, &cluster, interrupter, queue, signals, supervisor);
     // After a signal or a fault while joining, the ordinary stop ends what was started.
     let round = tick(supervisor::INTERVAL);
     loop {
@@ -127,6 +127,7 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
             recv(ready) -> _ => break,
             recv(signals.first.triggered()) -> _ => break,
             recv(running.fatal.triggered()) -> _ => break,
+            recv(signals.quiet.signalled()) -> _ => running.control.set_quiet(signals.quiet.is_asked()),
             recv(is_refused) -> reason => {
                 // Disconnected: the thread has ended; the stop handles that.
                 let Ok(reason) = reason else { break };
@@ -206,11 +207,12 @@ fn start_threads(
     cluster: &Cluster,
     interrupter: Interrupter,
     queue: Queue,
-    refused: Sender<String>,
+    signals: &Signals,
     mut supervisor: Supervisor,
-) -> (Running, Receiver<()>) {
+) -> (Running, Receiver<()>, Receiver<String>) {
     let fatal = Stop::new();
     let control = Arc::new(Control::new());
+    control.set_quiet(signals.quiet.is_asked());
     let in_flight = Arc::new(InFlight::new(queue.lock));
     let account = Arc::new(Account::new(&config.worker_id, Arc::clone(&in_flight)));
     let topics = OutboxTopics {
@@ -240,6 +242,7 @@ fn start_threads(
     let identity =
         ShareIdentity { group: config.common.worker_group.as_str().into(), member: Uuid::new_v4().to_string().into() };
     let (leave, to_leave) = bounded(1);
+    let (refused, is_refused) = bounded(1);
     let membership = parts.membership(identity.clone(), Arc::clone(&assignment), refused, to_leave);
     let leaders = Arc::new(Leaders::new());
     let leaders_thread = parts.leaders(Arc::clone(&leaders), assignment);
@@ -289,7 +292,7 @@ fn start_threads(
         supervisor,
         threads,
     };
-    (running, is_ready)
+    (running, is_ready, is_refused)
 }
 
 /// What the functions that start the threads have in common.

@@ -78,7 +78,7 @@ impl StatusThread {
                 }
                 recv(heartbeat) -> _ => {
                     // No heartbeat before the notification of the start, and none after that of the end.
-                    if let Some(state @ (WorkerState::Started | WorkerState::ShutdownStarted)) = state {
+                    if let Some(state @ (WorkerState::Started | WorkerState::Quiet | WorkerState::ShutdownStarted)) = state {
                         outbox.send_heartbeat(&statuses.status(state, None));
                     }
                 }

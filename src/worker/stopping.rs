@@ -6,8 +6,8 @@ use super::drain::{self, Deadlines, Event, Phase};
 use super::in_flight::RunningTask;
 use super::intakes::IntakeReport;
 use super::membership::Leave;
-use super::outbox::acknowledged_by;
 use super::pulse::Pulse;
+use super::quiet::Quiet;
 use super::start::Running;
 use super::status::Announce;
 use crate::config::WorkerConfig;
@@ -47,10 +47,8 @@ enum Ending {
 /// Waits for a reason to stop, then stops the worker in order. Called by main.
 pub(super) fn run_until_stopped(mut worker: Running, config: &WorkerConfig, signals: &Signals) -> ExitCode {
     let id = config.worker_id.as_str();
-    if !signals.first.is_triggered() && !worker.fatal.is_triggered() {
-        announce_start(&worker, id);
-    }
-    if !work(&mut worker, id, signals) {
+    let quiet = Quiet::begin(&worker, id, signals);
+    if !work(&mut worker, id, quiet, signals) {
         return die(worker, id);
     }
     let stop = Stopping::begin(&mut worker, config, signals);
@@ -58,17 +56,22 @@ pub(super) fn run_until_stopped(mut worker: Running, config: &WorkerConfig, sign
 }
 
 /// Main's loop while the worker works: reports to the supervisor every second. Returns false if a thread died.
-fn work(worker: &mut Running, id: &str, signals: &Signals) -> bool {
+fn work(worker: &mut Running, id: &str, mut quiet: Quiet, signals: &Signals) -> bool {
     let round = tick(supervisor::INTERVAL);
     let mut pulse = Pulse::new(Instant::now());
     let mut live = true;
-    if !signals.first.is_triggered() {
+    if !signals.first.is_triggered() && worker.control.takes() {
         worker.supervisor.ready("takes tasks");
     }
     loop {
         select! {
             recv(signals.first.triggered()) -> _ => return true,
             recv(worker.fatal.triggered()) -> _ => return false,
+            recv(signals.quiet.signalled()) -> _ => {
+                quiet.follow(worker, id, signals);
+                report(worker, live);
+            }
+            recv(quiet.doorbell()) -> _ => quiet.look(worker, id),
             recv(round) -> _ => {
                 let limit = worker.in_flight.lock_length() * SILENT_LOCKS;
                 let hears = pulse.beats(worker.control.times_heard(), limit, Instant::now());
@@ -76,12 +79,24 @@ fn work(worker: &mut Running, id: &str, signals: &Signals) -> bool {
                     live = hears;
                     say_live(id, live, limit);
                 }
-                // Otherwise main reports nothing, so the worker counts as not live; the log has the reason.
-                if live && !worker.in_flight.has_overdue() {
-                    worker.supervisor.alive(&working(&worker.in_flight.running()));
-                }
+                report(worker, live);
+                quiet.look(worker, id);
             }
         }
+    }
+}
+
+/// Reports to the supervisor. If the worker is not live, main reports nothing; the log has the reason.
+fn report(worker: &mut Running, live: bool) {
+    if !live || worker.in_flight.has_overdue() {
+        return;
+    }
+    let running = worker.in_flight.running();
+    match (worker.control.takes(), running.is_empty()) {
+        (true, true) => worker.supervisor.alive("takes tasks"),
+        (true, false) => worker.supervisor.alive(&working(&running)),
+        (false, true) => worker.supervisor.quiet("quiet: takes no new tasks"),
+        (false, false) => worker.supervisor.quiet(&format!("quiet: {}", working(&running))),
     }
 }
 
@@ -96,7 +111,7 @@ fn say_live(id: &str, live: bool, limit: Duration) {
 
 fn working(running: &[RunningTask]) -> String {
     match running {
-        [] => "takes tasks".to_owned(),
+        [] => String::new(),
         [task] => format!("works on task {}", escape(&task.task_id)),
         [oldest, others @ ..] => format!("works on task {} and {} more", escape(&oldest.task_id), others.len()),
     }
@@ -249,6 +264,9 @@ impl<'a> Stopping<'a> {
                     self.report = worker.intake_done.try_recv().ok();
                     return Ending::Fatal;
                 }
+                recv(self.signals.quiet.signalled()) -> _ => {
+                    log::debug!("{} is ignored: the worker stops", self.signals.quiet.name().unwrap_or_default());
+                }
                 recv(round) -> _ => {}
             }
         }
@@ -376,14 +394,27 @@ impl<'a> Stopping<'a> {
     }
 }
 
-/// Sends the notification of the start and waits briefly, since the next steps do not need it.
-fn announce_start(worker: &Running, id: &str) {
+/// Sends a notification of a running worker, and waits briefly, since the next steps do not need it. A stop ends the
+/// wait.
+pub(super) fn announce_running(worker: &Running, id: &str, state: WorkerState, signals: &Signals) {
     let deadline = Instant::now() + NOTIFICATION_WAIT;
     let (sent, on_its_way) = bounded(1);
-    let announcement = Announce { state: WorkerState::Started, receipt: None, sent };
-    let announced = worker.announcements.try_send(announcement).is_ok()
-        && on_its_way.recv_deadline(deadline).is_ok_and(|answer| acknowledged_by(&answer, deadline));
-    say_announced(id, WorkerState::Started, announced);
+    let asked = worker.announcements.try_send(Announce { state, receipt: None, sent }).is_ok();
+    let answer = if asked { wait_or_stop(&on_its_way, signals, deadline) } else { None };
+    let announced = answer.and_then(|answer| wait_or_stop(&answer, signals, deadline)).unwrap_or(false);
+    // The outcome is unknown if a stop ended the wait.
+    if announced || !signals.first.is_triggered() {
+        say_announced(id, state, announced);
+    }
+}
+
+/// Waits for `receiver` until `deadline` or the first signal.
+fn wait_or_stop<T>(receiver: &Receiver<T>, signals: &Signals, deadline: Instant) -> Option<T> {
+    select! {
+        recv(receiver) -> message => message.ok(),
+        recv(signals.first.triggered()) -> _ => None,
+        recv(at(deadline)) -> _ => None,
+    }
 }
 
 fn say_announced(id: &str, state: WorkerState, announced: bool) {

@@ -68,6 +68,7 @@ impl History {
         if known.is_none_or(|known| known.status != status.status) && !is_old_news {
             lines.push(match status.status {
                 WorkerState::Started => format!("🚀 {id}: worker_started"),
+                WorkerState::Quiet => format!("🔕 {id}: worker_quiet"),
                 WorkerState::ShutdownStarted => format!("🛑 {id}: shutdown_started"),
                 WorkerState::ShutdownCompleted => {
                     format!("👋 {id}: shutdown_completed{}", status.receipt.as_ref().map(told).unwrap_or_default())

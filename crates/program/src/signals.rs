@@ -1,22 +1,28 @@
-//! SIGTERM, SIGINT and SIGHUP: the first asks for a graceful stop, the second for an immediate end.
+//! SIGTERM, SIGINT and SIGHUP: the first asks for a graceful stop, the second for an immediate end. SIGUSR1 and SIGUSR2
+//! ask a worker to take nothing new, and to go on ([`Quiet`]).
 //!
 //! Turns signals into two [`Stop`]s and remembers the first signal's name; `worker` and `gateway` decide what stopping
 //! means. Each binary installs it first of all, since the first process of a container gets no default action for an
 //! unhandled signal.
 
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use crate::exit::ExitCode;
 use crate::stop::Stop;
+use crate::threads;
 
 /// All signals that stop a program, with their names.
 const STOPPING: [(i32, &str); 3] = [(SIGTERM, "SIGTERM"), (SIGINT, "SIGINT"), (SIGHUP, "SIGHUP")];
+/// The signals of [`Quiet`], with their names.
+const QUIET: [(i32, &str); 2] = [(SIGUSR1, "SIGUSR1"), (SIGUSR2, "SIGUSR2")];
 /// Name of a signal whose real name was not known in time.
 const UNNAMED: &str = "signal";
 /// How long a first signal waits for its name. The handler stores the number at the same moment, but its thread may
@@ -31,7 +37,75 @@ pub struct Signals {
     pub first: Stop,
     /// End immediately. Never triggered before `first`.
     pub second: Stop,
+    /// Take nothing new, or go on.
+    pub quiet: Quiet,
     name: Arc<OnceLock<&'static str>>,
+}
+
+/// SIGUSR1 asks a process to take nothing new, SIGUSR2 to go on; the last signal counts. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Quiet {
+    /// 1: the last signal was SIGUSR1; 2: it was SIGUSR2; 0: there was none.
+    last: Arc<AtomicUsize>,
+    /// Capacity one. Full: the receiver has not yet looked at an earlier signal, and will see the last one.
+    ring: Sender<()>,
+    rung: Receiver<()>,
+}
+
+impl Default for Quiet {
+    fn default() -> Self {
+        let (ring, rung) = bounded(1);
+        Self { last: Arc::default(), ring, rung }
+    }
+}
+
+impl Quiet {
+    /// Whether the last signal was SIGUSR1.
+    pub fn is_asked(&self) -> bool {
+        self.name() == Some(QUIET[0].1)
+    }
+
+    /// The last signal's name.
+    pub fn name(&self) -> Option<&'static str> {
+        let index = self.last.load(Ordering::SeqCst).checked_sub(1)?;
+        QUIET.get(index).map(|(_, name)| *name)
+    }
+
+    /// Receives a message after a signal; several signals may be one message.
+    pub fn signalled(&self) -> &Receiver<()> {
+        &self.rung
+    }
+
+    /// Handles one signal: SIGUSR1 if `quiet`, else SIGUSR2. For tests, and for programs with their own handlers.
+    pub fn deliver(&self, quiet: bool) {
+        self.last.store(if quiet { 1 } else { 2 }, Ordering::SeqCst);
+        let _ = self.ring.try_send(());
+    }
+
+    /// Handles both signals. The handler stores the signal's number, then writes a byte; the thread `signals` reads it.
+    fn install(&self) -> std::io::Result<()> {
+        let (mut wake, woken_by) = UnixStream::pair()?;
+        for (index, (signal, _name)) in QUIET.iter().enumerate() {
+            // In this order: the thread that the byte wakes finds the number.
+            signal_hook::flag::register_usize(*signal, Arc::clone(&self.last), index + 1)?;
+            signal_hook::low_level::pipe::register(*signal, woken_by.try_clone()?)?;
+        }
+        let ring = self.ring.clone();
+        let thread = threads::spawn("signals", Stop::new(), move || -> std::io::Result<()> {
+            let mut bytes = [0; 64];
+            loop {
+                match wake.read(&mut bytes) {
+                    Ok(0) => return Ok(()),
+                    Ok(_) => drop(ring.try_send(())),
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        });
+        // It ends with the process, like the thread of `ctrlc`.
+        drop(thread);
+        Ok(())
+    }
 }
 
 /// Why the signals could not be handled.
@@ -45,7 +119,7 @@ enum SignalsError {
     Register(#[from] std::io::Error),
 }
 
-/// Handles SIGTERM, SIGINT and SIGHUP for the whole process, then runs the program. For `main`, as its only statement.
+/// Handles the signals of this module for the whole process, then runs the program. For `main`, as its only statement.
 ///
 /// Returns the program's exit code; [`ExitCode::Fatal`] after a line on stderr if the signals cannot be handled.
 pub fn run(program: impl FnOnce(Signals) -> ExitCode) -> ExitCode {
@@ -58,7 +132,7 @@ pub fn run(program: impl FnOnce(Signals) -> ExitCode) -> ExitCode {
     }
 }
 
-/// Handles SIGTERM, SIGINT and SIGHUP for the whole process.
+/// Handles the signals of this module for the whole process.
 ///
 /// # Errors
 /// See [`SignalsError`].
@@ -74,6 +148,7 @@ fn install() -> Result<Signals, SignalsError> {
     for (index, (signal, _name)) in STOPPING.iter().enumerate() {
         signal_hook::flag::register_usize(*signal, Arc::clone(&last), index + 1)?;
     }
+    signals.quiet.install()?;
     Ok(signals)
 }
 
@@ -150,6 +225,18 @@ mod tests {
         assert_eq!(Signals::manual().name_for_first(&AtomicUsize::new(0)), "signal");
         assert!(started.elapsed() >= NAME_WAIT);
         assert!(started.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn last_of_several_quiet_signals_counts_and_rings_once() {
+        let quiet = Signals::manual().quiet;
+        assert!(!quiet.is_asked() && quiet.name().is_none());
+        for (asked, name) in [(true, "SIGUSR1"), (false, "SIGUSR2"), (true, "SIGUSR1")] {
+            quiet.clone().deliver(asked);
+            assert_eq!((quiet.is_asked(), quiet.name()), (asked, Some(name)));
+        }
+        assert!(quiet.signalled().try_recv().is_ok());
+        assert!(quiet.signalled().try_recv().is_err());
     }
 
     #[test]

@@ -63,6 +63,11 @@ impl Counts {
         self.ready + self.vetting + self.running + self.publishing + self.resting == 0
     }
 
+    /// True when no task is in flight: each result is in Kafka, and no handler is in use.
+    pub(super) fn nothing_in_flight(&self) -> bool {
+        self.only_acknowledgements() && self.detached == 0
+    }
+
     /// Handler threads in use.
     pub(super) fn busy(&self) -> usize {
         self.vetting + self.running + self.detached

@@ -1,7 +1,6 @@
 //! Applies an answer: settles acknowledgements, notes refused partitions, enters records and hands them out.
 
 use super::{FIRST_WAIT, Intake, Job, MAX_WAIT};
-use crate::worker::drain::Phase;
 use crate::worker::in_flight::{ChannelId, Delivered, RecordKey, TaskIds, Verdict};
 use crate::worker::leaders;
 use kafka_share::error::{ErrorCode, KafkaError};
@@ -143,7 +142,7 @@ impl Intake {
         let led = self.links.leaders.of_node(self.node);
         // Rule 10: a record may start only if the current connection brought it in an answer to a recent request.
         let young = now.saturating_duration_since(sent_at) < self.links.in_flight.lock_length() / 3;
-        let starts = is_current && young && self.links.control.phase() == Phase::Running;
+        let starts = is_current && young && self.links.control.takes();
         let mut jobs = Vec::with_capacity(records.len());
         for record in records {
             let key = RecordKey { partition: record.partition, offset: record.offset };

@@ -123,7 +123,7 @@ impl Intake {
         let third = self.third().min(LONGEST_PATIENCE);
         let patience = match asked {
             Asked::Open => 2 * third,
-            _ if self.takes() && self.links.in_flight.asks_on(id) => third.min(ACCEPT_PATIENCE),
+            _ if self.is_running() && self.links.in_flight.asks_on(id) => third.min(ACCEPT_PATIENCE),
             _ => third,
         };
         let room = 1 + self.superseded.len() < MOST_CONNECTIONS;
@@ -153,7 +153,7 @@ impl Intake {
         self.links.leaders.look_up();
     }
 
-    fn third(&self) -> Duration {
+    pub(super) fn third(&self) -> Duration {
         self.links.in_flight.lock_length() / 3
     }
 
@@ -168,7 +168,7 @@ impl Intake {
             return false;
         }
         let in_flight = &self.links.in_flight;
-        let seeks = led.keys().any(|partition| in_flight.sought(*partition, self.takes()) > 0);
+        let seeks = led.keys().any(|partition| in_flight.sought(*partition, self.is_running()) > 0);
         if !in_flight.holds_at(self.node) && !seeks {
             return true;
         }

@@ -161,6 +161,8 @@ pub(super) struct Intake {
     /// No acknowledgement before this, since the broker could not store the last one.
     acknowledge_at: Instant,
     outage: Outage,
+    /// When the last request was sent.
+    sent_at: Instant,
     /// Set while the broker owes an answer for longer than a fetch is parked: when the leaders were last requested.
     silent_since: Option<Instant>,
     /// Since when a stop waits only for acknowledgements.
@@ -189,6 +191,7 @@ impl Intake {
             again: Backoff::new(AGAIN_PAUSES.0, AGAIN_PAUSES.1),
             acknowledge_at: now,
             outage: Outage::new(format!("broker {node}, a leader of the tasks,"), &links.control.refusals),
+            sent_at: now,
             silent_since: None,
             settling_since: None,
             links,
@@ -245,10 +248,10 @@ impl Intake {
             }
         }
         let due = if now < self.acknowledge_at || settled_wait { Acknowledgements::new() } else { self.take_due(id) };
-        // A stop takes no new tasks, but searches for the running ones (rule 23).
-        let takes = self.takes();
-        let mut plan = self.arrivals.plan(|partition| self.links.in_flight.sought(partition, takes), now);
-        if !takes {
+        // A stop and a quiet worker take no new tasks, but search for the running ones (rules 23 and 24).
+        let running = self.is_running();
+        let mut plan = self.arrivals.plan(|partition| self.links.in_flight.sought(partition, running), now);
+        if !self.links.control.takes() {
             plan.fetch.clear();
         }
         for partition in &plan.given_up {
@@ -275,6 +278,10 @@ impl Intake {
                 if !left_out.is_empty() {
                     return self.send(|session| session.send_add(&left_out));
                 }
+                // Shows that the broker answers, and keeps an idle connection and session (rule 24).
+                if muted.is_none() && now.saturating_duration_since(self.sent_at) >= self.third() {
+                    return self.send(|session| session.send_add(&BTreeSet::new()));
+                }
                 let acknowledge_at = Some(self.acknowledge_at).filter(|at| *at > now);
                 let renewal = self.links.in_flight.next_timer(self.node).map(|at| at.max(self.acknowledge_at));
                 let timers = [next, acknowledge_at, renewal];
@@ -284,8 +291,8 @@ impl Intake {
         }
     }
 
-    /// Whether new tasks are taken.
-    fn takes(&self) -> bool {
+    /// Whether no stop has begun.
+    fn is_running(&self) -> bool {
         self.links.control.phase() == Phase::Running
     }
 
@@ -347,6 +354,7 @@ impl Intake {
     /// Sends one request on the current connection.
     fn send(&mut self, send: impl FnOnce(&mut ShareSession) -> Result<(), KafkaError>) -> Result<(), KafkaError> {
         let Some(channel) = &mut self.current else { return Ok(()) };
+        self.sent_at = Instant::now();
         match send(&mut channel.session) {
             Ok(()) => Ok(()),
             Err(error) => self.lost(&error),

@@ -8,7 +8,7 @@
 
 use super::window::Window;
 use super::{FIRST_WAIT, Job};
-use crate::worker::drain::{Control, Phase};
+use crate::worker::drain::Control;
 use crate::worker::in_flight::InFlight;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::Mutex;
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 pub(super) const MAX_WAIT: Duration = Duration::from_millis(100);
 /// An unstarted task waits at most this long for a busy handler; then it is released.
 const LONGEST_READY: Duration = Duration::from_millis(100);
-/// Ready tasks are finished at the beginning of a stop if that takes less than this, and released otherwise.
+/// Ready tasks are finished at the beginning of a stop or a quiet if that takes less than this, and released otherwise.
 const QUICK_FINISH: Duration = Duration::from_millis(100);
 /// When an answer is this much later than its fetch was parked, its places go to other intakes.
 const LATE: Duration = Duration::from_millis(100);
@@ -225,11 +225,11 @@ impl ReadyQueue {
         }
     }
 
-    /// Hands records to the handlers. During a stop they are released.
+    /// Hands records to the handlers. While no tasks are taken they are released.
     pub(super) fn hand_out(&self, jobs: Vec<Job>) {
-        let stopping = self.control.phase() != Phase::Running;
+        let takes = self.control.takes();
         for job in jobs {
-            let keep = !stopping || self.is_last(job.record.delivery_count);
+            let keep = takes || self.is_last(job.record.delivery_count);
             let refused = if keep { self.queue_in.try_send(job).err() } else { Some(TrySendError::Full(job)) };
             if let Some(TrySendError::Full(job) | TrySendError::Disconnected(job)) = refused {
                 self.in_flight.take_back(job.key, job.record.delivery_count);
@@ -267,7 +267,7 @@ impl ReadyQueue {
         }
     }
 
-    /// Whether the ready tasks are expected to finish quickly, so that a stop does not release them.
+    /// Whether the ready tasks are expected to finish quickly, so that a stop or a quiet does not release them.
     pub(in crate::worker) fn finishes_quickly(&self) -> bool {
         let ready = self.in_flight.counts().ready;
         self.places.lock().window.finishes_within(ready, QUICK_FINISH)
