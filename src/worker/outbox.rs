@@ -22,7 +22,7 @@ use serde_json::Map;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Capacity of the producer's queue. Full: handlers wait with their outcome, so the worker fetches no more.
 const QUEUE: usize = 2048;

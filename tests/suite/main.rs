@@ -45,6 +45,7 @@ mod p11_cluster;
 mod prefer;
 mod producer;
 mod queue;
+mod quiet;
 mod quotas;
 mod rig;
 mod rights;

@@ -138,16 +138,17 @@ fn a_signal_at_any_moment_of_the_start_stops_the_worker_with_code_0() {
     let rig = Rig::quiet("p3-joining");
     for moment in [0, 5, 20, 60, 150] {
         let mut worker = rig.worker(&format!("joining-{moment}")).env("LOG_LEVEL", "debug").start();
-        eventually(START, "the signal handler is installed", || catches_sigterm(worker.id()));
+        eventually(START, "the signal handler is installed", || catches(worker.id(), Signal::SIGTERM));
         std::thread::sleep(Duration::from_millis(moment));
         let exit = worker.ends_at(Signal::SIGTERM, 0);
         assert!(exit.elapsed < Duration::from_secs(5), "{exit:?}");
     }
 }
 
-/// Reads `SigCgt`, the mask of the signals with a handler: proc_pid_status(5). SIGTERM is bit 14.
-pub fn catches_sigterm(process: u32) -> bool {
+/// Reads `SigCgt`, the mask of the signals with a handler: proc_pid_status(5). Bit 0 is signal 1.
+pub fn catches(process: u32, signal: Signal) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & (1 << 14) != 0)
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & (1 << (signal as i32 - 1)) != 0)
 }

@@ -90,6 +90,9 @@ fn a_worker_sends_ready_when_it_takes_tasks_and_watchdog_messages_afterwards() {
     worker.wait_for_line("📡 Worker supervised sent worker_started notification", START);
     eventually(SOON, "three watchdog messages", || manager.count("WATCHDOG=1", ready) >= 3);
     assert!(manager.first("STATUS=takes tasks").is_some());
+    let quiet = worker.signal(Signal::SIGUSR1);
+    manager.wait_for("STATUS=quiet: takes no new tasks", SOON);
+    eventually(SOON, "the quiet worker sends watchdog messages", || manager.count("WATCHDOG=1", quiet) >= 3);
     worker.ends_at(Signal::SIGTERM, 0);
     let (stopping, _) = manager.wait_for("STOPPING=1", SOON);
     assert!(stopping > ready);
@@ -204,6 +207,13 @@ fn the_health_check_of_a_worker_reads_its_health_file() {
     assert_eq!(health(&launch).0, Some(1), "healthy before the start");
     let mut worker = launch.start();
     eventually(START, "the worker is live", || health(&launch).1.starts_with("live: running, refreshed "));
+    worker.signal(Signal::SIGUSR1);
+    eventually(SOON, "a quiet worker is live", || health(&launch).1.starts_with("live: quiet, refreshed "));
+    assert_eq!(health(&launch).0, Some(0));
+    let mut ready = launch.clone().arg("--healthcheck=ready").start();
+    assert_eq!(ready.wait(SOON).code, Some(1), "a quiet worker is not ready");
+    worker.signal(Signal::SIGUSR2);
+    eventually(SOON, "the worker takes tasks", || health(&launch).1.starts_with("live: running, refreshed "));
     // A frozen worker does not refresh its file: ten seconds later it counts as not live.
     worker.signal(Signal::SIGSTOP);
     eventually(Duration::from_secs(20), "the worker is not live", || health(&launch).0 == Some(1));

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::{
-    p03_idle_stop::catches_sigterm,
+    p03_idle_stop::catches,
     support::{Gateway, Rig, SOON, START, audit, eventually, reserved_port, signal_process},
 };
 
@@ -142,7 +142,7 @@ fn worker_with_a_full_stdout_stops_in_time_at_a_signal_before_its_start() {
             .stdout(writer)
             .spawn()
             .expect("the worker starts");
-        eventually(START, "the signal handler is installed", || catches_sigterm(worker.id()));
+        eventually(START, "the signal handler is installed", || catches(worker.id(), Signal::SIGTERM));
         let since = Instant::now();
         signals.iter().for_each(|signal| signal_process(worker.id(), *signal));
         let ended = loop {
