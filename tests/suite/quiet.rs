@@ -64,6 +64,9 @@ fn a_quiet_worker_finishes_its_task_takes_no_other_and_goes_on_after_sigusr2() {
     for task in &tasks {
         assert_eq!(gateway.wait_for_result(task, SOON)["processed_by"], "quiet");
     }
+    let audit = rig.audit();
+    assert!(audit.tasks.values().all(|records| *records == 1), "a quiet worker fetched and released tasks");
+    assert_eq!(audit.starts, [] as [Value; 0], "a quiet worker fetched and released a task");
     eventually(SOON, "the gateway counts the worker as active", || {
         let fleet = gateway.fleet();
         fleet["quiet_workers"] == 0 && fleet["active_workers"] == 1 && fleet["total_workers"] == 1
