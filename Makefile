@@ -1,7 +1,7 @@
 # The commands of this project; `make` lists them. MODE=docker or MODE=native decides how the fleet runs.
 export KAFKA WORKER WORKERS ALL FOLLOW FOR RATE PLAN SEED TARGET
 .DEFAULT_GOAL := help
-.PHONY: help build up test-shutdown drill restart-worker kill-worker scale-down scale-up status health logs down \
+.PHONY: help build up test-shutdown drill restart-worker kill-worker quiet resume scale-down scale-up status health logs down \
   test check fmt clippy doc no-async-runtime shell deny audit fuzz-check fuzz bench
 
 # $(call mode,COMMAND): sets the shell variables `mode` and `why`. A running fleet keeps its mode; otherwise MODE
@@ -64,6 +64,12 @@ restart-worker: ## restart all workers one after another; WORKER=id: only this w
 
 kill-worker: ## kill -9 for a worker (WORKER=id: this worker, ALL=1: all); it stays dead until scale-up
 	$(call fleet,kill-worker)
+
+quiet: ## let all workers, or WORKER=id, take no new tasks and finish those in flight (SIGUSR1)
+	$(call fleet,quiet-worker)
+
+resume: ## let quiet workers take tasks again (SIGUSR2); WORKER=id: only this worker
+	$(call fleet,resume-worker)
 
 scale-down: ## scale to one worker, or to WORKERS=n
 	$(call fleet,scale-down)

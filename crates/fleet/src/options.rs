@@ -42,6 +42,10 @@ pub enum FleetCommand {
     FreezeWorker,
     /// sends SIGCONT to the first frozen worker, or to WORKER
     ThawWorker,
+    /// sends SIGUSR1 to all workers, or to WORKER: it takes no new tasks, finishes those in flight, and stays in its group
+    QuietWorker,
+    /// sends SIGUSR2 to all workers, or to WORKER: it takes tasks again
+    ResumeWorker,
     /// sends SIGTERM to the gateway, which stays stopped; SIGNALS=2: a second SIGTERM after 0.3 s
     StopGateway,
     /// sends SIGKILL to the gateway, which stays dead
@@ -85,6 +89,8 @@ pub(crate) enum Verb {
     Restart,
     Freeze,
     Thaw,
+    Quiet,
+    Resume,
 }
 
 /// The program that a command acts on.
@@ -238,6 +244,7 @@ mod tests {
     #[test]
     fn commands_for_single_programs_are_a_verb_and_a_target() {
         assert_eq!(FleetCommand::KillWorker.parts(), Some((Verb::Kill, Target::Worker)));
+        assert_eq!(FleetCommand::QuietWorker.parts(), Some((Verb::Quiet, Target::Worker)));
         assert_eq!(FleetCommand::ThawKafka.parts(), Some((Verb::Thaw, Target::Kafka)));
         let others = FleetCommand::value_variants().iter().filter(|command| command.parts().is_none());
         assert_eq!(others.count(), 10, "up, down, scaling, output, and keep");

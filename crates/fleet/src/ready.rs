@@ -40,9 +40,10 @@ struct View {
 }
 
 impl Heard {
-    /// Whether the process that was started at `since`, and not a former process, takes tasks.
+    /// Whether the process that was started at `since`, and not a former process, takes tasks, or was asked not to.
     fn is_ready(&self, since: f64) -> bool {
-        self.status == "worker_started" && self.is_responsive && self.started_at >= since - CLOCK
+        let is_up = ["worker_started", "worker_quiet"].contains(&self.status.as_str());
+        is_up && self.is_responsive && self.started_at >= since - CLOCK
     }
 }
 
@@ -172,6 +173,10 @@ mod tests {
         assert!(heard.is_ready(100.49) && heard.is_ready(100.505), "clocks are read twice");
         assert!(!heard.is_ready(100.55), "a former process");
         assert!(!Heard { is_responsive: false, ..heard.clone() }.is_ready(100.0));
+        assert!(
+            Heard { status: "worker_quiet".to_owned(), ..heard.clone() }.is_ready(100.0),
+            "up does not wait for it"
+        );
         assert!(!Heard { status: "shutdown_started".to_owned(), ..heard }.is_ready(100.0));
     }
 

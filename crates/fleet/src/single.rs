@@ -18,7 +18,7 @@ impl Verb {
         match self {
             Self::Stop | Self::Kill | Self::Restart => condition != Condition::Stopped,
             Self::Start => condition == Condition::Stopped,
-            Self::Freeze => condition == Condition::Running,
+            Self::Freeze | Self::Quiet | Self::Resume => condition == Condition::Running,
             Self::Thaw => condition == Condition::Frozen,
         }
     }
@@ -35,7 +35,8 @@ impl Verb {
 }
 
 impl Fleet {
-    /// Acts on a program. Without `WORKER`, restarts all workers one after another, or with `ALL` kills all.
+    /// Acts on a program. Without `WORKER`, quiets, resumes or restarts all workers one after another, or with `ALL` kills
+    /// all.
     pub(crate) fn act(&mut self, verb: Verb, target: Target) -> Result<(), Failure> {
         let mut begin = Instant::now();
         let named = self.config.worker.clone().filter(|_| target == Target::Worker);
@@ -46,7 +47,12 @@ impl Fleet {
             Target::Kafka => vec![self.kafka_for(verb)?.to_owned()],
             Target::Worker => self.candidates(verb, named.as_deref())?,
         };
-        let many = target == Target::Worker && (verb == Verb::Restart || verb == Verb::Kill && self.config.all);
+        let all = match verb {
+            Verb::Restart | Verb::Quiet | Verb::Resume => true,
+            Verb::Kill => self.config.all,
+            _ => false,
+        };
+        let many = target == Target::Worker && all;
         let chosen = if many { names.len() } else { 1 };
         for name in names.iter().take(chosen) {
             // A thaw takes no lock, because a command that holds the lock may wait for this thaw.
@@ -57,7 +63,7 @@ impl Fleet {
             if verb.fits(condition) {
                 self.act_on(verb, name, begin)?;
             } else if many {
-                say(format!("{name} no longer runs"));
+                say(format!("{name} is {condition}"));
             } else if target == Target::Worker {
                 return refused(format!("another command has changed {name} meanwhile"));
             } else {
@@ -122,6 +128,16 @@ impl Fleet {
                 self.want(name, Wanted::Frozen)?;
                 self.signal(name, Signal::SIGSTOP)?;
                 say(format!("froze {name}; thaw it with: {}", how_to(Verb::Thaw, name)));
+                Ok(())
+            }
+            Verb::Quiet => {
+                self.signal(name, Signal::SIGUSR1)?;
+                say(format!("quieted {name} (SIGUSR1): it takes no new tasks until make resume; see make status"));
+                Ok(())
+            }
+            Verb::Resume => {
+                self.signal(name, Signal::SIGUSR2)?;
+                say(format!("resumed {name} (SIGUSR2)"));
                 Ok(())
             }
             Verb::Thaw => {
