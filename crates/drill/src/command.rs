@@ -230,7 +230,11 @@ impl Shared {
         }
         // Where all workers run, a scale has started or replaced a stopped worker.
         for (process, undo, why) in left.iter().filter(|(_, undo, _)| !(all_run && *undo == "start-worker")) {
-            let state = if undo.starts_with("thaw-") { "frozen" } else { "stopped" };
+            let state = match undo.split_once('-') {
+                Some(("thaw", _)) => "frozen",
+                Some(("resume", _)) => "quiet",
+                _ => "stopped",
+            };
             log::error!("{} may still be {state}: {}", escape(&process.name), escape(why));
         }
     }

@@ -71,6 +71,7 @@ enum After {
 enum Due {
     Start,
     Thaw,
+    Resume,
     SecondSignal,
 }
 
@@ -131,6 +132,7 @@ impl Native {
         match signal {
             Signal::SIGSTOP => process.frozen = true,
             Signal::SIGCONT => process.frozen = false,
+            Signal::SIGUSR1 | Signal::SIGUSR2 => {}
             _ => slot.stopping = true,
         }
         if signal == Signal::SIGTERM && !slot.is_worker {
@@ -175,6 +177,7 @@ impl Native {
                     self.carried(number, true, format!("{name} goes on"));
                 }
             }
+            Due::Resume => self.signal(name, Signal::SIGUSR2, None),
             Due::SecondSignal => self.signal(name, Signal::SIGTERM, self.slots.get(name).and_then(|slot| slot.action)),
             Due::Start => {
                 if let Err(problem) = self.fill(name) {
@@ -245,6 +248,8 @@ impl Fleet for Native {
             return;
         }
         match what {
+            // A quiet worker says it again when it goes on.
+            Happened::Ready if slot.ready => {}
             Happened::Ready => {
                 slot.ready = true;
                 self.teller.tell(Fact::Ready { process: name });
@@ -287,7 +292,7 @@ impl Fleet for Native {
             work.hurry();
         }
         for (at, due) in self.slots.values_mut().flat_map(|slot| &mut slot.due) {
-            if *due == Due::Start {
+            if matches!(due, Due::Start | Due::Resume) {
                 *at = now;
             }
         }

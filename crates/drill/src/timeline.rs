@@ -173,6 +173,7 @@ fn life(life: &Life<'_>, end: f64) -> Vec<Item> {
     let mut items = phases.map(|(from, until, class)| span(from, until, class, class)).to_vec();
     items.retain(|item| item.from < item.until);
     items.extend(life.frozen.iter().map(|(from, thawed)| span(*from, thawed.min(until), "frozen", "frozen")));
+    items.extend(life.quiet.iter().map(|(from, resumed)| span(*from, resumed.min(until), "frozen", "quiet")));
     if life.from >= 0.0 {
         items.push(instant(from, "start", "started", &[]));
     }

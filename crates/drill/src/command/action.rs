@@ -219,6 +219,8 @@ impl Action {
             self.tell(until, Fact::Ready { process: process.id.clone() });
         } else if after.starts_with("thaw-") {
             self.tell_signal(&process.id, "SIGCONT", from, until);
+        } else if after.starts_with("resume-") {
+            self.tell_signal(&process.id, "SIGUSR2", from, until);
         }
         outcome
     }

@@ -27,13 +27,14 @@ pub(super) struct Deed {
 }
 
 /// The commands of all actions. For an action with two entries, the first whose command the fleet has counts.
-static DEEDS: [Deed; 16] = [
+static DEEDS: [Deed; 17] = [
     deed(What::StopWorker, "stop-worker", "SIGTERM", Some("start-worker")),
     deed(What::RestartWorker, "restart-worker", "SIGTERM", None),
     deed(What::RestartWorker, "stop-worker", "SIGTERM", Some("start-worker")),
     deed(What::SecondSignal, "second-signal", "SIGTERM", Some("start-worker")),
     deed(What::KillWorker, "kill-worker", "SIGKILL", Some("start-worker")),
     deed(What::FreezeWorker, "freeze-worker", "SIGSTOP", Some("thaw-worker")),
+    deed(What::QuietWorker, "quiet-worker", "SIGUSR1", Some("resume-worker")),
     deed(What::StartWorker, "start-worker", "", None),
     deed(What::Scale, "scale", "", None),
     deed(What::StopGateway, "stop-gateway", "SIGTERM", Some("start-gateway")),

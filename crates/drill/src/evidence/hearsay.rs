@@ -151,6 +151,7 @@ impl Heard<'_> {
             let frozen: Vec<(f64, f64)> = other.frozen.iter().filter(|(from, _)| within(*from)).copied().collect();
             life.slack = life.slack.max(if frozen.is_empty() { 0.0 } else { other.slack });
             life.frozen.extend(frozen);
+            life.quiet.extend(other.quiet.iter().filter(|(from, _)| within(*from)));
             // A command may begin before the first status record of the process that it ends.
             let end = |at: f64| other.exit.as_ref().map_or(at, |exit| exit.at);
             let ended = |at: f64| ended_by(end(at));

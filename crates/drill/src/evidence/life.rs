@@ -28,6 +28,8 @@ pub(crate) struct Life<'a> {
     pub(crate) kill: Option<(usize, f64)>,
     /// Intervals in which it was frozen; for commands, the longest possible intervals.
     pub(crate) frozen: Vec<(f64, f64)>,
+    /// Intervals in which it was quiet: from SIGUSR1 to SIGUSR2.
+    pub(crate) quiet: Vec<(f64, f64)>,
     /// The longest time that a freeze or thaw command took: the process was frozen for at least that much less. 0
     /// without commands.
     pub(crate) slack: f64,
@@ -49,6 +51,11 @@ impl Life<'_> {
 
     pub(crate) fn is_frozen(&self, from: f64, until: f64) -> bool {
         overlaps(&self.frozen, from, until)
+    }
+
+    /// Whether it was frozen or quiet at any time between these.
+    pub(crate) fn is_held(&self, from: f64, until: f64) -> bool {
+        self.is_frozen(from, until) || overlaps(&self.quiet, from, until)
     }
 
     /// The second signal, if it ended the process; a signal after the exit has no effect.
@@ -143,6 +150,12 @@ impl<'a> Evidence<'a> {
                 "SIGTERM" | "SIGKILL" if life.exit.is_some() => {}
                 "SIGTERM" => life.terms.push((number, at)),
                 "SIGKILL" => life.kill = Some((number, at)),
+                "SIGUSR1" => life.quiet.push((at, f64::INFINITY)),
+                "SIGUSR2" => {
+                    if let Some((_, resumed @ f64::INFINITY)) = life.quiet.last_mut() {
+                        *resumed = until.unwrap_or(at);
+                    }
+                }
                 "SIGSTOP" | "cut" => {
                     life.frozen.push((at, f64::INFINITY));
                     life.slack = life.slack.max(until.map_or(0.0, |until| until - at));

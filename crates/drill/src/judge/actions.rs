@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::super::evidence::outages::{Means, Outage, is_cluster};
 use super::super::evidence::{Action, Evidence, Life, MOMENT, On};
 use super::super::judgement::{Fault, Row};
-use super::Tally;
+use super::{Tally, quiet};
 
 /// The name of the row. A finding in it breaks no promise: it makes the verdict undecided.
 pub(super) const NAME: &str = "planned actions took effect";
@@ -62,7 +62,8 @@ fn effect(evidence: &Evidence<'_>, action: &Action<'_>) -> Result<(), String> {
         let found = lives.into_iter().flatten().rev().filter(there).take(if owned { 1 } else { usize::MAX });
         let found: Vec<&Life<'_>> = found.collect();
         let seen = match (*process, *signal) {
-            (_, "SIGCONT" | "mended") => true,
+            (_, "SIGCONT" | "SIGUSR2" | "mended") => true,
+            (_, "SIGUSR1") => found.iter().any(|life| became_quiet(evidence, life, *at)),
             (broker, _) if broker.starts_with("broker") => broker_fell_silent(evidence, broker, *at),
             (_, "SIGSTOP") => found.iter().any(|life| fell_silent(evidence, life, *at)),
             (_, "SIGKILL") => found.iter().any(|life| life.exit.as_ref().is_some_and(|exit| exit.signal == Some(9))),
@@ -99,6 +100,15 @@ fn fell_silent(evidence: &Evidence<'_>, life: &Life<'_>, at: f64) -> bool {
     let runs = evidence.runs_during(life.process, from, until).map(|held| held.run.began);
     let began = runs.filter(|began| *began > from + MOMENT);
     evidence.kafka_away(from - HEARTBEAT, until) || !said.chain(began).any(|at| at < until - MOMENT)
+}
+
+/// Whether a worker said that it is quiet, or was stopped or without Kafka before it could.
+fn became_quiet(evidence: &Evidence<'_>, life: &Life<'_>, at: f64) -> bool {
+    let Some((from, until)) = life.quiet.iter().find(|(from, _)| (*from - at).abs() < 0.01) else { return false };
+    let until = until.min(evidence.end);
+    quiet::said_quiet(evidence, life, *from, until + ON_ITS_WAY).is_some()
+        || life.works_until() < from + HEARTBEAT
+        || evidence.kafka_away(from - HEARTBEAT, until)
 }
 
 /// Whether a frozen or stopped broker took no record. A freeze that is too short to be seen counts as no effect. In a

@@ -168,7 +168,7 @@ fn workers(evidence: &Evidence<'_>) -> Row {
     let mut tally = Tally::new("P11", WORKS, format!("in the last {END:.0} s"));
     let (from, until) = (evidence.load_ended - END, evidence.load_ended);
     let undisturbed = |life: &&Life<'_>| {
-        life.ready.is_some_and(|ready| ready <= from) && life.works_until() > until && !life.is_frozen(from, until)
+        life.ready.is_some_and(|ready| ready <= from) && life.works_until() > until && !life.is_held(from, until)
     };
     let lives: Vec<&Life<'_>> = evidence.workers.values().flatten().filter(undisturbed).collect();
     let begun = |life: &Life<'_>| {

@@ -206,7 +206,7 @@ fn free_times(evidence: &Evidence<'_>, life: &Life<'_>, (from, until): (f64, f64
     for held in evidence.runs_during(life.process, from, until).filter(|held| held.run.began >= life.from) {
         changes.extend([(held.run.began, 1), (over_at(held), -1)]);
     }
-    let hung = life.frozen.iter().filter(|(begin, _)| *begin <= until);
+    let hung = life.frozen.iter().chain(&life.quiet).filter(|(begin, _)| *begin <= until);
     changes.extend(hung.flat_map(|(begin, thaw)| [(begin - AFTER_KILL, places), (thaw + THAW, -places)]));
     changes.push((until, places));
     // At equal times the start comes first: no handler was free between them.

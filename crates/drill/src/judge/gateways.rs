@@ -172,7 +172,7 @@ fn sure<'a>(evidence: &Evidence<'a>, at: f64) -> Vec<&'a str> {
     let lives = evidence.workers.values().flatten().filter(|life| {
         life.ready.is_some_and(|ready| ready <= at - SAME_FOR)
             && life.works_until() > at + MOMENT
-            && !life.is_frozen(at - SAME_FOR, at)
+            && !life.is_held(at - SAME_FOR, at + MOMENT)
     });
     lives.map(|life| life.process).collect()
 }

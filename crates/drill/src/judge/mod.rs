@@ -10,6 +10,7 @@
 //! | `service` | whether and how soon callers are served |
 //! | `duplicates` | tasks that ran more than once, and their causes: P2 |
 //! | `stops`, `receipts` | stops of workers: P3 to P7, exit codes, notifications, receipts |
+//! | `quiet` | quiet workers, which start no task |
 //! | `crashes` | the tasks of killed and frozen workers: P8, P8b |
 //! | `cluster` | service while one of several nodes is unavailable, and work of every worker: P11 |
 //! | `gateways` | stops and restarts of gateways, and the fleet that they show: P9, P10 |
@@ -24,6 +25,7 @@ mod duplicates;
 mod gateways;
 #[cfg(test)]
 mod mutations;
+mod quiet;
 mod receipts;
 #[cfg(test)]
 pub(super) mod recorded;
@@ -61,6 +63,7 @@ pub(super) fn judge(lines: &[Line], ledger: String) -> Verdict {
     // Where others act on the fleet, the exits of its processes are not seen: only its tasks are judged.
     if evidence.begin.owns_processes || !evidence.actions.is_empty() {
         rows.extend(stops::rows(audited));
+        rows.extend(quiet::row(audited));
         rows.extend(crashes::rows(audited));
         rows.extend(cluster::rows(audited));
         rows.extend(gateways::rows(&evidence, &causes));

@@ -114,15 +114,17 @@ fn merged(mut causes: Vec<Cause>) -> Vec<Cause> {
     all
 }
 
-/// The intervals in which no worker could take tasks: each was starting, stopping or frozen.
+/// The intervals in which no worker could take tasks: each was starting, stopping, frozen or quiet.
 fn without_workers(evidence: &Evidence<'_>) -> Vec<Cause> {
     let mut works: Vec<(f64, f64)> = Vec::new();
     for life in evidence.workers.values().flatten() {
         let Some(ready) = life.ready else { continue };
         let (mut from, until) = (ready, life.works_until());
-        for (begin, thaw) in &life.frozen {
+        let mut held: Vec<(f64, f64)> = life.frozen.iter().chain(&life.quiet).copied().collect();
+        held.sort_by(|one, other| one.0.total_cmp(&other.0));
+        for (begin, end) in held {
             works.push((from, begin.min(until)));
-            from = *thaw;
+            from = from.max(end);
         }
         works.push((from, until));
     }
@@ -308,7 +310,11 @@ fn bound(evidence: &Evidence<'_>, accepted: f64, run: &Run<'_>) -> f64 {
     let within = |at: f64| at >= accepted - MOMENT && at <= began;
     if may_stay_locked(evidence, accepted, run) {
         BEGUN_AFTER_HANG
-    } else if lives().any(|life| within(life.works_until()) || life.exit.as_ref().is_some_and(|exit| within(exit.at))) {
+    } else if lives().any(|life| {
+        within(life.works_until())
+            || life.quiet.iter().any(|(from, _)| within(*from))
+            || life.exit.as_ref().is_some_and(|exit| within(exit.at))
+    }) {
         BEGUN_AFTER_STOP.max(beside_unavailable(evidence, accepted, began))
     } else {
         BEGUN.max(beside_unavailable(evidence, accepted, began))

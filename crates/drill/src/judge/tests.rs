@@ -9,10 +9,12 @@ use lastcall::task::Receipt;
 use super::super::fact::{Answer, Fact, Kind};
 use super::super::judgement::{Conclusion, State};
 use super::super::texts::AFTERWARDS;
+use super::actions;
 use super::mutations::{
     AWAY, BUSY as BUSY_STOP, CODES, CUT, DEADLINE, GATEWAY, GIVEN_UP, HUNG as AFTER_FREEZE, IDLE, IN_TIME,
     KILLED as AFTER_KILL, KNOWS, LOST, RECEIPTS, RIGHT, SAID, SECOND, TWICE,
 };
+use super::quiet::NAME as QUIET;
 use super::recorded::{Recorded, alter};
 use super::sample::{KILLED, Sample, abandoned, drained, forced, id};
 use super::service::RECOVERIES;

@@ -7,6 +7,11 @@ impl Native {
     pub(super) fn choose(&self, planned: &Planned) -> Result<String, String> {
         let spared = |name: &String| self.hits.are_enough(self.starts.tasks(name));
         let mut all = self.sound(planned.what.has_worker());
+        if planned.what == What::QuietWorker {
+            let is_quiet =
+                |name: &String| self.slots.get(name).is_some_and(|slot| slot.due.iter().any(|it| it.1 == Due::Resume));
+            all.retain(|name| !is_quiet(name));
+        }
         if !matches!(planned.who, Who::Named(_)) {
             all.retain(|name| !spared(name));
         }
@@ -57,6 +62,15 @@ impl Native {
         let length = planned.length;
         let lasting = length.map(|length| format!("for {:.1} s", length.as_secs_f64())).unwrap_or_default();
         self.ordered(number, planned, Some(&name), lasting);
+        if planned.what == What::QuietWorker {
+            self.signal(&name, Signal::SIGUSR1, Some(number));
+            if let Some(slot) = self.slots.get_mut(&name) {
+                slot.due.push((Instant::now() + length.unwrap_or_default(), Due::Resume));
+            }
+            // Done at once: another action may stop the worker while it is quiet.
+            self.carried(number, true, format!("{name} is asked to be quiet"));
+            return Attempt::Begun;
+        }
         let (signal, after) = match planned.what {
             What::FreezeWorker => (Signal::SIGSTOP, After::Stay),
             What::KillWorker | What::KillGateway => (Signal::SIGKILL, length.map_or(After::Stay, After::Start)),

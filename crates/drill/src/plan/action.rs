@@ -28,6 +28,8 @@ pub enum What {
     KillWorker,
     /// SIGSTOP; SIGCONT after `for`.
     FreezeWorker,
+    /// SIGUSR1, so that it takes nothing new; SIGUSR2 after `for`.
+    QuietWorker,
     /// Starts a worker that does not run.
     StartWorker,
     /// Changes the number of workers to `to`.
@@ -110,12 +112,13 @@ impl What {
 }
 
 /// Each kind with its name in plans, its target, and whether it takes `for`; in the order of [`What`].
-const KINDS: [(What, &str, On, Length); 19] = [
+const KINDS: [(What, &str, On, Length); 20] = [
     (What::StopWorker, "stop-worker", On::Worker, Length::May),
     (What::RestartWorker, "restart-worker", On::Worker, Length::No),
     (What::SecondSignal, "second-signal", On::Worker, Length::No),
     (What::KillWorker, "kill-worker", On::Worker, Length::May),
     (What::FreezeWorker, "freeze-worker", On::Worker, Length::Must),
+    (What::QuietWorker, "quiet-worker", On::Worker, Length::Must),
     (What::StartWorker, "start-worker", On::Worker, Length::No),
     (What::Scale, "scale", On::Fleet, Length::No),
     (What::StopGateway, "stop-gateway", On::Gateway, Length::Must),

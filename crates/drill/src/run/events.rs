@@ -149,15 +149,15 @@ impl Run<'_> {
             self.views.remove(&gateway);
             return;
         };
-        let listed = |shutting_down: bool| {
+        let listed = |status: &str| {
             let workers = told.get("workers").and_then(Value::as_object).into_iter().flatten();
             let ids = workers.filter(|(_, worker)| {
                 worker.get("is_responsive") == Some(&Value::Bool(true))
-                    && (worker.get("status").and_then(Value::as_str) == Some("shutdown_started")) == shutting_down
+                    && worker.get("status").and_then(Value::as_str) == Some(status)
             });
             ids.map(|(id, _)| id.clone()).collect::<Vec<_>>()
         };
-        let (active, stopping) = (listed(false), listed(true));
+        let (active, stopping) = (listed("worker_started"), listed("shutdown_started"));
         let view = View { active: active.clone(), stopping: stopping.clone(), told };
         let known = self.views.insert(gateway.clone(), view);
         // Only a changed view goes to the ledger.

@@ -3,6 +3,53 @@
 use super::super::super::fact::Led;
 use super::*;
 
+// ---- quiet ----
+
+/// Worker 1 is quiet from 12.0 to 16.0, and says so 10 ms after the signal.
+fn quiet() -> Sample {
+    let mut sample = Sample::calm();
+    sample.drop_tasks_of("worker_1", 12.0, 16.2).order(1, "quiet-worker", "worker_1", 12.0);
+    sample.signal("worker_1", 12.0, "SIGUSR1").say("worker_1", 1, 12.01, "worker_quiet", None);
+    sample.signal("worker_1", 16.0, "SIGUSR2");
+    sample
+}
+
+#[test]
+fn quiet_worker_may_start_what_it_has_fetched_and_nothing_later() {
+    let started = |at: f64| {
+        let mut sample = quiet();
+        sample.task(600, "worker_1", at, 10);
+        sample.broken()
+    };
+    assert_eq!(quiet().broken(), NONE);
+    assert_eq!(quiet().row(QUIET).count, 1);
+    assert_eq!(started(12.5), NONE);
+    assert_eq!(started(13.2), [QUIET]);
+    assert_eq!(started(15.8), [QUIET]);
+    assert_eq!(started(16.1), NONE);
+}
+
+#[test]
+fn quiet_that_no_status_record_shows_is_an_action_without_effect() {
+    let mut sample = quiet();
+    sample.remove(|fact| matches!(fact, Fact::Notified { status, .. } if status == "worker_quiet"));
+    assert_eq!(sample.broken(), [actions::NAME]);
+}
+
+#[test]
+fn task_may_wait_while_the_only_idle_worker_is_quiet() {
+    let waits = |is_quiet: bool| {
+        let mut sample = if is_quiet { quiet() } else { Sample::calm() };
+        sample.drop_tasks_of("worker_1", 12.0, 16.2);
+        sample.task(601, "worker_2", 12.3, 3500).task(602, "worker_3", 12.3, 3500);
+        sample.submit(600, 13.0, 10).accept(600, 13.01).begin(600, "worker_1", 16.05, 1);
+        sample.result(600, "worker_1", 16.06, 0.01).answer(600, "worker_1", 16.07);
+        sample.broken()
+    };
+    assert_eq!(waits(true), NONE);
+    assert_eq!(waits(false), [IN_TIME]);
+}
+
 // ---- P8 ----
 
 #[test]
