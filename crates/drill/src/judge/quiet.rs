@@ -15,7 +15,8 @@ pub(super) fn row(evidence: &Evidence<'_>) -> Option<Row> {
     let mut tally = Tally::new("-", NAME, "0 started");
     for life in evidence.workers.values().flatten() {
         for (from, until) in &life.quiet {
-            judge(evidence, life, (*from, until.min(evidence.end)), &mut tally);
+            let until = until.min(life.works_until()).min(evidence.end);
+            judge(evidence, life, (*from, until), &mut tally);
         }
     }
     (tally.count > 0).then(|| tally.counted())

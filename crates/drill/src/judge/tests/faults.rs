@@ -30,6 +30,16 @@ fn quiet_worker_may_start_what_it_has_fetched_and_nothing_later() {
 }
 
 #[test]
+fn quiet_ends_with_the_stop_of_its_worker() {
+    let mut sample = quiet();
+    sample.remove(|fact| matches!(fact, Fact::Signalled { signal, .. } if signal == "SIGUSR2"));
+    sample.order(2, "stop-worker", "worker_1", 13.5).stop("worker_1", 13.5, 0.05).start("worker_1", 14.0);
+    sample.task(600, "worker_1", 15.0, 10);
+    assert_eq!(sample.broken(), NONE);
+    assert_eq!(sample.row(QUIET).count, 1);
+}
+
+#[test]
 fn quiet_that_no_status_record_shows_is_an_action_without_effect() {
     let mut sample = quiet();
     sample.remove(|fact| matches!(fact, Fact::Notified { status, .. } if status == "worker_quiet"));
