@@ -251,7 +251,8 @@ impl Intake {
         // A stop and a quiet worker take no new tasks, but search for the running ones (rules 23 and 24).
         let running = self.is_running();
         let mut plan = self.arrivals.plan(|partition| self.links.in_flight.sought(partition, running), now);
-        if !self.links.control.takes() {
+        let takes = self.links.control.takes();
+        if !takes {
             plan.fetch.clear();
         }
         for partition in &plan.given_up {
@@ -278,8 +279,8 @@ impl Intake {
                 if !left_out.is_empty() {
                     return self.send(|session| session.send_add(&left_out));
                 }
-                // Shows that the broker answers, and keeps an idle connection and session (rule 24).
-                if muted.is_none() && now.saturating_duration_since(self.sent_at) >= self.third() {
+                // A quiet worker learns that the broker answers, and keeps an idle connection and session (rule 24).
+                if !takes && muted.is_none() && now.saturating_duration_since(self.sent_at) >= self.third() {
                     return self.send(|session| session.send_add(&BTreeSet::new()));
                 }
                 let acknowledge_at = Some(self.acknowledge_at).filter(|at| *at > now);
