@@ -37,7 +37,8 @@ use crate::healthcheck;
 use program::exit::ExitCode;
 use program::signals::Signals;
 
-/// Runs a worker until a signal stops it. With `config.healthcheck` it checks the running worker instead.
+/// Runs a worker until a signal stops it. With `config.healthcheck` it checks the running worker instead. SIGUSR1 makes
+/// it quiet: it takes no new tasks until SIGUSR2.
 ///
 /// `handler` runs on `config.concurrency` threads at once. The receipt is the last line on stdout; later log lines are
 /// not written. Only handlers that were abandoned at the deadline still run when this returns. They end with the
