@@ -122,6 +122,8 @@ pub struct WorkerConfig {
     pub heartbeat_interval: Duration,
     /// `MAX_DELIVERIES`: starts of one task before it is dead-lettered, 2 to 7.
     pub max_deliveries: u16,
+    /// `METRICS_ADDR`: the address that serves the metrics; `None`: there is none.
+    pub metrics_addr: Option<SocketAddr>,
     /// `HEALTH_FILE`: refreshed every second while the worker is live.
     pub health_file: Option<PathBuf>,
     /// `--healthcheck`: do not run, but check the running worker.
@@ -139,6 +141,7 @@ impl Default for WorkerConfig {
             task_timeout: Duration::from_secs(600),
             heartbeat_interval: Duration::from_secs(1),
             max_deliveries: 5,
+            metrics_addr: None,
             health_file: None,
             healthcheck: None,
         }
@@ -152,6 +155,8 @@ pub struct GatewayConfig {
     pub common: Common,
     /// `HTTP_ADDR`: the address that it listens on.
     pub http_addr: SocketAddr,
+    /// `ADMIN_ADDR`: the address for operators; `None`: `HTTP_ADDR` serves them, too.
+    pub admin_addr: Option<SocketAddr>,
     /// `ANSWER_TIMEOUT`: how long a caller waits for its result.
     pub answer_timeout: Duration,
     /// `STOP_GRACE_PERIOD`: how long the orchestrator waits before it kills.
@@ -180,6 +185,7 @@ impl Default for GatewayConfig {
         Self {
             common: Common::default(),
             http_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            admin_addr: None,
             answer_timeout: Duration::from_secs(10),
             stop_grace_period: Duration::from_secs(30),
             missing_after: Duration::from_secs(60),

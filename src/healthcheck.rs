@@ -4,6 +4,7 @@
 //! options as the service, and starts no threads. Called by `gateway::run` and `worker::run`.
 
 use crate::config::{GatewayConfig, HealthCheck, WorkerConfig};
+use crate::gateway::is_for_operators;
 use crate::supervisor::RUNNING;
 use program::exit::ExitCode;
 use program::http::Client;
@@ -33,11 +34,16 @@ pub(crate) fn worker(config: &WorkerConfig, check: &HealthCheck) -> ExitCode {
 
 /// Checks whether the gateway at the configured address is live, or ready.
 pub(crate) fn gateway(config: &GatewayConfig, check: &HealthCheck) -> ExitCode {
-    let address = reachable(config.http_addr);
+    let mut address = reachable(config.http_addr);
     let (path, word) = match check {
         HealthCheck::Live => ("/livez", "live"),
         HealthCheck::Ready => ("/readyz", "ready"),
-        HealthCheck::Path(path) => return say(&body(address, path)),
+        HealthCheck::Path(path) => {
+            if let Some(admin) = config.admin_addr.filter(|_| is_for_operators(path)) {
+                address = reachable(admin);
+            }
+            return say(&body(address, path));
+        }
     };
     let state = match Client::new(address, Stop::new()).get(path, ANSWER_LIMIT).map(|response| response.status) {
         Ok(200) => Ok(format!("{word}: {address}")),

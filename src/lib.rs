@@ -45,6 +45,7 @@ pub mod gateway;
 pub mod handler;
 pub mod healthcheck;
 pub mod journal;
+mod metrics;
 mod outage;
 pub mod queue;
 pub mod supervisor;

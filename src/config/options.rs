@@ -115,6 +115,9 @@ pub(super) struct WorkerOptions {
     /// What the orchestrator allows from the signal to the kill; DRAIN_TIMEOUT + 5s must fit inside
     #[arg(long, env = "STOP_GRACE_PERIOD", value_name = "DURATION", default_value = "45s", help_heading = "Stopping")]
     pub stop_grace_period: String,
+    /// Address that serves GET /metrics [default: none]
+    #[arg(long, env = "METRICS_ADDR", value_name = "IP:PORT", help_heading = "Running")]
+    pub metrics_addr: Option<String>,
     /// A file that is refreshed every second while the worker is live, for --healthcheck [default: none]
     #[arg(long, env = "HEALTH_FILE", value_name = "PATH", help_heading = "Running")]
     pub health_file: Option<String>,
@@ -139,6 +142,9 @@ pub(super) struct GatewayOptions {
     /// Address to listen on
     #[arg(long, env = "HTTP_ADDR", value_name = "IP:PORT", default_value = "127.0.0.1:8080", help_heading = "HTTP")]
     pub http_addr: String,
+    /// Address for operators: with it the page, /workers/status, /metrics and /dead are served there only [default: none]
+    #[arg(long, env = "ADMIN_ADDR", value_name = "IP:PORT", help_heading = "HTTP")]
+    pub admin_addr: Option<String>,
     /// How long POST /analyze waits for the result
     #[arg(long, env = "ANSWER_TIMEOUT", value_name = "DURATION", default_value = "10s", help_heading = "HTTP")]
     pub answer_timeout: String,

@@ -78,6 +78,10 @@ impl WorkerConfig {
             );
             faults.add("STOP_GRACE_PERIOD", grace, &problem);
         }
+        if let Some(address) = &options.metrics_addr {
+            let read = |text: &str| values::listen_address(text).map(Some);
+            faults.set(&mut config.metrics_addr, "METRICS_ADDR", address, read);
+        }
         config.health_file = options.health_file.as_ref().map(PathBuf::from);
         if let Some(path) = config.health_file.as_deref().filter(|_| options.common.check.check_config)
             && let Err(fault) = supervisor::check_health_file(path)
@@ -95,6 +99,13 @@ impl GatewayConfig {
     fn read(options: &GatewayOptions, _: &Environment, effective: &mut Effective, faults: &mut Faults) -> Self {
         let mut config = Self { common: Common::read(&options.common, effective, faults), ..Self::default() };
         faults.set(&mut config.http_addr, "HTTP_ADDR", &options.http_addr, values::listen_address);
+        if let Some(address) = &options.admin_addr {
+            let read = |text: &str| values::listen_address(text).map(Some);
+            faults.set(&mut config.admin_addr, "ADMIN_ADDR", address, read);
+            if config.admin_addr == Some(config.http_addr) && config.http_addr.port() != 0 {
+                faults.add("ADMIN_ADDR", address, "is HTTP_ADDR; expected another port or address");
+            }
+        }
         faults.set(&mut config.answer_timeout, "ANSWER_TIMEOUT", &options.answer_timeout, positive);
         let ready = &options.ready_without_kafka;
         faults.set(&mut config.ready_without_kafka, "READY_WITHOUT_KAFKA", ready, positive);

@@ -85,6 +85,7 @@ fn worker_options_reach_their_fields() {
         ("TASK_TIMEOUT", "1m"),
         ("HEARTBEAT_INTERVAL", "500ms"),
         ("MAX_DELIVERIES", "7"),
+        ("METRICS_ADDR", "127.0.0.1:9091"),
         ("HEALTH_FILE", "/run/w"),
     ];
     let expected = WorkerConfig {
@@ -109,6 +110,7 @@ fn worker_options_reach_their_fields() {
         task_timeout: Duration::from_mins(1),
         heartbeat_interval: Duration::from_millis(500),
         max_deliveries: 7,
+        metrics_addr: Some("127.0.0.1:9091".parse().expect("an address")),
         health_file: Some("/run/w".into()),
         healthcheck: None,
     };
@@ -122,6 +124,7 @@ fn gateway_options_reach_their_fields() {
     let expected = GatewayConfig {
         common: Common::default(),
         http_addr: "[::]:80".parse().expect("an address"),
+        admin_addr: Some("127.0.0.1:81".parse().expect("an address")),
         answer_timeout: Duration::from_secs(1),
         stop_grace_period: Duration::from_secs(10),
         missing_after: Duration::from_secs(90),
@@ -135,6 +138,7 @@ fn gateway_options_reach_their_fields() {
     };
     let variables = [
         ("HTTP_ADDR", "[::]:80"),
+        ("ADMIN_ADDR", "127.0.0.1:81"),
         ("ANSWER_TIMEOUT", "1s"),
         ("STOP_GRACE_PERIOD", "10s"),
         ("MISSING_AFTER", "90s"),

@@ -3,7 +3,7 @@
 //! A status record counts from its arrival, not from its sender's clock. Records that are read back count from Kafka's
 //! time, so that dead workers do not look alive after a restart of the gateway.
 
-use crate::task::{WorkerState, WorkerStatus};
+use crate::task::{Receipt, WorkerState, WorkerStatus};
 use program::logging::escape;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
@@ -40,8 +40,8 @@ pub(super) enum FleetEvent {
     Resumed(String),
     /// A worker got a signal.
     ShutdownStarted(String),
-    /// A worker has completed its stop, with this exit code if it sent a receipt.
-    ShutdownCompleted(String, Option<u8>),
+    /// A worker has completed its stop, with its receipt.
+    ShutdownCompleted(String, Option<Box<Receipt>>),
     /// A worker has sent no status record for `WORKER_TIMEOUT`.
     Silent(String),
     /// A silent worker has sent a status record again.
@@ -109,7 +109,6 @@ impl Fleet {
             events.push(FleetEvent::Conflict(id.clone()));
         }
         if known.is_none_or(|known| known.status.status != status.status) {
-            let exit_code = status.receipt.as_ref().map(|receipt| receipt.exit_code);
             events.push(match status.status {
                 WorkerState::Started if known.is_some_and(|known| known.status.status == WorkerState::Quiet) => {
                     FleetEvent::Resumed(id.clone())
@@ -117,7 +116,9 @@ impl Fleet {
                 WorkerState::Started => FleetEvent::Started(id.clone()),
                 WorkerState::Quiet => FleetEvent::Quiet(id.clone()),
                 WorkerState::ShutdownStarted => FleetEvent::ShutdownStarted(id.clone()),
-                WorkerState::ShutdownCompleted => FleetEvent::ShutdownCompleted(id.clone(), exit_code),
+                WorkerState::ShutdownCompleted => {
+                    FleetEvent::ShutdownCompleted(id.clone(), status.receipt.clone().map(Box::new))
+                }
             });
         }
         if known.is_none() && !self.replace_former_self(&key, at, offset) {
@@ -195,6 +196,24 @@ impl Fleet {
         let alive =
             self.listed().map(|(_, process)| process).filter(|process| process.is_responsive(now, self.timeout));
         alive.filter(|process| process.status.status == state).count()
+    }
+
+    /// The number of workers in each state, for the metrics. A silent worker was killed, hangs, or has no network.
+    pub(super) fn states(&self, now: SystemTime) -> [(&'static str, usize); 3] {
+        let is_silent = |process: &Process| {
+            process.status.status != WorkerState::ShutdownCompleted && !process.is_responsive(now, self.timeout)
+        };
+        [
+            ("active", self.count(now, WorkerState::Started)),
+            ("shutting_down", self.count(now, WorkerState::ShutdownStarted)),
+            ("silent", self.listed().filter(|(_, process)| is_silent(process)).count()),
+        ]
+    }
+
+    /// The number of tasks that responsive workers run.
+    pub(super) fn running(&self, now: SystemTime) -> usize {
+        let alive = self.listed().filter(|(_, process)| process.is_responsive(now, self.timeout));
+        alive.map(|(_, process)| process.status.current_tasks.len()).sum()
     }
 
     /// All processes that were not replaced.
@@ -277,7 +296,8 @@ pub(super) fn log_events(events: &[FleetEvent]) {
             FleetEvent::Quiet(id) => log::info!("🔕 Worker {} is quiet: it takes no new tasks", escape(id)),
             FleetEvent::Resumed(id) => log::info!("🔔 Worker {} takes tasks again", escape(id)),
             FleetEvent::ShutdownStarted(id) => log::info!("🛑 Worker {} is shutting down", escape(id)),
-            FleetEvent::ShutdownCompleted(id, Some(code)) => {
+            FleetEvent::ShutdownCompleted(id, Some(receipt)) => {
+                let code = receipt.exit_code;
                 log::info!("👋 Worker {} completed its shutdown with exit code {code}", escape(id));
             }
             FleetEvent::ShutdownCompleted(id, None) => log::info!("👋 Worker {} completed its shutdown", escape(id)),
@@ -381,8 +401,8 @@ mod tests {
             tasks_abandoned: Vec::new(),
             exit_code: 0,
         };
-        let last = WorkerStatus { receipt: Some(receipt), ..status("a", 1, WorkerState::ShutdownCompleted) };
-        assert_eq!(hear(&mut fleet, last, 101.0), [FleetEvent::ShutdownCompleted("a".into(), Some(0))]);
+        let last = WorkerStatus { receipt: Some(receipt.clone()), ..status("a", 1, WorkerState::ShutdownCompleted) };
+        assert_eq!(hear(&mut fleet, last, 101.0), [FleetEvent::ShutdownCompleted("a".into(), Some(Box::new(receipt)))]);
         assert!(!fleet.view(at(101.0)).workers["a"].is_responsive);
         assert!(
             hear(&mut fleet, status("a", 1, WorkerState::Started), 101.5).is_empty(),

@@ -5,7 +5,7 @@
 //! with its next response. Idle connections end with the process: closing one could cut off a request on its way.
 
 use super::http::load::Load;
-use super::http::routes::Service;
+use super::http::routes::{Audience, Service};
 use super::http::{accept, listener};
 use super::state::State;
 use super::tasks::{Backend, Tasks};
@@ -20,7 +20,7 @@ use program::signals::Signals;
 use program::stop::Stop;
 use program::threads::{self, Thread};
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,8 @@ const LAST_RESPONSES: Duration = Duration::from_millis(500);
 const LATER_RESPONSES: Duration = Duration::from_millis(100);
 /// How long the producer may still try records after their callers were told that the outcome is unknown.
 const LAST_PRODUCE: Duration = Duration::from_millis(200);
+/// Connections of operators at once: a few browsers, a few programs that collect metrics.
+const OPERATORS: usize = 64;
 /// How long to wait for threads without work to end.
 const JOIN: Duration = Duration::from_millis(300);
 
@@ -46,8 +48,8 @@ pub(super) struct Gateway {
     state: Arc<State>,
     tasks: Arc<Tasks>,
     service: Arc<Service>,
-    /// The address that it listens on.
-    address: SocketAddr,
+    /// The addresses that it listens on: that of callers first.
+    addresses: Vec<SocketAddr>,
     interrupter: Interrupter,
     /// Triggered when a thread ends that must not end.
     fatal: Stop,
@@ -64,27 +66,25 @@ pub(super) struct Gateway {
 /// # Errors
 /// The port cannot be taken; this is logged.
 pub(super) fn start(config: GatewayConfig) -> Result<Gateway, ExitCode> {
-    let address = config.http_addr;
-    let listener = listener::listen(address).map_err(|error| {
-        log::error!("cannot listen on HTTP_ADDR {address}: {error}");
-        ExitCode::Fatal
-    })?;
-    let address = listener.local_addr().unwrap_or(address);
+    let (listener, address) = listen("HTTP_ADDR", config.http_addr)?;
+    let admin = config.admin_addr.map(|address| listen("ADMIN_ADDR", address)).transpose()?;
     let grace = config.stop_grace_period;
     let interrupter = Interrupter::default();
-    let options = config.common.client_options("lastcall-gateway", &interrupter).map_err(|fault| {
+    let mut options = config.common.client_options("lastcall-gateway", &interrupter).map_err(|fault| {
         log::error!("{}", escape(&fault.to_string()));
         ExitCode::Usage
     })?;
     let load = Load::new(accept::most_connections(config.max_waiting));
     let state = Arc::new(State::new(config));
+    options.statistics = state.statistics.clone();
     let (tasks, asked) = Tasks::new(Arc::clone(&state));
-    let service = Arc::new(Service::new(Arc::clone(&state), Arc::clone(&tasks), load));
+    let audience = if admin.is_some() { Audience::Callers } else { Audience::Everyone };
+    let service = Arc::new(Service::new(audience, Arc::clone(&state), Arc::clone(&tasks), load));
     let mut gateway = Gateway {
         state,
         tasks,
         service,
-        address,
+        addresses: vec![address],
         interrupter,
         fatal: Stop::new(),
         unusable: Stop::new(),
@@ -92,13 +92,18 @@ pub(super) fn start(config: GatewayConfig) -> Result<Gateway, ExitCode> {
         supervisor: Supervisor::default(),
         threads: Vec::new(),
     };
-    let (service, end) = (Arc::clone(&gateway.service), gateway.end.clone());
-    gateway.spawn("accept", move || -> Result<(), Infallible> {
-        accept::accept(&listener, &service, &service.load, &end);
-        Ok(())
-    });
-    let (service, end) = (Arc::clone(&gateway.service), gateway.end.clone());
-    gateway.spawn("port-watch", move || listener::watch(address, &service.load, &end));
+    let service = Arc::clone(&gateway.service);
+    let mut ports = vec![(address, Arc::clone(&service.load))];
+    gateway.accept("accept", listener, &service, Arc::clone(&service.load));
+    if let Some((listener, address)) = admin {
+        log::info!("operators are served on {address}");
+        let load = Arc::new(Load::new(OPERATORS));
+        gateway.addresses.push(address);
+        ports.push((address, Arc::clone(&load)));
+        gateway.accept("accept-admin", listener, &Arc::new(service.for_operators()), load);
+    }
+    let end = gateway.end.clone();
+    gateway.spawn("port-watch", move || listener::watch(&ports, &end));
     let (tasks, end) = (Arc::clone(&gateway.tasks), gateway.end.clone());
     gateway.spawn("upkeep", move || -> Result<(), Infallible> {
         tasks.keep_up(&end);
@@ -120,7 +125,25 @@ pub(super) fn start(config: GatewayConfig) -> Result<Gateway, ExitCode> {
     Ok(gateway)
 }
 
+/// Takes an address; also returns it with the port that the system chose for port 0.
+fn listen(option: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ExitCode> {
+    let listener = listener::listen(address).map_err(|error| {
+        log::error!("cannot listen on {option} {address}: {error}");
+        ExitCode::Fatal
+    })?;
+    let address = listener.local_addr().unwrap_or(address);
+    Ok((listener, address))
+}
+
 impl Gateway {
+    fn accept(&mut self, name: &str, listener: TcpListener, service: &Arc<Service>, load: Arc<Load>) {
+        let (service, end) = (Arc::clone(service), self.end.clone());
+        self.spawn(name, move || -> Result<(), Infallible> {
+            accept::accept(&listener, &service, &load, &end);
+            Ok(())
+        });
+    }
+
     fn spawn<E: std::fmt::Display + Send + 'static>(
         &mut self,
         name: &str,
@@ -263,7 +286,7 @@ fn end(gateway: Gateway) {
     gateway.tasks.close_producer(Instant::now() + LAST_PRODUCE);
     gateway.end.trigger();
     gateway.interrupter.interrupt();
-    listener::wake(gateway.address);
+    gateway.addresses.iter().for_each(|address| listener::wake(*address));
     let deadline = Instant::now() + JOIN;
     for thread in gateway.threads {
         if let Err(thread) = thread.join_deadline(deadline) {
@@ -291,7 +314,7 @@ mod tests {
     use super::*;
     use crate::config::GatewayConfig;
     use program::http::Client;
-    use std::net::{Ipv4Addr, TcpListener};
+    use std::net::Ipv4Addr;
 
     const SOON: Duration = Duration::from_secs(20);
 
@@ -306,7 +329,7 @@ mod tests {
     #[test]
     fn gateway_without_kafka_serves_and_stops_at_once() {
         let (gateway, signals) = (gateway(), Signals::manual());
-        let address = gateway.address;
+        let address = gateway.addresses[0];
         let mut client = Client::new(address, Stop::new());
         let status = |path| client.get(path, SOON).expect("a response").status;
         assert_eq!(["/livez", "/readyz", "/health", "/metrics"].map(status), [200, 503, 503, 200]);
@@ -315,6 +338,25 @@ mod tests {
         assert_eq!(run_until_stopped(gateway, &signals), ExitCode::Drained);
         assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
         assert!(TcpListener::bind(address).is_ok(), "the port is free");
+    }
+
+    #[test]
+    fn address_for_operators_has_what_callers_do_not_see() {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut config = GatewayConfig { http_addr: any, admin_addr: Some(any), ..GatewayConfig::default() };
+        config.common.bootstrap = vec!["127.0.0.1:1".parse().expect("an address")];
+        let (gateway, signals) = (start(config).expect("free ports"), Signals::manual());
+        let paths = ["/", "/workers/status", "/metrics", "/health", "/livez", "/readyz", "/tasks/1", "/nothing"];
+        let addresses = gateway.addresses.clone();
+        let statuses = |address| {
+            let mut client = Client::new(address, Stop::new());
+            paths.map(|path| client.get(path, SOON).expect("a response").status)
+        };
+        assert_eq!(statuses(addresses[0]), [404, 404, 404, 503, 200, 503, 503, 404]);
+        assert_eq!(statuses(addresses[1]), [200, 200, 200, 503, 200, 503, 404, 404]);
+        signals.deliver("SIGTERM");
+        assert_eq!(run_until_stopped(gateway, &signals), ExitCode::Drained);
+        assert!(addresses.iter().all(|address| TcpListener::bind(address).is_ok()), "the ports are free");
     }
 
     #[test]

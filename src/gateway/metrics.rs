@@ -1,155 +1,217 @@
-//! The gateway's metrics, as OpenMetrics text.
+//! The gateway's metrics. docs/metrics.md lists them; [`crate::metrics`] has those that the worker has, too.
 
+use crate::metrics::{Counted, Now};
+use crate::task::Receipt;
+use kafka_share::statistics::Statistics;
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
 use std::time::Duration;
 
-/// The media type of [`Metrics::encode`].
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OUTCOMES_OF_TASKS: [&str; 2] = ["succeeded", "failed"];
+const OUTCOMES_OF_STOPS: [&str; 3] = ["drained", "abandoned", "forced"];
+const SIGNALS: [&str; 3] = ["SIGTERM", "SIGINT", "SIGHUP"];
+
+/// Why a task was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Reason {
+    /// The gateway stops.
+    Draining,
+    /// Kafka is not connected, or did not take the task in time.
+    KafkaUnavailable,
+    /// Kafka refused the record.
+    KafkaRefused,
+    /// Too many bytes or records wait for Kafka.
+    KafkaSlow,
+    /// The records from before the start are being read.
+    ReadingBack,
+    /// `MAX_PENDING`.
+    MaxPending,
+    /// The workers are not likely to finish the task in time.
+    ExpectedWait,
+    /// `MAX_WAITING`.
+    MaxWaiting,
+    /// `MAX_KEYS`.
+    MaxKeys,
+}
+
+impl Reason {
+    const ALL: [Self; 9] = [
+        Self::Draining,
+        Self::KafkaUnavailable,
+        Self::KafkaRefused,
+        Self::KafkaSlow,
+        Self::ReadingBack,
+        Self::MaxPending,
+        Self::ExpectedWait,
+        Self::MaxWaiting,
+        Self::MaxKeys,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Draining => "draining",
+            Self::KafkaUnavailable => "kafka_unavailable",
+            Self::KafkaRefused => "kafka_refused",
+            Self::KafkaSlow => "kafka_slow",
+            Self::ReadingBack => "reading_back",
+            Self::MaxPending => "max_pending",
+            Self::ExpectedWait => "expected_wait",
+            Self::MaxWaiting => "max_waiting",
+            Self::MaxKeys => "max_keys",
+        }
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Status {
-    status: u32,
+struct Request {
+    route: &'static str,
+    method: &'static str,
+    code: u16,
 }
 
-/// The values of the gauges at one moment.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Gauges {
-    pub(super) connections: usize,
-    pub(super) unacknowledged_bytes: usize,
-    pub(super) waiting_callers: usize,
-    pub(super) pending_tasks: usize,
-    pub(super) known_results: usize,
-    pub(super) duplicate_results: u64,
-    pub(super) active_workers: usize,
-    pub(super) kafka_connected: bool,
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Route {
+    route: &'static str,
 }
 
-/// Counters and gauges; encoded only on request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refusal {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Stop {
+    outcome: &'static str,
+    signal: &'static str,
+}
+
+/// Counters and histograms; encoded only on request.
 #[derive(Debug)]
 pub(super) struct Metrics {
-    registry: Registry,
-    answers: Family<Status, Counter>,
+    counted: Counted,
+    requests: Family<Request, Counter>,
+    durations: Family<Route, Histogram, fn() -> Histogram>,
     accepted: Counter,
-    results: Counter,
+    answered: Counter,
+    refused: Family<Refusal, Counter>,
     produced_again: Counter,
-    bad_records: Counter,
-    answer_seconds: Histogram,
-    connections: Gauge,
-    unacknowledged_bytes: Gauge,
-    waiting: Gauge,
-    pending: Gauge,
-    known_results: Gauge,
-    duplicate_results: Counter,
-    active_workers: Gauge,
-    kafka_connected: Gauge,
+    results: Family<Outcome, Counter>,
+    unreadable: Counter,
+    stops: Family<Stop, Counter>,
+    drains: Histogram,
+    returned: Counter,
+    abandoned: Counter,
+}
+
+/// From 0.5 ms to 16 s, beyond every wait of a caller by default.
+fn request_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.0005, 2.0, 16))
+}
+
+/// From 50 ms to 51 s, beyond every drain by default.
+fn drain_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.05, 2.0, 11))
 }
 
 impl Metrics {
-    pub(super) fn new() -> Self {
-        let mut registry = Registry::with_prefix("lastcall_gateway");
-        let answers = Family::default();
-        registry.register("http_answers", "Answers by status", answers.clone());
-        let mut counter = |name: &str, help: &str| {
-            let counter = Counter::default();
-            registry.register(name, help, counter.clone());
-            counter
+    pub(super) fn new(statistics: Statistics) -> Self {
+        let mut counted = Counted::new(statistics);
+        let durations: Family<_, _, fn() -> _> = Family::new_with_constructor(request_buckets);
+        let metrics = Self {
+            requests: counted.add("http_requests", "Responses, by route, method and status code", Family::default()),
+            durations: counted.seconds(
+                "http_request_duration",
+                "From a complete request to its response; long polls and waits for results included",
+                durations,
+            ),
+            accepted: counted.counter("tasks_accepted", "Tasks of this gateway's callers that Kafka has acknowledged"),
+            answered: counted.counter("tasks_answered", "Waiting callers that were given their task's result"),
+            refused: counted.add("tasks_refused", "Requests whose task was not accepted, by reason", Family::default()),
+            produced_again: counted
+                .counter("tasks_produced_again", "Tasks that Kafka had dropped and this gateway produced again"),
+            results: counted.add("results", "Results read from Kafka, of all callers, by outcome", Family::default()),
+            unreadable: counted.counter("records_unreadable", "Records on the results topic that could not be read"),
+            stops: counted.add(
+                "worker_stops",
+                "Completed stops of workers, by the receipt's outcome and signal",
+                Family::default(),
+            ),
+            drains: counted.seconds("worker_drain", "From a worker's signal to its receipt", drain_buckets()),
+            returned: counted.counter("worker_tasks_returned", "Tasks that stopping workers released unstarted"),
+            abandoned: counted.counter("worker_tasks_abandoned", "Started tasks that stopping workers gave up"),
+            counted,
         };
-        let accepted = counter("tasks_accepted", "Tasks of this gateway that Kafka has acknowledged");
-        let results = counter("results", "Results read");
-        let produced_again =
-            counter("tasks_produced_again", "Tasks that Kafka had dropped and this gateway produced again");
-        let bad_records = counter("bad_records", "Records of the results topic that could not be read");
-        let duplicate_results = counter("duplicate_results", "Results for tasks that had one already");
-        let answer_seconds = Histogram::new(exponential_buckets(0.0005, 2.0, 16));
-        registry.register_with_unit(
-            "answer",
-            "From a task's arrival to its result",
-            Unit::Seconds,
-            answer_seconds.clone(),
-        );
-        let mut gauge = |name: &str, help: &str| {
-            let gauge = Gauge::default();
-            registry.register(name, help, gauge.clone());
-            gauge
-        };
-        let connections = gauge("http_connections", "Open connections");
-        let unacknowledged_bytes = gauge("unacknowledged_bytes", "Bytes of records that Kafka has not acknowledged");
-        let waiting = gauge("waiting_callers", "Callers that wait for a result");
-        let pending = gauge("pending_tasks", "Tasks without a result");
-        let known_results = gauge("known_results", "Results that can be asked for");
-        let active_workers = gauge("active_workers", "Workers that take tasks");
-        let kafka_connected = gauge("kafka_connected", "1 while Kafka answers");
-        Self {
-            registry,
-            answers,
-            accepted,
-            results,
-            produced_again,
-            bad_records,
-            answer_seconds,
-            connections,
-            unacknowledged_bytes,
-            waiting,
-            pending,
-            known_results,
-            duplicate_results,
-            active_workers,
-            kafka_connected,
+        metrics.begin();
+        metrics
+    }
+
+    /// Begins counts at zero: Prometheus does not see the first increase of a count that was not there before.
+    fn begin(&self) {
+        Reason::ALL.iter().for_each(|reason| self.refused(*reason, 0));
+        OUTCOMES_OF_TASKS.iter().for_each(|outcome| drop(self.results.get_or_create(&Outcome { outcome })));
+        for outcome in OUTCOMES_OF_STOPS {
+            SIGNALS.iter().for_each(|signal| drop(self.stops.get_or_create(&Stop { outcome, signal })));
         }
     }
 
-    pub(super) fn answered(&self, status: u16) {
-        self.answers.get_or_create(&Status { status: status.into() }).inc();
+    /// Counts a response.
+    pub(super) fn responded(&self, route: &'static str, method: &'static str, code: u16, took: Duration) {
+        self.requests.get_or_create(&Request { route, method, code }).inc();
+        self.durations.get_or_create(&Route { route }).observe(took.as_secs_f64());
     }
 
     pub(super) fn accepted(&self) {
         self.accepted.inc();
     }
 
-    pub(super) fn results(&self, count: u64) {
-        self.results.inc_by(count);
+    /// Counts callers that were given a result.
+    pub(super) fn answered(&self, callers: usize) {
+        self.answered.inc_by(callers as u64);
+    }
+
+    /// Counts callers whose task was not accepted.
+    pub(super) fn refused(&self, reason: Reason, callers: usize) {
+        self.refused.get_or_create(&Refusal { reason: reason.name() }).inc_by(callers as u64);
     }
 
     pub(super) fn produced_again(&self) {
         self.produced_again.inc();
     }
 
-    pub(super) fn bad_record(&self) {
-        self.bad_records.inc();
+    /// Counts new results.
+    pub(super) fn results(&self, succeeded: u64, failed: u64) {
+        for (outcome, count) in OUTCOMES_OF_TASKS.into_iter().zip([succeeded, failed]) {
+            self.results.get_or_create(&Outcome { outcome }).inc_by(count);
+        }
     }
 
-    pub(super) fn answer_took(&self, took: Duration) {
-        self.answer_seconds.observe(took.as_secs_f64());
+    pub(super) fn unreadable(&self) {
+        self.unreadable.inc();
     }
 
-    /// Sets the gauges.
-    pub(super) fn set(&self, now: Gauges) {
-        let set = |gauge: &Gauge, value: usize| {
-            // The previous value does not matter.
-            let _ = gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        };
-        set(&self.connections, now.connections);
-        set(&self.unacknowledged_bytes, now.unacknowledged_bytes);
-        set(&self.waiting, now.waiting_callers);
-        set(&self.pending, now.pending_tasks);
-        set(&self.known_results, now.known_results);
-        // Counted by the index, since only it recognizes a result that was read twice.
-        self.duplicate_results.inc_by(now.duplicate_results.saturating_sub(self.duplicate_results.get()));
-        set(&self.active_workers, now.active_workers);
-        set(&self.kafka_connected, usize::from(now.kafka_connected));
+    /// Counts the stop of a worker.
+    pub(super) fn stopped(&self, receipt: &Receipt) {
+        // Both are from outside, and the number of labels must not be.
+        let known = |names: &[&'static str], name: &str| names.iter().copied().find(|it| *it == name);
+        let outcome = known(&OUTCOMES_OF_STOPS, &receipt.outcome).unwrap_or("other");
+        let signal = known(&SIGNALS, &receipt.signal).unwrap_or("other");
+        self.stops.get_or_create(&Stop { outcome, signal }).inc();
+        if let Some(total) = receipt.phases_ms.get("total").and_then(serde_json::Value::as_u64) {
+            self.drains.observe(Duration::from_millis(total).as_secs_f64());
+        }
+        self.returned.inc_by(receipt.tasks_returned);
+        self.abandoned.inc_by(receipt.tasks_abandoned.len() as u64);
     }
 
     /// The body of `GET /metrics`.
-    pub(super) fn encode(&self) -> String {
-        let mut text = String::new();
-        // Writing into a string does not fail.
-        let _ = encode(&mut text, &self.registry);
-        text
+    pub(super) fn text(&self, now: &Now) -> String {
+        self.counted.text(now)
     }
 }

@@ -17,14 +17,16 @@
 
 mod dead;
 mod fleet;
-mod http;
+pub(crate) mod http;
 mod lifecycle;
 mod metrics;
 mod overload;
-mod reply;
-mod response;
+pub(crate) mod reply;
+pub(crate) mod response;
 mod state;
 mod tasks;
+
+pub(crate) use http::routes::is_for_operators;
 
 use crate::config::GatewayConfig;
 use crate::healthcheck;

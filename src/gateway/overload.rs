@@ -4,6 +4,7 @@
 //! The rate is measured only during a crowd: with few pending tasks the fleet finishes as many as arrive, which does
 //! not show its speed. A crowd is judged only after it has lasted for [`PATIENCE`].
 
+use super::metrics::Reason;
 use std::time::{Duration, Instant};
 
 /// With this many pending tasks or fewer, no task is refused for its expected wait.
@@ -23,6 +24,7 @@ const MOST_UNACKNOWLEDGED: usize = 32 * 1024 * 1024;
 /// Why a task is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
+    pub(super) reason: Reason,
     pub(super) detail: String,
     /// When to retry, if more than "soon" is known.
     pub(super) retry_after: Option<Duration>,
@@ -30,8 +32,8 @@ pub(super) struct Refused {
 
 impl Refused {
     /// `detail`: a sentence without its final period.
-    pub(super) fn new(detail: impl Into<String>) -> Self {
-        Self { detail: detail.into(), retry_after: None }
+    pub(super) fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into(), retry_after: None }
     }
 }
 
@@ -70,17 +72,23 @@ impl Overload {
         let Crowd { pending, unacknowledged } = crowd;
         if is_new && pending >= self.most_pending {
             let most = self.most_pending;
-            return Err(Refused::new(format!("{pending} tasks are pending already (MAX_PENDING={most})")));
+            let detail = format!("{pending} tasks are pending already (MAX_PENDING={most})");
+            return Err(Refused::new(Reason::MaxPending, detail));
         }
         // Called in any case, so that the start of a crowd is noticed.
         let wait = self.rate.wait(pending, now).filter(|wait| waits && *wait > self.patience);
         if let Some(wait) = wait {
             let detail =
                 format!("{pending} tasks are pending, and the workers are not likely to finish one more in time");
-            return Err(Refused { detail, retry_after: Some(wait.min(LONGEST_RETRY_AFTER)) });
+            return Err(Refused {
+                reason: Reason::ExpectedWait,
+                detail,
+                retry_after: Some(wait.min(LONGEST_RETRY_AFTER)),
+            });
         }
         if unacknowledged >= MOST_UNACKNOWLEDGED {
-            return Err(Refused::new("Kafka does not take tasks as fast as they arrive; the task was not accepted"));
+            let detail = "Kafka does not take tasks as fast as they arrive; the task was not accepted";
+            return Err(Refused::new(Reason::KafkaSlow, detail));
         }
         Ok(())
     }

@@ -11,37 +11,37 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Carries a response to its caller: a connection.
-pub(super) trait Carrier: Debug + Send + Sync {
+pub(crate) trait Carrier: Debug + Send + Sync {
     /// Sends the response, without waiting for the caller.
     fn carry(self: Arc<Self>, response: Response);
 }
 
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(crate) struct Reply {
     carrier: Option<Arc<dyn Carrier>>,
     preferences: Preferences,
 }
 
 /// The preferences of a request (RFC 7240).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Preferences {
+pub(crate) struct Preferences {
     /// `respond-async`: the caller waits only for Kafka's acknowledgement.
-    pub(super) asynchronous: bool,
+    pub(crate) asynchronous: bool,
     /// `wait`: how long the caller waits for the result at most.
-    pub(super) wait: Option<Duration>,
+    pub(crate) wait: Option<Duration>,
 }
 
 /// Identifies a waiting reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket {
-    pub(super) number: u64,
+pub(crate) struct Ticket {
+    pub(crate) number: u64,
     /// The caller waits until this time.
-    pub(super) until: Instant,
+    pub(crate) until: Instant,
 }
 
 /// What became of a reply whose caller left or whose time is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Parted {
+pub(crate) enum Parted {
     /// It was given or withdrawn.
     Given,
     /// Another thread has taken it out and gives it.
@@ -52,7 +52,7 @@ pub(super) enum Parted {
 
 /// Why a reply stops waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Parting {
+pub(crate) enum Parting {
     /// Its caller has closed the connection.
     Left,
     /// Its caller's time is over.
@@ -62,25 +62,25 @@ pub(super) enum Parting {
 }
 
 impl Reply {
-    pub(super) fn new(carrier: Arc<dyn Carrier>) -> Self {
+    pub(crate) fn new(carrier: Arc<dyn Carrier>) -> Self {
         Self { carrier: Some(carrier), preferences: Preferences::default() }
     }
 
     /// The response will name these preferences, if it shows that they were applied.
-    pub(super) fn applying(mut self, preferences: Preferences) -> Self {
+    pub(crate) fn applying(mut self, preferences: Preferences) -> Self {
         self.preferences = preferences;
         self
     }
 
     /// Gives the response.
-    pub(super) fn give(mut self, response: Response) {
+    pub(crate) fn give(mut self, response: Response) {
         if let Some(carrier) = self.carrier.take() {
             carrier.carry(response.applying(self.preferences));
         }
     }
 
     /// Gives no response, because the caller has left.
-    pub(super) fn withdraw(mut self) {
+    pub(crate) fn withdraw(mut self) {
         self.carrier = None;
     }
 }
@@ -94,13 +94,13 @@ impl Drop for Reply {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use parking_lot::Mutex;
 
     /// Keeps the statuses of its responses.
     #[derive(Debug, Default)]
-    pub(in crate::gateway) struct Kept(pub(in crate::gateway) Mutex<Vec<u16>>);
+    pub(crate) struct Kept(pub(crate) Mutex<Vec<u16>>);
 
     impl Carrier for Kept {
         fn carry(self: Arc<Self>, response: Response) {

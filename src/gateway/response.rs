@@ -19,7 +19,7 @@ const SPREAD_SECONDS: u64 = 2;
 
 /// The state of the connection after a response (RFC 9112 section 9.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Afterwards {
+pub(crate) enum Afterwards {
     /// It stays open, the default of HTTP/1.1.
     Stays,
     /// It stays open, which a response to HTTP/1.0 must state.
@@ -30,7 +30,7 @@ pub(super) enum Afterwards {
 
 /// One response.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Response {
+pub(crate) struct Response {
     status: u16,
     content_type: &'static str,
     headers: Vec<(&'static str, String)>,
@@ -49,17 +49,17 @@ struct Timing {
 
 impl Response {
     /// A JSON value.
-    pub(super) fn json(status: u16, value: &Value) -> Self {
+    pub(crate) fn json(status: u16, value: &Value) -> Self {
         Self::bytes(status, JSON, value.to_string().into_bytes())
     }
 
     /// A body of any type.
-    pub(super) fn bytes(status: u16, content_type: &'static str, body: Vec<u8>) -> Self {
+    pub(crate) fn bytes(status: u16, content_type: &'static str, body: Vec<u8>) -> Self {
         Self { status, content_type, headers: Vec::new(), timing: None, body }
     }
 
     /// A problem document, with `task_id` if given.
-    pub(super) fn problem(status: u16, detail: &str, task_id: Option<&str>) -> Self {
+    pub(crate) fn problem(status: u16, detail: &str, task_id: Option<&str>) -> Self {
         let mut members = problem_members(status, detail);
         if let Some(task_id) = task_id {
             members.insert("task_id".to_owned(), task_id.into());
@@ -68,12 +68,12 @@ impl Response {
     }
 
     /// 503 with a Retry-After of a few seconds.
-    pub(super) fn unavailable(detail: &str, task_id: Option<&str>) -> Self {
+    pub(crate) fn unavailable(detail: &str, task_id: Option<&str>) -> Self {
         Self::unavailable_for(detail, task_id, RETRY_AFTER)
     }
 
     /// 503 with a Retry-After of at least this time, spread so that refused callers do not return together.
-    pub(super) fn unavailable_for(detail: &str, task_id: Option<&str>, earliest: Duration) -> Self {
+    pub(crate) fn unavailable_for(detail: &str, task_id: Option<&str>, earliest: Duration) -> Self {
         Self::problem(503, detail, task_id).retry_after(earliest)
     }
 
@@ -83,13 +83,13 @@ impl Response {
     }
 
     /// Adds a Retry-After of a few seconds.
-    pub(super) fn retry_soon(self) -> Self {
+    pub(crate) fn retry_soon(self) -> Self {
         self.retry_after(RETRY_AFTER)
     }
 
     /// The response to a caller that waited for this result, from its record's value: 200, or 500 with the members of
     /// result and problem when the task failed for good.
-    pub(super) fn result(peek: &ResultPeek, value: &[u8]) -> Self {
+    pub(crate) fn result(peek: &ResultPeek, value: &[u8]) -> Self {
         if peek.success {
             return Self::stored_result(peek, value);
         }
@@ -105,7 +105,7 @@ impl Response {
     }
 
     /// The response to `GET /tasks/{id}`: 200, even if the task failed.
-    pub(super) fn stored_result(peek: &ResultPeek, value: &[u8]) -> Self {
+    pub(crate) fn stored_result(peek: &ResultPeek, value: &[u8]) -> Self {
         Self::bytes(200, JSON, TaskResult::body_for_http(value).into_owned()).timed(peek)
     }
 
@@ -117,7 +117,7 @@ impl Response {
 
     /// Adds the time in the queue to a response with a result; `took`: from the request that brought its task to the
     /// result.
-    pub(super) fn took(mut self, took: Duration) -> Self {
+    pub(crate) fn took(mut self, took: Duration) -> Self {
         if let Some(timing) = &mut self.timing {
             timing.queue = took.checked_sub(timing.run);
         }
@@ -125,7 +125,7 @@ impl Response {
     }
 
     /// 202: Kafka has the task.
-    pub(super) fn accepted(task_id: &str) -> Self {
+    pub(crate) fn accepted(task_id: &str) -> Self {
         // The id is a UUID made by a gateway, so no part of the request gets into the header.
         Self::json(202, &json!({ "task_id": task_id, "state": "pending" }))
             .with("Location", format!("/tasks/{task_id}"))
@@ -133,7 +133,7 @@ impl Response {
 
     /// Names the preferences that this response applies (RFC 7240 section 3): `respond-async` by 202, `wait` by each
     /// response to which a caller may have waited for a result.
-    pub(super) fn applying(self, Preferences { asynchronous, wait }: Preferences) -> Self {
+    pub(crate) fn applying(self, Preferences { asynchronous, wait }: Preferences) -> Self {
         let asynchronous = asynchronous && self.status == 202;
         let wait = wait.filter(|_| matches!(self.status, 200 | 202 | 500 | 504)).map(|wait| wait.as_secs());
         let applied = match (asynchronous, wait) {
@@ -146,18 +146,18 @@ impl Response {
     }
 
     /// Adds a header.
-    pub(super) fn with(mut self, name: &'static str, value: String) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, value: String) -> Self {
         self.headers.push((name, value));
         self
     }
 
     /// HTTP status.
-    pub(super) fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> u16 {
         self.status
     }
 
     /// The bytes of the response. `head_only`: without its body, for HEAD.
-    pub(super) fn encode(&self, head_only: bool, afterwards: Afterwards) -> Vec<u8> {
+    pub(crate) fn encode(&self, head_only: bool, afterwards: Afterwards) -> Vec<u8> {
         let own = self.headers.iter().map(|(name, value)| (*name, value.as_str()));
         // Responses are snapshots, so caches must not keep them.
         let fixed = [("Server", "lastcall"), ("Content-Type", self.content_type), ("Cache-Control", "no-store")];

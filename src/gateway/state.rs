@@ -7,6 +7,7 @@ use super::dead::DeadLetters;
 use super::metrics::Metrics;
 use crate::config::GatewayConfig;
 use crate::outage::Refusals;
+use kafka_share::statistics::Statistics;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
@@ -39,6 +40,8 @@ pub(super) struct State {
     /// The id of this process in claims.
     pub(super) instance: Uuid,
     pub(super) metrics: Metrics,
+    /// Of this gateway's client of Kafka.
+    pub(super) statistics: Statistics,
     born: Instant,
     born_at: SystemTime,
     /// No new task is accepted.
@@ -63,10 +66,12 @@ struct Pulse(AtomicU64);
 
 impl State {
     pub(super) fn new(config: GatewayConfig) -> Self {
+        let statistics = Statistics::default();
         Self {
             config,
             instance: Uuid::new_v4(),
-            metrics: Metrics::new(),
+            metrics: Metrics::new(statistics.clone()),
+            statistics,
             born: Instant::now(),
             born_at: SystemTime::now(),
             draining: AtomicBool::new(false),

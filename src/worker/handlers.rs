@@ -7,6 +7,7 @@
 use super::drain::Control;
 use super::in_flight::{Claim, InFlight, Run};
 use super::intake::Job;
+use super::metrics::{Ended, Metrics};
 use super::outbox::{Announced, Outbox, OutboxClosed, error_result};
 use super::past::{Decision, Past};
 use crate::handler::{Context, Handler, HandlerError};
@@ -30,6 +31,7 @@ pub(super) struct HandlerThread<H> {
     pub(super) jobs: Receiver<Job>,
     pub(super) in_flight: Arc<InFlight>,
     pub(super) control: Arc<Control>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) outbox: Outbox,
     /// For reading earlier starts; connects on first use.
     pub(super) cluster: Cluster,
@@ -65,6 +67,9 @@ impl<H: Handler> HandlerThread<H> {
             return Ok(());
         }
         let delivery = job.record.delivery_count;
+        if delivery > 1 {
+            self.metrics.redelivered();
+        }
         let decoded = Task::decode(job.record.key.as_deref(), job.record.value.as_deref());
         let decoded = match &job.record.fault {
             Some(fault) if !self.in_flight.is_last(job.key) => {
@@ -180,6 +185,7 @@ impl<H: Handler> HandlerThread<H> {
         if !self.in_flight.publish(job.key, run, records, None) {
             return Ok(());
         }
+        self.metrics.dead_lettered();
         log::error!(
             "Worker {} gives task {} up ({}); it goes to {}",
             self.worker_id,
@@ -224,6 +230,12 @@ impl<H: Handler> HandlerThread<H> {
             Err(panic) => Outcome::Retry(format!("the handler panicked: {}", panic_message(&*panic))),
         };
         let took = began.elapsed();
+        let ended = match &outcome {
+            Outcome::Output(_) => Ended::Succeeded,
+            Outcome::Final(_) => Ended::Failed,
+            Outcome::Retry(_) => Ended::Retried,
+        };
+        self.metrics.ran(ended, took);
         log::debug!("Worker {} has run task {} for {} us", self.worker_id, job.named(&task.task_id), took.as_micros());
         match outcome {
             Outcome::Output(output) => self.publish(job, run, task, took, Ok(output)),

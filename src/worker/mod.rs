@@ -20,6 +20,7 @@ mod intake;
 mod intakes;
 mod leaders;
 mod membership;
+mod metrics;
 mod outbox;
 mod past;
 mod pulse;

@@ -11,6 +11,7 @@ use super::intake::{IntakeLinks, Job};
 use super::intakes::{IntakeReport, Intakes};
 use super::leaders::{Leaders, LeadersThread};
 use super::membership::{self, Assignment, Leave};
+use super::metrics::{Metrics, Server};
 use super::outbox::{self, Outbox, OutboxTopics};
 use super::repair::Repair;
 use super::settling::Token;
@@ -77,6 +78,8 @@ pub(super) struct Running {
     pub(super) outbox: Outbox,
     pub(super) supervisor: Supervisor,
     pub(super) threads: WorkerThreads,
+    /// The address of the metrics, closed at the end of the stop.
+    pub(super) _server: Option<Server>,
 }
 
 /// The threads, by the moment at which they are joined.
@@ -112,6 +115,18 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
             return Started::Failed(ExitCode::Usage);
         }
     };
+    let metrics = Arc::new(Metrics::new(cluster.options().statistics.clone()));
+    let server = config.metrics_addr.map(|address| Server::start(address, Arc::clone(&metrics))).transpose();
+    let server = match server {
+        Ok(server) => server,
+        Err(error) => {
+            log::error!(
+                "cannot listen on METRICS_ADDR {}: {error}",
+                config.metrics_addr.map_or_else(String::new, |it| it.to_string())
+            );
+            return Started::Failed(ExitCode::Fatal);
+        }
+    };
     let queue = match prepare(&cluster, config, signals, &mut supervisor) {
         Ok(queue) => queue,
         Err(Some(code)) => return Started::Failed(code),
@@ -119,7 +134,7 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
     };
     log::info!("🚀 Worker {} started", escape(&config.worker_id));
     let (mut running, ready, is_refused) =
-        start_threads(config, handler, &cluster, interrupter, queue, signals, supervisor);
+        start_threads(config, handler, &cluster, (metrics, server), interrupter, queue, signals, supervisor);
     // After a signal or a fault while joining, the ordinary stop ends what was started.
     let round = tick(supervisor::INTERVAL);
     loop {
@@ -205,6 +220,7 @@ fn start_threads(
     config: &WorkerConfig,
     handler: impl Handler,
     cluster: &Cluster,
+    (metrics, server): (Arc<Metrics>, Option<Server>),
     interrupter: Interrupter,
     queue: Queue,
     signals: &Signals,
@@ -214,6 +230,7 @@ fn start_threads(
     let control = Arc::new(Control::new());
     control.set_quiet(signals.quiet.is_asked());
     let in_flight = Arc::new(InFlight::new(queue.lock));
+    metrics.watch(&in_flight);
     let account = Arc::new(Account::new(&config.worker_id, Arc::clone(&in_flight)));
     let topics = OutboxTopics {
         tasks: config.common.tasks_topic.as_str().into(),
@@ -236,7 +253,7 @@ fn start_threads(
     let deadlines = Arc::new(Mutex::new(None));
     let status = parts.status(outbox.clone(), to_announce, repairs, Arc::clone(&deadlines));
     let (queue_in, queue_out) = bounded(MOST_JOBS + config.concurrency);
-    let handlers = parts.handlers(Arc::new(handler), &outbox, &queue_out);
+    let handlers = parts.handlers(Arc::new(handler), &metrics, &outbox, &queue_out);
     let assignment = Arc::new(Assignment::default());
     // Random, so that a killed process with the same worker id is another member.
     let identity =
@@ -291,6 +308,7 @@ fn start_threads(
         outbox,
         supervisor,
         threads,
+        _server: server,
     };
     (running, is_ready, is_refused)
 }
@@ -340,7 +358,13 @@ impl Parts<'_> {
         threads::spawn("status", self.fatal.clone(), move || status.run())
     }
 
-    fn handlers<H: Handler>(&self, handler: Arc<H>, outbox: &Outbox, jobs: &Receiver<Job>) -> Vec<Thread> {
+    fn handlers<H: Handler>(
+        &self,
+        handler: Arc<H>,
+        metrics: &Arc<Metrics>,
+        outbox: &Outbox,
+        jobs: &Receiver<Job>,
+    ) -> Vec<Thread> {
         (1..=self.config.concurrency)
             .map(|number| {
                 let thread = HandlerThread {
@@ -348,6 +372,7 @@ impl Parts<'_> {
                     jobs: jobs.clone(),
                     in_flight: Arc::clone(self.in_flight),
                     control: Arc::clone(self.control),
+                    metrics: Arc::clone(metrics),
                     outbox: outbox.clone(),
                     cluster: self.cluster.clone(),
                     worker_id: self.config.worker_id.as_str().into(),

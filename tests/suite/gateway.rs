@@ -95,7 +95,7 @@ fn a_key_is_one_task_on_all_gateways_and_refuses_another_text() {
         // The first text counts, so the other text is sent only when all three wait.
         for (at, count) in [(&gateway, 2), (&other, 1)] {
             eventually(SOON, "the callers wait", || {
-                at.get("/metrics").text().contains(&format!("lastcall_gateway_waiting_callers {count}\n"))
+                at.get("/metrics").text().contains(&format!("lastcall_callers_waiting {count}\n"))
             });
         }
         assert_eq!(
@@ -177,7 +177,7 @@ fn health_liveness_readiness_metrics_and_the_page_are_served() {
     let metrics = gateway.get("/metrics");
     assert!(metrics.header("content-type").is_some_and(|it| it.starts_with("application/openmetrics-text")));
     assert!(metrics.text().ends_with("# EOF\n"));
-    for name in ["lastcall_gateway_tasks_accepted_total 1", "lastcall_gateway_active_workers 1"] {
+    for name in ["lastcall_tasks_accepted_total 1", "lastcall_workers{state=\"active\"} 1"] {
         assert!(metrics.text().contains(name), "{name} is not in {}", metrics.text());
     }
     let page = gateway.get("/");

@@ -184,7 +184,7 @@ fn task_with_another_key_is_known_by_the_id_in_its_value() {
         assert_eq!(gateway.wait_for_result(id, SOON)["words"], 2);
     }
     // A gateway without pending tasks misses none.
-    let none_pending = || gateway.get("/metrics").text().contains("lastcall_gateway_pending_tasks 0\n");
+    let none_pending = || gateway.get("/metrics").text().contains("lastcall_tasks_pending 0\n");
     eventually(SOON, "no task is pending", none_pending);
     assert_eq!(rig.audit().tasks.values().collect::<Vec<_>>(), [&1, &1]);
 }

@@ -203,11 +203,11 @@ fn caller_that_leaves_frees_its_place_at_once() {
     };
     for _ in 0..3 {
         let both = [wait(), wait()];
-        eventually(SOON, "both callers wait", || figure(&gateway, "lastcall_gateway_waiting_callers") == 2);
+        eventually(SOON, "both callers wait", || figure(&gateway, "lastcall_callers_waiting") == 2);
         drop(both);
-        eventually(PROMPT, "both callers have left", || figure(&gateway, "lastcall_gateway_waiting_callers") == 0);
+        eventually(PROMPT, "both callers have left", || figure(&gateway, "lastcall_callers_waiting") == 0);
     }
-    let open = || figure(&gateway, "lastcall_gateway_http_connections");
+    let open = || figure(&gateway, "lastcall_http_connections");
     eventually(PROMPT, "their connections have ended", || open() == 1);
     // Their tasks run if the gateway has produced them.
     let _worker = rig.start_worker("w");
@@ -222,9 +222,9 @@ fn task_whose_caller_left_before_the_produce_is_not_produced() {
     let mut http = gateway.connect();
     http.send("POST", "/analyze", &[("Content-Type", "application/json")], br#"{"text": "left"}"#)
         .expect("the request is sent");
-    eventually(SOON, "the caller waits", || figure(&gateway, "lastcall_gateway_waiting_callers") == 1);
+    eventually(SOON, "the caller waits", || figure(&gateway, "lastcall_callers_waiting") == 1);
     drop(http);
-    eventually(PROMPT, "the caller has left", || figure(&gateway, "lastcall_gateway_waiting_callers") == 0);
+    eventually(PROMPT, "the caller has left", || figure(&gateway, "lastcall_callers_waiting") == 0);
     rig.broker().start();
     let _worker = rig.start_worker("w");
     eventually(SOON, "the gateway is ready", || gateway.get("/readyz").status == 200);

@@ -17,7 +17,7 @@ fn callers_beyond_max_waiting_get_503() {
     for http in &mut waiting {
         http.send("POST", "/analyze", &[JSON], br#"{"text": "waits"}"#).expect("the request is sent");
     }
-    let all_wait = "lastcall_gateway_waiting_callers 8\n";
+    let all_wait = "lastcall_callers_waiting 8\n";
     eventually(SOON, "all callers wait", || gateway.get("/metrics").text().contains(all_wait));
     let answer = gateway.analyze_with(&[("Prefer", "respond-async")], &json!({ "text": "one more" }));
     answer.assert_problem(503);
@@ -72,7 +72,7 @@ const DROPPED: Duration = Duration::from_secs(30);
 fn results_beyond_max_results_are_read_from_kafka() {
     let (rig, gateway, _worker) = Rig::shared("limit-results").fleet_with("w", &[("MAX_RESULTS", "3")]);
     let results: Vec<Value> = (0..12).map(|number| gateway.analyze(&format!("text {number}")).json()).collect();
-    let known = "lastcall_gateway_known_results 3\n";
+    let known = "lastcall_results_known 3\n";
     eventually(DROPPED, "three results are left in the index", || gateway.get("/metrics").text().contains(known));
     let path = |result: &Value| format!("/tasks/{}", result["task_id"].as_str().expect("an id"));
     for result in &results {
@@ -104,9 +104,7 @@ fn a_key_keeps_its_result_beyond_max_results() {
         assert_eq!(gateway.analyze(&format!("text {number}")).status, 200);
     }
     let metrics = || gateway.get("/metrics").text();
-    eventually(DROPPED, "two results are left in the index", || {
-        metrics().contains("lastcall_gateway_known_results 2\n")
-    });
+    eventually(DROPPED, "two results are left in the index", || metrics().contains("lastcall_results_known 2\n"));
     let again = post();
     assert_eq!((again.status, again.json()), (200, first.json()));
     rig.audit().assert_each_ran_once([&first.task_id()]);

@@ -147,7 +147,7 @@ fn callers_that_look_up_tasks_get_503_from_a_stopping_gateway_while_kafka_is_fro
         http.send("GET", &format!("/tasks/{id}"), &[], b"").expect("the request is sent");
     }
     eventually(SOON, "the gateway has accepted all 200 connections", || {
-        gateway.get("/metrics").text().contains("lastcall_gateway_http_connections 201\n")
+        gateway.get("/metrics").text().contains("lastcall_http_connections 201\n")
     });
     let exit = gateway.program.ends_at(Signal::SIGTERM, 0);
     // The gateway waits 3 s for Kafka's answer to a look-up.

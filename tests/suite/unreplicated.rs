@@ -134,19 +134,17 @@ fn a_sweep_finds_results_while_the_latest_record_is_not_replicated() {
     gateway.analyze("displaces the first result");
     worker.ends_at(Signal::SIGTERM, 0);
     let gauge = |name: &str, value: u32| gateway.get("/metrics").text().contains(&format!("{name} {value}\n"));
-    eventually(Duration::from_secs(20), "the first result is displaced", || gauge("lastcall_gateway_known_results", 1));
+    eventually(Duration::from_secs(20), "the first result is displaced", || gauge("lastcall_results_known", 1));
     let broker = rig.broker().address();
     let records = || audit::read(broker, &rig.tasks()).into_iter().filter(|record| record.key() == task);
     let record = records().next().expect("the task's record");
     audit::produce(broker, &rig.tasks(), &[(Some(&record.key), Some(&record.value))]);
-    eventually(SOON, "the task seems pending", || gauge("lastcall_gateway_pending_tasks", 1));
+    eventually(SOON, "the task seems pending", || gauge("lastcall_tasks_pending", 1));
     admin::skip_to_end(broker, &rig.group(), &rig.tasks());
     append_unreplicated(&rig);
-    assert!(gauge("lastcall_gateway_pending_tasks", 1), "no sweep has examined the task yet");
+    assert!(gauge("lastcall_tasks_pending", 1), "no sweep has examined the task yet");
     // The sweep misses the task after 6 s, and looks for its result 3 s later.
-    eventually(Duration::from_secs(20), "the sweep has found the result", || {
-        gauge("lastcall_gateway_pending_tasks", 0)
-    });
+    eventually(Duration::from_secs(20), "the sweep has found the result", || gauge("lastcall_tasks_pending", 0));
     rig.broker().faulty().node(3).thaw();
     eventually(SOON, "the cluster replicates", || {
         session::produce(&mut Wire::connect(broker), &rig.results(), 0).0 == 0

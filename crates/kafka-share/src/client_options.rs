@@ -9,6 +9,7 @@ use super::address::BrokerAddress;
 use super::interrupt::Interrupter;
 use super::login::Login;
 use super::resolve::Resolver;
+use super::statistics::Statistics;
 use super::throttle::Throttles;
 use super::tls::Tls;
 
@@ -30,6 +31,8 @@ pub struct ClientOptions {
     pub request_timeout: Duration,
     /// Wakes every waiting call of this client.
     pub interrupter: Interrupter,
+    /// Counts connections and the times of requests.
+    pub statistics: Statistics,
     /// The addresses of the brokers' names.
     pub(super) resolver: Resolver,
     /// The brokers that throttle this client.
@@ -47,6 +50,7 @@ impl ClientOptions {
             connect_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(5),
             interrupter: Interrupter::new(),
+            statistics: Statistics::default(),
             resolver: Resolver::default(),
             throttles: Throttles::default(),
         }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse, RequestHeader, ResponseHeader};
+use kafka_protocol::messages::{RequestHeader, ResponseHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
 
 use super::address::BrokerAddress;
@@ -27,12 +27,16 @@ use super::error::{ErrorCode, KafkaError, Result};
 use super::interrupt::{Interrupter, Registration};
 use super::login::Attempt;
 use super::share_lag;
+use super::statistics::Statistics;
 use super::throttle::{self, Throttles};
 use super::tls::{self, Tls};
 use super::transport::Transport;
 use authentication::Authentication;
 
+mod api_versions;
 mod authentication;
+
+pub use api_versions::ApiVersions;
 
 /// Largest response taken, in bytes. Far above every fetch of this client, far below "HTTP" read as a length.
 const FRAME_CAP: usize = 256 << 20;
@@ -50,6 +54,7 @@ struct Outstanding {
     request: &'static str,
     /// Whether the response's header has tagged fields (response header version 1).
     flexible: bool,
+    sent: Instant,
 }
 
 /// One connection. Dropping it closes it.
@@ -69,6 +74,7 @@ pub struct Connection {
     /// The broker reads nothing before this time.
     muted_until: Instant,
     throttles: Throttles,
+    statistics: Statistics,
     broken: bool,
     // Leaves the registry when the connection is dropped.
     _registration: Registration,
@@ -98,6 +104,7 @@ impl Connection {
             Ok(()) => KafkaError::Io { action: "cannot connect to", broker: broker.clone(), source },
             Err(interrupted) => interrupted,
         })?;
+        options.statistics.connected();
         let mut connection = Self {
             broker: broker.clone(),
             transport: Transport::new(socket, session),
@@ -112,6 +119,7 @@ impl Connection {
             write_timeout: options.request_timeout,
             muted_until: Instant::now(),
             throttles: options.throttles.clone(),
+            statistics: options.statistics.clone(),
             broken: false,
             _registration: registration,
         };
@@ -232,7 +240,7 @@ impl Connection {
             .map(|length| frame[..4].copy_from_slice(&length.to_be_bytes()))
             .map_err(|detail| KafkaError::Unencodable { request, detail })?;
         self.next_correlation = self.next_correlation.wrapping_add(1);
-        Ok((frame, Outstanding { correlation, api_key, request, flexible }))
+        Ok((frame, Outstanding { correlation, api_key, request, flexible, sent: Instant::now() }))
     }
 
     fn send_frame(&mut self, frame: BytesMut, asked: Outstanding) -> Result<i32> {
@@ -331,7 +339,7 @@ impl Connection {
 
     /// Checks the header of a response and returns the bytes after it.
     fn open_frame(&mut self, mut frame: Bytes, expected: Outstanding) -> Result<Bytes> {
-        let Outstanding { correlation, api_key, request, flexible } = expected;
+        let Outstanding { correlation, api_key, request, flexible, sent } = expected;
         let came = frame.first_chunk::<4>().map(|bytes| i32::from_be_bytes(*bytes));
         if came != Some(correlation) {
             let detail = format!("correlation id {came:?} in answer to {request} {correlation}");
@@ -340,6 +348,7 @@ impl Connection {
         ResponseHeader::decode(&mut frame, i16::from(flexible))
             .map_err(|error| self.malformed(format!("header of the answer to {request}: {error}")))?;
         self.note_throttle(throttle::time_of(api_key, &frame));
+        self.statistics.answered(api_key, sent.elapsed());
         Ok(frame)
     }
 
@@ -360,26 +369,6 @@ impl Connection {
         }
     }
 
-    /// Asks for the requests that the broker speaks (ApiVersions v3, KIP-511) and its cluster's features (KIP-584).
-    pub fn api_versions(&mut self, timeout: Duration) -> Result<ApiVersions> {
-        const VERSION: i16 = 3;
-        let request = ApiVersionsRequest::default()
-            .with_client_software_name(StrBytes::from_static_str(env!("CARGO_PKG_NAME")))
-            .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));
-        let correlation = self.send(VERSION, &request)?;
-        let Some(mut body) = self.receive(correlation, self.muted_for() + timeout)? else {
-            self.close();
-            return Err(self.late("ApiVersions", timeout));
-        };
-        // A broker older than 2.4 answers in version 0, which begins with the same field.
-        if body.first_chunk::<2>() == Some(&ErrorCode::UNSUPPORTED_VERSION.0.to_be_bytes()) {
-            return Err(KafkaError::broker("ApiVersions", ErrorCode::UNSUPPORTED_VERSION, None));
-        }
-        let response = self.decode::<ApiVersionsRequest>(&mut body, VERSION)?;
-        ErrorCode(response.error_code).check("ApiVersions", None)?;
-        Ok(ApiVersions(response))
-    }
-
     /// Returns whether the broker has kept an idle connection open. A frozen broker looks alive.
     pub fn is_alive(&mut self) -> bool {
         if self.broken {
@@ -394,6 +383,7 @@ impl Connection {
 
     /// Closes the connection; the outcome of unanswered requests stays unknown.
     pub fn close(&mut self) {
+        self.count_loss(true);
         self.broken = true;
         self.transport.close();
     }
@@ -407,6 +397,13 @@ impl Connection {
             return KafkaError::Security { broker, detail, is_final: false };
         }
         KafkaError::Timeout { request, broker, waited }
+    }
+
+    /// Counts the end of a connection that had work. The interrupter ends all of them with the program.
+    fn count_loss(&self, had_work: bool) {
+        if had_work && !self.broken && !self.interrupter.is_interrupted() {
+            self.statistics.lost();
+        }
     }
 
     fn usable(&self) -> Result<()> {
@@ -449,6 +446,12 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.count_loss(!self.outstanding.is_empty());
+    }
+}
+
 /// Names requests whose body the caller encodes.
 fn name_of_key(api_key: i16) -> &'static str {
     match api_key {
@@ -464,31 +467,6 @@ fn name_of<R>() -> &'static str {
     let path = std::any::type_name::<R>();
     let name = path.rsplit("::").next().unwrap_or(path);
     name.strip_suffix("Request").unwrap_or(name)
-}
-
-/// A broker's description of itself (KIP-35, KIP-584).
-#[derive(Clone, Debug)]
-pub struct ApiVersions(ApiVersionsResponse);
-
-impl ApiVersions {
-    /// API key of ShareGroupHeartbeat (KIP-932).
-    pub const SHARE_GROUP_HEARTBEAT: i16 = 76;
-    /// API key of ShareFetch (KIP-932).
-    pub const SHARE_FETCH: i16 = 78;
-    /// API key of ShareAcknowledge (KIP-932).
-    pub const SHARE_ACKNOWLEDGE: i16 = 79;
-
-    /// Whether the broker speaks this version of the request.
-    pub fn supports(&self, api_key: i16, version: i16) -> bool {
-        let mut keys = self.0.api_keys.iter();
-        keys.any(|api| api.api_key == api_key && (api.min_version..=api.max_version).contains(&version))
-    }
-
-    /// The level of a feature that the cluster has switched on; `None` if it is off.
-    pub fn feature_level(&self, name: &str) -> Option<i16> {
-        let mut features = self.0.finalized_features.iter();
-        features.find(|feature| feature.name.as_str() == name).map(|feature| feature.max_version_level)
-    }
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@
 //! | [`partitioner`] | key to partition, as Kafka's own producers do |
 //! | [`producer`] | idempotent, batching, with each record's outcome |
 //! | [`reader`] | all records of a topic, without a group |
+//! | [`statistics`] | counts of connections, times of requests |
 //! | [`share_wire`], [`share_session`], [`share_membership`] | the share group (KIP-932) |
 
 pub mod address;
@@ -56,6 +57,7 @@ pub mod share_membership;
 pub mod share_session;
 pub mod share_wire;
 mod stamp;
+pub mod statistics;
 mod throttle;
 pub mod tls;
 mod token_command;

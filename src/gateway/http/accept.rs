@@ -31,7 +31,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 
 /// The number of connections that may be open, within the limit of open files. First raises the process's soft limit of
 /// open files to the hard limit: the soft limit is low only for programs that use select(2).
-pub(in crate::gateway) fn most_connections(max_waiting: usize) -> usize {
+pub(crate) fn most_connections(max_waiting: usize) -> usize {
     let wanted = max_waiting + FURTHER_CONNECTIONS;
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
     let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
@@ -44,7 +44,7 @@ pub(in crate::gateway) fn most_connections(max_waiting: usize) -> usize {
 }
 
 /// Accepts connections until stopped.
-pub(in crate::gateway) fn accept<S: Service>(listener: &TcpListener, service: &Arc<S>, load: &Arc<Load>, stop: &Stop) {
+pub(crate) fn accept<S: Service>(listener: &TcpListener, service: &Arc<S>, load: &Arc<Load>, stop: &Stop) {
     let mut threads = Threads::new();
     let mut outage = Outage::new("the system", &Refusals::default());
     let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);

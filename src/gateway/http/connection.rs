@@ -9,7 +9,7 @@ use super::chunked::Chunked;
 use super::head::{self, Body, Head};
 use super::load::Seat;
 use super::outgoing::{Outgoing, Terms, Written};
-use super::service::Service;
+use super::service::{Facts, Service};
 use crate::gateway::reply::{Carrier, Parted, Parting, Reply, Ticket};
 use crate::gateway::response::{Afterwards, Response};
 use std::io::{ErrorKind, Read, Write};
@@ -38,7 +38,7 @@ const LIMITS: Limits = Limits {
     linger: Duration::from_secs(1),
 };
 /// The largest body, in bytes.
-pub(in crate::gateway) const LARGEST_BODY: usize = 64 * 1024;
+pub(crate) const LARGEST_BODY: usize = 64 * 1024;
 /// At most this many bytes after the last response are dropped, so its caller can read it (RFC 9112 section 9.6).
 const READ_AWAY: usize = 1024 * 1024;
 /// How long to wait for a reply that another thread is giving.
@@ -110,7 +110,8 @@ impl<S: Service> Connection<S> {
                 Ok(None) => return Ending::Read,
                 Err(refusal) => {
                     // The beginning of the next request is unknown.
-                    let terms = Terms { head_only: false, afterwards: Afterwards::Closes };
+                    let facts = Facts::new(None, None);
+                    let terms = Terms { head_only: false, afterwards: Afterwards::Closes, facts };
                     self.outgoing.take(terms, self.service.begin());
                     self.reply().give(problem(&refusal));
                     self.outgoing.taken();
@@ -125,7 +126,8 @@ impl<S: Service> Connection<S> {
                 (true, true) => Afterwards::StaysAsAsked,
             };
             // Counted from here: a stop waits for complete requests, not for callers that still send.
-            let terms = Terms { head_only: head.method == Method::Head, afterwards };
+            let facts = Facts::new(Some(&head), self.service.route(&head));
+            let terms = Terms { head_only: head.method == Method::Head, afterwards, facts };
             self.outgoing.take(terms, self.service.begin());
             let ticket = match body {
                 Ok(body) => self.service.take(&head, &body.unwrap_or_default(), self.reply()),

@@ -9,13 +9,13 @@ use super::Refusal;
 use tiny_http::Method;
 
 /// The largest head, in bytes.
-pub(super) const LARGEST_HEAD: usize = 16 * 1024;
+pub(crate) const LARGEST_HEAD: usize = 16 * 1024;
 /// The most fields of a head.
 const MOST_FIELDS: usize = 100;
 
 /// How the body of a request ends (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Body {
+pub(crate) enum Body {
     /// After this many bytes; zero: there is none.
     Length(u64),
     /// After its last chunk.
@@ -24,17 +24,17 @@ pub(super) enum Body {
 
 /// A well-formed head.
 #[derive(Debug)]
-pub(in crate::gateway) struct Head {
-    pub(in crate::gateway) method: Method,
+pub(crate) struct Head {
+    pub(crate) method: Method,
     /// As received: a path with its query, or a whole URL.
-    pub(in crate::gateway) target: String,
-    pub(super) body: Body,
+    pub(crate) target: String,
+    pub(crate) body: Body,
     /// Whether the caller waits for 100 (Continue) before it sends the body.
-    pub(super) expects_continue: bool,
+    pub(crate) expects_continue: bool,
     /// Whether the connection persists after the response.
-    pub(super) persists: bool,
+    pub(crate) persists: bool,
     /// HTTP/1.0, whose connections end unless both sides ask to keep them.
-    pub(super) is_old: bool,
+    pub(crate) is_old: bool,
     fields: Vec<(Box<str>, Box<[u8]>)>,
 }
 
@@ -43,7 +43,7 @@ impl Head {
     ///
     /// # Errors
     /// The field occurs twice, or is not ASCII.
-    pub(in crate::gateway) fn field(&self, name: &str) -> Result<Option<&str>, Refusal> {
+    pub(crate) fn field(&self, name: &str) -> Result<Option<&str>, Refusal> {
         let mut values = self.lines(name);
         match (values.next(), values.next()) {
             (None, _) => Ok(None),
@@ -56,7 +56,7 @@ impl Head {
     }
 
     /// The members of a list field, from all its lines, without those that are not UTF-8 (RFC 9110 section 5.6.1).
-    pub(in crate::gateway) fn list(&self, name: &str) -> impl Iterator<Item = &str> {
+    pub(crate) fn list(&self, name: &str) -> impl Iterator<Item = &str> {
         let lines = self.lines(name).filter_map(|value| std::str::from_utf8(value).ok());
         lines
             .flat_map(|line| line.split(','))
@@ -65,7 +65,7 @@ impl Head {
     }
 
     /// The values of all lines of a field.
-    pub(super) fn lines(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+    pub(crate) fn lines(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         self.fields.iter().filter(move |(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_ref())
     }
 
@@ -123,7 +123,7 @@ fn plain_number(text: &[u8]) -> Option<u64> {
 ///
 /// # Errors
 /// The head is too large, not well-formed, or ambiguous.
-pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Refusal> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Refusal> {
     let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     let length = match request.parse(bytes) {

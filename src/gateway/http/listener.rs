@@ -7,6 +7,7 @@ use program::stop::Stop;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Connections that the kernel queues until they are accepted.
@@ -28,7 +29,7 @@ const WATCH_FAILURES: u32 = 3;
 ///
 /// # Errors
 /// The address is in use, or the process may not bind it.
-pub(in crate::gateway) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     // Otherwise (Nagle) a response of two segments waits 40 ms for the caller's acknowledgement on a kept connection.
@@ -43,20 +44,21 @@ pub(in crate::gateway) fn listen(address: SocketAddr) -> io::Result<TcpListener>
     Ok(socket.into())
 }
 
-/// Sends requests to the gateway's own port until stopped: no other check notices a deaf listener.
+/// Sends requests to the gateway's own ports until stopped: no other check notices a deaf listener.
 ///
 /// # Errors
-/// The port did not answer [`WATCH_FAILURES`] times in a row.
-pub(in crate::gateway) fn watch(address: SocketAddr, load: &Load, stop: &Stop) -> Result<(), String> {
-    let address = reachable(address);
-    let mut failures = 0;
+/// A port did not answer [`WATCH_FAILURES`] times in a row.
+pub(crate) fn watch(ports: &[(SocketAddr, Arc<Load>)], stop: &Stop) -> Result<(), String> {
+    let mut failures = vec![0; ports.len()];
     while stop.sleep(WATCH_INTERVAL).is_ok() {
-        // A kept connection would not reach the listener.
-        let response = Client::new(address, Stop::new()).get("/livez", WATCH_TIMEOUT);
-        if !is_deaf(&mut failures, load.is_full(), response.err()) {
-            continue;
+        for ((address, load), failures) in ports.iter().zip(&mut failures) {
+            let address = reachable(*address);
+            // A kept connection would not reach the listener.
+            let response = Client::new(address, Stop::new()).get("/livez", WATCH_TIMEOUT);
+            if is_deaf(failures, load.is_full(), response.err()) {
+                return Err(format!("the HTTP port {address} is deaf"));
+            }
         }
-        return Err(format!("the HTTP port {address} is deaf"));
     }
     Ok(())
 }
@@ -75,7 +77,7 @@ fn is_deaf(failures: &mut u32, full: bool, failure: Option<Failure>) -> bool {
 }
 
 /// Wakes the thread that waits for a connection on this listener.
-pub(in crate::gateway) fn wake(address: SocketAddr) {
+pub(crate) fn wake(address: SocketAddr) {
     // A failure means that the listener is closed.
     let _ = TcpStream::connect_timeout(&reachable(address), Duration::from_millis(100));
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
-pub(in crate::gateway) struct Load {
+pub(crate) struct Load {
     seats: Mutex<Seats>,
     one_less: Condvar,
     most: usize,
@@ -47,7 +47,7 @@ const LEAVING: u64 = u64::MAX - 1;
 
 impl Load {
     /// Allows `most` connections at once. If none of them is idle, further ones wait in the kernel's queue.
-    pub(in crate::gateway) fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize) -> Self {
         Self { seats: Mutex::default(), one_less: Condvar::new(), most, born: Instant::now() }
     }
 
@@ -56,17 +56,17 @@ impl Load {
     }
 
     /// The number of open connections.
-    pub(in crate::gateway) fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         self.seats.lock().taken.len()
     }
 
     /// Whether all seats are taken.
-    pub(in crate::gateway) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.open() >= self.most
     }
 
     /// Takes a seat; `None`: a stop came first. With all seats taken, closes the connection that has been idle longest.
-    pub(super) fn seat(self: &Arc<Self>, socket: &Arc<TcpStream>, stop: &Stop) -> Option<Seat> {
+    pub(crate) fn seat(self: &Arc<Self>, socket: &Arc<TcpStream>, stop: &Stop) -> Option<Seat> {
         let mut seats = self.seats.lock();
         while seats.taken.len() >= self.most {
             if stop.is_triggered() {
@@ -109,7 +109,7 @@ fn end_reading(socket: &TcpStream) {
 
 /// One connection's seat; left when dropped.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(crate) struct Seat {
     load: Arc<Load>,
     number: u64,
     rest: Arc<Rest>,
@@ -117,12 +117,12 @@ pub(super) struct Seat {
 
 impl Seat {
     /// Notes that a request is complete.
-    pub(super) fn busy(&self) {
+    pub(crate) fn busy(&self) {
         self.change(BUSY);
     }
 
     /// Notes that the connection waits for the next request.
-    pub(super) fn idle(&self) {
+    pub(crate) fn idle(&self) {
         self.change(self.load.nanoseconds());
     }
 
@@ -132,7 +132,7 @@ impl Seat {
     }
 
     /// Whether the connection has to make room for another.
-    pub(super) fn is_leaving(&self) -> bool {
+    pub(crate) fn is_leaving(&self) -> bool {
         self.rest.0.load(Ordering::Relaxed) == LEAVING
     }
 }

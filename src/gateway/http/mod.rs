@@ -21,21 +21,21 @@
 //! | `ops` | health, probes, metrics, the fleet, the page |
 //! | `fuzzing` | properties that hold for any bytes |
 
-pub(super) mod accept;
+pub(crate) mod accept;
 mod analyze;
 mod chunked;
 mod connection;
 #[cfg(test)]
 mod fuzzing;
-mod head;
-pub(super) mod listener;
-pub(super) mod load;
+pub(crate) mod head;
+pub(crate) mod listener;
+pub(crate) mod load;
 mod ops;
 mod outgoing;
 mod prefer;
 mod refusal;
-pub(super) mod routes;
-mod service;
+pub(crate) mod routes;
+pub(crate) mod service;
 mod unanswered;
 
 use refusal::Refusal;

@@ -3,10 +3,10 @@
 //! Answered at once from memory; none waits for Kafka.
 
 use super::load::Load;
-use crate::gateway::metrics::{CONTENT_TYPE, Gauges};
 use crate::gateway::response::Response;
 use crate::gateway::state::State;
 use crate::gateway::tasks::Tasks;
+use crate::metrics::{CONTENT_TYPE, Now};
 use serde_json::{Value, json};
 
 /// One file without outside resources.
@@ -64,8 +64,10 @@ pub(super) fn ready(state: &State, tasks: &Tasks, query: &str) -> Response {
 
 /// `GET /metrics`.
 pub(super) fn metrics(state: &State, tasks: &Tasks, load: &Load) -> Response {
-    state.metrics.set(Gauges { connections: load.open(), ..tasks.gauges() });
-    Response::bytes(200, CONTENT_TYPE, state.metrics.encode().into_bytes())
+    let mut now = Now::new();
+    tasks.measure(&mut now);
+    now.gauge("http_connections", "Open connections of callers", load.open());
+    Response::bytes(200, CONTENT_TYPE, state.metrics.text(&now).into_bytes())
 }
 
 /// `GET /openapi.json`.

@@ -6,7 +6,7 @@
 //! no other caller.
 
 use super::load::Seat;
-use super::service::Service;
+use super::service::{Facts, Service};
 use crate::gateway::reply::Carrier;
 use crate::gateway::response::{Afterwards, Response};
 use parking_lot::{Condvar, Mutex};
@@ -35,6 +35,7 @@ pub(super) struct Terms {
     pub(super) head_only: bool,
     /// The connection's state after the response, unless a stop or a new connection ends it.
     pub(super) afterwards: Afterwards,
+    pub(super) facts: Facts,
 }
 
 #[derive(Debug)]
@@ -72,7 +73,7 @@ pub(super) struct Written {
 
 impl<S: Service> Outgoing<S> {
     pub(super) fn new(socket: Arc<TcpStream>, seat: Seat, service: Arc<S>) -> Self {
-        let terms = Terms { head_only: false, afterwards: Afterwards::Stays };
+        let terms = Terms { head_only: false, afterwards: Afterwards::Stays, facts: Facts::new(None, None) };
         let written = Written { at: Instant::now(), stays: true, whole: true };
         let slot = Slot { stage: Stage::Written(written), terms, counted: None, rest: None };
         Self { socket, seat, service, slot: Mutex::new(slot), changed: Condvar::new() }
@@ -140,7 +141,7 @@ impl<S: Service> Outgoing<S> {
     fn encode(&self, response: &Response, terms: Terms) -> (Vec<u8>, bool) {
         let ends = self.service.is_stopping() || self.seat.is_leaving();
         let afterwards = if ends { Afterwards::Closes } else { terms.afterwards };
-        self.service.responds(response.status());
+        self.service.responds(terms.facts, response.status());
         (response.encode(terms.head_only, afterwards), afterwards != Afterwards::Closes)
     }
 

@@ -2,14 +2,14 @@
 
 /// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::gateway) struct Refusal {
-    pub(in crate::gateway) status: u16,
-    pub(in crate::gateway) detail: String,
+pub(crate) struct Refusal {
+    pub(crate) status: u16,
+    pub(crate) detail: String,
 }
 
 impl Refusal {
     /// `detail`: a sentence without its final period.
-    pub(in crate::gateway) fn new(status: u16, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(status: u16, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into() }
     }
 }

@@ -7,7 +7,7 @@ use super::head::Head;
 use super::load::Load;
 use super::ops;
 use super::prefer;
-use super::service;
+use super::service::{self, Facts};
 use super::unanswered::{Counted, Unanswered};
 use crate::gateway::reply::{Parted, Parting, Preferences, Reply, Ticket};
 use crate::gateway::response::Response;
@@ -17,15 +17,27 @@ use crate::task::is_task_id;
 use std::sync::Arc;
 use tiny_http::Method;
 
+/// For whom an address serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Audience {
+    /// `HTTP_ADDR` without `ADMIN_ADDR`.
+    Everyone,
+    /// `HTTP_ADDR` beside `ADMIN_ADDR`.
+    Callers,
+    /// `ADMIN_ADDR`.
+    Operators,
+}
+
 /// The parts that answer requests.
 #[derive(Debug)]
-pub(in crate::gateway) struct Service {
+pub(crate) struct Service {
+    audience: Audience,
     pub(super) state: Arc<State>,
     pub(super) tasks: Arc<Tasks>,
-    /// The seats of connections.
-    pub(in crate::gateway) load: Arc<Load>,
+    /// The seats of callers' connections.
+    pub(crate) load: Arc<Load>,
     /// Complete requests without a response.
-    pub(in crate::gateway) unanswered: Arc<Unanswered>,
+    pub(crate) unanswered: Arc<Unanswered>,
 }
 
 /// The resources.
@@ -44,6 +56,31 @@ enum Resource<'a> {
 }
 
 impl Resource<'_> {
+    /// The path, without what callers choose.
+    fn route(self) -> &'static str {
+        match self {
+            Self::Analyze => "/analyze",
+            Self::Task(_) => "/tasks/{id}",
+            Self::Fleet => "/workers/status",
+            Self::Health => "/health",
+            Self::Live => "/livez",
+            Self::Ready => "/readyz",
+            Self::Metrics => "/metrics",
+            Self::Description => "/openapi.json",
+            Self::Dead => "/dead",
+            Self::Page => "/",
+        }
+    }
+
+    /// Whether an address for this audience serves it. Health and probes are for both.
+    fn is_for(self, audience: Audience) -> bool {
+        match self {
+            Self::Analyze | Self::Task(_) => audience != Audience::Operators,
+            Self::Fleet | Self::Metrics | Self::Dead | Self::Page => audience != Audience::Callers,
+            Self::Health | Self::Live | Self::Ready | Self::Description => true,
+        }
+    }
+
     fn allowed(self) -> &'static str {
         match self {
             Self::Analyze => "POST",
@@ -88,12 +125,30 @@ fn path_of(target: &str) -> &str {
 }
 
 impl Service {
-    pub(in crate::gateway) fn new(state: Arc<State>, tasks: Arc<Tasks>, load: Load) -> Self {
-        Self { state, tasks, load: Arc::new(load), unanswered: Arc::default() }
+    pub(in crate::gateway) fn new(audience: Audience, state: Arc<State>, tasks: Arc<Tasks>, load: Load) -> Self {
+        Self { audience, state, tasks, load: Arc::new(load), unanswered: Arc::default() }
+    }
+
+    /// The same gateway for operators.
+    pub(in crate::gateway) fn for_operators(&self) -> Self {
+        let Self { audience: _, state, tasks, load, unanswered } = self;
+        Self {
+            audience: Audience::Operators,
+            state: Arc::clone(state),
+            tasks: Arc::clone(tasks),
+            load: Arc::clone(load),
+            unanswered: Arc::clone(unanswered),
+        }
+    }
+
+    /// The resource of a request, if this address serves it, and the request's query.
+    fn resource<'a>(&self, target: &'a str) -> (Option<Resource<'a>>, &'a str) {
+        let (resource, query) = resource(target);
+        (resource.filter(|it| it.is_for(self.audience)), query)
     }
 
     /// Starts the drain: no new task is accepted, and a stop waits for the present requests.
-    pub(in crate::gateway) fn start_draining(&self) {
+    pub(crate) fn start_draining(&self) {
         // In this order, so that every request that counts as later is refused.
         self.state.start_draining();
         self.unanswered.draw_line();
@@ -112,7 +167,13 @@ impl Service {
             Some(Resource::Dead) => ops::dead(&self.state),
             Some(Resource::Page) => ops::page(),
             Some(Resource::Analyze | Resource::Task(_)) | None => {
-                let detail = "this path does not exist; POST /analyze takes texts, GET / shows the workers";
+                let detail = match self.audience {
+                    Audience::Everyone => {
+                        "this path does not exist; POST /analyze takes texts, GET / shows the workers"
+                    }
+                    Audience::Callers => "this path does not exist here; POST /analyze takes texts",
+                    Audience::Operators => "this path does not exist here; GET / shows the workers",
+                };
                 Response::problem(404, detail, None)
             }
         }
@@ -161,12 +222,12 @@ impl service::Service for Service {
     }
 
     fn wants_body(&self, head: &Head) -> bool {
-        let (resource, _) = resource(&head.target);
+        let (resource, _) = self.resource(&head.target);
         resource == Some(Resource::Analyze) && head.method == Method::Post
     }
 
     fn take(&self, head: &Head, body: &[u8], reply: Reply) -> Option<Ticket> {
-        let (resource, query) = resource(&head.target);
+        let (resource, query) = self.resource(&head.target);
         if let Some(allowed) = resource.filter(|it| !it.allows(&head.method)).map(Resource::allowed) {
             let response = Response::problem(405, &format!("this path takes {allowed}"), None);
             reply.give(response.with("Allow", allowed.to_owned()));
@@ -186,13 +247,22 @@ impl service::Service for Service {
         self.tasks.part(ticket, parting)
     }
 
-    fn responds(&self, status: u16) {
-        self.state.metrics.answered(status);
+    fn route(&self, head: &Head) -> Option<&'static str> {
+        self.resource(&head.target).0.map(Resource::route)
+    }
+
+    fn responds(&self, facts: Facts, status: u16) {
+        self.state.metrics.responded(facts.route, facts.method, status, facts.at.elapsed());
     }
 
     fn is_stopping(&self) -> bool {
         self.state.is_draining()
     }
+}
+
+/// Whether only operators are served this path, with or without a query.
+pub(crate) fn is_for_operators(path: &str) -> bool {
+    resource(path).0.is_some_and(|it| !it.is_for(Audience::Callers))
 }
 
 /// Decodes percent-encoding (`%41` is `A`); `None` if it is not well-formed.

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 
 #[derive(Debug, Default)]
-pub(in crate::gateway) struct Unanswered(Mutex<Counts>);
+pub(crate) struct Unanswered(Mutex<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -19,14 +19,14 @@ struct Counts {
 
 /// Counts one request until it is dropped.
 #[derive(Debug)]
-pub(in crate::gateway) struct Counted {
+pub(crate) struct Counted {
     unanswered: Arc<Unanswered>,
     is_later: bool,
 }
 
 impl Unanswered {
     /// Counts a request until the returned guard is dropped.
-    pub(in crate::gateway) fn enter(self: &Arc<Self>) -> Counted {
+    pub(crate) fn enter(self: &Arc<Self>) -> Counted {
         let mut counts = self.0.lock();
         let is_later = counts.line_drawn;
         *counts.of(is_later) += 1;
@@ -34,17 +34,17 @@ impl Unanswered {
     }
 
     /// Starts to count new requests as later ones.
-    pub(in crate::gateway) fn draw_line(&self) {
+    pub(crate) fn draw_line(&self) {
         self.0.lock().line_drawn = true;
     }
 
     /// The requests from before the stop, or all if there is no stop.
-    pub(in crate::gateway) fn before(&self) -> usize {
+    pub(crate) fn before(&self) -> usize {
         self.0.lock().before
     }
 
     /// All requests.
-    pub(in crate::gateway) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         let counts = self.0.lock();
         counts.before + counts.after
     }

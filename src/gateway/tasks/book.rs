@@ -11,6 +11,7 @@ use super::kept::{Kept, Record};
 use super::key::{Position, TaskKey, claim_of_loss};
 use super::waiting::{Full, Late, Leaving, Poll, Progress, QUESTION_PATIENCE, Waiter, Waiting};
 use crate::config::GatewayConfig;
+use crate::gateway::metrics::Reason;
 use crate::gateway::overload::{Crowd, Overload, Refused};
 use crate::gateway::reply::{Preferences, Ticket};
 use bytes::Bytes;
@@ -176,7 +177,7 @@ impl<R> TaskBook<R> {
         }
         if is_new && self.claims.count() >= self.most_keys {
             let detail = format!("{} idempotency keys are remembered already (MAX_KEYS)", self.claims.count());
-            return Keyed::Refused(reply, Refused::new(detail));
+            return Keyed::Refused(reply, Refused::new(Reason::MaxKeys, detail));
         }
         let progress = match known {
             Known::Pending => Progress::Acknowledged,
@@ -203,8 +204,12 @@ impl<R> TaskBook<R> {
         };
         self.overload.admit(crowd, is_new, !asynchronous, now)?;
         self.waiting.room().map_err(|full| match full {
-            Full::Table(count) => Refused::new(format!("{count} callers wait already (MAX_WAITING)")),
-            Full::Closed => Refused::new("the gateway is shutting down; send the request to another gateway"),
+            Full::Table(count) => {
+                Refused::new(Reason::MaxWaiting, format!("{count} callers wait already (MAX_WAITING)"))
+            }
+            Full::Closed => {
+                Refused::new(Reason::Draining, "the gateway is shutting down; send the request to another gateway")
+            }
         })
     }
 
@@ -484,6 +489,11 @@ impl<R> TaskBook<R> {
         self.index.forget_old(now, |key| self.claims.last(key).is_some());
         self.claims.forget_old(now, |key| self.index.kept_from(key, now));
         self.losses.forget_old(now, |_| None);
+    }
+
+    /// When Kafka appended the oldest record of the tasks without a result.
+    pub(super) fn oldest_pending(&self) -> Option<SystemTime> {
+        self.index.oldest_pending()
     }
 
     /// The sizes of the book's parts.

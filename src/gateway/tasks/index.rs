@@ -225,6 +225,11 @@ impl Index {
         self.pending.len()
     }
 
+    /// When Kafka appended the oldest record of the tasks without a result.
+    pub(super) fn oldest_pending(&self) -> Option<SystemTime> {
+        self.pending.values().map(|task| task.since).min()
+    }
+
     /// The number of results that can be fetched.
     pub(super) fn results_count(&self) -> usize {
         self.results.len()

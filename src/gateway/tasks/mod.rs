@@ -40,11 +40,12 @@ mod sweep;
 mod waiting;
 
 use super::fleet::{Fleet, FleetView, log_events};
-use super::metrics::Gauges;
+use super::metrics::Reason;
 use super::overload::Refused;
 use super::reply::Reply;
 use super::response::Response;
 use super::state::{ReadBack, State, THREAD_SILENCE};
+use crate::metrics::Now;
 use crate::task::Headers;
 use book::{Moment, TaskBook};
 use clock::KafkaClock;
@@ -55,6 +56,7 @@ use produced::Token;
 use program::stop::Stop;
 use questions::Question;
 use search::Search;
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use waiting::Waiter;
@@ -86,6 +88,8 @@ pub(super) struct Tasks {
     sender: OnceLock<ProducerSender<Token>>,
     questions: Sender<Question>,
     searches: Sender<Search>,
+    /// What the share group has not finished, by partition; empty while that is unknown.
+    group_lags: Mutex<BTreeMap<i32, usize>>,
     tasks_topic: Arc<str>,
     results_topic: Arc<str>,
 }
@@ -109,6 +113,7 @@ impl Tasks {
             clock: KafkaClock::new(),
             producer: Mutex::default(),
             sender: OnceLock::new(),
+            group_lags: Mutex::default(),
             questions,
             searches,
             tasks_topic: config.common.tasks_topic.as_str().into(),
@@ -176,20 +181,58 @@ impl Tasks {
         self.book().counts().callers
     }
 
-    /// The gauges, without the connections.
-    pub(super) fn gauges(&self) -> Gauges {
-        let active_workers = self.active_workers();
-        let counts = self.book().counts();
-        Gauges {
-            connections: 0,
-            unacknowledged_bytes: counts.unacknowledged_bytes,
-            waiting_callers: counts.callers,
-            pending_tasks: counts.pending,
-            known_results: counts.results,
-            duplicate_results: counts.duplicate_results,
-            active_workers,
-            kafka_connected: self.state.is_kafka_connected(),
+    /// Adds the values of this moment to the metrics.
+    pub(super) fn measure(&self, now: &mut Now) {
+        let (heard, time) = (self.state.heard_until(), self.state.now());
+        let (workers, running) = {
+            let fleet = self.fleet.lock();
+            (fleet.states(heard), fleet.running(heard))
+        };
+        let (counts, oldest) = {
+            let book = self.book();
+            (book.counts(), book.oldest_pending())
+        };
+        now.gauge("tasks_pending", "Tasks without a result, of all gateways", counts.pending);
+        // A result arrives before its worker's next status record.
+        now.gauge("tasks_running", "Tasks that workers run now, by their status records", running.min(counts.pending));
+        let age = oldest.map_or(Duration::ZERO, |since| time.duration_since(since).unwrap_or_default());
+        now.seconds("tasks_oldest_pending_age", "Age of the oldest task without a result; 0: there is none", age);
+        let lags = self.group_lags.lock().clone();
+        now.by(("group_lag", "partition"), "Records that the share group has not finished, by Kafka", lags);
+        now.by(("workers", "state"), "Workers by their last status record", workers);
+        now.gauge("callers_waiting", "Callers that wait for a task on its way", counts.callers);
+        now.gauge("results_known", "Results whose position in Kafka is known", counts.results);
+        now.counter("results_duplicate", "Results of tasks that had a result already", counts.duplicate_results);
+        now.gauge(
+            "producer_unacknowledged_bytes",
+            "Bytes of records that Kafka has not acknowledged",
+            counts.unacknowledged_bytes,
+        );
+        let queued = self.sender.get().map_or(0, ProducerSender::queued);
+        now.gauge("producer_queue_records", "Records that wait for the producer", queued);
+        now.flag("kafka_connected", "1 while Kafka answers", self.state.is_kafka_connected());
+        now.flag("draining", "1 while this gateway stops", self.state.is_draining());
+    }
+
+    /// Counts a caller whose task is not accepted. Returns its response.
+    fn refuse(&self, reason: Reason, detail: &str) -> Response {
+        self.state.metrics.refused(reason, 1);
+        Response::unavailable(detail, None)
+    }
+
+    /// The same for a limit that is exceeded.
+    fn refusal(&self, refused: &Refused) -> Response {
+        self.state.metrics.refused(refused.reason, 1);
+        match refused.retry_after {
+            None => Response::unavailable(&refused.detail, None),
+            Some(retry_after) => Response::unavailable_for(&refused.detail, None, retry_after),
         }
+    }
+
+    /// Gives all these callers the same refusal.
+    fn refuse_all(&self, reason: Reason, callers: Vec<Waiter<Reply>>, detail: &str) {
+        self.state.metrics.refused(reason, callers.len());
+        give_all(callers, &Response::unavailable(detail, None));
     }
 
     /// Handles silent workers, old claims and old results until stopped. The thread `upkeep`.
@@ -219,12 +262,5 @@ impl Tasks {
 fn give_all(callers: Vec<Waiter<Reply>>, response: &Response) {
     for caller in callers {
         caller.reply.give(response.clone());
-    }
-}
-
-fn refusal(refused: &Refused) -> Response {
-    match refused.retry_after {
-        None => Response::unavailable(&refused.detail, None),
-        Some(retry_after) => Response::unavailable_for(&refused.detail, None, retry_after),
     }
 }

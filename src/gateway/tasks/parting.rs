@@ -4,6 +4,7 @@ use super::Tasks;
 use super::key::TaskKey;
 use super::questions::pending;
 use super::waiting::{Late, Leaving, Progress, Waiter, Wish};
+use crate::gateway::metrics::Reason;
 use crate::gateway::reply::{Parted, Parting, Preferences, Reply, Ticket};
 use crate::gateway::response::Response;
 use std::time::Instant;
@@ -19,7 +20,7 @@ impl Tasks {
             Late::Waits(ticket) => Parted::Waits(ticket),
             Late::Gone => Parted::Elsewhere,
             Late::Leaves(leaving) => {
-                tell(leaving, parting);
+                self.tell(leaving, parting);
                 Parted::Given
             }
         }
@@ -30,9 +31,31 @@ impl Tasks {
         let leaving = self.book().close();
         let count = leaving.len();
         for it in leaving {
-            tell(it, Parting::Stopping);
+            self.tell(it, Parting::Stopping);
         }
         count
+    }
+
+    /// Gives a reply that leaves without its answer.
+    pub(super) fn tell(&self, leaving: Leaving<Reply>, parting: Parting) {
+        let Leaving { waiter, progress } = leaving;
+        let is_asynchronous = waiter.preferences.asynchronous;
+        let stopping = parting == Parting::Stopping;
+        match (parting, waiter.wish) {
+            (Parting::Left, _) => waiter.reply.withdraw(),
+            (_, Wish::Result | Wish::Acceptance) if progress == Progress::Queued => {
+                let detail = "Kafka does not take tasks at the moment; the task was not accepted";
+                waiter.reply.give(self.refuse(Reason::KafkaUnavailable, detail));
+            }
+            (_, Wish::Result | Wish::Acceptance) if is_asynchronous && progress == Progress::Acknowledged => {
+                waiter.reply.give(Response::accepted(&waiter.key.as_uuid().to_string()));
+            }
+            (_, Wish::Result | Wish::Acceptance) => waiter.reply.give(of_task(waiter.key, progress, stopping)),
+            // A stop cuts the wait short, so it is not applied.
+            (Parting::Stopping, Wish::Poll(id)) => waiter.reply.applying(Preferences::default()).give(pending(&id)),
+            (_, Wish::Poll(id)) => waiter.reply.give(pending(&id)),
+            (_, Wish::Stored(id) | Wish::Existence(id)) => waiter.reply.give(of_question(&id, stopping)),
+        }
     }
 }
 
@@ -44,31 +67,11 @@ pub(super) fn tell_accepted(callers: Vec<Waiter<Reply>>, id: &str) {
     }
 }
 
-/// Gives a reply that leaves without its answer.
-pub(super) fn tell(leaving: Leaving<Reply>, parting: Parting) {
-    let Leaving { waiter, progress } = leaving;
-    let is_asynchronous = waiter.preferences.asynchronous;
-    let stopping = parting == Parting::Stopping;
-    match (parting, waiter.wish) {
-        (Parting::Left, _) => waiter.reply.withdraw(),
-        (_, Wish::Result | Wish::Acceptance) if is_asynchronous && progress == Progress::Acknowledged => {
-            waiter.reply.give(Response::accepted(&waiter.key.as_uuid().to_string()));
-        }
-        (_, Wish::Result | Wish::Acceptance) => waiter.reply.give(of_task(waiter.key, progress, stopping)),
-        // A stop cuts the wait short, so it is not applied.
-        (Parting::Stopping, Wish::Poll(id)) => waiter.reply.applying(Preferences::default()).give(pending(&id)),
-        (_, Wish::Poll(id)) => waiter.reply.give(pending(&id)),
-        (_, Wish::Stored(id) | Wish::Existence(id)) => waiter.reply.give(of_question(&id, stopping)),
-    }
-}
-
+/// The response for a task that was sent.
 fn of_task(key: TaskKey, progress: Progress, stopping: bool) -> Response {
     let id = key.as_uuid().to_string();
     match progress {
-        Progress::Queued => {
-            Response::unavailable("Kafka does not take tasks at the moment; the task was not accepted", None)
-        }
-        Progress::Sent => {
+        Progress::Queued | Progress::Sent => {
             let detail =
                 "Kafka has not acknowledged the task yet; whether it was accepted is unknown: ask for its result";
             Response::unavailable(detail, Some(&id))

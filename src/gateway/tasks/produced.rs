@@ -4,6 +4,7 @@ use super::book::{Loss, TaskBook};
 use super::key::{Position, TaskKey};
 use super::parting::tell_accepted;
 use super::{Tasks, give_all};
+use crate::gateway::metrics::Reason;
 use crate::gateway::reply::Reply;
 use crate::gateway::response::Response;
 use kafka_share::producer::{Delivery, DeliveryError, ProducerEvents};
@@ -42,7 +43,7 @@ impl ProducerEvents<Token> for ProducerOutcomes {
         };
         let Err(late) = late else { return true };
         let detail = "Kafka did not take the task in time; the task was not accepted";
-        give_all(late, &Response::unavailable(detail, None));
+        self.0.refuse_all(Reason::KafkaUnavailable, late, detail);
         false
     }
 
@@ -58,7 +59,9 @@ impl ProducerEvents<Token> for ProducerOutcomes {
                         book.settled_record(token.bytes);
                     }
                     (Kind::Task | Kind::Again(_), Ok(delivered)) => {
-                        self.0.state.metrics.accepted();
+                        if token.kind == Kind::Task {
+                            self.0.state.metrics.accepted();
+                        }
                         let position = Position { partition: delivered.partition, offset: delivered.offset };
                         let callers = book.task_acknowledged(token.key, token.bytes, position, now);
                         if !callers.is_empty() {
@@ -69,6 +72,9 @@ impl ProducerEvents<Token> for ProducerOutcomes {
                     (Kind::Claim, Ok(_)) | (Kind::Again(_), Err(_)) => book.settled_record(token.bytes),
                     (Kind::Task | Kind::Claim, Err(error)) => {
                         let callers = book.given_up(token.key, token.bytes);
+                        if let Some(reason) = reason_of(&error) {
+                            self.0.state.metrics.refused(reason, callers.len());
+                        }
                         responses.push((callers, not_accepted(token.key, &error)));
                     }
                 }
@@ -80,6 +86,15 @@ impl ProducerEvents<Token> for ProducerOutcomes {
         for (callers, response) in responses {
             give_all(callers, &response);
         }
+    }
+}
+
+/// Why the task was not accepted; `None`: it may have been.
+fn reason_of(error: &DeliveryError) -> Option<Reason> {
+    match error {
+        DeliveryError::Refused { .. } | DeliveryError::Denied { .. } => Some(Reason::KafkaRefused),
+        DeliveryError::Unsent => Some(Reason::Draining),
+        DeliveryError::Unknown => None,
     }
 }
 

@@ -6,7 +6,6 @@
 use super::Tasks;
 use super::index::Known;
 use super::key::{Position, TaskKey};
-use super::parting::tell;
 use super::readers::decode;
 use super::waiting::{Full, Leaving, Poll, Wish};
 use crate::gateway::reply::{Parting, Preferences, Reply, Ticket};
@@ -86,7 +85,7 @@ impl Tasks {
     pub(in crate::gateway) fn end_polls(&self) {
         let polls = self.book().end_polls();
         for poll in polls {
-            tell(poll, Parting::Stopping);
+            self.tell(poll, Parting::Stopping);
         }
     }
 

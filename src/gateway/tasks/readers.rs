@@ -16,7 +16,7 @@ use super::key::{Position, TaskKey};
 use super::parting::tell_accepted;
 use super::submit::claim_of;
 use super::waiting::{Waiter, Wish};
-use crate::gateway::fleet::log_events;
+use crate::gateway::fleet::{FleetEvent, log_events};
 use crate::gateway::reply::Reply;
 use crate::gateway::response::Response;
 use crate::gateway::state::ReadBack;
@@ -133,11 +133,11 @@ fn take_results(tasks: &Tasks, records: &[ReadRecord], is_live: impl Fn(&ReadRec
             (ResultsRecord::Claim(claim), _) => {
                 entries.extend(claim_of(&claim, written, at).map(|(key, claim)| Entry::Claim(key, claim)));
             }
-            (ResultsRecord::Bad(_), _) if live => tasks.state.metrics.bad_record(),
+            (ResultsRecord::Bad(_), _) if live => tasks.state.metrics.unreadable(),
             (ResultsRecord::Result(_) | ResultsRecord::Bad(_) | ResultsRecord::Other, _) => {}
         }
     }
-    let (mut responses, mut claims, mut finished) = (Vec::new(), Vec::new(), 0);
+    let (mut responses, mut claims, mut finished, mut failed) = (Vec::new(), Vec::new(), 0, 0);
     {
         let mut book = tasks.book();
         // In the order of the log: the effect of a claim depends on the results before it.
@@ -150,6 +150,7 @@ fn take_results(tasks: &Tasks, records: &[ReadRecord], is_live: impl Fn(&ReadRec
                     }
                     let (is_news, callers) = book.done(key, position, at);
                     finished += u64::from(is_news && live);
+                    failed += u64::from(is_news && live && !peek.success);
                     responses.extend((!callers.is_empty()).then_some((callers, peek, value)));
                 }
                 Entry::Claim(key, claim) => {
@@ -159,7 +160,7 @@ fn take_results(tasks: &Tasks, records: &[ReadRecord], is_live: impl Fn(&ReadRec
         }
         book.finished(finished, now.instant);
     }
-    tasks.state.metrics.results(finished);
+    tasks.state.metrics.results(finished - failed, failed);
     for (callers, peek, value) in responses {
         respond(tasks, callers, &peek, value, now.instant);
     }
@@ -168,6 +169,11 @@ fn take_results(tasks: &Tasks, records: &[ReadRecord], is_live: impl Fn(&ReadRec
         let heard = statuses.into_iter().map(|(status, at, offset, live)| (fleet.hear(*status, at, offset), live));
         heard.filter(|(_, live)| *live).flat_map(|(events, _)| events).collect()
     };
+    for event in &events {
+        if let FleetEvent::ShutdownCompleted(_, Some(receipt)) = event {
+            tasks.state.metrics.stopped(receipt);
+        }
+    }
     log_events(&events);
     for (key, comes_to) in claims {
         tasks.claim_came(key, comes_to);
@@ -176,13 +182,13 @@ fn take_results(tasks: &Tasks, records: &[ReadRecord], is_live: impl Fn(&ReadRec
 
 /// Gives the callers of a result their responses.
 fn respond(tasks: &Tasks, callers: Vec<Waiter<Reply>>, peek: &ResultPeek, value: &[u8], now: Instant) {
+    tasks.state.metrics.answered(callers.iter().filter(|caller| caller.wish == Wish::Result).count());
     for caller in callers {
         let took = now.saturating_duration_since(caller.since);
         if let Wish::Poll(_) = caller.wish {
             caller.reply.give(Response::stored_result(peek, value));
             continue;
         }
-        tasks.state.metrics.answer_took(took);
         caller.reply.give(match caller.wish {
             // The result arrived before the acknowledgement.
             Wish::Acceptance if caller.preferences.asynchronous => Response::accepted(&peek.task_id),

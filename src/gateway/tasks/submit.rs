@@ -9,7 +9,8 @@ use super::idempotency::Claim;
 use super::kept::Record;
 use super::key::{TaskKey, digest, task_of_key};
 use super::produced::{Kind, Token};
-use super::{Tasks, Wanted, give_all, refusal};
+use super::{Tasks, Wanted, give_all};
+use crate::gateway::metrics::Reason;
 use crate::gateway::reply::{Preferences, Reply, Ticket};
 use crate::gateway::response::Response;
 use crate::task::{self, Task, unix_now};
@@ -30,12 +31,12 @@ pub(in crate::gateway) struct SubmitOptions {
 impl Tasks {
     /// Takes a caller's task, or refuses it. Returns the ticket if the reply waits.
     pub(in crate::gateway) fn submit(&self, reply: Reply, wanted: Wanted, options: &SubmitOptions) -> Option<Ticket> {
-        let refused = if self.state.is_draining() {
-            "the gateway is shutting down; send the request to another gateway"
+        let (reason, detail) = if self.state.is_draining() {
+            (Reason::Draining, "the gateway is shutting down; send the request to another gateway")
         } else if self.sender.get().is_none() {
-            "Kafka is not connected yet; the task was not accepted"
+            (Reason::KafkaUnavailable, "Kafka is not connected yet; the task was not accepted")
         } else if options.idempotency_key.is_some() && !self.state.is_read_back() {
-            "the gateway is still reading the records from before its start; try again"
+            (Reason::ReadingBack, "the gateway is still reading the records from before its start; try again")
         } else {
             let reply = reply.applying(options.preferences);
             return match &options.idempotency_key {
@@ -43,7 +44,7 @@ impl Tasks {
                 Some(key) => self.submit_keyed(reply, key, wanted, options.preferences),
             };
         };
-        reply.give(Response::unavailable(refused, None));
+        reply.give(self.refuse(reason, detail));
         None
     }
 
@@ -56,7 +57,7 @@ impl Tasks {
                 Some(ticket)
             }
             Err((reply, refused)) => {
-                reply.give(refusal(&refused));
+                reply.give(self.refusal(&refused));
                 None
             }
         }
@@ -83,7 +84,7 @@ impl Tasks {
             Keyed::Fetch(reply, position) => {
                 return self.fetch(reply, key, key.as_uuid().to_string(), position, false);
             }
-            Keyed::Refused(reply, refused) => (reply, refusal(&refused)),
+            Keyed::Refused(reply, refused) => (reply, self.refusal(&refused)),
             Keyed::Conflict(reply) => (reply, used_with_another_text(key)),
             Keyed::Accepted(reply) => (reply, Response::accepted(&key.as_uuid().to_string())),
         };
@@ -149,16 +150,20 @@ impl Tasks {
 
     /// Passes a record to the producer. If its queue is full, the callers are refused.
     fn produce(&self, record: ProducerRecord, token: Token) {
-        let refused = match self.sender.get().map(|producer| producer.try_send(record, token)) {
+        let (reason, detail) = match self.sender.get().map(|producer| producer.try_send(record, token)) {
             Some(Ok(())) => return,
-            Some(Err(TrySendError::Full(_))) => "too many tasks wait for Kafka; the task was not accepted",
-            Some(Err(TrySendError::Closed(_))) | None => "the gateway is shutting down; the task was not accepted",
+            Some(Err(TrySendError::Full(_))) => {
+                (Reason::KafkaSlow, "too many tasks wait for Kafka; the task was not accepted")
+            }
+            Some(Err(TrySendError::Closed(_))) | None => {
+                (Reason::Draining, "the gateway is shutting down; the task was not accepted")
+            }
         };
         let callers = match token.kind {
             Kind::Task | Kind::Claim => self.book().given_up(token.key, token.bytes),
             Kind::Again(_) => return self.book().settled_record(token.bytes),
         };
-        give_all(callers, &Response::unavailable(refused, None));
+        self.refuse_all(reason, callers, detail);
     }
 
     /// Carries out the effect of a claim that the tail reader has read.
@@ -224,7 +229,7 @@ mod tests {
         let tasks = tasks();
         let (kept, ticket) = submit(&tasks, None);
         assert_eq!((kept.0.lock().as_slice(), ticket), ([503].as_slice(), None));
-        assert_eq!((tasks.callers(), tasks.gauges().unacknowledged_bytes), (0, 0));
+        assert_eq!((tasks.callers(), tasks.book().counts().unacknowledged_bytes), (0, 0));
     }
 
     #[test]
@@ -235,7 +240,7 @@ mod tests {
         // There is no producer.
         tasks.submit_new(Reply::new(Arc::clone(&kept) as _), wanted, Preferences::default()).expect("it was entered");
         assert_eq!(*kept.0.lock(), [503]);
-        assert_eq!((tasks.callers(), tasks.gauges().unacknowledged_bytes), (0, 0));
+        assert_eq!((tasks.callers(), tasks.book().counts().unacknowledged_bytes), (0, 0));
     }
 
     #[test]

@@ -61,6 +61,7 @@ pub(in crate::gateway) fn run(tasks: &Tasks, cluster: &Cluster, stop: &Stop) -> 
     // A refusal here leaves the gateway ready: only tasks that Kafka has dropped wait.
     let mut outage = Outage::new("the sweep: Kafka", &Refusals::default());
     while stop.sleep(patience.interval.mul_f64(0.5 + fastrand::f64())).is_ok() {
+        measure_lag(tasks, cluster);
         // Also while the reader of tasks pauses at `MAX_PENDING`: if pending tasks were dropped, only the sweep makes
         // room.
         if !tasks.state.has_read_enough() || tasks.state.is_draining() {
@@ -73,6 +74,16 @@ pub(in crate::gateway) fn run(tasks: &Tasks, cluster: &Cluster, stop: &Stop) -> 
         }
     }
     Ok(())
+}
+
+/// Asks Kafka how much the share group has not finished, for the metrics.
+fn measure_lag(tasks: &Tasks, cluster: &Cluster) {
+    let lags = admin::share_group_lags(cluster, &tasks.state.config.common.worker_group, &tasks.tasks_topic);
+    let lags = lags.inspect_err(|error| log::debug!("the lag of the share group cannot be read: {error}"));
+    // Empty if it is unknown: an old value would look like a queue that does not move.
+    let known =
+        lags.unwrap_or_default().into_iter().map(|(partition, lag)| (partition, usize::try_from(lag).unwrap_or(0)));
+    *tasks.group_lags.lock() = known.collect();
 }
 
 fn sweep(

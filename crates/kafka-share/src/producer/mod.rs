@@ -271,6 +271,12 @@ impl<T> ProducerSender<T> {
         })
     }
 
+    /// The number of records that the producer's thread has not taken yet.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.inbox.len()
+    }
+
     /// See [`Producer::is_ready`].
     #[must_use]
     pub fn is_ready(&self) -> bool {

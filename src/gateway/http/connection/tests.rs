@@ -76,7 +76,11 @@ impl Service for Echo {
         Parted::Given
     }
 
-    fn responds(&self, status: u16) {
+    fn route(&self, _: &Head) -> Option<&'static str> {
+        None
+    }
+
+    fn responds(&self, _: Facts, status: u16) {
         self.statuses.lock().push(status);
     }
 

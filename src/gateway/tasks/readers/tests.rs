@@ -13,7 +13,7 @@ use crate::task::{Claim, Headers, TaskResult, WorkerState, WorkerStatus};
 use bytes::Bytes;
 use serde_json::{Map, json};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 use uuid::Uuid;
 
 fn gateway() -> Arc<Tasks> {
@@ -76,7 +76,7 @@ fn result_is_given_to_its_callers_and_can_be_fetched() {
     assert_eq!((first.0.lock().as_slice(), second.0.lock().as_slice()), ([200].as_slice(), [200].as_slice()));
     assert!(other.0.lock().is_empty());
     assert_eq!(tasks.book().known(key), Known::Done(Position { partition: 0, offset: 7 }));
-    assert_eq!(tasks.gauges().duplicate_results, 1);
+    assert_eq!(tasks.book().counts().duplicate_results, 1);
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn id_in_the_value_identifies_the_task() {
     let known = |id: &str| tasks.book().known(TaskKey::from_id(id));
     assert_eq!(known("own"), Known::Done(Position { partition: 0, offset: 7 }));
     assert_eq!((known("mine"), known("another")), (Known::Pending, Known::Nothing));
-    assert_eq!(tasks.gauges().pending_tasks, 1);
+    assert_eq!(tasks.book().counts().pending, 1);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn record_with_a_future_date_makes_no_record_look_old() {
     tasks.clock.read([SystemTime::now(), future.timestamp]);
     take_results(&tasks, &[result(6, "a"), future], |_| false);
     tasks.book().forget_old(tasks.state.now());
-    assert_eq!(tasks.gauges().known_results, 2, "both have their true age");
+    assert_eq!(tasks.book().counts().results, 2, "both have their true age");
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn own_claim_has_its_task_produced() {
 fn records_that_cannot_be_decoded_are_counted_and_skipped() {
     let tasks = gateway();
     take_results(&tasks, &[record(1, "x", "no json"), record(2, "x", "{}"), result(3, "a")], |_| true);
-    assert_eq!(tasks.gauges().known_results, 1);
+    assert_eq!(tasks.book().counts().results, 1);
 }
 
 #[test]
