@@ -29,6 +29,7 @@ mod leaders;
 mod limits;
 mod logs;
 mod membership;
+mod metrics;
 mod nodes;
 mod outbox;
 mod p01_nothing_is_lost;

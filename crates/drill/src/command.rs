@@ -206,9 +206,9 @@ impl Shared {
         Ok(printed)
     }
 
-    /// Clients of the gateways, which know the tasks in flight.
+    /// Clients of the addresses for operators, which show the tasks in flight.
     fn clients(&self) -> Vec<Client> {
-        self.file.place.gateways.iter().map(|gateway| Client::new(gateway.clone(), self.over.clone())).collect()
+        self.file.place.operators().iter().map(|gateway| Client::new(gateway.clone(), self.over.clone())).collect()
     }
 
     /// When all actions are done, nothing is stopped or frozen, and there are as many workers as before.

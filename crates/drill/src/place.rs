@@ -18,6 +18,8 @@ use super::fact::Pauses;
 pub struct Place {
     /// Gateways; the load goes to each in turn.
     pub gateways: Vec<GatewayAddress>,
+    /// Their addresses for operators (`ADMIN_ADDR`), in the same order; empty: the same addresses.
+    pub operators: Vec<GatewayAddress>,
     /// First brokers to ask.
     pub bootstrap: Vec<BrokerAddress>,
     /// `KAFKA_SECURITY_PROTOCOL` and its further options.
@@ -49,6 +51,7 @@ impl Place {
     pub(super) fn of(gateways: Vec<GatewayAddress>, bootstrap: Vec<BrokerAddress>) -> Self {
         Self {
             gateways,
+            operators: Vec::new(),
             bootstrap,
             security: Security::default(),
             tasks_topic: "tasks".to_owned(),
@@ -71,6 +74,11 @@ impl Place {
     /// A file of TLS cannot be used.
     pub(super) fn client_options(&self, client_id: &str) -> Result<ClientOptions, TlsFault> {
         self.security.client_options(self.bootstrap.clone(), client_id)
+    }
+
+    /// The addresses that show the fleet, in the order of the gateways.
+    pub(super) fn operators(&self) -> &[GatewayAddress] {
+        if self.operators.is_empty() { &self.gateways } else { &self.operators }
     }
 
     /// Whether the witness can read this Kafka. `kafkang` has no TLS without another C library, and one login.

@@ -212,6 +212,23 @@ impl FleetConfig {
         if let Some(text) = config.given.get("STOP_GRACE_PERIOD") {
             faults.set(&mut (), "STOP_GRACE_PERIOD", text, |text| positive(text).map(drop));
         }
+        for (name, is_usable, problem) in [
+            (
+                "METRICS_ADDR",
+                (|port| port == 0) as fn(u16) -> bool,
+                "is one port for all workers; expected port 0: each worker logs the port that it gets",
+            ),
+            (
+                "ADMIN_ADDR",
+                |port| port != 0,
+                "has no fixed port; expected another one than 0, since these commands ask there",
+            ),
+        ] {
+            let address = config.given.get(name).and_then(|text| values::listen_address(text).ok());
+            if let Some(address) = address.filter(|it| !is_usable(it.port())) {
+                faults.add(name, &address.to_string(), problem);
+            }
+        }
         let mut set = |name: &str, text: &Option<String>, check: fn(&str) -> values::Read<()>| {
             if let Some(text) = text
                 && faults.set(&mut (), name, text, check)
@@ -270,13 +287,17 @@ mod tests {
             ("WORKERS", "0"),
             ("SIGNALS", "3"),
             ("STOP_GRACE_PERIOD", "x"),
+            ("METRICS_ADDR", "127.0.0.1:9091"),
+            ("ADMIN_ADDR", "127.0.0.1:0"),
         ];
-        let faults = parse(&["up"], &variables).expect_err("five faults").faults;
+        let faults = parse(&["up"], &variables).expect_err("seven faults").faults;
         let all = faults.join("\n");
-        assert_eq!(faults.len(), 5, "{all}");
+        assert_eq!(faults.len(), 7, "{all}");
         for fault in [
             "HTTP_ADDR: value \"here\"",
             "STOP_GRACE_PERIOD: value \"x\"",
+            "METRICS_ADDR: value \"127.0.0.1:9091\"",
+            "ADMIN_ADDR: value \"127.0.0.1:0\"",
             "expected embedded or apache",
             "from 1 to 1000",
             "from 1 to 2",

@@ -71,7 +71,9 @@ impl Fleet {
 
     /// The workers that the gateway lists.
     pub(crate) fn heard(&self) -> BTreeMap<String, Heard> {
-        let response = self.get("/workers/status");
+        let address = self.settings.operators_address().ok().map(reachable);
+        let ask = |address| Client::new(address, self.stop.clone()).get("/workers/status", RESPONSE).ok();
+        let response = address.and_then(ask);
         let view = response.and_then(|response| serde_json::from_slice::<View>(&response.body).ok());
         view.unwrap_or_default().workers
     }

@@ -83,6 +83,11 @@ impl Settings {
         self.read("HTTP_ADDR", "127.0.0.1:8080", values::listen_address)
     }
 
+    /// The address that shows the fleet.
+    pub(crate) fn operators_address(&self) -> Result<SocketAddr, Failure> {
+        self.read("ADMIN_ADDR", self.or("HTTP_ADDR", "127.0.0.1:8080"), values::listen_address)
+    }
+
     pub(crate) fn kafka(&self) -> Result<Kafka, Failure> {
         if self.get("KAFKA_BOOTSTRAP_SERVERS").is_some() {
             return Ok(Kafka::Own);

@@ -73,6 +73,8 @@ pub struct FleetFile {
 #[serde(deny_unknown_fields)]
 struct Written {
     gateways: Vec<String>,
+    #[serde(default)]
+    operators: Vec<String>,
     kafka_bootstrap_servers: Vec<String>,
     tasks_topic: Option<String>,
     results_topic: Option<String>,
@@ -99,6 +101,14 @@ impl FleetFile {
         let mut place = Place::of(Vec::new(), Vec::new());
         let gateways = |text: &str| values::list(text, GatewayAddress::read);
         faults.set(&mut place.gateways, "gateways", &written.gateways.join(","), gateways);
+        if !written.operators.is_empty() {
+            let text = written.operators.join(",");
+            faults.set(&mut place.operators, "operators", &text, gateways);
+            if written.operators.len() != written.gateways.len() {
+                let expected = format!("is not one for each gateway; expected {}", written.gateways.len());
+                faults.add("operators", &text, &expected);
+            }
+        }
         let brokers = written.kafka_bootstrap_servers.join(",");
         faults.set(&mut place.bootstrap, "kafka_bootstrap_servers", &brokers, BrokerAddress::list);
         let topic = |text: &str| values::topic(text, values::TOPIC_LIMIT);
@@ -211,6 +221,9 @@ mod tests {
         let fleet = FleetFile::read("f.toml", &text).expect("a fleet");
         assert_eq!((fleet.place.concurrency, fleet.place.max_deliveries, fleet.place.gateways.len()), (3, 4, 1));
         assert_eq!((fleet.place.group.as_str(), fleet.place.drain_timeout), ("my group", Duration::from_secs(30)));
+        assert_eq!(fleet.place.operators(), fleet.place.gateways, "one address serves all");
+        let apart = FleetFile::read("f.toml", &format!("operators = [\"http://a:2\"]\n{text}")).expect("a fleet");
+        assert_eq!(apart.place.operators()[0].to_string(), "http://a:2");
         let restart = fleet.deed(What::RestartWorker).expect("by a stop and a start");
         assert_eq!((restart.command, restart.after), ("stop-worker", Some("start-worker")));
         assert_eq!(fleet.deed(What::KillWorker), Err("f.toml has no command kill-worker".to_owned()));
@@ -223,6 +236,7 @@ mod tests {
             (FLEET.replace("workers", "worker"), &["line 3", "unknown field", "worker", "workers"][..]),
             ("gateways = []\nkafka_bootstrap_servers = []".to_owned(), &["missing field", "workers"]),
             (FLEET.replace("http:", "https:"), &["gateways", "https://a:1", "http://host:port"]),
+            (format!("operators = [\"http://a:2\", \"http://b:2\"]\n{FLEET}"), &["operators", "one for each gateway"]),
             (FLEET.replace("b:2", "b"), &["kafka_bootstrap_servers", "\"b\"", "expected"]),
             (format!("{FLEET}concurrency = 0"), &["concurrency", "\"0\"", "from 1 to 1024"]),
             (format!("{FLEET}max_deliveries = 8"), &["max_deliveries", "\"8\"", "from 2 to 7"]),

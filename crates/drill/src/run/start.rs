@@ -36,16 +36,19 @@ impl Run<'_> {
         let (reading, topic) = (cluster.clone(), self.place.results_topic.clone());
         threads
             .push(threads::spawn("results", self.died.clone(), move || topics::read_results(reading, &topic, &events)));
-        let mut ask = |name: &str| {
+        let mut ask = |name: &str, gateways: Vec<(String, GatewayAddress)>| {
             // Capacity 1; a question that finds the channel full is asked at the next tick.
             let (questions, asked) = bounded(1);
             let client = |(name, gateway)| (name, Client::new(gateway, hurry.clone()));
-            let clients = self.gateways().into_iter().map(client).collect();
+            let clients = gateways.into_iter().map(client).collect();
             let asker = Asker { clients, texts: self.texts.clone(), teller: self.teller.clone() };
             threads.push(threads::spawn(name, self.died.clone(), move || asker.run(&asked)));
             Some(questions)
         };
-        let (fleet, lookups) = (ask("fleet"), ask("lookups"));
+        let gateways = self.gateways();
+        let names = gateways.iter().map(|(name, _)| name.clone());
+        let operators = names.zip(self.place.operators().iter().cloned()).collect();
+        let (fleet, lookups) = (ask("fleet", operators), ask("lookups", gateways));
         self.side = Some(Side { threads, fleet, lookups, director: None, hurry, interrupter, cluster });
         Ok(())
     }
