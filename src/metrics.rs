@@ -3,8 +3,11 @@
 //! The names follow Prometheus' rules (<https://prometheus.io/docs/practices/naming>); docs/metrics.md lists them all.
 //! Each program registers its own metrics beside these; nothing is computed before the text is requested.
 
+mod durations;
 mod kafka;
 mod process;
+
+pub(crate) use durations::Durations;
 
 use kafka_share::statistics::Statistics;
 use prometheus_client::encoding::EncodeLabelValue;

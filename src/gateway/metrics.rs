@@ -1,6 +1,6 @@
 //! The gateway's metrics. docs/metrics.md lists them; [`crate::metrics`] has those that the worker has, too.
 
-use crate::metrics::{Counted, Now};
+use crate::metrics::{Counted, Durations, Now};
 use crate::task::Receipt;
 use kafka_share::statistics::Statistics;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -97,7 +97,7 @@ struct Stop {
 pub(super) struct Metrics {
     counted: Counted,
     requests: Family<Request, Counter>,
-    durations: Family<Route, Histogram, fn() -> Histogram>,
+    durations: Family<Route, Durations>,
     accepted: Counter,
     answered: Counter,
     refused: Family<Refusal, Counter>,
@@ -110,11 +110,6 @@ pub(super) struct Metrics {
     abandoned: Counter,
 }
 
-/// From 0.5 ms to 16 s, beyond every wait of a caller by default.
-fn request_buckets() -> Histogram {
-    Histogram::new(exponential_buckets(0.0005, 2.0, 16))
-}
-
 /// From 50 ms to 51 s, beyond every drain by default.
 fn drain_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.05, 2.0, 11))
@@ -123,13 +118,12 @@ fn drain_buckets() -> Histogram {
 impl Metrics {
     pub(super) fn new(statistics: Statistics) -> Self {
         let mut counted = Counted::new(statistics);
-        let durations: Family<_, _, fn() -> _> = Family::new_with_constructor(request_buckets);
         let metrics = Self {
             requests: counted.add("http_requests", "Responses, by route, method and status code", Family::default()),
             durations: counted.seconds(
                 "http_request_duration",
                 "From a complete request to its response; long polls and waits for results included",
-                durations,
+                Family::default(),
             ),
             accepted: counted.counter("tasks_accepted", "Tasks of this gateway's callers that Kafka has acknowledged"),
             answered: counted.counter("tasks_answered", "Waiting callers that were given their task's result"),
@@ -164,7 +158,7 @@ impl Metrics {
     /// Counts a response.
     pub(super) fn responded(&self, route: &'static str, method: &'static str, code: u16, took: Duration) {
         self.requests.get_or_create(&Request { route, method, code }).inc();
-        self.durations.get_or_create(&Route { route }).observe(took.as_secs_f64());
+        self.durations.get_or_create(&Route { route }).observe(took);
     }
 
     pub(super) fn accepted(&self) {
