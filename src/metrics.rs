@@ -7,7 +7,7 @@ mod durations;
 mod kafka;
 mod process;
 
-pub(crate) use durations::Durations;
+pub(crate) use durations::{Counts as DurationCounts, Durations};
 
 use kafka_share::statistics::Statistics;
 use prometheus_client::encoding::EncodeLabelValue;

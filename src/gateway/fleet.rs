@@ -3,6 +3,7 @@
 //! A status record counts from its arrival, not from its sender's clock. Records that are read back count from Kafka's
 //! time, so that dead workers do not look alive after a restart of the gateway.
 
+use super::stops::{Stops, WorkerStop};
 use crate::task::{Receipt, WorkerState, WorkerStatus};
 use program::logging::escape;
 use serde::Serialize;
@@ -84,16 +85,20 @@ pub(super) struct WorkerView {
 pub(super) struct Fleet {
     timeout: Duration,
     processes: BTreeMap<(String, Uuid), Process>,
+    stops: Stops,
 }
 
 impl Fleet {
     /// Creates an empty fleet. A worker without a status record for `timeout` is not responsive (`WORKER_TIMEOUT`).
     pub(super) fn new(timeout: Duration) -> Self {
-        Self { timeout, processes: BTreeMap::new() }
+        Self { timeout, processes: BTreeMap::new(), stops: Stops::default() }
     }
 
     /// Applies the status record at `offset`, which counts from `at`. Returns an event for each change.
     pub(super) fn hear(&mut self, status: WorkerStatus, at: SystemTime, offset: i64) -> Vec<FleetEvent> {
+        if let Some(receipt) = &status.receipt {
+            self.stops.add(status.instance, receipt, at);
+        }
         let id = status.worker_id.clone();
         let key = (id.clone(), status.instance);
         let mut events = Vec::new();
@@ -196,6 +201,11 @@ impl Fleet {
         let alive =
             self.listed().map(|(_, process)| process).filter(|process| process.is_responsive(now, self.timeout));
         alive.filter(|process| process.status.status == state).count()
+    }
+
+    /// The last completed stops, the newest first.
+    pub(super) fn stops(&self) -> &[WorkerStop] {
+        self.stops.list()
     }
 
     /// The number of workers in each state, for the metrics. A silent worker was killed, hangs, or has no network.

@@ -7,7 +7,7 @@
 use super::http::load::Load;
 use super::http::routes::{Audience, Service};
 use super::http::{accept, listener};
-use super::state::State;
+use super::state::{ANSWERS_END, State};
 use super::tasks::{Backend, Tasks};
 use crate::config::GatewayConfig;
 use crate::supervisor::{self, Supervisor};
@@ -24,8 +24,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Callers stop waiting for their results this long before the end of the grace period.
-const ANSWERS_END: Duration = Duration::from_secs(6);
 /// The process ends at least this long before the end of the grace period.
 const EXIT_MARGIN: Duration = Duration::from_secs(5);
 /// The process ends at most this long after a fatal error.

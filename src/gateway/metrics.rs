@@ -1,5 +1,6 @@
 //! The gateway's metrics. docs/metrics.md lists them; [`crate::metrics`] has those that the worker has, too.
 
+use super::history::Totals;
 use crate::metrics::{Counted, Durations, Now};
 use crate::task::Receipt;
 use kafka_share::statistics::Statistics;
@@ -9,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use std::time::Duration;
 
+/// The route of new tasks.
+pub(super) const ANALYZE: &str = "/analyze";
 const OUTCOMES_OF_TASKS: [&str; 2] = ["succeeded", "failed"];
 const OUTCOMES_OF_STOPS: [&str; 3] = ["drained", "abandoned", "forced"];
 const SIGNALS: [&str; 3] = ["SIGTERM", "SIGINT", "SIGHUP"];
@@ -159,6 +162,13 @@ impl Metrics {
     pub(super) fn responded(&self, route: &'static str, method: &'static str, code: u16, took: Duration) {
         self.requests.get_or_create(&Request { route, method, code }).inc();
         self.durations.get_or_create(&Route { route }).observe(took);
+    }
+
+    /// What the page's history is made of.
+    pub(super) fn totals(&self) -> Totals {
+        let results = OUTCOMES_OF_TASKS.iter().map(|outcome| self.results.get_or_create(&Outcome { outcome }).get());
+        let responses = self.durations.get_or_create(&Route { route: ANALYZE }).counts();
+        Totals { results: results.sum(), responses }
     }
 
     pub(super) fn accepted(&self) {

@@ -8,15 +8,17 @@
 //! | `reply` | how a response reaches its caller | `response` |
 //! | `response` | responses: results, problem documents | |
 //! | `overload` | whether a new task is accepted | |
-//! | `fleet` | the workers, as their status records show them | |
 //! | `dead` | the open dead letters, and the thread that reads them | `state` |
 //! | `state` | whether the gateway serves, and whether Kafka answers | `metrics`, `dead` |
+//! | `fleet`, `stops` | the workers, as their status records show them | |
+//! | `history` | the last ten minutes | |
 //! | `metrics` | figures | |
 //!
 //! Callers use only [`run`]: the `gateway` binary, and other programs.
 
 mod dead;
 mod fleet;
+mod history;
 pub(crate) mod http;
 mod lifecycle;
 mod metrics;
@@ -24,6 +26,7 @@ mod overload;
 pub(crate) mod reply;
 pub(crate) mod response;
 mod state;
+mod stops;
 mod tasks;
 
 pub(crate) use http::routes::is_for_operators;

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
 
+/// Callers stop waiting for their results this long before the end of the grace period.
+pub(super) const ANSWERS_END: Duration = Duration::from_secs(6);
 /// Kafka counts as connected if it has answered within this time.
 const KAFKA_SILENCE: Duration = Duration::from_secs(3);
 /// After this time without records a worker counts as silent, although Kafka throttles the gateway.
@@ -46,6 +48,8 @@ pub(super) struct State {
     born_at: SystemTime,
     /// No new task is accepted.
     draining: AtomicBool,
+    /// When that began.
+    drain: Pulse,
     /// Topics and group are prepared.
     prepared: AtomicBool,
     /// Bits of [`ReadBack`].
@@ -75,6 +79,7 @@ impl State {
             born: Instant::now(),
             born_at: SystemTime::now(),
             draining: AtomicBool::new(false),
+            drain: Pulse::default(),
             prepared: AtomicBool::new(false),
             read_back: AtomicU8::new(0),
             refusals: Refusals::default(),
@@ -92,11 +97,21 @@ impl State {
     }
 
     pub(super) fn start_draining(&self) {
+        if self.drain.is_new() {
+            self.drain.beat(self.born.elapsed());
+        }
         self.draining.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// How long callers may still wait for their results; `None` while the gateway does not drain.
+    pub(super) fn drain_left(&self) -> Option<Duration> {
+        let beat = self.drain.0.load(Ordering::Relaxed).checked_sub(1)?;
+        let lasted = self.born.elapsed().saturating_sub(Duration::from_millis(beat));
+        Some(self.config.stop_grace_period.saturating_sub(ANSWERS_END).saturating_sub(lasted))
     }
 
     pub(super) fn set_prepared(&self) {

@@ -134,7 +134,7 @@ pub(super) fn start(config: &WorkerConfig, handler: impl Handler, signals: &Sign
     };
     log::info!("🚀 Worker {} started", escape(&config.worker_id));
     let (mut running, ready, is_refused) =
-        start_threads(config, handler, &cluster, (metrics, server), interrupter, queue, signals, supervisor);
+        start_threads(config, handler, &cluster, (metrics, server), queue, signals, supervisor);
     // After a signal or a fault while joining, the ordinary stop ends what was started.
     let round = tick(supervisor::INTERVAL);
     loop {
@@ -221,7 +221,6 @@ fn start_threads(
     handler: impl Handler,
     cluster: &Cluster,
     (metrics, server): (Arc<Metrics>, Option<Server>),
-    interrupter: Interrupter,
     queue: Queue,
     signals: &Signals,
     mut supervisor: Supervisor,
@@ -297,7 +296,7 @@ fn start_threads(
         in_flight,
         account,
         fatal,
-        interrupter,
+        interrupter: cluster.options().interrupter.clone(),
         announcements,
         deadlines,
         watchdog,

@@ -8,6 +8,7 @@ use crate::gateway::state::State;
 use crate::gateway::tasks::Tasks;
 use crate::metrics::{CONTENT_TYPE, Now};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// One file without outside resources.
 const PAGE: &str = include_str!("page.html");
@@ -73,6 +74,34 @@ pub(super) fn metrics(state: &State, tasks: &Tasks, load: &Load) -> Response {
 /// `GET /openapi.json`.
 pub(super) fn description() -> Response {
     Response::bytes(200, "application/json", DESCRIPTION.as_bytes().to_vec())
+}
+
+/// `GET /overview`: what the page shows.
+pub(super) fn overview(state: &State, tasks: &Tasks) -> Response {
+    let (queue, rounded) = (tasks.queue(), |time: Duration| (time.as_secs_f64() * 10.0).round() / 10.0);
+    let value = json!({
+        "gateway": {
+            "version": env!("CARGO_PKG_VERSION"),
+            "instance": state.instance,
+            "draining": state.is_draining(),
+            "drain_seconds_left": state.drain_left().map(|left| left.as_secs()),
+            "callers_waiting": tasks.callers(),
+        },
+        "kafka": {
+            "connected": state.is_kafka_connected(),
+            "producer_ready": tasks.is_producer_ready(),
+            "refused": state.refusals.first(),
+        },
+        "queue": {
+            "pending": queue.pending,
+            "running": queue.running,
+            "oldest_seconds": rounded(queue.oldest),
+        },
+        "history": tasks.history(),
+        "stops": tasks.stops(),
+        "fleet": tasks.fleet(),
+    });
+    Response::json(200, &value)
 }
 
 /// `GET /`.

@@ -9,6 +9,7 @@ use super::ops;
 use super::prefer;
 use super::service::{self, Facts};
 use super::unanswered::{Counted, Unanswered};
+use crate::gateway::metrics::ANALYZE;
 use crate::gateway::reply::{Parted, Parting, Preferences, Reply, Ticket};
 use crate::gateway::response::Response;
 use crate::gateway::state::State;
@@ -52,6 +53,7 @@ enum Resource<'a> {
     Metrics,
     Description,
     Dead,
+    Overview,
     Page,
 }
 
@@ -59,7 +61,7 @@ impl Resource<'_> {
     /// The path, without what callers choose.
     fn route(self) -> &'static str {
         match self {
-            Self::Analyze => "/analyze",
+            Self::Analyze => ANALYZE,
             Self::Task(_) => "/tasks/{id}",
             Self::Fleet => "/workers/status",
             Self::Health => "/health",
@@ -68,6 +70,7 @@ impl Resource<'_> {
             Self::Metrics => "/metrics",
             Self::Description => "/openapi.json",
             Self::Dead => "/dead",
+            Self::Overview => "/overview",
             Self::Page => "/",
         }
     }
@@ -76,7 +79,7 @@ impl Resource<'_> {
     fn is_for(self, audience: Audience) -> bool {
         match self {
             Self::Analyze | Self::Task(_) => audience != Audience::Operators,
-            Self::Fleet | Self::Metrics | Self::Dead | Self::Page => audience != Audience::Callers,
+            Self::Fleet | Self::Metrics | Self::Dead | Self::Overview | Self::Page => audience != Audience::Callers,
             Self::Health | Self::Live | Self::Ready | Self::Description => true,
         }
     }
@@ -108,6 +111,7 @@ fn resource(target: &str) -> (Option<Resource<'_>>, &str) {
         "/metrics" => Some(Resource::Metrics),
         "/openapi.json" => Some(Resource::Description),
         "/dead" => Some(Resource::Dead),
+        "/overview" => Some(Resource::Overview),
         "/" => Some(Resource::Page),
         _ => path.strip_prefix("/tasks/").filter(|id| !id.is_empty()).map(Resource::Task),
     };
@@ -165,6 +169,7 @@ impl Service {
             Some(Resource::Metrics) => ops::metrics(&self.state, &self.tasks, &self.load),
             Some(Resource::Description) => ops::description(),
             Some(Resource::Dead) => ops::dead(&self.state),
+            Some(Resource::Overview) => ops::overview(&self.state, &self.tasks),
             Some(Resource::Page) => ops::page(),
             Some(Resource::Analyze | Resource::Task(_)) | None => {
                 let detail = match self.audience {

@@ -40,11 +40,13 @@ mod sweep;
 mod waiting;
 
 use super::fleet::{Fleet, FleetView, log_events};
+use super::history::{History, Sample};
 use super::metrics::Reason;
 use super::overload::Refused;
 use super::reply::Reply;
 use super::response::Response;
 use super::state::{ReadBack, State, THREAD_SILENCE};
+use super::stops::WorkerStop;
 use crate::metrics::Now;
 use crate::task::Headers;
 use book::{Moment, TaskBook};
@@ -76,11 +78,23 @@ pub(super) struct Wanted {
     pub(super) headers: Headers,
 }
 
+/// The queue at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueueView {
+    /// Tasks without a result.
+    pub(super) pending: usize,
+    /// Those of them that workers run, by their status records.
+    pub(super) running: usize,
+    /// The age of the oldest one; zero without one.
+    pub(super) oldest: Duration,
+}
+
 #[derive(Debug)]
 pub(super) struct Tasks {
     state: Arc<State>,
     book: Mutex<TaskBook<Reply>>,
     fleet: Mutex<Fleet>,
+    history: Mutex<History>,
     clock: KafkaClock,
     /// `Some` from the first contact with Kafka until the producer is closed.
     producer: Mutex<Option<Producer<Token>>>,
@@ -110,6 +124,7 @@ impl Tasks {
         let tasks = Self {
             book: Mutex::new(TaskBook::new(config, Instant::now())),
             fleet: Mutex::new(Fleet::new(config.worker_timeout)),
+            history: Mutex::new(History::new(Instant::now())),
             clock: KafkaClock::new(),
             producer: Mutex::default(),
             sender: OnceLock::new(),
@@ -181,22 +196,35 @@ impl Tasks {
         self.book().counts().callers
     }
 
+    /// The queue as it is now.
+    pub(super) fn queue(&self) -> QueueView {
+        let (heard, time) = (self.state.heard_until(), self.state.now());
+        let running = self.fleet.lock().running(heard);
+        let (pending, oldest) = {
+            let book = self.book();
+            (book.counts().pending, book.oldest_pending())
+        };
+        let oldest = oldest.map_or(Duration::ZERO, |since| time.duration_since(since).unwrap_or_default());
+        // A result arrives before its worker's next status record.
+        QueueView { pending, running: running.min(pending), oldest }
+    }
+
+    /// The last completed stops of workers, the newest first.
+    pub(super) fn stops(&self) -> Vec<WorkerStop> {
+        self.fleet.lock().stops().to_vec()
+    }
+
     /// Adds the values of this moment to the metrics.
     pub(super) fn measure(&self, now: &mut Now) {
-        let (heard, time) = (self.state.heard_until(), self.state.now());
-        let (workers, running) = {
-            let fleet = self.fleet.lock();
-            (fleet.states(heard), fleet.running(heard))
-        };
-        let (counts, oldest) = {
-            let book = self.book();
-            (book.counts(), book.oldest_pending())
-        };
-        now.gauge("tasks_pending", "Tasks without a result, of all gateways", counts.pending);
-        // A result arrives before its worker's next status record.
-        now.gauge("tasks_running", "Tasks that workers run now, by their status records", running.min(counts.pending));
-        let age = oldest.map_or(Duration::ZERO, |since| time.duration_since(since).unwrap_or_default());
-        now.seconds("tasks_oldest_pending_age", "Age of the oldest task without a result; 0: there is none", age);
+        let workers = self.fleet.lock().states(self.state.heard_until());
+        let (queue, counts) = (self.queue(), self.book().counts());
+        now.gauge("tasks_pending", "Tasks without a result, of all gateways", queue.pending);
+        now.gauge("tasks_running", "Tasks that workers run now, by their status records", queue.running);
+        now.seconds(
+            "tasks_oldest_pending_age",
+            "Age of the oldest task without a result; 0: there is none",
+            queue.oldest,
+        );
         let lags = self.group_lags.lock().clone();
         now.by(("group_lag", "partition"), "Records that the share group has not finished, by Kafka", lags);
         now.by(("workers", "state"), "Workers by their last status record", workers);
@@ -241,6 +269,7 @@ impl Tasks {
             let now = self.state.now();
             self.book().forget_old(now);
             let events = self.fleet.lock().tick(self.state.heard_until());
+            self.sample();
             self.state.upkeep_came_round();
             log_events(&events);
             self.claim_overdue();
@@ -248,6 +277,20 @@ impl Tasks {
                 return;
             }
         }
+    }
+
+    /// Adds to the history when its interval is over. Only the thread `upkeep` does.
+    fn sample(&self) {
+        let now = self.now();
+        if self.history.lock().is_due(now.instant) {
+            let (totals, pending) = (self.state.metrics.totals(), self.book().counts().pending);
+            self.history.lock().add(totals, pending, now.instant, now.time);
+        }
+    }
+
+    /// The last ten minutes.
+    pub(super) fn history(&self) -> Vec<Sample> {
+        self.history.lock().samples()
     }
 
     fn set_read(&self, part: ReadBack) {
