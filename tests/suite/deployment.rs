@@ -313,10 +313,15 @@ fn kubernetes_spreads_the_pods_of_each_version_on_their_own() {
     }
 }
 
-/// The ports and protocols of a policy's rules for `ingress` or `egress`; each rule is for any address.
+/// The ports and protocols of a policy's rules for `ingress` or `egress`. Each rule is for any address, that for
+/// operators for any pod.
 fn rules(policy: &Yaml, direction: &str) -> Vec<(String, String)> {
     let rules = policy["spec"][direction].as_vec().expect("rules");
-    assert!(rules.iter().all(|rule| rule["from"].is_badvalue() && rule["to"].is_badvalue()), "any address");
+    for rule in rules {
+        let is_admin = rule["ports"][0]["port"].as_str() == Some("admin");
+        assert_eq!(rule["from"].is_badvalue(), !is_admin, "only operators are inside");
+        assert!(rule["to"].is_badvalue(), "any address");
+    }
     let ports = rules.iter().flat_map(|rule| rule["ports"].as_vec().expect("ports").clone());
     let text =
         |port: &Yaml| port.as_i64().map_or_else(|| port.as_str().expect("a name").to_owned(), |it| it.to_string());
@@ -351,9 +356,11 @@ fn network_policies_of_the_component_admit_callers_kafka_and_dns_only() {
         assert_eq!(spec["podSelector"]["matchLabels"][label].as_str(), Some(name.as_str()));
         assert_eq!(spec["policyTypes"], Yaml::Array(vec![Yaml::String("Ingress".to_owned())]));
     }
-    assert_eq!(rules(policy(&gateway), "ingress"), [pair("http", "TCP")]);
+    assert_eq!(rules(policy(&gateway), "ingress"), [pair("http", "TCP"), pair("admin", "TCP")]);
     assert_eq!(rules(policy(&worker), "ingress"), [pair("metrics", "TCP")]);
-    assert_eq!(deployment("gateway").1["ports"][0]["name"].as_str(), Some("http"));
+    let ports = deployment("gateway").1["ports"].as_vec().expect("ports").clone();
+    let names: Vec<_> = ports.iter().filter_map(|port| port["name"].as_str()).collect();
+    assert_eq!(names, ["http", "admin"]);
 
     let spec = &policy("lastcall-egress")["spec"];
     let selected = &spec["podSelector"]["matchExpressions"][0];
