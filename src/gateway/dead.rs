@@ -47,7 +47,6 @@ impl DeadLetters {
     }
 
     /// The number of open letters by the class of their reasons; `None` while they are not known.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the metrics and the page"))]
     pub(super) fn counts(&self) -> Option<BTreeMap<ReasonClass, usize>> {
         let known = self.0.lock();
         known.missing.is_none().then(|| known.letters.counts())

@@ -185,7 +185,7 @@ impl<H: Handler> HandlerThread<H> {
         if !self.in_flight.publish(job.key, run, records, None) {
             return Ok(());
         }
-        self.metrics.dead_lettered();
+        self.metrics.dead_lettered(reason);
         log::error!(
             "Worker {} gives task {} up ({}); it goes to {}",
             self.worker_id,

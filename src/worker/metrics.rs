@@ -12,6 +12,7 @@ use crate::gateway::http::service::{Facts, Service};
 use crate::gateway::reply::{Parted, Parting, Reply, Ticket};
 use crate::gateway::response::Response;
 use crate::metrics::{CONTENT_TYPE, Counted, Now};
+use crate::task::dead::ReasonClass;
 use kafka_share::statistics::Statistics;
 use program::stop::Stop;
 use program::threads::{self, Thread};
@@ -48,6 +49,11 @@ struct Outcome {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
 /// Counters and histograms; encoded only on request.
 #[derive(Debug)]
 pub(super) struct Metrics {
@@ -55,7 +61,7 @@ pub(super) struct Metrics {
     runs: Family<Outcome, Counter>,
     durations: Histogram,
     redelivered: Counter,
-    dead_lettered: Counter,
+    dead_lettered: Family<Reason, Counter>,
     in_flight: OnceLock<Arc<InFlight>>,
 }
 
@@ -71,12 +77,20 @@ impl Metrics {
             ),
             redelivered: counted
                 .counter("tasks_redelivered", "Tasks taken that Kafka had delivered before, to any worker"),
-            dead_lettered: counted.counter("tasks_dead_lettered", "Tasks that this worker gave up for good"),
+            dead_lettered: counted.add(
+                "tasks_dead_lettered",
+                "Records that this worker gave up for good, by the class of the reason",
+                Family::default(),
+            ),
             in_flight: OnceLock::new(),
             counted,
         };
         for ended in [Ended::Succeeded, Ended::Failed, Ended::Retried] {
             drop(metrics.runs(ended));
+        }
+        // A count that begins with its first increase would not show that increase.
+        for class in ReasonClass::ALL {
+            drop(metrics.dead_lettered.get_or_create(&Reason { reason: class.name() }));
         }
         metrics
     }
@@ -97,8 +111,10 @@ impl Metrics {
         self.redelivered.inc();
     }
 
-    pub(super) fn dead_lettered(&self) {
-        self.dead_lettered.inc();
+    /// Counts a dead letter with this reason.
+    pub(super) fn dead_lettered(&self, reason: &str) {
+        let reason = ReasonClass::of_reason(reason).name();
+        self.dead_lettered.get_or_create(&Reason { reason }).inc();
     }
 
     fn runs(&self, ended: Ended) -> impl std::ops::Deref<Target = Counter> {

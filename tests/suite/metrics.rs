@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::{
-    Gateway, Rig, SOON, eventually, eventually_some, has_program,
+    Gateway, Rig, SOON, audit, eventually, eventually_some, has_program,
     http::Http,
     new_folder,
     program::{Launch, Program},
@@ -140,6 +140,12 @@ fn real_prometheus_collects_both_programs_and_fires_the_alerts() {
     let route = "lastcall_http_requests_total{route=\"/analyze\",method=\"POST\",code=\"200\"}";
     eventually(SOON, "the request is counted by its route", || prometheus.ask(route) == [1.0]);
     assert!(prometheus.ask("ALERTS{alertstate=\"firing\"}").is_empty(), "a calm fleet");
+
+    let broker = rig.broker().address();
+    audit::produce(broker, &rig.tasks(), &[(Some(b"k"), Some(b"not a task"))]);
+    prometheus.wait_for_alert("LastcallDeadLetters");
+    assert_eq!(prometheus.ask("lastcall_dead_letters{reason=\"not-a-task\"}"), [1.0]);
+    assert_eq!(prometheus.ask("lastcall_tasks_dead_lettered_total{reason=\"not-a-task\"}"), [1.0]);
 
     // The drain timeout passes, and no other worker is there.
     let task = gateway.submit("too long", Duration::from_secs(100));

@@ -7,7 +7,7 @@ use crate::gateway::response::Response;
 use crate::gateway::state::State;
 use crate::gateway::tasks::Tasks;
 use crate::metrics::{CONTENT_TYPE, Now};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::time::Duration;
 
 /// One file without outside resources.
@@ -99,6 +99,9 @@ pub(super) fn overview(state: &State, tasks: &Tasks) -> Response {
         },
         "history": tasks.history(),
         "stops": tasks.stops(),
+        "dead_letters": state.dead.counts().map(|counts| {
+            counts.into_iter().map(|(class, count)| (class.name().to_owned(), count.into())).collect::<Map<_, _>>()
+        }),
         "fleet": tasks.fleet(),
     });
     Response::json(200, &value)

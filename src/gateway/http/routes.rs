@@ -328,6 +328,8 @@ mod tests {
             Resource::Live,
             Resource::Ready,
             Resource::Metrics,
+            Resource::Overview,
+            Resource::Dead,
             Resource::Description,
             Resource::Page,
         ];

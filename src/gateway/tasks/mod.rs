@@ -49,6 +49,7 @@ use super::state::{ReadBack, State, THREAD_SILENCE};
 use super::stops::WorkerStop;
 use crate::metrics::Now;
 use crate::task::Headers;
+use crate::task::dead::ReasonClass;
 use book::{Moment, TaskBook};
 use clock::KafkaClock;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -227,6 +228,10 @@ impl Tasks {
         );
         let lags = self.group_lags.lock().clone();
         now.by(("group_lag", "partition"), "Records that the share group has not finished, by Kafka", lags);
+        if let Some(letters) = self.state.dead.counts() {
+            let counts = ReasonClass::ALL.map(|class| (class.name(), letters.get(&class).copied().unwrap_or(0)));
+            now.by(("dead_letters", "reason"), "Open dead letters, by the class of their reasons", counts);
+        }
         now.by(("workers", "state"), "Workers by their last status record", workers);
         now.gauge("callers_waiting", "Callers that wait for a task on its way", counts.callers);
         now.gauge("results_known", "Results whose position in Kafka is known", counts.results);
