@@ -116,7 +116,7 @@ fn poison_task_is_listed_shown_replayed_and_answered_once_its_handler_is_mended(
         eventually(SOON, "the new result is served", || gateway.get(&path).json()["words"] == 3);
         eventually(SOON, "no open letter is listed", || gateway.get("/dead").json()["open"] == 0);
         let metrics = gateway.get("/metrics").text();
-        assert!(metrics.contains("lastcall_gateway_duplicate_results_total 0\n"), "{metrics}");
+        assert!(metrics.contains("lastcall_results_duplicate_total 0\n"), "{metrics}");
     }
     assert_eq!(gateways[1].analyze_with(&key, &body).json()["words"], 3, "the key has the new result");
     let later = rig.start_gateway();

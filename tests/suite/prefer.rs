@@ -28,7 +28,7 @@ fn poll(gateway: &Gateway, task: &str, prefer: &str) -> JoinHandle<(Response, Du
 }
 
 fn wait_for_callers(gateway: &Gateway, count: usize) {
-    let line = format!("lastcall_gateway_waiting_callers {count}\n");
+    let line = format!("lastcall_callers_waiting {count}\n");
     eventually(SOON, &format!("{count} callers wait"), || gateway.get("/metrics").text().contains(&line));
 }
 
