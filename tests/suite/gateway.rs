@@ -186,7 +186,16 @@ fn health_liveness_readiness_metrics_and_the_page_are_served() {
     for foreign in ["http://", "https://", "src=", "innerHTML", "outerHTML", "document.write"] {
         assert!(!html.contains(foreign), "{foreign} is on the page");
     }
-    assert!(html.contains("textContent") && html.contains("/workers/status"));
+    assert!(html.contains("textContent") && html.contains("fetch(\"overview\""));
+    let nonces = [&page, &gateway.get("/")].map(|page| {
+        let policy = page.header("content-security-policy").expect("a policy");
+        assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+        let (_, rest) = policy.split_once("script-src 'nonce-").expect("a nonce");
+        let nonce = rest.split('\'').next().unwrap_or_default();
+        assert_eq!((nonce.len(), page.text().matches(&format!("nonce=\"{nonce}\"")).count()), (32, 2));
+        nonce.to_owned()
+    });
+    assert_ne!(nonces[0], nonces[1]);
     let mut http = gateway.connect();
     let head = http.request("HEAD", "/", &[], b"").expect("a response");
     assert_eq!(head.header("content-length"), Some(html.len().to_string().as_str()));

@@ -43,6 +43,7 @@ mod p08_crash;
 mod p09_gateway_stop;
 mod p10_gateway_restart;
 mod p11_cluster;
+mod page;
 mod prefer;
 mod producer;
 mod queue;

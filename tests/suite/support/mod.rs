@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod audit;
 pub mod broker;
+pub mod browser;
 pub mod certificates;
 pub mod cluster;
 pub mod http;
