@@ -186,7 +186,7 @@ fn health_liveness_readiness_metrics_and_the_page_are_served() {
     for foreign in ["http://", "https://", "src=", "innerHTML", "outerHTML", "document.write"] {
         assert!(!html.contains(foreign), "{foreign} is on the page");
     }
-    assert!(html.contains("textContent") && html.contains("fetch(\"overview\""));
+    assert!(html.contains("textContent") && html.contains("<noscript>") && html.contains("fetch(\"overview\""));
     let nonces = [&page, &gateway.get("/")].map(|page| {
         let policy = page.header("content-security-policy").expect("a policy");
         assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");

@@ -183,7 +183,7 @@ const MANY_WORKERS: &str = r##"(() => {
     ({ status, is_responsive: true, seconds_since_update: 0, current_tasks: [], ...more });
   const names = [...Array(2000).keys()].map((number) => `worker_${number}`);
   const workers = Object.fromEntries(names.map((name) => [name, worker("worker_started")]));
-  workers.worker_1999 = worker("worker_started", { is_responsive: false });
+  workers.worker_1999 = worker("worker_started", { is_responsive: false, seconds_since_update: 17 });
   workers.worker_1998 = worker("shutdown_started", { drain_seconds_left: 4 });
   workers.worker_1997 = worker("worker_quiet");
   workers.worker_3 = worker("shutdown_completed", { is_responsive: false, exit_code: 0 });
@@ -218,7 +218,7 @@ fn page_lists_two_hundred_workers_in_natural_order_and_fits_a_phone() {
     for (row, [worker, state]) in rows[197..].iter().zip([
         ["worker_1997", "quiet"],
         ["worker_1998", "draining 4 s left"],
-        ["worker_1999", "silent"],
+        ["worker_1999", "silent for 17 s"],
     ]) {
         assert!(row.contains(worker) && row.contains(state), "{row}");
     }
