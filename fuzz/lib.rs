@@ -1,20 +1,17 @@
-//! The parts of the gateway that read what callers send, and the part of the client that reads a broker's messages of a
+//! The parts of the server that read what callers send, and the part of the client that reads a broker's messages of a
 //! login, by themselves: instrumented, the whole takes many minutes to build.
 
-#![allow(dead_code, reason = "the rest of the gateway and of the client uses the rest")]
+#![allow(dead_code, reason = "the rest of the server and of the client uses the rest")]
 
-#[path = "../src/gateway"]
-mod gateway {
-    #[path = "http"]
-    pub(crate) mod http {
-        mod chunked;
-        mod fuzzing;
-        mod head;
-        mod refusal;
+#[path = "../src/http"]
+mod http {
+    mod chunked;
+    mod fuzzing;
+    mod head;
+    mod refusal;
 
-        pub(crate) use fuzzing::{chunks as try_chunks, head as try_head};
-        use refusal::Refusal;
-    }
+    pub(crate) use fuzzing::{chunks as try_chunks, head as try_head};
+    use refusal::Refusal;
 }
 
 #[path = "../crates/kafka-share/src"]
@@ -29,12 +26,12 @@ mod kafka_share {
 
 /// Tries the bytes as the head of a request.
 pub fn head(bytes: &[u8]) {
-    gateway::http::try_head(bytes);
+    http::try_head(bytes);
 }
 
 /// Tries the bytes as a chunked body.
 pub fn chunks(bytes: &[u8]) {
-    gateway::http::try_chunks(bytes);
+    http::try_chunks(bytes);
 }
 
 /// Tries the lines as a broker's messages in a login.

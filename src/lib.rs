@@ -44,6 +44,7 @@ pub mod dead;
 pub mod gateway;
 pub mod handler;
 pub mod healthcheck;
+mod http;
 pub mod journal;
 mod metrics;
 mod outage;

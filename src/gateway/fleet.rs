@@ -71,6 +71,8 @@ pub(super) struct WorkerView {
     pub(super) seconds_since_update: i64,
     pub(super) is_responsive: bool,
     pub(super) current_tasks: Vec<String>,
+    /// How long each of them has run; empty if its worker does not tell.
+    pub(super) current_task_seconds: Vec<i64>,
     pub(super) instance: Uuid,
     pub(super) started_at: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -209,12 +211,13 @@ impl Fleet {
     }
 
     /// The number of workers in each state, for the metrics. A silent worker was killed, hangs, or has no network.
-    pub(super) fn states(&self, now: SystemTime) -> [(&'static str, usize); 3] {
+    pub(super) fn states(&self, now: SystemTime) -> [(&'static str, usize); 4] {
         let is_silent = |process: &Process| {
             process.status.status != WorkerState::ShutdownCompleted && !process.is_responsive(now, self.timeout)
         };
         [
             ("active", self.count(now, WorkerState::Started)),
+            ("quiet", self.count(now, WorkerState::Quiet)),
             ("shutting_down", self.count(now, WorkerState::ShutdownStarted)),
             ("silent", self.listed().filter(|(_, process)| is_silent(process)).count()),
         ]
@@ -275,20 +278,26 @@ impl Process {
 fn worker_view(process: &Process, now: SystemTime, timeout: Duration) -> WorkerView {
     let status = &process.status;
     let draining = status.status == WorkerState::ShutdownStarted;
+    let silence = process.silence(now);
     WorkerView {
         status: status.status,
         current_task: status.current_task.clone(),
         last_update: whole_seconds(process.at.duration_since(UNIX_EPOCH).unwrap_or_default()),
-        seconds_since_update: whole_seconds(process.silence(now)),
+        seconds_since_update: whole_seconds(silence),
         is_responsive: process.is_responsive(now, timeout),
         current_tasks: status.current_tasks.clone(),
+        current_task_seconds: status
+            .current_task_seconds
+            .iter()
+            .map(|ran| (ran + silence.as_secs_f64()) as i64)
+            .collect(),
         instance: status.instance,
         started_at: status.started_at,
         // The deadline is by the worker's clock: take the time left at the status record, less the time since then.
         drain_seconds_left: status
             .stop_deadline
             .filter(|_| draining)
-            .map(|deadline| (deadline - status.timestamp - process.silence(now).as_secs_f64()).max(0.0).ceil() as i64),
+            .map(|deadline| (deadline - status.timestamp - silence.as_secs_f64()).max(0.0).ceil() as i64),
         holding_back: status.holding_back,
         exit_code: status.receipt.as_ref().map(|receipt| receipt.exit_code),
     }
@@ -335,6 +344,7 @@ mod tests {
             timestamp: 1_000.0,
             current_task: None,
             current_tasks: Vec::new(),
+            current_task_seconds: Vec::new(),
             instance: Uuid::from_u128(instance),
             started_at: 1_000.0 + instance as f64,
             stop_deadline: None,
@@ -483,6 +493,17 @@ mod tests {
         let draining = WorkerStatus { stop_deadline: Some(1_030.0), ..status("a", 1, WorkerState::ShutdownStarted) };
         hear(&mut fleet, draining, 500.0);
         assert_eq!(fleet.view(at(504.0)).workers["a"].drain_seconds_left, Some(26));
+    }
+
+    #[test]
+    fn task_runs_longer_while_its_worker_is_not_heard() {
+        let mut fleet = Fleet::new(TIMEOUT);
+        let (current_tasks, current_task_seconds) = (vec!["t".to_owned()], vec![7.9]);
+        let busy = WorkerStatus { current_tasks, current_task_seconds, ..status("a", 1, WorkerState::Started) };
+        hear(&mut fleet, busy, 500.0);
+        assert_eq!(fleet.view(at(500.0)).workers["a"].current_task_seconds, [7]);
+        assert_eq!(fleet.view(at(503.0)).workers["a"].current_task_seconds, [10]);
+        assert_eq!((fleet.running(at(503.0)), fleet.running(at(510.0))), (1, 0), "a silent worker runs nothing");
     }
 
     #[test]

@@ -4,12 +4,12 @@
 //! gives all waiting callers their responses, and ends. It answers requests until its end, and closes each connection
 //! with its next response. Idle connections end with the process: closing one could cut off a request on its way.
 
-use super::http::load::Load;
 use super::http::routes::{Audience, Service};
-use super::http::{accept, listener};
 use super::state::{ANSWERS_END, State};
 use super::tasks::{Backend, Tasks};
 use crate::config::GatewayConfig;
+use crate::http::load::Load;
+use crate::http::{accept, listener};
 use crate::supervisor::{self, Supervisor};
 use crossbeam_channel::{bounded, select, tick};
 use kafka_share::cluster::Cluster;

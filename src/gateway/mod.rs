@@ -3,10 +3,9 @@
 //! | part | noun | imports |
 //! |---|---|---|
 //! | `lifecycle` | starting the threads, serving, the drain | all others |
-//! | `http` | connections: requests are read from them, responses written | those below |
+//! | `http` | which request gets which response | those below |
 //! | `tasks` | tasks on their way to Kafka, and results on their way back | those below |
-//! | `reply` | how a response reaches its caller | `response` |
-//! | `response` | responses: results, problem documents | |
+//! | `response` | responses about tasks | |
 //! | `overload` | whether a new task is accepted | |
 //! | `dead` | the open dead letters, and the thread that reads them | `state` |
 //! | `state` | whether the gateway serves, and whether Kafka answers | `metrics`, `dead` |
@@ -19,12 +18,11 @@
 mod dead;
 mod fleet;
 mod history;
-pub(crate) mod http;
+mod http;
 mod lifecycle;
 mod metrics;
 mod overload;
-pub(crate) mod reply;
-pub(crate) mod response;
+mod response;
 mod state;
 mod stops;
 mod tasks;

@@ -155,6 +155,9 @@ pub struct WorkerStatus {
     /// All tasks in flight, oldest first.
     #[serde(default)]
     pub current_tasks: Vec<String>,
+    /// How long each of these tasks has run, in seconds; empty from a worker of an older version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub current_task_seconds: Vec<f64>,
     /// The id of the process; a restarted worker gets a new one. Nil if unknown.
     #[serde(default)]
     pub instance: Uuid,

@@ -4,13 +4,13 @@
 //! [`crate::metrics`] has those that the gateway has, too.
 
 use super::in_flight::InFlight;
-use crate::gateway::http::accept::accept;
-use crate::gateway::http::head::Head;
-use crate::gateway::http::listener;
-use crate::gateway::http::load::Load;
-use crate::gateway::http::service::{Facts, Service};
-use crate::gateway::reply::{Parted, Parting, Reply, Ticket};
-use crate::gateway::response::Response;
+use crate::http::accept::accept;
+use crate::http::head::Head;
+use crate::http::listener;
+use crate::http::load::Load;
+use crate::http::reply::{Parted, Parting, Reply, Ticket};
+use crate::http::response::Response;
+use crate::http::service::{Facts, Service};
 use crate::metrics::{CONTENT_TYPE, Counted, Now};
 use crate::task::dead::ReasonClass;
 use kafka_share::statistics::Statistics;

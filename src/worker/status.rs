@@ -105,13 +105,16 @@ struct Statuses {
 
 impl Statuses {
     fn status(&self, status: WorkerState, receipt: Option<Receipt>) -> WorkerStatus {
-        let current_tasks: Vec<String> = self.in_flight.running().iter().map(|task| task.task_id.to_string()).collect();
+        let (running, now) = (self.in_flight.running(), Instant::now());
+        let current_tasks: Vec<String> = running.iter().map(|task| task.task_id.to_string()).collect();
+        let ran = running.iter().map(|task| now.saturating_duration_since(task.since).as_millis() as f64 / 1e3);
         WorkerStatus {
             worker_id: self.identity.worker_id.to_string(),
             status,
             timestamp: unix_now(),
             current_task: current_tasks.first().cloned(),
             current_tasks,
+            current_task_seconds: ran.collect(),
             instance: self.identity.instance,
             started_at: self.identity.started_at,
             stop_deadline: self.deadlines.lock().map(|deadlines| unix_time(deadlines.abandon_at)),

@@ -1,5 +1,5 @@
 //! HTTP of the gateway: real clients, the table of docs/http.md, idle connections, and callers that leave. The unit
-//! tests of `src/gateway/http/` cover the parser.
+//! tests of `src/http/` cover the parser.
 
 use std::{
     io::ErrorKind,

@@ -168,6 +168,7 @@ mod tests {
             timestamp: 0.0,
             current_task: None,
             current_tasks: Vec::new(),
+            current_task_seconds: Vec::new(),
             instance: Uuid::from_u128(instance),
             started_at: 0.0,
             stop_deadline: None,

@@ -1,8 +1,8 @@
 //! The body and the headers of `POST /analyze`: reads the task, or names the fault. Pure.
 
-use super::Refusal;
-use super::head::Head;
 use crate::gateway::tasks::Wanted;
+use crate::http::Refusal;
+use crate::http::head::Head;
 use crate::task::{Headers, LONGEST_CARRIED};
 use crate::trace;
 use bytes::Bytes;

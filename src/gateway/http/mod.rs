@@ -1,41 +1,15 @@
-//! The HTTP server: from a listening socket to whole requests and their responses.
-//!
-//! `tiny_http` provides types and writes responses. Its server and parser are not used: they limit neither the size of
-//! a head nor its time, and keep the socket to themselves, so a request of 24 bytes can hold a thread forever. Here
-//! each connection has a thread, and every wait for a caller has a limit.
+//! What the gateway serves over HTTP, for the server in [`crate::http`].
 //!
 //! | file | noun |
 //! |---|---|
-//! | `listener` | the listening socket, the watch of the gateway's own port |
-//! | `accept` | accepting connections, and their threads |
-//! | `load` | the connections' seats: how many, which are idle |
-//! | `connection` | one connection: request, response, request |
-//! | `outgoing` | its writing half: a response, written by the thread that has it |
-//! | `head` | the head of a request, strictly |
-//! | `chunked` | the chunked coding of a body |
-//! | `refusal` | why a request is refused |
-//! | `unanswered` | requests that a stop waits for |
-//! | `service` | what a connection needs to have its requests answered |
 //! | `routes` | which request gets which response |
 //! | `analyze` | the body and headers of `POST /analyze` |
+//! | `prefer` | the preferences of a request |
 //! | `ops` | health, probes, metrics, the fleet, the page |
-//! | `fuzzing` | properties that hold for any bytes |
+//! | `unanswered` | requests that a stop waits for |
 
-pub(crate) mod accept;
 mod analyze;
-mod chunked;
-mod connection;
-#[cfg(test)]
-mod fuzzing;
-pub(crate) mod head;
-pub(crate) mod listener;
-pub(crate) mod load;
 mod ops;
-mod outgoing;
 mod prefer;
-mod refusal;
 pub(crate) mod routes;
-pub(crate) mod service;
 mod unanswered;
-
-use refusal::Refusal;

@@ -2,10 +2,10 @@
 //!
 //! Answered at once from memory; none waits for Kafka.
 
-use super::load::Load;
-use crate::gateway::response::Response;
 use crate::gateway::state::State;
 use crate::gateway::tasks::Tasks;
+use crate::http::load::Load;
+use crate::http::response::Response;
 use crate::metrics::{CONTENT_TYPE, Now};
 use serde_json::{Map, Value, json};
 use std::time::Duration;

@@ -2,7 +2,7 @@
 //!
 //! A preference never makes a request fail: what is not well-formed, unknown or repeated is ignored (section 2).
 
-use crate::gateway::reply::Preferences;
+use crate::http::reply::Preferences;
 use std::time::Duration;
 
 /// The preferences in these lines of the field. `wait` is at most `longest`; of several the first counts.

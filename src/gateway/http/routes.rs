@@ -1,19 +1,19 @@
 //! Routes each request to its response. Called by the connections' threads; a request that has to wait is passed on
 //! with its reply.
 
-use super::Refusal;
 use super::analyze;
-use super::head::Head;
-use super::load::Load;
 use super::ops;
 use super::prefer;
-use super::service::{self, Facts};
 use super::unanswered::{Counted, Unanswered};
 use crate::gateway::metrics::ANALYZE;
-use crate::gateway::reply::{Parted, Parting, Preferences, Reply, Ticket};
-use crate::gateway::response::Response;
 use crate::gateway::state::State;
 use crate::gateway::tasks::{SubmitOptions, Tasks};
+use crate::http::Refusal;
+use crate::http::head::Head;
+use crate::http::load::Load;
+use crate::http::reply::{Parted, Parting, Preferences, Reply, Ticket};
+use crate::http::response::Response;
+use crate::http::service::{self, Facts};
 use crate::task::is_task_id;
 use std::sync::Arc;
 use tiny_http::Method;

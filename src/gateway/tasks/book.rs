@@ -7,21 +7,19 @@
 use super::Wanted;
 use super::idempotency::{CLAIM_LIFE, Claim, Claims, KeyedTasks, Next, SEND_WITHIN};
 use super::index::{Index, Known, PendingTask};
-use super::kept::{Kept, Record};
+use super::kept::{Kept, LostTask, Record};
 use super::key::{Position, TaskKey, claim_of_loss};
 use super::waiting::{Full, Late, Leaving, Poll, Progress, QUESTION_PATIENCE, Waiter, Waiting};
 use crate::config::GatewayConfig;
 use crate::gateway::metrics::Reason;
 use crate::gateway::overload::{Crowd, Overload, Refused};
-use crate::gateway::reply::{Preferences, Ticket};
-use bytes::Bytes;
+use crate::http::reply::{Preferences, Ticket};
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
 
 /// How long a caller waits for a search.
 const SEARCH_PATIENCE: Duration = Duration::from_secs(10);
-
 /// At most this many records of lost tasks are held until it is known which gateway produces them.
 const MOST_LOST: usize = 500;
 
@@ -56,16 +54,6 @@ pub(super) enum Keyed<R> {
     Waits(Ticket),
     /// The caller waits, and this gateway has to write a claim.
     Claims(Ticket),
-}
-
-/// A task that Kafka has dropped, with its record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct LostTask {
-    pub(super) key: TaskKey,
-    /// The position of the lost record.
-    pub(super) position: Position,
-    pub(super) record_key: Option<Bytes>,
-    pub(super) record: Record,
 }
 
 /// Data for the record of a task that is produced again.
@@ -203,14 +191,7 @@ impl<R> TaskBook<R> {
             unacknowledged: self.unacknowledged + self.keyed.bytes(),
         };
         self.overload.admit(crowd, is_new, !asynchronous, now)?;
-        self.waiting.room().map_err(|full| match full {
-            Full::Table(count) => {
-                Refused::new(Reason::MaxWaiting, format!("{count} callers wait already (MAX_WAITING)"))
-            }
-            Full::Closed => {
-                Refused::new(Reason::Draining, "the gateway is shutting down; send the request to another gateway")
-            }
-        })
+        self.waiting.room().map_err(Refused::from)
     }
 
     // ---- records go to Kafka ----

@@ -3,7 +3,7 @@
 //!
 //! Bounded by bytes; further tasks are as safe as their topic. Pure.
 
-use super::key::TaskKey;
+use super::key::{Position, TaskKey};
 use crate::task::{Headers, Task};
 use crate::trace;
 use bytes::Bytes;
@@ -17,6 +17,16 @@ const MOST_BYTES: usize = 16 * 1024 * 1024;
 pub(super) struct Kept {
     records: HashMap<TaskKey, Record>,
     bytes: usize,
+}
+
+/// A task that Kafka has dropped, with its record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LostTask {
+    pub(super) key: TaskKey,
+    /// The position of the lost record.
+    pub(super) position: Position,
+    pub(super) record_key: Option<Bytes>,
+    pub(super) record: Record,
 }
 
 /// Value and headers of a task's record.

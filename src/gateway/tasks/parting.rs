@@ -5,8 +5,8 @@ use super::key::TaskKey;
 use super::questions::pending;
 use super::waiting::{Late, Leaving, Progress, Waiter, Wish};
 use crate::gateway::metrics::Reason;
-use crate::gateway::reply::{Parted, Parting, Preferences, Reply, Ticket};
-use crate::gateway::response::Response;
+use crate::http::reply::{Parted, Parting, Preferences, Reply, Ticket};
+use crate::http::response::Response;
 use std::time::Instant;
 
 impl Tasks {

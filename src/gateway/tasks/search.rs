@@ -10,8 +10,8 @@ use super::index::Known;
 use super::key::TaskKey;
 use super::questions::{self, Question};
 use super::readers::{decode, options, reached};
-use crate::gateway::reply::{Reply, Ticket};
-use crate::gateway::response::Response;
+use crate::http::reply::{Reply, Ticket};
+use crate::http::response::Response;
 use crate::task::ResultsRecord;
 use crossbeam_channel::{Receiver, select};
 use kafka_share::cluster::Cluster;
@@ -185,9 +185,9 @@ fn not_before(id: &str) -> Option<SystemTime> {
 mod tests {
     use super::*;
     use crate::config::GatewayConfig;
-    use crate::gateway::reply::tests::Kept;
-    use crate::gateway::reply::{Parted, Parting};
     use crate::gateway::state::State;
+    use crate::http::reply::tests::Kept;
+    use crate::http::reply::{Parted, Parting};
     use std::sync::Arc;
     use uuid::{NoContext, Timestamp};
 

@@ -4,15 +4,15 @@
 //! with an idempotency key the gateway first writes a claim (see [`idempotency`](super::idempotency)). Called by the
 //! connections' threads, the tail reader (claims), the thread `upkeep` (overdue claims) and the sweeper.
 
-use super::book::{ClaimRead, Keyed, KeyedRequest, Loss, LostTask};
+use super::book::{ClaimRead, Keyed, KeyedRequest, Loss};
 use super::idempotency::Claim;
-use super::kept::Record;
+use super::kept::{LostTask, Record};
 use super::key::{TaskKey, digest, task_of_key};
 use super::produced::{Kind, Token};
 use super::{Tasks, Wanted, give_all};
 use crate::gateway::metrics::Reason;
-use crate::gateway::reply::{Preferences, Reply, Ticket};
-use crate::gateway::response::Response;
+use crate::http::reply::{Preferences, Reply, Ticket};
+use crate::http::response::Response;
 use crate::task::{self, Task, unix_now};
 use bytes::Bytes;
 use kafka_share::producer::{ProducerRecord, TrySendError};
@@ -208,8 +208,8 @@ fn used_with_another_text(key: TaskKey) -> Response {
 mod tests {
     use super::*;
     use crate::config::GatewayConfig;
-    use crate::gateway::reply::tests::Kept;
     use crate::gateway::state::{ReadBack, State};
+    use crate::http::reply::tests::Kept;
     use crate::task::Headers;
 
     fn tasks() -> Arc<Tasks> {

@@ -6,9 +6,8 @@
 //! loss, and the first to claim it produces the task (see [`idempotency`](super::idempotency)).
 
 use super::Tasks;
-use super::book::LostTask;
 use super::index::PendingTask;
-use super::kept::Record;
+use super::kept::{LostTask, Record};
 use super::key::TaskKey;
 use super::readers::{decode, reached};
 use crate::outage::{Outage, Refusals};

@@ -6,7 +6,9 @@
 //! deadline. Pure: time is a parameter, nothing is sent from here.
 
 use super::key::TaskKey;
-use crate::gateway::reply::{Preferences, Ticket};
+use crate::gateway::metrics::Reason;
+use crate::gateway::overload::Refused;
+use crate::http::reply::{Preferences, Ticket};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -103,6 +105,17 @@ pub(super) enum Full {
     Table(usize),
     /// The gateway has ended.
     Closed,
+}
+
+impl From<Full> for Refused {
+    fn from(full: Full) -> Self {
+        match full {
+            Full::Table(count) => Self::new(Reason::MaxWaiting, format!("{count} callers wait already (MAX_WAITING)")),
+            Full::Closed => {
+                Self::new(Reason::Draining, "the gateway is shutting down; send the request to another gateway")
+            }
+        }
+    }
 }
 
 #[derive(Debug)]

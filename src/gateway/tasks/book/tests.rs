@@ -3,6 +3,7 @@
 use super::*;
 use crate::gateway::tasks::key::digest;
 use crate::task::Headers;
+use bytes::Bytes;
 use proptest::prelude::*;
 use std::time::{Duration, UNIX_EPOCH};
 

@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::config::GatewayConfig;
-use crate::gateway::reply::Preferences;
-use crate::gateway::reply::tests::Kept;
 use crate::gateway::state::State;
 use crate::gateway::tasks::Wanted;
 use crate::gateway::tasks::book::{Keyed, KeyedRequest};
 use crate::gateway::tasks::index::Known;
 use crate::gateway::tasks::key::digest;
+use crate::http::reply::Preferences;
+use crate::http::reply::tests::Kept;
 use crate::task::{Claim, Headers, TaskResult, WorkerState, WorkerStatus};
 use bytes::Bytes;
 use serde_json::{Map, json};
@@ -50,6 +50,7 @@ fn status(offset: i64, age: Duration) -> ReadRecord {
         timestamp: 1_000.0,
         current_task: None,
         current_tasks: Vec::new(),
+        current_task_seconds: Vec::new(),
         instance: Uuid::from_u128(1),
         started_at: 1_000.0,
         stop_deadline: None,

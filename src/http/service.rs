@@ -3,7 +3,7 @@
 //! Implemented by [`routes`](super::routes); called by the threads of [`connection`](super::connection) and [`outgoing`](super::outgoing).
 
 use super::head::Head;
-use crate::gateway::reply::{Parted, Parting, Reply, Ticket};
+use crate::http::reply::{Parted, Parting, Reply, Ticket};
 use std::time::Instant;
 use tiny_http::Method;
 

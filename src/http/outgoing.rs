@@ -7,8 +7,8 @@
 
 use super::load::Seat;
 use super::service::{Facts, Service};
-use crate::gateway::reply::Carrier;
-use crate::gateway::response::{Afterwards, Response};
+use crate::http::reply::Carrier;
+use crate::http::response::{Afterwards, Response};
 use parking_lot::{Condvar, Mutex};
 use program::stop::Stop;
 use program::threads::{self, Thread};

@@ -2,7 +2,7 @@
 //!
 //! A [`Reply`] is given exactly once: giving consumes it, and a dropped reply answers 500, so that no caller waits
 //! forever. The thread with the response writes it, while the connection's own thread waits for the next request. A
-//! reply that waits is kept in the book of [`tasks`](super::tasks) under a [`Ticket`]. The connection's thread takes it
+//! reply that waits is kept in the book of its program under a [`Ticket`]. The connection's thread takes it
 //! out when its caller has left or its time is over.
 
 use super::response::Response;

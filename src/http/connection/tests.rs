@@ -1,7 +1,7 @@
 //! Tests of connections with many kinds of callers, over real sockets.
 
 use super::*;
-use crate::gateway::http::load::Load;
+use crate::http::load::Load;
 use parking_lot::Mutex;
 use program::stop::Stop;
 use program::threads::{self, Thread};
