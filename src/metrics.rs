@@ -24,12 +24,6 @@ use std::time::Duration;
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// The prefix of all names but those of the process.
 const PREFIX: &str = "lastcall";
-/// The commit that the program was built from, if the build names it.
-const REVISION: &str = match option_env!("LASTCALL_REVISION") {
-    Some(revision) => revision,
-    None => "unknown",
-};
-
 /// The metrics of one program: those that it counts, and those that both programs have.
 #[derive(Debug)]
 pub(crate) struct Counted(Registry);
@@ -41,9 +35,9 @@ impl Counted {
         registry.register_collector(Box::new(process::Process::new()));
         let mut counted = Self(registry);
         counted.own().register_collector(Box::new(kafka::Kafka(statistics)));
-        let build: Family<[(&str, &str); 2], Gauge> = Family::default();
-        build.get_or_create(&[("version", env!("CARGO_PKG_VERSION")), ("revision", REVISION)]).set(1);
-        counted.add("build_info", "Version and commit of this program; the value is 1", build);
+        let build: Family<[(&str, &str); 1], Gauge> = Family::default();
+        build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
+        counted.add("build_info", "Version of this program; the value is 1", build);
         counted
     }
 

@@ -45,6 +45,8 @@ pub(super) enum FleetEvent {
     ShutdownCompleted(String, Option<Box<Receipt>>),
     /// A worker has sent no status record for `WORKER_TIMEOUT`.
     Silent(String),
+    /// Another process with the worker's id has started, and this one has ended without a stop.
+    Replaced(String),
     /// A silent worker has sent a status record again.
     Returned(String),
     /// Two live processes use one worker id.
@@ -166,9 +168,12 @@ impl Fleet {
         let mut events = Vec::new();
         for ((id, _), process) in &mut self.processes {
             let gone = process.status.status == WorkerState::ShutdownCompleted;
-            if !gone && !process.replaced && !process.silent && process.silence(now) > self.timeout {
+            if !gone && !process.silent && process.silence(now) > self.timeout {
                 process.silent = true;
-                events.push(FleetEvent::Silent(id.clone()));
+                events.push(match process.replaced {
+                    true => FleetEvent::Replaced(id.clone()),
+                    false => FleetEvent::Silent(id.clone()),
+                });
             }
         }
         self.drop_former_selves(now);
@@ -321,6 +326,7 @@ pub(super) fn log_events(events: &[FleetEvent]) {
             }
             FleetEvent::ShutdownCompleted(id, None) => log::info!("👋 Worker {} completed its shutdown", escape(id)),
             FleetEvent::Silent(id) => log::warn!("⏳ Worker {} is silent: no status within WORKER_TIMEOUT", escape(id)),
+            FleetEvent::Replaced(id) => log::warn!("⏳ Worker {} had ended without a stop and runs again", escape(id)),
             FleetEvent::Returned(id) => log::info!("📡 Worker {} is heard again", escape(id)),
             FleetEvent::Conflict(id) => {
                 log::warn!("two live workers use the id {}; give each worker its own WORKER_ID", escape(id))
@@ -460,13 +466,17 @@ mod tests {
     }
 
     #[test]
-    fn replaced_worker_is_never_reported_silent() {
+    fn worker_that_was_killed_and_runs_again_is_reported_as_replaced_once() {
         let mut fleet = Fleet::new(TIMEOUT);
         hear(&mut fleet, status("a", 1, WorkerState::Started), 100.0);
         hear(&mut fleet, status("a", 2, WorkerState::Started), 101.0);
         hear(&mut fleet, status("a", 2, WorkerState::Started), 105.5);
-        assert!(fleet.tick(at(105.6)).is_empty());
+        assert_eq!(fleet.tick(at(105.6)), [FleetEvent::Replaced("a".into())]);
         assert_eq!(fleet.processes.len(), 1);
+        assert!(fleet.tick(at(105.8)).is_empty());
+        hear(&mut fleet, status("a", 2, WorkerState::ShutdownCompleted), 106.0);
+        hear(&mut fleet, status("a", 3, WorkerState::Started), 106.1);
+        assert!(fleet.tick(at(110.0)).is_empty(), "a stopped worker is not lost");
     }
 
     #[test]

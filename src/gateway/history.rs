@@ -15,8 +15,8 @@ const SAMPLES: usize = 120;
 pub(super) struct Totals {
     /// Results read.
     pub(super) results: u64,
-    /// Times of the responses to `POST /analyze`.
-    pub(super) responses: DurationCounts,
+    /// How long callers of `POST /analyze` waited for a result.
+    pub(super) waits: DurationCounts,
 }
 
 /// One interval.
@@ -26,7 +26,7 @@ pub(super) struct Sample {
     at: u64,
     /// Results per second.
     results: f64,
-    /// Half of the responses to `POST /analyze` came within this time; `None` without a response.
+    /// Half of the results that callers of `POST /analyze` waited for came within this time; `None` without a result.
     #[serde(skip_serializing_if = "Option::is_none")]
     p50_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,9 +55,9 @@ impl History {
     /// Ends an interval, which may have lasted longer.
     pub(super) fn add(&mut self, totals: Totals, pending: usize, now: Instant, at: SystemTime) {
         let lasted = now.saturating_duration_since(self.since).max(Duration::from_millis(1));
-        let responses = totals.responses.since(&self.before.responses);
+        let waits = totals.waits.since(&self.before.waits);
         let rounded = |value: f64| (value * 10.0).round() / 10.0;
-        let milliseconds = |part| responses.quantile(part).map(|it: Duration| rounded(it.as_secs_f64() * 1e3));
+        let milliseconds = |part| waits.quantile(part).map(|it: Duration| rounded(it.as_secs_f64() * 1e3));
         if self.samples.len() >= SAMPLES {
             self.samples.pop_front();
         }
@@ -89,7 +89,7 @@ mod tests {
         let (mut history, durations) = (History::new(start), Durations::default());
         assert!(!history.is_due(at(4).0) && history.is_due(at(5).0));
         durations.observe(Duration::from_millis(100));
-        let totals = |results| Totals { results, responses: durations.counts() };
+        let totals = |results| Totals { results, waits: durations.counts() };
         history.add(totals(50), 7, at(5).0, at(5).1);
         assert!(!history.is_due(at(9).0));
         history.add(totals(50), 0, at(15).0, at(15).1);

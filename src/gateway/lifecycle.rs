@@ -91,17 +91,16 @@ pub(super) fn start(config: GatewayConfig) -> Result<Gateway, ExitCode> {
         threads: Vec::new(),
     };
     let service = Arc::clone(&gateway.service);
-    let mut ports = vec![(address, Arc::clone(&service.load))];
     gateway.accept("accept", listener, &service, Arc::clone(&service.load));
     if let Some((listener, address)) = admin {
         log::info!("operators are served on {address}");
         let load = Arc::new(Load::new(OPERATORS));
         gateway.addresses.push(address);
-        ports.push((address, Arc::clone(&load)));
         gateway.accept("accept-admin", listener, &Arc::new(service.for_operators()), load);
     }
+    // Not the address for operators: callers do not need it.
     let end = gateway.end.clone();
-    gateway.spawn("port-watch", move || listener::watch(&ports, &end));
+    gateway.spawn("port-watch", move || listener::watch(address, &service.load, &end));
     let (tasks, end) = (Arc::clone(&gateway.tasks), gateway.end.clone());
     gateway.spawn("upkeep", move || -> Result<(), Infallible> {
         tasks.keep_up(&end);

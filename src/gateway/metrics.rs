@@ -4,6 +4,7 @@ use super::history::Totals;
 use crate::metrics::{Counted, Durations, Now};
 use crate::task::Receipt;
 use kafka_share::statistics::Statistics;
+use program::exit::ExitCode;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,8 +14,12 @@ use std::time::Duration;
 /// The route of new tasks.
 pub(super) const ANALYZE: &str = "/analyze";
 const OUTCOMES_OF_TASKS: [&str; 2] = ["succeeded", "failed"];
-const OUTCOMES_OF_STOPS: [&str; 3] = ["drained", "abandoned", "forced"];
-const SIGNALS: [&str; 3] = ["SIGTERM", "SIGINT", "SIGHUP"];
+/// The receipt's outcomes; `failed`: a thread of the worker died, so its outcome says little.
+const OUTCOMES_OF_STOPS: [&str; 4] = ["drained", "abandoned", "forced", FAILED];
+const FAILED: &str = "failed";
+/// The receipt's signals; `other`: none, or one that is not known.
+const SIGNALS: [&str; 4] = ["SIGTERM", "SIGINT", "SIGHUP", OTHER];
+const OTHER: &str = "other";
 
 /// Why a task was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,6 +106,8 @@ pub(super) struct Metrics {
     counted: Counted,
     requests: Family<Request, Counter>,
     durations: Family<Route, Durations>,
+    /// Of the requests whose task ran, or was waited for to the end.
+    waits: Durations,
     accepted: Counter,
     answered: Counter,
     refused: Family<Refusal, Counter>,
@@ -109,6 +116,7 @@ pub(super) struct Metrics {
     unreadable: Counter,
     stops: Family<Stop, Counter>,
     drains: Histogram,
+    lost: Counter,
     returned: Counter,
     abandoned: Counter,
 }
@@ -122,6 +130,7 @@ impl Metrics {
     pub(super) fn new(statistics: Statistics) -> Self {
         let mut counted = Counted::new(statistics);
         let metrics = Self {
+            waits: Durations::default(),
             requests: counted.add("http_requests", "Responses, by route, method and status code", Family::default()),
             durations: counted.seconds(
                 "http_request_duration",
@@ -141,6 +150,7 @@ impl Metrics {
                 Family::default(),
             ),
             drains: counted.seconds("worker_drain", "From a worker's signal to its receipt", drain_buckets()),
+            lost: counted.counter("workers_lost", "Workers that ended without a stop, or fell silent"),
             returned: counted.counter("worker_tasks_returned", "Tasks that stopping workers released unstarted"),
             abandoned: counted.counter("worker_tasks_abandoned", "Started tasks that stopping workers gave up"),
             counted,
@@ -162,13 +172,16 @@ impl Metrics {
     pub(super) fn responded(&self, route: &'static str, method: &'static str, code: u16, took: Duration) {
         self.requests.get_or_create(&Request { route, method, code }).inc();
         self.durations.get_or_create(&Route { route }).observe(took);
+        // Refusals are quick, and would hide how long accepted tasks take.
+        if route == ANALYZE && matches!(code, 200 | 500 | 504) {
+            self.waits.observe(took);
+        }
     }
 
     /// What the page's history is made of.
     pub(super) fn totals(&self) -> Totals {
         let results = OUTCOMES_OF_TASKS.iter().map(|outcome| self.results.get_or_create(&Outcome { outcome }).get());
-        let responses = self.durations.get_or_create(&Route { route: ANALYZE }).counts();
-        Totals { results: results.sum(), responses }
+        Totals { results: results.sum(), waits: self.waits.counts() }
     }
 
     pub(super) fn accepted(&self) {
@@ -200,12 +213,20 @@ impl Metrics {
         self.unreadable.inc();
     }
 
+    /// Counts workers that are not heard any more.
+    pub(super) fn lost(&self, workers: usize) {
+        self.lost.inc_by(workers as u64);
+    }
+
     /// Counts the stop of a worker.
     pub(super) fn stopped(&self, receipt: &Receipt) {
         // Both are from outside, and the number of labels must not be.
         let known = |names: &[&'static str], name: &str| names.iter().copied().find(|it| *it == name);
-        let outcome = known(&OUTCOMES_OF_STOPS, &receipt.outcome).unwrap_or("other");
-        let signal = known(&SIGNALS, &receipt.signal).unwrap_or("other");
+        let outcome = match receipt.exit_code == ExitCode::Fatal as u8 {
+            true => FAILED,
+            false => known(&OUTCOMES_OF_STOPS, &receipt.outcome).unwrap_or(OTHER),
+        };
+        let signal = known(&SIGNALS, &receipt.signal).unwrap_or(OTHER);
         self.stops.get_or_create(&Stop { outcome, signal }).inc();
         if let Some(total) = receipt.phases_ms.get("total").and_then(serde_json::Value::as_u64) {
             self.drains.observe(Duration::from_millis(total).as_secs_f64());

@@ -7,7 +7,6 @@ use program::stop::Stop;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Connections that the kernel queues until they are accepted.
@@ -44,20 +43,18 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Sends requests to the gateway's own ports until stopped: no other check notices a deaf listener.
+/// Sends requests to the gateway's own port for callers until stopped: no other check notices a deaf listener.
 ///
 /// # Errors
-/// A port did not answer [`WATCH_FAILURES`] times in a row.
-pub(crate) fn watch(ports: &[(SocketAddr, Arc<Load>)], stop: &Stop) -> Result<(), String> {
-    let mut failures = vec![0; ports.len()];
+/// The port did not answer [`WATCH_FAILURES`] times in a row.
+pub(crate) fn watch(address: SocketAddr, load: &Load, stop: &Stop) -> Result<(), String> {
+    let address = reachable(address);
+    let mut failures = 0;
     while stop.sleep(WATCH_INTERVAL).is_ok() {
-        for ((address, load), failures) in ports.iter().zip(&mut failures) {
-            let address = reachable(*address);
-            // A kept connection would not reach the listener.
-            let response = Client::new(address, Stop::new()).get("/livez", WATCH_TIMEOUT);
-            if is_deaf(failures, load.is_full(), response.err()) {
-                return Err(format!("the HTTP port {address} is deaf"));
-            }
+        // A kept connection would not reach the listener.
+        let response = Client::new(address, Stop::new()).get("/livez", WATCH_TIMEOUT);
+        if is_deaf(&mut failures, load.is_full(), response.err()) {
+            return Err(format!("the HTTP port {address} is deaf"));
         }
     }
     Ok(())

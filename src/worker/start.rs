@@ -250,7 +250,7 @@ fn start_threads(
     supervisor.watch(outbox.obstacle(cluster, &control.refusals));
     let (announcements, to_announce) = bounded(2);
     let deadlines = Arc::new(Mutex::new(None));
-    let status = parts.status(outbox.clone(), to_announce, repairs, Arc::clone(&deadlines));
+    let status = parts.status(outbox.clone(), &metrics, to_announce, repairs, Arc::clone(&deadlines));
     let (queue_in, queue_out) = bounded(MOST_JOBS + config.concurrency);
     let handlers = parts.handlers(Arc::new(handler), &metrics, &outbox, &queue_out);
     let assignment = Arc::new(Assignment::default());
@@ -326,6 +326,7 @@ impl Parts<'_> {
     fn status(
         &self,
         outbox: Outbox,
+        metrics: &Arc<Metrics>,
         announcements: Receiver<Announce>,
         repairs: Receiver<Repair>,
         deadlines: Arc<Mutex<Option<Deadlines>>>,
@@ -346,6 +347,7 @@ impl Parts<'_> {
         let status = StatusThread {
             identity,
             outbox,
+            metrics: Arc::clone(metrics),
             in_flight: Arc::clone(self.in_flight),
             upkeep,
             fatal: self.fatal.clone(),

@@ -6,6 +6,7 @@
 
 use super::drain::Deadlines;
 use super::in_flight::InFlight;
+use super::metrics::Metrics;
 use super::outbox::{Outbox, OutboxClosed};
 use super::repair::Repair;
 use super::upkeep::{self, Upkeep};
@@ -37,6 +38,7 @@ pub(super) struct Announce {
 pub(super) struct StatusThread {
     pub(super) identity: Identity,
     pub(super) outbox: Outbox,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) in_flight: Arc<InFlight>,
     pub(super) upkeep: Upkeep,
     /// Triggered when the upkeep thread dies.
@@ -55,6 +57,7 @@ impl StatusThread {
         let Self {
             identity,
             outbox,
+            metrics,
             in_flight,
             upkeep,
             fatal,
@@ -84,6 +87,9 @@ impl StatusThread {
                 }
                 recv(repairs) -> repair => {
                     if let Ok(repair) = repair {
+                        if repair.given_up.is_some() {
+                            metrics.dead_lettered(&repair.reason);
+                        }
                         outbox.repair(repair)?;
                     } else {
                         // The producer has ended; the next send returns the error.

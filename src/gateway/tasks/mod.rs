@@ -39,7 +39,7 @@ mod submit;
 mod sweep;
 mod waiting;
 
-use super::fleet::{Fleet, FleetView, log_events};
+use super::fleet::{Fleet, FleetEvent, FleetView, log_events};
 use super::history::{History, Sample};
 use super::metrics::Reason;
 use super::overload::Refused;
@@ -274,6 +274,11 @@ impl Tasks {
             let now = self.state.now();
             self.book().forget_old(now);
             let events = self.fleet.lock().tick(self.state.heard_until());
+            // Without Kafka no worker is heard, and none is lost.
+            if self.state.is_kafka_connected() {
+                let is_lost = |it: &&FleetEvent| matches!(it, FleetEvent::Silent(_) | FleetEvent::Replaced(_));
+                self.state.metrics.lost(events.iter().filter(is_lost).count());
+            }
             self.sample();
             self.state.upkeep_came_round();
             log_events(&events);

@@ -59,8 +59,9 @@ impl ProducerEvents<Token> for ProducerOutcomes {
                         book.settled_record(token.bytes);
                     }
                     (Kind::Task | Kind::Again(_), Ok(delivered)) => {
-                        if token.kind == Kind::Task {
-                            self.0.state.metrics.accepted();
+                        match token.kind {
+                            Kind::Again(_) => self.0.state.metrics.produced_again(),
+                            _ => self.0.state.metrics.accepted(),
                         }
                         let position = Position { partition: delivered.partition, offset: delivered.offset };
                         let callers = book.task_acknowledged(token.key, token.bytes, position, now);

@@ -111,7 +111,6 @@ impl Tasks {
     /// Produces a dropped task again, unchanged.
     fn produce_again(&self, lost: LostTask, send_until: Instant) {
         let LostTask { key, position, record_key, record } = lost;
-        self.state.metrics.produced_again();
         let task = record.named(record_key.as_deref());
         log::warn!("Kafka has dropped {task} at offset {} without a result; producing it again", position.offset);
         let lost = Loss { position, replay: self.book().replay(key), send_until };
