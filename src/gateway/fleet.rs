@@ -74,7 +74,7 @@ pub(super) struct WorkerView {
     pub(super) is_responsive: bool,
     pub(super) current_tasks: Vec<String>,
     /// How long each of them has run; empty if its worker does not tell.
-    pub(super) current_task_seconds: Vec<i64>,
+    pub(super) current_task_seconds: Vec<f64>,
     pub(super) instance: Uuid,
     pub(super) started_at: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -294,7 +294,7 @@ fn worker_view(process: &Process, now: SystemTime, timeout: Duration) -> WorkerV
         current_task_seconds: status
             .current_task_seconds
             .iter()
-            .map(|ran| (ran + silence.as_secs_f64()) as i64)
+            .map(|ran| ((ran + silence.as_secs_f64()) * 10.0).round() / 10.0)
             .collect(),
         instance: status.instance,
         started_at: status.started_at,
@@ -511,8 +511,8 @@ mod tests {
         let (current_tasks, current_task_seconds) = (vec!["t".to_owned()], vec![7.9]);
         let busy = WorkerStatus { current_tasks, current_task_seconds, ..status("a", 1, WorkerState::Started) };
         hear(&mut fleet, busy, 500.0);
-        assert_eq!(fleet.view(at(500.0)).workers["a"].current_task_seconds, [7]);
-        assert_eq!(fleet.view(at(503.0)).workers["a"].current_task_seconds, [10]);
+        assert_eq!(fleet.view(at(500.0)).workers["a"].current_task_seconds, [7.9]);
+        assert_eq!(fleet.view(at(503.0)).workers["a"].current_task_seconds, [10.9]);
         assert_eq!((fleet.running(at(503.0)), fleet.running(at(510.0))), (1, 0), "a silent worker runs nothing");
     }
 
