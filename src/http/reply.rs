@@ -72,6 +72,17 @@ impl Reply {
         self
     }
 
+    /// The response will not name the preferred wait, because it was cut short.
+    pub(crate) fn without_wait(mut self) -> Self {
+        self.preferences.wait = None;
+        self
+    }
+
+    /// The preferences that the response will name.
+    pub(crate) fn preferences(&self) -> Preferences {
+        self.preferences
+    }
+
     /// Gives the response.
     pub(crate) fn give(mut self, response: Response) {
         if let Some(carrier) = self.carrier.take() {
@@ -105,6 +116,16 @@ pub(crate) mod tests {
     impl Carrier for Kept {
         fn carry(self: Arc<Self>, response: Response) {
             self.0.lock().push(response.status());
+        }
+    }
+
+    /// Keeps its responses.
+    #[derive(Debug, Default)]
+    pub(crate) struct Given(pub(crate) Mutex<Vec<Response>>);
+
+    impl Carrier for Given {
+        fn carry(self: Arc<Self>, response: Response) {
+            self.0.lock().push(response);
         }
     }
 

@@ -9,7 +9,7 @@ use super::idempotency::{CLAIM_LIFE, Claim, Claims, KeyedTasks, Next, SEND_WITHI
 use super::index::{Index, Known, PendingTask};
 use super::kept::{Kept, LostTask, Record};
 use super::key::{Position, TaskKey, claim_of_loss};
-use super::waiting::{Full, Late, Leaving, Poll, Progress, QUESTION_PATIENCE, Waiter, Waiting};
+use super::waiting::{Full, Late, Leaving, Poll, Progress, Waiter, Waiting};
 use crate::config::GatewayConfig;
 use crate::gateway::metrics::Reason;
 use crate::gateway::overload::{Crowd, Overload, Refused};
@@ -18,8 +18,6 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
 
-/// How long a caller waits for a search.
-const SEARCH_PATIENCE: Duration = Duration::from_secs(10);
 /// At most this many records of lost tasks are held until it is known which gateway produces them.
 const MOST_LOST: usize = 500;
 
@@ -242,10 +240,14 @@ impl<R> TaskBook<R> {
         self.in_kafka(key, position, at)
     }
 
-    /// Notes that Kafka will not get the task or its claim, or that this is unknown. Returns the task's callers.
+    /// Notes that Kafka will not get the task or its claim, or that this is unknown. Returns the task's callers, unless
+    /// a record of the task was read: then they wait for its result.
     pub(super) fn given_up(&mut self, key: TaskKey, bytes: usize) -> Vec<Waiter<R>> {
         self.settled_record(bytes);
         self.keyed.settled(key);
+        if self.index.known(key) == Known::Pending {
+            return Vec::new();
+        }
         self.kept.forget(key);
         self.waiting.complete(key)
     }
@@ -336,20 +338,16 @@ impl<R> TaskBook<R> {
         self.waiting.not_found(number);
     }
 
-    /// Adds a caller that waits for a stored result. Without room it returns the reply.
-    pub(super) fn look_up(&mut self, key: TaskKey, id: String, reply: R, now: Instant) -> Result<Ticket, (R, Full)> {
-        self.waiting.look_up(key, id, (reply, None), QUESTION_PATIENCE, now)
-    }
-
-    /// The same for a result that has to be searched for; `wait`: how long the caller waits if the task is pending.
-    pub(super) fn search(
+    /// Adds a caller that waits for a stored result, for `patience`. Without room it returns the reply.
+    pub(super) fn look_up(
         &mut self,
         key: TaskKey,
         id: String,
-        (reply, wait): (R, Option<Duration>),
+        caller: (R, Preferences),
+        patience: Duration,
         now: Instant,
     ) -> Result<Ticket, (R, Full)> {
-        self.waiting.look_up(key, id, (reply, wait), SEARCH_PATIENCE, now)
+        self.waiting.look_up(key, id, caller, patience, now)
     }
 
     /// Adds a caller that waits until it is known whether the task exists, and then for `wait` if it is pending.
@@ -442,10 +440,12 @@ impl<R> TaskBook<R> {
         self.kept.get(key)
     }
 
-    /// Forgets a task that will get no result.
-    pub(super) fn settled(&mut self, key: TaskKey) {
+    /// Forgets a task that will get no result. Returns its callers: if they stayed, a later caller of its key would join
+    /// them and be told that Kafka has the task.
+    pub(super) fn settled(&mut self, key: TaskKey) -> Vec<Waiter<R>> {
         self.index.settle(key);
         self.kept.forget(key);
+        self.waiting.complete(key)
     }
 
     // ---- leaving ----

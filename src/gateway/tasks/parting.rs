@@ -2,10 +2,10 @@
 
 use super::Tasks;
 use super::key::TaskKey;
-use super::questions::pending;
+use super::questions::{self, pending};
 use super::waiting::{Late, Leaving, Progress, Waiter, Wish};
 use crate::gateway::metrics::Reason;
-use crate::http::reply::{Parted, Parting, Preferences, Reply, Ticket};
+use crate::http::reply::{Parted, Parting, Reply, Ticket};
 use crate::http::response::Response;
 use std::time::Instant;
 
@@ -41,20 +41,21 @@ impl Tasks {
         let Leaving { waiter, progress } = leaving;
         let is_asynchronous = waiter.preferences.asynchronous;
         let stopping = parting == Parting::Stopping;
+        let reply = if stopping { waiter.reply.without_wait() } else { waiter.reply };
         match (parting, waiter.wish) {
-            (Parting::Left, _) => waiter.reply.withdraw(),
+            (Parting::Left, _) => reply.withdraw(),
             (_, Wish::Result | Wish::Acceptance) if progress == Progress::Queued => {
                 let detail = "Kafka does not take tasks at the moment; the task was not accepted";
-                waiter.reply.give(self.refuse(Reason::KafkaUnavailable, detail));
+                reply.give(self.refuse(Reason::KafkaUnavailable, detail));
             }
             (_, Wish::Result | Wish::Acceptance) if is_asynchronous && progress == Progress::Acknowledged => {
-                waiter.reply.give(Response::accepted(&waiter.key.as_uuid().to_string()));
+                reply.give(Response::accepted(&waiter.key.as_uuid().to_string()));
             }
-            (_, Wish::Result | Wish::Acceptance) => waiter.reply.give(of_task(waiter.key, progress, stopping)),
-            // A stop cuts the wait short, so it is not applied.
-            (Parting::Stopping, Wish::Poll(id)) => waiter.reply.applying(Preferences::default()).give(pending(&id)),
-            (_, Wish::Poll(id)) => waiter.reply.give(pending(&id)),
-            (_, Wish::Stored(id) | Wish::Existence(id)) => waiter.reply.give(of_question(&id, stopping)),
+            (_, Wish::Result | Wish::Acceptance) => reply.give(of_task(waiter.key, progress, stopping)),
+            (_, Wish::Poll(id)) => reply.give(pending(&id)),
+            // Its preferred wait is over.
+            (Parting::Late, Wish::Stored(id)) if is_asynchronous => reply.give(Response::accepted(&id)),
+            (_, Wish::Stored(id) | Wish::Existence(id)) => questions::put_off(reply, of_question(stopping), &id),
         }
     }
 }
@@ -64,6 +65,19 @@ impl Tasks {
 pub(super) fn tell_accepted(callers: Vec<Waiter<Reply>>, id: &str) {
     for Waiter { reply, preferences, .. } in callers {
         reply.give(if preferences.asynchronous { Response::accepted(id) } else { not_done(id) });
+    }
+}
+
+/// Tells the callers of a task that it will get no result.
+pub(super) fn tell_forgotten(callers: Vec<Waiter<Reply>>) {
+    for Waiter { reply, wish, key, .. } in callers {
+        reply.give(match wish {
+            Wish::Poll(id) => questions::unknown(&id),
+            _ => {
+                let detail = "the task will get no result; send the request again";
+                Response::unavailable(detail, Some(&key.as_uuid().to_string()))
+            }
+        });
     }
 }
 
@@ -88,11 +102,10 @@ fn not_done(id: &str) -> Response {
     Response::problem(504, "the task is accepted and not done yet; it is not lost: ask for its result", Some(id))
 }
 
-fn of_question(id: &str, stopping: bool) -> Response {
-    let detail = if stopping {
+fn of_question(stopping: bool) -> &'static str {
+    if stopping {
         "the gateway is shutting down; ask another gateway"
     } else {
         "Kafka did not answer in time; the outcome of this task is not known now"
-    };
-    Response::unavailable(detail, Some(id))
+    }
 }

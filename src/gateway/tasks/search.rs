@@ -25,6 +25,8 @@ use uuid::Uuid;
 pub(super) const QUEUE: usize = 256;
 /// The clocks of gateways and of Kafka may differ by this much.
 const SLACK: Duration = Duration::from_secs(60);
+/// How long a caller waits for a search.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Searches whose times are this close share a pass.
 const TOGETHER: Duration = Duration::from_secs(60);
 
@@ -45,14 +47,13 @@ impl Tasks {
     }
 
     /// Has the result of this task searched for.
-    pub(super) fn search(&self, reply: Reply, key: TaskKey, id: String, wait: Option<Duration>) -> Option<Ticket> {
+    pub(super) fn search(&self, reply: Reply, key: TaskKey, id: String) -> Option<Ticket> {
         let since = not_before(&id);
-        let entered = self.book().search(key, id.clone(), (reply, wait), Instant::now());
+        let preferences = reply.preferences();
+        let entered = self.book().look_up(key, id.clone(), (reply, preferences), PATIENCE, Instant::now());
         let ticket = questions::ticket(entered, &id)?;
         if self.searches.try_send(Search { number: ticket.number, key, since }).is_err() {
-            self.give(ticket.number, |id| {
-                Response::unavailable("too many old results are requested at once", Some(id))
-            });
+            self.put_off(ticket.number, "too many old results are requested at once");
         }
         Some(ticket)
     }
@@ -196,7 +197,7 @@ mod tests {
         let uuid = |seconds| Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, 0)).to_string();
         let id = created.map_or_else(|| "order-1".to_owned(), uuid);
         let reply = Reply::new(Arc::<Kept>::default() as _);
-        tasks.search(reply, TaskKey::from_id(&id), id, None).expect("room")
+        tasks.search(reply, TaskKey::from_id(&id), id).expect("room")
     }
 
     /// Runs a pass for the first search while searches with these creation times arrive. Returns the numbers of the

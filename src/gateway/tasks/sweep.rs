@@ -9,6 +9,7 @@ use super::Tasks;
 use super::index::PendingTask;
 use super::kept::{LostTask, Record};
 use super::key::TaskKey;
+use super::parting::tell_forgotten;
 use super::readers::{decode, reached};
 use crate::outage::{Outage, Refusals};
 use crate::task::ResultsRecord;
@@ -117,7 +118,7 @@ fn sweep(
     let (over, lost): (Vec<_>, Vec<_>) = dropped.into_iter().partition(|(key, task)| is_over(key, task));
     for (key, _) in over {
         suspects.remove(&key);
-        tasks.book().settled(key);
+        forget(tasks, key);
     }
     let room = tasks.book().forget_late_losses(Instant::now());
     let mut lookup = Lookup::new(cluster.clone());
@@ -136,7 +137,7 @@ fn sweep(
         if let Some(why) = given_up {
             let task = found.as_ref().map_or("the task".to_owned(), |(key, record)| record.named(key.as_deref()));
             log::error!("{task} at offset {} of {topic} {why}", position.offset);
-            tasks.book().settled(key);
+            forget(tasks, key);
             continue;
         }
         let Some((record_key, record)) = found.filter(|_| tasks.book().is_pending_at(key, position)) else {
@@ -146,6 +147,12 @@ fn sweep(
         tasks.claim_lost(LostTask { key, position, record_key, record });
     }
     Ok(())
+}
+
+/// Forgets a task that will get no result, and tells its callers.
+fn forget(tasks: &Tasks, key: TaskKey) {
+    let callers = tasks.book().settled(key);
+    tell_forgotten(callers);
 }
 
 /// The key, value and headers of a record; `None` without a value. Copies, since a record shares its memory with the
@@ -202,8 +209,27 @@ fn done_since(tasks: &Tasks, cluster: &Cluster, age: Duration) -> Result<BTreeMa
 #[cfg(test)]
 mod tests {
     use super::super::key::Position;
+    use super::super::waiting::Poll;
     use super::*;
+    use crate::config::GatewayConfig;
+    use crate::gateway::state::State;
+    use crate::http::reply::tests::Kept;
+    use crate::http::reply::{Preferences, Reply};
+    use std::sync::Arc;
     use std::time::UNIX_EPOCH;
+
+    #[test]
+    fn callers_of_a_forgotten_task_learn_that_it_gets_no_result() {
+        let tasks = Tasks::new(Arc::new(State::new(GatewayConfig::default()))).0;
+        let (kept, key, now) = (Arc::<Kept>::default(), TaskKey::from_id("1"), tasks.now());
+        let reply = || Reply::new(Arc::clone(&kept) as _);
+        tasks.book().accept(key, reply(), Preferences::default(), now.instant).expect("room");
+        tasks.book().in_kafka(key, Position { partition: 0, offset: 7 }, now.time);
+        let poll = Poll { key, id: "1".to_owned(), reply: reply(), wait: Duration::from_secs(5) };
+        tasks.book().poll(poll, now.instant).expect("it is pending");
+        forget(&tasks, key);
+        assert_eq!((kept.0.lock().as_slice(), tasks.callers()), ([503, 404].as_slice(), 0));
+    }
 
     #[test]
     fn task_is_ripe_after_the_grace_below_the_start_offset() {

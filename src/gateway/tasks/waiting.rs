@@ -207,14 +207,16 @@ impl<R> Waiting<R> {
     }
 
     /// Lets a question wait for the result of its task, which is pending, if its caller prefers that and time is left.
-    /// Returns whether it waits.
+    /// Returns whether it waits. Without room its preference is dropped: the response does not apply it.
     pub(super) fn poll_on(&mut self, number: u64, now: Instant) -> bool {
-        if self.polls_ended || self.room().is_err() {
-            return false;
-        }
+        let has_room = !self.polls_ended && self.room().is_ok();
         let Some(waiter) = self.waiters.get_mut(&number) else { return false };
         let until = waiter.preferences.wait.map(|wait| waiter.since + wait).filter(|until| *until > now);
         let (Some(until), Wish::Stored(id) | Wish::Existence(id)) = (until, &mut waiter.wish) else { return false };
+        if !has_room {
+            waiter.preferences.wait = None;
+            return false;
+        }
         (waiter.wish, waiter.until) = (Wish::Poll(std::mem::take(id)), until);
         let key = waiter.key;
         self.unknown.retain(|(own, _)| *own != number);
@@ -230,29 +232,22 @@ impl<R> Waiting<R> {
         polls.into_iter().filter_map(|number| self.take(number)).collect()
     }
 
-    /// Enters a caller of a stored result. Without room it returns the reply.
+    /// Enters a caller of a stored result. It waits for `patience`, or for its preferred wait if its caller then gets a
+    /// response without the result. Without room it returns the reply.
     pub(super) fn look_up(
         &mut self,
         key: TaskKey,
         id: String,
-        (reply, wait): (R, Option<Duration>),
+        (reply, preferences): (R, Preferences),
         patience: Duration,
         now: Instant,
     ) -> Result<Ticket, (R, Full)> {
         let look_ups = self.waiters.len() - self.callers - self.unknown.len();
         match self.room_beside(look_ups, MOST_LOOK_UPS) {
             Ok(()) => {
-                let preferences = Preferences { asynchronous: false, wait };
                 let wish = Wish::Stored(id);
-                Ok(self.enter(Waiter {
-                    reply,
-                    key,
-                    wish,
-                    preferences,
-                    is_first: false,
-                    since: now,
-                    until: now + patience,
-                }))
+                let until = now + preferences.wait.filter(|_| preferences.asynchronous).unwrap_or(patience);
+                Ok(self.enter(Waiter { reply, key, wish, preferences, is_first: false, since: now, until }))
             }
             Err(full) => Err((reply, full)),
         }

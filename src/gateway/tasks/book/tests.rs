@@ -72,7 +72,7 @@ fn task_is_kept_and_counted_until_its_result() {
     let (is_news, callers) = book.done(key(1), at(8), now.time);
     assert!(!is_news && callers.is_empty());
     assert_eq!(book.counts().duplicate_results, 1);
-    book.settled(key(2));
+    assert!(book.settled(key(2)).is_empty());
     assert!(book.kept(key(2)).is_none() && book.known(key(2)) == Known::Nothing, "both or neither");
 }
 
@@ -98,6 +98,37 @@ fn refused_task_returns_its_callers() {
     assert_eq!(replies(book.given_up(key(1), 5)), [1]);
     assert!(book.kept(key(1)).is_none() && book.counts().unacknowledged_bytes == 0);
     assert_eq!(book.known(key(1)), Known::Nothing);
+}
+
+fn poll(book: &mut TaskBook<u32>, reply: u32, now: Moment) -> Ticket {
+    book.poll(Poll { key: key(1), id: "1".to_owned(), reply, wait: LONG }, now.instant).expect("it is pending")
+}
+
+#[test]
+fn caller_of_a_key_whose_task_was_forgotten_does_not_join_its_polls() {
+    let (mut book, now) = (book(|_| {}), now());
+    book.in_kafka(key(1), at(1), now.time);
+    poll(&mut book, 1, now);
+    assert_eq!(replies(book.settled(key(1))), [1]);
+    let Keyed::Claims(ticket) = book.accept_keyed(key(1), 2, request("a", true), now) else {
+        panic!("its task is unknown");
+    };
+    assert_eq!(book.take(ticket.number).expect("it waits").progress, Progress::Queued, "Kafka does not have it");
+}
+
+#[test]
+fn callers_of_a_task_that_was_read_outlast_the_failure_of_its_producer() {
+    let (mut book, now) = (book(|_| {}), now());
+    book.accept(key(1), 1, WAITS, now.instant).expect("room");
+    book.accept(key(2), 2, WAITS, now.instant).expect("room");
+    send(&mut book, 1);
+    send(&mut book, 2);
+    book.in_kafka(key(1), at(1), now.time);
+    poll(&mut book, 3, now);
+    assert!(book.given_up(key(1), 5).is_empty(), "its answer was lost, the task was not");
+    assert_eq!(replies(book.given_up(key(2), 5)), [2]);
+    assert_eq!((book.counts().unacknowledged_bytes, book.kept(key(1)).is_some()), (0, true));
+    assert_eq!(replies(book.done(key(1), at(7), now.time).1), [1, 3]);
 }
 
 #[test]
@@ -364,7 +395,7 @@ proptest! {
                         left.extend(book.take(ticket.number).map(|it| it.waiter.reply));
                     }
                 }
-                9 => book.settled(key),
+                9 => left.extend(replies(book.settled(key))),
                 _ => {}
             }
         }
@@ -376,7 +407,7 @@ proptest! {
         left.sort_unstable();
         prop_assert_eq!(left, (1..=entered).collect::<Vec<_>>(), "each caller left exactly once");
         for number in 0..6 {
-            book.settled(key(number));
+            prop_assert!(book.settled(key(number)).is_empty());
         }
         let counts = book.counts();
         prop_assert_eq!((counts.callers, counts.unacknowledged_bytes, counts.pending), (0, 0, 0));

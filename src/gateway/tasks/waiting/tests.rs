@@ -47,7 +47,7 @@ fn caller_waits_for_its_patience_and_question_for_three_seconds() {
     let (mut waiting, now) = (table(8), Instant::now());
     assert_eq!(waiting.park(key(1), 1, WAITS, Progress::Queued, now).until, now + PATIENCE);
     let asked = waiting.ask(key(2), "2".to_owned(), (2, None), now).expect("room");
-    let looked_up = waiting.look_up(key(3), "3".to_owned(), (3, None), QUESTION_PATIENCE, now).expect("room");
+    let looked_up = waiting.look_up(key(3), "3".to_owned(), (3, WAITS), QUESTION_PATIENCE, now).expect("room");
     assert_eq!([asked.until, looked_up.until], [now + Duration::from_secs(3); 2]);
 }
 
@@ -82,7 +82,7 @@ fn question_for_an_unknown_task_waits_for_three_passes() {
 #[test]
 fn result_that_is_not_found_becomes_a_question_for_an_unknown_task() {
     let (mut waiting, now) = (table(8), Instant::now());
-    let ticket = waiting.look_up(key(1), "1".to_owned(), (1, None), PATIENCE, now).expect("room");
+    let ticket = waiting.look_up(key(1), "1".to_owned(), (1, WAITS), PATIENCE, now).expect("room");
     waiting.not_found(ticket.number);
     waiting.not_found(ticket.number);
     assert!(waiting.passed(2).is_empty());
@@ -102,12 +102,12 @@ fn each_kind_has_its_own_room_and_a_closed_table_has_none() {
     }
     assert_eq!(waiting.room(), Err(Full::Table(2)));
     for number in 0..MOST_LOOK_UPS {
-        waiting.look_up(key(number as u128), String::new(), (0, None), PATIENCE, now).expect("room");
+        waiting.look_up(key(number as u128), String::new(), (0, WAITS), PATIENCE, now).expect("room");
     }
     for number in 0..MOST_UNKNOWN {
         waiting.ask(key(number as u128), String::new(), (0, None), now).expect("room");
     }
-    let full = waiting.look_up(key(0), String::new(), (7, None), PATIENCE, now).expect_err("no room");
+    let full = waiting.look_up(key(0), String::new(), (7, WAITS), PATIENCE, now).expect_err("no room");
     assert_eq!(full, (7, Full::Table(MOST_LOOK_UPS)));
     let full = waiting.ask(key(0), String::new(), (7, None), now).expect_err("no room");
     assert_eq!(full, (7, Full::Table(MOST_UNKNOWN)));
@@ -118,9 +118,14 @@ fn each_kind_has_its_own_room_and_a_closed_table_has_none() {
     assert_eq!(waiting.ask(key(0), String::new(), (7, None), now).expect_err("closed"), (7, Full::Closed));
 }
 
+/// Every seventh ticket.
+fn nth(tickets: &[Ticket], number: u128) -> Option<&Ticket> {
+    tickets.get(number as usize * 7)
+}
+
 proptest::proptest! {
     #[test]
-    fn waiters_leave_exactly_once(steps in proptest::collection::vec((0u8..9, 0u128..5), 1..200)) {
+    fn waiters_leave_exactly_once(steps in proptest::collection::vec((0u8..13, 0u128..5), 1..200)) {
         let now = Instant::now();
         let mut waiting = table(usize::MAX);
         let (mut entered, mut left, mut tickets) = (0u32, Vec::new(), Vec::new());
@@ -134,7 +139,7 @@ proptest::proptest! {
                 }
                 2 => {
                     let (key, id) = (key(number), number.to_string());
-                    tickets.push(waiting.look_up(key, id, (entered, None), PATIENCE, now).expect("room"));
+                    tickets.push(waiting.look_up(key, id, (entered, WAITS), PATIENCE, now).expect("room"));
                     entered += 1;
                 }
                 3 => {
@@ -145,12 +150,32 @@ proptest::proptest! {
                 5 => left.extend(replies(waiting.acknowledged(key(number)))),
                 6 => left.extend(replies(waiting.complete(key(number)))),
                 7 => { waiting.passed(waiting.passes + 1); }
+                8 => {
+                    let wait = Duration::from_secs(5);
+                    let poll = Poll { key: key(number), id: number.to_string(), reply: entered, wait };
+                    match waiting.poll(poll, now) {
+                        Ok(ticket) => tickets.push(ticket),
+                        Err((reply, _)) => {
+                            proptest::prop_assert!(waiting.polls_ended);
+                            left.push(reply);
+                        }
+                    }
+                    entered += 1;
+                }
+                9 => { nth(&tickets, number).map(|ticket| waiting.poll_on(ticket.number, now)); }
+                10 => if let Some(ticket) = nth(&tickets, number)
+                    && let Late::Leaves(leaving) = waiting.late(ticket.number, ticket.until)
+                {
+                    left.push(leaving.waiter.reply);
+                },
+                11 if number == 0 => left.extend(waiting.end_polls().into_iter().map(|it| it.waiter.reply)),
+                11 => waiting.not_found(nth(&tickets, number).map_or(0, |ticket| ticket.number)),
                 _ => {
-                    let ticket = tickets.get(number as usize * 7);
-                    left.extend(ticket.and_then(|ticket| waiting.take(ticket.number)).map(|it| it.waiter.reply));
+                    let taken = nth(&tickets, number).and_then(|ticket| waiting.take(ticket.number));
+                    left.extend(taken.map(|it| it.waiter.reply));
                 }
             }
-            proptest::prop_assert!(tickets.len() == entered as usize && entered - before <= 1);
+            proptest::prop_assert!(tickets.len() <= entered as usize && entered - before <= 1);
             proptest::prop_assert_eq!(waiting.waiters.len() + left.len(), entered as usize);
         }
         left.extend(waiting.close().into_iter().map(|it| it.waiter.reply));
@@ -240,10 +265,37 @@ fn question_whose_task_is_pending_becomes_a_poll_for_the_rest_of_its_wait() {
     assert!(waiting.poll_on(long.number, now) && !waiting.poll_on(none.number, now));
     assert!(!waiting.poll_on(short.number, short.until), "its wait is over");
     assert_eq!((waiting.callers(), waiting.unknown.len()), (1, 2));
+    assert_eq!(waiting.take(short.number).expect("it waits").waiter.preferences.wait, Some(Duration::from_secs(1)));
     assert_eq!(late(&mut waiting, long), Err(now + Duration::from_secs(8)));
     assert_eq!(replies(waiting.complete(key(1))), [1]);
-    let stored = waiting.look_up(key(4), "4".to_owned(), (4, Some(PATIENCE)), PATIENCE, now).expect("room");
+    let stored = waiting.look_up(key(4), "4".to_owned(), (4, wait(false, 10)), PATIENCE, now).expect("room");
     assert!(waiting.poll_on(stored.number, now));
     assert_eq!(late(&mut waiting, stored), Ok((4, Progress::Acknowledged)));
     assert!(waiting.end_polls().is_empty() && !waiting.poll_on(none.number, now));
+}
+
+#[test]
+fn question_that_may_not_become_a_poll_drops_its_preferred_wait() {
+    let (mut full, mut draining, now) = (table(0), table(8), Instant::now());
+    draining.end_polls();
+    for waiting in [&mut full, &mut draining] {
+        for (seconds, kept) in [(0, Some(Duration::ZERO)), (8, None)] {
+            let caller = (1, Some(Duration::from_secs(seconds)));
+            let ticket = waiting.ask(key(1), "1".to_owned(), caller, now).expect("room");
+            assert!(!waiting.poll_on(ticket.number, now));
+            let leaving = waiting.take(ticket.number).expect("it waits");
+            assert_eq!(leaving.waiter.preferences.wait, kept, "a wait that is over was applied");
+        }
+    }
+}
+
+#[test]
+fn asynchronous_caller_of_a_stored_result_waits_for_its_preferred_time() {
+    let (mut waiting, now) = (table(8), Instant::now());
+    for (preferences, seconds) in [(wait(true, 1), 1), (wait(true, 9), 9), (wait(false, 9), 3), (WAITS, 3)] {
+        let caller = (1, preferences);
+        let ticket = waiting.look_up(key(1), "1".to_owned(), caller, QUESTION_PATIENCE, now).expect("room");
+        assert_eq!(ticket.until - now, Duration::from_secs(seconds), "{preferences:?}");
+        assert_eq!(late(&mut waiting, ticket), Ok((1, Progress::Acknowledged)));
+    }
 }
