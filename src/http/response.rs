@@ -110,7 +110,9 @@ impl Response {
     /// response to which a caller may have waited for a result.
     pub(crate) fn applying(self, Preferences { asynchronous, wait }: Preferences) -> Self {
         let asynchronous = asynchronous && self.status == 202;
-        let wait = wait.filter(|_| matches!(self.status, 200 | 202 | 500 | 504)).map(|wait| wait.as_secs());
+        // A limit below a second is not none.
+        let seconds = |wait: Duration| wait.as_secs() + u64::from(wait.subsec_nanos() != 0);
+        let wait = wait.filter(|_| matches!(self.status, 200 | 202 | 500 | 504)).map(seconds);
         let applied = match (asynchronous, wait) {
             (false, None) => return self,
             (true, None) => "respond-async".to_owned(),
@@ -246,6 +248,11 @@ mod tests {
             assert_eq!(applied(status, true, Some(5)), None, "{status}");
         }
         assert_eq!(applied(202, false, None), None);
+        for (milliseconds, seconds) in [(0, 0), (1, 1), (500, 1), (1000, 1), (1001, 2)] {
+            let preferences = Preferences { asynchronous: false, wait: Some(Duration::from_millis(milliseconds)) };
+            let response = text(&Response::json(200, &json!({})).applying(preferences));
+            assert!(response.contains(&format!("\r\nPreference-Applied: wait={seconds}\r\n")), "{response}");
+        }
     }
 
     #[test]

@@ -84,11 +84,11 @@ pub(super) fn check_type(content_type: Option<&str>) -> Result<(), Refusal> {
 }
 
 /// The key in an Idempotency-Key: 1 to 255 printable ASCII characters, in quotes (a string of RFC 8941, as the field's
-/// draft requires) or, as most clients send it, without.
+/// draft requires; its parameters are ignored) or, as most clients send it, without.
 pub(super) fn key_of(field: &str) -> Result<String, Refusal> {
     let key = match field.strip_prefix('"') {
         None => Some(field.to_owned()),
-        Some(rest) => rest.strip_suffix('"').and_then(unquoted),
+        Some(rest) => unquoted(rest).filter(|(_, rest)| rest.is_empty() || is_parameters(rest)).map(|(key, _)| key),
     };
     let printable = |key: &String| key.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
     match key.filter(|key| printable(key) && (1..=LONGEST_KEY).contains(&key.len())) {
@@ -102,17 +102,24 @@ pub(super) fn key_of(field: &str) -> Result<String, Refusal> {
     }
 }
 
-/// The text between quotes, in which a backslash escapes only a quote or a backslash; `None`: it is not well-formed.
-fn unquoted(text: &str) -> Option<String> {
+/// The text before the closing quote, and what follows it. In the text a backslash escapes only a quote or a backslash;
+/// `None`: it is not well-formed.
+fn unquoted(text: &str) -> Option<(String, &str)> {
     let (mut plain, mut characters) = (String::new(), text.chars());
-    while let Some(character) = characters.next() {
-        match character {
-            '"' => return None,
+    loop {
+        match characters.next()? {
+            '"' => return Some((plain, characters.as_str())),
             '\\' => plain.push(characters.next().filter(|next| matches!(next, '"' | '\\'))?),
-            _ => plain.push(character),
+            character => plain.push(character),
         }
     }
-    Some(plain)
+}
+
+/// Whether this begins like parameters (RFC 8941 section 3.1.2): a semicolon, spaces, and the first letter of a name.
+fn is_parameters(text: &str) -> bool {
+    let name = text.strip_prefix(';').map(|rest| rest.trim_start_matches(' '));
+    let is_printable = text.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
+    is_printable && name.is_some_and(|name| name.starts_with(|first: char| first.is_ascii_lowercase() || first == '*'))
 }
 
 /// The trace context of a request as headers of a record. None without a well-formed traceparent; a tracestate that is
@@ -192,12 +199,31 @@ mod tests {
             (r#""a \"b\" \\c""#, r#"a "b" \c"#),
             (r"a\b", r"a\b"),
             (r#"5" nails"#, r#"5" nails"#),
+            (r#""order-1";a=1"#, "order-1"),
+            (r#""a;b";  *a; b="c""#, "a;b"),
+            ("order-1;a=1", "order-1;a=1"),
             (&"k".repeat(255), &"k".repeat(255)),
         ] {
             assert_eq!(key_of(field), Ok(key.to_owned()), "{field}");
         }
-        for bad in ["", "ключ", "tab\t", &"k".repeat(256), "\"", "\"\"", r#""a"#, r#""a"b""#, r#""a\b""#, r#""a\""#]
-        {
+        for bad in [
+            "",
+            "ключ",
+            "tab\t",
+            &"k".repeat(256),
+            "\"",
+            "\"\"",
+            r#""a"#,
+            r#""a"b""#,
+            r#""a\b""#,
+            r#""a\""#,
+            r#"""; a=1"#,
+            r#""a" ;b=1"#,
+            r#""a";"#,
+            r#""a";B=1"#,
+            "\"a\";b=\t",
+            r#""a", "b""#,
+        ] {
             assert_eq!(key_of(bad).unwrap_err().status, 400, "{bad}");
         }
     }

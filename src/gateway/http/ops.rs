@@ -117,7 +117,6 @@ pub(super) fn page() -> Response {
     );
     Response::bytes(200, "text/html; charset=utf-8", PAGE.replace("NONCE", &nonce).into_bytes())
         .with("Content-Security-Policy", policy)
-        .with("Cache-Control", "no-store".to_owned())
 }
 
 /// 200 when all checks pass, else 503; `?verbose` lists them.
@@ -131,4 +130,16 @@ fn checks(checks: &[(&'static str, bool)], query: &str) -> Response {
         value["checks"] = checks.iter().map(|(name, good)| ((*name).to_owned(), word(*good))).collect();
     }
     Response::json(status, &value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::response::Afterwards;
+
+    #[test]
+    fn page_forbids_caches_once() {
+        let page = page().encode(true, Afterwards::Stays);
+        assert_eq!(String::from_utf8_lossy(&page).matches("Cache-Control: no-store\r\n").count(), 1);
+    }
 }

@@ -57,22 +57,24 @@ enum Resource<'a> {
     Page,
 }
 
+/// The paths of all resources but [`Resource::Task`].
+const FIXED: [(&str, Resource<'static>); 10] = [
+    (ANALYZE, Resource::Analyze),
+    ("/workers/status", Resource::Fleet),
+    ("/health", Resource::Health),
+    ("/livez", Resource::Live),
+    ("/readyz", Resource::Ready),
+    ("/metrics", Resource::Metrics),
+    ("/openapi.json", Resource::Description),
+    ("/dead", Resource::Dead),
+    ("/overview", Resource::Overview),
+    ("/", Resource::Page),
+];
+
 impl Resource<'_> {
     /// The path, without what callers choose.
     fn route(self) -> &'static str {
-        match self {
-            Self::Analyze => ANALYZE,
-            Self::Task(_) => "/tasks/{id}",
-            Self::Fleet => "/workers/status",
-            Self::Health => "/health",
-            Self::Live => "/livez",
-            Self::Ready => "/readyz",
-            Self::Metrics => "/metrics",
-            Self::Description => "/openapi.json",
-            Self::Dead => "/dead",
-            Self::Overview => "/overview",
-            Self::Page => "/",
-        }
+        FIXED.iter().find(|(_, fixed)| *fixed == self).map_or("/tasks/{id}", |(path, _)| path)
     }
 
     /// Whether an address for this audience serves it. Health and probes are for both.
@@ -102,20 +104,9 @@ impl Resource<'_> {
 /// The resource of a request's target (RFC 9112 section 3.2: a path, or a whole URL), and its query.
 fn resource(target: &str) -> (Option<Resource<'_>>, &str) {
     let (path, query) = path_of(target).split_once('?').unwrap_or((path_of(target), ""));
-    let resource = match path {
-        "/analyze" => Some(Resource::Analyze),
-        "/workers/status" => Some(Resource::Fleet),
-        "/health" => Some(Resource::Health),
-        "/livez" => Some(Resource::Live),
-        "/readyz" => Some(Resource::Ready),
-        "/metrics" => Some(Resource::Metrics),
-        "/openapi.json" => Some(Resource::Description),
-        "/dead" => Some(Resource::Dead),
-        "/overview" => Some(Resource::Overview),
-        "/" => Some(Resource::Page),
-        _ => path.strip_prefix("/tasks/").filter(|id| !id.is_empty()).map(Resource::Task),
-    };
-    (resource, query)
+    let task = || path.strip_prefix("/tasks/").filter(|id| !id.is_empty()).map(Resource::Task);
+    let fixed = FIXED.iter().find(|(own, _)| *own == path);
+    (fixed.map(|(_, fixed)| *fixed).or_else(task), query)
 }
 
 fn path_of(target: &str) -> &str {
@@ -312,31 +303,23 @@ mod tests {
         let description: serde_json::Value = serde_json::from_str(ops::DESCRIPTION).expect("JSON");
         assert_eq!(description["info"]["version"], env!("CARGO_PKG_VERSION"));
         let paths = description["paths"].as_object().expect("an object");
-        let mut described = Vec::new();
+        let all = || FIXED.iter().map(|(_, fixed)| *fixed).chain([Resource::Task("")]);
+        for resource in all() {
+            assert!(paths.contains_key(resource.route()), "{resource:?} is not described");
+        }
+        assert_eq!(paths.len(), all().count());
         for (path, item) in paths {
             let (Some(found), _) = resource(path) else { panic!("{path} is no resource") };
-            let methods = item.as_object().expect("an object").keys().filter(|name| *name != "parameters");
-            let methods: Vec<String> = methods.map(|method| method.to_ascii_uppercase()).collect();
-            assert_eq!(methods.join(", "), found.allowed(), "{path}");
-            described.push(std::mem::discriminant(&found));
+            let methods = item.as_object().expect("an object").iter().filter(|(name, _)| *name != "parameters");
+            let names: Vec<String> = methods.clone().map(|(method, _)| method.to_ascii_uppercase()).collect();
+            assert_eq!(names.join(", "), found.allowed(), "{path}");
+            let tags = [(Audience::Callers, "callers"), (Audience::Operators, "operators")];
+            let tags = tags.into_iter().filter(|(audience, _)| found.is_for(*audience)).map(|(_, tag)| tag);
+            let tags: serde_json::Value = tags.collect();
+            for (method, operation) in methods {
+                assert_eq!(operation["tags"], tags, "{method} {path}");
+            }
         }
-        let all = [
-            Resource::Analyze,
-            Resource::Task(""),
-            Resource::Fleet,
-            Resource::Health,
-            Resource::Live,
-            Resource::Ready,
-            Resource::Metrics,
-            Resource::Overview,
-            Resource::Dead,
-            Resource::Description,
-            Resource::Page,
-        ];
-        for resource in all {
-            assert!(described.contains(&std::mem::discriminant(&resource)), "{resource:?} is not described");
-        }
-        assert_eq!(described.len(), all.len());
     }
 
     #[test]
