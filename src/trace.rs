@@ -4,10 +4,9 @@
 //! lines. Pure; called by the gateway's `http` for requests and by both programs for log lines.
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use program::logging::escape;
-use std::collections::HashMap;
 use std::fmt::{self, Display};
+use std::sync::Arc;
 
 /// The header with the ids of trace and span, of requests and of records.
 pub(crate) const PARENT: &str = "traceparent";
@@ -75,55 +74,45 @@ fn is_value(value: &str) -> bool {
 }
 
 /// A task's id for the log, escaped, with the trace id of its record's headers: `ID`, or `ID (trace 4bf9...)`.
-pub(crate) fn named<'t, N: AsRef<str>>(task_id: &'t str, headers: &'t [(N, Option<Bytes>)]) -> impl Display + 't {
-    Named { task_id, trace_id: of(headers) }
-}
-
-/// The trace id in a record's headers.
-fn of<N: AsRef<str>>(headers: &[(N, Option<Bytes>)]) -> Option<&str> {
-    let parent = headers.iter().find(|(name, _)| name.as_ref() == PARENT);
-    parent.and_then(|(_, value)| trace_id(value.as_deref()?))
-}
-
-/// The traces of running tasks, for log lines of threads that have only a task's id.
-#[derive(Debug, Default)]
-pub(crate) struct Traces(Mutex<HashMap<String, String>>);
-
-/// Keeps the trace of a running task until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Traced<'t> {
-    traces: &'t Traces,
-    task_id: &'t str,
-}
-
-impl Traces {
-    /// Notes the trace of a task that starts to run; `None`, without a lock, if its record has no trace.
-    pub(crate) fn start<'t, N: AsRef<str>>(
-        &'t self,
-        task_id: &'t str,
-        headers: &[(N, Option<Bytes>)],
-    ) -> Option<Traced<'t>> {
-        let trace_id = of(headers)?;
-        self.0.lock().insert(task_id.to_owned(), trace_id.to_owned());
-        Some(Traced { traces: self, task_id })
-    }
-
-    /// The task's id for the log, as [`named`].
-    pub(crate) fn named(&self, task_id: &str) -> String {
-        let trace_id = self.0.lock().get(task_id).cloned();
-        Named { task_id, trace_id: trace_id.as_deref() }.to_string()
-    }
-}
-
-impl Drop for Traced<'_> {
-    fn drop(&mut self) {
-        self.traces.0.lock().remove(self.task_id);
-    }
-}
-
-struct Named<'t> {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Named<'t> {
     task_id: &'t str,
     trace_id: Option<&'t str>,
+}
+
+/// The name of the task with this id, from its record's headers.
+pub(crate) fn named<'t, N: AsRef<str>>(task_id: &'t str, headers: &'t [(N, Option<Bytes>)]) -> Named<'t> {
+    let parent = headers.iter().find(|(name, _)| name.as_ref() == PARENT);
+    Named { task_id, trace_id: parent.and_then(|(_, value)| trace_id(value.as_deref()?)) }
+}
+
+/// A task's id that outlasts its record, and its trace for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TaskName {
+    pub(crate) id: Arc<str>,
+    trace_id: Option<Arc<str>>,
+}
+
+impl TaskName {
+    /// Takes this name over.
+    pub(crate) fn set(&mut self, named: Named<'_>) {
+        if *self.id != *named.task_id {
+            self.id = named.task_id.into();
+        }
+        self.trace_id = named.trace_id.map(Arc::from);
+    }
+}
+
+impl From<Arc<str>> for TaskName {
+    fn from(id: Arc<str>) -> Self {
+        Self { id, trace_id: None }
+    }
+}
+
+impl Display for TaskName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Named { task_id: &self.id, trace_id: self.trace_id.as_deref() }.fmt(formatter)
+    }
 }
 
 impl Display for Named<'_> {
@@ -203,12 +192,12 @@ mod tests {
         let header = |value: &'static str| [("traceparent", Some(Bytes::from_static(value.as_bytes())))];
         assert_eq!(named("a\n", &header(PARENT_00)).to_string(), format!("a\\n (trace {TRACE})"));
         assert_eq!(named("a", &header("x\n")).to_string(), "a");
-        let traces = Traces::default();
-        let traced = traces.start("a", &header(PARENT_00));
-        assert!(traces.start("b", &header("x")).is_none());
-        assert_eq!([traces.named("a"), traces.named("b\n")], [format!("a (trace {TRACE})"), "b\\n".to_owned()]);
-        drop(traced);
-        assert_eq!(traces.named("a"), "a", "it has ended");
         assert_eq!(named::<&str>("a", &[]).to_string(), "a");
+        let mut name = TaskName::from(Arc::from("key\n"));
+        assert_eq!(name.to_string(), "key\\n");
+        name.set(named("a", &header(PARENT_00)));
+        assert_eq!((name.to_string(), &*name.id), (format!("a (trace {TRACE})"), "a"));
+        name.set(named("a", &header("x")));
+        assert_eq!(name.to_string(), "a");
     }
 }

@@ -288,7 +288,7 @@ impl Account {
     /// when the watchdog calls during a step.
     pub(super) fn receipt(&self) -> Receipt {
         let mut abandoned = self.in_flight.abandoned();
-        abandoned.extend(self.in_flight.started_ids());
+        abandoned.extend(self.in_flight.started());
         let (finished, returned) = self.in_flight.totals();
         let facts = {
             let mut facts = self.facts.lock();
@@ -314,7 +314,7 @@ impl Account {
                 .collect(),
             tasks_finished: finished.saturating_sub(facts.finished_before),
             tasks_returned: returned.saturating_sub(facts.returned_before),
-            tasks_abandoned: abandoned.iter().map(ToString::to_string).collect(),
+            tasks_abandoned: abandoned.iter().map(|task| task.id.to_string()).collect(),
             exit_code: code as u8,
         }
     }

@@ -108,7 +108,8 @@ impl<H: Handler> HandlerThread<H> {
             self.control.ring();
             return Claim::Gone;
         }
-        self.in_flight.claim((key, delivery), task_id, vetting, job.now())
+        let named = task_id.map(|task_id| job.named(task_id));
+        self.in_flight.claim((key, delivery), named, vetting, job.now())
     }
 
     /// Releases a damaged record after a rest: if this answer or this leader's disk is damaged, it may come intact
@@ -221,7 +222,6 @@ impl<H: Handler> HandlerThread<H> {
         let delivery = job.record.delivery_count;
         let context = Context { delivery, draining: self.control.draining.clone(), abandoned: run.abandoned.clone() };
         self.say_start(job, task);
-        let _traced = self.in_flight.traces.start(&task.task_id, &job.record.headers);
         let began = Instant::now();
         let outcome = match catch_unwind(AssertUnwindSafe(|| self.handler.handle(task, &context))) {
             Ok(Ok(output)) => Outcome::Output(output),

@@ -6,12 +6,11 @@
 
 use super::bells::Rings;
 use super::drain::Phase;
-use super::in_flight::TaskIds;
+use super::in_flight::TaskNames;
 use super::intake::queue::ReadyQueue;
 use super::intake::{Intake, IntakeLinks};
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use kafka_share::error::KafkaError;
-use program::logging::escape;
 use program::stop::Stop;
 use program::threads::{self, Thread};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +28,7 @@ const NAMED_NODES: i32 = 100_000_000;
 #[derive(Debug, Default)]
 pub(super) struct IntakeReport {
     /// Tasks whose result is in Kafka but whose accept is not: another worker may run them again.
-    pub(super) unaccepted: TaskIds,
+    pub(super) unaccepted: TaskNames,
     /// Why sessions could not be closed; the broker releases their locks when the connections end.
     pub(super) close_failed: Vec<String>,
 }
@@ -158,10 +157,9 @@ impl Intakes {
     fn say_overdue(&self, now: Instant) {
         for task in self.links.in_flight.take_overdue(self.task_timeout, now) {
             log::error!(
-                "Worker {} is not live: task {} runs longer than TASK_TIMEOUT ({} s); releasing it and dropping the \
+                "Worker {} is not live: task {task} runs longer than TASK_TIMEOUT ({} s); releasing it and dropping the \
                  outcome of its handler",
                 self.links.worker_id,
-                escape(&task),
                 self.task_timeout.as_secs()
             );
         }

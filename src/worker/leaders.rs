@@ -10,7 +10,7 @@
 
 use super::bells::Rings;
 use super::drain::{Control, Phase};
-use super::in_flight::{InFlight, TaskIds};
+use super::in_flight::{InFlight, TaskNames};
 use super::membership::Assignment;
 use crate::outage::Outage;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
@@ -184,11 +184,11 @@ pub(super) fn look(
     topic: &str,
     leaders: &Leaders,
     in_flight: &InFlight,
-) -> Result<TaskIds, KafkaError> {
+) -> Result<TaskNames, KafkaError> {
     match leaders.silent() {
         Some(node) => match cluster.refresh_from_another(node, &[topic], PATIENCE) {
             // There is no other broker.
-            Err(error) if error.code() == Some(ErrorCode::LEADER_NOT_AVAILABLE) => return Ok(TaskIds::new()),
+            Err(error) if error.code() == Some(ErrorCode::LEADER_NOT_AVAILABLE) => return Ok(TaskNames::new()),
             asked => asked?,
         },
         None => cluster.refresh(&[topic])?,
@@ -204,12 +204,11 @@ pub(super) fn look(
 pub(super) const MOVED: &str = "another broker leads its partition";
 
 /// Logs the tasks in work that lost their locks.
-pub(super) fn say_lost(worker_id: &str, lost: &TaskIds, why: &str) {
+pub(super) fn say_lost(worker_id: &str, lost: &TaskNames, why: &str) {
     for task in lost {
         log::warn!(
-            "Worker {} lost the lock of task {} ({why}); its result counts, and another worker may run it again",
-            escape(worker_id),
-            escape(task)
+            "Worker {} lost the lock of task {task} ({why}); its result counts, and another worker may run it again",
+            escape(worker_id)
         );
     }
 }

@@ -112,7 +112,7 @@ struct Statuses {
 impl Statuses {
     fn status(&self, status: WorkerState, receipt: Option<Receipt>) -> WorkerStatus {
         let (running, now) = (self.in_flight.running(), Instant::now());
-        let current_tasks: Vec<String> = running.iter().map(|task| task.task_id.to_string()).collect();
+        let current_tasks: Vec<String> = running.iter().map(|task| task.task.id.to_string()).collect();
         let ran = running.iter().map(|task| now.saturating_duration_since(task.since).as_millis() as f64 / 1e3);
         WorkerStatus {
             worker_id: self.identity.worker_id.to_string(),

@@ -112,8 +112,8 @@ fn say_live(id: &str, live: bool, limit: Duration) {
 fn working(running: &[RunningTask]) -> String {
     match running {
         [] => String::new(),
-        [task] => format!("works on task {}", escape(&task.task_id)),
-        [oldest, others @ ..] => format!("works on task {} and {} more", escape(&oldest.task_id), others.len()),
+        [task] => format!("works on task {}", escape(&task.task.id)),
+        [oldest, others @ ..] => format!("works on task {} and {} more", escape(&oldest.task.id), others.len()),
     }
 }
 
@@ -173,10 +173,7 @@ impl<'a> Stopping<'a> {
     fn run(mut self, mut worker: Running) -> ExitCode {
         let id = escape(self.id);
         for task in worker.in_flight.running() {
-            log::info!(
-                "⏳ Worker {id} waiting for current task {} to complete...",
-                worker.in_flight.traces.named(&task.task_id)
-            );
+            log::info!("⏳ Worker {id} waiting for current task {} to complete...", task.task);
         }
         let drained = Instant::now();
         self.ending = self.wait_for_end(&mut worker);
@@ -277,9 +274,9 @@ impl<'a> Stopping<'a> {
         let left = self.deadlines.abandon_at.saturating_duration_since(Instant::now()).as_secs();
         match running {
             [] => "draining".to_owned(),
-            [task] => format!("draining task {}, {left} s left", escape(&task.task_id)),
+            [task] => format!("draining task {}, {left} s left", escape(&task.task.id)),
             [oldest, others @ ..] => {
-                format!("draining task {} and {} more, {left} s left", escape(&oldest.task_id), others.len())
+                format!("draining task {} and {} more, {left} s left", escape(&oldest.task.id), others.len())
             }
         }
     }
@@ -300,12 +297,8 @@ impl<'a> Stopping<'a> {
             worker.control.abandoned.trigger();
             for task in worker.in_flight.abandoned() {
                 // Long tasks outlast several deploys, so this start does not count against the task.
-                worker.outbox.note_stop(&TaskStopped { task_id: task.to_string(), worker_id: self.id.to_string() });
-                log::warn!(
-                    "Worker {} abandons task {} and releases it to Kafka",
-                    escape(self.id),
-                    worker.in_flight.traces.named(&task)
-                );
+                worker.outbox.note_stop(&TaskStopped { task_id: task.id.to_string(), worker_id: self.id.to_string() });
+                log::warn!("Worker {} abandons task {task} and releases it to Kafka", escape(self.id));
             }
         }
         if worker.control.phase() < Phase::Closing {
@@ -322,10 +315,7 @@ impl<'a> Stopping<'a> {
         match &self.report {
             Some(Ok(report)) => {
                 for task in &report.unaccepted {
-                    log::warn!(
-                        "task {} is done, but Kafka did not acknowledge its accept: it may run again",
-                        escape(task)
-                    );
+                    log::warn!("task {task} is done, but Kafka did not acknowledge its accept: it may run again");
                 }
                 for reason in &report.close_failed {
                     log::warn!("Worker {} could not close its share session: {}", escape(self.id), escape(reason));

@@ -84,7 +84,7 @@ impl Upkeep {
                 "Worker {} holds task {} for {} s with {span} records after it: partition {} delivers at most {} \
                  records beyond its oldest unfinished record and stands still until this task is done",
                 self.worker_id,
-                escape(&oldest.task_id),
+                oldest.task,
                 oldest.since.elapsed().as_secs(),
                 oldest.key.partition.partition,
                 self.queue.record_locks

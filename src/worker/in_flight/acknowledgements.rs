@@ -1,7 +1,7 @@
 //! Acknowledgements and renewals: which are due at a broker, and how the broker's answers change the account.
 
 use super::entry::{Entry, Lock, State};
-use super::{ChannelId, InFlight, RENEW_AFTER, RENEW_ALONG, RecordKey, Table, TaskIds, Verdict};
+use super::{ChannelId, InFlight, RENEW_AFTER, RENEW_ALONG, RecordKey, Table, TaskNames, Verdict};
 use kafka_share::share_wire::{Acknowledgement, Acknowledgements, SharePartition};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -86,9 +86,9 @@ impl InFlight {
         offsets: &[(i64, Acknowledgement)],
         verdict: Verdict,
         (sent_at, now): (Instant, Instant),
-    ) -> TaskIds {
+    ) -> TaskNames {
         let mut table = self.table.lock();
-        let mut lost = TaskIds::new();
+        let mut lost = TaskNames::new();
         for &(offset, acknowledgement) in offsets {
             let key = RecordKey { partition, offset };
             let Some(entry) = table.entries.get(&key) else { continue };

@@ -1,7 +1,7 @@
 //! Deliveries, changes of leaders, searches and time-outs.
 
 use super::entry::{Entry, Lock, State};
-use super::{Delivered, InFlight, RecordKey, RunningTask, TaskIds};
+use super::{Delivered, InFlight, RecordKey, RunningTask, TaskNames};
 use kafka_share::share_wire::SharePartition;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ impl InFlight {
         table.unaccepted.found(&key);
         let state = if finished { State::Done } else { fresh };
         let entry = Entry {
-            task_id: Arc::clone(&mark),
+            task: Arc::clone(&mark).into(),
             mark,
             state,
             lock,
@@ -121,7 +121,7 @@ impl InFlight {
 
     /// Applies a change of leader: the locks of the partition at another node are lost. If the same node leads in a
     /// later epoch, the locks are renewed (rule 18). Returns the tasks in work that lost their locks.
-    pub(in crate::worker) fn leader_changed(&self, partition: SharePartition, leader: i32) -> TaskIds {
+    pub(in crate::worker) fn leader_changed(&self, partition: SharePartition, leader: i32) -> TaskNames {
         self.doubt_those(|key, entry| key.partition == partition && entry.node() == Some(leader));
         let mut table = self.table.lock();
         let elsewhere = |key: &RecordKey, entry: &Entry| {
@@ -164,9 +164,9 @@ impl InFlight {
 
     /// Releases the tasks that have run for longer than `limit`, and returns them. They may start elsewhere, and the
     /// outcome of these handlers is dropped.
-    pub(in crate::worker) fn take_overdue(&self, limit: Duration, now: Instant) -> TaskIds {
+    pub(in crate::worker) fn take_overdue(&self, limit: Duration, now: Instant) -> TaskNames {
         let mut told = Vec::new();
-        let mut overdue = TaskIds::new();
+        let mut overdue = TaskNames::new();
         {
             let mut table = self.table.lock();
             if table.counts.running == 0 {
@@ -175,14 +175,14 @@ impl InFlight {
             for key in table.keys(|_, entry| {
                 matches!(entry.state, State::Running { since, .. } if now.saturating_duration_since(since) > limit)
             }) {
-                let Some(Entry { task_id, state: State::Running { run, since, abandoned }, .. }) =
+                let Some(Entry { task, state: State::Running { run, since, abandoned }, .. }) =
                     table.entries.get(&key).cloned()
                 else {
                     continue;
                 };
-                overdue.push(Arc::clone(&task_id));
+                overdue.push(task.clone());
                 told.push(abandoned);
-                table.detach(run, Some(RunningTask { task_id, key, since }));
+                table.detach(run, Some(RunningTask { task, key, since }));
                 table.give_back(key);
             }
         }

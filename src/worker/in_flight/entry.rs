@@ -3,6 +3,7 @@
 //! Pure: times and facts in, a new state out. Called only by the account ([`super`]), under its lock. Rule numbers
 //! refer to the protocol model (`crates/model`).
 
+use crate::trace::TaskName;
 use kafka_share::error::ErrorCode;
 use kafka_share::share_wire::{Acknowledgement, SharePartition};
 use program::stop::Stop;
@@ -64,8 +65,8 @@ pub(super) enum Lock {
 pub(super) struct Entry {
     /// Distinguishes this record from a later record at the same offset: the record's key or a substitute.
     pub(super) mark: Arc<str>,
-    /// The task's id: the mark, until a handler has read the id in the value, which counts.
-    pub(super) task_id: Arc<str>,
+    /// The task's name: the mark, until a handler has read the id in the value, which counts.
+    pub(super) task: TaskName,
     pub(super) state: State,
     pub(super) lock: Lock,
     /// When its latest delivery was entered. Answers to earlier requests do not apply to it (rule 9).

@@ -18,7 +18,7 @@ mod unaccepted;
 
 pub(super) use entry::{ChannelId, RecordKey, RunId, Verdict};
 
-use crate::trace::Traces;
+use crate::trace::TaskName;
 use entry::{Entry, Lock, State};
 use kafka_share::share_wire::Acknowledgement;
 use parking_lot::Mutex;
@@ -133,13 +133,13 @@ pub(super) struct Delivered {
 /// A task that a handler runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RunningTask {
-    pub(super) task_id: Arc<str>,
+    pub(super) task: TaskName,
     pub(super) key: RecordKey,
     pub(super) since: Instant,
 }
 
-/// Task ids for the log.
-pub(super) type TaskIds = Vec<Arc<str>>;
+/// Tasks for the log.
+pub(super) type TaskNames = Vec<TaskName>;
 
 #[derive(Debug)]
 struct Table {
@@ -159,7 +159,7 @@ struct Table {
     durations: Vec<Duration>,
     finished: u64,
     returned: u64,
-    abandoned: TaskIds,
+    abandoned: TaskNames,
 }
 
 impl Table {
@@ -231,18 +231,18 @@ impl Table {
 
     /// Applies the loss of a lock. Tasks in work continue without it, finished tasks are remembered (rule 12), other
     /// records are removed. Returns the task if it was in work or finished.
-    fn lose(&mut self, key: RecordKey) -> Option<Arc<str>> {
+    fn lose(&mut self, key: RecordKey) -> Option<TaskName> {
         let entry = self.entries.get(&key)?;
         match entry.state {
             State::Running { .. } | State::Publishing(_) => self.change(key, |entry| {
                 entry.lock = Lock::Gone { sought: true };
                 entry.asked = None;
-                Arc::clone(&entry.task_id)
+                entry.task.clone()
             }),
             State::Done => {
                 let entry = self.remove(key)?;
                 self.unaccepted.remember(key, entry.mark, true);
-                Some(entry.task_id)
+                Some(entry.task)
             }
             State::Vetting(run) => {
                 self.detach(run, None);
@@ -267,7 +267,7 @@ impl Table {
 
     fn abandon(&mut self, key: RecordKey) {
         if let Some(entry) = self.entries.get(&key) {
-            self.abandoned.push(Arc::clone(&entry.task_id));
+            self.abandoned.push(entry.task.clone());
         }
         self.give_back(key);
     }
@@ -276,8 +276,6 @@ impl Table {
 #[derive(Debug)]
 pub(super) struct InFlight {
     table: Mutex<Table>,
-    /// The traces of tasks that handlers run.
-    pub(super) traces: Traces,
 }
 
 impl InFlight {
@@ -296,9 +294,9 @@ impl InFlight {
             durations: Vec::new(),
             finished: 0,
             returned: 0,
-            abandoned: TaskIds::new(),
+            abandoned: TaskNames::new(),
         };
-        Self { table: Mutex::new(table), traces: Traces::default() }
+        Self { table: Mutex::new(table) }
     }
 
     /// Abandons the running tasks, at the deadline or the second signal, and releases unstarted and resting ones.
@@ -333,15 +331,15 @@ impl InFlight {
     }
 
     /// The tasks that were abandoned so far.
-    pub(super) fn abandoned(&self) -> TaskIds {
+    pub(super) fn abandoned(&self) -> TaskNames {
         self.table.lock().abandoned.clone()
     }
 
     /// Finished tasks whose accept is still due or unanswered.
-    pub(super) fn unaccepted(&self) -> TaskIds {
+    pub(super) fn unaccepted(&self) -> TaskNames {
         let table = self.table.lock();
         let done = table.entries.values().filter(|entry| matches!(entry.state, State::Done));
-        done.map(|entry| Arc::clone(&entry.task_id)).collect()
+        done.map(|entry| entry.task.clone()).collect()
     }
 
     /// The number of records in each state.
@@ -362,9 +360,7 @@ impl InFlight {
             .entries
             .iter()
             .filter_map(|(key, entry)| match entry.state {
-                State::Running { since, .. } => {
-                    Some(RunningTask { task_id: Arc::clone(&entry.task_id), key: *key, since })
-                }
+                State::Running { since, .. } => Some(RunningTask { task: entry.task.clone(), key: *key, since }),
                 _ => None,
             })
             .chain(table.detached.values().flatten().cloned())
@@ -374,10 +370,10 @@ impl InFlight {
     }
 
     /// Started tasks whose result Kafka has not acknowledged.
-    pub(super) fn started_ids(&self) -> TaskIds {
+    pub(super) fn started(&self) -> TaskNames {
         let table = self.table.lock();
         let started =
             table.entries.values().filter(|entry| matches!(entry.state, State::Running { .. } | State::Publishing(_)));
-        started.map(|entry| Arc::clone(&entry.task_id)).collect()
+        started.map(|entry| entry.task.clone()).collect()
     }
 }

@@ -2,15 +2,16 @@
 
 use super::entry::{Entry, Lock, State};
 use super::{Claim, InFlight, LEAST_LOCK_LEFT, RecordKey, Run, RunId};
+use crate::trace::Named;
 use std::time::{Duration, Instant};
 
 impl InFlight {
-    /// Claims a record that a handler took from the channel; `task_id` is the id in its value. With `vetting` the
+    /// Claims a record that a handler took from the channel; `named`: by the id in its value. With `vetting` the
     /// handler checks its earlier starts first.
     pub(in crate::worker) fn claim(
         &self,
         (key, delivery_count): (RecordKey, u16),
-        task_id: Option<&str>,
+        named: Option<Named<'_>>,
         vetting: bool,
         now: Instant,
     ) -> Claim {
@@ -39,8 +40,8 @@ impl InFlight {
         };
         table.change(key, |entry| {
             entry.state = state;
-            if let Some(task_id) = task_id.filter(|id| *entry.task_id != **id) {
-                entry.task_id = task_id.into();
+            if let Some(named) = named {
+                entry.task.set(named);
             }
         });
         Claim::Yours(run)

@@ -1,6 +1,8 @@
 //! Tests of the account.
 
 use super::*;
+use crate::trace;
+use bytes::Bytes;
 use kafka_share::share_wire::{Acknowledgements, SharePartition};
 use uuid::Uuid;
 
@@ -76,7 +78,11 @@ fn told(
     at: Instant,
 ) -> Vec<String> {
     let lost = in_flight.settled((NODE, channel), PARTITION, said, verdict, (at, after(at, 1)));
-    lost.iter().map(ToString::to_string).collect()
+    names(lost)
+}
+
+fn names(tasks: TaskNames) -> Vec<String> {
+    tasks.iter().map(ToString::to_string).collect()
 }
 
 use Acknowledgement::{Accept, Release, Renew};
@@ -118,7 +124,7 @@ fn abandoned_task_is_released_and_its_outcome_is_dropped() {
     in_flight.abandon_running();
     assert!(runs[0].abandoned.is_triggered() && !runs[1].abandoned.is_triggered());
     assert!(!in_flight.publish(key(1), &runs[0], 1, None));
-    assert_eq!(in_flight.abandoned(), ["1".into()], "a publishing task stays, a ready record is only released");
+    assert_eq!(names(in_flight.abandoned()), ["1"], "a publishing task stays, a ready record is only released");
     in_flight.published(key(2));
     assert_eq!(due(&in_flight, channel), [(1, Release), (2, Accept), (3, Release)]);
 }
@@ -132,7 +138,7 @@ fn task_without_an_acknowledged_result_is_released_at_the_end() {
     in_flight.abandon_publishing();
     in_flight.published(key(1));
     assert_eq!(due(&in_flight, channel), [(1, Release)], "a late answer changes nothing");
-    assert_eq!(in_flight.abandoned(), ["1".into()]);
+    assert_eq!(names(in_flight.abandoned()), ["1"]);
 }
 
 #[test]
@@ -171,7 +177,7 @@ fn overdue_task_is_released_and_never_attached_to_its_handler_again() {
     let (in_flight, channel) = holding(1, now);
     let hung = run(&in_flight, 1, now);
     assert!(in_flight.take_overdue(HOUR, after(now, 1)).is_empty());
-    assert_eq!(in_flight.take_overdue(Duration::from_secs(1), after(now, 1_001)), ["1".into()]);
+    assert_eq!(names(in_flight.take_overdue(Duration::from_secs(1), after(now, 1_001))), ["1"]);
     assert!(in_flight.take_overdue(Duration::from_secs(1), after(now, 2_000)).is_empty(), "reported once");
     assert!(hung.abandoned.is_triggered() && in_flight.has_overdue());
     assert_eq!(in_flight.counts().busy(), 1, "the thread is in use");
@@ -290,9 +296,9 @@ fn new_leader_ends_the_locks_of_its_partition_and_the_same_leader_is_asked() {
     in_flight.leader_changed(PARTITION, NODE);
     assert_eq!(renewals(&in_flight, false, now), [1], "a later epoch of the same node");
     assert_eq!(due(&in_flight, channel), [(2, Accept), (3, Release)]);
-    let mut lost = in_flight.leader_changed(PARTITION, OTHER);
+    let mut lost = names(in_flight.leader_changed(PARTITION, OTHER));
     lost.sort();
-    assert_eq!(lost, ["1".into(), "2".into()]);
+    assert_eq!(lost, ["1", "2"]);
     assert!(!in_flight.holds_at(NODE));
     assert_eq!(in_flight.sought(PARTITION, true), 2);
     // The new leader delivers both again: neither starts, and the accept of the finished task is due at once.
@@ -355,14 +361,18 @@ fn record_at_its_last_delivery_stays_for_a_handler() {
 
 /// The id in the value counts, not the key: the note of a stopped start carries that id.
 #[test]
-fn task_is_named_by_its_value_and_recognized_by_its_key() {
+fn task_is_named_by_its_value_and_its_trace_and_recognized_by_its_key() {
     let now = Instant::now();
     let (in_flight, _) = holding(1, now);
-    assert!(matches!(in_flight.claim((key(1), 1), Some("the task"), false, now), Claim::Yours(_)));
-    assert_eq!(in_flight.started_ids(), ["the task".into()]);
+    let parent = Bytes::from_static(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    let headers = [("traceparent", Some(parent))];
+    let named = Some(trace::named("the task", &headers));
+    let name = "the task (trace 4bf92f3577b34da6a3ce929d0e0e4736)";
+    assert!(matches!(in_flight.claim((key(1), 1), named, false, now), Claim::Yours(_)));
+    assert_eq!(names(in_flight.started()), [name]);
     assert!(!deliver(&in_flight, 1, after(now, 1)), "the same record: attached");
     in_flight.abandon_running();
-    assert_eq!(in_flight.abandoned(), ["the task".into()]);
+    assert_eq!(names(in_flight.abandoned()), [name]);
     let other = Delivered { mark: "another".into(), ..from(NODE, 1, now, true) };
     assert!(in_flight.deliver(other, after(now, 2)), "the log was truncated, and another task has this offset");
 }
@@ -390,7 +400,7 @@ fn running_lists_the_longest_task_first() {
     for (offset, later) in [(3, 0), (1, 20), (2, 10)] {
         run(&in_flight, offset, after(now, later));
     }
-    let ids: Vec<String> = in_flight.running().iter().map(|task| task.task_id.to_string()).collect();
+    let ids: Vec<String> = in_flight.running().iter().map(|task| task.task.to_string()).collect();
     assert_eq!(ids, ["3", "2", "1"]);
 }
 

@@ -1,7 +1,7 @@
 //! Applies an answer: settles acknowledgements, notes refused partitions, enters records and hands them out.
 
 use super::{FIRST_WAIT, Intake, Job, MAX_WAIT};
-use crate::worker::in_flight::{ChannelId, Delivered, RecordKey, TaskIds, Verdict};
+use crate::worker::in_flight::{ChannelId, Delivered, RecordKey, TaskNames, Verdict};
 use crate::worker::leaders;
 use kafka_share::error::{ErrorCode, KafkaError};
 use kafka_share::share_session::{AcquiredRecord, Answer, Asked, Settlement};
@@ -125,7 +125,7 @@ impl Intake {
         }
     }
 
-    fn say_lost(&self, lost: &TaskIds, why: &str) {
+    fn say_lost(&self, lost: &TaskNames, why: &str) {
         leaders::say_lost(&self.links.worker_id, lost, why);
     }
 

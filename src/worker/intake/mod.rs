@@ -62,7 +62,7 @@ pub(super) struct Job {
 
 impl Job {
     /// A task's id for the log, with the trace of this record.
-    pub(super) fn named<'j>(&'j self, task_id: &'j str) -> impl std::fmt::Display + 'j {
+    pub(super) fn named<'j>(&'j self, task_id: &'j str) -> trace::Named<'j> {
         trace::named(task_id, &self.record.headers)
     }
 
