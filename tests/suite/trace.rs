@@ -71,6 +71,16 @@ fn stopping_worker_names_the_trace_of_a_task_that_it_waits_for_and_abandons() {
 }
 
 #[test]
+fn worker_names_the_trace_of_a_task_that_runs_longer_than_task_timeout() {
+    let rig = Rig::shared("trace-overdue");
+    let gateway = rig.start_gateway();
+    let worker = started(&rig.worker("w").env("TASK_TIMEOUT", "500ms"));
+    let headers = [("Prefer", "respond-async"), ("traceparent", PARENT)];
+    let task = gateway.analyze_with(&headers, &json!({ "text": "long", "work_ms": 3_000 })).task_id();
+    worker.wait_for_line(&format!("task {task} (trace {TRACE}) runs longer than TASK_TIMEOUT"), SOON);
+}
+
+#[test]
 fn trace_context_of_a_task_of_another_program_is_on_its_result() {
     let rig = Rig::shared("trace-foreign");
     let (gateway, _worker) = (rig.start_gateway(), rig.start_worker("w"));
