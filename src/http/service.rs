@@ -1,6 +1,7 @@
 //! What a connection needs to have its requests answered.
 //!
-//! Implemented by [`routes`](super::routes); called by the threads of [`connection`](super::connection) and [`outgoing`](super::outgoing).
+//! Implemented by the gateway's `routes`; called by the threads of [`connection`](super::connection) and
+//! [`outgoing`](super::outgoing).
 
 use super::head::Head;
 use crate::http::reply::{Parted, Parting, Reply, Ticket};
