@@ -1,10 +1,12 @@
 //! The records of the dead-letter topic: letters, and the marks of operators about them. Part of [`task`](super).
 //!
 //! A letter is a record of the tasks topic that was given up, with headers beside its own. A mark has the header
-//! [`MARK_HEADER`] and no value. A letter that Kafka writes itself (KIP-1191) has only the `__dlq.errors.` headers.
+//! [`MARK_HEADER`] and no value. A letter that Kafka writes itself (KIP-1191) has only the `__dlq.errors.` headers. The
+//! record of a letter may have any of these headers itself, so what makes it a letter decides: see [`DeadRecord`].
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -21,7 +23,7 @@ pub const ORIGINAL_OFFSET_HEADER: &str = "lastcall-original-offset";
 /// Header of a replayed task, its result, its later letters and the marks: the number of the replay, in decimal. A
 /// later replay of a task has a higher number; a task without the header was not replayed.
 pub const REPLAY_HEADER: &str = "lastcall-replay";
-/// Header of a mark, which no letter has: the name of its [`MarkKind`].
+/// Header of a mark: the name of its [`MarkKind`].
 pub const MARK_HEADER: &str = "lastcall-mark";
 /// Header of a mark: the [`LetterId`] of its letter.
 pub const LETTER_HEADER: &str = "lastcall-letter";
@@ -60,12 +62,15 @@ pub const LETTER_HEADERS: [&str; 11] = [
     dlq::MESSAGE,
 ];
 
+/// At most this far the clocks of operators' hosts are ahead.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(24 * 3600);
+
 /// The headers of a record that was read.
 pub type Headers = [(String, Option<Bytes>)];
 
-/// The first value of the header with this name.
+/// The last value of the header with this name: those of a letter are added after the headers of its record.
 pub fn header<'h>(headers: &'h Headers, name: &str) -> Option<&'h [u8]> {
-    headers.iter().find(|(own, _)| own == name).and_then(|(_, value)| value.as_deref())
+    headers.iter().rfind(|(own, _)| own == name).and_then(|(_, value)| value.as_deref())
 }
 
 /// The header's value as text; invalid UTF-8 is replaced.
@@ -78,9 +83,14 @@ pub fn header_number<N: FromStr>(headers: &Headers, name: &str) -> Option<N> {
     std::str::from_utf8(header(headers, name)?).ok()?.parse().ok()
 }
 
-/// The number of a record's replay; 0 for a record that was not replayed.
+/// The number of a record's replay; 0 for a record that was not replayed. A number that is more than a day ahead of
+/// this host's clock comes from elsewhere and counts as none, since no replay could exceed it.
 pub fn replay_of(headers: &Headers) -> u64 {
-    header_number(headers, REPLAY_HEADER).unwrap_or_default()
+    // The first value, as in the results of tasks.
+    let Some((_, value)) = headers.iter().find(|(name, _)| name == REPLAY_HEADER) else { return 0 };
+    let number = value.as_deref().and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+    let latest = (SystemTime::now() + CLOCKS_DIFFER).duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    number.filter(|number: &u64| u128::from(*number) <= latest).unwrap_or_default()
 }
 
 /// Why a record was given up: a small closed set, for counts and filters.
@@ -234,7 +244,8 @@ pub struct Mark {
     pub operator: String,
 }
 
-/// A record of the dead-letter topic.
+/// A record of the dead-letter topic: a mark if it has [`MARK_HEADER`] and neither [`REASON_HEADER`] nor [`dlq::TOPIC`],
+/// and a letter otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeadRecord {
     /// A record that was given up.
@@ -248,7 +259,8 @@ pub enum DeadRecord {
 impl DeadRecord {
     /// Reads the headers of a record.
     pub fn of_headers(headers: &Headers) -> Self {
-        if headers.iter().any(|(name, _)| name == MARK_HEADER) {
+        let has = |name: &str| headers.iter().any(|(own, _)| own == name);
+        if has(MARK_HEADER) && !has(REASON_HEADER) && !has(dlq::TOPIC) {
             return Mark::of_headers(headers).map_or(Self::Other, Self::Mark);
         }
         let text = |name: &str| header_text(headers, name);
@@ -337,6 +349,26 @@ mod tests {
         assert_eq!(named.class, ReasonClass::Failed);
         let unknown = letter(&[(REASON_HEADER, "not a task: x"), (REASON_CLASS_HEADER, "later version")]);
         assert_eq!(unknown.class, ReasonClass::NotATask);
+    }
+
+    #[test]
+    fn letter_of_a_record_with_headers_of_marks_and_letters_is_a_letter_with_its_own_facts() {
+        let foreign =
+            [(MARK_HEADER, "dropped"), (LETTER_HEADER, "0:3"), (REASON_HEADER, "mine"), (dlq::DELIVERY_COUNT, "1")];
+        let own = [(REASON_HEADER, "not a task: x"), (REASON_CLASS_HEADER, "not-a-task"), (DELIVERIES_HEADER, "3")];
+        let head = letter(&[&foreign[..], &own].concat());
+        assert_eq!((head.reason.as_str(), head.class, head.deliveries), ("not a task: x", ReasonClass::NotATask, Some(3)));
+        let of_kafka = [(dlq::TOPIC, "tasks"), (dlq::DELIVERY_COUNT, "10")];
+        assert_eq!(letter(&[&foreign[..2], &of_kafka].concat()).deliveries, Some(10));
+    }
+
+    #[test]
+    fn number_of_a_replay_that_is_far_in_the_future_is_none() {
+        let number = |number: u64| replay_of(&headers(&[(REPLAY_HEADER, &number.to_string())]));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
+        let now = u64::try_from(now).expect("in range");
+        let ahead = now + 23 * 3_600_000;
+        assert_eq!([number(7), number(ahead), number(now + 25 * 3_600_000), number(u64::MAX)], [7, ahead, 0, 0]);
     }
 
     #[test]
