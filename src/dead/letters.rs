@@ -275,6 +275,13 @@ impl Letters {
     }
 }
 
+/// Why the marks of a topic with this many partitions cannot be read; `None` if they can.
+pub(crate) fn unordered(topic: &str, partitions: usize) -> Option<String> {
+    let topic = topic.escape_debug();
+    let text = || format!("topic \"{topic}\" has {partitions} partitions; marks have no order there; expected 1");
+    (partitions > 1).then(text)
+}
+
 /// Unix seconds with a fraction.
 fn seconds(at: SystemTime) -> f64 {
     at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())

@@ -3,7 +3,7 @@
 //! Without the right Read on the dead-letter topic the gateway works, and only `GET /dead` says what is missing.
 
 use super::state::State;
-use crate::dead::letters::Letters;
+use crate::dead::letters::{Letters, unordered};
 use crate::outage::{Outage, Refusals};
 use crate::task::dead::ReasonClass;
 use kafka_share::admin::{self, TopicRight};
@@ -83,7 +83,7 @@ pub(super) fn run(state: &State, cluster: &Cluster, stop: &Stop) -> Result<(), K
         reader: Reader::new(cluster.clone(), &topic, StartAt::Earliest, options),
         ends: None,
         gaps: 0,
-        checked: Instant::now(),
+        next_check: Instant::now() + RETENTION_CHECK,
     };
     // A refusal here leaves the gateway ready.
     let mut outage = Outage::new("the reader of dead letters: Kafka", &Refusals::default());
@@ -122,8 +122,8 @@ struct Reading {
     ends: Option<BTreeMap<i32, i64>>,
     /// [`Reader::gaps`] of the last round.
     gaps: u64,
-    /// When deleted letters were looked for.
-    checked: Instant,
+    /// When deleted letters are looked for.
+    next_check: Instant,
 }
 
 impl Reading {
@@ -137,28 +137,29 @@ impl Reading {
             ends.retain(|partition, end| starts.get(partition) != Some(end));
             // The first fetch of an empty topic is parked.
             if ends.is_empty() {
-                dead.0.lock().missing = None;
+                dead.0.lock().missing = unordered(topic, starts.len());
             }
             self.ends = Some(ends);
         }
         let records = self.reader.poll()?;
-        let deleted = if self.checked.elapsed() >= RETENTION_CHECK {
-            self.checked = Instant::now();
-            admin::start_offsets(cluster, topic)?
-        } else {
-            BTreeMap::new()
-        };
         let positions = self.reader.positions();
         let is_read = |(partition, end): (&i32, &i64)| positions.get(partition).is_some_and(|at| at >= end);
-        let mut known = dead.0.lock();
-        // The letters read before a gap are deleted.
-        if std::mem::replace(&mut self.gaps, self.reader.gaps()) != self.reader.gaps() {
-            known.letters = Letters::open(MOST_KEPT);
+        {
+            let mut known = dead.0.lock();
+            // The letters read before a gap are deleted.
+            if std::mem::replace(&mut self.gaps, self.reader.gaps()) != self.reader.gaps() {
+                known.letters = Letters::open(MOST_KEPT);
+            }
+            records.iter().for_each(|record| known.letters.read(record));
+            if self.ends.iter().flatten().all(is_read) {
+                known.missing = unordered(topic, positions.len());
+            }
         }
-        records.iter().for_each(|record| known.letters.read(record));
-        known.letters.forget_before(&deleted);
-        if self.ends.iter().flatten().all(is_read) {
-            known.missing = None;
+        // Last, since its error ends the round.
+        if Instant::now() >= self.next_check {
+            let starts = admin::start_offsets(cluster, topic)?;
+            dead.0.lock().letters.forget_before(&starts);
+            self.next_check = Instant::now() + RETENTION_CHECK;
         }
         Ok(())
     }
@@ -168,7 +169,44 @@ impl Reading {
 mod tests {
     use super::*;
     use crate::task::dead::REASON_HEADER;
+    use devbroker::{Action, Broker, Fault, Kind, Settings};
+    use kafka_share::ClientOptions;
+    use kafka_share::admin::TopicSpec;
+    use kafka_share::producer::{Delivery, Producer, ProducerEvents, ProducerOptions, ProducerRecord};
     use kafka_share::reader::ReadRecord;
+
+    /// Ends with the broker's acknowledgement.
+    fn bury(cluster: &Cluster) {
+        struct Ignored;
+        impl ProducerEvents<()> for Ignored {
+            fn settled(&mut self, _: Vec<Delivery<()>>) {}
+        }
+        let producer = Producer::start("producer", cluster.clone(), ProducerOptions::default(), Ignored, Stop::new());
+        let headers = vec![(REASON_HEADER.into(), Some("not a task: x".into()))];
+        producer.send(ProducerRecord { topic: "dead".into(), key: None, value: None, headers }, ()).expect("open");
+        producer.close(Instant::now() + Duration::from_secs(10));
+    }
+
+    #[test]
+    fn letters_read_in_a_round_are_known_although_its_look_for_deleted_ones_fails() {
+        let broker = Broker::start(Settings::new(vec![([127, 0, 0, 1], 0).into()])).expect("a broker");
+        let address = broker.address().to_string().parse().expect("an address");
+        let cluster = Cluster::new(ClientOptions::new(vec![address], "gateway"));
+        let spec = TopicSpec { name: "dead".to_owned(), partitions: 1, replication_factor: None, configs: Vec::new() };
+        admin::ensure_topic(&cluster, &spec).expect("the topic");
+        bury(&cluster);
+        let options = ReaderOptions { max_wait: MAX_WAIT, ..ReaderOptions::default() };
+        let reader = Reader::new(cluster.clone(), "dead", StartAt::Earliest, options);
+        let (dead, next_check) = (DeadLetters::new(), Instant::now() + RETENTION_CHECK);
+        let mut reading = Reading { reader, ends: None, gaps: 0, next_check };
+        reading.round(&dead, &cluster, "dead").expect("the first letter");
+        bury(&cluster);
+        reading.next_check = Instant::now();
+        broker.inject(Fault::new(Action::Refuse(ErrorCode::NOT_LEADER_OR_FOLLOWER)).at(Kind::ListOffsets));
+        let refused = reading.round(&dead, &cluster, "dead");
+        assert!(refused.is_err() && reading.next_check <= Instant::now(), "{refused:?}");
+        assert_eq!(dead.counts(), Some(BTreeMap::from([(ReasonClass::NotATask, 2)])));
+    }
 
     #[test]
     fn newest_letters_are_listed_all_are_counted_and_a_reason_is_given_while_they_are_not_known() {

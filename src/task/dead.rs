@@ -357,7 +357,10 @@ mod tests {
             [(MARK_HEADER, "dropped"), (LETTER_HEADER, "0:3"), (REASON_HEADER, "mine"), (dlq::DELIVERY_COUNT, "1")];
         let own = [(REASON_HEADER, "not a task: x"), (REASON_CLASS_HEADER, "not-a-task"), (DELIVERIES_HEADER, "3")];
         let head = letter(&[&foreign[..], &own].concat());
-        assert_eq!((head.reason.as_str(), head.class, head.deliveries), ("not a task: x", ReasonClass::NotATask, Some(3)));
+        assert_eq!(
+            (head.reason.as_str(), head.class, head.deliveries),
+            ("not a task: x", ReasonClass::NotATask, Some(3))
+        );
         let of_kafka = [(dlq::TOPIC, "tasks"), (dlq::DELIVERY_COUNT, "10")];
         assert_eq!(letter(&[&foreign[..2], &of_kafka].concat()).deliveries, Some(10));
     }
