@@ -236,6 +236,13 @@ impl Letters {
         self.letters.get(&id)
     }
 
+    /// The newest later letter of the same task that was not dropped.
+    pub(crate) fn newer(&self, letter: &Letter) -> Option<&Letter> {
+        let age = |letter: &Letter| (letter.at, letter.id);
+        let same = self.letters.values().filter(|other| other.task_id == letter.task_id && age(other) > age(letter));
+        same.filter(|other| other.phase != Phase::Dropped).max_by_key(|other| age(other))
+    }
+
     /// The letters, the newest last.
     pub(crate) fn by_age(&self) -> Vec<&Letter> {
         let mut letters: Vec<_> = self.letters.values().collect();
@@ -295,16 +302,16 @@ fn shortened(mut text: String, most: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::task::dead::{REASON_HEADER, REPLAY_HEADER};
     use bytes::Bytes;
 
-    fn time(seconds: u64) -> SystemTime {
+    pub(in crate::dead) fn time(seconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    fn record(offset: i64, seconds: u64, headers: &[(&str, &str)]) -> ReadRecord {
+    pub(in crate::dead) fn record(offset: i64, seconds: u64, headers: &[(&str, &str)]) -> ReadRecord {
         let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), Some(Bytes::from((*value).to_owned()))));
         ReadRecord {
             partition: 0,
@@ -316,11 +323,11 @@ mod tests {
         }
     }
 
-    fn letter(offset: i64, seconds: u64) -> ReadRecord {
+    pub(in crate::dead) fn letter(offset: i64, seconds: u64) -> ReadRecord {
         record(offset, seconds, &[(REASON_HEADER, "not a task: it was a test")])
     }
 
-    fn mark(kind: MarkKind, offset: i64, seconds: u64, letter: i64) -> ReadRecord {
+    pub(in crate::dead) fn mark(kind: MarkKind, offset: i64, seconds: u64, letter: i64) -> ReadRecord {
         let letter = LetterId { partition: 0, offset: letter };
         let replay = u64::try_from(offset).expect("positive");
         let headers = Mark { kind, letter, replay, operator: format!("operator {offset}") }.headers();
@@ -328,7 +335,7 @@ mod tests {
         record(offset, seconds, &headers)
     }
 
-    fn read(records: &[ReadRecord]) -> Letters {
+    pub(in crate::dead) fn read(records: &[ReadRecord]) -> Letters {
         let mut letters = Letters::all();
         records.iter().for_each(|record| letters.read(record));
         letters
@@ -359,6 +366,15 @@ mod tests {
         ]);
         assert_eq!(only(&letters).state(time(502)), LetterState::Replayed);
         assert_eq!(only(&letters).marked, Some(("operator 2".to_owned(), time(111))));
+    }
+
+    #[test]
+    fn later_letter_of_the_same_task_is_newer_unless_it_was_dropped() {
+        let letters = read(&[letter(0, 100), letter(1, 100)]);
+        let by_age = letters.by_age();
+        assert_eq!([letters.newer(by_age[0]), letters.newer(by_age[1])], [Some(by_age[1]), None]);
+        let letters = read(&[letter(0, 100), letter(1, 100), mark(MarkKind::Dropped, 2, 101, 1)]);
+        assert_eq!(letters.newer(letters.by_age()[0]), None);
     }
 
     #[test]

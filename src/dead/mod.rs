@@ -9,11 +9,13 @@
 //! | `options` | the command line |
 //! | `topic` | reading the topics, and records that Kafka has acknowledged |
 //! | `replay` | the steps of a replay and of a drop |
+//! | `search` | the letters' tasks on the tasks topic; pure |
 //! | `show` | tables and JSON |
 
 pub(crate) mod letters;
 mod options;
 mod replay;
+mod search;
 mod show;
 mod topic;
 
@@ -40,6 +42,9 @@ enum DeadError {
     /// Kafka.
     #[error("{0}")]
     Kafka(String),
+    /// Kafka refuses one record, whenever it is sent.
+    #[error("{0}")]
+    Refused(String),
     /// A file of TLS.
     #[error("{0}")]
     Security(#[from] kafka_share::tls::TlsFault),

@@ -123,7 +123,7 @@ fn print(out: &mut impl Write, line: &str) {
 
 /// A time in UTC to the second (RFC 3339). The date is counted in years that begin in March, so that a leap day is the
 /// last day of its year.
-fn rfc3339(at: SystemTime) -> String {
+pub(super) fn rfc3339(at: SystemTime) -> String {
     let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     // Days since 0000-03-01; an era of the Gregorian calendar has 400 years and 146097 days.
     let days = seconds / 86_400 + 719_468;

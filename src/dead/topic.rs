@@ -14,15 +14,16 @@ use kafka_share::{
 use program::stop::Stop;
 
 use super::DeadError;
-use super::letters::{Letter, Letters};
-use crate::task::dead::{LetterId, Mark, replay_of};
-use crate::task::{Task, TaskReplayed};
+use super::letters::{Letter, Letters, unordered};
+use super::search::Sightings;
+use crate::task::TaskReplayed;
+use crate::task::dead::{LetterId, Mark};
 
 /// Longest time without progress of one reading.
 const READ_WAIT: Duration = Duration::from_secs(15);
 /// Longest wait for the acknowledgement of a record.
 const WRITE_WAIT: Duration = Duration::from_secs(15);
-/// How far before a claim its task is searched for, since timestamps may be those of senders.
+/// How far before a letter its task is searched for, since timestamps may be those of senders.
 const SLACK: Duration = Duration::from_secs(60);
 /// Pause after a failed round of reading.
 const RETRY: Duration = Duration::from_millis(100);
@@ -41,6 +42,13 @@ pub(super) struct DeadTopic {
     lookup: Lookup,
     /// `Some` from the first record to write.
     producer: Option<Producer<Token>>,
+}
+
+/// The tasks topic, as read so far.
+#[derive(Debug)]
+pub(super) struct Search {
+    reader: Reader,
+    pub(super) sightings: Sightings,
 }
 
 /// A record that is being written: where its outcome goes, and until when it may be sent.
@@ -81,6 +89,11 @@ impl DeadTopic {
         }
     }
 
+    /// The name of the tasks topic.
+    pub(super) fn tasks(&self) -> &str {
+        &self.tasks
+    }
+
     pub(super) fn letters(&self) -> &Letters {
         &self.letters
     }
@@ -88,10 +101,29 @@ impl DeadTopic {
     /// Reads the letters and marks up to the topic's present end.
     ///
     /// # Errors
-    /// There was no progress for [`READ_WAIT`], or an error that no repetition cures.
+    /// There was no progress for [`READ_WAIT`], an error that no repetition cures, or marks without an order.
     pub(super) fn read_to_end(&mut self) -> Result<(), DeadError> {
         let Self { reader, letters, .. } = self;
-        read(&self.cluster, reader, &self.dead, None, |record| letters.read(record))
+        read(&self.cluster, reader, &self.dead, None, |record| letters.read(record))?;
+        let topic = self.cluster.topic(&self.dead).map_err(|error| about(&self.dead, &error))?;
+        unordered(&self.dead, topic.partitions.len()).map_or(Ok(()), |text| Err(DeadError::Kafka(text)))
+    }
+
+    /// A search for the tasks of these letters, from the time of the oldest on.
+    pub(super) fn search(&self, letters: &[&Letter]) -> Search {
+        let oldest = letters.iter().map(|letter| letter.at).min();
+        let since = oldest.and_then(|at| at.checked_sub(SLACK)).unwrap_or(SystemTime::UNIX_EPOCH);
+        let reader = reader(&self.cluster, &self.tasks, StartAt::Time(since));
+        Search { reader, sightings: Sightings::of(letters.iter().copied()) }
+    }
+
+    /// Reads on up to the present end of the tasks topic.
+    ///
+    /// # Errors
+    /// There was no progress for [`READ_WAIT`], or an error that no repetition cures.
+    pub(super) fn read_on(&self, search: &mut Search) -> Result<(), DeadError> {
+        let Search { reader, sightings } = search;
+        read(&self.cluster, reader, &self.tasks, None, |record| sightings.read(record))
     }
 
     /// The record of a letter; `None` if Kafka has deleted it.
@@ -119,7 +151,7 @@ impl DeadTopic {
         reset: &TaskReplayed,
         (key, value): (Option<Bytes>, Option<Bytes>),
         headers: Vec<(Cow<'static, str>, Option<Bytes>)>,
-        send_until: Instant,
+        until: Instant,
     ) -> Result<Delivered, DeadError> {
         let starts = ProducerRecord {
             topic: Arc::clone(&self.starts),
@@ -127,27 +159,15 @@ impl DeadTopic {
             value: Some(Bytes::from(reset.encode())),
             headers: Vec::new(),
         };
-        self.write(starts, send_until)?;
-        self.write(ProducerRecord { topic: Arc::clone(&self.tasks), key, value, headers }, send_until)
+        self.write(starts, until)?;
+        self.write(ProducerRecord { topic: Arc::clone(&self.tasks), key, value, headers }, until)
     }
 
-    /// The number of the first of these claims whose task is on the tasks topic.
-    pub(super) fn produced(&self, letter: &Letter) -> Result<Option<u64>, DeadError> {
-        let Some(since) = letter.claims.iter().map(|claim| claim.at).min() else { return Ok(None) };
-        let since = since.checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH);
-        let mut found = None;
-        let mut reader = reader(&self.cluster, &self.tasks, StartAt::Time(since));
-        read(&self.cluster, &mut reader, &self.tasks, None, |record| {
-            let replay = replay_of(&record.headers);
-            let is_it = replay != 0 && letter.claims.iter().any(|claim| claim.replay == replay);
-            if is_it && Task::id_of(record.key.as_deref(), record.value.as_deref()) == letter.task_id {
-                found = Some(replay);
-            }
-        })?;
-        Ok(found)
-    }
-
-    fn write(&mut self, record: ProducerRecord, send_until: Instant) -> Result<Delivered, DeadError> {
+    /// Writes a record until then at the latest: afterwards it is no longer sent, nor sent again.
+    ///
+    /// # Errors
+    /// Kafka refuses the record, or has not acknowledged it.
+    fn write(&mut self, record: ProducerRecord, until: Instant) -> Result<Delivered, DeadError> {
         let producer = self.producer.get_or_insert_with(|| {
             let options = ProducerOptions { queue: 16, ..ProducerOptions::default() };
             Producer::start("producer", self.cluster.clone(), options, Outcomes, Stop::new())
@@ -155,10 +175,17 @@ impl DeadTopic {
         let topic = Arc::clone(&record.topic);
         let (outcome, told) = bounded(1);
         let failed = |why: String| DeadError::Kafka(format!("topic \"{topic}\": {why}"));
-        producer.send(record, Token { outcome, send_until }).map_err(|closed| failed(closed.to_string()))?;
-        match told.recv_timeout(WRITE_WAIT) {
+        producer.send(record, Token { outcome, send_until: until }).map_err(|closed| failed(closed.to_string()))?;
+        match told.recv_deadline(until) {
+            Ok(Err(error @ DeliveryError::Refused { .. })) => {
+                Err(DeadError::Refused(format!("topic \"{topic}\": {error}")))
+            }
             Ok(outcome) => outcome.map_err(|error| failed(error.to_string())),
-            Err(_) => Err(failed("Kafka has not acknowledged the record in time".to_owned())),
+            Err(_) => {
+                // The producer would send the record again.
+                self.producer = None;
+                Err(failed("Kafka has not acknowledged the record in time".to_owned()))
+            }
         }
     }
 }

@@ -205,6 +205,8 @@ pub struct LetterHead {
     pub worker: Option<String>,
     /// The number of the replay that failed; 0 for a task that was not replayed.
     pub replay: u64,
+    /// The partition and the offset of the record on the tasks topic.
+    pub origin: Option<(i32, i64)>,
 }
 
 /// The kind of a mark.
@@ -273,6 +275,7 @@ impl DeadRecord {
                 .or_else(|| header_number(headers, dlq::DELIVERY_COUNT)),
             worker: text(WORKER_HEADER),
             replay: replay_of(headers),
+            origin: header_number(headers, dlq::PARTITION).zip(header_number(headers, dlq::OFFSET)),
         })
     }
 }
@@ -327,6 +330,7 @@ mod tests {
         ]);
         let expected = ("Offset rejected by client.", ReasonClass::Rejected, Some(10), None);
         assert_eq!((head.reason.as_str(), head.class, head.deliveries, head.worker), expected);
+        assert_eq!(head.origin, Some((0, 41)));
         let bare = letter(&[]);
         assert_eq!((bare.class, bare.deliveries, bare.replay), (ReasonClass::Other, None, 0));
     }

@@ -1,5 +1,7 @@
 //! Dead letters: the program `dead` lists, shows, replays and drops them, and the gateway lists them at `/dead`.
 
+mod replays;
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -22,8 +24,8 @@ use crate::{
     },
 };
 
-/// Longer than a claim to a letter holds.
-const CLAIM_ENDS: Duration = Duration::from_secs(20);
+/// Longer than a claim to a letter holds, on a busy machine.
+const CLAIM_ENDS: Duration = Duration::from_secs(40);
 
 fn dead(rig: &Rig, arguments: &[&str]) -> Launch {
     let launch = rig.launch("dead", env!("CARGO_BIN_EXE_dead")).env("USER", "ann");
@@ -197,6 +199,34 @@ fn letter_that_is_dropped_or_is_no_task_is_not_replayed() {
 }
 
 #[test]
+fn dead_lettered_record_with_the_headers_of_a_mark_is_a_letter_and_marks_no_other() {
+    let (rig, gateway, _worker) = Rig::shared("dead-forged").fleet("w");
+    bury(&rig, &["a"], &[REASON]);
+    let forged = [("lastcall-mark", "dropped"), ("lastcall-letter", "0:0"), ("lastcall-reason-class", "starts")];
+    let headers = forged.map(|(name, value)| (name.into(), Some(Bytes::from(value))));
+    let value = Some(Bytes::from("no task"));
+    let record = ProducerRecord { topic: rig.tasks().into(), key: Some("b".into()), value, headers: headers.into() };
+    deliver(&cluster(&rig), vec![record]);
+    let both = json!({ "failed": 1, "not-a-task": 1 });
+    eventually(SOON, "the gateway lists both letters", || gateway.get("/dead").json()["by_reason"] == both);
+    assert_eq!(listed(&rig, &[])["by_reason"], both);
+}
+
+#[test]
+fn topic_with_several_partitions_is_refused_since_marks_have_no_order_there() {
+    let rig = Rig::shared("dead-spread");
+    let topic = format!("{}.dead", rig.tasks());
+    admin::create_topic(rig.broker().address(), &topic, 3, &[]);
+    let text = format!("topic \"{topic}\" has 3 partitions; marks have no order there; expected 1");
+    let (code, said) = run(&rig, &["list"]);
+    assert_eq!((code, said.trim_end()), (1, text.as_str()));
+    let gateway = rig.start_gateway();
+    eventually(SOON, "the gateway says why it lists none", || {
+        gateway.get("/dead").assert_problem(503)["detail"].as_str().is_some_and(|detail| detail.contains(&text))
+    });
+}
+
+#[test]
 fn letter_that_kafka_wrote_is_listed_and_replayed() {
     let (rig, gateway, _worker) = Rig::shared("dead-kafka").fleet("w");
     let tasks = rig.tasks();
@@ -256,69 +286,6 @@ fn task_that_a_consumer_rejects_on_a_real_kafka_has_a_letter_and_is_replayed() {
     assert_eq!(run(&rig, &["replay", &task]).0, 0);
     let _worker = rig.start_worker("w");
     assert_eq!(gateway.wait_for_result(&task, SOON)["words"], 2);
-}
-
-#[test]
-fn letter_is_replayed_once_when_two_operators_replay_it_at_once() {
-    let (rig, gateway, _worker) = Rig::shared("dead-two").fleet("w");
-    let ids: Vec<String> = (0..10).map(|number| format!("task-{number}")).collect();
-    bury(&rig, &ids.iter().map(String::as_str).collect::<Vec<_>>(), &[REASON]);
-    let mut operators = [(); 2].map(|()| dead(&rig, &["replay", "--reason", "failed"]).start());
-    let mut done = 0;
-    for operator in &mut operators {
-        operator.wait(START);
-        done += operator.lines_with(": replayed, as number").len();
-    }
-    assert_eq!(done, ids.len(), "{}{}", output(&operators[0]), output(&operators[1]));
-    let mut found = replayed(&rig);
-    found.sort();
-    assert_eq!(found, ids);
-    for id in &ids {
-        assert_eq!(gateway.wait_for_result(id, SOON)["words"], 2);
-    }
-    assert!(states(&rig).iter().all(|(_, state)| state == "replayed"), "{:?}", states(&rig));
-}
-
-/// Kills an operator in each step of a replay.
-#[test]
-fn replay_that_a_kill_interrupts_is_finished_by_the_next_one_and_produces_its_task_once() {
-    let (rig, gateway, _worker) = Rig::with_faults("dead-kill", 1).fleet("w");
-    let (tasks, dead_topic) = (rig.tasks(), format!("{}.dead", rig.tasks()));
-    let starts = format!("{tasks}.starts");
-    let late = Action::Late(Duration::from_secs(600));
-    // (task, the topic of the step, requests to it before, what Kafka does, state after the kill)
-    let steps = [
-        ("claim", &dead_topic, 0, Action::Deafen, "open"),
-        ("claimed", &dead_topic, 0, late, "unfinished"),
-        ("reset", &starts, 0, Action::Deafen, "unfinished"),
-        ("produce", &tasks, 0, Action::Deafen, "unfinished"),
-        ("produced", &tasks, 0, late, "unfinished"),
-        ("mark", &dead_topic, 1, Action::Deafen, "unfinished"),
-    ];
-    let ids = steps.map(|step| step.0);
-    bury(&rig, &ids, &[REASON]);
-    for (id, topic, before, action, _) in steps {
-        let fault = Fault::new(action).at(Kind::Produce).of_topic(topic).of_client("lastcall-dead").after(before);
-        let bites = rig.broker().faulty().inject(fault);
-        let mut operator = dead(&rig, &["replay", id]).start();
-        eventually(SOON, &format!("the step of {id} is reached"), || bites.count() == 1);
-        operator.kill();
-        rig.broker().faulty().heal();
-    }
-    let (code, said) = run(&rig, &["replay", "produce"]);
-    assert!(code == 1 && said.contains("ann@") && said.contains("is replaying it"), "{said}");
-    eventually(CLAIM_ENDS, "every claim has expired", || !states(&rig).iter().any(|(_, state)| state == "replaying"));
-    assert_eq!(states(&rig).into_iter().map(|(_, state)| state).collect::<Vec<_>>(), steps.map(|step| step.4));
-    let (code, said) = run(&rig, &[&["replay"], &ids[..]].concat());
-    assert_eq!(code, 0, "{said}");
-    assert_eq!(said.matches("was not finished; finished now").count(), 2, "{said}");
-    let mut found = replayed(&rig);
-    found.sort();
-    assert_eq!(found, ["claim", "claimed", "mark", "produce", "produced", "reset"]);
-    for id in ids {
-        assert_eq!(gateway.wait_for_result(id, SOON)["words"], 2);
-    }
-    assert!(states(&rig).iter().all(|(_, state)| state == "replayed"), "{:?}", states(&rig));
 }
 
 #[test]
