@@ -57,6 +57,7 @@ pub(super) fn replay_all(
     chosen: &Chosen,
     out: &mut impl Write,
 ) -> Result<bool, DeadError> {
+    topic.check_rights()?;
     let choices = choose(topic.letters(), chosen);
     let letters = choices.iter().filter_map(|choice| topic.letters().get(choice.letter?));
     let mut search = topic.search(&letters.filter(|letter| letter.is_open()).collect::<Vec<_>>());

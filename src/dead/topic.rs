@@ -7,6 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use crossbeam_channel::{Sender, bounded};
+use kafka_share::admin;
+use kafka_share::admin::TopicRight::{self, Read, Write};
 use kafka_share::{
     Cluster, Delivered, Delivery, DeliveryError, ErrorCode, KafkaError, Lookup, Producer, ProducerEvents,
     ProducerOptions, ProducerRecord, ReadRecord, Reader, ReaderOptions, StartAt,
@@ -124,6 +126,20 @@ impl DeadTopic {
     pub(super) fn read_on(&self, search: &mut Search) -> Result<(), DeadError> {
         let Search { reader, sightings } = search;
         read(&self.cluster, reader, &self.tasks, None, |record| sightings.read(record))
+    }
+
+    /// Fails if a right is missing that a replay needs.
+    ///
+    /// # Errors
+    /// The names of the rights, or Kafka has not told them.
+    pub(super) fn check_rights(&self) -> Result<(), DeadError> {
+        let each = [(&self.tasks, Read), (&self.tasks, Write), (&self.dead, Write), (&self.starts, Write)];
+        let wanted = each.map(|(topic, right)| (topic.to_string(), right));
+        let missing = admin::missing_rights(&self.cluster, &wanted).map_err(|error| about(&self.tasks, &error))?;
+        match &missing[..] {
+            [] => Ok(()),
+            missing => Err(DeadError::Kafka(TopicRight::missing(missing))),
+        }
     }
 
     /// The record of a letter; `None` if Kafka has deleted it.

@@ -56,15 +56,9 @@ fn check_rights(
         let needed = vec![(tasks.clone(), Read), (results, Write), (dead, Write), (starts.clone(), Write)];
         (needed, vec![(starts, Read), (tasks, Write)])
     };
-    let listed = |missing: Vec<(String, TopicRight)>| {
-        let each = missing
-            .iter()
-            .map(|(name, right)| format!("topic \"{name}\": the right {right:?} on the topic is missing"));
-        each.collect::<Vec<_>>().join("; ")
-    };
     let missing = admin::missing_rights(cluster, &needed)?;
     if !missing.is_empty() {
-        return Err(PrepareError::Denied(listed(missing)));
+        return Err(PrepareError::Denied(TopicRight::missing(&missing)));
     }
     let missing = admin::missing_rights(cluster, &wanted)?;
     if !missing.is_empty() {
@@ -73,7 +67,7 @@ fn check_rights(
         } else {
             "without it a task that is delivered again and again stays in the queue"
         };
-        warnings.push(format!("{}; {without}", listed(missing)));
+        warnings.push(format!("{}; {without}", TopicRight::missing(&missing)));
     }
     Ok(())
 }

@@ -27,7 +27,7 @@ use crate::{
 /// Longer than a claim to a letter holds, on a busy machine.
 const CLAIM_ENDS: Duration = Duration::from_secs(40);
 
-fn dead(rig: &Rig, arguments: &[&str]) -> Launch {
+pub fn dead(rig: &Rig, arguments: &[&str]) -> Launch {
     let launch = rig.launch("dead", env!("CARGO_BIN_EXE_dead")).env("USER", "ann");
     arguments.iter().fold(launch, |launch, argument| launch.arg(*argument))
 }
@@ -39,7 +39,7 @@ fn run(rig: &Rig, arguments: &[&str]) -> (i32, String) {
     (code, output(&program))
 }
 
-fn output(program: &Program) -> String {
+pub fn output(program: &Program) -> String {
     program.lines().into_iter().map(|line| line.text + "\n").collect()
 }
 
@@ -58,7 +58,7 @@ fn states(rig: &Rig) -> Vec<(String, String)> {
 }
 
 /// Writes dead letters with these ids, headers and no other facts.
-fn bury(rig: &Rig, ids: &[&str], headers: &[(&'static str, &str)]) {
+pub fn bury(rig: &Rig, ids: &[&str], headers: &[(&'static str, &str)]) {
     let letter = |id: &&str| ProducerRecord {
         topic: Arc::from(format!("{}.dead", rig.tasks())),
         key: Some(Bytes::from((*id).to_owned())),
@@ -68,7 +68,7 @@ fn bury(rig: &Rig, ids: &[&str], headers: &[(&'static str, &str)]) {
     deliver(&cluster(rig), ids.iter().map(letter).collect());
 }
 
-const REASON: (&str, &str) = ("lastcall-reason", "dead-lettered after 5 starts; the last error was: disk full");
+pub const REASON: (&str, &str) = ("lastcall-reason", "dead-lettered after 5 starts; the last error was: disk full");
 
 /// The keys of the replayed records on `tasks`.
 fn replayed(rig: &Rig) -> Vec<String> {

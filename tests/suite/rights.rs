@@ -5,6 +5,7 @@
 //! denies a right to a program's client ids.
 
 mod documents;
+mod operator;
 
 use std::{
     collections::BTreeSet,
@@ -40,8 +41,10 @@ use crate::{
 enum Who {
     Gateway,
     Worker,
+    /// The program `dead`.
+    Operator,
 }
-use Who::{Gateway as ToGateway, Worker as ToWorker};
+use Who::{Gateway as ToGateway, Operator as ToOperator, Worker as ToWorker};
 
 /// What a right is to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +59,7 @@ enum On {
 use Operation::{AlterConfigs, Create, Describe, DescribeConfigs, Read, Write};
 
 /// The rights that suffice; docs/kafka.md and deploy/rights have the same.
-const NEEDED: [(Who, On, &[Operation]); 9] = [
+const NEEDED: [(Who, On, &[Operation]); 12] = [
     (ToGateway, On::Tasks, &[Read, Write, DescribeConfigs]),
     (ToGateway, On::Results, &[Read, Write, DescribeConfigs]),
     (ToGateway, On::Dead, &[Read]),
@@ -66,6 +69,9 @@ const NEEDED: [(Who, On, &[Operation]); 9] = [
     (ToWorker, On::Dead, &[Write, DescribeConfigs]),
     (ToWorker, On::Starts, &[Read, Write, DescribeConfigs]),
     (ToWorker, On::Group, &[Read, DescribeConfigs]),
+    (ToOperator, On::Tasks, &[Read, Write]),
+    (ToOperator, On::Dead, &[Read, Write]),
+    (ToOperator, On::Starts, &[Write]),
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +146,7 @@ impl Scene {
             "listener.name.login.sasl.enabled.mechanisms=PLAIN".to_owned(),
             format!(
                 "listener.name.login.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
-                 required user_gateway=\"{PASSWORD}\" user_worker=\"{PASSWORD}\";"
+                 required user_gateway=\"{PASSWORD}\" user_worker=\"{PASSWORD}\" user_operator=\"{PASSWORD}\";"
             ),
             "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned(),
             "super.users=User:ANONYMOUS".to_owned(),
@@ -183,6 +189,7 @@ fn user(who: Who) -> &'static str {
     match who {
         ToGateway => "gateway",
         ToWorker => "worker",
+        ToOperator => "operator",
     }
 }
 
@@ -215,7 +222,7 @@ fn acls(rig: &Rig, who: Who) -> BTreeSet<(String, String)> {
     found
 }
 
-/// Gives both programs their rights, but not `without`.
+/// Gives all programs their rights, but not `without`.
 fn grant(rig: &Rig, without: Option<Right>) {
     match rig.broker() {
         Broker::Embedded { .. } => without.into_iter().for_each(|right| take(rig, right)),
@@ -257,7 +264,8 @@ fn take(rig: &Rig, right: Right) {
     match rig.broker() {
         Broker::Embedded { broker, .. } => {
             let denial = Denial::new(right.operation, right.resource(&name));
-            broker.deny(denial.of_client(&format!("lastcall-{}", user(right.who))));
+            let program = if right.who == ToOperator { "dead" } else { user(right.who) };
+            broker.deny(denial.of_client(&format!("lastcall-{program}")));
         }
         Broker::Apache(_) => {
             let filter = DeleteAclsFilter::default()
@@ -283,17 +291,17 @@ fn missing_right_is_named_at_the_start_and_ends_it_after_half_a_minute() {
         let rig = scene.granted("without", Some(right));
         let launch = match right.who {
             ToGateway => scene.by(ToGateway, rig.gateway()),
-            ToWorker => scene.worker(&rig, "w"),
+            ToWorker | ToOperator => scene.worker(&rig, "w"),
         };
         let program = match (right.is_optional_at_start(), right.who) {
             (false, _) => launch.start(),
             (true, ToGateway) => Gateway::start(launch).program,
-            (true, ToWorker) => started(&launch),
+            (true, ToWorker | ToOperator) => started(&launch),
         };
         (right, rig, program, Instant::now())
     };
     // All of them at once, since each takes half a minute.
-    let programs: Vec<_> = Right::needed().map(begun).collect();
+    let programs: Vec<_> = Right::needed().filter(|right| right.who != ToOperator).map(begun).collect();
     for (right, rig, mut program, since) in programs {
         let (name, operation) = (right.name(&rig), right.operation);
         let kind = if right.on == On::Group { "group" } else { "topic" };
@@ -384,14 +392,14 @@ impl Fleet {
     fn is_ready(&self, who: Who) -> bool {
         match who {
             ToGateway => self.gateway.get("/readyz").status == 200,
-            ToWorker => std::fs::read_to_string(&self.health).is_ok_and(|text| text == "running\n"),
+            ToWorker | ToOperator => std::fs::read_to_string(&self.health).is_ok_and(|text| text == "running\n"),
         }
     }
 
     fn program(&self, who: Who) -> &Program {
         match who {
             ToGateway => &self.gateway.program,
-            ToWorker => &self.worker,
+            ToWorker | ToOperator => &self.worker,
         }
     }
 

@@ -196,6 +196,17 @@ pub enum TopicRight {
     Write = 4,
 }
 
+impl TopicRight {
+    /// These missing rights in words.
+    pub fn missing(missing: &[(String, Self)]) -> String {
+        let each = missing.iter().map(|(name, right)| {
+            let name = name.escape_debug();
+            format!("topic \"{name}\": the right {right:?} on the topic is missing")
+        });
+        each.collect::<Vec<_>>().join("; ")
+    }
+}
+
 /// Returns the rights in `wanted` that this client lacks (Metadata v12, KIP-430). Topics that do not exist, or whose
 /// rights the broker does not report, are left out.
 ///

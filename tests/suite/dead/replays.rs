@@ -36,7 +36,6 @@ fn letter_is_replayed_once_when_two_operators_replay_it_at_once() {
     assert!(states(&rig).iter().all(|(_, state)| state == "replayed"), "{:?}", states(&rig));
 }
 
-/// Takes the default retention of results from days to a second: then the key's task is forgotten.
 #[test]
 fn task_whose_idempotency_key_was_used_again_is_replayed_only_by_the_position_of_its_letter() {
     let rig = Rig::shared("dead-reused");
@@ -90,11 +89,12 @@ fn task_that_kafka_refuses_does_not_keep_the_others_from_their_replay() {
 fn replay_ends_before_its_claim_expires_when_kafka_does_not_answer() {
     let (rig, _gateway, _worker) = Rig::with_faults("dead-slow", 1).fleet("w");
     bury(&rig, &["a"], &[REASON]);
-    let late = |topic: &str, seconds| {
-        let fault = Fault::new(Action::Late(Duration::from_secs(seconds))).at(Kind::Produce).of_client("lastcall-dead");
-        rig.broker().faulty().inject(fault.of_topic(topic))
-    };
-    (late(&format!("{}.starts", rig.tasks()), 4), late(&rig.tasks(), 600));
+    let fault = |action| Fault::new(action).at(Kind::Produce).of_client("lastcall-dead");
+    let late = fault(Action::Late(Duration::from_secs(4))).of_topic(&format!("{}.starts", rig.tasks()));
+    let never = fault(Action::Deafen).of_topic(&rig.tasks()).every(1, u32::MAX);
+    for fault in [late, never] {
+        rig.broker().faulty().inject(fault);
+    }
     let mut operator = dead(&rig, &["replay", "a"]).start();
     let claimed =
         eventually_some(SOON, "the letter is claimed", || (states(&rig)[0].1 == "replaying").then(Instant::now));

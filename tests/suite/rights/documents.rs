@@ -44,7 +44,7 @@ fn documents_name_the_rights_that_the_programs_need() {
             if rights.is_empty() { "none".to_owned() } else { rights.join(", ") }
         };
         let name = default_name(on);
-        let row = format!("| {} `{}` | {} | {} |", name.0, name.1, of(ToGateway), of(ToWorker));
+        let row = format!("| {} `{}` | {} | {} | {} |", name.0, name.1, of(ToGateway), of(ToWorker), of(ToOperator));
         assert!(text.contains(&row), "{row}");
     }
 }
@@ -53,8 +53,8 @@ fn documents_name_the_rights_that_the_programs_need() {
 fn users_for_strimzi_have_the_rights_that_the_programs_need() {
     let text = include_str!("../../../deploy/rights/strimzi.yaml");
     let users = YamlLoader::load_from_str(text).expect("YAML");
-    assert_eq!(users.len(), 2);
-    for (user, who) in users.iter().zip([ToGateway, ToWorker]) {
+    assert_eq!(users.len(), 3);
+    for (user, who) in users.iter().zip([ToGateway, ToWorker, ToOperator]) {
         let word = |value: &Yaml| value.as_str().expect("a text").to_owned();
         let mut found = BTreeSet::new();
         for acl in user["spec"]["authorization"]["acls"].as_vec().expect("ACLs") {
@@ -64,7 +64,7 @@ fn users_for_strimzi_have_the_rights_that_the_programs_need() {
         }
         let expected: BTreeSet<_> = match who {
             ToGateway => documented(who).union(&preparing()).cloned().collect(),
-            ToWorker => documented(who),
+            ToWorker | ToOperator => documented(who),
         };
         assert_eq!(found, expected, "{who:?}");
     }
@@ -85,11 +85,13 @@ fn script_grants_what_a_fleet_needs_to_prepare_an_empty_kafka() {
     let address = scene.rig.broker().address();
     let mut script = Command::new("bash");
     script.arg(root.join("deploy/rights/kafka-acls")).env("KAFKA_ACLS", &tool);
-    script.args(["--prepare", "User:gateway", "User:worker", "--bootstrap-server", address]);
+    let principals = ["User:gateway", "User:worker", "User:operator"];
+    script.arg("--prepare").args(principals).args(["--bootstrap-server", address]);
     let output = script.output().expect("bash runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let gateway: BTreeSet<_> = documented(ToGateway).union(&preparing()).cloned().collect();
     assert_eq!((acls(&scene.rig, ToGateway), acls(&scene.rig, ToWorker)), (gateway, documented(ToWorker)));
+    assert_eq!(acls(&scene.rig, ToOperator), documented(ToOperator));
     let default = |launch: Launch| {
         launch.env("TASKS_TOPIC", "tasks").env("RESULTS_TOPIC", "results").env("WORKER_GROUP", "workers")
     };
