@@ -151,13 +151,22 @@ fn obstacle(letter: &Letter, now: SystemTime) -> Option<String> {
 }
 
 /// Why this letter is not replayed for its task's id or its reason; an operator may name it by its position.
-fn doubt(topic: &DeadTopic, search: &Search, letter: &Letter) -> Option<String> {
+fn doubt(topic: &mut DeadTopic, search: &Search, letter: &Letter) -> Result<Option<String>, DeadError> {
     let instead = format!("drop the letter, or replay it by its position {}", letter.id);
     if let Some(newer) = topic.letters().newer(letter) {
-        return Some(format!("the letter {} of this task is newer; {instead}", newer.id));
+        return Ok(Some(format!("the letter {} of this task is newer; {instead}", newer.id)));
     }
-    let at = search.sightings.newer(letter)?;
-    Some(format!("a newer task with this id is on {} since {}; {instead}", topic.tasks(), rfc3339(at)))
+    if let Some(at) = search.sightings.newer(letter) {
+        let (tasks, at) = (topic.tasks(), rfc3339(at));
+        return Ok(Some(format!("a newer task with this id is on {tasks} since {at}; {instead}")));
+    }
+    let Some(claim) = letter.claims.first() else { return Ok(None) };
+    let since = topic.kept_since()?;
+    let why = || {
+        let (began, tasks, since) = (rfc3339(claim.at), topic.tasks(), rfc3339(since));
+        format!("whether its replay of {began} ran is not known: {tasks} has only records since {since}; {instead}")
+    };
+    Ok((claim.at < since).then(why))
 }
 
 fn replay(
@@ -196,7 +205,7 @@ fn replay(
         topic.mark(&mark(MarkKind::Replayed, replay), key)?;
         return Ok(Outcome::Done(format!("replay {replay} had produced the task and was not finished; finished now")));
     }
-    if let Some(doubt) = doubt(topic, search, &letter).filter(|_| !is_position) {
+    if !is_position && let Some(doubt) = doubt(topic, search, &letter)? {
         return Ok(Outcome::NotDone(doubt));
     }
     let began = Instant::now();

@@ -142,6 +142,22 @@ impl DeadTopic {
         }
     }
 
+    /// The time since which the tasks topic has all of its records: Kafka may have deleted earlier ones.
+    ///
+    /// # Errors
+    /// Kafka has not told it.
+    pub(super) fn kept_since(&mut self) -> Result<SystemTime, DeadError> {
+        let told = |error: KafkaError| about(&self.tasks, &error);
+        let mut since = SystemTime::UNIX_EPOCH;
+        for (partition, start) in admin::start_offsets(&self.cluster, &self.tasks).map_err(told)? {
+            if start > 0 {
+                let first = self.lookup.read(&self.tasks, partition, start).map_err(told)?;
+                since = since.max(first.map_or_else(SystemTime::now, |record| record.timestamp));
+            }
+        }
+        Ok(since)
+    }
+
     /// The record of a letter; `None` if Kafka has deleted it.
     pub(super) fn record(&mut self, id: LetterId) -> Result<Option<ReadRecord>, DeadError> {
         self.lookup.read(&self.dead, id.partition, id.offset).map_err(|error| about(&self.dead, &error))

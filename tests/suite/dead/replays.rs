@@ -63,6 +63,24 @@ fn task_whose_idempotency_key_was_used_again_is_replayed_only_by_the_position_of
 }
 
 #[test]
+fn unfinished_replay_from_before_the_kept_tasks_is_not_repeated_unless_by_the_position_of_its_letter() {
+    let rig = Rig::shared("dead-old");
+    let _gateway = rig.start_gateway();
+    bury(&rig, &["a"], &[REASON]);
+    let mark = [("lastcall-mark", "claim"), ("lastcall-letter", "0:0"), ("lastcall-replay", "7")];
+    bury(&rig, &["a"], &mark);
+    let address = rig.broker().address();
+    let task = (Some(&b"b"[..]), Some(&b"any"[..]));
+    crate::support::audit::produce(address, &rig.tasks(), &[task, task]);
+    admin::delete_records(address, &rig.tasks(), 0, 1);
+    eventually(CLAIM_ENDS, "the claim has expired", || states(&rig)[0].1 == "unfinished");
+    let (code, said) = run(&rig, &["replay", "a"]);
+    assert!(code == 1 && said.contains("ran is not known") && said.contains("position 0:0"), "{said}");
+    let (code, said) = run(&rig, &["replay", "0:0"]);
+    assert!(code == 0 && replayed(&rig) == ["a"], "{said}");
+}
+
+#[test]
 fn older_letter_of_a_task_is_not_replayed_for_its_reason() {
     let (rig, _gateway, _worker) = Rig::shared("dead-twice").fleet("w");
     bury(&rig, &["a"], &[REASON]);
