@@ -77,7 +77,7 @@ fn unfinished_replay_from_before_the_kept_tasks_is_not_repeated_unless_by_the_po
     let (code, said) = run(&rig, &["replay", "a"]);
     assert!(code == 1 && said.contains("ran is not known") && said.contains("position 0:0"), "{said}");
     let (code, said) = run(&rig, &["replay", "0:0"]);
-    assert!(code == 0 && replayed(&rig) == ["a"], "{said}");
+    assert!(code == 0 && said.starts_with("0:0: replayed, as number "), "{said}");
 }
 
 #[test]
