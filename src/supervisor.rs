@@ -27,6 +27,7 @@ pub const EXTENSION: Duration = Duration::from_secs(10);
 pub struct Supervisor {
     health_file: Option<PathBuf>,
     status: String,
+    is_ready: bool,
     stopping: bool,
     complained: bool,
     obstacle: Option<Obstacle>,
@@ -70,22 +71,35 @@ impl Supervisor {
 
     /// Reports once that the process can take work.
     pub fn ready(&mut self, status: &str) {
-        self.refresh(RUNNING);
-        self.tell(&[NotifyState::Ready, NotifyState::Watchdog], status);
+        self.report(RUNNING, None, status);
     }
 
     /// Reports that the process works, or the obstacle that keeps it from working.
     pub fn alive(&mut self, status: &str) {
-        let obstacle = self.obstacle.as_ref().and_then(|obstacle| (obstacle.0)());
-        self.refresh(if obstacle.is_none() { RUNNING } else { NOT_READY });
-        self.tell(&[NotifyState::Watchdog], obstacle.as_deref().unwrap_or(status));
+        let obstacle = self.obstacle();
+        self.report(if obstacle.is_none() { RUNNING } else { NOT_READY }, obstacle, status);
     }
 
-    /// Reports that the process lives and takes no work, because it was asked to: it is not ready. `READY=1` tells the
-    /// service manager that the start is complete; repeated, it changes nothing.
+    /// Reports that the process lives and takes no work, because it was asked to: it is not ready. For the service
+    /// manager, its start is complete.
     pub(crate) fn quiet(&mut self, status: &str) {
-        self.refresh(QUIET);
-        self.tell(&[NotifyState::Ready, NotifyState::Watchdog], status);
+        let obstacle = self.obstacle();
+        self.report(QUIET, obstacle, status);
+    }
+
+    fn obstacle(&self) -> Option<String> {
+        self.obstacle.as_ref().and_then(|obstacle| (obstacle.0)())
+    }
+
+    /// Reports a live process: `word` in the health file, and the obstacle or else the status to the service manager.
+    fn report(&mut self, word: &str, obstacle: Option<String>, status: &str) {
+        self.refresh(word);
+        let status = obstacle.as_deref().unwrap_or(status);
+        if std::mem::replace(&mut self.is_ready, true) {
+            self.tell(&[NotifyState::Watchdog], status);
+        } else {
+            self.tell(&[NotifyState::Ready, NotifyState::Watchdog], status);
+        }
     }
 
     /// While `obstacle` returns a text, the process is live and not ready.
@@ -147,8 +161,9 @@ impl Drop for Supervisor {
 /// # Errors
 /// As [`Supervisor::new`].
 pub(crate) fn check_health_file(path: &Path) -> Result<(), String> {
-    let probe = path.with_added_extension("check");
-    let written = std::fs::write(&probe, "").and_then(|()| std::fs::remove_file(&probe));
+    // A name of its own, so that the check replaces no file and two checks do not meet.
+    let probe = path.with_added_extension(format!("check-{}", std::process::id()));
+    let written = std::fs::File::create_new(&probe).and_then(|_file| std::fs::remove_file(&probe));
     let is_folder = path.is_dir().then(|| std::io::ErrorKind::IsADirectory.into());
     written.and(is_folder.map_or(Ok(()), Err)).map_err(|error| unwritable(path, &error))
 }

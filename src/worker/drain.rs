@@ -1,8 +1,8 @@
 //! How a worker stops: one state machine for every reason to stop, and the deadlines that bound it.
 //!
-//! `Running → Draining → Closing → Stopped`, never back. A running worker can be quiet, which is no phase. Main moves it; the intakes, the handlers and the heartbeats
-//! read it. The watchdog ends the process at the last deadline with the correct exit code, even if a socket or a
-//! handler hangs.
+//! `Running → Draining → Closing → Stopped`, never back. A running worker can be quiet, which is no phase. Main moves
+//! it; the intakes, the handlers and the heartbeats read it. The watchdog ends the process at the last deadline with the
+//! correct exit code, even if a socket or a handler hangs.
 
 use super::bells::{Bells, Rings};
 use super::in_flight::InFlight;

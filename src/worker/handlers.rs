@@ -62,11 +62,11 @@ impl<H: Handler> HandlerThread<H> {
     }
 
     fn process(&self, job: &Job) -> Result<(), OutboxClosed> {
-        if !self.outbox.wait_for_rights(&self.control.draining) {
-            self.in_flight.take_back(job.key, job.record.delivery_count);
+        let delivery = job.record.delivery_count;
+        if !self.outbox.wait_for_rights(&self.control.draining, || !self.must_release(job)) {
+            self.in_flight.take_back(job.key, delivery);
             return Ok(());
         }
-        let delivery = job.record.delivery_count;
         if delivery > 1 {
             self.metrics.redelivered();
         }
@@ -101,10 +101,16 @@ impl<H: Handler> HandlerThread<H> {
         }
     }
 
-    /// Claims the record. A stopping or quiet worker starts no task, but still copies a record at its last delivery.
+    /// Whether the record is to be released unstarted. A stopping or quiet worker starts no task, but still copies a
+    /// record at its last delivery.
+    fn must_release(&self, job: &Job) -> bool {
+        !self.control.may_start() && !self.in_flight.is_last(job.key)
+    }
+
+    /// Claims the record, unless it is to be released.
     fn claim(&self, job: &Job, task_id: Option<&str>, vetting: bool) -> Claim {
         let (key, delivery) = (job.key, job.record.delivery_count);
-        if !self.control.may_start() && !self.in_flight.is_last(key) && self.in_flight.take_back(key, delivery) {
+        if self.must_release(job) && self.in_flight.take_back(key, delivery) {
             self.control.ring();
             return Claim::Gone;
         }
@@ -151,6 +157,11 @@ impl<H: Handler> HandlerThread<H> {
             (Decision::Run, Past::default())
         };
         match decision {
+            // The worker became quiet during the reading.
+            (Decision::Run, _) if self.must_release(job) => {
+                self.in_flight.decline(job.key, &run);
+                Ok(())
+            }
             (Decision::Run, _) => self.start_on_record(job, &run, task),
             (Decision::GiveUp, past) => self.give_up(job, &run, Some(&task.task_id), &past.reason(self.max_deliveries)),
             (Decision::SendAgain, _) => self.send_again(job, &run, task),

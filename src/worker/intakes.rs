@@ -1,8 +1,8 @@
 //! The thread `intakes`: starts an intake for each broker that leads a partition, and joins intakes that end.
 //!
-//! A broker that leads nothing loses its intake when all records held there are settled. During a stop the thread
-//! releases unstarted tasks, and waits until no task is in work and every intake has closed its session. Not here:
-//! which broker leads what ([`super::leaders`]).
+//! A broker that leads nothing loses its intake when all records held there are settled. During a stop or a
+//! quiet the thread releases unstarted tasks. A stop ends when no task is in work and every intake has closed its
+//! session. Not here: which broker leads what ([`super::leaders`]).
 
 use super::bells::Rings;
 use super::drain::Phase;
@@ -142,8 +142,8 @@ impl Intakes {
         Ok(())
     }
 
-    /// Finishes ready tasks at the beginning of a stop or a quiet if they take only a moment, and releases them otherwise. Failed
-    /// tasks that rest are released: another worker has time for them.
+    /// Finishes ready tasks at the beginning of a stop or a quiet if they take only a moment, and releases them
+    /// otherwise. Failed tasks that rest are released: another worker has time for them.
     fn give_back(&self, since: Instant, now: Instant) {
         let quick = now.saturating_duration_since(since) <= ReadyQueue::quick_finish();
         let finishes = quick && self.links.control.may_start();

@@ -12,7 +12,7 @@ use crate::supervisor::Obstacle;
 use crate::task::dead::{self, ReasonClass, dlq};
 use crate::task::{self, Headers, TaskFailed, TaskResult, TaskStarted, TaskStopped, WorkerStatus};
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use kafka_share::cluster::Cluster;
 use kafka_share::producer::{Producer, ProducerOptions, ProducerRecord, ProducerSender};
 use kafka_share::share_session::AcquiredRecord;
@@ -115,10 +115,11 @@ impl Outbox {
     }
 
     /// Waits while Kafka denies results: the result of a task that ran now could not be written. Heartbeats go to the
-    /// same topic, so the first heartbeat that Kafka takes ends the wait. Returns false if `stop` came first.
-    pub(super) fn wait_for_rights(&self, stop: &Stop) -> bool {
+    /// same topic, so the first heartbeat that Kafka takes ends the wait. Returns false if `stop` came first, or once
+    /// `waits` returns false.
+    pub(super) fn wait_for_rights(&self, stop: &Stop, waits: impl Fn() -> bool) -> bool {
         while self.sender.denial_of(&self.topics.results).is_some() {
-            if stop.sleep(DENIAL_CHECK).is_err() {
+            if !waits() || stop.sleep(DENIAL_CHECK).is_err() {
                 return false;
             }
         }
@@ -210,11 +211,9 @@ impl Outbox {
         let _ = self.sender.try_send(self.starts_record(&stopped.task_id, stopped.encode()), Token::Fleeting);
     }
 
-    /// Sends a status record; the receiver gets true once Kafka has it.
-    pub(super) fn send_status(&self, status: &WorkerStatus) -> Result<Receiver<bool>, OutboxClosed> {
-        let (waiting, answer) = bounded(1);
-        self.send(self.status_record(status), Token::Notice(waiting))?;
-        Ok(answer)
+    /// Sends a status record; `waiting` gets true once Kafka has it.
+    pub(super) fn send_status(&self, status: &WorkerStatus, waiting: Sender<bool>) -> Result<(), OutboxClosed> {
+        self.send(self.status_record(status), Token::Notice(waiting))
     }
 
     /// Sends a heartbeat unless another is on its way or the queue is full, so that heartbeats do not pile up.

@@ -4,21 +4,26 @@
 //! handlers read. What is ready is finished or released as in a stop; the tasks in flight finish.
 
 use super::bells::Rings;
+use super::intake::queue::ReadyQueue;
 use super::start::Running;
 use super::stopping::announce_running;
 use crate::task::WorkerState;
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, at, never};
 use program::logging::escape;
 use program::signals::Signals;
+use std::time::Instant;
 
 #[cfg(doc)]
 use super::drain::Control;
 
-/// Whether the worker is quiet, as its notifications say it.
+/// What main says about a quiet.
 pub(super) struct Quiet {
-    is_quiet: bool,
-    /// The line that nothing is in flight was written.
+    /// The line that nothing is in flight was written, and no work has appeared since.
     told: bool,
+    /// Until then, a fetch that was parked at the signal may still bring records.
+    settled_at: Instant,
+    /// Fires once at that time.
+    settled: Receiver<Instant>,
     /// Rings during the quiet when a task has finished.
     doorbell: Receiver<()>,
 }
@@ -27,12 +32,12 @@ impl Quiet {
     /// Sends the first notification: `worker_started`, or `worker_quiet` after a SIGUSR1 during the start.
     pub(super) fn begin(worker: &Running, id: &str, signals: &Signals) -> Self {
         let doorbell = worker.control.doorbell(Rings::Changes);
-        let mut quiet = Self { is_quiet: false, told: false, doorbell };
+        let mut quiet = Self { told: false, settled_at: Instant::now(), settled: never(), doorbell };
         if signals.first.is_triggered() || worker.fatal.is_triggered() {
             return quiet;
         }
         if signals.quiet.is_asked() {
-            quiet.follow(worker, id, signals);
+            quiet.enter(worker, id, signals);
         } else {
             worker.control.set_quiet(false);
             announce_running(worker, id, WorkerState::Started, signals);
@@ -45,33 +50,45 @@ impl Quiet {
         &self.doorbell
     }
 
+    /// Receives a message once fetches that were parked at the signal bring no more records: time to
+    /// [`look`](Self::look).
+    pub(super) fn settled(&self) -> &Receiver<Instant> {
+        &self.settled
+    }
+
     /// Applies the last signal. A repeated signal changes nothing.
     pub(super) fn follow(&mut self, worker: &Running, id: &str, signals: &Signals) {
-        let asked = signals.quiet.is_asked();
-        if asked == self.is_quiet {
-            return;
+        match (signals.quiet.is_asked(), worker.control.takes()) {
+            (true, true) => self.enter(worker, id, signals),
+            (false, false) => {
+                log::info!("🔔 Worker {} received SIGUSR2: it takes tasks again", escape(id));
+                worker.control.set_quiet(false);
+                announce_running(worker, id, WorkerState::Started, signals);
+            }
+            (true, false) | (false, true) => {}
         }
-        self.is_quiet = asked;
-        let name = escape(id);
-        let state = if asked {
-            self.told = false;
-            worker.control.set_finishes_ready(worker.queue.finishes_quickly());
-            log::info!("🔕 Worker {name} received SIGUSR1: it takes no new tasks and stays in its group");
-            WorkerState::Quiet
-        } else {
-            log::info!("🔔 Worker {name} received SIGUSR2: it takes tasks again");
-            WorkerState::Started
-        };
-        worker.control.set_quiet(asked);
-        announce_running(worker, id, state, signals);
+    }
+
+    fn enter(&mut self, worker: &Running, id: &str, signals: &Signals) {
+        self.told = false;
+        worker.control.set_finishes_ready(worker.queue.finishes_quickly());
+        log::info!("🔕 Worker {} received SIGUSR1: it takes no new tasks and stays in its group", escape(id));
+        worker.control.set_quiet(true);
+        self.settled_at = Instant::now() + ReadyQueue::longest_fetch();
+        self.settled = at(self.settled_at);
+        announce_running(worker, id, WorkerState::Quiet, signals);
         self.look(worker, id);
     }
 
-    /// Logs once that a quiet worker has nothing left to do.
+    /// Logs that a quiet worker has nothing left to do, again if work has appeared since.
     pub(super) fn look(&mut self, worker: &Running, id: &str) {
-        if self.is_quiet && !self.told && worker.in_flight.counts().nothing_in_flight() {
-            self.told = true;
+        if worker.control.takes() || Instant::now() < self.settled_at {
+            return;
+        }
+        let nothing = worker.in_flight.counts().nothing_in_flight();
+        if nothing && !self.told {
             log::info!("💤 Worker {} is quiet and has no task in flight", escape(id));
         }
+        self.told = nothing;
     }
 }

@@ -346,6 +346,7 @@ impl Parts<'_> {
         };
         let status = StatusThread {
             identity,
+            control: Arc::clone(self.control),
             outbox,
             metrics: Arc::clone(metrics),
             in_flight: Arc::clone(self.in_flight),

@@ -1,10 +1,10 @@
 //! The status thread: sends notifications and heartbeats, repairs refused records; waits for no handler or broker.
 //!
-//! It is the only sender of status records, so a heartbeat never overtakes the notification of a later state. Main
+//! It is the only sender of status records, so a heartbeat never follows the notification of a later state. Main
 //! requests notifications; the outbox passes records to repair; [`upkeep`] reports whether a long task holds back its
 //! partition.
 
-use super::drain::Deadlines;
+use super::drain::{Control, Deadlines, Phase};
 use super::in_flight::InFlight;
 use super::metrics::Metrics;
 use super::outbox::{Outbox, OutboxClosed};
@@ -31,12 +31,13 @@ pub(super) struct Identity {
 pub(super) struct Announce {
     pub(super) state: WorkerState,
     pub(super) receipt: Option<Receipt>,
-    /// Capacity one: gets the receiver that tells when Kafka has the notification.
-    pub(super) sent: Sender<Receiver<bool>>,
+    /// Capacity one: gets true once Kafka has the notification.
+    pub(super) sent: Sender<bool>,
 }
 
 pub(super) struct StatusThread {
     pub(super) identity: Identity,
+    pub(super) control: Arc<Control>,
     pub(super) outbox: Outbox,
     pub(super) metrics: Arc<Metrics>,
     pub(super) in_flight: Arc<InFlight>,
@@ -56,6 +57,7 @@ impl StatusThread {
     pub(super) fn run(self) -> Result<(), OutboxClosed> {
         let Self {
             identity,
+            control,
             outbox,
             metrics,
             in_flight,
@@ -68,20 +70,18 @@ impl StatusThread {
         } = self;
         let statuses = Statuses { identity, in_flight, upkeep: upkeep.start(fatal), deadlines };
         let heartbeat = tick(heartbeat_interval);
-        let mut state = None;
+        // No heartbeat before the notification of the start.
+        let mut announced = false;
         loop {
             select! {
                 recv(announcements) -> announcement => {
                     let Ok(announcement) = announcement else { return Ok(()) };
-                    state = Some(announcement.state);
+                    announced = true;
                     let status = statuses.status(announcement.state, announcement.receipt);
-                    let answer = outbox.send_status(&status)?;
-                    // Capacity one and one answer: never full. Disconnected: main no longer waits.
-                    let _ = announcement.sent.try_send(answer);
+                    outbox.send_status(&status, announcement.sent)?;
                 }
                 recv(heartbeat) -> _ => {
-                    // No heartbeat before the notification of the start, and none after that of the end.
-                    if let Some(state @ (WorkerState::Started | WorkerState::Quiet | WorkerState::ShutdownStarted)) = state {
+                    if let Some(state) = present_state(&control).filter(|_| announced) {
                         outbox.send_heartbeat(&statuses.status(state, None));
                     }
                 }
@@ -98,6 +98,17 @@ impl StatusThread {
                 }
             }
         }
+    }
+}
+
+/// The state for a heartbeat: that of the worker, even if its notification was lost. There is none near the end, so no
+/// heartbeat follows the last notification.
+fn present_state(control: &Control) -> Option<WorkerState> {
+    match control.phase() {
+        Phase::Running if control.takes() => Some(WorkerState::Started),
+        Phase::Running => Some(WorkerState::Quiet),
+        Phase::Draining => Some(WorkerState::ShutdownStarted),
+        Phase::Closing | Phase::Stopped => None,
     }
 }
 
@@ -134,4 +145,26 @@ fn unix_time(at: Instant) -> f64 {
     let now = Instant::now();
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     if at >= now { wall + (at - now).as_secs_f64() } else { wall - (now - at).as_secs_f64() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::drain::Event;
+
+    #[test]
+    fn heartbeats_have_the_state_of_the_worker_and_end_before_the_last_notification() {
+        let control = Control::new();
+        assert_eq!(present_state(&control), Some(WorkerState::Started));
+        for (quiet, state) in [(true, WorkerState::Quiet), (false, WorkerState::Started), (true, WorkerState::Quiet)] {
+            control.set_quiet(quiet);
+            assert_eq!(present_state(&control), Some(state));
+        }
+        control.apply(Event::Signal);
+        assert_eq!(present_state(&control), Some(WorkerState::ShutdownStarted));
+        for event in [Event::Settled, Event::Closed] {
+            control.apply(event);
+            assert_eq!(present_state(&control), None);
+        }
+    }
 }

@@ -60,8 +60,8 @@ fn work(worker: &mut Running, id: &str, mut quiet: Quiet, signals: &Signals) -> 
     let round = tick(supervisor::INTERVAL);
     let mut pulse = Pulse::new(Instant::now());
     let mut live = true;
-    if !signals.first.is_triggered() && worker.control.takes() {
-        worker.supervisor.ready("takes tasks");
+    if !signals.first.is_triggered() {
+        report(worker, live);
     }
     loop {
         select! {
@@ -72,6 +72,7 @@ fn work(worker: &mut Running, id: &str, mut quiet: Quiet, signals: &Signals) -> 
                 report(worker, live);
             }
             recv(quiet.doorbell()) -> _ => quiet.look(worker, id),
+            recv(quiet.settled()) -> _ => quiet.look(worker, id),
             recv(round) -> _ => {
                 let limit = worker.in_flight.lock_length() * SILENT_LOCKS;
                 let hears = pulse.beats(worker.control.times_heard(), limit, Instant::now());
@@ -224,11 +225,7 @@ impl<'a> Stopping<'a> {
 
     /// Sends a notification, and logs whether Kafka has acknowledged it.
     fn announce(&mut self, worker: &Running, state: WorkerState, receipt: Option<Receipt>, deadline: Instant) {
-        let (sent, on_its_way) = bounded(1);
-        // Full: the status thread still waits for Kafka since the last notification.
-        let asked = worker.announcements.try_send(Announce { state, receipt, sent }).is_ok();
-        let answer = if asked { self.wait(worker, &on_its_way, deadline) } else { None };
-        let announced = answer.and_then(|answer| self.wait(worker, &answer, deadline)).unwrap_or(false);
+        let announced = self.wait(worker, &send_notification(worker, state, receipt), deadline).unwrap_or(false);
         say_announced(self.id, state, announced);
     }
 
@@ -387,24 +384,24 @@ impl<'a> Stopping<'a> {
 /// Sends a notification of a running worker, and waits briefly, since the next steps do not need it. A stop ends the
 /// wait.
 pub(super) fn announce_running(worker: &Running, id: &str, state: WorkerState, signals: &Signals) {
-    let deadline = Instant::now() + NOTIFICATION_WAIT;
-    let (sent, on_its_way) = bounded(1);
-    let asked = worker.announcements.try_send(Announce { state, receipt: None, sent }).is_ok();
-    let answer = if asked { wait_or_stop(&on_its_way, signals, deadline) } else { None };
-    let announced = answer.and_then(|answer| wait_or_stop(&answer, signals, deadline)).unwrap_or(false);
+    let announced = select! {
+        recv(send_notification(worker, state, None)) -> sent => sent.unwrap_or(false),
+        recv(signals.first.triggered()) -> _ => false,
+        default(NOTIFICATION_WAIT) => false,
+    };
     // The outcome is unknown if a stop ended the wait.
     if announced || !signals.first.is_triggered() {
         say_announced(id, state, announced);
     }
 }
 
-/// Waits for `receiver` until `deadline` or the first signal.
-fn wait_or_stop<T>(receiver: &Receiver<T>, signals: &Signals, deadline: Instant) -> Option<T> {
-    select! {
-        recv(receiver) -> message => message.ok(),
-        recv(signals.first.triggered()) -> _ => None,
-        recv(at(deadline)) -> _ => None,
-    }
+/// Passes a notification to the status thread. The receiver gets true once Kafka has it.
+fn send_notification(worker: &Running, state: WorkerState, receipt: Option<Receipt>) -> Receiver<bool> {
+    let (sent, acknowledged) = bounded(1);
+    // Full: the status thread still waits for Kafka since the last notification. The receiver is then disconnected, and
+    // the next heartbeat has the state.
+    let _ = worker.announcements.try_send(Announce { state, receipt, sent });
+    acknowledged
 }
 
 fn say_announced(id: &str, state: WorkerState, announced: bool) {

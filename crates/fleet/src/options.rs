@@ -42,7 +42,7 @@ pub enum FleetCommand {
     FreezeWorker,
     /// sends SIGCONT to the first frozen worker, or to WORKER
     ThawWorker,
-    /// sends SIGUSR1 to all workers, or to WORKER: it takes no new tasks, finishes those in flight, and stays in its group
+    /// sends SIGUSR1 to all workers, or to WORKER: it takes no new tasks and stays in its group
     QuietWorker,
     /// sends SIGUSR2 to all workers, or to WORKER: it takes tasks again
     ResumeWorker,

@@ -35,8 +35,8 @@ impl Verb {
 }
 
 impl Fleet {
-    /// Acts on a program. Without `WORKER`, quiets, resumes or restarts all workers one after another, or with `ALL` kills
-    /// all.
+    /// Acts on a program. Without `WORKER`, quiets, resumes or restarts all workers one after another, or with `ALL`
+    /// kills all.
     pub(crate) fn act(&mut self, verb: Verb, target: Target) -> Result<(), Failure> {
         let mut begin = Instant::now();
         let named = self.config.worker.clone().filter(|_| target == Target::Worker);

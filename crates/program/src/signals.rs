@@ -1,5 +1,5 @@
 //! SIGTERM, SIGINT and SIGHUP: the first asks for a graceful stop, the second for an immediate end. SIGUSR1 and SIGUSR2
-//! ask a worker to take nothing new, and to go on ([`Quiet`]).
+//! ask a worker to take nothing new, and to go on ([`QuietSignals`]).
 //!
 //! Turns signals into two [`Stop`]s and remembers the first signal's name; `worker` and `gateway` decide what stopping
 //! means. Each binary installs it first of all, since the first process of a container gets no default action for an
@@ -21,7 +21,7 @@ use crate::threads;
 
 /// All signals that stop a program, with their names.
 const STOPPING: [(i32, &str); 3] = [(SIGTERM, "SIGTERM"), (SIGINT, "SIGINT"), (SIGHUP, "SIGHUP")];
-/// The signals of [`Quiet`], with their names.
+/// The signals of [`QuietSignals`], with their names.
 const QUIET: [(i32, &str); 2] = [(SIGUSR1, "SIGUSR1"), (SIGUSR2, "SIGUSR2")];
 /// Name of a signal whose real name was not known in time.
 const UNNAMED: &str = "signal";
@@ -38,13 +38,13 @@ pub struct Signals {
     /// End immediately. Never triggered before `first`.
     pub second: Stop,
     /// Take nothing new, or go on.
-    pub quiet: Quiet,
+    pub quiet: QuietSignals,
     name: Arc<OnceLock<&'static str>>,
 }
 
 /// SIGUSR1 asks a process to take nothing new, SIGUSR2 to go on; the last signal counts. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Quiet {
+pub struct QuietSignals {
     /// 1: the last signal was SIGUSR1; 2: it was SIGUSR2; 0: there was none.
     last: Arc<AtomicUsize>,
     /// Capacity one. Full: the receiver has not yet looked at an earlier signal, and will see the last one.
@@ -52,14 +52,14 @@ pub struct Quiet {
     rung: Receiver<()>,
 }
 
-impl Default for Quiet {
+impl Default for QuietSignals {
     fn default() -> Self {
         let (ring, rung) = bounded(1);
         Self { last: Arc::default(), ring, rung }
     }
 }
 
-impl Quiet {
+impl QuietSignals {
     /// Whether the last signal was SIGUSR1.
     pub fn is_asked(&self) -> bool {
         self.name() == Some(QUIET[0].1)
@@ -83,7 +83,10 @@ impl Quiet {
     }
 
     /// Handles both signals. The handler stores the signal's number, then writes a byte; the thread `signals` reads it.
-    fn install(&self) -> std::io::Result<()> {
+    ///
+    /// # Errors
+    /// The operating system refuses the socket, a handler or the thread.
+    fn install(&self) -> Result<(), SignalsError> {
         let (mut wake, woken_by) = UnixStream::pair()?;
         for (index, (signal, _name)) in QUIET.iter().enumerate() {
             // In this order: the thread that the byte wakes finds the number.
@@ -102,9 +105,11 @@ impl Quiet {
                 }
             }
         });
-        // It ends with the process, like the thread of `ctrlc`.
-        drop(thread);
-        Ok(())
+        match thread.join_deadline(Instant::now()) {
+            Ok(ended) => Ok(ended?),
+            // It runs until the process ends, like the thread of `ctrlc`; there is nothing to join it for.
+            Err(_running) => Ok(()),
+        }
     }
 }
 
@@ -117,6 +122,9 @@ enum SignalsError {
     /// The operating system refused.
     #[error("cannot handle signals: {0}")]
     Register(#[from] std::io::Error),
+    /// The thread that waits for SIGUSR1 and SIGUSR2 could not be started.
+    #[error("cannot handle signals: {0}")]
+    Thread(#[from] threads::ThreadError),
 }
 
 /// Handles the signals of this module for the whole process, then runs the program. For `main`, as its only statement.

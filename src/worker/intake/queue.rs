@@ -273,6 +273,11 @@ impl ReadyQueue {
         self.places.lock().window.finishes_within(ready, QUICK_FINISH)
     }
 
+    /// A fetch that is not answered after this time has a silent broker.
+    pub(in crate::worker) fn longest_fetch() -> Duration {
+        MAX_WAIT + LATE
+    }
+
     /// How long a stop waits for these tasks.
     pub(in crate::worker) fn quick_finish() -> Duration {
         QUICK_FINISH
