@@ -100,6 +100,11 @@ fn compose_runs_the_programs_with_least_privilege_and_limits() {
         for limit in ["mem_limit", "pids_limit", "restart"] {
             assert!(!member(&service, limit).is_badvalue(), "{name} has {limit}");
         }
+        // Docker does not restart a container with `unless-stopped` after it got SIGUSR1 or SIGUSR2 by its API.
+        assert_eq!(
+            member(&service, "restart").as_str(),
+            Some(if name == "worker" { "always" } else { "unless-stopped" })
+        );
         let check = &service["healthcheck"]["test"];
         assert_eq!(
             [check[0].as_str(), check[1].as_str(), check[2].as_str()],
