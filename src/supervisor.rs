@@ -246,6 +246,42 @@ mod tests {
     }
 
     #[test]
+    fn check_of_the_health_file_changes_no_other_file() {
+        let folder = folder();
+        let path = folder.join("health");
+        let taken = folder.join(format!("health.check-{}", std::process::id()));
+        for file in [folder.join("health.check"), path.clone(), taken.clone()] {
+            std::fs::write(file, "of another program").expect("written");
+        }
+        let fault = check_health_file(&path).expect_err("the name of the probe is taken");
+        assert!(fault.contains("File exists"), "{fault}");
+        std::fs::remove_file(&taken).expect("it is still there");
+        assert_eq!(check_health_file(&path), Ok(()));
+        for file in [folder.join("health.check"), path] {
+            assert_eq!(std::fs::read_to_string(&file).expect("unchanged"), "of another program");
+            std::fs::remove_file(file).expect("there");
+        }
+        std::fs::remove_dir(&folder).expect("empty again");
+    }
+
+    #[test]
+    fn status_of_a_live_process_is_its_obstacle_also_while_it_is_quiet() {
+        let folder = folder();
+        let path = folder.join("health");
+        let mut supervisor = Supervisor::new(Some(&path)).expect("writable");
+        supervisor.watch(Obstacle::new(|| Some("Kafka refuses Write on topic results".to_owned())));
+        for (call, word) in
+            [(Supervisor::alive as fn(&mut Supervisor, &str), "not ready\n"), (Supervisor::quiet, "quiet\n")]
+        {
+            call(&mut supervisor, "calm");
+            assert_eq!(supervisor.status, "Kafka refuses Write on topic results");
+            assert_eq!(std::fs::read_to_string(&path).expect("it is there"), word);
+        }
+        drop(supervisor);
+        std::fs::remove_dir(&folder).expect("empty again");
+    }
+
+    #[test]
     fn calls_without_a_supervisor_do_nothing() {
         let mut supervisor = Supervisor::new(None).expect("nothing to write");
         supervisor.starting("starts");

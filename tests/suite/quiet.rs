@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use devbroker::{Action, Fault, Kind};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -101,7 +102,15 @@ fn a_quiet_worker_stops_as_always() {
     let rig = Rig::quiet("quiet-stop");
     let gateway = rig.start_gateway();
     let mut idle = rig.start_worker("idle");
-    quiet(&mut idle, 1);
+    let asked = idle.signal(Signal::SIGUSR1);
+    // A fetch is parked for up to 100 ms, and its answer may take another 100 ms.
+    let line = idle.wait_for_line("💤", SOON);
+    assert!(
+        line.at >= asked + Duration::from_millis(200),
+        "{:?}: a parked fetch may still bring a task",
+        line.at - asked
+    );
+    idle.wait_for_line(NOTIFIED, SOON);
     let exit = idle.ends_at(Signal::SIGTERM, 0);
     assert!(exit.elapsed < Duration::from_secs(1), "{exit:?}");
     assert_eq!((&idle.receipt()["outcome"], &idle.receipt()["signal"]), (&"drained".into(), &"SIGTERM".into()));
@@ -126,13 +135,13 @@ fn a_quiet_worker_stops_as_always() {
 fn a_worker_that_gets_sigusr1_before_it_is_ready_begins_quiet() {
     let rig = Rig::with_own_broker("quiet-early", &[]);
     let gateway = rig.start_gateway();
+    let task = gateway.submit("waits", Duration::ZERO);
     rig.broker().freeze();
     let mut worker = rig.worker("early").start();
     eventually(START, "the signal handler is installed", || catches(worker.id(), Signal::SIGUSR1));
     worker.signal(Signal::SIGUSR1);
     rig.broker().thaw();
     worker.wait_for_line(NOTIFIED, START);
-    let task = gateway.submit("text", Duration::ZERO);
     wait_for_heartbeats(&rig, "early", 3);
     assert_eq!(rig.audit().lost(), [task.as_str()]);
     assert!(worker.lines_with("sent worker_started").is_empty());
@@ -182,6 +191,27 @@ fn unstarted_tasks_of_a_worker_that_becomes_quiet_start_elsewhere_at_once() {
     assert_eq!(by_first(), before, "a quiet worker ran a task");
     assert_all_answered(&shots);
     rig.audit().assert_each_ran_once(&task_ids(&shots));
+}
+
+#[test]
+fn a_worker_that_becomes_quiet_while_it_reads_the_starts_of_a_task_releases_the_task() {
+    let rig = Rig::with_faults("quiet-vetting", 1);
+    let broker = rig.broker().faulty();
+    let gateway = rig.start_gateway();
+    // Damaged deliveries are no starts; from the third delivery on, the worker reads the starts.
+    broker.inject(Fault::new(Action::Damage).at(Kind::ShareFetch).every(1, u32::MAX));
+    let mut worker = started(&rig.obedient_worker("w").env("MAX_DELIVERIES", 2));
+    let task = gateway.submit("text", Duration::ZERO);
+    worker.wait_for_line("cannot be read at its delivery 2", SOON);
+    broker.heal();
+    let late = Fault::new(Action::Delay(Duration::from_secs(2))).at(Kind::ListOffsets).of_client("lastcall-worker");
+    let read = broker.inject(late.of_topic(&format!("{}.starts", rig.tasks())));
+    eventually(SOON, "the worker reads the starts", || read.count() == 1);
+    quiet(&mut worker, 1);
+    assert!(worker.lines_with("handler started").is_empty(), "a quiet worker started a task");
+    resume(&mut worker, 1);
+    assert_eq!(gateway.wait_for_result(&task, SOON)["success"], true);
+    assert_eq!(worker.lines_with(&format!("handler started {task}")).len(), 1);
 }
 
 #[test]

@@ -29,7 +29,9 @@ use crate::{
         Gateway, Rig, SOON, START,
         admin::{Of, create_topic, set},
         broker::{self, Broker},
-        eventually, new_folder,
+        eventually,
+        http::Http,
+        new_folder,
         program::{Launch, Program},
         started,
         wire::Wire,
@@ -323,6 +325,32 @@ fn missing_right_is_named_at_the_start_and_ends_it_after_half_a_minute() {
         let has = |text: &str| told.iter().filter(|line| line.text.contains(text)).count();
         assert!(has("refuses (") >= 1 && has("cannot ") == 1, "{right:?}: {}", program.stderr());
     }
+}
+
+/// A handler has taken the task, and waits until it may write the result.
+#[test]
+fn quiet_worker_releases_a_task_that_waits_for_a_right() {
+    let scene = Scene::new("rights-quiet");
+    let rig = scene.granted("quiet", None);
+    let gateway = scene.gateway(&rig);
+    let mut worker = started(&scene.worker(&rig, "w").env("METRICS_ADDR", "127.0.0.1:0"));
+    let metrics = worker.address_after("metrics are served on ");
+    let holds = |tasks: usize| {
+        let response = Http::connect(&metrics).and_then(|mut http| http.get("/metrics")).expect("a response");
+        response.text().contains(&format!("lastcall_tasks_held{{state=\"ready\"}} {tasks}\n"))
+    };
+    let right = Right::new(ToWorker, On::Results, Write);
+    take(&rig, right);
+    worker.wait_for_line("refuses", START);
+    let task = gateway.submit("waits", Duration::ZERO);
+    eventually(SOON, "the worker holds the task", || holds(1));
+    worker.signal(Signal::SIGUSR1);
+    worker.wait_for_line("💤", SOON);
+    assert!(holds(0));
+    give(&rig, &[right]);
+    worker.signal(Signal::SIGUSR2);
+    assert_eq!(gateway.wait_for_result(&task, START)["processed_by"], "w");
+    worker.wait_for_line(&format!("starts task {task} at its delivery 2"), SOON);
 }
 
 #[test]

@@ -93,6 +93,7 @@ fn a_worker_sends_ready_when_it_takes_tasks_and_watchdog_messages_afterwards() {
     let quiet = worker.signal(Signal::SIGUSR1);
     manager.wait_for("STATUS=quiet: takes no new tasks", SOON);
     eventually(SOON, "the quiet worker sends watchdog messages", || manager.count("WATCHDOG=1", quiet) >= 3);
+    assert_eq!(manager.count("READY=1", ready), 1);
     worker.ends_at(Signal::SIGTERM, 0);
     let (stopping, _) = manager.wait_for("STOPPING=1", SOON);
     assert!(stopping > ready);
