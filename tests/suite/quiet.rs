@@ -147,6 +147,7 @@ fn a_worker_that_gets_sigusr1_before_it_is_ready_begins_quiet() {
     assert!(worker.lines_with("sent worker_started").is_empty());
     worker.signal(Signal::SIGUSR2);
     assert_eq!(gateway.wait_for_result(&task, SOON)["processed_by"], "early");
+    assert_eq!(rig.audit().starts, [] as [Value; 0], "a quiet worker fetched and released the task");
     worker.ends_at(Signal::SIGTERM, 0);
 }
 
