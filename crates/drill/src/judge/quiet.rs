@@ -7,7 +7,7 @@ use super::{Tally, shown};
 /// The name of the row.
 pub(super) const NAME: &str = "quiet workers start no task";
 /// A worker that becomes quiet may still start what it has fetched, if all of it takes less than 100 ms, and a task
-/// whose earlier starts it checks.
+/// whose start it is writing to Kafka.
 const SETTLED: f64 = 1.0;
 
 /// The row, if a worker was quiet.
