@@ -3,9 +3,12 @@
 //! A status record counts from its arrival, not from its sender's clock. Records that are read back count from Kafka's
 //! time, so that dead workers do not look alive after a restart of the gateway.
 
+mod event;
+
+pub(super) use event::{FleetEvent, log_events};
+
 use super::stops::{Stops, WorkerStop};
-use crate::task::{Receipt, WorkerState, WorkerStatus};
-use program::logging::escape;
+use crate::task::{WorkerState, WorkerStatus};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -28,29 +31,6 @@ struct Process {
     silent: bool,
     /// Another process with its id has started since its last status record, so it counts as replaced.
     replaced: bool,
-}
-
-/// An event to log, one line each.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum FleetEvent {
-    /// A worker takes tasks.
-    Started(String),
-    /// A worker takes no new tasks until it is told to go on.
-    Quiet(String),
-    /// A quiet worker takes tasks again.
-    Resumed(String),
-    /// A worker got a signal.
-    ShutdownStarted(String),
-    /// A worker has completed its stop, with its receipt.
-    ShutdownCompleted(String, Option<Box<Receipt>>),
-    /// A worker has sent no status record for `WORKER_TIMEOUT`.
-    Silent(String),
-    /// Another process with the worker's id has started, and this one has ended without a stop.
-    Replaced(String),
-    /// A silent worker has sent a status record again.
-    Returned(String),
-    /// Two live processes use one worker id.
-    Conflict(String),
 }
 
 /// `GET /workers/status`.
@@ -310,29 +290,6 @@ fn worker_view(process: &Process, now: SystemTime, timeout: Duration) -> WorkerV
 
 fn whole_seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
-}
-
-/// Logs one line for each event.
-pub(super) fn log_events(events: &[FleetEvent]) {
-    for event in events {
-        match event {
-            FleetEvent::Started(id) => log::info!("🚀 Worker {} started", escape(id)),
-            FleetEvent::Quiet(id) => log::info!("🔕 Worker {} is quiet: it takes no new tasks", escape(id)),
-            FleetEvent::Resumed(id) => log::info!("🔔 Worker {} takes tasks again", escape(id)),
-            FleetEvent::ShutdownStarted(id) => log::info!("🛑 Worker {} is shutting down", escape(id)),
-            FleetEvent::ShutdownCompleted(id, Some(receipt)) => {
-                let code = receipt.exit_code;
-                log::info!("👋 Worker {} completed its shutdown with exit code {code}", escape(id));
-            }
-            FleetEvent::ShutdownCompleted(id, None) => log::info!("👋 Worker {} completed its shutdown", escape(id)),
-            FleetEvent::Silent(id) => log::warn!("⏳ Worker {} is silent: no status within WORKER_TIMEOUT", escape(id)),
-            FleetEvent::Replaced(id) => log::warn!("⏳ Worker {} had ended without a stop and runs again", escape(id)),
-            FleetEvent::Returned(id) => log::info!("📡 Worker {} is heard again", escape(id)),
-            FleetEvent::Conflict(id) => {
-                log::warn!("two live workers use the id {}; give each worker its own WORKER_ID", escape(id))
-            }
-        }
-    }
 }
 
 #[cfg(test)]
