@@ -61,7 +61,7 @@ impl TokenCommand {
             return result;
         }
         // Ends the run also if its thread dies or cannot start.
-        let run_ends = RunEnds(Arc::clone(&self.shared));
+        let mut run_ends = RunEnds(Some(Arc::clone(&self.shared)));
         let (command, stop) = (self.command.clone(), self.stop.clone());
         let thread = threads::spawn("token", Stop::new(), move || -> io::Result<()> {
             let told = run(&command, LIMIT, &stop);
@@ -81,12 +81,14 @@ impl TokenCommand {
     }
 }
 
-struct RunEnds(Arc<Mutex<Shared>>);
+/// `None` once the run has ended: the logins that wait then are those of the next run.
+struct RunEnds(Option<Arc<Mutex<Shared>>>);
 
 impl RunEnds {
-    /// Ends the run: later logins start another one.
-    fn waiting(&self) -> Vec<Sender<Told>> {
-        let mut shared = self.0.lock();
+    /// Ends the run, once: later logins start another one.
+    fn waiting(&mut self) -> Vec<Sender<Told>> {
+        let Some(shared) = self.0.take() else { return Vec::new() };
+        let mut shared = shared.lock();
         shared.is_running = false;
         std::mem::take(&mut shared.waiting)
     }
@@ -166,6 +168,21 @@ mod tests {
     use super::*;
 
     const SOON: Duration = Duration::from_secs(20);
+
+    /// Its thread may be slow to end, and a login may start the next run meanwhile.
+    #[test]
+    fn run_that_has_told_its_result_leaves_the_logins_of_the_next_run_alone() {
+        let shared = Arc::<Mutex<Shared>>::default();
+        let mut first = RunEnds(Some(Arc::clone(&shared)));
+        assert!(first.waiting().is_empty());
+        let (told, result) = bounded::<Told>(1);
+        *shared.lock() = Shared { is_running: true, waiting: vec![told], thread: None };
+        drop(first);
+        assert!(shared.lock().is_running);
+        assert_eq!(result.try_recv().err(), Some(crossbeam_channel::TryRecvError::Empty), "it still waits");
+        drop(RunEnds(Some(Arc::clone(&shared))));
+        assert_eq!(result.try_recv().err(), Some(crossbeam_channel::TryRecvError::Disconnected), "its run has died");
+    }
 
     fn printed(told: Told) -> Vec<u8> {
         told.expect("a secret").bytes().to_vec()
@@ -247,7 +264,7 @@ mod tests {
     fn run_without_a_result_ends_for_its_logins_and_for_later_ones() {
         let (told, result) = bounded(1);
         let shared = Arc::new(Mutex::new(Shared { is_running: true, waiting: vec![told], thread: None }));
-        drop(RunEnds(Arc::clone(&shared)));
+        drop(RunEnds(Some(Arc::clone(&shared))));
         assert!(result.recv_timeout(SOON).is_err_and(|error| error.is_disconnected()));
         assert!(!shared.lock().is_running);
     }
