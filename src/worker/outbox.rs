@@ -207,7 +207,7 @@ impl Outbox {
     /// Notes that a start ended with its worker's stop, so that the start does not count against the task. Does not
     /// wait: if the queue is full, the note is dropped and the start counts.
     pub(super) fn note_stop(&self, stopped: &TaskStopped) {
-        //
+        // Full or closed: the start counts.
         let _ = self.sender.try_send(self.starts_record(&stopped.task_id, stopped.encode()), Token::Fleeting);
     }
 
